@@ -1,0 +1,21 @@
+"""Adapter packages: read what PEFT saved, check it, and make it one file with an identity.
+
+Needs nothing but the standard library, so that the client can pack before it uploads and the
+server can check before it loads.
+"""
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fit import check_fit
+from loramux_adapters.lora import LoraModule
+from loramux_adapters.names import check_adapter_name
+from loramux_adapters.package import Package, pack, read_package
+
+__all__ = [
+    "LoraModule",
+    "Package",
+    "PackageError",
+    "check_adapter_name",
+    "check_fit",
+    "pack",
+    "read_package",
+]

@@ -1,0 +1,31 @@
+"""The one error of this package: something about an adapter that its owner can mend."""
+
+from typing import Literal
+
+Reason = Literal[
+    "INVALID_FIELD",
+    "INVALID_ADAPTER_FILE",
+    "INVALID_ADAPTER_CONFIG",
+    "UNSUPPORTED_ADAPTER_FEATURE",
+    "ADAPTER_BASE_MISMATCH",
+    "ADAPTER_NOT_FINITE",
+    "ADAPTER_TOO_LARGE",
+]
+
+
+class PackageError(ValueError):
+    """Raised when an adapter cannot be packed or served as it is.
+
+    Attributes:
+        reason: The stable cause, a name of `loramux.v1.ErrorReason` without its prefix.
+    """
+
+    def __init__(self, message: str, reason: Reason = "INVALID_ADAPTER_FILE") -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Return `value` as it may stand in a message: escaped, and short."""
+    text = ascii(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -1,0 +1,32 @@
+"""What an adapter may be called."""
+
+import re
+
+from loramux_adapters.errors import PackageError, shown
+
+MAX_NAME_LENGTH = 63
+_NAME = re.compile(r"[a-z0-9]+(?:[-_.][a-z0-9]+|-+[a-z0-9]+)*")
+
+
+def check_adapter_name(name: str) -> str:
+    """Return `name` if an adapter may have it.
+
+    Names follow the rules that container images know: lower-case letters and digits, with `-`, `_`
+    or `.` between them, 63 characters at most. Such a name is safe as a label, a file name and a
+    part of a reference.
+
+    Raises:
+        PackageError: `name` breaks the rule.
+    """
+    if len(name) > MAX_NAME_LENGTH:
+        raise PackageError(
+            f"adapter name {shown(name)} has {len(name)} characters; at most {MAX_NAME_LENGTH}",
+            "INVALID_FIELD",
+        )
+    if not _NAME.fullmatch(name):
+        raise PackageError(
+            f"adapter name {shown(name)} is not valid: use lower-case letters and digits, "
+            "with '-', '_' or '.' between them",
+            "INVALID_FIELD",
+        )
+    return name

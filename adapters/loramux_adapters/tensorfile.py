@@ -1,0 +1,167 @@
+"""The safetensors format, read strictly: every number is checked before it is believed.
+
+A file is an 8-byte little-endian header length, a JSON header that maps tensor names to dtype,
+shape and byte range, and the bytes. Format: https://github.com/huggingface/safetensors. This reader
+accepts less than the format allows: what an adapter never needs is refused here, by name.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.strict_json import parse_object
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_TENSORS = 4096
+MAX_NAME_BYTES = 256
+MAX_DIMENSION = 1 << 32
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip or torch pickle file",
+    b"\x80": "a pickle file",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies in a file, and what it is."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """First byte, counted from the end of the header."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """The header of a tensor file; the bytes stay where they are."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+    """Position in the file of the first tensor byte."""
+
+
+def read_header(file: BinaryIO, size: int) -> TensorFile:
+    """Return the checked header of `file`, which is `size` bytes long.
+
+    Raises:
+        PackageError: The file breaks the format or a limit of this module.
+    """
+    file.seek(0)
+    if size < 8:
+        raise PackageError(f"the file has {size} bytes; a tensor file has at least 8")
+    start = file.read(8)
+    for magic, what in _OTHER_FORMATS.items():
+        if start.startswith(magic) and not _is_plausible(start, size):
+            raise PackageError(f"the file is {what}, not safetensors")
+    (length,) = struct.unpack("<Q", start)
+    if length > MAX_HEADER_BYTES:
+        raise PackageError(f"header length {length} is above the limit of {MAX_HEADER_BYTES} bytes")
+    if length < 2 or 8 + length > size:
+        raise PackageError(f"header length {length} does not fit a file of {size} bytes")
+    raw = file.read(length)
+    if len(raw) != length or not raw.startswith(b"{"):
+        raise PackageError("the header does not begin with '{'")
+    try:
+        header = parse_object(raw.rstrip(b" "), "the header")
+    except ValueError as error:
+        raise PackageError(str(error)) from None
+    metadata = _metadata(header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise PackageError(f"{len(header)} tensors are more than the limit of {MAX_TENSORS}")
+    tensors = [_tensor(name, entry) for name, entry in header.items()]
+    _check_ranges(tensors, size - 8 - length)
+    return TensorFile({tensor.name: tensor for tensor in tensors}, metadata, 8 + length)
+
+
+def encode_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """Return length and header for `tensors` in their order; equal input gives equal bytes."""
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [tensor.offset, tensor.offset + tensor.num_bytes],
+        }
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise PackageError(f"the header needs {len(raw)} bytes; the limit is {MAX_HEADER_BYTES}")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _is_plausible(start: bytes, size: int) -> bool:
+    (length,) = struct.unpack("<Q", start)
+    return bool(2 <= length <= min(MAX_HEADER_BYTES, size - 8))
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise PackageError("__metadata__ is not an object")
+    for key, entry in value.items():
+        if not isinstance(entry, str):
+            raise PackageError(f"__metadata__[{shown(key)}] is {shown(entry)}, not a string")
+    return value
+
+
+def _tensor(name: str, entry: object) -> TensorInfo:
+    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES or not _NAME.fullmatch(name):
+        raise PackageError(
+            f"tensor name {shown(name)} is not valid: letters, digits, '_' and '-' in parts "
+            f"joined by '.', at most {MAX_NAME_BYTES} bytes"
+        )
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise PackageError(f"tensor {name}: expected dtype, shape and data_offsets")
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise PackageError(
+            f"tensor {name}: dtype {shown(dtype)} is not served; known: {', '.join(ITEM_BYTES)}"
+        )
+    shape = _integers(entry["shape"], f"tensor {name}: shape")
+    if not 1 <= len(shape) <= 2 or not all(1 <= size <= MAX_DIMENSION for size in shape):
+        raise PackageError(
+            f"tensor {name}: shape {shown(shape)} is not one or two sizes of at least 1"
+        )
+    offsets = _integers(entry["data_offsets"], f"tensor {name}: data_offsets")
+    if len(offsets) != 2 or not 0 <= offsets[0] < offsets[1]:
+        raise PackageError(f"tensor {name}: data_offsets {shown(offsets)} are not begin < end")
+    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    if offsets[1] - offsets[0] != expected:
+        raise PackageError(
+            f"tensor {name}: {dtype} of shape {shown(shape)} needs {expected} bytes, "
+            f"data_offsets hold {offsets[1] - offsets[0]}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), offsets[0], expected)
+
+
+def _integers(value: object, what: str) -> list[int]:
+    # bool is an int in Python but not in the format.
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise PackageError(f"{what} is {shown(value)}, not a list of integers")
+    return value
+
+
+def _check_ranges(tensors: list[TensorInfo], data_bytes: int) -> None:
+    """Demand that the tensors cover the data exactly: no hole, no overlap, nothing after."""
+    if not tensors:
+        raise PackageError("the file holds no tensors")
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset != end:
+            fault = "overlaps the one before" if tensor.offset < end else "leaves a hole before it"
+            raise PackageError(f"tensor {tensor.name}: offset {tensor.offset} {fault} (end {end})")
+        end += tensor.num_bytes
+    if end != data_bytes:
+        raise PackageError(f"the tensors need {end} bytes, the file holds {data_bytes}")

@@ -1,0 +1,224 @@
+"""Values <-> wire messages, and status -> error; shared by both clients."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Unpack
+
+import grpc
+
+from loramux import errors
+from loramux.types import (
+    Adapter,
+    AdapterIdentity,
+    Chunk,
+    Completion,
+    FinishReason,
+    Generation,
+    PositionLogprobs,
+    SamplingOptions,
+    ServerInfo,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
+from loramux.v1 import adapters_pb2, errors_pb2, generation_pb2, server_pb2
+
+ERROR_KEY = "loramux-error-bin"
+"""Trailing metadata that holds an ErrorDetail."""
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    # An answer with log-probabilities can be large; a request cannot.
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+
+_FINISH = {
+    generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+_SOURCES = {
+    adapters_pb2.ADAPTER_SOURCE_UPLOAD: "upload",
+    adapters_pb2.ADAPTER_SOURCE_DIRECTORY: "directory",
+}
+_TIERS = {
+    adapters_pb2.ADAPTER_TIER_STORED: "stored",
+    adapters_pb2.ADAPTER_TIER_HOST: "host",
+    adapters_pb2.ADAPTER_TIER_DEVICE: "device",
+}
+_ERRORS = {
+    error.code: error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, errors.LoramuxError)
+}
+
+
+def generate_request(
+    prompt: str | Sequence[int],
+    adapter: str | None,
+    request_id: str,
+    parse_special_tokens: bool,
+    add_special_tokens: bool,
+    **sampling: Unpack[SamplingOptions],
+) -> generation_pb2.GenerateRequest:
+    """Return the message for one request.
+
+    Raises:
+        ValueError: A value does not fit its field.
+    """
+    request = generation_pb2.GenerateRequest(
+        adapter=adapter or "",
+        request_id=request_id,
+        parse_special_tokens=parse_special_tokens,
+    )
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    else:
+        request.prompt_token_ids.extend(prompt)
+    if not add_special_tokens:
+        request.add_special_tokens = False
+    options = dict(sampling)
+    if isinstance(stop := options.get("stop"), str):
+        options["stop"] = [stop]
+    request.sampling.CopyFrom(generation_pb2.SamplingParams(**options))  # type: ignore[arg-type]
+    return request
+
+
+def generation(response: generation_pb2.GenerateResponse) -> Generation:
+    """Return the value of a finished answer."""
+    return Generation(
+        request_id=response.request_id,
+        completions=tuple(_completion(completion) for completion in response.completions),
+        adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        usage=_usage(response.usage),
+        timing=_timing(response.timing),
+    )
+
+
+def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
+    """Return the value of a piece of an answer."""
+    delta = response.delta
+    return Chunk(
+        index=delta.index,
+        text=delta.text,
+        token_ids=tuple(delta.token_ids),
+        logprobs=_logprobs(delta.logprobs),
+        finish_reason=_FINISH.get(delta.finish_reason),
+        stop_string=delta.stop_string if delta.HasField("stop_string") else None,
+        stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
+        request_id=response.request_id,
+        adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        usage=_usage(response.usage) if response.HasField("usage") else None,
+        timing=_timing(response.timing) if response.HasField("timing") else None,
+    )
+
+
+def adapter(message: adapters_pb2.Adapter) -> Adapter:
+    """Return the value of an adapter."""
+    return Adapter(
+        name=message.name,
+        digest=message.digest,
+        size_bytes=message.size_bytes,
+        rank=message.rank,
+        target_modules=tuple(message.target_modules),
+        base_model=message.base_model,
+        source=_SOURCES.get(message.source, ""),
+        created_at=message.created_at.ToDatetime().astimezone(),
+        tier=_TIERS.get(message.tier, ""),
+    )
+
+
+def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
+    """Return the value of a server's description."""
+    base = message.base_model
+    return ServerInfo(
+        version=message.version,
+        base_model=base.name,
+        architecture=base.architecture,
+        fingerprint=base.fingerprint,
+        dtype=base.dtype,
+        device=base.device,
+        context_length=base.context_length,
+        vocab_size=base.vocab_size,
+        has_tokenizer=base.has_tokenizer,
+        num_parameters=base.num_parameters,
+        max_running_requests=message.max_running_requests,
+        max_upload_bytes=message.max_upload_bytes,
+    )
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Raise the server's own error in place of gRPC's."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error) from None
+
+
+def error_of(error: grpc.RpcError) -> errors.LoramuxError:
+    """Return the error that the server raised, from what gRPC raised here."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    kind = _ERRORS.get(error.code(), errors.InternalError)
+    if kind is errors.LoramuxError:
+        kind = errors.InternalError
+    detail = _detail(error.trailing_metadata())
+    retry_delay = None
+    if detail.HasField("retry_delay"):
+        retry_delay = detail.retry_delay.ToTimedelta().total_seconds()
+    reason = ""
+    if detail.reason:
+        name = errors_pb2.ErrorReason.Name(detail.reason)
+        reason = name.removeprefix("ERROR_REASON_")
+    return kind(
+        error.details() or error.code().name,
+        reason=reason,
+        field=detail.field,
+        retry_delay=retry_delay,
+    )
+
+
+def _detail(
+    metadata: Iterable[tuple[str, str | bytes]] | Mapping[str, str | bytes] | None,
+) -> errors_pb2.ErrorDetail:
+    pairs = metadata.items() if isinstance(metadata, Mapping) else metadata or ()
+    for key, value in pairs:
+        if key == ERROR_KEY and isinstance(value, bytes):
+            return errors_pb2.ErrorDetail.FromString(value)
+    return errors_pb2.ErrorDetail()
+
+
+def _completion(message: generation_pb2.Completion) -> Completion:
+    return Completion(
+        index=message.index,
+        text=message.text,
+        token_ids=tuple(message.token_ids),
+        finish_reason=_FINISH[message.finish_reason],
+        stop_string=message.stop_string if message.HasField("stop_string") else None,
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+        logprobs=_logprobs(message.logprobs),
+    )
+
+
+def _logprobs(
+    positions: Iterable[generation_pb2.PositionLogprobs],
+) -> tuple[PositionLogprobs, ...]:
+    return tuple(
+        PositionLogprobs(
+            TokenLogprob(position.chosen.token_id, position.chosen.logprob),
+            tuple(TokenLogprob(token.token_id, token.logprob) for token in position.top),
+        )
+        for position in positions
+    )
+
+
+def _identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
+    return AdapterIdentity(message.name, message.digest)
+
+
+def _usage(message: generation_pb2.Usage) -> Usage:
+    return Usage(message.prompt_tokens, message.completion_tokens)
+
+
+def _timing(message: generation_pb2.Timing) -> Timing:
+    return Timing(message.queue_seconds, message.time_to_first_token_seconds, message.total_seconds)

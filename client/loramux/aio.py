@@ -1,0 +1,167 @@
+"""The asynchronous client: the names of the blocking one, with `await`."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+
+from loramux import _wire
+from loramux._upload import Progress, open_upload
+from loramux.client import DEFAULT_TIMEOUT
+from loramux.types import Adapter, Chunk, Generation, SamplingOptions, ServerInfo
+from loramux.v1 import adapters_pb2, server_pb2
+from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.server_pb2_grpc import ServerServiceStub
+
+__all__ = ["AsyncClient"]
+
+
+class AsyncClient:
+    """A connection to a loramux server, for use in one event loop.
+
+    Every call raises a `loramux.errors.LoramuxError` when it fails.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """Connect to `target` when the first call is made; see `Client`."""
+        options = _wire.CHANNEL_OPTIONS
+        self._channel = (
+            grpc.aio.secure_channel(target, credentials, options)
+            if credentials
+            else grpc.aio.insecure_channel(target, options)
+        )
+        self._timeout = timeout
+        self._generation = GenerationServiceStub(self._channel)
+        self._server = ServerServiceStub(self._channel)
+        self.adapters = AsyncAdapters(self._channel, timeout)
+        """The adapters that are registered with the server."""
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        adapter: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generation:
+        """Return the whole answer to `prompt`; see `Client.generate`."""
+        request = _wire.generate_request(
+            prompt, adapter, request_id, parse_special_tokens, add_special_tokens, **sampling
+        )
+        with _wire.raising():
+            return _wire.generation(
+                await self._generation.Generate(request, timeout=timeout or self._timeout)
+            )
+
+    async def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        adapter: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AsyncIterator[Chunk]:
+        """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
+        request = _wire.generate_request(
+            prompt, adapter, request_id, parse_special_tokens, add_special_tokens, **sampling
+        )
+        call = self._generation.StreamGenerate(request, timeout=timeout or self._timeout)
+        try:
+            with _wire.raising():
+                async for response in call:
+                    yield _wire.chunk(response)
+        finally:
+            call.cancel()
+
+    async def info(self) -> ServerInfo:
+        """Return what the server is and serves."""
+        with _wire.raising():
+            return _wire.server_info(
+                await self._server.GetServerInfo(
+                    server_pb2.GetServerInfoRequest(), timeout=self._timeout
+                )
+            )
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class AsyncAdapters:
+    """The adapters that are registered with a server."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        self._service = AdapterServiceStub(channel)
+        self._timeout = timeout
+
+    async def upload(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        must_not_exist: bool = False,
+        progress: Progress | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+    ) -> Adapter:
+        """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
+        with open_upload(name, path, must_not_exist=must_not_exist) as upload, _wire.raising():
+            response = await self._service.UploadAdapter(
+                upload.messages(progress), timeout=timeout or self._timeout
+            )
+            return _wire.adapter(response.adapter)
+
+    async def get(self, name: str) -> Adapter:
+        """Return the adapter called `name`."""
+        with _wire.raising():
+            response = await self._service.GetAdapter(
+                adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
+            )
+            return _wire.adapter(response.adapter)
+
+    async def list(self) -> list[Adapter]:
+        """Return all adapters in the order of their names."""
+        found: list[Adapter] = []
+        token = ""
+        with _wire.raising():
+            while True:
+                response = await self._service.ListAdapters(
+                    adapters_pb2.ListAdaptersRequest(page_size=1000, page_token=token),
+                    timeout=self._timeout,
+                )
+                found += [_wire.adapter(adapter) for adapter in response.adapters]
+                token = response.next_page_token
+                if not token:
+                    return found
+
+    async def delete(self, name: str) -> None:
+        """Take the adapter away; requests that use it already finish with it."""
+        with _wire.raising():
+            await self._service.DeleteAdapter(
+                adapters_pb2.DeleteAdapterRequest(name=name), timeout=self._timeout
+            )

@@ -1,0 +1,78 @@
+"""Sending a workload, and noting when each token came."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from loramux.aio import AsyncClient
+from loramux.bench.workload import Planned
+from loramux.errors import LoramuxError
+
+Done = Callable[["Record"], None]
+
+
+@dataclass(slots=True)
+class Record:
+    """What happened to one request. Times are in seconds of one monotonic clock."""
+
+    adapter: str | None
+    sent: float
+    chunks: list[tuple[float, int]] = field(default_factory=list)
+    """(time, tokens) of each piece of the answer."""
+    error: str | None = None
+
+
+async def closed_loop(
+    client: AsyncClient, requests: Sequence[Planned], concurrency: int, done: Done
+) -> list[Record]:
+    """Keep `concurrency` requests under way until all were sent and answered."""
+    left = iter(requests)
+    records: list[Record] = []
+
+    async def worker() -> None:
+        for request in left:
+            record = await _send(client, request)
+            records.append(record)
+            done(record)
+
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    return records
+
+
+async def open_loop(
+    client: AsyncClient, requests: Sequence[Planned], rate: float, seed: int, done: Done
+) -> list[Record]:
+    """Send requests at random times, `rate` in a second on average, whatever the server does."""
+    rng = random.Random(seed)
+    records: list[Record] = []
+
+    async def one(request: Planned) -> None:
+        record = await _send(client, request)
+        records.append(record)
+        done(record)
+
+    async with asyncio.TaskGroup() as group:
+        due = time.perf_counter()
+        for request in requests:
+            due += rng.expovariate(rate)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(one(request))
+    return records
+
+
+async def _send(client: AsyncClient, request: Planned) -> Record:
+    record = Record(request.adapter, time.perf_counter())
+    try:
+        async for chunk in client.stream(
+            request.prompt,
+            adapter=request.adapter,
+            max_tokens=request.max_tokens,
+            temperature=0,
+            ignore_eos=True,
+        ):
+            record.chunks.append((time.perf_counter(), len(chunk.token_ids)))
+    except LoramuxError as error:
+        record.error = f"{type(error).__name__}: {error}"
+    return record

@@ -1,0 +1,105 @@
+"""What is asked of a server: which adapter, which prompt, how many tokens. Seeded."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+POPULARITIES = ("distinct", "uniform", "zipf", "skewed", "identical", "base")
+"""How requests spread over adapters, in the words of Punica (arXiv 2310.18547): distinct takes them
+in turn, uniform at random, zipf by 1/rank, skewed by 1/rank**1.5, identical takes one, base none.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One request to send."""
+
+    prompt: list[int]
+    adapter: str | None
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """A distribution of lengths in tokens."""
+
+    text: str
+    draw: Callable[[random.Random], int]
+
+
+def parse_lengths(text: str) -> Lengths:
+    """Return the distribution that `text` means: `64`, `32:256` (uniform) or `lognormal:100:0.5`.
+
+    The numbers of a lognormal distribution are its median and the deviation of the logarithm.
+
+    Raises:
+        ValueError: `text` means none.
+    """
+    parts = text.split(":")
+    try:
+        if parts[0] == "lognormal":
+            median, sigma = math.log(float(parts[1])), float(parts[2])
+            return Lengths(text, lambda rng: max(1, round(rng.lognormvariate(median, sigma))))
+        low, high = int(parts[0]), int(parts[-1])
+        if len(parts) <= 2 and 1 <= low <= high:
+            return Lengths(text, lambda rng: rng.randint(low, high))
+    except (ValueError, IndexError):
+        pass
+    raise ValueError(f"{text!r} is no distribution; give N, LOW:HIGH or lognormal:MEDIAN:SIGMA")
+
+
+def plan(
+    num_requests: int,
+    *,
+    popularity: str,
+    adapters: Sequence[str],
+    prompt: Lengths,
+    output: Lengths,
+    vocab_size: int,
+    seed: int = 0,
+) -> list[Planned]:
+    """Return `num_requests` requests, the same for the same arguments.
+
+    Args:
+        num_requests: How many.
+        popularity: One of POPULARITIES.
+        adapters: Names to choose from.
+        prompt: Lengths of the prompts, whose tokens are random.
+        output: Lengths of the completions.
+        vocab_size: Token ids are below it.
+        seed: Seeds everything.
+
+    Raises:
+        ValueError: `popularity` is unknown, or needs adapters and there are none.
+    """
+    if popularity not in POPULARITIES:
+        raise ValueError(f"popularity {popularity!r} is not one of {', '.join(POPULARITIES)}")
+    if popularity != "base" and not adapters:
+        raise ValueError(f"popularity {popularity!r} needs adapters, and there are none")
+    rng = random.Random(f"{popularity}/{seed}")
+    order = list(adapters)
+    random.Random(seed).shuffle(order)  # rank by popularity must not be rank by name
+    return [
+        Planned(
+            prompt=[rng.randrange(3, vocab_size) for _ in range(prompt.draw(rng))],
+            adapter=_adapter(popularity, order, index, rng),
+            max_tokens=output.draw(rng),
+        )
+        for index in range(num_requests)
+    ]
+
+
+def _adapter(popularity: str, order: list[str], index: int, rng: random.Random) -> str | None:
+    match popularity:
+        case "base":
+            return None
+        case "identical":
+            return order[0]
+        case "distinct":
+            return order[index % len(order)]
+        case "uniform":
+            return rng.choice(order)
+    exponent = 1.5 if popularity == "skewed" else 1.0
+    weights = [1 / rank**exponent for rank in range(1, len(order) + 1)]
+    return rng.choices(order, weights)[0]

@@ -1,0 +1,7 @@
+"""`python -m loramux.cli`, the same as `loramux`."""
+
+import sys
+
+from loramux.cli import main
+
+sys.exit(main())

@@ -1,0 +1,77 @@
+"""The tree of commands."""
+
+import importlib
+import sys
+
+import typer
+
+from loramux import __version__
+from loramux.cli import adapters, bench, generate, packages
+from loramux.errors import LoramuxError
+from loramux_adapters import PackageError
+
+app = typer.Typer(
+    name="loramux",
+    help="Serve one base model with many LoRA adapters, and call it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _server_command(name: str, summary: str) -> None:
+    """Add a command of the server, or one that says what to install where the server is not."""
+    try:
+        module = importlib.import_module(f"loramux_server.commands.{name}")
+    except ImportError:
+
+        def missing() -> None:
+            print(
+                f"loramux: {name} needs the server: pip install 'loramux[server]'", file=sys.stderr
+            )
+            raise typer.Exit(1)
+
+        missing.__doc__ = f"{summary} (needs loramux[server])"
+        app.command(
+            name,
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )(missing)
+    else:
+        app.command(name)(getattr(module, name))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"loramux {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Serve one base model with many LoRA adapters, and call it."""
+
+
+_server_command("serve", "Serve a base model and its adapters over gRPC.")
+_server_command("demo", "Start a server with the embedded model and show what it does.")
+app.command("generate")(generate.generate)
+app.command("pack")(packages.pack)
+app.command("inspect")(packages.inspect)
+app.command("push")(adapters.push)
+app.command("ls")(adapters.ls)
+app.command("rm")(adapters.rm)
+app.command("bench")(bench.bench)
+
+
+def run() -> int:
+    """Run the command line; a mistake of the user is one line on stderr and exit code 1."""
+    try:
+        app()
+    except (LoramuxError, PackageError, OSError) as error:
+        print(f"loramux: {error}", file=sys.stderr)
+        return 1
+    return 0

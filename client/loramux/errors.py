@@ -1,0 +1,159 @@
+"""Everything that can go wrong in a call: the server raises these, the client raises them again.
+
+LoramuxError                     gRPC status
+├─ InvalidArgumentError          INVALID_ARGUMENT     the request can never succeed as it is
+├─ NotFoundError                 NOT_FOUND            no such adapter
+├─ AlreadyExistsError            ALREADY_EXISTS       the name or id is taken
+├─ FailedPreconditionError       FAILED_PRECONDITION  right request, wrong state of the server
+├─ AbortedError                  ABORTED              lost a race; read again, then retry
+├─ OutOfRangeError               OUT_OF_RANGE         past the end of what there is
+├─ ResourceExhaustedError        RESOURCE_EXHAUSTED   queue, quota or disk is full
+├─ DeadlineExceededError         DEADLINE_EXCEEDED    time ran out
+├─ CancelledError                CANCELLED            the caller gave up
+├─ UnavailableError              UNAVAILABLE          the server or its engine is away; retry
+├─ DataLossError                 DATA_LOSS            stored bytes are damaged
+├─ UnauthenticatedError          UNAUTHENTICATED      the caller is not known
+├─ PermissionDeniedError         PERMISSION_DENIED    the caller is known and may not
+├─ UnimplementedError            UNIMPLEMENTED        the server does not have this call
+└─ InternalError                 INTERNAL, UNKNOWN    a defect; the message has an incident id
+"""
+
+from typing import ClassVar
+
+import grpc
+
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "CancelledError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "InternalError",
+    "InvalidArgumentError",
+    "LoramuxError",
+    "NotFoundError",
+    "OutOfRangeError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+]
+
+
+class LoramuxError(Exception):
+    """A call failed.
+
+    Attributes:
+        code: The gRPC status.
+        reason: The stable cause, a name of `loramux.v1.ErrorReason` without its prefix; empty
+            where the transport made the status.
+        field: The request field at fault; empty where no single one is.
+        retry_delay: Seconds to wait before trying again; None where that would not help.
+    """
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        field: str = "",
+        retry_delay: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.field = field
+        self.retry_delay = retry_delay
+
+
+class InvalidArgumentError(LoramuxError, ValueError):
+    """The request can never succeed as it is."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFoundError(LoramuxError, LookupError):
+    """What the request names does not exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExistsError(LoramuxError):
+    """The name or id is taken."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class FailedPreconditionError(LoramuxError):
+    """The request is right, but the server is in the wrong state for it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class AbortedError(LoramuxError):
+    """Another caller was first; read the new state, then retry."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class OutOfRangeError(LoramuxError):
+    """The request goes past the end of what there is."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ResourceExhaustedError(LoramuxError):
+    """A queue, a quota or a disk is full."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class DeadlineExceededError(LoramuxError, TimeoutError):
+    """The time given to the call ran out."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class CancelledError(LoramuxError):
+    """The caller gave up."""
+
+    code = grpc.StatusCode.CANCELLED
+
+
+class UnavailableError(LoramuxError, ConnectionError):
+    """The server or its engine is away; a retry may help."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class DataLossError(LoramuxError):
+    """Stored bytes are damaged."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
+class UnauthenticatedError(LoramuxError):
+    """The caller is not known."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(LoramuxError, PermissionError):
+    """The caller is known and may not."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class UnimplementedError(LoramuxError):
+    """The server does not have this call."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class InternalError(LoramuxError):
+    """A defect of the server; the message has an incident id to report."""
+
+    code = grpc.StatusCode.INTERNAL

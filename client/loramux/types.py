@@ -1,0 +1,208 @@
+"""The values that calls take and return."""
+
+import datetime
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+__all__ = [
+    "Adapter",
+    "AdapterIdentity",
+    "Chunk",
+    "Completion",
+    "FinishReason",
+    "Generation",
+    "PositionLogprobs",
+    "SamplingOptions",
+    "ServerInfo",
+    "Timing",
+    "TokenLogprob",
+    "Usage",
+]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are chosen and when to stop. What is left out has the server's default.
+
+    The fields are those of `loramux.v1.SamplingParams`, whose comments say what each means.
+    """
+
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
+    seed: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    include_stop: bool
+    n: int
+    logprobs: int
+    skip_special_tokens: bool
+
+
+class FinishReason(enum.StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    """The model ended it, or a stop string or token came."""
+    LENGTH = "length"
+    """max_tokens or the context was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The natural log-probability of a token in the model's own distribution."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLogprobs:
+    """The log-probabilities at one position."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+    """The likeliest tokens, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterIdentity:
+    """Exactly which adapter answered."""
+
+    name: str
+    digest: str
+    """`sha256:` and the hexadecimal SHA-256 of the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Over all completions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time went, in seconds on the server's clock."""
+
+    queue_seconds: float
+    time_to_first_token_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One continuation of the prompt."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    """The tokens, the end token included."""
+    finish_reason: FinishReason
+    stop_string: str | None
+    """The stop string that ended it, if one did."""
+    stop_token_id: int | None
+    """The token that ended it, if one did."""
+    logprobs: tuple[PositionLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The answer to one request. The fields of its first completion are at hand directly."""
+
+    request_id: str
+    completions: tuple[Completion, ...]
+    adapter: AdapterIdentity | None
+    """None for the base model."""
+    usage: Usage
+    timing: Timing
+
+    @property
+    def text(self) -> str:
+        """Text of the first completion."""
+        return self.completions[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Tokens of the first completion."""
+        return self.completions[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first completion ended."""
+        return self.completions[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[PositionLogprobs, ...]:
+        """Log-probabilities of the first completion, where they were asked for."""
+        return self.completions[0].logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next piece of one completion."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs, ...]
+    finish_reason: FinishReason | None
+    """Set in the last piece of each completion."""
+    stop_string: str | None
+    stop_token_id: int | None
+    request_id: str
+    """Set in the first chunk of a stream, empty in the others."""
+    adapter: AdapterIdentity | None
+    """Set in the first chunk of a stream, unless the base model answers."""
+    usage: Usage | None
+    """Set in the last chunk of a stream."""
+    timing: Timing | None
+    """Set in the last chunk of a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A registered adapter."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    rank: int
+    """The largest rank of any module."""
+    target_modules: tuple[str, ...]
+    base_model: str
+    """The base that the adapter's config names."""
+    source: str
+    """`upload` or `directory`."""
+    created_at: datetime.datetime
+    tier: str
+    """The fastest place that holds the weights now: `stored`, `host` or `device`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is and serves."""
+
+    version: str
+    base_model: str
+    architecture: str
+    fingerprint: str
+    dtype: str
+    device: str
+    context_length: int
+    vocab_size: int
+    has_tokenizer: bool
+    num_parameters: int
+    max_running_requests: int
+    max_upload_bytes: int

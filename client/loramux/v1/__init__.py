@@ -1,0 +1,1 @@
+"""Messages and stubs generated from protos/loramux/v1; see protos/generate.py."""

@@ -1,0 +1,69 @@
+"""Command-line flags out of the fields of a config."""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+import typer
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` means: a number, or one with K, M, G or T (powers of 1024).
+
+    Raises:
+        typer.BadParameter: `text` is no size.
+    """
+    found = _SIZE.fullmatch(str(text).strip())
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no size; give bytes, or a number with K, M, G or T")
+    return int(float(found[1]) * (1 << _UNITS[found[2].upper()]))
+
+
+def show_size(size: int) -> str:
+    """Return `size` in the largest unit that divides it."""
+    for unit, shift in reversed(_UNITS.items()):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return str(size)
+
+
+def takes_config(
+    config: type[msgspec.Struct],
+) -> Callable[[Callable[[dict[str, object]], None]], Callable[..., None]]:
+    """Make a command that has a flag for each field of `config` and gets them as a dict."""
+
+    def decorate(command: Callable[[dict[str, object]], None]) -> Callable[..., None]:
+        def run(**settings: object) -> None:
+            command(settings)
+
+        parameters = [_parameter(field, config) for field in msgspec.structs.fields(config)]
+        run.__doc__ = command.__doc__
+        run.__name__ = command.__name__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(field: msgspec.structs.FieldInfo, config: type[msgspec.Struct]) -> inspect.Parameter:
+    hint = get_type_hints(config, include_extras=True)[field.name]
+    assert get_origin(hint) is Annotated
+    kind, meta = get_args(hint)[:2]
+    flag = f"--{field.name.replace('_', '-')}"
+    details: dict[str, Any] = {"help": meta.description}
+    default = inspect.Parameter.empty if field.required else field.default
+    if (meta.extra_json_schema or {}).get("format") == "bytes":
+        details |= {"parser": parse_size, "metavar": "SIZE"}
+        default = show_size(field.default)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, typer.Option(flag, **details)],
+    )

@@ -1,0 +1,38 @@
+"""`loramux serve`."""
+
+import asyncio
+import logging
+import sys
+
+import typer
+
+from loramux_server.commands.flags import takes_config
+from loramux_server.config import ConfigError, ServerConfig, make_config
+
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: something in the configuration is wrong."""
+EXIT_BUSY = 75
+"""EX_TEMPFAIL of sysexits.h: somebody else has the store."""
+
+
+@takes_config(ServerConfig)
+def serve(settings: dict[str, object]) -> None:
+    """Serve a base model and its adapters over gRPC."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    raise typer.Exit(run(settings))
+
+
+def run(settings: dict[str, object]) -> int:
+    """Serve with `settings` and return the exit code; what the user can mend is one line."""
+    # Imported here: `--help` needs none of it.
+    from loramux_server.server import serve as serve_until_signal
+    from loramux_server.store.blobs import StoreLockedError
+
+    try:
+        return asyncio.run(serve_until_signal(make_config(settings)))
+    except ConfigError as error:
+        print(f"loramux: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except StoreLockedError as error:
+        print(f"loramux: {error}", file=sys.stderr)
+        return EXIT_BUSY

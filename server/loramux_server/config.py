@@ -1,0 +1,86 @@
+"""Everything that can be set about a server. Frozen; the command-line flags are these fields."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from loramux_server.engine.messages import EngineConfig
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the message says which and what would be right."""
+
+
+class ServerConfig(EngineConfig, frozen=True, kw_only=True):
+    """The engine's settings and those of the frontend. Sizes are in bytes, times in seconds."""
+
+    adapters: Annotated[
+        str | None,
+        Meta(description="Directory of PEFT folders and packages, each named after its file."),
+    ] = None
+    store: Annotated[
+        str | None,
+        Meta(
+            description="Directory for uploaded adapters; by default one for each base model "
+            "below the user's data directory."
+        ),
+    ] = None
+    listen: Annotated[str, Meta(description="HOST:PORT for gRPC; port 0 takes a free one.")] = (
+        "127.0.0.1:50051"
+    )
+    metrics: Annotated[
+        str, Meta(description="HOST:PORT for Prometheus; port 0 takes a free one.")
+    ] = "127.0.0.1:9400"
+    ready_file: Annotated[
+        str | None,
+        Meta(description="File that receives the addresses, as JSON, once requests are answered."),
+    ] = None
+    max_upload: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Largest package that an upload may bring.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 1 << 30
+    default_timeout: Annotated[
+        float, Meta(gt=0, description="Seconds for a call that has no deadline.")
+    ] = 600.0
+    drain_timeout: Annotated[
+        float, Meta(ge=0, description="Seconds that requests get to finish after SIGTERM.")
+    ] = 45.0
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The part that the engine process needs."""
+        return msgspec.convert(
+            {name: getattr(self, name) for name in EngineConfig.__struct_fields__}, EngineConfig
+        )
+
+
+def make_config(settings: dict[str, object]) -> ServerConfig:
+    """Return a checked config.
+
+    Raises:
+        ConfigError: A setting is out of range; the message names it.
+    """
+    try:
+        config = msgspec.convert(settings, ServerConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).replace("`$.", "`--").replace("_", "-")) from None
+    for name in ("listen", "metrics"):
+        split_address(name, getattr(config, name))
+    return config
+
+
+def split_address(name: str, address: str) -> tuple[str, int]:
+    """Return host and port of `address`.
+
+    Raises:
+        ConfigError: `address` is not HOST:PORT; the message names the setting `name`.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 1 << 16):
+        raise ConfigError(f"--{name} is {address!r}, not HOST:PORT with a port from 0 to 65535")
+    return host, int(port)

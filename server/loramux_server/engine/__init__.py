@@ -1,0 +1,1 @@
+"""The engine: scheduler, batch, model and sampler behind one inbox and one outbox."""

@@ -1,0 +1,121 @@
+"""EngineConfig -> Engine: load the model, size the memory, put the parts together."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import psutil
+import torch
+
+from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.engine import Engine
+from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, ModelInfo
+from loramux_server.engine.model_runner import SLAB_DTYPE, ModelRunner, row_bytes
+from loramux_server.engine.scheduler import Scheduler
+from loramux_server.kernels.backend import choose_backend
+from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.models.base_model import BaseModel, UnservableModelError
+
+
+def build_engine(
+    model: BaseModel, config: EngineConfig, executor: Executor, wake: Callable[[], None]
+) -> tuple[Engine, ModelInfo]:
+    """Return an engine that serves `model`, and what to tell the frontend about it.
+
+    Raises:
+        UnservableModelError: A memory limit of `config` leaves no room to serve.
+    """
+    context_length = min(config.max_context or model.context_length, model.context_length)
+    num_blocks = _num_blocks(model, config, context_length)
+    context_length = min(context_length, num_blocks * config.block_size)
+    shapes = [group.shape for group in model.groups]
+    bytes_of_row = row_bytes(shapes)
+    runner = ModelRunner(
+        model,
+        choose_backend(config.kernels, model.device),
+        num_slots=num_blocks * config.block_size,
+        adapter_memory=config.adapter_memory,
+    )
+    cache = AdapterCache(
+        device_rows=runner.slab.num_rows,
+        row_bytes=bytes_of_row,
+        host_bytes=config.host_adapter_memory,
+        weight_bytes=SLAB_DTYPE.itemsize,
+    )
+    if not cache.rows.num_rows:
+        raise UnservableModelError(
+            f"adapter_memory of {config.adapter_memory} bytes holds no rank row; "
+            f"8 of them take {8 * bytes_of_row} bytes"
+        )
+    scheduler = Scheduler(
+        blocks=BlockManager(num_blocks, config.block_size),
+        adapters=cache,
+        max_running=config.max_running,
+        max_batch_tokens=config.max_batch_tokens,
+        max_bypassed=config.max_bypassed,
+        context_length=context_length,
+        eos_token_ids=frozenset(model.eos_token_ids),
+    )
+    max_parts = max(shape.num_parts for shape in shapes)
+
+    def load(source: AdapterSource) -> PackedAdapter:
+        return load_packed(Path(source.path), source.digest, model.places, len(shapes), max_parts)
+
+    engine = Engine(
+        scheduler=scheduler,
+        cache=cache,
+        slab=runner.slab,
+        runner=runner,
+        load_packed=load,
+        executor=executor,
+        wake=wake,
+        block_size=config.block_size,
+        eos_token_ids=model.eos_token_ids,
+        device=model.device,
+        max_waiting=config.max_waiting,
+    )
+    return engine, _model_info(model, context_length, cache.rows.num_rows, num_blocks)
+
+
+def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> int:
+    weights = sum(shape.weights for shape in model.cache_shapes)
+    block_bytes = config.block_size * weights * model.dtype.itemsize
+    if config.kv_memory:
+        if config.kv_memory < block_bytes:
+            raise UnservableModelError(
+                f"kv_memory of {config.kv_memory} bytes holds no block of {block_bytes} bytes"
+            )
+        return config.kv_memory // block_bytes
+    wanted = config.max_running * -(-context_length // config.block_size)
+    return max(1, min(wanted, _free_memory(model.device) // 4 // block_bytes))
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _model_info(
+    model: BaseModel, context_length: int, adapter_rows: int, num_blocks: int
+) -> ModelInfo:
+    layers = {}
+    for name, place in model.places.items():
+        shape = model.groups[place.group].shape
+        layers[name] = Layer(shape.in_features, shape.out_features[place.part])
+    return ModelInfo(
+        name=model.name,
+        architecture=model.architecture,
+        fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        context_length=context_length,
+        vocab_size=model.vocab_size,
+        num_parameters=model.num_parameters,
+        eos_token_ids=model.eos_token_ids,
+        tokenizer_json=model.tokenizer_json,
+        layers=layers,
+        adapter_rows=adapter_rows,
+        num_blocks=num_blocks,
+    )

@@ -1,0 +1,290 @@
+"""What the frontend and the engine process say to each other.
+
+Typed structs in MessagePack, each preceded by its length. Nothing here can carry code.
+"""
+
+import enum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """What the engine needs to know before it starts. Sizes are in bytes."""
+
+    model: Annotated[str, Meta(description="Folder or hub id of the base model.")]
+    dtype: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|float32|bfloat16|float16)$",
+            description="Number format of the base: auto, float32, bfloat16 or float16. "
+            "auto means float32 on a CPU and the saved format on a GPU.",
+        ),
+    ] = "auto"
+    device: Annotated[str, Meta(description="Where the model runs: auto, cpu, cuda or cuda:N.")] = (
+        "auto"
+    )
+    kernels: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|torch|cpu)$",
+            description="Kernels: torch (plain definitions), cpu (compiled), or auto.",
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int, Meta(ge=0, description="CPU threads of the engine; 0 means one for each core.")
+    ] = 0
+    max_context: Annotated[
+        int,
+        Meta(ge=0, description="Most tokens of prompt and completion; 0 means the model's own."),
+    ] = 0
+    max_running: Annotated[int, Meta(ge=1, description="Most requests in one batch.")] = 64
+    max_batch_tokens: Annotated[
+        int, Meta(ge=1, description="Most tokens in one batch; longer prompts run in chunks.")
+    ] = 512
+    max_waiting: Annotated[int, Meta(ge=1, description="Most requests in the queue.")] = 1024
+    block_size: Annotated[int, Meta(ge=1, description="Tokens in one KV block.")] = 16
+    kv_memory: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Memory for KV blocks; 0 means enough for max_running contexts, "
+            "up to a quarter of what is free.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 0
+    adapter_memory: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Memory for adapters beside the base model, on its device.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 1 << 30
+    host_adapter_memory: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Memory for adapters packed on the host.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 4 << 30
+    max_bypassed: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How many later requests may start before one whose adapter is not "
+            "loaded yet; then the batch drains until it fits.",
+        ),
+    ] = 256
+
+
+class AdapterSource(Struct, frozen=True):
+    """One adapter version: what it is and where its bytes are."""
+
+    digest: str
+    """Identity: `sha256:` and the digest of the package."""
+    path: str
+    rank: int
+    """The largest rank of any module: the rank rows that it needs."""
+    num_weights: int
+    """Number of weights in all its tensors."""
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """How one completion's tokens are chosen; every default is filled in and checked."""
+
+    max_tokens: int
+    seed: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    num_logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < 1e-5
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether logits differ from the model's own before a token is chosen."""
+        return bool(
+            self.logit_bias
+            or self.repetition_penalty != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.min_tokens
+        )
+
+
+class Submit(Struct, frozen=True, tag=True):
+    """Generate one completion."""
+
+    request_id: int
+    prompt: list[int]
+    adapter: AdapterSource | None
+    sampling: Sampling
+
+
+class Cancel(Struct, frozen=True, tag=True):
+    """The caller went away or has enough; free everything that the request holds."""
+
+    request_id: int
+
+
+class Drop(Struct, frozen=True, tag=True):
+    """The adapter is no longer registered and not in use; free its memory."""
+
+    digest: str
+
+
+class Layer(Struct, frozen=True):
+    """A layer of the base that adapters can change."""
+
+    in_features: int
+    out_features: int
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What the frontend needs to know about the base model."""
+
+    name: str
+    architecture: str
+    fingerprint: str
+    dtype: str
+    device: str
+    context_length: int
+    vocab_size: int
+    num_parameters: int
+    eos_token_ids: list[int]
+    tokenizer_json: str | None
+    """The tokenizer in the format of the tokenizers library; None where the base has none."""
+    layers: dict[str, Layer]
+    adapter_rows: int
+    """Rank rows that fit the adapter memory: the largest rank that can be served."""
+    num_blocks: int
+
+
+class Ready(Struct, frozen=True, tag=True):
+    """The engine answers requests from now on."""
+
+    model: ModelInfo
+
+
+class StartFailed(Struct, frozen=True, tag=True):
+    """The engine cannot start, and starting again would not help."""
+
+    message: str
+
+
+class Finish(enum.StrEnum):
+    """Why a request ended in the engine."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Logprobs(Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position, from the model's own distribution."""
+
+    chosen: float
+    top: list[tuple[int, float]]
+    """(token, logprob), likeliest first."""
+
+
+class Token(Struct, frozen=True, array_like=True):
+    """The next token of a request."""
+
+    request_id: int
+    token: int
+    finish: Finish | None = None
+    logprobs: Logprobs | None = None
+
+
+class Failure(Struct, frozen=True, array_like=True):
+    """A request ended without a result."""
+
+    request_id: int
+    reason: str
+    """A name of `loramux.v1.ErrorReason` without its prefix."""
+    message: str
+
+
+class Started(Struct, frozen=True, array_like=True):
+    """A request left the queue for the first time."""
+
+    request_id: int
+    queue_seconds: float
+
+
+class CacheStats(Struct, frozen=True):
+    """Counts of one adapter tier since the engine started, and what it holds now."""
+
+    resident: int = 0
+    used_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """The state of the engine after a step."""
+
+    running: int
+    waiting: int
+    used_blocks: int
+    preemptions: int
+    """Since the engine started."""
+    device: CacheStats
+    host: CacheStats
+
+
+class Load(Struct, frozen=True):
+    """One finished adapter load."""
+
+    tier: str
+    seconds: float
+
+
+class BatchSize(Struct, frozen=True):
+    """The size of the batch of one step."""
+
+    requests: int
+    tokens: int
+    adapters: int
+    """Distinct adapters, the base not counted."""
+    seconds: float
+
+
+class Report(Struct, frozen=True, tag=True, kw_only=True):
+    """Everything that one step of the engine has to tell."""
+
+    stats: Stats
+    tokens: list[Token] = []
+    failures: list[Failure] = []
+    started: list[Started] = []
+    loads: list[Load] = []
+    tiers: dict[str, str] = {}
+    """Digest -> the fastest tier that holds it now, for adapters that moved."""
+    batch: BatchSize | None = None
+
+
+ToEngine = Submit | Cancel | Drop
+FromEngine = Ready | StartFailed | Report
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+decode_config = msgspec.msgpack.Decoder(EngineConfig).decode

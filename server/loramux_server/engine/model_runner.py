@@ -1,0 +1,54 @@
+"""Batch -> logits; owns the KV cache's size and the adapters' slab."""
+
+import torch
+
+from loramux_server.engine.batch import Batch
+from loramux_server.kernels.backend import Backend
+from loramux_server.lora.slab import GroupShape, Slab, row_weights
+from loramux_server.models.base_model import BaseModel
+
+
+class ModelRunner:
+    """Runs the base model, with each row's adapter, on one batch after another."""
+
+    def __init__(
+        self, model: BaseModel, backend: Backend, *, num_slots: int, adapter_memory: int
+    ) -> None:
+        """Make the cache and the slab.
+
+        Args:
+            model: The prepared base model.
+            backend: The operations to use.
+            num_slots: Tokens that the KV cache holds.
+            adapter_memory: Bytes for the adapters' rank rows.
+        """
+        shapes = [group.shape for group in model.groups]
+        num_rows = adapter_memory // row_bytes(shapes)
+        self.slab = Slab(shapes, num_rows, SLAB_DTYPE, model.device)
+        for group in model.groups:
+            group.attach(self.slab, backend.add_lora)
+        model.attention.allocate(num_slots, model.dtype, model.device, backend.paged_attention)
+        self._model = model
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Return the logits of the rows that need them, float32, as [R, V]."""
+        step = self._model.step
+        step.attention, step.segments = batch.attention, batch.segments
+        output = self._model.module(
+            input_ids=batch.token_T[None],
+            position_ids=batch.position_T[None],
+            use_cache=False,
+            logits_to_keep=batch.sampled_R,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
+
+
+SLAB_DTYPE = torch.float32
+"""PEFT computes adapters in float32 whatever the base is, and so do we."""
+
+
+def row_bytes(shapes: list[GroupShape]) -> int:
+    """Return the bytes of one rank row over all groups."""
+    return row_weights(shapes) * SLAB_DTYPE.itemsize

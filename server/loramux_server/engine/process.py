@@ -1,0 +1,101 @@
+"""The engine process: `python -m loramux_server.engine.process FD`, started by the frontend.
+
+FD is one end of a socket pair that the process inherits. The first message on it is the config;
+when the other end closes, the process ends.
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from loramux_server.engine.build import build_engine
+from loramux_server.engine.channel import read_message, write_message
+from loramux_server.engine.messages import (
+    EngineConfig,
+    Ready,
+    StartFailed,
+    ToEngine,
+    decode_config,
+    decode_to_engine,
+    encode,
+)
+from loramux_server.models.base_model import UnservableModelError, load_base_model
+
+
+class Inbox:
+    """Messages from the frontend, read by a thread of its own."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._queue: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self.is_closed = False
+        """Whether the frontend is gone."""
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+
+    def wake(self) -> None:
+        """Make a waiting `take` return."""
+        self._queue.put(None)
+
+    def take(self, *, wait: bool) -> list[ToEngine]:
+        """Return what has arrived; with `wait`, first wait for a message or a wake."""
+        messages: list[ToEngine | None] = []
+        if wait:
+            messages.append(self._queue.get())
+        while not self._queue.empty():
+            messages.append(self._queue.get())
+        return [message for message in messages if message is not None]
+
+    def _read(self) -> None:
+        try:
+            while (message := read_message(self._connection)) is not None:
+                self._queue.put(decode_to_engine(message))
+        finally:
+            self.is_closed = True
+            self.wake()
+
+
+def serve(connection: socket.socket, config: EngineConfig) -> None:
+    """Load the model, say so, and step until the frontend is gone.
+
+    Raises:
+        UnservableModelError: The model or the config leaves nothing to serve.
+    """
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    model = load_base_model(config.model, dtype=config.dtype, device=config.device)
+    inbox = Inbox(connection)
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
+        engine, info = build_engine(model, config, executor, inbox.wake)
+        write_message(connection, encode(Ready(info)))
+        while not inbox.is_closed:
+            engine.receive(inbox.take(wait=not engine.can_step))
+            write_message(connection, encode(engine.step()))
+
+
+def main() -> int:
+    """Serve on the inherited socket and return the exit code."""
+    # Ctrl-C reaches the whole process group; the frontend decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    first = read_message(connection)
+    if first is None:
+        return 0
+    try:
+        serve(connection, decode_config(first))
+    except UnservableModelError as error:
+        write_message(connection, encode(StartFailed(str(error))))
+        return 1
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""What runs next: continuous batching over requests of many adapters.
+
+Knows nothing of tensors or clocks. Decode goes before prefill; prompts run in chunks; a request
+whose adapter is not resident lets others pass, but only a bounded number of times; when blocks run
+out the request that started last starts over later.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.messages import AdapterSource, Finish
+from loramux_server.engine.request import Request
+
+
+class Adapters(Protocol):
+    """What the scheduler needs from the adapter cache."""
+
+    def want(self, source: AdapterSource) -> None:
+        """Note that one more request waits for `source`."""
+
+    def unwant(self, digest: str) -> None:
+        """Note that one request waits no longer."""
+
+    def acquire(self, digest: str) -> bool:
+        """Turn a wait into a lease if the adapter is resident."""
+
+    def release(self, digest: str) -> None:
+        """Give back a lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens of one request that the next step computes."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step ends with a new token for this request."""
+        return self.end == self.request.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step's work."""
+
+    chunks: list[Chunk]
+    started: list[Request]
+    """Requests that leave the queue for the first time."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+class Scheduler:
+    """Owns the two queues, `waiting` and `running`."""
+
+    def __init__(
+        self,
+        *,
+        blocks: BlockManager,
+        adapters: Adapters,
+        max_running: int,
+        max_batch_tokens: int,
+        max_bypassed: int,
+        context_length: int,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self.urgent: str | None = None
+        """The adapter whose turn it is: nobody starts before its request does."""
+        self._blocks = blocks
+        self._adapters = adapters
+        self._max_running = max_running
+        self._max_batch_tokens = max_batch_tokens
+        self._max_bypassed = max_bypassed
+        self._context_length = context_length
+        self._eos_token_ids = eos_token_ids
+
+    @property
+    def num_used_blocks(self) -> int:
+        """KV blocks that running requests hold."""
+        return self._blocks.num_blocks - self._blocks.num_free
+
+    def add(self, request: Request) -> None:
+        """Put `request` at the end of the queue."""
+        if request.adapter:
+            self._adapters.want(request.adapter)
+        self.waiting.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Take `request` out wherever it is and free what it holds."""
+        if request in self.running:
+            self.running.remove(request)
+            self._release(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+            if request.digest:
+                self._adapters.unwant(request.digest)
+
+    def plan(self) -> Plan:
+        """Return what the next step computes; blocks and leases for it are taken."""
+        chunks: list[Chunk] = []
+        preemptions = self.num_preemptions
+        budget = self._plan_decode(chunks, self._max_batch_tokens)
+        for request in self.running:
+            if request.num_uncomputed > 1:
+                budget -= self._add_chunk(chunks, request, budget)
+        # Whoever just lost its blocks must not take them back in the same step.
+        started = self._admit(chunks, budget) if preemptions == self.num_preemptions else []
+        return Plan(chunks, started)
+
+    def commit(self, plan: Plan, tokens: Sequence[int]) -> list[tuple[Request, int, Finish | None]]:
+        """Take in the result of `plan`, and free what finished.
+
+        Args:
+            plan: What was run.
+            tokens: The new token of each chunk that samples, in order.
+
+        Returns:
+            (request, new token, why it ended or None) for each of `tokens`.
+        """
+        results: list[tuple[Request, int, Finish | None]] = []
+        new = iter(tokens)
+        for chunk in plan.chunks:
+            request = chunk.request
+            request.num_computed = chunk.end
+            if chunk.end < request.num_tokens:
+                continue
+            token = next(new)
+            request.output.append(token)
+            finish = self._finish_reason(request, token)
+            if finish:
+                self.remove(request)
+            results.append((request, token, finish))
+        return results
+
+    def check(self) -> None:
+        """Assert that blocks are held by running requests only."""
+        self._blocks.check([request.blocks for request in self.running])
+        assert not any(request.blocks for request in self.waiting), "a waiting request holds blocks"
+
+    def _plan_decode(self, chunks: list[Chunk], budget: int) -> int:
+        # A snapshot: preemption takes requests from the end of the list while this goes on.
+        for request in list(self.running):
+            if request.num_uncomputed != 1 or not budget or request not in self.running:
+                continue
+            while not self._blocks.grow(request.blocks, request.num_tokens):
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is request:
+                    break
+            else:
+                budget -= self._add_chunk(chunks, request, budget)
+        return budget
+
+    def _add_chunk(self, chunks: list[Chunk], request: Request, budget: int) -> int:
+        num_tokens = min(request.num_uncomputed, budget)
+        if num_tokens:
+            chunks.append(Chunk(request, request.num_computed, num_tokens))
+        return num_tokens
+
+    def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
+        started: list[Request] = []
+        passed: list[Request] = []
+        self.urgent = None
+        while self.waiting and budget and len(self.running) < self._max_running:
+            request = self.waiting[0]
+            if self._blocks.num_missing([], request.num_tokens) > self._blocks.num_free:
+                break
+            self.waiting.popleft()
+            if request.digest and (self.urgent or not self._adapters.acquire(request.digest)):
+                passed.append(request)
+                if self.urgent is None and request.num_bypassed >= self._max_bypassed:
+                    # From here only base requests start: the leases run out, and it fits.
+                    self.urgent = request.digest
+                continue
+            self._blocks.grow(request.blocks, request.num_tokens)
+            self.running.append(request)
+            budget -= self._add_chunk(chunks, request, budget)
+            if not request.has_started:
+                request.has_started = True
+                started.append(request)
+            for other in passed:
+                other.num_bypassed += 1
+        self.waiting.extendleft(reversed(passed))
+        return started
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._release(request)
+        request.num_computed = 0
+        if request.adapter:
+            self._adapters.want(request.adapter)
+        self.waiting.appendleft(request)
+        self.num_preemptions += 1
+
+    def _release(self, request: Request) -> None:
+        self._blocks.release(request.blocks)
+        if request.digest:
+            self._adapters.release(request.digest)
+
+    def _finish_reason(self, request: Request, token: int) -> Finish | None:
+        sampling = request.sampling
+        if len(request.output) > sampling.min_tokens and (
+            token in sampling.stop_token_ids
+            or (token in self._eos_token_ids and not sampling.ignore_eos)
+        ):
+            return Finish.STOP
+        if len(request.output) >= sampling.max_tokens or request.num_tokens >= self._context_length:
+            return Finish.LENGTH
+        return None

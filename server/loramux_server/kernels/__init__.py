@@ -1,0 +1,1 @@
+"""The operations that cost time, each beside its definition in plain torch."""

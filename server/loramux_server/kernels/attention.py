@@ -1,0 +1,128 @@
+"""Attention over a paged cache: its definition in plain torch.
+
+Legend: T tokens of the batch, C tokens of one request's context, B requests, H query heads, J key
+and value heads, D key width, E value width, S cache slots (a slot holds one token), M blocks in a
+table.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loramux_server.lora.segments import Int32
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Where the requests of a batch lie, in the batch and in the cache."""
+
+    query_start_B: Int32
+    """B + 1 borders between the requests' tokens in the batch."""
+    context_B: Int32
+    """Tokens of each request in the cache, those of this batch included."""
+    table_BM: Int32
+    """The block of every `block_size` tokens of each request."""
+    block_size: int
+    slot_T: torch.Tensor
+    """Cache slot of each token of the batch, int64."""
+
+    def context_slots(self, request: int) -> npt.NDArray[np.int64]:
+        """Return the cache slot of each token of `request`'s context, in order."""
+        length = int(self.context_B[request])
+        blocks = self.table_BM[request, : -(-length // self.block_size)].astype(np.int64)
+        slots = blocks[:, None] * self.block_size + np.arange(self.block_size)
+        return slots.reshape(-1)[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionForm:
+    """How a layer turns scores into weights."""
+
+    scale: float
+    window: int = 0
+    """Tokens that a token sees, itself included; 0 means all before it."""
+    softcap: float = 0.0
+    """Bound of the scores: softcap * tanh(score / softcap); 0 means none."""
+
+
+def write_cache(
+    k_SJD: torch.Tensor,
+    v_SJE: torch.Tensor,
+    k_TJD: torch.Tensor,
+    v_TJE: torch.Tensor,
+    batch: AttentionBatch,
+) -> None:
+    """Put the batch's keys and values in their slots."""
+    k_SJD.index_copy_(0, batch.slot_T, k_TJD)
+    v_SJE.index_copy_(0, batch.slot_T, v_TJE)
+
+
+def paged_attention(
+    q_THD: torch.Tensor,
+    k_SJD: torch.Tensor,
+    v_SJE: torch.Tensor,
+    batch: AttentionBatch,
+    form: AttentionForm,
+) -> torch.Tensor:
+    """Return what each token of the batch sees in its request's context, as [T, H, E].
+
+    Semantics, for a token of request b at position p, with k and v the rows of b's slots:
+
+        scores = form.scale * q . k[j]     for max(0, p - window + 1) <= j <= p
+        out = softmax(softcap(scores)) @ v[j]
+    """
+    out_THE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1], v_SJE.shape[2])
+    for request in range(len(batch.context_B)):
+        attend_request(out_THE, q_THD, k_SJD, v_SJE, batch, form, request)
+    return out_THE
+
+
+def attend_request(
+    out_THE: torch.Tensor,
+    q_THD: torch.Tensor,
+    k_SJD: torch.Tensor,
+    v_SJE: torch.Tensor,
+    batch: AttentionBatch,
+    form: AttentionForm,
+    request: int,
+) -> None:
+    """Fill in the rows of one request in `out_THE`, as `paged_attention` defines them."""
+    start, end = int(batch.query_start_B[request]), int(batch.query_start_B[request + 1])
+    slots = torch.from_numpy(batch.context_slots(request)).to(q_THD.device)
+    length, num_queries = len(slots), end - start
+    groups = q_THD.shape[1] // k_SJD.shape[1]
+    q_HQD = q_THD[start:end].transpose(0, 1)
+    k_HCD = k_SJD[slots].transpose(0, 1).repeat_interleave(groups, dim=0)
+    v_HCE = v_SJE[slots].transpose(0, 1).repeat_interleave(groups, dim=0)
+    sees_all = num_queries == 1 and not form.window
+    is_causal = num_queries == length and not form.window
+    mask_QC = None
+    if not (sees_all or is_causal) or form.softcap:
+        mask_QC = _visible(length, num_queries, form.window, q_THD.device)
+    if form.softcap:
+        score_HQC = torch.matmul(q_HQD, k_HCD.transpose(1, 2)) * form.scale
+        score_HQC = form.softcap * torch.tanh(score_HQC / form.softcap)
+        score_HQC = score_HQC.masked_fill(~mask_QC, float("-inf"))  # type: ignore[operator]
+        weight_HQC = torch.softmax(score_HQC, dim=-1, dtype=torch.float32).to(q_THD.dtype)
+        out_HQE = torch.matmul(weight_HQC, v_HCE)
+    else:
+        out_HQE = torch.nn.functional.scaled_dot_product_attention(
+            q_HQD[None],
+            k_HCD[None],
+            v_HCE[None],
+            attn_mask=mask_QC,
+            is_causal=is_causal and mask_QC is None,
+            scale=form.scale,
+        )[0]
+    out_THE[start:end] = out_HQE.transpose(0, 1)
+
+
+def _visible(length: int, num_queries: int, window: int, device: torch.device) -> torch.Tensor:
+    position_Q = torch.arange(length - num_queries, length, device=device)[:, None]
+    position_C = torch.arange(length, device=device)[None]
+    visible_QC = position_C <= position_Q
+    if window:
+        visible_QC &= position_C > position_Q - window
+    return visible_QC

@@ -1,0 +1,1 @@
+"""Adapters in the engine: where their weights rest, and how a layer applies them."""

@@ -1,0 +1,175 @@
+"""Every Prometheus metric of the server, in one list."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from loramux import __version__
+from loramux_server.adapter_labels import AdapterLabels
+from loramux_server.engine.messages import CacheStats, ModelInfo, Report, Stats
+
+MAX_ADAPTER_LABELS = 64
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_STEP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Metrics:
+    """The server's metrics. Only registered adapter names become labels, and a bounded number."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        adapter = ("adapter",)
+        self.requests = Counter(
+            "loramux_requests", "Requests that ended.", ("adapter", "outcome"), registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "loramux_prompt_tokens", "Prompt tokens.", adapter, registry=registry
+        )
+        self.generated_tokens = Counter(
+            "loramux_generated_tokens", "Tokens generated.", adapter, registry=registry
+        )
+        self.queue = Histogram(
+            "loramux_queue_seconds", "Time from arrival to the first run.",
+            buckets=_LATENCY, registry=registry,
+        )  # fmt: skip
+        self.first_token = Histogram(
+            "loramux_time_to_first_token_seconds", "Time from arrival to the first token.",
+            adapter, buckets=_LATENCY, registry=registry,
+        )  # fmt: skip
+        self.inter_token = Histogram(
+            "loramux_inter_token_seconds", "Time between tokens of a completion.",
+            adapter, buckets=_STEP, registry=registry,
+        )  # fmt: skip
+        self.duration = Histogram(
+            "loramux_request_seconds", "Time from arrival to the end.",
+            adapter, buckets=_LATENCY, registry=registry,
+        )  # fmt: skip
+        self.uploads = Counter(
+            "loramux_uploads", "Uploads that ended.", ("outcome",), registry=registry
+        )
+        self.registered = Gauge(
+            "loramux_adapters_registered", "Adapters that requests can name.", registry=registry
+        )
+        self.engine_up = Gauge(
+            "loramux_engine_up", "1 while the engine answers.", registry=registry
+        )
+        self.engine_starts = Counter(
+            "loramux_engine_starts", "Times that the engine was started.", registry=registry
+        )
+        self._info = Gauge(
+            "loramux_info", "The server and its base model.",
+            ("version", "base_model", "architecture", "dtype", "device"), registry=registry,
+        )  # fmt: skip
+        self.labels = AdapterLabels(MAX_ADAPTER_LABELS, self._end_series)
+        self._per_adapter = (
+            self.prompt_tokens, self.generated_tokens, self.first_token, self.inter_token,
+            self.duration,
+        )  # fmt: skip
+        self._engine = EngineMetrics(registry)
+
+    def describe(self, model: ModelInfo) -> None:
+        """Show what is served."""
+        self._info.labels(
+            __version__, model.name, model.architecture, model.dtype, model.device
+        ).set(1)
+        self._engine.blocks_total.set(model.num_blocks)
+
+    def report(self, report: Report) -> None:
+        """Take in what one step of the engine had to tell."""
+        self._engine.report(report)
+
+    def engine_started(self) -> None:
+        """Note that a new engine counts from zero."""
+        self.engine_starts.inc()
+        self._engine.restarted()
+
+    def _end_series(self, name: str) -> None:
+        for metric in (*self._per_adapter, self.requests):
+            metric.remove_by_labels({"adapter": name})
+
+
+class EngineMetrics:
+    """What the engine reports after each step."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        tier = ("tier",)
+        self.running = Gauge(
+            "loramux_requests_running", "Requests in the batch.", registry=registry
+        )
+        self.waiting = Gauge(
+            "loramux_requests_waiting", "Requests in the queue.", registry=registry
+        )
+        self.batch_size = Histogram(
+            "loramux_batch_requests", "Requests in one step.", buckets=_SIZES, registry=registry
+        )
+        self.batch_adapters = Histogram(
+            "loramux_batch_adapters", "Distinct adapters in one step.",
+            buckets=(0, *_SIZES), registry=registry,
+        )  # fmt: skip
+        self.batch_tokens = Histogram(
+            "loramux_batch_tokens", "Tokens in one step.", buckets=_TOKENS, registry=registry
+        )
+        self.step = Histogram(
+            "loramux_step_seconds", "Time of one step.", buckets=_STEP, registry=registry
+        )
+        self.blocks_used = Gauge(
+            "loramux_kv_blocks_used", "KV blocks that requests hold.", registry=registry
+        )
+        self.blocks_total = Gauge("loramux_kv_blocks", "KV blocks.", registry=registry)
+        self.preemptions = Counter(
+            "loramux_preemptions", "Requests that had to start over for want of KV blocks.",
+            registry=registry,
+        )  # fmt: skip
+        self.resident = Gauge(
+            "loramux_adapters_resident", "Adapters that a tier holds.", tier, registry=registry
+        )
+        self.resident_bytes = Gauge(
+            "loramux_adapter_bytes", "Bytes of adapters that a tier holds.", tier, registry=registry
+        )
+        self.hits = Counter(
+            "loramux_adapter_cache_hits", "Requests that found their adapter in a tier.",
+            tier, registry=registry,
+        )  # fmt: skip
+        self.misses = Counter(
+            "loramux_adapter_cache_misses", "Requests that did not find their adapter in a tier.",
+            tier, registry=registry,
+        )  # fmt: skip
+        self.evictions = Counter(
+            "loramux_adapter_evictions", "Adapters that a tier let go.", tier, registry=registry
+        )
+        self.load = Histogram(
+            "loramux_adapter_load_seconds", "Time to bring an adapter to a tier.",
+            tier, buckets=_LATENCY, registry=registry,
+        )  # fmt: skip
+        self._last: Stats | None = None
+
+    def restarted(self) -> None:
+        """Note that the next report comes from an engine that counts from zero."""
+        self._last = None
+
+    def report(self, report: Report) -> None:
+        """Take in one report."""
+        stats, last = report.stats, self._last
+        self.running.set(stats.running)
+        self.waiting.set(stats.waiting)
+        self.blocks_used.set(stats.used_blocks)
+        self.preemptions.inc(stats.preemptions - (last.preemptions if last else 0))
+        self._report_tier("device", stats.device, last.device if last else CacheStats())
+        self._report_tier("host", stats.host, last.host if last else CacheStats())
+        self._last = stats
+        for load in report.loads:
+            self.load.labels(load.tier).observe(load.seconds)
+        if report.batch:
+            self.batch_size.observe(report.batch.requests)
+            self.batch_adapters.observe(report.batch.adapters)
+            self.batch_tokens.observe(report.batch.tokens)
+            self.step.observe(report.batch.seconds)
+
+    def _report_tier(self, tier: str, now: CacheStats, last: CacheStats) -> None:
+        self.resident.labels(tier).set(now.resident)
+        self.resident_bytes.labels(tier).set(now.used_bytes)
+        self.hits.labels(tier).inc(now.hits - last.hits)
+        self.misses.labels(tier).inc(now.misses - last.misses)
+        self.evictions.labels(tier).inc(now.evictions - last.evictions)

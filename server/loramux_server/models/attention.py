@@ -1,0 +1,108 @@
+"""The bridge from transformers' attention interface to the paged cache.
+
+Source of the interface: `transformers.AttentionInterface`. A model calls the registered function
+with query, key and value of one layer; positions and masks are ours to know, so the mask function
+that is registered under the same name returns None.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from loramux_server.kernels.attention import AttentionForm, write_cache
+from loramux_server.kernels.backend import PagedAttention
+from loramux_server.models.step import Step
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one layer keeps of a token."""
+
+    num_heads: int
+    key_width: int
+    value_width: int
+
+    @property
+    def weights(self) -> int:
+        """Numbers kept of one token."""
+        return self.num_heads * (self.key_width + self.value_width)
+
+
+class AttentionBridge:
+    """The attention function of one model; owns the KV cache of its layers."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.shapes: dict[int, CacheShape] = {}
+        """Layer number -> what it keeps of a token, seen when the model first ran."""
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+        self._paged_attention: PagedAttention | None = None
+        self.name = f"loramux-{next(_numbers)}"
+        AttentionInterface.register(self.name, self)
+        AttentionMaskInterface.register(self.name, lambda *args, **kwargs: None)
+
+    def allocate(
+        self, num_slots: int, dtype: torch.dtype, device: torch.device, attention: PagedAttention
+    ) -> None:
+        """Make the cache: `num_slots` tokens in each layer. Memory is taken when it is touched."""
+        self._paged_attention = attention
+        for layer, shape in self.shapes.items():
+            size = (num_slots, shape.num_heads)
+            self._keys[layer] = torch.empty(*size, shape.key_width, dtype=dtype, device=device)
+            self._values[layer] = torch.empty(*size, shape.value_width, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> tuple[torch.Tensor, None]:
+        """Attend for one layer.
+
+        Args:
+            module: The attention layer, which knows its number.
+            query: [1, H, T, D].
+            key: [1, J, T, D].
+            value: [1, J, T, E].
+            attention_mask: None, by our mask function.
+            scaling: Factor of the scores; D ** -0.5 where absent.
+            sliding_window: Tokens that a token sees, itself included; all before it where absent.
+            softcap: Bound of the scores; none where absent.
+            s_aux: Attention sinks, which are not served.
+            kwargs: What else a model passes along.
+
+        Returns:
+            The output as [1, T, H, E], and no weights.
+        """
+        if s_aux is not None:
+            raise NotImplementedError("attention sinks")
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        form = AttentionForm(
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=sliding_window or 0,
+            softcap=softcap or 0.0,
+        )
+        q_THD, k_TJD, v_TJE = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        batch = self._step.attention
+        if batch is None:
+            self.shapes[layer] = CacheShape(key.shape[1], key.shape[3], value.shape[3])
+            return query.new_zeros(1, q_THD.shape[0], q_THD.shape[1], value.shape[3]), None
+        assert self._paged_attention is not None
+        keys, values = self._keys[layer], self._values[layer]
+        write_cache(keys, values, k_TJD, v_TJE, batch)
+        return self._paged_attention(q_THD, keys, values, batch, form)[None], None

@@ -1,0 +1,226 @@
+"""A base model, loaded by transformers and made ready to serve adapters.
+
+Any decoder will do whose attention goes through transformers' attention interface. What the model
+looks like is found by running it once: which layers share an input, and what each keeps of a token.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loramux_server.lora.packed import LayerPlace
+from loramux_server.models.attention import AttentionBridge, CacheShape
+from loramux_server.models.packed_linear import Linear, PackedLinear, PackedPart
+from loramux_server.models.step import Step
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_FINGERPRINT_SAMPLES = 4096
+
+
+class UnservableModelError(Exception):
+    """The base model cannot be served; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A base model whose linear layers are packed and whose attention is ours."""
+
+    module: PreTrainedModel
+    step: Step
+    attention: AttentionBridge
+    groups: list[PackedLinear]
+    places: dict[str, LayerPlace]
+    """Name of each layer that adapters can change -> where it is among the groups."""
+    name: str
+    architecture: str
+    fingerprint: str
+    dtype: torch.dtype
+    device: torch.device
+    context_length: int
+    vocab_size: int
+    num_parameters: int
+    eos_token_ids: list[int]
+    tokenizer_json: str | None
+
+    @property
+    def cache_shapes(self) -> list[CacheShape]:
+        """What each layer keeps of a token."""
+        return list(self.attention.shapes.values())
+
+
+def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> BaseModel:
+    """Load the base model in folder or hub id `path` and make it ready.
+
+    Nothing of the model's folder is executed: remote code is never trusted.
+
+    Raises:
+        UnservableModelError: The model cannot be loaded or is of a kind that is not served.
+    """
+    target = torch.device(
+        device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    wanted: torch.dtype | str = _DTYPES.get(dtype, "auto")
+    if dtype == "auto" and target.type == "cpu":
+        wanted = torch.float32
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            path, dtype=wanted, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
+    return prepare(module.to(target), name=Path(path).name, tokenizer_json=_tokenizer_json(path))
+
+
+def prepare(
+    module: PreTrainedModel, *, name: str = "", tokenizer_json: str | None = None
+) -> BaseModel:
+    """Put our attention and packed layers into `module`, which is changed in place.
+
+    Raises:
+        UnservableModelError: The model is of a kind that is not served.
+    """
+    module.eval().requires_grad_(False)
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    fingerprint = _fingerprint(module, tokenizer_json)
+    config = module.config.get_text_config()
+    step = Step()
+    bridge = AttentionBridge(step)
+    calls, vocab_size = _probe(module, bridge)
+    if sorted(bridge.shapes) != list(range(config.num_hidden_layers)):
+        raise UnservableModelError(
+            f"{type(module).__name__}: only layers {sorted(bridge.shapes)} of "
+            f"{config.num_hidden_layers} use transformers' attention interface; models with "
+            "recurrent layers, shared caches or attention of their own are not served"
+        )
+    groups, places = _pack(module, calls, step)
+    return BaseModel(
+        module=module,
+        step=step,
+        attention=bridge,
+        groups=groups,
+        places=places,
+        name=name,
+        architecture=type(module).__name__,
+        fingerprint=fingerprint,
+        dtype=module.dtype,
+        device=module.device,
+        context_length=_context_length(config),
+        vocab_size=vocab_size,
+        num_parameters=num_parameters,
+        eos_token_ids=_eos_token_ids(module, vocab_size),
+        tokenizer_json=tokenizer_json,
+    )
+
+
+def _probe(
+    module: PreTrainedModel, bridge: AttentionBridge
+) -> tuple[list[tuple[str, Linear, torch.Tensor]], int]:
+    """Run `module` on two tokens with our attention.
+
+    Returns:
+        (name, layer, its input) for each linear layer, in the order of the calls; the inputs are
+        kept so that two of them are the same object only if they are the same tensor. And the
+        number of logits.
+    """
+    output_layer = module.get_output_embeddings()
+    calls: list[tuple[str, Linear, torch.Tensor]] = []
+    hooks = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output_layer:
+            hooks.append(layer.register_forward_pre_hook(_recorder(calls, name)))
+    try:
+        module.set_attn_implementation(bridge.name)
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=module.device)
+        positions = torch.arange(2, device=module.device)[None]
+        with torch.inference_mode():
+            output = module(input_ids=tokens, position_ids=positions, use_cache=False)
+    except (NotImplementedError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnservableModelError(
+            f"{type(module).__name__} does not use transformers' attention interface in the way "
+            f"that is served: {type(error).__name__}: {error}"
+        ) from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls, output.logits.shape[-1]
+
+
+def _recorder(
+    calls: list[tuple[str, Linear, torch.Tensor]], name: str
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    def record(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(layer, nn.Linear | Conv1D)
+        calls.append((name, layer, arguments[0]))
+
+    return record
+
+
+def _pack(
+    module: PreTrainedModel, calls: list[tuple[str, Linear, torch.Tensor]], step: Step
+) -> tuple[list[PackedLinear], dict[str, LayerPlace]]:
+    """Replace the layers of `calls` by packed ones, siblings with one input together."""
+    together: dict[tuple[str, int], list[tuple[str, Linear]]] = {}
+    for name, layer, x in calls:
+        parent = name.rpartition(".")[0]
+        together.setdefault((parent, id(x)), []).append((name, layer))
+    groups: list[PackedLinear] = []
+    places: dict[str, LayerPlace] = {}
+    for members in together.values():
+        packed = PackedLinear([layer for _, layer in members], len(groups), step)
+        for part, (name, _) in enumerate(members):
+            if name in places:
+                raise UnservableModelError(f"layer {name} is used twice in one step")
+            places[name] = LayerPlace(len(groups), part)
+            module.set_submodule(name, PackedPart(packed, part))
+        groups.append(packed)
+    return groups, places
+
+
+def _context_length(config: object) -> int:
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # These switch to other frequencies for a whole batch when one of its requests grows long, so a
+    # row would depend on its neighbours: stay where they do not.
+    if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
+        length = parameters.get("original_max_position_embeddings") or length
+    return int(length or 2048)
+
+
+def _eos_token_ids(module: PreTrainedModel, vocab_size: int) -> list[int]:
+    found: set[int] = set()
+    for config in (module.generation_config, module.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            found.update([ids] if isinstance(ids, int) else ids)
+    return sorted(token for token in found if 0 <= token < vocab_size)
+
+
+def _tokenizer_json(path: str) -> str | None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else str(backend.to_str())
+
+
+def _fingerprint(module: PreTrainedModel, tokenizer_json: str | None) -> str:
+    """Return a digest over the architecture, every weight's shape and a sample of its values."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, weight in sorted(module.named_parameters()):
+        digest.update(f"\0{name}\0{tuple(weight.shape)}\0".encode())
+        flat = weight.detach().reshape(-1)
+        step = max(1, flat.numel() // _FINGERPRINT_SAMPLES)
+        digest.update(flat[::step].float().cpu().numpy().tobytes())
+    digest.update((tokenizer_json or "").encode())
+    return f"sha256:{digest.hexdigest()}"

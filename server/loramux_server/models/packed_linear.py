@@ -1,0 +1,108 @@
+"""Linear layers that share an input, as one matmul, with the adapters' changes on top."""
+
+import itertools
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from loramux_server.kernels.backend import AddLora
+from loramux_server.lora.slab import GroupShape, Slab
+from loramux_server.models.step import Step
+
+Linear: TypeAlias = nn.Linear
+"""Or transformers' Conv1D, which has the same attributes and the transposed weight."""
+
+
+def features(layer: Linear) -> tuple[int, int]:
+    """Return (in_features, out_features)."""
+    rows, columns = layer.weight.shape
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+
+
+class PackedLinear:
+    """A group of layers that are called with the same input, one after the other.
+
+    The first call computes all of them and keeps the others' results until they are asked for. The
+    layers' own modules stand in the model as `PackedPart`s, so modelling code need not know.
+    """
+
+    def __init__(self, layers: list[Linear], group: int, step: Step) -> None:
+        self._group = group
+        self._step = step
+        with torch.no_grad():
+            weights = [
+                layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in layers
+            ]
+            self._weight_NK = torch.cat(weights).contiguous()
+            self._bias_N = _join_biases(layers)
+        self.shape = GroupShape(
+            features(layers[0])[0], tuple(features(layer)[1] for layer in layers)
+        )
+        self._columns = [0, *itertools.accumulate(self.shape.out_features)]
+        self._slab: Slab | None = None
+        self._add_lora: AddLora | None = None
+        self._input: torch.Tensor | None = None
+        self._output: torch.Tensor | None = None
+        self._num_asked = 0
+
+    def attach(self, slab: Slab, add_lora: AddLora) -> None:
+        """Let the group read adapters from `slab`."""
+        self._slab = slab
+        self._add_lora = add_lora
+
+    def part(self, x: torch.Tensor, part: int) -> torch.Tensor:
+        """Return the output of layer number `part` for input `x` of shape [..., K]."""
+        if self.shape.num_parts == 1:
+            return self._compute(x)
+        if x is not self._input:
+            self._input, self._output, self._num_asked = x, self._compute(x), 0
+        assert self._output is not None
+        out = self._output[..., self._columns[part] : self._columns[part + 1]]
+        self._num_asked += 1
+        if self._num_asked == self.shape.num_parts:
+            self._input = self._output = None
+        return out
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.linear(x, self._weight_NK, self._bias_N)
+        segments = self._step.segments
+        if segments is not None:
+            assert self._slab is not None
+            assert self._add_lora is not None
+            self._add_lora(
+                y.view(-1, y.shape[-1]),
+                x.reshape(-1, x.shape[-1]),
+                self._slab.a[self._group],
+                self._slab.b[self._group],
+                self._columns,
+                segments,
+                segments.rank_GSP[self._group, :, : self.shape.num_parts],
+            )
+        return y
+
+
+class PackedPart(nn.Module):
+    """Stands where a layer of a `PackedLinear` stood."""
+
+    def __init__(self, packed: PackedLinear, part: int) -> None:
+        super().__init__()
+        self._packed = packed
+        self._part = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output with the adapters' changes of the running step."""
+        return self._packed.part(x, self._part)
+
+
+def _join_biases(layers: list[Linear]) -> torch.Tensor | None:
+    biases = [layer.bias for layer in layers]
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat([
+        torch.zeros(features(layer)[1], dtype=layer.weight.dtype, device=layer.weight.device)
+        if layer.bias is None
+        else layer.bias
+        for layer in layers
+    ])  # fmt: skip

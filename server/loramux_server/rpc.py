@@ -1,0 +1,150 @@
+"""Between gRPC and our services: bytes that are no message, errors -> status, unknown errors.
+
+Handlers are made from the proto descriptors, not by the generated `add_…_to_server`, because there
+a request that cannot be parsed becomes UNKNOWN with the text of an exception. Here it is
+INVALID_ARGUMENT.
+"""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+
+from loramux._wire import ERROR_KEY
+from loramux.errors import InternalError, InvalidArgumentError, LoramuxError
+from loramux.v1 import errors_pb2
+
+STATUS_KEY = "grpc-status-details-bin"
+DOMAIN = "loramux"
+
+_log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def generic_handler(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
+    """Return a handler for every method of `service`; `implementation` has one of each name."""
+    handlers = {
+        method.name: _method_handler(method, getattr(implementation, method.name))
+        for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message."""
+
+
+def _method_handler(
+    method: MethodDescriptor, behaviour: Callable[..., Any]
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    request_class = GetMessageClass(method.input_type)
+
+    def parse(raw: bytes) -> Message | _Malformed:
+        try:
+            return request_class.FromString(raw)
+        except DecodeError:
+            return _Malformed()
+
+    if method.client_streaming:
+        handler = _client_stream(behaviour, method)
+        return grpc.stream_unary_rpc_method_handler(handler, parse, _serialize)
+    if method.server_streaming:
+        handler = _server_stream(behaviour, method)
+        return grpc.unary_stream_rpc_method_handler(handler, parse, _serialize)
+    return grpc.unary_unary_rpc_method_handler(_unary(behaviour, method), parse, _serialize)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _unary(behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor) -> Any:  # noqa: ANN401
+    async def handle(request: Message | _Malformed, context: Context) -> Message:
+        try:
+            return await behaviour(_checked(request, method), context)
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return handle
+
+
+def _server_stream(
+    behaviour: Callable[..., AsyncIterator[Message]], method: MethodDescriptor
+) -> Any:  # noqa: ANN401
+    async def handle(request: Message | _Malformed, context: Context) -> AsyncIterator[Message]:
+        try:
+            async for response in behaviour(_checked(request, method), context):
+                yield response
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return handle
+
+
+def _client_stream(behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor) -> Any:  # noqa: ANN401
+    async def handle(requests: AsyncIterator[Message | _Malformed], context: Context) -> Message:
+        async def checked() -> AsyncIterator[Message]:
+            async for request in requests:
+                yield _checked(request, method)
+
+        try:
+            return await behaviour(checked(), context)
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return handle
+
+
+def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message:
+    if isinstance(request, _Malformed):
+        raise InvalidArgumentError(
+            f"the bytes of the request are no {method.input_type.full_name}",
+            reason="MALFORMED_REQUEST",
+        )
+    return request
+
+
+async def _abort(context: Context, error: Exception, method: MethodDescriptor) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, LoramuxError):
+        incident = secrets.token_hex(8)
+        _log.error("incident %s in %s", incident, method.full_name, exc_info=error)
+        error = InternalError(f"internal error, incident {incident}", reason="INTERNAL")
+    await context.abort(error.code, str(error), status_metadata(error))
+
+
+def status_metadata(error: LoramuxError) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata that says in detail what went wrong.
+
+    `google.rpc` details for any gRPC tool, and our own smaller message for clients without them.
+    """
+    reason = error.reason or "UNSPECIFIED"
+    detail = errors_pb2.ErrorDetail(
+        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"), field=error.field
+    )
+    status = status_pb2.Status(code=error.code.value[0], message=str(error))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=str(error)
+        )
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_delay is not None:
+        delay = Duration(
+            seconds=int(error.retry_delay), nanos=round(error.retry_delay % 1 * 1e9) % 10**9
+        )
+        detail.retry_delay.CopyFrom(delay)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return (
+        (STATUS_KEY, status.SerializeToString()),
+        (ERROR_KEY, detail.SerializeToString()),
+    )

@@ -1,0 +1,266 @@
+"""Build everything, serve, and end in order."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import grpc
+import platformdirs
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from loramux.v1 import adapters_pb2, generation_pb2, server_pb2
+from loramux_server.config import ConfigError, ServerConfig, split_address
+from loramux_server.engine.messages import ModelInfo, Report
+from loramux_server.engine_client import EngineClient
+from loramux_server.metrics import Metrics
+from loramux_server.rpc import generic_handler
+from loramux_server.services.adapters import AdapterService
+from loramux_server.services.generation import GenerationService
+from loramux_server.services.server import ServerService
+from loramux_server.store.blobs import StoreLockedError
+from loramux_server.store.check import ServedBase
+from loramux_server.store.directory import import_directory
+from loramux_server.store.registry import Registry
+
+_log = logging.getLogger(__name__)
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 4 << 20),
+    # Soft = hard: what is too large is refused each time, not at random.
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.absolute_max_metadata_size", 8 << 10),
+    ("grpc.max_concurrent_streams", 1024),
+    # Identity only: an inflated message has no bound.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Server:
+    """A server from start to stop; use it in an `async with`."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._health = health.aio.HealthServicer()
+        self._grpc = grpc.aio.server(options=_OPTIONS)
+        self._engine = EngineClient(
+            config.engine, on_report=self._on_report, on_ready=self._on_ready
+        )
+        self._adapters: AdapterService | None = None
+        self._registry: Registry | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._exit = contextlib.AsyncExitStack()
+        self._loop = asyncio.get_running_loop()
+        self.grpc_address = ""
+        """HOST:PORT of gRPC, once the server is ready."""
+        self.metrics_address = ""
+        """HOST:PORT of the metrics, once the server is ready."""
+
+    @property
+    def engine_pid(self) -> int | None:
+        """Process id of the engine, while there is one."""
+        return self._engine.pid
+
+    async def __aenter__(self) -> "Server":
+        """Start; requests are answered when this returns.
+
+        Raises:
+            ConfigError: Something in the config keeps the server from starting.
+            StoreLockedError: Another server uses the store.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+
+    async def wait_failed(self) -> None:
+        """Return when the engine cannot be kept alive."""
+        await self._engine.wait_failed()
+
+    async def _start(self) -> None:
+        self._exit.push_async_callback(self._engine.stop)
+        model = await self._engine.start()
+        self._metrics.describe(model)
+        registry = self._open_registry(model)
+        base = ServedBase(
+            layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
+            max_rows=model.adapter_rows,
+            max_host_bytes=self._config.host_adapter_memory,
+        )
+        if self._config.adapters:
+            await asyncio.to_thread(
+                import_directory, _existing(self._config.adapters), registry, base
+            )
+        self._add_services(registry, model, base)
+        await self._listen()
+        self._write_ready_file()
+        self._on_ready(self._engine.is_ready)
+        _log.info("serving %s on %s", model.name, self.grpc_address)
+
+    def _open_registry(self, model: ModelInfo) -> Registry:
+        folder = Path(self._config.store) if self._config.store else _default_store(model)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        registry = Registry(folder)
+        self._exit.callback(registry.close)
+        served = registry.catalog.note("base_fingerprint")
+        if served is None:
+            registry.catalog.keep_note("base_fingerprint", model.fingerprint)
+        elif served != model.fingerprint:
+            raise ConfigError(
+                f"--store {folder} holds adapters of another base model ({served}), "
+                f"not of {model.name} ({model.fingerprint}); give each base a store of its own"
+            )
+        registry.on_gone = self._on_gone
+        self._metrics.registered.set_function(lambda: len(registry))
+        self._registry = registry
+        return registry
+
+    def _add_services(self, registry: Registry, model: ModelInfo, base: ServedBase) -> None:
+        generation = GenerationService(
+            engine=self._engine,
+            registry=registry,
+            model=model,
+            metrics=self._metrics,
+            default_timeout=self._config.default_timeout,
+        )
+        self._adapters = AdapterService(
+            registry=registry,
+            engine=self._engine,
+            base=base,
+            metrics=self._metrics,
+            max_upload_bytes=self._config.max_upload,
+        )
+        services = {
+            generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
+            adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: self._adapters,
+            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
+                model, self._config
+            ),
+        }
+        self._grpc.add_generic_rpc_handlers(
+            tuple(generic_handler(descriptor, service) for descriptor, service in services.items())
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._service_names = ["", *(descriptor.full_name for descriptor in services)]
+        reflection.enable_server_reflection(
+            [*self._service_names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
+        )
+
+    async def _listen(self) -> None:
+        host, port = split_address("metrics", self._config.metrics)
+        try:
+            http, thread = start_http_server(port, host, self._metrics.registry)
+        except OSError as error:
+            raise ConfigError(f"--metrics {self._config.metrics}: {error.strerror}") from None
+        self._exit.callback(thread.join)
+        self._exit.callback(http.server_close)
+        self._exit.callback(http.shutdown)
+        self.metrics_address = f"{host}:{http.server_port}"
+        host, port = split_address("listen", self._config.listen)
+        try:
+            bound = self._grpc.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:
+            raise ConfigError(f"--listen {self._config.listen}: cannot listen there") from None
+        self.grpc_address = f"{host}:{bound}"
+        await self._grpc.start()
+        self._exit.push_async_callback(self._drain)
+
+    async def _drain(self) -> None:
+        """Refuse new calls, let those under way finish, then stop."""
+        await self._health.enter_graceful_shutdown()
+        await self._grpc.stop(self._config.drain_timeout)
+
+    def _write_ready_file(self) -> None:
+        if not self._config.ready_file:
+            return
+        path = Path(self._config.ready_file)
+        addresses = {"grpc": self.grpc_address, "metrics": self.metrics_address}
+        # Renamed into place: whoever waits for it never reads half of it.
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(addresses), encoding="utf-8")
+        partial.replace(path)
+
+    def _on_ready(self, is_ready: bool) -> None:
+        self._metrics.engine_up.set(is_ready)
+        if is_ready:
+            self._metrics.engine_started()
+        if self._adapters is None:  # still starting
+            return
+        if not is_ready:
+            self._adapters.tiers.clear()
+        kind = health_pb2.HealthCheckResponse
+        status = kind.SERVING if is_ready else kind.NOT_SERVING
+        for name in self._service_names:
+            task = asyncio.create_task(self._health.set(name, status))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _on_report(self, report: Report) -> None:
+        self._metrics.report(report)
+        if self._adapters:
+            for digest, tier in report.tiers.items():
+                if tier == "stored":
+                    self._adapters.tiers.pop(digest, None)
+                else:
+                    self._adapters.tiers[digest] = tier
+
+    def _on_gone(self, digest: str) -> None:
+        self._loop.call_soon_threadsafe(self._engine.drop, digest)
+
+
+async def serve(config: ServerConfig) -> int:
+    """Serve until SIGTERM or SIGINT, or until the engine cannot be kept alive.
+
+    A second signal ends the process at once.
+
+    Returns:
+        The exit code: 0, or 1 if the engine could not be kept alive.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with Server(config) as server:
+        print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")
+        stopping = asyncio.create_task(stop.wait())
+        failing = asyncio.create_task(server.wait_failed())
+        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        failing.cancel()
+        return 0 if stop.is_set() else 1
+
+
+def _default_store(model: ModelInfo) -> Path:
+    digest = model.fingerprint.removeprefix("sha256:")[:12]
+    return Path(platformdirs.user_data_dir("loramux")) / f"{model.name or 'base'}-{digest}"
+
+
+def _existing(directory: str) -> Path:
+    path = Path(directory)
+    if not path.is_dir():
+        raise ConfigError(f"--adapters {directory} is no directory")
+    return path
+
+
+__all__ = ["ConfigError", "Server", "StoreLockedError", "serve"]

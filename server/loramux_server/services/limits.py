@@ -1,0 +1,238 @@
+"""Whether a request may run: every field within its limits, before anything is done for it."""
+
+import math
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_adapters import PackageError, check_adapter_name
+from loramux_adapters.errors import shown
+from loramux_server.engine.messages import ModelInfo, Sampling
+
+MAX_PROMPT_BYTES = 256 << 10
+MAX_REQUEST_ID = 128
+MAX_COMPLETIONS = 8
+MAX_STOPS = 8
+MAX_STOP_BYTES = 256
+MAX_STOP_TOKENS = 128
+MAX_BIASES = 300
+MAX_BIAS = 100.0
+MAX_LOGPROBS = 20
+MAX_TEMPERATURE = 100.0
+MAX_REPETITION_PENALTY = 100.0
+DEFAULT_MAX_TOKENS = 256
+
+_SEEDS = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What happens to the text of a completion."""
+
+    stops: tuple[str, ...]
+    include_stop: bool
+    skip_special: bool
+
+
+def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
+    """Demand that every field of `request` is within its limits.
+
+    Raises:
+        InvalidArgumentError: One is not; the message names it, its value and what would be right.
+    """
+    _check_prompt(request, model)
+    if request.adapter:
+        name_of(request.adapter, "adapter")
+    if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
+        raise invalid(
+            "request_id", request.request_id, f"at most {MAX_REQUEST_ID} printable characters"
+        )
+    _check_lengths(request.sampling, model)
+    _check_shaping(request.sampling, model)
+    _check_stops(request.sampling, model)
+
+
+def samplings(
+    params: generation_pb2.SamplingParams, num_prompt: int, model: ModelInfo
+) -> list[Sampling]:
+    """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
+
+    Raises:
+        InvalidArgumentError: Prompt and completion do not fit the context.
+    """
+    room = model.context_length - num_prompt
+    if room < 1:
+        raise InvalidArgumentError(
+            f"the prompt has {num_prompt} tokens; the context of {model.context_length} leaves no "
+            "room for a completion",
+            reason="CONTEXT_LENGTH_EXCEEDED",
+            field="prompt",
+        )
+    if params.HasField("max_tokens") and params.max_tokens > room:
+        raise InvalidArgumentError(
+            f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens "
+            f"the context of {model.context_length} leaves room for {room}",
+            reason="CONTEXT_LENGTH_EXCEEDED",
+            field="sampling.max_tokens",
+        )
+    max_tokens = params.max_tokens if params.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    seed = params.seed if params.HasField("seed") else secrets.randbits(63)
+    return [
+        Sampling(
+            max_tokens=min(max_tokens, room),
+            min_tokens=min(params.min_tokens, room),
+            # Seeds are signed 64-bit numbers; the one after the last is the first.
+            seed=(seed + index + _SEEDS // 2) % _SEEDS - _SEEDS // 2,
+            temperature=params.temperature if params.HasField("temperature") else 1.0,
+            top_k=max(0, params.top_k),
+            top_p=params.top_p if params.HasField("top_p") else 1.0,
+            min_p=params.min_p,
+            repetition_penalty=(
+                params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
+            ),
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=dict(params.logit_bias),
+            stop_token_ids=frozenset(params.stop_token_ids),
+            ignore_eos=params.ignore_eos,
+            num_logprobs=params.logprobs if params.HasField("logprobs") else None,
+        )
+        for index in range(params.n if params.HasField("n") else 1)
+    ]
+
+
+def text_options(params: generation_pb2.SamplingParams) -> TextOptions:
+    """Return what happens to the text."""
+    return TextOptions(
+        stops=tuple(params.stop),
+        include_stop=params.include_stop,
+        skip_special=params.skip_special_tokens if params.HasField("skip_special_tokens") else True,
+    )
+
+
+def name_of(name: str, field: str) -> str:
+    """Return `name` if an adapter may be called so.
+
+    Raises:
+        InvalidArgumentError: It may not.
+    """
+    try:
+        return check_adapter_name(name)
+    except PackageError as error:
+        raise InvalidArgumentError(f"{field}: {error}", reason=error.reason, field=field) from None
+
+
+def invalid(field: str, value: object, expected: str) -> InvalidArgumentError:
+    """Return the error for a field that is out of its limits."""
+    return InvalidArgumentError(
+        f"{field} is {shown(value)}; expected {expected}", reason="INVALID_FIELD", field=field
+    )
+
+
+def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
+    if request.prompt and request.prompt_token_ids:
+        raise InvalidArgumentError(
+            "prompt and prompt_token_ids are both set; set one of them",
+            reason="INVALID_FIELD",
+            field="prompt",
+        )
+    if not request.prompt and not request.prompt_token_ids:
+        raise InvalidArgumentError(
+            "prompt and prompt_token_ids are both empty; set one of them",
+            reason="INVALID_FIELD",
+            field="prompt",
+        )
+    if request.prompt and model.tokenizer_json is None:
+        raise InvalidArgumentError(
+            "prompt is text, but the base model came without a tokenizer; set prompt_token_ids",
+            reason="INVALID_FIELD",
+            field="prompt",
+        )
+    size = len(request.prompt.encode("utf-8", "surrogatepass"))
+    if size > MAX_PROMPT_BYTES:
+        raise InvalidArgumentError(
+            f"prompt has {size} bytes; at most {MAX_PROMPT_BYTES}",
+            reason="INVALID_FIELD",
+            field="prompt",
+        )
+    _check_tokens("prompt_token_ids", request.prompt_token_ids, model)
+
+
+def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
+    _check_integer(params, "max_tokens", 1, model.context_length)
+    _check_integer(params, "min_tokens", 0, model.context_length)
+    if params.HasField("max_tokens") and params.min_tokens > params.max_tokens:
+        raise invalid(
+            "sampling.min_tokens", params.min_tokens, f"at most max_tokens, {params.max_tokens}"
+        )
+    _check_integer(params, "n", 1, MAX_COMPLETIONS)
+    _check_integer(params, "logprobs", 0, min(MAX_LOGPROBS, model.vocab_size))
+
+
+def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
+    _check_number(params, "temperature", 0.0, MAX_TEMPERATURE)
+    _check_integer(params, "top_k", -1, model.vocab_size)
+    _check_number(params, "top_p", 0.0, 1.0, above=True)
+    _check_number(params, "min_p", 0.0, 1.0)
+    _check_number(params, "repetition_penalty", 0.0, MAX_REPETITION_PENALTY, above=True)
+    _check_number(params, "presence_penalty", -2.0, 2.0)
+    _check_number(params, "frequency_penalty", -2.0, 2.0)
+    if len(params.logit_bias) > MAX_BIASES:
+        raise invalid(
+            "sampling.logit_bias", f"{len(params.logit_bias)} entries", f"at most {MAX_BIASES}"
+        )
+    _check_tokens("sampling.logit_bias", params.logit_bias, model)
+    for token, bias in params.logit_bias.items():
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise invalid(
+                f"sampling.logit_bias[{token}]", bias, f"a number from -{MAX_BIAS} to {MAX_BIAS}"
+            )
+
+
+def _check_stops(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
+    if len(params.stop) > MAX_STOPS:
+        raise invalid("sampling.stop", f"{len(params.stop)} strings", f"at most {MAX_STOPS}")
+    for stop in params.stop:
+        if not 1 <= len(stop.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES:
+            raise invalid("sampling.stop", stop, f"strings of 1 to {MAX_STOP_BYTES} bytes")
+    if params.stop and model.tokenizer_json is None:
+        raise invalid("sampling.stop", params.stop[0], "none: the base model has no tokenizer")
+    if len(params.stop_token_ids) > MAX_STOP_TOKENS:
+        raise invalid(
+            "sampling.stop_token_ids",
+            f"{len(params.stop_token_ids)} tokens",
+            f"at most {MAX_STOP_TOKENS}",
+        )
+    _check_tokens("sampling.stop_token_ids", params.stop_token_ids, model)
+
+
+def _check_tokens(field: str, tokens: Iterable[int], model: ModelInfo) -> None:
+    for token in tokens:
+        if not 0 <= token < model.vocab_size:
+            raise invalid(field, token, f"token ids from 0 to {model.vocab_size - 1}")
+
+
+def _check_integer(params: generation_pb2.SamplingParams, name: str, low: int, high: int) -> None:
+    value = getattr(params, name)
+    if params.HasField(name) and not low <= value <= high:  # type: ignore[arg-type]
+        raise invalid(f"sampling.{name}", value, f"an integer from {low} to {high}")
+
+
+def _check_number(
+    params: generation_pb2.SamplingParams,
+    name: str,
+    low: float,
+    high: float,
+    *,
+    above: bool = False,
+) -> None:
+    value = getattr(params, name)
+    if not params.HasField(name):  # type: ignore[arg-type]
+        return
+    is_high_enough = value > low if above else value >= low
+    # Written so that NaN fails.
+    if not (is_high_enough and value <= high and math.isfinite(value)):
+        begin = "above" if above else "from"
+        raise invalid(f"sampling.{name}", value, f"a number {begin} {low:g} to {high:g}")

@@ -1,0 +1,64 @@
+"""What one request adds to the metrics, and its times."""
+
+import time
+
+from loramux.v1 import generation_pb2
+from loramux_server.metrics import Metrics
+
+
+class Observer:
+    """Follows one request from arrival to end."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._adapter: str | None = None
+        self._arrival = time.monotonic()
+        self._queued: float | None = None
+        self._first: float | None = None
+        self._last: dict[int, float] = {}
+
+    def resolved(self, adapter: str, num_prompt: int) -> None:
+        """Note the request's adapter, empty for the base, and the length of its prompt."""
+        self._adapter = adapter
+        self._metrics.labels.count(adapter)
+        self._metrics.prompt_tokens.labels(self._label).inc(num_prompt)
+
+    def started(self, queue_seconds: float) -> None:
+        """Note that a completion left the engine's queue; the first one counts."""
+        if self._queued is None:
+            self._queued = queue_seconds
+            self._metrics.queue.observe(queue_seconds)
+
+    def tokens(self, index: int, count: int) -> None:
+        """Note `count` new tokens of completion `index`."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now - self._arrival
+            self._metrics.first_token.labels(self._label).observe(self._first)
+        elif index in self._last:
+            for _ in range(count):
+                self._metrics.inter_token.labels(self._label).observe(
+                    (now - self._last[index]) / count
+                )
+        self._last[index] = now
+        self._metrics.generated_tokens.labels(self._label).inc(count)
+
+    def ended(self, outcome: str) -> None:
+        """Note the end: `ok`, or the gRPC status in lower case."""
+        if self._adapter is None:  # refused before it was known what it asks for
+            self._metrics.requests.labels("none", outcome).inc()
+            return
+        self._metrics.requests.labels(self._label, outcome).inc()
+        self._metrics.duration.labels(self._label).observe(time.monotonic() - self._arrival)
+
+    def timing(self) -> generation_pb2.Timing:
+        """Return where the time went so far."""
+        return generation_pb2.Timing(
+            queue_seconds=self._queued or 0.0,
+            time_to_first_token_seconds=self._first or 0.0,
+            total_seconds=time.monotonic() - self._arrival,
+        )
+
+    @property
+    def _label(self) -> str:
+        return self._metrics.labels.label(self._adapter or "")

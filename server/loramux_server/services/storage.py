@@ -1,0 +1,48 @@
+"""The store's blocking calls and errors, for services that must neither block nor leak them."""
+
+import asyncio
+import errno
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import TypeVar
+
+import sqlalchemy.exc
+
+from loramux.errors import ResourceExhaustedError, UnavailableError
+
+T = TypeVar("T")
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn errors of the disk and the database into errors of ours, without their text."""
+    try:
+        yield
+    except (OSError, sqlalchemy.exc.OperationalError) as error:
+        if isinstance(error, OSError):
+            is_full, cause = error.errno in _FULL, error.strerror
+        else:
+            is_full, cause = "full" in str(error.orig), "the database cannot be written"
+        if is_full:
+            raise ResourceExhaustedError(
+                "the store is full", reason="STORE_FULL", retry_delay=60.0
+            ) from error
+        raise UnavailableError(
+            f"the store is not available: {cause}", reason="STORE_UNAVAILABLE", retry_delay=5.0
+        ) from error
+
+
+@asynccontextmanager
+async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a context manager that blocks, without blocking the event loop."""
+    value = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield value
+    except BaseException:
+        if not await asyncio.to_thread(manager.__exit__, *sys.exc_info()):
+            raise
+    else:
+        await asyncio.to_thread(manager.__exit__, None, None, None)

@@ -1,0 +1,45 @@
+"""Finding stop strings in a text that arrives in pieces."""
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Lets text through that can no longer be part of a stop string."""
+
+    def __init__(self, stops: Sequence[str], *, include: bool) -> None:
+        """Look for `stops`; keep the one that is found in the text if `include`."""
+        self._stops = [stop for stop in stops if stop]
+        self._include = include
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Return the text that is safe to send now, and the stop string if one is complete."""
+        if not self._stops:
+            return text, None
+        held = self._held + text
+        # The one that ends first; of several that end there, the one that began first.
+        found = [
+            (position + len(stop), position, stop)
+            for stop in self._stops
+            if (position := held.find(stop)) >= 0
+        ]
+        if found:
+            end, begin, stop = min(found)
+            self._held = ""
+            return held[: end if self._include else begin], stop
+        keep = max(map(self._overlap, self._stops, [held] * len(self._stops)))
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep], None
+
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the completion."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(stop: str, text: str) -> int:
+        """Return the length of the longest end of `text` that is a beginning of `stop`."""
+        for size in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:size]):
+                return size
+        return 0

@@ -1,0 +1,80 @@
+"""Whether a package can be served, before anybody can name it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from loramux_adapters import Package, PackageError, check_fit, read_package
+from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.packed import read_float32
+from loramux_server.lora.row_allocator import rows_of
+
+MAX_WEIGHT = 1e30
+"""Above this a product with an activation may leave float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBase:
+    """What the base model allows an adapter to be."""
+
+    layers: Mapping[str, tuple[int, int]]
+    """Name of each layer that can be changed -> (in_features, out_features)."""
+    max_rows: int
+    """Rank rows that fit the adapter memory."""
+    max_host_bytes: int
+    """Bytes that fit the host's adapter memory."""
+
+
+def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
+    """Return the package in `file` if it can be served on `base`.
+
+    Reads every tensor once, one at a time.
+
+    Raises:
+        PackageError: It cannot; the message says why.
+    """
+    package = read_package(file, size)
+    check_fit(package.modules, base.layers)
+    if rows_of(package.rank) > base.max_rows:
+        raise PackageError(
+            f"rank {package.rank} does not fit the adapter memory, which holds {base.max_rows} "
+            "rank rows; start the server with more --adapter-memory",
+            "ADAPTER_TOO_LARGE",
+        )
+    needed = 4 * num_weights(package)
+    if needed > base.max_host_bytes:
+        raise PackageError(
+            f"the adapter takes {needed} bytes on the host, which holds {base.max_host_bytes}; "
+            "start the server with more --host-adapter-memory",
+            "ADAPTER_TOO_LARGE",
+        )
+    for module in package.modules:
+        largest = max(
+            _largest(file, package.file.data_start, tensor) for tensor in (module.a, module.b)
+        )
+        if not largest * module.scale <= MAX_WEIGHT:
+            raise PackageError(
+                f"module {module.module}: a weight times its scale is {largest * module.scale:g}, "
+                f"above {MAX_WEIGHT:g}",
+                "ADAPTER_NOT_FINITE",
+            )
+    return package
+
+
+def num_weights(package: Package) -> int:
+    """Return the number of weights in all tensors of `package`."""
+    return sum(
+        module.rank * (module.in_features + module.out_features) for module in package.modules
+    )
+
+
+def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
+    file.seek(data_start + tensor.offset)
+    values = read_float32(tensor, -tensor.offset, file.read(tensor.num_bytes))
+    largest = float(np.abs(values).max())
+    # NaN is above nothing, so ask whether it is below.
+    if not largest < np.inf:
+        raise PackageError(f"tensor {tensor.name} holds NaN or infinity", "ADAPTER_NOT_FINITE")
+    return largest

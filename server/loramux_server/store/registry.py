@@ -1,0 +1,212 @@
+"""The adapters that requests can name: the catalog and the blobs, kept in step.
+
+Reads come from memory; every change goes to disk first. A request takes a lease on the version that
+it resolved, and the bytes of that version stay until the last lease is given back.
+"""
+
+import datetime
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from loramux.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    NotFoundError,
+)
+from loramux_adapters import Package
+from loramux_server.engine.messages import AdapterSource
+from loramux_server.store.blobs import Blobs, Staged
+from loramux_server.store.catalog import DIRECTORY, UPLOAD, AdapterRecord, Catalog
+from loramux_server.store.check import num_weights
+
+
+class Registry:
+    """Name -> adapter, with the bytes behind it. Threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the registry in `folder` and clear away what a crash left behind.
+
+        Raises:
+            StoreLockedError: Another server uses the folder.
+        """
+        self._blobs = Blobs(folder)
+        self.catalog = Catalog.in_folder(folder)
+        self._adapters = {record.name: record for record in self.catalog.all()}
+        self._names = Counter(record.digest for record in self._adapters.values())
+        """Digest -> how many names stand for it."""
+        self._leases: Counter[str] = Counter()
+        """Digest -> how many requests use it."""
+        self._lock = threading.RLock()
+        self.on_gone: Callable[[str], None] = lambda digest: None
+        """Called with the digest of a version that is neither named nor in use any more."""
+        self._blobs.recover(self._names)
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    def get(self, name: str) -> AdapterRecord:
+        """Return the adapter called `name`.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        try:
+            return self._adapters[name]
+        except KeyError:
+            raise NotFoundError(
+                f"adapter {name!r} is not registered", reason="ADAPTER_NOT_FOUND", field="adapter"
+            ) from None
+
+    def names(self) -> list[str]:
+        """Return all names in order."""
+        return sorted(self._adapters)
+
+    @contextmanager
+    def lease(self, name: str) -> Iterator[tuple[AdapterRecord, AdapterSource]]:
+        """Resolve `name` once and keep that version's bytes for as long as the block runs.
+
+        Raises:
+            NotFoundError: There is no such adapter.
+        """
+        with self._lock:
+            record = self.get(name)
+            self._leases[record.digest] += 1
+        try:
+            yield record, self.source_of(record)
+        finally:
+            with self._lock:
+                self._leases[record.digest] -= 1
+                self._clear(record.digest)
+
+    def source_of(self, record: AdapterRecord) -> AdapterSource:
+        """Return what the engine needs to load `record`."""
+        return AdapterSource(
+            record.digest,
+            str(self._blobs.path(record.digest)),
+            record.rank,
+            record.num_weights,
+        )
+
+    @contextmanager
+    def stage(self) -> Iterator[Staged]:
+        """Open a file for a package that is on its way."""
+        with self._blobs.stage() as staged:
+            yield staged
+
+    @contextmanager
+    def published(self, name: str, staged: Staged, package: Package) -> Iterator[AdapterRecord]:
+        """Store the bytes of a checked package, not yet its name, for as long as the block runs.
+
+        The block may try the package out and then `register` it; otherwise its bytes are gone when
+        the block ends.
+        """
+        with self._lock:
+            self._leases[staged.digest] += 1
+        try:
+            self._blobs.publish(staged)
+            yield AdapterRecord(
+                name=name,
+                digest=staged.digest,
+                size_bytes=staged.size,
+                rank=package.rank,
+                num_weights=num_weights(package),
+                target_modules=tuple(package.target_modules),
+                base_model=package.config.base_model,
+                source=UPLOAD,
+                created_at=datetime.datetime.now(datetime.UTC),
+            )
+        finally:
+            with self._lock:
+                self._leases[staged.digest] -= 1
+                self._clear(staged.digest)
+
+    def register(self, record: AdapterRecord, *, must_not_exist: bool = False) -> bool:
+        """Give published bytes their name; durable and visible when this returns.
+
+        Returns:
+            Whether the name had this very content before.
+
+        Raises:
+            AlreadyExistsError: The name has other content and `must_not_exist` is set.
+            FailedPreconditionError: The name belongs to the directory, and this is an upload.
+        """
+        with self._lock:
+            old = self._adapters.get(record.name)
+            if record.source == UPLOAD:
+                self._check_writable(record.name)
+            if old and old.digest == record.digest and old.stamp == record.stamp:
+                return True
+            if old and must_not_exist:
+                raise AlreadyExistsError(
+                    f"adapter {record.name!r} exists with other content, {old.digest}",
+                    reason="ADAPTER_EXISTS",
+                    field="header.name",
+                )
+            self.catalog.put(record)
+            self._adapters[record.name] = record
+            self._names[record.digest] += 1
+            if old:
+                self._unname(old.digest)
+            return False
+
+    def delete(self, name: str) -> None:
+        """Forget `name` at once; its bytes go when nobody uses them any more.
+
+        Raises:
+            NotFoundError: There is no such adapter.
+            FailedPreconditionError: The name belongs to the directory.
+        """
+        with self._lock:
+            record = self.get(name)
+            self._check_writable(name)
+            self._forget(record)
+
+    def from_directory(self) -> dict[str, AdapterRecord]:
+        """Return the adapters that came from the directory, by name."""
+        return {r.name: r for r in self._adapters.values() if r.source == DIRECTORY}
+
+    def forget_directory(self, name: str) -> None:
+        """Forget an adapter whose files have left the directory."""
+        with self._lock:
+            self._forget(self._adapters[name])
+
+    def close(self) -> None:
+        """Close the database and let another server use the folder."""
+        self.catalog.close()
+        self._blobs.close()
+
+    def _check_writable(self, name: str) -> None:
+        record = self._adapters.get(name)
+        if record and record.source == DIRECTORY:
+            raise FailedPreconditionError(
+                f"adapter {name!r} comes from the --adapters directory; change it there",
+                reason="ADAPTER_READ_ONLY",
+                field="name",
+            )
+
+    def _forget(self, record: AdapterRecord) -> None:
+        self.catalog.remove(record.name)
+        del self._adapters[record.name]
+        self._unname(record.digest)
+
+    def _unname(self, digest: str) -> None:
+        self._names[digest] -= 1
+        self._clear(digest)
+
+    def _clear(self, digest: str) -> None:
+        """Delete the bytes of a version if it is neither named nor leased."""
+        if not self._leases[digest]:
+            del self._leases[digest]
+            if not self._names[digest]:
+                del self._names[digest]
+                self._blobs.remove(digest)
+                self.on_gone(digest)
+
+
+def directory_record(record: AdapterRecord, stamp: str) -> AdapterRecord:
+    """Return `record` as it is kept for files of the directory in the state `stamp`."""
+    return replace(record, source=DIRECTORY, stamp=stamp)

@@ -1,0 +1,51 @@
+"""Fixtures that many tests share: a tiny base model, its adapters, and a server of them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ADAPTERS = {
+    "small": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+    "wide": {"r": 13, "target_modules": "all-linear", "lora_alpha": 13},
+    "rs": {"r": 8, "target_modules": "all-linear", "use_rslora": True},
+    "single": {"r": 1, "target_modules": ["down_proj"], "lora_alpha": 4},
+}
+"""Name -> LoraConfig fields of the adapters that `tiny_server` serves."""
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub-style folder of a tiny Llama with a byte-level tokenizer."""
+    from tests.support.models import save_model
+
+    return save_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of PEFT folders for `tiny_base`, one for each of ADAPTERS."""
+    from tests.support.adapters import save_adapter
+    from tests.support.models import tiny_model
+
+    folder = tmp_path_factory.mktemp("adapters")
+    model = tiny_model("llama", vocab_size=259)
+    for seed, (name, config) in enumerate(ADAPTERS.items()):
+        save_adapter(model, folder / name, seed=seed, **config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_server(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapters: Path
+) -> "Iterator[RunningServer]":  # noqa: F821
+    """A server of `tiny_base` and `tiny_adapters`, for tests that leave it as it was."""
+    from tests.support.server import RunningServer
+
+    folder = tmp_path_factory.mktemp("server")
+    with RunningServer(folder, tiny_base, "--adapters", str(tiny_adapters)) as server:
+        yield server

@@ -1,0 +1,85 @@
+"""Random LoRA adapters, made and saved by PEFT, and what PEFT itself computes with them."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from loramux_adapters.package import digest_of, pack, read_package
+from loramux_server.engine.messages import AdapterSource
+
+
+def save_adapter(
+    model: PreTrainedModel, folder: Path, *, seed: int, strength: float = 0.5, **config: Any
+) -> Path:
+    """Save a random adapter for `model` with the LoraConfig fields `config` to `folder`."""
+    torch.manual_seed(seed)
+    with quiet_peft():
+        wrapped = get_peft_model(
+            copy.deepcopy(model),
+            LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config),
+        )
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if ".lora_" in name:
+                weight.normal_(std=strength / weight.shape[1] ** 0.5)
+    wrapped.save_pretrained(str(folder))
+    return folder
+
+
+def pack_source(folder: Path, output: Path) -> AdapterSource:
+    """Pack the PEFT folder and return what the engine is told about the package."""
+    with output.open("w+b") as file:
+        pack(folder, file)
+        size = file.tell()
+        package = read_package(file, size)
+        digest = digest_of(file)
+    num_weights = sum(
+        module.rank * (module.in_features + module.out_features) for module in package.modules
+    )
+    return AdapterSource(digest, str(output), package.rank, num_weights)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What PEFT computes for one prompt."""
+
+    tokens: list[int]
+    logprobs: torch.Tensor
+    """[number of tokens, vocabulary]."""
+
+
+def with_adapter(model: PreTrainedModel, folder: Path | None) -> torch.nn.Module:
+    """Return a copy of `model` as PEFT loads it with the adapter in `folder`."""
+    if folder is None:
+        return model
+    with quiet_peft():
+        return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+
+
+@torch.inference_mode()
+def expected(model: torch.nn.Module, prompt: Sequence[int], num_tokens: int) -> Expected:
+    """Return the greedy continuation of `prompt`, one whole forward pass for each token."""
+    tokens: list[int] = []
+    rows = []
+    for _ in range(num_tokens):
+        logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[0, -1]
+        rows.append(torch.log_softmax(logits.float(), -1))
+        tokens.append(int(logits.argmax()))
+    return Expected(tokens, torch.stack(rows))
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence PEFT's advice about fan_in_fan_out, tied weights and the like."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,97 @@
+"""The engine core in this process, stepped by hand."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from loramux_server.engine.build import build_engine
+from loramux_server.engine.messages import (
+    AdapterSource,
+    Cancel,
+    EngineConfig,
+    Failure,
+    Report,
+    Sampling,
+    Submit,
+    Token,
+)
+from loramux_server.models.base_model import prepare
+
+
+class InlineExecutor(Executor):
+    """Runs what it is given at once, on the calling thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Harness:
+    """An engine, the requests given to it and what came of them."""
+
+    def __init__(
+        self, model: PreTrainedModel, *, num_blocks: int | None = None, rows: int | None = None,
+        threads: bool = False, **config: Any,
+    ) -> None:  # fmt: skip
+        base = prepare(model)
+        config.setdefault("kernels", "torch")
+        config.setdefault("block_size", 4)
+        if num_blocks is not None:
+            weights = sum(shape.weights for shape in base.cache_shapes)
+            config["kv_memory"] = num_blocks * config["block_size"] * weights * base.dtype.itemsize
+        if rows is not None:
+            config["adapter_memory"] = rows * 4 * sum(g.shape.row_weights for g in base.groups)
+        self.executor = ThreadPoolExecutor(2) if threads else InlineExecutor()
+        self.engine, self.info = build_engine(
+            base, EngineConfig(model="tiny", **config), self.executor, lambda: None
+        )
+        self.tokens: dict[int, list[Token]] = {}
+        self.failures: dict[int, Failure] = {}
+        self.reports: list[Report] = []
+        self._finished: set[int] = set()
+
+    def submit(
+        self, prompt: Iterable[int], adapter: AdapterSource | None = None, **sampling: Any
+    ) -> int:
+        """Give the engine a request; greedy, to its full length, unless `sampling` says else."""
+        request_id = len(self.tokens)
+        defaults = {"max_tokens": 8, "seed": 0, "temperature": 0.0, "ignore_eos": True}
+        self.tokens[request_id] = []
+        self.engine.receive(
+            [Submit(request_id, list(prompt), adapter, Sampling(**defaults | sampling))]
+        )
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        self._finished.add(request_id)
+        self.engine.receive([Cancel(request_id)])
+
+    def step(self) -> Report:
+        report = self.engine.step()
+        self.engine.check()
+        self.reports.append(report)
+        for token in report.tokens:
+            self.tokens[token.request_id].append(token)
+            if token.finish:
+                self._finished.add(token.request_id)
+        for failure in report.failures:
+            self.failures[failure.request_id] = failure
+            self._finished.add(failure.request_id)
+        return report
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Step until every request has ended."""
+        for _ in range(max_steps):
+            if len(self._finished) == len(self.tokens):
+                return
+            self.step()
+        raise AssertionError(f"requests still open after {max_steps} steps")
+
+    def output(self, request_id: int) -> list[int]:
+        return [token.token for token in self.tokens[request_id]]

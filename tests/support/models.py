@@ -1,0 +1,106 @@
+"""Tiny seeded base models of many architectures, as transformers makes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+VOCAB = 97
+
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_OLD = {"vocab_size": VOCAB, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
+
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_SHAPE),
+    "llama-bias": lambda: LlamaConfig(**_SHAPE, attention_bias=True, mlp_bias=True),
+    "qwen2": lambda: Qwen2Config(**_SHAPE),
+    "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=16),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **_SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=8),
+    "gemma": lambda: GemmaConfig(**_SHAPE, head_dim=16),
+    "gemma2": lambda: Gemma2Config(**_SHAPE, head_dim=16, sliding_window=8),
+    "gemma3": lambda: Gemma3TextConfig(**_SHAPE, head_dim=16, sliding_window=8),
+    "phi": lambda: PhiConfig(**_SHAPE),
+    "phi3": lambda: Phi3Config(**_SHAPE),
+    "gpt2": lambda: GPT2Config(
+        **_OLD, n_embd=32, n_layer=2, n_head=4, n_positions=256
+    ),
+    "gpt-neox": lambda: GPTNeoXConfig(
+        **_OLD, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256,
+    ),
+    "opt": lambda: OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=256, init_std=0.2, bos_token_id=1,
+        eos_token_id=2,
+    ),
+}  # fmt: skip
+
+
+def tiny_model(architecture: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Return the same small random model of `architecture` for the same seed and config changes."""
+    config = CONFIGS[architecture]()
+    config.update(changes)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with a token for each byte, and `<pad>`, `<s>` and `</s>` before them."""
+    specials = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = specials | {byte: len(specials) + i for i, byte in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(specials))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def save_model(folder: Path, architecture: str = "llama", *, tokenizer: bool = True) -> Path:
+    """Save a tiny model to `folder` as a hub model is: weights, configs and tokenizer."""
+    tiny_model(architecture, vocab_size=259).save_pretrained(str(folder))
+    if tokenizer:
+        byte_tokenizer().save_pretrained(str(folder))
+    return folder
