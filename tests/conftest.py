@@ -3,13 +3,17 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.server import RunningServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-ADAPTERS = {
+ADAPTERS: dict[str, dict[str, Any]] = {
     "small": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
     "wide": {"r": 13, "target_modules": "all-linear", "lora_alpha": 13},
     "rs": {"r": 8, "target_modules": "all-linear", "use_rslora": True},
@@ -42,7 +46,7 @@ def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_server(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapters: Path
-) -> "Iterator[RunningServer]":  # noqa: F821
+) -> "Iterator[RunningServer]":
     """A server of `tiny_base` and `tiny_adapters`, for tests that leave it as it was."""
     from tests.support.server import RunningServer
 

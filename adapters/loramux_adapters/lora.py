@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.peft_config import MAX_SCALE, LoraConfig
+from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.peft_config import MAX_SCALE
 from loramux_adapters.tensorfile import TensorInfo
 
 _PREFIX = "base_model.model."

@@ -5,6 +5,7 @@ The tensors have the names that PEFT gave them, so any safetensors reader can op
 input gives equal bytes, and the SHA-256 of those bytes is the adapter's identity.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,12 +17,14 @@ from typing import BinaryIO, Protocol
 
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.lora import LoraModule, lora_modules
-from loramux_adapters.peft_config import MAX_CONFIG_BYTES, LoraConfig, check_config
+from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.peft_config import MAX_CONFIG_BYTES, check_config
 from loramux_adapters.strict_json import parse_object
 from loramux_adapters.tensorfile import ITEM_BYTES, TensorFile, TensorInfo, encode_header
 from loramux_adapters.tensorfile import read_header as read_tensor_header
 
 FORMAT_VERSION = 1
+KIND = "lora"
 MANIFEST_KEY = "loramux.manifest"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -71,21 +74,22 @@ def read_package(file: BinaryIO, size: int) -> Package:
         )
     try:
         manifest = parse_object(header.metadata[MANIFEST_KEY].encode(), "the manifest")
-    except (ValueError, UnicodeError) as error:
+    except ValueError as error:
         raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
-    version, config = manifest.get("format"), manifest.get("peft_config")
-    if version != FORMAT_VERSION:
+    version, kind, config = (manifest.get(key) for key in ("format", "kind", "peft_config"))
+    if type(version) is not int or version != FORMAT_VERSION:
         raise PackageError(
             f"the manifest has format {shown(version)}; this version reads {FORMAT_VERSION}",
             "INVALID_ADAPTER_CONFIG",
         )
+    if kind != KIND:
+        raise PackageError(
+            f"the manifest has kind {shown(kind)}; {KIND!r} is served",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     if not isinstance(config, dict):
         raise PackageError("the manifest has no peft_config object", "INVALID_ADAPTER_CONFIG")
-    if len(json.dumps(config)) > MAX_CONFIG_BYTES:
-        raise PackageError(
-            f"the peft_config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
-        )
-    checked = check_config(config)
+    checked = _check(config)
     return Package(checked, config, lora_modules(checked, header.tensors), header)
 
 
@@ -98,17 +102,14 @@ def pack(source: Path, output: Output) -> None:
         PackageError: The folder is not an adapter that can be served.
     """
     config = _read_config(source)
-    checked = check_config(config)
+    checked = _check(config)
     with _open_tensors(source) as tensors:
         header = read_tensor_header(tensors, os.fstat(tensors.fileno()).st_size)
         lora_modules(checked, header.tensors)
         # Wide items first, so that every tensor is aligned; then by name.
         order = sorted(header.tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
-        manifest = {"format": FORMAT_VERSION, "kind": "lora", "peft_config": config}
-        metadata = {
-            "format": "pt",
-            MANIFEST_KEY: json.dumps(manifest, sort_keys=True, separators=(",", ":")),
-        }
+        manifest = {"format": FORMAT_VERSION, "kind": KIND, "peft_config": _sorted(config)}
+        metadata = {"format": "pt", MANIFEST_KEY: _compact(manifest)}
         output.write(encode_header(_end_to_end(order), metadata))
         for tensor in order:
             tensors.seek(header.data_start + tensor.offset)
@@ -136,10 +137,36 @@ def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
         end += tensor.num_bytes
 
 
+def _check(config: Mapping[str, object]) -> LoraConfig:
+    # The compact form is what a package holds, so what can be packed can be read.
+    if len(_compact(config)) > MAX_CONFIG_BYTES:
+        raise PackageError(
+            f"the config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
+        )
+    return check_config(config)
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _sorted(value: object) -> object:
+    """Return `value` with its keys in order, so that equal configs give equal bytes."""
+    if isinstance(value, dict):
+        return {
+            # Of several patterns that match a module the first counts: their order has a meaning.
+            key: entry if key in ("rank_pattern", "alpha_pattern") else _sorted(entry)
+            for key, entry in sorted(value.items())
+        }
+    if isinstance(value, list):
+        return [_sorted(entry) for entry in value]
+    return value
+
+
 def _read_config(source: Path) -> dict[str, object]:
     path = source / CONFIG_FILE
     try:
-        with path.open("rb") as file:
+        with _open_regular(path) as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise PackageError(
@@ -160,7 +187,7 @@ def _read_config(source: Path) -> dict[str, object]:
 def _open_tensors(source: Path) -> BinaryIO:
     path = source / TENSOR_FILE
     try:
-        file = path.open("rb")
+        return _open_regular(path)
     except OSError as error:
         hint = ""
         if (source / "adapter_model.bin").exists():
@@ -171,10 +198,13 @@ def _open_tensors(source: Path) -> BinaryIO:
         raise PackageError(
             f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
         ) from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise PackageError(f"{path} is not a regular file")
-    return file
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    # Asked before opening: to open a pipe is to wait for whoever writes to it.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.open("rb")
 
 
 def _copy(source: BinaryIO, output: Output, tensor: TensorInfo) -> None:

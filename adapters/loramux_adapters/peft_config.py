@@ -5,12 +5,11 @@ regular expressions; here they are literal names, because a pattern from a stran
 exponential time.
 """
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.lora_config import LoraConfig
 from loramux_adapters.strict_json import depth
 
 MAX_CONFIG_BYTES = 64 << 10
@@ -27,82 +26,32 @@ HONOURED = frozenset({
 
 RECORDED = frozenset({
     "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
-    "inference_mode", "lora_dropout", "fan_in_fan_out", "init_lora_weights", "loftq_config",
-    "eva_config", "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying",
-    "megatron_core", "qalora_group_size",
+    "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config",
+    "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying", "megatron_core",
+    "qalora_group_size",
 })  # fmt: skip
 """Fields that do not change the result of saved, unmerged weights: kept, never followed.
 
-`fan_in_fan_out` matters to PEFT only when it merges; `init_lora_weights` and its companions only
-before training (a PiSSA or OLoRA result saved without conversion changes the base, and PEFT then
-writes it as an ordinary LoRA). `auto_mapping` and `megatron_core` name Python modules: nothing here
-ever imports one.
+`fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only before
+training. `auto_mapping` and `megatron_core` name Python modules: nothing here ever imports one.
 """
 
 REFUSED = frozenset({
-    "bias", "modules_to_save", "megatron_config", "trainable_token_indices", "use_dora",
-    "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config",
+    "bias", "init_lora_weights", "modules_to_save", "megatron_config", "trainable_token_indices",
+    "use_dora", "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config",
     "layer_replication", "lora_bias", "target_parameters", "use_bdlora", "arrow_config",
     "kasa_config",
 })  # fmt: skip
 """Fields that would change the result and are not served yet: refused unless switched off."""
 
+_HARMLESS: Mapping[str, tuple[object, ...]] = {
+    "bias": ("none",),
+    # The others take their start out of the base: PEFT changes its weights again at each load.
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica"),
+}
+"""Values of refused fields that change nothing."""
+
 _METACHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]")
-
-
-@dataclass(frozen=True, slots=True)
-class LoraConfig:
-    """What a checked LoRA config says about each module."""
-
-    rank: int
-    alpha: float
-    use_rslora: bool
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
-    target_modules: frozenset[str] | None
-    """Names, whole or the last parts of them; None means every linear layer."""
-    exclude_modules: frozenset[str]
-    layers: frozenset[int] | None
-    """Layer numbers; None means all."""
-    layers_pattern: frozenset[str]
-    base_model: str
-
-    def rank_of(self, module: str) -> int:
-        """Return the rank that the config gives to `module`."""
-        return next((r for key, r in self.rank_pattern.items() if matches(key, module)), self.rank)
-
-    def scale_of(self, module: str) -> float:
-        """Return what multiplies B(Ax) for `module`: alpha/r, or alpha/sqrt(r) for rsLoRA."""
-        found = (a for key, a in self.alpha_pattern.items() if matches(key, module))
-        rank = self.rank_of(module)
-        return next(found, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
-
-    def targets(self, module: str) -> bool:
-        """Return whether PEFT would give `module` an adapter."""
-        if any(matches(key, module) for key in self.exclude_modules):
-            return False
-        if self.target_modules is not None:
-            if module in self.target_modules:
-                return True  # PEFT does not look at the layer of a module named in full
-            if not any(matches(key, module) for key in self.target_modules):
-                return False
-        return self.layers is None or self._layer_of(module) in self.layers
-
-    def _layer_of(self, module: str) -> int | None:
-        # PEFT: the first number behind a name that the pattern allows; without a pattern there has
-        # to be something before that name, too.
-        parts = module.split(".")
-        for i in range(1 if self.layers_pattern else 2, len(parts) - 1):
-            if parts[i].isdecimal() and (
-                not self.layers_pattern or parts[i - 1] in self.layers_pattern
-            ):
-                return int(parts[i])
-        return None
-
-
-def matches(key: str, module: str) -> bool:
-    """Return whether `key` is `module` or its last parts, as PEFT matches literal names."""
-    return module == key or module.endswith(f".{key}")
 
 
 def check_config(config: Mapping[str, object]) -> LoraConfig:
@@ -127,13 +76,16 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         alpha=_alpha(config.get("lora_alpha", 8), "lora_alpha"),
         use_rslora=_boolean(config, "use_rslora"),
         rank_pattern={
-            key: _integer(ranks, key, rank, 1, MAX_RANK, f"rank_pattern[{key!r}]") for key in ranks
+            key: _integer(ranks, key, rank, 1, MAX_RANK, f"rank_pattern[{shown(key)}]")
+            for key in ranks
         },
         alpha_pattern={
-            key: _alpha(value, f"alpha_pattern[{key!r}]") for key, value in alphas.items()
+            key: _alpha(value, f"alpha_pattern[{shown(key)}]") for key, value in alphas.items()
         },
-        target_modules=None if targets == "all-linear" else _names(config, "target_modules"),
-        exclude_modules=_names(config, "exclude_modules"),
+        target_modules=(
+            None if targets == "all-linear" else frozenset(_names(config, "target_modules"))
+        ),
+        exclude_modules=frozenset(_names(config, "exclude_modules")),
         layers=_layers(config.get("layers_to_transform")),
         layers_pattern=_names(config, "layers_pattern", text_is_name=True),
         base_model=_text(config, "base_model_name_or_path"),
@@ -145,11 +97,16 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
 
 def _refuse_unserved(config: Mapping[str, object]) -> None:
     for field, value in config.items():
-        if field in REFUSED and value and not (field == "bias" and value == "none"):
+        if field in REFUSED and not _is_off(field, value):
             raise _unsupported(field, value, "it would change results and is not served yet")
         # A field of a later PEFT that is off cannot change anything.
         if field not in HONOURED | RECORDED | REFUSED and value:
             raise _unsupported(field, value, "the field is not known to this version")
+
+
+def _is_off(field: str, value: object) -> bool:
+    # To PEFT an empty object is a config with its defaults, which is on.
+    return value in (None, False, "", []) or value in _HARMLESS.get(field, ())
 
 
 def _invalid(field: str, fault: str) -> PackageError:
@@ -203,7 +160,7 @@ def _mapping(config: Mapping[str, object], field: str) -> Mapping[str, object]:
 
 def _names(
     config: Mapping[str, object], field: str, *, text_is_name: bool = False
-) -> frozenset[str]:
+) -> tuple[str, ...]:
     value = config.get(field) or []
     if isinstance(value, str):
         if not text_is_name:
@@ -214,7 +171,7 @@ def _names(
         raise _invalid(field, f"is {shown(value)}, not a list of module names")
     for name in value:
         _check_literal(field, name)
-    return frozenset(value)
+    return tuple(value)
 
 
 def _check_literal(field: str, name: str) -> None:

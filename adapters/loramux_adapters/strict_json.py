@@ -1,11 +1,28 @@
-"""JSON from strangers: no duplicate keys, no NaN, no depth that exhausts the stack."""
+"""JSON from strangers: nothing that parsers disagree on, no depth that exhausts the stack."""
 
 import json
+import math
 from typing import NoReturn
+
+MAX_DEPTH = 16
 
 
 def _refuse_constant(literal: str) -> NoReturn:
     raise ValueError(f"{literal} is not JSON")
+
+
+def _integer(literal: str) -> int:
+    # An integer to Python, a float to safetensors.
+    if literal == "-0":
+        raise ValueError("-0 is not an integer")
+    return int(literal)
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise ValueError(f"{literal[:80]} is out of range")
+    return value
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -21,12 +38,17 @@ def parse_object(raw: bytes, what: str) -> dict[str, object]:
     """Return the JSON object in `raw`.
 
     Raises:
-        ValueError: `raw` is not UTF-8, not JSON, not an object, or has a key twice in an object.
+        ValueError: `raw` is not UTF-8, not JSON, not an object, nests deeper than MAX_DEPTH, or has
+            a key twice in an object, a number that is not finite or half of a surrogate pair.
             The message begins with `what`.
     """
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
         )
     except UnicodeDecodeError:
         raise ValueError(f"{what} is not UTF-8") from None
@@ -36,13 +58,25 @@ def parse_object(raw: bytes, what: str) -> dict[str, object]:
         raise ValueError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object")
+    if depth(value) > MAX_DEPTH:
+        raise ValueError(f"{what} is nested too deeply")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} holds half of a surrogate pair") from None
     return value
 
 
 def depth(value: object) -> int:
     """Return how deep `value` nests: 0 for a scalar, 1 for a flat object or list."""
-    if isinstance(value, dict):
-        return 1 + max(map(depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(depth, value), default=0)
-    return 0
+    deepest = 0
+    level = [value]
+    # Level by level, because a recursion would end where the stack does.
+    while level := [entry for entry in level if isinstance(entry, dict | list)]:
+        deepest += 1
+        level = [
+            entry
+            for outer in level
+            for entry in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return deepest

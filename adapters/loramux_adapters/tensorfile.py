@@ -60,9 +60,9 @@ def read_header(file: BinaryIO, size: int) -> TensorFile:
         PackageError: The file breaks the format or a limit of this module.
     """
     file.seek(0)
-    if size < 8:
-        raise PackageError(f"the file has {size} bytes; a tensor file has at least 8")
     start = file.read(8)
+    if len(start) < 8:
+        raise PackageError(f"the file has {len(start)} bytes; a tensor file has at least 8")
     for magic, what in _OTHER_FORMATS.items():
         if start.startswith(magic) and not _is_plausible(start, size):
             raise PackageError(f"the file is {what}, not safetensors")
@@ -72,7 +72,9 @@ def read_header(file: BinaryIO, size: int) -> TensorFile:
     if length < 2 or 8 + length > size:
         raise PackageError(f"header length {length} does not fit a file of {size} bytes")
     raw = file.read(length)
-    if len(raw) != length or not raw.startswith(b"{"):
+    if len(raw) != length:
+        raise PackageError(f"the file ends inside the header, after {8 + len(raw)} bytes")
+    if not raw.startswith(b"{"):
         raise PackageError("the header does not begin with '{'")
     try:
         header = parse_object(raw.rstrip(b" "), "the header")
@@ -117,7 +119,7 @@ def _metadata(value: object) -> dict[str, str]:
 
 
 def _tensor(name: str, entry: object) -> TensorInfo:
-    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES or not _NAME.fullmatch(name):
+    if len(name) > MAX_NAME_BYTES or not _NAME.fullmatch(name):
         raise PackageError(
             f"tensor name {shown(name)} is not valid: letters, digits, '_' and '-' in parts "
             f"joined by '.', at most {MAX_NAME_BYTES} bytes"
@@ -141,7 +143,7 @@ def _tensor(name: str, entry: object) -> TensorInfo:
     if offsets[1] - offsets[0] != expected:
         raise PackageError(
             f"tensor {name}: {dtype} of shape {shown(shape)} needs {expected} bytes, "
-            f"data_offsets hold {offsets[1] - offsets[0]}"
+            f"data_offsets hold {shown(offsets[1] - offsets[0])}"
         )
     return TensorInfo(name, dtype, tuple(shape), offsets[0], expected)
 
@@ -161,7 +163,9 @@ def _check_ranges(tensors: list[TensorInfo], data_bytes: int) -> None:
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
         if tensor.offset != end:
             fault = "overlaps the one before" if tensor.offset < end else "leaves a hole before it"
-            raise PackageError(f"tensor {tensor.name}: offset {tensor.offset} {fault} (end {end})")
+            raise PackageError(
+                f"tensor {tensor.name}: offset {shown(tensor.offset)} {fault} (end {end})"
+            )
         end += tensor.num_bytes
     if end != data_bytes:
         raise PackageError(f"the tensors need {end} bytes, the file holds {data_bytes}")

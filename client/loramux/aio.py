@@ -62,7 +62,9 @@ class AsyncClient:
         )
         with _wire.raising():
             return _wire.generation(
-                await self._generation.Generate(request, timeout=timeout or self._timeout)
+                await self._generation.Generate(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
             )
 
     async def stream(
@@ -80,7 +82,9 @@ class AsyncClient:
         request = _wire.generate_request(
             prompt, adapter, request_id, parse_special_tokens, add_special_tokens, **sampling
         )
-        call = self._generation.StreamGenerate(request, timeout=timeout or self._timeout)
+        call = self._generation.StreamGenerate(
+            request, timeout=self._timeout if timeout is None else timeout
+        )
         try:
             with _wire.raising():
                 async for response in call:
@@ -132,7 +136,7 @@ class AsyncAdapters:
         """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
         with open_upload(name, path, must_not_exist=must_not_exist) as upload, _wire.raising():
             response = await self._service.UploadAdapter(
-                upload.messages(progress), timeout=timeout or self._timeout
+                upload.messages(progress), timeout=self._timeout if timeout is None else timeout
             )
             return _wire.adapter(response.adapter)
 

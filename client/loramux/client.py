@@ -79,7 +79,9 @@ class Client:
         )
         with _wire.raising():
             return _wire.generation(
-                self._generation.Generate(request, timeout=timeout or self._timeout)
+                self._generation.Generate(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
             )
 
     def stream(
@@ -100,7 +102,9 @@ class Client:
         request = _wire.generate_request(
             prompt, adapter, request_id, parse_special_tokens, add_special_tokens, **sampling
         )
-        call = self._generation.StreamGenerate(request, timeout=timeout or self._timeout)
+        call = self._generation.StreamGenerate(
+            request, timeout=self._timeout if timeout is None else timeout
+        )
         try:
             with _wire.raising():
                 for response in call:
@@ -159,7 +163,7 @@ class Adapters:
         """
         with open_upload(name, path, must_not_exist=must_not_exist) as upload, _wire.raising():
             response = self._service.UploadAdapter(
-                upload.messages(progress), timeout=timeout or self._timeout
+                upload.messages(progress), timeout=self._timeout if timeout is None else timeout
             )
             return _wire.adapter(response.adapter)
 

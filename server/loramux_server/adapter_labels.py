@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 OTHER = "other"
 BASE = "base"
+NONE = "none"
+"""For requests that were refused before it was known what they ask for."""
+_RESERVED = {"", OTHER, BASE, NONE}
 _HALVE_AFTER = 10_000
 
 
@@ -20,8 +23,11 @@ class AdapterLabels:
         self._until_halved = _HALVE_AFTER
 
     def count(self, name: str) -> None:
-        """Note a request for `name`; it gets a series of its own if it is among the busiest."""
-        if not name:
+        """Note a request for `name`; it gets a series of its own if it is among the busiest.
+
+        An adapter whose name is a label of ours never gets one: it counts as OTHER.
+        """
+        if name in _RESERVED:
             return
         self._requests[name] += 1
         self._age()

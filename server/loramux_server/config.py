@@ -44,6 +44,9 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             extra_json_schema={"format": "bytes"},
         ),
     ] = 1 << 30
+    upload_idle_timeout: Annotated[
+        float, Meta(gt=0, description="Longest wait in seconds for the next piece of an upload.")
+    ] = 30.0
     default_timeout: Annotated[
         float, Meta(gt=0, description="Seconds for a call that has no deadline.")
     ] = 600.0
@@ -68,10 +71,19 @@ def make_config(settings: dict[str, object]) -> ServerConfig:
     try:
         config = msgspec.convert(settings, ServerConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error).replace("`$.", "`--").replace("_", "-")) from None
+        raise ConfigError(_explained(str(error), settings)) from None
     for name in ("listen", "metrics"):
         split_address(name, getattr(config, name))
     return config
+
+
+def _explained(message: str, settings: dict[str, object]) -> str:
+    """Return msgspec's `message` with the flag and its value in it."""
+    expected, at, name = message.rstrip("`").partition(" - at `$.")
+    if not at:
+        return message
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag} is {settings[name]!r}; {expected[:1].lower()}{expected[1:]}"
 
 
 def split_address(name: str, address: str) -> tuple[str, int]:

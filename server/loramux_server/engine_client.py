@@ -48,6 +48,15 @@ DEATH_WINDOW = 60.0
 """So many deaths in so many seconds mean that starting again will not help."""
 RETRY_DELAY = 1.0
 
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    # OpenMP threads that wait for each other for milliseconds without sleeping keep everybody else
+    # off the cores: with one other busy process on two cores, steps took fifty times as long.
+    "GOMP_SPINCOUNT": "10000",
+}
+"""What the engine's environment has unless it says otherwise."""
+
 _FAILURES: dict[str, type[LoramuxError]] = {
     "QUEUE_FULL": ResourceExhaustedError,
     "ADAPTER_TOO_LARGE": FailedPreconditionError,
@@ -55,6 +64,10 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
 }
+
+
+class EngineDiedError(ConfigError):
+    """The engine ended before it was ready, and did not say why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +170,8 @@ class EngineClient:
         self._is_stopping = True
         if self._writer:
             self._writer.close()
+        elif self._process and self._process.returncode is None:
+            self._process.kill()  # still loading: it would not look at its socket before the end
         if self._process and self._process.returncode is None:
             try:
                 await asyncio.wait_for(self._process.wait(), timeout=10)
@@ -210,7 +225,7 @@ class EngineClient:
                 "loramux_server.engine.process",
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"},
+                env=_ENVIRONMENT | os.environ,
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         writer.write(frame(encode(self._config)))
@@ -223,25 +238,36 @@ class EngineClient:
         code = await self._process.wait()
         if isinstance(first, StartFailed):
             raise ConfigError(first.message)
-        raise ConfigError(f"the engine ended with exit code {code} before it was ready")
+        raise EngineDiedError(f"the engine ended with exit code {code} before it was ready")
 
     async def _supervise(self, reader: asyncio.StreamReader) -> None:
         while True:
             while isinstance(report := await _read(reader), Report):
                 self._dispatch(report)
             await self._bury()
-            if self._is_stopping:
+            again = await self._start_again()
+            if again is None:
                 return
-            if len(self._deaths) == MAX_DEATHS and (
-                self._deaths[-1] - self._deaths[0] < DEATH_WINDOW
-            ):
+            reader = again
+
+    async def _start_again(self) -> asyncio.StreamReader | None:
+        """Return what a new engine writes to, or None if there will be none."""
+        while not self._is_stopping:
+            is_often = len(self._deaths) == MAX_DEATHS
+            if is_often and self._deaths[-1] - self._deaths[0] < DEATH_WINDOW:
                 _log.error("the engine died %d times in %d s", MAX_DEATHS, DEATH_WINDOW)
-                return
+                return None
             try:
                 reader, _ = await self._spawn()
+            except EngineDiedError as error:
+                self._deaths.append(time.monotonic())
+                _log.error("%s", error)
             except ConfigError as error:
                 _log.error("the engine cannot start again: %s", error)
-                return
+                return None
+            else:
+                return reader
+        return None
 
     def _dispatch(self, report: Report) -> None:
         for started in report.started:

@@ -12,6 +12,9 @@ _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 _STEP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096)
+_NOTHING = Stats(
+    running=0, waiting=0, used_blocks=0, preemptions=0, device=CacheStats(), host=CacheStats()
+)
 
 
 class Metrics:
@@ -80,10 +83,13 @@ class Metrics:
         """Take in what one step of the engine had to tell."""
         self._engine.report(report)
 
-    def engine_started(self) -> None:
-        """Note that a new engine counts from zero."""
-        self.engine_starts.inc()
-        self._engine.restarted()
+    def engine_ready(self, is_ready: bool) -> None:
+        """Note that the engine began to answer, or that it died."""
+        self.engine_up.set(is_ready)
+        if is_ready:
+            self.engine_starts.inc()
+        else:
+            self._engine.ended()
 
     def _end_series(self, name: str) -> None:
         for metric in (*self._per_adapter, self.requests):
@@ -143,11 +149,12 @@ class EngineMetrics:
             "loramux_adapter_load_seconds", "Time to bring an adapter to a tier.",
             tier, buckets=_LATENCY, registry=registry,
         )  # fmt: skip
-        self._last: Stats | None = None
+        self._last = _NOTHING
 
-    def restarted(self) -> None:
-        """Note that the next report comes from an engine that counts from zero."""
-        self._last = None
+    def ended(self) -> None:
+        """Note that the engine holds nothing any more and that the next one counts from zero."""
+        self._last = _NOTHING
+        self.report(Report(stats=_NOTHING))
 
     def report(self, report: Report) -> None:
         """Take in one report."""
@@ -155,9 +162,9 @@ class EngineMetrics:
         self.running.set(stats.running)
         self.waiting.set(stats.waiting)
         self.blocks_used.set(stats.used_blocks)
-        self.preemptions.inc(stats.preemptions - (last.preemptions if last else 0))
-        self._report_tier("device", stats.device, last.device if last else CacheStats())
-        self._report_tier("host", stats.host, last.host if last else CacheStats())
+        self.preemptions.inc(stats.preemptions - last.preemptions)
+        self._report_tier("device", stats.device, last.device)
+        self._report_tier("host", stats.host, last.host)
         self._last = stats
         for load in report.loads:
             self.load.labels(load.tier).observe(load.seconds)

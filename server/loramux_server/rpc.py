@@ -1,13 +1,15 @@
-"""Between gRPC and our services: bytes that are no message, errors -> status, unknown errors.
+"""Between gRPC and our services: open calls, bytes that are no message, errors -> status.
 
 Handlers are made from the proto descriptors, not by the generated `add_…_to_server`, because there
 a request that cannot be parsed becomes UNKNOWN with the text of an exception. Here it is
 INVALID_ARGUMENT.
 """
 
+import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -18,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from loramux._wire import ERROR_KEY
-from loramux.errors import InternalError, InvalidArgumentError, LoramuxError
+from loramux.errors import InternalError, InvalidArgumentError, LoramuxError, UnavailableError
 from loramux.v1 import errors_pb2
 
 STATUS_KEY = "grpc-status-details-bin"
@@ -29,10 +31,49 @@ _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def generic_handler(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
+class Calls:
+    """The calls under way, and whether more may begin."""
+
+    def __init__(self) -> None:
+        self._num_open = 0
+        self._is_closed = False
+        self._ended = asyncio.Event()
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count a call for as long as the block runs.
+
+        Raises:
+            UnavailableError: No more calls may begin.
+        """
+        if self._is_closed:
+            raise UnavailableError(
+                "the server is ending; try again", reason="ENGINE_UNAVAILABLE", retry_delay=1.0
+            )
+        self._num_open += 1
+        try:
+            yield
+        finally:
+            self._num_open -= 1
+            self._ended.set()
+
+    async def close(self, patience: float) -> bool:
+        """Let no more calls begin; return whether those under way ended within `patience` s."""
+        self._is_closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._num_open:
+                    self._ended.clear()
+                    await self._ended.wait()
+        return not self._num_open
+
+
+def generic_handler(
+    service: ServiceDescriptor, implementation: object, calls: Calls
+) -> grpc.GenericRpcHandler:
     """Return a handler for every method of `service`; `implementation` has one of each name."""
     handlers = {
-        method.name: _method_handler(method, getattr(implementation, method.name))
+        method.name: _method_handler(method, getattr(implementation, method.name), calls)
         for method in service.methods
     }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -43,7 +84,7 @@ class _Malformed:
 
 
 def _method_handler(
-    method: MethodDescriptor, behaviour: Callable[..., Any]
+    method: MethodDescriptor, behaviour: Callable[..., Any], calls: Calls
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     request_class = GetMessageClass(method.input_type)
 
@@ -54,22 +95,26 @@ def _method_handler(
             return _Malformed()
 
     if method.client_streaming:
-        handler = _client_stream(behaviour, method)
+        handler = _client_stream(behaviour, method, calls)
         return grpc.stream_unary_rpc_method_handler(handler, parse, _serialize)
     if method.server_streaming:
-        handler = _server_stream(behaviour, method)
+        handler = _server_stream(behaviour, method, calls)
         return grpc.unary_stream_rpc_method_handler(handler, parse, _serialize)
-    return grpc.unary_unary_rpc_method_handler(_unary(behaviour, method), parse, _serialize)
+    handler = _unary(behaviour, method, calls)
+    return grpc.unary_unary_rpc_method_handler(handler, parse, _serialize)
 
 
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _unary(behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor) -> Any:  # noqa: ANN401
+def _unary(
+    behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor, calls: Calls
+) -> Any:  # noqa: ANN401
     async def handle(request: Message | _Malformed, context: Context) -> Message:
         try:
-            return await behaviour(_checked(request, method), context)
+            with calls.one_more():
+                return await behaviour(_checked(request, method), context)
         except Exception as error:
             await _abort(context, error, method)
 
@@ -77,26 +122,30 @@ def _unary(behaviour: Callable[..., Awaitable[Message]], method: MethodDescripto
 
 
 def _server_stream(
-    behaviour: Callable[..., AsyncIterator[Message]], method: MethodDescriptor
+    behaviour: Callable[..., AsyncIterator[Message]], method: MethodDescriptor, calls: Calls
 ) -> Any:  # noqa: ANN401
     async def handle(request: Message | _Malformed, context: Context) -> AsyncIterator[Message]:
         try:
-            async for response in behaviour(_checked(request, method), context):
-                yield response
+            with calls.one_more():
+                async for response in behaviour(_checked(request, method), context):
+                    yield response
         except Exception as error:
             await _abort(context, error, method)
 
     return handle
 
 
-def _client_stream(behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor) -> Any:  # noqa: ANN401
+def _client_stream(
+    behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor, calls: Calls
+) -> Any:  # noqa: ANN401
     async def handle(requests: AsyncIterator[Message | _Malformed], context: Context) -> Message:
         async def checked() -> AsyncIterator[Message]:
             async for request in requests:
                 yield _checked(request, method)
 
         try:
-            return await behaviour(checked(), context)
+            with calls.one_more():
+                return await behaviour(checked(), context)
         except Exception as error:
             await _abort(context, error, method)
 

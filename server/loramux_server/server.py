@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import platformdirs
+import sqlalchemy.exc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
@@ -19,7 +20,7 @@ from loramux_server.config import ConfigError, ServerConfig, split_address
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
-from loramux_server.rpc import generic_handler
+from loramux_server.rpc import Calls, generic_handler
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.server import ServerService
@@ -45,6 +46,10 @@ _OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+LAST_WORDS = 1.0
+"""Seconds for answers that are made but not yet sent, at the end."""
+
+
 class Server:
     """A server from start to stop; use it in an `async with`."""
 
@@ -53,11 +58,11 @@ class Server:
         self._metrics = Metrics()
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(options=_OPTIONS)
+        self._calls = Calls()
         self._engine = EngineClient(
             config.engine, on_report=self._on_report, on_ready=self._on_ready
         )
         self._adapters: AdapterService | None = None
-        self._registry: Registry | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
@@ -93,41 +98,39 @@ class Server:
         await self._engine.wait_failed()
 
     async def _start(self) -> None:
+        # What can fail at once does so before the model is loaded.
+        adapters = _existing(self._config.adapters) if self._config.adapters else None
+        registry = self._open_registry(Path(self._config.store)) if self._config.store else None
         self._exit.push_async_callback(self._engine.stop)
         model = await self._engine.start()
         self._metrics.describe(model)
-        registry = self._open_registry(model)
+        if registry is None:
+            registry = self._open_registry(_default_store(model))
+        _claim(registry, model)
         base = ServedBase(
             layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
         )
-        if self._config.adapters:
-            await asyncio.to_thread(
-                import_directory, _existing(self._config.adapters), registry, base
-            )
+        if adapters:
+            await asyncio.to_thread(import_directory, adapters, registry, base)
         self._add_services(registry, model, base)
         await self._listen()
         self._write_ready_file()
-        self._on_ready(self._engine.is_ready)
+        self._show_health(self._engine.is_ready)
         _log.info("serving %s on %s", model.name, self.grpc_address)
 
-    def _open_registry(self, model: ModelInfo) -> Registry:
-        folder = Path(self._config.store) if self._config.store else _default_store(model)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        registry = Registry(folder)
+    def _open_registry(self, folder: Path) -> Registry:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            registry = Registry(folder)
+        except OSError as error:
+            raise ConfigError(f"--store {folder}: {error.strerror}") from None
+        except sqlalchemy.exc.DatabaseError as error:
+            raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
         self._exit.callback(registry.close)
-        served = registry.catalog.note("base_fingerprint")
-        if served is None:
-            registry.catalog.keep_note("base_fingerprint", model.fingerprint)
-        elif served != model.fingerprint:
-            raise ConfigError(
-                f"--store {folder} holds adapters of another base model ({served}), "
-                f"not of {model.name} ({model.fingerprint}); give each base a store of its own"
-            )
         registry.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
-        self._registry = registry
         return registry
 
     def _add_services(self, registry: Registry, model: ModelInfo, base: ServedBase) -> None:
@@ -141,9 +144,11 @@ class Server:
         self._adapters = AdapterService(
             registry=registry,
             engine=self._engine,
+            model=model,
             base=base,
             metrics=self._metrics,
             max_upload_bytes=self._config.max_upload,
+            idle_timeout=self._config.upload_idle_timeout,
         )
         services = {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
@@ -153,7 +158,10 @@ class Server:
             ),
         }
         self._grpc.add_generic_rpc_handlers(
-            tuple(generic_handler(descriptor, service) for descriptor, service in services.items())
+            tuple(
+                generic_handler(descriptor, service, self._calls)
+                for descriptor, service in services.items()
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         self._service_names = ["", *(descriptor.full_name for descriptor in services)]
@@ -164,7 +172,8 @@ class Server:
     async def _listen(self) -> None:
         host, port = split_address("metrics", self._config.metrics)
         try:
-            http, thread = start_http_server(port, host, self._metrics.registry)
+            # An IPv6 address has brackets where a port follows it.
+            http, thread = start_http_server(port, host.strip("[]"), self._metrics.registry)
         except OSError as error:
             raise ConfigError(f"--metrics {self._config.metrics}: {error.strerror}") from None
         self._exit.callback(thread.join)
@@ -183,7 +192,9 @@ class Server:
     async def _drain(self) -> None:
         """Refuse new calls, let those under way finish, then stop."""
         await self._health.enter_graceful_shutdown()
-        await self._grpc.stop(self._config.drain_timeout)
+        # gRPC itself would cancel calls that come meanwhile, and wait for who watches the health.
+        is_idle = await self._calls.close(self._config.drain_timeout)
+        await self._grpc.stop(LAST_WORDS if is_idle else None)
 
     def _write_ready_file(self) -> None:
         if not self._config.ready_file:
@@ -192,17 +203,21 @@ class Server:
         addresses = {"grpc": self.grpc_address, "metrics": self.metrics_address}
         # Renamed into place: whoever waits for it never reads half of it.
         partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(addresses), encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(addresses), encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise ConfigError(f"--ready-file {path}: {error.strerror}") from None
 
     def _on_ready(self, is_ready: bool) -> None:
-        self._metrics.engine_up.set(is_ready)
-        if is_ready:
-            self._metrics.engine_started()
+        self._metrics.engine_ready(is_ready)
         if self._adapters is None:  # still starting
             return
         if not is_ready:
             self._adapters.tiers.clear()
+        self._show_health(is_ready)
+
+    def _show_health(self, is_ready: bool) -> None:
         kind = health_pb2.HealthCheckResponse
         status = kind.SERVING if is_ready else kind.NOT_SERVING
         for name in self._service_names:
@@ -254,6 +269,18 @@ async def serve(config: ServerConfig) -> int:
 def _default_store(model: ModelInfo) -> Path:
     digest = model.fingerprint.removeprefix("sha256:")[:12]
     return Path(platformdirs.user_data_dir("loramux")) / f"{model.name or 'base'}-{digest}"
+
+
+def _claim(registry: Registry, model: ModelInfo) -> None:
+    """Keep a store for one base model: an adapter means nothing to another."""
+    served = registry.catalog.note("base_fingerprint")
+    if served is None:
+        registry.catalog.keep_note("base_fingerprint", model.fingerprint)
+    elif served != model.fingerprint:
+        raise ConfigError(
+            f"--store holds adapters of another base model ({served}), not of {model.name} "
+            f"({model.fingerprint}); give each base a store of its own"
+        )
 
 
 def _existing(directory: str) -> Path:

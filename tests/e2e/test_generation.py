@@ -3,14 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from loramux import AsyncClient, FinishReason
-from loramux.errors import NotFoundError
 
+from loramux import AsyncClient, FinishReason, SamplingOptions
+from loramux.errors import NotFoundError
 from tests.conftest import ADAPTERS
 from tests.support.models import byte_tokenizer
 from tests.support.server import RunningServer
 
-GREEDY = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
+GREEDY = SamplingOptions(temperature=0.0, max_tokens=12, ignore_eos=True)
 
 
 def test_each_adapter_answers_with_its_identity(tiny_server: RunningServer) -> None:
@@ -91,11 +91,12 @@ def test_a_mixed_batch_equals_each_request_alone(tiny_server: RunningServer) -> 
 
 
 def test_n_completions_differ_and_repeat_with_their_seed(tiny_server: RunningServer) -> None:
-    options = {"n": 4, "seed": 7, "max_tokens": 16, "adapter": "rs", "temperature": 2.0}
+    options = SamplingOptions(max_tokens=16, temperature=2.0)
+    four = SamplingOptions(**options, n=4, seed=7)
     with tiny_server.client() as client:
-        first = client.generate("hello", **options)
-        again = client.generate("hello", **options)
-        third = client.generate("hello", **{**options, "n": 1, "seed": 9})
+        first = client.generate("hello", adapter="rs", **four)
+        again = client.generate("hello", adapter="rs", **four)
+        third = client.generate("hello", adapter="rs", **SamplingOptions(**options, seed=9))
     texts = [completion.token_ids for completion in first.completions]
     assert len(set(texts)) == 4
     assert texts == [completion.token_ids for completion in again.completions]

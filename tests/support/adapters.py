@@ -57,10 +57,11 @@ class Expected:
 
 def with_adapter(model: PreTrainedModel, folder: Path | None) -> torch.nn.Module:
     """Return a copy of `model` as PEFT loads it with the adapter in `folder`."""
-    if folder is None:
-        return model
-    with quiet_peft():
-        return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+    wrapped: torch.nn.Module = model
+    if folder is not None:
+        with quiet_peft():
+            wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
+    return wrapped.eval()
 
 
 @torch.inference_mode()

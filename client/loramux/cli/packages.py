@@ -26,6 +26,8 @@ def pack(
 ) -> None:
     """Make one file of a PEFT folder; equal input gives equal bytes."""
     target = output or Path(f"{source.resolve().name}.safetensors")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{target} is there and is no file that can be replaced")
     # Written aside and renamed, so that the target is whole or absent.
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:

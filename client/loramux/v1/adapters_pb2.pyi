@@ -113,8 +113,8 @@ class UploadHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is what the adapter will be called: lower-case letters and digits, with single `-`, `_`
-    or `.` between them, 63 at most.
+    """name is what the adapter will be called: lower-case letters and digits, with `-`, `_` or `.`
+    between them, 63 characters at most.
     """
     size_bytes: _builtins.int
     """size_bytes is the exact size of the package."""

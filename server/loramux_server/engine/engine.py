@@ -35,6 +35,12 @@ Clock = Callable[[], float]
 
 _log = logging.getLogger(__name__)
 
+_FAULTS = {
+    "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
+    "INTERNAL": "no token could be chosen with these sampling parameters",
+}
+"""What is said of a row without a token."""
+
 
 class Runner(Protocol):
     """What the engine needs from a model."""
@@ -143,7 +149,7 @@ class Engine:
             message.sampling,
             arrival=self._clock(),
         )
-        if len(self._scheduler.waiting) >= self._max_waiting:
+        if self._scheduler.num_queued >= self._max_waiting:
             self._fail(request, "QUEUE_FULL", f"{self._max_waiting} requests are waiting already")
         elif request.adapter and not self._cache.fits(request.adapter):
             self._fail(
@@ -177,14 +183,8 @@ class Engine:
         results = self._scheduler.commit(plan, [choice.token for choice in chosen])
         tokens: list[Token] = []
         for (request, token, finish), choice in zip(results, chosen, strict=True):
-            if not choice.is_finite:
-                self._fail(
-                    request,
-                    "ADAPTER_NOT_FINITE",
-                    "the logits are not finite; the weights of "
-                    + ("the adapter" if request.adapter else "the base model")
-                    + " overflow on this prompt",
-                )
+            if choice.fault:
+                self._fail(request, choice.fault, _FAULTS[choice.fault])
                 continue
             tokens.append(Token(request.request_id, token, finish, choice.logprobs))
             if finish:

@@ -5,6 +5,7 @@ else is in the batch: random numbers come from a counter, not from a shared gene
 """
 
 import hashlib
+import logging
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch
 
 from loramux_server.engine.messages import Logprobs, Sampling
 from loramux_server.engine.request import Request
+
+_log = logging.getLogger(__name__)
 
 _FIRST_CANDIDATES = 1024
 """Tokens looked at before the whole vocabulary is sorted for top-p."""
@@ -23,9 +26,9 @@ class Sampled:
     """What was chosen for one request."""
 
     token: int
-    is_finite: bool
-    """False where the logits held NaN or infinity; the token then means nothing."""
-    logprobs: Logprobs | None
+    fault: str | None = None
+    """Why there is no token, as a name of `loramux.v1.ErrorReason`; `token` then means nothing."""
+    logprobs: Logprobs | None = None
 
 
 def sample(
@@ -39,14 +42,17 @@ def sample(
     results = []
     for i, request in enumerate(requests):
         if not finite[i]:
-            results.append(Sampled(0, is_finite=False, logprobs=None))
+            results.append(Sampled(0, fault="ADAPTER_NOT_FINITE"))
             continue
-        token = greedy[i]
-        if request.sampling.changes_logits or not request.sampling.is_greedy:
-            token = _choose(logits_RV[i], request, eos_token_ids)
-        results.append(
-            Sampled(token, is_finite=True, logprobs=_logprobs(logits_RV[i], token, request))
-        )
+        try:
+            token = greedy[i]
+            if request.sampling.changes_logits or not request.sampling.is_greedy:
+                token = _choose(logits_RV[i], request, eos_token_ids)
+            results.append(Sampled(token, logprobs=_logprobs(logits_RV[i], token, request)))
+        except Exception:
+            # Whatever it is, it is of this request's parameters: the others must not end for it.
+            _log.exception("no token could be chosen with %s", request.sampling)
+            results.append(Sampled(0, fault="INTERNAL"))
     return results
 
 

@@ -96,6 +96,11 @@ class Scheduler:
         """KV blocks that running requests hold."""
         return self._blocks.num_blocks - self._blocks.num_free
 
+    @property
+    def num_queued(self) -> int:
+        """Waiting requests for which the next step has no place among the running ones."""
+        return max(0, len(self.waiting) + len(self.running) - self._max_running)
+
     def add(self, request: Request) -> None:
         """Put `request` at the end of the queue."""
         if request.adapter:

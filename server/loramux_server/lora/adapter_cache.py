@@ -84,6 +84,16 @@ class AdapterCache:
 
     # Requests
 
+    @property
+    def num_leases(self) -> int:
+        """Leases that running requests hold."""
+        return sum(entry.num_leases for entry in self._entries.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for an adapter."""
+        return sum(entry.num_waiting for entry in self._entries.values())
+
     def fits(self, source: AdapterSource) -> bool:
         """Return whether `source` could ever be resident."""
         return rows_of(source.rank) <= self.rows.num_rows and (
@@ -159,9 +169,9 @@ class AdapterCache:
             if entry.row is not None or entry.loading:
                 continue
             if not entry.host:
-                order = self._plan_host(entry)
+                order = self._plan_host(entry, displaces=digest == urgent)
             elif has_room:
-                order = self._plan_device(entry, may_displace=digest == urgent)
+                order = self._plan_device(entry, displaces=digest == urgent)
                 # First come, first served: nobody behind takes the room that this one lacks.
                 has_room = order is not None
             else:
@@ -239,7 +249,7 @@ class AdapterCache:
             assert (digest in self._wanted) == (entry.num_waiting > 0), "waits are miscounted"
             assert not entry.num_leases or entry.row is not None, "leased but not resident"
 
-    def _plan_host(self, entry: _Entry) -> LoadOrder | None:
+    def _plan_host(self, entry: _Entry, *, displaces: bool) -> LoadOrder | None:
         needed = self._bytes(entry.source)
         idle = [digest for digest in self._host if not self._entries[digest].loading]
         for digest in idle:
@@ -247,7 +257,7 @@ class AdapterCache:
                 break
             # What waits for its turn on the device keeps its place here.
             waits = self._entries[digest].num_waiting and self._entries[digest].row is None
-            if not waits:
+            if displaces or not waits:
                 self._evict_host(digest)
         if self._host_used + needed > self._host_limit:
             return None
@@ -255,13 +265,13 @@ class AdapterCache:
         self._host_used += needed
         return LoadOrder(entry.source, Tier.HOST, -1)
 
-    def _plan_device(self, entry: _Entry, *, may_displace: bool) -> LoadOrder | None:
+    def _plan_device(self, entry: _Entry, *, displaces: bool) -> LoadOrder | None:
         idle = [
             digest
             for digest in self._device
             if not (other := self._entries[digest]).num_leases
             and not other.loading
-            and (may_displace or not other.num_waiting)
+            and (displaces or not other.num_waiting)
         ]
         spare = sum(rows_of(self._entries[digest].source.rank) for digest in idle)
         free = self.rows.num_rows - self.rows.num_used

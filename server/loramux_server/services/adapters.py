@@ -12,12 +12,13 @@ from loramux.errors import (
 )
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
-from loramux_server.engine.messages import AdapterSource, Sampling, Started
+from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Started
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.limits import invalid, name_of
-from loramux_server.services.storage import in_thread, storage_errors
+from loramux_server.services.observer import outcome_of
+from loramux_server.services.storage import finished, in_thread, storage_errors
 from loramux_server.store.blobs import Staged
 from loramux_server.store.catalog import DIRECTORY, UPLOAD, AdapterRecord
 from loramux_server.store.check import ServedBase, check_package
@@ -26,11 +27,9 @@ from loramux_server.store.registry import Registry
 MIN_CHUNK_BYTES = 64 << 10
 MAX_CHUNK_BYTES = 1 << 20
 MAX_EMPTY_CHUNKS = 16
-IDLE_SECONDS = 30.0
-"""Longest wait for the next message of an upload."""
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
-PROBE_TOKEN = 0
+PROBE_TOKENS = 8
 
 _SOURCES = {
     UPLOAD: adapters_pb2.ADAPTER_SOURCE_UPLOAD,
@@ -51,15 +50,19 @@ class AdapterService:
         *,
         registry: Registry,
         engine: EngineClient,
+        model: ModelInfo,
         base: ServedBase,
         metrics: Metrics,
         max_upload_bytes: int,
+        idle_timeout: float,
     ) -> None:
         self._registry = registry
         self._engine = engine
+        self._probe_prompt = _probe_prompt(model)
         self._base = base
         self._metrics = metrics
         self._max_upload_bytes = max_upload_bytes
+        self._idle_timeout = idle_timeout
         self.tiers: dict[str, str] = {}
         """Digest -> fastest tier, as the engine reports it; what is absent is stored only."""
 
@@ -70,8 +73,8 @@ class AdapterService:
         try:
             with storage_errors():
                 response = await self._upload(requests)
-        except LoramuxError as error:
-            self._metrics.uploads.labels(error.code.name.lower()).inc()
+        except BaseException as error:
+            self._metrics.uploads.labels(outcome_of(error)).inc()
             raise
         self._metrics.uploads.labels("ok").inc()
         return response
@@ -92,26 +95,28 @@ class AdapterService:
         if request.page_token:
             name_of(request.page_token, "page_token")
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        names = [name for name in self._registry.names() if name > request.page_token]
+        records = [r for r in self._registry.records() if r.name > request.page_token]
         return adapters_pb2.ListAdaptersResponse(
-            adapters=[self._message(self._registry.get(name)) for name in names[:size]],
-            next_page_token=names[size - 1] if len(names) > size else "",
+            adapters=[self._message(record) for record in records[:size]],
+            next_page_token=records[size - 1].name if len(records) > size else "",
         )
 
     async def DeleteAdapter(
         self, request: adapters_pb2.DeleteAdapterRequest, context: Context
     ) -> adapters_pb2.DeleteAdapterResponse:
         """Take an adapter away."""
-        name = name_of(request.name, "name")
         with storage_errors():
-            await asyncio.to_thread(self._registry.delete, name)
-        self._metrics.labels.forget(name)
+            await finished(self._delete(name_of(request.name, "name")))
         return adapters_pb2.DeleteAdapterResponse()
+
+    async def _delete(self, name: str) -> None:
+        await asyncio.to_thread(self._registry.delete, name)
+        self._metrics.labels.forget(name)
 
     async def _upload(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
     ) -> adapters_pb2.UploadAdapterResponse:
-        first = await _next(requests)
+        first = await self._next(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise _protocol("the first message of an upload is its header", "header")
         header = first.header
@@ -127,15 +132,16 @@ class AdapterService:
             publishing = self._registry.published(header.name, staged, package)
             async with in_thread(publishing) as record:
                 await self._probe(record)
-                already_existed = await asyncio.to_thread(
+                registering = asyncio.to_thread(
                     self._registry.register, record, must_not_exist=header.must_not_exist
                 )
+                registered = await finished(registering)
         return adapters_pb2.UploadAdapterResponse(
-            adapter=self._message(self._registry.get(header.name)), already_existed=already_existed
+            adapter=self._message(registered), already_existed=registered is not record
         )
 
     def _check_header(self, header: adapters_pb2.UploadHeader) -> None:
-        name_of(header.name, "header.name")
+        self._registry.check_writable(name_of(header.name, "header.name"), "header.name")
         if not 1 <= header.size_bytes <= self._max_upload_bytes:
             raise invalid(
                 "header.size_bytes", header.size_bytes, f"1 to {self._max_upload_bytes} bytes"
@@ -153,7 +159,7 @@ class AdapterService:
         """Write the chunks that follow the header, which have to be what it declares."""
         num_empty = 0
         was_small = False
-        while (request := await _next(requests)) is not None:
+        while (request := await self._next(requests)) is not None:
             if request.WhichOneof("message") == "header":
                 raise _protocol("a header came twice", "header")
             chunk = request.chunk
@@ -187,12 +193,25 @@ class AdapterService:
                 field="header.sha256",
             )
 
+    async def _next(
+        self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
+    ) -> adapters_pb2.UploadAdapterRequest | None:
+        """Return the next message of an upload, or None at its end."""
+        try:
+            async with asyncio.timeout(self._idle_timeout):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"no message of the upload came for {self._idle_timeout:g} s",
+                reason="DEADLINE_EXCEEDED",
+            ) from None
+
     async def _probe(self, record: AdapterRecord) -> None:
         """Generate one token with the adapter, so that what is registered is known to run."""
         mailbox = Mailbox()
         source: AdapterSource = self._registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        request_id = self._engine.submit(mailbox, 0, [PROBE_TOKEN], source, sampling)
+        request_id = self._engine.submit(mailbox, 0, self._probe_prompt, source, sampling)
         try:
             while all(isinstance(event.what, Started) for event in await mailbox.take()):
                 pass
@@ -222,17 +241,10 @@ class AdapterService:
         return message
 
 
-async def _next(
-    requests: AsyncIterator[adapters_pb2.UploadAdapterRequest],
-) -> adapters_pb2.UploadAdapterRequest | None:
-    """Return the next message of an upload, or None at its end."""
-    try:
-        async with asyncio.timeout(IDLE_SECONDS):
-            return await anext(requests, None)
-    except TimeoutError:
-        raise DeadlineExceededError(
-            f"no message of the upload came for {IDLE_SECONDS:g} s", reason="DEADLINE_EXCEEDED"
-        ) from None
+def _probe_prompt(model: ModelInfo) -> list[int]:
+    """Return tokens from all over the vocabulary: some have no embedding, such as padding."""
+    count = max(1, min(PROBE_TOKENS, model.context_length - 1))
+    return [model.vocab_size * (i + 1) // (count + 1) for i in range(count)]
 
 
 def _protocol(message: str, field: str) -> InvalidArgumentError:

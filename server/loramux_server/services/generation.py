@@ -3,10 +3,10 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, DeadlineExceededError, LoramuxError
+from loramux.errors import AlreadyExistsError, DeadlineExceededError
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Started, Token
 from loramux_server.engine_client import EngineClient, Event, Mailbox
@@ -15,10 +15,11 @@ from loramux_server.rpc import Context
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
+    check_tokens,
     samplings,
     text_options,
 )
-from loramux_server.services.observer import Observer
+from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
@@ -64,40 +65,41 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> generation_pb2.GenerateResponse:
         """Answer when every completion is finished."""
+        deadline = self._deadline(context)
         with self._observed() as observer:
-            async with self._deadline(context):
-                pieces: dict[int, list[generation_pb2.Completion]] = {}
-                with self._admitted(request) as request_id:
-                    tokens = await self._tokenize(request)
-                    with self._resolved(request, request_id, tokens, observer) as call:
-                        async for piece in self._run(call):
-                            pieces.setdefault(piece.index, []).append(piece)
-                completions = [join(found) for _, found in sorted(pieces.items())]
-                return generation_pb2.GenerateResponse(
-                    request_id=call.request_id,
-                    completions=completions,
-                    adapter=call.identity,
-                    usage=_usage(call, sum(len(c.token_ids) for c in completions)),
-                    timing=observer.timing(),
-                )
+            pieces: dict[int, list[generation_pb2.Completion]] = {}
+            with self._admitted(request) as request_id:
+                tokens = await self._tokenize(request)
+                with self._resolved(request, request_id, tokens, observer) as call:
+                    async for piece in self._run(call, deadline):
+                        pieces.setdefault(piece.index, []).append(piece)
+            completions = [join(found) for _, found in sorted(pieces.items())]
+            return generation_pb2.GenerateResponse(
+                request_id=call.request_id,
+                completions=completions,
+                adapter=call.identity,
+                usage=_usage(call, sum(len(c.token_ids) for c in completions)),
+                timing=observer.timing(),
+            )
 
     async def StreamGenerate(
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Answer piece by piece."""
-        with self._observed() as observer:
-            async with self._deadline(context):
-                with self._admitted(request) as request_id:
-                    tokens = await self._tokenize(request)
-                    with self._resolved(request, request_id, tokens, observer) as call:
-                        async for response in self._stream(call):
-                            yield response
+        deadline = self._deadline(context)
+        with self._observed() as observer, self._admitted(request) as request_id:
+            tokens = await self._tokenize(request)
+            with self._resolved(request, request_id, tokens, observer) as call:
+                async for response in self._stream(call, deadline):
+                    yield response
 
-    async def _stream(self, call: _Call) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
+    async def _stream(
+        self, call: _Call, deadline: "_Deadline"
+    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         is_first = True
         num_tokens = 0
         num_open = len(call.samplings)
-        async for piece in self._run(call):
+        async for piece in self._run(call, deadline):
             response = generation_pb2.StreamGenerateResponse(delta=piece)
             if is_first:
                 response.request_id = call.request_id
@@ -111,7 +113,9 @@ class GenerationService:
                 response.timing.CopyFrom(call.observer.timing())
             yield response
 
-    async def _run(self, call: _Call) -> AsyncIterator[generation_pb2.Completion]:
+    async def _run(
+        self, call: _Call, deadline: "_Deadline"
+    ) -> AsyncIterator[generation_pb2.Completion]:
         """Yield the pieces of all completions of `call` until each has ended."""
         mailbox = Mailbox()
         outputs = [self._output(call, index) for index in range(len(call.samplings))]
@@ -120,7 +124,7 @@ class GenerationService:
             for index, sampling in enumerate(call.samplings):
                 ids.append(self._engine.submit(mailbox, index, call.prompt, call.adapter, sampling))
             while not all(output.is_finished for output in outputs):
-                for index, tokens in _by_index(await mailbox.take(), call.observer):
+                for index, tokens in _by_index(await deadline.take(mailbox), call.observer):
                     if outputs[index].is_finished:
                         continue
                     piece = outputs[index].push(tokens)
@@ -143,12 +147,8 @@ class GenerationService:
         observer = Observer(self._metrics)
         try:
             yield observer
-        except LoramuxError as error:
-            observer.ended(error.code.name.lower())
-            raise
         except BaseException as error:
-            cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
-            observer.ended("cancelled" if cancelled else "internal")
+            observer.ended(outcome_of(error))
             raise
         observer.ended("ok")
 
@@ -184,9 +184,11 @@ class GenerationService:
                 ),
             )
 
-        if len(request.prompt) < OFF_LOOP:
-            return encode()
-        return await asyncio.to_thread(encode)
+        is_short = len(request.prompt) < OFF_LOOP
+        tokens = encode() if is_short else await asyncio.to_thread(encode)
+        # A tokenizer may know more tokens than the model has.
+        check_tokens("prompt", tokens, self._model)
+        return tokens
 
     @contextmanager
     def _resolved(
@@ -219,23 +221,30 @@ MAX_TIMEOUT = 3600.0
 
 
 class _Deadline:
-    """`asyncio.timeout` whose end is an error of ours."""
+    """The moment by which a request has to be finished.
+
+    Only the wait for the engine is cut short. Between the pieces of a stream the task is gRPC's,
+    and a stream whose task is cancelled there never ends for its reader.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
+        self._when = asyncio.get_running_loop().time() + seconds
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+    async def take(self, mailbox: Mailbox) -> list[Event]:
+        """Return what arrives in `mailbox`.
 
-    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)  # type: ignore[arg-type]
-        except TimeoutError:
-            raise DeadlineExceededError(
-                f"the request did not finish within {self._seconds:.3g} s",
-                reason="DEADLINE_EXCEEDED",
-            ) from None
+        Raises:
+            DeadlineExceededError: It did not arrive in time.
+            LoramuxError: See `Mailbox.take`.
+        """
+        if asyncio.get_running_loop().time() < self._when:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._when):
+                    return await mailbox.take()
+        raise DeadlineExceededError(
+            f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"
+        )
 
 
 def _by_index(events: list[Event], observer: Observer) -> Iterator[tuple[int, list[Token]]]:

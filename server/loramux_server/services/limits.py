@@ -21,6 +21,8 @@ MAX_BIASES = 300
 MAX_BIAS = 100.0
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 100.0
+MIN_REPETITION_PENALTY = 0.001
+"""Below this a logit that is divided by it may leave float32."""
 MAX_REPETITION_PENALTY = 100.0
 DEFAULT_MAX_TOKENS = 256
 
@@ -64,12 +66,7 @@ def samplings(
     """
     room = model.context_length - num_prompt
     if room < 1:
-        raise InvalidArgumentError(
-            f"the prompt has {num_prompt} tokens; the context of {model.context_length} leaves no "
-            "room for a completion",
-            reason="CONTEXT_LENGTH_EXCEEDED",
-            field="prompt",
-        )
+        raise _no_room("prompt", num_prompt, model)
     if params.HasField("max_tokens") and params.max_tokens > room:
         raise InvalidArgumentError(
             f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens "
@@ -124,6 +121,21 @@ def name_of(name: str, field: str) -> str:
         raise InvalidArgumentError(f"{field}: {error}", reason=error.reason, field=field) from None
 
 
+def check_tokens(field: str, tokens: Iterable[int], model: ModelInfo) -> None:
+    """Demand that the base model has each of `tokens`.
+
+    Raises:
+        InvalidArgumentError: It lacks one; the message names `field` and the token.
+    """
+    for token in tokens:
+        if not 0 <= token < model.vocab_size:
+            raise InvalidArgumentError(
+                f"{field} holds token {token}; expected ids from 0 to {model.vocab_size - 1}",
+                reason="INVALID_FIELD",
+                field=field,
+            )
+
+
 def invalid(field: str, value: object, expected: str) -> InvalidArgumentError:
     """Return the error for a field that is out of its limits."""
     return InvalidArgumentError(
@@ -157,7 +169,19 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
             reason="INVALID_FIELD",
             field="prompt",
         )
-    _check_tokens("prompt_token_ids", request.prompt_token_ids, model)
+    # Before they are looked at one by one: a message may hold millions.
+    if len(request.prompt_token_ids) >= model.context_length:
+        raise _no_room("prompt_token_ids", len(request.prompt_token_ids), model)
+    check_tokens("prompt_token_ids", request.prompt_token_ids, model)
+
+
+def _no_room(field: str, num_prompt: int, model: ModelInfo) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{field} has {num_prompt} tokens; the context of {model.context_length} leaves no room "
+        "for a completion",
+        reason="CONTEXT_LENGTH_EXCEEDED",
+        field=field,
+    )
 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
@@ -176,14 +200,14 @@ def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
     _check_integer(params, "top_k", -1, model.vocab_size)
     _check_number(params, "top_p", 0.0, 1.0, above=True)
     _check_number(params, "min_p", 0.0, 1.0)
-    _check_number(params, "repetition_penalty", 0.0, MAX_REPETITION_PENALTY, above=True)
+    _check_number(params, "repetition_penalty", MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
     _check_number(params, "presence_penalty", -2.0, 2.0)
     _check_number(params, "frequency_penalty", -2.0, 2.0)
     if len(params.logit_bias) > MAX_BIASES:
         raise invalid(
             "sampling.logit_bias", f"{len(params.logit_bias)} entries", f"at most {MAX_BIASES}"
         )
-    _check_tokens("sampling.logit_bias", params.logit_bias, model)
+    check_tokens("sampling.logit_bias", params.logit_bias, model)
     for token, bias in params.logit_bias.items():
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise invalid(
@@ -205,13 +229,7 @@ def _check_stops(params: generation_pb2.SamplingParams, model: ModelInfo) -> Non
             f"{len(params.stop_token_ids)} tokens",
             f"at most {MAX_STOP_TOKENS}",
         )
-    _check_tokens("sampling.stop_token_ids", params.stop_token_ids, model)
-
-
-def _check_tokens(field: str, tokens: Iterable[int], model: ModelInfo) -> None:
-    for token in tokens:
-        if not 0 <= token < model.vocab_size:
-            raise invalid(field, token, f"token ids from 0 to {model.vocab_size - 1}")
+    check_tokens("sampling.stop_token_ids", params.stop_token_ids, model)
 
 
 def _check_integer(params: generation_pb2.SamplingParams, name: str, low: int, high: int) -> None:

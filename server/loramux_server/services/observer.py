@@ -1,9 +1,20 @@
 """What one request adds to the metrics, and its times."""
 
+import asyncio
 import time
 
+from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
+from loramux_server.adapter_labels import NONE
 from loramux_server.metrics import Metrics
+
+
+def outcome_of(error: BaseException) -> str:
+    """Return the label of a call that ended with `error`: the gRPC status in lower case."""
+    if isinstance(error, LoramuxError):
+        return error.code.name.lower()
+    is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+    return "cancelled" if is_cancelled else "internal"
 
 
 class Observer:
@@ -35,18 +46,18 @@ class Observer:
         if self._first is None:
             self._first = now - self._arrival
             self._metrics.first_token.labels(self._label).observe(self._first)
-        elif index in self._last:
-            for _ in range(count):
-                self._metrics.inter_token.labels(self._label).observe(
-                    (now - self._last[index]) / count
-                )
+        # Tokens that came together share the time since the one before them.
+        last = self._last.get(index)
+        gaps, gap = (count - 1, 0.0) if last is None else (count, (now - last) / count)
+        for _ in range(gaps):
+            self._metrics.inter_token.labels(self._label).observe(gap)
         self._last[index] = now
         self._metrics.generated_tokens.labels(self._label).inc(count)
 
     def ended(self, outcome: str) -> None:
         """Note the end: `ok`, or the gRPC status in lower case."""
         if self._adapter is None:  # refused before it was known what it asks for
-            self._metrics.requests.labels("none", outcome).inc()
+            self._metrics.requests.labels(NONE, outcome).inc()
             return
         self._metrics.requests.labels(self._label, outcome).inc()
         self._metrics.duration.labels(self._label).observe(time.monotonic() - self._arrival)

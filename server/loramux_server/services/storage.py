@@ -3,13 +3,13 @@
 import asyncio
 import errno
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy.exc
 
-from loramux.errors import ResourceExhaustedError, UnavailableError
+from loramux.errors import LoramuxError, ResourceExhaustedError, UnavailableError
 
 T = TypeVar("T")
 
@@ -21,6 +21,8 @@ def storage_errors() -> Iterator[None]:
     """Turn errors of the disk and the database into errors of ours, without their text."""
     try:
         yield
+    except LoramuxError:  # some are OSErrors as well
+        raise
     except (OSError, sqlalchemy.exc.OperationalError) as error:
         if isinstance(error, OSError):
             is_full, cause = error.errno in _FULL, error.strerror
@@ -37,12 +39,30 @@ def storage_errors() -> Iterator[None]:
 
 @asynccontextmanager
 async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a context manager that blocks, without blocking the event loop."""
-    value = await asyncio.to_thread(manager.__enter__)
+    """Enter and leave a context manager that blocks, without blocking the event loop.
+
+    It is left also where the caller is cancelled while it is being entered.
+    """
+    entering = asyncio.create_task(asyncio.to_thread(manager.__enter__))
     try:
-        yield value
+        yield await finished(entering)
     except BaseException:
-        if not await asyncio.to_thread(manager.__exit__, *sys.exc_info()):
+        if not entering.done() or entering.exception():
+            raise
+        if not await finished(asyncio.to_thread(manager.__exit__, *sys.exc_info())):
             raise
     else:
-        await asyncio.to_thread(manager.__exit__, None, None, None)
+        await finished(asyncio.to_thread(manager.__exit__, None, None, None))
+
+
+async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
+    """Return what `work` returns; a caller that is cancelled meanwhile is so when it has ended.
+
+    A thread cannot be cancelled, and nothing may be undone that it is still doing.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -25,7 +25,7 @@ def import_directory(directory: Path, registry: Registry, base: ServedBase) -> i
     known = registry.from_directory()
     found: set[str] = set()
     for path in sorted(directory.iterdir()):
-        if not (is_peft_folder(path) or path.suffix == ".safetensors"):
+        if not (is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())):
             continue
         try:
             name = check_adapter_name(path.stem if path.is_file() else path.name)

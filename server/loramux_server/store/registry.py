@@ -48,8 +48,8 @@ class Registry:
     def __len__(self) -> int:
         return len(self._adapters)
 
-    def get(self, name: str) -> AdapterRecord:
-        """Return the adapter called `name`.
+    def get(self, name: str, *, field: str = "name") -> AdapterRecord:
+        """Return the adapter called `name`, which came in the request field `field`.
 
         Raises:
             NotFoundError: There is none.
@@ -58,12 +58,16 @@ class Registry:
             return self._adapters[name]
         except KeyError:
             raise NotFoundError(
-                f"adapter {name!r} is not registered", reason="ADAPTER_NOT_FOUND", field="adapter"
+                f"adapter {name!r} is not registered", reason="ADAPTER_NOT_FOUND", field=field
             ) from None
 
     def names(self) -> list[str]:
         """Return all names in order."""
         return sorted(self._adapters)
+
+    def records(self) -> list[AdapterRecord]:
+        """Return all adapters in the order of their names."""
+        return sorted(self._adapters.values(), key=lambda record: record.name)
 
     @contextmanager
     def lease(self, name: str) -> Iterator[tuple[AdapterRecord, AdapterSource]]:
@@ -73,7 +77,7 @@ class Registry:
             NotFoundError: There is no such adapter.
         """
         with self._lock:
-            record = self.get(name)
+            record = self.get(name, field="adapter")
             self._leases[record.digest] += 1
         try:
             yield record, self.source_of(record)
@@ -124,11 +128,25 @@ class Registry:
                 self._leases[staged.digest] -= 1
                 self._clear(staged.digest)
 
-    def register(self, record: AdapterRecord, *, must_not_exist: bool = False) -> bool:
+    def check_writable(self, name: str, field: str) -> None:
+        """Refuse to change `name`, which came in the request field `field`, if it is read-only.
+
+        Raises:
+            FailedPreconditionError: The name belongs to the directory.
+        """
+        record = self._adapters.get(name)
+        if record and record.source == DIRECTORY:
+            raise FailedPreconditionError(
+                f"adapter {name!r} comes from the --adapters directory; change it there",
+                reason="ADAPTER_READ_ONLY",
+                field=field,
+            )
+
+    def register(self, record: AdapterRecord, *, must_not_exist: bool = False) -> AdapterRecord:
         """Give published bytes their name; durable and visible when this returns.
 
         Returns:
-            Whether the name had this very content before.
+            What the name stands for: `record`, or an older one with this very content.
 
         Raises:
             AlreadyExistsError: The name has other content and `must_not_exist` is set.
@@ -137,9 +155,9 @@ class Registry:
         with self._lock:
             old = self._adapters.get(record.name)
             if record.source == UPLOAD:
-                self._check_writable(record.name)
+                self.check_writable(record.name, "header.name")
             if old and old.digest == record.digest and old.stamp == record.stamp:
-                return True
+                return old
             if old and must_not_exist:
                 raise AlreadyExistsError(
                     f"adapter {record.name!r} exists with other content, {old.digest}",
@@ -151,7 +169,7 @@ class Registry:
             self._names[record.digest] += 1
             if old:
                 self._unname(old.digest)
-            return False
+            return record
 
     def delete(self, name: str) -> None:
         """Forget `name` at once; its bytes go when nobody uses them any more.
@@ -162,7 +180,7 @@ class Registry:
         """
         with self._lock:
             record = self.get(name)
-            self._check_writable(name)
+            self.check_writable(name, "name")
             self._forget(record)
 
     def from_directory(self) -> dict[str, AdapterRecord]:
@@ -178,15 +196,6 @@ class Registry:
         """Close the database and let another server use the folder."""
         self.catalog.close()
         self._blobs.close()
-
-    def _check_writable(self, name: str) -> None:
-        record = self._adapters.get(name)
-        if record and record.source == DIRECTORY:
-            raise FailedPreconditionError(
-                f"adapter {name!r} comes from the --adapters directory; change it there",
-                reason="ADAPTER_READ_ONLY",
-                field="name",
-            )
 
     def _forget(self, record: AdapterRecord) -> None:
         self.catalog.remove(record.name)

@@ -1,0 +1,47 @@
+# Both commands of the README work on a bare clone: they make .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+# Without an NVIDIA GPU, torch's CPU build spares gigabytes of CUDA libraries.
+TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as r; \
+	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
+	2>/dev/null)
+
+.PHONY: demo test lint types tests protos bench-peft clean
+
+demo: .venv/server
+	$(BIN)/loramux demo
+
+test: lint types tests
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+tests: .venv/dev
+	$(BIN)/pytest
+
+protos: .venv/dev
+	$(BIN)/python protos/generate.py
+
+bench-peft: .venv/dev
+	$(BIN)/python -m benchmarks.vs_peft
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/server: $(BIN)/python pyproject.toml
+	@echo "Installing into .venv (once; a minute or two)"
+	$(PIP) install $(TORCH_INDEX) --editable '.[server]'
+	@touch $@
+
+.venv/dev: .venv/server
+	$(PIP) install $(TORCH_INDEX) --editable '.[server,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,75 @@
+"""What a LoRA config means for a layer: its rank, its scale, and whether it has an adapter at all.
+
+Source of the meaning: `peft.LoraConfig`, PEFT 0.21, with literal names where PEFT has patterns.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """What a checked LoRA config says about each module."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    target_modules: frozenset[str] | None
+    """Names, whole or the last parts of them; None means every linear layer."""
+    exclude_modules: frozenset[str]
+    layers: frozenset[int] | None
+    """Layer numbers; None means all."""
+    layers_pattern: tuple[str, ...]
+    """Names of what the layer number stands behind; the first that is found counts."""
+    base_model: str
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank that the config gives to `module`."""
+        key = _first_match(self.rank_pattern, module)
+        return self.rank if key is None else self.rank_pattern[key]
+
+    def scale_of(self, module: str) -> float:
+        """Return what multiplies B(Ax) for `module`: alpha/r, or alpha/sqrt(r) for rsLoRA."""
+        key = _first_match(self.alpha_pattern, module)
+        alpha = self.alpha if key is None else self.alpha_pattern[key]
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Return whether PEFT would give `module` an adapter."""
+        if not self.exclude_modules.isdisjoint(_tails(module)):
+            return False
+        if self.target_modules is not None:
+            if module in self.target_modules:
+                return True  # PEFT does not look at the layer of a module named in full
+            if self.target_modules.isdisjoint(_tails(module)):
+                return False
+        return self.layers is None or self._layer_of(module) in self.layers
+
+    def _layer_of(self, module: str) -> int | None:
+        parts = module.split(".")
+        numbers = [(i, int(part)) for i, part in enumerate(parts[:-1]) if part.isdecimal()]
+        if not self.layers_pattern:
+            # PEFT: there has to be something before the name that the number stands behind.
+            return next((number for i, number in numbers if i > 1), None)
+        found: dict[str, int] = {}
+        for i, number in reversed(numbers):  # of two numbers behind one name the first counts
+            found.update(dict.fromkeys(_tails(".".join(parts[:i])), number))
+        return next((found[name] for name in self.layers_pattern if name in found), None)
+
+
+def _tails(module: str) -> list[str]:
+    """Return the names that PEFT takes for `module`: all of its parts, or the last of them."""
+    tails = [module]
+    while "." in tails[-1]:
+        tails.append(tails[-1].partition(".")[2])
+    return tails
+
+
+def _first_match(keys: Mapping[str, object], module: str) -> str | None:
+    # Looked up, not searched: a small file can bring thousands of keys and thousands of modules.
+    found = {tail for tail in _tails(module) if tail in keys}
+    return next((key for key in keys if key in found), None) if found else None

@@ -1,0 +1,100 @@
+"""Base models of real shapes with seeded random weights, and LoRA adapters for them, as files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a Llama-like model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    context: int = 2048
+
+    def config(self) -> LlamaConfig:
+        """Return the config of a model of this shape."""
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.intermediate,
+            vocab_size=self.vocab,
+            max_position_embeddings=self.context,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+
+    def features(self) -> dict[str, tuple[int, int]]:
+        """Return (in_features, out_features) of each target."""
+        kv = self.hidden // self.heads * self.kv_heads
+        return {
+            "q_proj": (self.hidden, self.hidden),
+            "k_proj": (self.hidden, kv),
+            "v_proj": (self.hidden, kv),
+            "o_proj": (self.hidden, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+
+SHAPES = {
+    "smollm2-135m": Shape(576, 30, 9, 3, 1536, 49152),
+    "tiny": Shape(64, 2, 4, 2, 128, 512),
+}
+
+
+def make_base(folder: Path, shape: Shape, seed: int = 0) -> Path:
+    """Write a random model of `shape` to `folder`, without a tokenizer."""
+    torch.manual_seed(seed)
+    LlamaForCausalLM(shape.config()).save_pretrained(str(folder))
+    return folder
+
+
+def make_adapters(folder: Path, shape: Shape, ranks: list[int], count: int) -> list[str]:
+    """Write `count` PEFT folders on all seven projections, ranks in turn; return their names."""
+    names = []
+    for index in range(count):
+        name = f"a{index:04d}"
+        _make_adapter(folder / name, shape, ranks[index % len(ranks)], seed=1000 + index)
+        names.append(name)
+    return names
+
+
+def _make_adapter(folder: Path, shape: Shape, rank: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(shape.layers):
+        for target, (inputs, outputs) in shape.features().items():
+            block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            name = f"base_model.model.model.layers.{layer}.{block}.{target}"
+            a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
+            # The change of a weight is about half as large as the weight itself.
+            b = torch.randn(outputs, rank, generator=generator) * 0.005 * (inputs / rank) ** 0.5
+            tensors[f"{name}.lora_A.weight"] = a
+            tensors[f"{name}.lora_B.weight"] = b
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(TARGETS),
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

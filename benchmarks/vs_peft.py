@@ -1,0 +1,138 @@
+"""The server against PEFT's own mixed batch, on the same requests.
+
+Ours answers them over gRPC, streaming, in a closed loop. PEFT (`adapter_names`) runs them in this
+process, in static batches of the same size with padded prompts: it is spared all serving. Random
+weights of SmolLM2-135M's shape, adapters of ranks 8, 16, 32, 64 on all seven projections.
+
+    python -m benchmarks.vs_peft --concurrency 32
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from benchmarks import machine, server
+from benchmarks.fixture import SHAPES, make_adapters, make_base
+from loramux import AsyncClient
+from loramux.bench import Planned, closed_loop, parse_lengths, plan, summarize
+
+RANKS = [8, 16, 32, 64]
+
+
+def main(
+    concurrency: Annotated[
+        int, typer.Option(help="Requests under way at once; batch of PEFT.")
+    ] = 32,
+    requests: Annotated[int, typer.Option(help="Requests in a run.")] = 64,
+    adapters: Annotated[int, typer.Option(help="Distinct adapters, taken in turn.")] = 32,
+    prompt: Annotated[str, typer.Option(help="Prompt tokens: N or LOW:HIGH.")] = "32:256",
+    tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
+    shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
+    repeats: Annotated[int, typer.Option(help="Runs of each; medians count.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
+) -> None:
+    """Compare output tokens per second of loramux and of PEFT's mixed batch."""
+    chosen = SHAPES[shape]
+    with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
+        folder = Path(name)
+        base = make_base(folder / "base", chosen)
+        names = make_adapters(folder / "adapters", chosen, RANKS, adapters)
+
+        def workload(popularity: str, seed: int) -> list[Planned]:
+            return plan(
+                requests, popularity=popularity, adapters=names, prompt=parse_lengths(prompt),
+                output=parse_lengths(str(tokens)), vocab_size=chosen.vocab, seed=seed,
+            )  # fmt: skip
+
+        results: dict[str, list[float]] = {"loramux": [], "loramux, base only": [], "PEFT": []}
+        arguments = ("--adapters", str(folder / "adapters"), "--max-running", str(concurrency))
+        with server.running(folder / "server", base, *arguments) as target:
+            asyncio.run(_serve(target, workload("distinct", 0)[:adapters], concurrency))  # load
+            for seed in range(repeats):
+                for label, popularity in (
+                    ("loramux", "distinct"),
+                    ("loramux, base only", "base"),
+                ):
+                    speed = asyncio.run(_serve(target, workload(popularity, seed), concurrency))
+                    results[label].append(speed)
+        model = _load_peft(base, folder / "adapters", names)
+        for seed in range(repeats):
+            results["PEFT"].append(_run_peft(model, workload("distinct", seed), concurrency))
+    _show(results, concurrency, adapters)
+    if output:
+        record = {
+            "command": "python -m benchmarks.vs_peft",
+            "shape": shape,
+            "concurrency": concurrency,
+            "adapters": adapters,
+            "ranks": RANKS,
+            "prompt_tokens": prompt,
+            "output_tokens": tokens,
+            "output_tokens_per_second": results,
+            "ratio_to_peft": median(results["loramux"]) / median(results["PEFT"]),
+            "machine": machine.describe(),
+        }
+        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+async def _serve(target: str, requests: Sequence[Planned], concurrency: int) -> float:
+    async with AsyncClient(target) as client:
+        report = summarize(await closed_loop(client, requests, concurrency, lambda _: None))
+    if report.failures:
+        raise SystemExit(f"{report.failures} requests failed: {report.first_error}")
+    return report.output_tokens_per_second
+
+
+def _load_peft(base: Path, adapters: Path, names: list[str]) -> PeftModel:
+    warnings.simplefilter("ignore")
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    wrapped = PeftModel.from_pretrained(model, str(adapters / names[0]), adapter_name=names[0])
+    for name in names[1:]:
+        wrapped.load_adapter(str(adapters / name), adapter_name=name)
+    return wrapped.eval()
+
+
+@torch.inference_mode()
+def _run_peft(model: PeftModel, requests: Sequence[Planned], batch_size: int) -> float:
+    begin = time.perf_counter()
+    count = 0
+    for start in range(0, len(requests), batch_size):
+        batch = requests[start : start + batch_size]
+        longest = max(len(request.prompt) for request in batch)
+        tokens = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, request in enumerate(batch):
+            tokens[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
+            mask[row, longest - len(request.prompt) :] = 1
+        new = batch[0].max_tokens
+        out = model.generate(
+            input_ids=tokens, attention_mask=mask, max_new_tokens=new, min_new_tokens=new,
+            do_sample=False, pad_token_id=0, adapter_names=[r.adapter for r in batch],
+        )  # fmt: skip
+        count += len(batch) * (out.shape[1] - longest)
+    return count / (time.perf_counter() - begin)
+
+
+def _show(results: dict[str, list[float]], concurrency: int, adapters: int) -> None:
+    peft, own_base = median(results["PEFT"]), median(results["loramux, base only"])
+    print(f"{adapters} adapters in turn, {concurrency} requests at once, output tokens/s:")
+    print(f"{'':24}{'median':>8}{'/ PEFT':>8}{'/ base':>8}   runs")
+    for label, runs in results.items():
+        value = median(runs)
+        shown = " ".join(f"{run:.1f}" for run in runs)
+        print(f"{label:24}{value:8.1f}{value / peft:8.2f}{value / own_base:8.2f}   {shown}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

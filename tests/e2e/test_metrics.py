@@ -1,0 +1,237 @@
+"""What /metrics says, and what it never says."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux import Client
+from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
+from tests.support.polling import eventually
+from tests.support.server import RunningServer
+
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
+NUM_ADAPTERS = 100
+MAX_LABELS = 64
+PER_ADAPTER = [
+    "loramux_requests_total",
+    "loramux_prompt_tokens_total",
+    "loramux_generated_tokens_total",
+    "loramux_request_seconds_count",
+    "loramux_time_to_first_token_seconds_count",
+    "loramux_inter_token_seconds_count",
+]
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapters: Path
+) -> Iterator[RunningServer]:
+    """A server of many names for one adapter, which is enough for labels."""
+    folder = tmp_path_factory.mktemp("server")
+    for number in range(NUM_ADAPTERS):
+        shutil.copytree(tiny_adapters / "single", folder / "adapters" / f"a{number:02d}")
+    # Names that are labels with a meaning of their own.
+    for name in ("base", "other", "none"):
+        shutil.copytree(tiny_adapters / "small", folder / "adapters" / name)
+    with RunningServer(folder, tiny_base, "--adapters", str(folder / "adapters")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[Client]:
+    with server.client() as client:
+        yield client
+
+
+def labels(samples: dict[str, float], metric: str) -> set[str]:
+    """The values of the label `adapter` that `metric` has."""
+    found = (re.fullmatch(metric + r'\{.*\badapter="([^"]*)".*\}', name) for name in samples)
+    return {match[1] for match in found if match}
+
+
+def growth(server: RunningServer, act: Callable[[], object]) -> dict[str, float]:
+    """Return by how much each sample grew while `act` ran; what did not is left out."""
+    before = server.metrics()
+    act()
+    # The last report of the engine may still be on its way.
+    assert eventually(lambda: not server.metrics()["loramux_requests_running"])
+    after = server.metrics()
+    return {
+        name: value - before.get(name, 0.0)
+        for name, value in after.items()
+        if value != before.get(name, 0.0) and "_created" not in name
+    }
+
+
+def test_counters_add_up_over_a_mixed_batch(server: RunningServer, client: Client) -> None:
+    requests = [("hello", None), ("good day", "a00"), ("hi", "a01"), ("hello", "a00")]
+
+    def act() -> None:
+        with ThreadPoolExecutor(len(requests)) as pool:
+            list(pool.map(lambda r: client.generate(r[0], adapter=r[1], **GREEDY), requests))
+
+    grown = growth(server, act)
+    for adapter, count, prompt in (("base", 1, 6), ("a00", 2, 15), ("a01", 1, 3)):
+        assert grown[f'loramux_requests_total{{adapter="{adapter}",outcome="ok"}}'] == count
+        assert grown[f'loramux_prompt_tokens_total{{adapter="{adapter}"}}'] == prompt
+        assert grown[f'loramux_generated_tokens_total{{adapter="{adapter}"}}'] == 6 * count
+        assert grown[f'loramux_request_seconds_count{{adapter="{adapter}"}}'] == count
+        assert grown[f'loramux_time_to_first_token_seconds_count{{adapter="{adapter}"}}'] == count
+        assert grown[f'loramux_inter_token_seconds_count{{adapter="{adapter}"}}'] == 5 * count
+    assert grown["loramux_queue_seconds_count"] == len(requests)
+    # Each token comes out of one step, in which others may come too.
+    num_rows = 6 * len(requests)
+    steps = grown["loramux_step_seconds_count"]
+    assert 6 <= steps <= num_rows
+    assert grown["loramux_batch_requests_sum"] == num_rows
+    assert grown["loramux_batch_tokens_sum"] == num_rows + 24 - len(requests)
+    found = sum(
+        grown.get(f'loramux_adapter_cache_{how}_total{{tier="device"}}', 0.0)
+        for how in ("hits", "misses")
+    )
+    assert found == 3
+
+
+def test_n_completions_are_one_request(server: RunningServer, client: Client) -> None:
+    grown = growth(server, lambda: client.generate("hello", n=3, seed=1, max_tokens=4,
+                                                   ignore_eos=True))  # fmt: skip
+    assert grown['loramux_requests_total{adapter="base",outcome="ok"}'] == 1
+    assert grown['loramux_prompt_tokens_total{adapter="base"}'] == 6
+    assert grown['loramux_generated_tokens_total{adapter="base"}'] == 12
+
+
+def test_a_refusal_is_counted_by_its_status(server: RunningServer, client: Client) -> None:
+    def act() -> None:
+        with pytest.raises(InvalidArgumentError):
+            client.generate("hello", adapter="a00", temperature=-1.0)
+        with pytest.raises(NotFoundError):
+            client.generate("hello", adapter="nobody")
+
+    grown = growth(server, act)
+    assert grown == {
+        'loramux_requests_total{adapter="none",outcome="invalid_argument"}': 1,
+        'loramux_requests_total{adapter="none",outcome="not_found"}': 1,
+    }
+
+
+def test_uploads_are_counted_by_their_outcome(
+    server: RunningServer, client: Client, tiny_adapters: Path
+) -> None:
+    def act() -> None:
+        client.adapters.upload("counted", tiny_adapters / "rs")
+        with pytest.raises(LoramuxError):
+            client.adapters.upload("a00", tiny_adapters / "rs")
+
+    grown = growth(server, act)
+    assert grown['loramux_uploads_total{outcome="ok"}'] == 1
+    assert grown['loramux_uploads_total{outcome="failed_precondition"}'] == 1
+    assert grown["loramux_adapters_registered"] == 1
+    # The one token that an upload is tried out with is nobody's request.
+    assert not any(name.startswith("loramux_requests_total") for name in grown)
+    client.adapters.delete("counted")
+
+
+def test_a_deleted_adapter_gives_its_memory_back(
+    server: RunningServer, client: Client, tiny_adapters: Path
+) -> None:
+    def held() -> list[float]:
+        metrics = server.metrics()
+        names = ("adapters_resident", "adapter_bytes")
+        return [
+            metrics[f'loramux_{name}{{tier="{tier}"}}']
+            for name in names
+            for tier in ("host", "device")
+        ]
+
+    before = held()
+    client.adapters.upload("heavy", tiny_adapters / "wide")
+    assert eventually(lambda: all(now > then for now, then in zip(held(), before, strict=True)))
+    client.adapters.delete("heavy")
+    assert eventually(lambda: held() == before)
+
+
+def test_the_engine_was_started_once(server: RunningServer) -> None:
+    metrics = server.metrics()
+    assert metrics["loramux_engine_starts_total"] == 1
+    assert metrics["loramux_engine_up"] == 1
+    assert metrics["loramux_adapters_registered"] == NUM_ADAPTERS + 3
+
+
+def test_a_bounded_number_of_adapters_have_series_of_their_own(
+    server: RunningServer, client: Client
+) -> None:
+    names = [f"a{number:02d}" for number in range(NUM_ADAPTERS)]
+
+    def act() -> None:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda name: client.generate("hi", adapter=name, **GREEDY), names))
+
+    grown = growth(server, act)
+    samples = server.metrics()
+    for metric in PER_ADAPTER:
+        own = labels(samples, metric) - {"other", "base", "none"}
+        assert own <= set(names)
+        assert len(own) <= MAX_LABELS
+        assert "other" in labels(samples, metric)
+    counted = sum(v for k, v in grown.items() if k.startswith("loramux_generated_tokens_total"))
+    assert counted == 6 * NUM_ADAPTERS
+
+
+def test_a_busy_adapter_gets_a_series_in_place_of_an_idle_one(
+    server: RunningServer, client: Client
+) -> None:
+    names = [f"a{number:02d}" for number in range(NUM_ADAPTERS)]
+    own = labels(server.metrics(), "loramux_requests_total")
+    busy = next(name for name in names if name not in own)
+    for _ in range(8):
+        client.generate("hi", adapter=busy, **GREEDY)
+    own = labels(server.metrics(), "loramux_requests_total")
+    assert busy in own
+    assert len(own - {"other", "base", "none"}) <= MAX_LABELS
+
+
+def test_a_deleted_adapter_has_no_series(
+    server: RunningServer, client: Client, tiny_adapters: Path
+) -> None:
+    client.adapters.upload("passing", tiny_adapters / "rs")
+    for _ in range(10):
+        client.generate("hi", adapter="passing", **GREEDY)
+    assert "passing" in labels(server.metrics(), "loramux_requests_total")
+    stream = client.stream("hi", adapter="passing", max_tokens=200, ignore_eos=True)
+    next(stream)
+    client.adapters.delete("passing")
+    # The rest of a request of it counts, but no longer under its name.
+    assert len(list(stream)) > 1
+    samples = server.metrics()
+    for metric in PER_ADAPTER:
+        assert "passing" not in labels(samples, metric)
+    assert not any("passing" in name for name in samples)
+
+
+def test_names_that_nobody_registered_are_no_labels(server: RunningServer, client: Client) -> None:
+    for number in range(200):
+        with pytest.raises(LoramuxError):
+            client.generate("hello", adapter=f"junk-{number}")
+        with pytest.raises(LoramuxError):
+            client.generate("hello", adapter=f'junk"{number}\n')
+    assert not any("junk" in name for name in server.metrics())
+
+
+def test_an_adapter_called_like_a_label_counts_with_the_others(
+    server: RunningServer, client: Client
+) -> None:
+    for name in ("base", "other", "none"):
+        grown = growth(server, lambda name=name: client.generate("hi", adapter=name, **GREEDY))  # type: ignore[misc]
+        assert labels(grown, "loramux_requests_total") == {"other"}
+
+
+def test_no_prompt_and_no_path_is_in_the_metrics(server: RunningServer, client: Client) -> None:
+    client.generate("a secret of mine", request_id="my-id", **GREEDY)
+    page = "\n".join(server.metrics())
+    for secret in ("secret", "my-id", "sha256", str(server.log.parent)):
+        assert secret not in page

@@ -1,0 +1,49 @@
+"""What comes over the socket is what PEFT computes with that adapter alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from loramux import Generation
+from tests.conftest import ADAPTERS
+from tests.support.adapters import Expected, expected, with_adapter
+from tests.support.models import byte_tokenizer, tiny_model
+from tests.support.server import RunningServer
+
+NUM_TOKENS = 10
+
+
+@pytest.fixture(scope="module")
+def references(tiny_adapters: Path) -> list[tuple[str, str | None, Expected]]:
+    """(prompt, adapter, PEFT's answer) for every adapter and the base, prompts of many lengths."""
+    model = tiny_model("llama", vocab_size=259)
+    tokenizer = byte_tokenizer()
+    found = []
+    for adapter in [None, *ADAPTERS]:
+        wrapped = with_adapter(model, tiny_adapters / adapter if adapter else None)
+        for prompt in ("a", "The quick brown fox", "naïve — 日本 " * 5):
+            tokens = tokenizer(prompt).input_ids
+            found.append((prompt, adapter, expected(wrapped, tokens, NUM_TOKENS)))
+    return found
+
+
+def test_a_mixed_batch_over_the_socket_equals_peft_alone(
+    tiny_server: RunningServer, references: list[tuple[str, str | None, Expected]]
+) -> None:
+    with tiny_server.client() as client, ThreadPoolExecutor(len(references)) as pool:
+
+        def ask(case: tuple[str, str | None, Expected]) -> Generation:
+            prompt, adapter, _ = case
+            return client.generate(
+                prompt, adapter=adapter, temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True,
+                logprobs=20,
+            )  # fmt: skip
+
+        answers = list(pool.map(ask, references))
+    for (_, _, wanted), answer in zip(references, answers, strict=True):
+        assert list(answer.token_ids) == wanted.tokens
+        for position, logprob_V in zip(answer.logprobs, wanted.logprobs, strict=True):
+            ours = torch.tensor([top.logprob for top in position.top])
+            torch.testing.assert_close(ours, logprob_V.topk(20).values, rtol=0, atol=1e-4)

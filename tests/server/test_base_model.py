@@ -1,0 +1,158 @@
+"""What becomes of a base model when it is made ready, and which are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MambaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+)
+
+from loramux_server.engine.batch import Batch, Residence
+from loramux_server.engine.messages import Sampling
+from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.request import Request
+from loramux_server.engine.scheduler import Chunk
+from loramux_server.kernels.attention import paged_attention
+from loramux_server.kernels.backend import Backend, choose_backend
+from loramux_server.models.base_model import (
+    BaseModel,
+    UnservableModelError,
+    load_base_model,
+    prepare,
+)
+from tests.support.models import save_model, tiny_model
+
+
+def groups(model: BaseModel) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name, place in model.places.items():
+        found.setdefault(place.group, []).append(name)
+    return found
+
+
+def test_layers_with_one_input_are_packed() -> None:
+    model = prepare(tiny_model("llama"))
+    first = [names for names in groups(model).values() if "layers.0." in names[0]]
+    assert [[name.rpartition(".")[2] for name in names] for names in first] == [
+        ["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"],
+    ]  # fmt: skip
+
+
+def test_the_output_layer_is_not_packed() -> None:
+    model = prepare(tiny_model("gpt2"))
+    assert not any("lm_head" in name for name in model.places)
+    assert {name.rpartition(".")[2] for name in model.places} == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_making_ready_changes_no_logit() -> None:
+    tokens = torch.arange(3, 20)
+    plain = tiny_model("qwen2")(input_ids=tokens[None]).logits[0]
+    model = prepare(tiny_model("qwen2"))
+    runner = ModelRunner(
+        model, choose_backend("torch", model.device), num_slots=64, adapter_memory=1 << 20
+    )
+    logits = runner.run(batch_of(tokens.tolist()))
+    torch.testing.assert_close(logits[0], plain[-1], rtol=1e-5, atol=1e-5)
+
+
+def batch_of(tokens: list[int], digest: str | None = None) -> Batch:
+    request = Request(0, tokens, None, Sampling(max_tokens=1, seed=0), blocks=[2, 1, 3])
+    if digest:
+        from tests.support.fake import fake_source
+
+        request.adapter = fake_source(1, 8)
+
+    def residence(_: str) -> Residence:
+        import numpy as np
+
+        return Residence(0, 8, np.full((8, 3), 8, np.int32))
+
+    return Batch.build([Chunk(request, 0, len(tokens))], residence, 8, torch.device("cpu"))
+
+
+class TouchedError(Exception):
+    """Adapter code ran."""
+
+
+def test_a_batch_of_the_base_runs_no_adapter_code() -> None:
+    def explode(*_: object) -> None:
+        raise TouchedError
+
+    model = prepare(tiny_model("llama"))
+    backend = Backend("explosive", explode, paged_attention)  # type: ignore[arg-type]
+    runner = ModelRunner(model, backend, num_slots=64, adapter_memory=1 << 20)
+    runner.run(batch_of([5, 6, 7]))
+    with pytest.raises(TouchedError):
+        runner.run(batch_of([5, 6, 7], digest="x"))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        pytest.param(
+            BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2),
+            "attention interface",
+            id="alibi",
+        ),
+        pytest.param(
+            MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4),
+            "attention interface|does not use",
+            id="recurrent",
+        ),
+        pytest.param(
+            GptOssConfig(
+                vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2,
+                pad_token_id=0, eos_token_id=2,
+            ),
+            "attention sinks",
+            id="sinks",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_refused_by_name(config: PreTrainedConfig, reason: str) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnservableModelError, match=reason):
+        prepare(model)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnservableModelError, match="cannot load a base model"):
+        load_base_model(str(tmp_path))
+
+
+def test_the_fingerprint_tells_weights_and_tokenizers_apart(tmp_path: Path) -> None:
+    with_tokenizer = load_base_model(str(save_model(tmp_path / "a")))
+    again = load_base_model(str(save_model(tmp_path / "b")))
+    without = load_base_model(str(save_model(tmp_path / "c", tokenizer=False)))
+    other = prepare(tiny_model("llama", seed=1, vocab_size=259))
+    assert with_tokenizer.fingerprint == again.fingerprint
+    assert len({m.fingerprint for m in (with_tokenizer, without, other)}) == 3
+    assert without.tokenizer_json is None
+    assert with_tokenizer.eos_token_ids == [2]
+
+
+def test_frequencies_that_change_with_the_batch_are_kept_out_of_reach() -> None:
+    factors = [1.0] * 4
+    config = Phi3Config(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+        original_max_position_embeddings=64, pad_token_id=0, eos_token_id=2,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "long_factor": factors,
+            "short_factor": factors, "original_max_position_embeddings": 64,
+        },
+    )  # fmt: skip
+    assert prepare(AutoModelForCausalLM.from_config(config)).context_length == 64
+    plain = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    assert prepare(AutoModelForCausalLM.from_config(plain)).context_length == 512

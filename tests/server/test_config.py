@@ -1,0 +1,123 @@
+"""Settings: their flags, sizes and addresses."""
+
+import msgspec
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from loramux_server.commands.flags import parse_size, show_size, takes_config
+from loramux_server.commands.serve import run
+from loramux_server.config import ConfigError, ServerConfig, make_config, split_address
+from loramux_server.engine.messages import EngineConfig
+
+
+def from_flags(*arguments: str) -> ServerConfig:
+    """What `loramux serve` would serve with."""
+    given: list[dict[str, object]] = []
+    app = typer.Typer()
+    app.command()(takes_config(ServerConfig)(given.append))
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return make_config(given[0])
+
+
+def test_flags_have_the_defaults_of_the_config() -> None:
+    assert from_flags("--model", "tiny") == ServerConfig(model="tiny")
+
+
+def test_every_field_has_a_flag() -> None:
+    config = ServerConfig(
+        model="a", dtype="float16", device="cuda:1", kernels="torch", threads=3, max_context=99,
+        max_running=5, max_batch_tokens=6, max_waiting=7, block_size=8, kv_memory=9 << 20,
+        adapter_memory=3 << 30, host_adapter_memory=5 << 10, max_bypassed=11, adapters="b",
+        store="c", listen="[::1]:1", metrics="host:2", ready_file="d", max_upload=12,
+        upload_idle_timeout=0.5, default_timeout=13.0, drain_timeout=0.0,
+    )  # fmt: skip
+    values = msgspec.structs.asdict(config)
+    assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())
+    flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items()]
+    assert from_flags(*(part for flag in flags for part in flag)) == config
+
+
+def test_the_engine_gets_its_part() -> None:
+    config = ServerConfig(model="a", block_size=8, listen="host:1")
+    assert config.engine == EngineConfig(model="a", block_size=8)
+
+
+def test_every_field_is_described() -> None:
+    schema = msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]
+    for name, about in schema.items():
+        text = about.get("description") or about["anyOf"][0].get("description", "")
+        assert text.endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("max_running", 0, "--max-running is 0; expected `int` >= 1"),
+        ("kv_memory", -1, "--kv-memory is -1; expected `int` >= 0"),
+        ("adapter_memory", 0, "--adapter-memory is 0; expected `int` >= 1"),
+        ("dtype", "int4", "--dtype is 'int4'; expected `str` matching"),
+        ("kernels", "", "--kernels is ''"),
+        ("default_timeout", 0.0, "--default-timeout is 0.0; expected `float` > 0"),
+        ("default_timeout", float("nan"), "--default-timeout is nan"),
+        ("drain_timeout", -1.0, "--drain-timeout is -1.0"),
+        ("listen", "", "--listen is '', not HOST:PORT"),
+        ("metrics", "host:http", "--metrics is 'host:http', not HOST:PORT"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(
+    setting: str, value: object, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model": "tiny", setting: value}
+    with pytest.raises(ConfigError) as caught:
+        make_config(settings)
+    assert says in str(caught.value)
+    assert run(settings) == 78
+    assert capsys.readouterr().err == f"loramux: {caught.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("127.0.0.1:50051", ("127.0.0.1", 50051)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:65535", ("[::1]", 65535)),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address: str, parts: tuple[str, int]) -> None:
+    assert split_address("listen", address) == parts
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", ":", ":80", "host", "host:", "host:-1", "host:65536", "host:8 0", "host:\u0664x"],
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="--listen"):
+        split_address("listen", address)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0), ("123", 123), ("1K", 1 << 10), ("1k", 1 << 10), ("2KiB", 2 << 10),
+        ("2 MB", 2 << 20), ("1.5G", 3 << 29), ("4T", 4 << 40), (" 7B ", 7),
+    ],
+)  # fmt: skip
+def test_a_size_has_a_unit_or_none(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1e3", "1P", "1 2", "0x10", "1,5G", "nan"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is no size"):
+        parse_size(text)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1 << 50))
+def test_a_size_is_shown_as_it_is_read(size: int) -> None:
+    assert parse_size(show_size(size)) == size

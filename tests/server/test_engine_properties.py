@@ -1,0 +1,127 @@
+"""Whatever arrives, is cancelled or ends, in any order: nothing leaks, nothing is mixed up."""
+
+import dataclasses
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from loramux_server.engine.messages import Cancel, Drop, Sampling, Submit
+from tests.support.fake import (
+    BLOCK_SIZE,
+    VOCAB,
+    HeldExecutor,
+    completion,
+    fake_engine,
+    fake_source,
+)
+
+RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16), start=1))
+NUM_BLOCKS = 12
+BROKEN = 8
+
+
+@dataclasses.dataclass
+class Asked:
+    """A request that was submitted, and what came of it."""
+
+    prompt: list[int]
+    adapter: int
+    max_tokens: int
+    ignore_eos: bool
+    output: list[int] = dataclasses.field(default_factory=list)
+    outcome: str = ""
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Drives an engine at random and holds it against what each request alone would give."""
+
+    @initialize(rows=st.sampled_from([32, 40, 64]), bypassed=st.integers(0, 5))
+    def build(self, rows: int, bypassed: int) -> None:
+        self.executor = HeldExecutor()
+        self.engine, self.scheduler, self.cache, model = fake_engine(
+            num_blocks=NUM_BLOCKS, rows=rows, host_bytes=6400, max_bypassed=bypassed,
+            executor=self.executor,
+        )  # fmt: skip
+        model.broken = {BROKEN}
+        self.asked: list[Asked] = []
+
+    @rule(
+        prompt=st.lists(st.integers(2, VOCAB - 1), min_size=1, max_size=30),
+        adapter=st.integers(0, len(RANKS)),
+        max_tokens=st.integers(1, 12),
+        ignore_eos=st.booleans(),
+    )
+    def submit(self, prompt: list[int], adapter: int, max_tokens: int, ignore_eos: bool) -> None:
+        max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt))
+        source = fake_source(adapter, RANKS[adapter]) if adapter else None
+        sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
+        self.engine.receive([Submit(len(self.asked), prompt, source, sampling)])
+        self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos))
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.integers(0, len(self.asked) - 1))
+        self.engine.receive([Cancel(request_id)])
+        if not self.asked[request_id].outcome:
+            self.asked[request_id].outcome = "cancelled"
+
+    @rule(adapter=st.integers(1, len(RANKS)))
+    def drop(self, adapter: int) -> None:
+        self.engine.receive([Drop(fake_source(adapter, 8).digest)])
+
+    @precondition(lambda self: len(self.executor) > 0)
+    @rule(data=st.data())
+    def finish_a_load(self, data: st.DataObject) -> None:
+        self.executor.finish(data.draw(st.integers(0, len(self.executor) - 1)))
+
+    @rule(count=st.integers(1, 5))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            report = self.engine.step()
+            for token in report.tokens:
+                asked = self.asked[token.request_id]
+                assert not asked.outcome, "a token after the end"
+                asked.output.append(token.token)
+                if token.finish:
+                    asked.outcome = "finished"
+            for failure in report.failures:
+                assert self.asked[failure.request_id].adapter == BROKEN
+                assert failure.reason == "ADAPTER_DAMAGED"
+                self.asked[failure.request_id].outcome = "failed"
+
+    @invariant()
+    def nothing_leaks(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.check()
+            leased = sum(bool(request.adapter) for request in self.scheduler.running)
+            assert self.cache.num_leases == leased
+            waiting = sum(bool(request.adapter) for request in self.scheduler.waiting)
+            assert self.cache.num_waiting == waiting
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(3000):
+            if all(asked.outcome for asked in self.asked):
+                break
+            while len(self.executor):
+                self.executor.finish()
+            self.step(1)
+        assert all(asked.outcome for asked in self.asked), "a request never ended"
+        for asked in self.asked:
+            alone = completion(
+                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos
+            )
+            if asked.outcome == "finished":
+                assert asked.output == alone
+            else:
+                assert asked.output == alone[: len(asked.output)]
+        assert self.scheduler.num_used_blocks == 0
+        assert self.cache.num_leases == 0
+        assert self.cache.num_waiting == 0
+
+
+EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestEngine = EngineMachine.TestCase

@@ -1,0 +1,112 @@
+"""What a checked request becomes, and limits that depend on the base model.
+
+What is refused, and how, is in tests/e2e/test_bad_requests.py.
+"""
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
+from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.services.limits import check_fields, invalid, samplings, text_options
+
+MODEL = ModelInfo(
+    name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",
+    device="cpu", context_length=1000, vocab_size=12, num_parameters=1, eos_token_ids=[2],
+    tokenizer_json="{}", layers={}, adapter_rows=8, num_blocks=8,
+)  # fmt: skip
+WITHOUT_TOKENIZER = msgspec.structs.replace(MODEL, tokenizer_json=None)
+
+
+def sampling_of(num_prompt: int = 10, **params: Any) -> Sampling:
+    (sampling,) = samplings(SamplingParams(**params), num_prompt, MODEL)
+    return sampling
+
+
+def test_what_is_absent_has_its_default() -> None:
+    sampling = sampling_of()
+    assert sampling == Sampling(max_tokens=256, seed=sampling.seed)
+    assert not sampling.is_greedy
+    assert not sampling.changes_logits
+    assert sampling_of().seed != sampling.seed
+
+
+def test_what_is_set_is_kept() -> None:
+    params: dict[str, Any] = {
+        "max_tokens": 7, "min_tokens": 3, "temperature": 0.5, "top_k": 5, "top_p": 0.25,
+        "min_p": 0.125, "repetition_penalty": 1.5, "presence_penalty": -1.0,
+        "frequency_penalty": 0.5, "logit_bias": {3: -2.0}, "seed": -4, "ignore_eos": True,
+    }  # fmt: skip
+    assert sampling_of(**params, stop_token_ids=[4, 4], logprobs=0) == Sampling(
+        **params, stop_token_ids=frozenset({4}), num_logprobs=0
+    )
+
+
+def test_a_value_of_zero_is_not_the_same_as_none() -> None:
+    assert sampling_of(temperature=0.0).is_greedy
+    assert sampling_of(seed=0).seed == 0
+    assert sampling_of(logprobs=0).num_logprobs == 0
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_top_k_can_be_switched_off_in_two_ways(top_k: int) -> None:
+    assert sampling_of(top_k=top_k).top_k == 0
+
+
+@settings(deadline=None)
+@given(num_prompt=st.integers(1, 999))
+def test_without_max_tokens_a_completion_never_leaves_the_context(num_prompt: int) -> None:
+    assert sampling_of(num_prompt).max_tokens == min(256, 1000 - num_prompt)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(-(2**63), 2**63 - 1), n=st.integers(1, 8))
+def test_the_seeds_of_n_completions_follow_each_other_and_fit_64_bits(seed: int, n: int) -> None:
+    seeds = [s.seed for s in samplings(SamplingParams(seed=seed, n=n), 10, MODEL)]
+    assert seeds[0] == seed
+    for before, after in itertools.pairwise(seeds):
+        assert after == (before + 1 if before < 2**63 - 1 else -(2**63))
+
+
+def test_text_options_have_the_defaults_of_the_contract() -> None:
+    options = text_options(SamplingParams())
+    assert (options.stops, options.include_stop, options.skip_special) == ((), False, True)
+    options = text_options(SamplingParams(stop=["a"], include_stop=True, skip_special_tokens=False))
+    assert (options.stops, options.include_stop, options.skip_special) == (("a",), True, False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (GenerateRequest(prompt="hello"), "prompt"),
+        (GenerateRequest(prompt_token_ids=[1], sampling=SamplingParams(stop=["a"])),
+         "sampling.stop"),
+    ],
+    ids=["prompt", "stop"],
+)  # fmt: skip
+def test_a_base_without_a_tokenizer_takes_and_gives_token_ids_only(
+    request_: GenerateRequest, field: str
+) -> None:
+    check_fields(request_, MODEL)
+    with pytest.raises(InvalidArgumentError, match="tokenizer") as caught:
+        check_fields(request_, WITHOUT_TOKENIZER)
+    assert caught.value.field == field
+
+
+def test_no_more_logprobs_than_tokens_can_be_asked_for() -> None:
+    check_fields(GenerateRequest(prompt="a", sampling=SamplingParams(logprobs=12)), MODEL)
+    with pytest.raises(InvalidArgumentError, match="from 0 to 12"):
+        check_fields(GenerateRequest(prompt="a", sampling=SamplingParams(logprobs=13)), MODEL)
+
+
+def test_a_message_shows_a_value_escaped_and_short() -> None:
+    message = str(invalid("request_id", "\x1b[31m\u202e" + "x" * 1000, "something else"))
+    assert r"\x1b[31m\u202e" in message
+    assert not {"\x1b", "\u202e"} & set(message)
+    assert len(message) < 200

@@ -1,0 +1,356 @@
+"""The registry: names, the bytes behind them, and what is left of both after a crash."""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from safetensors.numpy import save_file
+
+from loramux.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from loramux_adapters import pack, read_package
+from loramux_server.store.blobs import StoreLockedError
+from loramux_server.store.catalog import AdapterRecord
+from loramux_server.store.registry import Registry, directory_record
+
+
+def package(number: int) -> bytes:
+    """One of many packages that differ in a weight."""
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4,
+        "target_modules": ["q_proj"], "base_model_name_or_path": "somebody/base",
+    }  # fmt: skip
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    weights = {
+        f"{prefix}.lora_A.weight": np.full((2, 3), number, np.float32),
+        f"{prefix}.lora_B.weight": np.ones((4, 2), np.float32),
+    }
+    output = io.BytesIO()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        save_file(weights, folder / "adapter_model.safetensors")
+        pack(folder, output)
+    return output.getvalue()
+
+
+PACKAGES = [package(number) for number in range(3)]
+DIGESTS = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in PACKAGES]
+
+
+@contextlib.contextmanager
+def published(registry: Registry, name: str, data: bytes) -> Iterator[AdapterRecord]:
+    """The moment between the bytes of an upload and its name."""
+    with registry.stage() as staged:
+        staged.write(data)
+        checked = read_package(staged.file, staged.size)
+        with registry.published(name, staged, checked) as record:
+            yield record
+
+
+def put(
+    registry: Registry, name: str, number: int, *, must_not_exist: bool = False
+) -> AdapterRecord:
+    with published(registry, name, PACKAGES[number]) as record:
+        return registry.register(record, must_not_exist=must_not_exist)
+
+
+def files(folder: Path, kind: str) -> set[str]:
+    return {path.name for path in (folder / kind).rglob("*") if path.is_file()}
+
+
+def blobs(folder: Path) -> set[str]:
+    return {f"sha256:{name}" for name in files(folder, "blobs")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def registry(folder: Path) -> Iterator[Registry]:
+    registry = Registry(folder)
+    yield registry
+    registry.close()
+
+
+@contextlib.contextmanager
+def after_a_crash(folder: Path) -> Iterator[tuple[Registry, Path]]:
+    """What the next server finds if this one ends now, without another word."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "store"
+        shutil.copytree(folder, copy)
+        registry = Registry(copy)
+        yield registry, copy
+        registry.close()
+
+
+# Names
+
+
+def test_a_record_says_what_was_uploaded(registry: Registry) -> None:
+    record = put(registry, "a", 0)
+    assert registry.get("a") == record
+    assert (record.digest, record.size_bytes) == (DIGESTS[0], len(PACKAGES[0]))
+    assert (record.rank, record.num_weights) == (2, 2 * (3 + 4))
+    assert record.target_modules == ("q_proj",)
+    assert (record.base_model, record.source) == ("somebody/base", "upload")
+
+
+def test_names_are_in_order(registry: Registry) -> None:
+    for name in ("b", "a.1", "a", "a-1"):
+        put(registry, name, 0)
+    assert registry.names() == ["a", "a-1", "a.1", "b"]
+    assert [record.name for record in registry.records()] == registry.names()
+    assert len(registry) == 4
+
+
+@pytest.mark.parametrize("must_not_exist", [False, True])
+def test_the_same_content_again_changes_nothing(registry: Registry, must_not_exist: bool) -> None:
+    first = put(registry, "a", 0)
+    assert put(registry, "a", 0, must_not_exist=must_not_exist) is first
+    assert registry.get("a") is first
+
+
+def test_other_content_replaces_unless_it_must_not(registry: Registry, folder: Path) -> None:
+    put(registry, "a", 0)
+    with pytest.raises(AlreadyExistsError, match="'a'"):
+        put(registry, "a", 1, must_not_exist=True)
+    assert (registry.get("a").digest, blobs(folder)) == (DIGESTS[0], {DIGESTS[0]})
+    put(registry, "a", 1)
+    assert (registry.get("a").digest, blobs(folder)) == (DIGESTS[1], {DIGESTS[1]})
+
+
+def test_a_name_of_the_directory_is_not_for_uploads(registry: Registry, folder: Path) -> None:
+    with published(registry, "a", PACKAGES[0]) as record:
+        registry.register(directory_record(record, "stamp"))
+    for number in (0, 1):
+        with pytest.raises(FailedPreconditionError, match="--adapters"):
+            put(registry, "a", number)
+    with pytest.raises(FailedPreconditionError, match="--adapters"):
+        registry.delete("a")
+    assert blobs(folder) == {DIGESTS[0]}
+    registry.forget_directory("a")
+    assert (registry.names(), blobs(folder)) == ([], set())
+
+
+def test_files_of_the_directory_that_were_only_touched_get_a_new_stamp(registry: Registry) -> None:
+    for stamp in ("old", "new"):
+        with published(registry, "a", PACKAGES[0]) as record:
+            registry.register(directory_record(record, stamp))
+    assert registry.from_directory()["a"].stamp == "new"
+    with registry.lease("a") as (_, source):
+        assert Path(source.path).exists()
+
+
+def test_what_is_not_there_cannot_be_named(registry: Registry) -> None:
+    for call in (registry.get, registry.delete, lambda name: registry.lease(name).__enter__()):
+        with pytest.raises(NotFoundError, match="'a'"):
+            call("a")
+
+
+# Bytes
+
+
+def test_a_lease_keeps_the_version_that_it_began_with(registry: Registry, folder: Path) -> None:
+    gone: list[str] = []
+    registry.on_gone = gone.append
+    put(registry, "a", 0)
+    with registry.lease("a") as (record, source):
+        put(registry, "a", 1)
+        registry.delete("a")
+        assert record.digest == source.digest == DIGESTS[0]
+        assert Path(source.path).read_bytes() == PACKAGES[0]
+        assert gone == [DIGESTS[1]]
+    assert gone == [DIGESTS[1], DIGESTS[0]]
+    assert blobs(folder) == set()
+
+
+def test_names_share_bytes_until_the_last_of_them_goes(registry: Registry, folder: Path) -> None:
+    gone: list[str] = []
+    registry.on_gone = gone.append
+    for name in ("a", "b"):
+        put(registry, name, 0)
+    registry.delete("a")
+    assert (gone, blobs(folder)) == ([], {DIGESTS[0]})
+    registry.delete("b")
+    assert (gone, blobs(folder)) == ([DIGESTS[0]], set())
+
+
+def test_what_was_not_registered_leaves_nothing(registry: Registry, folder: Path) -> None:
+    put(registry, "a", 1)
+    with published(registry, "b", PACKAGES[0]) as record:
+        assert blobs(folder) == {DIGESTS[0], DIGESTS[1]}
+        assert "b" not in registry.names()
+        assert registry.source_of(record).digest == DIGESTS[0]
+    with published(registry, "b", PACKAGES[1]):  # of which another name needs the bytes
+        pass
+    assert blobs(folder) == {DIGESTS[1]}
+    assert files(folder, "staging") == set()
+
+
+def test_what_failed_while_it_came_leaves_nothing(registry: Registry, folder: Path) -> None:
+    def receive() -> None:
+        with registry.stage() as staged:
+            staged.write(PACKAGES[0][:100])
+            assert len(files(folder, "staging")) == 1
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        receive()
+    assert files(folder, "staging") == set()
+
+
+def test_an_upload_heals_bytes_that_were_damaged(registry: Registry) -> None:
+    put(registry, "a", 0)
+    with registry.lease("a") as (_, source):
+        Path(source.path).write_bytes(b"damaged")
+    put(registry, "a", 0)
+    assert Path(source.path).read_bytes() == PACKAGES[0]
+
+
+def test_nobody_else_may_read_the_store(registry: Registry, folder: Path) -> None:
+    put(registry, "a", 0)
+    for path in (folder / "blobs").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_store_is_for_one_server(registry: Registry, folder: Path) -> None:
+    put(registry, "a", 0)
+    with pytest.raises(StoreLockedError, match="in use"):
+        Registry(folder)
+    registry.close()
+    again = Registry(folder)
+    assert again.names() == ["a"]
+    again.close()
+
+
+# Crashes
+
+
+def test_what_was_registered_is_there_after_a_crash(registry: Registry, folder: Path) -> None:
+    kept = put(registry, "a", 0)
+    with after_a_crash(folder) as (recovered, copy):
+        assert recovered.get("a") == kept
+        assert blobs(copy) == {DIGESTS[0]}
+        with recovered.lease("a") as (_, source):
+            assert Path(source.path).read_bytes() == PACKAGES[0]
+
+
+def test_an_upload_that_was_coming_is_gone_after_a_crash(registry: Registry, folder: Path) -> None:
+    with registry.stage() as staged:
+        staged.write(PACKAGES[0])
+        staged.file.flush()
+        with after_a_crash(folder) as (recovered, copy):
+            assert (recovered.names(), files(copy, "staging"), blobs(copy)) == ([], set(), set())
+
+
+def test_bytes_without_a_name_are_gone_after_a_crash(registry: Registry, folder: Path) -> None:
+    put(registry, "a", 1)
+    with (
+        published(registry, "b", PACKAGES[0]),
+        after_a_crash(folder) as (recovered, copy),
+    ):
+        assert (recovered.names(), blobs(copy)) == (["a"], {DIGESTS[1]})
+
+
+def test_what_was_deleted_in_use_is_gone_after_a_crash(registry: Registry, folder: Path) -> None:
+    put(registry, "a", 0)
+    with registry.lease("a"):
+        registry.delete("a")
+        assert blobs(folder) == {DIGESTS[0]}
+        with after_a_crash(folder) as (recovered, copy):
+            assert (recovered.names(), blobs(copy)) == ([], set())
+
+
+class Uses(RuleBasedStateMachine):
+    """Any order of uploads, deletes, leases and crashes, beside a model of names and leases."""
+
+    names = st.sampled_from(["a", "b", "c"])
+    numbers = st.integers(0, len(PACKAGES) - 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.registry = Registry(self.folder)
+        self.named: dict[str, int] = {}
+        self.leases: list[tuple[contextlib.ExitStack, int]] = []
+
+    @rule(name=names, number=numbers, must_not_exist=st.booleans())
+    def upload(self, name: str, number: int, must_not_exist: bool) -> None:
+        if must_not_exist and self.named.get(name, number) != number:
+            with pytest.raises(AlreadyExistsError):
+                put(self.registry, name, number, must_not_exist=True)
+        else:
+            put(self.registry, name, number, must_not_exist=must_not_exist)
+            self.named[name] = number
+
+    @rule(name=names, number=numbers)
+    def upload_and_give_up(self, name: str, number: int) -> None:
+        with published(self.registry, name, PACKAGES[number]):
+            pass
+
+    @rule(name=names)
+    def delete(self, name: str) -> None:
+        if name in self.named:
+            self.registry.delete(name)
+            del self.named[name]
+        else:
+            with pytest.raises(NotFoundError):
+                self.registry.delete(name)
+
+    @precondition(lambda self: self.named)
+    @rule(data=st.data())
+    def lease(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.named)))
+        stack = contextlib.ExitStack()
+        stack.enter_context(self.registry.lease(name))
+        self.leases.append((stack, self.named[name]))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        stack, _ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        stack.close()
+
+    @rule()
+    def crash(self) -> None:
+        # The copy is what a crash leaves; what comes after it in the original does not count.
+        copy = Path(tempfile.mkdtemp()) / "store"
+        shutil.copytree(self.folder, copy)
+        self.teardown()
+        self.folder, self.registry = copy, Registry(copy)
+
+    @invariant()
+    def names_stand_for_what_was_uploaded_last(self) -> None:
+        found = {record.name: record.digest for record in self.registry.records()}
+        assert found == {name: DIGESTS[number] for name, number in self.named.items()}
+
+    @invariant()
+    def bytes_are_there_for_names_and_leases_and_for_nothing_else(self) -> None:
+        needed = {*self.named.values(), *(number for _, number in self.leases)}
+        assert blobs(self.folder) == {DIGESTS[number] for number in needed}
+        assert files(self.folder, "staging") == set()
+
+    def teardown(self) -> None:
+        for stack, _ in self.leases:
+            stack.close()
+        self.leases = []
+        self.registry.close()
+        shutil.rmtree(self.folder)
+
+
+Uses.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestUses = Uses.TestCase

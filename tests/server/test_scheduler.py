@@ -1,0 +1,169 @@
+"""What runs next; no tensors, no clock."""
+
+from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.messages import AdapterSource, Finish, Sampling
+from loramux_server.engine.request import Request
+from loramux_server.engine.scheduler import Plan, Scheduler
+
+EOS = 1
+
+
+class Adapters:
+    """Resident are those that a test says are."""
+
+    def __init__(self, *resident: str) -> None:
+        self.resident = set(resident)
+        self.leases: list[str] = []
+
+    def want(self, source: AdapterSource) -> None:
+        pass
+
+    def unwant(self, digest: str) -> None:
+        pass
+
+    def acquire(self, digest: str) -> bool:
+        if digest in self.resident:
+            self.leases.append(digest)
+        return digest in self.resident
+
+    def release(self, digest: str) -> None:
+        self.leases.remove(digest)
+
+
+def scheduler(
+    adapters: Adapters | None = None, *, num_blocks: int = 100, max_running: int = 4,
+    max_batch_tokens: int = 8, max_bypassed: int = 2, context_length: int = 1000,
+) -> Scheduler:  # fmt: skip
+    return Scheduler(
+        blocks=BlockManager(num_blocks, 4),
+        adapters=adapters or Adapters(),
+        max_running=max_running,
+        max_batch_tokens=max_batch_tokens,
+        max_bypassed=max_bypassed,
+        context_length=context_length,
+        eos_token_ids=frozenset({EOS}),
+    )
+
+
+def request(
+    request_id: int, num_prompt: int = 3, adapter: str | None = None, **sampling: int
+) -> Request:
+    source = AdapterSource(adapter, "", 8, 8) if adapter else None
+    options = Sampling(**{"max_tokens": 100, "seed": 0} | sampling)  # type: ignore[arg-type]
+    return Request(request_id, list(range(2, 2 + num_prompt)), source, options)
+
+
+def shape(plan: Plan) -> list[tuple[int, int]]:
+    """Return (request, tokens) of each chunk."""
+    return [(chunk.request.request_id, chunk.num_tokens) for chunk in plan.chunks]
+
+
+def run(subject: Scheduler, token: int = 9) -> list[tuple[int, int]]:
+    plan = subject.plan()
+    subject.commit(plan, [token] * sum(chunk.samples for chunk in plan.chunks))
+    subject.check()
+    return shape(plan)
+
+
+def test_a_long_prompt_runs_in_chunks() -> None:
+    subject = scheduler()
+    subject.add(request(0, num_prompt=19))
+    assert [run(subject) for _ in range(4)] == [[(0, 8)], [(0, 8)], [(0, 3)], [(0, 1)]]
+
+
+def test_decode_goes_before_prefill() -> None:
+    subject = scheduler()
+    subject.add(request(0, num_prompt=2))
+    run(subject)
+    subject.add(request(1, num_prompt=20))
+    assert run(subject) == [(0, 1), (1, 7)]
+    assert run(subject) == [(0, 1), (1, 7)]
+
+
+def test_requests_start_in_the_order_of_arrival() -> None:
+    subject = scheduler(max_running=2)
+    for request_id in range(3):
+        subject.add(request(request_id))
+    assert run(subject) == [(0, 3), (1, 3)]
+    subject.remove(subject.running[0])
+    assert run(subject) == [(1, 1), (2, 3)]
+
+
+def test_when_blocks_run_out_the_last_to_start_starts_over() -> None:
+    subject = scheduler(num_blocks=3, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=4))
+    subject.add(request(1, num_prompt=4))
+    run(subject)  # one block each
+    assert run(subject) == [(0, 1)]  # both need a second one, and one is left
+    assert [waiting.request_id for waiting in subject.waiting] == [1]
+    assert subject.num_preemptions == 1
+    subject.remove(subject.running[0])
+    assert run(subject) == [(1, 5)]  # the prompt, and the token that it had
+
+
+def test_a_request_whose_adapter_is_away_lets_others_pass_a_bounded_number_of_times() -> None:
+    adapters = Adapters("here")
+    subject = scheduler(adapters, max_bypassed=2)
+    subject.add(request(0, adapter="away"))
+    for request_id in (1, 2, 3):
+        subject.add(request(request_id, num_prompt=1, adapter="here"))
+        run(subject)
+    # The third finds that enough have passed.
+    assert [waiting.request_id for waiting in subject.waiting] == [0, 3]
+    assert subject.urgent == "away"
+    subject.add(request(4, num_prompt=1))
+    assert (4, 1) in run(subject)  # a base request holds no adapter up
+    adapters.resident = {"here", "away"}
+    subject.remove(subject.running[0])
+    assert (0, 3) in run(subject)
+    assert subject.urgent is None
+
+
+def test_removing_a_request_gives_back_what_it_held() -> None:
+    adapters = Adapters("here")
+    subject = scheduler(adapters)
+    subject.add(request(0, adapter="here"))
+    run(subject)
+    assert adapters.leases == ["here"]
+    assert subject.num_used_blocks == 1
+    subject.remove(subject.running[0])
+    assert adapters.leases == []
+    assert subject.num_used_blocks == 0
+
+
+def finish_of(subject: Scheduler, *tokens: int) -> list[Finish | None]:
+    """Return why the only request ended, after each of `tokens`."""
+    found = []
+    for token in tokens:
+        plan = subject.plan()
+        found += [finish for _, _, finish in subject.commit(plan, [token])]
+    return found
+
+
+def test_an_end_token_stops_a_request() -> None:
+    subject = scheduler()
+    subject.add(request(0))
+    assert finish_of(subject, 5, EOS) == [None, Finish.STOP]
+    assert not subject.running
+
+
+def test_end_tokens_can_be_ignored_or_come_too_early() -> None:
+    subject = scheduler()
+    subject.add(request(0, ignore_eos=True, max_tokens=2))
+    assert finish_of(subject, EOS, EOS) == [None, Finish.LENGTH]
+    subject.add(request(1, min_tokens=1))
+    assert finish_of(subject, EOS, EOS) == [None, Finish.STOP]
+
+
+def test_the_context_ends_a_request() -> None:
+    subject = scheduler(context_length=5)
+    subject.add(request(0, num_prompt=3))
+    assert finish_of(subject, 5, 5) == [None, Finish.LENGTH]
+
+
+def test_a_plan_never_exceeds_the_budget() -> None:
+    subject = scheduler(max_batch_tokens=5, max_running=10)
+    for request_id in range(10):
+        subject.add(request(request_id, num_prompt=1 + request_id))
+    for _ in range(20):
+        assert sum(count for _, count in run(subject)) <= 5

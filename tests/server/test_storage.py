@@ -1,0 +1,144 @@
+"""Blocking work of the store beside the event loop, and its errors."""
+
+import asyncio
+import errno
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy.exc
+
+from loramux.errors import (
+    DeadlineExceededError,
+    LoramuxError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from loramux_server.services.storage import finished, in_thread, storage_errors
+
+
+def database_error(text: str) -> sqlalchemy.exc.OperationalError:
+    return sqlalchemy.exc.OperationalError("INSERT", {}, Exception(text))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (OSError(errno.ENOSPC, "no space"), ResourceExhaustedError, "STORE_FULL"),
+        (OSError(errno.EDQUOT, "quota"), ResourceExhaustedError, "STORE_FULL"),
+        (database_error("database or disk is full"), ResourceExhaustedError, "STORE_FULL"),
+        (OSError(errno.EIO, "/secret/path"), UnavailableError, "STORE_UNAVAILABLE"),
+        (database_error("disk I/O error"), UnavailableError, "STORE_UNAVAILABLE"),
+    ],
+    ids=["space", "quota", "database-full", "io", "database-io"],
+)
+def test_an_error_of_the_disk_becomes_one_of_ours(
+    error: Exception, kind: type[LoramuxError], reason: str
+) -> None:
+    with pytest.raises(kind) as caught, storage_errors():
+        raise error
+    assert caught.value.reason == reason
+    assert caught.value.retry_delay
+
+
+@pytest.mark.parametrize("kind", [UnavailableError, DeadlineExceededError, PermissionDeniedError])
+def test_an_error_of_ours_stays_what_it_is(kind: type[LoramuxError]) -> None:
+    # These are OSErrors too, as callers of the client expect.
+    assert issubclass(kind, OSError)
+    error = kind("the engine died", reason="ENGINE_UNAVAILABLE")
+    with pytest.raises(kind) as caught, storage_errors():
+        raise error
+    assert caught.value is error
+
+
+class Gate:
+    """A context manager that blocks while it is entered, until it is opened."""
+
+    def __init__(self) -> None:
+        self.entering = threading.Event()
+        self.opened = threading.Event()
+        self.events: list[str] = []
+
+    @contextmanager
+    def pass_through(self) -> Iterator[str]:
+        self.entering.set()
+        self.opened.wait(timeout=30)
+        self.events.append("entered")
+        try:
+            yield "inside"
+        except BaseException as error:
+            self.events.append(type(error).__name__)
+            raise
+        finally:
+            self.events.append("left")
+
+
+async def test_what_is_entered_in_a_thread_is_left_in_one() -> None:
+    gate = Gate()
+    gate.opened.set()
+    async with in_thread(gate.pass_through()) as value:
+        assert value == "inside"
+        assert gate.events == ["entered"]
+    assert gate.events == ["entered", "left"]
+
+
+async def test_an_error_inside_reaches_the_context_manager() -> None:
+    gate = Gate()
+    gate.opened.set()
+    with pytest.raises(ValueError, match="inside"):
+        async with in_thread(gate.pass_through()):
+            raise ValueError("inside")
+    assert gate.events == ["entered", "ValueError", "left"]
+
+
+async def test_what_was_being_entered_on_cancellation_is_left_again() -> None:
+    gate = Gate()
+
+    async def enter() -> None:
+        async with in_thread(gate.pass_through()):
+            raise AssertionError("the caller was cancelled before it got here")
+
+    task = asyncio.create_task(enter())
+    await asyncio.to_thread(gate.entering.wait, 30)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.opened.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert gate.events == ["entered", "CancelledError", "left"]
+
+
+async def test_what_cannot_be_entered_is_not_left() -> None:
+    @contextmanager
+    def broken() -> Iterator[None]:
+        raise OSError("no")
+        yield
+
+    with pytest.raises(OSError, match="no"):
+        async with in_thread(broken()):
+            pass
+
+
+async def test_work_in_a_thread_is_over_before_its_caller_gives_up() -> None:
+    started, may_end = threading.Event(), threading.Event()
+    events: list[str] = []
+
+    def work() -> str:
+        started.set()
+        may_end.wait(timeout=30)
+        events.append("done")
+        return "result"
+
+    task = asyncio.create_task(finished(asyncio.to_thread(work)))
+    await asyncio.to_thread(started.wait, 30)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert events == ["done"]
+    assert await finished(asyncio.to_thread(work)) == "result"

@@ -1,0 +1,156 @@
+"""An engine without a model: it computes a checksum of everything that a token should have seen.
+
+The fake keeps a KV cache of (token, adapter) pairs and a slab of adapter numbers. A wrong block
+table, a reused block or a reused row changes the checksum, and so the tokens.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+import torch
+
+from loramux_server.engine.batch import Batch
+from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.engine import Engine
+from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.scheduler import Scheduler
+from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.lora.packed import DamagedError, PackedAdapter
+
+VOCAB = 64
+BLOCK_SIZE = 4
+EOS = 1
+
+
+class FakePacked(PackedAdapter):
+    """Stands for packed weights: a number in place of them."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int, rank: int) -> None:
+        super().__init__(rank, [], np.full((1, 1), rank, np.int32))
+        object.__setattr__(self, "number", number)
+
+
+class HeldExecutor(Executor):
+    """Does nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._held.append((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def finish(self, index: int = 0) -> None:
+        """Do one of the things that are held."""
+        future, work = self._held.pop(index)
+        try:
+            future.set_result(work())
+        except DamagedError as error:
+            future.set_exception(error)
+
+
+class FakeModel:
+    """Runner, slab and loader in one."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, int] = {}
+        self._cache: dict[int, tuple[int, int]] = {}
+        self.broken: set[int] = set()
+        """Adapters whose files are damaged."""
+
+    def load(self, source: AdapterSource) -> PackedAdapter:
+        number = int(source.path)
+        if number in self.broken:
+            raise DamagedError("flipped bits")
+        return FakePacked(number, source.rank)
+
+    def write(self, row: int, adapter: PackedAdapter) -> None:
+        assert isinstance(adapter, FakePacked)
+        self._rows[row] = adapter.number  # type: ignore[attr-defined]
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        adapters = [0] * len(batch.token_T)
+        if batch.segments is not None:
+            for s, row in enumerate(batch.segments.row_S):
+                for t in range(batch.segments.start_S[s], batch.segments.end_S[s]):
+                    adapters[t] = self._rows[int(row)]
+        slots = batch.attention.slot_T.tolist()
+        for token, slot, adapter in zip(batch.token_T.tolist(), slots, adapters, strict=True):
+            self._cache[slot] = (token, adapter)
+        rows = []
+        ends = (batch.attention.query_start_B[1:] - 1).tolist()
+        for index in batch.sampled_R.tolist():
+            context = batch.attention.context_slots(ends.index(index))
+            rows.append(one_hot(checksum([self._cache[int(slot)] for slot in context])))
+        return torch.stack(rows) if rows else torch.empty(0, VOCAB)
+
+
+def checksum(context: list[tuple[int, int]]) -> int:
+    """Return a token that depends on every (token, adapter) of `context` and on its order."""
+    total = 7
+    for token, adapter in context:
+        total = (total * 31 + token * 5 + adapter * 11 + 3) % 1_000_003
+    return total % VOCAB
+
+
+def one_hot(token: int) -> torch.Tensor:
+    logits = torch.zeros(VOCAB)
+    logits[token] = 10.0
+    return logits
+
+
+def completion(prompt: list[int], adapter: int, max_tokens: int, *, eos: bool) -> list[int]:
+    """Return what the fake model makes of `prompt`."""
+    tokens: list[int] = []
+    while len(tokens) < max_tokens:
+        tokens.append(checksum([(token, adapter) for token in [*prompt, *tokens]]))
+        if eos and tokens[-1] == EOS:
+            break
+    return tokens
+
+
+def fake_source(number: int, rank: int) -> AdapterSource:
+    """Return an adapter that `FakeModel.load` knows; number 0 is the base."""
+    return AdapterSource(f"sha256:{number:064x}", str(number), rank, 100 * rank)
+
+
+def fake_engine(
+    *, num_blocks: int, rows: int, host_bytes: int = 1 << 20, max_running: int = 4,
+    max_batch_tokens: int = 16, max_bypassed: int = 4, max_waiting: int = 1000,
+    executor: Executor | None = None,
+) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
+    """Return an engine over a `FakeModel`, and its parts."""
+    model = FakeModel()
+    cache = AdapterCache(device_rows=rows, row_bytes=100, host_bytes=host_bytes, weight_bytes=1)
+    scheduler = Scheduler(
+        blocks=BlockManager(num_blocks, BLOCK_SIZE),
+        adapters=cache,
+        max_running=max_running,
+        max_batch_tokens=max_batch_tokens,
+        max_bypassed=max_bypassed,
+        context_length=num_blocks * BLOCK_SIZE,
+        eos_token_ids=frozenset({EOS}),
+    )
+    engine = Engine(
+        scheduler=scheduler,
+        cache=cache,
+        slab=model,  # type: ignore[arg-type]
+        runner=model,
+        load_packed=model.load,
+        executor=HeldExecutor() if executor is None else executor,
+        wake=lambda: None,
+        block_size=BLOCK_SIZE,
+        eos_token_ids=[EOS],
+        device=torch.device("cpu"),
+        max_waiting=max_waiting,
+        clock=lambda: 0.0,
+    )
+    return engine, scheduler, cache, model

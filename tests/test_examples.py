@@ -1,0 +1,43 @@
+"""What the pages and the examples say is so."""
+
+import doctest
+import json
+import re
+from pathlib import Path
+
+from examples.demo_model.tasks import TASKS
+from loramux_server.commands.demo import DEMO
+from tests.support.server import RunningServer
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_python_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    with RunningServer(tmp_path, DEMO / "base", "--adapters", str(DEMO / "adapters")) as server:
+        block = block.replace("localhost:50051", server.target)
+        block = block.replace("path/to/peft_folder", str(DEMO / "adapters" / "reverse"))
+        example = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
+        assert len(example.examples) >= 6
+        said: list[str] = []
+        results = doctest.DocTestRunner().run(example, out=said.append)
+    assert results.failed == 0, "".join(said)
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "server/README.md", ROOT / "benchmarks/README.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    package = ROOT / "server/loramux_server"
+    for name in re.findall(r"`([\w/]+\.py)`", (ROOT / "server/README.md").read_text()):
+        assert (package / name).exists(), name
+
+
+def test_held_out_examples_are_what_their_tasks_say() -> None:
+    held_out = json.loads((DEMO / "held_out.json").read_text())
+    for name, entry in held_out.items():
+        for prompt, wanted in entry["examples"]:
+            assert TASKS[name].answer(prompt.removesuffix(" ->")) == wanted
