@@ -14,13 +14,16 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from loramux_server.engine.batch import Batch, Residence
+from loramux_server.engine.batch import Batch
 from loramux_server.engine.messages import Sampling
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Chunk
 from loramux_server.kernels.attention import paged_attention
 from loramux_server.kernels.backend import Backend, choose_backend
+from loramux_server.kernels.linear import make_linear
+from loramux_server.lora.segments import Residence
+from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models.base_model import (
     BaseModel,
     UnservableModelError,
@@ -72,7 +75,8 @@ def batch_of(tokens: list[int], digest: str | None = None) -> Batch:
     def residence(_: str) -> Residence:
         import numpy as np
 
-        return Residence(0, 8, np.full((8, 3), 8, np.int32))
+        ranks, scales = np.full((8, 3), 8, np.int32), np.ones((8, 3), np.float32)
+        return Residence(0, 8, WeightFormat.FLOAT32, ranks, scales)
 
     return Batch.build([Chunk(request, 0, len(tokens))], residence, 8, torch.device("cpu"))
 
@@ -86,7 +90,7 @@ def test_a_batch_of_the_base_runs_no_adapter_code() -> None:
         raise TouchedError
 
     model = prepare(tiny_model("llama"))
-    backend = Backend("explosive", explode, paged_attention)  # type: ignore[arg-type]
+    backend = Backend("explosive", make_linear, explode, paged_attention)  # type: ignore[arg-type]
     runner = ModelRunner(model, backend, num_slots=64, adapter_memory=1 << 20)
     runner.run(batch_of([5, 6, 7]))
     with pytest.raises(TouchedError):

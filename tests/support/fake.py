@@ -18,6 +18,7 @@ from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import DamagedError, PackedAdapter
+from loramux_server.lora.weight_format import WeightFormat
 
 VOCAB = 64
 BLOCK_SIZE = 4
@@ -30,7 +31,8 @@ class FakePacked(PackedAdapter):
     __slots__ = ("number",)
 
     def __init__(self, number: int, rank: int) -> None:
-        super().__init__(rank, [], np.full((1, 1), rank, np.int32))
+        ranks, scales = np.full((1, 1), rank, np.int32), np.ones((1, 1), np.float32)
+        super().__init__(rank, WeightFormat.FLOAT32, [], ranks, scales)
         object.__setattr__(self, "number", number)
 
 

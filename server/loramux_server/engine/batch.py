@@ -12,18 +12,7 @@ import torch
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Chunk
 from loramux_server.kernels.attention import AttentionBatch
-from loramux_server.lora.row_allocator import rows_of
-from loramux_server.lora.segments import Int32, Segments
-
-
-@dataclass(frozen=True, slots=True)
-class Residence:
-    """Where an adapter lies in the slab."""
-
-    row: int
-    rank: int
-    rank_GP: Int32
-    """True rank in each part of each group."""
+from loramux_server.lora.segments import Int32, Residence, Segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +91,4 @@ def _segments(
         end[-1] = int(query_start[i + 1])
     if not adapters:
         return None
-    return Segments(
-        start_S=np.array(start, np.int32),
-        end_S=np.array(end, np.int32),
-        row_S=np.array([adapter.row for adapter in adapters], np.int32),
-        size_S=np.array([rows_of(adapter.rank) for adapter in adapters], np.int32),
-        rank_GSP=np.stack([adapter.rank_GP for adapter in adapters], axis=1),
-    )
+    return Segments.build(start, end, adapters)

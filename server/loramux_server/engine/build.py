@@ -10,11 +10,12 @@ import torch
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, ModelInfo
-from loramux_server.engine.model_runner import SLAB_DTYPE, ModelRunner, row_bytes
+from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.kernels.backend import choose_backend
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.lora.slab import row_bytes
 from loramux_server.models.base_model import BaseModel, UnservableModelError
 
 
@@ -41,7 +42,7 @@ def build_engine(
         device_rows=runner.slab.num_rows,
         row_bytes=bytes_of_row,
         host_bytes=config.host_adapter_memory,
-        weight_bytes=SLAB_DTYPE.itemsize,
+        weight_bytes=4,
     )
     if not cache.rows.num_rows:
         raise UnservableModelError(

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from loramux_adapters import PackageError
-from loramux_server.engine.batch import Batch, Residence, grouped
+from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.messages import (
     AdapterSource,
     BatchSize,
@@ -29,6 +29,7 @@ from loramux_server.engine.sampler import Sampled, sample
 from loramux_server.engine.scheduler import Plan, Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.packed import DamagedError, PackedAdapter
+from loramux_server.lora.segments import Residence
 from loramux_server.lora.slab import Slab
 
 Clock = Callable[[], float]
@@ -221,9 +222,7 @@ class Engine:
             if order.tier is Tier.HOST:
                 self._packed[digest] = cast(PackedAdapter, future.result())
             else:
-                self._residence[digest] = Residence(
-                    order.row, order.source.rank, self._packed[digest].rank_GP
-                )
+                self._residence[digest] = self._packed[digest].at(order.row)
             self._cache.loaded(order)
             self._loads.append(Load(order.tier, self._clock() - begin))
         return len(done)

@@ -4,7 +4,7 @@ import torch
 
 from loramux_server.engine.batch import Batch
 from loramux_server.kernels.backend import Backend
-from loramux_server.lora.slab import GroupShape, Slab, row_weights
+from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
 
 
@@ -24,9 +24,10 @@ class ModelRunner:
         """
         shapes = [group.shape for group in model.groups]
         num_rows = adapter_memory // row_bytes(shapes)
-        self.slab = Slab(shapes, num_rows, SLAB_DTYPE, model.device)
+        self.slab = Slab(shapes, num_rows, model.device)
         for group in model.groups:
-            group.attach(self.slab, backend.add_lora)
+            group.attach(self.slab, backend)
+        model.output.attach(backend)
         model.attention.allocate(num_slots, model.dtype, model.device, backend.paged_attention)
         self._model = model
 
@@ -43,12 +44,3 @@ class ModelRunner:
         )
         logits: torch.Tensor = output.logits[0]
         return logits.float()
-
-
-SLAB_DTYPE = torch.float32
-"""PEFT computes adapters in float32 whatever the base is, and so do we."""
-
-
-def row_bytes(shapes: list[GroupShape]) -> int:
-    """Return the bytes of one rank row over all groups."""
-    return row_weights(shapes) * SLAB_DTYPE.itemsize

@@ -6,7 +6,9 @@ P parts.
 
 import torch
 
-from loramux_server.lora.segments import Int32, Segments
+from loramux_server.lora.segments import Segments
+from loramux_server.lora.slab import weights
+from loramux_server.lora.weight_format import WeightFormat
 
 
 def add_lora(
@@ -14,48 +16,57 @@ def add_lora(
     x_TK: torch.Tensor,
     a_RK: torch.Tensor,
     b_RN: torch.Tensor,
-    columns_P: list[int],
+    columns: list[int],
     segments: Segments,
-    rank_SP: Int32,
+    group: int,
 ) -> None:
     """Add each segment's low-rank update to `y_TN`, in place.
 
     Semantics, for segment s with tokens t0:t1, first row `row`, size `size`, and part p of rank r
-    with output columns n0:n1:
+    and scale f, with output columns n0:n1:
 
-        y[t0:t1, n0:n1] += x[t0:t1] @ a[P*row + p*size :][:r].T @ b[row:][:r, n0:n1]
+        A = weights(a[P*row + p*size :][:size])[:r],  B = weights(b[row:][:size])[:r, n0:n1]
+        y[t0:t1, n0:n1] += (x[t0:t1] @ A.T * f) @ B
 
-    The weights of an adapter are read in place, through views: nothing is gathered, whatever the
-    number of tokens. The scale of the adapter is folded into `b_RN`.
+    where weights(rows) is the memory of these rows in the format of the adapter: a row of float32
+    holds two of a 16-bit format. The weights are read in place, through views: nothing is gathered,
+    whatever the number of tokens; 16-bit weights are widened once for each segment.
 
     Args:
         y_TN: Output of the base layers, changed in place.
         x_TK: Their common input.
-        a_RK: A rows of all adapters, P for each rank row.
-        b_RN: B rows of all adapters.
-        columns_P: P + 1 borders between the columns of the parts.
+        a_RK: A rows of all adapters, P for each rank row, float32 or memory taken for it.
+        b_RN: B rows of all adapters, likewise.
+        columns: P + 1 borders between the columns of the parts.
         segments: Which adapter applies to which tokens.
-        rank_SP: True rank of each segment's adapter in each part; 0 for none.
+        group: Number of the group of layers.
     """
-    num_parts = rank_SP.shape[1]
+    num_parts = len(columns) - 1
     rows = zip(
         segments.start_S.tolist(),
         segments.end_S.tolist(),
         segments.row_S.tolist(),
         segments.size_S.tolist(),
-        rank_SP.tolist(),
+        segments.format_S.tolist(),
+        segments.rank_GSP[group].tolist(),
+        segments.scale_GSP[group].tolist(),
         strict=True,
     )
-    for start, end, row, size, ranks in rows:
+    for start, end, row, size, number, ranks, scales in rows:
         x = x_TK[start:end].to(a_RK.dtype)
-        for part, rank in enumerate(ranks):
+        dtype = WeightFormat(number).dtype
+        b = weights(b_RN[row : row + size], dtype)
+        for part in range(num_parts):
+            rank = ranks[part]
             if not rank:
                 continue
             first = num_parts * row + part * size
-            n0, n1 = columns_P[part], columns_P[part + 1]
-            h = x @ a_RK[first : first + rank].T
+            a = weights(a_RK[first : first + size], dtype)[:rank].to(a_RK.dtype)
+            h = (x @ a.T).mul_(scales[part])
+            n0, n1 = columns[part], columns[part + 1]
             y = y_TN[start:end, n0:n1]
-            if y.dtype == b_RN.dtype:
-                y.addmm_(h, b_RN[row : row + rank, n0:n1])
+            part_b = b[:rank, n0:n1].to(b_RN.dtype)
+            if y.dtype == part_b.dtype:
+                y.addmm_(h, part_b)
             else:
-                y += (h @ b_RN[row : row + rank, n0:n1]).to(y.dtype)
+                y += (h @ part_b).to(y.dtype)

@@ -1,10 +1,11 @@
 """The segmented low-rank matmul on a CPU, compiled: bytes are read once, in place.
 
-Short segments, as in decode, stream the A and B rows of their adapter straight from the slab,
-spread over all threads. Long ones, as in prefill, are ordinary matrix products on slices: the
-definition.
+Short segments, as in decode, stream the A and B rows of their adapter straight from the slab; the
+threads share out the work so that each reads long runs. Long segments, as in prefill, are ordinary
+matrix products on slices: the definition.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -12,14 +13,18 @@ import numpy as np
 import torch
 
 from loramux_server.kernels.add_lora import add_lora
-from loramux_server.kernels.parallel import (
-    Kernel,
-    float32_at,
-    int32_at,
-    num_threads,
-    thread_number,
+from loramux_server.kernels.parallel import Kernel, first_unit, float32_at, int32_at, share_of
+from loramux_server.kernels.simd import (
+    WIDTH,
+    load,
+    load_bfloat16,
+    load_float16,
+    splat,
+    store,
+    total,
 )
-from loramux_server.lora.segments import Int32, Segments
+from loramux_server.lora.segments import Segments
+from loramux_server.lora.weight_format import WeightFormat
 
 SHORT = 12
 """Longest segment, in tokens, for which streaming beats a matrix product."""
@@ -28,85 +33,146 @@ _JOB = np.dtype(
     [
         (name, np.int64)
         for name in (
-            "y", "x", "a", "b", "h", "columns", "start", "end", "row", "size", "rank",
-            "num_segments", "num_parts", "in_features", "out_features", "h_stride",
+            "y", "x", "a", "b", "h", "columns", "start", "end", "row", "size", "format", "rank",
+            "scale", "num_segments", "num_parts", "in_features", "out_features", "max_rank",
         )
     ],
     align=True,
 )  # fmt: skip
+_FLOAT32, _BFLOAT16, _FLOAT16 = (int(number) for number in WeightFormat)
+
+
+def _dot_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:  # noqa: ANN401
+    """Return a loop that multiplies four A rows with an input, for weights of one format."""
+
+    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
+    def dot(a: Any, stride: Any, x: Any, width: Any) -> Any:  # noqa: ANN401
+        s0 = s1 = s2 = s3 = splat(np.float32(0.0))
+        for k in range(0, width, WIDTH):
+            x_k, a_k = load(x + 4 * k), a + item_bytes * k
+            s0 = s0 + x_k * load_weights(a_k)
+            s1 = s1 + x_k * load_weights(a_k + stride)
+            s2 = s2 + x_k * load_weights(a_k + 2 * stride)
+            s3 = s3 + x_k * load_weights(a_k + 3 * stride)
+        return total(s0), total(s1), total(s2), total(s3)
+
+    return dot  # type: ignore[no-any-return]
+
+
+def _add_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:  # noqa: ANN401
+    """Return a loop that adds four scaled B rows to an output, for weights of one format."""
+
+    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
+    def add(y: Any, b: Any, stride: Any, h0: Any, h1: Any, h2: Any, h3: Any, width: Any) -> None:  # noqa: ANN401
+        v0, v1, v2, v3 = splat(h0), splat(h1), splat(h2), splat(h3)
+        for n in range(0, width, WIDTH):
+            y_n, b_n = y + 4 * n, b + item_bytes * n
+            low = v0 * load_weights(b_n) + v1 * load_weights(b_n + stride)
+            high = v2 * load_weights(b_n + 2 * stride) + v3 * load_weights(b_n + 3 * stride)
+            store(y_n, load(y_n) + low + high)
+
+    return add  # type: ignore[no-any-return]
+
+
+_dot_float32, _add_float32 = _dot_for(load, 4), _add_for(load, 4)
+_dot_bfloat16, _add_bfloat16 = _dot_for(load_bfloat16, 2), _add_for(load_bfloat16, 2)
+_dot_float16, _add_float16 = _dot_for(load_float16, 2), _add_for(load_float16, 2)
 
 
 def _shrink(pointer: Any) -> None:  # noqa: ANN401
-    """h[t, p*size + i] = x[t] . A[P*row + p*size + i], the rank rows shared out by work."""
+    """h[t, p, i] = scale * x[t] . A[i] for each rank row i of part p, the rows shared out."""
     job = numba.carray(pointer, 1)[0]
-    x, a, h = float32_at(job.x), float32_at(job.a), float32_at(job.h)
-    start, end, row = int32_at(job.start), int32_at(job.end), int32_at(job.row)
-    size, rank = int32_at(job.size), int32_at(job.rank)
-    num_parts, width = job.num_parts, job.in_features
-    total = 0
+    h, scale = float32_at(job.h), float32_at(job.scale)
+    start, end, rank = int32_at(job.start), int32_at(job.end), int32_at(job.rank)
+    row, size, form = int32_at(job.row), int32_at(job.size), int32_at(job.format)
+    num_parts, width, max_rank = job.num_parts, job.in_features, job.max_rank
+    all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
-            total += rank[s * num_parts + p] * (end[s] - start[s])
-    first = thread_number() * total // num_threads()
-    last = (thread_number() + 1) * total // num_threads()
+            all_work += (rank[s * num_parts + p] + 3) // 4 * (end[s] - start[s])
+    mine, others = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
         tokens = end[s] - start[s]
+        item_bytes = 4 if form[s] == _FLOAT32 else 2
         for p in range(num_parts):
-            for i in range(rank[s * num_parts + p]):
-                if first <= work < last:
-                    a_row = (num_parts * row[s] + p * size[s] + i) * width
+            r = rank[s * num_parts + p]
+            quads = (r + 3) // 4
+            q0 = first_unit(mine, work, tokens, quads)
+            q1 = first_unit(others, work, tokens, quads)
+            work += quads * tokens
+            a = job.a + (num_parts * row[s] + p * size[s]) * width * 4
+            factor = scale[s * num_parts + p]
+            for i in range(4 * q0, min(r, 4 * q1), 4):
+                # Past the last row there may be anything: look at the first of the four again.
+                stride = width * item_bytes if i + 4 <= r else 0
+                count = 4 if i + 4 <= r else 1
+                for j in range(i, min(r, i + 4), count):
+                    a_j = a + j * width * item_bytes
                     for t in range(start[s], end[s]):
-                        x_row = t * width
-                        total_f = np.float32(0.0)
-                        for k in range(width):
-                            total_f += a[a_row + k] * x[x_row + k]
-                        h[t * job.h_stride + p * size[s] + i] = total_f
-                work += tokens
+                        x_t = job.x + t * width * 4
+                        if form[s] == _FLOAT32:
+                            h0, h1, h2, h3 = _dot_float32(a_j, stride, x_t, width)
+                        elif form[s] == _BFLOAT16:
+                            h0, h1, h2, h3 = _dot_bfloat16(a_j, stride, x_t, width)
+                        else:
+                            h0, h1, h2, h3 = _dot_float16(a_j, stride, x_t, width)
+                        at = (t * num_parts + p) * max_rank + j
+                        h[at] = factor * h0
+                        if count == 4:
+                            h[at + 1] = factor * h1
+                            h[at + 2] = factor * h2
+                            h[at + 3] = factor * h3
 
 
 def _expand(pointer: Any) -> None:  # noqa: ANN401
-    """y[t, n] += sum of h[t, p*size + i] * B[row + i, n], the columns shared out evenly."""
+    """y[t, n] += sum of h[t, p, i] * B[i, n], the outputs shared out by the rank behind them."""
     job = numba.carray(pointer, 1)[0]
-    y, b, h = float32_at(job.y), float32_at(job.b), float32_at(job.h)
-    start, end, row = int32_at(job.start), int32_at(job.end), int32_at(job.row)
-    size, rank, columns = int32_at(job.size), int32_at(job.rank), int32_at(job.columns)
+    h, columns = float32_at(job.h), int32_at(job.columns)
+    start, end, rank = int32_at(job.start), int32_at(job.end), int32_at(job.rank)
+    row, form = int32_at(job.row), int32_at(job.format)
     num_parts, width = job.num_parts, job.out_features
-    # Whole cache lines, so that no two threads write to the same one.
-    lines = (width + 15) // 16
-    first = thread_number() * lines // num_threads() * 16
-    last = min(width, (thread_number() + 1) * lines // num_threads() * 16)
+    all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
-            low, high = max(first, columns[p]), min(last, columns[p + 1])
+            lines = (columns[p + 1] - columns[p]) // WIDTH
+            all_work += lines * rank[s * num_parts + p] * (end[s] - start[s])
+    mine, others = share_of(all_work)
+    work = 0
+    for s in range(job.num_segments):
+        item_bytes = 4 if form[s] == _FLOAT32 else 2
+        for p in range(num_parts):
             r = rank[s * num_parts + p]
-            if low >= high:
-                continue
+            lines = (columns[p + 1] - columns[p]) // WIDTH
+            cost = r * (end[s] - start[s])
+            first = WIDTH * first_unit(mine, work, cost, lines)
+            count = WIDTH * first_unit(others, work, cost, lines) - first
+            work += lines * cost
+            n = columns[p] + first
             for t in range(start[s], end[s]):
-                h_row = t * job.h_stride + p * size[s]
-                y_row = t * width
-                i = 0
-                # Four rank rows at a time: y is read and written a quarter as often.
-                while i + 4 <= r:
-                    h0, h1, h2, h3 = (
-                        h[h_row + i],
-                        h[h_row + i + 1],
-                        h[h_row + i + 2],
-                        h[h_row + i + 3],
-                    )
-                    b0 = (row[s] + i) * width
-                    b1, b2, b3 = b0 + width, b0 + 2 * width, b0 + 3 * width
-                    for n in range(low, high):
-                        y[y_row + n] += (
-                            h0 * b[b0 + n] + h1 * b[b1 + n] + h2 * b[b2 + n] + h3 * b[b3 + n]
-                        )
-                    i += 4
-                while i < r:
-                    h0 = h[h_row + i]
-                    b0 = (row[s] + i) * width
-                    for n in range(low, high):
-                        y[y_row + n] += h0 * b[b0 + n]
-                    i += 1
+                if count <= 0:
+                    break
+                y = job.y + (t * width + n) * 4
+                at = (t * job.num_parts + p) * job.max_rank
+                for i in range(0, r - r % 4, 4):
+                    b = job.b + row[s] * width * 4 + (i * width + n) * item_bytes
+                    stride = width * item_bytes
+                    h0, h1, h2, h3 = h[at + i], h[at + i + 1], h[at + i + 2], h[at + i + 3]
+                    if form[s] == _FLOAT32:
+                        _add_float32(y, b, stride, h0, h1, h2, h3, count)
+                    elif form[s] == _BFLOAT16:
+                        _add_bfloat16(y, b, stride, h0, h1, h2, h3, count)
+                    else:
+                        _add_float16(y, b, stride, h0, h1, h2, h3, count)
+                for i in range(r - r % 4, r):
+                    b = job.b + row[s] * width * 4 + (i * width + n) * item_bytes
+                    zero = np.float32(0.0)
+                    if form[s] == _FLOAT32:
+                        _add_float32(y, b, 0, h[at + i], zero, zero, zero, count)
+                    elif form[s] == _BFLOAT16:
+                        _add_bfloat16(y, b, 0, h[at + i], zero, zero, zero, count)
+                    else:
+                        _add_float16(y, b, 0, h[at + i], zero, zero, zero, count)
 
 
 class AddLoraCpu:
@@ -115,8 +181,12 @@ class AddLoraCpu:
     def __init__(self) -> None:
         self._shrink = Kernel(_shrink, _JOB)
         self._expand = Kernel(_expand, _JOB)
-        self._h = torch.empty(0)
         self._job = np.zeros(1, _JOB)
+        self._h = torch.empty(0)
+        self._segments: Segments | None = None
+        self._short: Segments | None = None
+        self._long: Segments | None = None
+        self._max_rank = 0
 
     def __call__(
         self,
@@ -124,23 +194,35 @@ class AddLoraCpu:
         x_TK: torch.Tensor,
         a_RK: torch.Tensor,
         b_RN: torch.Tensor,
-        columns_P: list[int],
+        columns: list[int],
         segments: Segments,
-        rank_SP: Int32,
+        group: int,
     ) -> None:
         """Do what `loramux_server.kernels.add_lora.add_lora` defines."""
-        if y_TN.dtype != torch.float32 or a_RK.dtype != torch.float32:
-            add_lora(y_TN, x_TK, a_RK, b_RN, columns_P, segments, rank_SP)
+        is_served = y_TN.dtype == a_RK.dtype == torch.float32 and x_TK.is_contiguous()
+        if not is_served or any(width % WIDTH for width in (x_TK.shape[1], *columns)):
+            add_lora(y_TN, x_TK, a_RK, b_RN, columns, segments, group)
             return
+        if segments is not self._segments:
+            self._prepare(segments)
+        if self._long:
+            add_lora(y_TN, x_TK, a_RK, b_RN, columns, self._long, group)
+        if self._short:
+            self._stream(y_TN, x_TK, a_RK, b_RN, columns, self._short, group)
+
+    def _prepare(self, segments: Segments) -> None:
+        """Note what is the same for all groups of a step."""
         is_short = segments.end_S - segments.start_S <= SHORT
-        if not is_short.all():
-            add_lora(
-                y_TN, x_TK, a_RK, b_RN, columns_P, _select(segments, ~is_short), rank_SP[~is_short]
-            )
-            if not is_short.any():
-                return
-            segments, rank_SP = _select(segments, is_short), rank_SP[is_short]
-        self._stream(y_TN, x_TK, a_RK, b_RN, columns_P, segments, rank_SP)
+        self._segments = segments
+        self._short = segments.select(is_short) if is_short.any() else None
+        self._long = segments.select(~is_short) if not is_short.all() else None
+        if short := self._short:
+            self._max_rank = int(short.rank_GSP.max())
+            job = self._job[0]
+            job["start"], job["end"] = short.start_S.ctypes.data, short.end_S.ctypes.data
+            job["row"], job["size"] = short.row_S.ctypes.data, short.size_S.ctypes.data
+            job["format"] = short.format_S.ctypes.data
+            job["num_segments"], job["max_rank"] = len(short.start_S), self._max_rank
 
     def _stream(
         self,
@@ -148,34 +230,22 @@ class AddLoraCpu:
         x_TK: torch.Tensor,
         a_RK: torch.Tensor,
         b_RN: torch.Tensor,
-        columns_P: list[int],
-        segments: Segments,
-        rank_SP: Int32,
+        columns: list[int],
+        short: Segments,
+        group: int,
     ) -> None:
-        h_stride = rank_SP.shape[1] * int(segments.size_S.max())
-        if self._h.numel() < y_TN.shape[0] * h_stride:
-            self._h = torch.empty(y_TN.shape[0] * h_stride)
-        rank = np.ascontiguousarray(rank_SP)
-        columns = np.array(columns_P, np.int32)
-        x = x_TK.contiguous()
+        num_parts = len(columns) - 1
+        needed = y_TN.shape[0] * num_parts * self._max_rank
+        if self._h.numel() < needed:
+            self._h = torch.empty(2 * needed)
+        rank_SP = np.ascontiguousarray(short.rank_GSP[group, :, :num_parts])
+        scale_SP = np.ascontiguousarray(short.scale_GSP[group, :, :num_parts])
+        borders = np.array(columns, np.int32)
         job = self._job[0]
-        job["y"], job["x"] = y_TN.data_ptr(), x.data_ptr()
-        job["a"], job["b"], job["h"] = a_RK.data_ptr(), b_RN.data_ptr(), self._h.data_ptr()
-        job["columns"], job["rank"] = columns.ctypes.data, rank.ctypes.data
-        job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
-        job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
-        job["num_segments"], job["num_parts"] = rank.shape
-        job["in_features"], job["out_features"] = a_RK.shape[1], b_RN.shape[1]
-        job["h_stride"] = h_stride
+        job["y"], job["x"], job["h"] = y_TN.data_ptr(), x_TK.data_ptr(), self._h.data_ptr()
+        job["a"], job["b"] = a_RK.data_ptr(), b_RN.data_ptr()
+        job["rank"], job["scale"] = rank_SP.ctypes.data, scale_SP.ctypes.data
+        job["columns"], job["num_parts"] = borders.ctypes.data, num_parts
+        job["in_features"], job["out_features"] = x_TK.shape[1], y_TN.shape[1]
         self._shrink.run(self._job)
         self._expand.run(self._job)
-
-
-def _select(segments: Segments, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Segments:
-    return Segments(
-        segments.start_S[mask],
-        segments.end_S[mask],
-        segments.row_S[mask],
-        segments.size_S[mask],
-        segments.rank_GSP[:, mask],
-    )

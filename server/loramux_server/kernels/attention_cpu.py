@@ -18,11 +18,13 @@ from loramux_server.kernels.attention import (
 from loramux_server.kernels.parallel import (
     Kernel,
     bits_as_float32,
+    first_unit,
     float32_at,
     int32_at,
-    num_threads,
+    share_of,
     thread_number,
 )
+from loramux_server.kernels.simd import WIDTH, load, prefetch, splat, store, total
 
 _JOB = np.dtype(
     [
@@ -52,51 +54,109 @@ def _exp(x: Any) -> Any:  # noqa: ANN401
 
 
 def _decode(pointer: Any) -> None:  # noqa: ANN401
-    """Attend for each (row, key head); the pairs go round the threads."""
+    """Attend for rows of one token each, shared out by the length of their contexts.
+
+    A thread takes all its heads of a row together: keys and values of a token lie side by side, so
+    it reads them as one stream.
+    """
     job = numba.carray(pointer, 1)[0]
-    q, k, v, out = float32_at(job.q), float32_at(job.k), float32_at(job.v), float32_at(job.out)
     rows, requests = int32_at(job.rows), int32_at(job.requests)
     context, table = int32_at(job.context), int32_at(job.table)
     scores = float32_at(job.scores + thread_number() * job.scores_stride * 4)
     kv_heads, block_size = job.num_kv_heads, job.block_size
     groups = job.num_heads // kv_heads
-    key_width, value_width = job.key_width, job.value_width
+    key_bytes, value_bytes = job.key_width * 4, job.value_width * 4
     scale, softcap = np.float32(job.scale), np.float32(job.softcap)
-    for pair in range(thread_number(), job.num_rows * kv_heads, num_threads()):
-        row, head = pair // kv_heads, pair % kv_heads
-        request = requests[row]
-        length = context[request]
+    all_work = 0
+    for row in range(job.num_rows):
+        all_work += context[requests[row]] * kv_heads
+    mine, others = share_of(all_work)
+    work = 0
+    for row in range(job.num_rows):
+        length = context[requests[row]]
+        j0 = first_unit(mine, work, length, kv_heads)
+        j1 = first_unit(others, work, length, kv_heads)
+        work += length * kv_heads
+        if j0 >= j1:
+            continue
         first = max(0, length - job.window) if job.window > 0 else 0
-        blocks = request * job.table_stride
-        for g in range(groups):
-            q_row = (rows[row] * job.num_heads + head * groups + g) * key_width
-            o_row = (rows[row] * job.num_heads + head * groups + g) * value_width
-            top = np.float32(-np.inf)
-            for c in range(first, length):
-                slot = table[blocks + c // block_size] * block_size + c % block_size
-                k_row = (slot * kv_heads + head) * key_width
-                score = np.float32(0.0)
-                for d in range(key_width):
-                    score += q[q_row + d] * k[k_row + d]
-                score *= scale
-                if softcap > 0:
-                    score = softcap * np.tanh(score / softcap)
-                scores[c - first] = score
-                top = max(top, score)
-            total = np.float32(0.0)
-            for i in range(length - first):
-                scores[i] = _exp(scores[i] - top)
-                total += scores[i]
-            for e in range(value_width):
-                out[o_row + e] = 0.0
-            for c in range(first, length):
-                slot = table[blocks + c // block_size] * block_size + c % block_size
-                v_row = (slot * kv_heads + head) * value_width
-                weight = scores[c - first]
-                for e in range(value_width):
-                    out[o_row + e] += weight * v[v_row + e]
-            for e in range(value_width):
-                out[o_row + e] /= total
+        stride = length - first
+        blocks = requests[row] * job.table_stride
+        q = job.q + rows[row] * job.num_heads * key_bytes
+        out = job.out + rows[row] * job.num_heads * value_bytes
+        final = (length - 1) // block_size
+        # The score of head g and token c is at (g - j0 * groups) * stride + c - first.
+        for block in range(first // block_size, (length + block_size - 1) // block_size):
+            slot = (table[blocks + block] - block) * block_size
+            ahead = (table[blocks + min(block + 1, final)] - block) * block_size
+            for c in range(max(first, block * block_size), min(length, (block + 1) * block_size)):
+                for line in range(j0 * key_bytes, j1 * key_bytes, 64):
+                    prefetch(job.k + (ahead + c) * kv_heads * key_bytes + line)
+                for j in range(j0, j1):
+                    k = job.k + ((slot + c) * kv_heads + j) * key_bytes
+                    for g in range(j * groups, (j + 1) * groups):
+                        q_g = q + g * key_bytes
+                        product = load(q_g) * load(k)
+                        for d in range(64, key_bytes, 64):
+                            product = product + load(q_g + d) * load(k + d)
+                        scores[(g - j0 * groups) * stride + c - first] = total(product) * scale
+        for g in range((j1 - j0) * groups):
+            _softmax(scores, g * stride, stride, softcap)
+        for g in range(j0 * groups, j1 * groups):
+            for e in range(0, value_bytes, 64):
+                store(out + g * value_bytes + e, splat(np.float32(0.0)))
+        for block in range(first // block_size, (length + block_size - 1) // block_size):
+            slot = (table[blocks + block] - block) * block_size
+            c = max(first, block * block_size)
+            last = min(length, (block + 1) * block_size)
+            ahead = (table[blocks + min(block + 1, final)] - block) * block_size
+            # Four tokens at a time: the output is read and written a quarter as often.
+            while c + 4 <= last:
+                for token in range(ahead + c, ahead + c + 4):
+                    for line in range(j0 * value_bytes, j1 * value_bytes, 64):
+                        prefetch(job.v + token * kv_heads * value_bytes + line)
+                for j in range(j0, j1):
+                    v0 = job.v + ((slot + c) * kv_heads + j) * value_bytes
+                    v1 = v0 + kv_heads * value_bytes
+                    v2 = v1 + kv_heads * value_bytes
+                    v3 = v2 + kv_heads * value_bytes
+                    for g in range(j * groups, (j + 1) * groups):
+                        at = (g - j0 * groups) * stride + c - first
+                        w0, w1 = splat(scores[at]), splat(scores[at + 1])
+                        w2, w3 = splat(scores[at + 2]), splat(scores[at + 3])
+                        for e in range(0, value_bytes, 64):
+                            o = out + g * value_bytes + e
+                            low = w0 * load(v0 + e) + w1 * load(v1 + e)
+                            high = w2 * load(v2 + e) + w3 * load(v3 + e)
+                            store(o, load(o) + low + high)
+                c += 4
+            while c < last:
+                for j in range(j0, j1):
+                    v = job.v + ((slot + c) * kv_heads + j) * value_bytes
+                    for g in range(j * groups, (j + 1) * groups):
+                        weight = splat(scores[(g - j0 * groups) * stride + c - first])
+                        for e in range(0, value_bytes, 64):
+                            o = out + g * value_bytes + e
+                            store(o, load(o) + weight * load(v + e))
+                c += 1
+
+
+@numba.njit(fastmath=True)  # type: ignore[untyped-decorator]
+def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:  # noqa: ANN401
+    """Turn `count` scores into weights, in place."""
+    if softcap > 0:
+        for i in range(start, start + count):
+            scores[i] = softcap * np.tanh(scores[i] / softcap)
+    top = scores[start]
+    for i in range(start, start + count):
+        top = max(top, scores[i])
+    mass = np.float32(0.0)
+    for i in range(start, start + count):
+        scores[i] = _exp(scores[i] - top)
+        mass += scores[i]
+    factor = np.float32(1.0) / mass
+    for i in range(start, start + count):
+        scores[i] *= factor
 
 
 class PagedAttentionCpu:
@@ -104,8 +164,12 @@ class PagedAttentionCpu:
 
     def __init__(self) -> None:
         self._decode = Kernel(_decode, _JOB)
-        self._scores = torch.empty(0)
         self._job = np.zeros(1, _JOB)
+        self._batch: AttentionBatch | None = None
+        self._prompts: list[int] = []
+        self._rows = self._requests = np.empty(0, np.int32)
+        self._longest = 0
+        self._scores = torch.empty(0)
 
     def __call__(
         self,
@@ -116,45 +180,45 @@ class PagedAttentionCpu:
         form: AttentionForm,
     ) -> torch.Tensor:
         """Do what `loramux_server.kernels.attention.paged_attention` defines."""
-        if q_THD.dtype != torch.float32:
+        num_heads, key_width = q_THD.shape[1:]
+        num_kv_heads, value_width = v_SJE.shape[1:]
+        if q_THD.dtype != torch.float32 or key_width % WIDTH or value_width % WIDTH:
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
+        if batch is not self._batch:
+            self._prepare(batch)
         q_THD = q_THD.contiguous()
-        out_THE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1], v_SJE.shape[2])
-        is_decode = np.diff(batch.query_start_B) == 1
-        for request in np.flatnonzero(~is_decode).tolist():
+        out_THE = q_THD.new_empty(q_THD.shape[0], num_heads, value_width)
+        for request in self._prompts:
             attend_request(out_THE, q_THD, k_SJD, v_SJE, batch, form, request)
-        if is_decode.any():
-            self._run(out_THE, q_THD, k_SJD, v_SJE, batch, form, np.flatnonzero(is_decode))
+        if len(self._rows):
+            job = self._job[0]
+            job["q"], job["out"] = q_THD.data_ptr(), out_THE.data_ptr()
+            job["k"], job["v"] = k_SJD.data_ptr(), v_SJE.data_ptr()
+            job["num_heads"], job["num_kv_heads"] = num_heads, num_kv_heads
+            job["key_width"], job["value_width"] = key_width, value_width
+            job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
+            self._reserve(num_heads)
+            self._decode.run(self._job)
         return out_THE
 
-    def _run(
-        self,
-        out_THE: torch.Tensor,
-        q_THD: torch.Tensor,
-        k_SJD: torch.Tensor,
-        v_SJE: torch.Tensor,
-        batch: AttentionBatch,
-        form: AttentionForm,
-        decode: np.ndarray[Any, np.dtype[np.intp]],
-    ) -> None:
-        requests = decode.astype(np.int32)
-        rows = np.ascontiguousarray(batch.query_start_B[decode])
-        longest = int(batch.context_B[decode].max())
-        stride = -(-longest // 16) * 16
-        if self._scores.numel() < stride * torch.get_num_threads():
-            self._scores = torch.empty(2 * stride * torch.get_num_threads())
+    def _prepare(self, batch: AttentionBatch) -> None:
+        """Note what is the same for all layers of a step."""
+        is_decode = np.diff(batch.query_start_B) == 1
+        self._batch = batch
+        self._prompts = np.flatnonzero(~is_decode).tolist()
+        self._requests = np.flatnonzero(is_decode).astype(np.int32)
+        self._rows = np.ascontiguousarray(batch.query_start_B[:-1][is_decode])
+        self._longest = int(batch.context_B.max())
         job = self._job[0]
-        job["q"], job["out"] = q_THD.data_ptr(), out_THE.data_ptr()
-        job["k"], job["v"] = k_SJD.data_ptr(), v_SJE.data_ptr()
-        job["scores"], job["scores_stride"] = self._scores.data_ptr(), stride
-        job["rows"], job["requests"] = rows.ctypes.data, requests.ctypes.data
+        job["rows"], job["requests"] = self._rows.ctypes.data, self._requests.ctypes.data
         job["context"], job["table"] = batch.context_B.ctypes.data, batch.table_BM.ctypes.data
-        job["num_rows"], job["num_heads"] = len(rows), q_THD.shape[1]
-        job["num_kv_heads"], job["key_width"], job["value_width"] = (
-            k_SJD.shape[1],
-            k_SJD.shape[2],
-            v_SJE.shape[2],
-        )
-        job["block_size"], job["table_stride"] = batch.block_size, batch.table_BM.shape[1]
-        job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
-        self._decode.run(self._job)
+        job["num_rows"], job["table_stride"] = len(self._rows), batch.table_BM.shape[1]
+        job["block_size"] = batch.block_size
+
+    def _reserve(self, num_heads: int) -> None:
+        """Give each thread room for the scores of the longest row."""
+        stride = -(-self._longest * num_heads // WIDTH) * WIDTH
+        needed = stride * torch.get_num_threads()
+        if self._scores.numel() < needed:
+            self._scores = torch.empty(2 * needed)
+        self._job[0]["scores"], self._job[0]["scores_stride"] = self._scores.data_ptr(), stride

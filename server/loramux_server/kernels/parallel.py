@@ -114,3 +114,22 @@ def _runtime() -> ctypes.CDLL | None:
 
 _ALONE: list[Any] = []
 """Keeps the callbacks of the one-thread case alive."""
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def share_of(work: Any) -> Any:  # noqa: ANN401
+    """In a kernel: where this thread's part of `work` begins and ends."""
+    return (
+        thread_number() * work // num_threads(),
+        (thread_number() + 1) * work // num_threads(),
+    )
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def first_unit(at: Any, work: Any, cost: Any, count: Any) -> Any:  # noqa: ANN401
+    """In a kernel: the first of `count` units of `cost` each that begins at or after `at`.
+
+    The first unit begins at `work`. Threads whose parts meet at `at` agree on where to stop and
+    where to begin.
+    """
+    return min(count, max(0, (at - work + cost - 1) // max(1, cost)))

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loramux_adapters import LoraModule, Package, PackageError, read_package
+from loramux_adapters import Package, PackageError, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.row_allocator import rows_of
+from loramux_server.lora.segments import Residence
+from loramux_server.lora.weight_format import FORMATS, WeightFormat
 
-Float32 = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+"""float32, or the bits of a 16-bit format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +29,33 @@ class LayerPlace:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayer:
-    """The low-rank change of one layer, scale folded into B."""
+    """The low-rank change of one layer."""
 
     place: LayerPlace
-    a_RK: Float32
-    b_RN: Float32
+    a_RK: Weights
+    b_RN: Weights
     """B transposed, so that a rank row is contiguous."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """All changes of one adapter."""
+    """All changes of one adapter, in one number format."""
 
     rank: int
     """The largest rank of any layer."""
+    format: WeightFormat
     layers: list[PackedLayer]
     rank_GP: npt.NDArray[np.int32]
+    scale_GP: npt.NDArray[np.float32]
+
+    @property
+    def num_rows(self) -> int:
+        """Rank rows that the adapter takes in a slab."""
+        return rows_of(self.rank, self.format.item_bytes)
+
+    def at(self, row: int) -> Residence:
+        """Return where the adapter is when it lies in a slab from `row` on."""
+        return Residence(row, self.num_rows, self.format, self.rank_GP, self.scale_GP)
 
 
 class DamagedError(Exception):
@@ -65,34 +80,47 @@ def load_packed(
     if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
         raise DamagedError("its bytes do not have the digest that it was registered with")
     package = read_package(io.BytesIO(data), len(data))
+    form = format_of(package)
     rank_GP = np.zeros((num_groups, max_parts), np.int32)
+    scale_GP = np.zeros((num_groups, max_parts), np.float32)
     layers = []
+
+    def read(tensor: TensorInfo) -> Weights:
+        begin = package.file.data_start + tensor.offset
+        return read_weights(tensor, memoryview(data)[begin : begin + tensor.num_bytes], form)
+
     for module in package.modules:
         place = places.get(module.module)
         if place is None:
             raise PackageError(f"module {module.module} is not in the base model")
         rank_GP[place.group, place.part] = module.rank
-        layers.append(_pack(module, package, place, data))
-    return PackedAdapter(package.rank, layers, rank_GP)
+        scale_GP[place.group, place.part] = module.scale
+        a_RK = read(module.a)
+        b_RN = read(module.b).T.copy()
+        layers.append(PackedLayer(place, a_RK, b_RN))
+    return PackedAdapter(package.rank, form, layers, rank_GP, scale_GP)
 
 
-def read_float32(tensor: TensorInfo, data_start: int, data: bytes | memoryview) -> Float32:
-    """Return a copy of `tensor` of the file `data` as float32, in its own shape."""
-    begin = data_start + tensor.offset
-    raw = memoryview(data)[begin : begin + tensor.num_bytes]
-    if tensor.dtype == "BF16":
+def format_of(package: Package) -> WeightFormat:
+    """Return the format in which an adapter rests: that of its file, if that has only one."""
+    found = {tensor.dtype for module in package.modules for tensor in (module.a, module.b)}
+    return FORMATS[found.pop()] if len(found) == 1 else WeightFormat.FLOAT32
+
+
+def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat) -> Weights:
+    """Return a copy of `tensor`, whose bytes in the file are `raw`, in its own shape and in `form`.
+
+    Only float32 can stand for another format.
+    """
+    values: Weights
+    if FORMATS[tensor.dtype] is WeightFormat.FLOAT32:
+        values = np.frombuffer(raw, "<f4").copy()
+    elif FORMATS[tensor.dtype] is form:
+        values = np.frombuffer(raw, "<u2").copy()
+    elif tensor.dtype == "BF16":
         # bfloat16 is the upper half of float32.
         wide = np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)
         values = wide.view(np.float32)
-    elif tensor.dtype == "F16":
-        values = np.frombuffer(raw, "<f2").astype(np.float32)
     else:
-        values = np.frombuffer(raw, "<f4").copy()
+        values = np.frombuffer(raw, "<f2").astype(np.float32)
     return values.reshape(tensor.shape)
-
-
-def _pack(module: LoraModule, package: Package, place: LayerPlace, data: bytes) -> PackedLayer:
-    start = package.file.data_start
-    a_RK = read_float32(module.a, start, data)
-    b_NR = read_float32(module.b, start, data)
-    return PackedLayer(place, a_RK, np.multiply(b_NR.T, np.float32(module.scale), order="C"))

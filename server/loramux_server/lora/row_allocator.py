@@ -1,15 +1,15 @@
 """Rank rows: which are free, and where an adapter's run of them begins.
 
-An adapter of rank r takes r rows, rounded up to a granule. One allocator serves every layer: a row
-number means the same row in each of them.
+An adapter of rank r takes r rows if its weights are float32 and half as many if they have 16 bits,
+rounded up to a granule. One allocator serves every layer: a row number means the same row in each.
 """
 
 GRANULE = 8
 
 
-def rows_of(rank: int) -> int:
-    """Return how many rows an adapter of `rank` takes."""
-    return -(-rank // GRANULE) * GRANULE
+def rows_of(rank: int, item_bytes: int = 4) -> int:
+    """Return how many rows an adapter of `rank` takes whose weights have `item_bytes` each."""
+    return -(-rank * item_bytes // (4 * GRANULE)) * GRANULE
 
 
 class RowAllocator:

@@ -5,7 +5,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loramux_server.lora.weight_format import WeightFormat
+
 Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Residence:
+    """Where an adapter lies in the slab, and how."""
+
+    row: int
+    """First rank row."""
+    size: int
+    """Rank rows that it takes."""
+    format: WeightFormat
+    rank_GP: Int32
+    """True rank in each part of each group; 0 where the adapter does not change the layer."""
+    scale_GP: Float32
+    """Factor of each layer's change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +39,32 @@ class Segments:
     end_S: Int32
     """Token after the last."""
     row_S: Int32
-    """First row of the adapter in the slab."""
     size_S: Int32
-    """Rows that the adapter takes in the slab: its rank, rounded up."""
+    format_S: Int32
     rank_GSP: Int32
-    """True rank in each part of each group; 0 where the adapter does not change the layer."""
+    scale_GSP: Float32
+
+    @staticmethod
+    def build(start: list[int], end: list[int], adapters: list[Residence]) -> "Segments":
+        """Return the segments of `adapters`, in order."""
+        return Segments(
+            start_S=np.array(start, np.int32),
+            end_S=np.array(end, np.int32),
+            row_S=np.array([adapter.row for adapter in adapters], np.int32),
+            size_S=np.array([adapter.size for adapter in adapters], np.int32),
+            format_S=np.array([adapter.format for adapter in adapters], np.int32),
+            rank_GSP=np.stack([adapter.rank_GP for adapter in adapters], axis=1),
+            scale_GSP=np.stack([adapter.scale_GP for adapter in adapters], axis=1),
+        )
+
+    def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
+        """Return the segments that `mask` names."""
+        return Segments(
+            self.start_S[mask],
+            self.end_S[mask],
+            self.row_S[mask],
+            self.size_S[mask],
+            self.format_S[mask],
+            self.rank_GSP[:, mask],
+            self.scale_GSP[:, mask],
+        )

@@ -2,8 +2,9 @@
 
 Group g has P parts that share an input (q, k and v, say). Its A slab has P rows for each rank row
 of the allocator, its B slab one row across the outputs of all parts. An adapter that begins at row
-r with size s has the A rows of part p at P*r + p*s, and its B rows at r. Rows that an adapter does
-not use are never read.
+r with size s has the A rows of part p at P*r + p*s, and its B rows at r. A row is as long as one of
+float32; an adapter of 16 bits has two of its own in each. What an adapter does not use is never
+read.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 
 from loramux_server.lora.packed import PackedAdapter
-from loramux_server.lora.row_allocator import rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,39 +34,39 @@ class GroupShape:
         return self.num_parts * self.in_features + sum(self.out_features)
 
 
-def row_weights(shapes: list[GroupShape]) -> int:
-    """Return the weights in one rank row over all groups."""
-    return sum(shape.row_weights for shape in shapes)
+def row_bytes(shapes: list[GroupShape]) -> int:
+    """Return the bytes of one rank row over all groups."""
+    return sum(shape.row_weights for shape in shapes) * torch.float32.itemsize
 
 
 class Slab:
     """The A and B rows of all adapters that are resident, for every group."""
 
-    def __init__(
-        self, shapes: list[GroupShape], num_rows: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, shapes: list[GroupShape], num_rows: int, device: torch.device) -> None:
         self.shapes = shapes
         self.num_rows = num_rows
         # Not zeroed: a row is written before it is read, and memory is taken when it is touched.
         self.a = [
-            torch.empty(shape.num_parts * num_rows, shape.in_features, dtype=dtype, device=device)
+            torch.empty(shape.num_parts * num_rows, shape.in_features, device=device)
             for shape in shapes
         ]
-        self.b = [
-            torch.empty(num_rows, sum(shape.out_features), dtype=dtype, device=device)
-            for shape in shapes
-        ]
+        self.b = [torch.empty(num_rows, sum(shape.out_features), device=device) for shape in shapes]
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
         """Copy `adapter` to the run of rows that begins at `row`; the caller owns those rows."""
-        size = rows_of(adapter.rank)
+        size, dtype = adapter.num_rows, adapter.format.dtype
         for layer in adapter.layers:
             group, part = layer.place.group, layer.place.part
             rank = layer.a_RK.shape[0]
             first = self.shapes[group].num_parts * row + part * size
-            self.a[group][first : first + rank].copy_(torch.from_numpy(layer.a_RK))
-            columns = self._columns[group]
-            self.b[group][row : row + rank, columns[part] : columns[part + 1]].copy_(
-                torch.from_numpy(layer.b_RN)
-            )
+            a_RK = weights(self.a[group][first : first + size], dtype)
+            a_RK[:rank].copy_(torch.from_numpy(layer.a_RK).view(dtype))
+            n0, n1 = self._columns[group][part : part + 2]
+            b_RN = weights(self.b[group][row : row + size], dtype)
+            b_RN[:rank, n0:n1].copy_(torch.from_numpy(layer.b_RN).view(dtype))
+
+
+def weights(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the memory of `rows`, [R, K] of float32, as rows of K numbers of `dtype`."""
+    return rows.view(dtype).view(-1, rows.shape[1])

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.models.attention import AttentionBridge, CacheShape
-from loramux_server.models.packed_linear import Linear, PackedLinear, PackedPart
+from loramux_server.models.packed_linear import Linear, OutputLayer, PackedLinear, PackedPart
 from loramux_server.models.step import Step
 
 _DTYPES = {
@@ -39,6 +39,7 @@ class BaseModel:
     step: Step
     attention: AttentionBridge
     groups: list[PackedLinear]
+    output: OutputLayer
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> where it is among the groups."""
     name: str
@@ -108,6 +109,7 @@ def prepare(
         step=step,
         attention=bridge,
         groups=groups,
+        output=_replace_output(module),
         places=places,
         name=name,
         architecture=type(module).__name__,
@@ -184,6 +186,14 @@ def _pack(
             module.set_submodule(name, PackedPart(packed, part))
         groups.append(packed)
     return groups, places
+
+
+def _replace_output(module: PreTrainedModel) -> OutputLayer:
+    layer = module.get_output_embeddings()
+    name = next(name for name, found in module.named_modules() if found is layer)
+    output = OutputLayer(layer)
+    module.set_submodule(name, output)
+    return output
 
 
 def _context_length(config: object) -> int:

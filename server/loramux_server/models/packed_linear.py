@@ -7,12 +7,17 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loramux_server.kernels.backend import AddLora
+from loramux_server.kernels.backend import AddLora, Backend
+from loramux_server.kernels.linear import make_linear
 from loramux_server.lora.slab import GroupShape, Slab
 from loramux_server.models.step import Step
 
 Linear: TypeAlias = nn.Linear
 """Or transformers' Conv1D, which has the same attributes and the transposed weight."""
+_MAX_COPY_BYTES = 256 << 20
+"""Largest output layer that is packed: the embedding mostly holds the same weights already."""
+Weights: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
+"""Weight [N, K] and bias [N]."""
 
 
 def features(layer: Linear) -> tuple[int, int]:
@@ -35,8 +40,8 @@ class PackedLinear:
             weights = [
                 layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in layers
             ]
-            self._weight_NK = torch.cat(weights).contiguous()
-            self._bias_N = _join_biases(layers)
+            self._weights: Weights | None = (torch.cat(weights).contiguous(), _join_biases(layers))
+        self._linear = make_linear(*self._weights)
         self.shape = GroupShape(
             features(layers[0])[0], tuple(features(layer)[1] for layer in layers)
         )
@@ -47,10 +52,13 @@ class PackedLinear:
         self._output: torch.Tensor | None = None
         self._num_asked = 0
 
-    def attach(self, slab: Slab, add_lora: AddLora) -> None:
-        """Let the group read adapters from `slab`."""
+    def attach(self, slab: Slab, backend: Backend) -> None:
+        """Compute with the operations of `backend`, and read adapters from `slab`; once."""
+        assert self._weights is not None
+        self._linear = backend.make_linear(*self._weights)
+        self._weights = None
         self._slab = slab
-        self._add_lora = add_lora
+        self._add_lora = backend.add_lora
 
     def part(self, x: torch.Tensor, part: int) -> torch.Tensor:
         """Return the output of layer number `part` for input `x` of shape [..., K]."""
@@ -66,21 +74,15 @@ class PackedLinear:
         return out
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
-        y = nn.functional.linear(x, self._weight_NK, self._bias_N)
+        x_TK = x.reshape(-1, x.shape[-1])
+        y_TN = self._linear(x_TK)
         segments = self._step.segments
         if segments is not None:
             assert self._slab is not None
             assert self._add_lora is not None
-            self._add_lora(
-                y.view(-1, y.shape[-1]),
-                x.reshape(-1, x.shape[-1]),
-                self._slab.a[self._group],
-                self._slab.b[self._group],
-                self._columns,
-                segments,
-                segments.rank_GSP[self._group, :, : self.shape.num_parts],
-            )
-        return y
+            a_RK, b_RN = self._slab.a[self._group], self._slab.b[self._group]
+            self._add_lora(y_TN, x_TK, a_RK, b_RN, self._columns, segments, self._group)
+        return y_TN.view(*x.shape[:-1], y_TN.shape[-1])
 
 
 class PackedPart(nn.Module):
@@ -94,6 +96,25 @@ class PackedPart(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the adapters' changes of the running step."""
         return self._packed.part(x, self._part)
+
+
+class OutputLayer(nn.Module):
+    """Stands where the layer stood that makes logits; no adapter changes it."""
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self._weights: Weights = (layer.weight, layer.bias)
+        self._linear = make_linear(*self._weights)
+
+    def attach(self, backend: Backend) -> None:
+        """Compute with the operations of `backend`."""
+        if self._weights[0].nbytes <= _MAX_COPY_BYTES:
+            self._linear = backend.make_linear(*self._weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of `x`."""
+        y = self._linear(x.reshape(-1, x.shape[-1]))
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _join_biases(layers: list[Linear]) -> torch.Tensor | None:

@@ -8,8 +8,9 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_server.lora.packed import read_float32
+from loramux_server.lora.packed import read_weights
 from loramux_server.lora.row_allocator import rows_of
+from loramux_server.lora.weight_format import WeightFormat
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
@@ -72,7 +73,7 @@ def num_weights(package: Package) -> int:
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
     file.seek(data_start + tensor.offset)
-    values = read_float32(tensor, -tensor.offset, file.read(tensor.num_bytes))
+    values = read_weights(tensor, file.read(tensor.num_bytes), WeightFormat.FLOAT32)
     largest = float(np.abs(values).max())
     # NaN is above nothing, so ask whether it is below.
     if not largest < np.inf:

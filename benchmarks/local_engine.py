@@ -1,0 +1,95 @@
+"""The engine in this process, for measurements below gRPC: fill it, then time its steps."""
+
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.fixture import Shape, make_base
+from loramux_adapters import read_package
+from loramux_adapters.package import digest_of, pack
+from loramux_server.engine.build import build_engine
+from loramux_server.engine.messages import (
+    AdapterSource,
+    Cancel,
+    EngineConfig,
+    Report,
+    Sampling,
+    Submit,
+)
+from loramux_server.models.base_model import load_base_model
+
+
+class LocalEngine:
+    """An engine of a fixture's base model; one batch at a time."""
+
+    def __init__(self, base: Path, config: EngineConfig) -> None:
+        """Load the model in folder `base`; `config.model` is not looked at."""
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        self.model = load_base_model(str(base), dtype=config.dtype, device=config.device)
+        self._executor = ThreadPoolExecutor(2)
+        self.engine, self.info = build_engine(self.model, config, self._executor, lambda: None)
+        self._rng = random.Random(0)
+        self._requests: list[int] = []
+        self._next_id = 0
+
+    def fill(self, count: int, adapters: Sequence[AdapterSource], context: int) -> None:
+        """Start `count` requests, adapters in turn, and run their prompts of `context` tokens."""
+        sampling = Sampling(max_tokens=10_000, seed=0, temperature=0.0, ignore_eos=True)
+        for index in range(count):
+            prompt = [self._rng.randrange(3, self.info.vocab_size) for _ in range(context)]
+            adapter = adapters[index % len(adapters)] if adapters else None
+            self.engine.receive([Submit(self._next_id, prompt, adapter, sampling)])
+            self._requests.append(self._next_id)
+            self._next_id += 1
+        answered: set[int] = set()
+        while len(answered) < count:
+            report = self.step()
+            answered |= {token.request_id for token in report.tokens}
+            if report.failures:
+                raise SystemExit(f"a request failed: {report.failures[0]}")
+
+    def step(self) -> Report:
+        """Run one step, after any load that it has to wait for."""
+        while not self.engine.can_step:
+            time.sleep(0.001)
+        return self.engine.step()
+
+    def time_steps(self, count: int) -> list[float]:
+        """Return the seconds of each of `count` steps."""
+        seconds = []
+        for _ in range(count):
+            begin = time.perf_counter()
+            self.engine.step()
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    def clear(self) -> None:
+        """End all requests."""
+        self.engine.receive([Cancel(request) for request in self._requests])
+        self.engine.step()
+        self._requests.clear()
+
+
+def fixture_base(folder: Path, shape: Shape) -> Path:
+    """Return a base model of `shape` in `folder`, which may hold it from an earlier run."""
+    path = folder / "base"
+    return path if path.exists() else make_base(path, shape)
+
+
+def packaged(folder: Path) -> list[AdapterSource]:
+    """Pack each PEFT folder in `folder` and return what the engine needs to load it."""
+    sources = []
+    for peft in sorted(path for path in folder.iterdir() if path.is_dir()):
+        target = peft.with_suffix(".package")
+        with target.open("w+b") as file:
+            pack(peft, file)
+            file.seek(0)
+            package = read_package(file, target.stat().st_size)
+            digest = digest_of(file)
+        weights = sum(m.rank * (m.in_features + m.out_features) for m in package.modules)
+        sources.append(AdapterSource(digest, str(target), package.rank, weights))
+    return sources

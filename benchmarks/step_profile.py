@@ -1,0 +1,83 @@
+"""Where the time of a step goes, per operation.
+
+torch's profiler sees its own operators; ours are marked while this runs. What no operator accounts
+for is Python and waiting.
+
+    python -m benchmarks.step_profile --batch 32 --rank 16
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.fixture import SHAPES, make_adapters
+from benchmarks.local_engine import LocalEngine, fixture_base, packaged
+from loramux_server.engine import build
+from loramux_server.engine.messages import EngineConfig
+from loramux_server.kernels.backend import Backend
+
+
+def main(
+    batch: Annotated[int, typer.Option(help="Requests in the batch.")] = 32,
+    rank: Annotated[list[int] | None, typer.Option(help="Ranks in turn; none: base only.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens before the first step.")] = 144,
+    prefill: Annotated[bool, typer.Option(help="Profile the prompts and not the decode.")] = False,
+    steps: Annotated[int, typer.Option(help="Steps to take.")] = 8,
+    shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
+    rows: Annotated[int, typer.Option(help="Operations to show.")] = 24,
+) -> None:
+    """Print the time of a step and the operations that take it."""
+    _mark_kernels()
+    with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
+        folder = Path(name)
+        adapters = []
+        if rank:
+            make_adapters(folder / "adapters", SHAPES[shape], rank, batch)
+            adapters = packaged(folder / "adapters")
+        base = fixture_base(folder, SHAPES[shape])
+        engine = LocalEngine(base, EngineConfig(model="", max_running=batch))
+        engine.fill(batch, adapters, context)
+        seconds = engine.time_steps(steps)
+        print(f"decode: median of {steps} steps {1e3 * median(seconds):.1f} ms without profiler")
+        if prefill:
+            engine.clear()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            if prefill:
+                engine.fill(batch, adapters, context)
+            else:
+                engine.time_steps(steps)
+    averages = profiler.key_averages()
+    print(averages.table(sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=40))
+
+
+def _mark_kernels() -> None:
+    """Let the profiler see our own operations, under their names."""
+    choose = build.choose_backend  # type: ignore[attr-defined]
+
+    def marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:  # noqa: ANN401
+            with record_function(name):
+                return call(*arguments)
+
+        return run
+
+    def choose_marked(name: str, device: torch.device) -> Backend:
+        chosen = choose(name, device)
+        return replace(
+            chosen,
+            add_lora=marked("loramux::add_lora", chosen.add_lora),
+            paged_attention=marked("loramux::paged_attention", chosen.paged_attention),
+        )
+
+    build.choose_backend = choose_marked  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,20 @@
+"""A linear layer whose weights are frozen: its definition in plain torch.
+
+Legend: T tokens, K input width, N output width.
+"""
+
+from typing import Protocol
+
+import torch
+
+
+class Linear(Protocol):
+    """A linear layer, ready to be called; it owns its weights in whatever order it likes."""
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """Return `x_TK @ weight.T + bias` as [T, N]."""
+
+
+def make_linear(weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> Linear:
+    """Return the layer with these weights."""
+    return lambda x_TK: torch.nn.functional.linear(x_TK, weight_NK, bias_N)
