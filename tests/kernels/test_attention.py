@@ -13,12 +13,16 @@ from loramux_server.kernels.attention import (
     paged_attention,
     write_cache,
 )
-from loramux_server.kernels.attention_cpu import PagedAttentionCpu
-from loramux_server.kernels.backend import PagedAttention
+from loramux_server.kernels.attention_cpu import PagedAttentionCpu, WriteCacheCpu
+from loramux_server.kernels.backend import PagedAttention, WriteCache
 
 FORMS: dict[str, Callable[[], PagedAttention]] = {
     "definition": lambda: paged_attention,
     "cpu": PagedAttentionCpu,
+}
+WRITES: dict[str, Callable[[], WriteCache]] = {
+    "definition": lambda: write_cache,
+    "cpu": WriteCacheCpu,
 }
 
 
@@ -140,3 +144,21 @@ def test_scores_far_apart_do_not_overflow() -> None:
     torch.testing.assert_close(
         out.double(), given.reference(VARIANTS["plain"]), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("width", [16, 64, 24])
+@pytest.mark.parametrize("form", WRITES)
+def test_keys_and_values_go_to_their_slots_from_slices_of_a_packed_output(
+    form: str, width: int
+) -> None:
+    given = problem([3, 1, 200], [7, 1, 230], width=width, value_width=2 * width)
+    num_tokens = len(given.batch.slot_T)
+    packed = torch.randn(num_tokens, 2 * 2 * 3 * width)
+    k = packed[:, : 2 * width].view(num_tokens, 2, width)
+    v = packed[:, 2 * width : 6 * width].view(num_tokens, 2, 2 * width)
+    keys, values = given.keys.clone(), given.values.clone()
+    WRITES[form]()(keys, values, k, v, given.batch)
+    for cache, before, written in ((keys, given.keys, k), (values, given.values, v)):
+        wanted = before.clone()
+        wanted[given.batch.slot_T] = written
+        assert torch.equal(cache.nan_to_num(0.5), wanted.nan_to_num(0.5))

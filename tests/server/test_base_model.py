@@ -1,5 +1,6 @@
 """What becomes of a base model when it is made ready, and which are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,7 @@ from loramux_server.engine.messages import Sampling
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Chunk
-from loramux_server.kernels.attention import paged_attention
-from loramux_server.kernels.backend import Backend, choose_backend
-from loramux_server.kernels.linear import make_linear
+from loramux_server.kernels.backend import DEFINITIONS, choose_backend
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models.base_model import (
@@ -90,7 +89,7 @@ def test_a_batch_of_the_base_runs_no_adapter_code() -> None:
         raise TouchedError
 
     model = prepare(tiny_model("llama"))
-    backend = Backend("explosive", make_linear, explode, paged_attention)  # type: ignore[arg-type]
+    backend = replace(DEFINITIONS, add_lora=explode)  # type: ignore[arg-type]
     runner = ModelRunner(model, backend, num_slots=64, adapter_memory=1 << 20)
     runner.run(batch_of([5, 6, 7]))
     with pytest.raises(TouchedError):

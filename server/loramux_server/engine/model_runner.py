@@ -25,10 +25,11 @@ class ModelRunner:
         shapes = [group.shape for group in model.groups]
         num_rows = adapter_memory // row_bytes(shapes)
         self.slab = Slab(shapes, num_rows, model.device)
+        model.step.backend = backend
         for group in model.groups:
             group.attach(self.slab, backend)
         model.output.attach(backend)
-        model.attention.allocate(num_slots, model.dtype, model.device, backend.paged_attention)
+        model.attention.allocate(num_slots, model.dtype, model.device)
         self._model = model
 
     @torch.inference_mode()

@@ -179,9 +179,9 @@ class AddLoraCpu:
     """`add_lora` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._shrink = Kernel(_shrink, _JOB)
-        self._expand = Kernel(_expand, _JOB)
         self._job = np.zeros(1, _JOB)
+        self._shrink = Kernel(_shrink, self._job)
+        self._expand = Kernel(_expand, self._job)
         self._h = torch.empty(0)
         self._segments: Segments | None = None
         self._short: Segments | None = None
@@ -247,5 +247,6 @@ class AddLoraCpu:
         job["rank"], job["scale"] = rank_SP.ctypes.data, scale_SP.ctypes.data
         job["columns"], job["num_parts"] = borders.ctypes.data, num_parts
         job["in_features"], job["out_features"] = x_TK.shape[1], y_TN.shape[1]
-        self._shrink.run(self._job)
-        self._expand.run(self._job)
+        num_rows = int(rank_SP.sum())
+        self._shrink.run(num_rows * x_TK.shape[1])
+        self._expand.run(num_rows * y_TN.shape[1] // num_parts)

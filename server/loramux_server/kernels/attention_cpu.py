@@ -14,13 +14,16 @@ from loramux_server.kernels.attention import (
     AttentionForm,
     attend_request,
     paged_attention,
+    write_cache,
 )
 from loramux_server.kernels.parallel import (
+    FASTMATH,
     Kernel,
     bits_as_float32,
     first_unit,
     float32_at,
     int32_at,
+    int64_at,
     share_of,
     thread_number,
 )
@@ -38,9 +41,18 @@ _JOB = np.dtype(
     + [("scale", np.float64), ("softcap", np.float64)],
     align=True,
 )  # fmt: skip
+_WRITE_JOB = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "cache", "x", "slots", "num_tokens", "num_heads", "width", "stride", "head_stride",
+        )
+    ],
+    align=True,
+)  # fmt: skip
 
 
-@numba.njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
+@numba.njit(inline="always", fastmath=FASTMATH)  # type: ignore[untyped-decorator]
 def _exp(x: Any) -> Any:  # noqa: ANN401
     """e**x for x <= 0, in float32 and without a call, so that loops over it become vector code."""
     x = max(x, np.float32(-87.0))
@@ -141,7 +153,7 @@ def _decode(pointer: Any) -> None:  # noqa: ANN401
                 c += 1
 
 
-@numba.njit(fastmath=True)  # type: ignore[untyped-decorator]
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
 def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:  # noqa: ANN401
     """Turn `count` scores into weights, in place."""
     if softcap > 0:
@@ -159,12 +171,58 @@ def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:  # noqa
         scores[i] *= factor
 
 
+def _write(pointer: Any) -> None:  # noqa: ANN401
+    """Copy the heads of each token to its slot."""
+    job = numba.carray(pointer, 1)[0]
+    slots = int64_at(job.slots)
+    first, last = share_of(job.num_tokens)
+    head_bytes = 4 * job.width
+    for token in range(first, last):
+        for head in range(job.num_heads):
+            x = job.x + token * job.stride + head * job.head_stride
+            cache = job.cache + (slots[token] * job.num_heads + head) * head_bytes
+            for d in range(0, head_bytes, 4 * WIDTH):
+                store(cache + d, load(x + d))
+
+
+class WriteCacheCpu:
+    """`write_cache` for float32 on a CPU."""
+
+    def __init__(self) -> None:
+        self._job = np.zeros(1, _WRITE_JOB)
+        self._kernel = Kernel(_write, self._job)
+
+    def __call__(
+        self,
+        k_SJD: torch.Tensor,
+        v_SJE: torch.Tensor,
+        k_TJD: torch.Tensor,
+        v_TJE: torch.Tensor,
+        batch: AttentionBatch,
+    ) -> None:
+        """Do what `loramux_server.kernels.attention.write_cache` defines."""
+        widths = k_TJD.shape[2], v_TJE.shape[2]
+        is_served = k_TJD.dtype == v_TJE.dtype == torch.float32 == k_SJD.dtype
+        if not is_served or any(width % WIDTH for width in widths):
+            write_cache(k_SJD, v_SJE, k_TJD, v_TJE, batch)
+            return
+        job = self._job[0]
+        job["slots"] = batch.slot_T.data_ptr()
+        for cache, x in ((k_SJD, k_TJD), (v_SJE, v_TJE)):
+            if x.stride(2) != 1:
+                x = x.contiguous()
+            job["cache"], job["x"] = cache.data_ptr(), x.data_ptr()
+            job["num_tokens"], job["num_heads"], job["width"] = x.shape
+            job["stride"], job["head_stride"] = 4 * x.stride(0), 4 * x.stride(1)
+            self._kernel.run(x.numel())
+
+
 class PagedAttentionCpu:
     """`paged_attention` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._decode = Kernel(_decode, _JOB)
         self._job = np.zeros(1, _JOB)
+        self._decode = Kernel(_decode, self._job)
         self._batch: AttentionBatch | None = None
         self._prompts: list[int] = []
         self._rows = self._requests = np.empty(0, np.int32)
@@ -198,7 +256,7 @@ class PagedAttentionCpu:
             job["key_width"], job["value_width"] = key_width, value_width
             job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
             self._reserve(num_heads)
-            self._decode.run(self._job)
+            self._decode.run(len(self._rows) * self._longest * num_heads * key_width)
         return out_THE
 
     def _prepare(self, batch: AttentionBatch) -> None:

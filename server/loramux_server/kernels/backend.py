@@ -1,13 +1,20 @@
 """The one place that chooses between a definition and a faster form of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from loramux_server.kernels.add_lora import add_lora
-from loramux_server.kernels.attention import AttentionBatch, AttentionForm, paged_attention
+from loramux_server.kernels.attention import (
+    AttentionBatch,
+    AttentionForm,
+    paged_attention,
+    write_cache,
+)
 from loramux_server.kernels.linear import Linear, make_linear
+from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.lora.segments import Segments
 
 
@@ -25,6 +32,20 @@ class AddLora(Protocol):
         group: int,
     ) -> None:
         """Add each segment's low-rank update to `y_TN`, in place."""
+
+
+class WriteCache(Protocol):
+    """Putting keys and values in their slots; see `kernels.attention`."""
+
+    def __call__(
+        self,
+        k_SJD: torch.Tensor,
+        v_SJE: torch.Tensor,
+        k_TJD: torch.Tensor,
+        v_TJE: torch.Tensor,
+        batch: AttentionBatch,
+    ) -> None:
+        """Write the batch's keys and values to the cache."""
 
 
 class PagedAttention(Protocol):
@@ -55,7 +76,17 @@ class Backend:
     name: str
     make_linear: MakeLinear
     add_lora: AddLora
+    write_cache: WriteCache
     paged_attention: PagedAttention
+    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    silu_mul: Callable[[torch.Tensor], torch.Tensor]
+    rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+DEFINITIONS = Backend(
+    "torch", make_linear, add_lora, write_cache, paged_attention, rms_norm, silu_mul, rotate
+)
+"""Plain torch, on any device."""
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
@@ -67,12 +98,16 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     if name == "auto":
         name = "cpu" if device.type == "cpu" else "torch"
     if name == "torch":
-        return Backend("torch", make_linear, add_lora, paged_attention)
+        return DEFINITIONS
     if device.type != "cpu":
         raise ValueError(f"kernels 'cpu' do not run on device {device}")
     # Imported when asked for: compiling takes a second or two.
     from loramux_server.kernels.add_lora_cpu import AddLoraCpu
-    from loramux_server.kernels.attention_cpu import PagedAttentionCpu
+    from loramux_server.kernels.attention_cpu import PagedAttentionCpu, WriteCacheCpu
     from loramux_server.kernels.linear_cpu import make_linear_cpu
+    from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
 
-    return Backend("cpu", make_linear_cpu, AddLoraCpu(), PagedAttentionCpu())
+    return Backend(
+        "cpu", make_linear_cpu, AddLoraCpu(), WriteCacheCpu(), PagedAttentionCpu(),
+        RmsNormCpu(), SiluMulCpu(), RotateCpu(),
+    )  # fmt: skip

@@ -8,6 +8,7 @@ Where torch came with another runtime the loops run on the calling thread.
 """
 
 import ctypes
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,32 +21,36 @@ import torch
 from numba import types
 from numba.extending import intrinsic
 
+FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
+"""Sums in any order; but what is not finite stays so, because the sampler looks for it."""
+
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 """In a kernel: which thread of the team this is."""
 num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 """In a kernel: how many threads the team has."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def float32_at(typing_context: Any, address: Any) -> Any:  # noqa: ANN401
-    """In a kernel: the memory at an integer address, as float32."""
-    pointer = types.CPointer(types.float32)
+def _numbers_at(kind: Any) -> Any:  # noqa: ANN401
+    """Return an intrinsic for the memory at an integer address, as numbers of `kind`."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+    @intrinsic  # type: ignore[untyped-decorator]
+    def numbers_at(typing_context: Any, address: Any) -> Any:  # noqa: ANN401
+        pointer = types.CPointer(kind)
 
-    return pointer(types.int64), generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+        return pointer(types.int64), generate
+
+    return numbers_at
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def int32_at(typing_context: Any, address: Any) -> Any:  # noqa: ANN401
-    """In a kernel: the memory at an integer address, as int32."""
-    pointer = types.CPointer(types.int32)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-    return pointer(types.int64), generate
+float32_at = _numbers_at(types.float32)
+"""In a kernel: the memory at an integer address, as float32."""
+int32_at = _numbers_at(types.int32)
+"""In a kernel: the memory at an integer address, as int32."""
+int64_at = _numbers_at(types.int64)
+"""In a kernel: the memory at an integer address, as int64."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -59,29 +64,54 @@ def bits_as_float32(typing_context: Any, bits: Any) -> Any:  # noqa: ANN401
 
 
 class Kernel:
-    """A compiled loop that takes one record of numbers and addresses."""
+    """A compiled loop that takes one record of numbers and addresses, its job."""
 
-    def __init__(self, function: Callable[[Any], None], job: np.dtype[np.void]) -> None:
+    def __init__(self, function: Callable[[Any], None], job: np.ndarray[Any, Any]) -> None:
         """Compile `function`; the result is kept on disk beside the source, or in a user cache.
 
         Args:
-            function: Takes a pointer to a record of type `job`; runs once on each thread.
-            job: The record's type, aligned as in C.
+            function: Takes a pointer to the job; runs once on each thread.
+            job: One record, laid out as in C. Whoever calls fills it in before each run.
         """
         runtime = _runtime()
-        signature = types.void(types.CPointer(numba.from_dtype(job)))
-        compiled = numba.cfunc(signature, nopython=True, cache=True, fastmath=True)(function)
-        self._compiled = compiled  # keeps the machine code alive
+        compiled = _compile(function, job.dtype)
+        self._alive = (compiled, job)
         self._address = compiled.address
+        self._job = job.ctypes.data
         self._parallel = runtime.GOMP_parallel if runtime else None
         self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
 
-    def run(self, job: np.ndarray[Any, Any]) -> None:
-        """Run the loop on every thread of torch's team and wait for all of them."""
-        if self._parallel is None:
-            self._serial(job.ctypes.data)
+    def run(self, work: int) -> None:
+        """Run the loop on every thread of torch's team, or on this one if there is little to do.
+
+        Args:
+            work: How many numbers the loop looks at, about.
+        """
+        if self._parallel is None or work < _LITTLE:
+            self._serial(self._job)
         else:
-            self._parallel(self._address, job.ctypes.data, torch.get_num_threads(), 0)
+            self._parallel(self._address, self._job, torch.get_num_threads(), 0)
+
+
+_LITTLE = 8192
+"""Numbers that one thread has done before a second one has begun."""
+
+
+@cache
+def _compile(function: Callable[[Any], None], job: np.dtype[Any]) -> Any:  # noqa: ANN401
+    # numba looks for changes in the function's own file only; the kernels share others.
+    function.__qualname__ += f"-{_version()}"
+    signature = types.void(types.CPointer(numba.from_dtype(job)))
+    return numba.cfunc(signature, nopython=True, cache=True, fastmath=FASTMATH)(function)
+
+
+@cache
+def _version() -> str:
+    """Return a digest of the source of all kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @cache

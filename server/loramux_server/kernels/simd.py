@@ -13,11 +13,13 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, overload, register_model
 
+from loramux_server.kernels.parallel import FASTMATH
+
 WIDTH = 16
 """Numbers in a vector."""
 
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
-_FAST = ("fast",)
+_FAST = tuple(FASTMATH)
 
 
 class _Vector(types.Type):  # type: ignore[misc]
@@ -28,7 +30,7 @@ class _Vector(types.Type):  # type: ignore[misc]
 VECTOR = _Vector()
 
 
-@register_model(_Vector)  # type: ignore[untyped-decorator]
+@register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:  # noqa: ANN401
         super().__init__(manager, kind, _FLOATS)
@@ -103,6 +105,39 @@ def splat(typing_context: Any, value: Any) -> Any:  # noqa: ANN401
         return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), zeros)
 
     return VECTOR(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exp(typing_context: Any, value: Any) -> Any:  # noqa: ANN401
+    """In a kernel: e to the power of each number, to 2e-7 of it; beyond +-87 as at +-87."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        def number(value: float) -> Any:  # noqa: ANN401
+            return ir.Constant(_FLOATS, [value] * WIDTH)
+
+        def call(name: str, *values: Any) -> Any:  # noqa: ANN401
+            kind = ir.FunctionType(_FLOATS, [_FLOATS] * len(values))
+            function = get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32")
+            return builder.call(function, values)
+
+        x = call("maxnum", call("minnum", arguments[0], number(87.0)), number(-87.0))
+        whole = call("rint", builder.fmul(x, number(1.4426950408889634)))
+        # ln 2 in two parts: the product with the first is exact.
+        rest = builder.fsub(x, builder.fmul(whole, number(0.693359375)))
+        rest = builder.fadd(rest, builder.fmul(whole, number(2.12194440e-4)))
+        power = number(1 / 720)
+        for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+            power = builder.fadd(
+                builder.fmul(power, rest, flags=_FAST), number(factor), flags=_FAST
+            )
+        integers = ir.VectorType(ir.IntType(32), WIDTH)
+        exponent = builder.add(
+            builder.fptosi(whole, integers), ir.Constant(integers, [127] * WIDTH)
+        )
+        bits = builder.shl(exponent, ir.Constant(integers, [23] * WIDTH))
+        return builder.fmul(power, builder.bitcast(bits, _FLOATS))
+
+    return VECTOR(VECTOR), generate
 
 
 def _reduces(name: str, *start: float) -> Any:  # noqa: ANN401

@@ -14,8 +14,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from loramux_server.kernels.attention import AttentionForm, write_cache
-from loramux_server.kernels.backend import PagedAttention
+from loramux_server.kernels.attention import AttentionForm
 from loramux_server.models.step import Step
 
 _numbers = itertools.count()
@@ -44,16 +43,12 @@ class AttentionBridge:
         """Layer number -> what it keeps of a token, seen when the model first ran."""
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
-        self._paged_attention: PagedAttention | None = None
         self.name = f"loramux-{next(_numbers)}"
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, lambda *args, **kwargs: None)
 
-    def allocate(
-        self, num_slots: int, dtype: torch.dtype, device: torch.device, attention: PagedAttention
-    ) -> None:
+    def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the cache: `num_slots` tokens in each layer. Memory is taken when it is touched."""
-        self._paged_attention = attention
         for layer, shape in self.shapes.items():
             size = (num_slots, shape.num_heads)
             self._keys[layer] = torch.empty(*size, shape.key_width, dtype=dtype, device=device)
@@ -102,7 +97,7 @@ class AttentionBridge:
         if batch is None:
             self.shapes[layer] = CacheShape(key.shape[1], key.shape[3], value.shape[3])
             return query.new_zeros(1, q_THD.shape[0], q_THD.shape[1], value.shape[3]), None
-        assert self._paged_attention is not None
+        backend = self._step.backend
         keys, values = self._keys[layer], self._values[layer]
-        write_cache(keys, values, k_TJD, v_TJE, batch)
-        return self._paged_attention(q_THD, keys, values, batch, form)[None], None
+        backend.write_cache(keys, values, k_TJD, v_TJE, batch)
+        return backend.paged_attention(q_THD, keys, values, batch, form)[None], None

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.models.attention import AttentionBridge, CacheShape
+from loramux_server.models.fused import fuse
 from loramux_server.models.packed_linear import Linear, OutputLayer, PackedLinear, PackedPart
 from loramux_server.models.step import Step
 
@@ -104,6 +105,7 @@ def prepare(
             "recurrent layers, shared caches or attention of their own are not served"
         )
     groups, places = _pack(module, calls, step)
+    fuse(module, step)
     return BaseModel(
         module=module,
         step=step,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loramux_server.kernels.backend import AddLora, Backend
+from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.linear import make_linear
 from loramux_server.lora.slab import GroupShape, Slab
 from loramux_server.models.step import Step
@@ -41,31 +41,30 @@ class PackedLinear:
                 layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in layers
             ]
             self._weights: Weights | None = (torch.cat(weights).contiguous(), _join_biases(layers))
+        self.dtype, self.device = self._weights[0].dtype, self._weights[0].device
         self._linear = make_linear(*self._weights)
         self.shape = GroupShape(
             features(layers[0])[0], tuple(features(layer)[1] for layer in layers)
         )
         self._columns = [0, *itertools.accumulate(self.shape.out_features)]
         self._slab: Slab | None = None
-        self._add_lora: AddLora | None = None
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._num_asked = 0
 
     def attach(self, slab: Slab, backend: Backend) -> None:
-        """Compute with the operations of `backend`, and read adapters from `slab`; once."""
+        """Let `backend` take the weights, and read adapters from `slab`; once."""
         assert self._weights is not None
         self._linear = backend.make_linear(*self._weights)
         self._weights = None
         self._slab = slab
-        self._add_lora = backend.add_lora
 
     def part(self, x: torch.Tensor, part: int) -> torch.Tensor:
         """Return the output of layer number `part` for input `x` of shape [..., K]."""
         if self.shape.num_parts == 1:
-            return self._compute(x)
+            return self.compute(x)
         if x is not self._input:
-            self._input, self._output, self._num_asked = x, self._compute(x), 0
+            self._input, self._output, self._num_asked = x, self.compute(x), 0
         assert self._output is not None
         out = self._output[..., self._columns[part] : self._columns[part + 1]]
         self._num_asked += 1
@@ -73,15 +72,17 @@ class PackedLinear:
             self._input = self._output = None
         return out
 
-    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of all layers side by side for input `x` of shape [..., K]."""
         x_TK = x.reshape(-1, x.shape[-1])
         y_TN = self._linear(x_TK)
         segments = self._step.segments
         if segments is not None:
             assert self._slab is not None
-            assert self._add_lora is not None
             a_RK, b_RN = self._slab.a[self._group], self._slab.b[self._group]
-            self._add_lora(y_TN, x_TK, a_RK, b_RN, self._columns, segments, self._group)
+            self._step.backend.add_lora(
+                y_TN, x_TK, a_RK, b_RN, self._columns, segments, self._group
+            )
         return y_TN.view(*x.shape[:-1], y_TN.shape[-1])
 
 
@@ -90,12 +91,12 @@ class PackedPart(nn.Module):
 
     def __init__(self, packed: PackedLinear, part: int) -> None:
         super().__init__()
-        self._packed = packed
-        self._part = part
+        self.packed = packed
+        self.part = part
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the adapters' changes of the running step."""
-        return self._packed.part(x, self._part)
+        return self.packed.part(x, self.part)
 
 
 class OutputLayer(nn.Module):

@@ -1,0 +1,34 @@
+"""What a layer does between its matrix products: definitions in plain torch.
+
+Legend: T tokens, K width, H query heads, J key heads, D head width.
+"""
+
+import torch
+
+
+def rms_norm(x_TK: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Return `x / sqrt(mean(x**2) + epsilon) * weight`, over the last dimension."""
+    square_T1 = x_TK.float().pow(2).mean(-1, keepdim=True)
+    return (x_TK.float() * torch.rsqrt(square_T1 + epsilon)).to(x_TK.dtype) * weight_K
+
+
+def silu_mul(y_TN: torch.Tensor) -> torch.Tensor:
+    """Return `silu(gate) * up` as [T, N / 2], where gate and up are the halves of `y_TN`."""
+    gate, up = y_TN.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def rotate(
+    q_THD: torch.Tensor, k_TJD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor
+) -> None:
+    """Turn queries and keys by their positions, in place.
+
+    Semantics, for each head x of each token, with its halves a and b:
+
+        x = x * cos + (-b, a) * sin
+
+    Source: RoPE (arXiv 2104.09864), in the form of GPT-NeoX, which Llama and most others share.
+    """
+    for x in (q_THD, k_TJD):
+        a, b = x.chunk(2, dim=-1)
+        x.copy_(x * cos_TD[:, None] + torch.cat((-b, a), dim=-1) * sin_TD[:, None])

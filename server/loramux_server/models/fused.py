@@ -1,0 +1,156 @@
+"""Parts of a model that are done in one pass over memory where transformers takes five or ten.
+
+Norms, gated layers and rotary embeddings look the same in most models, and their modelling code
+differs in spelling only. Each one found is tried against our operation on random numbers, and
+replaced if it gives the same; what is not recognised stays as it is.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from loramux_server.models.packed_linear import PackedLinear, PackedPart
+from loramux_server.models.step import Step
+
+_TOLERANCE = 1e-5
+
+
+class RmsNorm(nn.Module):
+    """Stands where a norm of the model stood."""
+
+    def __init__(self, weight_K: torch.Tensor, epsilon: float, step: Step) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_K, requires_grad=False)
+        self._epsilon = epsilon
+        self._step = step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x` normalised over its last dimension."""
+        return self._step.backend.rms_norm(x, self.weight, self._epsilon)
+
+
+class GatedMlp(nn.Module):
+    """Stands where an MLP stood whose gate goes through SiLU."""
+
+    def __init__(self, gate_up: PackedLinear, down: nn.Module, step: Step) -> None:
+        super().__init__()
+        self.down_proj = down
+        self._gate_up = gate_up
+        self._step = step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `down(silu(gate(x)) * up(x))`."""
+        hidden: torch.Tensor = self.down_proj(self._step.backend.silu_mul(self._gate_up.compute(x)))
+        return hidden
+
+
+def fuse(module: nn.Module, step: Step) -> None:
+    """Replace what is recognised in `module`, whose linear layers are packed already."""
+    with torch.inference_mode():
+        for name, part in list(module.named_modules()):
+            new = _norm(part, step) or _mlp(part, step)
+            if new is not None:
+                module.set_submodule(name, new)
+    _fuse_rotary(module, step)
+
+
+def _norm(part: nn.Module, step: Step) -> RmsNorm | None:
+    weight = getattr(part, "weight", None)
+    epsilon = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+    if "RMSNorm" not in type(part).__name__ or not isinstance(weight, torch.Tensor):
+        return None
+    if weight.dtype != torch.float32 or weight.dim() != 1 or not isinstance(epsilon, float):
+        return None
+    x = _random(1, 3, len(weight), like=weight)
+    # Gemma keeps what is to be added to one.
+    for candidate in (RmsNorm(weight, epsilon, step), RmsNorm(1 + weight, epsilon, step)):
+        if _same(part, candidate, x):
+            return candidate
+    return None
+
+
+def _mlp(part: nn.Module, step: Step) -> GatedMlp | None:
+    gate, up = getattr(part, "gate_proj", None), getattr(part, "up_proj", None)
+    down = getattr(part, "down_proj", None)
+    if not all(isinstance(layer, PackedPart) for layer in (gate, up, down)):
+        return None
+    assert isinstance(gate, PackedPart)
+    assert isinstance(up, PackedPart)
+    assert isinstance(down, PackedPart)
+    if gate.packed is not up.packed or (gate.part, up.part) != (0, 1):
+        return None
+    candidate = GatedMlp(gate.packed, down, step)
+    x = _random(1, 3, gate.packed.shape.in_features, like=gate.packed)
+    return candidate if _same(part, candidate, x) else None
+
+
+def _fuse_rotary(module: nn.Module, step: Step) -> None:
+    """Let attention layers call our rotary embedding under the name that they know it by."""
+    forwards: dict[type[nn.Module], Callable[..., Any] | None] = {}
+    for layer in module.modules():
+        kind = type(layer)
+        if kind not in forwards:
+            forwards[kind] = _with_rotary(kind.forward, step)
+        if (forward := forwards[kind]) is not None:
+            layer.forward = types.MethodType(forward, layer)
+
+
+def _with_rotary(forward: Callable[..., Any], step: Step) -> Callable[..., Any] | None:
+    """Return `forward` with another `apply_rotary_pos_emb`, or None if it calls none like ours."""
+    name = "apply_rotary_pos_emb"
+    code = getattr(forward, "__code__", None)
+    if not isinstance(forward, types.FunctionType) or code is None or name not in code.co_names:
+        return None
+    original = forward.__globals__.get(name)
+    if original is None:
+        return None
+
+    def rotated(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        *rest: object,
+        **named: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if rest or named or cos.shape[-1] != q.shape[-1] or q.dtype != torch.float32:
+            return original(q, k, cos, sin, *rest, **named)  # type: ignore[no-any-return]
+        q_THD, k_TJD = q[0].transpose(0, 1), k[0].transpose(0, 1)
+        step.backend.rotate(q_THD, k_TJD, cos[0], sin[0])
+        return q, k
+
+    if not _same_rotation(original, rotated):
+        return None
+    names = {**forward.__globals__, name: rotated}
+    changed = types.FunctionType(
+        code, names, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    changed.__kwdefaults__ = forward.__kwdefaults__
+    return changed
+
+
+def _same_rotation(original: Callable[..., Any], rotated: Callable[..., Any]) -> bool:
+    q, k, cos, sin = (_random(1, heads, 3, 64) for heads in (4, 2, 1, 1))
+    try:
+        expected = original(q.clone(), k.clone(), cos[0], sin[0])
+        found = rotated(q.clone(), k.clone(), cos[0], sin[0])
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return False
+    return all(_close(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def _same(part: nn.Module, candidate: nn.Module, x: torch.Tensor) -> bool:
+    return _close(part(x), candidate(x))
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * (1 + a.abs().max()))
+
+
+def _random(*size: int, like: torch.Tensor | PackedLinear | None = None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*size, generator=generator)
+    return x if like is None else x.to(like.device, like.dtype)
