@@ -127,7 +127,7 @@ class Engine:
         now = self._clock()
         started = [Started(r.request_id, now - r.arrival) for r in plan.started]
         # Loads start before the batch runs, so that they go on beside it.
-        self._start_loads()
+        self._start_loads(plan.urgent)
         self._is_stuck = not (plan.chunks or num_done)
         tokens: list[Token] = []
         size = None
@@ -196,8 +196,8 @@ class Engine:
         assert residence.row == self._cache.row_of(digest)
         return residence
 
-    def _start_loads(self) -> None:
-        for order in self._cache.plan_loads(self._scheduler.urgent):
+    def _start_loads(self, urgent: str | None) -> None:
+        for order in self._cache.plan_loads(urgent):
             future: Future[Any]
             if order.tier is Tier.HOST:
                 future = self._executor.submit(self._load_packed, order.source)
