@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import io
-import json
 import shutil
 import tempfile
 import threading
@@ -12,42 +10,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from safetensors.numpy import save_file
 
 from loramux.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
-from loramux_adapters import pack, read_package
+from loramux_adapters import read_package
 from loramux_server.store.blobs import Blobs, Staged, StoreLockedError
 from loramux_server.store.catalog import AdapterRecord
 from loramux_server.store.registry import Registry, directory_record
+from tests.support.packages import small_package
 from tests.support.polling import eventually
+from tests.support.slow import slow
 
-
-def package(number: int) -> bytes:
-    """One of many packages that differ in a weight."""
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4,
-        "target_modules": ["q_proj"], "base_model_name_or_path": "somebody/base",
-    }  # fmt: skip
-    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
-    weights = {
-        f"{prefix}.lora_A.weight": np.full((2, 3), number, np.float32),
-        f"{prefix}.lora_B.weight": np.ones((4, 2), np.float32),
-    }
-    output = io.BytesIO()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        save_file(weights, folder / "adapter_model.safetensors")
-        pack(folder, output)
-    return output.getvalue()
-
-
-PACKAGES = [package(number) for number in range(3)]
+PACKAGES = [small_package(number) for number in range(3)]
 DIGESTS = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in PACKAGES]
 
 
@@ -370,26 +347,6 @@ TestUses = Uses.TestCase
 
 
 # Threads
-
-
-@contextlib.contextmanager
-def slow(
-    monkeypatch: pytest.MonkeyPatch, subject: object, method: str
-) -> Iterator[threading.Event]:
-    """Make a method wait until the block ends; yield what is set when it has begun."""
-    has_begun, may_end = threading.Event(), threading.Event()
-    work = getattr(subject, method)
-
-    def delayed(*args: object) -> object:
-        has_begun.set()
-        assert may_end.wait(timeout=30)
-        return work(*args)
-
-    monkeypatch.setattr(subject, method, delayed)
-    try:
-        yield has_begun
-    finally:
-        may_end.set()
 
 
 def lease_and_give_back(registry: Registry, name: str) -> bool:
