@@ -6,10 +6,12 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from loramux_server.engine.messages import AdapterSource
-from loramux_server.lora.adapter_cache import AdapterCache, Tier
+from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 
 
 def source(name: str, rank: int = 8) -> AdapterSource:
@@ -203,6 +205,49 @@ def test_what_the_urgent_displaced_comes_next() -> None:
     subject.release("urgent")
     settle(subject)
     assert subject.held(Tier.DEVICE) == {"a", "b"}
+
+
+@given(data=st.data())
+def test_the_urgent_is_loaded_whatever_the_others_do(data: st.DataObject) -> None:
+    subject = cache(rows=48, host_bytes=500)
+    others = [source(f"{rank}", rank) for rank in (1, 3, 8, 9, 16, 20, 24, 32)]
+    waiting: list[str] = []
+    leased: list[str] = []
+    flying: list[LoadOrder] = []
+
+    def go_on(urgent: str | None) -> None:
+        """Let something happen."""
+        action = data.draw(st.sampled_from(["come", "leave", "start", "end"]))
+        if action == "come":
+            other = data.draw(st.sampled_from(others))
+            subject.want(other)
+            waiting.append(other.digest)
+        elif action == "leave" and waiting:
+            subject.unwant(waiting.pop(data.draw(st.integers(0, len(waiting) - 1))))
+        elif action == "start" and waiting and not urgent and subject.acquire(waiting[0]):
+            leased.append(waiting.pop(0))
+        elif action == "end" and leased:
+            subject.release(leased.pop())
+        flying.extend(subject.plan_loads(urgent))
+        if data.draw(st.booleans()) and flying:
+            subject.loaded(flying.pop(data.draw(st.integers(0, len(flying) - 1))))
+        subject.check()
+
+    for _ in range(data.draw(st.integers(0, 30))):
+        go_on(None)
+    subject.want(source("urgent", data.draw(st.sampled_from([8, 40, 48]))))
+    for _ in range(10):
+        go_on("urgent")
+    for digest in leased:
+        subject.release(digest)
+    leased.clear()
+    for _ in range(8):  # at most two that fly, and then its own two with another beside each
+        if subject.acquire("urgent"):
+            return
+        go_on("urgent")
+        if flying:
+            subject.loaded(flying.pop(0))
+    raise AssertionError("its turn never comes")
 
 
 def opcodes_of(call: Callable[[], object]) -> int:

@@ -36,12 +36,11 @@ class LoadOrder:
 
 @dataclass(slots=True)
 class _Use:
-    """What is going on with an adapter that somebody waits for, uses or loads."""
+    """An adapter that somebody waits for, uses or loads."""
 
     source: AdapterSource
     num_waiting: int = 0
     num_leases: int = 0
-    is_loading: bool = False
 
 
 class AdapterCache:
@@ -67,8 +66,8 @@ class AdapterCache:
             ByteBudget(host_bytes), lambda source: source.num_weights * weight_bytes
         )
         self._max_loads = max_loads
-        self._num_loading = 0
         self._uses: dict[str, _Use] = {}
+        self._loading: set[str] = set()
         self._line: OrderedDict[str, None] = OrderedDict()
         """Digests that requests wait for and the device lacks, in the order of their turns."""
 
@@ -139,10 +138,10 @@ class AdapterCache:
         if urgent is not None and urgent in self._line:
             self._line.move_to_end(urgent, last=False)
         for digest in list(self._line):
-            if self._num_loading == self._max_loads or len(full) == 2:
+            if len(self._loading) == self._max_loads or len(full) == 2:
                 break
             tier = Tier.DEVICE if digest in self._host else Tier.HOST
-            if tier in full or self._uses[digest].is_loading:
+            if tier in full or digest in self._loading:
                 continue
             if order := self._plan(digest, tier, displaces=digest == urgent):
                 orders.append(order)
@@ -190,9 +189,10 @@ class AdapterCache:
         """Assert that waits, leases, loads and what the tiers hold agree."""
         self._device.check()
         self._host.check()
-        assert self._num_loading == sum(use.is_loading for use in self._uses.values())
+        assert self._loading <= self._uses.keys(), "a load for nobody"
         for digest, use in self._uses.items():
-            assert use.num_waiting or use.num_leases or use.is_loading, "it is kept for nobody"
+            is_used = use.num_waiting or use.num_leases or digest in self._loading
+            assert is_used, "it is kept for nobody"
             assert not use.num_leases or digest in self._device, "leased but not resident"
             is_in_line = use.num_waiting > 0 and digest not in self._device
             assert (digest in self._line) == is_in_line, "waits are miscounted"
@@ -203,38 +203,33 @@ class AdapterCache:
 
     def _plan(self, digest: str, tier: Tier, *, displaces: bool) -> LoadOrder | None:
         """Reserve room in `tier`; None, and no change, if there can be none."""
-        use = self._uses[digest]
-        evicted = self._tier(tier).reserve(use.source, self._pinned(tier, displaces=displaces))
+        source = self._uses[digest].source
+        evicted = self._tier(tier).reserve(source, self._pinned(tier, displaces=displaces))
         if evicted is None:
             return None
-        use.is_loading = True
-        self._num_loading += 1
+        self._loading.add(digest)
         if tier is Tier.HOST:
-            return LoadOrder(use.source, tier, -1, evicted)
+            return LoadOrder(source, tier, -1, evicted)
         for displaced in self._uses.keys() & evicted:
             self._line[displaced] = None
             self._line.move_to_end(displaced, last=False)
-        return LoadOrder(use.source, tier, self.rows.start_of(digest), evicted)
+        return LoadOrder(source, tier, self.rows.start_of(digest), evicted)
 
     def _pinned(self, tier: Tier, *, displaces: bool) -> set[str]:
         """Return what `tier` has to keep; waits do not count against one that `displaces`."""
-        uses = self._uses.items()
         if tier is Tier.HOST:
             # What waits for its turn on the device keeps its place here.
-            waiting = () if displaces else self._line
-            return {digest for digest, use in uses if use.is_loading or digest in waiting}
-        return {
-            digest
-            for digest, use in uses
-            if use.is_loading or use.num_leases or (use.num_waiting and not displaces)
-        }
+            return self._loading | (set() if displaces else self._line.keys())
+        resident = self._uses.keys() - self._line.keys()
+        if displaces:
+            resident = {digest for digest in resident if self._uses[digest].num_leases}
+        return self._loading | resident
 
     def _landed(self, digest: str) -> None:
-        self._uses[digest].is_loading = False
-        self._num_loading -= 1
+        self._loading.remove(digest)
         self._forget_if_idle(digest)
 
     def _forget_if_idle(self, digest: str) -> None:
         use = self._uses[digest]
-        if not (use.num_waiting or use.num_leases or use.is_loading):
+        if not (use.num_waiting or use.num_leases or digest in self._loading):
             del self._uses[digest]
