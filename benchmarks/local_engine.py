@@ -20,7 +20,9 @@ from loramux_server.engine.messages import (
     Sampling,
     Submit,
 )
+from loramux_server.lora.packed import format_of
 from loramux_server.models.base_model import load_base_model
+from loramux_server.store.check import num_bytes
 
 
 class LocalEngine:
@@ -90,6 +92,13 @@ def packaged(folder: Path) -> list[AdapterSource]:
             file.seek(0)
             package = read_package(file, target.stat().st_size)
             digest = digest_of(file)
-        weights = sum(m.rank * (m.in_features + m.out_features) for m in package.modules)
-        sources.append(AdapterSource(digest, str(target), package.rank, weights))
+        sources.append(
+            AdapterSource(
+                digest,
+                str(target),
+                package.rank,
+                num_bytes(package),
+                format_of(package).item_bytes,
+            )
+        )
     return sources

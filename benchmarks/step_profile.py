@@ -42,7 +42,9 @@ def main(
             make_adapters(folder / "adapters", SHAPES[shape], rank, batch)
             adapters = packaged(folder / "adapters")
         base = fixture_base(folder, SHAPES[shape])
-        engine = LocalEngine(base, EngineConfig(model="", max_running=batch))
+        engine = LocalEngine(
+            base, EngineConfig(model="", max_running=batch, adapter_memory=4 << 30)
+        )
         engine.fill(batch, adapters, context)
         seconds = engine.time_steps(steps)
         print(f"decode: median of {steps} steps {1e3 * median(seconds):.1f} ms without profiler")

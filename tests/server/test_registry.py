@@ -2,59 +2,49 @@
 
 import contextlib
 import hashlib
-import io
-import json
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from safetensors.numpy import save_file
 
 from loramux.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
-from loramux_adapters import pack, read_package
-from loramux_server.store.blobs import StoreLockedError
+from loramux_adapters import read_package
+from loramux_server.store.blobs import Blobs, Staged, StoreLockedError
 from loramux_server.store.catalog import AdapterRecord
 from loramux_server.store.registry import Registry, directory_record
+from tests.support.packages import small_package
+from tests.support.polling import eventually
+from tests.support.slow import slow
 
-
-def package(number: int) -> bytes:
-    """One of many packages that differ in a weight."""
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4,
-        "target_modules": ["q_proj"], "base_model_name_or_path": "somebody/base",
-    }  # fmt: skip
-    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
-    weights = {
-        f"{prefix}.lora_A.weight": np.full((2, 3), number, np.float32),
-        f"{prefix}.lora_B.weight": np.ones((4, 2), np.float32),
-    }
-    output = io.BytesIO()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        save_file(weights, folder / "adapter_model.safetensors")
-        pack(folder, output)
-    return output.getvalue()
-
-
-PACKAGES = [package(number) for number in range(3)]
+PACKAGES = [small_package(number) for number in range(3)]
 DIGESTS = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in PACKAGES]
+
+
+@contextlib.contextmanager
+def staging(registry: Registry) -> Iterator[Staged]:
+    """The time in which an upload comes."""
+    staged = registry.stage()
+    try:
+        yield staged
+    finally:
+        registry.discard(staged)
 
 
 @contextlib.contextmanager
 def published(registry: Registry, name: str, data: bytes) -> Iterator[AdapterRecord]:
     """The moment between the bytes of an upload and its name."""
-    with registry.stage() as staged:
+    with staging(registry) as staged:
         staged.write(data)
         checked = read_package(staged.file, staged.size)
-        with registry.published(name, staged, checked) as record:
-            yield record
+        yield registry.publish(name, staged, checked)
 
 
 def put(
@@ -104,7 +94,7 @@ def test_a_record_says_what_was_uploaded(registry: Registry) -> None:
     record = put(registry, "a", 0)
     assert registry.get("a") == record
     assert (record.digest, record.size_bytes) == (DIGESTS[0], len(PACKAGES[0]))
-    assert (record.rank, record.num_weights) == (2, 2 * (3 + 4))
+    assert (record.rank, record.num_bytes) == (2, 4 * 2 * (3 + 4))
     assert record.target_modules == ("q_proj",)
     assert (record.base_model, record.source) == ("somebody/base", "upload")
 
@@ -174,7 +164,7 @@ def test_a_lease_keeps_the_version_that_it_began_with(registry: Registry, folder
         assert record.digest == source.digest == DIGESTS[0]
         assert Path(source.path).read_bytes() == PACKAGES[0]
         assert gone == [DIGESTS[1]]
-    assert gone == [DIGESTS[1], DIGESTS[0]]
+    assert eventually(lambda: gone == [DIGESTS[1], DIGESTS[0]])
     assert blobs(folder) == set()
 
 
@@ -203,7 +193,7 @@ def test_what_was_not_registered_leaves_nothing(registry: Registry, folder: Path
 
 def test_what_failed_while_it_came_leaves_nothing(registry: Registry, folder: Path) -> None:
     def receive() -> None:
-        with registry.stage() as staged:
+        with staging(registry) as staged:
             staged.write(PACKAGES[0][:100])
             assert len(files(folder, "staging")) == 1
             raise ConnectionError
@@ -250,7 +240,7 @@ def test_what_was_registered_is_there_after_a_crash(registry: Registry, folder: 
 
 
 def test_an_upload_that_was_coming_is_gone_after_a_crash(registry: Registry, folder: Path) -> None:
-    with registry.stage() as staged:
+    with staging(registry) as staged:
         staged.write(PACKAGES[0])
         staged.file.flush()
         with after_a_crash(folder) as (recovered, copy):
@@ -341,7 +331,7 @@ class Uses(RuleBasedStateMachine):
     @invariant()
     def bytes_are_there_for_names_and_leases_and_for_nothing_else(self) -> None:
         needed = {*self.named.values(), *(number for _, number in self.leases)}
-        assert blobs(self.folder) == {DIGESTS[number] for number in needed}
+        assert eventually(lambda: blobs(self.folder) == {DIGESTS[number] for number in needed})
         assert files(self.folder, "staging") == set()
 
     def teardown(self) -> None:
@@ -354,3 +344,72 @@ class Uses(RuleBasedStateMachine):
 
 Uses.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
 TestUses = Uses.TestCase
+
+
+# Threads
+
+
+def lease_and_give_back(registry: Registry, name: str) -> bool:
+    """Return whether a lease can be taken and given back at once."""
+
+    def use() -> None:
+        with registry.lease(name):
+            pass
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(timeout=2)
+    return not thread.is_alive()
+
+
+def test_leases_do_not_wait_for_the_database(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(registry, "a", 0)
+    for method, change in (
+        ("put", lambda: put(registry, "b", 1)),
+        ("remove", lambda: registry.delete("b")),
+    ):
+        with (
+            ThreadPoolExecutor() as pool,
+            slow(monkeypatch, registry.catalog, method) as has_begun,
+        ):
+            writing = pool.submit(change)
+            assert has_begun.wait(timeout=30)
+            was_free = lease_and_give_back(registry, "a")
+        writing.result()
+        assert was_free
+    assert registry.names() == ["a"]
+
+
+def test_leases_do_not_wait_for_files_to_go(
+    registry: Registry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(registry, "a", 0)
+    put(registry, "b", 1)
+    with slow(monkeypatch, Blobs, "remove") as has_begun:
+        with registry.lease("a"):
+            deleting = threading.Thread(target=registry.delete, args=["a"])
+            deleting.start()
+            deleting.join(timeout=30)
+        assert has_begun.wait(timeout=30)
+        assert lease_and_give_back(registry, "b")
+        assert blobs(folder) == {DIGESTS[0], DIGESTS[1]}
+    assert eventually(lambda: blobs(folder) == {DIGESTS[1]})
+
+
+def test_bytes_that_come_back_while_they_go_are_there(
+    registry: Registry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(registry, "a", 0)
+    with (
+        ThreadPoolExecutor() as pool,
+        slow(monkeypatch, Blobs, "remove") as has_begun,
+    ):
+        deleting = pool.submit(registry.delete, "a")
+        assert has_begun.wait(timeout=30)
+        again = pool.submit(put, registry, "b", 0)
+        time.sleep(0.05)  # for it to come as far as it can
+    deleting.result()
+    again.result()
+    assert (registry.names(), blobs(folder)) == (["b"], {DIGESTS[0]})

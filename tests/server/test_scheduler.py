@@ -110,13 +110,13 @@ def test_a_request_whose_adapter_is_away_lets_others_pass_a_bounded_number_of_ti
         run(subject)
     # The third finds that enough have passed.
     assert [waiting.request_id for waiting in subject.waiting] == [0, 3]
-    assert subject.urgent == "away"
+    assert subject.plan().urgent == "away"
     subject.add(request(4, num_prompt=1))
     assert (4, 1) in run(subject)  # a base request holds no adapter up
     adapters.resident = {"here", "away"}
     subject.remove(subject.running[0])
     assert (0, 3) in run(subject)
-    assert subject.urgent is None
+    assert subject.plan().urgent is None
 
 
 def test_removing_a_request_gives_back_what_it_held() -> None:
@@ -167,3 +167,11 @@ def test_a_plan_never_exceeds_the_budget() -> None:
         subject.add(request(request_id, num_prompt=1 + request_id))
     for _ in range(20):
         assert sum(count for _, count in run(subject)) <= 5
+
+
+def test_one_step_lets_no_more_pass_than_are_allowed_to() -> None:
+    subject = scheduler(Adapters("here"), max_bypassed=2)
+    subject.add(request(0, adapter="away"))
+    for request_id in (1, 2, 3):
+        subject.add(request(request_id, num_prompt=1, adapter="here"))
+    assert run(subject) == [(1, 1), (2, 1)]

@@ -3,8 +3,6 @@
 import asyncio
 import errno
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import sqlalchemy.exc
@@ -16,7 +14,7 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux_server.services.storage import finished, in_thread, storage_errors
+from loramux_server.services.storage import finished, storage_errors
 
 
 def database_error(text: str) -> sqlalchemy.exc.OperationalError:
@@ -51,75 +49,6 @@ def test_an_error_of_ours_stays_what_it_is(kind: type[LoramuxError]) -> None:
     with pytest.raises(kind) as caught, storage_errors():
         raise error
     assert caught.value is error
-
-
-class Gate:
-    """A context manager that blocks while it is entered, until it is opened."""
-
-    def __init__(self) -> None:
-        self.entering = threading.Event()
-        self.opened = threading.Event()
-        self.events: list[str] = []
-
-    @contextmanager
-    def pass_through(self) -> Iterator[str]:
-        self.entering.set()
-        self.opened.wait(timeout=30)
-        self.events.append("entered")
-        try:
-            yield "inside"
-        except BaseException as error:
-            self.events.append(type(error).__name__)
-            raise
-        finally:
-            self.events.append("left")
-
-
-async def test_what_is_entered_in_a_thread_is_left_in_one() -> None:
-    gate = Gate()
-    gate.opened.set()
-    async with in_thread(gate.pass_through()) as value:
-        assert value == "inside"
-        assert gate.events == ["entered"]
-    assert gate.events == ["entered", "left"]
-
-
-async def test_an_error_inside_reaches_the_context_manager() -> None:
-    gate = Gate()
-    gate.opened.set()
-    with pytest.raises(ValueError, match="inside"):
-        async with in_thread(gate.pass_through()):
-            raise ValueError("inside")
-    assert gate.events == ["entered", "ValueError", "left"]
-
-
-async def test_what_was_being_entered_on_cancellation_is_left_again() -> None:
-    gate = Gate()
-
-    async def enter() -> None:
-        async with in_thread(gate.pass_through()):
-            raise AssertionError("the caller was cancelled before it got here")
-
-    task = asyncio.create_task(enter())
-    await asyncio.to_thread(gate.entering.wait, 30)
-    task.cancel()
-    await asyncio.sleep(0)
-    assert not task.done()
-    gate.opened.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert gate.events == ["entered", "CancelledError", "left"]
-
-
-async def test_what_cannot_be_entered_is_not_left() -> None:
-    @contextmanager
-    def broken() -> Iterator[None]:
-        raise OSError("no")
-        yield
-
-    with pytest.raises(OSError, match="no"):
-        async with in_thread(broken()):
-            pass
 
 
 async def test_work_in_a_thread_is_over_before_its_caller_gives_up() -> None:

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from loramux_adapters.package import digest_of, pack, read_package
 from loramux_server.engine.messages import AdapterSource
+from loramux_server.lora.packed import format_of
+from loramux_server.store.check import num_bytes
 
 
 def save_adapter(
@@ -40,10 +42,8 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
         size = file.tell()
         package = read_package(file, size)
         digest = digest_of(file)
-    num_weights = sum(
-        module.rank * (module.in_features + module.out_features) for module in package.modules
-    )
-    return AdapterSource(digest, str(output), package.rank, num_weights)
+    item_bytes = format_of(package).item_bytes
+    return AdapterSource(digest, str(output), package.rank, num_bytes(package), item_bytes)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def fake_engine(
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts."""
     model = FakeModel()
-    cache = AdapterCache(device_rows=rows, row_bytes=100, host_bytes=host_bytes, weight_bytes=1)
+    cache = AdapterCache(device_rows=rows, row_bytes=100, host_bytes=host_bytes)
     scheduler = Scheduler(
         blocks=BlockManager(num_blocks, BLOCK_SIZE),
         adapters=cache,

@@ -42,9 +42,8 @@ def build_engine(
         device_rows=runner.slab.num_rows,
         row_bytes=bytes_of_row,
         host_bytes=config.host_adapter_memory,
-        weight_bytes=4,
     )
-    if not cache.rows.num_rows:
+    if not cache.rows.capacity:
         raise UnservableModelError(
             f"adapter_memory of {config.adapter_memory} bytes holds no rank row; "
             f"8 of them take {8 * bytes_of_row} bytes"
@@ -76,7 +75,7 @@ def build_engine(
         device=model.device,
         max_waiting=config.max_waiting,
     )
-    return engine, _model_info(model, context_length, cache.rows.num_rows, num_blocks)
+    return engine, _model_info(model, context_length, cache.rows.capacity, num_blocks)
 
 
 def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> int:

@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
-from typing import Any, Protocol, cast
+from concurrent.futures import Executor
+from typing import Protocol
 
 import torch
 
@@ -25,14 +25,12 @@ from loramux_server.engine.messages import (
     Token,
 )
 from loramux_server.engine.request import Request
+from loramux_server.engine.residents import Clock, Residents
 from loramux_server.engine.sampler import Sampled, sample
 from loramux_server.engine.scheduler import Plan, Scheduler
-from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
+from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.packed import DamagedError, PackedAdapter
-from loramux_server.lora.segments import Residence
 from loramux_server.lora.slab import Slab
-
-Clock = Callable[[], float]
 
 _log = logging.getLogger(__name__)
 
@@ -87,28 +85,28 @@ class Engine:
         """
         self._scheduler = scheduler
         self._cache = cache
-        self._slab = slab
+        self._residents = Residents(
+            cache=cache,
+            slab=slab,
+            load_packed=load_packed,
+            executor=executor,
+            wake=wake,
+            clock=clock,
+        )
         self._runner = runner
-        self._load_packed = load_packed
-        self._executor = executor
-        self._wake = wake
         self._block_size = block_size
         self._eos_token_ids = eos_token_ids
         self._device = device
         self._max_waiting = max_waiting
         self._clock = clock
         self._requests: dict[int, Request] = {}
-        self._packed: dict[str, PackedAdapter] = {}
-        self._residence: dict[str, Residence] = {}
-        self._loading: dict[LoadOrder, tuple[Future[Any], float]] = {}
         self._failures: list[Failure] = []
-        self._loads: list[Load] = []
         self._is_stuck = True
 
     @property
     def can_step(self) -> bool:
         """Whether a step may make progress now; False means wait for a message or a load."""
-        return not self._is_stuck or any(future.done() for future, _ in self._loading.values())
+        return not self._is_stuck or self._residents.has_landed
 
     def receive(self, messages: Iterable[ToEngine]) -> None:
         """Take in what the frontend sent."""
@@ -119,28 +117,30 @@ class Engine:
             elif isinstance(message, Cancel):
                 self._end(message.request_id)
             elif isinstance(message, Drop):
-                self._cache.drop(message.digest)
+                self._residents.drop(message.digest)
 
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
-        num_done = self._finish_loads()
+        landed = self._residents.land()
+        for source, error in landed.failed:
+            self._fail_waiting(source, error)
         plan = self._scheduler.plan()
         now = self._clock()
         started = [Started(r.request_id, now - r.arrival) for r in plan.started]
         # Loads start before the batch runs, so that they go on beside it.
-        self._start_loads()
-        self._is_stuck = not (plan.chunks or num_done)
+        self._residents.start_loads(plan.urgent)
+        self._is_stuck = not (plan.chunks or landed.loads or landed.failed)
         tokens: list[Token] = []
         size = None
         if plan.chunks:
             tokens = self._run(plan)
             size = _size(plan, self._clock() - now)
-        return self._report(started, tokens, size)
+        return self._report(started, tokens, landed.loads, size)
 
     def check(self) -> None:
         """Assert that nothing leaked: blocks, rows, bytes, waits and leases."""
         self._scheduler.check()
-        self._cache.check()
+        self._residents.check()
 
     def _submit(self, message: Submit) -> None:
         request = Request(
@@ -173,7 +173,9 @@ class Engine:
         self._failures.append(Failure(request.request_id, reason, message))
 
     def _run(self, plan: Plan) -> list[Token]:
-        batch = Batch.build(grouped(plan.chunks), self._where, self._block_size, self._device)
+        batch = Batch.build(
+            grouped(plan.chunks), self._residents.where, self._block_size, self._device
+        )
         logits_RV = self._runner.run(batch)
         sampled = sample(logits_RV, batch.requests, self._eos_token_ids)
         by_request = dict(zip(batch.requests, sampled, strict=True))
@@ -192,63 +194,27 @@ class Engine:
                 del self._requests[request.request_id]
         return tokens
 
-    def _where(self, digest: str) -> Residence:
-        residence = self._residence[digest]
-        assert residence.row == self._cache.row_of(digest)
-        return residence
-
-    def _start_loads(self) -> None:
-        for order in self._cache.plan_loads(self._scheduler.urgent):
-            future: Future[Any]
-            if order.tier is Tier.HOST:
-                future = self._executor.submit(self._load_packed, order.source)
-            else:
-                packed = self._packed[order.source.digest]
-                future = self._executor.submit(self._slab.write, order.row, packed)
-            self._loading[order] = (future, self._clock())
-            future.add_done_callback(lambda _: self._wake())
-        for digest in self._cache.take_freed():
-            self._packed.pop(digest, None)
-
-    def _finish_loads(self) -> int:
-        """Take in the loads that are done and return their number."""
-        done = [order for order, (future, _) in self._loading.items() if future.done()]
-        for order in done:
-            future, begin = self._loading.pop(order)
-            if error := future.exception():
-                self._load_failed(order, error)
-                continue
-            digest = order.source.digest
-            if order.tier is Tier.HOST:
-                self._packed[digest] = cast(PackedAdapter, future.result())
-            else:
-                self._residence[digest] = self._packed[digest].at(order.row)
-            self._cache.loaded(order)
-            self._loads.append(Load(order.tier, self._clock() - begin))
-        return len(done)
-
-    def _load_failed(self, order: LoadOrder, error: BaseException) -> None:
+    def _fail_waiting(self, source: AdapterSource, error: BaseException) -> None:
+        """Fail the requests that wait for an adapter that could not be loaded."""
         reason = "INTERNAL"
         if isinstance(error, DamagedError):
             reason = "ADAPTER_DAMAGED"
         elif isinstance(error, PackageError):
             reason = error.reason
         else:
-            _log.error("loading %s failed", order.source.digest, exc_info=error)
+            _log.error("loading %s failed", source.digest, exc_info=error)
         for request in list(self._scheduler.waiting):
-            if request.digest == order.source.digest:
+            if request.digest == source.digest:
                 self._fail(request, reason, f"the stored adapter cannot be loaded: {error}")
-        self._cache.failed(order)
 
     def _report(
-        self, started: list[Started], tokens: list[Token], size: BatchSize | None
+        self,
+        started: list[Started],
+        tokens: list[Token],
+        loads: list[Load],
+        size: BatchSize | None,
     ) -> Report:
         failures, self._failures = self._failures, []
-        loads, self._loads = self._loads, []
-        moved = self._cache.take_moved()
-        for digest, tier in moved.items():
-            if tier is not Tier.DEVICE:
-                self._residence.pop(digest, None)
         return Report(
             stats=Stats(
                 running=len(self._scheduler.running),
@@ -262,7 +228,7 @@ class Engine:
             failures=failures,
             started=started,
             loads=loads,
-            tiers={digest: str(tier) for digest, tier in moved.items()},
+            tiers=self._residents.take_moved(),
             batch=size,
         )
 

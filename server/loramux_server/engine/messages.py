@@ -89,9 +89,11 @@ class AdapterSource(Struct, frozen=True):
     """Identity: `sha256:` and the digest of the package."""
     path: str
     rank: int
-    """The largest rank of any module: the rank rows that it needs."""
-    num_weights: int
-    """Number of weights in all its tensors."""
+    """The largest rank of any module."""
+    num_bytes: int
+    """Bytes of its weights in memory."""
+    item_bytes: int = 4
+    """Bytes of one of them: less if all were saved in 16 bits."""
 
 
 class Sampling(Struct, frozen=True, kw_only=True):

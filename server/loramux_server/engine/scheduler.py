@@ -57,6 +57,8 @@ class Plan:
     chunks: list[Chunk]
     started: list[Request]
     """Requests that leave the queue for the first time."""
+    urgent: str | None
+    """The adapter whose turn it is: no request with another starts before its request does."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,8 +83,6 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
-        self.urgent: str | None = None
-        """The adapter whose turn it is: nobody starts before its request does."""
         self._blocks = blocks
         self._adapters = adapters
         self._max_running = max_running
@@ -127,7 +127,7 @@ class Scheduler:
                 budget -= self._add_chunk(chunks, request, budget)
         # Whoever just lost its blocks must not take them back in the same step.
         started = self._admit(chunks, budget) if preemptions == self.num_preemptions else []
-        return Plan(chunks, started)
+        return Plan(chunks, started, self._whose_turn())
 
     def commit(self, plan: Plan, tokens: Sequence[int]) -> list[tuple[Request, int, Finish | None]]:
         """Take in the result of `plan`, and free what finished.
@@ -158,6 +158,8 @@ class Scheduler:
         """Assert that blocks are held by running requests only."""
         self._blocks.check([request.blocks for request in self.running])
         assert not any(request.blocks for request in self.waiting), "a waiting request holds blocks"
+        enough = (r.digest for r in self.waiting if self._was_passed_enough(r))
+        assert next(enough, None) == self._whose_turn(), "one was passed more often than before it"
 
     def _plan_decode(self, chunks: list[Chunk], budget: int) -> int:
         # A snapshot: preemption takes requests from the end of the list while this goes on.
@@ -182,17 +184,17 @@ class Scheduler:
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
         started: list[Request] = []
         passed: list[Request] = []
-        self.urgent = None
+        # Whether one of `passed` let enough others pass: then only base requests start, the
+        # leases run out, and its adapter fits.
+        is_draining = False
         while self.waiting and budget and len(self.running) < self._max_running:
             request = self.waiting[0]
             if self._blocks.num_missing([], request.num_tokens) > self._blocks.num_free:
                 break
             self.waiting.popleft()
-            if request.digest and (self.urgent or not self._adapters.acquire(request.digest)):
+            if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
                 passed.append(request)
-                if self.urgent is None and request.num_bypassed >= self._max_bypassed:
-                    # From here only base requests start: the leases run out, and it fits.
-                    self.urgent = request.digest
+                is_draining = is_draining or self._was_passed_enough(request)
                 continue
             self._blocks.grow(request.blocks, request.num_tokens)
             self.running.append(request)
@@ -202,8 +204,22 @@ class Scheduler:
                 started.append(request)
             for other in passed:
                 other.num_bypassed += 1
+                is_draining = is_draining or self._was_passed_enough(other)
         self.waiting.extendleft(reversed(passed))
         return started
+
+    def _whose_turn(self) -> str | None:
+        """Return the adapter of the first request that let enough others pass, if one did."""
+        for request in self.waiting:
+            if self._was_passed_enough(request):
+                return request.digest
+            if request.adapter and not request.has_started:
+                # Those behind it came later, and nobody passed them who did not pass it.
+                break
+        return None
+
+    def _was_passed_enough(self, request: Request) -> bool:
+        return request.adapter is not None and request.num_bypassed >= self._max_bypassed
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)

@@ -4,6 +4,8 @@ An adapter of rank r takes r rows if its weights are float32 and half as many if
 rounded up to a granule. One allocator serves every layer: a row number means the same row in each.
 """
 
+from collections.abc import Collection, Iterable
+
 GRANULE = 8
 
 
@@ -13,49 +15,133 @@ def rows_of(rank: int, item_bytes: int = 4) -> int:
 
 
 class RowAllocator:
-    """Hands out contiguous runs of `num_rows` rows: best fit, low rows first."""
+    """Hands out contiguous runs of `capacity` rows: best fit, low rows first."""
 
     def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows // GRANULE * GRANULE
-        self._free: dict[int, int] = {0: self.num_rows} if self.num_rows else {}
-        self._used: dict[int, int] = {}
-
-    @property
-    def num_used(self) -> int:
+        self.capacity = num_rows // GRANULE * GRANULE
+        self.num_used = 0
         """Rows that are handed out."""
-        return sum(self._used.values())
+        self._runs: dict[str, tuple[int, int]] = {}
+        """Who has which rows: the first, and the one after the last."""
+        self._free_end: dict[int, int] = {}
+        """First row of each free run -> the row after its last; `_free_start` the other way."""
+        self._free_start: dict[int, int] = {}
+        if self.capacity:
+            self._add_free(0, self.capacity)
 
-    def allocate(self, rank: int) -> int | None:
-        """Return the first row of a new run for `rank`; None if no free run is long enough."""
-        size = rows_of(rank)
-        fitting = [(length, start) for start, length in self._free.items() if length >= size]
-        if not fitting:
+    def start_of(self, key: str) -> int:
+        """Return the first row of the run of `key`."""
+        return self._runs[key][0]
+
+    def allocate(self, key: str, size: int) -> bool:
+        """Give `key` a run of `size` rows; False, and no change, if no free run is long enough."""
+        start = self._best_fit(size)
+        if start is None:
+            return False
+        end = self._remove_free(start)
+        if end > start + size:
+            self._add_free(start + size, end)
+        self._runs[key] = start, start + size
+        self.num_used += size
+        return True
+
+    def release(self, key: str) -> None:
+        """Take back the run of `key`, joining it with its free neighbours."""
+        start, end = self._runs.pop(key)
+        self.num_used -= end - start
+        if start in self._free_start:
+            start = self._free_start[start]
+            self._remove_free(start)
+        if end in self._free_end:
+            end = self._remove_free(end)
+        self._add_free(start, end)
+
+    def victims(
+        self, size: int, oldest_first: Iterable[str], pinned: Collection[str]
+    ) -> list[str] | None:
+        """Return who has to go for a free run of `size` rows; None if it is nobody's going.
+
+        They are neighbours, all of them needed, and the latest used of them was used as early as
+        can be.
+
+        Args:
+            size: Rows that are needed together.
+            oldest_first: Everybody who has a run, least recently used first.
+            pinned: Those who cannot go; others may be among them.
+        """
+        if self._best_fit(size) is not None:
+            return []
+        if not self._has_gap(size, pinned):
             return None
-        length, start = min(fitting)
-        del self._free[start]
-        if length > size:
-            self._free[start + size] = length - size
-        self._used[start] = size
-        return start
+        age: dict[str, int] = {}
+        # Stretches that are free or would be, by both ends, growing together.
+        start_by_end: dict[int, int] = {}
+        end_by_start: dict[int, int] = {}
+        for key in oldest_first:
+            if key in pinned:
+                continue
+            age[key] = len(age)
+            start, end = self._runs[key]
+            start = start_by_end.get(start, self._free_start.get(start, start))
+            end = end_by_start.get(end, self._free_end.get(end, end))
+            start_by_end[end], end_by_start[start] = start, end
+            if end - start >= size:
+                return self._needed(size, start, end, age)
+        return None
 
-    def release(self, start: int) -> None:
-        """Take back the run that begins at `start`, joining it with its free neighbours."""
-        size = self._used.pop(start)
-        for before, length in self._free.items():
-            if before + length == start:
-                start, size = before, length + size
-                break
-        self._free[start] = size
-        if (after := self._free.pop(start + size, None)) is not None:
-            self._free[start] += after
-
-    def check(self) -> None:
-        """Assert that used and free runs cover all rows once, and that free runs are joined."""
-        end = 0
+    def check(self, keys: Collection[str]) -> None:
+        """Assert that `keys` have runs, and nobody else; runs cover all rows once."""
+        assert self._runs.keys() == set(keys), "rows leaked"
+        assert self._free_start == {end: start for start, end in self._free_end.items()}
+        at = 0
         was_free = False
-        for start, length in sorted((self._free | self._used).items()):
-            assert start == end and length > 0, "runs overlap or leave a hole"
-            assert not (was_free and start in self._free), "free neighbours are not joined"
-            was_free = start in self._free
-            end = start + length
-        assert end == self.num_rows, "rows are lost"
+        for start, end in sorted([*self._free_end.items(), *self._runs.values()]):
+            assert start == at < end, "runs overlap or leave a hole"
+            assert not (was_free and start in self._free_end), "free neighbours are not joined"
+            was_free = start in self._free_end
+            at = end
+        assert at == self.capacity, "rows are lost"
+        assert self.num_used == sum(end - start for start, end in self._runs.values())
+
+    def _best_fit(self, size: int) -> int | None:
+        fitting = [(end - start, start) for start, end in self._free_end.items()]
+        return min((fit for fit in fitting if fit[0] >= size), default=(0, None))[1]
+
+    def _has_gap(self, size: int, pinned: Collection[str]) -> bool:
+        """Return whether `size` rows lie together that nobody of `pinned` has."""
+        at = 0
+        runs = sorted(self._runs[key] for key in pinned if key in self._runs)
+        for start, end in [*runs, (self.capacity, self.capacity)]:
+            if start - at >= size:
+                return True
+            at = end
+        return False
+
+    def _needed(self, size: int, start: int, end: int, age: dict[str, int]) -> list[str]:
+        """Return those of `age` between `start` and `end` without whom `size` rows would lack."""
+        inside = sorted(
+            (key for key in age if start <= self._runs[key][0] < end), key=self.start_of
+        )
+        while True:
+            first, last = inside[0], inside[-1]
+            spared = []
+            if end - self._runs[first][1] >= size:
+                spared.append(first)
+            if self._runs[last][0] - start >= size:
+                spared.append(last)
+            if not spared:
+                return inside
+            latest = max(spared, key=age.__getitem__)
+            inside.remove(latest)
+            if latest == first:
+                start = self._runs[first][1]
+            else:
+                end = self._runs[last][0]
+
+    def _add_free(self, start: int, end: int) -> None:
+        self._free_end[start], self._free_start[end] = end, start
+
+    def _remove_free(self, start: int) -> int:
+        end = self._free_end.pop(start)
+        del self._free_start[end]
+        return end

@@ -18,7 +18,7 @@ from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.limits import invalid, name_of
 from loramux_server.services.observer import outcome_of
-from loramux_server.services.storage import finished, in_thread, storage_errors
+from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.blobs import Staged
 from loramux_server.store.catalog import DIRECTORY, UPLOAD, AdapterRecord
 from loramux_server.store.check import ServedBase, check_package
@@ -121,24 +121,28 @@ class AdapterService:
             raise _protocol("the first message of an upload is its header", "header")
         header = first.header
         self._check_header(header)
-        with self._registry.stage() as staged:
+        staged = self._registry.stage()
+        try:
             await self._receive(requests, staged, header)
-            try:
-                package = await asyncio.to_thread(
-                    check_package, staged.file, staged.size, self._base
-                )
-            except PackageError as error:
-                raise InvalidArgumentError(str(error), reason=error.reason, field="chunk") from None
-            publishing = self._registry.published(header.name, staged, package)
-            async with in_thread(publishing) as record:
-                await self._probe(record)
-                registering = asyncio.to_thread(
-                    self._registry.register, record, must_not_exist=header.must_not_exist
-                )
-                registered = await finished(registering)
+            record = await finished(asyncio.to_thread(self._publish, header.name, staged))
+            await self._probe(record)
+            registering = asyncio.to_thread(
+                self._registry.register, record, must_not_exist=header.must_not_exist
+            )
+            registered = await finished(registering)
+        finally:
+            await finished(asyncio.to_thread(self._registry.discard, staged))
         return adapters_pb2.UploadAdapterResponse(
             adapter=self._message(registered), already_existed=registered is not record
         )
+
+    def _publish(self, name: str, staged: Staged) -> AdapterRecord:
+        """Check what came and store its bytes."""
+        try:
+            package = check_package(staged.file, staged.size, self._base)
+        except PackageError as error:
+            raise InvalidArgumentError(str(error), reason=error.reason, field="chunk") from None
+        return self._registry.publish(name, staged, package)
 
     def _check_header(self, header: adapters_pb2.UploadHeader) -> None:
         self._registry.check_writable(name_of(header.name, "header.name"), "header.name")
@@ -180,7 +184,7 @@ class AdapterService:
                     f"more bytes came than header.size_bytes, {header.size_bytes}",
                     "header.size_bytes",
                 )
-            await asyncio.to_thread(staged.write, chunk)
+            await finished(asyncio.to_thread(staged.write, chunk))
         if staged.size != header.size_bytes:
             raise _protocol(
                 f"{staged.size} bytes came; header.size_bytes is {header.size_bytes}",

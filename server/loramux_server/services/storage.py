@@ -2,9 +2,8 @@
 
 import asyncio
 import errno
-import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy.exc
@@ -35,24 +34,6 @@ def storage_errors() -> Iterator[None]:
         raise UnavailableError(
             f"the store is not available: {cause}", reason="STORE_UNAVAILABLE", retry_delay=5.0
         ) from error
-
-
-@asynccontextmanager
-async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a context manager that blocks, without blocking the event loop.
-
-    It is left also where the caller is cancelled while it is being entered.
-    """
-    entering = asyncio.create_task(asyncio.to_thread(manager.__enter__))
-    try:
-        yield await finished(entering)
-    except BaseException:
-        if not entering.done() or entering.exception():
-            raise
-        if not await finished(asyncio.to_thread(manager.__exit__, *sys.exc_info())):
-            raise
-    else:
-        await finished(asyncio.to_thread(manager.__exit__, None, None, None))
 
 
 async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:

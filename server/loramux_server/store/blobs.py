@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,8 @@ class Staged:
         self.file = file
         """Readable and writable; what is checked through it is what is published."""
         self.size = 0
+        self.is_leased = False
+        """Whether it keeps the blob of its content, until it is discarded."""
         self._sha256 = hashlib.sha256()
 
     @property
@@ -65,16 +67,18 @@ class Blobs:
         hexadecimal = digest.removeprefix("sha256:")
         return self._blobs / hexadecimal[:2] / hexadecimal
 
-    @contextmanager
-    def stage(self) -> Iterator[Staged]:
-        """Open a new file to write to; it is gone afterwards unless it was published."""
+    def stage(self) -> Staged:
+        """Open a new file to write to."""
         path = self._staging / f"{secrets.token_hex(16)}.part"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, 0o600), "w+b") as file:
-            try:
-                yield Staged(path, file)
-            finally:
-                path.unlink(missing_ok=True)
+        return Staged(path, os.fdopen(os.open(path, flags, 0o600), "w+b"))
+
+    def discard(self, staged: Staged) -> None:
+        """Close and delete what was staged; if it was published, the blob stays."""
+        staged.path.unlink(missing_ok=True)
+        # What could not be written is of no use any more.
+        with suppress(OSError):
+            staged.file.close()
 
     def publish(self, staged: Staged) -> Path:
         """Make what was staged durable under its digest and return its path."""

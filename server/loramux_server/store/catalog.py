@@ -29,7 +29,8 @@ _adapters = sa.Table(
     sa.Column("digest", sa.String(71), nullable=False, index=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("rank", sa.Integer, nullable=False),
-    sa.Column("num_weights", sa.BigInteger, nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("item_bytes", sa.Integer, nullable=False),
     sa.Column("target_modules", sa.Text, nullable=False),
     sa.Column("base_model", sa.Text, nullable=False),
     sa.Column("source", sa.String(16), nullable=False),
@@ -46,7 +47,8 @@ class AdapterRecord:
     digest: str
     size_bytes: int
     rank: int
-    num_weights: int
+    num_bytes: int
+    item_bytes: int
     target_modules: tuple[str, ...]
     base_model: str
     source: str

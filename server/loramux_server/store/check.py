@@ -8,7 +8,7 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_server.lora.packed import read_weights
+from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import rows_of
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -38,13 +38,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     """
     package = read_package(file, size)
     check_fit(package.modules, base.layers)
-    if rows_of(package.rank) > base.max_rows:
+    if rows_of(package.rank, format_of(package).item_bytes) > base.max_rows:
         raise PackageError(
             f"rank {package.rank} does not fit the adapter memory, which holds {base.max_rows} "
             "rank rows; start the server with more --adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
-    needed = 4 * num_weights(package)
+    needed = num_bytes(package)
     if needed > base.max_host_bytes:
         raise PackageError(
             f"the adapter takes {needed} bytes on the host, which holds {base.max_host_bytes}; "
@@ -64,11 +64,12 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     return package
 
 
-def num_weights(package: Package) -> int:
-    """Return the number of weights in all tensors of `package`."""
-    return sum(
+def num_bytes(package: Package) -> int:
+    """Return the bytes that the weights of `package` take in memory."""
+    num_weights = sum(
         module.rank * (module.in_features + module.out_features) for module in package.modules
     )
+    return num_weights * format_of(package).item_bytes
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:

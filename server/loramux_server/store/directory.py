@@ -43,15 +43,18 @@ def import_directory(directory: Path, registry: Registry, base: ServedBase) -> i
 def _import(path: Path, name: str, stamp: str, registry: Registry, base: ServedBase) -> None:
     if name in registry.names() and registry.get(name).source == UPLOAD:
         raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
-    with registry.stage() as staged:
+    staged = registry.stage()
+    try:
         if path.is_dir():
             pack(path, staged)
         else:
             with path.open("rb") as file:
                 shutil.copyfileobj(file, staged, 1 << 20)
         package = check_package(staged.file, staged.size, base)
-        with registry.published(name, staged, package) as record:
-            registry.register(directory_record(record, stamp))
+        record = registry.publish(name, staged, package)
+        registry.register(directory_record(record, stamp))
+    finally:
+        registry.discard(staged)
 
 
 def _stamp(path: Path) -> str:

@@ -1,0 +1,136 @@
+"""The adapters in memory: their weights in both tiers, and the loads that bring them there."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from loramux_server.engine.messages import AdapterSource, Load
+from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
+from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.segments import Residence
+from loramux_server.lora.slab import Slab
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A load that is under way."""
+
+    order: LoadOrder
+    future: Future[Any]
+    begin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """The loads that ended since the last step."""
+
+    loads: list[Load] = field(default_factory=list)
+    failed: list[tuple[AdapterSource, BaseException]] = field(default_factory=list)
+
+
+class Residents:
+    """Does what the cache decides: loads beside the steps, and lets go."""
+
+    def __init__(
+        self,
+        *,
+        cache: AdapterCache,
+        slab: Slab,
+        load_packed: Callable[[AdapterSource], PackedAdapter],
+        executor: Executor,
+        wake: Callable[[], None],
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Begin with empty tiers.
+
+        Args:
+            cache: Decides what is loaded and what goes.
+            slab: The device tier.
+            load_packed: Reads an adapter into host memory; called on `executor`.
+            executor: Runs loads beside the steps.
+            wake: Called from `executor` when a load is done, so that an idle owner steps again.
+            clock: Seconds, monotonic.
+        """
+        self._cache = cache
+        self._slab = slab
+        self._load_packed = load_packed
+        self._executor = executor
+        self._wake = wake
+        self._clock = clock
+        self._packed: dict[str, PackedAdapter] = {}
+        self._residence: dict[str, Residence] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._moved: set[str] = set()
+
+    @property
+    def has_landed(self) -> bool:
+        """Whether `land` would find a load that is done."""
+        return any(flight.future.done() for flight in self._flights.values())
+
+    def where(self, digest: str) -> Residence:
+        """Return where an adapter lies that a running request uses."""
+        residence = self._residence[digest]
+        assert residence.row == self._cache.row_of(digest)
+        return residence
+
+    def start_loads(self, urgent: str | None) -> None:
+        """Start what the cache orders; see `AdapterCache.plan_loads`."""
+        for order in self._cache.plan_loads(urgent):
+            held = self._residence if order.tier is Tier.DEVICE else self._packed
+            for digest in order.evicted:
+                del held[digest]
+            self._moved.update(order.evicted)
+            future = self._submit(order)
+            self._flights[order.source.digest] = _Flight(order, future, self._clock())
+            future.add_done_callback(lambda _: self._wake())
+
+    def land(self) -> Landed:
+        """Take in the loads that are done."""
+        landed = Landed()
+        for flight in [flight for flight in self._flights.values() if flight.future.done()]:
+            order, source = flight.order, flight.order.source
+            del self._flights[source.digest]
+            if error := flight.future.exception():
+                self._cache.failed(order)
+                landed.failed.append((source, error))
+                continue
+            if order.tier is Tier.HOST:
+                self._packed[source.digest] = flight.future.result()
+            else:
+                self._residence[source.digest] = self._packed[source.digest].at(order.row)
+            self._cache.loaded(order)
+            self._moved.add(source.digest)
+            landed.loads.append(Load(order.tier, self._clock() - flight.begin))
+        return landed
+
+    def drop(self, digest: str) -> None:
+        """Let go of an adapter that is no longer registered, unless it is in use."""
+        if self._cache.drop(digest):
+            self._packed.pop(digest, None)
+            self._residence.pop(digest, None)
+            self._moved.add(digest)
+
+    def take_moved(self) -> dict[str, str]:
+        """Return, once, the fastest tier of each adapter that moved."""
+        moved, self._moved = self._moved, set()
+        return {digest: str(self._tier_of(digest)) for digest in moved}
+
+    def check(self) -> None:
+        """Assert that what is here is what the cache believes."""
+        self._cache.check()
+        assert self._residence.keys() == self._cache.held(Tier.DEVICE)
+        assert self._packed.keys() == self._cache.held(Tier.HOST)
+
+    def _submit(self, order: LoadOrder) -> Future[Any]:
+        if order.tier is Tier.HOST:
+            return self._executor.submit(self._load_packed, order.source)
+        return self._executor.submit(self._slab.write, order.row, self._packed[order.source.digest])
+
+    def _tier_of(self, digest: str) -> Tier:
+        if digest in self._residence:
+            return Tier.DEVICE
+        return Tier.HOST if digest in self._packed else Tier.STORED

@@ -1,0 +1,48 @@
+"""The adapters in memory, as the frontend hears of them."""
+
+from loramux_server.engine.engine import Engine
+from loramux_server.engine.messages import Drop, Report, Sampling, Submit
+from tests.support.engine import InlineExecutor
+from tests.support.fake import fake_engine, fake_source
+
+A, B = (fake_source(number, 8) for number in (1, 2))
+
+
+def engine() -> Engine:
+    """An engine with room for one adapter on the device."""
+    return fake_engine(num_blocks=8, rows=8, executor=InlineExecutor())[0]
+
+
+def serve(subject: Engine, request_id: int, number: int) -> list[Report]:
+    """Have a request for adapter `number` come, run and end, and return what was reported."""
+    sampling = Sampling(max_tokens=1, seed=0, ignore_eos=True)
+    subject.receive([Submit(request_id, [5], fake_source(number, 8), sampling)])
+    reports = [subject.step()]
+    while not reports[-1].tokens:
+        reports.append(subject.step())
+        subject.check()
+    return reports
+
+
+def tiers(reports: list[Report]) -> list[dict[str, str]]:
+    return [report.tiers for report in reports if report.tiers]
+
+
+def test_moves_are_told_once() -> None:
+    subject = engine()
+    assert tiers(serve(subject, 0, 1)) == [{A.digest: "host"}, {A.digest: "device"}]
+    assert tiers(serve(subject, 1, 2)) == [
+        {B.digest: "host", A.digest: "host"},
+        {B.digest: "device"},
+    ]
+    assert tiers([subject.step()]) == []
+
+
+def test_what_is_dropped_is_stored_only() -> None:
+    subject = engine()
+    serve(subject, 0, 1)
+    subject.receive([Drop(A.digest)])
+    report = subject.step()
+    subject.check()
+    assert report.tiers == {A.digest: "stored"}
+    assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
