@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loramux_server.kernels.add_lora import add_lora
-from loramux_server.kernels.add_lora_cpu import SHORT, AddLoraCpu
+from loramux_server.kernels.add_lora_cpu import AddLoraCpu
 from loramux_server.kernels.backend import AddLora
 from loramux_server.lora.row_allocator import rows_of
 from loramux_server.lora.segments import Residence, Segments
@@ -115,9 +115,10 @@ PROBLEMS = {
     "decode-distinct": ([1] * 16, [same(16, 3)] * 16, [48, 16, 16], 48),
     "decode-mixed-ranks": ([1] * 5, [same(r, 2) for r in (1, 8, 64, 5, 32)], [48, 32], 48),
     "parts-without-adapter": ([1, 2], [[8, 0, 3], [0, 0, 16]], [32, 16, 16], 32),
-    "prefill": ([SHORT + 1, 50], [same(8, 2), same(24, 2)], [32, 16], 64),
-    "prefill-beside-decode": ([1, 40, 1, SHORT, 1], [same(r, 2) for r in (4, 8, 64, 2, 1)],
+    "prefill": ([13, 50], [same(8, 2), same(24, 2)], [32, 16], 64),
+    "prefill-beside-decode": ([1, 40, 1, 12, 1], [same(r, 2) for r in (4, 8, 64, 2, 1)],
                               [32, 16], 64),
+    "prefill-wide": ([30, 5], [same(5, 2), same(64, 2)], [96, 176], 64),
     "wide": ([1, 2], [same(16), same(8)], [1008], 512),
     "more-parts-than-lines": ([2, 1], [same(5, 4), same(9, 4)], [16, 16, 16, 16], 16),
 }  # fmt: skip

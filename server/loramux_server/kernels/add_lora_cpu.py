@@ -1,8 +1,8 @@
 """The segmented low-rank matmul on a CPU, compiled: bytes are read once, in place.
 
-Short segments, as in decode, stream the A and B rows of their adapter straight from the slab; the
-threads share out the work so that each reads long runs. Long segments, as in prefill, are ordinary
-matrix products on slices: the definition.
+The A and B rows of an adapter are streamed straight from the slab, and the threads share out the
+work so that each reads long runs. In prefill, four rank rows stay close to the processor while the
+tokens of a segment pass by, and then the outputs of four tokens while the rank rows pass.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,6 @@ from loramux_server.kernels.simd import (
 from loramux_server.lora.segments import Segments
 from loramux_server.lora.weight_format import WeightFormat
 
-SHORT = 12
-"""Longest segment, in tokens, for which streaming beats a matrix product."""
-
 _JOB = np.dtype(
     [
         (name, np.int64)
@@ -39,14 +36,15 @@ _JOB = np.dtype(
     ],
     align=True,
 )  # fmt: skip
+_BLOCK = 4 * WIDTH
 _FLOAT32, _BFLOAT16, _FLOAT16 = (int(number) for number in WeightFormat)
 
 
-def _dot_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:  # noqa: ANN401
+def _dot_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
     """Return a loop that multiplies four A rows with an input, for weights of one format."""
 
     @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def dot(a: Any, stride: Any, x: Any, width: Any) -> Any:  # noqa: ANN401
+    def dot(a: Any, stride: Any, x: Any, width: Any) -> Any:
         s0 = s1 = s2 = s3 = splat(np.float32(0.0))
         for k in range(0, width, WIDTH):
             x_k, a_k = load(x + 4 * k), a + item_bytes * k
@@ -59,11 +57,11 @@ def _dot_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:  # noqa:
     return dot  # type: ignore[no-any-return]
 
 
-def _add_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:  # noqa: ANN401
+def _add_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
     """Return a loop that adds four scaled B rows to an output, for weights of one format."""
 
     @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def add(y: Any, b: Any, stride: Any, h0: Any, h1: Any, h2: Any, h3: Any, width: Any) -> None:  # noqa: ANN401
+    def add(y: Any, b: Any, stride: Any, h0: Any, h1: Any, h2: Any, h3: Any, width: Any) -> None:
         v0, v1, v2, v3 = splat(h0), splat(h1), splat(h2), splat(h3)
         for n in range(0, width, WIDTH):
             y_n, b_n = y + 4 * n, b + item_bytes * n
@@ -74,12 +72,48 @@ def _add_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:  # noqa:
     return add  # type: ignore[no-any-return]
 
 
-_dot_float32, _add_float32 = _dot_for(load, 4), _add_for(load, 4)
-_dot_bfloat16, _add_bfloat16 = _dot_for(load_bfloat16, 2), _add_for(load_bfloat16, 2)
-_dot_float16, _add_float16 = _dot_for(load_float16, 2), _add_for(load_float16, 2)
+def _tile_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
+    """Return a loop that adds all B rows to the outputs of four tokens, for one format."""
+
+    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
+    def tile(
+        y: Any,
+        y_stride: Any,
+        b: Any,
+        b_stride: Any,
+        h: Any,
+        at: Any,
+        h_stride: Any,
+        rank: Any,
+        width: Any,
+    ) -> None:
+        for n in range(0, width, WIDTH):
+            y_n, b_n = y + 4 * n, b + item_bytes * n
+            y0, y1 = load(y_n), load(y_n + y_stride)
+            y2, y3 = load(y_n + 2 * y_stride), load(y_n + 3 * y_stride)
+            for i in range(rank):
+                row = load_weights(b_n + i * b_stride)
+                y0 = y0 + splat(h[at + i]) * row
+                y1 = y1 + splat(h[at + h_stride + i]) * row
+                y2 = y2 + splat(h[at + 2 * h_stride + i]) * row
+                y3 = y3 + splat(h[at + 3 * h_stride + i]) * row
+            store(y_n, y0)
+            store(y_n + y_stride, y1)
+            store(y_n + 2 * y_stride, y2)
+            store(y_n + 3 * y_stride, y3)
+
+    return tile  # type: ignore[no-any-return]
 
 
-def _shrink(pointer: Any) -> None:  # noqa: ANN401
+_dot_float32, _dot_bfloat16 = _dot_for(load, 4), _dot_for(load_bfloat16, 2)
+_dot_float16 = _dot_for(load_float16, 2)
+_add_float32, _add_bfloat16 = _add_for(load, 4), _add_for(load_bfloat16, 2)
+_add_float16 = _add_for(load_float16, 2)
+_tile_float32, _tile_bfloat16 = _tile_for(load, 4), _tile_for(load_bfloat16, 2)
+_tile_float16 = _tile_for(load_float16, 2)
+
+
+def _shrink(pointer: Any) -> None:
     """h[t, p, i] = scale * x[t] . A[i] for each rank row i of part p, the rows shared out."""
     job = numba.carray(pointer, 1)[0]
     h, scale = float32_at(job.h), float32_at(job.scale)
@@ -125,13 +159,13 @@ def _shrink(pointer: Any) -> None:  # noqa: ANN401
                             h[at + 3] = factor * h3
 
 
-def _expand(pointer: Any) -> None:  # noqa: ANN401
+def _expand(pointer: Any) -> None:
     """y[t, n] += sum of h[t, p, i] * B[i, n], the outputs shared out by the rank behind them."""
     job = numba.carray(pointer, 1)[0]
     h, columns = float32_at(job.h), int32_at(job.columns)
     start, end, rank = int32_at(job.start), int32_at(job.end), int32_at(job.rank)
     row, form = int32_at(job.row), int32_at(job.format)
-    num_parts, width = job.num_parts, job.out_features
+    num_parts, width, zero = job.num_parts, job.out_features, np.float32(0.0)
     all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
@@ -148,31 +182,43 @@ def _expand(pointer: Any) -> None:  # noqa: ANN401
             first = WIDTH * first_unit(mine, work, cost, lines)
             count = WIDTH * first_unit(others, work, cost, lines) - first
             work += lines * cost
-            n = columns[p] + first
-            for t in range(start[s], end[s]):
+            b = job.b + row[s] * width * 4 + (columns[p] + first) * item_bytes
+            stride = width * item_bytes
+            done = 0
+            if count > 0:
+                # Blocks of outputs that stay in the first cache while the tokens pass by.
+                done = (end[s] - start[s]) // 4 * 4
+                for n in range(0, count, _BLOCK):
+                    few = min(_BLOCK, count - n)
+                    b_n = b + n * item_bytes
+                    for t in range(start[s], start[s] + done, 4):
+                        y = job.y + (t * width + columns[p] + first + n) * 4
+                        at = (t * num_parts + p) * job.max_rank
+                        h_stride = num_parts * job.max_rank
+                        if form[s] == _FLOAT32:
+                            _tile_float32(y, 4 * width, b_n, stride, h, at, h_stride, r, few)
+                        elif form[s] == _BFLOAT16:
+                            _tile_bfloat16(y, 4 * width, b_n, stride, h, at, h_stride, r, few)
+                        else:
+                            _tile_float16(y, 4 * width, b_n, stride, h, at, h_stride, r, few)
+            for t in range(start[s] + done, end[s]):
                 if count <= 0:
                     break
-                y = job.y + (t * width + n) * 4
-                at = (t * job.num_parts + p) * job.max_rank
-                for i in range(0, r - r % 4, 4):
-                    b = job.b + row[s] * width * 4 + (i * width + n) * item_bytes
-                    stride = width * item_bytes
-                    h0, h1, h2, h3 = h[at + i], h[at + i + 1], h[at + i + 2], h[at + i + 3]
-                    if form[s] == _FLOAT32:
-                        _add_float32(y, b, stride, h0, h1, h2, h3, count)
-                    elif form[s] == _BFLOAT16:
-                        _add_bfloat16(y, b, stride, h0, h1, h2, h3, count)
-                    else:
-                        _add_float16(y, b, stride, h0, h1, h2, h3, count)
-                for i in range(r - r % 4, r):
-                    b = job.b + row[s] * width * 4 + (i * width + n) * item_bytes
-                    zero = np.float32(0.0)
-                    if form[s] == _FLOAT32:
-                        _add_float32(y, b, 0, h[at + i], zero, zero, zero, count)
-                    elif form[s] == _BFLOAT16:
-                        _add_bfloat16(y, b, 0, h[at + i], zero, zero, zero, count)
-                    else:
-                        _add_float16(y, b, 0, h[at + i], zero, zero, zero, count)
+                y = job.y + (t * width + columns[p] + first) * 4
+                at = (t * num_parts + p) * job.max_rank
+                for i in range(0, r, 4):
+                    # Past the last row there may be anything: nothing of it is looked at.
+                    h1, h2, h3, step = zero, zero, zero, 0
+                    if i + 4 <= r:
+                        h1, h2, h3 = h[at + i + 1], h[at + i + 2], h[at + i + 3]
+                        step = stride
+                    for j in range(i, i + 1 if step else r):
+                        if form[s] == _FLOAT32:
+                            _add_float32(y, b + j * stride, step, h[at + j], h1, h2, h3, count)
+                        elif form[s] == _BFLOAT16:
+                            _add_bfloat16(y, b + j * stride, step, h[at + j], h1, h2, h3, count)
+                        else:
+                            _add_float16(y, b + j * stride, step, h[at + j], h1, h2, h3, count)
 
 
 class AddLoraCpu:
@@ -184,8 +230,6 @@ class AddLoraCpu:
         self._expand = Kernel(_expand, self._job)
         self._h = torch.empty(0)
         self._segments: Segments | None = None
-        self._short: Segments | None = None
-        self._long: Segments | None = None
         self._max_rank = 0
 
     def __call__(
@@ -205,41 +249,12 @@ class AddLoraCpu:
             return
         if segments is not self._segments:
             self._prepare(segments)
-        if self._long:
-            add_lora(y_TN, x_TK, a_RK, b_RN, columns, self._long, group)
-        if self._short:
-            self._stream(y_TN, x_TK, a_RK, b_RN, columns, self._short, group)
-
-    def _prepare(self, segments: Segments) -> None:
-        """Note what is the same for all groups of a step."""
-        is_short = segments.end_S - segments.start_S <= SHORT
-        self._segments = segments
-        self._short = segments.select(is_short) if is_short.any() else None
-        self._long = segments.select(~is_short) if not is_short.all() else None
-        if short := self._short:
-            self._max_rank = int(short.rank_GSP.max())
-            job = self._job[0]
-            job["start"], job["end"] = short.start_S.ctypes.data, short.end_S.ctypes.data
-            job["row"], job["size"] = short.row_S.ctypes.data, short.size_S.ctypes.data
-            job["format"] = short.format_S.ctypes.data
-            job["num_segments"], job["max_rank"] = len(short.start_S), self._max_rank
-
-    def _stream(
-        self,
-        y_TN: torch.Tensor,
-        x_TK: torch.Tensor,
-        a_RK: torch.Tensor,
-        b_RN: torch.Tensor,
-        columns: list[int],
-        short: Segments,
-        group: int,
-    ) -> None:
         num_parts = len(columns) - 1
         needed = y_TN.shape[0] * num_parts * self._max_rank
         if self._h.numel() < needed:
-            self._h = torch.empty(2 * needed)
-        rank_SP = np.ascontiguousarray(short.rank_GSP[group, :, :num_parts])
-        scale_SP = np.ascontiguousarray(short.scale_GSP[group, :, :num_parts])
+            self._h = torch.empty(needed)
+        rank_SP = np.ascontiguousarray(segments.rank_GSP[group, :, :num_parts])
+        scale_SP = np.ascontiguousarray(segments.scale_GSP[group, :, :num_parts])
         borders = np.array(columns, np.int32)
         job = self._job[0]
         job["y"], job["x"], job["h"] = y_TN.data_ptr(), x_TK.data_ptr(), self._h.data_ptr()
@@ -250,3 +265,13 @@ class AddLoraCpu:
         num_rows = int(rank_SP.sum())
         self._shrink.run(num_rows * x_TK.shape[1])
         self._expand.run(num_rows * y_TN.shape[1] // num_parts)
+
+    def _prepare(self, segments: Segments) -> None:
+        """Note what is the same for all groups of a step."""
+        self._segments = segments
+        self._max_rank = int(segments.rank_GSP.max())
+        job = self._job[0]
+        job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
+        job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
+        job["format"] = segments.format_S.ctypes.data
+        job["num_segments"], job["max_rank"] = len(segments.start_S), self._max_rank

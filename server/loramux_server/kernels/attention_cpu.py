@@ -53,7 +53,7 @@ _WRITE_JOB = np.dtype(
 
 
 @numba.njit(inline="always", fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _exp(x: Any) -> Any:  # noqa: ANN401
+def _exp(x: Any) -> Any:
     """e**x for x <= 0, in float32 and without a call, so that loops over it become vector code."""
     x = max(x, np.float32(-87.0))
     whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
@@ -65,7 +65,7 @@ def _exp(x: Any) -> Any:  # noqa: ANN401
     return poly * bits_as_float32((np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
-def _decode(pointer: Any) -> None:  # noqa: ANN401
+def _decode(pointer: Any) -> None:
     """Attend for rows of one token each, shared out by the length of their contexts.
 
     A thread takes all its heads of a row together: keys and values of a token lie side by side, so
@@ -154,7 +154,7 @@ def _decode(pointer: Any) -> None:  # noqa: ANN401
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:  # noqa: ANN401
+def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:
     """Turn `count` scores into weights, in place."""
     if softcap > 0:
         for i in range(start, start + count):
@@ -171,7 +171,7 @@ def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:  # noqa
         scores[i] *= factor
 
 
-def _write(pointer: Any) -> None:  # noqa: ANN401
+def _write(pointer: Any) -> None:
     """Copy the heads of each token to its slot."""
     job = numba.carray(pointer, 1)[0]
     slots = int64_at(job.slots)

@@ -30,14 +30,14 @@ num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 """In a kernel: how many threads the team has."""
 
 
-def _numbers_at(kind: Any) -> Any:  # noqa: ANN401
+def _numbers_at(kind: Any) -> Any:
     """Return an intrinsic for the memory at an integer address, as numbers of `kind`."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def numbers_at(typing_context: Any, address: Any) -> Any:  # noqa: ANN401
+    def numbers_at(typing_context: Any, address: Any) -> Any:
         pointer = types.CPointer(kind)
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
         return pointer(types.int64), generate
@@ -54,10 +54,10 @@ int64_at = _numbers_at(types.int64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def bits_as_float32(typing_context: Any, bits: Any) -> Any:  # noqa: ANN401
+def bits_as_float32(typing_context: Any, bits: Any) -> Any:
     """In a kernel: the float32 whose bits are those of an int32."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(types.float32))
 
     return types.float32(types.int32), generate
@@ -98,7 +98,7 @@ _LITTLE = 8192
 
 
 @cache
-def _compile(function: Callable[[Any], None], job: np.dtype[Any]) -> Any:  # noqa: ANN401
+def _compile(function: Callable[[Any], None], job: np.dtype[Any]) -> Any:
     # numba looks for changes in the function's own file only; the kernels share others.
     function.__qualname__ += f"-{_version()}"
     signature = types.void(types.CPointer(numba.from_dtype(job)))
@@ -147,7 +147,7 @@ _ALONE: list[Any] = []
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def share_of(work: Any) -> Any:  # noqa: ANN401
+def share_of(work: Any) -> Any:
     """In a kernel: where this thread's part of `work` begins and ends."""
     return (
         thread_number() * work // num_threads(),
@@ -156,7 +156,7 @@ def share_of(work: Any) -> Any:  # noqa: ANN401
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def first_unit(at: Any, work: Any, cost: Any, count: Any) -> Any:  # noqa: ANN401
+def first_unit(at: Any, work: Any, cost: Any, count: Any) -> Any:
     """In a kernel: the first of `count` units of `cost` each that begins at or after `at`.
 
     The first unit begins at `work`. Threads whose parts meet at `at` agree on where to stop and

@@ -17,7 +17,7 @@ _ROTATE = np.dtype([(n, np.int64) for n in ("x", "cos", "sin", "rows", "heads", 
                                             "head_stride")], align=True)  # fmt: skip
 
 
-def _norm(pointer: Any) -> None:  # noqa: ANN401
+def _norm(pointer: Any) -> None:
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     row_bytes = 4 * job.width
@@ -32,7 +32,7 @@ def _norm(pointer: Any) -> None:  # noqa: ANN401
             store(out + k, load(x + k) * factor * load(job.weight + k))
 
 
-def _gate(pointer: Any) -> None:  # noqa: ANN401
+def _gate(pointer: Any) -> None:
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     half_bytes = 4 * job.width
@@ -44,7 +44,7 @@ def _gate(pointer: Any) -> None:  # noqa: ANN401
             store(out + k, g / (one + exp(zero - g)) * load(gate + half_bytes + k))
 
 
-def _rotate(pointer: Any) -> None:  # noqa: ANN401
+def _rotate(pointer: Any) -> None:
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     half_bytes = 2 * job.width

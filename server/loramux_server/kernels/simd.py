@@ -32,16 +32,16 @@ VECTOR = _Vector()
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, kind: Any) -> None:  # noqa: ANN401
+    def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, _FLOATS)
 
 
-def _loads(element: ir.Type, widen: Any) -> Any:  # noqa: ANN401
+def _loads(element: ir.Type, widen: Any) -> Any:
     """Return an intrinsic that loads WIDTH elements at an address and widens them to float32."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def load_elements(typing_context: Any, address: Any) -> Any:  # noqa: ANN401
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def load_elements(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind = ir.VectorType(element, WIDTH)
             pointer = builder.inttoptr(arguments[0], kind.as_pointer())
             return widen(builder, builder.load(pointer, align=1))
@@ -51,7 +51,7 @@ def _loads(element: ir.Type, widen: Any) -> Any:  # noqa: ANN401
     return load_elements
 
 
-def _widen_bfloat16(builder: Any, bits: Any) -> Any:  # noqa: ANN401
+def _widen_bfloat16(builder: Any, bits: Any) -> Any:
     """bfloat16 is the upper half of float32."""
     integers = ir.VectorType(ir.IntType(32), WIDTH)
     shift = ir.Constant(integers, [16] * WIDTH)
@@ -67,10 +67,10 @@ load_float16 = _loads(ir.HalfType(), lambda builder, value: builder.fpext(value,
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def store(typing_context: Any, address: Any, value: Any) -> Any:  # noqa: ANN401
+def store(typing_context: Any, address: Any, value: Any) -> Any:
     """In a kernel: put a vector at an integer address."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], _FLOATS.as_pointer())
         builder.store(arguments[1], pointer, align=1)
         return context.get_dummy_value()
@@ -79,10 +79,10 @@ def store(typing_context: Any, address: Any, value: Any) -> Any:  # noqa: ANN401
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def prefetch(typing_context: Any, address: Any) -> Any:  # noqa: ANN401
+def prefetch(typing_context: Any, address: Any) -> Any:
     """In a kernel: begin to fetch the cache line at an integer address, which may be any."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
         function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -94,10 +94,10 @@ def prefetch(typing_context: Any, address: Any) -> Any:  # noqa: ANN401
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def splat(typing_context: Any, value: Any) -> Any:  # noqa: ANN401
+def splat(typing_context: Any, value: Any) -> Any:
     """In a kernel: a vector of one number."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first = builder.insert_element(
             ir.Constant(_FLOATS, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0)
         )
@@ -108,14 +108,14 @@ def splat(typing_context: Any, value: Any) -> Any:  # noqa: ANN401
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def exp(typing_context: Any, value: Any) -> Any:  # noqa: ANN401
+def exp(typing_context: Any, value: Any) -> Any:
     """In a kernel: e to the power of each number, to 2e-7 of it; beyond +-87 as at +-87."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
-        def number(value: float) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def number(value: float) -> Any:
             return ir.Constant(_FLOATS, [value] * WIDTH)
 
-        def call(name: str, *values: Any) -> Any:  # noqa: ANN401
+        def call(name: str, *values: Any) -> Any:
             kind = ir.FunctionType(_FLOATS, [_FLOATS] * len(values))
             function = get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32")
             return builder.call(function, values)
@@ -140,12 +140,12 @@ def exp(typing_context: Any, value: Any) -> Any:  # noqa: ANN401
     return VECTOR(VECTOR), generate
 
 
-def _reduces(name: str, *start: float) -> Any:  # noqa: ANN401
+def _reduces(name: str, *start: float) -> Any:
     """Return an intrinsic that reduces a vector to one number."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def reduce(typing_context: Any, value: Any) -> Any:  # noqa: ANN401
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def reduce(typing_context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             number = ir.FloatType()
             kind = ir.FunctionType(number, [number] * len(start) + [_FLOATS])
             function = get_or_insert_function(
@@ -165,12 +165,12 @@ highest = _reduces("fmax")
 """In a kernel: the largest of a vector's numbers."""
 
 
-def _binary(symbol: Any, name: str) -> None:  # noqa: ANN401
+def _binary(symbol: Any, name: str) -> None:
     """Let two vectors be combined by the Python operator `symbol`."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def combine(typing_context: Any, a: Any, b: Any) -> Any:  # noqa: ANN401
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def combine(typing_context: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return getattr(builder, name)(*arguments, flags=_FAST)
 
         return VECTOR(VECTOR, VECTOR), generate
