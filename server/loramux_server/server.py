@@ -74,7 +74,7 @@ class Server:
     @property
     def engine_pid(self) -> int | None:
         """Process id of the engine, while there is one."""
-        return self._engine.pid
+        return self._engine.process.pid
 
     async def __aenter__(self) -> "Server":
         """Start; requests are answered when this returns.
@@ -95,14 +95,14 @@ class Server:
 
     async def wait_failed(self) -> None:
         """Return when the engine cannot be kept alive."""
-        await self._engine.wait_failed()
+        await self._engine.process.wait_failed()
 
     async def _start(self) -> None:
         # What can fail at once does so before the model is loaded.
         adapters = _existing(self._config.adapters) if self._config.adapters else None
         registry = self._open_registry(Path(self._config.store)) if self._config.store else None
-        self._exit.push_async_callback(self._engine.stop)
-        model = await self._engine.start()
+        self._exit.push_async_callback(self._engine.process.stop)
+        model = await self._engine.process.start()
         self._metrics.describe(model)
         if registry is None:
             registry = self._open_registry(_default_store(model))
@@ -117,7 +117,7 @@ class Server:
         self._add_services(registry, model, base)
         await self._listen()
         self._write_ready_file()
-        self._show_health(self._engine.is_ready)
+        self._show_health(self._engine.process.is_ready)
         _log.info("serving %s on %s", model.name, self.grpc_address)
 
     def _open_registry(self, folder: Path) -> Registry:

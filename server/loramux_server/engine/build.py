@@ -73,14 +73,16 @@ def build_engine(
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
         device=model.device,
+        context_length=context_length,
         max_waiting=config.max_waiting,
     )
-    return engine, _model_info(model, context_length, cache.rows.num_rows, num_blocks)
+    return engine, _model_info(
+        model, context_length, cache.rows.num_rows, num_blocks, config.block_size
+    )
 
 
 def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> int:
-    weights = sum(shape.weights for shape in model.cache_shapes)
-    block_bytes = config.block_size * weights * model.dtype.itemsize
+    block_bytes = _block_bytes(model, config.block_size)
     if config.kv_memory:
         if config.kv_memory < block_bytes:
             raise UnservableModelError(
@@ -91,6 +93,10 @@ def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> 
     return max(1, min(wanted, _free_memory(model.device) // 4 // block_bytes))
 
 
+def _block_bytes(model: BaseModel, block_size: int) -> int:
+    return block_size * model.dtype.itemsize * sum(shape.weights for shape in model.cache_shapes)
+
+
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -98,7 +104,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _model_info(
-    model: BaseModel, context_length: int, adapter_rows: int, num_blocks: int
+    model: BaseModel, context_length: int, adapter_rows: int, num_blocks: int, block_size: int
 ) -> ModelInfo:
     layers = {}
     for name, place in model.places.items():
@@ -118,4 +124,5 @@ def _model_info(
         layers=layers,
         adapter_rows=adapter_rows,
         num_blocks=num_blocks,
+        kv_memory=num_blocks * _block_bytes(model, block_size),
     )
