@@ -469,6 +469,25 @@ def test_a_signal_to_the_whole_process_group_cuts_nothing_off(
     assert tokens == alone
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_still_starts_ends_at_once(
+    tmp_path: Path, tiny_base: Path, number: signal.Signals
+) -> None:
+    server = RunningServer(tmp_path, tiny_base).launch()
+
+    def has_engine() -> bool:
+        try:
+            return is_alive(server.engine_pid)
+        except (ValueError, psutil.Error):  # none yet
+            return False
+
+    assert eventually(has_engine)
+    engine = server.engine_pid
+    assert server.stop(number) == 0
+    assert not server.was_ready
+    assert not is_alive(engine)
+
+
 def is_refused(client: Client) -> bool:
     try:
         client.info()

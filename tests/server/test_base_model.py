@@ -1,5 +1,6 @@
 """What becomes of a base model when it is made ready, and which are refused."""
 
+import dataclasses
 import weakref
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from transformers import (
 )
 
 from loramux_server.engine.batch import Batch, Residence
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.build import build_engine
+from loramux_server.engine.messages import EngineConfig, Sampling
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Chunk
@@ -47,6 +49,7 @@ from loramux_server.models.base_model import (
     prepare,
 )
 from loramux_server.models.packed_linear import PackedLinear
+from tests.support.engine import InlineExecutor
 from tests.support.models import save_model, tiny_model
 
 
@@ -219,6 +222,19 @@ def test_a_router_with_a_forward_of_its_own_is_left_alone(config: PreTrainedConf
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnservableModelError, match="cannot load a base model"):
         load_base_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "meta", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path: Path, device: str) -> None:
+    with pytest.raises(UnservableModelError, match=f"device '{device}' cannot be used"):
+        load_base_model(str(tmp_path), device=device)
+
+
+def test_kernels_that_do_not_run_on_the_device_are_refused() -> None:
+    model = dataclasses.replace(prepare(tiny_model("llama")), device=torch.device("cuda"))
+    config = EngineConfig(model="", kernels="cpu", kv_memory=1 << 20)
+    with pytest.raises(UnservableModelError, match="kernels 'cpu' do not run on device cuda"):
+        build_engine(model, config, InlineExecutor(), lambda: None)
 
 
 def test_the_fingerprint_tells_weights_and_tokenizers_apart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, ModelInfo
 from loramux_server.engine.model_runner import SLAB_DTYPE, ModelRunner, row_bytes
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.kernels.backend import choose_backend
+from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import PackedAdapter, load_packed
 from loramux_server.models.base_model import BaseModel, UnservableModelError
@@ -24,7 +24,8 @@ def build_engine(
     """Return an engine that serves `model`, and what to tell the frontend about it.
 
     Raises:
-        UnservableModelError: A memory limit of `config` leaves no room to serve.
+        UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
+            not run on the model's device.
     """
     context_length = min(config.max_context or model.context_length, model.context_length)
     num_blocks = _num_blocks(model, config, context_length)
@@ -33,7 +34,7 @@ def build_engine(
     bytes_of_row = row_bytes(shapes)
     runner = ModelRunner(
         model,
-        choose_backend(config.kernels, model.device),
+        _backend(config.kernels, model.device),
         num_slots=num_blocks * config.block_size,
         adapter_memory=config.adapter_memory,
     )
@@ -79,6 +80,13 @@ def build_engine(
     return engine, _model_info(
         model, context_length, cache.rows.num_rows, num_blocks, config.block_size
     )
+
+
+def _backend(name: str, device: torch.device) -> Backend:
+    try:
+        return choose_backend(name, device)
+    except ValueError as error:
+        raise UnservableModelError(str(error)) from None
 
 
 def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> int:

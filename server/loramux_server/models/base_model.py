@@ -71,9 +71,7 @@ def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> 
     Raises:
         UnservableModelError: The model cannot be loaded or is of a kind that is not served.
     """
-    target = torch.device(
-        device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    target = _device(device)
     wanted: torch.dtype | str = _DTYPES.get(dtype, "auto")
     if dtype == "auto" and target.type == "cpu":
         wanted = torch.float32
@@ -84,6 +82,20 @@ def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> 
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     return prepare(module.to(target), name=Path(path).name, tokenizer_json=_tokenizer_json(path))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        reason = str(error).partition("\n")[0]
+        raise UnservableModelError(f"device {name!r} cannot be used: {reason}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UnservableModelError(f"device {name!r} cannot be used: it is neither cpu nor cuda")
+    return device
 
 
 def prepare(
