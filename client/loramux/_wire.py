@@ -1,5 +1,6 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Unpack
@@ -33,7 +34,7 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
-_FINISH = {
+_FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
 }
@@ -64,24 +65,40 @@ def generate_request(
     """Return the message for one request.
 
     Raises:
-        ValueError: A value does not fit its field.
+        InvalidArgumentError: A value does not fit its field.
     """
-    request = generation_pb2.GenerateRequest(
-        adapter=adapter or "",
-        request_id=request_id,
-        parse_special_tokens=parse_special_tokens,
-    )
+    request = generation_pb2.GenerateRequest(parse_special_tokens=parse_special_tokens)
+    with _fitting("adapter"):
+        request.adapter = adapter or ""
+    with _fitting("request_id"):
+        request.request_id = request_id
     if isinstance(prompt, str):
-        request.prompt = prompt
+        with _fitting("prompt"):
+            request.prompt = prompt
     else:
-        request.prompt_token_ids.extend(prompt)
+        with _fitting("prompt_token_ids"):
+            request.prompt_token_ids.extend(prompt)
     if not add_special_tokens:
         request.add_special_tokens = False
     options = dict(sampling)
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = [stop]
-    request.sampling.CopyFrom(generation_pb2.SamplingParams(**options))  # type: ignore[arg-type]
+    for name, value in options.items():
+        with _fitting(f"sampling.{name}"):
+            one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
+            request.sampling.MergeFrom(one)
     return request
+
+
+@contextmanager
+def _fitting(field: str) -> Iterator[None]:
+    """Name `field` where a value does not fit it."""
+    try:
+        yield
+    except ValueError as error:
+        raise errors.InvalidArgumentError(
+            f"{field}: {error}", reason="INVALID_FIELD", field=field
+        ) from None
 
 
 def generation(response: generation_pb2.GenerateResponse) -> Generation:
@@ -103,7 +120,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         text=delta.text,
         token_ids=tuple(delta.token_ids),
         logprobs=_logprobs(delta.logprobs),
-        finish_reason=_FINISH.get(delta.finish_reason),
+        finish_reason=_finish(delta.finish_reason) if delta.finish_reason else None,
         stop_string=delta.stop_string if delta.HasField("stop_string") else None,
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
         request_id=response.request_id,
@@ -123,7 +140,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         target_modules=tuple(message.target_modules),
         base_model=message.base_model,
         source=_SOURCES.get(message.source, ""),
-        created_at=message.created_at.ToDatetime().astimezone(),
+        created_at=message.created_at.ToDatetime(tzinfo=datetime.UTC),
         tier=_TIERS.get(message.tier, ""),
     )
 
@@ -168,8 +185,7 @@ def error_of(error: grpc.RpcError) -> errors.LoramuxError:
         retry_delay = detail.retry_delay.ToTimedelta().total_seconds()
     reason = ""
     if detail.reason:
-        name = errors_pb2.ErrorReason.Name(detail.reason)
-        reason = name.removeprefix("ERROR_REASON_")
+        reason = _reason(detail.reason)
     return kind(
         error.details() or error.code().name,
         reason=reason,
@@ -193,11 +209,20 @@ def _completion(message: generation_pb2.Completion) -> Completion:
         index=message.index,
         text=message.text,
         token_ids=tuple(message.token_ids),
-        finish_reason=_FINISH[message.finish_reason],
+        finish_reason=_finish(message.finish_reason),
         stop_string=message.stop_string if message.HasField("stop_string") else None,
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
         logprobs=_logprobs(message.logprobs),
     )
+
+
+def _finish(reason: int) -> FinishReason:
+    return _FINISH.get(reason, FinishReason.UNKNOWN)
+
+
+def _reason(number: int) -> str:
+    known = errors_pb2.ErrorReason.DESCRIPTOR.values_by_number.get(number)
+    return known.name.removeprefix("ERROR_REASON_") if known else str(number)
 
 
 def _logprobs(

@@ -1,5 +1,7 @@
 """The asynchronous client: the names of the blocking one, with `await`."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -134,7 +136,10 @@ class AsyncAdapters:
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
     ) -> Adapter:
         """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
-        with open_upload(name, path, must_not_exist=must_not_exist) as upload, _wire.raising():
+        opening = open_upload(name, path, must_not_exist=must_not_exist)
+        with contextlib.ExitStack() as exit, _wire.raising():
+            # Packing and hashing gigabytes takes seconds.
+            upload = await asyncio.to_thread(exit.enter_context, opening)
             response = await self._service.UploadAdapter(
                 upload.messages(progress), timeout=self._timeout if timeout is None else timeout
             )

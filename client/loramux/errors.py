@@ -47,8 +47,8 @@ class LoramuxError(Exception):
 
     Attributes:
         code: The gRPC status.
-        reason: The stable cause, a name of `loramux.v1.ErrorReason` without its prefix; empty
-            where the transport made the status.
+        reason: The stable cause, a name of `loramux.v1.ErrorReason` without its prefix, or its
+            number where this client does not know it; empty where the transport made the status.
         field: The request field at fault; empty where no single one is.
         retry_delay: Seconds to wait before trying again; None where that would not help.
     """

@@ -55,6 +55,8 @@ class FinishReason(enum.StrEnum):
     """The model ended it, or a stop string or token came."""
     LENGTH = "length"
     """max_tokens or the context was reached."""
+    UNKNOWN = "unknown"
+    """The server is newer and gave a reason that this client does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class Adapter:
     source: str
     """`upload` or `directory`."""
     created_at: datetime.datetime
+    """In UTC."""
     tier: str
     """The fastest place that holds the weights now: `stored`, `host` or `device`."""
 
@@ -198,6 +201,7 @@ class ServerInfo:
     base_model: str
     architecture: str
     fingerprint: str
+    """A digest over architecture, tokenizer, shapes, and a sample of the values of each weight."""
     dtype: str
     device: str
     context_length: int

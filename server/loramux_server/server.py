@@ -6,21 +6,20 @@ import json
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
 
-import grpc
 import platformdirs
 import sqlalchemy.exc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import start_http_server
 
 from loramux.v1 import adapters_pb2, generation_pb2, server_pb2
 from loramux_server.config import ConfigError, ServerConfig, split_address
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
+from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
-from loramux_server.rpc import Calls, generic_handler
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.server import ServerService
@@ -31,24 +30,6 @@ from loramux_server.store.registry import Registry
 
 _log = logging.getLogger(__name__)
 
-_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", 4 << 20),
-    # Soft = hard: what is too large is refused each time, not at random.
-    ("grpc.max_metadata_size", 8 << 10),
-    ("grpc.absolute_max_metadata_size", 8 << 10),
-    ("grpc.max_concurrent_streams", 1024),
-    # Identity only: an inflated message has no bound.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-    ("grpc.so_reuseport", 0),
-]
-
-
-LAST_WORDS = 1.0
-"""Seconds for answers that are made but not yet sent, at the end."""
-
 
 class Server:
     """A server from start to stop; use it in an `async with`."""
@@ -56,14 +37,11 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._metrics = Metrics()
-        self._health = health.aio.HealthServicer()
-        self._grpc = grpc.aio.server(options=_OPTIONS)
-        self._calls = Calls()
         self._engine = EngineClient(
             config.engine, on_report=self._on_report, on_ready=self._on_ready
         )
+        self._listener: Listener | None = None
         self._adapters: AdapterService | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
         self.grpc_address = ""
@@ -74,7 +52,7 @@ class Server:
     @property
     def engine_pid(self) -> int | None:
         """Process id of the engine, while there is one."""
-        return self._engine.pid
+        return self._engine.process.pid
 
     async def __aenter__(self) -> "Server":
         """Start; requests are answered when this returns.
@@ -95,14 +73,16 @@ class Server:
 
     async def wait_failed(self) -> None:
         """Return when the engine cannot be kept alive."""
-        await self._engine.wait_failed()
+        await self._engine.process.wait_failed()
 
     async def _start(self) -> None:
         # What can fail at once does so before the model is loaded.
         adapters = _existing(self._config.adapters) if self._config.adapters else None
         registry = self._open_registry(Path(self._config.store)) if self._config.store else None
-        self._exit.push_async_callback(self._engine.stop)
-        model = await self._engine.start()
+        self._serve_metrics()
+        self._exit.enter_context(held_port(self._config.listen))
+        self._exit.push_async_callback(self._engine.process.stop)
+        model = await self._engine.process.start()
         self._metrics.describe(model)
         if registry is None:
             registry = self._open_registry(_default_store(model))
@@ -112,12 +92,14 @@ class Server:
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
         )
-        if adapters:
-            await asyncio.to_thread(import_directory, adapters, registry, base)
-        self._add_services(registry, model, base)
-        await self._listen()
+        await _import(adapters, registry, base)
+        listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)
+        self._exit.push_async_callback(listener.close)
+        await listener.open(self._services(registry, model, base))
+        self._listener = listener
+        self.grpc_address = listener.address
         self._write_ready_file()
-        self._show_health(self._engine.is_ready)
+        listener.show_health(self._engine.process.is_ready)
         _log.info("serving %s on %s", model.name, self.grpc_address)
 
     def _open_registry(self, folder: Path) -> Registry:
@@ -133,7 +115,9 @@ class Server:
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
 
-    def _add_services(self, registry: Registry, model: ModelInfo, base: ServedBase) -> None:
+    def _services(
+        self, registry: Registry, model: ModelInfo, base: ServedBase
+    ) -> dict[ServiceDescriptor, object]:
         generation = GenerationService(
             engine=self._engine,
             registry=registry,
@@ -150,26 +134,15 @@ class Server:
             max_upload_bytes=self._config.max_upload,
             idle_timeout=self._config.upload_idle_timeout,
         )
-        services = {
+        return {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
             adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: self._adapters,
             server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
                 model, self._config
             ),
         }
-        self._grpc.add_generic_rpc_handlers(
-            tuple(
-                generic_handler(descriptor, service, self._calls)
-                for descriptor, service in services.items()
-            )
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        self._service_names = ["", *(descriptor.full_name for descriptor in services)]
-        reflection.enable_server_reflection(
-            [*self._service_names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
-        )
 
-    async def _listen(self) -> None:
+    def _serve_metrics(self) -> None:
         host, port = split_address("metrics", self._config.metrics)
         try:
             # An IPv6 address has brackets where a port follows it.
@@ -180,21 +153,6 @@ class Server:
         self._exit.callback(http.server_close)
         self._exit.callback(http.shutdown)
         self.metrics_address = f"{host}:{http.server_port}"
-        host, port = split_address("listen", self._config.listen)
-        try:
-            bound = self._grpc.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            raise ConfigError(f"--listen {self._config.listen}: cannot listen there") from None
-        self.grpc_address = f"{host}:{bound}"
-        await self._grpc.start()
-        self._exit.push_async_callback(self._drain)
-
-    async def _drain(self) -> None:
-        """Refuse new calls, let those under way finish, then stop."""
-        await self._health.enter_graceful_shutdown()
-        # gRPC itself would cancel calls that come meanwhile, and wait for who watches the health.
-        is_idle = await self._calls.close(self._config.drain_timeout)
-        await self._grpc.stop(LAST_WORDS if is_idle else None)
 
     def _write_ready_file(self) -> None:
         if not self._config.ready_file:
@@ -211,19 +169,10 @@ class Server:
 
     def _on_ready(self, is_ready: bool) -> None:
         self._metrics.engine_ready(is_ready)
-        if self._adapters is None:  # still starting
-            return
-        if not is_ready:
+        if self._adapters and not is_ready:
             self._adapters.tiers.clear()
-        self._show_health(is_ready)
-
-    def _show_health(self, is_ready: bool) -> None:
-        kind = health_pb2.HealthCheckResponse
-        status = kind.SERVING if is_ready else kind.NOT_SERVING
-        for name in self._service_names:
-            task = asyncio.create_task(self._health.set(name, status))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self._listener:
+            self._listener.show_health(is_ready)
 
     def _on_report(self, report: Report) -> None:
         self._metrics.report(report)
@@ -256,14 +205,35 @@ async def serve(config: ServerConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    stopping = asyncio.create_task(stop.wait())
+    running = asyncio.create_task(_run(config))
+    await asyncio.wait((stopping, running), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    return 0 if stop.is_set() else 1
+
+
+async def _run(config: ServerConfig) -> None:
+    """Start, say so, and serve until the engine cannot be kept alive or the task is cancelled."""
     async with Server(config) as server:
         print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")
-        stopping = asyncio.create_task(stop.wait())
-        failing = asyncio.create_task(server.wait_failed())
-        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        failing.cancel()
-        return 0 if stop.is_set() else 1
+        await server.wait_failed()
+
+
+async def _import(directory: Path | None, registry: Registry, base: ServedBase) -> None:
+    """Bring `registry` in step with `directory`; when cancelled, end with the entry at hand."""
+    cancelled = threading.Event()
+    work = asyncio.create_task(
+        asyncio.to_thread(import_directory, directory, registry, base, cancelled.is_set)
+    )
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await work
+        raise
 
 
 def _default_store(model: ModelInfo) -> Path:

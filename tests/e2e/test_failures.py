@@ -370,6 +370,13 @@ def test_a_token_that_only_the_tokenizer_knows_never_reaches_the_engine(
     assert server.engine_pid == engine
 
 
+def test_a_text_without_tokens_is_refused(server: RunningServer, client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match="prompt has no tokens") as caught:
+        client.generate("␀␀", add_special_tokens=False)
+    assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", "prompt")
+    assert is_idle(server)
+
+
 # What others can ask
 
 
@@ -444,6 +451,40 @@ def test_a_server_that_is_told_to_end_finishes_what_it_began(
         tokens += sum((chunk.token_ids for chunk in stream), ())
         assert ending.result() == 0
     assert tokens == alone
+    assert not is_alive(engine)
+
+
+def test_a_signal_to_the_whole_process_group_cuts_nothing_off(
+    server: RunningServer, client: Client
+) -> None:
+    """As from a terminal, or from systemd."""
+    options = LONG | {"max_tokens": 400}
+    alone = client.generate("hello", **options).token_ids
+    stream = client.stream("hello", **options)
+    tokens = next(stream).token_ids
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(server.stop, whole_group=True)
+        tokens += sum((chunk.token_ids for chunk in stream), ())
+        assert ending.result() == 0
+    assert tokens == alone
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_still_starts_ends_at_once(
+    tmp_path: Path, tiny_base: Path, number: signal.Signals
+) -> None:
+    server = RunningServer(tmp_path, tiny_base).launch()
+
+    def has_engine() -> bool:
+        try:
+            return is_alive(server.engine_pid)
+        except (ValueError, psutil.Error):  # none yet
+            return False
+
+    assert eventually(has_engine)
+    engine = server.engine_pid
+    assert server.stop(number) == 0
+    assert not server.was_ready
     assert not is_alive(engine)
 
 

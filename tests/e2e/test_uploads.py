@@ -709,6 +709,15 @@ def test_a_bad_setting_is_one_clear_line(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("flag", ["--listen", "--metrics"])
+def test_a_port_that_is_taken_shows_before_the_model_is_loaded(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, said = serve("--model", "/nowhere", "--store", str(tmp_path), flag, address)
+    assert code == 78
+    assert said == f"loramux: {flag} {address}: Address already in use\n"
+
+
 def test_a_damaged_catalog_is_one_clear_line(roomy_base: Path, tmp_path: Path) -> None:
     (tmp_path / "catalog.sqlite").write_bytes(b"no database" * 1000)
     code, said = serve("--model", str(roomy_base), "--store", str(tmp_path))
@@ -727,14 +736,13 @@ def late_ends(
     catalog = Catalog.in_folder(folder / "base")
     catalog.keep_note("base_fingerprint", "sha256:another")
     catalog.close()
-    with socket.create_server(("127.0.0.1", 0)) as taken, ThreadPoolExecutor(3) as pool:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with ThreadPoolExecutor(2) as pool:
         ends = {
             name: pool.submit(serve, "--store", str(folder / name), *arguments)
             for name, arguments in {
                 "model": ["--model", str(folder / "nothing")],
                 "base": ["--model", str(roomy_base)],
-                "address": ["--model", str(roomy_base), "--listen", address],
+                "device": ["--model", str(roomy_base), "--device", "cuda:99"],
             }.items()
         }
         return {name: end.result() for name, end in ends.items()}
@@ -745,7 +753,7 @@ def late_ends(
     [
         ("model", "cannot load a base model"),
         ("base", "another base model (sha256:another)"),
-        ("address", "cannot listen there"),
+        ("device", "device 'cuda:99' cannot be used"),
     ],
 )
 def test_what_shows_only_when_the_model_is_loaded_is_one_clear_line_too(

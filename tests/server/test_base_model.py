@@ -1,22 +1,42 @@
 """What becomes of a base model when it is made ready, and which are refused."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BlenderbotSmallConfig,
     BloomConfig,
+    DiffLlamaConfig,
+    DogeConfig,
+    ElectraConfig,
+    FalconH1Config,
     GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
+    MarianConfig,
+    MBartConfig,
+    MistralConfig,
+    PegasusConfig,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
 )
 
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.build import build_engine
+from loramux_server.engine.messages import EngineConfig, Sampling
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Chunk
@@ -29,6 +49,8 @@ from loramux_server.models.base_model import (
     load_base_model,
     prepare,
 )
+from loramux_server.models.packed_linear import PackedLinear
+from tests.support.engine import InlineExecutor
 from tests.support.models import save_model, tiny_model
 
 
@@ -45,6 +67,24 @@ def test_layers_with_one_input_are_packed() -> None:
     assert [[name.rpartition(".")[2] for name in names] for names in first] == [
         ["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"],
     ]  # fmt: skip
+
+
+def test_no_layer_outlives_its_packed_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model would take its memory twice while it is loaded."""
+    model = tiny_model("llama", num_hidden_layers=8)
+    layers = weakref.WeakSet(layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    alive: list[int] = []
+    pack = PackedLinear.__init__
+
+    def count(self: PackedLinear, members: list[nn.Linear], *rest: Any) -> None:
+        alive.append(len(layers))
+        pack(self, members, *rest)
+
+    monkeypatch.setattr(PackedLinear, "__init__", count)
+    prepare(model)
+    assert not layers
+    assert alive == sorted(alive, reverse=True)
+    assert alive[-1] <= 4
 
 
 def test_the_output_layer_is_not_packed() -> None:
@@ -96,9 +136,51 @@ def test_a_batch_of_the_base_runs_no_adapter_code() -> None:
         runner.run(batch_of([5, 6, 7], digest="x"))
 
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+ENCODER: dict[str, Any] = {
+    name: value for name, value in SHAPE.items() if name != "num_key_value_heads"
+}
+SEQ2SEQ: dict[str, Any] = {
+    "vocab_size": 64, "d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 16, "encoder_layers": 2, "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+LLAMA4: dict[str, Any] = {
+    **SHAPE, "intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 4,
+    "attention_chunk_size": 64, "floor_scale": 128,
+}  # fmt: skip
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
+        *(
+            pytest.param(kind(**SEQ2SEQ), "takes no position_ids", id=kind.model_type)
+            for kind in (
+                BartConfig, MBartConfig, MarianConfig, BlenderbotSmallConfig, PegasusConfig
+            )
+        ),
+        *(
+            pytest.param(kind(**ENCODER, is_decoder=False), "than in its own", id=kind.model_type)
+            for kind in (RobertaConfig, XLMRobertaConfig, ElectraConfig)
+        ),
+        pytest.param(DogeConfig(**SHAPE), "attention mask of the model's own", id="own-mask"),
+        pytest.param(DiffLlamaConfig(**SHAPE), "attends twice", id="two-in-a-layer"),
+        pytest.param(
+            FalconH1Config(**SHAPE, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_state=8),
+            "than in its own",
+            id="attention-and-recurrence",
+        ),
         pytest.param(
             BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2),
             "attention interface",
@@ -121,14 +203,40 @@ def test_a_batch_of_the_base_runs_no_adapter_code() -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_by_name(config: PreTrainedConfig, reason: str) -> None:
-    model = AutoModelForCausalLM.from_config(config)
+    model = random_model(config)
     with pytest.raises(UnservableModelError, match=reason):
         prepare(model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(Llama4TextConfig(**LLAMA4, interleave_moe_layer_step=1), id="llama4"),
+        pytest.param(PhimoeConfig(**SHAPE, num_local_experts=4), id="phimoe"),
+    ],
+)
+def test_a_router_with_a_forward_of_its_own_is_left_alone(config: PreTrainedConfig) -> None:
+    model = prepare(random_model(config))
+    assert not any("router" in name or "gate" in name.split(".")[-2:] for name in model.places)
+    assert any(name.endswith("q_proj") for name in model.places)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnservableModelError, match="cannot load a base model"):
         load_base_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "meta", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path: Path, device: str) -> None:
+    with pytest.raises(UnservableModelError, match=f"device '{device}' cannot be used"):
+        load_base_model(str(tmp_path), device=device)
+
+
+def test_kernels_that_do_not_run_on_the_device_are_refused() -> None:
+    model = replace(prepare(tiny_model("llama")), device=torch.device("cuda"))
+    config = EngineConfig(model="", kernels="cpu", kv_memory=1 << 20)
+    with pytest.raises(UnservableModelError, match="kernels 'cpu' do not run on device cuda"):
+        build_engine(model, config, InlineExecutor(), lambda: None)
 
 
 def test_the_fingerprint_tells_weights_and_tokenizers_apart(tmp_path: Path) -> None:
@@ -140,6 +248,38 @@ def test_the_fingerprint_tells_weights_and_tokenizers_apart(tmp_path: Path) -> N
     assert len({m.fingerprint for m in (with_tokenizer, without, other)}) == 3
     assert without.tokenizer_json is None
     assert with_tokenizer.eos_token_ids == [2]
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        pytest.param(
+            Llama4TextConfig(**LLAMA4, moe_layers=[], attn_temperature_tuning=False), 64,
+            id="chunked-attention",
+        ),
+        pytest.param(
+            Llama4TextConfig(**LLAMA4, moe_layers=[], no_rope_layers=[0, 0]), 127,
+            id="scale-by-position",
+        ),
+        pytest.param(
+            Qwen2MoeConfig(
+                **SHAPE, num_experts=4, use_sliding_window=True, sliding_window=32,
+                max_window_layers=2,
+            ),
+            32,
+            id="window-in-the-mask-of-a-layer",
+        ),
+        pytest.param(
+            PhimoeConfig(**SHAPE, num_local_experts=4, sliding_window=32), 32,
+            id="window-in-every-mask",
+        ),
+        pytest.param(MistralConfig(**SHAPE, sliding_window=32), 256, id="window"),
+    ],
+)  # fmt: skip
+def test_the_context_ends_where_a_mask_is_more_than_causal(
+    config: PreTrainedConfig, length: int
+) -> None:
+    assert prepare(random_model(config)).context_length == length
 
 
 def test_frequencies_that_change_with_the_batch_are_kept_out_of_reach() -> None:

@@ -152,6 +152,7 @@ def fake_engine(
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
         device=torch.device("cpu"),
+        context_length=num_blocks * BLOCK_SIZE,
         max_waiting=max_waiting,
         clock=lambda: 0.0,
     )

@@ -40,10 +40,18 @@ class RunningServer:
         """HOST:PORT of gRPC."""
         self.metrics_target = ""
 
-    def start(self) -> Self:
+    def launch(self) -> Self:
+        """Start, and do not wait until requests are answered."""
         self._ready.unlink(missing_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def start(self) -> Self:
+        self.launch()
+        assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while not self._ready.exists():
             if self._process.poll() is not None:
@@ -55,6 +63,11 @@ class RunningServer:
         addresses = json.loads(self._ready.read_text())
         self.target, self.metrics_target = addresses["grpc"], addresses["metrics"]
         return self
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether requests were answered since the last start."""
+        return self._ready.exists()
 
     @property
     def pid(self) -> int:
@@ -85,11 +98,11 @@ class RunningServer:
         self._process.kill()
         self._process.wait()
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit code."""
+    def stop(self, number: int = signal.SIGTERM, *, whole_group: bool = False) -> int:
+        """Send a signal, to the engine too if `whole_group`, and return the exit code."""
         assert self._process is not None
         if self._process.poll() is None:
-            os.kill(self.pid, number)
+            (os.killpg if whole_group else os.kill)(self.pid, number)
         return self._process.wait(timeout=60)
 
     def __enter__(self) -> Self:

@@ -89,7 +89,9 @@ class BaseModel(_message.Message):
     architecture: _builtins.str
     """architecture is the model class, such as `LlamaForCausalLM`."""
     fingerprint: _builtins.str
-    """fingerprint is `sha256:` and a digest over architecture, shapes, weights and tokenizer."""
+    """fingerprint is `sha256:` and a digest over architecture, tokenizer, and of each weight its
+    shape and a sample of its values.
+    """
     dtype: _builtins.str
     """dtype is the number format of the weights, such as `float32`."""
     device: _builtins.str

@@ -12,7 +12,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.kernels.backend import choose_backend
+from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import PackedAdapter, load_packed
 from loramux_server.lora.slab import row_bytes
@@ -25,7 +25,8 @@ def build_engine(
     """Return an engine that serves `model`, and what to tell the frontend about it.
 
     Raises:
-        UnservableModelError: A memory limit of `config` leaves no room to serve.
+        UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
+            not run on the model's device.
     """
     context_length = min(config.max_context or model.context_length, model.context_length)
     num_blocks = _num_blocks(model, config, context_length)
@@ -34,7 +35,7 @@ def build_engine(
     bytes_of_row = row_bytes(shapes)
     runner = ModelRunner(
         model,
-        choose_backend(config.kernels, model.device),
+        _backend(config.kernels, model.device),
         num_slots=num_blocks * config.block_size,
         adapter_memory=config.adapter_memory,
     )
@@ -73,14 +74,23 @@ def build_engine(
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
         device=model.device,
+        context_length=context_length,
         max_waiting=config.max_waiting,
     )
-    return engine, _model_info(model, context_length, cache.rows.capacity, num_blocks)
+    return engine, _model_info(
+        model, context_length, cache.rows.capacity, num_blocks, config.block_size
+    )
+
+
+def _backend(name: str, device: torch.device) -> Backend:
+    try:
+        return choose_backend(name, device)
+    except ValueError as error:
+        raise UnservableModelError(str(error)) from None
 
 
 def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> int:
-    weights = sum(shape.weights for shape in model.cache_shapes)
-    block_bytes = config.block_size * weights * model.dtype.itemsize
+    block_bytes = _block_bytes(model, config.block_size)
     if config.kv_memory:
         if config.kv_memory < block_bytes:
             raise UnservableModelError(
@@ -91,6 +101,10 @@ def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> 
     return max(1, min(wanted, _free_memory(model.device) // 4 // block_bytes))
 
 
+def _block_bytes(model: BaseModel, block_size: int) -> int:
+    return block_size * model.dtype.itemsize * sum(shape.weights for shape in model.cache_shapes)
+
+
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -98,7 +112,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _model_info(
-    model: BaseModel, context_length: int, adapter_rows: int, num_blocks: int
+    model: BaseModel, context_length: int, adapter_rows: int, num_blocks: int, block_size: int
 ) -> ModelInfo:
     layers = {}
     for name, place in model.places.items():
@@ -118,4 +132,5 @@ def _model_info(
         layers=layers,
         adapter_rows=adapter_rows,
         num_blocks=num_blocks,
+        kv_memory=num_blocks * _block_bytes(model, block_size),
     )

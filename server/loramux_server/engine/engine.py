@@ -64,6 +64,7 @@ class Engine:
         block_size: int,
         eos_token_ids: list[int],
         device: torch.device,
+        context_length: int,
         max_waiting: int,
         clock: Clock = time.perf_counter,
     ) -> None:
@@ -80,6 +81,7 @@ class Engine:
             block_size: Tokens in a KV block.
             eos_token_ids: The tokens with which the model ends a text.
             device: Where the model runs.
+            context_length: Tokens that a prompt and its completion may have; the blocks hold them.
             max_waiting: Most requests in the queue.
             clock: Seconds, monotonic.
         """
@@ -97,6 +99,7 @@ class Engine:
         self._block_size = block_size
         self._eos_token_ids = eos_token_ids
         self._device = device
+        self._context_length = context_length
         self._max_waiting = max_waiting
         self._clock = clock
         self._requests: dict[int, Request] = {}
@@ -150,7 +153,17 @@ class Engine:
             message.sampling,
             arrival=self._clock(),
         )
-        if self._scheduler.num_queued >= self._max_waiting:
+        # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
+        if not request.prompt:
+            self._fail(request, "INVALID_FIELD", "the prompt has no tokens")
+        elif len(request.prompt) >= self._context_length:
+            self._fail(
+                request,
+                "CONTEXT_LENGTH_EXCEEDED",
+                f"the prompt has {len(request.prompt)} tokens; the context of "
+                f"{self._context_length} leaves no room for a completion",
+            )
+        elif self._scheduler.num_queued >= self._max_waiting:
             self._fail(request, "QUEUE_FULL", f"{self._max_waiting} requests are waiting already")
         elif request.adapter and not self._cache.fits(request.adapter):
             self._fail(

@@ -177,6 +177,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     adapter_rows: int
     """Rank rows that fit the adapter memory: the largest rank that can be served."""
     num_blocks: int
+    kv_memory: int
+    """Bytes of all KV blocks: an engine that is given so many has as many blocks."""
 
 
 class Ready(Struct, frozen=True, tag=True):

@@ -67,7 +67,7 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
     Raises:
         UnservableModelError: The model or the config leaves nothing to serve.
     """
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or num_cores())
     model = load_base_model(config.model, dtype=config.dtype, device=config.device)
     inbox = Inbox(connection)
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
@@ -78,10 +78,19 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
             write_message(connection, encode(engine.step()))
 
 
+def num_cores() -> int:
+    """Return the cores that this process may use, which in a container can be few of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def main() -> int:
     """Serve on the inherited socket and return the exit code."""
-    # Ctrl-C reaches the whole process group; the frontend decides when the engine ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, and so does systemd's SIGTERM; the frontend decides
+    # when the engine ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
     connection = socket.socket(fileno=int(sys.argv[1]))
     first = read_message(connection)

@@ -18,6 +18,8 @@ from loramux_server.kernels.attention import AttentionForm
 from loramux_server.models.step import Step
 
 _numbers = itertools.count()
+_POSITIONS = {"position_ids", "cache_position"}
+"""What models pass along to attention although it is in queries and keys already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class AttentionBridge:
         self._step = step
         self.shapes: dict[int, CacheShape] = {}
         """Layer number -> what it keeps of a token, seen when the model first ran."""
+        self.windows: dict[int, int] = {}
+        """Layer number -> how many tokens a token sees there, seen likewise; 0 means all."""
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
         self.name = f"loramux-{next(_numbers)}"
@@ -53,6 +57,11 @@ class AttentionBridge:
             size = (num_slots, shape.num_heads)
             self._keys[layer] = torch.empty(*size, shape.key_width, dtype=dtype, device=device)
             self._values[layer] = torch.empty(*size, shape.value_width, dtype=dtype, device=device)
+
+    def release(self) -> None:
+        """Give the cache's memory back; `allocate` makes another."""
+        self._keys.clear()
+        self._values.clear()
 
     def __call__(
         self,
@@ -74,7 +83,7 @@ class AttentionBridge:
             query: [1, H, T, D].
             key: [1, J, T, D].
             value: [1, J, T, E].
-            attention_mask: None, by our mask function.
+            attention_mask: None, by our mask function, unless the model makes its own.
             scaling: Factor of the scores; D ** -0.5 where absent.
             sliding_window: Tokens that a token sees, itself included; all before it where absent.
             softcap: Bound of the scores; none where absent.
@@ -84,8 +93,6 @@ class AttentionBridge:
         Returns:
             The output as [1, T, H, E], and no weights.
         """
-        if s_aux is not None:
-            raise NotImplementedError("attention sinks")
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         form = AttentionForm(
             scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -95,9 +102,29 @@ class AttentionBridge:
         q_THD, k_TJD, v_TJE = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         batch = self._step.attention
         if batch is None:
+            self._check(layer, attention_mask, s_aux, kwargs)
+            self.windows[layer] = form.window
             self.shapes[layer] = CacheShape(key.shape[1], key.shape[3], value.shape[3])
             return query.new_zeros(1, q_THD.shape[0], q_THD.shape[1], value.shape[3]), None
         backend = self._step.backend
         keys, values = self._keys[layer], self._values[layer]
         backend.write_cache(keys, values, k_TJD, v_TJE, batch)
         return backend.paged_attention(q_THD, keys, values, batch, form)[None], None
+
+    def _check(
+        self,
+        layer: int,
+        attention_mask: torch.Tensor | None,
+        s_aux: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Refuse what would be left out of account."""
+        if s_aux is not None:
+            raise NotImplementedError("attention sinks")
+        if attention_mask is not None:
+            raise NotImplementedError("an attention mask of the model's own")
+        if layer in self.shapes:
+            raise NotImplementedError(f"layer {layer} attends twice")
+        for name, value in kwargs.items():
+            if isinstance(value, torch.Tensor) and name not in _POSITIONS:
+                raise NotImplementedError(f"attention that depends on {name}")

@@ -5,7 +5,9 @@ looks like is found by running it once: which layers share an input, and what ea
 """
 
 import hashlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.models.attention import AttentionBridge, CacheShape
+from loramux_server.models.context_length import context_length
 from loramux_server.models.fused import fuse
-from loramux_server.models.packed_linear import Linear, OutputLayer, PackedLinear, PackedPart
+from loramux_server.models.packed_linear import OutputLayer, PackedLinear, PackedPart
+from loramux_server.models.self_check import SelfCheck
 from loramux_server.models.step import Step
 
 _DTYPES = {
@@ -25,6 +29,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 _FINGERPRINT_SAMPLES = 4096
 
 
@@ -68,9 +73,7 @@ def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> 
     Raises:
         UnservableModelError: The model cannot be loaded or is of a kind that is not served.
     """
-    target = torch.device(
-        device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    target = _device(device)
     wanted: torch.dtype | str = _DTYPES.get(dtype, "auto")
     if dtype == "auto" and target.type == "cpu":
         wanted = torch.float32
@@ -81,6 +84,20 @@ def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> 
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     return prepare(module.to(target), name=Path(path).name, tokenizer_json=_tokenizer_json(path))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        reason = str(error).partition("\n")[0]
+        raise UnservableModelError(f"device {name!r} cannot be used: {reason}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UnservableModelError(f"device {name!r} cannot be used: it is neither cpu nor cuda")
+    return device
 
 
 def prepare(
@@ -97,28 +114,41 @@ def prepare(
     config = module.config.get_text_config()
     step = Step()
     bridge = AttentionBridge(step)
-    calls, vocab_size = _probe(module, bridge)
+    with _refused(module):
+        calls, vocab_size = _probe(module, bridge)
     if sorted(bridge.shapes) != list(range(config.num_hidden_layers)):
         raise UnservableModelError(
             f"{type(module).__name__}: only layers {sorted(bridge.shapes)} of "
             f"{config.num_hidden_layers} use transformers' attention interface; models with "
             "recurrent layers, shared caches or attention of their own are not served"
         )
+    _check_arguments(module)
+    with _refused(module):
+        check = SelfCheck(module, step, bridge)
     groups, places = _pack(module, calls, step)
+    output = _replace_output(module)
     fuse(module, step)
+    with _refused(module):
+        difference = check.difference()
+    if not difference <= check.tolerance:  # so that NaN is refused
+        raise UnservableModelError(
+            f"{type(module).__name__} computes something else when it is served than in its own "
+            f"forward: logits differ by {difference:.2g} of their spread, and at most "
+            f"{check.tolerance:.2g} may be rounding"
+        )
     return BaseModel(
         module=module,
         step=step,
         attention=bridge,
         groups=groups,
-        output=_replace_output(module),
+        output=output,
         places=places,
         name=name,
         architecture=type(module).__name__,
         fingerprint=fingerprint,
         dtype=module.dtype,
         device=module.device,
-        context_length=_context_length(config),
+        context_length=context_length(config, bridge.windows),
         vocab_size=vocab_size,
         num_parameters=num_parameters,
         eos_token_ids=_eos_token_ids(module, vocab_size),
@@ -126,21 +156,44 @@ def prepare(
     )
 
 
+@contextmanager
+def _refused(module: PreTrainedModel) -> Iterator[None]:
+    """Turn what `module` raises when it is run in an unknown way into a reason not to serve it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise UnservableModelError(
+            f"{type(module).__name__} does not use transformers' attention interface in the way "
+            f"that is served: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _check_arguments(module: PreTrainedModel) -> None:
+    """Demand that `module` takes what each step tells it; many models swallow other names."""
+    known = inspect.signature(module.forward).parameters
+    for name in ("position_ids", "logits_to_keep"):
+        if name not in known:
+            raise UnservableModelError(f"{type(module).__name__}.forward takes no {name}")
+
+
 def _probe(
     module: PreTrainedModel, bridge: AttentionBridge
-) -> tuple[list[tuple[str, Linear, torch.Tensor]], int]:
+) -> tuple[list[tuple[str, torch.Tensor]], int]:
     """Run `module` on two tokens with our attention.
 
     Returns:
-        (name, layer, its input) for each linear layer, in the order of the calls; the inputs are
+        (name, input) for each linear layer, in the order of the calls; the inputs are
         kept so that two of them are the same object only if they are the same tensor. And the
         number of logits.
     """
     output_layer = module.get_output_embeddings()
-    calls: list[tuple[str, Linear, torch.Tensor]] = []
+    calls: list[tuple[str, torch.Tensor]] = []
     hooks = []
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not output_layer:
+        # A subclass may compute something else, as the routers of some models do.
+        if type(layer).forward in _PLAIN_FORWARDS and layer is not output_layer:
             hooks.append(layer.register_forward_pre_hook(_recorder(calls, name)))
     try:
         module.set_attn_implementation(bridge.name)
@@ -148,11 +201,6 @@ def _probe(
         positions = torch.arange(2, device=module.device)[None]
         with torch.inference_mode():
             output = module(input_ids=tokens, position_ids=positions, use_cache=False)
-    except (NotImplementedError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnservableModelError(
-            f"{type(module).__name__} does not use transformers' attention interface in the way "
-            f"that is served: {type(error).__name__}: {error}"
-        ) from None
     finally:
         for hook in hooks:
             hook.remove()
@@ -160,30 +208,33 @@ def _probe(
 
 
 def _recorder(
-    calls: list[tuple[str, Linear, torch.Tensor]], name: str
+    calls: list[tuple[str, torch.Tensor]], name: str
 ) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def record(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        assert isinstance(layer, nn.Linear | Conv1D)
-        calls.append((name, layer, arguments[0]))
+    def record(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        calls.append((name, arguments[0]))
 
     return record
 
 
 def _pack(
-    module: PreTrainedModel, calls: list[tuple[str, Linear, torch.Tensor]], step: Step
+    module: PreTrainedModel, calls: list[tuple[str, torch.Tensor]], step: Step
 ) -> tuple[list[PackedLinear], dict[str, LayerPlace]]:
-    """Replace the layers of `calls` by packed ones, siblings with one input together."""
-    together: dict[tuple[str, int], list[tuple[str, Linear]]] = {}
-    for name, layer, x in calls:
-        parent = name.rpartition(".")[0]
-        together.setdefault((parent, id(x)), []).append((name, layer))
+    """Replace the layers of `calls` by packed ones, siblings with one input together.
+
+    Nothing here holds a layer that is replaced, so that packing takes the memory of one group more,
+    not that of the whole model.
+    """
+    together: dict[tuple[str, int], list[str]] = {}
+    for name, x in calls:
+        together.setdefault((name.rpartition(".")[0], id(x)), []).append(name)
     groups: list[PackedLinear] = []
     places: dict[str, LayerPlace] = {}
-    for members in together.values():
-        packed = PackedLinear([layer for _, layer in members], len(groups), step)
-        for part, (name, _) in enumerate(members):
-            if name in places:
+    for names in together.values():
+        for name in names:
+            if names.count(name) > 1 or name in places:
                 raise UnservableModelError(f"layer {name} is used twice in one step")
+        packed = PackedLinear([module.get_submodule(name) for name in names], len(groups), step)
+        for part, name in enumerate(names):
             places[name] = LayerPlace(len(groups), part)
             module.set_submodule(name, PackedPart(packed, part))
         groups.append(packed)
@@ -196,16 +247,6 @@ def _replace_output(module: PreTrainedModel) -> OutputLayer:
     output = OutputLayer(layer)
     module.set_submodule(name, output)
     return output
-
-
-def _context_length(config: object) -> int:
-    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0)
-    parameters = getattr(config, "rope_parameters", None) or {}
-    # These switch to other frequencies for a whole batch when one of its requests grows long, so a
-    # row would depend on its neighbours: stay where they do not.
-    if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
-        length = parameters.get("original_max_position_embeddings") or length
-    return int(length or 2048)
 
 
 def _eos_token_ids(module: PreTrainedModel, vocab_size: int) -> list[int]:

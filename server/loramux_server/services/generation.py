@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, DeadlineExceededError
+from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Started, Token
 from loramux_server.engine_client import EngineClient, Event, Mailbox
@@ -186,6 +186,12 @@ class GenerationService:
 
         is_short = len(request.prompt) < OFF_LOOP
         tokens = encode() if is_short else await asyncio.to_thread(encode)
+        if not tokens:
+            raise InvalidArgumentError(
+                "prompt has no tokens: the tokenizer makes none of this text",
+                reason="INVALID_FIELD",
+                field="prompt",
+            )
         # A tokenizer may know more tokens than the model has.
         check_tokens("prompt", tokens, self._model)
         return tokens

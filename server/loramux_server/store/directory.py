@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from loramux_adapters import PackageError, check_adapter_name, pack
@@ -13,22 +14,28 @@ from loramux_server.store.registry import Registry, directory_record
 _log = logging.getLogger(__name__)
 
 
-def import_directory(directory: Path, registry: Registry, base: ServedBase) -> int:
+def import_directory(
+    directory: Path | None,
+    registry: Registry,
+    base: ServedBase,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> int:
     """Bring `registry` in step with `directory` and return how many adapters it provides.
 
     What has not changed since the last time is not read again. An entry that cannot be served is
-    logged and left out; it does not keep the others from being served.
+    logged and left out; it does not keep the others from being served. No directory provides none.
+    Once it `is_cancelled`, nothing more is done.
 
     Raises:
         OSError: The directory cannot be read.
     """
     known = registry.from_directory()
     found: set[str] = set()
-    for path in sorted(directory.iterdir()):
-        if not (is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())):
-            continue
+    for name, path in _entries(directory).items() if directory else ():
+        if is_cancelled():
+            return len(found)
         try:
-            name = check_adapter_name(path.stem if path.is_file() else path.name)
+            check_adapter_name(name)
             stamp = _stamp(path)
             if name not in known or known[name].stamp != stamp:
                 _import(path, name, stamp, registry, base)
@@ -38,6 +45,19 @@ def import_directory(directory: Path, registry: Registry, base: ServedBase) -> i
     for name in known.keys() - found:
         registry.forget_directory(name)
     return len(found)
+
+
+def _entries(directory: Path) -> dict[str, Path]:
+    """Return the entries of `directory` by the names of their adapters; a folder goes first."""
+    entries: dict[str, Path] = {}
+    for path in sorted(directory.iterdir(), key=lambda path: (not path.is_dir(), path.name)):
+        if not (is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())):
+            continue
+        name = path.stem if path.is_file() else path.name
+        chosen = entries.setdefault(name, path)
+        if chosen != path:
+            _log.warning("%s is left out: %s is adapter %r", path.name, f"{chosen.name}/", name)
+    return entries
 
 
 def _import(path: Path, name: str, stamp: str, registry: Registry, base: ServedBase) -> None:

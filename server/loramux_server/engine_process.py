@@ -1,0 +1,224 @@
+"""The engine process, seen from the frontend: start it, and start it again when it dies."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from loramux_server.config import ConfigError
+from loramux_server.engine.channel import LENGTH, frame
+from loramux_server.engine.messages import (
+    EngineConfig,
+    FromEngine,
+    ModelInfo,
+    Ready,
+    Report,
+    StartFailed,
+    ToEngine,
+    decode_from_engine,
+    encode,
+)
+
+_log = logging.getLogger(__name__)
+
+MAX_DEATHS = 5
+DEATH_WINDOW = 60.0
+"""So many deaths in so many seconds mean that starting again will not help."""
+
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    # OpenMP threads that wait for each other for milliseconds without sleeping keep everybody else
+    # off the cores: with one other busy process on two cores, steps took fifty times as long.
+    "GOMP_SPINCOUNT": "10000",
+}
+"""What the engine's environment has unless it says otherwise."""
+
+
+class EngineDiedError(ConfigError):
+    """The engine ended before it was ready, and did not say why."""
+
+
+class EngineProcess:
+    """Owns the engine process and its socket; there is one at a time."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_report: Callable[[Report], None],
+        on_ready: Callable[[bool], None],
+    ) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            config: What the engine is told.
+            on_report: Called with each report.
+            on_ready: Called with whether the engine answers, whenever that changes.
+        """
+        self._config = config
+        self._on_report = on_report
+        self._on_ready = on_ready
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._model: ModelInfo | None = None
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        self._supervisor: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine answers."""
+        return self._writer is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, while there is one."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> ModelInfo:
+        """Start the engine and return what it serves.
+
+        Raises:
+            ConfigError: The engine cannot start with this config.
+        """
+        reader, model = await self._spawn()
+        self._supervisor = asyncio.create_task(self._supervise(reader), name="engine")
+        return model
+
+    async def wait_failed(self) -> None:
+        """Return when the engine cannot be kept alive; its cause is logged."""
+        assert self._supervisor is not None
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(self._supervisor)
+
+    async def stop(self) -> None:
+        """End the engine."""
+        self._is_stopping = True
+        if self._writer:
+            self._writer.close()
+        elif self._process and self._process.returncode is None:
+            self._process.kill()  # still loading: it would not look at its socket before the end
+        if self._process and self._process.returncode is None:
+            try:
+                await asyncio.wait_for(self._process.wait(), timeout=10)
+            except TimeoutError:
+                self._process.kill()
+        if self._supervisor:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+
+    def send(self, message: ToEngine) -> None:
+        """Tell the engine something; it must be ready."""
+        assert self._writer is not None
+        self._writer.write(frame(encode(message)))
+
+    async def _spawn(self) -> tuple[asyncio.StreamReader, ModelInfo]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "loramux_server.engine.process",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                env=_ENVIRONMENT | os.environ,
+            )
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        writer.write(frame(encode(self._config)))
+        first = await _read(reader)
+        if isinstance(first, Ready):
+            try:
+                self._keep(first.model)
+            except ConfigError:
+                writer.close()
+                raise
+            self._writer = writer
+            self._on_ready(True)
+            return reader, first.model
+        writer.close()
+        code = await self._process.wait()
+        if isinstance(first, StartFailed):
+            raise ConfigError(first.message)
+        raise EngineDiedError(f"the engine ended with exit code {code} before it was ready")
+
+    def _keep(self, model: ModelInfo) -> None:
+        """Hold every engine to what the first one served: callers were told, adapters checked.
+
+        Raises:
+            ConfigError: `model` is another one.
+        """
+        if self._model is None:
+            self._model = model
+            # By itself it would go by the memory that is free at the moment.
+            self._config = msgspec.structs.replace(self._config, kv_memory=model.kv_memory)
+            return
+        changed = [
+            name for name in ModelInfo.__struct_fields__
+            if getattr(model, name) != getattr(self._model, name)
+        ]  # fmt: skip
+        if changed:
+            different = ", ".join(changed)
+            raise ConfigError(f"the base model is not the one of before: its {different} changed")
+
+    async def _supervise(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            while isinstance(report := await _read(reader), Report):
+                self._on_report(report)
+            await self._bury()
+            again = await self._start_again()
+            if again is None:
+                return
+            reader = again
+
+    async def _start_again(self) -> asyncio.StreamReader | None:
+        """Return what a new engine writes to, or None if there will be none."""
+        while not self._is_stopping:
+            is_often = len(self._deaths) == MAX_DEATHS
+            if is_often and self._deaths[-1] - self._deaths[0] < DEATH_WINDOW:
+                _log.error("the engine died %d times in %d s", MAX_DEATHS, DEATH_WINDOW)
+                return None
+            try:
+                reader, _ = await self._spawn()
+            except EngineDiedError as error:
+                self._deaths.append(time.monotonic())
+                _log.error("%s", error)
+            except ConfigError as error:
+                _log.error("the engine cannot start again: %s", error)
+                return None
+            else:
+                return reader
+        return None
+
+    async def _bury(self) -> None:
+        """Make room for the next engine, now that this one is gone."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+        self._on_ready(False)
+        assert self._process is not None
+        # Its end of the socket is closed; whatever is left of it must go before the next starts.
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        code = await self._process.wait()
+        self._deaths.append(time.monotonic())
+        if not self._is_stopping:
+            _log.error("the engine died with exit code %s", code)
+
+
+async def _read(reader: asyncio.StreamReader) -> FromEngine | None:
+    """Return the engine's next message, or None when it is gone."""
+    try:
+        head = await reader.readexactly(LENGTH.size)
+        message: FromEngine = decode_from_engine(await reader.readexactly(LENGTH.unpack(head)[0]))
+        return message
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

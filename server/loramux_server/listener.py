@@ -1,0 +1,121 @@
+"""The gRPC port: held from the start, opened when there is a model, drained at the end."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator, Mapping
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from loramux_server.config import ConfigError, split_address
+from loramux_server.rpc import Calls, generic_handler
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 4 << 20),
+    # Soft = hard: what is too large is refused each time, not at random.
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.absolute_max_metadata_size", 8 << 10),
+    ("grpc.max_concurrent_streams", 1024),
+    # Identity only: an inflated message has no bound.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.so_reuseport", 0),
+]
+
+LAST_WORDS = 1.0
+"""Seconds for answers that are made but not yet sent, at the end."""
+
+
+class Listener:
+    """Owns the gRPC server: its port, its health, and the calls under way."""
+
+    def __init__(self, address: str, *, drain_timeout: float) -> None:
+        """Prepare; who connects is refused until `open`.
+
+        Args:
+            address: HOST:PORT; port 0 takes a free one.
+            drain_timeout: Seconds that calls get to finish at the end.
+        """
+        self.address = address
+        """HOST:PORT, with the port that was taken once it is open."""
+        self._drain_timeout = drain_timeout
+        self._calls = Calls()
+        self._health = health.aio.HealthServicer()
+        self._service_names: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grpc = grpc.aio.server(options=_OPTIONS)
+
+    async def open(self, services: Mapping[ServiceDescriptor, object]) -> None:
+        """Answer calls to `services`, health checks and reflection.
+
+        Raises:
+            ConfigError: The port cannot be had.
+        """
+        self._grpc.add_generic_rpc_handlers(
+            tuple(
+                generic_handler(descriptor, service, self._calls)
+                for descriptor, service in services.items()
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = [descriptor.full_name for descriptor in services]
+        reflection.enable_server_reflection(
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
+        )
+        self._service_names = ["", *names]
+        host, _ = split_address("listen", self.address)
+        try:
+            bound = self._grpc.add_insecure_port(self.address)
+        except RuntimeError:
+            raise ConfigError(f"--listen {self.address}: cannot listen there") from None
+        self.address = f"{host}:{bound}"
+        await self._grpc.start()
+
+    def show_health(self, is_ready: bool) -> None:
+        """Answer health checks so from now on."""
+        kind = health_pb2.HealthCheckResponse
+        status = kind.SERVING if is_ready else kind.NOT_SERVING
+        for name in self._service_names:
+            task = asyncio.create_task(self._health.set(name, status))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Refuse new calls, let those under way finish, then stop."""
+        await self._health.enter_graceful_shutdown()
+        # gRPC itself would cancel calls that come meanwhile, and wait for who watches the health.
+        is_idle = await self._calls.close(self._drain_timeout)
+        await self._grpc.stop(LAST_WORDS if is_idle else None)
+
+
+@contextlib.contextmanager
+def held_port(address: str) -> Iterator[None]:
+    """Keep HOST:PORT for the block without listening: others cannot have it, gRPC still can.
+
+    Raises:
+        ConfigError: Somebody has it already, or it is none of this machine.
+    """
+    host, port = split_address("listen", address)
+    try:
+        # An IPv6 address has brackets where a port follows it.
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"--listen {address}: {error.strerror}") from None
+    failures: list[OSError] = []
+    with contextlib.ExitStack() as held:
+        for family, kind, protocol, _, where in found:
+            try:
+                holder = held.enter_context(socket.socket(family, kind, protocol))
+                # As gRPC does, so that connections of a server before this one do not matter.
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                holder.bind(where)
+            except OSError as error:
+                failures.append(error)
+        if len(failures) == len(found):  # one of the addresses of a name is enough, as for gRPC
+            raise ConfigError(f"--listen {address}: {failures[0].strerror}")
+        yield

@@ -1,0 +1,128 @@
+"""Whether a base model computes the same with our parts in it as on its own.
+
+What is served goes other ways than transformers' own forward: several requests in one row of
+tokens, positions from outside, no mask, a paged cache, packed layers. A model may read any of these
+in a way of its own, and would then be wrong without a word; so two short sequences go both ways
+when it is loaded.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.models.attention import AttentionBridge
+from loramux_server.models.step import Step
+
+_LENGTHS = (7, 12)
+_SPLITS = (3, 5)
+"""Where each sequence is cut: the first pieces run in one batch, the others in the next."""
+_BLOCK_SIZE = 4
+_TABLE_BM = np.array([[4, 1, 0], [2, 0, 3]], np.int32)
+"""Neighbouring blocks of a sequence do not lie side by side."""
+_NOT_A_SCORE = 1e6
+"""Models write -inf or the least number of the format where a token can never come."""
+
+
+class SelfCheck:
+    """Two sequences and what `module` makes of them before its layers are packed."""
+
+    def __init__(self, module: PreTrainedModel, step: Step, bridge: AttentionBridge) -> None:
+        """Run `module` on one sequence at a time, with transformers' own plain attention."""
+        self._module = module
+        self._step = step
+        self._bridge = bridge
+        self._sequences = _sequences(module)
+        module.set_attn_implementation("eager")
+        with torch.inference_mode():
+            self._own_TV = torch.cat([
+                module(input_ids=tokens[None], use_cache=False).logits[0].float()
+                for tokens in self._sequences
+            ])  # fmt: skip
+        module.set_attn_implementation(bridge.name)
+
+    def difference(self) -> float:
+        """Return how far the served logits are from the model's own, relative to their spread."""
+        with self._small_cache():
+            first = self._serve([(0, split) for split in _SPLITS])
+            rest = self._serve(list(zip(_SPLITS, _LENGTHS, strict=True)))
+        served_TV = torch.cat([piece for pair in zip(first, rest, strict=True) for piece in pair])
+        own_TV = self._own_TV
+        is_score = own_TV.abs() < _NOT_A_SCORE
+        # One rounding of a logit, however large they all are, is no error.
+        rounding_TV = torch.finfo(self._module.dtype).eps * own_TV.abs()
+        error = torch.where(is_score, ((served_TV - own_TV).abs() - rounding_TV).relu(), 0.0)
+        spread = torch.where(is_score, own_TV - own_TV.mean(-1, keepdim=True), 0.0)
+        return float(error.norm() / spread.norm())
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that rounding explains."""
+        rounding = 16 * torch.finfo(self._module.dtype).eps
+        # Where two experts score nearly the same, rounding decides which of them runs.
+        return rounding + (0.1 if _has_experts(self._module.config.get_text_config()) else 1e-3)
+
+    @contextmanager
+    def _small_cache(self) -> Iterator[None]:
+        """Give attention a KV cache for the block, and take everything back after it."""
+        num_slots = _BLOCK_SIZE * (int(_TABLE_BM.max()) + 1)
+        self._bridge.allocate(num_slots, self._module.dtype, self._module.device)
+        try:
+            yield
+        finally:
+            self._step.attention = None
+            self._bridge.release()
+
+    def _serve(self, spans: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """Return the logits of one span of each sequence, computed in one batch."""
+        device = self._module.device
+        starts, ends = (np.array(side, np.int32) for side in zip(*spans, strict=True))
+        query_start = np.cumsum([0, *(ends - starts)], dtype=np.int32)
+        positions = [np.arange(start, end) for start, end in spans]
+        slots = [
+            blocks[at // _BLOCK_SIZE].astype(np.int64) * _BLOCK_SIZE + at % _BLOCK_SIZE
+            for blocks, at in zip(_TABLE_BM, positions, strict=True)
+        ]
+        self._step.attention = AttentionBatch(
+            query_start_B=query_start,
+            context_B=ends,
+            table_BM=_TABLE_BM,
+            block_size=_BLOCK_SIZE,
+            slot_T=torch.from_numpy(np.concatenate(slots)).to(device),
+        )
+        tokens = torch.cat([
+            tokens[start:end] for tokens, (start, end) in zip(self._sequences, spans, strict=True)
+        ])  # fmt: skip
+        # Backwards, to see that the model gives the rows that it is asked for.
+        rows = torch.arange(len(tokens) - 1, -1, -1, device=device)
+        with torch.inference_mode():
+            output = self._module(
+                input_ids=tokens[None],
+                position_ids=torch.from_numpy(np.concatenate(positions)).to(device)[None],
+                use_cache=False,
+                logits_to_keep=rows,
+            )
+        return list(torch.split(output.logits[0].float().flip(0), (ends - starts).tolist()))
+
+
+def _sequences(module: PreTrainedModel) -> list[torch.Tensor]:
+    config = module.config.get_text_config()
+    # Padding, images and the like may mean more to a model than their embedding.
+    special = {
+        value
+        for name, value in [*config.to_dict().items(), *module.config.to_dict().items()]
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+    }
+    ordinary = [token for token in range(config.vocab_size) if token not in special]
+    chosen = np.random.default_rng(0).choice(ordinary, sum(_LENGTHS))
+    return list(torch.split(torch.from_numpy(chosen).to(module.device), [*_LENGTHS]))
+
+
+def _has_experts(config: PreTrainedConfig) -> bool:
+    return any(
+        "expert" in name and isinstance(value, int) and value > 1
+        for name, value in config.to_dict().items()
+    )

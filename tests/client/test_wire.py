@@ -1,0 +1,94 @@
+"""Values on their way to and from the wire."""
+
+import datetime
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from loramux import _wire
+from loramux.cli.app import run
+from loramux.errors import InvalidArgumentError, NotFoundError
+from loramux.types import FinishReason
+from loramux.v1 import adapters_pb2, errors_pb2, generation_pb2
+
+
+def request(prompt: Any = "hello", adapter: str = "", **sampling: Any) -> Any:
+    return _wire.generate_request(prompt, adapter, "", False, True, **sampling)
+
+
+def test_sampling_options_arrive() -> None:
+    sent = request(max_tokens=3, stop="end", logit_bias={4: 1.5}, temperature=0.0).sampling
+    assert (sent.max_tokens, list(sent.stop), dict(sent.logit_bias)) == (3, ["end"], {4: 1.5})
+    assert sent.HasField("temperature")
+    assert not sent.HasField("top_p")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("sampling.max_tokens", {"max_tokens": 1 << 40}),
+        ("sampling.seed", {"seed": 1 << 64}),
+        ("sampling.stop", {"stop": ["fine", "\udc80"]}),
+        ("sampling.nothing", {"nothing": 1}),
+        ("prompt", {"prompt": "\udc80"}),
+        ("prompt_token_ids", {"prompt": [1, 1 << 64]}),
+        ("adapter", {"adapter": "\udc80"}),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(field: str, values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"^{field}: ") as caught:
+        request(**values)
+    assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", field)
+
+
+def test_the_command_line_says_it_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["loramux", "generate", "hello", "--max-tokens", str(1 << 40)]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert run() == 1
+    said = capsys.readouterr().err
+    assert said.startswith("loramux: sampling.max_tokens: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="no time zones to set")
+def test_a_moment_is_the_same_in_every_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = datetime.datetime(2026, 7, 1, 12, tzinfo=datetime.UTC)
+    message = adapters_pb2.Adapter()
+    message.created_at.FromDatetime(moment)
+    try:
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        assert _wire.adapter(message).created_at == moment
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_finish_reason_of_a_newer_server_is_unknown() -> None:
+    completion = generation_pb2.Completion(finish_reason=99)  # type: ignore[arg-type]
+    answer = generation_pb2.GenerateResponse(completions=[completion])
+    assert _wire.generation(answer).finish_reason is FinishReason.UNKNOWN
+    piece = generation_pb2.StreamGenerateResponse(delta=completion)
+    assert _wire.chunk(piece).finish_reason is FinishReason.UNKNOWN
+    assert _wire.chunk(generation_pb2.StreamGenerateResponse()).finish_reason is None
+
+
+def test_a_reason_of_a_newer_server_is_its_number() -> None:
+    for number, reason in (
+        (errors_pb2.ERROR_REASON_ADAPTER_NOT_FOUND, "ADAPTER_NOT_FOUND"),
+        (99, "99"),
+    ):
+        detail = errors_pb2.ErrorDetail(reason=number, field="adapter")  # type: ignore[arg-type]
+        error = grpc.aio.AioRpcError(
+            grpc.StatusCode.NOT_FOUND,
+            grpc.aio.Metadata(),
+            grpc.aio.Metadata((_wire.ERROR_KEY, detail.SerializeToString())),
+            "no such thing",
+        )
+        raised = _wire.error_of(error)
+        assert isinstance(raised, NotFoundError)
+        assert (raised.reason, raised.field) == (reason, "adapter")

@@ -1,0 +1,40 @@
+"""What the engine refuses by itself, whatever the frontend let through."""
+
+import pytest
+
+from loramux_server.engine.messages import Report, Sampling, Submit
+from tests.support.fake import BLOCK_SIZE, completion, fake_engine
+
+NUM_BLOCKS = 4
+CONTEXT = NUM_BLOCKS * BLOCK_SIZE
+GREEDY = Sampling(max_tokens=3, seed=0, temperature=0.0, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        pytest.param([], "INVALID_FIELD", id="no-tokens"),
+        pytest.param([5] * CONTEXT, "CONTEXT_LENGTH_EXCEEDED", id="no-room-for-a-token"),
+        pytest.param([5] * 9 * CONTEXT, "CONTEXT_LENGTH_EXCEEDED", id="more-than-all-blocks"),
+    ],
+)
+def test_a_prompt_that_can_never_run_fails_and_holds_up_nobody(
+    prompt: list[int], reason: str
+) -> None:
+    engine, *_ = fake_engine(num_blocks=NUM_BLOCKS, rows=8)
+    engine.receive([Submit(0, prompt, None, GREEDY), Submit(1, [7, 8], None, GREEDY)])
+    reports: list[Report] = [engine.step() for _ in range(4)]
+    engine.check()
+    (failure,) = [failure for report in reports for failure in report.failures]
+    assert (failure.request_id, failure.reason) == (0, reason)
+    tokens = [token.token for report in reports for token in report.tokens]
+    assert tokens == completion([7, 8], 0, 3, eos=False)
+
+
+def test_the_longest_prompt_runs() -> None:
+    engine, *_ = fake_engine(num_blocks=NUM_BLOCKS, rows=8)
+    prompt = [5] * (CONTEXT - 1)
+    engine.receive([Submit(0, prompt, None, GREEDY)])
+    (token,) = engine.step().tokens
+    assert token.token == completion(prompt, 0, 1, eos=False)[0]
+    assert token.finish == "length"

@@ -1,0 +1,133 @@
+"""What becomes of the frontend's engine when it dies, with engines that only say they are ready."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loramux_server.engine.messages import EngineConfig
+from loramux_server.engine.process import num_cores
+from loramux_server.engine_process import MAX_DEATHS, EngineProcess
+from tests.support.polling import eventually
+
+ENGINE = """#!{python}
+import json, socket, sys
+sys.path[:0] = {path}
+from loramux_server.engine.channel import read_message, write_message
+from loramux_server.engine.messages import ModelInfo, Ready, decode_config, encode
+
+connection = socket.socket(fileno=int(sys.argv[3]))
+config = decode_config(read_message(connection))
+with open(config.model) as file:
+    state = json.load(file)
+if state["loads"] == "forever":
+    read_message(connection)
+kv_memory = config.kv_memory or state["free"]
+write_message(connection, encode(Ready(ModelInfo(
+    name="fake", architecture="Fake", fingerprint=state["fingerprint"], dtype="float32",
+    device="cpu", context_length=kv_memory, vocab_size=8, num_parameters=1, eos_token_ids=[],
+    tokenizer_json=None, layers={{}}, adapter_rows=8, num_blocks=kv_memory, kv_memory=kv_memory,
+))))
+read_message(connection)
+"""
+
+
+class FakeEngines:
+    """Engines that serve what is written down at the moment they start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.program = folder / "engine"
+        self.program.write_text(ENGINE.format(python=sys.executable, path=sys.path))
+        self.program.chmod(0o700)
+        self._state = folder / "state.json"
+        self.become()
+        self.ready: list[bool] = []
+        self.process = EngineProcess(
+            EngineConfig(model=str(self._state)), on_report=print, on_ready=self.ready.append
+        )
+
+    def become(self, *, fingerprint: str = "a", free: int = 100, loads: str = "") -> None:
+        """Be this when an engine starts the next time."""
+        state = {"fingerprint": fingerprint, "free": free, "loads": loads}
+        self._state.write_text(json.dumps(state))
+
+    def kill(self) -> int:
+        """Let the engine die, and return the process id that it had."""
+        pid = self.process.pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+
+@pytest.fixture
+async def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeEngines]:
+    engines = FakeEngines(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(engines.program))
+    yield engines
+    await engines.process.stop()
+
+
+async def is_so(condition: Any) -> bool:
+    return await asyncio.to_thread(eventually, condition)
+
+
+async def test_the_next_engine_has_the_context_of_the_first(engines: FakeEngines) -> None:
+    first = await engines.process.start()
+    assert first.context_length == 100
+    engines.become(free=10)
+    pid = engines.kill()
+    assert await is_so(lambda: engines.ready == [True, False, True])
+    assert engines.process.pid != pid  # it says 100 as well: another one would have been refused
+
+
+async def test_another_model_is_not_served_in_place_of_the_first(
+    engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    await engines.process.start()
+    engines.become(fingerprint="b")
+    engines.kill()
+    await asyncio.wait_for(engines.process.wait_failed(), 30)
+    assert "its fingerprint changed" in caplog.text
+    assert engines.ready == [True, False]
+    assert not engines.process.is_ready
+    pid = engines.process.pid
+    assert pid
+    assert await is_so(lambda: not psutil.pid_exists(pid))
+
+
+async def test_an_engine_that_dies_again_and_again_is_given_up(engines: FakeEngines) -> None:
+    await engines.process.start()
+    for deaths in range(1, MAX_DEATHS + 1):
+        engines.kill()
+        assert await is_so(lambda deaths=deaths: len(engines.ready) >= 2 * deaths)
+        if deaths < MAX_DEATHS:
+            assert await is_so(lambda: engines.ready[-1])
+    await asyncio.wait_for(engines.process.wait_failed(), 30)
+    assert engines.ready.count(True) == MAX_DEATHS
+
+
+async def test_an_engine_that_loads_is_ended_at_once(engines: FakeEngines) -> None:
+    engines.become(loads="forever")
+    starting = asyncio.create_task(engines.process.start())
+    assert await is_so(lambda: engines.process.pid is not None)
+    pid = engines.process.pid
+    assert pid
+    starting.cancel()
+    await asyncio.wait_for(engines.process.stop(), 5)
+    assert not psutil.pid_exists(pid)
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+
+def test_there_are_as_many_threads_as_cores_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert num_cores() == 1
