@@ -36,8 +36,9 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     # OpenMP threads that wait for each other for milliseconds without sleeping keep everybody else
-    # off the cores: with one other busy process on two cores, steps took fifty times as long.
-    "GOMP_SPINCOUNT": "10000",
+    # off the cores: with one other busy process on two cores, steps took fifty times as long. This
+    # many turns are some 100 us, longer than Python takes from one operation to the next.
+    "GOMP_SPINCOUNT": "100000",
 }
 """What the engine's environment has unless it says otherwise."""
 

@@ -13,7 +13,14 @@ _STEP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096)
 _NOTHING = Stats(
-    running=0, waiting=0, used_blocks=0, preemptions=0, device=CacheStats(), host=CacheStats()
+    running=0,
+    waiting=0,
+    used_blocks=0,
+    preemptions=0,
+    prompt_tokens=0,
+    shared_tokens=0,
+    device=CacheStats(),
+    host=CacheStats(),
 )
 
 
@@ -124,6 +131,14 @@ class EngineMetrics:
             "loramux_kv_blocks_used", "KV blocks that requests hold.", registry=registry
         )
         self.blocks_total = Gauge("loramux_kv_blocks", "KV blocks.", registry=registry)
+        self.prefix_tokens = Counter(
+            "loramux_prefix_cache_tokens", "Tokens looked up in the prefix cache.",
+            registry=registry,
+        )  # fmt: skip
+        self.prefix_hits = Counter(
+            "loramux_prefix_cache_hit_tokens", "Those of them that were there.",
+            registry=registry,
+        )  # fmt: skip
         self.preemptions = Counter(
             "loramux_preemptions", "Requests that had to start over for want of KV blocks.",
             registry=registry,
@@ -163,6 +178,8 @@ class EngineMetrics:
         self.waiting.set(stats.waiting)
         self.blocks_used.set(stats.used_blocks)
         self.preemptions.inc(stats.preemptions - last.preemptions)
+        self.prefix_tokens.inc(stats.prompt_tokens - last.prompt_tokens)
+        self.prefix_hits.inc(stats.shared_tokens - last.shared_tokens)
         self._report_tier("device", stats.device, last.device)
         self._report_tier("host", stats.host, last.host)
         self._last = stats

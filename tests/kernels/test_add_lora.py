@@ -14,7 +14,7 @@ from loramux_server.kernels.add_lora import add_lora
 from loramux_server.kernels.add_lora_cpu import AddLoraCpu
 from loramux_server.kernels.backend import AddLora
 from loramux_server.lora.row_allocator import rows_of
-from loramux_server.lora.segments import Residence, Segments
+from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.slab import weights
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -29,7 +29,7 @@ class Problem:
     x: torch.Tensor
     a: torch.Tensor
     b: torch.Tensor
-    columns: list[int]
+    columns: Int32
     segments: Segments
     ranks: list[list[int]]
 
@@ -73,7 +73,7 @@ def problem(
     """
     torch.manual_seed(0)
     num_parts = len(outputs)
-    columns = [0, *np.cumsum(outputs).tolist()]
+    columns = np.cumsum([0, *outputs], dtype=np.int32)
     adapters, row = [], 8
     for part_ranks, form in zip(ranks, itertools.cycle(formats), strict=False):
         size = rows_of(max(1, *part_ranks), form.item_bytes)
@@ -98,7 +98,7 @@ def problem(
     num_tokens = end + gap
     ends = [start + length for start, length in zip(starts, lengths, strict=True)]
     return Problem(
-        torch.randn(num_tokens, columns[-1]), torch.randn(num_tokens, width), a, b, columns,
+        torch.randn(num_tokens, sum(outputs)), torch.randn(num_tokens, width), a, b, columns,
         Segments.build(starts, ends, adapters), ranks,
     )  # fmt: skip
 

@@ -33,12 +33,15 @@ def test_every_field_has_a_flag() -> None:
         max_running=5, max_batch_tokens=6, max_waiting=7, block_size=8, kv_memory=9 << 20,
         adapter_memory=3 << 30, host_adapter_memory=5 << 10, max_bypassed=11, adapters="b",
         store="c", listen="[::1]:1", metrics="host:2", ready_file="d", max_upload=12,
-        upload_idle_timeout=0.5, default_timeout=13.0, drain_timeout=0.0,
+        upload_idle_timeout=0.5, default_timeout=13.0, drain_timeout=0.0, prefix_cache=False,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())
-    flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items()]
-    assert from_flags(*(part for flag in flags for part in flag)) == config
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        flags += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+    assert from_flags(*flags) == config
 
 
 def test_the_engine_gets_its_part() -> None:

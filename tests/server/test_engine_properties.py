@@ -33,6 +33,17 @@ class Asked:
     outcome: str = ""
 
 
+BEGINNING = [5, 9, 2, 7, 7, 3, 11, 4, 5, 9, 2, 8, 30, 31, 6, 6, 2, 3]
+TOKENS = st.integers(2, VOCAB - 1)
+PROMPTS = st.one_of(
+    st.lists(TOKENS, min_size=1, max_size=30),
+    st.builds(  # many begin alike, and share blocks
+        lambda count, rest: BEGINNING[:count] + rest,
+        st.integers(4, len(BEGINNING)), st.lists(TOKENS, min_size=1, max_size=6),
+    ),
+)  # fmt: skip
+
+
 class EngineMachine(RuleBasedStateMachine):
     """Drives an engine at random and holds it against what each request alone would give."""
 
@@ -47,7 +58,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.asked: list[Asked] = []
 
     @rule(
-        prompt=st.lists(st.integers(2, VOCAB - 1), min_size=1, max_size=30),
+        prompt=PROMPTS,
         adapter=st.integers(0, len(RANKS)),
         max_tokens=st.integers(1, 12),
         ignore_eos=st.booleans(),

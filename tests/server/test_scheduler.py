@@ -33,6 +33,7 @@ class Adapters:
 def scheduler(
     adapters: Adapters | None = None, *, num_blocks: int = 100, max_running: int = 4,
     max_batch_tokens: int = 8, max_bypassed: int = 2, context_length: int = 1000,
+    shares_prefixes: bool = False,
 ) -> Scheduler:  # fmt: skip
     return Scheduler(
         blocks=BlockManager(num_blocks, 4),
@@ -42,6 +43,7 @@ def scheduler(
         max_bypassed=max_bypassed,
         context_length=context_length,
         eos_token_ids=frozenset({EOS}),
+        shares_prefixes=shares_prefixes,
     )
 
 
@@ -175,3 +177,52 @@ def test_one_step_lets_no_more_pass_than_are_allowed_to() -> None:
     for request_id in (1, 2, 3):
         subject.add(request(request_id, num_prompt=1, adapter="here"))
     assert run(subject) == [(1, 1), (2, 1)]
+
+
+def test_equal_beginnings_are_computed_once() -> None:
+    subject = scheduler(shares_prefixes=True, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=11))
+    assert run(subject) == [(0, 11)]
+    subject.add(request(1, num_prompt=11))
+    subject.add(request(2, num_prompt=6))
+    subject.add(request(3, num_prompt=8))  # two whole blocks, but a token has to be computed
+    assert run(subject) == [(0, 1), (1, 3), (2, 2), (3, 4)]
+    assert [r.blocks[0] for r in subject.running] == [subject.running[0].blocks[0]] * 4
+    assert (subject.num_prompt_tokens, subject.num_shared_tokens) == (36, 8 + 4 + 4)
+    subject.check()
+
+
+def test_another_adapter_has_other_keys_and_values() -> None:
+    subject = scheduler(Adapters("x", "y"), shares_prefixes=True, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=9, adapter="x"))
+    run(subject)
+    subject.add(request(1, num_prompt=9, adapter="y"))
+    subject.add(request(2, num_prompt=9))
+    subject.add(request(3, num_prompt=9, adapter="x"))
+    assert run(subject) == [(0, 1), (1, 9), (2, 9), (3, 1)]
+
+
+def test_what_ended_is_remembered_until_its_room_is_needed() -> None:
+    subject = scheduler(shares_prefixes=True, num_blocks=4, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=9, max_tokens=1))
+    assert run(subject) == [(0, 9)]
+    assert subject.num_used_blocks == 0
+    subject.add(request(1, num_prompt=9, max_tokens=1))
+    assert run(subject) == [(1, 1)]
+    subject.add(Request(2, list(range(40, 55)), None, Sampling(max_tokens=1, seed=0)))
+    assert run(subject) == [(2, 15)]  # takes all blocks
+    subject.add(request(3, num_prompt=9, max_tokens=1))
+    assert run(subject) == [(3, 9)]
+    subject.check()
+
+
+def test_a_request_that_starts_over_finds_what_it_had() -> None:
+    subject = scheduler(num_blocks=3, max_batch_tokens=100, shares_prefixes=True)
+    subject.add(request(0, num_prompt=4))
+    subject.add(Request(1, [30, 31, 32, 33], None, Sampling(max_tokens=100, seed=0)))
+    run(subject)
+    assert run(subject) == [(0, 1)]
+    assert subject.num_preemptions == 1
+    subject.remove(subject.running[0])
+    assert run(subject) == [(1, 1)]
+    subject.check()

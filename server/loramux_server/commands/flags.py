@@ -56,6 +56,8 @@ def _parameter(field: msgspec.structs.FieldInfo, config: type[msgspec.Struct]) -
     assert get_origin(hint) is Annotated
     kind, meta = get_args(hint)[:2]
     flag = f"--{field.name.replace('_', '-')}"
+    if kind is bool:
+        flag += f"/--no-{flag.removeprefix('--')}"
     details: dict[str, Any] = {"help": meta.description}
     default = inspect.Parameter.empty if field.required else field.default
     if (meta.extra_json_schema or {}).get("format") == "bytes":

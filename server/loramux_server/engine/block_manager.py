@@ -1,7 +1,12 @@
-"""KV blocks: who holds which, and how many are left.
+"""KV blocks: who holds which, which hold the beginning of what, and how many are left.
 
-Knows nothing of tensors: a block is an integer. The model runner owns the memory.
+Knows nothing of tensors: a block is an integer. The model runner owns the memory. A full block can
+be named after the tokens up to its end; then requests that begin with the same tokens share it, and
+it is remembered after the last of them, until its room is needed: the oldest goes first.
 """
+
+from collections import OrderedDict
+from collections.abc import Sequence
 
 
 class BlockManager:
@@ -14,7 +19,11 @@ class BlockManager:
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._holders = [0] * num_blocks
+        self._free = OrderedDict.fromkeys(range(num_blocks))
+        """Blocks that nobody holds, in the order in which they are handed out."""
+        self._name_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
 
     @property
     def num_free(self) -> int:
@@ -30,15 +39,75 @@ class BlockManager:
         missing = self.num_missing(table, num_tokens)
         if missing > len(self._free):
             return False
-        table.extend(self._free.pop() for _ in range(missing))
+        for _ in range(missing):
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._holders[block] = 1
+            table.append(block)
         return True
+
+    def begin(self, names: Sequence[bytes], num_tokens: int) -> list[int] | None:
+        """Return a new table for `num_tokens` tokens, whose first blocks are shared.
+
+        Args:
+            names: Of the full blocks at its beginning, in order. Those that are known up to the
+                first unknown one are shared.
+            num_tokens: Tokens that the table has to hold.
+
+        Returns:
+            The table, shared blocks and new ones; None, and no change, if blocks lack.
+        """
+        shared: list[int] = []
+        for name in names:
+            block = self._block_of.get(name)
+            if block is None:
+                break
+            shared.append(block)
+        waking = sum(block in self._free for block in shared)
+        if self.num_missing(shared, num_tokens) > len(self._free) - waking:
+            return None
+        for block in shared:
+            self._free.pop(block, None)
+            self._holders[block] += 1
+        self.grow(shared, num_tokens)
+        return shared
+
+    def num_known(self, names: Sequence[bytes]) -> int:
+        """Return how many blocks `begin` would share."""
+        known = 0
+        while known < len(names) and names[known] in self._block_of:
+            known += 1
+        return known
+
+    def name(self, block: int, name: bytes) -> None:
+        """Let a full block be found by `name`; the first block of a name keeps it."""
+        if name not in self._block_of:
+            self._forget(block)
+            self._block_of[name] = block
+            self._name_of[block] = name
 
     def release(self, table: list[int]) -> None:
         """Take back every block of `table` and empty it."""
-        self._free.extend(reversed(table))
+        # Backwards, so that the end of a prefix goes before its beginning, which others may share.
+        for block in reversed(table):
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                self._free[block] = None
+                if block not in self._name_of:
+                    self._free.move_to_end(block, last=False)
         table.clear()
 
     def check(self, tables: list[list[int]]) -> None:
-        """Assert that every block is free or in exactly one of `tables`."""
-        held = [block for table in tables for block in table]
-        assert sorted(self._free + held) == list(range(self.num_blocks)), "blocks leaked or shared"
+        """Assert that every block is free or in as many of `tables` as it has holders."""
+        holders = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                holders[block] += 1
+        assert holders == self._holders, "blocks leaked"
+        free = {block for block, count in enumerate(holders) if not count}
+        assert free == self._free.keys(), "blocks leaked or are free and held"
+        assert {name: block for block, name in self._name_of.items()} == self._block_of
+
+    def _forget(self, block: int) -> None:
+        if name := self._name_of.pop(block, None):
+            del self._block_of[name]

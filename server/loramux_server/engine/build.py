@@ -57,6 +57,7 @@ def build_engine(
         max_bypassed=config.max_bypassed,
         context_length=context_length,
         eos_token_ids=frozenset(model.eos_token_ids),
+        shares_prefixes=config.prefix_cache,
     )
     max_parts = max(shape.num_parts for shape in shapes)
 

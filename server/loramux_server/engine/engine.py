@@ -234,6 +234,8 @@ class Engine:
                 waiting=len(self._scheduler.waiting),
                 used_blocks=self._scheduler.num_used_blocks,
                 preemptions=self._scheduler.num_preemptions,
+                prompt_tokens=self._scheduler.num_prompt_tokens,
+                shared_tokens=self._scheduler.num_shared_tokens,
                 device=self._cache.stats(Tier.DEVICE),
                 host=self._cache.stats(Tier.HOST),
             ),

@@ -56,6 +56,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             extra_json_schema={"format": "bytes"},
         ),
     ] = 0
+    prefix_cache: Annotated[
+        bool,
+        Meta(description="Share KV blocks of equal beginnings under the same adapter."),
+    ] = True
     adapter_memory: Annotated[
         int,
         Meta(
@@ -251,6 +255,10 @@ class Stats(Struct, frozen=True, kw_only=True):
     used_blocks: int
     preemptions: int
     """Since the engine started."""
+    prompt_tokens: int
+    """Tokens that requests brought when they started, likewise."""
+    shared_tokens: int
+    """Those of them whose KV blocks were there already, likewise."""
     device: CacheStats
     host: CacheStats
 

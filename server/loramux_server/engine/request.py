@@ -18,6 +18,10 @@ class Request:
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Its block table: the KV block of every `block_size` tokens, in order."""
+    block_names: list[bytes] = field(default_factory=list)
+    """Names of its full blocks, as far as they were needed; see `prefix.name_blocks`."""
+    num_named: int = 0
+    """Blocks of its table that others can find."""
     num_computed: int = 0
     """Tokens whose keys and values are in the blocks."""
     num_bypassed: int = 0

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.messages import AdapterSource, Finish
+from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
 
 
@@ -79,10 +80,16 @@ class Scheduler:
         max_bypassed: int,
         context_length: int,
         eos_token_ids: frozenset[int],
+        shares_prefixes: bool = True,
     ) -> None:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        """Tokens that requests brought when they started."""
+        self.num_shared_tokens = 0
+        """Those of them whose blocks were there already."""
+        self._shares_prefixes = shares_prefixes
         self._blocks = blocks
         self._adapters = adapters
         self._max_running = max_running
@@ -144,6 +151,7 @@ class Scheduler:
         for chunk in plan.chunks:
             request = chunk.request
             request.num_computed = chunk.end
+            self._name_blocks(request)
             if chunk.end < request.num_tokens:
                 continue
             token = next(new)
@@ -189,14 +197,16 @@ class Scheduler:
         is_draining = False
         while self.waiting and budget and len(self.running) < self._max_running:
             request = self.waiting[0]
-            if self._blocks.num_missing([], request.num_tokens) > self._blocks.num_free:
+            if not self._take_blocks(request):
                 break
             self.waiting.popleft()
             if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
+                self._give_back_blocks(request)
                 passed.append(request)
                 is_draining = is_draining or self._was_passed_enough(request)
                 continue
-            self._blocks.grow(request.blocks, request.num_tokens)
+            self.num_prompt_tokens += request.num_tokens
+            self.num_shared_tokens += request.num_computed
             self.running.append(request)
             budget -= self._add_chunk(chunks, request, budget)
             if not request.has_started:
@@ -207,6 +217,34 @@ class Scheduler:
                 is_draining = is_draining or self._was_passed_enough(other)
         self.waiting.extendleft(reversed(passed))
         return started
+
+    def _take_blocks(self, request: Request) -> bool:
+        """Give a request that starts its blocks, shared ones first; False if blocks lack."""
+        names: list[bytes] = []
+        if self._shares_prefixes:
+            # At least one token has to be computed, to choose the next one.
+            names = name_blocks(request, self._blocks.block_size, request.num_tokens - 1)
+        num_shared = self._blocks.num_known(names)
+        table = self._blocks.begin(names, request.num_tokens)
+        if table is None:
+            return False
+        request.blocks = table
+        request.num_computed = num_shared * self._blocks.block_size
+        request.num_named = num_shared
+        return True
+
+    def _give_back_blocks(self, request: Request) -> None:
+        self._blocks.release(request.blocks)
+        request.num_computed = request.num_named = 0
+
+    def _name_blocks(self, request: Request) -> None:
+        """Let others find the blocks that `request` has filled."""
+        size = self._blocks.block_size
+        if self._shares_prefixes and request.num_computed >= (request.num_named + 1) * size:
+            names = name_blocks(request, size, request.num_computed)
+            for i in range(request.num_named, len(names)):
+                self._blocks.name(request.blocks[i], names[i])
+            request.num_named = len(names)
 
     def _whose_turn(self) -> str | None:
         """Return the adapter of the first request that let enough others pass, if one did."""
@@ -224,14 +262,13 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
         self._release(request)
-        request.num_computed = 0
         if request.adapter:
             self._adapters.want(request.adapter)
         self.waiting.appendleft(request)
         self.num_preemptions += 1
 
     def _release(self, request: Request) -> None:
-        self._blocks.release(request.blocks)
+        self._give_back_blocks(request)
         if request.digest:
             self._adapters.release(request.digest)
 

@@ -6,7 +6,7 @@ P parts.
 
 import torch
 
-from loramux_server.lora.segments import Segments
+from loramux_server.lora.segments import Int32, Segments
 from loramux_server.lora.slab import weights
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -16,7 +16,7 @@ def add_lora(
     x_TK: torch.Tensor,
     a_RK: torch.Tensor,
     b_RN: torch.Tensor,
-    columns: list[int],
+    columns: Int32,
     segments: Segments,
     group: int,
 ) -> None:
@@ -63,7 +63,7 @@ def add_lora(
             first = num_parts * row + part * size
             a = weights(a_RK[first : first + size], dtype)[:rank].to(a_RK.dtype)
             h = (x @ a.T).mul_(scales[part])
-            n0, n1 = columns[part], columns[part + 1]
+            n0, n1 = columns[part : part + 2].tolist()
             y = y_TN[start:end, n0:n1]
             part_b = b[:rank, n0:n1].to(b_RN.dtype)
             if y.dtype == part_b.dtype:

@@ -23,7 +23,7 @@ from loramux_server.kernels.simd import (
     store,
     total,
 )
-from loramux_server.lora.segments import Segments
+from loramux_server.lora.segments import Int32, Segments
 from loramux_server.lora.weight_format import WeightFormat
 
 _JOB = np.dtype(
@@ -31,7 +31,8 @@ _JOB = np.dtype(
         (name, np.int64)
         for name in (
             "y", "x", "a", "b", "h", "columns", "start", "end", "row", "size", "format", "rank",
-            "scale", "num_segments", "num_parts", "in_features", "out_features", "max_rank",
+            "scale", "num_segments", "num_parts", "max_parts", "in_features", "out_features",
+            "max_rank",
         )
     ],
     align=True,
@@ -123,20 +124,20 @@ def _shrink(pointer: Any) -> None:
     all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
-            all_work += (rank[s * num_parts + p] + 3) // 4 * (end[s] - start[s])
+            all_work += (rank[s * job.max_parts + p] + 3) // 4 * (end[s] - start[s])
     mine, others = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
         tokens = end[s] - start[s]
         item_bytes = 4 if form[s] == _FLOAT32 else 2
         for p in range(num_parts):
-            r = rank[s * num_parts + p]
+            r = rank[s * job.max_parts + p]
             quads = (r + 3) // 4
             q0 = first_unit(mine, work, tokens, quads)
             q1 = first_unit(others, work, tokens, quads)
             work += quads * tokens
             a = job.a + (num_parts * row[s] + p * size[s]) * width * 4
-            factor = scale[s * num_parts + p]
+            factor = scale[s * job.max_parts + p]
             for i in range(4 * q0, min(r, 4 * q1), 4):
                 # Past the last row there may be anything: look at the first of the four again.
                 stride = width * item_bytes if i + 4 <= r else 0
@@ -170,13 +171,13 @@ def _expand(pointer: Any) -> None:
     for s in range(job.num_segments):
         for p in range(num_parts):
             lines = (columns[p + 1] - columns[p]) // WIDTH
-            all_work += lines * rank[s * num_parts + p] * (end[s] - start[s])
+            all_work += lines * rank[s * job.max_parts + p] * (end[s] - start[s])
     mine, others = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
         item_bytes = 4 if form[s] == _FLOAT32 else 2
         for p in range(num_parts):
-            r = rank[s * num_parts + p]
+            r = rank[s * job.max_parts + p]
             lines = (columns[p + 1] - columns[p]) // WIDTH
             cost = r * (end[s] - start[s])
             first = WIDTH * first_unit(mine, work, cost, lines)
@@ -231,6 +232,8 @@ class AddLoraCpu:
         self._h = torch.empty(0)
         self._segments: Segments | None = None
         self._max_rank = 0
+        self._rows_G: list[int] = []
+        self._rank_at = self._scale_at = self._group_bytes = 0
 
     def __call__(
         self,
@@ -238,13 +241,13 @@ class AddLoraCpu:
         x_TK: torch.Tensor,
         a_RK: torch.Tensor,
         b_RN: torch.Tensor,
-        columns: list[int],
+        columns: Int32,
         segments: Segments,
         group: int,
     ) -> None:
         """Do what `loramux_server.kernels.add_lora.add_lora` defines."""
         is_served = y_TN.dtype == a_RK.dtype == torch.float32 and x_TK.is_contiguous()
-        if not is_served or any(width % WIDTH for width in (x_TK.shape[1], *columns)):
+        if not is_served or x_TK.shape[1] % WIDTH or (columns % WIDTH).any():
             add_lora(y_TN, x_TK, a_RK, b_RN, columns, segments, group)
             return
         if segments is not self._segments:
@@ -253,25 +256,30 @@ class AddLoraCpu:
         needed = y_TN.shape[0] * num_parts * self._max_rank
         if self._h.numel() < needed:
             self._h = torch.empty(needed)
-        rank_SP = np.ascontiguousarray(segments.rank_GSP[group, :, :num_parts])
-        scale_SP = np.ascontiguousarray(segments.scale_GSP[group, :, :num_parts])
-        borders = np.array(columns, np.int32)
         job = self._job[0]
         job["y"], job["x"], job["h"] = y_TN.data_ptr(), x_TK.data_ptr(), self._h.data_ptr()
         job["a"], job["b"] = a_RK.data_ptr(), b_RN.data_ptr()
-        job["rank"], job["scale"] = rank_SP.ctypes.data, scale_SP.ctypes.data
-        job["columns"], job["num_parts"] = borders.ctypes.data, num_parts
+        job["rank"] = self._rank_at + group * self._group_bytes
+        job["scale"] = self._scale_at + group * self._group_bytes
+        job["columns"], job["num_parts"] = columns.ctypes.data, num_parts
         job["in_features"], job["out_features"] = x_TK.shape[1], y_TN.shape[1]
-        num_rows = int(rank_SP.sum())
+        num_rows = self._rows_G[group]
         self._shrink.run(num_rows * x_TK.shape[1])
         self._expand.run(num_rows * y_TN.shape[1] // num_parts)
 
     def _prepare(self, segments: Segments) -> None:
         """Note what is the same for all groups of a step."""
+        rank_GSP, scale_GSP = segments.rank_GSP, segments.scale_GSP
+        assert rank_GSP.flags.c_contiguous
+        assert scale_GSP.flags.c_contiguous
         self._segments = segments
-        self._max_rank = int(segments.rank_GSP.max())
+        self._max_rank = int(rank_GSP.max())
+        self._rows_G = rank_GSP.sum(axis=(1, 2)).tolist()
+        self._rank_at, self._scale_at = rank_GSP.ctypes.data, scale_GSP.ctypes.data
+        self._group_bytes = rank_GSP.strides[0]
         job = self._job[0]
         job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
         job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
         job["format"] = segments.format_S.ctypes.data
-        job["num_segments"], job["max_rank"] = len(segments.start_S), self._max_rank
+        job["num_segments"], job["max_parts"] = rank_GSP.shape[1:]
+        job["max_rank"] = self._max_rank

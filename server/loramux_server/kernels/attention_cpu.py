@@ -35,7 +35,7 @@ _JOB = np.dtype(
         for name in (
             "q", "k", "v", "out", "scores", "rows", "requests", "context", "table", "num_rows",
             "num_heads", "num_kv_heads", "key_width", "value_width", "block_size", "table_stride",
-            "scores_stride", "window",
+            "scores_stride", "window", "q_stride", "q_head_stride",
         )
     ]
     + [("scale", np.float64), ("softcap", np.float64)],
@@ -94,7 +94,7 @@ def _decode(pointer: Any) -> None:
         first = max(0, length - job.window) if job.window > 0 else 0
         stride = length - first
         blocks = requests[row] * job.table_stride
-        q = job.q + rows[row] * job.num_heads * key_bytes
+        q = job.q + rows[row] * job.q_stride
         out = job.out + rows[row] * job.num_heads * value_bytes
         final = (length - 1) // block_size
         # The score of head g and token c is at (g - j0 * groups) * stride + c - first.
@@ -107,7 +107,7 @@ def _decode(pointer: Any) -> None:
                 for j in range(j0, j1):
                     k = job.k + ((slot + c) * kv_heads + j) * key_bytes
                     for g in range(j * groups, (j + 1) * groups):
-                        q_g = q + g * key_bytes
+                        q_g = q + g * job.q_head_stride
                         product = load(q_g) * load(k)
                         for d in range(64, key_bytes, 64):
                             product = product + load(q_g + d) * load(k + d)
@@ -244,7 +244,8 @@ class PagedAttentionCpu:
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
         if batch is not self._batch:
             self._prepare(batch)
-        q_THD = q_THD.contiguous()
+        if q_THD.stride(2) != 1:
+            q_THD = q_THD.contiguous()
         out_THE = q_THD.new_empty(q_THD.shape[0], num_heads, value_width)
         for request in self._prompts:
             attend_request(out_THE, q_THD, k_SJD, v_SJE, batch, form, request)
@@ -252,6 +253,7 @@ class PagedAttentionCpu:
             job = self._job[0]
             job["q"], job["out"] = q_THD.data_ptr(), out_THE.data_ptr()
             job["k"], job["v"] = k_SJD.data_ptr(), v_SJE.data_ptr()
+            job["q_stride"], job["q_head_stride"] = 4 * q_THD.stride(0), 4 * q_THD.stride(1)
             job["num_heads"], job["num_kv_heads"] = num_heads, num_kv_heads
             job["key_width"], job["value_width"] = key_width, value_width
             job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap

@@ -15,7 +15,7 @@ from loramux_server.kernels.attention import (
 )
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
-from loramux_server.lora.segments import Segments
+from loramux_server.lora.segments import Int32, Segments
 
 
 class AddLora(Protocol):
@@ -27,7 +27,7 @@ class AddLora(Protocol):
         x_TK: torch.Tensor,
         a_RK: torch.Tensor,
         b_RN: torch.Tensor,
-        columns: list[int],
+        columns: Int32,
         segments: Segments,
         group: int,
     ) -> None:

@@ -1,8 +1,8 @@
 """Linear layers that share an input, as one matmul, with the adapters' changes on top."""
 
-import itertools
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -46,7 +46,8 @@ class PackedLinear:
         self.shape = GroupShape(
             features(layers[0])[0], tuple(features(layer)[1] for layer in layers)
         )
-        self._columns = [0, *itertools.accumulate(self.shape.out_features)]
+        self._columns = np.cumsum([0, *self.shape.out_features], dtype=np.int32)
+        self._borders = self._columns.tolist()
         self._slab: Slab | None = None
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
@@ -66,7 +67,7 @@ class PackedLinear:
         if x is not self._input:
             self._input, self._output, self._num_asked = x, self.compute(x), 0
         assert self._output is not None
-        out = self._output[..., self._columns[part] : self._columns[part + 1]]
+        out = self._output[..., self._borders[part] : self._borders[part + 1]]
         self._num_asked += 1
         if self._num_asked == self.shape.num_parts:
             self._input = self._output = None

@@ -1,0 +1,23 @@
+"""Names for KV blocks: what a block holds depends on the adapter and every token up to its end.
+
+Source: vLLM's automatic prefix caching, which chains the hash of a block to that of the one before.
+"""
+
+import hashlib
+from array import array
+
+from loramux_server.engine.request import Request
+
+
+def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[bytes]:
+    """Return the names of the full blocks in the first `num_tokens` tokens of `request`.
+
+    They are computed once and kept with the request. Two blocks have the same name only if adapter
+    and tokens are the same: the digest is a cryptographic one.
+    """
+    names = request.block_names
+    for start in range(len(names) * block_size, num_tokens - block_size + 1, block_size):
+        before = names[-1] if names else (request.digest or "").encode()
+        tokens = array("q", request.tokens(start, start + block_size)).tobytes()
+        names.append(hashlib.blake2b(before + tokens, digest_size=32).digest())
+    return names[: num_tokens // block_size]
