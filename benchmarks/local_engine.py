@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from loramux_server.engine.messages import (
     Sampling,
     Submit,
 )
+from loramux_server.engine.residents import loader_threads
 from loramux_server.lora.packed import format_of
 from loramux_server.models.base_model import load_base_model
 from loramux_server.store.check import num_bytes
@@ -32,7 +32,7 @@ class LocalEngine:
         """Load the model in folder `base`; `config.model` is not looked at."""
         torch.set_num_threads(config.threads or torch.get_num_threads())
         self.model = load_base_model(str(base), dtype=config.dtype, device=config.device)
-        self._executor = ThreadPoolExecutor(2)
+        self._executor = loader_threads()
         self.engine, self.info = build_engine(self.model, config, self._executor, lambda: None)
         self._rng = random.Random(0)
         self._requests: list[int] = []

@@ -18,6 +18,8 @@ from loramux import AsyncClient
 from loramux.bench import Planned, Record, Report, closed_loop, summarize
 
 START_SECONDS = 600
+KINDS = ("base", "identical", "distinct")
+"""Workloads, in the words of `loramux bench --popularity`."""
 Send = Callable[[Sequence[Planned], int], Coroutine[None, None, Report]]
 Stream = Callable[[Planned], AsyncIterator[int]]
 """Sends a request and gives the number of tokens in each piece of the answer."""
@@ -39,14 +41,8 @@ class Contender:
     """A server that can be measured."""
 
     start: Callable[[], AbstractContextManager[Send]]
-    lora: bool | None = None
-    """Whether it runs with LoRA only, without it only, or both (None)."""
-
-    def workloads(self, kinds: Sequence[str]) -> list[str]:
-        """Return those of `kinds` that it can run."""
-        if self.lora is None:
-            return list(kinds)
-        return [kind for kind in kinds if (kind != "base") == self.lora]
+    kinds: tuple[str, ...] = KINDS
+    """Workloads that it is asked to run."""
 
 
 def grpc_loop(target: str) -> Send:
@@ -93,7 +89,8 @@ def vllm(python: Path, fixture: Fixture, *, lora: bool) -> Contender:
 
             yield _http_loop(stream)
 
-    return Contender(start, lora=lora)
+    # One adapter costs it as much as many, and takes as long to measure.
+    return Contender(start, ("distinct",) if lora else ("base",))
 
 
 def llama(binary: Path, source: Path, fixture: Fixture) -> Contender:

@@ -27,7 +27,6 @@ from benchmarks.fixture import SHAPES, make_adapters, make_base
 from loramux.bench import Report, parse_lengths, plan
 
 RANKS = [8, 16, 32, 64]
-WORKLOADS = ("base", "identical", "distinct")
 
 
 def main(
@@ -38,8 +37,9 @@ def main(
         list[int] | None, typer.Option(help="Requests under way at once.")
     ] = None,
     adapters: Annotated[int, typer.Option(help="Distinct adapters.")] = 32,
-    workload: Annotated[list[str] | None, typer.Option(help=", ".join(WORKLOADS))] = None,
+    workload: Annotated[list[str] | None, typer.Option(help=", ".join(peers.KINDS))] = None,
     tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
+    per_slot: Annotated[int, typer.Option(help="Requests of a run for each one under way.")] = 2,
     repeats: Annotated[int, typer.Option(help="Runs of each; medians count.")] = 3,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
@@ -47,7 +47,7 @@ def main(
     """Compare output tokens per second, time to the first token and time between tokens."""
     chosen = SHAPES[shape]
     levels = concurrency or [1, 8, 32]
-    workloads = workload or list(WORKLOADS)
+    workloads = workload or list(peers.KINDS)
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
@@ -64,10 +64,10 @@ def main(
         for seed in range(repeats):
             for label, contender in contenders.items():
                 with contender.start() as send:
-                    for kind in contender.workloads(workloads):
+                    for kind in [kind for kind in workloads if kind in contender.kinds]:
                         for level in levels:
                             requests = plan(
-                                max(2 * level, 4), popularity=kind, adapters=names,
+                                max(per_slot * level, 4), popularity=kind, adapters=names,
                                 prompt=parse_lengths("32:256"), output=parse_lengths(str(tokens)),
                                 vocab_size=chosen.vocab, seed=seed,
                             )  # fmt: skip

@@ -170,7 +170,8 @@ def test_no_weight_is_copied(form: str) -> None:
         given.run(operation)
     num_tokens, num_outputs = given.y.shape
     assert counter.total >= num_tokens * num_outputs  # it does count: the copy of y
-    assert counter.total <= num_tokens * (num_outputs + 3 * 64)
+    # A block of the rank rows of one segment is laid aside, however many tokens it has.
+    assert counter.total <= num_tokens * (num_outputs + 2 * 64) + 64 * 64 * torch.get_num_threads()
     assert counter.total < 64 * (512 + 512)
 
 

@@ -1,5 +1,11 @@
 """The adapters in memory, as the frontend hears of them."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import Drop, Report, Sampling, Submit
 from tests.support.engine import InlineExecutor
@@ -46,3 +52,17 @@ def test_what_is_dropped_is_stored_only() -> None:
     subject.check()
     assert report.tiers == {A.digest: "stored"}
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
+def test_loads_give_openmp_no_reason_to_sleep() -> None:
+    """More threads in teams than cores, and every loop of a step begins by waking its own."""
+    program = (
+        "import os, torch; from loramux_server.engine.residents import loader_threads;"
+        "torch.set_num_threads(4); big = torch.ones(1 << 22); big.clone();"
+        "threads = loader_threads(); threads.submit(int).result();"
+        "before = len(os.listdir('/proc/self/task')); threads.submit(big.clone).result();"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    run = [sys.executable, "-c", program]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "0\n"

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -26,6 +25,7 @@ from loramux_server.engine.messages import (
     decode_to_engine,
     encode,
 )
+from loramux_server.engine.residents import loader_threads
 from loramux_server.models.base_model import UnservableModelError, load_base_model
 
 
@@ -70,7 +70,7 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
     torch.set_num_threads(config.threads or num_cores())
     model = load_base_model(config.model, dtype=config.dtype, device=config.device)
     inbox = Inbox(connection)
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
+    with loader_threads() as executor:
         engine, info = build_engine(model, config, executor, inbox.wake)
         write_message(connection, encode(Ready(info)))
         while not inbox.is_closed:

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from loramux_server.engine.messages import AdapterSource, Load
+from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.segments import Residence
@@ -30,6 +31,11 @@ class Landed:
 
     loads: list[Load] = field(default_factory=list)
     failed: list[tuple[AdapterSource, BaseException]] = field(default_factory=list)
+
+
+def loader_threads() -> ThreadPoolExecutor:
+    """Return the threads on which loads run: they take no core from the step that runs."""
+    return ThreadPoolExecutor(2, thread_name_prefix="load", initializer=without_team)
 
 
 class Residents:

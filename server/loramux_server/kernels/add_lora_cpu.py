@@ -13,7 +13,15 @@ import numpy as np
 import torch
 
 from loramux_server.kernels.add_lora import add_lora
-from loramux_server.kernels.parallel import Kernel, first_unit, float32_at, int32_at, share_of
+from loramux_server.kernels.parallel import (
+    FASTMATH,
+    Kernel,
+    first_unit,
+    float32_at,
+    int32_at,
+    share_of,
+    thread_number,
+)
 from loramux_server.kernels.simd import (
     WIDTH,
     load,
@@ -32,12 +40,16 @@ _JOB = np.dtype(
         for name in (
             "y", "x", "a", "b", "h", "columns", "start", "end", "row", "size", "format", "rank",
             "scale", "num_segments", "num_parts", "max_parts", "in_features", "out_features",
-            "max_rank",
+            "max_rank", "scratch",
         )
     ],
     align=True,
 )  # fmt: skip
+_LONG = 16
+"""Tokens of a segment from which on it pays to keep its rank rows close."""
 _BLOCK = 4 * WIDTH
+_ROW_BLOCK = 32 * WIDTH
+"""Outputs done together, in long segments and in short ones."""
 _FLOAT32, _BFLOAT16, _FLOAT16 = (int(number) for number in WeightFormat)
 
 
@@ -73,45 +85,24 @@ def _add_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
     return add  # type: ignore[no-any-return]
 
 
-def _tile_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
-    """Return a loop that adds all B rows to the outputs of four tokens, for one format."""
+def _widen_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
+    """Return a loop that copies a block of B rows to rows of float32, for weights of one format."""
 
     @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def tile(
-        y: Any,
-        y_stride: Any,
-        b: Any,
-        b_stride: Any,
-        h: Any,
-        at: Any,
-        h_stride: Any,
-        rank: Any,
-        width: Any,
-    ) -> None:
-        for n in range(0, width, WIDTH):
-            y_n, b_n = y + 4 * n, b + item_bytes * n
-            y0, y1 = load(y_n), load(y_n + y_stride)
-            y2, y3 = load(y_n + 2 * y_stride), load(y_n + 3 * y_stride)
-            for i in range(rank):
-                row = load_weights(b_n + i * b_stride)
-                y0 = y0 + splat(h[at + i]) * row
-                y1 = y1 + splat(h[at + h_stride + i]) * row
-                y2 = y2 + splat(h[at + 2 * h_stride + i]) * row
-                y3 = y3 + splat(h[at + 3 * h_stride + i]) * row
-            store(y_n, y0)
-            store(y_n + y_stride, y1)
-            store(y_n + 2 * y_stride, y2)
-            store(y_n + 3 * y_stride, y3)
+    def widen(to: Any, b: Any, stride: Any, rank: Any, width: Any) -> None:
+        for i in range(rank):
+            for n in range(0, width, WIDTH):
+                store(to + 4 * (i * _BLOCK + n), load_weights(b + i * stride + item_bytes * n))
 
-    return tile  # type: ignore[no-any-return]
+    return widen  # type: ignore[no-any-return]
 
 
 _dot_float32, _dot_bfloat16 = _dot_for(load, 4), _dot_for(load_bfloat16, 2)
 _dot_float16 = _dot_for(load_float16, 2)
 _add_float32, _add_bfloat16 = _add_for(load, 4), _add_for(load_bfloat16, 2)
 _add_float16 = _add_for(load_float16, 2)
-_tile_float32, _tile_bfloat16 = _tile_for(load, 4), _tile_for(load_bfloat16, 2)
-_tile_float16 = _tile_for(load_float16, 2)
+_widen_float32, _widen_bfloat16 = _widen_for(load, 4), _widen_for(load_bfloat16, 2)
+_widen_float16 = _widen_for(load_float16, 2)
 
 
 def _shrink(pointer: Any) -> None:
@@ -163,10 +154,10 @@ def _shrink(pointer: Any) -> None:
 def _expand(pointer: Any) -> None:
     """y[t, n] += sum of h[t, p, i] * B[i, n], the outputs shared out by the rank behind them."""
     job = numba.carray(pointer, 1)[0]
-    h, columns = float32_at(job.h), int32_at(job.columns)
+    columns = int32_at(job.columns)
     start, end, rank = int32_at(job.start), int32_at(job.end), int32_at(job.rank)
     row, form = int32_at(job.row), int32_at(job.format)
-    num_parts, width, zero = job.num_parts, job.out_features, np.float32(0.0)
+    num_parts, width = job.num_parts, job.out_features
     all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
@@ -175,51 +166,98 @@ def _expand(pointer: Any) -> None:
     mine, others = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
+        tokens = end[s] - start[s]
         item_bytes = 4 if form[s] == _FLOAT32 else 2
         for p in range(num_parts):
             r = rank[s * job.max_parts + p]
             lines = (columns[p + 1] - columns[p]) // WIDTH
-            cost = r * (end[s] - start[s])
-            first = WIDTH * first_unit(mine, work, cost, lines)
-            count = WIDTH * first_unit(others, work, cost, lines) - first
-            work += lines * cost
-            b = job.b + row[s] * width * 4 + (columns[p] + first) * item_bytes
-            stride = width * item_bytes
-            done = 0
-            if count > 0:
-                # Blocks of outputs that stay in the first cache while the tokens pass by.
-                done = (end[s] - start[s]) // 4 * 4
-                for n in range(0, count, _BLOCK):
-                    few = min(_BLOCK, count - n)
-                    b_n = b + n * item_bytes
-                    for t in range(start[s], start[s] + done, 4):
-                        y = job.y + (t * width + columns[p] + first + n) * 4
-                        at = (t * num_parts + p) * job.max_rank
-                        h_stride = num_parts * job.max_rank
-                        if form[s] == _FLOAT32:
-                            _tile_float32(y, 4 * width, b_n, stride, h, at, h_stride, r, few)
-                        elif form[s] == _BFLOAT16:
-                            _tile_bfloat16(y, 4 * width, b_n, stride, h, at, h_stride, r, few)
-                        else:
-                            _tile_float16(y, 4 * width, b_n, stride, h, at, h_stride, r, few)
-            for t in range(start[s] + done, end[s]):
-                if count <= 0:
-                    break
-                y = job.y + (t * width + columns[p] + first) * 4
-                at = (t * num_parts + p) * job.max_rank
-                for i in range(0, r, 4):
-                    # Past the last row there may be anything: nothing of it is looked at.
-                    h1, h2, h3, step = zero, zero, zero, 0
-                    if i + 4 <= r:
-                        h1, h2, h3 = h[at + i + 1], h[at + i + 2], h[at + i + 3]
-                        step = stride
-                    for j in range(i, i + 1 if step else r):
-                        if form[s] == _FLOAT32:
-                            _add_float32(y, b + j * stride, step, h[at + j], h1, h2, h3, count)
-                        elif form[s] == _BFLOAT16:
-                            _add_bfloat16(y, b + j * stride, step, h[at + j], h1, h2, h3, count)
-                        else:
-                            _add_float16(y, b + j * stride, step, h[at + j], h1, h2, h3, count)
+            first = columns[p] + WIDTH * first_unit(mine, work, r * tokens, lines)
+            last = columns[p] + WIDTH * first_unit(others, work, r * tokens, lines)
+            work += lines * r * tokens
+            b = job.b + row[s] * width * 4
+            block = _ROW_BLOCK if tokens < _LONG else _BLOCK
+            for n in range(first, last, block):
+                count = min(block, last - n)
+                b_n = b + n * item_bytes
+                y = job.y + (start[s] * width + n) * 4
+                h = job.h + (start[s] * num_parts + p) * job.max_rank * 4
+                h_stride = num_parts * job.max_rank * 4
+                if tokens < _LONG:
+                    _add_rows(y, 4 * width, b_n, form[s], h, h_stride, r, tokens, count)
+                else:
+                    _add_tiles(job, y, b_n, form[s], h, h_stride, r, tokens, count)
+
+
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _add_rows(
+    y: Any,
+    stride: Any,
+    b: Any,
+    form: Any,
+    h: Any,
+    h_stride: Any,
+    rank: Any,
+    tokens: Any,
+    width: Any,
+) -> None:
+    """Add a block of outputs, four rank rows at a time: the rows are read as four streams."""
+    item_bytes = 4 if form == _FLOAT32 else 2
+    zero = np.float32(0.0)
+    for i in range(0, rank, 4):
+        b_i = b + i * (stride // 4) * item_bytes
+        for t in range(tokens):
+            h_t = float32_at(h + t * h_stride)
+            h0, h1, h2, h3, step = h_t[i], zero, zero, zero, 0
+            if i + 4 <= rank:
+                h1, h2, h3 = h_t[i + 1], h_t[i + 2], h_t[i + 3]
+                step = (stride // 4) * item_bytes
+            # Past the last row there may be anything: of fewer than four, each goes alone.
+            for j in range(i, i + 1 if step else rank):
+                b_j = b_i + (j - i) * (stride // 4) * item_bytes
+                h0 = h_t[j]
+                if form == _FLOAT32:
+                    _add_float32(y + t * stride, b_j, step, h0, h1, h2, h3, width)
+                elif form == _BFLOAT16:
+                    _add_bfloat16(y + t * stride, b_j, step, h0, h1, h2, h3, width)
+                else:
+                    _add_float16(y + t * stride, b_j, step, h0, h1, h2, h3, width)
+
+
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _add_tiles(
+    job: Any, y: Any, b: Any, form: Any, h: Any, h_stride: Any, rank: Any, tokens: Any, width: Any
+) -> None:
+    """Add a block of outputs, four tokens at a time: the rank rows stay in the first cache."""
+    stride = 4 * job.out_features
+    rows = job.scratch + thread_number() * job.max_rank * _BLOCK * 4
+    if form == _FLOAT32:
+        _widen_float32(rows, b, stride, rank, width)
+    elif form == _BFLOAT16:
+        _widen_bfloat16(rows, b, stride // 2, rank, width)
+    else:
+        _widen_float16(rows, b, stride // 2, rank, width)
+    for t in range(0, tokens, 4):
+        # At the end, tokens that are not there are the last one again, and are not stored.
+        h0 = float32_at(h + t * h_stride)
+        h1 = float32_at(h + min(t + 1, tokens - 1) * h_stride)
+        h2 = float32_at(h + min(t + 2, tokens - 1) * h_stride)
+        h3 = float32_at(h + min(t + 3, tokens - 1) * h_stride)
+        for n in range(0, width, WIDTH):
+            y_n = y + t * stride + 4 * n
+            s0 = s1 = s2 = s3 = splat(np.float32(0.0))
+            for i in range(rank):
+                b_i = load(rows + 4 * (i * _BLOCK + n))
+                s0 = s0 + splat(h0[i]) * b_i
+                s1 = s1 + splat(h1[i]) * b_i
+                s2 = s2 + splat(h2[i]) * b_i
+                s3 = s3 + splat(h3[i]) * b_i
+            store(y_n, load(y_n) + s0)
+            if t + 1 < tokens:
+                store(y_n + stride, load(y_n + stride) + s1)
+            if t + 2 < tokens:
+                store(y_n + 2 * stride, load(y_n + 2 * stride) + s2)
+            if t + 3 < tokens:
+                store(y_n + 3 * stride, load(y_n + 3 * stride) + s3)
 
 
 class AddLoraCpu:
@@ -230,6 +268,7 @@ class AddLoraCpu:
         self._shrink = Kernel(_shrink, self._job)
         self._expand = Kernel(_expand, self._job)
         self._h = torch.empty(0)
+        self._scratch = torch.empty(0)
         self._segments: Segments | None = None
         self._max_rank = 0
         self._rows_G: list[int] = []
@@ -281,5 +320,9 @@ class AddLoraCpu:
         job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
         job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
         job["format"] = segments.format_S.ctypes.data
+        needed = self._max_rank * _BLOCK * torch.get_num_threads()
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed)
+        job["scratch"] = self._scratch.data_ptr()
         job["num_segments"], job["max_parts"] = rank_GSP.shape[1:]
         job["max_rank"] = self._max_rank

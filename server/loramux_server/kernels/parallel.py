@@ -93,6 +93,18 @@ class Kernel:
             self._parallel(self._address, self._job, torch.get_num_threads(), 0)
 
 
+def without_team() -> None:
+    """Let what the calling thread does with torch run on that thread alone.
+
+    Each thread that uses OpenMP gets a team of its own, which stays. Once there are more threads in
+    teams than cores, OpenMP no longer waits awake: every loop then begins by waking its threads,
+    and a step takes two to three times as long.
+    """
+    torch.get_num_threads()  # torch sets the number itself the first time that a thread uses it
+    if runtime := _runtime():
+        runtime.omp_set_num_threads(1)
+
+
 _LITTLE = 8192
 """Numbers that one thread has done before a second one has begun."""
 
