@@ -76,8 +76,8 @@ def vllm(python: Path, fixture: Fixture, *, lora: bool) -> Contender:
             "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         }  # fmt: skip
-        with _process(command, environment, fixture.folder / "vllm.log"):
-            _wait(f"http://127.0.0.1:{port}/health")
+        health = f"http://127.0.0.1:{port}/health"
+        with _process(command, environment, fixture.folder / "vllm.log", health):
 
             def stream(request: Planned) -> AsyncIterator[int]:
                 body = {
@@ -110,8 +110,8 @@ def llama(binary: Path, source: Path, fixture: Fixture) -> Contender:
             "--cache-ram", "0", "--lora-init-without-apply",
             "--lora", ",".join(str(files / f"{name}.gguf") for name in fixture.names),
         ]  # fmt: skip
-        with _process(command, {}, fixture.folder / "llama.log"):
-            _wait(f"http://127.0.0.1:{port}/health")
+        health = f"http://127.0.0.1:{port}/health"
+        with _process(command, {}, fixture.folder / "llama.log", health):
 
             def stream(request: Planned) -> AsyncIterator[int]:
                 # Without a list every adapter would apply.
@@ -171,7 +171,10 @@ def _convert(source: Path, fixture: Fixture, files: Path) -> None:
 
 
 @contextmanager
-def _process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+def _process(
+    command: list[str], environment: dict[str, str], log: Path, url: str
+) -> Iterator[None]:
+    """Run a server for the block, which begins when `url` answers."""
     with (
         log.open("ab") as output,
         subprocess.Popen(
@@ -179,6 +182,7 @@ def _process(command: list[str], environment: dict[str, str], log: Path) -> Iter
         ) as process,
     ):
         try:
+            _wait(process, url)
             yield
         except BaseException:
             print(log.read_text(encoding="utf-8", errors="replace")[-2000:], file=sys.stderr)
@@ -190,9 +194,9 @@ def _process(command: list[str], environment: dict[str, str], log: Path) -> Iter
             process.kill()
 
 
-def _wait(url: str) -> None:
+def _wait(process: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.5)

@@ -24,7 +24,7 @@ import typer
 
 from benchmarks import machine, peers, server
 from benchmarks.fixture import SHAPES, make_adapters, make_base
-from loramux.bench import Report, parse_lengths, plan
+from loramux.bench import Planned, Report, parse_lengths, plan
 
 RANKS = [8, 16, 32, 64]
 
@@ -64,6 +64,7 @@ def main(
         for seed in range(repeats):
             for label, contender in contenders.items():
                 with contender.start() as send:
+                    asyncio.run(send(warm_up(contender, names), 4))
                     for kind in [kind for kind in workloads if kind in contender.kinds]:
                         for level in levels:
                             requests = plan(
@@ -85,6 +86,15 @@ def main(
             "machine": machine.describe(),
         }
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def warm_up(contender: peers.Contender, names: list[str]) -> list[Planned]:
+    """Return short requests after which every adapter is where it is used."""
+    kind = "distinct" if "distinct" in contender.kinds else "base"
+    return plan(
+        len(names), popularity=kind, adapters=names, prompt=parse_lengths("8"),
+        output=parse_lengths("2"), vocab_size=256,
+    )  # fmt: skip
 
 
 def ours(fixture: peers.Fixture) -> peers.Contender:

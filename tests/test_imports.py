@@ -184,3 +184,10 @@ def test_the_docstring_lists_every_error_with_its_code() -> None:
     lines = (loramux.errors.__doc__ or "").splitlines()
     table = {line.split()[1]: line.split()[2].rstrip(",") for line in lines if "─ " in line}
     assert table == {name: error.code.name for name, error in errors().items()}
+
+
+def test_the_frontend_process_has_no_torch() -> None:
+    program = "import sys, loramux_server.server; print('torch' in sys.modules)"
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "False\n"

@@ -15,7 +15,7 @@ from loramux_server.kernels.add_lora_cpu import AddLoraCpu
 from loramux_server.kernels.backend import AddLora
 from loramux_server.lora.row_allocator import rows_of
 from loramux_server.lora.segments import Int32, Residence, Segments
-from loramux_server.lora.slab import weights
+from loramux_server.lora.slab import DTYPES, weights
 from loramux_server.lora.weight_format import WeightFormat
 
 FORMS: dict[str, Callable[[], AddLora]] = {"definition": lambda: add_lora, "cpu": AddLoraCpu}
@@ -45,7 +45,7 @@ class Problem:
         segments = self.segments
         for s, ranks in enumerate(self.ranks):
             row, size = int(segments.row_S[s]), int(segments.size_S[s])
-            dtype = WeightFormat(segments.format_S[s]).dtype
+            dtype = DTYPES[WeightFormat(segments.format_S[s])]
             b = weights(self.b[row : row + size], dtype).double()
             for t in range(segments.start_S[s], segments.end_S[s]):
                 for p, rank in enumerate(ranks):
@@ -84,7 +84,7 @@ def problem(
     a = torch.full((num_parts * (row + 8), width), float("nan"))
     b = torch.full((row + 8, sum(outputs)), float("nan"))
     for adapter in adapters:
-        dtype = adapter.format.dtype
+        dtype = DTYPES[adapter.format]
         for p, rank in enumerate(adapter.rank_GP[0].tolist()):
             first = num_parts * adapter.row + p * adapter.size
             part_a = weights(a[first : first + adapter.size], dtype)

@@ -7,7 +7,7 @@ P parts.
 import torch
 
 from loramux_server.lora.segments import Int32, Segments
-from loramux_server.lora.slab import weights
+from loramux_server.lora.slab import DTYPES, weights
 from loramux_server.lora.weight_format import WeightFormat
 
 
@@ -54,7 +54,7 @@ def add_lora(
     )
     for start, end, row, size, number, ranks, scales in rows:
         x = x_TK[start:end].to(a_RK.dtype)
-        dtype = WeightFormat(number).dtype
+        dtype = DTYPES[WeightFormat(number)]
         b = weights(b_RN[row : row + size], dtype)
         for part in range(num_parts):
             rank = ranks[part]

@@ -13,6 +13,14 @@ import numpy as np
 import torch
 
 from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.weight_format import WeightFormat
+
+DTYPES = {
+    WeightFormat.FLOAT32: torch.float32,
+    WeightFormat.BFLOAT16: torch.bfloat16,
+    WeightFormat.FLOAT16: torch.float16,
+}
+"""The formats as torch calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class Slab:
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
         """Copy `adapter` to the run of rows that begins at `row`; the caller owns those rows."""
-        size, dtype = adapter.num_rows, adapter.format.dtype
+        size, dtype = adapter.num_rows, DTYPES[adapter.format]
         for layer in adapter.layers:
             group, part = layer.place.group, layer.place.part
             rank = layer.a_RK.shape[0]

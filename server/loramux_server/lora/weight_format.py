@@ -6,8 +6,6 @@ loses nothing, because both widen to float32 exactly where they are used.
 
 import enum
 
-import torch
-
 
 class WeightFormat(enum.IntEnum):
     """A number format; kernels go by its number."""
@@ -17,20 +15,10 @@ class WeightFormat(enum.IntEnum):
     FLOAT16 = 2
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The format as torch calls it."""
-        return _DTYPES[self]
-
-    @property
     def item_bytes(self) -> int:
         """Bytes of one weight."""
-        return self.dtype.itemsize
+        return 4 if self is WeightFormat.FLOAT32 else 2
 
 
-_DTYPES = {
-    WeightFormat.FLOAT32: torch.float32,
-    WeightFormat.BFLOAT16: torch.bfloat16,
-    WeightFormat.FLOAT16: torch.float16,
-}
 FORMATS = {"F32": WeightFormat.FLOAT32, "BF16": WeightFormat.BFLOAT16, "F16": WeightFormat.FLOAT16}
 """The names of the safetensors format."""
