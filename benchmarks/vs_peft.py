@@ -75,6 +75,7 @@ def main(
             "command": "python -m benchmarks.vs_peft",
             "shape": shape,
             "concurrency": concurrency,
+            "requests": requests,
             "adapters": adapters,
             "ranks": RANKS,
             "prompt_tokens": prompt,
