@@ -134,10 +134,10 @@ def write_tokenizer(base: Path, vocab_size: int) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     vocab = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", *words])}
     vocab |= {f"w{number}": number for number in range(len(vocab), vocab_size)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))  # llama.cpp wants one
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
@@ -167,7 +167,9 @@ def _convert(source: Path, fixture: Fixture, files: Path) -> None:
     for tool, model, name, more in tools:
         command = [sys.executable, "-c", script, str(source), tool, str(model),
                    "--outtype", "f16", "--outfile", str(files / f"{name}.gguf"), *more]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{tool} failed:\n{done.stderr[-2000:]}")
 
 
 @contextmanager

