@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     # OpenMP threads that wait for each other for milliseconds without sleeping keep everybody else
     # off the cores: with one other busy process on two cores, steps took fifty times as long. This
-    # many turns are some 100 us, longer than Python takes from one operation to the next.
+    # many turns last from one operation to the next, and not much longer.
     "GOMP_SPINCOUNT": "100000",
 }
 """What the engine's environment has unless it says otherwise."""

@@ -226,3 +226,14 @@ def test_a_request_that_starts_over_finds_what_it_had() -> None:
     subject.remove(subject.running[0])
     assert run(subject) == [(1, 1)]
     subject.check()
+
+
+def test_who_waits_for_an_adapter_takes_no_remembered_block_away() -> None:
+    subject = scheduler(Adapters(), shares_prefixes=True, num_blocks=4, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=15, max_tokens=1))
+    assert run(subject) == [(0, 15)]  # all four blocks; three are remembered
+    subject.add(request(1, num_prompt=15, adapter="away"))
+    assert run(subject) == []
+    subject.remove(subject.waiting[0])
+    subject.add(request(2, num_prompt=15, max_tokens=1))
+    assert run(subject) == [(2, 3)]

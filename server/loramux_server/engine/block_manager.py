@@ -46,38 +46,28 @@ class BlockManager:
             table.append(block)
         return True
 
-    def begin(self, names: Sequence[bytes], num_tokens: int) -> list[int] | None:
-        """Return a new table for `num_tokens` tokens, whose first blocks are shared.
+    def can_begin(self, names: Sequence[bytes], num_tokens: int) -> bool:
+        """Return whether `begin` has the room that it needs."""
+        shared = self._known(names)
+        waking = sum(block in self._free for block in shared)
+        return self.num_missing(shared, num_tokens) <= len(self._free) - waking
+
+    def begin(self, names: Sequence[bytes], num_tokens: int) -> tuple[list[int], int]:
+        """Return a new table for `num_tokens` tokens, and how many of its blocks are shared.
 
         Args:
             names: Of the full blocks at its beginning, in order. Those that are known up to the
                 first unknown one are shared.
-            num_tokens: Tokens that the table has to hold.
-
-        Returns:
-            The table, shared blocks and new ones; None, and no change, if blocks lack.
+            num_tokens: Tokens that the table has to hold; see `can_begin`.
         """
-        shared: list[int] = []
-        for name in names:
-            block = self._block_of.get(name)
-            if block is None:
-                break
-            shared.append(block)
-        waking = sum(block in self._free for block in shared)
-        if self.num_missing(shared, num_tokens) > len(self._free) - waking:
-            return None
-        for block in shared:
+        table = self._known(names)
+        num_shared = len(table)
+        for block in table:
             self._free.pop(block, None)
             self._holders[block] += 1
-        self.grow(shared, num_tokens)
-        return shared
-
-    def num_known(self, names: Sequence[bytes]) -> int:
-        """Return how many blocks `begin` would share."""
-        known = 0
-        while known < len(names) and names[known] in self._block_of:
-            known += 1
-        return known
+        has_grown = self.grow(table, num_tokens)
+        assert has_grown, "begin without can_begin"
+        return table, num_shared
 
     def name(self, block: int, name: bytes) -> None:
         """Let a full block be found by `name`; the first block of a name keeps it."""
@@ -107,6 +97,15 @@ class BlockManager:
         free = {block for block, count in enumerate(holders) if not count}
         assert free == self._free.keys(), "blocks leaked or are free and held"
         assert {name: block for block, name in self._name_of.items()} == self._block_of
+
+    def _known(self, names: Sequence[bytes]) -> list[int]:
+        blocks: list[int] = []
+        for name in names:
+            block = self._block_of.get(name)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
 
     def _forget(self, block: int) -> None:
         if name := self._name_of.pop(block, None):

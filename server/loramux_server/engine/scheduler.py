@@ -197,14 +197,17 @@ class Scheduler:
         is_draining = False
         while self.waiting and budget and len(self.running) < self._max_running:
             request = self.waiting[0]
-            if not self._take_blocks(request):
+            names = self._prefix(request)
+            if not self._blocks.can_begin(names, request.num_tokens):
                 break
             self.waiting.popleft()
             if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
-                self._give_back_blocks(request)
                 passed.append(request)
                 is_draining = is_draining or self._was_passed_enough(request)
                 continue
+            request.blocks, num_shared = self._blocks.begin(names, request.num_tokens)
+            request.num_named = num_shared
+            request.num_computed = num_shared * self._blocks.block_size
             self.num_prompt_tokens += request.num_tokens
             self.num_shared_tokens += request.num_computed
             self.running.append(request)
@@ -218,24 +221,12 @@ class Scheduler:
         self.waiting.extendleft(reversed(passed))
         return started
 
-    def _take_blocks(self, request: Request) -> bool:
-        """Give a request that starts its blocks, shared ones first; False if blocks lack."""
-        names: list[bytes] = []
-        if self._shares_prefixes:
-            # At least one token has to be computed, to choose the next one.
-            names = name_blocks(request, self._blocks.block_size, request.num_tokens - 1)
-        num_shared = self._blocks.num_known(names)
-        table = self._blocks.begin(names, request.num_tokens)
-        if table is None:
-            return False
-        request.blocks = table
-        request.num_computed = num_shared * self._blocks.block_size
-        request.num_named = num_shared
-        return True
-
-    def _give_back_blocks(self, request: Request) -> None:
-        self._blocks.release(request.blocks)
-        request.num_computed = request.num_named = 0
+    def _prefix(self, request: Request) -> list[bytes]:
+        """Return the names of the blocks that a request which starts need not compute."""
+        if not self._shares_prefixes:
+            return []
+        # At least one token has to be computed, to choose the next one.
+        return name_blocks(request, self._blocks.block_size, request.num_tokens - 1)
 
     def _name_blocks(self, request: Request) -> None:
         """Let others find the blocks that `request` has filled."""
@@ -268,7 +259,8 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _release(self, request: Request) -> None:
-        self._give_back_blocks(request)
+        self._blocks.release(request.blocks)
+        request.num_computed = request.num_named = 0
         if request.digest:
             self._adapters.release(request.digest)
 

@@ -5,7 +5,6 @@ work so that each reads long runs. In prefill, four rank rows stay close to the 
 tokens of a segment pass by, and then the outputs of four tokens while the rank rows pass.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -22,15 +21,19 @@ from loramux_server.kernels.parallel import (
     share_of,
     thread_number,
 )
-from loramux_server.kernels.simd import (
-    WIDTH,
-    load,
-    load_bfloat16,
-    load_float16,
-    splat,
-    store,
-    total,
+from loramux_server.kernels.rank_rows_cpu import (
+    BLOCK,
+    add_bfloat16,
+    add_float16,
+    add_float32,
+    dot_bfloat16,
+    dot_float16,
+    dot_float32,
+    widen_bfloat16,
+    widen_float16,
+    widen_float32,
 )
+from loramux_server.kernels.simd import WIDTH, load, splat, store
 from loramux_server.lora.segments import Int32, Segments
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -47,62 +50,9 @@ _JOB = np.dtype(
 )  # fmt: skip
 _LONG = 16
 """Tokens of a segment from which on it pays to keep its rank rows close."""
-_BLOCK = 4 * WIDTH
 _ROW_BLOCK = 32 * WIDTH
-"""Outputs done together, in long segments and in short ones."""
+"""Outputs done together in short segments; in long ones it is BLOCK."""
 _FLOAT32, _BFLOAT16, _FLOAT16 = (int(number) for number in WeightFormat)
-
-
-def _dot_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
-    """Return a loop that multiplies four A rows with an input, for weights of one format."""
-
-    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def dot(a: Any, stride: Any, x: Any, width: Any) -> Any:
-        s0 = s1 = s2 = s3 = splat(np.float32(0.0))
-        for k in range(0, width, WIDTH):
-            x_k, a_k = load(x + 4 * k), a + item_bytes * k
-            s0 = s0 + x_k * load_weights(a_k)
-            s1 = s1 + x_k * load_weights(a_k + stride)
-            s2 = s2 + x_k * load_weights(a_k + 2 * stride)
-            s3 = s3 + x_k * load_weights(a_k + 3 * stride)
-        return total(s0), total(s1), total(s2), total(s3)
-
-    return dot  # type: ignore[no-any-return]
-
-
-def _add_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
-    """Return a loop that adds four scaled B rows to an output, for weights of one format."""
-
-    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def add(y: Any, b: Any, stride: Any, h0: Any, h1: Any, h2: Any, h3: Any, width: Any) -> None:
-        v0, v1, v2, v3 = splat(h0), splat(h1), splat(h2), splat(h3)
-        for n in range(0, width, WIDTH):
-            y_n, b_n = y + 4 * n, b + item_bytes * n
-            low = v0 * load_weights(b_n) + v1 * load_weights(b_n + stride)
-            high = v2 * load_weights(b_n + 2 * stride) + v3 * load_weights(b_n + 3 * stride)
-            store(y_n, load(y_n) + low + high)
-
-    return add  # type: ignore[no-any-return]
-
-
-def _widen_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
-    """Return a loop that copies a block of B rows to rows of float32, for weights of one format."""
-
-    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def widen(to: Any, b: Any, stride: Any, rank: Any, width: Any) -> None:
-        for i in range(rank):
-            for n in range(0, width, WIDTH):
-                store(to + 4 * (i * _BLOCK + n), load_weights(b + i * stride + item_bytes * n))
-
-    return widen  # type: ignore[no-any-return]
-
-
-_dot_float32, _dot_bfloat16 = _dot_for(load, 4), _dot_for(load_bfloat16, 2)
-_dot_float16 = _dot_for(load_float16, 2)
-_add_float32, _add_bfloat16 = _add_for(load, 4), _add_for(load_bfloat16, 2)
-_add_float16 = _add_for(load_float16, 2)
-_widen_float32, _widen_bfloat16 = _widen_for(load, 4), _widen_for(load_bfloat16, 2)
-_widen_float16 = _widen_for(load_float16, 2)
 
 
 def _shrink(pointer: Any) -> None:
@@ -138,11 +88,11 @@ def _shrink(pointer: Any) -> None:
                     for t in range(start[s], end[s]):
                         x_t = job.x + t * width * 4
                         if form[s] == _FLOAT32:
-                            h0, h1, h2, h3 = _dot_float32(a_j, stride, x_t, width)
+                            h0, h1, h2, h3 = dot_float32(a_j, stride, x_t, width)
                         elif form[s] == _BFLOAT16:
-                            h0, h1, h2, h3 = _dot_bfloat16(a_j, stride, x_t, width)
+                            h0, h1, h2, h3 = dot_bfloat16(a_j, stride, x_t, width)
                         else:
-                            h0, h1, h2, h3 = _dot_float16(a_j, stride, x_t, width)
+                            h0, h1, h2, h3 = dot_float16(a_j, stride, x_t, width)
                         at = (t * num_parts + p) * max_rank + j
                         h[at] = factor * h0
                         if count == 4:
@@ -175,7 +125,7 @@ def _expand(pointer: Any) -> None:
             last = columns[p] + WIDTH * first_unit(others, work, r * tokens, lines)
             work += lines * r * tokens
             b = job.b + row[s] * width * 4
-            block = _ROW_BLOCK if tokens < _LONG else _BLOCK
+            block = _ROW_BLOCK if tokens < _LONG else BLOCK
             for n in range(first, last, block):
                 count = min(block, last - n)
                 b_n = b + n * item_bytes
@@ -216,11 +166,11 @@ def _add_rows(
                 b_j = b_i + (j - i) * (stride // 4) * item_bytes
                 h0 = h_t[j]
                 if form == _FLOAT32:
-                    _add_float32(y + t * stride, b_j, step, h0, h1, h2, h3, width)
+                    add_float32(y + t * stride, b_j, step, h0, h1, h2, h3, width)
                 elif form == _BFLOAT16:
-                    _add_bfloat16(y + t * stride, b_j, step, h0, h1, h2, h3, width)
+                    add_bfloat16(y + t * stride, b_j, step, h0, h1, h2, h3, width)
                 else:
-                    _add_float16(y + t * stride, b_j, step, h0, h1, h2, h3, width)
+                    add_float16(y + t * stride, b_j, step, h0, h1, h2, h3, width)
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
@@ -229,13 +179,13 @@ def _add_tiles(
 ) -> None:
     """Add a block of outputs, four tokens at a time: the rank rows stay in the first cache."""
     stride = 4 * job.out_features
-    rows = job.scratch + thread_number() * job.max_rank * _BLOCK * 4
+    rows = job.scratch + thread_number() * job.max_rank * BLOCK * 4
     if form == _FLOAT32:
-        _widen_float32(rows, b, stride, rank, width)
+        widen_float32(rows, b, stride, rank, width)
     elif form == _BFLOAT16:
-        _widen_bfloat16(rows, b, stride // 2, rank, width)
+        widen_bfloat16(rows, b, stride // 2, rank, width)
     else:
-        _widen_float16(rows, b, stride // 2, rank, width)
+        widen_float16(rows, b, stride // 2, rank, width)
     for t in range(0, tokens, 4):
         # At the end, tokens that are not there are the last one again, and are not stored.
         h0 = float32_at(h + t * h_stride)
@@ -246,7 +196,7 @@ def _add_tiles(
             y_n = y + t * stride + 4 * n
             s0 = s1 = s2 = s3 = splat(np.float32(0.0))
             for i in range(rank):
-                b_i = load(rows + 4 * (i * _BLOCK + n))
+                b_i = load(rows + 4 * (i * BLOCK + n))
                 s0 = s0 + splat(h0[i]) * b_i
                 s1 = s1 + splat(h1[i]) * b_i
                 s2 = s2 + splat(h2[i]) * b_i
@@ -271,7 +221,8 @@ class AddLoraCpu:
         self._scratch = torch.empty(0)
         self._segments: Segments | None = None
         self._max_rank = 0
-        self._rows_G: list[int] = []
+        self._dots_G: list[int] = []
+        """Rank rows of each group, once for each token that they meet."""
         self._rank_at = self._scale_at = self._group_bytes = 0
 
     def __call__(
@@ -302,9 +253,9 @@ class AddLoraCpu:
         job["scale"] = self._scale_at + group * self._group_bytes
         job["columns"], job["num_parts"] = columns.ctypes.data, num_parts
         job["in_features"], job["out_features"] = x_TK.shape[1], y_TN.shape[1]
-        num_rows = self._rows_G[group]
-        self._shrink.run(num_rows * x_TK.shape[1])
-        self._expand.run(num_rows * y_TN.shape[1] // num_parts)
+        num_dots = self._dots_G[group]
+        self._shrink.run(num_dots * x_TK.shape[1])
+        self._expand.run(num_dots * y_TN.shape[1] // num_parts)
 
     def _prepare(self, segments: Segments) -> None:
         """Note what is the same for all groups of a step."""
@@ -313,14 +264,14 @@ class AddLoraCpu:
         assert scale_GSP.flags.c_contiguous
         self._segments = segments
         self._max_rank = int(rank_GSP.max())
-        self._rows_G = rank_GSP.sum(axis=(1, 2)).tolist()
+        self._dots_G = (rank_GSP.sum(axis=2) @ (segments.end_S - segments.start_S)).tolist()
         self._rank_at, self._scale_at = rank_GSP.ctypes.data, scale_GSP.ctypes.data
         self._group_bytes = rank_GSP.strides[0]
         job = self._job[0]
         job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
         job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
         job["format"] = segments.format_S.ctypes.data
-        needed = self._max_rank * _BLOCK * torch.get_num_threads()
+        needed = self._max_rank * BLOCK * torch.get_num_threads()
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)
         job["scratch"] = self._scratch.data_ptr()

@@ -106,7 +106,7 @@ def without_team() -> None:
 
 
 _LITTLE = 8192
-"""Numbers that one thread has done before a second one has begun."""
+"""With fewer numbers than this to look at, one thread does it all."""
 
 
 @cache

@@ -109,7 +109,7 @@ def splat(typing_context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def exp(typing_context: Any, value: Any) -> Any:
-    """In a kernel: e to the power of each number, to 2e-7 of it; beyond +-87 as at +-87."""
+    """In a kernel: e to the power of each number, in float32; beyond +-87 as at +-87."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def number(value: float) -> Any:
