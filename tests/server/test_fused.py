@@ -15,7 +15,10 @@ from tests.support.models import tiny_model
 def test_parts_are_recognised_by_what_they_compute(
     name: str, num_norms: int, num_mlps: int
 ) -> None:
-    parts = list(prepare(tiny_model(name)).module.modules())
+    base = prepare(tiny_model(name))
+    parts = list(base.module.modules())
+    if base.stack:
+        parts += [part for layer in base.stack.originals for part in layer.modules()]
     assert sum(isinstance(part, RmsNorm) for part in parts) == num_norms
     assert sum(isinstance(part, GatedMlp) for part in parts) == num_mlps
 
@@ -37,7 +40,9 @@ def test_rotary_embeddings_are_replaced_for_this_model_alone() -> None:
     from transformers.models.llama import modeling_llama
 
     before = modeling_llama.apply_rotary_pos_emb
-    attention = prepare(tiny_model("llama")).module.model.layers[0].self_attn
+    stack = prepare(tiny_model("llama")).stack
+    assert stack
+    attention = stack.originals[0].self_attn
     used = attention.forward.__func__.__globals__["apply_rotary_pos_emb"]
     assert used is not before
     assert modeling_llama.apply_rotary_pos_emb is before

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from loramux_server.models import packed_linear
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.base_model import UnservableModelError, prepare
-from loramux_server.models.packed_linear import PackedLinear
 from tests.support.models import tiny_model
 
 Change = Callable[[pytest.MonkeyPatch, PreTrainedModel], None]
@@ -43,8 +43,11 @@ def other_scale(monkeypatch: pytest.MonkeyPatch, _: PreTrainedModel) -> None:
 
 def other_layers(monkeypatch: pytest.MonkeyPatch, _: PreTrainedModel) -> None:
     """A packed layer does not compute what the layer did."""
-    inner = PackedLinear.part
-    monkeypatch.setattr(PackedLinear, "part", lambda *args: 1.01 * inner(*args))
+    monkeypatch.setattr(
+        packed_linear,
+        "make_linear",
+        lambda weight, bias: lambda x: 1.01 * torch.nn.functional.linear(x, weight, bias),
+    )
 
 
 @pytest.mark.parametrize("change", [no_positions, all_rows, other_scale, other_layers])

@@ -30,6 +30,8 @@ class ModelRunner:
             group.attach(self.slab, backend)
         model.output.attach(backend)
         model.attention.allocate(num_slots, model.dtype, model.device)
+        if model.stack:
+            model.stack.prepare()
         self._model = model
 
     @torch.inference_mode()

@@ -37,7 +37,7 @@ from loramux_server.kernels.simd import WIDTH, load, splat, store
 from loramux_server.lora.segments import Int32, Segments
 from loramux_server.lora.weight_format import WeightFormat
 
-_JOB = np.dtype(
+LORA_JOB = np.dtype(
     [
         (name, np.int64)
         for name in (
@@ -55,7 +55,7 @@ _ROW_BLOCK = 32 * WIDTH
 _FLOAT32, _BFLOAT16, _FLOAT16 = (int(number) for number in WeightFormat)
 
 
-def _shrink(pointer: Any) -> None:
+def shrink(pointer: Any) -> None:
     """h[t, p, i] = scale * x[t] . A[i] for each rank row i of part p, the rows shared out."""
     job = numba.carray(pointer, 1)[0]
     h, scale = float32_at(job.h), float32_at(job.scale)
@@ -101,7 +101,7 @@ def _shrink(pointer: Any) -> None:
                             h[at + 3] = factor * h3
 
 
-def _expand(pointer: Any) -> None:
+def expand(pointer: Any) -> None:
     """y[t, n] += sum of h[t, p, i] * B[i, n], the outputs shared out by the rank behind them."""
     job = numba.carray(pointer, 1)[0]
     columns = int32_at(job.columns)
@@ -210,20 +210,48 @@ def _add_tiles(
                 store(y_n + 3 * stride, load(y_n + 3 * stride) + s3)
 
 
+class SegmentJobs:
+    """What is the same for all groups of a step, and room for what passes between the loops."""
+
+    def __init__(self, segments: Segments) -> None:
+        rank_GSP, scale_GSP = segments.rank_GSP, segments.scale_GSP
+        assert rank_GSP.flags.c_contiguous
+        assert scale_GSP.flags.c_contiguous
+        self.segments = segments
+        self.max_rank = int(rank_GSP.max())
+        self.dots_G: list[int] = (
+            rank_GSP.sum(axis=2) @ (segments.end_S - segments.start_S)
+        ).tolist()
+        """Rank rows of each group, once for each token that they meet."""
+        self._scratch = torch.empty(self.max_rank * BLOCK * torch.get_num_threads())
+
+    def describe(self, job: Any, groups: Any) -> None:
+        """Note in one or many `job`s what their `groups`, a number or an array, need to know."""
+        segments = self.segments
+        rank_GSP, scale_GSP = segments.rank_GSP, segments.scale_GSP
+        job["rank"] = rank_GSP.ctypes.data + groups * rank_GSP.strides[0]
+        job["scale"] = scale_GSP.ctypes.data + groups * scale_GSP.strides[0]
+        job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
+        job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
+        job["format"], job["scratch"] = segments.format_S.ctypes.data, self._scratch.data_ptr()
+        job["num_segments"], job["max_parts"] = rank_GSP.shape[1:]
+        job["max_rank"] = self.max_rank
+
+
+def serves(in_features: int, columns: Int32) -> bool:
+    """Return whether the compiled loops take a group of this shape."""
+    return not (in_features % WIDTH or (columns % WIDTH).any())
+
+
 class AddLoraCpu:
     """`add_lora` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, _JOB)
-        self._shrink = Kernel(_shrink, self._job)
-        self._expand = Kernel(_expand, self._job)
+        self._job = np.zeros(1, LORA_JOB)
+        self._shrink = Kernel(shrink, self._job)
+        self._expand = Kernel(expand, self._job)
         self._h = torch.empty(0)
-        self._scratch = torch.empty(0)
-        self._segments: Segments | None = None
-        self._max_rank = 0
-        self._dots_G: list[int] = []
-        """Rank rows of each group, once for each token that they meet."""
-        self._rank_at = self._scale_at = self._group_bytes = 0
+        self._jobs: SegmentJobs | None = None
 
     def __call__(
         self,
@@ -237,43 +265,21 @@ class AddLoraCpu:
     ) -> None:
         """Do what `loramux_server.kernels.add_lora.add_lora` defines."""
         is_served = y_TN.dtype == a_RK.dtype == torch.float32 and x_TK.is_contiguous()
-        if not is_served or x_TK.shape[1] % WIDTH or (columns % WIDTH).any():
+        if not is_served or not serves(x_TK.shape[1], columns):
             add_lora(y_TN, x_TK, a_RK, b_RN, columns, segments, group)
             return
-        if segments is not self._segments:
-            self._prepare(segments)
+        if self._jobs is None or segments is not self._jobs.segments:
+            self._jobs = SegmentJobs(segments)
         num_parts = len(columns) - 1
-        needed = y_TN.shape[0] * num_parts * self._max_rank
+        needed = y_TN.shape[0] * num_parts * self._jobs.max_rank
         if self._h.numel() < needed:
             self._h = torch.empty(needed)
         job = self._job[0]
+        self._jobs.describe(job, group)
         job["y"], job["x"], job["h"] = y_TN.data_ptr(), x_TK.data_ptr(), self._h.data_ptr()
         job["a"], job["b"] = a_RK.data_ptr(), b_RN.data_ptr()
-        job["rank"] = self._rank_at + group * self._group_bytes
-        job["scale"] = self._scale_at + group * self._group_bytes
         job["columns"], job["num_parts"] = columns.ctypes.data, num_parts
         job["in_features"], job["out_features"] = x_TK.shape[1], y_TN.shape[1]
-        num_dots = self._dots_G[group]
+        num_dots = self._jobs.dots_G[group]
         self._shrink.run(num_dots * x_TK.shape[1])
         self._expand.run(num_dots * y_TN.shape[1] // num_parts)
-
-    def _prepare(self, segments: Segments) -> None:
-        """Note what is the same for all groups of a step."""
-        rank_GSP, scale_GSP = segments.rank_GSP, segments.scale_GSP
-        assert rank_GSP.flags.c_contiguous
-        assert scale_GSP.flags.c_contiguous
-        self._segments = segments
-        self._max_rank = int(rank_GSP.max())
-        self._dots_G = (rank_GSP.sum(axis=2) @ (segments.end_S - segments.start_S)).tolist()
-        self._rank_at, self._scale_at = rank_GSP.ctypes.data, scale_GSP.ctypes.data
-        self._group_bytes = rank_GSP.strides[0]
-        job = self._job[0]
-        job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
-        job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
-        job["format"] = segments.format_S.ctypes.data
-        needed = self._max_rank * BLOCK * torch.get_num_threads()
-        if self._scratch.numel() < needed:
-            self._scratch = torch.empty(needed)
-        job["scratch"] = self._scratch.data_ptr()
-        job["num_segments"], job["max_parts"] = rank_GSP.shape[1:]
-        job["max_rank"] = self._max_rank

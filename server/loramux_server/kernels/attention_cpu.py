@@ -29,7 +29,7 @@ from loramux_server.kernels.parallel import (
 )
 from loramux_server.kernels.simd import WIDTH, load, prefetch, splat, store, total
 
-_JOB = np.dtype(
+DECODE_JOB = np.dtype(
     [
         (name, np.int64)
         for name in (
@@ -41,7 +41,7 @@ _JOB = np.dtype(
     + [("scale", np.float64), ("softcap", np.float64)],
     align=True,
 )  # fmt: skip
-_WRITE_JOB = np.dtype(
+WRITE_JOB = np.dtype(
     [
         (name, np.int64)
         for name in (
@@ -65,7 +65,7 @@ def _exp(x: Any) -> Any:
     return poly * bits_as_float32((np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
-def _decode(pointer: Any) -> None:
+def decode(pointer: Any) -> None:
     """Attend for rows of one token each, shared out by the length of their contexts.
 
     A thread takes all its heads of a row together: keys and values of a token lie side by side, so
@@ -171,7 +171,7 @@ def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:
         scores[i] *= factor
 
 
-def _write(pointer: Any) -> None:
+def write(pointer: Any) -> None:
     """Copy the heads of each token to its slot."""
     job = numba.carray(pointer, 1)[0]
     slots = int64_at(job.slots)
@@ -189,8 +189,8 @@ class WriteCacheCpu:
     """`write_cache` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, _WRITE_JOB)
-        self._kernel = Kernel(_write, self._job)
+        self._job = np.zeros(1, WRITE_JOB)
+        self._kernel = Kernel(write, self._job)
 
     def __call__(
         self,
@@ -217,17 +217,53 @@ class WriteCacheCpu:
             self._kernel.run(x.numel())
 
 
+class DecodeRows:
+    """Which requests of a batch decode, and what the loop over them needs to know of the batch."""
+
+    def __init__(self, batch: AttentionBatch) -> None:
+        is_decode = np.diff(batch.query_start_B) == 1
+        self.batch = batch
+        self.prompts: list[int] = np.flatnonzero(~is_decode).tolist()
+        """The other requests."""
+        self.longest = int(batch.context_B.max())
+        self._requests = np.flatnonzero(is_decode).astype(np.int32)
+        self._rows = np.ascontiguousarray(batch.query_start_B[:-1][is_decode])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def describe(self, job: Any) -> None:
+        """Note in one or many `job`s what is the same for all layers."""
+        batch = self.batch
+        job["rows"], job["requests"] = self._rows.ctypes.data, self._requests.ctypes.data
+        job["context"], job["table"] = batch.context_B.ctypes.data, batch.table_BM.ctypes.data
+        job["num_rows"], job["table_stride"] = len(self._rows), batch.table_BM.shape[1]
+        job["block_size"] = batch.block_size
+
+
+class Scores:
+    """Room for the scores of one row on each thread."""
+
+    def __init__(self) -> None:
+        self._scores = torch.empty(0)
+
+    def describe(self, job: Any, longest: int, num_heads: int) -> None:
+        """Note in one or many `job`s where there is room for `longest` tokens."""
+        stride = -(-longest * num_heads // WIDTH) * WIDTH
+        needed = stride * torch.get_num_threads()
+        if self._scores.numel() < needed:
+            self._scores = torch.empty(2 * needed)
+        job["scores"], job["scores_stride"] = self._scores.data_ptr(), stride
+
+
 class PagedAttentionCpu:
     """`paged_attention` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, _JOB)
-        self._decode = Kernel(_decode, self._job)
-        self._batch: AttentionBatch | None = None
-        self._prompts: list[int] = []
-        self._rows = self._requests = np.empty(0, np.int32)
-        self._longest = 0
-        self._scores = torch.empty(0)
+        self._job = np.zeros(1, DECODE_JOB)
+        self._decode = Kernel(decode, self._job)
+        self._rows: DecodeRows | None = None
+        self._scores = Scores()
 
     def __call__(
         self,
@@ -242,43 +278,22 @@ class PagedAttentionCpu:
         num_kv_heads, value_width = v_SJE.shape[1:]
         if q_THD.dtype != torch.float32 or key_width % WIDTH or value_width % WIDTH:
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
-        if batch is not self._batch:
-            self._prepare(batch)
+        job = self._job[0]
+        if self._rows is None or self._rows.batch is not batch:
+            self._rows = DecodeRows(batch)
+            self._rows.describe(job)
         if q_THD.stride(2) != 1:
             q_THD = q_THD.contiguous()
         out_THE = q_THD.new_empty(q_THD.shape[0], num_heads, value_width)
-        for request in self._prompts:
+        for request in self._rows.prompts:
             attend_request(out_THE, q_THD, k_SJD, v_SJE, batch, form, request)
         if len(self._rows):
-            job = self._job[0]
             job["q"], job["out"] = q_THD.data_ptr(), out_THE.data_ptr()
             job["k"], job["v"] = k_SJD.data_ptr(), v_SJE.data_ptr()
             job["q_stride"], job["q_head_stride"] = 4 * q_THD.stride(0), 4 * q_THD.stride(1)
             job["num_heads"], job["num_kv_heads"] = num_heads, num_kv_heads
             job["key_width"], job["value_width"] = key_width, value_width
             job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
-            self._reserve(num_heads)
-            self._decode.run(len(self._rows) * self._longest * num_heads * key_width)
+            self._scores.describe(job, self._rows.longest, num_heads)
+            self._decode.run(len(self._rows) * self._rows.longest * num_heads * key_width)
         return out_THE
-
-    def _prepare(self, batch: AttentionBatch) -> None:
-        """Note what is the same for all layers of a step."""
-        is_decode = np.diff(batch.query_start_B) == 1
-        self._batch = batch
-        self._prompts = np.flatnonzero(~is_decode).tolist()
-        self._requests = np.flatnonzero(is_decode).astype(np.int32)
-        self._rows = np.ascontiguousarray(batch.query_start_B[:-1][is_decode])
-        self._longest = int(batch.context_B.max())
-        job = self._job[0]
-        job["rows"], job["requests"] = self._rows.ctypes.data, self._requests.ctypes.data
-        job["context"], job["table"] = batch.context_B.ctypes.data, batch.table_BM.ctypes.data
-        job["num_rows"], job["table_stride"] = len(self._rows), batch.table_BM.shape[1]
-        job["block_size"] = batch.block_size
-
-    def _reserve(self, num_heads: int) -> None:
-        """Give each thread room for the scores of the longest row."""
-        stride = -(-self._longest * num_heads // WIDTH) * WIDTH
-        needed = stride * torch.get_num_threads()
-        if self._scores.numel() < needed:
-            self._scores = torch.empty(2 * needed)
-        self._job[0]["scores"], self._job[0]["scores_stride"] = self._scores.data_ptr(), stride

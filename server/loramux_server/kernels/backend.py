@@ -1,6 +1,6 @@
 """The one place that chooses between a definition and a faster form of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from loramux_server.kernels.attention import (
     paged_attention,
     write_cache,
 )
+from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.lora.segments import Int32, Segments
@@ -81,11 +82,13 @@ class Backend:
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     silu_mul: Callable[[torch.Tensor], torch.Tensor]
     rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+    make_decoder: Callable[[Sequence[DecoderLayer], "Backend"], Decoder]
 
 
 DEFINITIONS = Backend(
-    "torch", make_linear, add_lora, write_cache, paged_attention, rms_norm, silu_mul, rotate
-)
+    "torch", make_linear, add_lora, write_cache, paged_attention, rms_norm, silu_mul, rotate,
+    make_decoder,
+)  # fmt: skip
 """Plain torch, on any device."""
 
 
@@ -104,10 +107,11 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     # Imported when asked for: compiling takes a second or two.
     from loramux_server.kernels.add_lora_cpu import AddLoraCpu
     from loramux_server.kernels.attention_cpu import PagedAttentionCpu, WriteCacheCpu
+    from loramux_server.kernels.decoder_cpu import make_decoder_cpu
     from loramux_server.kernels.linear_cpu import make_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
 
     return Backend(
         "cpu", make_linear_cpu, AddLoraCpu(), WriteCacheCpu(), PagedAttentionCpu(),
-        RmsNormCpu(), SiluMulCpu(), RotateCpu(),
+        RmsNormCpu(), SiluMulCpu(), RotateCpu(), make_decoder_cpu,
     )  # fmt: skip

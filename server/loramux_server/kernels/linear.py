@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from loramux_server.kernels.resting import Quantization, at_rest, widened
+
 
 class Linear(Protocol):
     """A linear layer, ready to be called; it owns its weights in whatever order it likes."""
@@ -15,6 +17,13 @@ class Linear(Protocol):
         """Return `x_TK @ weight.T + bias` as [T, N]."""
 
 
-def make_linear(weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> Linear:
-    """Return the layer with these weights."""
+def make_linear(
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    quantization: Quantization = Quantization.NONE,
+) -> Linear:
+    """Return the layer with these weights, rounded as `quantization` says."""
+    if quantization is not Quantization.NONE:
+        rounded_NK = widened(*at_rest(weight_NK.float(), quantization))
+        weight_NK = rounded_NK.to(weight_NK.dtype)
     return lambda x_TK: torch.nn.functional.linear(x_TK, weight_NK, bias_N)

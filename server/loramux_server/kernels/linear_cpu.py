@@ -1,50 +1,176 @@
-"""A linear layer on a CPU with its weights packed once, and not in each call.
+"""A linear layer on a CPU, compiled: its weights are read once, as a stream, as they rest.
 
-MKL rearranges the weights for its inner loops whenever it multiplies. For few tokens that takes
-longer than the product: packed before, 8 tokens take two thirds of the time.
+Weights lie in panels of PANEL outputs, one step in depth after the other. A panel meets a few
+tokens at a time, whose sums stay in registers; while the last ones are at it the next panel is
+fetched. So few tokens take the time that the bytes take, and many that of the operations.
 """
 
-from functools import cache
+from typing import Any
 
+import numba
+import numpy as np
 import torch
 
 from loramux_server.kernels.linear import Linear, make_linear
+from loramux_server.kernels.parallel import (
+    FASTMATH,
+    Kernel,
+    float32_at,
+    share_of,
+    thread_number,
+)
+from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
+from loramux_server.kernels.resting import Quantization, at_rest
+from loramux_server.kernels.simd import BFLOAT16, FLOAT16, FLOAT32, INT8
 
-_PACKED_FOR = 512
-"""Tokens that the weights are packed for. Any number may come: the order suits many best."""
-_TRIED = (1, 7, 33)
+LINEAR_JOB = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "x", "x_stride", "weights", "scale", "bias", "y", "y_stride", "adds", "num_tokens",
+            "depth", "outputs", "scratch",
+        )
+    ],
+    align=True,
+)  # fmt: skip
+_tile_float32, _tile_bfloat16 = tile_for(FLOAT32), tile_for(BFLOAT16)
+_tile_float16, _tile_int8 = tile_for(FLOAT16), tile_for(INT8)
 
 
-def make_linear_cpu(weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> Linear:
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _multiply(job: Any, tile: Any, item_bytes: Any) -> None:
+    """Put x @ weights * scale + bias to y, or add it there; panels and tokens shared out."""
+    tiles = (job.num_tokens + MAX_ROWS - 1) // MAX_ROWS
+    size = (job.num_tokens + tiles - 1) // max(1, tiles)
+    panel_bytes = job.depth * PANEL * item_bytes
+    first, last = share_of((job.outputs + PANEL - 1) // PANEL * tiles)
+    for unit in range(first, last):
+        panel, start = unit // tiles, unit % tiles * size
+        rows = min(size, job.num_tokens - start)
+        column = panel * PANEL
+        y, y_stride = job.y + start * job.y_stride + 4 * column, job.y_stride
+        width = min(PANEL, job.outputs - column)
+        if width < PANEL:
+            # The tile writes whole panels.
+            y, y_stride = job.scratch + thread_number() * 4 * MAX_ROWS * PANEL, 4 * PANEL
+            if job.adds:
+                at = job.y + start * job.y_stride + 4 * column
+                _copy(y, y_stride, at, job.y_stride, rows, width)
+        weights = job.weights + panel * panel_bytes
+        # Each tile of a panel fetches its part of the next panel.
+        ahead = weights + panel_bytes + start * panel_bytes // max(1, job.num_tokens)
+        tile(
+            rows, job.x + start * job.x_stride, job.x_stride, weights, job.depth,
+            job.scale + 4 * column, job.bias + 4 * column, y, y_stride, job.adds,
+            ahead, panel_bytes // (tiles * job.depth),
+        )  # fmt: skip
+        if width < PANEL:
+            at = job.y + start * job.y_stride + 4 * column
+            _copy(at, job.y_stride, y, y_stride, rows, width)
+
+
+def _multiply_float32(pointer: Any) -> None:
+    _multiply(numba.carray(pointer, 1)[0], _tile_float32, 4)
+
+
+def _multiply_bfloat16(pointer: Any) -> None:
+    _multiply(numba.carray(pointer, 1)[0], _tile_bfloat16, 2)
+
+
+def _multiply_float16(pointer: Any) -> None:
+    _multiply(numba.carray(pointer, 1)[0], _tile_float16, 2)
+
+
+def _multiply_int8(pointer: Any) -> None:
+    _multiply(numba.carray(pointer, 1)[0], _tile_int8, 1)
+
+
+_LOOPS = {
+    torch.float32: _multiply_float32,
+    torch.bfloat16: _multiply_bfloat16,
+    torch.float16: _multiply_float16,
+    torch.int8: _multiply_int8,
+}
+"""The loop for weights that rest in a format."""
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _copy(to: Any, to_stride: Any, x: Any, x_stride: Any, rows: Any, width: Any) -> None:
+    for row in range(rows):
+        to_row, x_row = float32_at(to + row * to_stride), float32_at(x + row * x_stride)
+        for n in range(width):
+            to_row[n] = x_row[n]
+
+
+class LinearCpu:
+    """`make_linear` for float32 on a CPU."""
+
+    def __init__(
+        self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, quantization: Quantization
+    ) -> None:
+        values_NK, scale_N = at_rest(weight_NK, quantization)
+        self.outputs, self.depth = values_NK.shape
+        self._panels = _panels(values_NK)
+        padding = self._panels.shape[0] * PANEL
+        scale = torch.ones(self.outputs) if scale_N is None else scale_N
+        bias = torch.zeros(self.outputs) if bias_N is None else bias_N
+        self._scale, self._bias = _padded(scale, padding), _padded(bias, padding)
+        self._scratch = torch.empty(torch.get_num_threads() * MAX_ROWS * PANEL)
+        self._job = np.zeros(1, LINEAR_JOB)
+        self.loop = _LOOPS[values_NK.dtype]
+        """What runs on a job."""
+        self._kernel = Kernel(self.loop, self._job)
+        self.describe(self._job)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self._panels.nbytes
+
+    def describe(self, job: Any) -> None:
+        """Note in `job` what is the same in every call."""
+        job["weights"] = self._panels.data_ptr()
+        job["scale"], job["bias"] = self._scale.data_ptr(), self._bias.data_ptr()
+        job["scratch"], job["depth"], job["outputs"] = (
+            self._scratch.data_ptr(),
+            self.depth,
+            self.outputs,
+        )
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """Do what the layer of `loramux_server.kernels.linear.make_linear` does."""
+        if x_TK.stride(1) != 1:
+            x_TK = x_TK.contiguous()
+        num_tokens = len(x_TK)
+        y_TN = x_TK.new_empty(num_tokens, self.outputs)
+        job = self._job[0]
+        job["x"], job["x_stride"], job["y"] = x_TK.data_ptr(), 4 * x_TK.stride(0), y_TN.data_ptr()
+        job["y_stride"], job["num_tokens"] = 4 * self.outputs, num_tokens
+        self._kernel.run(num_tokens * self.depth * self.outputs)
+        return y_TN
+
+
+def make_linear_cpu(
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    quantization: Quantization = Quantization.NONE,
+) -> Linear:
     """Do what `loramux_server.kernels.linear.make_linear` defines."""
-    if weight_NK.dtype != torch.float32 or not torch._C.has_mkl or not _is_right(*weight_NK.shape):
-        return make_linear(weight_NK, bias_N)
-    return _packed(weight_NK, bias_N)
+    if weight_NK.dtype != torch.float32:
+        return make_linear(weight_NK, bias_N, quantization)
+    return LinearCpu(weight_NK, bias_N, quantization)
 
 
-def _packed(weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> Linear:
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight_NK, _PACKED_FOR)
-    # The operator takes the sizes from the weights as they were, and nothing else.
-    sizes = weight_NK.new_empty(1).expand(weight_NK.shape)
-    num_outputs = len(weight_NK)
-
-    def linear(x_TK: torch.Tensor) -> torch.Tensor:
-        if not len(x_TK):
-            return x_TK.new_empty(0, num_outputs)
-        y: torch.Tensor = torch.ops.mkl._mkl_linear(x_TK, packed, sizes, bias_N, len(x_TK))
-        return y
-
-    return linear
+def _panels(values_NK: torch.Tensor) -> torch.Tensor:
+    """Return the weights as panels of [K, PANEL]; outputs that are not there are zero."""
+    outputs, depth = values_NK.shape
+    panels = values_NK.new_zeros(-(-outputs // PANEL), depth, PANEL)
+    whole = outputs // PANEL
+    panels[:whole] = values_NK[: whole * PANEL].view(whole, PANEL, depth).transpose(1, 2)
+    if whole < len(panels):
+        panels[whole, :, : outputs - whole * PANEL] = values_NK[whole * PANEL :].T
+    return panels
 
 
-@cache
-def _is_right(outputs: int, inputs: int) -> bool:
-    """Return whether one packing of weights of this shape serves any number of tokens.
-
-    MKL's documentation does not say so; it does.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weight_NK = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
-    plain, packed = make_linear(weight_NK, None), _packed(weight_NK, None)
-    tried = (torch.randn(count, inputs, generator=generator) for count in _TRIED)
-    return all(torch.allclose(packed(x), plain(x), rtol=1e-4, atol=1e-4) for x in tried)
+def _padded(x_N: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.nn.functional.pad(x_N, (0, size - len(x_N)))

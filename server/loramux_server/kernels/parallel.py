@@ -28,6 +28,8 @@ thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 """In a kernel: which thread of the team this is."""
 num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 """In a kernel: how many threads the team has."""
+wait_for_all = types.ExternalFunction("GOMP_barrier", types.void())
+"""In a kernel: wait until every thread of the team has come here."""
 
 
 def _numbers_at(kind: Any) -> Any:
@@ -74,9 +76,8 @@ class Kernel:
             job: One record, laid out as in C. Whoever calls fills it in before each run.
         """
         runtime = _runtime()
-        compiled = _compile(function, job.dtype)
-        self._alive = (compiled, job)
-        self._address = compiled.address
+        self._alive = job
+        self._address = compiled_address(function, job.dtype)
         self._job = job.ctypes.data
         self._parallel = runtime.GOMP_parallel if runtime else None
         self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
@@ -109,6 +110,11 @@ _LITTLE = 8192
 """With fewer numbers than this to look at, one thread does it all."""
 
 
+def compiled_address(function: Callable[[Any], None], job: np.dtype[Any]) -> int:
+    """Return where the compiled form of `function` begins, whose argument points to a `job`."""
+    return int(_compile(function, job).address)
+
+
 @cache
 def _compile(function: Callable[[Any], None], job: np.dtype[Any]) -> Any:
     # numba looks for changes in the function's own file only; the kernels share others.
@@ -132,9 +138,9 @@ def _runtime() -> ctypes.CDLL | None:
     folder = Path(torch.__file__).parent
     found = [*folder.glob("lib/libgomp*"), *folder.parent.glob("torch.libs/libgomp*")]
     if not found:
-        one_thread = ctypes.CFUNCTYPE(ctypes.c_int)
-        _ALONE.extend((one_thread(lambda: 0), one_thread(lambda: 1)))
-        addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in _ALONE]
+        one_thread, nothing = ctypes.CFUNCTYPE(ctypes.c_int), ctypes.CFUNCTYPE(None)
+        _ALONE.extend((one_thread(lambda: 0), one_thread(lambda: 1), nothing(lambda: None)))
+        functions = _ALONE
         library = None
     else:
         library = ctypes.CDLL(str(found[0]))
@@ -145,13 +151,13 @@ def _runtime() -> ctypes.CDLL | None:
             ctypes.c_uint,
         ]
         library.GOMP_parallel.restype = None
-        addresses = [
-            ctypes.cast(function, ctypes.c_void_p).value
-            for function in (library.omp_get_thread_num, library.omp_get_num_threads)
-        ]
-    for name, address in zip(("omp_get_thread_num", "omp_get_num_threads"), addresses, strict=True):
-        llvmlite.binding.add_symbol(name, address)
+        functions = [getattr(library, name) for name in _SYMBOLS]
+    for name, function in zip(_SYMBOLS, functions, strict=True):
+        llvmlite.binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
     return library
+
+
+_SYMBOLS = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
 
 
 _ALONE: list[Any] = []

@@ -10,41 +10,54 @@ from loramux_server.kernels import pointwise
 from loramux_server.kernels.parallel import Kernel, share_of
 from loramux_server.kernels.simd import WIDTH, exp, load, splat, store, total
 
-_NORM = np.dtype([(n, np.int64) for n in ("x", "weight", "out", "rows", "width")]
-                 + [("epsilon", np.float64)], align=True)  # fmt: skip
-_GATE = np.dtype([(n, np.int64) for n in ("y", "out", "rows", "width")], align=True)
-_ROTATE = np.dtype([(n, np.int64) for n in ("x", "cos", "sin", "rows", "heads", "width", "stride",
-                                            "head_stride")], align=True)  # fmt: skip
+NORM_JOB = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "x", "x_stride", "weight", "out", "out_stride", "rows", "heads", "head_stride", "width",
+        )
+    ]
+    + [("epsilon", np.float64)],
+    align=True,
+)  # fmt: skip
+GATE_JOB = np.dtype([(n, np.int64) for n in ("y", "out", "rows", "width")], align=True)
+ROTATE_JOB = np.dtype([(n, np.int64) for n in ("x", "cos", "sin", "rows", "heads", "width",
+                                               "stride", "head_stride")], align=True)  # fmt: skip
 
 
-def _norm(pointer: Any) -> None:
+def normalize(pointer: Any) -> None:
+    """Put x / sqrt(mean(x**2) + epsilon) * weight to out, for each head; rows shared out."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     row_bytes = 4 * job.width
     for row in range(first, last):
-        x, out = job.x + row * row_bytes, job.out + row * row_bytes
-        square = splat(np.float32(0.0))
-        for k in range(0, row_bytes, 4 * WIDTH):
-            square = square + load(x + k) * load(x + k)
-        mean = total(square) / np.float32(job.width)
-        factor = splat(np.float32(1.0) / np.sqrt(mean + np.float32(job.epsilon)))
-        for k in range(0, row_bytes, 4 * WIDTH):
-            store(out + k, load(x + k) * factor * load(job.weight + k))
+        for head in range(job.heads):
+            x = job.x + row * job.x_stride + head * job.head_stride
+            out = job.out + row * job.out_stride + head * job.head_stride
+            square = splat(np.float32(0.0))
+            for k in range(0, row_bytes, 4 * WIDTH):
+                square = square + load(x + k) * load(x + k)
+            mean = total(square) / np.float32(job.width)
+            factor = splat(np.float32(1.0) / np.sqrt(mean + np.float32(job.epsilon)))
+            for k in range(0, row_bytes, 4 * WIDTH):
+                store(out + k, load(x + k) * factor * load(job.weight + k))
 
 
-def _gate(pointer: Any) -> None:
+def gate(pointer: Any) -> None:
+    """Put silu(gate) * up to out, for the halves of each row of y; rows shared out."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     half_bytes = 4 * job.width
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
     for row in range(first, last):
-        gate, out = job.y + 2 * row * half_bytes, job.out + row * half_bytes
+        y, out = job.y + 2 * row * half_bytes, job.out + row * half_bytes
         for k in range(0, half_bytes, 4 * WIDTH):
-            g = load(gate + k)
-            store(out + k, g / (one + exp(zero - g)) * load(gate + half_bytes + k))
+            g = load(y + k)
+            store(out + k, g / (one + exp(zero - g)) * load(y + half_bytes + k))
 
 
-def _rotate(pointer: Any) -> None:
+def turn(pointer: Any) -> None:
+    """Turn each head of each row by its angles, in place; rows shared out."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     half_bytes = 2 * job.width
@@ -65,8 +78,8 @@ class RmsNormCpu:
     """`rms_norm` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, _NORM)
-        self._kernel = Kernel(_norm, self._job)
+        self._job = np.zeros(1, NORM_JOB)
+        self._kernel = Kernel(normalize, self._job)
 
     def __call__(self, x_TK: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Do what `loramux_server.kernels.pointwise.rms_norm` defines."""
@@ -81,6 +94,8 @@ class RmsNormCpu:
             out_TK.data_ptr(),
         )
         job["rows"], job["width"], job["epsilon"] = x_TK.numel() // width, width, epsilon
+        job["x_stride"] = job["out_stride"] = 4 * width
+        job["heads"] = 1
         self._kernel.run(x_TK.numel())
         return out_TK
 
@@ -89,8 +104,8 @@ class SiluMulCpu:
     """`silu_mul` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, _GATE)
-        self._kernel = Kernel(_gate, self._job)
+        self._job = np.zeros(1, GATE_JOB)
+        self._kernel = Kernel(gate, self._job)
 
     def __call__(self, y_TN: torch.Tensor) -> torch.Tensor:
         """Do what `loramux_server.kernels.pointwise.silu_mul` defines."""
@@ -109,8 +124,8 @@ class RotateCpu:
     """`rotate` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, _ROTATE)
-        self._kernel = Kernel(_rotate, self._job)
+        self._job = np.zeros(1, ROTATE_JOB)
+        self._kernel = Kernel(turn, self._job)
 
     def __call__(
         self, q_THD: torch.Tensor, k_TJD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor

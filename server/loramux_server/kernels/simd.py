@@ -6,6 +6,8 @@ that cost more than the loop.
 """
 
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -18,8 +20,8 @@ from loramux_server.kernels.parallel import FASTMATH
 WIDTH = 16
 """Numbers in a vector."""
 
-_FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
-_FAST = tuple(FASTMATH)
+FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
+FAST = tuple(FASTMATH)
 
 
 class _Vector(types.Type):  # type: ignore[misc]
@@ -33,36 +35,58 @@ VECTOR = _Vector()
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, FLOATS)
 
 
-def _loads(element: ir.Type, widen: Any) -> Any:
-    """Return an intrinsic that loads WIDTH elements at an address and widens them to float32."""
+@dataclass(frozen=True)
+class Elements:
+    """A number format in memory."""
+
+    item: ir.Type
+    item_bytes: int
+    widen: Callable[[Any, Any], Any]
+    """Emits code that makes float32 of a vector of items."""
+
+    def emit_load(self, builder: Any, address: Any) -> Any:
+        """Emit code that loads WIDTH numbers at an integer address, widened."""
+        pointer = builder.inttoptr(address, ir.VectorType(self.item, WIDTH).as_pointer())
+        return self.widen(builder, builder.load(pointer, align=1))
+
+
+def _loads(elements: Elements) -> Any:
+    """Return an intrinsic that loads WIDTH numbers at an address and widens them to float32."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def load_elements(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = ir.VectorType(element, WIDTH)
-            pointer = builder.inttoptr(arguments[0], kind.as_pointer())
-            return widen(builder, builder.load(pointer, align=1))
+            return elements.emit_load(builder, arguments[0])
 
         return VECTOR(types.int64), generate
 
     return load_elements
 
 
+_INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
+
+
 def _widen_bfloat16(builder: Any, bits: Any) -> Any:
     """bfloat16 is the upper half of float32."""
-    integers = ir.VectorType(ir.IntType(32), WIDTH)
-    shift = ir.Constant(integers, [16] * WIDTH)
-    return builder.bitcast(builder.shl(builder.zext(bits, integers), shift), _FLOATS)
+    shift = ir.Constant(_INTEGERS, [16] * WIDTH)
+    return builder.bitcast(builder.shl(builder.zext(bits, _INTEGERS), shift), FLOATS)
 
 
-load = _loads(ir.FloatType(), lambda builder, value: value)
+FLOAT32 = Elements(ir.FloatType(), 4, lambda builder, value: value)
+BFLOAT16 = Elements(ir.IntType(16), 2, _widen_bfloat16)
+FLOAT16 = Elements(ir.HalfType(), 2, lambda builder, value: builder.fpext(value, FLOATS))
+INT8 = Elements(
+    ir.IntType(8), 1, lambda builder, value: builder.sitofp(builder.sext(value, _INTEGERS), FLOATS)
+)
+
+load = _loads(FLOAT32)
 """In a kernel: the 16 float32 at an integer address."""
-load_bfloat16 = _loads(ir.IntType(16), _widen_bfloat16)
+load_bfloat16 = _loads(BFLOAT16)
 """In a kernel: the 16 bfloat16 at an integer address, widened."""
-load_float16 = _loads(ir.HalfType(), lambda builder, value: builder.fpext(value, _FLOATS))
+load_float16 = _loads(FLOAT16)
 """In a kernel: the 16 float16 at an integer address, widened."""
 
 
@@ -71,7 +95,7 @@ def store(typing_context: Any, address: Any, value: Any) -> Any:
     """In a kernel: put a vector at an integer address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], _FLOATS.as_pointer())
+        pointer = builder.inttoptr(arguments[0], FLOATS.as_pointer())
         builder.store(arguments[1], pointer, align=1)
         return context.get_dummy_value()
 
@@ -83,14 +107,19 @@ def prefetch(typing_context: Any, address: Any) -> Any:
     """In a kernel: begin to fetch the cache line at an integer address, which may be any."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        to_read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), to_read, keep, data])
+        emit_prefetch(builder, arguments[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+def emit_prefetch(builder: Any, address: Any) -> None:
+    """Emit code that begins to fetch the cache line at an integer address."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    to_read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), to_read, keep, data])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -98,13 +127,16 @@ def splat(typing_context: Any, value: Any) -> Any:
     """In a kernel: a vector of one number."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first = builder.insert_element(
-            ir.Constant(_FLOATS, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0)
-        )
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
-        return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), zeros)
+        return emit_splat(builder, arguments[0])
 
     return VECTOR(types.float32), generate
+
+
+def emit_splat(builder: Any, number: Any) -> Any:
+    """Emit code that makes a vector of one number."""
+    undefined = ir.Constant(FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_INTEGERS, [0] * WIDTH))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -113,10 +145,10 @@ def exp(typing_context: Any, value: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def number(value: float) -> Any:
-            return ir.Constant(_FLOATS, [value] * WIDTH)
+            return ir.Constant(FLOATS, [value] * WIDTH)
 
         def call(name: str, *values: Any) -> Any:
-            kind = ir.FunctionType(_FLOATS, [_FLOATS] * len(values))
+            kind = ir.FunctionType(FLOATS, [FLOATS] * len(values))
             function = get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32")
             return builder.call(function, values)
 
@@ -127,15 +159,12 @@ def exp(typing_context: Any, value: Any) -> Any:
         rest = builder.fadd(rest, builder.fmul(whole, number(2.12194440e-4)))
         power = number(1 / 720)
         for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-            power = builder.fadd(
-                builder.fmul(power, rest, flags=_FAST), number(factor), flags=_FAST
-            )
-        integers = ir.VectorType(ir.IntType(32), WIDTH)
+            power = builder.fadd(builder.fmul(power, rest, flags=FAST), number(factor), flags=FAST)
         exponent = builder.add(
-            builder.fptosi(whole, integers), ir.Constant(integers, [127] * WIDTH)
+            builder.fptosi(whole, _INTEGERS), ir.Constant(_INTEGERS, [127] * WIDTH)
         )
-        bits = builder.shl(exponent, ir.Constant(integers, [23] * WIDTH))
-        return builder.fmul(power, builder.bitcast(bits, _FLOATS))
+        bits = builder.shl(exponent, ir.Constant(_INTEGERS, [23] * WIDTH))
+        return builder.fmul(power, builder.bitcast(bits, FLOATS))
 
     return VECTOR(VECTOR), generate
 
@@ -147,12 +176,12 @@ def _reduces(name: str, *start: float) -> Any:
     def reduce(typing_context: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             number = ir.FloatType()
-            kind = ir.FunctionType(number, [number] * len(start) + [_FLOATS])
+            kind = ir.FunctionType(number, [number] * len(start) + [FLOATS])
             function = get_or_insert_function(
                 builder.module, kind, f"llvm.vector.reduce.{name}.v{WIDTH}f32"
             )
             first = [ir.Constant(number, value) for value in start]
-            return builder.call(function, [*first, arguments[0]], fastmath=_FAST)
+            return builder.call(function, [*first, arguments[0]], fastmath=FAST)
 
         return types.float32(VECTOR), generate
 
@@ -171,7 +200,7 @@ def _binary(symbol: Any, name: str) -> None:
     @intrinsic  # type: ignore[untyped-decorator]
     def combine(typing_context: Any, a: Any, b: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return getattr(builder, name)(*arguments, flags=_FAST)
+            return getattr(builder, name)(*arguments, flags=FAST)
 
         return VECTOR(VECTOR, VECTOR), generate
 

@@ -43,8 +43,8 @@ class AttentionBridge:
         self._step = step
         self.shapes: dict[int, CacheShape] = {}
         """Layer number -> what it keeps of a token, seen when the model first ran."""
-        self.windows: dict[int, int] = {}
-        """Layer number -> how many tokens a token sees there, seen likewise; 0 means all."""
+        self.forms: dict[int, AttentionForm] = {}
+        """Layer number -> how it turns scores into weights, seen likewise."""
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
         self.name = f"loramux-{next(_numbers)}"
@@ -62,6 +62,10 @@ class AttentionBridge:
         """Give the cache's memory back; `allocate` makes another."""
         self._keys.clear()
         self._values.clear()
+
+    def cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of a layer, as [S, J, D] and [S, J, E]."""
+        return self._keys[layer], self._values[layer]
 
     def __call__(
         self,
@@ -103,11 +107,11 @@ class AttentionBridge:
         batch = self._step.attention
         if batch is None:
             self._check(layer, attention_mask, s_aux, kwargs)
-            self.windows[layer] = form.window
+            self.forms[layer] = form
             self.shapes[layer] = CacheShape(key.shape[1], key.shape[3], value.shape[3])
             return query.new_zeros(1, q_THD.shape[0], q_THD.shape[1], value.shape[3]), None
         backend = self._step.backend
-        keys, values = self._keys[layer], self._values[layer]
+        keys, values = self.cache(layer)
         backend.write_cache(keys, values, k_TJD, v_TJE, batch)
         return backend.paged_attention(q_THD, keys, values, batch, form)[None], None
 

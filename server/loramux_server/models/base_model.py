@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.context_length import context_length
+from loramux_server.models.decoder_stack import DecoderStack, find_layers
 from loramux_server.models.fused import fuse
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear, PackedPart
 from loramux_server.models.self_check import SelfCheck
@@ -46,6 +47,8 @@ class BaseModel:
     attention: AttentionBridge
     groups: list[PackedLinear]
     output: OutputLayer
+    stack: DecoderStack | None
+    """All layers in one; None where they are made of parts that it does not know."""
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> where it is among the groups."""
     name: str
@@ -128,27 +131,34 @@ def prepare(
     groups, places = _pack(module, calls, step)
     output = _replace_output(module)
     fuse(module, step)
+    stack = _stack(module, step, bridge)
     with _refused(module):
-        difference = check.difference()
+        difference = check.difference(stack)
+        if stack and not difference <= check.tolerance:
+            stack.restore()
+            stack = None
+            difference = check.difference(None)
     if not difference <= check.tolerance:  # so that NaN is refused
         raise UnservableModelError(
             f"{type(module).__name__} computes something else when it is served than in its own "
             f"forward: logits differ by {difference:.2g} of their spread, and at most "
             f"{check.tolerance:.2g} may be rounding"
         )
+    windows = {layer: form.window for layer, form in bridge.forms.items()}
     return BaseModel(
         module=module,
         step=step,
         attention=bridge,
         groups=groups,
         output=output,
+        stack=stack,
         places=places,
         name=name,
         architecture=type(module).__name__,
         fingerprint=fingerprint,
         dtype=module.dtype,
         device=module.device,
-        context_length=context_length(config, bridge.windows),
+        context_length=context_length(config, windows),
         vocab_size=vocab_size,
         num_parameters=num_parameters,
         eos_token_ids=_eos_token_ids(module, vocab_size),
@@ -239,6 +249,14 @@ def _pack(
             module.set_submodule(name, PackedPart(packed, part))
         groups.append(packed)
     return groups, places
+
+
+def _stack(module: PreTrainedModel, step: Step, bridge: AttentionBridge) -> DecoderStack | None:
+    layers = find_layers(module, len(bridge.shapes))
+    try:
+        return None if layers is None else DecoderStack(layers, step, bridge)
+    except ValueError:
+        return None
 
 
 def _replace_output(module: PreTrainedModel) -> OutputLayer:

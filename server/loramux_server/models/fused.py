@@ -24,26 +24,26 @@ class RmsNorm(nn.Module):
     def __init__(self, weight_K: torch.Tensor, epsilon: float, step: Step) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight_K, requires_grad=False)
-        self._epsilon = epsilon
+        self.epsilon = epsilon
         self._step = step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x` normalised over its last dimension."""
-        return self._step.backend.rms_norm(x, self.weight, self._epsilon)
+        return self._step.backend.rms_norm(x, self.weight, self.epsilon)
 
 
 class GatedMlp(nn.Module):
     """Stands where an MLP stood whose gate goes through SiLU."""
 
-    def __init__(self, gate_up: PackedLinear, down: nn.Module, step: Step) -> None:
+    def __init__(self, gate_up: PackedLinear, down: PackedPart, step: Step) -> None:
         super().__init__()
         self.down_proj = down
-        self._gate_up = gate_up
+        self.gate_up = gate_up
         self._step = step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `down(silu(gate(x)) * up(x))`."""
-        hidden: torch.Tensor = self.down_proj(self._step.backend.silu_mul(self._gate_up.compute(x)))
+        hidden: torch.Tensor = self.down_proj(self._step.backend.silu_mul(self.gate_up.compute(x)))
         return hidden
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.kernels.backend import Backend
+from loramux_server.kernels.decoder import Projection
 from loramux_server.kernels.linear import make_linear
 from loramux_server.lora.slab import GroupShape, Slab
 from loramux_server.models.step import Step
@@ -59,6 +60,12 @@ class PackedLinear:
         self._linear = backend.make_linear(*self._weights)
         self._weights = None
         self._slab = slab
+
+    def projection(self) -> Projection:
+        """Return what `compute` computes with."""
+        a_RK = self._slab.a[self._group] if self._slab else None
+        b_RN = self._slab.b[self._group] if self._slab else None
+        return Projection(self._linear, self._columns, a_RK, b_RN, self._group)
 
     def part(self, x: torch.Tensor, part: int) -> torch.Tensor:
         """Return the output of layer number `part` for input `x` of shape [..., K]."""

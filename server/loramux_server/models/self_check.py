@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.models.attention import AttentionBridge
+from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.step import Step
 
 _LENGTHS = (7, 12)
@@ -44,9 +45,11 @@ class SelfCheck:
             ])  # fmt: skip
         module.set_attn_implementation(bridge.name)
 
-    def difference(self) -> float:
+    def difference(self, stack: DecoderStack | None) -> float:
         """Return how far the served logits are from the model's own, relative to their spread."""
         with self._small_cache():
+            if stack:
+                stack.prepare()
             first = self._serve([(0, split) for split in _SPLITS])
             rest = self._serve(list(zip(_SPLITS, _LENGTHS, strict=True)))
         served_TV = torch.cat([piece for pair in zip(first, rest, strict=True) for piece in pair])

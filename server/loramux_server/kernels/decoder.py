@@ -1,0 +1,134 @@
+"""A run of decoder layers, out of the operations of a backend.
+
+Legend: T tokens, K model width, D head width, S cache slots, J key and value heads, R slab rows,
+N output width of a projection.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from loramux_server.kernels.attention import AttentionBatch, AttentionForm
+from loramux_server.kernels.linear import Linear
+from loramux_server.lora.segments import Int32, Segments
+
+if TYPE_CHECKING:
+    from loramux_server.kernels.backend import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMS norm."""
+
+    weight_K: torch.Tensor
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Linear layers that share an input, and the rows of the adapters behind them."""
+
+    linear: Linear
+    columns: Int32
+    """Borders between the layers' outputs."""
+    a_RK: torch.Tensor | None
+    b_RN: torch.Tensor | None
+    """None before there is a slab."""
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One layer: attention, then a gated MLP, each behind a norm and added to what came in."""
+
+    attention_norm: Norm
+    qkv: Projection
+    query_norm: Norm | None
+    key_norm: Norm | None
+    """Of each head, before it is turned."""
+    keys_SJD: torch.Tensor
+    values_SJD: torch.Tensor
+    form: AttentionForm
+    output: Projection
+    mlp_norm: Norm
+    gate_up: Projection
+    down: Projection
+
+
+class Decoder(Protocol):
+    """A run of layers, ready to be called."""
+
+    def __call__(
+        self,
+        hidden_TK: torch.Tensor,
+        cos_TD: torch.Tensor,
+        sin_TD: torch.Tensor,
+        batch: AttentionBatch,
+        segments: Segments | None,
+    ) -> torch.Tensor:
+        """Return what the last layer makes of `hidden_TK`, as [T, K]."""
+
+
+def make_decoder(layers: Sequence[DecoderLayer], backend: "Backend") -> Decoder:
+    """Return `layers` in a row; see `decode_layer`."""
+
+    def run(
+        hidden_TK: torch.Tensor,
+        cos_TD: torch.Tensor,
+        sin_TD: torch.Tensor,
+        batch: AttentionBatch,
+        segments: Segments | None,
+    ) -> torch.Tensor:
+        for layer in layers:
+            hidden_TK = decode_layer(layer, backend, hidden_TK, cos_TD, sin_TD, batch, segments)
+        return hidden_TK
+
+    return run
+
+
+def decode_layer(
+    layer: DecoderLayer,
+    backend: "Backend",
+    hidden_TK: torch.Tensor,
+    cos_TD: torch.Tensor,
+    sin_TD: torch.Tensor,
+    batch: AttentionBatch,
+    segments: Segments | None,
+) -> torch.Tensor:
+    """Return what one layer makes of `hidden_TK`; its keys and values go to the cache.
+
+    Semantics, with each projection's low-rank change on top of it:
+
+        q, k, v = qkv(norm(hidden))
+        hidden = hidden + output(attention(rotate(norm(q)), rotate(norm(k)), v))
+        hidden = hidden + down(silu(gate(norm(hidden))) * up(norm(hidden)))
+    """
+
+    def norm(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        return backend.rms_norm(x, norm.weight_K, norm.epsilon)
+
+    def project(projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
+        y_TN = projection.linear(x_TK)
+        if segments is not None:
+            a_RK, b_RN = projection.a_RK, projection.b_RN
+            assert a_RK is not None
+            assert b_RN is not None
+            backend.add_lora(y_TN, x_TK, a_RK, b_RN, projection.columns, segments, projection.group)
+        return y_TN
+
+    num_tokens, (_, kv_heads, width) = len(hidden_TK), layer.keys_SJD.shape
+    qkv_TN = project(layer.qkv, norm(layer.attention_norm, hidden_TK))
+    q_TN, k_TN, v_TN = qkv_TN.tensor_split(
+        (qkv_TN.shape[1] - 2 * kv_heads * width, qkv_TN.shape[1] - kv_heads * width), dim=1
+    )
+    q_THD, k_TJD, v_TJD = (x.view(num_tokens, -1, width) for x in (q_TN, k_TN, v_TN))
+    if layer.query_norm and layer.key_norm:
+        q_THD, k_TJD = norm(layer.query_norm, q_THD), norm(layer.key_norm, k_TJD)
+    backend.rotate(q_THD, k_TJD, cos_TD, sin_TD)
+    backend.write_cache(layer.keys_SJD, layer.values_SJD, k_TJD, v_TJD, batch)
+    seen_THD = backend.paged_attention(q_THD, layer.keys_SJD, layer.values_SJD, batch, layer.form)
+    hidden_TK = hidden_TK + project(layer.output, seen_THD.reshape(num_tokens, -1))
+    gate_up_TN = project(layer.gate_up, norm(layer.mlp_norm, hidden_TK))
+    return hidden_TK + project(layer.down, backend.silu_mul(gate_up_TN))

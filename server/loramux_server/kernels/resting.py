@@ -1,0 +1,41 @@
+"""How the weights of a base model rest in memory, which is what a step has to read.
+
+Legend: N output width, K input width.
+"""
+
+import enum
+
+import torch
+
+
+class Quantization(enum.StrEnum):
+    """In how many bits weights rest. They are widened where they are used."""
+
+    NONE = "none"
+    """The fewest that lose nothing: 16 for what was trained and saved in 16."""
+    BFLOAT16 = "bfloat16"
+    """16, rounded."""
+    INT8 = "int8"
+    """8, rounded to 127 steps on either side of zero, with a factor for each output."""
+
+
+def at_rest(
+    weight_NK: torch.Tensor, quantization: Quantization
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return float32 weights as they rest, [N, K], and the factor of each output, [N], or None."""
+    if quantization is Quantization.INT8:
+        scale_N = weight_NK.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        return (weight_NK / scale_N[:, None]).round_().to(torch.int8), scale_N
+    if quantization is Quantization.BFLOAT16:
+        return weight_NK.bfloat16(), None
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = weight_NK.to(dtype)
+        if torch.equal(narrow.float(), weight_NK):
+            return narrow, None
+    return weight_NK, None
+
+
+def widened(values_NK: torch.Tensor, scale_N: torch.Tensor | None) -> torch.Tensor:
+    """Return the float32 weights that are computed with."""
+    weight_NK = values_NK.float()
+    return weight_NK if scale_N is None else weight_NK * scale_N[:, None]

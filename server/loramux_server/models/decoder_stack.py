@@ -1,0 +1,165 @@
+"""The layers of a model, done as one where they are made of the parts that most decoders have.
+
+A layer is recognised by what it consists of: a norm, attention with rotary embeddings, a norm, a
+gated MLP. Nothing is read of its code; whether it computes what it seems to is for the self-check
+to say, which runs the model in both ways.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm
+from loramux_server.models.attention import AttentionBridge
+from loramux_server.models.fused import GatedMlp, RmsNorm
+from loramux_server.models.packed_linear import PackedLinear, PackedPart
+from loramux_server.models.step import Step
+
+_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_HEAD_NORMS = ("q_norm", "k_norm")
+_Part = TypeVar("_Part", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recognised:
+    """What a layer of the model consists of."""
+
+    number: int
+    attention_norm: RmsNorm
+    qkv: PackedLinear
+    head_norms: tuple[RmsNorm, RmsNorm] | None
+    output: PackedLinear
+    mlp_norm: RmsNorm
+    mlp: GatedMlp
+
+
+class DecoderStack(nn.Module):
+    """Stands where the first layer stood, and does what all of them did."""
+
+    def __init__(self, layers: nn.ModuleList, step: Step, bridge: AttentionBridge) -> None:
+        """Take the place of `layers`; `restore` gives it back.
+
+        Raises:
+            ValueError: They are made of other parts.
+        """
+        super().__init__()
+        self._found = [_recognised(layer) for layer in layers]
+        self.originals = list(layers)
+        """The model's own layers."""
+        # In a list, so that torch does not take it for a part of this one.
+        self._places = [layers]
+        self._step = step
+        self._bridge = bridge
+        self._decoder: Decoder | None = None
+        for index, original in enumerate(self.originals):
+            layers[index] = _Passing(original) if index else self
+        self.attention_type = getattr(self.originals[0], "attention_type", None)
+
+    def restore(self) -> None:
+        """Put the model's own layers back."""
+        for index, original in enumerate(self.originals):
+            self._places[0][index] = original
+
+    def prepare(self) -> None:
+        """Take the parts as they are now: weights, cache, slab and backend."""
+        backend = self._step.backend
+        self._decoder = backend.make_decoder([self._layer(found) for found in self._found], backend)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        """Return what the last layer makes of `hidden_states`, [1, T, K]."""
+        cos, sin = position_embeddings
+        batch = self._step.attention
+        assert batch is not None
+        assert self._decoder is not None
+        hidden_TK = self._decoder(hidden_states[0], cos[0], sin[0], batch, self._step.segments)
+        return hidden_TK[None]
+
+    def _layer(self, found: _Recognised) -> DecoderLayer:
+        keys, values = self._bridge.cache(found.number)
+        query_norm, key_norm = found.head_norms or (None, None)
+        return DecoderLayer(
+            attention_norm=_norm(found.attention_norm),
+            qkv=found.qkv.projection(),
+            query_norm=_norm(query_norm) if query_norm else None,
+            key_norm=_norm(key_norm) if key_norm else None,
+            keys_SJD=keys,
+            values_SJD=values,
+            form=self._bridge.forms[found.number],
+            output=found.output.projection(),
+            mlp_norm=_norm(found.mlp_norm),
+            gate_up=found.mlp.gate_up.projection(),
+            down=found.mlp.down_proj.packed.projection(),
+        )
+
+
+class _Passing(nn.Module):
+    """Stands where another layer stood."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(original, "attention_type", None)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        """Return `hidden_states`, to which everything has been done."""
+        return hidden_states
+
+
+def find_layers(module: PreTrainedModel, count: int) -> nn.ModuleList | None:
+    """Return the list of `count` layers of `module`, if it has exactly one."""
+    found = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.ModuleList) and len(part) == count and hasattr(part[0], "self_attn")
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _recognised(layer: nn.Module) -> _Recognised:
+    """Return what `layer` consists of.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    parts = dict(layer.named_children())
+    attention = parts.get("self_attn", nn.Module())
+    inside = dict(attention.named_children())
+    has_head_norms = inside.keys() == {*_PROJECTIONS, *_HEAD_NORMS}
+    if parts.keys() != _PARTS or not (has_head_norms or inside.keys() == {*_PROJECTIONS}):
+        raise ValueError(f"a layer of {sorted(parts)} with {sorted(inside)}")
+    q, k, v, output = (_the(PackedPart, inside[name]) for name in _PROJECTIONS)
+    if not q.packed is k.packed is v.packed or [q.part, k.part, v.part] != [0, 1, 2]:
+        raise ValueError("query, key and value have different inputs")
+    head_norms = None
+    if has_head_norms:
+        head_norms = (_the(RmsNorm, inside["q_norm"]), _the(RmsNorm, inside["k_norm"]))
+        if any(len(norm.weight) != attention.head_dim for norm in head_norms):
+            raise ValueError("queries and keys are normalised as a whole")
+    return _Recognised(
+        number=int(attention.layer_idx),  # type: ignore[arg-type]
+        attention_norm=_the(RmsNorm, parts["input_layernorm"]),
+        qkv=q.packed,
+        head_norms=head_norms,
+        output=output.packed,
+        mlp_norm=_the(RmsNorm, parts["post_attention_layernorm"]),
+        mlp=_the(GatedMlp, parts["mlp"]),
+    )
+
+
+def _the(kind: type[_Part], part: nn.Module) -> _Part:
+    if not isinstance(part, kind):
+        raise ValueError(f"{type(part).__name__} in place of {kind.__name__}")
+    return part
+
+
+def _norm(norm: RmsNorm) -> Norm:
+    return Norm(norm.weight, norm.epsilon)
