@@ -119,6 +119,7 @@ PROBLEMS = {
     "prefill-beside-decode": ([1, 40, 1, 12, 1], [same(r, 2) for r in (4, 8, 64, 2, 1)],
                               [32, 16], 64),
     "prefill-wide": ([30, 5], [same(5, 2), same(64, 2)], [96, 176], 64),
+    "prefill-without-adapter": ([20, 30], [[0, 12, 0], [8, 0, 8]], [64, 32, 96], 32),
     "wide": ([1, 2], [same(16), same(8)], [1008], 512),
     "more-parts-than-lines": ([2, 1], [same(5, 4), same(9, 4)], [16, 16, 16, 16], 16),
 }  # fmt: skip

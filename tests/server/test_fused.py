@@ -43,6 +43,6 @@ def test_rotary_embeddings_are_replaced_for_this_model_alone() -> None:
     stack = prepare(tiny_model("llama")).stack
     assert stack
     attention = stack.originals[0].self_attn
-    used = attention.forward.__func__.__globals__["apply_rotary_pos_emb"]
+    used = attention.forward.__func__.__globals__["apply_rotary_pos_emb"]  # type: ignore[union-attr]
     assert used is not before
     assert modeling_llama.apply_rotary_pos_emb is before

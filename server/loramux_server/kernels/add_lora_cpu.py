@@ -1,8 +1,8 @@
 """The segmented low-rank matmul on a CPU, compiled: bytes are read once, in place.
 
 The A and B rows of an adapter are streamed straight from the slab, and the threads share out the
-work so that each reads long runs. In prefill, four rank rows stay close to the processor while the
-tokens of a segment pass by, and then the outputs of four tokens while the rank rows pass.
+work so that each reads long runs. Where a segment has several tokens, rows and tokens meet in tiles
+whose sums stay in registers.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from loramux_server.kernels.add_lora import add_lora
+from loramux_server.kernels.dot_tile import INPUTS, ROWS, dots_for
 from loramux_server.kernels.parallel import (
     FASTMATH,
     Kernel,
@@ -19,21 +20,10 @@ from loramux_server.kernels.parallel import (
     float32_at,
     int32_at,
     share_of,
-    thread_number,
 )
-from loramux_server.kernels.rank_rows_cpu import (
-    BLOCK,
-    add_bfloat16,
-    add_float16,
-    add_float32,
-    dot_bfloat16,
-    dot_float16,
-    dot_float32,
-    widen_bfloat16,
-    widen_float16,
-    widen_float32,
-)
-from loramux_server.kernels.simd import WIDTH, load, splat, store
+from loramux_server.kernels.rank_rows_cpu import add_bfloat16, add_float16, add_float32
+from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
+from loramux_server.kernels.simd import BFLOAT16, FLOAT16, FLOAT32, WIDTH
 from loramux_server.lora.segments import Int32, Segments
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -43,29 +33,34 @@ LORA_JOB = np.dtype(
         for name in (
             "y", "x", "a", "b", "h", "columns", "start", "end", "row", "size", "format", "rank",
             "scale", "num_segments", "num_parts", "max_parts", "in_features", "out_features",
-            "max_rank", "scratch",
+            "max_rank", "ones", "zeros",
         )
     ],
     align=True,
 )  # fmt: skip
-_LONG = 16
-"""Tokens of a segment from which on it pays to keep its rank rows close."""
-_ROW_BLOCK = 32 * WIDTH
-"""Outputs done together in short segments; in long ones it is BLOCK."""
+_FEW = 4
+"""Tokens of a segment up to which its B rows are read as long streams, and not by panels."""
+_RUN = 32 * WIDTH
+"""Outputs of such a segment that are done together."""
+_ONES, _ZEROS = torch.ones(PANEL), torch.zeros(PANEL)
 _FLOAT32, _BFLOAT16, _FLOAT16 = (int(number) for number in WeightFormat)
+_dots_float32, _dots_bfloat16 = dots_for(FLOAT32), dots_for(BFLOAT16)
+_dots_float16 = dots_for(FLOAT16)
+_tile_float32, _tile_bfloat16 = tile_for(FLOAT32), tile_for(BFLOAT16)
+_tile_float16 = tile_for(FLOAT16)
 
 
 def shrink(pointer: Any) -> None:
     """h[t, p, i] = scale * x[t] . A[i] for each rank row i of part p, the rows shared out."""
     job = numba.carray(pointer, 1)[0]
-    h, scale = float32_at(job.h), float32_at(job.scale)
-    start, end, rank = int32_at(job.start), int32_at(job.end), int32_at(job.rank)
-    row, size, form = int32_at(job.row), int32_at(job.size), int32_at(job.format)
-    num_parts, width, max_rank = job.num_parts, job.in_features, job.max_rank
+    scale, start, end = float32_at(job.scale), int32_at(job.start), int32_at(job.end)
+    rank, row, size = int32_at(job.rank), int32_at(job.row), int32_at(job.size)
+    form, num_parts, width = int32_at(job.format), job.num_parts, job.in_features
     all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
-            all_work += (rank[s * job.max_parts + p] + 3) // 4 * (end[s] - start[s])
+            quads = (rank[s * job.max_parts + p] + ROWS - 1) // ROWS
+            all_work += quads * (end[s] - start[s])
     mine, others = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
@@ -73,32 +68,34 @@ def shrink(pointer: Any) -> None:
         item_bytes = 4 if form[s] == _FLOAT32 else 2
         for p in range(num_parts):
             r = rank[s * job.max_parts + p]
-            quads = (r + 3) // 4
+            quads = (r + ROWS - 1) // ROWS
             q0 = first_unit(mine, work, tokens, quads)
             q1 = first_unit(others, work, tokens, quads)
             work += quads * tokens
             a = job.a + (num_parts * row[s] + p * size[s]) * width * 4
             factor = scale[s * job.max_parts + p]
-            for i in range(4 * q0, min(r, 4 * q1), 4):
-                # Past the last row there may be anything: look at the first of the four again.
-                stride = width * item_bytes if i + 4 <= r else 0
-                count = 4 if i + 4 <= r else 1
-                for j in range(i, min(r, i + 4), count):
-                    a_j = a + j * width * item_bytes
-                    for t in range(start[s], end[s]):
-                        x_t = job.x + t * width * 4
-                        if form[s] == _FLOAT32:
-                            h0, h1, h2, h3 = dot_float32(a_j, stride, x_t, width)
-                        elif form[s] == _BFLOAT16:
-                            h0, h1, h2, h3 = dot_bfloat16(a_j, stride, x_t, width)
-                        else:
-                            h0, h1, h2, h3 = dot_float16(a_j, stride, x_t, width)
-                        at = (t * num_parts + p) * max_rank + j
-                        h[at] = factor * h0
-                        if count == 4:
-                            h[at + 1] = factor * h1
-                            h[at + 2] = factor * h2
-                            h[at + 3] = factor * h3
+            for i in range(ROWS * q0, min(r, ROWS * q1), ROWS):
+                a_i = a + i * width * item_bytes
+                for t in range(start[s], end[s], INPUTS):
+                    h = job.h + ((t * num_parts + p) * job.max_rank + i) * 4
+                    _dots(
+                        form[s], min(ROWS, r - i), min(INPUTS, end[s] - t), a_i,
+                        width * item_bytes, job.x + t * width * 4, width * 4, width, factor, h,
+                        num_parts * job.max_rank * 4,
+                    )  # fmt: skip
+
+
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _dots(
+    form: Any, rows: Any, inputs: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, depth: Any,
+    scale: Any, out: Any, out_stride: Any,
+) -> None:  # fmt: skip
+    if form == _FLOAT32:
+        _dots_float32(rows, inputs, w, w_stride, x, x_stride, depth, scale, out, out_stride)
+    elif form == _BFLOAT16:
+        _dots_bfloat16(rows, inputs, w, w_stride, x, x_stride, depth, scale, out, out_stride)
+    else:
+        _dots_float16(rows, inputs, w, w_stride, x, x_stride, depth, scale, out, out_stride)
 
 
 def expand(pointer: Any) -> None:
@@ -111,8 +108,8 @@ def expand(pointer: Any) -> None:
     all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
-            lines = (columns[p + 1] - columns[p]) // WIDTH
-            all_work += lines * rank[s * job.max_parts + p] * (end[s] - start[s])
+            panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
+            all_work += panels * rank[s * job.max_parts + p] * (end[s] - start[s])
     mine, others = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
@@ -120,22 +117,47 @@ def expand(pointer: Any) -> None:
         item_bytes = 4 if form[s] == _FLOAT32 else 2
         for p in range(num_parts):
             r = rank[s * job.max_parts + p]
-            lines = (columns[p + 1] - columns[p]) // WIDTH
-            first = columns[p] + WIDTH * first_unit(mine, work, r * tokens, lines)
-            last = columns[p] + WIDTH * first_unit(others, work, r * tokens, lines)
-            work += lines * r * tokens
+            if not r:
+                continue
+            panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
+            first = columns[p] + PANEL * first_unit(mine, work, r * tokens, panels)
+            last = columns[p] + PANEL * first_unit(others, work, r * tokens, panels)
+            last = min(last, columns[p + 1])
+            work += panels * r * tokens
             b = job.b + row[s] * width * 4
-            block = _ROW_BLOCK if tokens < _LONG else BLOCK
+            h = job.h + (start[s] * num_parts + p) * job.max_rank * 4
+            h_stride = num_parts * job.max_rank * 4
+            block = _RUN if tokens <= _FEW else PANEL
             for n in range(first, last, block):
                 count = min(block, last - n)
-                b_n = b + n * item_bytes
                 y = job.y + (start[s] * width + n) * 4
-                h = job.h + (start[s] * num_parts + p) * job.max_rank * 4
-                h_stride = num_parts * job.max_rank * 4
-                if tokens < _LONG:
-                    _add_rows(y, 4 * width, b_n, form[s], h, h_stride, r, tokens, count)
+                b_n = b + n * item_bytes
+                if tokens > _FEW and count == PANEL:
+                    _add_panel(job, y, b_n, form[s], h, h_stride, r, tokens)
                 else:
-                    _add_tiles(job, y, b_n, form[s], h, h_stride, r, tokens, count)
+                    _add_rows(y, 4 * width, b_n, form[s], h, h_stride, r, tokens, count)
+
+
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _add_panel(
+    job: Any, y: Any, b: Any, form: Any, h: Any, h_stride: Any, rank: Any, tokens: Any
+) -> None:
+    """Add a panel of outputs, a tile of tokens at a time."""
+    stride = 4 * job.out_features
+    b_stride = stride if form == _FLOAT32 else stride // 2
+    tiles = (tokens + MAX_ROWS - 1) // MAX_ROWS
+    size = (tokens + tiles - 1) // tiles
+    for t in range(0, tokens, size):
+        rows, y_t, h_t = min(size, tokens - t), y + t * stride, h + t * h_stride
+        if form == _FLOAT32:
+            _tile_float32(rows, h_t, h_stride, b, b_stride, rank, job.ones, job.zeros, y_t, stride,
+                          1, b + 4 * PANEL, b_stride)  # fmt: skip
+        elif form == _BFLOAT16:
+            _tile_bfloat16(rows, h_t, h_stride, b, b_stride, rank, job.ones, job.zeros, y_t,
+                           stride, 1, b + 2 * PANEL, b_stride)  # fmt: skip
+        else:
+            _tile_float16(rows, h_t, h_stride, b, b_stride, rank, job.ones, job.zeros, y_t, stride,
+                          1, b + 2 * PANEL, b_stride)  # fmt: skip
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
@@ -173,45 +195,8 @@ def _add_rows(
                     add_float16(y + t * stride, b_j, step, h0, h1, h2, h3, width)
 
 
-@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _add_tiles(
-    job: Any, y: Any, b: Any, form: Any, h: Any, h_stride: Any, rank: Any, tokens: Any, width: Any
-) -> None:
-    """Add a block of outputs, four tokens at a time: the rank rows stay in the first cache."""
-    stride = 4 * job.out_features
-    rows = job.scratch + thread_number() * job.max_rank * BLOCK * 4
-    if form == _FLOAT32:
-        widen_float32(rows, b, stride, rank, width)
-    elif form == _BFLOAT16:
-        widen_bfloat16(rows, b, stride // 2, rank, width)
-    else:
-        widen_float16(rows, b, stride // 2, rank, width)
-    for t in range(0, tokens, 4):
-        # At the end, tokens that are not there are the last one again, and are not stored.
-        h0 = float32_at(h + t * h_stride)
-        h1 = float32_at(h + min(t + 1, tokens - 1) * h_stride)
-        h2 = float32_at(h + min(t + 2, tokens - 1) * h_stride)
-        h3 = float32_at(h + min(t + 3, tokens - 1) * h_stride)
-        for n in range(0, width, WIDTH):
-            y_n = y + t * stride + 4 * n
-            s0 = s1 = s2 = s3 = splat(np.float32(0.0))
-            for i in range(rank):
-                b_i = load(rows + 4 * (i * BLOCK + n))
-                s0 = s0 + splat(h0[i]) * b_i
-                s1 = s1 + splat(h1[i]) * b_i
-                s2 = s2 + splat(h2[i]) * b_i
-                s3 = s3 + splat(h3[i]) * b_i
-            store(y_n, load(y_n) + s0)
-            if t + 1 < tokens:
-                store(y_n + stride, load(y_n + stride) + s1)
-            if t + 2 < tokens:
-                store(y_n + 2 * stride, load(y_n + 2 * stride) + s2)
-            if t + 3 < tokens:
-                store(y_n + 3 * stride, load(y_n + 3 * stride) + s3)
-
-
 class SegmentJobs:
-    """What is the same for all groups of a step, and room for what passes between the loops."""
+    """What is the same for all groups of a step."""
 
     def __init__(self, segments: Segments) -> None:
         rank_GSP, scale_GSP = segments.rank_GSP, segments.scale_GSP
@@ -223,7 +208,6 @@ class SegmentJobs:
             rank_GSP.sum(axis=2) @ (segments.end_S - segments.start_S)
         ).tolist()
         """Rank rows of each group, once for each token that they meet."""
-        self._scratch = torch.empty(self.max_rank * BLOCK * torch.get_num_threads())
 
     def describe(self, job: Any, groups: Any) -> None:
         """Note in one or many `job`s what their `groups`, a number or an array, need to know."""
@@ -233,7 +217,8 @@ class SegmentJobs:
         job["scale"] = scale_GSP.ctypes.data + groups * scale_GSP.strides[0]
         job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
         job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
-        job["format"], job["scratch"] = segments.format_S.ctypes.data, self._scratch.data_ptr()
+        job["format"] = segments.format_S.ctypes.data
+        job["ones"], job["zeros"] = _ONES.data_ptr(), _ZEROS.data_ptr()
         job["num_segments"], job["max_parts"] = rank_GSP.shape[1:]
         job["max_rank"] = self.max_rank
 

@@ -75,11 +75,11 @@ def paged_attention(
     """
     out_THE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1], v_SJE.shape[2])
     for request in range(len(batch.context_B)):
-        attend_request(out_THE, q_THD, k_SJD, v_SJE, batch, form, request)
+        _attend_request(out_THE, q_THD, k_SJD, v_SJE, batch, form, request)
     return out_THE
 
 
-def attend_request(
+def _attend_request(
     out_THE: torch.Tensor,
     q_THD: torch.Tensor,
     k_SJD: torch.Tensor,

@@ -1,6 +1,7 @@
-"""Attention over a paged cache on a CPU, compiled: a decode token reads its context in place.
+"""Attention over a paged cache on a CPU, compiled: keys and values are read in place.
 
-Chunks of a prompt use the definition, which is a few large matrix products for each request.
+A few neighbouring tokens of a request are done together, all heads of each: they read the same keys
+and values, and those of a token lie side by side.
 """
 
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from loramux_server.kernels.attention import (
     AttentionBatch,
     AttentionForm,
-    attend_request,
     paged_attention,
     write_cache,
 )
+from loramux_server.kernels.dot_tile import INPUTS, ROWS, dots_for
 from loramux_server.kernels.parallel import (
     FASTMATH,
     Kernel,
@@ -27,15 +28,16 @@ from loramux_server.kernels.parallel import (
     share_of,
     thread_number,
 )
-from loramux_server.kernels.simd import WIDTH, load, prefetch, splat, store, total
+from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
+from loramux_server.kernels.simd import FLOAT32, WIDTH, load, prefetch, splat, store
 
-DECODE_JOB = np.dtype(
+ATTEND_JOB = np.dtype(
     [
         (name, np.int64)
         for name in (
-            "q", "k", "v", "out", "scores", "rows", "requests", "context", "table", "num_rows",
-            "num_heads", "num_kv_heads", "key_width", "value_width", "block_size", "table_stride",
-            "scores_stride", "window", "q_stride", "q_head_stride",
+            "q", "k", "v", "out", "scores", "tiles", "num_tiles", "table", "num_heads",
+            "num_kv_heads", "key_width", "value_width", "block_size", "table_stride",
+            "scores_stride", "window", "q_stride", "q_head_stride", "ones", "zeros",
         )
     ]
     + [("scale", np.float64), ("softcap", np.float64)],
@@ -50,6 +52,8 @@ WRITE_JOB = np.dtype(
     ],
     align=True,
 )  # fmt: skip
+_ONES, _ZEROS = torch.ones(PANEL), torch.zeros(PANEL)
+_dots, _tile, _half_tile = dots_for(FLOAT32), tile_for(FLOAT32), tile_for(FLOAT32, vectors=1)
 
 
 @numba.njit(inline="always", fastmath=FASTMATH)  # type: ignore[untyped-decorator]
@@ -65,110 +69,130 @@ def _exp(x: Any) -> Any:
     return poly * bits_as_float32((np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
-def decode(pointer: Any) -> None:
-    """Attend for rows of one token each, shared out by the length of their contexts.
-
-    A thread takes all its heads of a row together: keys and values of a token lie side by side, so
-    it reads them as one stream.
-    """
+def attend(pointer: Any) -> None:
+    """Attend for tiles of tokens, shared out by the keys that they see."""
     job = numba.carray(pointer, 1)[0]
-    rows, requests = int32_at(job.rows), int32_at(job.requests)
-    context, table = int32_at(job.context), int32_at(job.table)
-    scores = float32_at(job.scores + thread_number() * job.scores_stride * 4)
-    kv_heads, block_size = job.num_kv_heads, job.block_size
-    groups = job.num_heads // kv_heads
-    key_bytes, value_bytes = job.key_width * 4, job.value_width * 4
-    scale, softcap = np.float32(job.scale), np.float32(job.softcap)
+    tiles = int32_at(job.tiles)
+    scores = job.scores + thread_number() * job.scores_stride * 4
+    kv_heads = job.num_kv_heads
     all_work = 0
-    for row in range(job.num_rows):
-        all_work += context[requests[row]] * kv_heads
+    for tile in range(job.num_tiles):
+        all_work += tiles[4 * tile + 2] * tiles[4 * tile + 3] * kv_heads
     mine, others = share_of(all_work)
     work = 0
-    for row in range(job.num_rows):
-        length = context[requests[row]]
-        j0 = first_unit(mine, work, length, kv_heads)
-        j1 = first_unit(others, work, length, kv_heads)
-        work += length * kv_heads
+    for tile in range(job.num_tiles):
+        count, length = tiles[4 * tile + 2], tiles[4 * tile + 3]
+        j0 = first_unit(mine, work, count * length, kv_heads)
+        j1 = first_unit(others, work, count * length, kv_heads)
+        work += count * length * kv_heads
         if j0 >= j1:
             continue
-        first = max(0, length - job.window) if job.window > 0 else 0
-        stride = length - first
-        blocks = requests[row] * job.table_stride
-        q = job.q + rows[row] * job.q_stride
-        out = job.out + rows[row] * job.num_heads * value_bytes
-        final = (length - 1) // block_size
-        # The score of head g and token c is at (g - j0 * groups) * stride + c - first.
-        for block in range(first // block_size, (length + block_size - 1) // block_size):
-            slot = (table[blocks + block] - block) * block_size
-            ahead = (table[blocks + min(block + 1, final)] - block) * block_size
-            for c in range(max(first, block * block_size), min(length, (block + 1) * block_size)):
-                for line in range(j0 * key_bytes, j1 * key_bytes, 64):
-                    prefetch(job.k + (ahead + c) * kv_heads * key_bytes + line)
-                for j in range(j0, j1):
-                    k = job.k + ((slot + c) * kv_heads + j) * key_bytes
-                    for g in range(j * groups, (j + 1) * groups):
-                        q_g = q + g * job.q_head_stride
-                        product = load(q_g) * load(k)
-                        for d in range(64, key_bytes, 64):
-                            product = product + load(q_g + d) * load(k + d)
-                        scores[(g - j0 * groups) * stride + c - first] = total(product) * scale
-        for g in range((j1 - j0) * groups):
-            _softmax(scores, g * stride, stride, softcap)
-        for g in range(j0 * groups, j1 * groups):
-            for e in range(0, value_bytes, 64):
-                store(out + g * value_bytes + e, splat(np.float32(0.0)))
-        for block in range(first // block_size, (length + block_size - 1) // block_size):
-            slot = (table[blocks + block] - block) * block_size
-            c = max(first, block * block_size)
-            last = min(length, (block + 1) * block_size)
-            ahead = (table[blocks + min(block + 1, final)] - block) * block_size
-            # Four tokens at a time: the output is read and written a quarter as often.
-            while c + 4 <= last:
-                for token in range(ahead + c, ahead + c + 4):
-                    for line in range(j0 * value_bytes, j1 * value_bytes, 64):
-                        prefetch(job.v + token * kv_heads * value_bytes + line)
-                for j in range(j0, j1):
-                    v0 = job.v + ((slot + c) * kv_heads + j) * value_bytes
-                    v1 = v0 + kv_heads * value_bytes
-                    v2 = v1 + kv_heads * value_bytes
-                    v3 = v2 + kv_heads * value_bytes
-                    for g in range(j * groups, (j + 1) * groups):
-                        at = (g - j0 * groups) * stride + c - first
-                        w0, w1 = splat(scores[at]), splat(scores[at + 1])
-                        w2, w3 = splat(scores[at + 2]), splat(scores[at + 3])
-                        for e in range(0, value_bytes, 64):
-                            o = out + g * value_bytes + e
-                            low = w0 * load(v0 + e) + w1 * load(v1 + e)
-                            high = w2 * load(v2 + e) + w3 * load(v3 + e)
-                            store(o, load(o) + low + high)
-                c += 4
-            while c < last:
-                for j in range(j0, j1):
-                    v = job.v + ((slot + c) * kv_heads + j) * value_bytes
-                    for g in range(j * groups, (j + 1) * groups):
-                        weight = splat(scores[(g - j0 * groups) * stride + c - first])
-                        for e in range(0, value_bytes, 64):
-                            o = out + g * value_bytes + e
-                            store(o, load(o) + weight * load(v + e))
-                c += 1
+        # The first token of the tile sees one key less than the second, and so on.
+        first = max(0, length - count + 1 - job.window) if job.window > 0 else 0
+        blocks = int32_at(job.table + tiles[4 * tile] * job.table_stride * 4)
+        row = tiles[4 * tile + 1]
+        _score(job, scores, blocks, row, count, first, length, j0, j1)
+        groups = job.num_heads // kv_heads
+        for i in range((j1 - j0) * count * groups):
+            seen = length - count + 1 + i // groups % count
+            begin = max(0, seen - job.window) if job.window > 0 else 0
+            _softmax(
+                float32_at(scores + 4 * i * (length - first)), begin - first, seen - first,
+                length - first, np.float32(job.softcap),
+            )  # fmt: skip
+        _mix(job, scores, blocks, row, count, first, length, j0, j1)
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _softmax(scores: Any, start: Any, count: Any, softcap: Any) -> None:
-    """Turn `count` scores into weights, in place."""
+def _score(
+    job: Any, scores: Any, blocks: Any, row: Any, count: Any, first: Any, length: Any, j0: Any,
+    j1: Any,
+) -> None:  # fmt: skip
+    """Put q . k * scale to scores[(j - j0, token, group), key], for keys first to length."""
+    size, groups = job.block_size, job.num_heads // job.num_kv_heads
+    key_bytes = job.key_width * 4
+    token_bytes = job.num_kv_heads * key_bytes
+    stride, scale = 4 * (length - first), np.float32(job.scale)
+    final = (length - 1) // size
+    for block in range(first // size, final + 1):
+        start, end = max(first, block * size), min(length, (block + 1) * size)
+        keys = job.k + (blocks[block] * size + start - block * size) * token_bytes
+        ahead = job.k + blocks[min(block + 1, final)] * size * token_bytes
+        for c in range(0, end - start, ROWS):
+            for j in range(j0, j1):
+                for token in range(c, c + ROWS):
+                    for line in range(j * key_bytes, (j + 1) * key_bytes, 64):
+                        prefetch(ahead + token * token_bytes + line)
+                k = keys + c * token_bytes + j * key_bytes
+                for i in range(count):
+                    q = job.q + (row + i) * job.q_stride + j * groups * job.q_head_stride
+                    out = scores + ((j - j0) * count + i) * groups * stride
+                    for g in range(0, groups, INPUTS):
+                        _dots(
+                            min(ROWS, end - start - c), min(INPUTS, groups - g), k, token_bytes,
+                            q + g * job.q_head_stride, job.q_head_stride, job.key_width, scale,
+                            out + g * stride + 4 * (start - first + c), stride,
+                        )  # fmt: skip
+
+
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _mix(
+    job: Any, scores: Any, blocks: Any, row: Any, count: Any, first: Any, length: Any, j0: Any,
+    j1: Any,
+) -> None:  # fmt: skip
+    """Put scores @ v to out."""
+    size, groups = job.block_size, job.num_heads // job.num_kv_heads
+    value_bytes = job.value_width * 4
+    token_bytes = job.num_kv_heads * value_bytes
+    stride = 4 * (length - first)
+    out = job.out + row * job.num_heads * value_bytes
+    for i in range(count):
+        begin = out + i * job.num_heads * value_bytes
+        for e in range(j0 * groups * value_bytes, j1 * groups * value_bytes, 4 * WIDTH):
+            store(begin + e, splat(np.float32(0.0)))
+    final = (length - 1) // size
+    for block in range(first // size, final + 1):
+        start, end = max(first, block * size), min(length, (block + 1) * size)
+        values = job.v + (blocks[block] * size + start - block * size) * token_bytes
+        ahead = job.v + blocks[min(block + 1, final)] * size * token_bytes
+        for j in range(j0, j1):
+            for i in range(count):
+                at = scores + ((j - j0) * count + i) * groups * stride + 4 * (start - first)
+                for g in range(0, groups, MAX_ROWS):
+                    rows, weights = min(MAX_ROWS, groups - g), at + g * stride
+                    y = out + (i * job.num_heads + j * groups + g) * value_bytes
+                    for e in range(0, job.value_width, PANEL):
+                        v, y_e = values + j * value_bytes + 4 * e, y + 4 * e
+                        then = ahead + j * value_bytes + 4 * e
+                        if e + PANEL <= job.value_width:
+                            _tile(rows, weights, stride, v, token_bytes, end - start, job.ones,
+                                  job.zeros, y_e, value_bytes, 1, then, token_bytes)  # fmt: skip
+                        else:
+                            _half_tile(rows, weights, stride, v, token_bytes, end - start,
+                                       job.ones, job.zeros, y_e, value_bytes, 1, then,
+                                       token_bytes)  # fmt: skip
+
+
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any) -> None:
+    """Turn scores `begin` to `end` of `count` into weights, in place, and the others to zero."""
     if softcap > 0:
-        for i in range(start, start + count):
+        for i in range(begin, end):
             scores[i] = softcap * np.tanh(scores[i] / softcap)
-    top = scores[start]
-    for i in range(start, start + count):
+    top = scores[begin]
+    for i in range(begin, end):
         top = max(top, scores[i])
     mass = np.float32(0.0)
-    for i in range(start, start + count):
+    for i in range(begin, end):
         scores[i] = _exp(scores[i] - top)
         mass += scores[i]
     factor = np.float32(1.0) / mass
-    for i in range(start, start + count):
+    for i in range(begin, end):
         scores[i] *= factor
+    for i in range(begin):
+        scores[i] = np.float32(0.0)
+    for i in range(end, count):
+        scores[i] = np.float32(0.0)
 
 
 def write(pointer: Any) -> None:
@@ -217,53 +241,61 @@ class WriteCacheCpu:
             self._kernel.run(x.numel())
 
 
-class DecodeRows:
-    """Which requests of a batch decode, and what the loop over them needs to know of the batch."""
+class QueryTiles:
+    """The tokens of a batch in tiles that are done together."""
 
-    def __init__(self, batch: AttentionBatch) -> None:
-        is_decode = np.diff(batch.query_start_B) == 1
+    def __init__(self, batch: AttentionBatch, groups: int) -> None:
+        """Make tiles for a model in which `groups` query heads share a key head."""
         self.batch = batch
-        self.prompts: list[int] = np.flatnonzero(~is_decode).tolist()
-        """The other requests."""
-        self.longest = int(batch.context_B.max())
-        self._requests = np.flatnonzero(is_decode).astype(np.int32)
-        self._rows = np.ascontiguousarray(batch.query_start_B[:-1][is_decode])
+        size = max(1, MAX_ROWS // groups)
+        start_B, num_queries_B = batch.query_start_B[:-1], np.diff(batch.query_start_B)
+        tiles_B = -(-num_queries_B // size)
+        request_I = np.repeat(np.arange(len(tiles_B), dtype=np.int32), tiles_B)
+        # The number of the tile within its request.
+        place_I = np.arange(len(request_I)) - np.repeat(np.cumsum(tiles_B) - tiles_B, tiles_B)
+        done_I = size * place_I
+        count_I = np.minimum(size, num_queries_B[request_I] - done_I)
+        before_B = batch.context_B - num_queries_B
+        self._tiles_I4 = np.stack(
+            (request_I, start_B[request_I] + done_I, count_I,
+             before_B[request_I] + done_I + count_I), axis=1,
+        ).astype(np.int32)  # fmt: skip
+        """Request, first token, tokens, and keys that the last of them sees."""
+        self._room = size * int(batch.context_B.max())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._tiles_I4)
 
-    def describe(self, job: Any) -> None:
-        """Note in one or many `job`s what is the same for all layers."""
-        batch = self.batch
-        job["rows"], job["requests"] = self._rows.ctypes.data, self._requests.ctypes.data
-        job["context"], job["table"] = batch.context_B.ctypes.data, batch.table_BM.ctypes.data
-        job["num_rows"], job["table_stride"] = len(self._rows), batch.table_BM.shape[1]
-        job["block_size"] = batch.block_size
+    def describe(self, job: Any, num_heads: int, scores: torch.Tensor) -> torch.Tensor:
+        """Note in one or many `job`s what is the same for all layers, and return the scores.
 
-
-class Scores:
-    """Room for the scores of one row on each thread."""
-
-    def __init__(self) -> None:
-        self._scores = torch.empty(0)
-
-    def describe(self, job: Any, longest: int, num_heads: int) -> None:
-        """Note in one or many `job`s where there is room for `longest` tokens."""
-        stride = -(-longest * num_heads // WIDTH) * WIDTH
+        Args:
+            job: To fill in.
+            num_heads: Query heads.
+            scores: Room for the scores; another is made if it is too small.
+        """
+        stride = -(-self._room * num_heads // WIDTH) * WIDTH
         needed = stride * torch.get_num_threads()
-        if self._scores.numel() < needed:
-            self._scores = torch.empty(2 * needed)
-        job["scores"], job["scores_stride"] = self._scores.data_ptr(), stride
+        if scores.numel() < needed:
+            scores = torch.empty(2 * needed)
+        batch = self.batch
+        job["tiles"], job["num_tiles"] = self._tiles_I4.ctypes.data, len(self)
+        job["table"], job["table_stride"] = batch.table_BM.ctypes.data, batch.table_BM.shape[1]
+        job["block_size"] = batch.block_size
+        job["scores"], job["scores_stride"] = scores.data_ptr(), stride
+        job["ones"], job["zeros"] = _ONES.data_ptr(), _ZEROS.data_ptr()
+        return scores
 
 
 class PagedAttentionCpu:
     """`paged_attention` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, DECODE_JOB)
-        self._decode = Kernel(decode, self._job)
-        self._rows: DecodeRows | None = None
-        self._scores = Scores()
+        self._job = np.zeros(1, ATTEND_JOB)
+        self._kernel = Kernel(attend, self._job)
+        self._tiles: QueryTiles | None = None
+        self._shape: tuple[int, int] = (0, 0)
+        self._scores = torch.empty(0)
 
     def __call__(
         self,
@@ -278,22 +310,18 @@ class PagedAttentionCpu:
         num_kv_heads, value_width = v_SJE.shape[1:]
         if q_THD.dtype != torch.float32 or key_width % WIDTH or value_width % WIDTH:
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
-        job = self._job[0]
-        if self._rows is None or self._rows.batch is not batch:
-            self._rows = DecodeRows(batch)
-            self._rows.describe(job)
+        job, shape = self._job[0], (num_heads, num_kv_heads)
+        if self._tiles is None or self._tiles.batch is not batch or self._shape != shape:
+            self._tiles, self._shape = QueryTiles(batch, num_heads // num_kv_heads), shape
+            self._scores = self._tiles.describe(job, num_heads, self._scores)
         if q_THD.stride(2) != 1:
             q_THD = q_THD.contiguous()
         out_THE = q_THD.new_empty(q_THD.shape[0], num_heads, value_width)
-        for request in self._rows.prompts:
-            attend_request(out_THE, q_THD, k_SJD, v_SJE, batch, form, request)
-        if len(self._rows):
-            job["q"], job["out"] = q_THD.data_ptr(), out_THE.data_ptr()
-            job["k"], job["v"] = k_SJD.data_ptr(), v_SJE.data_ptr()
-            job["q_stride"], job["q_head_stride"] = 4 * q_THD.stride(0), 4 * q_THD.stride(1)
-            job["num_heads"], job["num_kv_heads"] = num_heads, num_kv_heads
-            job["key_width"], job["value_width"] = key_width, value_width
-            job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
-            self._scores.describe(job, self._rows.longest, num_heads)
-            self._decode.run(len(self._rows) * self._rows.longest * num_heads * key_width)
+        job["q"], job["out"] = q_THD.data_ptr(), out_THE.data_ptr()
+        job["k"], job["v"] = k_SJD.data_ptr(), v_SJE.data_ptr()
+        job["q_stride"], job["q_head_stride"] = 4 * q_THD.stride(0), 4 * q_THD.stride(1)
+        job["num_heads"], job["num_kv_heads"] = num_heads, num_kv_heads
+        job["key_width"], job["value_width"] = key_width, value_width
+        job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
+        self._kernel.run(len(self._tiles) * int(batch.context_B.max()) * num_heads * key_width)
         return out_THE

@@ -1,8 +1,7 @@
 """A run of decoder layers on a CPU, as one program: between two layers there is no Python.
 
 Every layer has the same sequence of loops, and the loops of a kind have their jobs side by side, so
-that a step notes what is new in all layers at once. A batch with prompts is interrupted in every
-layer for their attention, which is a few large matrix products for each request.
+that a step notes what is new in all layers at once.
 """
 
 from collections.abc import Sequence
@@ -12,13 +11,12 @@ import numpy as np
 import torch
 
 from loramux_server.kernels.add_lora_cpu import LORA_JOB, SegmentJobs, expand, serves, shrink
-from loramux_server.kernels.attention import AttentionBatch, attend_request
+from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.attention_cpu import (
-    DECODE_JOB,
+    ATTEND_JOB,
     WRITE_JOB,
-    DecodeRows,
-    Scores,
-    decode,
+    QueryTiles,
+    attend,
     write,
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, Projection, make_decoder
@@ -68,7 +66,7 @@ class DecoderCpu:
         self._head_norms = np.zeros(2 * count, NORM_JOB)
         self._turns = np.zeros(2 * count, ROTATE_JOB)
         self._writes = np.zeros(2 * count, WRITE_JOB)
-        self._attention = np.zeros(count, DECODE_JOB)
+        self._attention = np.zeros(count, ATTEND_JOB)
         self._linears = np.zeros(4 * count, LINEAR_JOB)
         self._loras = np.zeros(4 * count, LORA_JOB)
         self._gates = np.zeros(count, GATE_JOB)
@@ -81,8 +79,8 @@ class DecoderCpu:
         self._room = 0
         """Tokens that the buffers hold."""
         self._h = torch.empty(0)
-        self._scores = Scores()
-        self._rows: DecodeRows | None = None
+        self._scores = torch.empty(0)
+        self._tiles: QueryTiles | None = None
         self._segment_jobs: SegmentJobs | None = None
         for index, layer in enumerate(layers):
             self._describe(index, layer)
@@ -107,36 +105,16 @@ class DecoderCpu:
         self._writes["slots"] = batch.slot_T.data_ptr()
         self._turns["rows"] = num_tokens
         self._turns["cos"], self._turns["sin"] = cos_TD.data_ptr(), sin_TD.data_ptr()
-        if self._rows is None or self._rows.batch is not batch:
-            self._rows = DecodeRows(batch)
-            self._rows.describe(self._attention)
-            num_heads = int(self._attention["num_heads"][0])
-            self._scores.describe(self._attention, self._rows.longest, num_heads)
-        program, ends = self._plain
+        if self._tiles is None or self._tiles.batch is not batch:
+            heads = int(self._attention["num_heads"][0])
+            self._tiles = QueryTiles(batch, heads // self._kv_heads)
+            self._scores = self._tiles.describe(self._attention, heads, self._scores)
+        program = self._plain
         if segments is not None:
-            program, ends = self._with_adapters
+            program = self._with_adapters
             self._take(segments, num_tokens)
-        self._run(program, ends, batch)
+        program.run()
         return hidden.clone()
-
-    def _run(self, program: Program, ends: list[int], batch: AttentionBatch) -> None:
-        assert self._rows is not None
-        if not self._rows.prompts:
-            program.run(0, len(program))
-            return
-        num_tokens = int(batch.query_start_B[-1])
-        k0 = int(self._attention["num_heads"][0]) * self._width
-        q_THD = self._buffers["qkv"][:num_tokens, :k0].view(num_tokens, -1, self._width)
-        seen_THD = self._buffers["seen"][:num_tokens].view(num_tokens, -1, self._width)
-        begin = 0
-        for layer, end in zip(self._layers, ends, strict=True):
-            program.run(begin, end)
-            for request in self._rows.prompts:
-                attend_request(
-                    seen_THD, q_THD, layer.keys_SJD, layer.values_SJD, batch, layer.form, request
-                )
-            begin = end
-        program.run(begin, len(program))
 
     def _take(self, segments: Segments, num_tokens: int) -> None:
         if self._segment_jobs is None or self._segment_jobs.segments is not segments:
@@ -224,9 +202,8 @@ class DecoderCpu:
             self._head_norms["x"][place::2] = self._head_norms["out"][place::2] = begin
         self._writes["x"][0::2], self._writes["x"][1::2] = keys, values
 
-    def _program(self, has_adapters: bool) -> tuple[Program, list[int]]:
-        """Return all loops, and for each layer how many have run when its attention has."""
-        program, ends = Program(), []
+    def _program(self, has_adapters: bool) -> Program:
+        program = Program()
         for index, layer in enumerate(self._layers):
             program.add(normalize, self._norms, 2 * index)
             self._add_projection(program, 4 * index, layer.qkv, has_adapters)
@@ -237,15 +214,14 @@ class DecoderCpu:
                 program.add(turn, self._turns, place, waits=False)
             program.add(write, self._writes, 2 * index, waits=False)
             program.add(write, self._writes, 2 * index + 1)
-            program.add(decode, self._attention, index)
-            ends.append(len(program))
+            program.add(attend, self._attention, index)
             self._add_projection(program, 4 * index + 1, layer.output, has_adapters)
             program.add(normalize, self._norms, 2 * index + 1)
             self._add_projection(program, 4 * index + 2, layer.gate_up, has_adapters)
             program.add(gate, self._gates, index)
             self._add_projection(program, 4 * index + 3, layer.down, has_adapters)
         program.close()
-        return program, ends
+        return program
 
     def _add_projection(
         self, program: Program, index: int, projection: Projection, has_adapters: bool

@@ -60,8 +60,8 @@ def _multiply(job: Any, tile: Any, item_bytes: Any) -> None:
         # Each tile of a panel fetches its part of the next panel.
         ahead = weights + panel_bytes + start * panel_bytes // max(1, job.num_tokens)
         tile(
-            rows, job.x + start * job.x_stride, job.x_stride, weights, job.depth,
-            job.scale + 4 * column, job.bias + 4 * column, y, y_stride, job.adds,
+            rows, job.x + start * job.x_stride, job.x_stride, weights, PANEL * item_bytes,
+            job.depth, job.scale + 4 * column, job.bias + 4 * column, y, y_stride, job.adds,
             ahead, panel_bytes // (tiles * job.depth),
         )  # fmt: skip
         if width < PANEL:

@@ -78,7 +78,8 @@ class Program:
         self._alive.append(operations)
         self._job[0]["operations"] = operations.ctypes.data
 
-    def run(self, first: int, last: int) -> None:
-        """Run loops `first` to `last`, the latter not included."""
-        self._job[0]["first"], self._job[0]["last"] = first, last
+    def run(self, first: int = 0, last: int | None = None) -> None:
+        """Run loops `first` to `last`, the latter not included; all unless told otherwise."""
+        self._job[0]["first"] = first
+        self._job[0]["last"] = len(self) if last is None else last
         self._kernel.run(_ALWAYS)

@@ -4,6 +4,7 @@ Source of the form: the micro-kernel of Goto and van de Geijn, "Anatomy of High-
 Multiplication", ACM TOMS 34 (3), 2008.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -13,6 +14,7 @@ from numba.extending import intrinsic
 
 from loramux_server.kernels.simd import (
     FAST,
+    FLOAT32,
     FLOATS,
     WIDTH,
     Elements,
@@ -20,73 +22,74 @@ from loramux_server.kernels.simd import (
     emit_splat,
 )
 
-_HAS_WIDE_REGISTERS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+HAS_WIDE_REGISTERS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 """32 registers of 16 numbers; otherwise there are 16 of 8 to count on."""
-MAX_ROWS, _VECTORS = (12, 2) if _HAS_WIDE_REGISTERS else (6, 1)
+MAX_ROWS, VECTORS = (12, 2) if HAS_WIDE_REGISTERS else (6, 1)
 """Sums of so many rows and vectors fit the registers, beside the weights and an input."""
-PANEL = _VECTORS * WIDTH
+PANEL = VECTORS * WIDTH
 """Outputs in a panel of weights."""
 _ADDRESS = ir.IntType(64)
 
 
-def tile_for(weights: Elements) -> Any:
+def tile_for(weights: Elements, vectors: int = VECTORS) -> Any:
     """Return an intrinsic that multiplies up to MAX_ROWS rows with a panel of `weights`.
 
     In a kernel, with addresses and byte strides as integers:
 
-        tile(rows, x, x_stride, panel, depth, scale, bias, y, y_stride, adds, ahead, ahead_step)
+        tile(rows, x, x_stride, panel, panel_stride, depth, scale, bias, y, y_stride, adds, ahead,
+             ahead_step)
 
     computes y[r] = x[r] @ panel * scale + bias, on top of y[r] where `adds` is not 0, for a panel
-    of [depth, PANEL]. While it goes on it fetches what lies at `ahead`, `ahead_step` bytes for each
-    step in depth.
+    of [depth, vectors * WIDTH], where depth is not 0. While it goes on it fetches what lies at `ahead`, going on by
+    `ahead_step` bytes with each step in depth.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def tile(
-        typing_context: Any, rows: Any, x: Any, x_stride: Any, panel: Any, depth: Any, scale: Any,
-        bias: Any, y: Any, y_stride: Any, adds: Any, ahead: Any, ahead_step: Any,
+        typing_context: Any, rows: Any, x: Any, x_stride: Any, panel: Any, panel_stride: Any,
+        depth: Any, scale: Any, bias: Any, y: Any, y_stride: Any, adds: Any, ahead: Any,
+        ahead_step: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows, *others = arguments
-            end = builder.append_basic_block("end")
-            switch = builder.switch(rows, end)
-            for count in range(1, MAX_ROWS + 1):
-                block = builder.append_basic_block(f"rows{count}")
-                switch.add_case(ir.Constant(_ADDRESS, count), block)
-                builder.position_at_end(block)
-                _emit_rows(builder, weights, count, *others)
-                builder.branch(end)
-            builder.position_at_end(end)
+            emit_switch(
+                builder,
+                rows,
+                MAX_ROWS,
+                lambda count: _emit_rows(builder, weights, vectors, count, *others),
+            )
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 12), generate
+        return types.void(*[types.int64] * 13), generate
 
     return tile
 
 
 def _emit_rows(
-    builder: Any, weights: Elements, rows: int, x: Any, x_stride: Any, panel: Any, depth: Any,
-    scale: Any, bias: Any, y: Any, y_stride: Any, adds: Any, ahead: Any, ahead_step: Any,
+    builder: Any, weights: Elements, vectors: int, rows: int, x: Any, x_stride: Any, panel: Any,
+    panel_stride: Any, depth: Any, scale: Any, bias: Any, y: Any, y_stride: Any, adds: Any,
+    ahead: Any, ahead_step: Any,
 ) -> None:  # fmt: skip
     """Emit the product for one number of rows."""
-    x_rows = [_offset(builder, x, x_stride, row) for row in range(rows)]
-    sums = _emit_loop(builder, weights, x_rows, panel, depth, ahead, ahead_step)
+    x_rows = [emit_offset(builder, x, x_stride, row) for row in range(rows)]
+    sums = _emit_loop(
+        builder, weights, vectors, x_rows, panel, panel_stride, depth, ahead, ahead_step
+    )
     for row in range(rows):
-        y_row = _offset(builder, y, y_stride, row)
-        for vector in range(_VECTORS):
-            at = _number(4 * WIDTH * vector)
+        for vector in range(vectors):
+            at = number(4 * WIDTH * vector)
             scaled = builder.fmul(sums[row][vector], _load(builder, builder.add(scale, at)))
             sums[row][vector] = builder.fadd(
                 scaled, _load(builder, builder.add(bias, at)), flags=FAST
             )
-    is_sum = builder.icmp_signed("!=", adds, _number(0))
+    is_sum = builder.icmp_signed("!=", adds, number(0))
     with builder.if_else(is_sum) as (then, otherwise):
         for branch, is_added in ((then, True), (otherwise, False)):
             with branch:
                 for row in range(rows):
-                    y_row = _offset(builder, y, y_stride, row)
-                    for vector in range(_VECTORS):
-                        at = builder.add(y_row, _number(4 * WIDTH * vector))
+                    y_row = emit_offset(builder, y, y_stride, row)
+                    for vector in range(vectors):
+                        at = builder.add(y_row, number(4 * WIDTH * vector))
                         value = sums[row][vector]
                         if is_added:
                             value = builder.fadd(value, _load(builder, at))
@@ -94,8 +97,8 @@ def _emit_rows(
 
 
 def _emit_loop(
-    builder: Any, weights: Elements, x_rows: list[Any], panel: Any, depth: Any, ahead: Any,
-    ahead_step: Any,
+    builder: Any, weights: Elements, vectors: int, x_rows: list[Any], panel: Any,
+    panel_stride: Any, depth: Any, ahead: Any, ahead_step: Any,
 ) -> list[list[Any]]:  # fmt: skip
     """Emit the loop over depth and return its sums, by row and vector."""
     before = builder.block
@@ -104,28 +107,30 @@ def _emit_loop(
     builder.branch(loop)
     builder.position_at_end(loop)
     k = builder.phi(_ADDRESS)
-    k.add_incoming(_number(0), before)
-    sums = [[builder.phi(FLOATS) for _ in range(_VECTORS)] for _ in x_rows]
+    k.add_incoming(number(0), before)
+    sums = [[builder.phi(FLOATS) for _ in range(vectors)] for _ in x_rows]
     weights_k = [
         weights.emit_load(
             builder,
             builder.add(
-                _offset(builder, panel, k, PANEL * weights.item_bytes),
-                _number(vector * WIDTH * weights.item_bytes),
+                emit_offset(builder, panel, panel_stride, k),
+                number(vector * WIDTH * weights.item_bytes),
             ),
         )
-        for vector in range(_VECTORS)
+        for vector in range(vectors)
     ]
     new = []
     for row, x_row in enumerate(x_rows):
-        at = builder.inttoptr(_offset(builder, x_row, k, 4), ir.FloatType().as_pointer())
+        at = builder.inttoptr(emit_offset(builder, x_row, k, 4), ir.FloatType().as_pointer())
         x_k = emit_splat(builder, builder.load(at, align=4))
         new.append([
             builder.fadd(builder.fmul(x_k, weight, flags=FAST), total, flags=FAST)
             for weight, total in zip(weights_k, sums[row], strict=True)
         ])  # fmt: skip
-    emit_prefetch(builder, builder.add(ahead, builder.mul(ahead_step, k)))
-    k_next = builder.add(k, _number(1))
+    for vector in range(vectors):
+        line = builder.add(emit_offset(builder, ahead, ahead_step, k), number(64 * vector))
+        emit_prefetch(builder, line)
+    k_next = builder.add(k, number(1))
     k.add_incoming(k_next, loop)
     for totals, added in zip(sums, new, strict=True):
         for total, value in zip(totals, added, strict=True):
@@ -136,13 +141,29 @@ def _emit_loop(
     return new
 
 
-def _load(builder: Any, address: Any) -> Any:
-    return builder.load(builder.inttoptr(address, FLOATS.as_pointer()), align=1)
+def emit_switch(builder: Any, value: Any, most: int, emit: Callable[[int], None]) -> None:
+    """Emit a branch on `value`, with what `emit` makes for each number from 1 to `most`."""
+    end = builder.append_basic_block("end")
+    switch = builder.switch(value, end)
+    for count in range(1, most + 1):
+        block = builder.append_basic_block(f"case{count}")
+        switch.add_case(number(count), block)
+        builder.position_at_end(block)
+        emit(count)
+        builder.branch(end)
+    builder.position_at_end(end)
 
 
-def _offset(builder: Any, address: Any, stride: Any, count: int) -> Any:
-    return builder.add(address, builder.mul(stride, _number(count)))
+def emit_offset(builder: Any, address: Any, stride: Any, count: Any) -> Any:
+    """Emit `address + stride * count`."""
+    stride, count = (number(x) if isinstance(x, int) else x for x in (stride, count))
+    return builder.add(address, builder.mul(stride, count))
 
 
-def _number(value: int) -> Any:
+def number(value: int) -> Any:
+    """Return a constant."""
     return ir.Constant(_ADDRESS, value)
+
+
+def _load(builder: Any, address: Any) -> Any:
+    return FLOAT32.emit_load(builder, address)

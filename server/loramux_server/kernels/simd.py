@@ -169,19 +169,24 @@ def exp(typing_context: Any, value: Any) -> Any:
     return VECTOR(VECTOR), generate
 
 
+def emit_reduce(builder: Any, name: str, value: Any, *start: float) -> Any:
+    """Emit code that reduces a vector to one number."""
+    number = ir.FloatType()
+    kind = ir.FunctionType(number, [number] * len(start) + [FLOATS])
+    function = get_or_insert_function(
+        builder.module, kind, f"llvm.vector.reduce.{name}.v{WIDTH}f32"
+    )
+    first = [ir.Constant(number, value) for value in start]
+    return builder.call(function, [*first, value], fastmath=FAST)
+
+
 def _reduces(name: str, *start: float) -> Any:
     """Return an intrinsic that reduces a vector to one number."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def reduce(typing_context: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            number = ir.FloatType()
-            kind = ir.FunctionType(number, [number] * len(start) + [FLOATS])
-            function = get_or_insert_function(
-                builder.module, kind, f"llvm.vector.reduce.{name}.v{WIDTH}f32"
-            )
-            first = [ir.Constant(number, value) for value in start]
-            return builder.call(function, [*first, arguments[0]], fastmath=FAST)
+            return emit_reduce(builder, name, arguments[0], *start)
 
         return types.float32(VECTOR), generate
 
