@@ -1,7 +1,7 @@
 """Where the time of a step goes, per operation.
 
-torch's profiler sees its own operators; ours are marked while this runs. What no operator accounts
-for is Python and waiting.
+torch's profiler sees its own operators; ours are marked while this runs, and the loops of a program
+are started one by one. What no operator accounts for is Python and waiting.
 
     python -m benchmarks.step_profile --batch 32 --rank 16
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -22,6 +21,7 @@ from benchmarks.local_engine import LocalEngine, fixture_base, packaged
 from loramux_server.engine import build
 from loramux_server.engine.messages import EngineConfig
 from loramux_server.kernels.backend import Backend
+from loramux_server.kernels.program import Program
 
 
 def main(
@@ -61,24 +61,27 @@ def main(
 
 def _mark_kernels() -> None:
     """Let the profiler see our own operations, under their names."""
-    choose = build.choose_backend  # type: ignore[attr-defined]
+    run, choose = Program.run, build.choose_backend  # type: ignore[attr-defined]
+
+    def run_marked(program: Program, first: int = 0, last: int | None = None) -> None:
+        for index, name in list(enumerate(program.names))[first:last]:
+            with record_function(f"loramux::{name}"):
+                run(program, index, index + 1)
 
     def marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:  # noqa: ANN401
-            with record_function(name):
+            with record_function(f"loramux::{name}"):
                 return call(*arguments)
 
         return run
 
-    def choose_marked(name: str, device: torch.device) -> Backend:
-        chosen = choose(name, device)
-        return replace(
-            chosen,
-            add_lora=marked("loramux::add_lora", chosen.add_lora),
-            paged_attention=marked("loramux::paged_attention", chosen.paged_attention),
-        )
+    def choose_marked(*arguments: Any) -> Backend:  # noqa: ANN401
+        chosen = choose(*arguments)
+        names = ("add_lora", "paged_attention")
+        return replace(chosen, **{name: marked(name, getattr(chosen, name)) for name in names})
 
-    build.choose_backend = choose_marked  # type: ignore[attr-defined]
+    Program.run = run_marked  # type: ignore[method-assign, assignment]
+    build.choose_backend = choose_marked  # type: ignore[attr-defined, assignment]
 
 
 if __name__ == "__main__":

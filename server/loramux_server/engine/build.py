@@ -1,5 +1,6 @@
 """EngineConfig -> Engine: load the model, size the memory, put the parts together."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -13,10 +14,13 @@ from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, M
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.kernels.backend import Backend, choose_backend
+from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import PackedAdapter, load_packed
 from loramux_server.lora.slab import row_bytes
 from loramux_server.models.base_model import BaseModel, UnservableModelError
+
+_log = logging.getLogger(__name__)
 
 
 def build_engine(
@@ -35,10 +39,11 @@ def build_engine(
     bytes_of_row = row_bytes(shapes)
     runner = ModelRunner(
         model,
-        _backend(config.kernels, model.device),
+        _backend(config, model.device),
         num_slots=num_blocks * config.block_size,
         adapter_memory=config.adapter_memory,
     )
+    _check(runner, model, config)
     cache = AdapterCache(
         device_rows=runner.slab.num_rows,
         row_bytes=bytes_of_row,
@@ -83,9 +88,23 @@ def build_engine(
     )
 
 
-def _backend(name: str, device: torch.device) -> Backend:
+def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig) -> None:
+    if config.quantization != Quantization.NONE:
+        _log.info(
+            "weights in %s change the logits by %.2g of their spread",
+            config.quantization,
+            runner.difference,
+        )
+    elif not runner.difference <= model.check.tolerance:
+        raise UnservableModelError(
+            f"kernels {config.kernels!r} compute something else on this machine than the model's "
+            f"own forward: logits differ by {runner.difference:.2g} of their spread"
+        )
+
+
+def _backend(config: EngineConfig, device: torch.device) -> Backend:
     try:
-        return choose_backend(name, device)
+        return choose_backend(config.kernels, device, Quantization(config.quantization))
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
 

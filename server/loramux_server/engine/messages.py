@@ -34,6 +34,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             description="Kernels: torch (plain definitions), cpu (compiled), or auto.",
         ),
     ] = "auto"
+    quantization: Annotated[
+        str,
+        Meta(
+            pattern="^(none|bfloat16|int8)$",
+            description="How weights of the base rest on a CPU: none (16 bits if that is how they "
+            "were saved, which loses nothing), bfloat16 or int8 (rounded). Adapters stay exact.",
+        ),
+    ] = "none"
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads of the engine; 0 means one for each core.")
     ] = 0

@@ -29,6 +29,8 @@ class ModelRunner:
         for group in model.groups:
             group.attach(self.slab, backend)
         model.output.attach(backend)
+        self.difference = model.check.difference(model.stack)
+        """How far its logits are from the model's own, relative to their spread."""
         model.attention.allocate(num_slots, model.dtype, model.device)
         if model.stack:
             model.stack.prepare()

@@ -1,7 +1,8 @@
 """The one place that chooses between a definition and a faster form of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from loramux_server.kernels.attention import (
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
+from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.segments import Int32, Segments
 
 
@@ -92,16 +94,20 @@ DEFINITIONS = Backend(
 """Plain torch, on any device."""
 
 
-def choose_backend(name: str, device: torch.device) -> Backend:
+def choose_backend(
+    name: str, device: torch.device, quantization: Quantization = Quantization.NONE
+) -> Backend:
     """Return the backend called `name`; `auto` means the fastest one for `device`.
 
     Raises:
-        ValueError: The backend does not run on `device`.
+        ValueError: The backend does not run on `device`, or its weights are not rounded there.
     """
+    if quantization is not Quantization.NONE and device.type != "cpu":
+        raise ValueError(f"quantization '{quantization}' is for a CPU, not for {device}")
     if name == "auto":
         name = "cpu" if device.type == "cpu" else "torch"
     if name == "torch":
-        return DEFINITIONS
+        return replace(DEFINITIONS, make_linear=partial(make_linear, quantization=quantization))
     if device.type != "cpu":
         raise ValueError(f"kernels 'cpu' do not run on device {device}")
     # Imported when asked for: compiling takes a second or two.
@@ -112,6 +118,6 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
 
     return Backend(
-        "cpu", make_linear_cpu, AddLoraCpu(), WriteCacheCpu(), PagedAttentionCpu(),
-        RmsNormCpu(), SiluMulCpu(), RotateCpu(), make_decoder_cpu,
+        "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(), WriteCacheCpu(),
+        PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(), make_decoder_cpu,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -22,7 +23,8 @@ from loramux_server.kernels.simd import (
     emit_splat,
 )
 
-HAS_WIDE_REGISTERS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+_FEATURES = numba.config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()
+HAS_WIDE_REGISTERS = "+avx512f" in _FEATURES.split(",")
 """32 registers of 16 numbers; otherwise there are 16 of 8 to count on."""
 MAX_ROWS, VECTORS = (12, 2) if HAS_WIDE_REGISTERS else (6, 1)
 """Sums of so many rows and vectors fit the registers, beside the weights and an input."""
@@ -40,8 +42,8 @@ def tile_for(weights: Elements, vectors: int = VECTORS) -> Any:
              ahead_step)
 
     computes y[r] = x[r] @ panel * scale + bias, on top of y[r] where `adds` is not 0, for a panel
-    of [depth, vectors * WIDTH], where depth is not 0. While it goes on it fetches what lies at `ahead`, going on by
-    `ahead_step` bytes with each step in depth.
+    of [depth, vectors * WIDTH]; depth is not 0. While it goes on it fetches what lies at `ahead`,
+    going on by `ahead_step` bytes with each step in depth.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]

@@ -49,6 +49,7 @@ class BaseModel:
     output: OutputLayer
     stack: DecoderStack | None
     """All layers in one; None where they are made of parts that it does not know."""
+    check: SelfCheck
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> where it is among the groups."""
     name: str
@@ -152,6 +153,7 @@ def prepare(
         groups=groups,
         output=output,
         stack=stack,
+        check=check,
         places=places,
         name=name,
         architecture=type(module).__name__,

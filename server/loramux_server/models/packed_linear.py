@@ -15,7 +15,7 @@ from loramux_server.models.step import Step
 
 Linear: TypeAlias = nn.Linear
 """Or transformers' Conv1D, which has the same attributes and the transposed weight."""
-_MAX_COPY_BYTES = 256 << 20
+_MAX_COPY_BYTES = 1 << 30
 """Largest output layer that is packed: the embedding mostly holds the same weights already."""
 Weights: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """Weight [N, K] and bias [N]."""
