@@ -77,8 +77,11 @@ def _mark_kernels() -> None:
 
     def choose_marked(*arguments: Any) -> Backend:  # noqa: ANN401
         chosen = choose(*arguments)
-        names = ("add_lora", "paged_attention")
-        return replace(chosen, **{name: marked(name, getattr(chosen, name)) for name in names})
+        return replace(
+            chosen,
+            add_lora=marked("add_lora", chosen.add_lora),
+            paged_attention=marked("paged_attention", chosen.paged_attention),
+        )
 
     Program.run = run_marked  # type: ignore[method-assign, assignment]
     build.choose_backend = choose_marked  # type: ignore[attr-defined, assignment]
