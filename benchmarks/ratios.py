@@ -1,9 +1,9 @@
 """What adapters cost, in one table: each measure with its bar, and what would be better still.
 
 All of it on random weights of a real shape, in rounds that alternate between the two sides of a
-ratio; medians of `--repeats` rounds. Except for `unused`, which compares two engines in this
-process, a real server answers streamed requests over gRPC: prompts of 32 to 256 tokens, 64 output
-tokens, the same ones on both sides.
+ratio; medians of `--repeats` rounds. `unused` times an engine in this process. For all others a
+real server answers streamed requests over gRPC: prompts of 32 to 256 tokens and 64 output tokens,
+the same on both sides, or for latencies what `benchmarks/measures/latency.py` says.
 
 `many` has adapters of rank 1 on q_proj and v_proj, because 2,000 of rank 16 on all projections
 would be 39 GB: it is about their number, not about their weights, which `distinct` and `mixed` are
@@ -147,8 +147,8 @@ def _show(key: str, measure: Measure, rounds: list[float]) -> None:
     bound = "<=" if measure.is_limit else ">="
     stretch = "" if measure.stretch is None else f"{bound} {measure.stretch:g}"
     print(
-        f"{key:12}{measure.what:54}{median(rounds):10.3g}{f'{bound} {measure.bar:g}':>10}"
-        f"{stretch:>10}   {' '.join(f'{value:.3g}' for value in rounds)}",
+        f"{key:12}{measure.what:54}{median(rounds):10.4g}{f'{bound} {measure.bar:g}':>10}"
+        f"{stretch:>10}   {' '.join(f'{value:.4g}' for value in rounds)}",
         flush=True,
     )
 

@@ -1,14 +1,19 @@
 """What serving costs beside the model: unused LoRA support, the frontend's time, memory."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 
 from benchmarks import load, server
 from benchmarks.local_engine import LocalEngine
 from benchmarks.setting import AdapterSet, Setting
+from loramux_server.engine import batch
+from loramux_server.engine import engine as engine_module
 from loramux_server.engine.messages import EngineConfig
 from loramux_server.models.packed_linear import PackedLinear
 
@@ -19,35 +24,42 @@ IDLE_SECONDS = 2.0
 KV_SHARE = 0.75
 
 
-class BareLinear(PackedLinear):
-    """A group of layers without the branch for adapters."""
-
-    def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of all layers side by side."""
-        y = self._linear(x.reshape(-1, x.shape[-1]))
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-
 def unused_support(setting: Setting) -> list[float]:
-    """Measure the speed of base-only steps with adapters supported, ÷ with the branch cut out.
+    """Measure the speed of base-only steps with adapters supported, ÷ with their support cut out.
 
-    Two engines in this process take turns, one decode step each.
+    Decode steps of one engine in this process take turns. In every second one nothing asks for
+    adapters: neither what lays out the batch nor the layers.
     """
-    engines = [
-        LocalEngine(setting.base, EngineConfig(model="", kv_memory=1 << 30, max_running=BATCH))
-        for _ in range(2)
-    ]
-    for group in engines[1].model.groups:
-        group.__class__ = BareLinear
-    for engine in engines:
-        engine.fill(BATCH, [], CONTEXT)
-        engine.time_steps(3)
+    config = EngineConfig(model="", kv_memory=1 << 30, max_running=BATCH)
+    engine = LocalEngine(setting.base, config)
     ratios = []
     for _ in range(setting.repeats):
-        pairs = [[engine.time_steps(1)[0] for engine in engines] for _ in range(STEPS)]
-        supported, bare = (median(times) for times in zip(*pairs, strict=True))
-        ratios.append(bare / supported)
+        engine.fill(BATCH, [], CONTEXT)
+        engine.time_steps(3)
+        supported, bare = [], []
+        for _ in range(STEPS):
+            supported += engine.time_steps(1)
+            with _support_cut_out():
+                bare += engine.time_steps(1)
+        engine.clear()
+        ratios.append(median(bare) / median(supported))
     return ratios
+
+
+@contextmanager
+def _support_cut_out() -> Iterator[None]:
+    """Let nothing ask for adapters in the block; what has moved elsewhere raises AttributeError."""
+
+    def compute(packed: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+        y = packed._linear(x.reshape(-1, x.shape[-1]))
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    with (
+        patch.object(engine_module, "grouped", list),
+        patch.object(batch, "_segments", lambda *_: None),
+        patch.object(PackedLinear, "compute", compute),
+    ):
+        yield
 
 
 def frontend_time(setting: Setting) -> list[float]:
