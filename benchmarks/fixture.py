@@ -1,6 +1,7 @@
 """Base models of real shapes with seeded random weights, and LoRA adapters for them, as files."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Number formats in which weights are saved."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Shape:
     intermediate: int
     vocab: int
     context: int = 2048
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the keys and values of one token, in float32."""
+        return 2 * (self.hidden // self.heads) * self.kv_heads * self.layers * 4
 
     def config(self) -> LlamaConfig:
         """Return the config of a model of this shape."""
@@ -58,35 +66,55 @@ SHAPES = {
 }
 
 
-def make_base(folder: Path, shape: Shape, seed: int = 0) -> Path:
+def make_base(folder: Path, shape: Shape, seed: int = 0, dtype: str = "float32") -> Path:
     """Write a random model of `shape` to `folder`, without a tokenizer."""
     torch.manual_seed(seed)
-    LlamaForCausalLM(shape.config()).save_pretrained(str(folder))
+    LlamaForCausalLM(shape.config()).to(DTYPES[dtype]).save_pretrained(str(folder))
     return folder
 
 
-def make_adapters(folder: Path, shape: Shape, ranks: list[int], count: int) -> list[str]:
-    """Write `count` PEFT folders on all seven projections, ranks in turn; return their names."""
+def make_adapters(
+    folder: Path,
+    shape: Shape,
+    ranks: Sequence[int],
+    count: int,
+    *,
+    targets: Sequence[str] = TARGETS,
+    dtype: str = "float32",
+) -> list[str]:
+    """Write `count` PEFT folders with weights of their own, ranks in turn; return their names."""
     names = []
     for index in range(count):
         name = f"a{index:04d}"
-        _make_adapter(folder / name, shape, ranks[index % len(ranks)], seed=1000 + index)
+        rank = ranks[index % len(ranks)]
+        tensors = _weights(shape, rank, targets, DTYPES[dtype], seed=1000 + index)
+        _write_adapter(folder / name, tensors, rank, targets)
         names.append(name)
     return names
 
 
-def _make_adapter(folder: Path, shape: Shape, rank: int, seed: int) -> None:
+def _weights(
+    shape: Shape, rank: int, targets: Sequence[str], dtype: torch.dtype, seed: int
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
+    features = shape.features()
     tensors = {}
     for layer in range(shape.layers):
-        for target, (inputs, outputs) in shape.features().items():
+        for target in targets:
+            inputs, outputs = features[target]
             block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
             name = f"base_model.model.model.layers.{layer}.{block}.{target}"
             a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
             # The change of a weight is about half as large as the weight itself.
             b = torch.randn(outputs, rank, generator=generator) * 0.005 * (inputs / rank) ** 0.5
-            tensors[f"{name}.lora_A.weight"] = a
-            tensors[f"{name}.lora_B.weight"] = b
+            tensors[f"{name}.lora_A.weight"] = a.to(dtype)
+            tensors[f"{name}.lora_B.weight"] = b.to(dtype)
+    return tensors
+
+
+def _write_adapter(
+    folder: Path, tensors: dict[str, torch.Tensor], rank: int, targets: Sequence[str]
+) -> None:
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {
@@ -94,7 +122,7 @@ def _make_adapter(folder: Path, shape: Shape, rank: int, seed: int) -> None:
         "task_type": "CAUSAL_LM",
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": list(TARGETS),
+        "target_modules": list(targets),
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -108,9 +108,7 @@ def floor(shape: Shape, batch: int, adapters: list[AdapterSource], rates: Rates)
     """Return the seconds that a decode step of `batch` requests takes at least."""
     layer = sum(inputs * outputs for inputs, outputs in shape.features().values())
     weights = shape.layers * layer + shape.vocab * shape.hidden
-    kv_width = shape.hidden // shape.heads * shape.kv_heads
-    kv_bytes = batch * CONTEXT * 2 * kv_width * shape.layers * 4
-    other_bytes = kv_bytes + sum(adapter.num_bytes for adapter in adapters)
+    other_bytes = batch * CONTEXT * shape.kv_bytes + sum(adapter.num_bytes for adapter in adapters)
     base = max(
         weights * 4 / rates.bytes_per_second, 2 * weights * batch / rates.operations_per_second
     )

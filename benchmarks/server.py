@@ -5,15 +5,44 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-START_SECONDS = 300
+import psutil
+
+START_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers requests."""
+
+    target: str
+    """HOST:PORT of gRPC."""
+    metrics_target: str
+    pid: int
+    """Process id of the frontend; the engine is its child."""
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the frontend, and after it the engine."""
+        frontend = psutil.Process(self.pid)
+        return [frontend, *frontend.children()]
+
+    def metric(self, name: str) -> float:
+        """Return the sample of /metrics whose name with labels is printed as `name`."""
+        with urllib.request.urlopen(f"http://{self.metrics_target}/metrics", timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        return next(float(line.removeprefix(name)) for line in lines if line.startswith(f"{name} "))
 
 
 @contextlib.contextmanager
-def running(folder: Path, model: Path, *arguments: str) -> Iterator[str]:
-    """Run `loramux serve` on `model` and yield its HOST:PORT; its files are kept in `folder`."""
+def running(folder: Path, model: Path, *arguments: str) -> Iterator[Running]:
+    """Run `loramux serve` on `model` for the block; its files are kept in `folder`.
+
+    Starting again on one folder is a restart: the store is kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ready, log = folder / "ready.json", folder / "server.log"
     ready.unlink(missing_ok=True)
@@ -29,6 +58,7 @@ def running(folder: Path, model: Path, *arguments: str) -> Iterator[str]:
                 if run.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"the server did not start:\n{log.read_text()}")
                 time.sleep(0.1)
-            yield json.loads(ready.read_text(encoding="utf-8"))["grpc"]
+            addresses = json.loads(ready.read_text(encoding="utf-8"))
+            yield Running(addresses["grpc"], addresses["metrics"], run.pid)
         finally:
             run.terminate()

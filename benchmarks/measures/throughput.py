@@ -1,0 +1,70 @@
+"""Output tokens per second with adapters, against fewer of them or none, round by round."""
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks import load
+from benchmarks.setting import AdapterSet, Setting, small_adapters
+
+MIXED_RANKS = (8, 16, 32, 64)
+DISTINCT = 32
+FEW = 5
+
+
+def distinct(setting: Setting) -> list[float]:
+    """Measure 32 adapters of rank 16 in one batch, ÷ the base alone."""
+    return _over_base(setting, AdapterSet(DISTINCT), "distinct", DISTINCT)
+
+
+def mixed(setting: Setting) -> list[float]:
+    """Measure 32 adapters of four ranks in one batch, ÷ the base alone."""
+    return _over_base(setting, AdapterSet(DISTINCT, MIXED_RANKS), "distinct", DISTINCT)
+
+
+def one(concurrency: int) -> Callable[[Setting], list[float]]:
+    """Measure `concurrency` requests for one adapter of rank 16, ÷ the base alone."""
+    return partial(
+        _over_base, adapters=AdapterSet(DISTINCT), popularity="identical", concurrency=concurrency
+    )
+
+
+def many(registered: int) -> Callable[[Setting], list[float]]:
+    """Measure zipf over `registered` adapters that are loaded where asked for, ÷ zipf over five."""
+
+    def measure(setting: Setting) -> list[float]:
+        sets = [small_adapters(registered), small_adapters(FEW)]
+        # Both run all the time, and one of them at a time has work.
+        with (
+            setting.serving(sets[0], "--no-prefix-cache") as over_many,
+            setting.serving(sets[1], "--no-prefix-cache") as over_few,
+        ):
+            ratios = []
+            for seed in range(setting.repeats):
+                speeds = []
+                for adapters, server in zip(sets, (over_many, over_few), strict=True):
+                    names = setting.names(adapters)
+                    requests = setting.requests("zipf", names, DISTINCT, seed)
+                    load.touch(server.target, requests)
+                    report = load.run(server.target, requests, DISTINCT)
+                    speeds.append(report.output_tokens_per_second)
+                ratios.append(speeds[0] / speeds[1])
+        return ratios
+
+    return measure
+
+
+def _over_base(
+    setting: Setting, adapters: AdapterSet, popularity: str, concurrency: int
+) -> list[float]:
+    names = setting.names(adapters)
+    with setting.serving(adapters, "--no-prefix-cache") as server:
+        ratios = []
+        for seed in range(setting.repeats):
+            speeds = []
+            for kind in (popularity, "base"):
+                requests = setting.requests(kind, names, concurrency, seed)
+                load.touch(server.target, requests)
+                report = load.run(server.target, requests, concurrency)
+                speeds.append(report.output_tokens_per_second)
+            ratios.append(speeds[0] / speeds[1])
+    return ratios

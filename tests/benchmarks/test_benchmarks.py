@@ -1,0 +1,56 @@
+"""The benchmarks run and write what they say; what they measure is not looked at."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ratios, scaling
+
+
+def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
+    table, plot, output = tmp_path / "t.csv", tmp_path / "p.png", tmp_path / "o.json"
+    scaling.main(
+        adapters=[3], concurrency=[1, 2], rank=[16], context=[8], tokens=2, per_slot=1, repeats=1,
+        shape="tiny", table=table, plot=plot, output=output,
+    )  # fmt: skip
+    expected = [
+        ("adapters", "uniform", "3"),
+        ("adapters", "zipf", "3"),
+        ("concurrency", "distinct", "1"),
+        ("concurrency", "distinct", "2"),
+        ("rank", "distinct", "16"),
+        ("context", "distinct", "8"),
+    ]
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["axis"], row["series"], row["value"]) for row in rows] == expected
+    assert all(float(row["ratio"]) > 0 for row in rows)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    record = json.loads(output.read_text())
+    assert record["shape"] == "tiny"
+    assert record["machine"]["cores"]
+    assert [len(row["rounds"]) for row in record["rows"]] == [1] * len(expected)
+
+
+def test_ratios_write_a_figure_for_each_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "o.json"
+    names = ["unused", "cold", "memory"]
+    ratios.main(only=names, shape="tiny", repeats=1, tokens=2, per_slot=1, loads=2, output=output)
+    record = json.loads(output.read_text())
+    assert list(record["measures"]) == names
+    assert [len(found["rounds"]) for found in record["measures"].values()] == [1, 1, 1]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["measure", *names]
+
+
+def test_what_is_missing_for_a_picture_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit, match="matplotlib"):
+        scaling.main(shape="tiny", plot=tmp_path / "p.png")
