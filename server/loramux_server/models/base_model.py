@@ -130,6 +130,7 @@ def prepare(
     with _refused(module):
         check = SelfCheck(module, step, bridge)
     groups, places = _pack(module, calls, step)
+    _own(module)
     output = _replace_output(module)
     fuse(module, step)
     stack = _stack(module, step, bridge)
@@ -251,6 +252,12 @@ def _pack(
             module.set_submodule(name, PackedPart(packed, part))
         groups.append(packed)
     return groups, places
+
+
+def _own(module: PreTrainedModel) -> None:
+    """Copy what is left of the weights, so that nothing holds the mapped file any longer."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _stack(module: PreTrainedModel, step: Step, bridge: AttentionBridge) -> DecoderStack | None:
