@@ -62,6 +62,7 @@ class Shape:
 
 SHAPES = {
     "smollm2-135m": Shape(576, 30, 9, 3, 1536, 49152),
+    "small": Shape(256, 8, 8, 4, 1024, 4096),
     "tiny": Shape(64, 2, 4, 2, 128, 512),
 }
 

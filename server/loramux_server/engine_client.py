@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from loramux.errors import (
     DataLossError,
@@ -23,7 +21,6 @@ from loramux_server.engine.messages import (
     Failure,
     Report,
     Sampling,
-    Started,
     Submit,
     Token,
 )
@@ -44,45 +41,45 @@ _FAILURES: dict[str, type[LoramuxError]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to one completion of a call."""
-
-    index: int
-    what: Token | Started
-
-
 class Mailbox:
-    """What the engine says about the completions of one call, in order."""
+    """The tokens of one call that its reader has not taken yet."""
 
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
+    def __init__(self, on_started: Callable[[float], None]) -> None:
+        """Wait for nothing yet; `on_started` is told the seconds that a completion was queued."""
+        self.on_started = on_started
+        self._tokens: dict[int, list[Token]] = {}
         self._error: LoramuxError | None = None
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
-    async def take(self) -> list[Event]:
-        """Wait, and return everything that has arrived: more than one event if the reader is slow.
+    async def take(self) -> dict[int, list[Token]]:
+        """Wait, and return the tokens that have arrived, in order, by the completion's index.
+
+        There is more than one of a completion if the reader is slow.
 
         Raises:
             LoramuxError: A completion failed, or the engine died.
         """
-        await self._arrived.wait()
-        self._arrived.clear()
+        if not (self._tokens or self._error):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         if self._error:
             raise self._error
-        events = list(self._events)
-        self._events.clear()
-        return events
+        tokens, self._tokens = self._tokens, {}
+        return tokens
 
-    def put(self, event: Event) -> None:
-        """Add an event."""
-        self._events.append(event)
-        self._arrived.set()
+    def put(self, index: int, token: Token) -> None:
+        """Add a token of the completion at `index`."""
+        self._tokens.setdefault(index, []).append(token)
+        self._wake()
 
     def fail(self, error: LoramuxError) -> None:
         """Make `take` raise `error`."""
         self._error = error
-        self._arrived.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class EngineClient:
@@ -116,7 +113,7 @@ class EngineClient:
         adapter: AdapterSource | None,
         sampling: Sampling,
     ) -> int:
-        """Start a completion, whose events go to `mailbox` under `index`, and return its id.
+        """Start a completion, whose tokens go to `mailbox` under `index`, and return its id.
 
         Raises:
             UnavailableError: The engine is away.
@@ -141,11 +138,11 @@ class EngineClient:
     def _dispatch(self, report: Report) -> None:
         for started in report.started:
             if call := self._calls.get(started.request_id):
-                call[0].put(Event(call[1], started))
+                call[0].on_started(started.queue_seconds)
         for token in report.tokens:
-            call = self._calls.get(token.request_id)
-            if call:
-                call[0].put(Event(call[1], token))
+            if call := self._calls.get(token.request_id):
+                mailbox, index = call
+                mailbox.put(index, token)
                 if token.finish:
                     del self._calls[token.request_id]
         for failure in report.failures:

@@ -77,6 +77,7 @@ class Metrics:
             self.prompt_tokens, self.generated_tokens, self.first_token, self.inter_token,
             self.duration,
         )  # fmt: skip
+        self._series: dict[str, AdapterSeries] = {}
         self._engine = EngineMetrics(registry)
 
     def describe(self, model: ModelInfo) -> None:
@@ -85,6 +86,14 @@ class Metrics:
             __version__, model.name, model.architecture, model.dtype, model.device
         ).set(1)
         self._engine.blocks_total.set(model.num_blocks)
+
+    def of(self, adapter: str) -> "AdapterSeries":
+        """Return what to count a request for `adapter` in, empty for the base, at this moment."""
+        label = self.labels.label(adapter)
+        series = self._series.get(label)
+        if series is None:
+            series = self._series[label] = AdapterSeries(self, label)
+        return series
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
@@ -99,8 +108,20 @@ class Metrics:
             self._engine.ended()
 
     def _end_series(self, name: str) -> None:
+        self._series.pop(name, None)
         for metric in (*self._per_adapter, self.requests):
             metric.remove_by_labels({"adapter": name})
+
+
+class AdapterSeries:
+    """The metrics of one label value, at hand: to find them takes longer than to count."""
+
+    def __init__(self, metrics: Metrics, label: str) -> None:
+        self.prompt_tokens = metrics.prompt_tokens.labels(label)
+        self.generated_tokens = metrics.generated_tokens.labels(label)
+        self.first_token = metrics.first_token.labels(label)
+        self.inter_token = metrics.inter_token.labels(label)
+        self.duration = metrics.duration.labels(label)
 
 
 class EngineMetrics:
@@ -164,6 +185,8 @@ class EngineMetrics:
             "loramux_adapter_load_seconds", "Time to bring an adapter to a tier.",
             tier, buckets=_LATENCY, registry=registry,
         )  # fmt: skip
+        self._device = TierSeries(self, "device")
+        self._host = TierSeries(self, "host")
         self._last = _NOTHING
 
     def ended(self) -> None:
@@ -180,8 +203,8 @@ class EngineMetrics:
         self.preemptions.inc(stats.preemptions - last.preemptions)
         self.prefix_tokens.inc(stats.prompt_tokens - last.prompt_tokens)
         self.prefix_hits.inc(stats.shared_tokens - last.shared_tokens)
-        self._report_tier("device", stats.device, last.device)
-        self._report_tier("host", stats.host, last.host)
+        self._device.report(stats.device, last.device)
+        self._host.report(stats.host, last.host)
         self._last = stats
         for load in report.loads:
             self.load.labels(load.tier).observe(load.seconds)
@@ -191,9 +214,21 @@ class EngineMetrics:
             self.batch_tokens.observe(report.batch.tokens)
             self.step.observe(report.batch.seconds)
 
-    def _report_tier(self, tier: str, now: CacheStats, last: CacheStats) -> None:
-        self.resident.labels(tier).set(now.resident)
-        self.resident_bytes.labels(tier).set(now.used_bytes)
-        self.hits.labels(tier).inc(now.hits - last.hits)
-        self.misses.labels(tier).inc(now.misses - last.misses)
-        self.evictions.labels(tier).inc(now.evictions - last.evictions)
+
+class TierSeries:
+    """The metrics of one adapter tier, at hand as those of an adapter are."""
+
+    def __init__(self, metrics: EngineMetrics, tier: str) -> None:
+        self._resident = metrics.resident.labels(tier)
+        self._resident_bytes = metrics.resident_bytes.labels(tier)
+        self._hits = metrics.hits.labels(tier)
+        self._misses = metrics.misses.labels(tier)
+        self._evictions = metrics.evictions.labels(tier)
+
+    def report(self, now: CacheStats, last: CacheStats) -> None:
+        """Take in what the tier holds now, and what was counted since `last`."""
+        self._resident.set(now.resident)
+        self._resident_bytes.set(now.used_bytes)
+        self._hits.inc(now.hits - last.hits)
+        self._misses.inc(now.misses - last.misses)
+        self._evictions.inc(now.evictions - last.evictions)

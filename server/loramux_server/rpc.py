@@ -8,8 +8,8 @@ INVALID_ARGUMENT.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -122,13 +122,14 @@ def _unary(
 
 
 def _server_stream(
-    behaviour: Callable[..., AsyncIterator[Message]], method: MethodDescriptor, calls: Calls
+    behaviour: Callable[..., AsyncGenerator[Message, None]], method: MethodDescriptor, calls: Calls
 ) -> Any:  # noqa: ANN401
-    async def handle(request: Message | _Malformed, context: Context) -> AsyncIterator[Message]:
+    async def handle(request: Message | _Malformed, context: Context) -> None:
         try:
             with calls.one_more():
-                async for response in behaviour(_checked(request, method), context):
-                    yield response
+                async with aclosing(behaviour(_checked(request, method), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
         except Exception as error:
             await _abort(context, error, method)
 
@@ -162,7 +163,7 @@ def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message
 
 
 async def _abort(context: Context, error: Exception, method: MethodDescriptor) -> NoReturn:
-    if isinstance(error, grpc.aio.AbortError):
+    if isinstance(error, grpc.aio.BaseError):  # gRPC's own: the call has ended
         raise error
     if not isinstance(error, LoramuxError):
         incident = secrets.token_hex(8)

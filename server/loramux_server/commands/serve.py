@@ -25,11 +25,14 @@ def serve(settings: dict[str, object]) -> None:
 def run(settings: dict[str, object]) -> int:
     """Serve with `settings` and return the exit code; what the user can mend is one line."""
     # Imported here: `--help` needs none of it.
+    import uvloop
+
     from loramux_server.server import serve as serve_until_signal
     from loramux_server.store.blobs import StoreLockedError
 
     try:
-        return asyncio.run(serve_until_signal(make_config(settings)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve_until_signal(make_config(settings)))
     except ConfigError as error:
         print(f"loramux: {error}", file=sys.stderr)
         return EXIT_CONFIG

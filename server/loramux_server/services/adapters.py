@@ -12,7 +12,7 @@ from loramux.errors import (
 )
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Started
+from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
@@ -212,13 +212,12 @@ class AdapterService:
 
     async def _probe(self, record: AdapterRecord) -> None:
         """Generate one token with the adapter, so that what is registered is known to run."""
-        mailbox = Mailbox()
+        mailbox = Mailbox(on_started=lambda _: None)
         source: AdapterSource = self._registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         request_id = self._engine.submit(mailbox, 0, self._probe_prompt, source, sampling)
         try:
-            while all(isinstance(event.what, Started) for event in await mailbox.take()):
-                pass
+            await mailbox.take()
         except LoramuxError as error:
             if isinstance(error, UnavailableError | ResourceExhaustedError):
                 raise

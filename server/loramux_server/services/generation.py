@@ -3,13 +3,13 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Started, Token
-from loramux_server.engine_client import EngineClient, Event, Mailbox
+from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
+from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.limits import (
@@ -65,22 +65,18 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> generation_pb2.GenerateResponse:
         """Answer when every completion is finished."""
-        deadline = self._deadline(context)
-        with self._observed() as observer:
-            pieces: dict[int, list[generation_pb2.Completion]] = {}
-            with self._admitted(request) as request_id:
-                tokens = await self._tokenize(request)
-                with self._resolved(request, request_id, tokens, observer) as call:
-                    async for piece in self._run(call, deadline):
-                        pieces.setdefault(piece.index, []).append(piece)
-            completions = [join(found) for _, found in sorted(pieces.items())]
-            return generation_pb2.GenerateResponse(
-                request_id=call.request_id,
-                completions=completions,
-                adapter=call.identity,
-                usage=_usage(call, sum(len(c.token_ids) for c in completions)),
-                timing=observer.timing(),
-            )
+        responses = [response async for response in self.StreamGenerate(request, context)]
+        pieces: dict[int, list[generation_pb2.Completion]] = {}
+        for response in responses:
+            pieces.setdefault(response.delta.index, []).append(response.delta)
+        first, last = responses[0], responses[-1]
+        return generation_pb2.GenerateResponse(
+            request_id=first.request_id,
+            completions=[join(found) for _, found in sorted(pieces.items())],
+            adapter=first.adapter if first.HasField("adapter") else None,
+            usage=last.usage,
+            timing=last.timing,
+        )
 
     async def StreamGenerate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -90,48 +86,45 @@ class GenerationService:
         with self._observed() as observer, self._admitted(request) as request_id:
             tokens = await self._tokenize(request)
             with self._resolved(request, request_id, tokens, observer) as call:
-                async for response in self._stream(call, deadline):
+                async for response in self._run(call, deadline):
                     yield response
-
-    async def _stream(
-        self, call: _Call, deadline: "_Deadline"
-    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
-        is_first = True
-        num_tokens = 0
-        num_open = len(call.samplings)
-        async for piece in self._run(call, deadline):
-            response = generation_pb2.StreamGenerateResponse(delta=piece)
-            if is_first:
-                response.request_id = call.request_id
-                if call.identity:
-                    response.adapter.CopyFrom(call.identity)
-                is_first = False
-            num_tokens += len(piece.token_ids)
-            num_open -= bool(piece.finish_reason)
-            if not num_open:
-                response.usage.CopyFrom(_usage(call, num_tokens))
-                response.timing.CopyFrom(call.observer.timing())
-            yield response
 
     async def _run(
         self, call: _Call, deadline: "_Deadline"
-    ) -> AsyncIterator[generation_pb2.Completion]:
+    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        mailbox = Mailbox()
+        mailbox = Mailbox(call.observer.started)
         outputs = [self._output(call, index) for index in range(len(call.samplings))]
+        num_open = len(outputs)
+        response = generation_pb2.StreamGenerateResponse(
+            request_id=call.request_id, adapter=call.identity
+        )
+        with self._submitted(call, mailbox) as ids, deadline.over(mailbox):
+            while num_open:
+                for index, tokens in (await mailbox.take()).items():
+                    output = outputs[index]
+                    if output.is_finished:
+                        continue
+                    output.push(tokens, response.delta)
+                    call.observer.tokens(index, len(response.delta.token_ids))
+                    if output.is_finished:
+                        num_open -= 1
+                        self._engine.cancel(ids[index])
+                    if not num_open:
+                        response.usage.prompt_tokens = len(call.prompt)
+                        response.usage.completion_tokens = sum(out.num_tokens for out in outputs)
+                        response.timing.CopyFrom(call.observer.timing())
+                    yield response
+                    response = generation_pb2.StreamGenerateResponse()
+
+    @contextmanager
+    def _submitted(self, call: _Call, mailbox: Mailbox) -> Iterator[list[int]]:
+        """Start the completions of `call`, and end for the engine what the block leaves open."""
         ids: list[int] = []
         try:
             for index, sampling in enumerate(call.samplings):
                 ids.append(self._engine.submit(mailbox, index, call.prompt, call.adapter, sampling))
-            while not all(output.is_finished for output in outputs):
-                for index, tokens in _by_index(await deadline.take(mailbox), call.observer):
-                    if outputs[index].is_finished:
-                        continue
-                    piece = outputs[index].push(tokens)
-                    call.observer.tokens(index, len(piece.token_ids))
-                    if outputs[index].is_finished:
-                        self._engine.cancel(ids[index])
-                    yield piece
+            yield ids
         finally:
             for request_id in ids:
                 self._engine.cancel(request_id)
@@ -237,32 +230,14 @@ class _Deadline:
         self._seconds = seconds
         self._when = asyncio.get_running_loop().time() + seconds
 
-    async def take(self, mailbox: Mailbox) -> list[Event]:
-        """Return what arrives in `mailbox`.
-
-        Raises:
-            DeadlineExceededError: It did not arrive in time.
-            LoramuxError: See `Mailbox.take`.
-        """
-        if asyncio.get_running_loop().time() < self._when:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._when):
-                    return await mailbox.take()
-        raise DeadlineExceededError(
+    @contextmanager
+    def over(self, mailbox: Mailbox) -> Iterator[None]:
+        """Let `mailbox` fail with DeadlineExceededError when it is time, unless the block ends."""
+        error = DeadlineExceededError(
             f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"
         )
-
-
-def _by_index(events: list[Event], observer: Observer) -> Iterator[tuple[int, list[Token]]]:
-    """Yield the tokens of each completion together, in the order in which they came first."""
-    tokens: dict[int, list[Token]] = {}
-    for event in events:
-        if isinstance(event.what, Started):
-            observer.started(event.what.queue_seconds)
-        else:
-            tokens.setdefault(event.index, []).append(event.what)
-    yield from tokens.items()
-
-
-def _usage(call: _Call, num_tokens: int) -> generation_pb2.Usage:
-    return generation_pb2.Usage(prompt_tokens=len(call.prompt), completion_tokens=num_tokens)
+        timer = asyncio.get_running_loop().call_at(self._when, mailbox.fail, error)
+        try:
+            yield
+        finally:
+            timer.cancel()

@@ -6,7 +6,7 @@ import time
 from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.adapter_labels import NONE
-from loramux_server.metrics import Metrics
+from loramux_server.metrics import AdapterSeries, Metrics
 
 
 def outcome_of(error: BaseException) -> str:
@@ -32,7 +32,7 @@ class Observer:
         """Note the request's adapter, empty for the base, and the length of its prompt."""
         self._adapter = adapter
         self._metrics.labels.count(adapter)
-        self._metrics.prompt_tokens.labels(self._label).inc(num_prompt)
+        self._series.prompt_tokens.inc(num_prompt)
 
     def started(self, queue_seconds: float) -> None:
         """Note that a completion left the engine's queue; the first one counts."""
@@ -42,25 +42,25 @@ class Observer:
 
     def tokens(self, index: int, count: int) -> None:
         """Note `count` new tokens of completion `index`."""
-        now = time.monotonic()
+        series, now = self._series, time.monotonic()
         if self._first is None:
             self._first = now - self._arrival
-            self._metrics.first_token.labels(self._label).observe(self._first)
+            series.first_token.observe(self._first)
         # Tokens that came together share the time since the one before them.
         last = self._last.get(index)
         gaps, gap = (count - 1, 0.0) if last is None else (count, (now - last) / count)
         for _ in range(gaps):
-            self._metrics.inter_token.labels(self._label).observe(gap)
+            series.inter_token.observe(gap)
         self._last[index] = now
-        self._metrics.generated_tokens.labels(self._label).inc(count)
+        series.generated_tokens.inc(count)
 
     def ended(self, outcome: str) -> None:
         """Note the end: `ok`, or the gRPC status in lower case."""
         if self._adapter is None:  # refused before it was known what it asks for
             self._metrics.requests.labels(NONE, outcome).inc()
             return
-        self._metrics.requests.labels(self._label, outcome).inc()
-        self._metrics.duration.labels(self._label).observe(time.monotonic() - self._arrival)
+        self._metrics.requests.labels(self._metrics.labels.label(self._adapter), outcome).inc()
+        self._series.duration.observe(time.monotonic() - self._arrival)
 
     def timing(self) -> generation_pb2.Timing:
         """Return where the time went so far."""
@@ -71,5 +71,6 @@ class Observer:
         )
 
     @property
-    def _label(self) -> str:
-        return self._metrics.labels.label(self._adapter or "")
+    def _series(self) -> AdapterSeries:
+        # Asked for each time: an adapter may lose the series of its own while a request runs.
+        return self._metrics.of(self._adapter or "")

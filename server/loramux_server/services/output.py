@@ -27,12 +27,12 @@ class Output:
         self.num_tokens = 0
         self.is_finished = False
 
-    def push(self, tokens: Iterable[Token]) -> generation_pb2.Completion:
-        """Return the piece that `tokens` make; the engine may still send more after a stop string.
+    def push(self, tokens: Iterable[Token], piece: generation_pb2.Completion) -> None:
+        """Fill in the piece that `tokens` make; the engine may send more after a stop string.
 
         The piece has a finish_reason if the completion ends with it; then nothing may follow.
         """
-        piece = generation_pb2.Completion(index=self._index)
+        piece.index = self._index
         text: list[str] = []
         for token in tokens:
             self.num_tokens += 1
@@ -43,7 +43,6 @@ class Output:
                 break
         piece.text = "".join(text)
         self.is_finished = bool(piece.finish_reason)
-        return piece
 
     def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
         """Append the text of `token`, note in `piece` whether it ends here, and return that."""

@@ -1,0 +1,191 @@
+"""From the engine's reports to the messages of one stream, without sockets."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from loramux.errors import DeadlineExceededError, UnavailableError
+from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
+from loramux_server.engine.messages import (
+    CacheStats,
+    Cancel,
+    EngineConfig,
+    Finish,
+    ModelInfo,
+    Report,
+    Started,
+    Stats,
+    Submit,
+    ToEngine,
+    Token,
+)
+from loramux_server.engine_client import EngineClient
+from loramux_server.metrics import Metrics
+from loramux_server.services.generation import GenerationService
+from tests.support.models import byte_tokenizer
+
+MAX_TOKENS = 1000
+TOKEN = byte_tokenizer()("x").input_ids[-1]
+STATS = Stats(
+    running=1, waiting=0, used_blocks=1, preemptions=0, prompt_tokens=0, shared_tokens=0,
+    device=CacheStats(), host=CacheStats(),
+)  # fmt: skip
+
+
+class Engine(EngineClient):
+    """An engine that says what a test wants, when it wants it."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(
+            EngineConfig(model=""), on_report=metrics.report, on_ready=metrics.engine_ready
+        )
+        self.sent: list[ToEngine] = []
+        self.process: Any = SimpleNamespace(is_ready=True, send=self.sent.append)
+
+    @property
+    def ids(self) -> list[int]:
+        return [message.request_id for message in self.sent if isinstance(message, Submit)]
+
+    def report(self, *tokens: Token, **more: Any) -> None:
+        self._dispatch(Report(stats=STATS, tokens=list(tokens), **more))
+
+
+class Served:
+    """The service over an engine of tests."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.engine = Engine(self.metrics)
+        model = ModelInfo(
+            name="", architecture="", fingerprint="", dtype="", device="", vocab_size=259,
+            context_length=2 * MAX_TOKENS, num_parameters=1, eos_token_ids=[2], layers={},
+            tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
+            adapter_rows=8, num_blocks=8, kv_memory=8,
+        )  # fmt: skip
+        self._service = GenerationService(
+            engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
+            metrics=self.metrics, default_timeout=60,
+        )  # fmt: skip
+
+    def stream(
+        self, *, timeout: float | None = None, **sampling: Any
+    ) -> AsyncIterator[StreamGenerateResponse]:
+        request = GenerateRequest(
+            prompt_token_ids=[5], sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling)
+        )
+        context: Any = SimpleNamespace(time_remaining=lambda: timeout)
+        return self._service.StreamGenerate(request, context)
+
+    def count(self, name: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"loramux_{name}", {"adapter": "base"})
+
+
+@pytest.fixture
+def served() -> Served:
+    return Served()
+
+
+async def begun(
+    served: Served, stream: AsyncIterator[StreamGenerateResponse]
+) -> StreamGenerateResponse:
+    """Return the first message of `stream`, after the engine's first token of its completion."""
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    served.engine.report(Token(served.engine.ids[0], TOKEN))
+    return await first
+
+
+async def test_a_reader_that_keeps_up_gets_each_token_at_once(served: Served) -> None:
+    stream = served.stream()
+    response = await begun(served, stream)
+    for finish in (None, None, Finish.LENGTH):
+        assert (list(response.delta.token_ids), response.delta.text) == ([TOKEN], "x")
+        served.engine.report(Token(served.engine.ids[0], TOKEN, finish))
+        response = await anext(stream)
+    assert response.usage.completion_tokens == 4
+    assert await anext(stream, None) is None
+
+
+async def test_a_reader_that_is_behind_gets_all_that_came_in_one_message(served: Served) -> None:
+    stream = served.stream()
+    await begun(served, stream)
+    for number in range(2, MAX_TOKENS + 1):
+        finish = Finish.LENGTH if number == MAX_TOKENS else None
+        served.engine.report(Token(served.engine.ids[0], TOKEN, finish))
+    rest = [response async for response in stream]
+    assert [len(response.delta.token_ids) for response in rest] == [MAX_TOKENS - 1]
+    assert rest[0].delta.text == "x" * (MAX_TOKENS - 1)
+    assert rest[0].usage.completion_tokens == MAX_TOKENS
+    assert served.count("generated_tokens_total") == MAX_TOKENS
+    assert served.count("inter_token_seconds_count") == MAX_TOKENS - 1
+
+
+async def test_what_came_together_is_one_message_for_each_completion(served: Served) -> None:
+    stream = served.stream(n=2)
+    first = await begun(served, stream)
+    one, other = served.engine.ids
+    for token in (Token(other, TOKEN), Token(one, TOKEN), Token(other, TOKEN, Finish.STOP)):
+        served.engine.report(token)
+    served.engine.report(Token(one, TOKEN, Finish.LENGTH))
+    rest = [response async for response in stream]
+    found = [(response.delta.index, len(response.delta.token_ids)) for response in [first, *rest]]
+    assert found == [(0, 1), (1, 2), (0, 2)]
+    assert [response.HasField("usage") for response in rest] == [False, True]
+
+
+async def test_a_stop_string_ends_a_message_and_cancels_the_rest(served: Served) -> None:
+    stream = served.stream(stop=["xxx"])
+    await begun(served, stream)
+    for _ in range(9):
+        served.engine.report(Token(served.engine.ids[0], TOKEN))
+    rest = [response async for response in stream]
+    assert [len(response.delta.token_ids) for response in rest] == [2]
+    assert rest[0].usage.completion_tokens == 3
+    assert Cancel(served.engine.ids[0]) in served.engine.sent
+
+
+@pytest.mark.parametrize("is_behind", [True, False])
+async def test_a_deadline_holds_whether_or_not_the_reader_is_behind(
+    served: Served, is_behind: bool
+) -> None:
+    stream = served.stream(timeout=0.05)
+    await begun(served, stream)
+    if is_behind:
+        served.engine.report(Token(served.engine.ids[0], TOKEN))
+        await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineExceededError):
+        await anext(stream)
+    assert Cancel(served.engine.ids[0]) in served.engine.sent
+
+
+async def test_a_death_of_the_engine_ends_who_waits_and_who_is_behind(served: Served) -> None:
+    waiting, behind = served.stream(), served.stream()
+    await begun(served, waiting)
+    second = asyncio.ensure_future(anext(behind))
+    await asyncio.sleep(0)
+    served.engine.report(*(Token(number, TOKEN) for number in served.engine.ids))
+    await second
+    await anext(waiting)
+    blocked = asyncio.ensure_future(anext(waiting))
+    served.engine.report(Token(served.engine.ids[1], TOKEN))
+    await asyncio.sleep(0)
+    served.engine._ready_or_dead(False)
+    for late in (blocked, anext(behind)):
+        with pytest.raises(UnavailableError):
+            await late
+
+
+async def test_the_time_in_the_queue_is_noted_once_for_a_request(served: Served) -> None:
+    stream = served.stream(n=2)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    one, other = served.engine.ids
+    served.engine.report(started=[Started(one, 0.5), Started(other, 2.0)])
+    served.engine.report(Token(one, TOKEN, Finish.STOP), Token(other, TOKEN, Finish.STOP))
+    await first
+    assert (await anext(stream)).timing.queue_seconds == 0.5
+    assert served.metrics.registry.get_sample_value("loramux_queue_seconds_count") == 1
