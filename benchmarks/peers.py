@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def vllm(python: Path, fixture: Fixture, *, lora: bool) -> Contender:
             "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         }  # fmt: skip
+        if tcmalloc := find_library("tcmalloc_minimal"):  # as its documentation advises
+            environment["LD_PRELOAD"] = tcmalloc
         health = f"http://127.0.0.1:{port}/health"
         with _process(command, environment, fixture.folder / "vllm.log", health):
 
