@@ -60,8 +60,10 @@ def shape(plan: Plan) -> list[tuple[int, int]]:
     return [(chunk.request.request_id, chunk.num_tokens) for chunk in plan.chunks]
 
 
-def run(subject: Scheduler, token: int = 9) -> list[tuple[int, int]]:
-    plan = subject.plan()
+def run(
+    subject: Scheduler, token: int = 9, max_prompt_tokens: int | None = None
+) -> list[tuple[int, int]]:
+    plan = subject.plan(max_prompt_tokens)
     subject.commit(plan, [token] * sum(chunk.samples for chunk in plan.chunks))
     subject.check()
     return shape(plan)
@@ -80,6 +82,19 @@ def test_decode_goes_before_prefill() -> None:
     subject.add(request(1, num_prompt=20))
     assert run(subject) == [(0, 1), (1, 7)]
     assert run(subject) == [(0, 1), (1, 7)]
+
+
+def test_prompts_keep_to_their_limit_where_others_decode() -> None:
+    subject = scheduler(max_batch_tokens=30)
+    subject.add(request(0, num_prompt=20))
+    assert run(subject, max_prompt_tokens=5) == [(0, 20)]  # nobody decodes
+    subject.add(request(1, num_prompt=3))
+    subject.add(request(2, num_prompt=10))
+    subject.add(request(3, num_prompt=10))
+    assert run(subject, max_prompt_tokens=5) == [(0, 1), (1, 3), (2, 2)]
+    assert run(subject, max_prompt_tokens=5) == [(0, 1), (1, 1), (2, 5)]
+    assert run(subject, max_prompt_tokens=5) == [(0, 1), (1, 1), (2, 3), (3, 2)]
+    assert run(subject) == [(0, 1), (1, 1), (2, 1), (3, 8)]
 
 
 def test_requests_start_in_the_order_of_arrival() -> None:

@@ -15,6 +15,8 @@ from loramux_server.engine.batch import Batch
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.pace import Pace
+from loramux_server.engine.residents import Clock
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import DamagedError, PackedAdapter
@@ -95,6 +97,30 @@ class FakeModel:
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
 
+class ManualClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SlowModel(FakeModel):
+    """Takes its time, on a manual clock."""
+
+    def __init__(self, clock: ManualClock, *, step_seconds: float, token_seconds: float) -> None:
+        super().__init__()
+        self._clock = clock
+        self._step_seconds = step_seconds
+        self._token_seconds = token_seconds
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        self._clock.now += self._step_seconds + self._token_seconds * len(batch.token_T)
+        return super().run(batch)
+
+
 def checksum(context: list[tuple[int, int]]) -> int:
     """Return a token that depends on every (token, adapter) of `context` and on its order."""
     total = 7
@@ -127,10 +153,11 @@ def fake_source(number: int, rank: int) -> AdapterSource:
 def fake_engine(
     *, num_blocks: int, rows: int, host_bytes: int = 1 << 20, max_running: int = 4,
     max_batch_tokens: int = 16, max_bypassed: int = 4, max_waiting: int = 1000,
-    executor: Executor | None = None,
+    executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
+    clock: Clock = lambda: 0.0,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts."""
-    model = FakeModel()
+    model = model or FakeModel()
     cache = AdapterCache(device_rows=rows, row_bytes=100, host_bytes=host_bytes)
     scheduler = Scheduler(
         blocks=BlockManager(num_blocks, BLOCK_SIZE),
@@ -143,6 +170,7 @@ def fake_engine(
     )
     engine = Engine(
         scheduler=scheduler,
+        pace=Pace(max_stall),
         cache=cache,
         slab=model,  # type: ignore[arg-type]
         runner=model,
@@ -154,6 +182,6 @@ def fake_engine(
         device=torch.device("cpu"),
         context_length=num_blocks * BLOCK_SIZE,
         max_waiting=max_waiting,
-        clock=lambda: 0.0,
+        clock=clock,
     )
     return engine, scheduler, cache, model

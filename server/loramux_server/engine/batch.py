@@ -5,6 +5,7 @@ Requests that share an adapter lie next to each other, so that a segment is as l
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -39,18 +40,17 @@ class Batch:
         """Lay out `chunks`, already grouped by adapter (see `grouped`)."""
         lengths = [chunk.num_tokens for chunk in chunks]
         query_start = np.cumsum([0, *lengths], dtype=np.int32)
-        token = np.empty(query_start[-1], np.int64)
-        position = np.empty(query_start[-1], np.int64)
+        token = np.fromiter(
+            chain.from_iterable(c.request.tokens(c.start, c.end) for c in chunks), np.int64
+        )
+        row = np.repeat(np.arange(len(chunks)), lengths)
+        before = np.array([chunk.start for chunk in chunks]) - query_start[:-1]
+        position = np.arange(len(token)) + before[row]
         table = np.zeros((len(chunks), max(len(c.request.blocks) for c in chunks)), np.int32)
-        slot = np.empty(query_start[-1], np.int64)
         for i, chunk in enumerate(chunks):
-            span = slice(query_start[i], query_start[i + 1])
-            token[span] = chunk.request.tokens(chunk.start, chunk.end)
-            at = np.arange(chunk.start, chunk.end)
-            position[span] = at
-            blocks = np.asarray(chunk.request.blocks, np.int32)
-            table[i, : len(blocks)] = blocks
-            slot[span] = blocks[at // block_size].astype(np.int64) * block_size + at % block_size
+            table[i, : len(chunk.request.blocks)] = chunk.request.blocks
+        block, offset = np.divmod(position, block_size)
+        slot = table[row, block].astype(np.int64) * block_size + offset
         sampled = [i for i, chunk in enumerate(chunks) if chunk.samples]
         return Batch(
             token_T=torch.from_numpy(token).to(device),

@@ -12,6 +12,7 @@ from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.pace import Pace
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
@@ -71,6 +72,7 @@ def build_engine(
 
     engine = Engine(
         scheduler=scheduler,
+        pace=Pace(config.max_stall),
         cache=cache,
         slab=runner.slab,
         runner=runner,

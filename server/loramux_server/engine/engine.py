@@ -24,6 +24,7 @@ from loramux_server.engine.messages import (
     ToEngine,
     Token,
 )
+from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Residents
 from loramux_server.engine.sampler import Sampled, sample
@@ -55,6 +56,7 @@ class Engine:
         self,
         *,
         scheduler: Scheduler,
+        pace: Pace,
         cache: AdapterCache,
         slab: Slab,
         runner: Runner,
@@ -72,6 +74,7 @@ class Engine:
 
         Args:
             scheduler: Decides what runs.
+            pace: Decides how much of a prompt runs beside decode.
             cache: Decides which adapters are resident.
             slab: Holds the resident adapters.
             runner: Runs the model.
@@ -86,6 +89,7 @@ class Engine:
             clock: Seconds, monotonic.
         """
         self._scheduler = scheduler
+        self._pace = pace
         self._cache = cache
         self._residents = Residents(
             cache=cache,
@@ -127,7 +131,7 @@ class Engine:
         landed = self._residents.land()
         for source, error in landed.failed:
             self._fail_waiting(source, error)
-        plan = self._scheduler.plan()
+        plan = self._scheduler.plan(self._pace.max_prompt_tokens)
         now = self._clock()
         started = [Started(r.request_id, now - r.arrival) for r in plan.started]
         # Loads start before the batch runs, so that they go on beside it.
@@ -138,6 +142,7 @@ class Engine:
         if plan.chunks:
             tokens = self._run(plan)
             size = _size(plan, self._clock() - now)
+            self._pace.learn(plan.num_prompt_tokens, plan.num_decode_tokens, size.seconds)
         return self._report(started, tokens, landed.loads, size)
 
     def check(self) -> None:

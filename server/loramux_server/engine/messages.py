@@ -13,7 +13,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
-    """What the engine needs to know before it starts. Sizes are in bytes."""
+    """What the engine needs to know before it starts. Sizes are in bytes, times in seconds."""
 
     model: Annotated[str, Meta(description="Folder or hub id of the base model.")]
     dtype: Annotated[
@@ -53,6 +53,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     max_batch_tokens: Annotated[
         int, Meta(ge=1, description="Most tokens in one batch; longer prompts run in chunks.")
     ] = 512
+    max_stall: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Longest wait in seconds for a stream's next token because of others' "
+            "prompts: their chunks shrink for it, but not below 64 tokens. 0 means no limit.",
+        ),
+    ] = 0.25
     max_waiting: Annotated[int, Meta(ge=1, description="Most requests in the queue.")] = 1024
     block_size: Annotated[int, Meta(ge=1, description="Tokens in one KV block.")] = 16
     kv_memory: Annotated[

@@ -66,6 +66,16 @@ class Plan:
         """Tokens that the step computes."""
         return sum(chunk.num_tokens for chunk in self.chunks)
 
+    @property
+    def num_decode_tokens(self) -> int:
+        """Those of them that are the only one of their request."""
+        return sum(chunk.num_tokens == 1 for chunk in self.chunks)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """The others."""
+        return self.num_tokens - self.num_decode_tokens
+
 
 class Scheduler:
     """Owns the two queues, `waiting` and `running`."""
@@ -124,11 +134,17 @@ class Scheduler:
             if request.digest:
                 self._adapters.unwant(request.digest)
 
-    def plan(self) -> Plan:
-        """Return what the next step computes; blocks and leases for it are taken."""
+    def plan(self, max_prompt_tokens: int | None = None) -> Plan:
+        """Return what the next step computes; blocks and leases for it are taken.
+
+        Args:
+            max_prompt_tokens: Most tokens of prompts in a step in which others decode.
+        """
         chunks: list[Chunk] = []
         preemptions = self.num_preemptions
         budget = self._plan_decode(chunks, self._max_batch_tokens)
+        if chunks and max_prompt_tokens is not None:
+            budget = min(budget, max_prompt_tokens)
         for request in self.running:
             if request.num_uncomputed > 1:
                 budget -= self._add_chunk(chunks, request, budget)

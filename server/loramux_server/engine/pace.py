@@ -1,0 +1,58 @@
+"""How many prompt tokens a step may take beside decode, from what the last steps cost.
+
+Knows nothing of tensors or clocks. That prompts run in chunks between which nobody's decode stalls
+is the idea of Sarathi-Serve (Agrawal et al., OSDI 2024, arXiv:2403.02310). There a token budget is
+found by profiling beforehand; here it follows the machine: a step with decode should end in time,
+and the costs of decode and of a prompt token are medians of what was seen lately. So a step that
+compiles, warms up or is interrupted changes nothing, and a machine that turns slower is noticed
+after a few steps.
+"""
+
+from collections import deque
+from statistics import median_low
+
+_MEMORY = 7
+"""Steps of each kind that are remembered."""
+_MIN_TOKENS = 64
+"""So many are always allowed, so that prompts go on; the cost of one is not learnt from fewer."""
+_MIN_SECONDS = 1e-9
+"""Least cost of a prompt."""
+
+
+class Pace:
+    """Learns from finished steps what the next one may take."""
+
+    def __init__(self, max_stall: float) -> None:
+        """Begin knowing nothing.
+
+        Args:
+            max_stall: Seconds that a step with decode should take at most; 0 means no limit.
+        """
+        self._max_stall = max_stall
+        self._decode_seconds: deque[float] = deque(maxlen=_MEMORY)
+        self._token_seconds: deque[float] = deque(maxlen=_MEMORY)
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Most prompt tokens for a step that decodes too; None if there is no limit."""
+        if not self._max_stall:
+            return None
+        if not self._token_seconds:
+            return _MIN_TOKENS
+        seconds = self._max_stall - self._decode_cost
+        return max(_MIN_TOKENS, int(seconds / median_low(self._token_seconds)))
+
+    def learn(self, prompt_tokens: int, decode_tokens: int, seconds: float) -> None:
+        """Take in what a step cost."""
+        if not prompt_tokens:
+            self._decode_seconds.append(seconds)
+        elif prompt_tokens >= _MIN_TOKENS:
+            # The cost of decode gets out of date while every step has a prompt. Then the tokens are
+            # blamed for the difference, and a step like this one is still foreseen right; but
+            # they are never thought so cheap that the next step would take far too many.
+            rest = seconds - self._decode_cost if decode_tokens else seconds
+            self._token_seconds.append(max(rest, seconds / 3, _MIN_SECONDS) / prompt_tokens)
+
+    @property
+    def _decode_cost(self) -> float:
+        return median_low(self._decode_seconds) if self._decode_seconds else 0.0
