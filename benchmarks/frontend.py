@@ -53,11 +53,11 @@ def main(
         write_tokenizer(base, SHAPES[shape].vocab)
         # One thread: what is measured must have a core.
         arguments = ("--max-running", str(streams), "--threads", "1")
-        with server.running(folder / "server", base, *arguments) as target:
-            (frontend,) = psutil.Process().children()
-            runs = [_measure(frontend, target, shape, streams, tokens) for _ in range(repeats + 1)][
-                1:
-            ]  # the first warms up
+        with server.running(folder / "server", base, *arguments) as own:
+            frontend = psutil.Process(own.pid)
+            _, *runs = [  # the first warms up
+                _measure(frontend, own.target, shape, streams, tokens) for _ in range(repeats + 1)
+            ]
     middle = {name: median(asdict(run)[name] for run in runs) for name in asdict(runs[0])}
     print(f"{streams} streams of {tokens} tokens, {middle['message_tokens']:.2f} in a message:")
     print(f"frontend {middle['frontend_us']:.1f} us for each token   runs", end=" ")

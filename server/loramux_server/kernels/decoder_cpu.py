@@ -227,7 +227,9 @@ class DecoderCpu:
         self, program: Program, index: int, projection: Projection, has_adapters: bool
     ) -> None:
         assert isinstance(projection.linear, LinearCpu)
-        program.add(projection.linear.loop, self._linears, index, waits=not has_adapters)
+        program.add(
+            projection.linear.loop, self._linears, index, waits=not has_adapters, swaps=has_adapters
+        )
         if has_adapters:
             program.add(shrink, self._loras, index)
             program.add(expand, self._loras, index)

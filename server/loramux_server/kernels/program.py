@@ -12,7 +12,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from loramux_server.kernels.parallel import Kernel, compiled_address, int64_at, wait_for_all
+from loramux_server.kernels.parallel import (
+    Kernel,
+    compiled_address,
+    int64_at,
+    thread_number,
+    wait_for_all,
+)
 
 _PROGRAM_JOB = np.dtype([(name, np.int64) for name in ("operations", "first", "last")], align=True)
 _ALWAYS = 1 << 62
@@ -34,10 +40,19 @@ def _call(typing_context: Any, function: Any, job: Any) -> Any:
 def _run(pointer: Any) -> None:
     job = numba.carray(pointer, 1)[0]
     operations = int64_at(job.operations)
-    for i in range(job.first, job.last):
-        _call(operations[3 * i], operations[3 * i + 1])
-        if operations[3 * i + 2]:
+    is_odd = thread_number() % 2
+    i = job.first
+    while i < job.last:
+        pair = 1 if operations[4 * i + 3] and i + 1 < job.last else 0
+        if pair and is_odd:
+            _call(operations[4 * i + 4], operations[4 * i + 5])
+        _call(operations[4 * i], operations[4 * i + 1])
+        if pair and not is_odd:
+            _call(operations[4 * i + 4], operations[4 * i + 5])
+        i += pair
+        if operations[4 * i + 2]:
             wait_for_all()
+        i += 1
 
 
 class Program:
@@ -46,7 +61,7 @@ class Program:
     def __init__(self) -> None:
         self.names: list[str] = []
         """What each loop is called."""
-        self._operations: list[tuple[int, int, int]] = []
+        self._operations: list[tuple[int, int, int, int]] = []
         self._alive: list[Any] = []
         self._job = np.zeros(1, _PROGRAM_JOB)
         self._kernel = Kernel(_run, self._job)
@@ -56,7 +71,7 @@ class Program:
 
     def add(
         self, function: Callable[[Any], None], jobs: np.ndarray[Any, Any], index: int = 0, *,
-        waits: bool = True,
+        waits: bool = True, swaps: bool = False,
     ) -> None:  # fmt: skip
         """Put a loop at the end.
 
@@ -66,11 +81,16 @@ class Program:
             index: Which of them is this loop's.
             waits: Whether the threads wait for each other after it. They need not if the next loop
                 reads nothing that another thread writes in this one.
+            swaps: Whether every second thread begins with the next loop, on which this one does
+                not depend: then what one of them needs most, memory or arithmetic, is free for the
+                other.
         """
         self._alive.append(jobs)
         self.names.append(function.__name__)
         address = jobs.ctypes.data + index * jobs.itemsize
-        self._operations.append((compiled_address(function, jobs.dtype), address, int(waits)))
+        self._operations.append(
+            (compiled_address(function, jobs.dtype), address, int(waits), int(swaps))
+        )
 
     def close(self) -> None:
         """Note that it is complete."""

@@ -32,7 +32,7 @@ def at_rest(
         return weight_NK.bfloat16(), None
     for dtype in (torch.bfloat16, torch.float16):
         # A few rows at a time: mostly the first say it, and no copy of everything is needed.
-        if all(torch.equal(rows.to(dtype).float(), rows) for rows in weight_NK.split(_ROWS)):
+        if all(torch.equal(rows.to(dtype).float(), rows) for rows in torch.split(weight_NK, _ROWS)):
             return weight_NK.to(dtype), None
     return weight_NK, None
 
