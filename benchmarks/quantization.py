@@ -3,7 +3,7 @@
 Speed is that of decode steps on random weights of a real shape, as a ratio to float32 in the same
 round. Accuracy is that of the embedded demo model, whose weights are trained: held-out prompts of
 all its adapters are completed greedily, by the adapter and by the base alone, and the
-log-probability of each first token is compared with that of the weights as they are.
+log-probability of each token is compared with that of the weights as they are.
 
     python -m benchmarks.quantization
 """
@@ -40,7 +40,7 @@ class Row:
     same_completions: float
     """Share of greedy completions that are the same as with the weights as they are."""
     logprob_error: float
-    """Mean difference of the log-probability of the first token."""
+    """Mean difference of a token's log-probability, in completions that are the same."""
 
 
 def main(
@@ -64,7 +64,12 @@ def main(
             kind,
             {level: speeds[level][kind] for level in levels},
             mean(one[0] == other[0] for one, other in pairs),
-            mean(abs(one[1] - other[1]) for one, other in pairs),
+            mean(
+                abs(own - other)
+                for (tokens, logprobs), (found, others) in pairs
+                if tokens == found
+                for own, other in zip(logprobs, others, strict=True)
+            ),
         )
         rows.append(row)
         ratios = "  ".join(f"batch {level}: {ratio:.2f}" for level, ratio in row.speed.items())
@@ -101,8 +106,8 @@ def _speeds(
     return {kind: median(found) for kind, found in ratios.items()}
 
 
-def _answers(kind: Quantization) -> list[tuple[list[int], float]]:
-    """Return the greedy completion of each prompt, and the log-probability that it begins with."""
+def _answers(kind: Quantization) -> list[tuple[list[int], list[float]]]:
+    """Return the greedy completion of each prompt, and the log-probabilities of its tokens."""
     held_out = json.loads((DEMO / "held_out.json").read_text(encoding="utf-8"))
     answers: dict[int, tuple[list[int], list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
@@ -128,7 +133,7 @@ def _answers(kind: Quantization) -> list[tuple[list[int], float]]:
                 answers[token.request_id][1].append(token.logprobs.chosen)
                 if token.finish:
                     is_open.discard(token.request_id)
-    return [(tokens, logprobs[0]) for tokens, logprobs in answers.values()]
+    return list(answers.values())
 
 
 if __name__ == "__main__":

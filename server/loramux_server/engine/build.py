@@ -19,6 +19,7 @@ from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import PackedAdapter, load_packed
 from loramux_server.lora.slab import row_bytes
+from loramux_server.lora.weight_format import ROUNDINGS
 from loramux_server.models.base_model import BaseModel, UnservableModelError
 
 _log = logging.getLogger(__name__)
@@ -66,9 +67,12 @@ def build_engine(
         shares_prefixes=config.prefix_cache,
     )
     max_parts = max(shape.num_parts for shape in shapes)
+    rounding = ROUNDINGS[config.adapter_dtype]
 
     def load(source: AdapterSource) -> PackedAdapter:
-        return load_packed(Path(source.path), source.digest, model.places, len(shapes), max_parts)
+        return load_packed(
+            Path(source.path), source.digest, model.places, len(shapes), max_parts, rounding
+        )
 
     engine = Engine(
         scheduler=scheduler,
@@ -84,6 +88,7 @@ def build_engine(
         device=model.device,
         context_length=context_length,
         max_waiting=config.max_waiting,
+        adapter_item_bytes=rounding.item_bytes,
     )
     return engine, _model_info(
         model, context_length, cache.rows.capacity, num_blocks, config.block_size

@@ -68,6 +68,7 @@ class Engine:
         device: torch.device,
         context_length: int,
         max_waiting: int,
+        adapter_item_bytes: int = 4,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -86,6 +87,7 @@ class Engine:
             device: Where the model runs.
             context_length: Tokens that a prompt and its completion may have; the blocks hold them.
             max_waiting: Most requests in the queue.
+            adapter_item_bytes: Bytes that a weight of an adapter takes in memory at most.
             clock: Seconds, monotonic.
         """
         self._scheduler = scheduler
@@ -105,6 +107,7 @@ class Engine:
         self._device = device
         self._context_length = context_length
         self._max_waiting = max_waiting
+        self._adapter_item_bytes = adapter_item_bytes
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._failures: list[Failure] = []
@@ -154,7 +157,7 @@ class Engine:
         request = Request(
             message.request_id,
             message.prompt,
-            message.adapter,
+            message.adapter and message.adapter.rounded(self._adapter_item_bytes),
             message.sampling,
             arrival=self._clock(),
         )

@@ -92,6 +92,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             extra_json_schema={"format": "bytes"},
         ),
     ] = 4 << 30
+    adapter_dtype: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|bfloat16|float16)$",
+            description="How adapters rest in memory: auto (as they were saved), or rounded to "
+            "bfloat16 or float16, which halves what those of float32 take and cost.",
+        ),
+    ] = "auto"
     max_bypassed: Annotated[
         int,
         Meta(
@@ -114,6 +122,13 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of its weights in memory."""
     item_bytes: int = 4
     """Bytes of one of them: less if all were saved in 16 bits."""
+
+    def rounded(self, item_bytes: int) -> "AdapterSource":
+        """Return what it is when each weight takes so many bytes at most."""
+        if item_bytes >= self.item_bytes:
+            return self
+        num_bytes = self.num_bytes * item_bytes // self.item_bytes
+        return msgspec.structs.replace(self, num_bytes=num_bytes, item_bytes=item_bytes)
 
 
 class Sampling(Struct, frozen=True, kw_only=True):

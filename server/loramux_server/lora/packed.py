@@ -63,9 +63,22 @@ class DamagedError(Exception):
 
 
 def load_packed(
-    path: Path, digest: str, places: dict[str, LayerPlace], num_groups: int, max_parts: int
+    path: Path,
+    digest: str,
+    places: dict[str, LayerPlace],
+    num_groups: int,
+    max_parts: int,
+    rounding: WeightFormat = WeightFormat.FLOAT32,
 ) -> PackedAdapter:
     """Read the package at `path` into memory, check it against `digest` and pack it.
+
+    Args:
+        path: The package.
+        digest: Identity that its bytes must have.
+        places: Where each layer is that an adapter may change.
+        num_groups: Groups of layers.
+        max_parts: Most parts of a group.
+        rounding: What becomes of an adapter that would rest in float32.
 
     Raises:
         DamagedError: The file is absent or its bytes do not have `digest`.
@@ -81,6 +94,8 @@ def load_packed(
         raise DamagedError("its bytes do not have the digest that it was registered with")
     package = read_package(io.BytesIO(data), len(data))
     form = format_of(package)
+    if form is WeightFormat.FLOAT32:
+        form = rounding
     rank_GP = np.zeros((num_groups, max_parts), np.int32)
     scale_GP = np.zeros((num_groups, max_parts), np.float32)
     layers = []
@@ -108,19 +123,31 @@ def format_of(package: Package) -> WeightFormat:
 
 
 def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat) -> Weights:
-    """Return a copy of `tensor`, whose bytes in the file are `raw`, in its own shape and in `form`.
-
-    Only float32 can stand for another format.
-    """
+    """Return a copy of `tensor`, whose bytes are `raw`, in its own shape and in `form`."""
     values: Weights
-    if FORMATS[tensor.dtype] is WeightFormat.FLOAT32:
-        values = np.frombuffer(raw, "<f4").copy()
-    elif FORMATS[tensor.dtype] is form:
-        values = np.frombuffer(raw, "<u2").copy()
-    elif tensor.dtype == "BF16":
-        # bfloat16 is the upper half of float32.
-        wide = np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)
-        values = wide.view(np.float32)
+    if FORMATS[tensor.dtype] is form:
+        values = np.frombuffer(raw, "<f4" if form is WeightFormat.FLOAT32 else "<u2").copy()
     else:
-        values = np.frombuffer(raw, "<f2").astype(np.float32)
+        values = _rounded(_wide(tensor, raw), form)
     return values.reshape(tensor.shape)
+
+
+def _wide(tensor: TensorInfo, raw: bytes | memoryview) -> npt.NDArray[np.float32]:
+    if FORMATS[tensor.dtype] is WeightFormat.FLOAT32:
+        return np.frombuffer(raw, "<f4")
+    if FORMATS[tensor.dtype] is WeightFormat.FLOAT16:
+        return np.frombuffer(raw, "<f2").astype(np.float32)
+    # bfloat16 is the upper half of float32.
+    return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _rounded(values: npt.NDArray[np.float32], form: WeightFormat) -> Weights:
+    """Return finite `values` in `form`, rounded to the nearest number, of two to the even one."""
+    if form is WeightFormat.FLOAT32:
+        return values.copy()
+    if form is WeightFormat.FLOAT16:
+        with np.errstate(over="ignore"):  # to infinity, which ends the request that meets it
+            return values.astype(np.float16).view(np.uint16)
+    bits = values.view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)

@@ -20,5 +20,11 @@ class WeightFormat(enum.IntEnum):
         return 4 if self is WeightFormat.FLOAT32 else 2
 
 
+ROUNDINGS = {
+    "auto": WeightFormat.FLOAT32,
+    "bfloat16": WeightFormat.BFLOAT16,
+    "float16": WeightFormat.FLOAT16,
+}
+"""Names in the config -> what becomes of an adapter that would rest in float32."""
 FORMATS = {"F32": WeightFormat.FLOAT32, "BF16": WeightFormat.BFLOAT16, "F16": WeightFormat.FLOAT16}
 """The names of the safetensors format."""
