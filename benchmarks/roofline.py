@@ -24,6 +24,8 @@ from benchmarks import machine
 from benchmarks.fixture import SHAPES, Shape, make_adapters
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
 from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.kernels.linear_cpu import make_linear_cpu
+from loramux_server.kernels.resting import Quantization
 
 CONTEXT = 144
 
@@ -96,12 +98,18 @@ def main(
 
 
 def measure() -> Rates:
-    """Return the rate at which memory is read, and that of a large matrix product."""
-    far = torch.ones(32 << 20)
-    seconds = _best(far.sum)
-    square = torch.ones(1024, 1024)
-    product = _best(lambda: square @ square)
-    return Rates(far.nbytes / seconds, 2 * 1024**3 / product)
+    """Return the rate at which memory is read and that of a large matrix product.
+
+    Each is the better of two: of torch's own operations, and of a layer as the engine computes it,
+    for one token with weights that no cache holds, and for many.
+    """
+    far, square, one = torch.ones(64 << 20), torch.ones(1024, 1024), torch.ones(1, 1024)
+    wide = make_linear_cpu(far.view(-1, 1024), None, Quantization.BFLOAT16)
+    layer = make_linear_cpu(square, None)
+    wide_bytes = far.nbytes // 2
+    read = max(far.nbytes / _best(far.sum), wide_bytes / _best(lambda: wide(one)))
+    product = min(_best(lambda: square @ square), _best(lambda: layer(square)))
+    return Rates(read, 2 * 1024**3 / product)
 
 
 def floor(shape: Shape, batch: int, adapters: list[AdapterSource], rates: Rates) -> float:
