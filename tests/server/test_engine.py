@@ -3,7 +3,8 @@
 import pytest
 
 from loramux_server.engine.messages import Report, Sampling, Submit
-from tests.support.fake import BLOCK_SIZE, completion, fake_engine
+from tests.support.engine import InlineExecutor
+from tests.support.fake import BLOCK_SIZE, completion, fake_engine, fake_source
 
 NUM_BLOCKS = 4
 CONTEXT = NUM_BLOCKS * BLOCK_SIZE
@@ -38,3 +39,26 @@ def test_the_longest_prompt_runs() -> None:
     (token,) = engine.step().tokens
     assert token.token == completion(prompt, 0, 1, eos=False)[0]
     assert token.finish == "length"
+
+
+def test_while_the_device_is_full_who_finds_its_adapter_there_goes_first_but_not_for_ever() -> None:
+    engine, *_ = fake_engine(
+        num_blocks=40, rows=8, max_bypassed=2, max_running=8, executor=InlineExecutor()
+    )
+    here, away = fake_source(1, 8), fake_source(2, 8)  # there is room for one of them
+    starts: list[int] = []
+
+    def step() -> Report:
+        report = engine.step()
+        engine.check()
+        starts.extend(started.request_id for started in report.started)
+        return report
+
+    engine.receive([Submit(0, [5, 6], here, GREEDY)])
+    while not starts:
+        step()
+    engine.receive([Submit(1, [5, 6], away, GREEDY)])
+    engine.receive([Submit(number, [5, 6], here, GREEDY) for number in (2, 3, 4)])
+    for _ in range(30):
+        step()
+    assert starts == [0, 2, 3, 1, 4]

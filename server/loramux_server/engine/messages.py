@@ -60,7 +60,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             description="Longest wait in seconds for a stream's next token because of others' "
             "prompts: their chunks shrink for it, but not below 64 tokens. 0 means no limit.",
         ),
-    ] = 0.25
+    ] = 0.5
     max_waiting: Annotated[int, Meta(ge=1, description="Most requests in the queue.")] = 1024
     block_size: Annotated[int, Meta(ge=1, description="Tokens in one KV block.")] = 16
     kv_memory: Annotated[
