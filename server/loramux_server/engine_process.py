@@ -35,9 +35,9 @@ DEATH_WINDOW = 60.0
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
-    # OpenMP threads that wait for each other without sleeping keep everybody else off the cores, the
-    # one that they wait for among them: with one other busy process on two cores, steps took ten
-    # times as long as alone. With so few turns it is less than twice, and alone the same.
+    # OpenMP threads that wait for each other without sleeping keep everybody else off the cores,
+    # the one that they wait for among them: with one other busy process on two cores, steps took
+    # ten times as long as alone. With so few turns it is less than twice, and alone the same.
     "GOMP_SPINCOUNT": "1000",
 }
 """What the engine's environment has unless it says otherwise."""
