@@ -1,13 +1,16 @@
 """The adapters in memory, as the frontend hears of them."""
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import Drop, Report, Sampling, Submit
+from loramux_server.engine.residents import loader_threads
 from tests.support.engine import InlineExecutor
 from tests.support.fake import fake_engine, fake_source
 
@@ -52,6 +55,15 @@ def test_what_is_dropped_is_stored_only() -> None:
     subject.check()
     assert report.tiers == {A.digest: "stored"}
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_loads_give_way_to_steps() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with loader_threads() as threads:
+        assert threads.submit(priority).result() > priority()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")

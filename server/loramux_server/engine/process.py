@@ -4,6 +4,9 @@ FD is one end of a socket pair that the process inherits. The first message on i
 when the other end closes, the process ends.
 """
 
+import contextlib
+import ctypes
+import gc
 import logging
 import os
 import queue
@@ -72,10 +75,18 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
     inbox = Inbox(connection)
     with loader_threads() as executor:
         engine, info = build_engine(model, config, executor, inbox.wake)
+        _return_memory()
         write_message(connection, encode(Ready(info)))
         while not inbox.is_closed:
             engine.receive(inbox.take(wait=not engine.can_step))
             write_message(connection, encode(engine.step()))
+
+
+def _return_memory() -> None:
+    """Give back what was only needed to load the model; C libraries keep it unless told so."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # of glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def num_cores() -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,30 @@ class PackedAdapter:
         return Residence(row, self.num_rows, self.format, self.rank_GP, self.scale_GP)
 
 
+class _Buffer(threading.local):
+    """Room for the bytes of a package on each thread: new memory costs more than what is read."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def read(self, path: Path) -> memoryview:
+        """Return the bytes of the file at `path`, which stay until the next call on this thread."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            size = os.fstat(descriptor).st_size
+            room = self._kept if size <= len(self._kept) else bytearray(size)
+            if size <= _MAX_KEPT:
+                self._kept = room
+            data, end = memoryview(room)[:size], 0
+            while end < size and (count := file.readinto(data[end:])):
+                end += count
+        return data[:end]
+
+
+_MAX_KEPT = 32 << 20
+_buffer = _Buffer()
+
+
 class DamagedError(Exception):
     """The stored bytes are not those that were registered."""
 
@@ -85,14 +110,13 @@ def load_packed(
         PackageError: The package does not fit the base model.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read()
+        data = _buffer.read(path)
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror}") from None
     if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
         raise DamagedError("its bytes do not have the digest that it was registered with")
-    package = read_package(io.BytesIO(data), len(data))
+    header = data[: 8 + int.from_bytes(data[:8], "little")]
+    package = read_package(io.BytesIO(header), len(data))
     form = format_of(package)
     if form is WeightFormat.FLOAT32:
         form = rounding
@@ -102,7 +126,7 @@ def load_packed(
 
     def read(tensor: TensorInfo) -> Weights:
         begin = package.file.data_start + tensor.offset
-        return read_weights(tensor, memoryview(data)[begin : begin + tensor.num_bytes], form)
+        return read_weights(tensor, data[begin : begin + tensor.num_bytes], form)
 
     for module in package.modules:
         place = places.get(module.module)
