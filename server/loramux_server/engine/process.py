@@ -31,6 +31,9 @@ from loramux_server.engine.messages import (
 from loramux_server.engine.residents import loader_threads
 from loramux_server.models.base_model import UnservableModelError, load_base_model
 
+_SWITCH_SECONDS = 2e-4
+"""How long a load may keep Python from a step each time; by default it is half of a step."""
+
 
 class Inbox:
     """Messages from the frontend, read by a thread of its own."""
@@ -71,6 +74,7 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
         UnservableModelError: The model or the config leaves nothing to serve.
     """
     torch.set_num_threads(config.threads or num_cores())
+    sys.setswitchinterval(_SWITCH_SECONDS)
     model = load_base_model(config.model, dtype=config.dtype, device=config.device)
     inbox = Inbox(connection)
     with loader_threads() as executor:

@@ -42,13 +42,13 @@ def loader_threads() -> ThreadPoolExecutor:
 
 
 def _give_way() -> None:
-    """Let the calling thread do all itself, and where cores are short get a tenth of one."""
+    """Let the calling thread do all itself, and run mostly where a core has nothing else to do."""
     without_team()
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-_NICENESS = 10
+_NICENESS = 19
 
 
 class Residents:
