@@ -161,3 +161,11 @@ def test_shapes_that_do_not_fill_vectors_take_the_plain_way() -> None:
     layers = make_layers()["definition"]
     decoder = make_decoder_cpu(layers, choose_backend("cpu", torch.device("cpu")))
     assert not isinstance(decoder, DecoderCpu)
+
+
+def test_layers_of_different_shapes_take_the_plain_way() -> None:
+    layers = make_layers()["cpu"]
+    backend = choose_backend("cpu", torch.device("cpu"))
+    assert isinstance(make_decoder_cpu(layers, backend), DecoderCpu)
+    wider = replace(layers[1], gate_up=layers[1].qkv)
+    assert not isinstance(make_decoder_cpu([layers[0], wider], backend), DecoderCpu)

@@ -40,6 +40,18 @@ def test_layers_that_compute_something_else_stay() -> None:
     assert base.module.model.layers[0] is layer
 
 
+def test_layers_that_are_called_in_another_way_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: DecoderStack, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+        raise TypeError("a positional argument is missing")
+
+    monkeypatch.setattr(DecoderStack, "forward", forward)
+    model = tiny_model("llama")
+    layers = list(model.model.layers)
+    base = prepare(model)
+    assert base.stack is None
+    assert list(base.module.model.layers) == layers
+
+
 def test_the_models_own_layers_are_kept_whole() -> None:
     base = prepare(tiny_model("llama"))
     assert base.stack

@@ -127,37 +127,44 @@ def expand(pointer: Any) -> None:
             b = job.b + row[s] * width * 4
             h = job.h + (start[s] * num_parts + p) * job.max_rank * 4
             h_stride = num_parts * job.max_rank * 4
-            block = _RUN if tokens <= _FEW else PANEL
-            for n in range(first, last, block):
-                count = min(block, last - n)
-                y = job.y + (start[s] * width + n) * 4
-                b_n = b + n * item_bytes
-                if tokens > _FEW and count == PANEL:
-                    _add_panel(job, y, b_n, form[s], h, h_stride, r, tokens)
-                else:
-                    _add_rows(y, 4 * width, b_n, form[s], h, h_stride, r, tokens, count)
+            y, b_n = job.y + (start[s] * width + first) * 4, b + first * item_bytes
+            if tokens > _FEW:
+                _add_tiles(job, y, b_n, form[s], h, h_stride, r, tokens, last - first)
+                continue
+            for n in range(0, last - first, _RUN):
+                count = min(_RUN, last - first - n)
+                _add_rows(y + 4 * n, 4 * width, b_n + n * item_bytes, form[s], h, h_stride, r,
+                          tokens, count)  # fmt: skip
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _add_panel(
-    job: Any, y: Any, b: Any, form: Any, h: Any, h_stride: Any, rank: Any, tokens: Any
+def _add_tiles(
+    job: Any, y: Any, b: Any, form: Any, h: Any, h_stride: Any, rank: Any, tokens: Any, width: Any
 ) -> None:
-    """Add a panel of outputs, a tile of tokens at a time."""
+    """Add outputs a tile of tokens after the other, so that few rows of outputs are under way."""
     stride = 4 * job.out_features
-    b_stride = stride if form == _FLOAT32 else stride // 2
+    item_bytes = 4 if form == _FLOAT32 else 2
+    b_stride = stride // 4 * item_bytes
     tiles = (tokens + MAX_ROWS - 1) // MAX_ROWS
     size = (tokens + tiles - 1) // tiles
     for t in range(0, tokens, size):
-        rows, y_t, h_t = min(size, tokens - t), y + t * stride, h + t * h_stride
-        if form == _FLOAT32:
-            _tile_float32(rows, h_t, h_stride, b, b_stride, rank, job.ones, job.zeros, y_t, stride,
-                          1, b + 4 * PANEL, b_stride)  # fmt: skip
-        elif form == _BFLOAT16:
-            _tile_bfloat16(rows, h_t, h_stride, b, b_stride, rank, job.ones, job.zeros, y_t,
-                           stride, 1, b + 2 * PANEL, b_stride)  # fmt: skip
-        else:
-            _tile_float16(rows, h_t, h_stride, b, b_stride, rank, job.ones, job.zeros, y_t, stride,
-                          1, b + 2 * PANEL, b_stride)  # fmt: skip
+        rows, h_t = min(size, tokens - t), h + t * h_stride
+        for n in range(0, width - PANEL + 1, PANEL):
+            y_n, b_n = y + t * stride + 4 * n, b + n * item_bytes
+            ahead = b_n + PANEL * item_bytes
+            if form == _FLOAT32:
+                _tile_float32(rows, h_t, h_stride, b_n, b_stride, rank, job.ones, job.zeros, y_n,
+                              stride, 1, ahead, b_stride)  # fmt: skip
+            elif form == _BFLOAT16:
+                _tile_bfloat16(rows, h_t, h_stride, b_n, b_stride, rank, job.ones, job.zeros, y_n,
+                               stride, 1, ahead, b_stride)  # fmt: skip
+            else:
+                _tile_float16(rows, h_t, h_stride, b_n, b_stride, rank, job.ones, job.zeros, y_n,
+                              stride, 1, ahead, b_stride)  # fmt: skip
+        n = width // PANEL * PANEL
+        if n < width:
+            _add_rows(y + t * stride + 4 * n, stride, b + n * item_bytes, form, h_t, h_stride, rank,
+                      rows, width - n)  # fmt: skip
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 def make_decoder_cpu(layers: Sequence[DecoderLayer], backend: "Backend") -> Decoder:
     """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
-    return DecoderCpu(layers) if all(map(_is_served, layers)) else make_decoder(layers, backend)
+    is_served = all(map(_is_served, layers)) and len(set(map(_shape, layers))) == 1
+    return DecoderCpu(layers) if is_served else make_decoder(layers, backend)
 
 
 def _is_served(layer: DecoderLayer) -> bool:
@@ -52,6 +53,17 @@ def _is_served(layer: DecoderLayer) -> bool:
             isinstance(p.linear, LinearCpu) and serves(p.linear.depth, p.columns)
             for p in projections
         )
+    )
+
+
+def _shape(layer: DecoderLayer) -> tuple[object, ...]:
+    """Return what all layers must have in common, since they share buffers and loops."""
+    projections = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    return (
+        layer.keys_SJD.shape,
+        layer.query_norm is None,
+        layer.key_norm is None,
+        *(tuple(projection.columns.tolist()) for projection in projections),
     )
 
 

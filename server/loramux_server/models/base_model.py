@@ -32,6 +32,8 @@ _DTYPES = {
 }
 _PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 _FINGERPRINT_SAMPLES = 4096
+_UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+"""What is raised where a model is run in a way that it does not know."""
 
 
 class UnservableModelError(Exception):
@@ -133,13 +135,9 @@ def prepare(
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
-    stack = _stack(module, step, bridge)
+    stack = _checked_stack(module, step, bridge, check)
     with _refused(module):
         difference = check.difference(stack)
-        if stack and not difference <= check.tolerance:
-            stack.restore()
-            stack = None
-            difference = check.difference(None)
     if not difference <= check.tolerance:  # so that NaN is refused
         raise UnservableModelError(
             f"{type(module).__name__} computes something else when it is served than in its own "
@@ -176,7 +174,7 @@ def _refused(module: PreTrainedModel) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except _UNKNOWN_WAYS as error:
         raise UnservableModelError(
             f"{type(module).__name__} does not use transformers' attention interface in the way "
             f"that is served: {type(error).__name__}: {error}"
@@ -260,12 +258,23 @@ def _own(module: PreTrainedModel) -> None:
         parameter.data = parameter.data.clone()
 
 
-def _stack(module: PreTrainedModel, step: Step, bridge: AttentionBridge) -> DecoderStack | None:
+def _checked_stack(
+    module: PreTrainedModel, step: Step, bridge: AttentionBridge, check: SelfCheck
+) -> DecoderStack | None:
+    """Do all layers as one, if they let themselves be done so and that makes no difference."""
     layers = find_layers(module, len(bridge.shapes))
     try:
-        return None if layers is None else DecoderStack(layers, step, bridge)
+        stack = None if layers is None else DecoderStack(layers, step, bridge)
     except ValueError:
         return None
+    try:
+        if stack and check.difference(stack) <= check.tolerance:
+            return stack
+    except _UNKNOWN_WAYS:
+        pass  # layers that are called in another way
+    if stack:
+        stack.restore()
+    return None
 
 
 def _replace_output(module: PreTrainedModel) -> OutputLayer:
