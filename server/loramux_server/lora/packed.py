@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from loramux_adapters import Package, PackageError, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import rows_of
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.weight_format import FORMATS, WeightFormat
@@ -65,21 +66,29 @@ class _Buffer(threading.local):
     def __init__(self) -> None:
         self._kept = bytearray()
 
-    def read(self, path: Path) -> memoryview:
-        """Return the bytes of the file at `path`, which stay until the next call on this thread."""
+    def read(self, path: Path) -> tuple[memoryview, str]:
+        """Return the bytes of the file at `path`, and their digest.
+
+        The bytes stay until the next call on this thread.
+        """
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             size = os.fstat(descriptor).st_size
+            if hasattr(os, "posix_fadvise"):  # the disk goes on reading while what came is hashed
+                os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
             room = self._kept if size <= len(self._kept) else bytearray(size)
             if size <= _MAX_KEPT:
                 self._kept = room
-            data, end = memoryview(room)[:size], 0
-            while end < size and (count := file.readinto(data[end:])):
+            data, end, digest = memoryview(room)[:size], 0, hashlib.sha256()
+            while count := file.readinto(data[end : end + _PIECE]):
+                digest.update(data[end : end + count])
                 end += count
-        return data[:end]
+                give_way()
+        return data[:end], f"sha256:{digest.hexdigest()}"
 
 
 _MAX_KEPT = 32 << 20
+_PIECE = 256 << 10
 _buffer = _Buffer()
 
 
@@ -110,10 +119,10 @@ def load_packed(
         PackageError: The package does not fit the base model.
     """
     try:
-        data = _buffer.read(path)
+        data, found = _buffer.read(path)
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror}") from None
-    if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+    if found != digest:
         raise DamagedError("its bytes do not have the digest that it was registered with")
     header = data[: 8 + int.from_bytes(data[:8], "little")]
     package = read_package(io.BytesIO(header), len(data))
@@ -137,6 +146,7 @@ def load_packed(
         a_RK = read(module.a)
         b_RN = read(module.b).T.copy()
         layers.append(PackedLayer(place, a_RK, b_RN))
+        give_way()
     return PackedAdapter(package.rank, form, layers, rank_GP, scale_GP)
 
 

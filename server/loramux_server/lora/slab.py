@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -73,6 +74,7 @@ class Slab:
             n0, n1 = self._columns[group][part : part + 2]
             b_RN = weights(self.b[group][row : row + size], dtype)
             b_RN[:rank, n0:n1].copy_(torch.from_numpy(layer.b_RN).view(dtype))
+            give_way()
 
 
 def weights(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
