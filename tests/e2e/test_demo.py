@@ -60,7 +60,7 @@ async def test_adapters_do_on_held_out_examples_what_the_base_cannot(tmp_path: P
         assert len(found) == 100
         assert sum(found) >= 95, f"{name}: {sum(found)} of 100"
         assert sum(base_hits[name]) <= (50 if name in TWO_ANSWERS else 5), name
-    assert adapters_in_a_step > 3  # the base's half of the requests counted in
+    assert adapters_in_a_step > 1  # although half of the requests are for the base
 
 
 def demo(*arguments: str) -> "subprocess.Popen[str]":
