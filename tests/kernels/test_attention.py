@@ -13,8 +13,9 @@ from loramux_server.kernels.attention import (
     paged_attention,
     write_cache,
 )
-from loramux_server.kernels.attention_cpu import PagedAttentionCpu, WriteCacheCpu
+from loramux_server.kernels.attention_cpu import PagedAttentionCpu
 from loramux_server.kernels.backend import PagedAttention, WriteCache
+from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
 FORMS: dict[str, Callable[[], PagedAttention]] = {
     "definition": lambda: paged_attention,

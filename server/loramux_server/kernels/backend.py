@@ -112,10 +112,11 @@ def choose_backend(
         raise ValueError(f"kernels 'cpu' do not run on device {device}")
     # Imported when asked for: compiling takes a second or two.
     from loramux_server.kernels.add_lora_cpu import AddLoraCpu
-    from loramux_server.kernels.attention_cpu import PagedAttentionCpu, WriteCacheCpu
+    from loramux_server.kernels.attention_cpu import PagedAttentionCpu
     from loramux_server.kernels.decoder_cpu import make_decoder_cpu
     from loramux_server.kernels.linear_cpu import make_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
+    from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
     return Backend(
         "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(), WriteCacheCpu(),

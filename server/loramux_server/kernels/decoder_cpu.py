@@ -14,10 +14,8 @@ from loramux_server.kernels.add_lora_cpu import LORA_JOB, SegmentJobs, expand, s
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.attention_cpu import (
     ATTEND_JOB,
-    WRITE_JOB,
     QueryTiles,
     attend,
-    write,
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, Projection, make_decoder
 from loramux_server.kernels.linear_cpu import LINEAR_JOB, LinearCpu
@@ -31,6 +29,7 @@ from loramux_server.kernels.pointwise_cpu import (
 )
 from loramux_server.kernels.program import Program
 from loramux_server.kernels.simd import WIDTH
+from loramux_server.kernels.write_cache_cpu import WRITE_JOB, write
 from loramux_server.lora.segments import Segments
 
 if TYPE_CHECKING:
