@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -24,6 +25,7 @@ from benchmarks import machine
 from benchmarks.fixture import SHAPES, Shape, make_adapters
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
 from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.kernels.linear import Linear
 from loramux_server.kernels.linear_cpu import make_linear_cpu
 from loramux_server.kernels.resting import Quantization
 
@@ -103,13 +105,20 @@ def measure() -> Rates:
     Each is the better of two: of torch's own operations, and of a layer as the engine computes it,
     for one token with weights that no cache holds, and for many.
     """
-    far, square, one = torch.ones(64 << 20), torch.ones(1024, 1024), torch.ones(1, 1024)
-    wide = make_linear_cpu(far.view(-1, 1024), None, Quantization.BFLOAT16)
-    layer = make_linear_cpu(square, None)
+    far, wide, square, layer = _samples()
+    one = torch.ones(1, 1024)
     wide_bytes = far.nbytes // 2
     read = max(far.nbytes / _best(far.sum), wide_bytes / _best(lambda: wide(one)))
     product = min(_best(lambda: square @ square), _best(lambda: layer(square)))
     return Rates(read, 2 * 1024**3 / product)
+
+
+@cache
+def _samples() -> tuple[torch.Tensor, Linear, torch.Tensor, Linear]:
+    """Return much memory and a small matrix, each also as a layer."""
+    far, square = torch.ones(64 << 20), torch.ones(1024, 1024)
+    wide = make_linear_cpu(far.view(-1, 1024), None, Quantization.BFLOAT16)
+    return far, wide, square, make_linear_cpu(square, None)
 
 
 def floor(shape: Shape, batch: int, adapters: list[AdapterSource], rates: Rates) -> float:
