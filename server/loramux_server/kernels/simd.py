@@ -195,8 +195,6 @@ def _reduces(name: str, *start: float) -> Any:
 
 total = _reduces("fadd", 0.0)
 """In a kernel: the sum of a vector's numbers."""
-highest = _reduces("fmax")
-"""In a kernel: the largest of a vector's numbers."""
 
 
 def _binary(symbol: Any, name: str) -> None:

@@ -6,6 +6,7 @@ looks like is found by running it once: which layers share an input, and what ea
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,9 +136,10 @@ def prepare(
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
-    stack = _checked_stack(module, step, bridge, check)
-    with _refused(module):
-        difference = check.difference(stack)
+    stack, difference = _checked_stack(module, step, bridge, check)
+    if stack is None:
+        with _refused(module):
+            difference = check.difference(None)
     if not difference <= check.tolerance:  # so that NaN is refused
         raise UnservableModelError(
             f"{type(module).__name__} computes something else when it is served than in its own "
@@ -260,21 +262,27 @@ def _own(module: PreTrainedModel) -> None:
 
 def _checked_stack(
     module: PreTrainedModel, step: Step, bridge: AttentionBridge, check: SelfCheck
-) -> DecoderStack | None:
-    """Do all layers as one, if they let themselves be done so and that makes no difference."""
+) -> tuple[DecoderStack | None, float]:
+    """Do all layers as one, if they let themselves be done so and that makes no difference.
+
+    Returns:
+        What does them, or None, and how far the logits are from the model's own.
+    """
     layers = find_layers(module, len(bridge.shapes))
     try:
         stack = None if layers is None else DecoderStack(layers, step, bridge)
     except ValueError:
-        return None
+        stack = None
+    if stack is None:
+        return None, math.inf
     try:
-        if stack and check.difference(stack) <= check.tolerance:
-            return stack
-    except _UNKNOWN_WAYS:
-        pass  # layers that are called in another way
-    if stack:
-        stack.restore()
-    return None
+        difference = check.difference(stack)
+    except _UNKNOWN_WAYS:  # the layers are called in another way
+        difference = math.inf
+    if difference <= check.tolerance:
+        return stack, difference
+    stack.restore()
+    return None, difference
 
 
 def _replace_output(module: PreTrainedModel) -> OutputLayer:
