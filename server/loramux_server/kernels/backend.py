@@ -17,6 +17,7 @@ from loramux_server.kernels.attention import (
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
+from loramux_server.kernels.projection import Projection, project
 from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.segments import Int32, Segments
 
@@ -35,6 +36,19 @@ class AddLora(Protocol):
         group: int,
     ) -> None:
         """Add each segment's low-rank update to `y_TN`, in place."""
+
+
+class Project(Protocol):
+    """Linear layers with their adapters' changes; see `kernels.projection`."""
+
+    def __call__(
+        self,
+        projection: Projection,
+        backend: "Backend",
+        x_TK: torch.Tensor,
+        segments: Segments | None,
+    ) -> torch.Tensor:
+        """Return what the layers of `projection` make of `x_TK`."""
 
 
 class WriteCache(Protocol):
@@ -79,6 +93,7 @@ class Backend:
     name: str
     make_linear: MakeLinear
     add_lora: AddLora
+    project: Project
     write_cache: WriteCache
     paged_attention: PagedAttention
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -88,8 +103,8 @@ class Backend:
 
 
 DEFINITIONS = Backend(
-    "torch", make_linear, add_lora, write_cache, paged_attention, rms_norm, silu_mul, rotate,
-    make_decoder,
+    "torch", make_linear, add_lora, project, write_cache, paged_attention, rms_norm, silu_mul,
+    rotate, make_decoder,
 )  # fmt: skip
 """Plain torch, on any device."""
 
@@ -119,6 +134,7 @@ def choose_backend(
     from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
     return Backend(
-        "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(), WriteCacheCpu(),
-        PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(), make_decoder_cpu,
+        "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(), project,
+        WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
+        make_decoder_cpu,
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """A run of decoder layers, out of the operations of a backend.
 
-Legend: T tokens, K model width, D head width, S cache slots, J key and value heads, R slab rows,
-N output width of a projection.
+Legend: T tokens, K model width, D head width, S cache slots, J key and value heads.
 """
 
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm
-from loramux_server.kernels.linear import Linear
-from loramux_server.lora.segments import Int32, Segments
+from loramux_server.kernels.projection import Projection
+from loramux_server.lora.segments import Segments
 
 if TYPE_CHECKING:
     from loramux_server.kernels.backend import Backend
@@ -24,19 +23,6 @@ class Norm:
 
     weight_K: torch.Tensor
     epsilon: float
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """Linear layers that share an input, and the rows of the adapters behind them."""
-
-    linear: Linear
-    columns: Int32
-    """Borders between the layers' outputs."""
-    a_RK: torch.Tensor | None
-    b_RN: torch.Tensor | None
-    """None before there is a slab."""
-    group: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +96,7 @@ def decode_layer(
         return backend.rms_norm(x, norm.weight_K, norm.epsilon)
 
     def project(projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
-        y_TN = projection.linear(x_TK)
-        if segments is not None:
-            a_RK, b_RN = projection.a_RK, projection.b_RN
-            assert a_RK is not None
-            assert b_RN is not None
-            backend.add_lora(y_TN, x_TK, a_RK, b_RN, projection.columns, segments, projection.group)
-        return y_TN
+        return backend.project(projection, backend, x_TK, segments)
 
     num_tokens, (_, kv_heads, width) = len(hidden_TK), layer.keys_SJD.shape
     qkv_TN = project(layer.qkv, norm(layer.attention_norm, hidden_TK))

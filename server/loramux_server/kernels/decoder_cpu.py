@@ -17,7 +17,7 @@ from loramux_server.kernels.attention_cpu import (
     QueryTiles,
     attend,
 )
-from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, Projection, make_decoder
+from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, make_decoder
 from loramux_server.kernels.linear_cpu import LINEAR_JOB, LinearCpu
 from loramux_server.kernels.pointwise_cpu import (
     GATE_JOB,
@@ -28,6 +28,7 @@ from loramux_server.kernels.pointwise_cpu import (
     turn,
 )
 from loramux_server.kernels.program import Program
+from loramux_server.kernels.projection import Projection
 from loramux_server.kernels.simd import WIDTH
 from loramux_server.kernels.write_cache_cpu import WRITE_JOB, write
 from loramux_server.lora.segments import Segments

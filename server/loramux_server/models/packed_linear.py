@@ -8,8 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.kernels.backend import Backend
-from loramux_server.kernels.decoder import Projection
 from loramux_server.kernels.linear import make_linear
+from loramux_server.kernels.projection import Projection
 from loramux_server.lora.slab import GroupShape, Slab
 from loramux_server.models.step import Step
 
@@ -83,14 +83,8 @@ class PackedLinear:
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs of all layers side by side for input `x` of shape [..., K]."""
         x_TK = x.reshape(-1, x.shape[-1])
-        y_TN = self._linear(x_TK)
-        segments = self._step.segments
-        if segments is not None:
-            assert self._slab is not None
-            a_RK, b_RN = self._slab.a[self._group], self._slab.b[self._group]
-            self._step.backend.add_lora(
-                y_TN, x_TK, a_RK, b_RN, self._columns, segments, self._group
-            )
+        step = self._step
+        y_TN = step.backend.project(self.projection(), step.backend, x_TK, step.segments)
         return y_TN.view(*x.shape[:-1], y_TN.shape[-1])
 
 
