@@ -42,13 +42,14 @@ def loader_threads() -> ThreadPoolExecutor:
 
 
 def _give_way() -> None:
-    """Let the calling thread do all itself, and run mostly where a core has nothing else to do."""
+    """Let the calling thread do all itself, and run where a core has nothing else to do.
+
+    As an idle thread it is interrupted at once by a step that wakes up. One of the lowest priority
+    among ordinary threads would first end its slice, and the whole step waits for that core.
+    """
     without_team()
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-_NICENESS = 19
+    if sys.platform == "linux":  # where a thread has a policy of its own
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
 class Residents:
