@@ -57,13 +57,13 @@ def test_what_is_dropped_is_stored_only() -> None:
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no policy of their own")
 def test_loads_give_way_to_steps() -> None:
-    def priority() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    def policy() -> int:
+        return os.sched_getscheduler(threading.get_native_id())
 
     with loader_threads() as threads:
-        assert threads.submit(priority).result() > priority()
+        assert threads.submit(policy).result() == os.SCHED_IDLE != policy()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")

@@ -6,8 +6,7 @@ import os
 def give_way() -> None:
     """Let whoever waits for this core have it; nothing happens if nobody does.
 
-    A thread of low priority still keeps a core for milliseconds once it has it, which is as long as
-    several layers take.
+    A thread keeps a core for milliseconds once it has it, which is as long as several layers take.
     """
     if hasattr(os, "sched_yield"):
         os.sched_yield()
