@@ -1,8 +1,8 @@
 """The bridge from transformers' attention interface to the paged cache.
 
 Source of the interface: `transformers.AttentionInterface`. A model calls the registered function
-with query, key and value of one layer; positions and masks are ours to know, so the mask function
-that is registered under the same name returns None.
+with query, key and value of one layer; positions and masks are ours to know, so no mask function is
+registered under that name, and models make none.
 """
 
 import itertools
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from loramux_server.kernels.attention import AttentionForm
 from loramux_server.models.step import Step
@@ -49,7 +48,6 @@ class AttentionBridge:
         self._values: dict[int, torch.Tensor] = {}
         self.name = f"loramux-{next(_numbers)}"
         AttentionInterface.register(self.name, self)
-        AttentionMaskInterface.register(self.name, lambda *args, **kwargs: None)
 
     def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the cache: `num_slots` tokens in each layer. Memory is taken when it is touched."""
@@ -87,7 +85,7 @@ class AttentionBridge:
             query: [1, H, T, D].
             key: [1, J, T, D].
             value: [1, J, T, E].
-            attention_mask: None, by our mask function, unless the model makes its own.
+            attention_mask: None, unless the model makes one of its own.
             scaling: Factor of the scores; D ** -0.5 where absent.
             sliding_window: Tokens that a token sees, itself included; all before it where absent.
             softcap: Bound of the scores; none where absent.
