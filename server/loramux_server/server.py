@@ -91,6 +91,7 @@ class Server:
             layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
+            resting=model.resting,
         )
         await _import(adapters, registry, base)
         listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.lora.packed import read_weights
-from loramux_server.lora.weight_format import ROUNDINGS
+from loramux_server.lora.weight_format import ROUNDINGS, Resting, WeightFormat
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
@@ -76,4 +76,6 @@ def test_twice_as_many_fit(tmp_path: Path) -> None:
 
 def test_an_adapter_of_16_bits_stays_as_it_is() -> None:
     source = AdapterSource("sha256:0", "path", rank=8, num_bytes=100, item_bytes=2)
-    assert source.rounded(4) is source.rounded(2) is source
+    assert all(
+        source.at_rest(Resting(WeightFormat[form])) is source for form in ("FLOAT32", "BFLOAT16")
+    )

@@ -117,7 +117,7 @@ def batch_of(tokens: list[int], digest: str | None = None) -> Batch:
         ranks, scales = np.full((8, 3), 8, np.int32), np.ones((8, 3), np.float32)
         return Residence(0, 8, WeightFormat.FLOAT32, ranks, scales)
 
-    return Batch.build([Chunk(request, 0, len(tokens))], residence, 8, torch.device("cpu"))
+    return Batch.build([Chunk(request, 0, len(tokens))], residence, 8)
 
 
 class TouchedError(Exception):

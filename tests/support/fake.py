@@ -81,18 +81,19 @@ class FakeModel:
         self._rows[row] = adapter.number  # type: ignore[attr-defined]
 
     def run(self, batch: Batch) -> torch.Tensor:
-        adapters = [0] * len(batch.token_T)
-        if batch.segments is not None:
-            for s, row in enumerate(batch.segments.row_S):
-                for t in range(batch.segments.start_S[s], batch.segments.end_S[s]):
+        given = batch.input
+        adapters = [0] * len(given.token_T)
+        if given.segments is not None:
+            for s, row in enumerate(given.segments.row_S):
+                for t in range(given.segments.start_S[s], given.segments.end_S[s]):
                     adapters[t] = self._rows[int(row)]
-        slots = batch.attention.slot_T.tolist()
-        for token, slot, adapter in zip(batch.token_T.tolist(), slots, adapters, strict=True):
+        slots = given.attention.slot_T.tolist()
+        for token, slot, adapter in zip(given.token_T.tolist(), slots, adapters, strict=True):
             self._cache[slot] = (token, adapter)
         rows = []
-        ends = (batch.attention.query_start_B[1:] - 1).tolist()
-        for index in batch.sampled_R.tolist():
-            context = batch.attention.context_slots(ends.index(index))
+        ends = (given.attention.query_start_B[1:] - 1).tolist()
+        for index in given.sampled_R.tolist():
+            context = given.attention.context_slots(ends.index(index))
             rows.append(one_hot(checksum([self._cache[int(slot)] for slot in context])))
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
@@ -117,7 +118,7 @@ class SlowModel(FakeModel):
         self._token_seconds = token_seconds
 
     def run(self, batch: Batch) -> torch.Tensor:
-        self._clock.now += self._step_seconds + self._token_seconds * len(batch.token_T)
+        self._clock.now += self._step_seconds + self._token_seconds * len(batch.input.token_T)
         return super().run(batch)
 
 
@@ -179,7 +180,6 @@ def fake_engine(
         wake=lambda: None,
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
-        device=torch.device("cpu"),
         context_length=num_blocks * BLOCK_SIZE,
         max_waiting=max_waiting,
         clock=clock,

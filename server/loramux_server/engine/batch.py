@@ -13,31 +13,23 @@ import torch
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Chunk
 from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32, Residence, Segments
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input. T tokens; R rows that need logits."""
+    """One step's input, and whom it serves."""
 
-    token_T: torch.Tensor
-    position_T: torch.Tensor
-    attention: AttentionBatch
-    segments: Segments | None
-    """None when every token belongs to the base model alone."""
-    sampled_R: torch.Tensor
-    """Index of each token whose logits are needed."""
+    input: StepInput
     requests: list[Request]
-    """The requests of those tokens, in the same order."""
+    """The requests of the tokens whose logits are needed, in the same order."""
 
     @staticmethod
     def build(
-        chunks: Sequence[Chunk],
-        residence: Callable[[str], Residence],
-        block_size: int,
-        device: torch.device,
+        chunks: Sequence[Chunk], residence: Callable[[str], Residence], block_size: int
     ) -> "Batch":
-        """Lay out `chunks`, already grouped by adapter (see `grouped`)."""
+        """Lay out `chunks`, already grouped by adapter (see `grouped`), in memory of the host."""
         lengths = [chunk.num_tokens for chunk in chunks]
         query_start = np.cumsum([0, *lengths], dtype=np.int32)
         token = np.fromiter(
@@ -53,17 +45,19 @@ class Batch:
         slot = table[row, block].astype(np.int64) * block_size + offset
         sampled = [i for i, chunk in enumerate(chunks) if chunk.samples]
         return Batch(
-            token_T=torch.from_numpy(token).to(device),
-            position_T=torch.from_numpy(position).to(device),
-            attention=AttentionBatch(
-                query_start_B=query_start,
-                context_B=np.array([chunk.end for chunk in chunks], np.int32),
-                table_BM=table,
-                block_size=block_size,
-                slot_T=torch.from_numpy(slot).to(device),
+            StepInput(
+                token_T=torch.from_numpy(token),
+                position_T=torch.from_numpy(position),
+                sampled_R=torch.from_numpy(query_start[1:][sampled].astype(np.int64) - 1),
+                attention=AttentionBatch(
+                    query_start_B=query_start,
+                    context_B=np.array([chunk.end for chunk in chunks], np.int32),
+                    table_BM=table,
+                    block_size=block_size,
+                    slot_T=torch.from_numpy(slot),
+                ),
+                segments=_segments(chunks, query_start, residence),
             ),
-            segments=_segments(chunks, query_start, residence),
-            sampled_R=torch.from_numpy(query_start[1:][sampled].astype(np.int64) - 1).to(device),
             requests=[chunks[i].request for i in sampled],
         )
 

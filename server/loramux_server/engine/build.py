@@ -19,7 +19,7 @@ from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import PackedAdapter, load_packed
 from loramux_server.lora.slab import row_bytes
-from loramux_server.lora.weight_format import ROUNDINGS
+from loramux_server.lora.weight_format import ROUNDINGS, Resting
 from loramux_server.models.base_model import BaseModel, UnservableModelError
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ def build_engine(
     num_blocks = _num_blocks(model, config, context_length)
     context_length = min(context_length, num_blocks * config.block_size)
     shapes = [group.shape for group in model.groups]
-    bytes_of_row = row_bytes(shapes)
     runner = ModelRunner(
         model,
         _backend(config, model.device),
@@ -46,10 +45,13 @@ def build_engine(
         adapter_memory=config.adapter_memory,
     )
     _check(runner, model, config)
+    resting = runner.slab.resting or Resting(ROUNDINGS[config.adapter_dtype])
+    bytes_of_row = row_bytes(shapes, resting.row_item_bytes)
     cache = AdapterCache(
         device_rows=runner.slab.num_rows,
         row_bytes=bytes_of_row,
         host_bytes=config.host_adapter_memory,
+        row_item_bytes=resting.row_item_bytes,
     )
     if not cache.rows.capacity:
         raise UnservableModelError(
@@ -67,12 +69,12 @@ def build_engine(
         shares_prefixes=config.prefix_cache,
     )
     max_parts = max(shape.num_parts for shape in shapes)
-    rounding = ROUNDINGS[config.adapter_dtype]
 
     def load(source: AdapterSource) -> PackedAdapter:
-        return load_packed(
-            Path(source.path), source.digest, model.places, len(shapes), max_parts, rounding
+        packed = load_packed(
+            Path(source.path), source.digest, model.places, len(shapes), max_parts, resting
         )
+        return runner.slab.pack(packed)
 
     engine = Engine(
         scheduler=scheduler,
@@ -85,13 +87,12 @@ def build_engine(
         wake=wake,
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
-        device=model.device,
         context_length=context_length,
         max_waiting=config.max_waiting,
-        adapter_item_bytes=rounding.item_bytes,
+        resting=resting,
     )
     return engine, _model_info(
-        model, context_length, cache.rows.capacity, num_blocks, config.block_size
+        model, context_length, cache.rows.capacity, resting, num_blocks, config.block_size
     )
 
 
@@ -139,7 +140,12 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _model_info(
-    model: BaseModel, context_length: int, adapter_rows: int, num_blocks: int, block_size: int
+    model: BaseModel,
+    context_length: int,
+    adapter_rows: int,
+    resting: Resting,
+    num_blocks: int,
+    block_size: int,
 ) -> ModelInfo:
     layers = {}
     for name, place in model.places.items():
@@ -158,6 +164,7 @@ def _model_info(
         tokenizer_json=model.tokenizer_json,
         layers=layers,
         adapter_rows=adapter_rows,
+        resting=resting,
         num_blocks=num_blocks,
         kv_memory=num_blocks * _block_bytes(model, block_size),
     )

@@ -32,6 +32,7 @@ from loramux_server.engine.scheduler import Plan, Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.lora.slab import Slab
+from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 _log = logging.getLogger(__name__)
 
@@ -65,10 +66,9 @@ class Engine:
         wake: Callable[[], None],
         block_size: int,
         eos_token_ids: list[int],
-        device: torch.device,
         context_length: int,
         max_waiting: int,
-        adapter_item_bytes: int = 4,
+        resting: Resting = AS_SAVED,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -84,10 +84,9 @@ class Engine:
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             block_size: Tokens in a KV block.
             eos_token_ids: The tokens with which the model ends a text.
-            device: Where the model runs.
             context_length: Tokens that a prompt and its completion may have; the blocks hold them.
             max_waiting: Most requests in the queue.
-            adapter_item_bytes: Bytes that a weight of an adapter takes in memory at most.
+            resting: In which format an adapter rests in memory.
             clock: Seconds, monotonic.
         """
         self._scheduler = scheduler
@@ -104,10 +103,9 @@ class Engine:
         self._runner = runner
         self._block_size = block_size
         self._eos_token_ids = eos_token_ids
-        self._device = device
         self._context_length = context_length
         self._max_waiting = max_waiting
-        self._adapter_item_bytes = adapter_item_bytes
+        self._resting = resting
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._failures: list[Failure] = []
@@ -157,7 +155,7 @@ class Engine:
         request = Request(
             message.request_id,
             message.prompt,
-            message.adapter and message.adapter.rounded(self._adapter_item_bytes),
+            message.adapter and message.adapter.at_rest(self._resting),
             message.sampling,
             arrival=self._clock(),
         )
@@ -194,9 +192,7 @@ class Engine:
         self._failures.append(Failure(request.request_id, reason, message))
 
     def _run(self, plan: Plan) -> list[Token]:
-        batch = Batch.build(
-            grouped(plan.chunks), self._residents.where, self._block_size, self._device
-        )
+        batch = Batch.build(grouped(plan.chunks), self._residents.where, self._block_size)
         logits_RV = self._runner.run(batch)
         sampled = sample(logits_RV, batch.requests, self._eos_token_ids)
         by_request = dict(zip(batch.requests, sampled, strict=True))

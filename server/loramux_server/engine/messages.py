@@ -9,6 +9,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from loramux_server.lora.weight_format import AS_SAVED, Resting
+
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -123,9 +125,10 @@ class AdapterSource(Struct, frozen=True):
     item_bytes: int = 4
     """Bytes of one of them: less if all were saved in 16 bits."""
 
-    def rounded(self, item_bytes: int) -> "AdapterSource":
-        """Return what it is when each weight takes so many bytes at most."""
-        if item_bytes >= self.item_bytes:
+    def at_rest(self, resting: Resting) -> "AdapterSource":
+        """Return what it is when its weights rest in memory as `resting` says."""
+        item_bytes = resting.item_bytes(self.item_bytes)
+        if item_bytes == self.item_bytes:
             return self
         num_bytes = self.num_bytes * item_bytes // self.item_bytes
         return msgspec.structs.replace(self, num_bytes=num_bytes, item_bytes=item_bytes)
@@ -211,6 +214,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     layers: dict[str, Layer]
     adapter_rows: int
     """Rank rows that fit the adapter memory: the largest rank that can be served."""
+    resting: Resting = AS_SAVED
+    """In which format adapters rest there."""
     num_blocks: int
     kv_memory: int
     """Bytes of all KV blocks: an engine that is given so many has as many blocks."""

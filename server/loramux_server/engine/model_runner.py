@@ -3,7 +3,10 @@
 import torch
 
 from loramux_server.engine.batch import Batch
+from loramux_server.engine.graphs import Graphs
 from loramux_server.kernels.backend import Backend
+from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
 
@@ -22,9 +25,7 @@ class ModelRunner:
             num_slots: Tokens that the KV cache holds.
             adapter_memory: Bytes for the adapters' rank rows.
         """
-        shapes = [group.shape for group in model.groups]
-        num_rows = adapter_memory // row_bytes(shapes)
-        self.slab = Slab(shapes, num_rows, model.device)
+        self.slab = _make_slab(model, backend, adapter_memory)
         model.step.backend = backend
         for group in model.groups:
             group.attach(self.slab, backend)
@@ -35,17 +36,30 @@ class ModelRunner:
         if model.stack:
             model.stack.prepare()
         self._model = model
+        self._graphs = Graphs(model.device)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
         step = self._model.step
-        step.attention, step.segments = batch.attention, batch.segments
+        given = step.take(batch.input)
+        logits_RV = self._graphs.run(given.form, lambda: self._forward(given))
+        return logits_RV[: len(batch.requests)]
+
+    def _forward(self, given: StepInput) -> torch.Tensor:
         output = self._model.module(
-            input_ids=batch.token_T[None],
-            position_ids=batch.position_T[None],
+            input_ids=given.token_T[None],
+            position_ids=given.position_T[None],
             use_cache=False,
-            logits_to_keep=batch.sampled_R,
+            logits_to_keep=given.sampled_R,
         )
-        logits: torch.Tensor = output.logits[0]
-        return logits.float()
+        logits_RV: torch.Tensor = output.logits[0]
+        return logits_RV.float()
+
+
+def _make_slab(model: BaseModel, backend: Backend, adapter_memory: int) -> Slab:
+    shapes = [group.shape for group in model.groups]
+    if backend.extends:
+        num_rows = adapter_memory // row_bytes(shapes, model.dtype.itemsize)
+        return ExtendedSlab(shapes, num_rows, model.device, model.dtype)
+    return Slab(shapes, adapter_memory // row_bytes(shapes), model.device)

@@ -1,5 +1,6 @@
 """The one place that chooses between a definition and a faster form of it."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
 from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.step_input import StepInput, stage
 from loramux_server.lora.segments import Int32, Segments
 
 
@@ -100,6 +102,10 @@ class Backend:
     silu_mul: Callable[[torch.Tensor], torch.Tensor]
     rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
     make_decoder: Callable[[Sequence[DecoderLayer], "Backend"], Decoder]
+    stage: Callable[[StepInput, torch.device], StepInput] = stage
+    """Brings what a step is given to the device."""
+    extends: bool = False
+    """Whether A rows lie behind the base weights."""
 
 
 DEFINITIONS = Backend(
@@ -120,9 +126,11 @@ def choose_backend(
     if quantization is not Quantization.NONE and device.type != "cpu":
         raise ValueError(f"quantization '{quantization}' is for a CPU, not for {device}")
     if name == "auto":
-        name = "cpu" if device.type == "cpu" else "torch"
+        name = "cpu" if device.type == "cpu" else "triton"
     if name == "torch":
         return replace(DEFINITIONS, make_linear=partial(make_linear, quantization=quantization))
+    if name == "triton":
+        return _triton(device)
     if device.type != "cpu":
         raise ValueError(f"kernels 'cpu' do not run on device {device}")
     # Imported when asked for: compiling takes a second or two.
@@ -138,3 +146,16 @@ def choose_backend(
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
         make_decoder_cpu,
     )  # fmt: skip
+
+
+def _triton(device: torch.device) -> Backend:
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"kernels 'triton' run on a CUDA device, not on {device}; with TRITON_INTERPRET=1 they "
+            "run anywhere, for tests"
+        )
+    try:
+        from loramux_server.kernels.gpu.backend import make_gpu_backend
+    except ImportError as error:
+        raise ValueError(f"kernels 'triton' need the package triton: {error}") from None
+    return make_gpu_backend(device)

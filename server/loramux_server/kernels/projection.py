@@ -1,6 +1,6 @@
 """Linear layers that share an input, with the adapters' changes on top.
 
-Legend: T tokens, K input width, N output width over all layers, R slab rows.
+Legend: T tokens, K input width, N output width over all layers, R slab rows, E = N and A rows.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loramux_server.kernels.linear import Linear
+from loramux_server.lora.adapter_table import GroupTable
 from loramux_server.lora.segments import Int32, Segments
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class Projection:
     b_RN: torch.Tensor | None
     """None before there is a slab."""
     group: int
+    extended_EK: torch.Tensor | None = None
+    """The layers' weights with the A rows behind them; None where they lie apart."""
+    table: GroupTable | None = None
+    """What is known of the adapters on the device; None where each step says it."""
 
 
 def project(

@@ -47,7 +47,13 @@ class AdapterCache:
     """Decides what the device's rank rows and the host's bytes hold."""
 
     def __init__(
-        self, *, device_rows: int, row_bytes: int, host_bytes: int, max_loads: int = 2
+        self,
+        *,
+        device_rows: int,
+        row_bytes: int,
+        host_bytes: int,
+        row_item_bytes: int = 4,
+        max_loads: int = 2,
     ) -> None:
         """Make an empty cache.
 
@@ -55,11 +61,14 @@ class AdapterCache:
             device_rows: Rank rows on the device.
             row_bytes: Bytes of one rank row over all layers, for the figures.
             host_bytes: Limit of the host tier.
+            row_item_bytes: Bytes of a weight for which the rank rows are made.
             max_loads: Loads in flight at once.
         """
         self.rows = RowAllocator(device_rows)
         self._row_bytes = row_bytes
-        self._device = LruTier(self.rows, lambda source: rows_of(source.rank, source.item_bytes))
+        self._device = LruTier(
+            self.rows, lambda source: rows_of(source.rank, source.item_bytes, row_item_bytes)
+        )
         self._host = LruTier(ByteBudget(host_bytes), lambda source: source.num_bytes)
         self._max_loads = max_loads
         self._uses: dict[str, _Use] = {}

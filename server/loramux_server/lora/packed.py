@@ -6,6 +6,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,10 @@ from loramux_adapters.tensorfile import TensorInfo
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import rows_of
 from loramux_server.lora.segments import Residence
-from loramux_server.lora.weight_format import FORMATS, WeightFormat
+from loramux_server.lora.weight_format import AS_SAVED, FORMATS, Resting, WeightFormat
+
+if TYPE_CHECKING:
+    import torch
 
 Weights = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 """float32, or the bits of a 16-bit format."""
@@ -49,11 +53,15 @@ class PackedAdapter:
     layers: list[PackedLayer]
     rank_GP: npt.NDArray[np.int32]
     scale_GP: npt.NDArray[np.float32]
+    row_item_bytes: int = 4
+    """Bytes of a weight for which the rows of the slab are made."""
+    blob: "torch.Tensor | None" = None
+    """The memory in which all weights lie, layer by layer, A before B; None if each has its own."""
 
     @property
     def num_rows(self) -> int:
         """Rank rows that the adapter takes in a slab."""
-        return rows_of(self.rank, self.format.item_bytes)
+        return rows_of(self.rank, self.format.item_bytes, self.row_item_bytes)
 
     def at(self, row: int) -> Residence:
         """Return where the adapter is when it lies in a slab from `row` on."""
@@ -102,7 +110,7 @@ def load_packed(
     places: dict[str, LayerPlace],
     num_groups: int,
     max_parts: int,
-    rounding: WeightFormat = WeightFormat.FLOAT32,
+    resting: Resting = AS_SAVED,
 ) -> PackedAdapter:
     """Read the package at `path` into memory, check it against `digest` and pack it.
 
@@ -112,7 +120,7 @@ def load_packed(
         places: Where each layer is that an adapter may change.
         num_groups: Groups of layers.
         max_parts: Most parts of a group.
-        rounding: What becomes of an adapter that would rest in float32.
+        resting: In which format it rests.
 
     Raises:
         DamagedError: The file is absent or its bytes do not have `digest`.
@@ -126,9 +134,7 @@ def load_packed(
         raise DamagedError("its bytes do not have the digest that it was registered with")
     header = data[: 8 + int.from_bytes(data[:8], "little")]
     package = read_package(io.BytesIO(header), len(data))
-    form = format_of(package)
-    if form is WeightFormat.FLOAT32:
-        form = rounding
+    form = resting.of(format_of(package))
     rank_GP = np.zeros((num_groups, max_parts), np.int32)
     scale_GP = np.zeros((num_groups, max_parts), np.float32)
     layers = []
@@ -147,7 +153,7 @@ def load_packed(
         b_RN = read(module.b).T.copy()
         layers.append(PackedLayer(place, a_RK, b_RN))
         give_way()
-    return PackedAdapter(package.rank, form, layers, rank_GP, scale_GP)
+    return PackedAdapter(package.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes)
 
 
 def format_of(package: Package) -> WeightFormat:

@@ -1,7 +1,8 @@
 """Rank rows: which are free, and where an adapter's run of them begins.
 
-An adapter of rank r takes r rows if its weights are float32 and half as many if they have 16 bits,
-rounded up to a granule. One allocator serves every layer: a row number means the same row in each.
+An adapter of rank r takes r rows if its weights are as wide as the rows are made for and half as
+many if they are half as wide, rounded up to a granule. One allocator serves every layer: a row
+number means the same row in each.
 """
 
 from collections.abc import Collection, Iterable
@@ -9,9 +10,15 @@ from collections.abc import Collection, Iterable
 GRANULE = 8
 
 
-def rows_of(rank: int, item_bytes: int = 4) -> int:
-    """Return how many rows an adapter of `rank` takes whose weights have `item_bytes` each."""
-    return -(-rank * item_bytes // (4 * GRANULE)) * GRANULE
+def rows_of(rank: int, item_bytes: int = 4, row_item_bytes: int = 4) -> int:
+    """Return how many rows an adapter of `rank` takes.
+
+    Args:
+        rank: The largest of its ranks.
+        item_bytes: Bytes of each of its weights.
+        row_item_bytes: Bytes of each weight for which the rows are made.
+    """
+    return -(-rank * item_bytes // (row_item_bytes * GRANULE)) * GRANULE
 
 
 class RowAllocator:

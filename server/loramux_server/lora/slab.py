@@ -7,14 +7,16 @@ float32; an adapter of 16 bits has two of its own in each. What an adapter does 
 read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from loramux_server.lora.adapter_table import AdapterTable
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.lora.weight_format import Resting, WeightFormat
 
 DTYPES = {
     WeightFormat.FLOAT32: torch.float32,
@@ -43,13 +45,20 @@ class GroupShape:
         return self.num_parts * self.in_features + sum(self.out_features)
 
 
-def row_bytes(shapes: list[GroupShape]) -> int:
-    """Return the bytes of one rank row over all groups."""
-    return sum(shape.row_weights for shape in shapes) * torch.float32.itemsize
+def row_bytes(shapes: list[GroupShape], item_bytes: int = 4) -> int:
+    """Return the bytes of one rank row over all groups, whose weights have `item_bytes` each."""
+    return sum(shape.row_weights for shape in shapes) * item_bytes
 
 
 class Slab:
     """The A and B rows of all adapters that are resident, for every group."""
+
+    extended: Sequence[torch.Tensor | None]
+    """For each group, base weights with the A rows behind them; None where they lie apart."""
+    resting: Resting | None = None
+    """In which format an adapter rests here; None where any will do."""
+    table: AdapterTable | None = None
+    """What kernels on a GPU know of the adapters; None where they are told with each step."""
 
     def __init__(self, shapes: list[GroupShape], num_rows: int, device: torch.device) -> None:
         self.shapes = shapes
@@ -60,7 +69,16 @@ class Slab:
             for shape in shapes
         ]
         self.b = [torch.empty(num_rows, sum(shape.out_features), device=device) for shape in shapes]
+        self.extended = [None] * len(shapes)
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
+
+    def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
+        """Return the base weights of `group`, wherever they are to be."""
+        return weight_NK
+
+    def pack(self, adapter: PackedAdapter) -> PackedAdapter:
+        """Return `adapter` as `write` takes it."""
+        return adapter
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
         """Copy `adapter` to the run of rows that begins at `row`; the caller owns those rows."""

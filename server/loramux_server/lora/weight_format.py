@@ -5,6 +5,7 @@ loses nothing, because both widen to float32 exactly where they are used.
 """
 
 import enum
+from dataclasses import dataclass
 
 
 class WeightFormat(enum.IntEnum):
@@ -20,6 +21,29 @@ class WeightFormat(enum.IntEnum):
         return 4 if self is WeightFormat.FLOAT32 else 2
 
 
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """In which format an adapter rests."""
+
+    form: WeightFormat
+    is_only: bool = False
+    """Whether every adapter takes `form`, and not just one that was saved in float32."""
+
+    @property
+    def row_item_bytes(self) -> int:
+        """Bytes of a weight in a slab for such adapters: of the widest that it may hold."""
+        return self.form.item_bytes if self.is_only else WeightFormat.FLOAT32.item_bytes
+
+    def of(self, saved: WeightFormat) -> WeightFormat:
+        """Return the format of an adapter that was saved in `saved`."""
+        return self.form if self.is_only or saved is WeightFormat.FLOAT32 else saved
+
+    def item_bytes(self, saved: int) -> int:
+        """Return the bytes of a weight of an adapter that was saved with `saved` bytes."""
+        return self.form.item_bytes if self.is_only else min(saved, self.form.item_bytes)
+
+
+AS_SAVED = Resting(WeightFormat.FLOAT32)
 ROUNDINGS = {
     "auto": WeightFormat.FLOAT32,
     "bfloat16": WeightFormat.BFLOAT16,

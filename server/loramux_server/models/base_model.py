@@ -119,7 +119,7 @@ def prepare(
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     fingerprint = _fingerprint(module, tokenizer_json)
     config = module.config.get_text_config()
-    step = Step()
+    step = Step(module.device)
     bridge = AttentionBridge(step)
     with _refused(module):
         calls, vocab_size = _probe(module, bridge)

@@ -57,15 +57,21 @@ class PackedLinear:
     def attach(self, slab: Slab, backend: Backend) -> None:
         """Let `backend` take the weights, and read adapters from `slab`; once."""
         assert self._weights is not None
-        self._linear = backend.make_linear(*self._weights)
+        weight_NK, bias_N = self._weights
+        self._linear = backend.make_linear(slab.place(self._group, weight_NK), bias_N)
         self._weights = None
         self._slab = slab
 
     def projection(self) -> Projection:
         """Return what `compute` computes with."""
-        a_RK = self._slab.a[self._group] if self._slab else None
-        b_RN = self._slab.b[self._group] if self._slab else None
-        return Projection(self._linear, self._columns, a_RK, b_RN, self._group)
+        slab, group = self._slab, self._group
+        if slab is None:
+            return Projection(self._linear, self._columns, None, None, group)
+        table = slab.table.group(group) if slab.table else None
+        return Projection(
+            self._linear, self._columns, slab.a[group], slab.b[group], group,
+            slab.extended[group], table,
+        )  # fmt: skip
 
     def part(self, x: torch.Tensor, part: int) -> torch.Tensor:
         """Return the output of layer number `part` for input `x` of shape [..., K]."""

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.step_input import StepInput
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.step import Step
@@ -81,7 +82,6 @@ class SelfCheck:
 
     def _serve(self, spans: list[tuple[int, int]]) -> list[torch.Tensor]:
         """Return the logits of one span of each sequence, computed in one batch."""
-        device = self._module.device
         starts, ends = (np.array(side, np.int32) for side in zip(*spans, strict=True))
         query_start = np.cumsum([0, *(ends - starts)], dtype=np.int32)
         positions = [np.arange(start, end) for start, end in spans]
@@ -89,26 +89,34 @@ class SelfCheck:
             blocks[at // _BLOCK_SIZE].astype(np.int64) * _BLOCK_SIZE + at % _BLOCK_SIZE
             for blocks, at in zip(_TABLE_BM, positions, strict=True)
         ]
-        self._step.attention = AttentionBatch(
-            query_start_B=query_start,
-            context_B=ends,
-            table_BM=_TABLE_BM,
-            block_size=_BLOCK_SIZE,
-            slot_T=torch.from_numpy(np.concatenate(slots)).to(device),
-        )
         tokens = torch.cat([
             tokens[start:end] for tokens, (start, end) in zip(self._sequences, spans, strict=True)
         ])  # fmt: skip
-        # Backwards, to see that the model gives the rows that it is asked for.
-        rows = torch.arange(len(tokens) - 1, -1, -1, device=device)
+        given = self._step.take(
+            StepInput(
+                token_T=tokens.cpu(),
+                position_T=torch.from_numpy(np.concatenate(positions)),
+                # Backwards, to see that the model gives the rows that it is asked for.
+                sampled_R=torch.arange(len(tokens) - 1, -1, -1),
+                attention=AttentionBatch(
+                    query_start_B=query_start,
+                    context_B=ends,
+                    table_BM=_TABLE_BM,
+                    block_size=_BLOCK_SIZE,
+                    slot_T=torch.from_numpy(np.concatenate(slots)),
+                ),
+                segments=None,
+            )
+        )
         with torch.inference_mode():
             output = self._module(
-                input_ids=tokens[None],
-                position_ids=torch.from_numpy(np.concatenate(positions)).to(device)[None],
+                input_ids=given.token_T[None],
+                position_ids=given.position_T[None],
                 use_cache=False,
-                logits_to_keep=rows,
+                logits_to_keep=given.sampled_R,
             )
-        return list(torch.split(output.logits[0].float().flip(0), (ends - starts).tolist()))
+        logits_TV = output.logits[0][: len(tokens)].float()
+        return list(torch.split(logits_TV.flip(0), (ends - starts).tolist()))
 
 
 def _sequences(module: PreTrainedModel) -> list[torch.Tensor]:

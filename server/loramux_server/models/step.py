@@ -6,17 +6,30 @@ put in hold a reference to this object; the model runner, its only writer, sets 
 
 from dataclasses import dataclass
 
+import torch
+
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.backend import DEFINITIONS, Backend
+from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Segments
+
+CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)
 class Step:
     """The step that runs."""
 
+    device: torch.device = CPU
+    """Where the model runs."""
     backend: Backend = DEFINITIONS
     """The operations to use; set once, before the first step."""
     attention: AttentionBatch | None = None
     segments: Segments | None = None
     """None when no token has an adapter: then no adapter code runs at all."""
+
+    def take(self, given: StepInput) -> StepInput:
+        """Make `given` the step that runs, and return it as it is on the device."""
+        given = self.backend.stage(given, self.device)
+        self.attention, self.segments = given.attention, given.segments
+        return given

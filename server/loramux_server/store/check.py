@@ -10,7 +10,7 @@ from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import rows_of
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
@@ -26,6 +26,8 @@ class ServedBase:
     """Rank rows that fit the adapter memory."""
     max_host_bytes: int
     """Bytes that fit the host's adapter memory."""
+    resting: Resting = AS_SAVED
+    """In which format an adapter rests there."""
 
 
 def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
@@ -38,7 +40,8 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     """
     package = read_package(file, size)
     check_fit(package.modules, base.layers)
-    if rows_of(package.rank, format_of(package).item_bytes) > base.max_rows:
+    item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
+    if rows_of(package.rank, item_bytes, base.resting.row_item_bytes) > base.max_rows:
         raise PackageError(
             f"rank {package.rank} does not fit the adapter memory, which holds {base.max_rows} "
             "rank rows; start the server with more --adapter-memory",

@@ -1,11 +1,7 @@
-"""What kernels on a GPU need to know of a batch's adapters, in memory of the device.
+"""Which adapter applies to which tokens of a batch, in memory of a GPU.
 
-An adapter's number is its first rank row divided by the granule, so that no table of slots has to
-be kept: what is said of it here is written once, when it is loaded, and a step only says which
-tokens it applies to.
-
-Legend: I tiles, A adapters, G groups of layers, P parts of a group, T tokens, R slab rows, N output
-width over all parts, S planes, J columns.
+Legend: I tiles, P parts of a group of layers, T tokens, R slab rows, N output width over all parts,
+S planes, J columns.
 """
 
 from dataclasses import dataclass
@@ -13,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from loramux_server.lora.adapter_table import GroupTable
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.segments import Int32, Segments
 
@@ -36,43 +33,6 @@ class Tiles:
     """Number of the adapter, or `BASE`."""
     size: int
     """Tokens that a kernel takes at a time: 16 or a larger power of two."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupTable:
-    """What is known of all resident adapters in one group of layers."""
-
-    size_A: torch.Tensor
-    """Rank rows that each takes, int32."""
-    rank_AP: torch.Tensor
-    """True rank in each part, int32; 0 where the adapter does not change the layer."""
-    scale_AP: torch.Tensor
-    """Factor of each change, float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterTable:
-    """What is known of all resident adapters."""
-
-    size_A: torch.Tensor
-    rank_GAP: torch.Tensor
-    scale_GAP: torch.Tensor
-
-    @staticmethod
-    def empty(
-        num_groups: int, num_rows: int, num_parts: int, device: torch.device
-    ) -> "AdapterTable":
-        """Return a table for the adapters of a slab of `num_rows` rank rows."""
-        size = (num_groups, num_rows // GRANULE, num_parts)
-        return AdapterTable(
-            torch.zeros(size[1], dtype=torch.int32, device=device),
-            torch.zeros(size, dtype=torch.int32, device=device),
-            torch.zeros(size, dtype=torch.float32, device=device),
-        )
-
-    def group(self, group: int) -> GroupTable:
-        """Return what concerns one group of layers."""
-        return GroupTable(self.size_A, self.rank_GAP[group], self.scale_GAP[group])
 
 
 @dataclass(frozen=True, slots=True)

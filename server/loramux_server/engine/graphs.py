@@ -1,0 +1,55 @@
+"""Steps that the device repeats as it recorded them, without a word from the host."""
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+_log = logging.getLogger(__name__)
+
+
+class Graphs:
+    """One CUDA graph for each form of a step, recorded when the form first comes up.
+
+    A graph repeats the same kernels on the same memory, so all that differs between two steps of
+    one form must lie in memory that stays where it is. Elsewhere than on CUDA steps just run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_used = device.type == "cuda"
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._pool: Any = None
+
+    def run(self, form: Hashable, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Run `step`, or repeat what an equal step recorded, and return its result.
+
+        The result of a step with a form is overwritten by the next one with any form.
+        """
+        if form is None or not self._is_used:
+            return step()
+        if form not in self._graphs:
+            try:
+                self._record(form, step)
+            except RuntimeError as error:
+                # A model may ask the device in the middle of a step, as some rotary embeddings do.
+                _log.warning("steps are not recorded: %s", error)
+                self._is_used = False
+                return step()
+        graph, result = self._graphs[form]
+        graph.replay()
+        return result
+
+    def _record(self, form: Hashable, step: Callable[[], torch.Tensor]) -> None:
+        # What is compiled or allocated on the first run must not be part of the record.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Loads go on meanwhile, on threads of their own: they are none of the record's business.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = step()
+        self._pool = self._pool or graph.pool()
+        self._graphs[form] = graph, result

@@ -1,0 +1,50 @@
+"""What a step tells the device, in one piece of memory that one copy fills."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_NUM_HOST_BUFFERS = 2
+"""One may still be on its way when the next is filled."""
+_DTYPES: dict[torch.dtype, type[np.generic]] = {torch.int64: np.int64, torch.int32: np.int32}
+
+
+class Staging:
+    """Named arrays of integers, at addresses that stay the same from step to step."""
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device
+    ) -> None:
+        """Make room for arrays of these formats, int64 before int32, and shapes."""
+        is_pinned = device.type == "cuda"
+        sizes = [dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes.values()]
+        total = sum(sizes)
+        memory = torch.zeros(total, dtype=torch.uint8, device=device)
+        self._memory = memory
+        self._hosts = [
+            torch.zeros(total, dtype=torch.uint8, pin_memory=is_pinned)
+            for _ in range(_NUM_HOST_BUFFERS)
+        ]
+        self._turn = 0
+        self.on_device: dict[str, torch.Tensor] = {}
+        """The arrays as kernels read them."""
+        self._views: list[dict[str, npt.NDArray[Any]]] = [{} for _ in self._hosts]
+        at = 0
+        for (name, (dtype, shape)), size in zip(shapes.items(), sizes, strict=True):
+            self.on_device[name] = memory[at : at + size].view(dtype).view(shape)
+            for host, views in zip(self._hosts, self._views, strict=True):
+                piece = host.numpy()[at : at + size]
+                views[name] = piece.view(_DTYPES[dtype]).reshape(shape)
+            at += size
+
+    def begin(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays for the next step, to be filled; they hold what an earlier one left."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        return self._views[self._turn]
+
+    def send(self) -> None:
+        """Copy what was filled in to the device, in the order of its other work."""
+        self._memory.copy_(self._hosts[self._turn], non_blocking=True)

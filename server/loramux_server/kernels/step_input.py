@@ -1,0 +1,40 @@
+"""What a step is given: tokens, where they lie, and whose adapters apply to them.
+
+Legend: T tokens, R rows whose logits are needed.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+import torch
+
+from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.lora.segments import Segments
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One step's input."""
+
+    token_T: torch.Tensor
+    position_T: torch.Tensor
+    sampled_R: torch.Tensor
+    """Index of each token whose logits are needed; all three int64."""
+    attention: AttentionBatch
+    segments: Segments | None
+    """None when every token belongs to the base model alone."""
+    form: Hashable = None
+    """Equal in steps that differ only in what memory holds; None where no other step is alike."""
+
+
+def stage(given: StepInput, device: torch.device) -> StepInput:
+    """Return `given`, which is in memory of the host, with its tensors in memory of `device`."""
+    if device.type == "cpu":
+        return given
+    return replace(
+        given,
+        token_T=given.token_T.to(device),
+        position_T=given.position_T.to(device),
+        sampled_R=given.sampled_R.to(device),
+        attention=replace(given.attention, slot_T=given.attention.slot_T.to(device)),
+    )

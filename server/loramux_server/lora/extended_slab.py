@@ -1,0 +1,118 @@
+"""The device tier on a GPU: A rows lie behind the base weights that take the same input.
+
+So one matmul computes both, which costs less than to launch another kernel, and adapters need no
+kernel of their own for A. All weights are in the model's format.
+
+Legend: E base rows and A rows of a group, K input width, N output width, R rank rows.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from loramux_server.lora.adapter_table import AdapterTable
+from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.row_allocator import GRANULE
+from loramux_server.lora.slab import DTYPES, GroupShape, Slab
+from loramux_server.lora.weight_format import Resting
+
+FORMATS = {dtype: form for form, dtype in DTYPES.items()}
+
+
+class ExtendedSlab(Slab):
+    """A slab in which a group's A rows go on where its base weights end.
+
+    An adapter comes in one copy from pinned memory, on a stream of its own, and is then put in
+    place on the device. What runs meanwhile reads none of its rows: those who had them before have
+    ended, and `fence` says when the last step did that was started before.
+    """
+
+    def __init__(
+        self, shapes: list[GroupShape], num_rows: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Make room for the base weights and for `num_rows` rank rows, all of `dtype`."""
+        self.shapes = shapes
+        self.num_rows = num_rows
+        self.resting = Resting(FORMATS[dtype], is_only=True)
+        """In which format an adapter rests here."""
+        bases = [sum(shape.out_features) for shape in shapes]
+        extended = [
+            torch.empty(base + shape.num_parts * num_rows, shape.in_features,
+                        dtype=dtype, device=device)
+            for base, shape in zip(bases, shapes, strict=True)
+        ]  # fmt: skip
+        self.extended = extended
+        self._placed = [rows[:base] for base, rows in zip(bases, extended, strict=True)]
+        self.a = [rows[base:] for base, rows in zip(bases, extended, strict=True)]
+        self.b = [torch.empty(num_rows, base, dtype=dtype, device=device) for base in bases]
+        num_parts = max(shape.num_parts for shape in shapes)
+        self.table = AdapterTable.empty(len(shapes), num_rows, num_parts, device)
+        self.fence: torch.cuda.Event | None = None
+        """The end of the last step that was started."""
+        self._device = device
+        self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
+        """Copy the base weights of `group` to where they belong, and return them there."""
+        return self._placed[group].copy_(weight_NK)
+
+    def pack(self, adapter: PackedAdapter) -> PackedAdapter:
+        """Return `adapter` with all of its weights in one piece of memory, for one copy."""
+        arrays = [array for layer in adapter.layers for array in (layer.a_RK, layer.b_RN)]
+        dtype = DTYPES[adapter.format]
+        blob = torch.empty(
+            sum(array.size for array in arrays), dtype=dtype, pin_memory=self._stream is not None
+        )
+        at = 0
+        views = []
+        for array in arrays:
+            view = blob[at : at + array.size].view(array.shape)
+            view.copy_(torch.from_numpy(array).view(dtype))
+            views.append(view.view(_BITS[array.dtype.itemsize]).numpy().view(array.dtype))
+            at += array.size
+        layers = [
+            replace(layer, a_RK=a, b_RN=b)
+            for layer, a, b in zip(adapter.layers, views[0::2], views[1::2], strict=True)
+        ]
+        return replace(adapter, layers=layers, blob=blob)
+
+    def write(self, row: int, adapter: PackedAdapter) -> None:
+        """Copy `adapter` to the run of rows that begins at `row`, and wait until it is there."""
+        if self._stream is None:
+            self._write(row, adapter)
+            return
+        with torch.cuda.stream(self._stream):
+            if self.fence is not None:
+                self._stream.wait_event(self.fence)
+            self._write(row, adapter)
+        self._stream.synchronize()
+
+    def _write(self, row: int, adapter: PackedAdapter) -> None:
+        assert adapter.blob is not None
+        assert self.table is not None
+        blob = adapter.blob.to(self._device, non_blocking=True)
+        at = 0
+        targets, sources = [], []
+        for layer in adapter.layers:
+            group, part, rank = layer.place.group, layer.place.part, len(layer.a_RK)
+            first = self.shapes[group].num_parts * row + part * adapter.num_rows
+            n0, n1 = self._columns[group][part : part + 2]
+            for target in (
+                self.a[group][first : first + rank],
+                self.b[group][row : row + rank, n0:n1],
+            ):
+                targets.append(target)
+                sources.append(blob[at : at + target.numel()].view(target.shape))
+                at += target.numel()
+        torch._foreach_copy_(targets, sources)
+        number = row // GRANULE
+        self.table.size_A[number] = adapter.num_rows
+        self.table.rank_GAP[:, number] = torch.from_numpy(adapter.rank_GP).to(self._device)
+        self.table.scale_GAP[:, number] = torch.from_numpy(adapter.scale_GP).to(self._device)
+
+
+_BITS = {2: torch.int16, 4: torch.int32}
