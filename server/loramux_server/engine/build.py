@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -10,25 +11,99 @@ import torch
 
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, ModelInfo
+from loramux_server.engine.loader import AdapterLoader, TeamLoader
+from loramux_server.engine.messages import EngineConfig, Layer, ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.team import Team
 from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.shard_group import join, sharded
 from loramux_server.lora.adapter_cache import AdapterCache
-from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.lora.slab import row_bytes
 from loramux_server.lora.weight_format import ROUNDINGS, Resting
-from loramux_server.models.base_model import BaseModel, UnservableModelError
+from loramux_server.models.base_model import BaseModel, UnservableModelError, load_base_model
+from loramux_server.models.sharded import shard_model
 
 _log = logging.getLogger(__name__)
 
 
+def load_model(config: EngineConfig, team: Team | None = None) -> BaseModel:
+    """Load the base model, of which this process then holds a part if it leads a `team`.
+
+    Raises:
+        UnservableModelError: The model cannot be loaded, is of a kind that is not served, or cannot
+            be divided among so many processes.
+    """
+    if team is None:
+        return load_whole(config, WHOLE)
+    with team.loading():
+        model = load_whole(config, team.shard)
+    with team.dividing():
+        return divide(model, team.shard, team.meeting)
+
+
+def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
+    """Load all of the base model where the process is that will have `shard` of it.
+
+    Raises:
+        UnservableModelError: It cannot be loaded or served, or has no device for that process.
+    """
+    device = config.device
+    if shard.count > 1 and device != "cpu":
+        device = _device_of(shard, device)
+    return load_base_model(config.model, dtype=config.dtype, device=device)
+
+
+def divide(model: BaseModel, shard: Shard, meeting: Path) -> BaseModel:
+    """Return what `shard` has of `model`, together with the processes that come to `meeting`.
+
+    Raises:
+        UnservableModelError: It cannot be divided so.
+    """
+    join(shard, model.device, meeting)
+    return shard_model(model, shard)
+
+
+def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> ModelRunner:
+    """Return what runs `model`, or this process's part of it, with room for `num_slots` tokens.
+
+    Raises:
+        UnservableModelError: The kernels do not run on its device, or compute something else.
+    """
+    backend = _backend(config, model.device)
+    runner = ModelRunner(
+        model,
+        backend if model.shard == WHOLE else sharded(backend),
+        num_slots=num_slots,
+        adapter_memory=config.adapter_memory,
+    )
+    _check(runner, model, config)
+    return runner
+
+
+def resting_of(runner: ModelRunner, config: EngineConfig) -> Resting:
+    """Return in which format adapters rest."""
+    return runner.slab.resting or Resting(ROUNDINGS[config.adapter_dtype])
+
+
 def build_engine(
-    model: BaseModel, config: EngineConfig, executor: Executor, wake: Callable[[], None]
+    model: BaseModel,
+    config: EngineConfig,
+    executor: Executor,
+    wake: Callable[[], None],
+    team: Team | None = None,
 ) -> tuple[Engine, ModelInfo]:
     """Return an engine that serves `model`, and what to tell the frontend about it.
+
+    Args:
+        model: The prepared base model.
+        config: Its settings.
+        executor: Runs loads beside the steps.
+        wake: Called from `executor` when a load is done.
+        team: The processes that have the rest of `model`, if this one has only a part.
 
     Raises:
         UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
@@ -37,16 +112,11 @@ def build_engine(
     context_length = min(config.max_context or model.context_length, model.context_length)
     num_blocks = _num_blocks(model, config, context_length)
     context_length = min(context_length, num_blocks * config.block_size)
-    shapes = [group.shape for group in model.groups]
-    runner = ModelRunner(
-        model,
-        _backend(config, model.device),
-        num_slots=num_blocks * config.block_size,
-        adapter_memory=config.adapter_memory,
-    )
-    _check(runner, model, config)
-    resting = runner.slab.resting or Resting(ROUNDINGS[config.adapter_dtype])
-    bytes_of_row = row_bytes(shapes, resting.row_item_bytes)
+    num_slots = num_blocks * config.block_size
+    with team.allocating(num_slots) if team else nullcontext():
+        runner = make_runner(model, config, num_slots)
+    resting = resting_of(runner, config)
+    bytes_of_row = row_bytes([group.shape for group in model.groups], resting.row_item_bytes)
     cache = AdapterCache(
         device_rows=runner.slab.num_rows,
         row_bytes=bytes_of_row,
@@ -68,21 +138,13 @@ def build_engine(
         eos_token_ids=frozenset(model.eos_token_ids),
         shares_prefixes=config.prefix_cache,
     )
-    max_parts = max(shape.num_parts for shape in shapes)
-
-    def load(source: AdapterSource) -> PackedAdapter:
-        packed = load_packed(
-            Path(source.path), source.digest, model.places, len(shapes), max_parts, resting
-        )
-        return runner.slab.pack(packed)
-
+    loader = AdapterLoader(model, runner.slab, resting)
     engine = Engine(
         scheduler=scheduler,
         pace=Pace(config.max_stall),
         cache=cache,
-        slab=runner.slab,
-        runner=runner,
-        load_packed=load,
+        loader=TeamLoader(loader, team) if team else loader,
+        runner=team.running(runner) if team else runner,
         executor=executor,
         wake=wake,
         block_size=config.block_size,
@@ -94,6 +156,27 @@ def build_engine(
     return engine, _model_info(
         model, context_length, cache.rows.capacity, resting, num_blocks, config.block_size
     )
+
+
+def _device_of(shard: Shard, name: str) -> str:
+    """Return the device of the process that has `shard`: a GPU of its own, or the CPU.
+
+    Raises:
+        UnservableModelError: There are too few of them, or `name` is that of a single one.
+    """
+    if name not in ("auto", "cuda"):
+        raise UnservableModelError(
+            f"device is {name!r}, but {shard.count} processes take one GPU each, from the first "
+            "on: auto, cuda or cpu would be right"
+        )
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if (available := torch.cuda.device_count()) < shard.count:
+        raise UnservableModelError(
+            f"tensor_parallel is {shard.count}, but there are {available} GPUs; each process "
+            "takes one"
+        )
+    return f"cuda:{shard.index}"
 
 
 def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig) -> None:
@@ -126,17 +209,18 @@ def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> 
             )
         return config.kv_memory // block_bytes
     wanted = config.max_running * -(-context_length // config.block_size)
-    return max(1, min(wanted, _free_memory(model.device) // 4 // block_bytes))
+    return max(1, min(wanted, _free_memory(model) // 4 // block_bytes))
 
 
 def _block_bytes(model: BaseModel, block_size: int) -> int:
     return block_size * model.dtype.itemsize * sum(shape.weights for shape in model.cache_shapes)
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+def _free_memory(model: BaseModel) -> int:
+    """Return what is free for each process that holds a part of `model`."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
+    return int(psutil.virtual_memory().available) // model.shard.count
 
 
 def _model_info(
@@ -149,7 +233,7 @@ def _model_info(
 ) -> ModelInfo:
     layers = {}
     for name, place in model.places.items():
-        shape = model.groups[place.group].shape
+        shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
     return ModelInfo(
         name=model.name,

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.lora.packed import LayerPlace
+from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.context_length import context_length
 from loramux_server.models.decoder_stack import DecoderStack, find_layers
@@ -65,6 +66,8 @@ class BaseModel:
     num_parameters: int
     eos_token_ids: list[int]
     tokenizer_json: str | None
+    shard: Shard = WHOLE
+    """Which part of its layers this process holds."""
 
     @property
     def cache_shapes(self) -> list[CacheShape]:

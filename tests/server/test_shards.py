@@ -1,0 +1,85 @@
+"""Parts of a model: what can be divided, and that the parts together are the whole."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from loramux_server.lora.shard import Shard
+from loramux_server.models.base_model import BaseModel, UnservableModelError, prepare
+from loramux_server.models.sharded import shard_model
+from tests.support.models import tiny_model
+
+
+class Sums:
+    """Adds up what threads bring, as processes do, each of which waits for the others."""
+
+    def __init__(self, count: int) -> None:
+        self._barrier = threading.Barrier(count, timeout=20)
+        self._brought: list[torch.Tensor] = []
+        self._lock = threading.Lock()
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        with self._lock:
+            self._brought.append(x.clone())
+        self._barrier.wait()
+        total = torch.stack(self._brought).sum(0)
+        if self._barrier.wait() == 0:
+            self._brought.clear()
+        self._barrier.wait()
+        x.copy_(total)
+
+
+def divided(models: list[BaseModel], all_reduce: Callable[[torch.Tensor], None]) -> list[BaseModel]:
+    """Return the shards of a model, of which there is a copy for each."""
+    count = len(models)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(count) as threads:
+        patch.setattr(torch.distributed, "all_reduce", all_reduce)
+        shards = [Shard(index, count) for index in range(count)]
+        return list(threads.map(shard_model, models, shards))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", ["llama-bias", "qwen2", "qwen3", "mistral"])
+def test_the_parts_together_compute_the_whole(name: str, count: int) -> None:
+    models = [prepare(tiny_model(name, num_key_value_heads=4)) for _ in range(count)]
+    shards = divided(models, Sums(count).all_reduce)  # the check is part of it
+    for index, model in enumerate(shards):
+        assert model.shard == Shard(index, count)
+        assert {shape.num_heads for shape in model.cache_shapes} == {4 // count}
+        for group in model.groups:
+            halved, whole = group.shape.row_weights, group.whole.row_weights
+            assert whole / count < halved < whole
+
+
+def test_parts_whose_results_are_not_added_up_are_refused() -> None:
+    models = [prepare(tiny_model("llama")) for _ in range(2)]
+    with pytest.raises(UnservableModelError, match="something else in 2 processes than in one"):
+        divided(models, lambda _: None)
+
+
+def test_layers_of_other_parts_are_refused() -> None:
+    with pytest.raises(UnservableModelError, match="GPT2LMHeadModel has others; 1 serves it"):
+        shard_model(prepare(tiny_model("gpt2")), Shard(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "reason"),
+    [
+        ({}, 4, "2 key and value heads, 4 query heads, 48 MLP columns; these numbers do: 1, 2"),
+        ({"intermediate_size": 46}, 4, "46 MLP columns; these numbers do: 1, 2"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}, 2,
+         "3 key and value heads, 6 query heads, 48 MLP columns; these numbers do: 1, 3"),
+    ],
+    ids=["heads", "mlp", "odd-heads"],
+)  # fmt: skip
+def test_what_cannot_be_divided_evenly_is_refused_and_left_whole(
+    changes: dict[str, int], count: int, reason: str
+) -> None:
+    model = prepare(tiny_model("llama", **changes))
+    with pytest.raises(UnservableModelError, match=f"{count} processes do not divide") as caught:
+        shard_model(model, Shard(0, count))
+    assert reason in str(caught.value)
+    assert all(group.shape == group.whole for group in model.groups)
