@@ -55,8 +55,8 @@ def setup(
     folder = tmp_path_factory.mktemp("team")
     tiny_model(name).save_pretrained(str(folder / "model"))
     sources = []
-    for seed, config in enumerate(ADAPTERS):
-        saved = save_adapter(tiny_model(name), folder / str(seed), seed=seed, **config)
+    for seed, fields in enumerate(ADAPTERS):
+        saved = save_adapter(tiny_model(name), folder / str(seed), seed=seed, **fields)
         sources.append(pack_source(saved, folder / f"{seed}.package"))
     settings = {
         "kernels": kernels, "adapter_memory": ADAPTER_MEMORY, "max_batch_tokens": 24,
