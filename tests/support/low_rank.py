@@ -135,6 +135,13 @@ def residents(
     )  # fmt: skip
 
 
+def normal(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int
+) -> torch.Tensor:
+    """Return random numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class Guarded:
     """A tensor within a larger one."""

@@ -13,7 +13,7 @@ from loramux_server.kernels.gpu.expand import expand, expand_triton
 from loramux_server.kernels.gpu.shrink import shrink, shrink_triton
 from loramux_server.kernels.gpu.tiles import LowRank
 from tests.kernels.gpu.dtypes import DTYPES
-from tests.support.low_rank import NAN, Run, assert_close, guarded, residents
+from tests.support.low_rank import NAN, Run, assert_close, guarded, normal, residents
 from tests.support.replay import record
 
 Form = tuple[Callable[..., None], Callable[..., None]]
@@ -191,11 +191,9 @@ def _inputs(
     device: torch.device,
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
     num_tokens = sum(length for length, _ in runs)
-    y = torch.randn(num_tokens, sum(outputs), generator=generator)
-    x = torch.randn(num_tokens, width, generator=generator)
-    return y.to(device, dtype), x.to(device, dtype)
+    y = normal((num_tokens, sum(outputs)), dtype, device, 2 * seed)
+    return y, normal((num_tokens, width), dtype, device, 2 * seed + 1)
 
 
 def _apply(
