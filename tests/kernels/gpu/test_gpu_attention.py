@@ -1,6 +1,7 @@
 """Attention on a GPU: each kernel and its definition, against float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from loramux_server.kernels.attention import AttentionForm
 from loramux_server.kernels.gpu import decode_attention as decode
 from loramux_server.kernels.gpu import prefill_attention as prefill
-from loramux_server.kernels.gpu.attend import Blocks
+from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
 from loramux_server.kernels.gpu.device_batch import cut_queries, tile_size
 from loramux_server.kernels.gpu.write_cache import write_cache, write_cache_triton
 from tests.support.attention import Problem, problem
@@ -32,8 +33,8 @@ VARIANTS = {
     "softcap": AttentionForm(scale=1.0, softcap=2.0),
     "both": AttentionForm(scale=1.0, window=9, softcap=2.0),
 }
-SMALL = Blocks(context=16)
-"""Many blocks in a short context."""
+SMALL = DecodeBlocks(context=16, least_share=16)
+"""Many blocks, and shares, in a short context."""
 
 
 DECODES = {
@@ -60,18 +61,23 @@ PREFILLS = {
 @pytest.mark.parametrize("name", DECODES)
 def test_decode_is_what_float64_gives(name: str, variant: str, device: torch.device) -> None:
     form = VARIANTS[variant]
-    for run in (decode.decode_attention, decode.decode_attention_triton):
-        given = give(DECODES[name], device)
-        given.decode(form, 3, run)
-        check(given, DECODES[name], form)
+    given = give(DECODES[name], device)
+    given.decode(form, 3, decode.decode_attention)
+    check(given, DECODES[name], form)
+    given = give(DECODES[name], device)
+    given.decode(form, 3, blocks=SMALL)
+    check(given, DECODES[name], form)
 
 
 @pytest.mark.parametrize("shares", [1, 3, 8])
 @pytest.mark.parametrize("window", [0, 40])
-def test_shares_of_a_context_may_be_empty(shares: int, window: int, device: torch.device) -> None:
+@pytest.mark.parametrize("least", [16, 64])
+def test_shares_of_a_context_may_be_empty(
+    shares: int, window: int, least: int, device: torch.device
+) -> None:
     form = AttentionForm(scale=0.25, window=window)
     given = give(DECODES["lengths"], device)
-    given.decode(form, shares, blocks=SMALL)
+    given.decode(form, shares, blocks=replace(SMALL, least_share=least))
     check(given, DECODES["lengths"], form)
 
 

@@ -8,6 +8,7 @@ value width, S cache slots, J key and value heads.
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import triton
@@ -20,20 +21,20 @@ _LOG2_E = math.log2(math.e)
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work of a program is cut; a power of two, 16 or more."""
+    """How the work of a program is cut."""
 
     context: int = 64
-    """Tokens of the context in flight at once."""
+    """Tokens of the context in flight at once: a power of two, 16 or more."""
     num_warps: int = 4
     num_stages: int = 2
 
-    @staticmethod
-    def fitting(k_SJD: torch.Tensor, v_SJE: torch.Tensor) -> "Blocks":
+    @classmethod
+    def fitting(cls, k_SJD: torch.Tensor, v_SJE: torch.Tensor) -> Self:
         """Return blocks that run on any GPU."""
         row_bytes = (k_SJD.shape[2] + v_SJE.shape[2]) * k_SJD.element_size()
         # Two stages of them fit in any GPU's shared memory, beside the queries.
         context = 2**15 // triton.next_power_of_2(row_bytes)
-        return Blocks(context=max(16, min(64, context)))
+        return cls(context=max(16, min(64, context)))
 
 
 def score_factors(form: AttentionForm) -> tuple[float, float]:

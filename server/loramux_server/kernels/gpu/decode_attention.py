@@ -22,6 +22,17 @@ from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeBlocks(Blocks):
+    """How the work is cut among programs, and within one."""
+
+    least_share: int = 256
+    """Tokens of a share, but for a request's last, where not all must be longer: a power of two.
+
+    To put more shares together takes time that they do not save.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeScratch:
     """What the shares of a context give, until they are put together; float32.
 
@@ -36,7 +47,10 @@ class DecodeScratch:
     def make(
         num_requests: int, num_heads: int, value_width: int, num_shares: int, device: torch.device
     ) -> "DecodeScratch":
-        """Make room for `num_requests` requests with contexts in up to `num_shares` shares."""
+        """Make room for `num_requests` requests, with contexts in up to `num_shares` shares.
+
+        Where batches of every size have the same `num_shares`, a row's bits do not depend on it.
+        """
         size = (num_requests, num_heads, num_shares)
         return DecodeScratch(
             torch.empty(*size, value_width, dtype=torch.float32, device=device),
@@ -75,13 +89,13 @@ def decode_attention_triton(
     out_THE: torch.Tensor,
     scratch: DecodeScratch,
     *,
-    blocks: Blocks | None = None,
+    blocks: DecodeBlocks | None = None,
 ) -> None:
     """Do what `decode_attention` defines; rows of k, v and out are without gaps.
 
     Launches depend on shapes alone: lengths are read on the device.
     """
-    blocks = blocks or Blocks.fitting(k_SJD, v_SJE)
+    blocks = blocks or DecodeBlocks.fitting(k_SJD, v_SJE)
     num_requests = len(batch.context_B)
     num_heads, kv_heads = q_THD.shape[1], k_SJD.shape[1]
     key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
@@ -89,6 +103,7 @@ def decode_attention_triton(
     scale, bound = score_factors(form)
     shared: dict[str, Any] = {
         "E": value_width, "BLOCK_C": blocks.context, "WINDOW": form.window, "SHARES": num_shares,
+        "LEAST": blocks.least_share,
     }  # fmt: skip
     _attend_shares[num_requests, kv_heads, num_shares](
         q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
@@ -108,16 +123,21 @@ def decode_attention_triton(
 
 @triton.jit
 def _shares(
-    context: tl.tensor, WINDOW: tl.constexpr, BLOCK_C: tl.constexpr, SHARES: tl.constexpr
-) -> Any:
+    context: tl.tensor,
+    WINDOW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SHARES: tl.constexpr,
+    LEAST: tl.constexpr,
+) -> tl.tuple:
     """Return where the first share of a context begins, and the length of all but the last."""
     begin = context * 0
     if WINDOW:
         begin = tl.maximum(context - WINDOW, 0) // BLOCK_C * BLOCK_C
-    return begin, tl.cdiv(tl.cdiv(context - begin, BLOCK_C), SHARES) * BLOCK_C
+    length = tl.cdiv(tl.cdiv(context - begin, BLOCK_C), SHARES) * BLOCK_C
+    return begin, tl.maximum(length, LEAST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p_query_start", "p_context", "p_table", "table_stride"])
 def _attend_shares(
     p_q: tl.tensor,
     q_stride: tl.tuple,
@@ -145,13 +165,14 @@ def _attend_shares(
     WINDOW: tl.constexpr,
     BOUND: tl.constexpr,
     SHARES: tl.constexpr,
+    LEAST: tl.constexpr,
 ) -> None:
     request, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(p_context + request)
     token = tl.load(p_query_start + request)
     if (context == 0) | (tl.load(p_query_start + request + 1) - token != 1):
         return
-    begin, length = _shares(context, WINDOW, BLOCK_C, SHARES)
+    begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)
     begin += share * length
     if begin >= context:
         return
@@ -182,7 +203,7 @@ def _attend_shares(
         tl.store(p_weight + at_R, max_R + tl.log2(sum_R), mask=m_R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p_query_start", "p_context"])
 def _combine_shares(
     p_share: tl.tensor,
     p_weight: tl.tensor,
@@ -196,13 +217,14 @@ def _combine_shares(
     BLOCK_C: tl.constexpr,
     WINDOW: tl.constexpr,
     SHARES: tl.constexpr,
+    LEAST: tl.constexpr,
 ) -> None:
     request, head = tl.program_id(0), tl.program_id(1)
     context = tl.load(p_context + request)
     token = tl.load(p_query_start + request)
     if (context == 0) | (tl.load(p_query_start + request + 1) - token != 1):
         return
-    begin, length = _shares(context, WINDOW, BLOCK_C, SHARES)
+    begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)
     o_P = tl.arange(0, BLOCK_P)
     m_P = begin + o_P * length < context
     o_E = tl.arange(0, BLOCK_E)

@@ -71,7 +71,11 @@ def prefill_attention_triton(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "p_query_start", "p_context", "p_table", "table_stride", "p_request", "p_start",
+    ]
+)  # fmt: skip
 def _attend_tiles(
     p_q: tl.tensor,
     q_stride: tl.tuple,
@@ -100,7 +104,9 @@ def _attend_tiles(
     WINDOW: tl.constexpr,
     BOUND: tl.constexpr,
 ) -> None:
-    i_tile, kv_head = tl.program_id(0), tl.program_id(1)
+    # Later tiles of a prompt see more: they begin first, so that no long one is left at the end.
+    i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    kv_head = tl.program_id(1)
     request = tl.load(p_request + i_tile)
     if request < 0:
         return
