@@ -15,7 +15,7 @@ from benchmarks.fixture import Shape
 from benchmarks.gpu import device as on
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm
 from loramux_server.kernels.decoder import Norm
-from loramux_server.kernels.gpu.decode_attention import decode_attention_triton
+from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
@@ -130,10 +130,16 @@ def attention_calls(
     q_THD = torch.randn(rows, shape.heads, width, dtype=dtype, device=device)
     form = AttentionForm(width**-0.5)
     size = (2, num_slots, shape.kv_heads, width)
+    out_THD = torch.empty_like(q_THD)
+    scratch = DecodeScratch.make(rows, shape.heads, width, Plan.of(device).decode_shares, device)
     calls: list[Callable[[], object]] = []
     for _ in range(on.copies_needed(moved)):
         k_SJD, v_SJD = torch.randn(size, dtype=dtype, device=device).unbind()
-        calls.append(partial(decode_attention_triton, q_THD, k_SJD, v_SJD, staged.batch, form))
+        calls.append(
+            partial(
+                decode_attention_triton, q_THD, k_SJD, v_SJD, staged.batch, form, out_THD, scratch
+            )
+        )
     return calls, moved
 
 

@@ -15,6 +15,7 @@ from loramux_adapters.package import digest_of
 from loramux_server.engine.messages import AdapterSource, EngineConfig
 from loramux_server.models.base_model import prepare
 
+_CUDA = torch.profiler.ProfilerActivity.CUDA
 _MOST_RANK = 64
 _BLOCK = 16
 _MARGIN = 256
@@ -83,7 +84,7 @@ class Served:
             self._engine.time_steps(1)
         self._engine.clear()
         return sum(
-            event.device_type == torch.autograd.DeviceType.CUDA
+            event.device_type == DeviceType.CUDA
             and not event.name.startswith(("Memcpy", "Memset"))
             for event in profiler.events() or ()
         )

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from loramux_server.kernels.gpu import backend as gpu_backend
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import PackedAdapter, PackedLayer
@@ -97,7 +96,7 @@ def test_all_ways_give_the_same(
         ("gathered, layers apart", -1, False),
     ):
         changed = replace(plan, max_spare_rows=spare_rows)
-        monkeypatch.setattr(gpu_backend.Plan, "of", lambda _, changed=changed: changed)
+        monkeypatch.setattr(Plan, "of", lambda _, changed=changed: changed)
         with monkeypatch.context() as patch:
             if not is_stacked:
                 patch.setattr(base_model, "find_layers", lambda *_: None)
@@ -113,7 +112,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
 ) -> None:
     model, sources = workload
     plan = replace(Plan.of(device), max_spare_rows=-1)
-    monkeypatch.setattr(gpu_backend.Plan, "of", lambda _: plan)
+    monkeypatch.setattr(Plan, "of", lambda _: plan)
     harness = harness_of(model, device, rows=64, prefix_cache=False)
     together = logprobs(harness, sources).view(len(sources), 4, -1)
     alone = logprobs(harness_of(model, device, rows=64), sources[:1])

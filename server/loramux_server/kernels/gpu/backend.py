@@ -11,7 +11,7 @@ import torch
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.decoder import Decoder, DecoderLayer
-from loramux_server.kernels.gpu.decode_attention import decode_attention_triton
+from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
 from loramux_server.kernels.gpu.decoder import make_decoder_gpu
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.linear import LinearGpu, make_linear_gpu
@@ -19,7 +19,7 @@ from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.kernels.gpu.prefill_attention import prefill_attention_triton
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
-from loramux_server.kernels.gpu.staged import Staged, Stager
+from loramux_server.kernels.gpu.staged import Staged, Stager, power
 from loramux_server.kernels.gpu.tiles import LowRank
 from loramux_server.kernels.gpu.write_cache import write_cache_triton
 from loramux_server.kernels.pointwise import rotate, silu_mul
@@ -35,6 +35,8 @@ class GpuOperations:
         self._plan = Plan.of(device)
         self._stager = Stager(device, self._plan)
         self._staged: Staged | None = None
+        self._device = device
+        self._scratch: dict[tuple[int, int, int], DecodeScratch] = {}
 
     @property
     def staged(self) -> Staged:
@@ -126,8 +128,21 @@ class GpuOperations:
     ) -> torch.Tensor:
         """Do what `loramux_server.kernels.attention.paged_attention` defines."""
         del batch
-        attend = decode_attention_triton if self.staged.is_decode else prefill_attention_triton
-        return attend(q_THD, k_SJD, v_SJE, self.staged.batch, form)
+        staged = self.staged.batch
+        size = (*q_THD.shape[:2], v_SJE.shape[2])
+        out_THE = q_THD.new_empty(size)
+        scratch = self._scratch_for(len(staged.context_B), *size[1:])
+        decode_attention_triton(q_THD, k_SJD, v_SJE, staged, form, out_THE, scratch)
+        if len(staged.tile_start_I):
+            prefill_attention_triton(q_THD, k_SJD, v_SJE, staged, form, out_THE)
+        return out_THE
+
+    def _scratch_for(self, num_requests: int, num_heads: int, value_width: int) -> DecodeScratch:
+        """Return room for so many requests; it stays, since a graph may have its address."""
+        size = (power(num_requests), num_heads, value_width)
+        if size not in self._scratch:
+            self._scratch[size] = DecodeScratch.make(*size, self._plan.decode_shares, self._device)
+        return self._scratch[size]
 
     def make_decoder(self, layers: Sequence[DecoderLayer], backend: Backend) -> Decoder:
         """Do what `loramux_server.kernels.decoder.make_decoder` defines."""

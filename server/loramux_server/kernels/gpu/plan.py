@@ -23,6 +23,8 @@ class Plan:
     decode_planes: int
     """Parts into which the input width is split for h of a decode step."""
     prefill_planes: int
+    decode_shares: int
+    """Parts of a context that are attended to side by side."""
     blocks: dict[str, dict[str, int]] = field(default_factory=dict)
     """Kernel -> fields of its `Blocks` that differ from their defaults."""
 

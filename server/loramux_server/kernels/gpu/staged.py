@@ -67,7 +67,7 @@ class Stager:
         else:
             room, width, tile_size = num_tokens, num_blocks, PREFILL_TILE
         tiles = cut(given.segments, num_tokens, tile_size)
-        queries = cut_queries(attention.query_start_B, QUERY_TILE)
+        queries = cut_queries(attention.query_start_B, QUERY_TILE, shortest=2)
         if not is_decode:
             staging = self._make(room, num_requests, width, len(tiles[0]), len(queries[0]))
         here = staging.begin()
@@ -80,6 +80,7 @@ class Stager:
         here["sampled"][: len(given.sampled_R)] = given.sampled_R.numpy()
         here["context"][:num_requests] = attention.context_B
         here["query_start"][: num_requests + 1] = attention.query_start_B
+        here["query_start"][num_requests + 1 :] = num_tokens
         here["table"][:num_requests, :num_blocks] = attention.table_BM
         for name, values in zip(("start", "count", "adapter"), tiles, strict=True):
             here[name][: len(values)] = values
@@ -140,12 +141,12 @@ class Stager:
     def _path(self, segments: Segments | None, num_tokens: int) -> Path | None:
         if segments is None:
             return None
-        num_rows = max(_FEWEST_ROWS, _power(int((segments.row_S + segments.size_S).max())))
+        num_rows = max(_FEWEST_ROWS, power(int((segments.row_S + segments.size_S).max())))
         used = int(segments.size_S[np.unique(segments.row_S, return_index=True)[1]].sum())
         is_small = num_tokens <= self._plan.max_merged_tokens
         if is_small and num_rows - used <= self._plan.max_spare_rows:
             return Path(is_merged=True, num_rows=num_rows)
-        return Path(is_merged=False, num_rows=_power(int(segments.size_S.max())))
+        return Path(is_merged=False, num_rows=power(int(segments.size_S.max())))
 
 
 def _room(num_tokens: int) -> int:
@@ -162,6 +163,6 @@ def _width(num_blocks: int) -> int:
     return width
 
 
-def _power(number: int) -> int:
+def power(number: int) -> int:
     """Return the least power of two that is not below `number`."""
     return 1 << (number - 1).bit_length()
