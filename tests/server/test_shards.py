@@ -1,8 +1,6 @@
 """Parts of a model: what can be divided, and that the parts together are the whole."""
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -11,41 +9,22 @@ from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import BaseModel, UnservableModelError, prepare
 from loramux_server.models.sharded import shard_model
 from tests.support.models import tiny_model
+from tests.support.shards import Sums, side_by_side
 
 
-class Sums:
-    """Adds up what threads bring, as processes do, each of which waits for the others."""
-
-    def __init__(self, count: int) -> None:
-        self._barrier = threading.Barrier(count, timeout=20)
-        self._brought: list[torch.Tensor] = []
-        self._lock = threading.Lock()
-
-    def all_reduce(self, x: torch.Tensor) -> None:
-        with self._lock:
-            self._brought.append(x.clone())
-        self._barrier.wait()
-        total = torch.stack(self._brought).sum(0)
-        if self._barrier.wait() == 0:
-            self._brought.clear()
-        self._barrier.wait()
-        x.copy_(total)
-
-
-def divided(models: list[BaseModel], all_reduce: Callable[[torch.Tensor], None]) -> list[BaseModel]:
+def divided(models: list[BaseModel], sums: Sums) -> list[BaseModel]:
     """Return the shards of a model, of which there is a copy for each."""
     count = len(models)
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(count) as threads:
-        patch.setattr(torch.distributed, "all_reduce", all_reduce)
-        shards = [Shard(index, count) for index in range(count)]
-        return list(threads.map(shard_model, models, shards))
+    return side_by_side(
+        [partial(shard_model, model, Shard(i, count)) for i, model in enumerate(models)], sums
+    )
 
 
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", ["llama-bias", "qwen2", "qwen3", "mistral"])
 def test_the_parts_together_compute_the_whole(name: str, count: int) -> None:
     models = [prepare(tiny_model(name, num_key_value_heads=4)) for _ in range(count)]
-    shards = divided(models, Sums(count).all_reduce)  # the check is part of it
+    shards = divided(models, Sums(count))  # the check is part of it
     for index, model in enumerate(shards):
         assert model.shard == Shard(index, count)
         assert {shape.num_heads for shape in model.cache_shapes} == {4 // count}
@@ -54,10 +33,10 @@ def test_the_parts_together_compute_the_whole(name: str, count: int) -> None:
             assert whole / count < halved < whole
 
 
-def test_parts_whose_results_are_not_added_up_are_refused() -> None:
-    models = [prepare(tiny_model("llama")) for _ in range(2)]
+def test_parts_whose_results_are_not_added_up_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: None)
     with pytest.raises(UnservableModelError, match="something else in 2 processes than in one"):
-        divided(models, lambda _: None)
+        shard_model(prepare(tiny_model("llama")), Shard(0, 2))
 
 
 def test_layers_of_other_parts_are_refused() -> None:
