@@ -1,13 +1,16 @@
 """Parts of a model: what can be divided, and that the parts together are the whole."""
 
+import gc
+from collections.abc import Iterator
 from functools import partial
+from types import FunctionType, ModuleType
 
 import pytest
 import torch
 
 from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import BaseModel, UnservableModelError, prepare
-from loramux_server.models.sharded import shard_model
+from loramux_server.models.sharded import moved, shard_model
 from tests.support.models import tiny_model
 from tests.support.shards import Sums, side_by_side
 
@@ -40,7 +43,7 @@ def test_parts_whose_results_are_not_added_up_are_refused(monkeypatch: pytest.Mo
 
 
 def test_layers_of_other_parts_are_refused() -> None:
-    with pytest.raises(UnservableModelError, match="GPT2LMHeadModel has others; 1 serves it"):
+    with pytest.raises(UnservableModelError, match="those of GPT2LMHeadModel in float32 are not"):
         shard_model(prepare(tiny_model("gpt2")), Shard(0, 2))
 
 
@@ -62,3 +65,26 @@ def test_what_cannot_be_divided_evenly_is_refused_and_left_whole(
         shard_model(model, Shard(0, count))
     assert reason in str(caught.value)
     assert all(group.shape == group.whole for group in model.groups)
+
+
+def tensors_of(thing: object, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Yield every tensor that `thing` holds on to."""
+    if id(thing) in seen or isinstance(thing, type | ModuleType | str | bytes):
+        return
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, FunctionType):
+        yield from tensors_of(thing.__closure__, seen)
+    else:
+        for part in gc.get_referents(thing):
+            yield from tensors_of(part, seen)
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_what_is_moved_is_moved_whole(ties: bool) -> None:
+    """There is one device here; tensors of "meta" are as far from it as those of a GPU."""
+    model = prepare(tiny_model("qwen3", attention_bias=True, tie_word_embeddings=ties))
+    found = list(tensors_of(moved(model, torch.device("meta")), set()))
+    assert len(found) > 40
+    assert {tensor.device.type for tensor in found} == {"meta"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_server.engine.build import load_model, load_whole
 from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.engine.model_part import load_model, load_whole
 from loramux_server.engine.team import Team
 from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import UnservableModelError, load_base_model
@@ -146,8 +146,8 @@ def test_a_follower_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:
     ("device", "reason"),
     [
         ("cuda:0", "device is 'cuda:0', but 2 processes take one GPU each"),
-        ("cuda", "tensor_parallel is 2, but there are 1 GPUs"),
-        ("auto", "tensor_parallel is 2, but there are 1 GPUs"),
+        ("cuda", "tensor_parallel is 2, but torch sees 1 GPUs"),
+        ("auto", "tensor_parallel is 2, but torch sees 1 GPUs"),
     ],
 )
 def test_too_few_gpus_are_refused(

@@ -1,10 +1,9 @@
-"""EngineConfig -> Engine: load the model, size the memory, put the parts together."""
+"""EngineConfig and base model -> Engine: size the memory, put the parts together."""
 
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import nullcontext
-from pathlib import Path
 
 import psutil
 import torch
@@ -19,52 +18,14 @@ from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.team import Team
 from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
-from loramux_server.kernels.shard_group import join, sharded
+from loramux_server.kernels.shard_group import sharded
 from loramux_server.lora.adapter_cache import AdapterCache
-from loramux_server.lora.shard import WHOLE, Shard
+from loramux_server.lora.shard import WHOLE
 from loramux_server.lora.slab import row_bytes
 from loramux_server.lora.weight_format import ROUNDINGS, Resting
-from loramux_server.models.base_model import BaseModel, UnservableModelError, load_base_model
-from loramux_server.models.sharded import shard_model
+from loramux_server.models.base_model import BaseModel, UnservableModelError
 
 _log = logging.getLogger(__name__)
-
-
-def load_model(config: EngineConfig, team: Team | None = None) -> BaseModel:
-    """Load the base model, of which this process then holds a part if it leads a `team`.
-
-    Raises:
-        UnservableModelError: The model cannot be loaded, is of a kind that is not served, or cannot
-            be divided among so many processes.
-    """
-    if team is None:
-        return load_whole(config, WHOLE)
-    with team.loading():
-        model = load_whole(config, team.shard)
-    with team.dividing():
-        return divide(model, team.shard, team.meeting)
-
-
-def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
-    """Load all of the base model where the process is that will have `shard` of it.
-
-    Raises:
-        UnservableModelError: It cannot be loaded or served, or has no device for that process.
-    """
-    device = config.device
-    if shard.count > 1 and device != "cpu":
-        device = _device_of(shard, device)
-    return load_base_model(config.model, dtype=config.dtype, device=device)
-
-
-def divide(model: BaseModel, shard: Shard, meeting: Path) -> BaseModel:
-    """Return what `shard` has of `model`, together with the processes that come to `meeting`.
-
-    Raises:
-        UnservableModelError: It cannot be divided so.
-    """
-    join(shard, model.device, meeting)
-    return shard_model(model, shard)
 
 
 def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> ModelRunner:
@@ -156,27 +117,6 @@ def build_engine(
     return engine, _model_info(
         model, context_length, cache.rows.capacity, resting, num_blocks, config.block_size
     )
-
-
-def _device_of(shard: Shard, name: str) -> str:
-    """Return the device of the process that has `shard`: a GPU of its own, or the CPU.
-
-    Raises:
-        UnservableModelError: There are too few of them, or `name` is that of a single one.
-    """
-    if name not in ("auto", "cuda"):
-        raise UnservableModelError(
-            f"device is {name!r}, but {shard.count} processes take one GPU each, from the first "
-            "on: auto, cuda or cpu would be right"
-        )
-    if name == "auto" and not torch.cuda.is_available():
-        return "cpu"
-    if (available := torch.cuda.device_count()) < shard.count:
-        raise UnservableModelError(
-            f"tensor_parallel is {shard.count}, but there are {available} GPUs; each process "
-            "takes one"
-        )
-    return f"cuda:{shard.index}"
 
 
 def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.build import divide, load_whole, make_runner, resting_of
+from loramux_server.engine.build import make_runner, resting_of
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.commands import (
     Allocate,
@@ -27,6 +27,7 @@ from loramux_server.engine.commands import (
     encode,
 )
 from loramux_server.engine.loader import AdapterLoader
+from loramux_server.engine.model_part import divide, load_whole
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.process import inherited_socket, return_memory, set_threads
 from loramux_server.engine.residents import loader_threads
@@ -107,7 +108,7 @@ def prepare(leader: Leader) -> Part:
     leader.say(Done())
     command = leader.take()
     assert isinstance(command, Divide)
-    model = divide(model, shard, Path(load.meeting))
+    model = divide(model, config, shard, Path(load.meeting))
     leader.say(Done())
     command = leader.take()
     assert isinstance(command, Allocate)

@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 
 import torch
 
-from loramux_server.engine.build import build_engine, load_model
+from loramux_server.engine.build import build_engine
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.messages import (
     EngineConfig,
@@ -28,6 +28,7 @@ from loramux_server.engine.messages import (
     decode_to_engine,
     encode,
 )
+from loramux_server.engine.model_part import load_model
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
 from loramux_server.models.base_model import UnservableModelError

@@ -75,10 +75,18 @@ class BaseModel:
         return list(self.attention.shapes.values())
 
 
-def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> BaseModel:
+def load_base_model(
+    path: str, *, dtype: str = "auto", device: str = "auto", stays_on_host: bool = False
+) -> BaseModel:
     """Load the base model in folder or hub id `path` and make it ready.
 
     Nothing of the model's folder is executed: remote code is never trusted.
+
+    Args:
+        path: The folder or hub id.
+        dtype: Its number format; `auto` is the one that suits `device`.
+        device: Where it is to run.
+        stays_on_host: Leave it in memory of the host, for somebody who moves a part of it.
 
     Raises:
         UnservableModelError: The model cannot be loaded or is of a kind that is not served.
@@ -93,7 +101,9 @@ def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> 
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
-    return prepare(module.to(target), name=Path(path).name, tokenizer_json=_tokenizer_json(path))
+    if not stays_on_host:
+        module = module.to(target)
+    return prepare(module, name=Path(path).name, tokenizer_json=_tokenizer_json(path))
 
 
 def _device(name: str) -> torch.device:

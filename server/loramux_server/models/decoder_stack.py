@@ -81,6 +81,7 @@ class DecoderStack(nn.Module):
                 f"{', '.join(f'{number} {what}' for number, what in sizes)}; "
                 f"these numbers do: {', '.join(fitting)}"
             )
+        self._decoder = None  # it holds all of the weights
         for found in self._found:
             found.qkv.cut(Split.OUTPUTS, shard)
             found.output.cut(Split.INPUTS, shard)
@@ -98,6 +99,12 @@ class DecoderStack(nn.Module):
             (heads, "key and value heads"),
             (inner, "MLP columns"),
         ]
+
+    def move(self, device: torch.device) -> None:
+        """Bring the layers' norms to `device`; their packed layers are moved on their own."""
+        self._decoder = None
+        for original in self.originals:
+            original.to(device)
 
     def prepare(self) -> None:
         """Take the parts as they are now: weights, cache, slab and backend."""

@@ -78,6 +78,12 @@ class PackedLinear:
         self.split = split
         self._hold((weight_NK, bias_N), cut_shape(self.whole, split, shard))
 
+    def move(self, device: torch.device) -> None:
+        """Bring the weights to `device`; before `attach`."""
+        assert self._weights is not None
+        self.device = device
+        self._hold(_moved(self._weights, device), self.shape)
+
     def attach(self, slab: Slab, backend: Backend) -> None:
         """Let `backend` take the weights, and read adapters from `slab`; once."""
         assert self._weights is not None
@@ -140,6 +146,11 @@ class OutputLayer(nn.Module):
         self._weights: Weights = (layer.weight, layer.bias)
         self._linear = make_linear(*self._weights)
 
+    def move(self, device: torch.device) -> None:
+        """Bring the weights to `device`; before `attach`."""
+        self._weights = _moved(self._weights, device)
+        self._linear = make_linear(*self._weights)
+
     def attach(self, backend: Backend) -> None:
         """Compute with the operations of `backend`."""
         if self._weights[0].nbytes <= _MAX_COPY_BYTES:
@@ -166,3 +177,8 @@ def _join_biases(layers: list[Linear]) -> torch.Tensor | None:
 def _cut_parts(x_N: torch.Tensor, widths: tuple[int, ...], shard: Shard) -> torch.Tensor:
     """Return what `shard` has of each part of `x_N`, [N] or [N, K]."""
     return torch.cat([part[shard.of(len(part))] for part in torch.split(x_N, list(widths))])
+
+
+def _moved(weights: Weights, device: torch.device) -> Weights:
+    weight_NK, bias_N = weights
+    return weight_NK.to(device), None if bias_N is None else bias_N.to(device)
