@@ -86,5 +86,5 @@ def test_what_is_moved_is_moved_whole(ties: bool) -> None:
     """There is one device here; tensors of "meta" are as far from it as those of a GPU."""
     model = prepare(tiny_model("qwen3", attention_bias=True, tie_word_embeddings=ties))
     found = list(tensors_of(moved(model, torch.device("meta")), set()))
-    assert len(found) > 40
+    assert len(found) > 20
     assert {tensor.device.type for tensor in found} == {"meta"}
