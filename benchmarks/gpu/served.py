@@ -84,8 +84,7 @@ class Served:
             self._engine.time_steps(1)
         self._engine.clear()
         return sum(
-            event.device_type == DeviceType.CUDA
-            and not event.name.startswith(("Memcpy", "Memset"))
+            event.device_type == DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
             for event in profiler.events() or ()
         )
 
