@@ -15,7 +15,6 @@ from loramux_adapters.package import digest_of
 from loramux_server.engine.messages import AdapterSource, EngineConfig
 from loramux_server.models.base_model import prepare
 
-_CUDA = torch.profiler.ProfilerActivity.CUDA
 _MOST_RANK = 64
 _BLOCK = 16
 _MARGIN = 256
@@ -84,7 +83,7 @@ class Served:
             self._engine.time_steps(1)
         self._engine.clear()
         return sum(
-            event.device_type == DeviceType.CUDA
+            event.device_type == torch._C._autograd.DeviceType.CUDA
             and not event.name.startswith(("Memcpy", "Memset"))
             for event in profiler.events() or ()
         )

@@ -130,7 +130,7 @@ class _HeadArguments(NamedTuple):
     head_stride: int
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _rope_write(
     p_qkv: tl.tensor,
     qkv_stride: tl.tensor,
@@ -178,34 +178,46 @@ def _rope_write(
         b_TD += delta_block(
             low_rank, adapter, part, token_T, m_T, o_N + HALF, m_D, 3, dtype, BLOCK_T, BLOCK_D
         )
-    if not is_value:
-        if norms is not None:
-            square_T = tl.sum(a_TD * a_TD, 1) + tl.sum(b_TD * b_TD, 1)
-            epsilon = tl.where(is_query, norms.query_epsilon, norms.key_epsilon)
-            factor_T = tl.rsqrt(square_T / WIDTH + epsilon)
-            p_D = tl.where(is_query, norms.query_weight_D, norms.key_weight_D) + o_D
-            a_D = tl.load(p_D, mask=m_D, other=0.0).to(tl.float32)
-            b_D = tl.load(p_D + HALF, mask=m_D, other=0.0).to(tl.float32)
-            a_TD = (a_TD * factor_T[:, None]).to(dtype).to(tl.float32) * a_D[None, :]
-            b_TD = (b_TD * factor_T[:, None]).to(dtype).to(tl.float32) * b_D[None, :]
-        p_cos_TD = p_cos + token_T[:, None] * cos_stride + o_D[None, :]
-        p_sin_TD = p_sin + token_T[:, None] * sin_stride + o_D[None, :]
-        cos_a = tl.load(p_cos_TD, mask=m_TD, other=0.0).to(tl.float32)
-        cos_b = tl.load(p_cos_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
-        sin_a = tl.load(p_sin_TD, mask=m_TD, other=0.0).to(tl.float32)
-        sin_b = tl.load(p_sin_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
-        turned_TD = a_TD * cos_a - b_TD * sin_a
-        b_TD = b_TD * cos_b + a_TD * sin_b
-        a_TD = turned_TD
+    slot_T = tl.load(p_slot + token_T, mask=m_T, other=0)
+    if is_value:
+        # Each branch stores for itself: what comes out of either would pass through another layout.
+        p_T = v.memory + slot_T * v.stride + (head - QUERY_HEADS - KEY_HEADS) * v.head_stride
+        _store_halves(p_T, a_TD, b_TD, o_D, m_TD, HALF)
+        return
+    if norms is not None:
+        square_T = tl.sum(a_TD * a_TD, 1) + tl.sum(b_TD * b_TD, 1)
+        epsilon = tl.where(is_query, norms.query_epsilon, norms.key_epsilon)
+        factor_T = tl.rsqrt(square_T / WIDTH + epsilon)
+        p_D = tl.where(is_query, norms.query_weight_D, norms.key_weight_D) + o_D
+        a_D = tl.load(p_D, mask=m_D, other=0.0).to(tl.float32)
+        b_D = tl.load(p_D + HALF, mask=m_D, other=0.0).to(tl.float32)
+        a_TD = (a_TD * factor_T[:, None]).to(dtype).to(tl.float32) * a_D[None, :]
+        b_TD = (b_TD * factor_T[:, None]).to(dtype).to(tl.float32) * b_D[None, :]
+    p_cos_TD = p_cos + token_T[:, None] * cos_stride + o_D[None, :]
+    p_sin_TD = p_sin + token_T[:, None] * sin_stride + o_D[None, :]
+    cos_a = tl.load(p_cos_TD, mask=m_TD, other=0.0).to(tl.float32)
+    cos_b = tl.load(p_cos_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
+    sin_a = tl.load(p_sin_TD, mask=m_TD, other=0.0).to(tl.float32)
+    sin_b = tl.load(p_sin_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
+    turned_a_TD = a_TD * cos_a - b_TD * sin_a
+    turned_b_TD = b_TD * cos_b + a_TD * sin_b
     if is_query:
         p_T = q.memory + token_T * q.stride + head * q.head_stride
+        _store_halves(p_T, turned_a_TD, turned_b_TD, o_D, m_TD, HALF)
     else:
-        slot_T = tl.load(p_slot + token_T, mask=m_T, other=0)
-        if is_value:
-            p_T = v.memory + slot_T * v.stride
-            p_T += (head - QUERY_HEADS - KEY_HEADS) * v.head_stride
-        else:
-            p_T = k.memory + slot_T * k.stride + (head - QUERY_HEADS) * k.head_stride
+        p_T = k.memory + slot_T * k.stride + (head - QUERY_HEADS) * k.head_stride
+        _store_halves(p_T, turned_a_TD, turned_b_TD, o_D, m_TD, HALF)
+
+
+@triton.jit
+def _store_halves(
+    p_T: tl.tensor,
+    a_TD: tl.tensor,
+    b_TD: tl.tensor,
+    o_D: tl.tensor,
+    m_TD: tl.tensor,
+    HALF: tl.constexpr,
+) -> None:
     p_TD = p_T[:, None] + o_D[None, :]
-    tl.store(p_TD, a_TD.to(dtype), mask=m_TD)
-    tl.store(p_TD + HALF, b_TD.to(dtype), mask=m_TD)
+    tl.store(p_TD, a_TD.to(p_T.dtype.element_ty), mask=m_TD)
+    tl.store(p_TD + HALF, b_TD.to(p_T.dtype.element_ty), mask=m_TD)
