@@ -227,12 +227,13 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
     layers: dict[str, Layer]
     adapter_rows: int
-    """Rank rows that fit the adapter memory: the largest rank that can be served."""
+    """Rank rows that fit the adapter memory of each process: the largest rank that can be served."""
     resting: Resting = AS_SAVED
     """In which format adapters rest there."""
     num_blocks: int
     kv_memory: int
-    """Bytes of all KV blocks: an engine that is given so many has as many blocks."""
+    """Bytes of all KV blocks in each process that holds a part of the model: an engine that is
+    given so many has as many blocks."""
 
 
 class Ready(Struct, frozen=True, tag=True):
@@ -292,6 +293,7 @@ class CacheStats(Struct, frozen=True):
 
     resident: int = 0
     used_bytes: int = 0
+    """On the device in each process that holds a part of the model; on the host in all together."""
     hits: int = 0
     misses: int = 0
     evictions: int = 0
