@@ -227,7 +227,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
     layers: dict[str, Layer]
     adapter_rows: int
-    """Rank rows that fit the adapter memory of each process: the largest rank that can be served."""
+    """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
     resting: Resting = AS_SAVED
     """In which format adapters rest there."""
     num_blocks: int

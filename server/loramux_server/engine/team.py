@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
@@ -227,7 +227,8 @@ class _Follower:
 
     def end(self) -> None:
         """Let it end, which it does when its channel closes."""
-        self._ours.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it may have ended already
+            self._ours.shutdown(socket.SHUT_RDWR)
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:

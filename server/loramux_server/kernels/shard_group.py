@@ -29,16 +29,17 @@ def join(shard: Shard, device: torch.device, meeting: Path) -> None:
     Args:
         shard: Which one this process has.
         device: Where its layers run.
-        meeting: An absolute path at which no file is yet, the same for all.
+        meeting: A path at which no file is yet, the same for all.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         # All of them are on this machine, and nobody else is to reach them.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    store = torch.distributed.FileStore(str(meeting), shard.count)  # type: ignore[attr-defined]
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=meeting.as_uri(),
+        store=store,
         rank=shard.index,
         world_size=shard.count,
         timeout=MAX_WAIT,
