@@ -162,20 +162,24 @@ def test_a_row_does_not_depend_on_its_neighbours(device: torch.device) -> None:
         assert torch.equal(single.out[: queries[b]], given.out[rows])
 
 
+@pytest.mark.usefixtures("rows_alike")
 @pytest.mark.parametrize("window", [0, 19])
-def test_a_row_does_not_depend_on_how_its_prompt_was_cut(window: int, device: torch.device) -> None:
+@pytest.mark.parametrize("cut", [1, 22, 24])
+def test_a_row_does_not_depend_on_how_its_prompt_was_cut(
+    cut: int, window: int, device: torch.device
+) -> None:
     form = AttentionForm(scale=0.25, window=window)
     whole = problem([37], [37])
     given = give(whole, device)
     given.prefill(form, blocks=SMALL)
-    # A place in a tile stays: matmuls of the interpreter add up in an order that depends on it.
-    batch = type(whole.batch)(
-        np.array([0, 13], np.int32), whole.batch.context_B, whole.batch.table_BM, 4,
-        whole.batch.slot_T[24:],
-    )  # fmt: skip
-    chunk = give(Problem(whole.q[24:], whole.keys, whole.values, batch, whole.dense), device)
+    batch = replace(
+        whole.batch,
+        query_start_B=np.array([0, 37 - cut], np.int32),
+        slot_T=whole.batch.slot_T[cut:],
+    )
+    chunk = give(replace(whole, q=whole.q[cut:], batch=batch), device)
     chunk.prefill(form, blocks=SMALL)
-    assert torch.equal(chunk.out[:13], given.out[24:37])
+    assert torch.equal(chunk.out[: 37 - cut], given.out[cut:37])
 
 
 def test_a_second_launch_with_the_same_arguments_sees_what_memory_holds_then(

@@ -29,12 +29,13 @@ class Blocks:
     num_stages: int = 2
 
     @classmethod
-    def fitting(cls, k_SJD: torch.Tensor, v_SJE: torch.Tensor) -> Self:
-        """Return blocks that run on any GPU."""
+    def fitting(cls, k_SJD: torch.Tensor, v_SJE: torch.Tensor, rows: int) -> Self:
+        """Return blocks for programs of `rows` rows."""
         row_bytes = (k_SJD.shape[2] + v_SJE.shape[2]) * k_SJD.element_size()
-        # Two stages of them fit in any GPU's shared memory, beside the queries.
+        # Two stages of them fit in any GPU's shared memory, beside 64 rows of queries.
         context = 2**15 // triton.next_power_of_2(row_bytes)
-        return cls(context=max(16, min(64, context)))
+        # More rows for a warp would not fit in its registers.
+        return cls(context=max(16, min(64, context)), num_warps=4 if rows <= 64 else 8)
 
 
 def score_factors(form: AttentionForm) -> tuple[float, float]:

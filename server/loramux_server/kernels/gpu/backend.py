@@ -13,6 +13,7 @@ from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.decoder import Decoder, DecoderLayer
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
 from loramux_server.kernels.gpu.decoder import make_decoder_gpu
+from loramux_server.kernels.gpu.device_batch import tile_size
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.linear import LinearGpu, make_linear_gpu
 from loramux_server.kernels.gpu.plan import Plan
@@ -146,6 +147,9 @@ class GpuOperations:
 
     def make_decoder(self, layers: Sequence[DecoderLayer], backend: Backend) -> Decoder:
         """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
+        kv_heads, width = layers[0].keys_SJD.shape[1:]
+        outputs = int(layers[0].qkv.columns[-1])
+        self._stager.query_tile = tile_size(outputs // width - 2 * kv_heads, kv_heads)
         return make_decoder_gpu(layers, backend, self)
 
 

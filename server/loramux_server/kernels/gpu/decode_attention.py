@@ -95,10 +95,11 @@ def decode_attention_triton(
 
     Launches depend on shapes alone: lengths are read on the device.
     """
-    blocks = blocks or DecodeBlocks.fitting(k_SJD, v_SJE)
     num_requests = len(batch.context_B)
     num_heads, kv_heads = q_THD.shape[1], k_SJD.shape[1]
     key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
+    rows = padded(num_heads // kv_heads)
+    blocks = blocks or DecodeBlocks.fitting(k_SJD, v_SJE, rows)
     num_shares = scratch.weight_BHP.shape[2]
     scale, bound = score_factors(form)
     shared: dict[str, Any] = {
@@ -109,7 +110,7 @@ def decode_attention_triton(
         q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
         batch.query_start_B, batch.context_B, batch.table_BM, batch.table_BM.stride(0), scale,
         out_THE, out_THE.stride(), scratch.out_BHPE, scratch.weight_BHP,
-        GROUPS=num_heads // kv_heads, D=key_width, BLOCK_R=padded(num_heads // kv_heads),
+        GROUPS=num_heads // kv_heads, D=key_width, BLOCK_R=rows,
         BLOCK_D=padded(key_width), BLOCK_E=padded(value_width), BLOCK_SIZE=batch.block_size,
         BOUND=bound, **shared, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip

@@ -55,8 +55,9 @@ def prefill_attention_triton(
 
     The launch depends on shapes alone: lengths are read on the device.
     """
-    blocks = blocks or Blocks.fitting(k_SJD, v_SJE)
     groups = q_THD.shape[1] // k_SJD.shape[1]
+    rows = padded(batch.tile_size * groups)
+    blocks = blocks or Blocks.fitting(k_SJD, v_SJE, rows)
     key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
     scale, bound = score_factors(form)
     _attend_tiles[len(batch.tile_request_I), k_SJD.shape[1]](
@@ -64,7 +65,7 @@ def prefill_attention_triton(
         batch.query_start_B, batch.context_B, batch.table_BM, batch.table_BM.stride(0),
         batch.tile_request_I, batch.tile_start_I, scale, out_THE, out_THE.stride(),
         TILE_SIZE=batch.tile_size, GROUPS=groups, D=key_width, E=value_width,
-        BLOCK_R=padded(batch.tile_size * groups), BLOCK_D=padded(key_width),
+        BLOCK_R=rows, BLOCK_D=padded(key_width),
         BLOCK_E=padded(value_width), BLOCK_C=blocks.context, BLOCK_SIZE=batch.block_size,
         WINDOW=form.window, BOUND=bound,
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,

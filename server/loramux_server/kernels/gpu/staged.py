@@ -16,7 +16,7 @@ from loramux_server.kernels.gpu.tiles import Tiles, cut
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Segments
 
-DECODE_TILE, PREFILL_TILE, QUERY_TILE = 16, 64, 16
+DECODE_TILE, PREFILL_TILE = 16, 64
 _ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Batches of decode are filled up to one of these, or to a multiple of the last."""
 _FEWEST_ROWS = 128
@@ -51,6 +51,8 @@ class Stager:
     def __init__(self, device: torch.device, plan: Plan) -> None:
         self._device = device
         self._plan = plan
+        self.query_tile = 8
+        """Tokens of a tile of queries: at most 128 rows of 16 heads each."""
         self._decode: dict[tuple[int, int], Staging] = {}
 
     def stage(self, given: StepInput) -> tuple[StepInput, Staged]:
@@ -67,7 +69,7 @@ class Stager:
         else:
             room, width, tile_size = num_tokens, num_blocks, PREFILL_TILE
         tiles = cut(given.segments, num_tokens, tile_size)
-        queries = cut_queries(attention.query_start_B, QUERY_TILE, shortest=2)
+        queries = cut_queries(attention.query_start_B, self.query_tile, shortest=2)
         if not is_decode:
             staging = self._make(room, num_requests, width, len(tiles[0]), len(queries[0]))
         here = staging.begin()
@@ -99,7 +101,7 @@ class Stager:
                 block_size=attention.block_size,
                 tile_request_I=there["query_request"],
                 tile_start_I=there["query_first"],
-                tile_size=QUERY_TILE,
+                tile_size=self.query_tile,
             ),
             is_decode=is_decode,
             path=path,
