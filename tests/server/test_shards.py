@@ -36,6 +36,12 @@ def test_the_parts_together_compute_the_whole(name: str, count: int) -> None:
             assert whole / count < halved < whole
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_parts_in_16_bits_compute_the_whole_but_for_rounding(dtype: torch.dtype) -> None:
+    models = [prepare(tiny_model("qwen3").to(dtype)) for _ in range(2)]
+    assert [model.dtype for model in divided(models, Sums(2))] == [dtype, dtype]
+
+
 def test_parts_whose_results_are_not_added_up_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: None)
     with pytest.raises(UnservableModelError, match="something else in 2 processes than in one"):
