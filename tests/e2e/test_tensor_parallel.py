@@ -22,8 +22,12 @@ def server(
     tmp_path_factory: pytest.TempPathFactory, roomy_base: Path, tiny_adapters: Path
 ) -> Iterator[RunningServer]:
     arguments = ("--adapters", str(tiny_adapters), "--tensor-parallel", "2", "--device", "cpu")
-    with RunningServer(tmp_path_factory.mktemp("server"), roomy_base, *arguments) as server:
-        yield server
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        with RunningServer(tmp_path_factory.mktemp("server"), roomy_base, *arguments) as server:
+            yield server
+    assert eventually(lambda: not list(folder.glob("loramux-*")))
 
 
 def followers(server: RunningServer) -> list[int]:

@@ -28,7 +28,7 @@ class Load(Struct, frozen=True, tag=True):
     index: int
     """Which shard the follower has."""
     meeting: str
-    """A file through which the processes find each other."""
+    """A file through which the processes find each other, in a folder of its own."""
 
 
 class Divide(Struct, frozen=True, tag=True):

@@ -7,6 +7,7 @@ one end of a socket pair that the process inherits; when the other end closes, t
 import logging
 import os
 import queue
+import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -58,10 +59,16 @@ class Leader:
             write_message(self._connection, encode(done))
 
     def _read(self) -> None:
+        meeting: Path | None = None
         try:
             while (message := read_message(self._connection)) is not None:
-                self._commands.put(decode_command(message))
+                command = decode_command(message)
+                if isinstance(command, Load):
+                    meeting = Path(command.meeting)
+                self._commands.put(command)
         finally:
+            if meeting:  # a leader that was killed has left it
+                shutil.rmtree(meeting.parent, ignore_errors=True)
             # The step that runs may wait for sums with a leader that is gone.
             os._exit(0)
 
