@@ -53,7 +53,7 @@ def delta(
     return delta_TN
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def delta_block(
     low_rank: tl.tuple,
     adapter: tl.tensor,

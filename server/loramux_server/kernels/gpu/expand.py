@@ -63,7 +63,7 @@ def expand_triton(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _expand(
     p_y: tl.tensor,
     y_stride: tl.tensor,

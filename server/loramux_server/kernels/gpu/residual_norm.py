@@ -73,7 +73,7 @@ def residual_norm_triton(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _residual_norm(
     p_hidden: tl.tensor,
     hidden_stride: tl.tensor,

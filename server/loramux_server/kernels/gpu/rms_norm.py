@@ -36,7 +36,7 @@ def rms_norm_triton(
     return out.view(x_TK.shape)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _rms_norm(
     p_x: tl.tensor,
     x_stride: tl.tensor,

@@ -130,7 +130,7 @@ class _HeadArguments(NamedTuple):
     head_stride: int
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _rope_write(
     p_qkv: tl.tensor,
     qkv_stride: tl.tensor,

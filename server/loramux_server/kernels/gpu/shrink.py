@@ -88,7 +88,7 @@ def shrink_triton(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _shrink(
     p_x: tl.tensor,
     x_stride: tl.tensor,

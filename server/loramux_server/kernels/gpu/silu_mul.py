@@ -58,7 +58,7 @@ def silu_mul_triton(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _silu_mul(
     p_y: tl.tensor,
     y_stride: tl.tensor,
