@@ -76,7 +76,8 @@ class FakeModel:
             raise DamagedError("flipped bits")
         return FakePacked(number, source.rank)
 
-    def write(self, row: int, adapter: PackedAdapter) -> None:
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
+        assert source.path == str(adapter.number)  # type: ignore[attr-defined]
         assert isinstance(adapter, FakePacked)
         self._rows[row] = adapter.number  # type: ignore[attr-defined]
 
@@ -173,9 +174,8 @@ def fake_engine(
         scheduler=scheduler,
         pace=Pace(max_stall),
         cache=cache,
-        slab=model,  # type: ignore[arg-type]
+        loader=model,
         runner=model,
-        load_packed=model.load,
         executor=HeldExecutor() if executor is None else executor,
         wake=lambda: None,
         block_size=BLOCK_SIZE,

@@ -26,12 +26,11 @@ from loramux_server.engine.messages import (
 )
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
-from loramux_server.engine.residents import Clock, Residents
+from loramux_server.engine.residents import Clock, Loader, Residents
 from loramux_server.engine.sampler import Sampled, sample
 from loramux_server.engine.scheduler import Plan, Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
-from loramux_server.lora.packed import DamagedError, PackedAdapter
-from loramux_server.lora.slab import Slab
+from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 _log = logging.getLogger(__name__)
@@ -59,9 +58,8 @@ class Engine:
         scheduler: Scheduler,
         pace: Pace,
         cache: AdapterCache,
-        slab: Slab,
+        loader: Loader,
         runner: Runner,
-        load_packed: Callable[[AdapterSource], PackedAdapter],
         executor: Executor,
         wake: Callable[[], None],
         block_size: int,
@@ -77,9 +75,8 @@ class Engine:
             scheduler: Decides what runs.
             pace: Decides how much of a prompt runs beside decode.
             cache: Decides which adapters are resident.
-            slab: Holds the resident adapters.
+            loader: Brings adapters to memory; called on `executor`.
             runner: Runs the model.
-            load_packed: Reads an adapter into host memory; called on `executor`.
             executor: Runs loads beside the steps.
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             block_size: Tokens in a KV block.
@@ -93,12 +90,7 @@ class Engine:
         self._pace = pace
         self._cache = cache
         self._residents = Residents(
-            cache=cache,
-            slab=slab,
-            load_packed=load_packed,
-            executor=executor,
-            wake=wake,
-            clock=clock,
+            cache=cache, loader=loader, executor=executor, wake=wake, clock=clock
         )
         self._runner = runner
         self._block_size = block_size
