@@ -12,10 +12,15 @@ from typing import Any
 import torch
 
 from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
+from loramux_server.kernels.gpu.expand import DEFAULT as EXPAND
 from loramux_server.kernels.gpu.expand import Blocks as ExpandBlocks
+from loramux_server.kernels.gpu.residual_norm import DEFAULT as NORM
 from loramux_server.kernels.gpu.residual_norm import Blocks as NormBlocks
+from loramux_server.kernels.gpu.rope_write import DEFAULT as ROPE
 from loramux_server.kernels.gpu.rope_write import Blocks as RopeBlocks
+from loramux_server.kernels.gpu.shrink import DEFAULT as SHRINK
 from loramux_server.kernels.gpu.shrink import Blocks as ShrinkBlocks
+from loramux_server.kernels.gpu.silu_mul import DEFAULT as SILU
 from loramux_server.kernels.gpu.silu_mul import Blocks as SiluBlocks
 
 FILE = "plans.json"
@@ -43,11 +48,11 @@ class Plan:
     prefill_planes: int
     decode_shares: int
     """Parts of a context that are attended to side by side."""
-    shrink: ShrinkBlocks = ShrinkBlocks()
-    expand: ExpandBlocks = ExpandBlocks()
-    rope_write: RopeBlocks = RopeBlocks()
-    silu_mul: SiluBlocks = SiluBlocks()
-    residual_norm: NormBlocks = NormBlocks()
+    shrink: ShrinkBlocks = SHRINK
+    expand: ExpandBlocks = EXPAND
+    rope_write: RopeBlocks = ROPE
+    silu_mul: SiluBlocks = SILU
+    residual_norm: NormBlocks = NORM
     decode_attention: DecodeBlocks | None = None
     """None: whatever fits the heads of the model."""
 
