@@ -24,7 +24,8 @@ import typer
 
 from benchmarks.fixture import SHAPES, Shape
 from benchmarks.gpu import device as on
-from benchmarks.gpu.operands import LoraOperands, attention_calls, lora_calls
+from benchmarks.gpu.operands import LoraOperands, attention_calls, groups, lora_calls
+from loramux_server.kernels.gpu.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +85,6 @@ def main(
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def groups(shape: Shape) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Return (in_features, out_features of each part) of the matmuls of a layer."""
-    features = shape.features()
-    kv = features["k_proj"][1]
-    return {
-        "qkv": (shape.hidden, (shape.hidden, kv, kv)),
-        "o": (shape.hidden, (shape.hidden,)),
-        "gate_up": (shape.hidden, (shape.intermediate, shape.intermediate)),
-        "down": (shape.intermediate, (shape.hidden,)),
-    }
-
-
 def _matmuls(
     shape: Shape,
     device: torch.device,
@@ -137,7 +126,7 @@ def _attention(
     rate: float,
 ) -> Iterator[Row]:
     for tokens, context in itertools.product(batches, contexts):
-        calls, moved = attention_calls(shape, device, dtype, tokens, context)
+        calls, moved = attention_calls(shape, device, dtype, tokens, context, Plan.of(device))
         what = f"decode B={tokens} context={context}"
         yield Row("attention", what, 1e6 * on.seconds(device, calls), 1e6 * moved / rate)
 
@@ -153,7 +142,8 @@ def _kernels(
     for name, (width, outputs) in groups(shape).items():
         for tokens, adapters in ((t, n) for t in batches for n in sorted({1, t})):
             operands = LoraOperands.make(width, outputs, tokens, adapters, rank, device, dtype)
-            for kernel, (calls, moved) in lora_calls(name, shape, operands).items():
+            found = lora_calls(name, shape, operands, Plan.of(device))
+            for kernel, (calls, moved) in found.items():
                 what = f"{kernel} of {name} M={tokens}, {adapters} of rank {rank}"
                 yield Row("kernels", what, 1e6 * on.seconds(device, calls), 1e6 * moved / rate)
 

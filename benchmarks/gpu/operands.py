@@ -93,6 +93,18 @@ class LoraOperands:
         return self.num_adapters * self.rank
 
 
+def groups(shape: Shape) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Return (in_features, out_features of each part) of the matmuls of a layer."""
+    features = shape.features()
+    kv = features["k_proj"][1]
+    return {
+        "qkv": (shape.hidden, (shape.hidden, kv, kv)),
+        "o": (shape.hidden, (shape.hidden,)),
+        "gate_up": (shape.hidden, (shape.intermediate, shape.intermediate)),
+        "down": (shape.intermediate, (shape.hidden,)),
+    }
+
+
 def stage(
     queries: list[int], contexts: list[int], device: torch.device, segments: Segments | None
 ) -> Staged:
@@ -118,7 +130,7 @@ def stage(
 
 
 def attention_calls(
-    shape: Shape, device: torch.device, dtype: torch.dtype, batch: int, context: int
+    shape: Shape, device: torch.device, dtype: torch.dtype, batch: int, context: int, plan: Plan
 ) -> Calls:
     """Return decode attention over `batch` contexts of `context` tokens."""
     width = shape.hidden // shape.heads
@@ -131,19 +143,27 @@ def attention_calls(
     form = AttentionForm(width**-0.5)
     size = (2, num_slots, shape.kv_heads, width)
     out_THD = torch.empty_like(q_THD)
-    scratch = DecodeScratch.make(rows, shape.heads, width, Plan.of(device).decode_shares, device)
+    scratch = DecodeScratch.make(rows, shape.heads, width, plan.decode_shares, device)
     calls: list[Callable[[], object]] = []
     for _ in range(on.copies_needed(moved)):
         k_SJD, v_SJD = torch.randn(size, dtype=dtype, device=device).unbind()
         calls.append(
             partial(
-                decode_attention_triton, q_THD, k_SJD, v_SJD, staged.batch, form, out_THD, scratch
+                decode_attention_triton,
+                q_THD,
+                k_SJD,
+                v_SJD,
+                staged.batch,
+                form,
+                out_THD,
+                scratch,
+                blocks=plan.decode_attention,
             )
         )
     return calls, moved
 
 
-def lora_calls(group: str, shape: Shape, of: LoraOperands) -> dict[str, Calls]:
+def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[str, Calls]:
     """Return the kernels that adapters need in `group`, each by its name."""
     tokens, item = len(of.x_TK), of.x_TK.element_size()
     num_parts, outputs = len(of.outputs), sum(of.outputs)
@@ -161,28 +181,34 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands) -> dict[str, Calls]:
     h_bytes = planes_STJ.nbytes
     calls: dict[str, Calls] = {
         "shrink": (
-            [partial(shrink_triton, of.x_TK, a, num_parts, tiles, of.table, planes_STJ)
+            [partial(shrink_triton, of.x_TK, a, num_parts, tiles, of.table, planes_STJ,
+                     blocks=plan.shrink)
              for a, _ in of.slabs],
             a_bytes + of.x_TK.nbytes + h_bytes,
         ),
         "expand": (
-            [partial(expand_triton, y_TN, columns, low_rank(b), tiles) for _, b in of.slabs],
+            [partial(expand_triton, y_TN, columns, low_rank(b), tiles, blocks=plan.expand)
+             for _, b in of.slabs],
             b_bytes + h_bytes + 2 * y_TN.nbytes,
         ),
     }  # fmt: skip
     if group == "qkv":
-        calls["rope"] = _rope(shape, of, y_TN, low_rank, b_bytes + h_bytes)
+        calls["rope_write"] = _rope(shape, of, y_TN, low_rank, b_bytes + h_bytes, plan)
     elif group == "gate_up":
         out_TN = torch.empty(tokens, outputs // 2, dtype=dtype, device=device)
-        calls["silu"] = (
-            [partial(silu_mul_triton, y_TN, low_rank(b), tiles, out_TN) for _, b in of.slabs],
+        calls["silu_mul"] = (
+            [
+                partial(silu_mul_triton, y_TN, low_rank(b), tiles, out_TN, blocks=plan.silu_mul)
+                for _, b in of.slabs
+            ],
             b_bytes + h_bytes + y_TN.nbytes + out_TN.nbytes,
         )
     else:
         hidden_TK, out_TK = torch.zeros_like(y_TN), torch.zeros_like(y_TN)
         norm = Norm(torch.ones(outputs, dtype=dtype, device=device), 1e-5)
-        calls["norm"] = (
-            [partial(residual_norm_triton, hidden_TK, y_TN, low_rank(b), tiles, norm, out_TK)
+        calls["residual_norm"] = (
+            [partial(residual_norm_triton, hidden_TK, y_TN, low_rank(b), tiles, norm, out_TK,
+                     blocks=plan.residual_norm)
              for _, b in of.slabs],
             b_bytes + h_bytes + 4 * y_TN.nbytes,
         )  # fmt: skip
@@ -195,6 +221,7 @@ def _rope(
     y_TN: torch.Tensor,
     low_rank: Callable[[torch.Tensor], LowRank],
     read: int,
+    plan: Plan,
 ) -> Calls:
     width, tokens = shape.hidden // shape.heads, len(of.x_TK)
     device, dtype = y_TN.device, y_TN.dtype
@@ -206,7 +233,7 @@ def _rope(
     calls: list[Callable[[], object]] = [
         partial(
             rope_write_triton, y_TN, low_rank(b), of.staged.tiles, None, angle_TD, angle_TD, slot_T,
-            q_THD, k_SJD, v_SJD,
+            q_THD, k_SJD, v_SJD, blocks=plan.rope_write,
         )
         for _, b in of.slabs
     ]  # fmt: skip

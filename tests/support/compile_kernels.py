@@ -1,7 +1,7 @@
 """Compile the kernels of a GPU for an H100, which takes none, and print what became of each.
 
-One JSON object a line: `name`, `has_adapter` (whether for a batch with adapters) and `has_mma`
-(whether it multiplies matrices).
+One JSON object a line: `name`, `has_adapter` (whether for a batch with adapters; null where that is
+all the same) and `has_mma` (whether it multiplies matrices).
 """
 
 import json
@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from loramux_server.kernels.attention import AttentionForm
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
@@ -20,6 +21,9 @@ from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
 from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
 from loramux_server.kernels.gpu.tiles import LowRank
+from loramux_server.kernels.gpu.write_cache import write_cache_triton
+from tests.support.attention import problem
+from tests.support.device_attention import give
 from tests.support.low_rank import Residents, residents
 
 DTYPE = torch.bfloat16
@@ -42,7 +46,7 @@ class H100:
 def main() -> None:
     driver.set_active(H100())
     run = JITFunction.run
-    has_adapter = False
+    has_adapter: bool | None = None
 
     def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -56,12 +60,24 @@ def main() -> None:
 
     JITFunction.run = compiled
     rms_norm_triton(_zeros(TOKENS, WIDTH), _zeros(WIDTH), 1e-5)
+    launch_attention()
     for size, num_planes in ((16, None), (16, 1), (16, 8), (64, 8)):
         has_adapter = num_planes is not None
-        launch_all(size, num_planes)
+        launch_layers(size, num_planes)
 
 
-def launch_all(size: int, num_planes: int | None) -> None:
+def launch_attention() -> None:
+    """Launch attention for decode, in shares, and for prefill, and the write to the cache."""
+    chunk = problem([TOKENS, 1], [2 * TOKENS, 1], width=HEAD, value_width=HEAD, dtype=DTYPE)
+    given = give(chunk, torch.device("cpu"), size=16)
+    form = AttentionForm(scale=0.125, window=16, softcap=30.0)
+    given.decode(form, shares=2)
+    given.prefill(form)
+    rows = _zeros(len(given.batch.slot_T), given.keys.shape[1], HEAD)
+    write_cache_triton(given.keys, given.values, rows, rows, given.batch.slot_T)
+
+
+def launch_layers(size: int, num_planes: int | None) -> None:
     """Launch what takes adapters; with one plane it is that of a merged matmul."""
     heads = residents([[8] * 3, [16] * 3], [4 * HEAD, 2 * HEAD, 2 * HEAD], WIDTH, DTYPE)
     halves = residents([[8] * 2, [16] * 2], [WIDTH] * 2, WIDTH, DTYPE)

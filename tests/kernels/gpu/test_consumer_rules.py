@@ -114,3 +114,19 @@ def test_launched_again_it_does_what_the_memory_then_says(
         found[0].copy_(_rows(y.shape, y, 0))
     replay()
     assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
+@pytest.mark.usefixtures("rows_alike")
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_a_residual_is_the_same_whoever_shares_a_program(rows: int, device: torch.device) -> None:
+    adapters = residents([[8], [21]], [300], INPUT, device=device)
+    y = normal((40, 300), torch.float32, device, seed=1)
+    norm = Norm(_rows((1, 300), y, 0)[0], 1e-5)
+    tiles = adapters.tiles([(37, 0), (2, None), (1, 1)], 32)
+    low_rank = adapters.gathered(normal((40, INPUT), y.dtype, device, seed=2), tiles, shrink, 2)
+    wanted = _residual(y, low_rank, tiles, 0)
+    found = _rows(y.shape, y, 0), torch.zeros_like(y)
+    residual_norm.residual_norm_triton(
+        found[0], y, low_rank, tiles, norm, found[1], blocks=residual_norm.Blocks(rows=rows)
+    )
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))

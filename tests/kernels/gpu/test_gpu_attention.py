@@ -93,6 +93,16 @@ def test_prefill_is_what_float64_gives(name: str, variant: str, device: torch.de
     check(given, PREFILLS[name], form)
 
 
+@pytest.mark.parametrize("heads", [16, 20, 71])
+def test_heads_that_do_not_fit_beside_a_tile_get_their_own_program(
+    heads: int, device: torch.device
+) -> None:
+    many = problem([19, 1], [27, 5], heads=2 * heads, kv_heads=2)
+    given = give(many, device, size=16)
+    given.prefill(VARIANTS["both"])
+    check(given, many, VARIANTS["both"])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", ["plain", "both"])
 def test_numbers_of_every_type_are_served(

@@ -1,6 +1,7 @@
 """Shrink and expand: the definitions, and the kernels, against float64."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -92,6 +93,21 @@ def test_expand_leaves_what_is_around_y(case: str, device: torch.device) -> None
     expand_triton(found.inner, adapters.columns, low_rank, tiles)
     assert found.is_intact()
     assert_close(found.inner, y.double().cpu() + adapters.delta64(x, runs), width)
+
+
+@pytest.mark.parametrize(("columns", "k", "n"), [(16, 16, 16), (64, 256, 256)])
+@pytest.mark.parametrize("case", ["parts-without-adapter", "prefill"])
+def test_work_may_be_cut_in_other_ways(
+    case: str, columns: int, k: int, n: int, device: torch.device
+) -> None:
+    runs, ranks, outputs, width, size = CASES[case]
+    adapters = residents(ranks, outputs, width, device=device)
+    y, x = _inputs(runs, outputs, width, torch.float32, device)
+    wanted = y.double().cpu() + adapters.delta64(x, runs)
+    tiles, cut = adapters.tiles(runs, size), shrinking.Blocks(columns=columns, k=k)
+    low_rank = adapters.gathered(x, tiles, partial(shrink_triton, blocks=cut), 2)
+    expand_triton(y, adapters.columns, low_rank, tiles, blocks=expanding.Blocks(n=n))
+    assert_close(y, wanted, width)
 
 
 def test_without_adapters_nothing_changes(device: torch.device) -> None:

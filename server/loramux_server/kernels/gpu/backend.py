@@ -33,8 +33,9 @@ class GpuOperations:
     """What the model calls, for the step that was staged last."""
 
     def __init__(self, device: torch.device) -> None:
-        self._plan = Plan.of(device)
-        self._stager = Stager(device, self._plan)
+        self.plan = Plan.of(device)
+        """How kernels are cut here."""
+        self._stager = Stager(device, self.plan)
         self._staged: Staged | None = None
         self._device = device
         self._scratch: dict[tuple[int, int, int], DecodeScratch] = {}
@@ -70,15 +71,16 @@ class GpuOperations:
             planes_STJ = h_TJ[None]
         else:
             y_TN = linear(x_TK)
-            plan = self._plan
+            plan = self.plan
             num_planes = plan.decode_planes if self.staged.is_decode else plan.prefill_planes
             planes_STJ = torch.empty(
                 num_planes, len(x_TK), num_parts * path.num_rows,
                 dtype=torch.float32, device=x_TK.device,
             )  # fmt: skip
             shrink_triton(
-                x_TK, projection.a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ
-            )
+                x_TK, projection.a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
+                blocks=self.plan.shrink,
+            )  # fmt: skip
         return y_TN, LowRank(planes_STJ, path.is_merged, projection.b_RN, projection.table)
 
     def project(
@@ -92,7 +94,8 @@ class GpuOperations:
         del backend, segments
         y_TN, low_rank = self.halves(projection, x_TK)
         if low_rank is not None:
-            expand_triton(y_TN, projection.columns.tolist(), low_rank, self.staged.tiles)
+            columns, tiles = projection.columns.tolist(), self.staged.tiles
+            expand_triton(y_TN, columns, low_rank, tiles, blocks=self.plan.expand)
         return y_TN
 
     def add_lora(
@@ -133,7 +136,9 @@ class GpuOperations:
         size = (*q_THD.shape[:2], v_SJE.shape[2])
         out_THE = q_THD.new_empty(size)
         scratch = self._scratch_for(len(staged.context_B), *size[1:])
-        decode_attention_triton(q_THD, k_SJD, v_SJE, staged, form, out_THE, scratch)
+        decode_attention_triton(
+            q_THD, k_SJD, v_SJE, staged, form, out_THE, scratch, blocks=self.plan.decode_attention
+        )
         if len(staged.tile_start_I):
             prefill_attention_triton(q_THD, k_SJD, v_SJE, staged, form, out_THE)
         return out_THE
@@ -142,7 +147,7 @@ class GpuOperations:
         """Return room for so many requests; it stays, since a graph may have its address."""
         size = (power(num_requests), num_heads, value_width)
         if size not in self._scratch:
-            self._scratch[size] = DecodeScratch.make(*size, self._plan.decode_shares, self._device)
+            self._scratch[size] = DecodeScratch.make(*size, self.plan.decode_shares, self._device)
         return self._scratch[size]
 
     def make_decoder(self, layers: Sequence[DecoderLayer], backend: Backend) -> Decoder:

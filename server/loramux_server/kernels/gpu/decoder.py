@@ -63,13 +63,17 @@ class DecoderGpu:
         for layer, norm in zip(self._layers, following, strict=True):
             seen_TN = self._attend(layer, x_TK, cos_TD, sin_TD, batch)
             y_TK, low_rank = self._operations.halves(layer.output, seen_TN)
-            tiles = self._operations.staged.tiles
-            residual_norm_triton(hidden_TK, y_TK, low_rank, tiles, layer.mlp_norm, x_TK)
+            tiles, plan = self._operations.staged.tiles, self._operations.plan
+            residual_norm_triton(
+                hidden_TK, y_TK, low_rank, tiles, layer.mlp_norm, x_TK, blocks=plan.residual_norm
+            )
             y_TN, low_rank = self._operations.halves(layer.gate_up, x_TK)
             act_TN = y_TN.new_empty(len(y_TN), y_TN.shape[1] // 2)
-            silu_mul_triton(y_TN, low_rank, tiles, act_TN)
+            silu_mul_triton(y_TN, low_rank, tiles, act_TN, blocks=plan.silu_mul)
             y_TK, low_rank = self._operations.halves(layer.down, act_TN)
-            residual_norm_triton(hidden_TK, y_TK, low_rank, tiles, norm, x_TK)
+            residual_norm_triton(
+                hidden_TK, y_TK, low_rank, tiles, norm, x_TK, blocks=plan.residual_norm
+            )
         return hidden_TK
 
     def _attend(
@@ -89,6 +93,7 @@ class DecoderGpu:
         rope_write_triton(
             qkv_TN, low_rank, operations.staged.tiles, _head_norms(layer),
             cos_TD, sin_TD, batch.slot_T, q_THD, layer.keys_SJD, layer.values_SJD,
+            blocks=operations.plan.rope_write,
         )  # fmt: skip
         seen_THD = operations.paged_attention(
             q_THD, layer.keys_SJD, layer.values_SJD, batch, layer.form

@@ -1,9 +1,9 @@
 """Attention of any number of query tokens per request, in tiles.
 
-A tile is some neighbouring tokens of a request. A program takes a tile, for all query heads of one
-key and value head: keys and values are read once for all of them, and a short chunk still fills the
-rows of a matmul. Heads and tokens are numbered through, so that no row is lost where the number of
-heads is no power of two.
+A tile is some neighbouring tokens of a request. A program takes a tile, for as many query heads of
+one key and value head as its rows have room for: keys and values are read once for all of them, and
+a short chunk still fills the rows of a matmul. Heads and tokens are numbered through, so that few
+rows are lost where the number of heads is no power of two.
 
 Source: the rows follow "The anatomy of a Triton attention kernel" (arXiv 2511.11581).
 
@@ -18,6 +18,9 @@ import triton.language as tl
 from loramux_server.kernels.attention import AttentionForm, paged_attention
 from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors
 from loramux_server.kernels.gpu.device_batch import DeviceBatch
+
+_MOST_ROWS = 128
+"""Rows that a program has registers for, where its tile is not longer."""
 
 
 def prefill_attention(
@@ -56,18 +59,18 @@ def prefill_attention_triton(
     The launch depends on shapes alone: lengths are read on the device.
     """
     groups = q_THD.shape[1] // k_SJD.shape[1]
-    rows = padded(batch.tile_size * groups)
+    heads = min(groups, max(1, _MOST_ROWS // batch.tile_size))
+    rows = padded(batch.tile_size * heads)
     blocks = blocks or Blocks.fitting(k_SJD, v_SJE, rows)
     key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
     scale, bound = score_factors(form)
-    _attend_tiles[len(batch.tile_request_I), k_SJD.shape[1]](
+    _attend_tiles[len(batch.tile_request_I), k_SJD.shape[1] * triton.cdiv(groups, heads)](
         q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
         batch.query_start_B, batch.context_B, batch.table_BM, batch.table_BM.stride(0),
         batch.tile_request_I, batch.tile_start_I, scale, out_THE, out_THE.stride(),
-        TILE_SIZE=batch.tile_size, GROUPS=groups, D=key_width, E=value_width,
-        BLOCK_R=rows, BLOCK_D=padded(key_width),
-        BLOCK_E=padded(value_width), BLOCK_C=blocks.context, BLOCK_SIZE=batch.block_size,
-        WINDOW=form.window, BOUND=bound,
+        TILE_SIZE=batch.tile_size, GROUPS=groups, HEADS=heads, D=key_width, E=value_width,
+        BLOCK_R=rows, BLOCK_D=padded(key_width), BLOCK_E=padded(value_width),
+        BLOCK_C=blocks.context, BLOCK_SIZE=batch.block_size, WINDOW=form.window, BOUND=bound,
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
 
@@ -95,6 +98,7 @@ def _attend_tiles(
     out_stride: tl.tuple,
     TILE_SIZE: tl.constexpr,
     GROUPS: tl.constexpr,
+    HEADS: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -107,7 +111,9 @@ def _attend_tiles(
 ) -> None:
     # Later tiles of a prompt see more: they begin first, so that no long one is left at the end.
     i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    kv_head = tl.program_id(1)
+    parts = tl.cdiv(GROUPS, HEADS)
+    kv_head = tl.program_id(1) // parts
+    in_group = tl.program_id(1) % parts * HEADS
     request = tl.load(p_request + i_tile)
     if request < 0:
         return
@@ -116,10 +122,11 @@ def _attend_tiles(
     count = tl.minimum(left, TILE_SIZE)
     position = tl.load(p_context + request) - left
     o_R = tl.arange(0, BLOCK_R)
-    o_T = o_R // GROUPS
-    m_R = o_T < count
+    o_T = o_R // HEADS
+    in_group_R = in_group + o_R % HEADS
+    m_R = (o_T < count) & (in_group_R < GROUPS)
     token_R = (start + o_T).to(tl.int64)
-    head_R = kv_head * GROUPS + o_R % GROUPS
+    head_R = kv_head * GROUPS + in_group_R
     # A row beyond the tile sees what its last token sees, so that no row sees nothing.
     position_R = position + tl.minimum(o_T, count - 1)
     begin = position * 0
