@@ -32,8 +32,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     kernels: Annotated[
         str,
         Meta(
-            pattern="^(auto|torch|cpu)$",
-            description="Kernels: torch (plain definitions), cpu (compiled), or auto.",
+            pattern="^(auto|torch|cpu|triton)$",
+            description="Kernels: torch (plain definitions), cpu (compiled), triton (for a GPU), "
+            "or auto.",
         ),
     ] = "auto"
     quantization: Annotated[
