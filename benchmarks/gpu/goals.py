@@ -48,6 +48,10 @@ class Goals:
     def measure(self) -> Iterator[Goal]:
         """Yield each goal as it has been measured."""
         served, batch, large = self._served, self._batch, self._large
+        wide = served.step(large, None, 0)
+        # These fill all rows. Where others have been, what is left may lie in pieces too small.
+        yield self._ratio(6, large, served.sources(64, large), wide, 0.48)
+        yield self._ratio(6, large, served.sources(16, large), wide, 0.75)
         base = served.step(batch, None, 0)
         yield Goal(12, f"base, {batch}: step ÷ floor", base / self._floor(batch, []), 1, 1.35, True)
         for number, adapters, goal in ((3, 1, 0.96), (4, min(8, batch), 0.92), (5, batch, 0.82)):
@@ -76,10 +80,8 @@ class Goals:
             yield Goal(11, "kernels more in a decode step", kernels[1] - kernels[0], 0, 64, True)
         prefill = served.prefill(self._prompt, None) / served.prefill(self._prompt, 16)
         yield Goal(9, f"prompt of {self._prompt} tokens, r16", prefill, 0.99, 0.95)
-        wide = served.step(large, None, 0)
-        yield self._ratio(6, large, served.sources(16, large), wide, 0.75)
-        # These fill the rows, so that those before them are left on the host only.
-        yield self._ratio(6, large, served.sources(64, large), wide, 0.48)
+        # One at a time they find room. Those of the goals above are left on the host only.
+        served.visit(served.sources(64, large))
         for number, on_disk, floor, goal in ((13, False, 1.5, 5), (14, True, 19, 40)):
             where = "on disk" if on_disk else "on the host"
             taken = [self._miss(source, on_disk=on_disk) for source in sources[:_MISSES]]

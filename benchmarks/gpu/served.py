@@ -19,6 +19,8 @@ _MOST_RANK = 64
 _BLOCK = 16
 _MARGIN = 256
 """Tokens of a context beyond those that it begins with."""
+_SHORT = 32
+"""Tokens of a prompt where its length is not what counts."""
 _MOST_RUNS = 5
 """Steps before those that are measured, and prompts."""
 
@@ -100,6 +102,11 @@ class Served:
         self._first(tokens, adapter)
         return median(self._first(tokens, adapter) for _ in range(self._runs))
 
+    def visit(self, adapters: list[AdapterSource]) -> None:
+        """Answer a request for each of `adapters`, one after the other."""
+        for adapter in adapters:
+            self._first(_SHORT, adapter)
+
     def missed(self, adapter: AdapterSource, *, on_disk: bool) -> float:
         """Return the seconds to the first token of `adapter`, which is not on the device.
 
@@ -111,7 +118,7 @@ class Served:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-        return self._first(32, adapter)
+        return self._first(_SHORT, adapter)
 
     def close(self) -> None:
         """Give back the memory of the device."""

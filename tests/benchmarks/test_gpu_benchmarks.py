@@ -189,7 +189,7 @@ def test_what_is_tuned_is_written_as_a_plan(tmp_path: Path) -> None:
 def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
     output, plot = tmp_path / "o.json", tmp_path / "p.png"
     end_to_end.main(
-        shape="tiny", context=16, batch=1, large_batch=1, prompt=4, steps=1, only_own=True,
+        shape="tiny", context=16, batch=1, large_batch=2, prompt=4, steps=1, only_own=True,
         plot=plot, output=output,
     )  # fmt: skip
     record = json.loads(output.read_text())
