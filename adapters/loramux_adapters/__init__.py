@@ -8,7 +8,8 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.names import check_adapter_name
-from loramux_adapters.package import Package, pack, read_package
+from loramux_adapters.package import Package, open_package, pack, read_package
+from loramux_adapters.unpack import unpack
 
 __all__ = [
     "LoraModule",
@@ -16,6 +17,8 @@ __all__ = [
     "PackageError",
     "check_adapter_name",
     "check_fit",
+    "open_package",
     "pack",
     "read_package",
+    "unpack",
 ]

@@ -6,7 +6,16 @@ import sys
 import typer
 
 from loramux import __version__
-from loramux.cli import adapters, bench, generate, packages
+from loramux.cli import (
+    adapters,
+    bench,
+    checks,
+    generate,
+    inspection,
+    merging,
+    packages,
+    transforms,
+)
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
 
@@ -60,7 +69,13 @@ _server_command("serve", "Serve a base model and its adapters over gRPC.")
 _server_command("demo", "Start a server with the embedded model and show what it does.")
 app.command("generate")(generate.generate)
 app.command("pack")(packages.pack)
-app.command("inspect")(packages.inspect)
+app.command("unpack")(packages.unpack)
+app.command("inspect")(inspection.inspect)
+app.command("verify")(checks.verify)
+app.command("lint")(checks.lint)
+app.command("convert")(transforms.convert)
+app.command("diff")(transforms.diff)
+app.command("merge")(merging.merge)
 app.command("push")(adapters.push)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)
