@@ -14,6 +14,7 @@ from loramux.cli import (
     inspection,
     merging,
     packages,
+    signing,
     transforms,
 )
 from loramux.errors import LoramuxError
@@ -76,6 +77,7 @@ app.command("lint")(checks.lint)
 app.command("convert")(transforms.convert)
 app.command("diff")(transforms.diff)
 app.command("merge")(merging.merge)
+app.command("sign")(signing.sign)
 app.command("push")(adapters.push)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loramux.cli.options import Json
+from loramux.cli.options import Json, needs
 from loramux.cli.tables import show
 from loramux_adapters import open_package
 
@@ -21,18 +21,32 @@ def verify(
         Path | None,
         typer.Option(help="Folder of the base model that it should fit; only headers are read."),
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", "-k", help="Public key that it should be signed with.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a package is whole: structure, digests, no NaN or infinity, fit to a base."""
+    """Check that a package is whole: structure, digests, no NaN or infinity, base, signature."""
     from loramux_adapters.base import read_base
     from loramux_adapters.weights.verify import verify as checked
 
     with open_package(path) as (file, package):
-        done = checked(file, package, digest=digest, base=read_base(base) if base else None)
+        done = {
+            each.check: each.found
+            for each in checked(
+                file, package, digest=digest, base=read_base(base) if base else None
+            )
+        }
+        if key:
+            with needs("cryptography", extra="sign", what="verify --key"):
+                from loramux_adapters.signing import check_signature
+            done["signature"] = f"by {check_signature(file, package, key)}"
+        elif "signature" in package.notes:
+            done["signature"] = "not checked: give --key"
     if as_json:
-        print(json.dumps({each.check: each.found for each in done}))
+        print(json.dumps(done))
     else:
-        show("check found", ((each.check, each.found) for each in done))
+        show("check found", done.items())
 
 
 def lint(
