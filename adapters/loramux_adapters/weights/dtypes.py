@@ -25,11 +25,16 @@ def dtype_named(name: str) -> str:
     return found
 
 
-def decoded(raw: bytes, dtype: str) -> Array:
-    """Return the numbers in `raw` as float32, which holds each of the dtypes exactly."""
+def decoded(raw: bytes | memoryview, dtype: str) -> Array:
+    """Return the numbers in `raw` as float32, which holds each of the dtypes exactly.
+
+    They are those of `raw` itself where they are float32 already: not to be changed.
+    """
     if dtype == "BF16":  # the upper half of float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(raw, "<f2").astype(np.float32)
+    return np.frombuffer(raw, "<f4")
 
 
 def encoded(values: Array, dtype: str) -> bytes:

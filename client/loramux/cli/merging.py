@@ -86,7 +86,7 @@ def merge(
             base = read_base(into_base)
             folder = stack.enter_context(whole_folder(output))
             summed = stack.enter_context(tempfile.TemporaryFile(prefix="loramux-"))
-            if len(opened) == 1 and not numbers:
+            if len(opened) == 1 and options == MergeOptions():
                 merge_into_base(*opened[0], base, folder)
             else:
                 # Not rounded on the way.
