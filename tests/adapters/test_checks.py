@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +270,23 @@ def test_packing_with_digests_is_reproducible(tmp_path: Path) -> None:
     for output in outputs:
         pack(folder, output)
     assert digest_of(outputs[0]) == digest_of(outputs[1])
+
+
+def test_commands_of_weights_compute_in_one_thread(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", weights(), SOUND)
+    program = """
+import os, sys
+from loramux.cli import main
+sys.argv = ["loramux", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(os.environ.get("OPENBLAS_NUM_THREADS"), file=sys.stderr)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    for arguments, expected in ((("lint", "a"), "1"), (("pack", "a"), "None")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=tmp_path, capture_output=True, text=True, check=True, env=environment,
+        )  # fmt: skip
+        assert done.stderr == f"{expected}\n"

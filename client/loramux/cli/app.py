@@ -1,6 +1,7 @@
 """The tree of commands."""
 
 import importlib
+import os
 import sys
 
 import typer
@@ -19,6 +20,8 @@ from loramux.cli import (
 )
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
+
+_WEIGHT_COMMANDS = frozenset({"inspect", "verify", "lint", "convert", "diff", "merge"})
 
 app = typer.Typer(
     name="loramux",
@@ -59,11 +62,16 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """Serve one base model with many LoRA adapters, and call it."""
+    if context.invoked_subcommand in _WEIGHT_COMMANDS and "numpy" not in sys.modules:
+        # numpy asks when it loads. Its threads spin for the thin matrices of adapters: where cores
+        # are busy, that takes twenty times as long as one thread.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 _server_command("serve", "Serve a base model and its adapters over gRPC.")
