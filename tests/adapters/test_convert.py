@@ -136,6 +136,22 @@ def test_another_dtype_keeps_the_config(dtype: str, short: str, most: float, sav
     assert {each.energy for each in done} == {1.0}
 
 
+def test_float16_keeps_small_factors_of_low_ranks(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pairs = {}
+    for name, rank, size in (("a.q_proj", 1, 1e-4), ("b.q_proj", 512, 1), ("c.q_proj", 512, 1)):
+        for half, shape in (("A", (rank, 8)), ("B", (8, rank))):
+            values = random.normal(size=shape) * (size if half == "B" else 1)
+            key = f"base_model.model.{name}.lora_{half}.weight"
+            pairs[key] = ("F32", list(shape), values.astype("<f4").tobytes())
+    patterns = {"rank_pattern": {"a.q_proj": 1}, "alpha_pattern": {"a.q_proj": 1}}
+    config = CONFIG | {"r": 512, "lora_alpha": 512} | patterns
+    folder = write_folder(tmp_path / "mixed", pairs, config)
+    _, (small, *_) = converted(folder, rank=512, dtype="float16")
+    assert small.rank == 1
+    assert small.error < 1e-3
+
+
 def test_an_adapter_in_its_own_dtype_loses_nothing(saved: Path) -> None:
     output, done = converted(saved, dtype="float32")
     assert {each.error for each in done} == {0.0}

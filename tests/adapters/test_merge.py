@@ -191,6 +191,14 @@ def test_methods_on_factors_need_equal_ranks(method: str, unequal: list[Path]) -
         merged(unequal, MergeOptions(method=method, density=density))
 
 
+def test_a_sum_of_ranks_has_a_limit(tmp_path: Path) -> None:
+    module = A.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    folder = write_folder(tmp_path / "wide", pair(module, 300), CONFIG | {"r": 300})
+    with pytest.raises(PackageError, match="the ranks add up to 600, above 512; svd gives"):
+        merged([folder, folder], MergeOptions())
+    merged([folder, folder], MergeOptions(method="svd", rank=4))
+
+
 def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
     module = A.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
     one = write_folder(tmp_path / "one", config=CONFIG | {"base_model_name_or_path": "a"})

@@ -1,8 +1,8 @@
-"""Adapters of PEFT as packages, and the updates of both as matrices."""
+"""Adapters as packages, and their updates as matrices."""
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 
 from loramux_adapters import Package, open_package, read_package
 from loramux_adapters.weights.update import read_updates
+from tests.adapters.files import CONFIG, Tensors
 
 Matrix = npt.NDArray[np.float64]
 
@@ -45,3 +46,20 @@ def assert_close(found: dict[str, Matrix], expected: dict[str, Matrix], toleranc
         np.testing.assert_allclose(
             found[name], matrix, rtol=0, atol=tolerance * np.abs(matrix).max(), err_msg=name
         )
+
+
+SOUND = CONFIG | {"base_model_name_or_path": "org/base", "r": 4, "lora_alpha": 8}
+Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
+
+
+def random_pair(module: str = Q, seed: int = 0, rank: int = 4, **halves: Any) -> Tensors:
+    """Return random A and B of `module`, with `a` or `b` in their place if given."""
+    random = np.random.default_rng(seed)
+    made = {"A": random.normal(size=(rank, 8)), "B": random.normal(size=(6, rank))}
+    made |= {half.upper(): array for half, array in halves.items()}
+    return {
+        f"base_model.model.{module}.lora_{half}.weight": (
+            "F32", list(array.shape), np.asarray(array, "<f4").tobytes(),
+        )
+        for half, array in made.items()
+    }  # fmt: skip

@@ -72,6 +72,9 @@ def _of_config(package: Package) -> Iterator[Finding]:
     config = package.config
     if not config.base_model:
         yield Finding("base-unknown", "base_model_name_or_path is empty: name the base model")
+    provenance = package.notes.get("provenance")
+    if isinstance(provenance, dict) and "steps" in provenance:
+        return  # the scales are those of convert or merge, not of training
     scales = defaultdict(list)
     for module in package.modules:
         scales[module.scale, module.rank].append(module.module)

@@ -14,6 +14,7 @@ import numpy as np
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.manifest import with_step
 from loramux_adapters.package import Package, digest_of
+from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.weights.combine import METHODS, Draw, Method, Sign, combined, seeded
 from loramux_adapters.weights.diff import check_shapes
 from loramux_adapters.weights.dtypes import dtype_named
@@ -135,6 +136,12 @@ def _merged(
             raise PackageError(f"module {name}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE")
     if options.method in ("cat", "svd"):
         both = weighted_sum(updates, weights)
+        if options.method == "cat" and len(both[1]) > MAX_RANK:
+            raise PackageError(
+                f"module {name}: the ranks add up to {len(both[1])}, above {MAX_RANK}; "
+                "svd gives a lower one",
+                "INVALID_FIELD",
+            )
         if options.method == "svd" and rank < len(both[1]):
             return spectrum(both).best(name, rank)
         return Update(name, 1.0, both[1].astype(np.float32), both[0].astype(np.float32))

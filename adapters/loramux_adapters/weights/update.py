@@ -3,6 +3,7 @@
 Shapes: R rank, I input features, O output features.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ def write_updates(
 ) -> None:
     """Write a package of `updates`, with what else `peft_config` says, to `output`.
 
-    `r`, `lora_alpha`, `use_rslora` and the patterns are those of the updates; B takes up what is
-    left of their scales.
+    `r`, `lora_alpha`, `use_rslora` and the patterns are those of the updates; the factors
+    take up what is left of their scales.
     """
     counts = Counter(update.rank for update in updates)
     rank = max(counts, key=lambda rank: (counts[rank], rank))
@@ -101,8 +102,8 @@ def write_updates(
     tensors: dict[str, TensorInfo] = {}
     arrays: dict[str, Array] = {}
     for update in updates:
-        left = np.float32(update.scale * update.rank / rank)
-        for half, array in (("A", update.a_RI), ("B", update.b_OR * left)):
+        factors = _balanced(update, update.scale * update.rank / rank)
+        for half, array in zip("AB", factors, strict=True):
             name = f"base_model.model.{update.module}.lora_{half}.weight"
             num_bytes = array.size * ITEM_BYTES[dtype]
             tensors[name] = TensorInfo(name, dtype, array.shape, 0, num_bytes)
@@ -114,3 +115,13 @@ def write_updates(
         output,
         notes=notes,
     )
+
+
+def _balanced(update: Update, left: float) -> tuple[Array, Array]:
+    """Return A and B with `left` in their product, and neither so small that float16 loses it."""
+    largest_a, largest_b = (float(np.abs(half).max()) for half in (update.a_RI, update.b_OR))
+    exponent = 0
+    if largest_a and largest_b:
+        exponent = round(math.log2(largest_b * left / largest_a) / 2)
+    # A power of 2 rounds nothing.
+    return update.a_RI * np.float32(2.0**exponent), update.b_OR * np.float32(left / 2.0**exponent)
