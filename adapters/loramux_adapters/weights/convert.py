@@ -105,8 +105,7 @@ def _reduced(update: Update, rank: int | None, energy: float | None) -> tuple[Up
     shares = np.cumsum(found.s_K**2)
     total = shares[-1]
     if energy is not None:
-        # The sum of all may be a rounding away from itself.
-        rank = int(np.searchsorted(shares, energy * total * (1 - 1e-12))) + 1
+        rank = int(np.searchsorted(shares, energy * total)) + 1
     assert rank is not None
     if rank >= update.rank:
         return update, 1.0
