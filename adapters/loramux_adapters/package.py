@@ -165,7 +165,7 @@ def open_package(path: Path) -> Iterator[tuple[BinaryIO, Package]]:
         PackageError: It is not an adapter that can be served.
         OSError: The path cannot be read.
     """
-    if not is_peft_folder(path):
+    if not path.is_dir():
         with path.open("rb") as file:
             yield file, read_package(file, os.fstat(file.fileno()).st_size)
         return

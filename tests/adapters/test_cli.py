@@ -122,7 +122,7 @@ def mistakes(tmp_path: Path) -> None:
         ("pack adapter -o absent/there", "No such file or directory"),
         ("pack adapter -o empty", "empty is there and is no file"),
         ("inspect absent", "No such file or directory: 'absent'"),
-        ("inspect empty", "Is a directory: 'empty'"),
+        ("inspect empty", "empty has no readable adapter_config.json"),
         ("inspect dora", "'use_dora' = True is refused"),
         ("inspect bare.safetensors", "no tensors"),
         ("inspect cut.safetensors", "the tensors need 56 bytes, the file holds 55"),
@@ -197,5 +197,5 @@ finally:
     loaded = set(done.stderr.split())
     heavy = {"torch", "numpy", "numba", "transformers", "tokenizers", "safetensors", "sqlalchemy"}
     assert loaded & heavy == set()
-    servers = {"server", "services", "store", "models", "kernels", "lora", "engine.engine"}
+    servers = {"server", "services", "store", "models", "kernels", "lora.packed", "engine.engine"}
     assert loaded & {f"loramux_server.{name}" for name in servers} == set()

@@ -2,11 +2,14 @@
 
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loramux_adapters import PackageError, open_package, pack, read_package, unpack
 from loramux_adapters.package import digest_of
@@ -53,6 +56,48 @@ def test_peft_computes_the_same_from_an_unpacked_adapter(
         assert not torch.equal(before, model(prompt).logits)
     assert torch.equal(before, after)
     assert packed(again) == content
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(
+    layers=st.dictionaries(
+        st.from_regex(r"[a-z_]{1,5}(\.[0-9a-z_]{1,4}){0,2}\.q_proj", fullmatch=True),
+        st.tuples(st.integers(1, 5), st.sampled_from(["F32", "F16", "BF16"])),
+        min_size=1,
+        max_size=4,
+    ),
+    dropout=st.floats(0, 1),
+    provenance=st.dictionaries(TEXT, JSON, max_size=3),
+    labels=st.lists(TEXT, max_size=3),
+)
+def test_any_package_comes_back(
+    layers: dict[str, tuple[int, str]], dropout: float, provenance: Any, labels: list[str]
+) -> None:
+    tensors: dict[str, Any] = {}
+    for name, (rank, dtype) in layers.items():
+        tensors |= pair(name, rank, dtype=dtype)
+    # A longer name first: a shorter one may be its end.
+    names = sorted(layers, key=len, reverse=True)
+    config = CONFIG | {
+        "target_modules": names,
+        "rank_pattern": {name: layers[name][0] for name in names},
+        "lora_dropout": dropout,
+    }
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_folder(Path(place) / "folder", tensors, config)
+        notes = {"labels": labels, "provenance": provenance}
+        (folder / "loramux.json").write_text(json.dumps(notes))
+        content = packed(folder)
+        assert packed(unpacked(content, Path(place) / "again")) == content
 
 
 NOTES = {
