@@ -120,6 +120,11 @@ def test_adapters_import_the_standard_library_and_themselves() -> None:
     assert found - set(sys.stdlib_module_names) == {"loramux_adapters"}
 
 
+def test_signing_needs_cryptography_and_no_more() -> None:
+    found = imported_by(ROOT / "adapters", but=("weights",)) - set(sys.stdlib_module_names)
+    assert found == {"loramux_adapters", "cryptography"}
+
+
 def test_what_looks_into_weights_needs_numpy_and_no_more() -> None:
     found = imported_by(ROOT / "adapters" / "loramux_adapters" / "weights")
     assert found - set(sys.stdlib_module_names) == {"loramux_adapters", "numpy"}

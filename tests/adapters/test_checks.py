@@ -99,9 +99,11 @@ def test_dtypes_that_differ_are_noted(tmp_path: Path) -> None:
     assert codes(tmp_path, tensors) == ["mixed-dtypes"]
 
 
-def test_every_code_is_tested() -> None:
+def test_every_code_is_tested_and_in_the_help(loramux: Loramux) -> None:
     text = Path(__file__).read_text()
     assert [code for code in CODES if f'"{code}"' not in text] == []
+    shown = "".join(loramux("lint", "--help").output.split())  # lines break inside codes
+    assert [code for code in CODES if code not in shown] == []
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def lint(
 ) -> None:
     """Look for likely mistakes: dead layers, NaN, odd scales and norms, wasted ranks and bytes.
 
-    Exits with 1 if there is an error, and with --strict if there is any finding.
+    Exits with 1 if there is an error, and with --strict if there is any finding. A finding has one
+    of these codes: not-finite, dead-adapter (errors); dead-module, scale-high, scale-low,
+    rank-without-rslora, norm-outlier, base-unknown (warnings); mixed-dtypes, rank-unused,
+    wide-dtype (notes).
     """
     from loramux_adapters.weights.lint import lint as linted
 
