@@ -106,6 +106,8 @@ def build_engine(
         cache=cache,
         loader=TeamLoader(loader, team) if team else loader,
         runner=team.running(runner) if team else runner,
+        # Elsewhere the host itself does the work.
+        starter=runner if runner.slab.resting and not team else None,
         executor=executor,
         wake=wake,
         block_size=config.block_size,

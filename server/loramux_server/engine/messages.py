@@ -173,6 +173,11 @@ class Sampling(Struct, frozen=True, kw_only=True):
         return self.temperature < 1e-5
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        return self.is_greedy and not self.changes_logits and self.num_logprobs is None
+
+    @property
     def changes_logits(self) -> bool:
         """Whether logits differ from the model's own before a token is chosen."""
         return bool(
