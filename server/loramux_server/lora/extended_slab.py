@@ -36,29 +36,35 @@ class ExtendedSlab(Slab):
         self.num_rows = num_rows
         self.resting = Resting(FORMATS[dtype], is_only=True)
         """In which format an adapter rests here."""
-        bases = [sum(shape.out_features) for shape in shapes]
-        extended = [
-            torch.empty(base + shape.num_parts * num_rows, shape.in_features,
-                        dtype=dtype, device=device)
-            for base, shape in zip(bases, shapes, strict=True)
-        ]  # fmt: skip
-        self.extended = extended
-        self._placed = [rows[:base] for base, rows in zip(bases, extended, strict=True)]
-        self.a = [rows[base:] for base, rows in zip(bases, extended, strict=True)]
-        self.b = [torch.empty(num_rows, base, dtype=dtype, device=device) for base in bases]
+        self.extended = [None] * len(shapes)
+        self.a = [torch.empty(0)] * len(shapes)
+        self.b = [
+            torch.empty(num_rows, sum(shape.out_features), dtype=dtype, device=device)
+            for shape in shapes
+        ]
         num_parts = max(shape.num_parts for shape in shapes)
         self.table = AdapterTable.empty(len(shapes), num_rows, num_parts, device)
         self._fence: torch.cuda.Event | None = None
         """The end of the last step that was started."""
-        self._device = device
+        self._device, self._dtype = device, dtype
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
-        """Copy the base weights of `group` to where they belong, and return them there."""
-        return self._placed[group].copy_(weight_NK)
+        """Copy the base weights of `group` to where its A rows follow, and return them there.
+
+        Memory is taken here, so that a model whose weights are let go of one by one fits a device
+        that it would not fit twice.
+        """
+        shape, base = self.shapes[group], len(weight_NK)
+        extended = torch.empty(
+            base + shape.num_parts * self.num_rows, shape.in_features,
+            dtype=self._dtype, device=self._device,
+        )  # fmt: skip
+        self.extended[group], self.a[group] = extended, extended[base:]
+        return extended[:base].copy_(weight_NK)
 
     def note_step(self) -> None:
         """Let what is written from now on wait for the step that was just started."""
