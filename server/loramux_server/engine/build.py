@@ -151,18 +151,20 @@ def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> 
             )
         return config.kv_memory // block_bytes
     wanted = config.max_running * -(-context_length // config.block_size)
-    return max(1, min(wanted, _free_memory(model) // 4 // block_bytes))
+    return max(1, min(wanted, _room_for_blocks(model, config) // block_bytes))
 
 
 def _block_bytes(model: BaseModel, block_size: int) -> int:
     return block_size * model.dtype.itemsize * sum(shape.weights for shape in model.cache_shapes)
 
 
-def _free_memory(model: BaseModel) -> int:
-    """Return what is free for each process that holds a part of `model`."""
+def _room_for_blocks(model: BaseModel, config: EngineConfig) -> int:
+    """Return the bytes that KV blocks may take in each process that holds a part of `model`."""
     if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0])
-    return int(psutil.virtual_memory().available) // model.shard.count
+        # The rest is for activations, and for the weights that are in place twice for a moment.
+        free = int(torch.cuda.mem_get_info(model.device)[0])
+        return max(0, free - config.adapter_memory) * 9 // 10
+    return int(psutil.virtual_memory().available) // model.shard.count // 4
 
 
 def _model_info(

@@ -84,7 +84,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             description="Memory for KV blocks, of each process; 0 means enough for max_running "
-            "contexts, up to a quarter of what is free.",
+            "contexts, up to a quarter of what is free (nine tenths of what adapters leave of a "
+            "GPU).",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 0
