@@ -18,6 +18,11 @@ def tensor_digest(tensor: TensorInfo, read: ReadTensor) -> str:
     return f"sha256:{sha256.hexdigest()}"
 
 
+def tensor_digests(tensors: Mapping[str, TensorInfo], read: ReadTensor) -> dict[str, str]:
+    """Return the digest of each of `tensors`."""
+    return {name: tensor_digest(tensor, read) for name, tensor in tensors.items()}
+
+
 def check_digests(
     noted: Mapping[str, object], tensors: Mapping[str, TensorInfo], read: ReadTensor
 ) -> None:

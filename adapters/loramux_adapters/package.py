@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from loramux_adapters.digests import ReadTensor, check_digests
+from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.lora import LoraModule, lora_modules
 from loramux_adapters.lora_config import LoraConfig
@@ -95,25 +95,26 @@ def read_package(file: BinaryIO, size: int) -> Package:
     return Package(checked, manifest.peft_config, manifest.notes, modules, header)
 
 
-def pack(source: Path, output: Output) -> None:
+def pack(source: Path, output: Output, *, notes: Mapping[str, object] | None = None) -> None:
     """Write the PEFT folder `source` to `output` as a package, with the notes of `loramux.json`.
 
-    Memory stays bounded: tensor bytes are copied, never held.
+    Those in `notes` take the place of its own. Memory stays bounded: tensor bytes are copied, never
+    held.
 
     Raises:
         PackageError: The folder is not an adapter that can be served.
     """
     config = _read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
     _check(config)  # before the tensors: the clearer message comes first
-    notes: Mapping[str, object] = {}
+    noted: Mapping[str, object] = {}
     if (source / NOTES_FILE).exists():
-        notes = check_notes(_read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
+        noted = check_notes(_read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
     with _open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
         read = tensor_reader(file, header.data_start)
-        if "tensors" in notes:
-            check_digests(cast(dict[str, object], notes["tensors"]), header.tensors, read)
-        write_package(config, header.tensors, read, output, notes=notes)
+        if "tensors" in noted:
+            check_digests(cast(dict[str, object], noted["tensors"]), header.tensors, read)
+        write_package(config, header.tensors, read, output, notes={**noted, **(notes or {})})
 
 
 def write_package(
@@ -126,12 +127,16 @@ def write_package(
 ) -> None:
     """Write a package of `tensors`, whose bytes `read` yields, to `output`.
 
+    With any notes, the digests of the tensors are noted, too: they say what the notes are of.
+
     Raises:
         PackageError: Config and tensors are not an adapter that can be served.
     """
     lora_modules(_check(peft_config), dict(tensors))
     # Wide items first, so that every tensor is aligned; then by name.
     order = sorted(tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
+    if notes and "tensors" not in notes:
+        notes = {**notes, "tensors": tensor_digests(tensors, read)}
     metadata = {"format": "pt", MANIFEST_KEY: manifest_text(peft_config, notes)}
     output.write(encode_header(_end_to_end(order), metadata))
     for tensor in order:

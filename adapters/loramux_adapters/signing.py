@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from loramux_adapters.digests import check_digests, tensor_digest
+from loramux_adapters.digests import check_digests, tensor_digests
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.manifest import manifest_text
 from loramux_adapters.package import Output, Package, tensor_reader, write_package
@@ -69,7 +69,7 @@ def sign(file: BinaryIO, package: Package, key: Path, output: Output) -> str:
     read = tensor_reader(file, package.file.data_start)
     tensors = package.file.tensors
     notes = {name: note for name, note in package.notes.items() if name != "signature"}
-    notes["tensors"] = {name: tensor_digest(tensor, read) for name, tensor in tensors.items()}
+    notes["tensors"] = tensor_digests(tensors, read)
     public = _hex(private.public_key())
     notes["signature"] = {
         "algorithm": ALGORITHM,

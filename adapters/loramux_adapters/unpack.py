@@ -18,7 +18,8 @@ def unpack(file: BinaryIO, package: Package, folder: Path) -> None:
     """Write `package`, which is open as `file`, to the new `folder` as PEFT saves an adapter.
 
     The notes of the manifest go to `loramux.json` beside PEFT's files, where packing finds them:
-    to pack the folder gives the package that was unpacked, byte for byte.
+    to pack the folder gives the package that was unpacked, byte for byte. The digests of the
+    tensors are left to packing, unless a signature is for them or they are the only note.
 
     Raises:
         PackageError: The file ends early.
@@ -28,8 +29,11 @@ def unpack(file: BinaryIO, package: Package, folder: Path) -> None:
     order = sorted(package.file.tensors.values(), key=lambda tensor: tensor.offset)
     folder.mkdir()
     (folder / CONFIG_FILE).write_text(json.dumps(package.peft_config, indent=2) + "\n", "utf-8")
-    if package.notes:
-        (folder / NOTES_FILE).write_text(json.dumps(package.notes, indent=2) + "\n", "utf-8")
+    notes = dict(package.notes)
+    if notes.keys() - {"tensors"} and "signature" not in notes:
+        notes.pop("tensors", None)
+    if notes:
+        (folder / NOTES_FILE).write_text(json.dumps(notes, indent=2) + "\n", "utf-8")
     with (folder / TENSOR_FILE).open("xb") as output:
         output.write(encode_header(order, {"format": "pt"}))
         for tensor in order:

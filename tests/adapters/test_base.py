@@ -97,17 +97,58 @@ def test_shards_stay_shards_and_other_files_come_along(loramux: Loramux, tmp_pat
     base = save_base(model, tmp_path / "base", max_shard_size="20KB")
     (base / "tokenizer.json").write_text("{}")
     (base / "pytorch_model.bin").write_bytes(b"the old model")
+    (base / "pytorch_model.bin.index.json").write_text("{}")
     (base / "other.safetensors").write_bytes(b"the old model")
     (base / "original").mkdir()
     adapter = save_adapter(model, tmp_path / "a", seed=1, r=2, target_modules="all-linear")
     assert loramux("merge", str(adapter), "--into-base", "base", "-o", "whole").code == 0
     names = {path.name for path in (tmp_path / "whole").iterdir()}
-    dropped = {"pytorch_model.bin", "other.safetensors", "original"}
+    dropped = {
+        "pytorch_model.bin", "pytorch_model.bin.index.json", "other.safetensors", "original",
+    }  # fmt: skip
     assert names == {path.name for path in base.iterdir()} - dropped
     assert sum(name.startswith("model-0") for name in names) > 2
     expected, found = merged_by_peft(base, adapter).state_dict(), loaded(tmp_path / "whole")
     for name, weight in found.state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_package_knows_the_base_that_it_was_made_for(loramux: Loramux, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    save_base(model, tmp_path / "base")
+    save_base(model, tmp_path / "shards", max_shard_size="20KB")
+    for folder in ("base", "shards"):
+        (tmp_path / folder / "tokenizer.json").write_text("{}")
+    save_adapter(model, tmp_path / "a", seed=1, r=2, target_modules=["q_proj"])
+    assert loramux("pack", "a", "-o", "package", "--base", "base").code == 0
+    for folder in ("base", "shards"):
+        done = loramux("verify", "package", "--base", folder, "--json")
+        assert json.loads(done.output)["base fingerprint"] == "that of the manifest"
+    assert loramux("unpack", "package", "-o", "folder").code == 0
+    assert loramux("pack", "folder", "-o", "again").code == 0
+    assert Path("again").read_bytes() == Path("package").read_bytes()
+
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    save_base(model, tmp_path / "tuned")
+    save_base(tiny_model("llama", num_hidden_layers=3), tmp_path / "deep")
+    save_base(tiny_model("mistral"), tmp_path / "mistral")
+    (tmp_path / "base" / "tokenizer.json").write_text("[]")
+    for folder, part in (
+        ("tuned", "weights is 'sha256:"), ("deep", "shapes is 'sha256:"),
+        ("mistral", "model_type is 'llama'"), ("base", "tokenizer is 'sha256:"),
+    ):  # fmt: skip
+        done = loramux("verify", "package", "--base", folder)
+        assert (done.code, done.output) == (1, "")
+        assert f"the package was made for another base model: {part}" in done.errors
+
+
+def test_a_base_that_is_none_is_not_noted(loramux: Loramux, tmp_path: Path) -> None:
+    write_folder(tmp_path / "a")
+    done = loramux("pack", "a", "-o", "package", "--base", "a")
+    assert done.code == 1
+    assert "base model: a/config.json cannot be read" in done.errors
+    assert not Path("package").exists()
 
 
 def test_several_adapters_go_in_with_their_weights(loramux: Loramux, tmp_path: Path) -> None:

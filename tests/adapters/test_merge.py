@@ -149,6 +149,17 @@ def test_dare_is_the_same_for_the_same_seed(folders: list[Path]) -> None:
     assert made[0] == made[1] != made[2]
 
 
+def test_a_flipped_bit_of_a_merged_adapter_is_found(
+    loramux: Loramux, poet: Path, tmp_path: Path
+) -> None:
+    assert loramux("merge", "poet", "poet", "-o", "both").code == 0
+    assert loramux("verify", "both").code == 0
+    content = bytearray((tmp_path / "both").read_bytes())
+    content[-9] ^= 1
+    (tmp_path / "both").write_bytes(content)
+    assert "is not the tensor that was packed" in loramux("verify", "both").errors
+
+
 def test_a_merge_says_where_it_is_from(folders: list[Path]) -> None:
     output = merged(folders, MergeOptions(method="ties", density=0.5, weights=WEIGHTS))
     notes: Any = read_package(output, output.seek(0, 2)).notes

@@ -4,7 +4,7 @@ import io
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loramux_adapters import PackageError, open_package, pack, read_package, unpack
 from loramux_adapters.package import digest_of
-from tests.adapters.files import CONFIG, TENSORS, package, pair, write_folder
+from tests.adapters.files import CONFIG, TENSORS, B, package, pair, write_folder
 from tests.support.adapters import save_adapter, with_adapter
 from tests.support.command_line import Loramux, Result
 from tests.support.models import tiny_model
@@ -116,7 +116,28 @@ def test_notes_travel_both_ways(tmp_path: Path) -> None:
     assert json.loads((again / "loramux.json").read_text()) == NOTES
     assert packed(again) == content
     file = io.BytesIO(content)
-    assert read_package(file, len(content)).notes == NOTES
+    notes = dict(read_package(file, len(content)).notes)
+    assert cast(dict[str, str], notes.pop("tensors")).keys() == TENSORS.keys()
+    assert notes == NOTES
+
+
+def test_digests_alone_travel_as_well(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "noted")
+    (folder / "loramux.json").write_text(json.dumps({"labels": []}))
+    file = io.BytesIO(packed(folder))
+    notes = read_package(file, len(file.getvalue())).notes
+    (folder / "loramux.json").write_text(json.dumps({"tensors": notes["tensors"]}))
+    content = packed(folder)
+    assert packed(unpacked(content, tmp_path / "again")) == content
+
+
+def test_an_adapter_may_be_trained_on_where_it_was_unpacked(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "noted")
+    (folder / "loramux.json").write_text(json.dumps(NOTES))
+    again = unpacked(packed(folder), tmp_path / "again")
+    other = write_folder(tmp_path / "other", {**TENSORS, B: ("F32", [3, 2], bytes(24))})
+    (other / "adapter_model.safetensors").replace(again / "adapter_model.safetensors")
+    assert packed(again) != packed(folder)
 
 
 def test_the_order_of_notes_is_nothing(tmp_path: Path) -> None:

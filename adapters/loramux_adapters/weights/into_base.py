@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from loramux_adapters.base import CONFIG_FILE, BaseFolder
+from loramux_adapters.base import CONFIG_FILE, INDEX_FILE, BaseFolder
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.package import Package
@@ -35,8 +35,7 @@ def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: 
     _check_tied(package, base)
     folder.mkdir()
     for path in sorted(base.path.iterdir()):
-        is_weight = path.suffix in _OTHER_WEIGHTS
-        if path.is_file() and (path.name in base.weight_files or not is_weight):
+        if path.is_file() and (path.name in base.weight_files or not _is_of_weights(path)):
             shutil.copyfile(path, folder / path.name)
     for update in read_updates(file, package):
         _add(update, base, folder)
@@ -59,6 +58,11 @@ def _add(update: Update, base: BaseFolder, folder: Path) -> None:
         after = before + (delta_OI.T if layer.is_transposed else delta_OI)
         target.seek(weight.offset)
         target.write(stored(after, weight.dtype, f"module {update.module}, added to the base"))
+
+
+def _is_of_weights(path: Path) -> bool:
+    is_other_index = path.name.endswith(".index.json") and path.name != INDEX_FILE
+    return path.suffix in _OTHER_WEIGHTS or is_other_index
 
 
 def _check_tied(package: Package, base: BaseFolder) -> None:

@@ -6,6 +6,7 @@ from typing import BinaryIO, cast
 from loramux_adapters.base import BaseFolder
 from loramux_adapters.digests import check_digests
 from loramux_adapters.errors import PackageError
+from loramux_adapters.fingerprint import check_fingerprint
 from loramux_adapters.fit import check_fit
 from loramux_adapters.package import Package, digest_of, tensor_reader
 from loramux_adapters.weights.update import read_updates
@@ -54,4 +55,7 @@ def verify(
     if base is not None:
         check_fit(package.modules, base.features(package.modules))
         done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
+        if "base" in package.notes:
+            check_fingerprint(cast(dict[str, object], package.notes["base"]), base)
+            done.append(Verified("base fingerprint", "that of the manifest"))
     return done

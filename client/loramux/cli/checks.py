@@ -19,7 +19,7 @@ def verify(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="Folder of the base model that it should fit; only headers are read."),
+        typer.Option(help="Folder of the base model that it should fit; weights are not read."),
     ] = None,
     key: Annotated[
         Path | None, typer.Option("--key", "-k", help="Public key that it should be signed with.")

@@ -11,6 +11,8 @@ from loramux.cli.output import whole_file, whole_folder
 from loramux_adapters import open_package
 from loramux_adapters import pack as write_package
 from loramux_adapters import unpack as write_folder
+from loramux_adapters.base import read_base
+from loramux_adapters.fingerprint import fingerprint
 from loramux_adapters.package import digest_of
 
 
@@ -25,12 +27,17 @@ def pack(
         Path | None,
         typer.Option("--output", "-o", help="File to write; SOURCE.safetensors if left out."),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the base model; its fingerprint is noted for `verify`."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make one file of a PEFT folder; equal input gives equal bytes."""
     target = output or Path(f"{source.resolve().name}.safetensors")
+    notes = {"base": fingerprint(read_base(base))} if base else {}
     with whole_file(target) as file:
-        write_package(source, file)
+        write_package(source, file, notes=notes)
         digest = digest_of(file)
         size = file.tell()
     if as_json:
