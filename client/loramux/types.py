@@ -9,6 +9,7 @@ from typing import TypedDict
 __all__ = [
     "Adapter",
     "AdapterIdentity",
+    "AliasMove",
     "Chunk",
     "Completion",
     "FinishReason",
@@ -83,6 +84,8 @@ class AdapterIdentity:
     name: str
     digest: str
     """`sha256:` and the hexadecimal SHA-256 of the package."""
+    tenant: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +178,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A registered adapter."""
+    """One version of a registered adapter."""
 
     name: str
+    tenant: str
+    version: int
+    """Its number, from 1; none is given twice."""
     digest: str
     size_bytes: int
     rank: int
@@ -191,6 +197,27 @@ class Adapter:
     """In UTC."""
     tier: str
     """The fastest place that holds the weights now: `stored`, `host` or `device`."""
+    aliases: tuple[str, ...]
+    """Those that stand for this version, alone or beside others."""
+
+    @property
+    def reference(self) -> str:
+        """The shortest reference to exactly this version."""
+        tenant = "" if self.tenant == "public" else f"{self.tenant}/"
+        return f"{tenant}{self.name}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One change of an alias."""
+
+    before: dict[int, int]
+    """Weight by version; empty where the alias was new."""
+    after: dict[int, int]
+    """Weight by version; empty where the alias was taken away."""
+    moved_at: datetime.datetime
+    """In UTC."""
+    moved_by: str
 
 
 @dataclass(frozen=True, slots=True)

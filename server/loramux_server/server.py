@@ -14,19 +14,23 @@ import sqlalchemy.exc
 from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import start_http_server
 
-from loramux.v1 import adapters_pb2, generation_pb2, server_pb2
+from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2, server_pb2
 from loramux_server.config import ConfigError, ServerConfig, split_address
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.services.adapters import AdapterService
+from loramux_server.services.aliases import AliasService
+from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.intake import Intake
 from loramux_server.services.server import ServerService
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import import_directory
 from loramux_server.store.registry import Registry
+from loramux_server.store.schema import NewerFormatError
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ class Server:
             config.engine, on_report=self._on_report, on_ready=self._on_ready
         )
         self._listener: Listener | None = None
-        self._adapters: AdapterService | None = None
+        self._descriptions: Descriptions | None = None
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
         self.grpc_address = ""
@@ -109,10 +113,12 @@ class Server:
             registry = Registry(folder)
         except OSError as error:
             raise ConfigError(f"--store {folder}: {error.strerror}") from None
+        except NewerFormatError as error:
+            raise ConfigError(f"--store {folder}: {error}") from None
         except sqlalchemy.exc.DatabaseError as error:
             raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
         self._exit.callback(registry.close)
-        registry.on_gone = self._on_gone
+        registry.leases.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
 
@@ -126,18 +132,24 @@ class Server:
             metrics=self._metrics,
             default_timeout=self._config.default_timeout,
         )
-        self._adapters = AdapterService(
+        self._descriptions = Descriptions(registry)
+        intake = Intake(
             registry=registry,
             engine=self._engine,
             model=model,
             base=base,
-            metrics=self._metrics,
             max_upload_bytes=self._config.max_upload,
+        )
+        adapters = AdapterService(
+            intake=intake,
+            descriptions=self._descriptions,
+            metrics=self._metrics,
             idle_timeout=self._config.upload_idle_timeout,
         )
         return {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
-            adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: self._adapters,
+            adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: adapters,
+            aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
             server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
                 model, self._config
             ),
@@ -170,19 +182,19 @@ class Server:
 
     def _on_ready(self, is_ready: bool) -> None:
         self._metrics.engine_ready(is_ready)
-        if self._adapters and not is_ready:
-            self._adapters.tiers.clear()
+        if self._descriptions and not is_ready:
+            self._descriptions.tiers.clear()
         if self._listener:
             self._listener.show_health(is_ready)
 
     def _on_report(self, report: Report) -> None:
         self._metrics.report(report)
-        if self._adapters:
+        if self._descriptions:
             for digest, tier in report.tiers.items():
                 if tier == "stored":
-                    self._adapters.tiers.pop(digest, None)
+                    self._descriptions.tiers.pop(digest, None)
                 else:
-                    self._adapters.tiers[digest] = tier
+                    self._descriptions.tiers[digest] = tier
 
     def _on_gone(self, digest: str) -> None:
         self._loop.call_soon_threadsafe(self._engine.drop, digest)

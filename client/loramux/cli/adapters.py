@@ -43,22 +43,29 @@ def push(
             must_not_exist=must_not_exist,
             progress=lambda sent, total: bar.update(task, completed=sent, total=total),
         )
-    print(json.dumps(_plain(adapter)) if as_json else f"{adapter.name} {adapter.digest}")
+    print(json.dumps(_plain(adapter)) if as_json else f"{adapter.reference} {adapter.digest}")
 
 
-def ls(server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+def ls(
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", "-a", help="Every version, not only the newest.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
     """List the registered adapters."""
     with Client(server) as client:
-        found = client.adapters.list()
+        found = client.adapters.list(all_versions=all_versions)
     if as_json:
         print(json.dumps([_plain(adapter) for adapter in found]))
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("name", "rank", "targets", "size", "tier", "source", "digest"):
+    for heading in ("name", "aliases", "rank", "targets", "size", "tier", "source", "digest"):
         table.add_column(heading, justify="right" if heading in ("rank", "size") else "left")
     for adapter in found:
         table.add_row(
-            adapter.name,
+            adapter.reference,
+            " ".join(adapter.aliases),
             str(adapter.rank),
             " ".join(adapter.target_modules),
             f"{adapter.size_bytes / 1e6:.1f} MB",
@@ -70,13 +77,15 @@ def ls(server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
 
 
 def rm(
-    names: Annotated[list[str], typer.Argument(help="Adapters to take away.")],
+    references: Annotated[
+        list[str], typer.Argument(help="Adapters to take away, or versions, as NAME:VERSION.")
+    ],
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Take adapters away; requests that use one already finish with it."""
     with Client(server) as client:
-        for name in names:
-            client.adapters.delete(name)
+        for reference in references:
+            client.adapters.delete(reference)
 
 
 def _plain(adapter: Adapter) -> dict[str, object]:

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from loramux import __version__
-from loramux.cli import adapters, bench, generate, packages
+from loramux.cli import adapters, alias, bench, generate, packages
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
 
@@ -64,6 +64,7 @@ app.command("inspect")(packages.inspect)
 app.command("push")(adapters.push)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)
+app.add_typer(alias.app, name="alias")
 app.command("bench")(bench.bench)
 
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from loramux.v1 import aliases_pb2 as _aliases_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -113,16 +114,16 @@ class UploadHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is what the adapter will be called: lower-case letters and digits, with `-`, `_` or `.`
-    between them, 63 characters at most.
+    """name is what the adapter will be called, `[tenant/]name`: lower-case letters and digits, with
+    `-`, `_` or `.` between them, 63 characters at most each.
     """
     size_bytes: _builtins.int
     """size_bytes is the exact size of the package."""
     sha256: _builtins.str
     """sha256 is the hexadecimal SHA-256 of the package."""
     must_not_exist: _builtins.bool
-    """must_not_exist refuses the upload where the name is taken by other content. By default the new
-    content replaces the old for requests that arrive later.
+    """must_not_exist refuses the upload where the name has other content as its newest version. By
+    default the new content is the next version.
     """
     def __init__(
         self,
@@ -149,7 +150,7 @@ class UploadAdapterResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
     already_existed: _builtins.bool
-    """already_existed is true where the name had this very content before."""
+    """already_existed is true where this very content is the newest version of the name already."""
     @_builtins.property
     def adapter(self) -> Global___Adapter:
         """adapter is the adapter as it is now registered."""
@@ -176,7 +177,9 @@ class GetAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the name of the adapter."""
+    """name is a reference to the adapter. Where an alias stands for several versions, it is the one
+    with the largest weight.
+    """
     def __init__(
         self,
         *,
@@ -197,18 +200,24 @@ class GetAdapterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter is the adapter."""
+        """adapter is the version that the reference stands for."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedCompositeFieldContainer[_aliases_pb2.Alias]:
+        """aliases are all aliases of the adapter, in the order of their names."""
 
     def __init__(
         self,
         *,
         adapter: Global___Adapter | None = ...,
+        aliases: _abc.Iterable[_aliases_pb2.Alias] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "aliases", b"aliases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,19 +231,23 @@ class ListAdaptersRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ALL_VERSIONS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """page_size is the most adapters to return; 0 means 100, and 1,000 is the most."""
     page_token: _builtins.str
     """page_token is the next_page_token of the page before; empty for the first page."""
+    all_versions: _builtins.bool
+    """all_versions lists every version, the newest first, instead of the newest one of each name."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        all_versions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_versions", b"all_versions", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,7 +265,7 @@ class ListAdaptersResponse(_message.Message):
     """next_page_token asks for the page after this one; empty on the last page."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
-        """adapters are in the order of their names."""
+        """adapters are in the order of tenants and names."""
 
     def __init__(
         self,
@@ -276,7 +289,9 @@ class DeleteAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the name of the adapter."""
+    """name is a reference: without tag and digest, to the whole adapter with all versions and
+    aliases; else to one version, for which no alias may stand.
+    """
     def __init__(
         self,
         *,
@@ -309,7 +324,7 @@ Global___DeleteAdapterResponse: _TypeAlias = DeleteAdapterResponse  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):
-    """Adapter describes a registered adapter."""
+    """Adapter describes one version of a registered adapter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -322,8 +337,11 @@ class Adapter(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the name that requests use."""
+    """name is the name, without tenant and tag."""
     digest: _builtins.str
     """digest is `sha256:` and the hexadecimal SHA-256 of the package."""
     size_bytes: _builtins.int
@@ -336,6 +354,10 @@ class Adapter(_message.Message):
     """source says where the adapter came from."""
     tier: Global___AdapterTier.ValueType
     """tier is the fastest place that holds the weights now."""
+    tenant: _builtins.str
+    """tenant is whose it is; `public` where nobody said."""
+    version: _builtins.int
+    """version is its number, from 1."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """target_modules are the last parts of the names of the modules that the adapter changes."""
@@ -343,6 +365,10 @@ class Adapter(_message.Message):
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """created_at is when this content was registered under this name."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """aliases are those that stand for this version, alone or beside others."""
 
     def __init__(
         self,
@@ -356,10 +382,13 @@ class Adapter(_message.Message):
         source: Global___AdapterSource.ValueType = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         tier: Global___AdapterTier.ValueType = ...,
+        tenant: _builtins.str = ...,
+        version: _builtins.int = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "target_modules", b"target_modules", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,11 @@ if _version_not_supported:
 
 class AdapterServiceStub(object):
     """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
     """
 
     def __init__(self, channel):
@@ -59,6 +64,11 @@ class AdapterServiceStub(object):
 
 class AdapterServiceServicer(object):
     """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
     """
 
     def UploadAdapter(self, request_iterator, context):
@@ -123,6 +133,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdapterService(object):
     """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
     """
 
     @staticmethod

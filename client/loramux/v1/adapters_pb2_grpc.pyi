@@ -27,7 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdapterServiceStub:
-    """AdapterService stores adapters, names them and takes them away."""
+    """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -46,7 +52,13 @@ class AdapterServiceStub:
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
-    """AdapterService stores adapters, names them and takes them away."""
+    """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.UploadAdapterResponse]  # type: ignore[assignment]
@@ -61,7 +73,13 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AdapterService stores adapters, names them and takes them away."""
+    """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
+    """
 
     @_abc_1.abstractmethod
     def UploadAdapter(

@@ -1,45 +1,24 @@
 """AdapterService: uploads, and what is registered."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
-from loramux.errors import (
-    DeadlineExceededError,
-    InvalidArgumentError,
-    LoramuxError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from loramux.errors import DeadlineExceededError, InvalidArgumentError
 from loramux.v1 import adapters_pb2
-from loramux_adapters import PackageError
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
-from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
-from loramux_server.services.limits import invalid, name_of
+from loramux_server.services.descriptions import Descriptions, alias_of
+from loramux_server.services.intake import Intake
+from loramux_server.services.limits import page_size
 from loramux_server.services.observer import outcome_of
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.blobs import Staged
-from loramux_server.store.catalog import DIRECTORY, UPLOAD, AdapterRecord
-from loramux_server.store.check import ServedBase, check_package
-from loramux_server.store.registry import Registry
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import parse_reference
 
 MIN_CHUNK_BYTES = 64 << 10
 MAX_CHUNK_BYTES = 1 << 20
 MAX_EMPTY_CHUNKS = 16
-MAX_PAGE = 1000
-DEFAULT_PAGE = 100
-PROBE_TOKENS = 8
-
-_SOURCES = {
-    UPLOAD: adapters_pb2.ADAPTER_SOURCE_UPLOAD,
-    DIRECTORY: adapters_pb2.ADAPTER_SOURCE_DIRECTORY,
-}
-_TIERS = {
-    "stored": adapters_pb2.ADAPTER_TIER_STORED,
-    "host": adapters_pb2.ADAPTER_TIER_HOST,
-    "device": adapters_pb2.ADAPTER_TIER_DEVICE,
-}
 
 
 class AdapterService:
@@ -48,23 +27,16 @@ class AdapterService:
     def __init__(
         self,
         *,
-        registry: Registry,
-        engine: EngineClient,
-        model: ModelInfo,
-        base: ServedBase,
+        intake: Intake,
+        descriptions: Descriptions,
         metrics: Metrics,
-        max_upload_bytes: int,
         idle_timeout: float,
     ) -> None:
-        self._registry = registry
-        self._engine = engine
-        self._probe_prompt = _probe_prompt(model)
-        self._base = base
+        self._intake = intake
+        self._registry = intake.registry
+        self._descriptions = descriptions
         self._metrics = metrics
-        self._max_upload_bytes = max_upload_bytes
         self._idle_timeout = idle_timeout
-        self.tiers: dict[str, str] = {}
-        """Digest -> fastest tier, as the engine reports it; what is absent is stored only."""
 
     async def UploadAdapter(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest], context: Context
@@ -83,35 +55,53 @@ class AdapterService:
         self, request: adapters_pb2.GetAdapterRequest, context: Context
     ) -> adapters_pb2.GetAdapterResponse:
         """Describe one adapter."""
-        record = self._registry.get(name_of(request.name, "name"))
-        return adapters_pb2.GetAdapterResponse(adapter=self._message(record))
+        record = self._registry.get(request.name)
+        aliases = self._registry.aliases.of(record.adapter)
+        return adapters_pb2.GetAdapterResponse(
+            adapter=self._descriptions.of(record),
+            aliases=[alias_of(alias, split) for alias, split in sorted(aliases.items())],
+        )
 
     async def ListAdapters(
         self, request: adapters_pb2.ListAdaptersRequest, context: Context
     ) -> adapters_pb2.ListAdaptersResponse:
-        """Describe a page of adapters; the page token is the last name of the page before."""
-        if request.page_size < 0:
-            raise invalid("page_size", request.page_size, f"0 to {MAX_PAGE}")
-        if request.page_token:
-            name_of(request.page_token, "page_token")
-        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        records = [r for r in self._registry.records() if r.name > request.page_token]
+        """Describe a page of adapters; the page token refers to the last one of the page before."""
+        size = page_size(request.page_size)
+        found: list[AdapterRecord] = []
+        for record in self._after(request.page_token, request.all_versions):
+            found.append(record)
+            if len(found) > size:
+                break
+        last = found[size - 1] if len(found) > size else None
         return adapters_pb2.ListAdaptersResponse(
-            adapters=[self._message(record) for record in records[:size]],
-            next_page_token=records[size - 1].name if len(records) > size else "",
+            adapters=[self._descriptions.of(record) for record in found[:size]],
+            next_page_token=(str(last) if request.all_versions else last.full_name) if last else "",
         )
 
     async def DeleteAdapter(
         self, request: adapters_pb2.DeleteAdapterRequest, context: Context
     ) -> adapters_pb2.DeleteAdapterResponse:
-        """Take an adapter away."""
+        """Take an adapter or a version away."""
         with storage_errors():
-            await finished(self._delete(name_of(request.name, "name")))
+            await finished(self._delete(request.name))
         return adapters_pb2.DeleteAdapterResponse()
 
-    async def _delete(self, name: str) -> None:
-        await asyncio.to_thread(self._registry.delete, name)
-        self._metrics.labels.forget(name)
+    async def _delete(self, reference: str) -> None:
+        gone = await asyncio.to_thread(self._registry.delete, reference)
+        if not self._registry.versions(gone[0].full_name):
+            self._metrics.labels.forget(gone[0].full_name)
+
+    def _after(self, page_token: str, all_versions: bool) -> Iterator[AdapterRecord]:
+        """Yield what comes behind the last one of a page."""
+        if not page_token:
+            yield from self._registry.records(all_versions=all_versions)
+            return
+        last = parse_reference(page_token, "page_token")
+        adapter = (last.tenant, last.name)
+        for record in self._registry.records(begin=adapter, all_versions=all_versions):
+            # The versions of one adapter come newest first.
+            if record.adapter != adapter or (last.version and record.version < last.version):
+                yield record
 
     async def _upload(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
@@ -120,39 +110,16 @@ class AdapterService:
         if first is None or first.WhichOneof("message") != "header":
             raise _protocol("the first message of an upload is its header", "header")
         header = first.header
-        self._check_header(header)
+        self._intake.check_header(header)
         staged = self._registry.stage()
         try:
             await self._receive(requests, staged, header)
-            record = await finished(asyncio.to_thread(self._publish, header.name, staged))
-            await self._probe(record)
-            registering = asyncio.to_thread(
-                self._registry.register, record, must_not_exist=header.must_not_exist
-            )
-            registered = await finished(registering)
+            record, is_new = await self._intake.take(staged, header)
         finally:
             await finished(asyncio.to_thread(self._registry.discard, staged))
         return adapters_pb2.UploadAdapterResponse(
-            adapter=self._message(registered), already_existed=registered is not record
+            adapter=self._descriptions.of(record), already_existed=not is_new
         )
-
-    def _publish(self, name: str, staged: Staged) -> AdapterRecord:
-        """Check what came and store its bytes."""
-        try:
-            package = check_package(staged.file, staged.size, self._base)
-        except PackageError as error:
-            raise InvalidArgumentError(str(error), reason=error.reason, field="chunk") from None
-        return self._registry.publish(name, staged, package)
-
-    def _check_header(self, header: adapters_pb2.UploadHeader) -> None:
-        self._registry.check_writable(name_of(header.name, "header.name"), "header.name")
-        if not 1 <= header.size_bytes <= self._max_upload_bytes:
-            raise invalid(
-                "header.size_bytes", header.size_bytes, f"1 to {self._max_upload_bytes} bytes"
-            )
-        digits = header.sha256
-        if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
-            raise invalid("header.sha256", digits, "64 lower-case hexadecimal digits")
 
     async def _receive(
         self,
@@ -190,12 +157,6 @@ class AdapterService:
                 f"{staged.size} bytes came; header.size_bytes is {header.size_bytes}",
                 "header.size_bytes",
             )
-        if staged.digest != f"sha256:{header.sha256}":
-            raise InvalidArgumentError(
-                f"the bytes have digest {staged.digest}; header.sha256 is {header.sha256}",
-                reason="DIGEST_MISMATCH",
-                field="header.sha256",
-            )
 
     async def _next(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
@@ -209,45 +170,6 @@ class AdapterService:
                 f"no message of the upload came for {self._idle_timeout:g} s",
                 reason="DEADLINE_EXCEEDED",
             ) from None
-
-    async def _probe(self, record: AdapterRecord) -> None:
-        """Generate one token with the adapter, so that what is registered is known to run."""
-        mailbox = Mailbox(on_started=lambda _: None)
-        source: AdapterSource = self._registry.source_of(record)
-        sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        request_id = self._engine.submit(mailbox, 0, self._probe_prompt, source, sampling)
-        try:
-            await mailbox.take()
-        except LoramuxError as error:
-            if isinstance(error, UnavailableError | ResourceExhaustedError):
-                raise
-            raise InvalidArgumentError(
-                f"a first token with the adapter failed: {error}",
-                reason=error.reason,
-                field="chunk",
-            ) from None
-        finally:
-            self._engine.cancel(request_id)
-
-    def _message(self, record: AdapterRecord) -> adapters_pb2.Adapter:
-        message = adapters_pb2.Adapter(
-            name=record.name,
-            digest=record.digest,
-            size_bytes=record.size_bytes,
-            rank=record.rank,
-            target_modules=record.target_modules,
-            base_model=record.base_model,
-            source=_SOURCES[record.source],
-            tier=_TIERS[self.tiers.get(record.digest, "stored")],
-        )
-        message.created_at.FromDatetime(record.created_at)
-        return message
-
-
-def _probe_prompt(model: ModelInfo) -> list[int]:
-    """Return tokens from all over the vocabulary: some have no embedding, such as padding."""
-    count = max(1, min(PROBE_TOKENS, model.context_length - 1))
-    return [model.vocab_size * (i + 1) // (count + 1) for i in range(count)]
 
 
 def _protocol(message: str, field: str) -> InvalidArgumentError:

@@ -12,6 +12,7 @@ from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.descriptions import identity_of
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
@@ -204,9 +205,10 @@ class GenerationService:
             observer.resolved("", len(tokens))
             yield _Call(request_id, tokens, None, None, chosen, text, observer)
             return
-        with self._registry.lease(request.adapter) as (record, source):
-            observer.resolved(record.name, len(tokens))
-            identity = generation_pb2.AdapterIdentity(name=record.name, digest=record.digest)
+        key = request.routing_key or secrets.token_hex(8)
+        with self._registry.lease(request.adapter, key=key) as (record, source):
+            observer.resolved(record.full_name, len(tokens))
+            identity = identity_of(record)
             yield _Call(request_id, tokens, source, identity, chosen, text, observer)
 
     def _deadline(self, context: Context) -> "_Deadline":

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from loramux_adapters import PackageError, check_adapter_name, pack
 from loramux_adapters.package import CONFIG_FILE, TENSOR_FILE, is_peft_folder
-from loramux_server.store.catalog import UPLOAD
 from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.record import UPLOAD
 from loramux_server.store.registry import Registry, directory_record
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def _entries(directory: Path) -> dict[str, Path]:
 
 
 def _import(path: Path, name: str, stamp: str, registry: Registry, base: ServedBase) -> None:
-    if name in registry.names() and registry.get(name).source == UPLOAD:
+    if any(record.source == UPLOAD for record in registry.versions(name)):
         raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
     staged = registry.stage()
     try:

@@ -1,0 +1,164 @@
+"""What the blocking client does with adapters."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+
+from loramux import _adapter_wire as wire
+from loramux import _wire
+from loramux._upload import Progress, open_upload
+from loramux.types import Adapter, AliasMove
+from loramux.v1 import adapters_pb2, aliases_pb2
+from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.aliases_pb2_grpc import AliasServiceStub
+
+
+class Adapters:
+    """The adapters that are registered with a server.
+
+    They are named by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or an
+    alias, and without one the newest version is meant.
+    """
+
+    def __init__(self, channel: grpc.Channel, timeout: float) -> None:
+        self._service = AdapterServiceStub(channel)
+        self._aliases = AliasServiceStub(channel)
+        self._timeout = timeout
+
+    def upload(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        must_not_exist: bool = False,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Adapter:
+        """Register the PEFT folder or package at `path` as the next version of `name`.
+
+        Content that is the newest version already gets no second number.
+
+        Args:
+            name: What requests will call the adapter, `[tenant/]name`.
+            path: A folder that PEFT's `save_pretrained` wrote, or a package.
+            must_not_exist: Refuse if the newest version of `name` has other content.
+            progress: Called with (bytes sent, bytes in all).
+            timeout: Seconds that the call may take.
+        """
+        with open_upload(name, path, must_not_exist=must_not_exist) as upload, _wire.raising():
+            response = self._service.UploadAdapter(
+                upload.messages(progress), timeout=self._timeout if timeout is None else timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def get(self, reference: str) -> Adapter:
+        """Return the version that `reference` stands for; of several, the one of most weight."""
+        with _wire.raising():
+            response = self._service.GetAdapter(
+                adapters_pb2.GetAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def delete(self, reference: str) -> None:
+        """Take an adapter away, or one version if `reference` says which.
+
+        Requests that use it already finish with it.
+        """
+        with _wire.raising():
+            self._service.DeleteAdapter(
+                adapters_pb2.DeleteAdapterRequest(name=reference), timeout=self._timeout
+            )
+
+    def aliases(self, name: str) -> dict[str, dict[int, int]]:
+        """Return what each alias of an adapter stands for: weight by version."""
+        with _wire.raising():
+            response = self._service.GetAdapter(
+                adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
+            )
+            return {alias.alias: wire.weights(alias.split) for alias in response.aliases}
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        *,
+        version: int | None = None,
+        weights: wire.Weights | None = None,
+        expected: int | wire.Weights | None = None,
+        by: str = "",
+    ) -> dict[int, int]:
+        """Let `alias` stand for one version, or for several by weight, and return that.
+
+        Requests that resolved the alias before keep what they have.
+
+        Args:
+            name: The adapter, `[tenant/]name`.
+            alias: The tag that moves.
+            version: What it is to stand for.
+            weights: Or these versions, each with its share of the routing keys.
+            expected: Raise an AbortedError unless the alias stands for this version, or for these;
+                for nothing yet, if empty.
+            by: Who moves it, for the history; by default the address of this client.
+        """
+        request = wire.set_alias_request(name, alias, version, weights, expected, by)
+        with _wire.raising():
+            response = self._aliases.SetAlias(request, timeout=self._timeout)
+            return wire.weights(response.alias.split)
+
+    def delete_alias(
+        self, name: str, alias: str, *, expected: int | wire.Weights | None = None, by: str = ""
+    ) -> None:
+        """Take an alias away; the versions stay. See `set_alias`."""
+        request = aliases_pb2.DeleteAliasRequest(
+            name=name, alias=alias, expected=wire.expected_split(expected), moved_by=by
+        )
+        with _wire.raising():
+            self._aliases.DeleteAlias(request, timeout=self._timeout)
+
+    def roll_back(self, name: str, alias: str, *, by: str = "") -> dict[int, int]:
+        """Let `alias` stand for what it stood for before its last move, and return that."""
+        request = aliases_pb2.RollBackAliasRequest(name=name, alias=alias, moved_by=by)
+        with _wire.raising():
+            response = self._aliases.RollBackAlias(request, timeout=self._timeout)
+            return wire.weights(response.alias.split)
+
+    def alias_moves(self, name: str, alias: str, *, limit: int = 100) -> list[AliasMove]:
+        """Return the last moves of an alias, the newest first."""
+        found: list[AliasMove] = []
+        token = ""
+        with _wire.raising():
+            while limit > len(found):
+                response = self._aliases.ListAliasMoves(
+                    aliases_pb2.ListAliasMovesRequest(
+                        name=name,
+                        alias=alias,
+                        page_size=min(limit - len(found), wire.PAGE_SIZE),
+                        page_token=token,
+                    ),
+                    timeout=self._timeout,
+                )
+                found += [wire.move(move) for move in response.moves]
+                token = response.next_page_token
+                if not token:
+                    break
+        return found
+
+    def list(self, *, all_versions: bool = False) -> list[Adapter]:
+        """Return the newest version of each adapter in the order of their names, or all of them."""
+        return list(self._pages(all_versions))
+
+    def _pages(self, all_versions: bool) -> Iterator[Adapter]:
+        token = ""
+        with _wire.raising():
+            while True:
+                response = self._service.ListAdapters(
+                    adapters_pb2.ListAdaptersRequest(
+                        page_size=wire.PAGE_SIZE, page_token=token, all_versions=all_versions
+                    ),
+                    timeout=self._timeout,
+                )
+                yield from map(wire.adapter, response.adapters)
+                token = response.next_page_token
+                if not token:
+                    return

@@ -1,0 +1,151 @@
+"""What the asynchronous client does with adapters: the names of the blocking one, with `await`."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+
+from loramux import _adapter_wire as wire
+from loramux import _wire
+from loramux._upload import Progress, open_upload
+from loramux.types import Adapter, AliasMove
+from loramux.v1 import adapters_pb2, aliases_pb2
+from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.aliases_pb2_grpc import AliasServiceStub
+
+
+class AsyncAdapters:
+    """The adapters that are registered with a server.
+
+    They are named by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or an
+    alias, and without one the newest version is meant.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        self._service = AdapterServiceStub(channel)
+        self._aliases = AliasServiceStub(channel)
+        self._timeout = timeout
+
+    async def upload(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        must_not_exist: bool = False,
+        progress: Progress | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+    ) -> Adapter:
+        """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
+        opening = open_upload(name, path, must_not_exist=must_not_exist)
+        with contextlib.ExitStack() as exit, _wire.raising():
+            # Packing and hashing gigabytes takes seconds.
+            upload = await asyncio.to_thread(exit.enter_context, opening)
+            response = await self._service.UploadAdapter(
+                upload.messages(progress), timeout=self._timeout if timeout is None else timeout
+            )
+            return wire.adapter(response.adapter)
+
+    async def get(self, reference: str) -> Adapter:
+        """Return the version that `reference` stands for; of several, the one of most weight."""
+        with _wire.raising():
+            response = await self._service.GetAdapter(
+                adapters_pb2.GetAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    async def delete(self, reference: str) -> None:
+        """Take an adapter away, or one version if `reference` says which.
+
+        Requests that use it already finish with it.
+        """
+        with _wire.raising():
+            await self._service.DeleteAdapter(
+                adapters_pb2.DeleteAdapterRequest(name=reference), timeout=self._timeout
+            )
+
+    async def aliases(self, name: str) -> dict[str, dict[int, int]]:
+        """Return what each alias of an adapter stands for: weight by version."""
+        with _wire.raising():
+            response = await self._service.GetAdapter(
+                adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
+            )
+            return {alias.alias: wire.weights(alias.split) for alias in response.aliases}
+
+    async def set_alias(
+        self,
+        name: str,
+        alias: str,
+        *,
+        version: int | None = None,
+        weights: wire.Weights | None = None,
+        expected: int | wire.Weights | None = None,
+        by: str = "",
+    ) -> dict[int, int]:
+        """Let `alias` stand for one version, or for several by weight, and return that.
+
+        See `Adapters.set_alias`.
+        """
+        request = wire.set_alias_request(name, alias, version, weights, expected, by)
+        with _wire.raising():
+            response = await self._aliases.SetAlias(request, timeout=self._timeout)
+            return wire.weights(response.alias.split)
+
+    async def delete_alias(
+        self, name: str, alias: str, *, expected: int | wire.Weights | None = None, by: str = ""
+    ) -> None:
+        """Take an alias away; the versions stay. See `set_alias`."""
+        request = aliases_pb2.DeleteAliasRequest(
+            name=name, alias=alias, expected=wire.expected_split(expected), moved_by=by
+        )
+        with _wire.raising():
+            await self._aliases.DeleteAlias(request, timeout=self._timeout)
+
+    async def roll_back(self, name: str, alias: str, *, by: str = "") -> dict[int, int]:
+        """Let `alias` stand for what it stood for before its last move, and return that."""
+        request = aliases_pb2.RollBackAliasRequest(name=name, alias=alias, moved_by=by)
+        with _wire.raising():
+            response = await self._aliases.RollBackAlias(request, timeout=self._timeout)
+            return wire.weights(response.alias.split)
+
+    async def alias_moves(self, name: str, alias: str, *, limit: int = 100) -> list[AliasMove]:
+        """Return the last moves of an alias, the newest first."""
+        found: list[AliasMove] = []
+        token = ""
+        with _wire.raising():
+            while limit > len(found):
+                response = await self._aliases.ListAliasMoves(
+                    aliases_pb2.ListAliasMovesRequest(
+                        name=name,
+                        alias=alias,
+                        page_size=min(limit - len(found), wire.PAGE_SIZE),
+                        page_token=token,
+                    ),
+                    timeout=self._timeout,
+                )
+                found += [wire.move(move) for move in response.moves]
+                token = response.next_page_token
+                if not token:
+                    break
+        return found
+
+    async def list(self, *, all_versions: bool = False) -> list[Adapter]:
+        """Return the newest version of each adapter in the order of their names, or all of them."""
+        return [adapter async for adapter in self._pages(all_versions)]
+
+    async def _pages(self, all_versions: bool) -> AsyncIterator[Adapter]:
+        token = ""
+        with _wire.raising():
+            while True:
+                response = await self._service.ListAdapters(
+                    adapters_pb2.ListAdaptersRequest(
+                        page_size=wire.PAGE_SIZE, page_token=token, all_versions=all_versions
+                    ),
+                    timeout=self._timeout,
+                )
+                for message in response.adapters:
+                    yield wire.adapter(message)
+                token = response.next_page_token
+                if not token:
+                    return
