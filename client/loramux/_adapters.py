@@ -1,5 +1,6 @@
 """What the blocking client does with adapters."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import grpc
 
 from loramux import _adapter_wire as wire
 from loramux import _wire
-from loramux._upload import Progress, open_upload
+from loramux._upload import Progress, Upload, open_upload
+from loramux.errors import LoramuxError
 from loramux.types import Adapter, AliasMove
-from loramux.v1 import adapters_pb2, aliases_pb2
+from loramux.v1 import adapters_pb2, aliases_pb2, uploads_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.aliases_pb2_grpc import AliasServiceStub
+from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
 
 class Adapters:
@@ -24,6 +27,7 @@ class Adapters:
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
         self._service = AdapterServiceStub(channel)
         self._aliases = AliasServiceStub(channel)
+        self._uploads = UploadServiceStub(channel)
         self._timeout = timeout
 
     def upload(
@@ -37,20 +41,28 @@ class Adapters:
     ) -> Adapter:
         """Register the PEFT folder or package at `path` as the next version of `name`.
 
-        Content that is the newest version already gets no second number.
+        Content that is the newest version already gets no second number, and content that the
+        tenant has at all is not sent again. A broken connection or a restart of the server is
+        waited for, and the upload goes on where it was.
 
         Args:
             name: What requests will call the adapter, `[tenant/]name`.
             path: A folder that PEFT's `save_pretrained` wrote, or a package.
             must_not_exist: Refuse if the newest version of `name` has other content.
-            progress: Called with (bytes sent, bytes in all).
+            progress: Called with (bytes sent, bytes in all); an interruption can set it back.
             timeout: Seconds that the call may take.
         """
-        with open_upload(name, path, must_not_exist=must_not_exist) as upload, _wire.raising():
-            response = self._service.UploadAdapter(
-                upload.messages(progress), timeout=self._timeout if timeout is None else timeout
-            )
-            return wire.adapter(response.adapter)
+        seconds = self._timeout if timeout is None else timeout
+        opening = open_upload(
+            name, path, must_not_exist=must_not_exist, progress=progress, timeout=seconds
+        )
+        with opening as upload:
+            while True:
+                try:
+                    with _wire.raising():
+                        return self._attempt(upload)
+                except LoramuxError as error:
+                    time.sleep(upload.delay(error))
 
     def get(self, reference: str) -> Adapter:
         """Return the version that `reference` stands for; of several, the one of most weight."""
@@ -147,6 +159,20 @@ class Adapters:
     def list(self, *, all_versions: bool = False) -> list[Adapter]:
         """Return the newest version of each adapter in the order of their names, or all of them."""
         return list(self._pages(all_versions))
+
+    def _attempt(self, upload: Upload) -> Adapter:
+        """Send what the server does not have, and let it register the whole."""
+        started = self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
+        is_missing = upload.started(started)
+        if started.HasField("adapter"):
+            return wire.adapter(started.adapter)
+        if is_missing:
+            chunks = upload.chunks(started.upload_id)
+            self._uploads.SendChunks(chunks, timeout=upload.remaining)
+        finished = self._uploads.FinishUpload(
+            uploads_pb2.FinishUploadRequest(upload_id=started.upload_id), timeout=upload.remaining
+        )
+        return wire.adapter(finished.adapter)
 
     def _pages(self, all_versions: bool) -> Iterator[Adapter]:
         token = ""

@@ -9,11 +9,13 @@ import grpc
 
 from loramux import _adapter_wire as wire
 from loramux import _wire
-from loramux._upload import Progress, open_upload
+from loramux._upload import Progress, Upload, open_upload
+from loramux.errors import LoramuxError
 from loramux.types import Adapter, AliasMove
-from loramux.v1 import adapters_pb2, aliases_pb2
+from loramux.v1 import adapters_pb2, aliases_pb2, uploads_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.aliases_pb2_grpc import AliasServiceStub
+from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
 
 class AsyncAdapters:
@@ -26,6 +28,7 @@ class AsyncAdapters:
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
         self._service = AdapterServiceStub(channel)
         self._aliases = AliasServiceStub(channel)
+        self._uploads = UploadServiceStub(channel)
         self._timeout = timeout
 
     async def upload(
@@ -38,14 +41,19 @@ class AsyncAdapters:
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
     ) -> Adapter:
         """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
-        opening = open_upload(name, path, must_not_exist=must_not_exist)
-        with contextlib.ExitStack() as exit, _wire.raising():
+        seconds = self._timeout if timeout is None else timeout
+        opening = open_upload(
+            name, path, must_not_exist=must_not_exist, progress=progress, timeout=seconds
+        )
+        with contextlib.ExitStack() as exit:
             # Packing and hashing gigabytes takes seconds.
             upload = await asyncio.to_thread(exit.enter_context, opening)
-            response = await self._service.UploadAdapter(
-                upload.messages(progress), timeout=self._timeout if timeout is None else timeout
-            )
-            return wire.adapter(response.adapter)
+            while True:
+                try:
+                    with _wire.raising():
+                        return await self._attempt(upload)
+                except LoramuxError as error:
+                    await asyncio.sleep(upload.delay(error))
 
     async def get(self, reference: str) -> Adapter:
         """Return the version that `reference` stands for; of several, the one of most weight."""
@@ -133,6 +141,20 @@ class AsyncAdapters:
     async def list(self, *, all_versions: bool = False) -> list[Adapter]:
         """Return the newest version of each adapter in the order of their names, or all of them."""
         return [adapter async for adapter in self._pages(all_versions)]
+
+    async def _attempt(self, upload: Upload) -> Adapter:
+        """Send what the server does not have, and let it register the whole."""
+        started = await self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
+        is_missing = upload.started(started)
+        if started.HasField("adapter"):
+            return wire.adapter(started.adapter)
+        if is_missing:
+            chunks = upload.chunks(started.upload_id)
+            await self._uploads.SendChunks(chunks, timeout=upload.remaining)
+        finished = await self._uploads.FinishUpload(
+            uploads_pb2.FinishUploadRequest(upload_id=started.upload_id), timeout=upload.remaining
+        )
+        return wire.adapter(finished.adapter)
 
     async def _pages(self, all_versions: bool) -> AsyncIterator[Adapter]:
         token = ""

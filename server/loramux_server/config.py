@@ -47,6 +47,12 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     upload_idle_timeout: Annotated[
         float, Meta(gt=0, description="Longest wait in seconds for the next piece of an upload.")
     ] = 30.0
+    upload_expiry: Annotated[
+        float,
+        Meta(
+            gt=0, description="Seconds after which an upload is deleted that nobody goes on with."
+        ),
+    ] = 86400.0
     default_timeout: Annotated[
         float, Meta(gt=0, description="Seconds for a call that has no deadline.")
     ] = 600.0

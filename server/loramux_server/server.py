@@ -11,21 +11,15 @@ from pathlib import Path
 
 import platformdirs
 import sqlalchemy.exc
-from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import start_http_server
 
-from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2, server_pb2
 from loramux_server.config import ConfigError, ServerConfig, split_address
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.aliases import AliasService
+from loramux_server.services.build import build_services
 from loramux_server.services.descriptions import Descriptions
-from loramux_server.services.generation import GenerationService
-from loramux_server.services.intake import Intake
-from loramux_server.services.server import ServerService
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import import_directory
@@ -33,6 +27,9 @@ from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 
 _log = logging.getLogger(__name__)
+
+EXPIRE_SECONDS = 60.0
+"""How often old uploads are looked for."""
 
 
 class Server:
@@ -100,7 +97,19 @@ class Server:
         await _import(adapters, registry, base)
         listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)
         self._exit.push_async_callback(listener.close)
-        await listener.open(self._services(registry, model, base))
+        services = build_services(
+            registry=registry,
+            engine=self._engine,
+            model=model,
+            base=base,
+            metrics=self._metrics,
+            config=self._config,
+        )
+        self._descriptions = services.descriptions
+        self._exit.callback(services.uploads.close)
+        expiring = asyncio.create_task(services.uploads.expire(EXPIRE_SECONDS))
+        self._exit.callback(expiring.cancel)
+        await listener.open(services.by_descriptor)
         self._listener = listener
         self.grpc_address = listener.address
         self._write_ready_file()
@@ -121,39 +130,6 @@ class Server:
         registry.leases.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
-
-    def _services(
-        self, registry: Registry, model: ModelInfo, base: ServedBase
-    ) -> dict[ServiceDescriptor, object]:
-        generation = GenerationService(
-            engine=self._engine,
-            registry=registry,
-            model=model,
-            metrics=self._metrics,
-            default_timeout=self._config.default_timeout,
-        )
-        self._descriptions = Descriptions(registry)
-        intake = Intake(
-            registry=registry,
-            engine=self._engine,
-            model=model,
-            base=base,
-            max_upload_bytes=self._config.max_upload,
-        )
-        adapters = AdapterService(
-            intake=intake,
-            descriptions=self._descriptions,
-            metrics=self._metrics,
-            idle_timeout=self._config.upload_idle_timeout,
-        )
-        return {
-            generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
-            adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: adapters,
-            aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
-            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
-                model, self._config
-            ),
-        }
 
     def _serve_metrics(self) -> None:
         host, port = split_address("metrics", self._config.metrics)

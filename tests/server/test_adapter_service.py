@@ -12,6 +12,7 @@ from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import UploadAdapterRequest
 from loramux_server.metrics import Metrics
 from loramux_server.services.adapters import AdapterService
+from loramux_server.services.chunks import Chunks
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.intake import Intake
 from loramux_server.store.blobs import Blobs
@@ -47,7 +48,7 @@ def service(registry: Registry, submit: Callable[..., int] = unavailable) -> Ada
         max_upload_bytes=1 << 20,
     )
     return AdapterService(
-        intake=intake, descriptions=Descriptions(registry), metrics=Metrics(), idle_timeout=30
+        intake=intake, descriptions=Descriptions(registry), metrics=Metrics(), chunks=Chunks(30)
     )
 
 

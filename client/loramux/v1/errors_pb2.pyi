@@ -78,6 +78,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_VERSION_IN_USE: _ErrorReason.ValueType  # 25
     """ERROR_REASON_VERSION_IN_USE means that an alias stands for the version."""
+    ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 26
+    """ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
+    ERROR_REASON_TOO_MANY_UPLOADS: _ErrorReason.ValueType  # 27
+    """ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -140,6 +144,10 @@ last move, or that was deleted.
 """
 ERROR_REASON_VERSION_IN_USE: ErrorReason.ValueType  # 25
 """ERROR_REASON_VERSION_IN_USE means that an alias stands for the version."""
+ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 26
+"""ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
+ERROR_REASON_TOO_MANY_UPLOADS: ErrorReason.ValueType  # 27
+"""ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-from loramux.errors import DeadlineExceededError, InvalidArgumentError
 from loramux.v1 import adapters_pb2
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.chunks import MIN_BYTES, Chunks, protocol_error, small_chunk
 from loramux_server.services.descriptions import Descriptions, alias_of
 from loramux_server.services.intake import Intake
 from loramux_server.services.limits import page_size
@@ -16,8 +16,6 @@ from loramux_server.store.blobs import Staged
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_reference
 
-MIN_CHUNK_BYTES = 64 << 10
-MAX_CHUNK_BYTES = 1 << 20
 MAX_EMPTY_CHUNKS = 16
 
 
@@ -30,13 +28,13 @@ class AdapterService:
         intake: Intake,
         descriptions: Descriptions,
         metrics: Metrics,
-        idle_timeout: float,
+        chunks: Chunks,
     ) -> None:
         self._intake = intake
         self._registry = intake.registry
         self._descriptions = descriptions
         self._metrics = metrics
-        self._idle_timeout = idle_timeout
+        self._chunks = chunks
 
     async def UploadAdapter(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest], context: Context
@@ -106,9 +104,9 @@ class AdapterService:
     async def _upload(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
     ) -> adapters_pb2.UploadAdapterResponse:
-        first = await self._next(requests)
+        first = await self._chunks.next(requests)
         if first is None or first.WhichOneof("message") != "header":
-            raise _protocol("the first message of an upload is its header", "header")
+            raise protocol_error("the first message of an upload is its header", "header")
         header = first.header
         self._intake.check_header(header)
         staged = self._registry.stage()
@@ -130,47 +128,26 @@ class AdapterService:
         """Write the chunks that follow the header, which have to be what it declares."""
         num_empty = 0
         was_small = False
-        while (request := await self._next(requests)) is not None:
+        while (request := await self._chunks.next(requests)) is not None:
             if request.WhichOneof("message") == "header":
-                raise _protocol("a header came twice", "header")
+                raise protocol_error("a header came twice", "header")
             chunk = request.chunk
             num_empty += not chunk
             if num_empty > MAX_EMPTY_CHUNKS:
-                raise _protocol(f"more than {MAX_EMPTY_CHUNKS} empty chunks", "chunk")
-            if len(chunk) > MAX_CHUNK_BYTES:
-                raise _protocol(
-                    f"a chunk has {len(chunk)} bytes; at most {MAX_CHUNK_BYTES}", "chunk"
-                )
+                raise protocol_error(f"more than {MAX_EMPTY_CHUNKS} empty chunks", "chunk")
+            # Whether a small one is the last shows with the next.
+            self._chunks.check_size(chunk, is_last=True)
             if chunk and was_small:
-                raise _protocol(
-                    f"a chunk before the last has less than {MIN_CHUNK_BYTES} bytes", "chunk"
-                )
-            was_small = was_small or 0 < len(chunk) < MIN_CHUNK_BYTES
+                raise small_chunk()
+            was_small = was_small or 0 < len(chunk) < MIN_BYTES
             if staged.size + len(chunk) > header.size_bytes:
-                raise _protocol(
+                raise protocol_error(
                     f"more bytes came than header.size_bytes, {header.size_bytes}",
                     "header.size_bytes",
                 )
             await finished(asyncio.to_thread(staged.write, chunk))
         if staged.size != header.size_bytes:
-            raise _protocol(
+            raise protocol_error(
                 f"{staged.size} bytes came; header.size_bytes is {header.size_bytes}",
                 "header.size_bytes",
             )
-
-    async def _next(
-        self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
-    ) -> adapters_pb2.UploadAdapterRequest | None:
-        """Return the next message of an upload, or None at its end."""
-        try:
-            async with asyncio.timeout(self._idle_timeout):
-                return await anext(requests, None)
-        except TimeoutError:
-            raise DeadlineExceededError(
-                f"no message of the upload came for {self._idle_timeout:g} s",
-                reason="DEADLINE_EXCEEDED",
-            ) from None
-
-
-def _protocol(message: str, field: str) -> InvalidArgumentError:
-    return InvalidArgumentError(message, reason="UPLOAD_PROTOCOL", field=field)

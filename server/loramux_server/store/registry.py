@@ -38,7 +38,8 @@ class Registry:
             StoreLockedError: Another server uses the folder.
             NewerFormatError: A newer version of the server wrote it.
         """
-        self._blobs = Blobs(folder)
+        self.blobs = Blobs(folder)
+        """The bytes, by digest."""
         self.catalog = Catalog.in_folder(folder)
         self._names = Names(
             self.catalog.versions(), self.catalog.last_versions(), self.catalog.aliases()
@@ -48,10 +49,10 @@ class Registry:
         self._writing = threading.Lock()
         """Held to change names on disk and in memory alike, and while unused bytes go."""
         self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
-        self.leases = Leases(self._names, self._blobs, self._writing, self._lock)
+        self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
         self.on_change: Callable[[AdapterRecord, bool], None] = lambda record, is_there: None
         """Called with a version that came, changed or went, and whether it is there now."""
-        self._blobs.recover(self._names.digests())
+        self.blobs.recover(self._names.digests())
 
     def __len__(self) -> int:
         return len(self._names)
@@ -119,7 +120,7 @@ class Registry:
         """Return what the engine needs to load `record`."""
         return AdapterSource(
             record.digest,
-            str(self._blobs.path(record.digest)),
+            str(self.blobs.path(record.digest)),
             record.rank,
             record.num_bytes,
             record.item_bytes,
@@ -127,7 +128,7 @@ class Registry:
 
     def stage(self) -> Staged:
         """Open a file for a package that is on its way; `discard` it in the end."""
-        return self._blobs.stage()
+        return self.blobs.stage()
 
     def publish(self, name: str, staged: Staged, package: Package) -> AdapterRecord:
         """Store the bytes of a checked package, not yet its name, until `staged` is discarded.
@@ -137,7 +138,7 @@ class Registry:
         reference = parse_name(name, "name")
         self.leases.keep(staged.digest)
         staged.is_leased = True
-        self._blobs.publish(staged)
+        self.blobs.publish(staged)
         return AdapterRecord(
             tenant=reference.tenant,
             name=reference.name,
@@ -154,7 +155,7 @@ class Registry:
 
     def discard(self, staged: Staged) -> None:
         """Delete what was staged, and also the bytes that it published if they have no name."""
-        self._blobs.discard(staged)
+        self.blobs.discard(staged)
         if staged.is_leased:
             self.leases.let_go(staged.digest)
 
@@ -259,7 +260,7 @@ class Registry:
         """Close the database and let another server use the folder."""
         self.leases.close()
         self.catalog.close()
-        self._blobs.close()
+        self.blobs.close()
 
     def _outdated(self, record: AdapterRecord) -> list[AdapterRecord]:
         """Return the versions that go when `record` comes: of files that are there no more."""
