@@ -2,9 +2,10 @@
 
 import datetime
 from collections.abc import Mapping
+from typing import TypeVar
 
 from loramux.errors import InvalidArgumentError
-from loramux.types import Adapter, AliasMove
+from loramux.types import Adapter, AdapterChange, AdapterStatus, AliasMove
 from loramux.v1 import adapters_pb2, aliases_pb2
 
 PAGE_SIZE = 1000
@@ -18,6 +19,15 @@ _TIERS = {
     adapters_pb2.ADAPTER_TIER_HOST: "host",
     adapters_pb2.ADAPTER_TIER_DEVICE: "device",
 }
+_CHANGES = {
+    adapters_pb2.ADAPTER_CHANGE_EXISTING: "existing",
+    adapters_pb2.ADAPTER_CHANGE_REGISTERED: "registered",
+    adapters_pb2.ADAPTER_CHANGE_UPDATED: "updated",
+    adapters_pb2.ADAPTER_CHANGE_MOVED: "moved",
+    adapters_pb2.ADAPTER_CHANGE_DELETED: "deleted",
+}
+
+N = TypeVar("N")
 
 Weights = Mapping[int, int] | Mapping[str, int]
 """Weight by version."""
@@ -25,6 +35,7 @@ Weights = Mapping[int, int] | Mapping[str, int]
 
 def adapter(message: adapters_pb2.Adapter) -> Adapter:
     """Return the value of a version of an adapter."""
+    status = message.status
     return Adapter(
         name=message.name,
         tenant=message.tenant,
@@ -38,6 +49,45 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         created_at=message.created_at.ToDatetime(tzinfo=datetime.UTC),
         tier=_TIERS.get(message.tier, ""),
         aliases=tuple(message.aliases),
+        is_pinned=message.is_pinned,
+        status=AdapterStatus(
+            is_loading=status.is_loading,
+            load_failure=status.load_failure,
+            memory_bytes=status.memory_bytes,
+            calls=status.calls,
+            requests=status.requests,
+            hits=status.hits,
+            loads=status.loads,
+            last_used_at=(
+                status.last_used_at.ToDatetime(tzinfo=datetime.UTC)
+                if status.HasField("last_used_at")
+                else None
+            ),
+        ),
+    )
+
+
+def change(message: adapters_pb2.WatchAdaptersResponse) -> AdapterChange:
+    """Return the value of a change; of a newer server it may be of no kind known here."""
+    return AdapterChange(_CHANGES.get(message.change, ""), adapter(message.adapter))
+
+
+def list_request(
+    token: str, *, all_versions: bool, tenant: str, name_prefix: str, source: str, tier: str
+) -> adapters_pb2.ListAdaptersRequest:
+    """Return the message for a page of a list.
+
+    Raises:
+        InvalidArgumentError: There is no such source or tier.
+    """
+    return adapters_pb2.ListAdaptersRequest(
+        page_size=PAGE_SIZE,
+        page_token=token,
+        all_versions=all_versions,
+        tenant=tenant,
+        name_prefix=name_prefix,
+        source=_number(_SOURCES, "source", source) or adapters_pb2.ADAPTER_SOURCE_UNSPECIFIED,
+        tier=_number(_TIERS, "tier", tier) or adapters_pb2.ADAPTER_TIER_UNSPECIFIED,
     )
 
 
@@ -89,6 +139,20 @@ def expected_split(expected: int | Weights | None) -> aliases_pb2.Split | None:
         InvalidArgumentError: A value does not fit.
     """
     return None if expected is None else _split("expected", expected)
+
+
+def _number(names: Mapping[N, str], field: str, name: str) -> N | None:
+    """Return the number of `name` on the wire; None for all."""
+    if not name:
+        return None
+    for number, known in names.items():
+        if known == name:
+            return number
+    raise InvalidArgumentError(
+        f"{field} is {name!r}; there is {', '.join(names.values())}",
+        reason="INVALID_FIELD",
+        field=field,
+    )
 
 
 def _split(field: str, value: int | Weights | None) -> aliases_pb2.Split:

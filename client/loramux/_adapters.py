@@ -8,12 +8,14 @@ import grpc
 
 from loramux import _adapter_wire as wire
 from loramux import _wire
+from loramux._download import open_download
 from loramux._upload import Progress, Upload, open_upload
 from loramux.errors import LoramuxError
-from loramux.types import Adapter, AliasMove
-from loramux.v1 import adapters_pb2, aliases_pb2, uploads_pb2
+from loramux.types import Adapter, AdapterChange, AliasMove
+from loramux.v1 import adapters_pb2, aliases_pb2, residency_pb2, uploads_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.aliases_pb2_grpc import AliasServiceStub
+from loramux.v1.residency_pb2_grpc import ResidencyServiceStub
 from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
 
@@ -28,6 +30,7 @@ class Adapters:
         self._service = AdapterServiceStub(channel)
         self._aliases = AliasServiceStub(channel)
         self._uploads = UploadServiceStub(channel)
+        self._residency = ResidencyServiceStub(channel)
         self._timeout = timeout
 
     def upload(
@@ -72,15 +75,69 @@ class Adapters:
             )
             return wire.adapter(response.adapter)
 
-    def delete(self, reference: str) -> None:
+    def delete(self, reference: str, *, wait: bool = False) -> None:
         """Take an adapter away, or one version if `reference` says which.
 
         Requests that use it already finish with it.
+
+        Args:
+            reference: `[tenant/]name` for all versions and aliases, or one version.
+            wait: Return only when no call uses any more what was taken away.
         """
         with _wire.raising():
             self._service.DeleteAdapter(
-                adapters_pb2.DeleteAdapterRequest(name=reference), timeout=self._timeout
+                adapters_pb2.DeleteAdapterRequest(name=reference, wait=wait), timeout=self._timeout
             )
+
+    def download(
+        self, reference: str, path: str | Path, *, progress: Progress | None = None
+    ) -> Adapter:
+        """Write the package of a version to the file `path`, whole or not at all, and return it."""
+        request = adapters_pb2.DownloadAdapterRequest(name=reference)
+        with open_download(path, progress) as download, _wire.raising():
+            for response in self._service.DownloadAdapter(request, timeout=self._timeout):
+                download.take(response)
+            return download.finish()
+
+    def pin(self, reference: str) -> Adapter:
+        """Keep a version on the device, also after a restart; return when it is there."""
+        with _wire.raising():
+            response = self._residency.PinAdapter(
+                residency_pb2.PinAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def unpin(self, reference: str) -> Adapter:
+        """Let a version go again when others need its room."""
+        with _wire.raising():
+            response = self._residency.UnpinAdapter(
+                residency_pb2.UnpinAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def prefetch(self, reference: str) -> Adapter:
+        """Bring a version to the device; return when it is there."""
+        with _wire.raising():
+            response = self._residency.PrefetchAdapter(
+                residency_pb2.PrefetchAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def watch(
+        self, name: str = "", *, include_existing: bool = False, timeout: float | None = None
+    ) -> Iterator[AdapterChange]:
+        """Yield changes of one adapter, or of all, as they happen; closing the iterator ends it.
+
+        With `include_existing`, what is registered comes first, so that nothing is missed between.
+        """
+        request = adapters_pb2.WatchAdaptersRequest(name=name, include_existing=include_existing)
+        call = self._service.WatchAdapters(request, timeout=timeout)
+        try:
+            with _wire.raising():
+                for response in call:
+                    yield wire.change(response)
+        finally:
+            call.cancel()
 
     def aliases(self, name: str) -> dict[str, dict[int, int]]:
         """Return what each alias of an adapter stands for: weight by version."""
@@ -156,10 +213,6 @@ class Adapters:
                     break
         return found
 
-    def list(self, *, all_versions: bool = False) -> list[Adapter]:
-        """Return the newest version of each adapter in the order of their names, or all of them."""
-        return list(self._pages(all_versions))
-
     def _attempt(self, upload: Upload) -> Adapter:
         """Send what the server does not have, and let it register the whole."""
         started = self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
@@ -174,17 +227,38 @@ class Adapters:
         )
         return wire.adapter(finished.adapter)
 
-    def _pages(self, all_versions: bool) -> Iterator[Adapter]:
+    def list(
+        self,
+        *,
+        all_versions: bool = False,
+        tenant: str = "",
+        name_prefix: str = "",
+        source: str = "",
+        tier: str = "",
+    ) -> list[Adapter]:
+        """Return adapters in the order of their names, each with its newest version.
+
+        Args:
+            all_versions: Every version, the newest first.
+            tenant: Only those of this tenant.
+            name_prefix: Only those whose names begin so.
+            source: Only those from there: `upload` or `directory`.
+            tier: Only those whose weights are there: `stored`, `host` or `device`.
+        """
+        found: list[Adapter] = []
         token = ""
         with _wire.raising():
             while True:
-                response = self._service.ListAdapters(
-                    adapters_pb2.ListAdaptersRequest(
-                        page_size=wire.PAGE_SIZE, page_token=token, all_versions=all_versions
-                    ),
-                    timeout=self._timeout,
+                request = wire.list_request(
+                    token,
+                    all_versions=all_versions,
+                    tenant=tenant,
+                    name_prefix=name_prefix,
+                    source=source,
+                    tier=tier,
                 )
-                yield from map(wire.adapter, response.adapters)
+                response = self._service.ListAdapters(request, timeout=self._timeout)
+                found += map(wire.adapter, response.adapters)
                 token = response.next_page_token
                 if not token:
-                    return
+                    return found

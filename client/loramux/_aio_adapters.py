@@ -9,12 +9,14 @@ import grpc
 
 from loramux import _adapter_wire as wire
 from loramux import _wire
+from loramux._download import open_download
 from loramux._upload import Progress, Upload, open_upload
 from loramux.errors import LoramuxError
-from loramux.types import Adapter, AliasMove
-from loramux.v1 import adapters_pb2, aliases_pb2, uploads_pb2
+from loramux.types import Adapter, AdapterChange, AliasMove
+from loramux.v1 import adapters_pb2, aliases_pb2, residency_pb2, uploads_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.aliases_pb2_grpc import AliasServiceStub
+from loramux.v1.residency_pb2_grpc import ResidencyServiceStub
 from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
 
@@ -29,6 +31,7 @@ class AsyncAdapters:
         self._service = AdapterServiceStub(channel)
         self._aliases = AliasServiceStub(channel)
         self._uploads = UploadServiceStub(channel)
+        self._residency = ResidencyServiceStub(channel)
         self._timeout = timeout
 
     async def upload(
@@ -63,15 +66,69 @@ class AsyncAdapters:
             )
             return wire.adapter(response.adapter)
 
-    async def delete(self, reference: str) -> None:
+    async def delete(self, reference: str, *, wait: bool = False) -> None:
         """Take an adapter away, or one version if `reference` says which.
 
-        Requests that use it already finish with it.
+        See `Adapters.delete`.
         """
         with _wire.raising():
             await self._service.DeleteAdapter(
-                adapters_pb2.DeleteAdapterRequest(name=reference), timeout=self._timeout
+                adapters_pb2.DeleteAdapterRequest(name=reference, wait=wait), timeout=self._timeout
             )
+
+    async def download(
+        self, reference: str, path: str | Path, *, progress: Progress | None = None
+    ) -> Adapter:
+        """Write the package of a version to the file `path`, whole or not at all, and return it."""
+        request = adapters_pb2.DownloadAdapterRequest(name=reference)
+        with open_download(path, progress) as download, _wire.raising():
+            async for response in self._service.DownloadAdapter(request, timeout=self._timeout):
+                download.take(response)
+            return download.finish()
+
+    async def pin(self, reference: str) -> Adapter:
+        """Keep a version on the device, also after a restart; return when it is there."""
+        with _wire.raising():
+            response = await self._residency.PinAdapter(
+                residency_pb2.PinAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    async def unpin(self, reference: str) -> Adapter:
+        """Let a version go again when others need its room."""
+        with _wire.raising():
+            response = await self._residency.UnpinAdapter(
+                residency_pb2.UnpinAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    async def prefetch(self, reference: str) -> Adapter:
+        """Bring a version to the device; return when it is there."""
+        with _wire.raising():
+            response = await self._residency.PrefetchAdapter(
+                residency_pb2.PrefetchAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    async def watch(
+        self,
+        name: str = "",
+        *,
+        include_existing: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+    ) -> AsyncIterator[AdapterChange]:
+        """Yield changes of one adapter, or of all, as they happen; closing the iterator ends it.
+
+        With `include_existing`, what is registered comes first, so that nothing is missed between.
+        """
+        request = adapters_pb2.WatchAdaptersRequest(name=name, include_existing=include_existing)
+        call = self._service.WatchAdapters(request, timeout=timeout)
+        try:
+            with _wire.raising():
+                async for response in call:
+                    yield wire.change(response)
+        finally:
+            call.cancel()
 
     async def aliases(self, name: str) -> dict[str, dict[int, int]]:
         """Return what each alias of an adapter stands for: weight by version."""
@@ -138,10 +195,6 @@ class AsyncAdapters:
                     break
         return found
 
-    async def list(self, *, all_versions: bool = False) -> list[Adapter]:
-        """Return the newest version of each adapter in the order of their names, or all of them."""
-        return [adapter async for adapter in self._pages(all_versions)]
-
     async def _attempt(self, upload: Upload) -> Adapter:
         """Send what the server does not have, and let it register the whole."""
         started = await self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
@@ -156,18 +209,30 @@ class AsyncAdapters:
         )
         return wire.adapter(finished.adapter)
 
-    async def _pages(self, all_versions: bool) -> AsyncIterator[Adapter]:
+    async def list(
+        self,
+        *,
+        all_versions: bool = False,
+        tenant: str = "",
+        name_prefix: str = "",
+        source: str = "",
+        tier: str = "",
+    ) -> list[Adapter]:
+        """Return adapters in the order of their names; see `Adapters.list`."""
+        found: list[Adapter] = []
         token = ""
         with _wire.raising():
             while True:
-                response = await self._service.ListAdapters(
-                    adapters_pb2.ListAdaptersRequest(
-                        page_size=wire.PAGE_SIZE, page_token=token, all_versions=all_versions
-                    ),
-                    timeout=self._timeout,
+                request = wire.list_request(
+                    token,
+                    all_versions=all_versions,
+                    tenant=tenant,
+                    name_prefix=name_prefix,
+                    source=source,
+                    tier=tier,
                 )
-                for message in response.adapters:
-                    yield wire.adapter(message)
+                response = await self._service.ListAdapters(request, timeout=self._timeout)
+                found += map(wire.adapter, response.adapters)
                 token = response.next_page_token
                 if not token:
-                    return
+                    return found

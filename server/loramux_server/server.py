@@ -18,8 +18,7 @@ from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
-from loramux_server.services.build import build_services
-from loramux_server.services.descriptions import Descriptions
+from loramux_server.services.build import Services, build_services
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import import_directory
@@ -42,7 +41,7 @@ class Server:
             config.engine, on_report=self._on_report, on_ready=self._on_ready
         )
         self._listener: Listener | None = None
-        self._descriptions: Descriptions | None = None
+        self._services: Services | None = None
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
         self.grpc_address = ""
@@ -95,8 +94,6 @@ class Server:
             resting=model.resting,
         )
         await _import(adapters, registry, base)
-        listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)
-        self._exit.push_async_callback(listener.close)
         services = build_services(
             registry=registry,
             engine=self._engine,
@@ -105,10 +102,16 @@ class Server:
             metrics=self._metrics,
             config=self._config,
         )
-        self._descriptions = services.descriptions
+        services.follow(registry, self._loop)
+        services.pins.resume()
+        self._services = services
         self._exit.callback(services.uploads.close)
         expiring = asyncio.create_task(services.uploads.expire(EXPIRE_SECONDS))
         self._exit.callback(expiring.cancel)
+        listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)
+        self._exit.push_async_callback(listener.close)
+        # Before that, so that nobody waits for who only watches.
+        self._exit.callback(services.changes.close)
         await listener.open(services.by_descriptor)
         self._listener = listener
         self.grpc_address = listener.address
@@ -158,22 +161,26 @@ class Server:
 
     def _on_ready(self, is_ready: bool) -> None:
         self._metrics.engine_ready(is_ready)
-        if self._descriptions and not is_ready:
-            self._descriptions.tiers.clear()
+        if self._services:
+            if is_ready:
+                self._services.pins.resume()
+            else:
+                self._services.statuses.engine_died()
         if self._listener:
             self._listener.show_health(is_ready)
 
     def _on_report(self, report: Report) -> None:
         self._metrics.report(report)
-        if self._descriptions:
-            for digest, tier in report.tiers.items():
-                if tier == "stored":
-                    self._descriptions.tiers.pop(digest, None)
-                else:
-                    self._descriptions.tiers[digest] = tier
+        if self._services:
+            self._services.statuses.report(report)
 
     def _on_gone(self, digest: str) -> None:
-        self._loop.call_soon_threadsafe(self._engine.drop, digest)
+        self._loop.call_soon_threadsafe(self._drop, digest)
+
+    def _drop(self, digest: str) -> None:
+        self._engine.drop(digest)
+        if self._services:
+            self._services.statuses.forget(digest)
 
 
 async def serve(config: ServerConfig) -> int:

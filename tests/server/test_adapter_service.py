@@ -12,9 +12,11 @@ from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import UploadAdapterRequest
 from loramux_server.metrics import Metrics
 from loramux_server.services.adapters import AdapterService
+from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.intake import Intake
+from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Blobs
 from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
@@ -47,8 +49,13 @@ def service(registry: Registry, submit: Callable[..., int] = unavailable) -> Ada
         base=ServedBase({"model.layers.0.self_attn.q_proj": (3, 4)}, 64, 1 << 20),
         max_upload_bytes=1 << 20,
     )
+    descriptions = Descriptions(registry, Statuses())
     return AdapterService(
-        intake=intake, descriptions=Descriptions(registry), metrics=Metrics(), chunks=Chunks(30)
+        intake=intake,
+        descriptions=descriptions,
+        metrics=Metrics(),
+        chunks=Chunks(30),
+        changes=Changes(descriptions),
     )
 
 

@@ -69,6 +69,16 @@ def test_an_upload_goes_on_after_a_crash(
     again.close()
 
 
+def test_what_is_declared_again_is_not_finished(registry: Registry, uploads: Uploads) -> None:
+    record = publish(registry, "a", PACKAGE)
+    upload = uploads.start("a", DIGEST, len(PACKAGE))
+    uploads.end(upload, (record, True))
+    assert uploads.finished(upload.id) == (record, True)
+    registry.delete("a")
+    assert uploads.start("a", DIGEST, len(PACKAGE)).id == upload.id
+    assert uploads.finished(upload.id) is None
+
+
 def test_a_file_that_is_too_long_begins_anew(uploads: Uploads, tmp_path: Path) -> None:
     upload = uploads.start("a", DIGEST, len(PACKAGE))
     uploads.end(upload)

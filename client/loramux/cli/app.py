@@ -6,7 +6,7 @@ import sys
 import typer
 
 from loramux import __version__
-from loramux.cli import adapters, alias, bench, generate, packages
+from loramux.cli import adapters, alias, bench, generate, packages, residency
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
 
@@ -62,8 +62,13 @@ app.command("generate")(generate.generate)
 app.command("pack")(packages.pack)
 app.command("inspect")(packages.inspect)
 app.command("push")(adapters.push)
+app.command("pull")(adapters.pull)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)
+app.command("pin")(residency.pin)
+app.command("unpin")(residency.unpin)
+app.command("prefetch")(residency.prefetch)
+app.command("watch")(residency.watch)
 app.add_typer(alias.app, name="alias")
 app.command("bench")(bench.bench)
 

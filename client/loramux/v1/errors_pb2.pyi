@@ -82,6 +82,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
     ERROR_REASON_TOO_MANY_UPLOADS: _ErrorReason.ValueType  # 27
     """ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
+    ERROR_REASON_PINS_FULL: _ErrorReason.ValueType  # 28
+    """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
+    ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
+    """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -148,6 +152,10 @@ ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 26
 """ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
 ERROR_REASON_TOO_MANY_UPLOADS: ErrorReason.ValueType  # 27
 """ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
+ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
+"""ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
+ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
+"""ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -16,17 +16,18 @@ from loramux_server.engine.messages import (
     Cancel,
     Drop,
     Failure,
-    Load,
+    Pin,
     Report,
     Started,
     Stats,
     Submit,
     ToEngine,
     Token,
+    Unpin,
 )
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
-from loramux_server.engine.residents import Clock, Residents
+from loramux_server.engine.residents import Clock, Landed, Residents
 from loramux_server.engine.sampler import Sampled, sample
 from loramux_server.engine.scheduler import Plan, Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
@@ -126,6 +127,10 @@ class Engine:
                 self._end(message.request_id)
             elif isinstance(message, Drop):
                 self._residents.drop(message.digest)
+            elif isinstance(message, Pin):
+                self._cache.pin(message.adapter.at_rest(self._resting))
+            elif isinstance(message, Unpin):
+                self._cache.unpin(message.digest)
 
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
@@ -144,7 +149,7 @@ class Engine:
             tokens = self._run(plan)
             size = _size(plan, self._clock() - now)
             self._pace.learn(plan.num_prompt_tokens, plan.num_decode_tokens, size.seconds)
-        return self._report(started, tokens, landed.loads, size)
+        return self._report(started, tokens, landed, size)
 
     def check(self) -> None:
         """Assert that nothing leaked: blocks, rows, bytes, waits and leases."""
@@ -228,7 +233,7 @@ class Engine:
         self,
         started: list[Started],
         tokens: list[Token],
-        loads: list[Load],
+        landed: Landed,
         size: BatchSize | None,
     ) -> Report:
         failures, self._failures = self._failures, []
@@ -246,8 +251,10 @@ class Engine:
             tokens=tokens,
             failures=failures,
             started=started,
-            loads=loads,
+            loads=landed.loads,
             tiers=self._residents.take_moved(),
+            loading=self._residents.take_begun(),
+            failed_loads={source.digest: str(error) for source, error in landed.failed},
             batch=size,
         )
 

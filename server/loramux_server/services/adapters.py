@@ -1,22 +1,28 @@
 """AdapterService: uploads, and what is registered."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
 
 from loramux.v1 import adapters_pb2
+from loramux_server.engine.messages import AdapterSource
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import MIN_BYTES, Chunks, protocol_error, small_chunk
 from loramux_server.services.descriptions import Descriptions, alias_of
 from loramux_server.services.intake import Intake
-from loramux_server.services.limits import page_size
+from loramux_server.services.limits import invalid, page_size
 from loramux_server.services.observer import outcome_of
+from loramux_server.services.selection import Selection
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import AdapterRecord
-from loramux_server.store.reference import parse_reference
+from loramux_server.store.reference import parse_name
 
 MAX_EMPTY_CHUNKS = 16
+DOWNLOAD_BYTES = 512 << 10
 
 
 class AdapterService:
@@ -29,12 +35,15 @@ class AdapterService:
         descriptions: Descriptions,
         metrics: Metrics,
         chunks: Chunks,
+        changes: Changes,
     ) -> None:
         self._intake = intake
         self._registry = intake.registry
+        self._selection = Selection(intake.registry, descriptions)
         self._descriptions = descriptions
         self._metrics = metrics
         self._chunks = chunks
+        self._changes = changes
 
     async def UploadAdapter(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest], context: Context
@@ -66,7 +75,7 @@ class AdapterService:
         """Describe a page of adapters; the page token refers to the last one of the page before."""
         size = page_size(request.page_size)
         found: list[AdapterRecord] = []
-        for record in self._after(request.page_token, request.all_versions):
+        for record in self._selection.after(request):
             found.append(record)
             if len(found) > size:
                 break
@@ -81,25 +90,59 @@ class AdapterService:
     ) -> adapters_pb2.DeleteAdapterResponse:
         """Take an adapter or a version away."""
         with storage_errors():
-            await finished(self._delete(request.name))
+            gone = await finished(self._delete(request.name))
+        if request.wait:
+            await asyncio.gather(*map(self._is_idle, gone))
         return adapters_pb2.DeleteAdapterResponse()
 
-    async def _delete(self, reference: str) -> None:
+    async def DownloadAdapter(
+        self, request: adapters_pb2.DownloadAdapterRequest, context: Context
+    ) -> AsyncIterator[adapters_pb2.DownloadAdapterResponse]:
+        """Send a package; its bytes stay until the call ends, whatever is deleted meanwhile."""
+        with self._registry.lease(request.name, field="name") as (record, source):
+            if not 0 <= request.offset <= record.size_bytes:
+                raise invalid("offset", request.offset, f"0 to {record.size_bytes}")
+            yield adapters_pb2.DownloadAdapterResponse(adapter=self._descriptions.of(record))
+            with storage_errors(), _open_blob(source) as file:
+                file.seek(request.offset)
+                while chunk := await asyncio.to_thread(file.read, DOWNLOAD_BYTES):
+                    yield adapters_pb2.DownloadAdapterResponse(chunk=chunk)
+
+    async def WatchAdapters(
+        self, request: adapters_pb2.WatchAdaptersRequest, context: Context
+    ) -> AsyncIterator[adapters_pb2.WatchAdaptersResponse]:
+        """Tell of changes, first of what is there if that is asked for."""
+        named = parse_name(request.name, "name") if request.name else None
+
+        def wants(record: AdapterRecord) -> bool:
+            return named is None or record.adapter == (named.tenant, named.name)
+
+        watcher = self._changes.watch(wants)
+        try:
+            if request.include_existing:
+                for record in self._registry.records(all_versions=True):
+                    if wants(record):
+                        yield adapters_pb2.WatchAdaptersResponse(
+                            change=adapters_pb2.ADAPTER_CHANGE_EXISTING,
+                            adapter=self._descriptions.of(record),
+                        )
+            async for change in watcher.changes():
+                yield change
+        finally:
+            self._changes.leave(watcher)
+
+    async def _delete(self, reference: str) -> list[AdapterRecord]:
         gone = await asyncio.to_thread(self._registry.delete, reference)
         if not self._registry.versions(gone[0].full_name):
             self._metrics.labels.forget(gone[0].full_name)
+        return gone
 
-    def _after(self, page_token: str, all_versions: bool) -> Iterator[AdapterRecord]:
-        """Yield what comes behind the last one of a page."""
-        if not page_token:
-            yield from self._registry.records(all_versions=all_versions)
-            return
-        last = parse_reference(page_token, "page_token")
-        adapter = (last.tenant, last.name)
-        for record in self._registry.records(begin=adapter, all_versions=all_versions):
-            # The versions of one adapter come newest first.
-            if record.adapter != adapter or (last.version and record.version < last.version):
-                yield record
+    async def _is_idle(self, record: AdapterRecord) -> None:
+        """Return when no call uses a version."""
+        loop = asyncio.get_running_loop()
+        idle = asyncio.Event()
+        self._registry.leases.when_idle(record, lambda: loop.call_soon_threadsafe(idle.set))
+        await idle.wait()
 
     async def _upload(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
@@ -151,3 +194,8 @@ class AdapterService:
                 f"{staged.size} bytes came; header.size_bytes is {header.size_bytes}",
                 "header.size_bytes",
             )
+
+
+def _open_blob(source: AdapterSource) -> BinaryIO:
+    """Open the bytes of a version that is leased."""
+    return Path(source.path).open("rb")

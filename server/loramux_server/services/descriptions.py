@@ -1,11 +1,12 @@
 """What is said of adapters over the wire."""
 
 from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2
+from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Split
 from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
 from loramux_server.store.registry import Registry
 
-_SOURCES = {
+SOURCES = {
     UPLOAD: adapters_pb2.ADAPTER_SOURCE_UPLOAD,
     DIRECTORY: adapters_pb2.ADAPTER_SOURCE_DIRECTORY,
 }
@@ -17,15 +18,19 @@ _TIERS = {
 
 
 class Descriptions:
-    """Describes versions, and where their weights are."""
+    """Describes versions, and what goes on with them."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, statuses: Statuses) -> None:
         self._registry = registry
-        self.tiers: dict[str, str] = {}
-        """Digest -> fastest tier, as the engine reports it; what is absent is stored only."""
+        self._statuses = statuses
+
+    def tier_of(self, record: AdapterRecord) -> adapters_pb2.AdapterTier.ValueType:
+        """Return the fastest place that holds the weights of a version."""
+        return _TIERS[self._statuses.of(record.digest).tier]
 
     def of(self, record: AdapterRecord) -> adapters_pb2.Adapter:
         """Return the message for a version."""
+        status = self._statuses.of(record.digest)
         message = adapters_pb2.Adapter(
             name=record.name,
             digest=record.digest,
@@ -33,12 +38,24 @@ class Descriptions:
             rank=record.rank,
             target_modules=record.target_modules,
             base_model=record.base_model,
-            source=_SOURCES[record.source],
-            tier=_TIERS[self.tiers.get(record.digest, "stored")],
+            source=SOURCES[record.source],
+            tier=_TIERS[status.tier],
             tenant=record.tenant,
             version=record.version,
             aliases=self._registry.aliases.of_version(record),
+            is_pinned=record.is_pinned,
+            status=adapters_pb2.AdapterStatus(
+                is_loading=status.is_loading,
+                load_failure=status.load_failure,
+                memory_bytes=record.num_bytes,
+                calls=self._registry.leases.num_requests(record),
+                requests=status.requests,
+                hits=status.hits,
+                loads=status.loads,
+            ),
         )
+        if status.last_used:
+            message.status.last_used_at.FromDatetime(status.last_used)
         message.created_at.FromDatetime(record.created_at)
         return message
 

@@ -22,6 +22,7 @@ from loramux_server.services.limits import (
 )
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
+from loramux_server.statuses import Statuses
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
 
@@ -52,12 +53,14 @@ class GenerationService:
         registry: Registry,
         model: ModelInfo,
         metrics: Metrics,
+        statuses: Statuses,
         default_timeout: float,
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._model = model
         self._metrics = metrics
+        self._statuses = statuses
         self._default_timeout = default_timeout
         self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
         self._live: set[str] = set()
@@ -209,7 +212,8 @@ class GenerationService:
         with self._registry.lease(request.adapter, key=key) as (record, source):
             observer.resolved(record.full_name, len(tokens))
             identity = identity_of(record)
-            yield _Call(request_id, tokens, source, identity, chosen, text, observer)
+            with self._statuses.used(record.digest):
+                yield _Call(request_id, tokens, source, identity, chosen, text, observer)
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()

@@ -35,7 +35,7 @@ class Aliases:
         self._names = names
         self._writing = writing
         self._lock = lock
-        self.on_move: Callable[[Move], None] = lambda move: None
+        self.on_move: Callable[[Move], object] = lambda move: None
         """Called with each move that is durable, from any thread."""
 
     def of(self, adapter: tuple[str, str]) -> dict[str, Split]:

@@ -44,21 +44,21 @@ class Leases:
         """Digest -> how many requests and uploads use it."""
         self._requests: Counter[Key] = Counter()
         """Version -> how many requests resolved to it and go on."""
-        self._when_idle: dict[Key, list[Callable[[], None]]] = {}
+        self._when_idle: dict[Key, list[Callable[[], object]]] = {}
         self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="sweep")
         """Deletes the bytes that a request was the last to use."""
         self.on_gone: Callable[[str], None] = lambda digest: None
         """Called with the digest of a version that is neither named nor in use any more."""
 
     @contextmanager
-    def use(self, reference: Reference, key: str | None) -> Iterator[AdapterRecord]:
+    def use(self, reference: Reference, field: str, key: str | None) -> Iterator[AdapterRecord]:
         """Resolve `reference` once and keep that version's bytes for as long as the block runs.
 
         Raises:
             NotFoundError: It stands for nothing.
         """
         with self._lock:
-            record = self._names.find(reference, field="adapter", key=key)
+            record = self._names.find(reference, field=field, key=key)
             self._bytes[record.digest] += 1
             self._requests[record.key] += 1
         try:
@@ -101,7 +101,7 @@ class Leases:
         """Return how many requests use a version now."""
         return self._requests.get(record.key, 0)
 
-    def when_idle(self, record: AdapterRecord, callback: Callable[[], None]) -> None:
+    def when_idle(self, record: AdapterRecord, callback: Callable[[], object]) -> None:
         """Call `callback`, in any thread, once no request uses a version."""
         with self._lock:
             if record.key in self._requests:

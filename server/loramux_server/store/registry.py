@@ -3,8 +3,8 @@
 Reads come from memory; every change goes to disk first. A request takes a lease on the version that
 it resolved, and the bytes of that version stay until the last lease is given back.
 
-Leases are taken and given back on the event loop: they wait for no disk. All else may block, except
-what only reads from memory.
+Leases are taken and given back on the event loop: they wait for no disk. What changes something may
+block.
 """
 
 import datetime
@@ -27,6 +27,8 @@ from loramux_server.store.names import Names
 from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
 from loramux_server.store.reference import parse_name, parse_reference
 
+ADDED, UPDATED, REMOVED = "added", "updated", "removed"
+
 
 class Registry:
     """Reference -> version, with the bytes behind it. Threads may share it."""
@@ -39,7 +41,6 @@ class Registry:
             NewerFormatError: A newer version of the server wrote it.
         """
         self.blobs = Blobs(folder)
-        """The bytes, by digest."""
         self.catalog = Catalog.in_folder(folder)
         self._names = Names(
             self.catalog.versions(), self.catalog.last_versions(), self.catalog.aliases()
@@ -50,8 +51,8 @@ class Registry:
         """Held to change names on disk and in memory alike, and while unused bytes go."""
         self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
         self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
-        self.on_change: Callable[[AdapterRecord, bool], None] = lambda record, is_there: None
-        """Called with a version that came, changed or went, and whether it is there now."""
+        self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
+        """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
         self.blobs.recover(self._names.digests())
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class Registry:
     def get(self, reference: str, *, field: str = "name") -> AdapterRecord:
         """Return the version that `reference`, of the request field `field`, stands for.
 
-        Where an alias stands for several, it is the heaviest.
+        Of several, it is the heaviest.
 
         Raises:
             InvalidArgumentError: It is no reference.
@@ -100,20 +101,21 @@ class Registry:
 
     @contextmanager
     def lease(
-        self, reference: str, *, key: str | None = None
+        self, reference: str, *, key: str | None = None, field: str = "adapter"
     ) -> Iterator[tuple[AdapterRecord, AdapterSource]]:
         """Resolve `reference` once and keep that version's bytes for as long as the block runs.
 
         Args:
             reference: What a request asks for.
             key: Chooses where an alias stands for several versions; None means the heaviest.
+            field: The request field that it came in.
 
         Raises:
             InvalidArgumentError: It is no reference.
             NotFoundError: It stands for nothing.
         """
-        parsed = parse_reference(reference, "adapter")
-        with self.leases.use(parsed, key) as record:
+        parsed = parse_reference(reference, field)
+        with self.leases.use(parsed, field, key) as record:
             yield record, self.source_of(record)
 
     def source_of(self, record: AdapterRecord) -> AdapterSource:
@@ -208,7 +210,7 @@ class Registry:
                 self._names.add(record)
                 for version in replaced:
                     self._names.remove(version)
-            self.on_change(record, True)
+            self.on_change(ADDED, record)
             self._went(replaced)
             return record, True
 
@@ -274,7 +276,7 @@ class Registry:
         self.catalog.update(record)
         with self._lock:
             self._names.add(record)
-        self.on_change(record, True)
+        self.on_change(UPDATED, record)
         return record
 
     def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
@@ -288,7 +290,7 @@ class Registry:
 
     def _went(self, records: list[AdapterRecord]) -> None:
         for record in records:
-            self.on_change(record, False)
+            self.on_change(REMOVED, record)
             self.leases.clear(record.digest)
 
 

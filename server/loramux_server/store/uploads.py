@@ -104,6 +104,8 @@ class Uploads:
                         reason="TOO_MANY_UPLOADS",
                         retry_delay=5.0,
                     )
+                # What is declared anew is not finished, whatever became of it before.
+                self._finished.pop(upload_id, None)
                 staged = self._registry.blobs.resume(upload_id)
                 upload = self._open[upload_id] = Upload(upload_id, size, staged)
         if upload.staged.size > size:
