@@ -19,6 +19,14 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         str | None,
         Meta(description="Directory of PEFT folders and packages, each named after its file."),
     ] = None
+    adapters_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds between looks at --adapters for what is new, changed or gone; "
+            "0 looks only at the start.",
+        ),
+    ] = 5.0
     store: Annotated[
         str | None,
         Meta(

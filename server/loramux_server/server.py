@@ -21,7 +21,7 @@ from loramux_server.metrics import Metrics
 from loramux_server.services.build import Services, build_services
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
-from loramux_server.store.directory import import_directory
+from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 
@@ -93,7 +93,8 @@ class Server:
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
         )
-        await _import(adapters, registry, base)
+        directory = Directory(adapters, registry, base)
+        await _look(directory, settles=False)
         services = build_services(
             registry=registry,
             engine=self._engine,
@@ -108,6 +109,10 @@ class Server:
         self._exit.callback(services.uploads.close)
         expiring = asyncio.create_task(services.uploads.expire(EXPIRE_SECONDS))
         self._exit.callback(expiring.cancel)
+        if adapters and self._config.adapters_interval:
+            self._exit.push_async_callback(
+                _ended, asyncio.create_task(_watch(directory, self._config.adapters_interval))
+            )
         listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)
         self._exit.push_async_callback(listener.close)
         # Before that, so that nobody waits for who only watches.
@@ -218,11 +223,11 @@ async def _run(config: ServerConfig) -> None:
         await server.wait_failed()
 
 
-async def _import(directory: Path | None, registry: Registry, base: ServedBase) -> None:
-    """Bring `registry` in step with `directory`; when cancelled, end with the entry at hand."""
+async def _look(directory: Directory, *, settles: bool) -> None:
+    """Take in what is in `directory`; when cancelled, end with the entry at hand."""
     cancelled = threading.Event()
     work = asyncio.create_task(
-        asyncio.to_thread(import_directory, directory, registry, base, cancelled.is_set)
+        asyncio.to_thread(directory.look, settles=settles, is_cancelled=cancelled.is_set)
     )
     try:
         await asyncio.shield(work)
@@ -230,6 +235,22 @@ async def _import(directory: Path | None, registry: Registry, base: ServedBase) 
         cancelled.set()
         await work
         raise
+
+
+async def _watch(directory: Directory, interval: float) -> None:
+    """Take in, again and again, what is in `directory`."""
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            await _look(directory, settles=True)
+        except (OSError, sqlalchemy.exc.OperationalError) as error:
+            _log.warning("--adapters is looked at again later: %s", error)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End `task`, and return when it has ended."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _default_store(model: ModelInfo) -> Path:

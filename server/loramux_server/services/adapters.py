@@ -90,7 +90,7 @@ class AdapterService:
     ) -> adapters_pb2.DeleteAdapterResponse:
         """Take an adapter or a version away."""
         with storage_errors():
-            gone = await finished(self._delete(request.name))
+            gone = await finished(asyncio.to_thread(self._registry.delete, request.name))
         if request.wait:
             await asyncio.gather(*map(self._is_idle, gone))
         return adapters_pb2.DeleteAdapterResponse()
@@ -130,12 +130,6 @@ class AdapterService:
                 yield change
         finally:
             self._changes.leave(watcher)
-
-    async def _delete(self, reference: str) -> list[AdapterRecord]:
-        gone = await asyncio.to_thread(self._registry.delete, reference)
-        if not self._registry.versions(gone[0].full_name):
-            self._metrics.labels.forget(gone[0].full_name)
-        return gone
 
     async def _is_idle(self, record: AdapterRecord) -> None:
         """Return when no call uses a version."""

@@ -53,6 +53,7 @@ class Services:
     statuses: Statuses
     pins: Pins
     changes: Changes
+    metrics: Metrics
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -60,6 +61,8 @@ class Services:
         def happened(what: str, record: AdapterRecord) -> None:
             if what == REMOVED:
                 self.pins.forget(record)
+                if not registry.versions(record.full_name):
+                    self.metrics.labels.forget(record.full_name)
             self.changes.tell(_KINDS[what], [record])
 
         def moved(move: Move) -> None:
@@ -134,4 +137,5 @@ def build_services(
         statuses,
         pins,
         changes,
+        metrics,
     )
