@@ -31,7 +31,9 @@ class Status:
 class Statuses:
     """Digest -> status. Lives on the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_registered: Callable[[str], bool] = lambda digest: True) -> None:
+        """Know nothing yet; of what is neither registered nor in memory, nothing is kept."""
+        self._is_registered = is_registered
         self._known: dict[str, Status] = {}
         self.on_move: Callable[[str], None] = lambda digest: None
         """Called with a digest whose tier or load changed."""
@@ -65,6 +67,8 @@ class Statuses:
             status.is_loading, status.load_failure = False, why
         for digest, tier in report.tiers.items():
             self._known.setdefault(digest, Status()).tier = tier
+            if tier == STORED and not self._is_registered(digest):
+                self.forget(digest)
         moved = {*report.loading, *report.failed_loads, *report.tiers}
         for digest in moved:
             self.on_move(digest)

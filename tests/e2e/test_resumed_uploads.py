@@ -1,6 +1,8 @@
 """Uploads that break and go on, over the real socket."""
 
 import hashlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -229,3 +231,12 @@ def test_the_command_line_uploads(
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout == f"pushed:1 {client.adapters.get('pushed').digest}\n"
+
+
+def test_an_upload_waits_for_an_engine_that_died(
+    server: RunningServer, client: Client, packages: list[Path]
+) -> None:
+    os.kill(server.engine_pid, signal.SIGKILL)
+    assert client.adapters.upload("waits", packages[1]).name == "waits"
+    assert client.generate("hello", adapter="waits", max_tokens=1).adapter is not None
+    assert staged(server) == []

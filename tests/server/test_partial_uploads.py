@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from loramux.errors import AlreadyExistsError, NotFoundError, OutOfRangeError
+from loramux.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    OutOfRangeError,
+    ResourceExhaustedError,
+)
+from loramux_adapters import read_package
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
 from tests.support.packages import publish, small_package
@@ -67,6 +73,37 @@ def test_an_upload_goes_on_after_a_crash(
     assert resumed.staged.digest == DIGEST
     next_uploads.close()
     again.close()
+
+
+def test_too_many_at_once_put_aside_the_one_that_waits_longest(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loramux_server.store.uploads.MAX_UPLOADS", 2)
+    first, second = (uploads.start(name, DIGEST, len(PACKAGE)) for name in ("a", "b"))
+    uploads.write(second, 0, PACKAGE[:HALF])
+    first.is_finishing = True
+    uploads.start("c", DIGEST, len(PACKAGE))
+    assert (uploads.has(first.id), uploads.has(second.id)) == (True, False)
+    # Its bytes are there when it goes on.
+    assert uploads.start("b", DIGEST, len(PACKAGE)).staged.size == HALF
+    third = uploads.start("b", DIGEST, len(PACKAGE))
+    with third.lock, pytest.raises(ResourceExhaustedError, match="2 uploads") as caught:
+        uploads.start("d", DIGEST, len(PACKAGE))
+    assert caught.value.reason == "TOO_MANY_UPLOADS"
+
+
+def test_a_second_try_to_publish_holds_the_bytes_once(
+    registry: Registry, uploads: Uploads, tmp_path: Path
+) -> None:
+    upload = uploads.start("a", DIGEST, len(PACKAGE))
+    uploads.write(upload, 0, PACKAGE)
+    checked = read_package(upload.staged.file, upload.size)
+    for _ in range(2):  # the engine was away the first time
+        record = registry.publish("a", upload.staged, checked)
+    registry.register(record)
+    uploads.end(upload)
+    registry.delete("a")
+    assert list((tmp_path / "blobs").glob("*/*")) == []
 
 
 def test_what_is_declared_again_is_not_finished(registry: Registry, uploads: Uploads) -> None:

@@ -14,7 +14,7 @@ from loramux_server.services.chunks import MIN_BYTES, Chunks, protocol_error, sm
 from loramux_server.services.descriptions import Descriptions, alias_of
 from loramux_server.services.intake import Intake
 from loramux_server.services.limits import invalid, page_size
-from loramux_server.services.observer import outcome_of
+from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.services.selection import Selection
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.blobs import Staged
@@ -49,12 +49,8 @@ class AdapterService:
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest], context: Context
     ) -> adapters_pb2.UploadAdapterResponse:
         """Receive, check, store, try out and register a package."""
-        try:
-            with storage_errors():
-                response = await self._upload(requests)
-        except BaseException as error:
-            self._metrics.uploads.labels(outcome_of(error)).inc()
-            raise
+        with counting_failed_uploads(self._metrics), storage_errors():
+            response = await self._upload(requests)
         self._metrics.uploads.labels("ok").inc()
         return response
 

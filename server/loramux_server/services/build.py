@@ -89,7 +89,7 @@ def build_services(
     config: ServerConfig,
 ) -> Services:
     """Return the services of a server of `model`."""
-    statuses = Statuses()
+    statuses = Statuses(lambda digest: bool(registry.with_digest(digest)))
     descriptions = Descriptions(registry, statuses)
     changes = Changes(descriptions)
     pins = Pins(registry, engine, base)

@@ -1,5 +1,6 @@
 """ResidencyService: where the weights of adapters are to be."""
 
+from loramux.errors import LoramuxError
 from loramux.v1 import residency_pb2
 from loramux_server.rpc import Context
 from loramux_server.services.descriptions import Descriptions
@@ -23,7 +24,12 @@ class ResidencyService:
         """Keep a version on the device, and answer when it is there."""
         with storage_errors():
             record = await self._pins.pin(request.name)
-        await self._load(str(record))
+        try:
+            await self._load(str(record))
+        except LoramuxError:
+            with storage_errors():
+                await self._pins.unpin(str(record))
+            raise
         return residency_pb2.PinAdapterResponse(adapter=self._descriptions.of(record))
 
     async def UnpinAdapter(

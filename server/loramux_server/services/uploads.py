@@ -13,7 +13,7 @@ from loramux_server.rpc import Context
 from loramux_server.services.chunks import Chunks, protocol_error
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.intake import Intake
-from loramux_server.services.observer import outcome_of
+from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.uploads import Registered, Upload, Uploads
 
@@ -52,28 +52,8 @@ class UploadService:
         self, request: uploads_pb2.StartUploadRequest, context: Context
     ) -> uploads_pb2.StartUploadResponse:
         """Begin, or say how far it came."""
-        header = request.header
-        self._intake.check_header(header)
-        digest = f"sha256:{header.sha256}"
-        with storage_errors():
-            adopting = asyncio.to_thread(
-                self._uploads.adopt, header.name, digest, must_not_exist=header.must_not_exist
-            )
-            if known := await finished(adopting):
-                self._metrics.uploads.labels("ok").inc()
-                return uploads_pb2.StartUploadResponse(
-                    committed_bytes=header.size_bytes,
-                    adapter=self._descriptions.of(known[0]),
-                    already_existed=not known[1],
-                )
-            starting = asyncio.to_thread(
-                self._uploads.start, header.name, digest, header.size_bytes
-            )
-            upload = await finished(starting)
-        self._declared.setdefault(upload.id, _Declared(header)).header = header
-        return uploads_pb2.StartUploadResponse(
-            upload_id=upload.id, committed_bytes=upload.staged.size
-        )
+        with counting_failed_uploads(self._metrics), storage_errors():
+            return await self._start(request.header)
 
     async def SendChunks(
         self, requests: AsyncIterator[uploads_pb2.SendChunksRequest], context: Context
@@ -100,12 +80,8 @@ class UploadService:
         self, request: uploads_pb2.FinishUploadRequest, context: Context
     ) -> uploads_pb2.FinishUploadResponse:
         """Check and register."""
-        try:
-            with storage_errors():
-                record, is_new = await self._finish(request.upload_id)
-        except BaseException as error:
-            self._metrics.uploads.labels(outcome_of(error)).inc()
-            raise
+        with counting_failed_uploads(self._metrics), storage_errors():
+            record, is_new = await self._finish(request.upload_id)
         self._metrics.uploads.labels("ok").inc()
         return uploads_pb2.FinishUploadResponse(
             adapter=self._descriptions.of(record), already_existed=not is_new
@@ -125,6 +101,26 @@ class UploadService:
         """Keep what came, for the next server."""
         self._uploads.close()
 
+    async def _start(self, header: adapters_pb2.UploadHeader) -> uploads_pb2.StartUploadResponse:
+        self._intake.check_header(header)
+        digest = f"sha256:{header.sha256}"
+        adopting = asyncio.to_thread(
+            self._uploads.adopt, header.name, digest, must_not_exist=header.must_not_exist
+        )
+        if known := await finished(adopting):
+            self._metrics.uploads.labels("ok").inc()
+            return uploads_pb2.StartUploadResponse(
+                committed_bytes=header.size_bytes,
+                adapter=self._descriptions.of(known[0]),
+                already_existed=not known[1],
+            )
+        starting = asyncio.to_thread(self._uploads.start, header.name, digest, header.size_bytes)
+        upload = await finished(starting)
+        self._declared.setdefault(upload.id, _Declared(header)).header = header
+        return uploads_pb2.StartUploadResponse(
+            upload_id=upload.id, committed_bytes=upload.staged.size
+        )
+
     async def _finish(self, upload_id: str) -> Registered:
         if done := self._uploads.finished(upload_id):
             return done
@@ -139,15 +135,18 @@ class UploadService:
             # Somebody else may have finished it meanwhile.
             if done := self._uploads.finished(upload_id):
                 return done
-            self._uploads.get(upload_id).touched = time.monotonic()
+            self._uploads.get(upload_id)
+            upload.is_finishing, upload.touched = True, time.monotonic()
             try:
                 result = await self._intake.take(upload.staged, declared.header)
+                await finished(asyncio.to_thread(self._uploads.end, upload, result))
             except (UnavailableError, OSError, asyncio.CancelledError):
                 raise  # what came is kept: it may succeed the next time
             except BaseException:
                 await finished(asyncio.to_thread(self._uploads.end, upload))
                 raise
-            await finished(asyncio.to_thread(self._uploads.end, upload, result))
+            finally:
+                upload.is_finishing = False
             return result
 
     def _check(self, request: uploads_pb2.SendChunksRequest, upload: Upload) -> None:

@@ -138,8 +138,9 @@ class Registry:
         Until then the package may be tried out, and then `register` keeps it.
         """
         reference = parse_name(name, "name")
-        self.leases.keep(staged.digest)
-        staged.is_leased = True
+        if not staged.is_leased:
+            self.leases.keep(staged.digest)
+            staged.is_leased = True
         self.blobs.publish(staged)
         return AdapterRecord(
             tenant=reference.tenant,

@@ -19,7 +19,7 @@ from loramux_server.store.reference import parse_name
 from loramux_server.store.registry import Registry
 
 MAX_UPLOADS = 256
-"""Uploads under way at once."""
+"""Uploads whose files are open at once."""
 _REMEMBERED = 1024
 """Finished uploads whose result is told again."""
 
@@ -37,6 +37,8 @@ class Upload:
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the file changes or is looked at as a whole."""
     touched: float = field(default_factory=time.monotonic)
+    is_finishing: bool = False
+    """Whether its file is being checked and registered."""
 
     @property
     def is_complete(self) -> bool:
@@ -99,11 +101,7 @@ class Uploads:
             upload = self._open.get(upload_id)
             if upload is None:
                 if len(self._open) >= MAX_UPLOADS:
-                    raise ResourceExhaustedError(
-                        f"{MAX_UPLOADS} uploads are under way",
-                        reason="TOO_MANY_UPLOADS",
-                        retry_delay=5.0,
-                    )
+                    self._make_room()
                 # What is declared anew is not finished, whatever became of it before.
                 self._finished.pop(upload_id, None)
                 staged = self._registry.blobs.resume(upload_id)
@@ -154,7 +152,8 @@ class Uploads:
                     upload.staged.write(chunk[here - offset :])
                     upload.staged.file.flush()
                 except OSError:
-                    self._put_aside(upload)
+                    with self._lock:
+                        self._put_aside(upload)
                     raise
             return upload.staged.size
 
@@ -177,7 +176,8 @@ class Uploads:
         """Delete what nobody went on with for too long."""
         now = time.monotonic()
         for upload in list(self._open.values()):
-            if now - upload.touched > self._expiry and upload.lock.acquire(blocking=False):
+            is_old = now - upload.touched > self._expiry and not upload.is_finishing
+            if is_old and upload.lock.acquire(blocking=False):
                 try:
                     self.end(upload)
                 finally:
@@ -187,12 +187,32 @@ class Uploads:
 
     def close(self) -> None:
         """Let the files be, for the next server to go on with."""
-        for upload in list(self._open.values()):
-            self._put_aside(upload)
+        with self._lock:
+            for upload in list(self._open.values()):
+                self._put_aside(upload)
+
+    def _make_room(self) -> None:
+        """Put aside what nobody went on with for longest; only who holds the lock may call this.
+
+        Raises:
+            ResourceExhaustedError: Bytes come for all of them at this moment.
+        """
+        for upload in sorted(self._open.values(), key=lambda upload: upload.touched):
+            if not upload.is_finishing and upload.lock.acquire(blocking=False):
+                try:
+                    self._put_aside(upload)
+                finally:
+                    upload.lock.release()
+                return
+        raise ResourceExhaustedError(
+            f"{MAX_UPLOADS} uploads are under way", reason="TOO_MANY_UPLOADS", retry_delay=5.0
+        )
 
     def _put_aside(self, upload: Upload) -> None:
-        """Forget an upload and keep its file, which is read again when it goes on."""
-        with self._lock:
-            self._open.pop(upload.id, None)
+        """Forget an upload and keep its file, which is read again when it goes on.
+
+        Only who holds the lock may call this.
+        """
+        self._open.pop(upload.id, None)
         with suppress(OSError):
             upload.staged.file.close()
