@@ -56,6 +56,8 @@ class Statuses:
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
+        if not (report.loading or report.loads or report.failed_loads or report.tiers):
+            return
         for digest in report.loading:
             self._known.setdefault(digest, Status()).is_loading = True
         for load in report.loads:

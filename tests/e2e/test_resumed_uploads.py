@@ -239,4 +239,3 @@ def test_an_upload_waits_for_an_engine_that_died(
     os.kill(server.engine_pid, signal.SIGKILL)
     assert client.adapters.upload("waits", packages[1]).name == "waits"
     assert client.generate("hello", adapter="waits", max_tokens=1).adapter is not None
-    assert staged(server) == []

@@ -1,8 +1,9 @@
 """Uploads and what becomes of them, over the real socket.
 
-Ids are those of group C of the corpus. The server has no such thing for the rows that are missing
-here: C13 chunk offsets; C15 a floor of the rate; C17-C19 resuming; C20-C21 tenants; C27
-generations; C28 idempotency keys. C22-C24 need faults of the disk, C29 tenants' deletes.
+Ids are those of group C of the corpus; C13, C17 and C18 are in test_resumed_uploads.py. The server
+has no such thing for the rows that are missing here: C15 a floor of the rate; C19 to C21 callers
+and quotas of tenants; C27 generations; C28 idempotency keys. C22-C24 need faults of the disk, C29
+tenants' deletes.
 """
 
 import datetime

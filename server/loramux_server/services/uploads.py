@@ -140,9 +140,10 @@ class UploadService:
             try:
                 result = await self._intake.take(upload.staged, declared.header)
                 await finished(asyncio.to_thread(self._uploads.end, upload, result))
-            except (UnavailableError, OSError, asyncio.CancelledError):
+            except (UnavailableError, asyncio.CancelledError):
                 raise  # what came is kept: it may succeed the next time
             except BaseException:
+                # Also a fault of the disk: after a sync that failed, the next one proves nothing.
                 await finished(asyncio.to_thread(self._uploads.end, upload))
                 raise
             finally:
