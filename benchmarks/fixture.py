@@ -25,6 +25,7 @@ class Shape:
     intermediate: int
     vocab: int
     context: int = 2048
+    ties_embeddings: bool = True
 
     @property
     def kv_bytes(self) -> int:
@@ -41,7 +42,7 @@ class Shape:
             intermediate_size=self.intermediate,
             vocab_size=self.vocab,
             max_position_embeddings=self.context,
-            tie_word_embeddings=True,
+            tie_word_embeddings=self.ties_embeddings,
             bos_token_id=1,
             eos_token_id=2,
         )
@@ -61,6 +62,8 @@ class Shape:
 
 
 SHAPES = {
+    "llama-3.1-8b": Shape(4096, 32, 32, 8, 14336, 128256, context=8192, ties_embeddings=False),
+    "llama-3.2-1b": Shape(2048, 16, 32, 8, 8192, 128256, context=8192),
     "smollm2-135m": Shape(576, 30, 9, 3, 1536, 49152),
     "small": Shape(256, 8, 8, 4, 1024, 4096),
     "tiny": Shape(64, 2, 4, 2, 128, 512),

@@ -14,6 +14,7 @@ from loramux_server.engine.build import build_engine
 from loramux_server.engine.messages import (
     AdapterSource,
     Cancel,
+    Drop,
     EngineConfig,
     Report,
     Sampling,
@@ -21,17 +22,19 @@ from loramux_server.engine.messages import (
 )
 from loramux_server.engine.residents import loader_threads
 from loramux_server.lora.packed import format_of
-from loramux_server.models.base_model import load_base_model
+from loramux_server.models.base_model import BaseModel, load_base_model
 from loramux_server.store.check import num_bytes
 
 
 class LocalEngine:
     """An engine of a fixture's base model; one batch at a time."""
 
-    def __init__(self, base: Path, config: EngineConfig) -> None:
-        """Load the model in folder `base`; `config.model` is not looked at."""
+    def __init__(self, base: Path | BaseModel, config: EngineConfig) -> None:
+        """Serve `base`, or the model in that folder; `config.model` is not looked at."""
         torch.set_num_threads(config.threads or torch.get_num_threads())
-        self.model = load_base_model(str(base), dtype=config.dtype, device=config.device)
+        if isinstance(base, Path):
+            base = load_base_model(str(base), dtype=config.dtype, device=config.device)
+        self.model = base
         self._executor = loader_threads()
         self.engine, self.info = build_engine(self.model, config, self._executor, lambda: None)
         self._rng = random.Random(0)
@@ -68,6 +71,25 @@ class LocalEngine:
             self.engine.step()
             seconds.append(time.perf_counter() - begin)
         return seconds
+
+    def first_token_seconds(self, prompt: list[int], adapter: AdapterSource | None) -> float:
+        """Return the seconds from a request for one token to its answer."""
+        sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
+        begin = time.perf_counter()
+        self.engine.receive([Submit(self._next_id, prompt, adapter, sampling)])
+        self._next_id += 1
+        while not self.step().tokens:
+            pass
+        return time.perf_counter() - begin
+
+    def forget(self, adapter: AdapterSource) -> None:
+        """Let go of `adapter`'s weights in memory."""
+        self.engine.receive([Drop(adapter.digest)])
+        self.engine.step()
+
+    def close(self) -> None:
+        """End the threads on which adapters are loaded."""
+        self._executor.shutdown()
 
     def clear(self) -> None:
         """End all requests."""

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if not torch.cuda.is_available():
+    # Kernels of a GPU run in Triton's interpreter then. It has to be known before peft imports it.
+    os.environ["TRITON_INTERPRET"] = "1"
 # A shell that runs the tests in the background ignores Ctrl-C, and so would the servers they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -168,7 +168,10 @@ class EngineMetrics:
             "loramux_adapters_resident", "Adapters that a tier holds.", tier, registry=registry
         )
         self.resident_bytes = Gauge(
-            "loramux_adapter_bytes", "Bytes of adapters that a tier holds.", tier, registry=registry
+            "loramux_adapter_bytes",
+            "Bytes of adapters that a tier holds, on the device in each process.",
+            tier,
+            registry=registry,
         )
         self.hits = Counter(
             "loramux_adapter_cache_hits", "Requests that found their adapter in a tier.",

@@ -33,7 +33,7 @@ from loramux.errors import (
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from loramux_adapters import pack
-from tests.support.polling import eventually
+from tests.support.polling import eventually, is_alive
 from tests.support.server import RunningServer
 from tests.support.wire import GENERATE, STREAM_GENERATE, chunks, refusal, send, upload_header
 
@@ -74,13 +74,6 @@ def server(started: RunningServer) -> RunningServer:
 def client(server: RunningServer) -> Iterator[Client]:
     with server.client() as client:
         yield client
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def is_idle(server: RunningServer) -> bool:

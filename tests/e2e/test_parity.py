@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from tests.support.models import byte_tokenizer, tiny_model
 from tests.support.server import RunningServer
 
 NUM_TOKENS = 10
+Case: TypeAlias = tuple[str, str | None, Expected]
+"""Prompt, adapter and PEFT's answer."""
 
 
 @pytest.fixture(scope="module")
-def references(tiny_adapters: Path) -> list[tuple[str, str | None, Expected]]:
-    """(prompt, adapter, PEFT's answer) for every adapter and the base, prompts of many lengths."""
+def references(tiny_adapters: Path) -> list[Case]:
+    """A case for every adapter and the base, prompts of many lengths."""
     model = tiny_model("llama", vocab_size=259)
     tokenizer = byte_tokenizer()
     found = []
@@ -30,20 +33,34 @@ def references(tiny_adapters: Path) -> list[tuple[str, str | None, Expected]]:
 
 
 def test_a_mixed_batch_over_the_socket_equals_peft_alone(
-    tiny_server: RunningServer, references: list[tuple[str, str | None, Expected]]
+    tiny_server: RunningServer, references: list[Case]
 ) -> None:
-    with tiny_server.client() as client, ThreadPoolExecutor(len(references)) as pool:
+    check(tiny_server, references, NUM_TOKENS)
 
-        def ask(case: tuple[str, str | None, Expected]) -> Generation:
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these kernels serve there without asking")
+def test_so_it_does_with_the_kernels_of_a_gpu(
+    tiny_base: Path, tiny_adapters: Path, references: list[Case], tmp_path: Path
+) -> None:
+    arguments = ("--adapters", str(tiny_adapters), "--kernels", "triton")
+    with RunningServer(tmp_path, tiny_base, *arguments) as server:
+        check(server, references[::2], num_tokens=3)
+
+
+def check(server: RunningServer, references: list[Case], num_tokens: int) -> None:
+    """Assert that `server` answers all of `references` at once as PEFT does each."""
+    with server.client() as client, ThreadPoolExecutor(len(references)) as pool:
+
+        def ask(case: Case) -> Generation:
             prompt, adapter, _ = case
             return client.generate(
-                prompt, adapter=adapter, temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True,
+                prompt, adapter=adapter, temperature=0, max_tokens=num_tokens, ignore_eos=True,
                 logprobs=20,
             )  # fmt: skip
 
         answers = list(pool.map(ask, references))
     for (_, _, wanted), answer in zip(references, answers, strict=True):
-        assert list(answer.token_ids) == wanted.tokens
-        for position, logprob_V in zip(answer.logprobs, wanted.logprobs, strict=True):
+        assert list(answer.token_ids) == wanted.tokens[:num_tokens]
+        for position, logprob_V in zip(answer.logprobs, wanted.logprobs[:num_tokens], strict=True):
             ours = torch.tensor([top.logprob for top in position.top])
             torch.testing.assert_close(ours, logprob_V.topk(20).values, rtol=0, atol=1e-4)

@@ -23,6 +23,12 @@ def test_parts_are_recognised_by_what_they_compute(
     assert sum(isinstance(part, GatedMlp) for part in parts) == num_mlps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_models_of_16_bits_are_done_as_one_too(name: str, dtype: torch.dtype) -> None:
+    assert prepare(tiny_model(name).to(dtype)).stack
+
+
 def test_a_norm_of_another_meaning_stays() -> None:
     model = tiny_model("llama")
     norm = model.model.norm

@@ -17,7 +17,8 @@ from loramux_server.engine.messages import (
     Submit,
     Token,
 )
-from loramux_server.models.base_model import prepare
+from loramux_server.engine.team import Team
+from loramux_server.models.base_model import BaseModel, prepare
 
 
 class InlineExecutor(Executor):
@@ -36,10 +37,10 @@ class Harness:
     """An engine, the requests given to it and what came of them."""
 
     def __init__(
-        self, model: PreTrainedModel, *, num_blocks: int | None = None, rows: int | None = None,
-        threads: bool = False, **config: Any,
+        self, model: PreTrainedModel | BaseModel, *, num_blocks: int | None = None,
+        rows: int | None = None, threads: bool = False, team: Team | None = None, **config: Any,
     ) -> None:  # fmt: skip
-        base = prepare(model)
+        base = model if isinstance(model, BaseModel) else prepare(model)
         config.setdefault("kernels", "torch")
         config.setdefault("block_size", 4)
         if num_blocks is not None:
@@ -49,7 +50,7 @@ class Harness:
             config["adapter_memory"] = rows * 4 * sum(g.shape.row_weights for g in base.groups)
         self.executor = ThreadPoolExecutor(2) if threads else InlineExecutor()
         self.engine, self.info = build_engine(
-            base, EngineConfig(model="tiny", **config), self.executor, lambda: None
+            base, EngineConfig(model="tiny", **config), self.executor, lambda: None, team
         )
         self.tokens: dict[int, list[Token]] = {}
         self.failures: dict[int, Failure] = {}

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+import psutil
+
 
 def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
     """Return whether `condition` holds within `seconds`, as soon as it does."""
@@ -12,3 +14,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that nobody has asked about since it ended does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,5 +1,8 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what a command says that lacks a package."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -16,3 +19,21 @@ Reference = Annotated[
 ]
 
 DEFAULT_SERVER = "127.0.0.1:50051"
+
+
+@contextmanager
+def needs(module: str, *, extra: str, what: str) -> Iterator[None]:
+    """Import in here what a bare installation lacks; a lack ends the command with what to install.
+
+    Args:
+        module: The package that may be missing.
+        extra: The extra of loramux that brings it.
+        what: Who needs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != module:
+            raise
+        print(f"loramux: {what} needs {module}: pip install 'loramux[{extra}]'", file=sys.stderr)
+        raise typer.Exit(1) from None

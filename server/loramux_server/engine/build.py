@@ -1,23 +1,26 @@
-"""EngineConfig -> Engine: load the model, size the memory, put the parts together."""
+"""EngineConfig and base model -> Engine: size the memory, put the parts together."""
 
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
+from contextlib import nullcontext
 
 import psutil
 import torch
 
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import AdapterSource, EngineConfig, Layer, ModelInfo
+from loramux_server.engine.loader import AdapterLoader, TeamLoader
+from loramux_server.engine.messages import EngineConfig, Layer, ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.team import Team
 from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.shard_group import sharded
 from loramux_server.lora.adapter_cache import AdapterCache
-from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.lora.shard import WHOLE
 from loramux_server.lora.slab import row_bytes
 from loramux_server.lora.weight_format import ROUNDINGS, Resting
 from loramux_server.models.base_model import BaseModel, UnservableModelError
@@ -25,10 +28,43 @@ from loramux_server.models.base_model import BaseModel, UnservableModelError
 _log = logging.getLogger(__name__)
 
 
+def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> ModelRunner:
+    """Return what runs `model`, or this process's part of it, with room for `num_slots` tokens.
+
+    Raises:
+        UnservableModelError: The kernels do not run on its device, or compute something else.
+    """
+    backend = _backend(config, model.device)
+    runner = ModelRunner(
+        model,
+        backend if model.shard == WHOLE else sharded(backend),
+        num_slots=num_slots,
+        adapter_memory=config.adapter_memory,
+    )
+    _check(runner, model, config)
+    return runner
+
+
+def resting_of(runner: ModelRunner, config: EngineConfig) -> Resting:
+    """Return in which format adapters rest."""
+    return runner.slab.resting or Resting(ROUNDINGS[config.adapter_dtype])
+
+
 def build_engine(
-    model: BaseModel, config: EngineConfig, executor: Executor, wake: Callable[[], None]
+    model: BaseModel,
+    config: EngineConfig,
+    executor: Executor,
+    wake: Callable[[], None],
+    team: Team | None = None,
 ) -> tuple[Engine, ModelInfo]:
     """Return an engine that serves `model`, and what to tell the frontend about it.
+
+    Args:
+        model: The prepared base model.
+        config: Its settings.
+        executor: Runs loads beside the steps.
+        wake: Called from `executor` when a load is done.
+        team: The processes that have the rest of `model`, if this one has only a part.
 
     Raises:
         UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
@@ -37,16 +73,11 @@ def build_engine(
     context_length = min(config.max_context or model.context_length, model.context_length)
     num_blocks = _num_blocks(model, config, context_length)
     context_length = min(context_length, num_blocks * config.block_size)
-    shapes = [group.shape for group in model.groups]
-    runner = ModelRunner(
-        model,
-        _backend(config, model.device),
-        num_slots=num_blocks * config.block_size,
-        adapter_memory=config.adapter_memory,
-    )
-    _check(runner, model, config)
-    resting = runner.slab.resting or Resting(ROUNDINGS[config.adapter_dtype])
-    bytes_of_row = row_bytes(shapes, resting.row_item_bytes)
+    num_slots = num_blocks * config.block_size
+    with team.allocating(num_slots) if team else nullcontext():
+        runner = make_runner(model, config, num_slots)
+    resting = resting_of(runner, config)
+    bytes_of_row = row_bytes([group.shape for group in model.groups], resting.row_item_bytes)
     cache = AdapterCache(
         device_rows=runner.slab.num_rows,
         row_bytes=bytes_of_row,
@@ -68,21 +99,15 @@ def build_engine(
         eos_token_ids=frozenset(model.eos_token_ids),
         shares_prefixes=config.prefix_cache,
     )
-    max_parts = max(shape.num_parts for shape in shapes)
-
-    def load(source: AdapterSource) -> PackedAdapter:
-        packed = load_packed(
-            Path(source.path), source.digest, model.places, len(shapes), max_parts, resting
-        )
-        return runner.slab.pack(packed)
-
+    loader = AdapterLoader(model, runner.slab, resting)
     engine = Engine(
         scheduler=scheduler,
         pace=Pace(config.max_stall),
         cache=cache,
-        slab=runner.slab,
-        runner=runner,
-        load_packed=load,
+        loader=TeamLoader(loader, team) if team else loader,
+        runner=team.running(runner) if team else runner,
+        # Elsewhere the host itself does the work.
+        starter=runner if runner.slab.resting and not team else None,
         executor=executor,
         wake=wake,
         block_size=config.block_size,
@@ -126,17 +151,18 @@ def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> 
             )
         return config.kv_memory // block_bytes
     wanted = config.max_running * -(-context_length // config.block_size)
-    return max(1, min(wanted, _free_memory(model.device) // 4 // block_bytes))
+    return max(1, min(wanted, _free_memory(model) // 4 // block_bytes))
 
 
 def _block_bytes(model: BaseModel, block_size: int) -> int:
     return block_size * model.dtype.itemsize * sum(shape.weights for shape in model.cache_shapes)
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+def _free_memory(model: BaseModel) -> int:
+    """Return what is free for each process that holds a part of `model`."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
+    return int(psutil.virtual_memory().available) // model.shard.count
 
 
 def _model_info(
@@ -149,7 +175,7 @@ def _model_info(
 ) -> ModelInfo:
     layers = {}
     for name, place in model.places.items():
-        shape = model.groups[place.group].shape
+        shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
     return ModelInfo(
         name=model.name,

@@ -32,8 +32,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     kernels: Annotated[
         str,
         Meta(
-            pattern="^(auto|torch|cpu)$",
-            description="Kernels: torch (plain definitions), cpu (compiled), or auto.",
+            pattern="^(auto|torch|cpu|triton)$",
+            description="Kernels: torch (plain definitions), cpu (compiled), triton (for a GPU), "
+            "or auto.",
         ),
     ] = "auto"
     quantization: Annotated[
@@ -44,8 +45,21 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             "were saved, which loses nothing), bfloat16 or int8 (rounded). Adapters stay exact.",
         ),
     ] = "none"
+    tensor_parallel: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Processes that hold the base together, each a part of every layer: "
+            "one for each GPU, or all on the CPU.",
+        ),
+    ] = 1
     threads: Annotated[
-        int, Meta(ge=0, description="CPU threads of the engine; 0 means one for each core.")
+        int,
+        Meta(
+            ge=0,
+            description="CPU threads of the engine, all of its processes together; 0 means one "
+            "for each core.",
+        ),
     ] = 0
     max_context: Annotated[
         int,
@@ -69,8 +83,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Memory for KV blocks; 0 means enough for max_running contexts, "
-            "up to a quarter of what is free.",
+            description="Memory for KV blocks, of each process; 0 means enough for max_running "
+            "contexts, up to a quarter of what is free.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 0
@@ -82,7 +96,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="Memory for adapters beside the base model, on its device.",
+            description="Memory for adapters beside the base model, on its device, of each "
+            "process.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 1 << 30
@@ -158,6 +173,11 @@ class Sampling(Struct, frozen=True, kw_only=True):
         return self.temperature < 1e-5
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        return self.is_greedy and not self.changes_logits and self.num_logprobs is None
+
+    @property
     def changes_logits(self) -> bool:
         """Whether logits differ from the model's own before a token is chosen."""
         return bool(
@@ -225,12 +245,13 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
     layers: dict[str, Layer]
     adapter_rows: int
-    """Rank rows that fit the adapter memory: the largest rank that can be served."""
+    """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
     resting: Resting = AS_SAVED
     """In which format adapters rest there."""
     num_blocks: int
     kv_memory: int
-    """Bytes of all KV blocks: an engine that is given so many has as many blocks."""
+    """Bytes of all KV blocks in each process that holds a part of the model: an engine that is
+    given so many has as many blocks."""
 
 
 class Ready(Struct, frozen=True, tag=True):
@@ -290,6 +311,7 @@ class CacheStats(Struct, frozen=True):
 
     resident: int = 0
     used_bytes: int = 0
+    """On the device in each process that holds a part of the model; on the host in all together."""
     hits: int = 0
     misses: int = 0
     evictions: int = 0

@@ -4,7 +4,6 @@ FD is one end of a socket pair that the process inherits. The first message on i
 when the other end closes, the process ends.
 """
 
-import contextlib
 import ctypes
 import gc
 import logging
@@ -14,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -28,8 +28,10 @@ from loramux_server.engine.messages import (
     decode_to_engine,
     encode,
 )
+from loramux_server.engine.model_part import load_model
 from loramux_server.engine.residents import loader_threads
-from loramux_server.models.base_model import UnservableModelError, load_base_model
+from loramux_server.engine.team import Team
+from loramux_server.models.base_model import UnservableModelError
 
 _SWITCH_SECONDS = 2e-4
 """How long a load may keep Python from a step each time; by default it is half of a step."""
@@ -73,23 +75,33 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
     Raises:
         UnservableModelError: The model or the config leaves nothing to serve.
     """
-    torch.set_num_threads(config.threads or num_cores())
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    model = load_base_model(config.model, dtype=config.dtype, device=config.device)
+    set_threads(config)
+    with Team(config) if config.tensor_parallel > 1 else nullcontext() as team:
+        _serve(connection, config, team)
+
+
+def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -> None:
+    model = load_model(config, team)
     inbox = Inbox(connection)
     with loader_threads() as executor:
-        engine, info = build_engine(model, config, executor, inbox.wake)
-        _return_memory()
+        engine, info = build_engine(model, config, executor, inbox.wake, team)
+        return_memory()
         write_message(connection, encode(Ready(info)))
         while not inbox.is_closed:
             engine.receive(inbox.take(wait=not engine.can_step))
             write_message(connection, encode(engine.step()))
 
 
-def _return_memory() -> None:
+def set_threads(config: EngineConfig) -> None:
+    """Let this process use its share of the cores, and its threads take turns often enough."""
+    torch.set_num_threads(max(1, (config.threads or num_cores()) // config.tensor_parallel))
+    sys.setswitchinterval(_SWITCH_SECONDS)
+
+
+def return_memory() -> None:
     """Give back what was only needed to load the model; C libraries keep it unless told so."""
     gc.collect()
-    with contextlib.suppress(AttributeError):  # of glibc's alone
+    with suppress(AttributeError):  # of glibc's alone
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -100,14 +112,20 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def main() -> int:
-    """Serve on the inherited socket and return the exit code."""
+def inherited_socket(name: str) -> socket.socket:
+    """Return the socket whose number is the first argument; the log calls this process `name`."""
     # Ctrl-C reaches the whole process group, and so does systemd's SIGTERM; the frontend decides
     # when the engine ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    form = f"%(asctime)s {name} %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form)
+    return socket.socket(fileno=int(sys.argv[1]))
+
+
+def main() -> int:
+    """Serve on the inherited socket and return the exit code."""
+    connection = inherited_socket("engine")
     first = read_message(connection)
     if first is None:
         return 0

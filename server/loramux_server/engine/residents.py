@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from loramux_server.engine.messages import AdapterSource, Load
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.segments import Residence
-from loramux_server.lora.slab import Slab
 
 Clock = Callable[[], float]
 
@@ -52,6 +51,16 @@ def _give_way() -> None:
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
+class Loader(Protocol):
+    """What brings an adapter to memory; called on threads of loads."""
+
+    def load(self, source: AdapterSource) -> PackedAdapter:
+        """Read an adapter into host memory."""
+
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
+        """Copy `adapter`, which was loaded from `source`, to rows of the device from `row` on."""
+
+
 class Residents:
     """Does what the cache decides: loads beside the steps, and lets go."""
 
@@ -59,8 +68,7 @@ class Residents:
         self,
         *,
         cache: AdapterCache,
-        slab: Slab,
-        load_packed: Callable[[AdapterSource], PackedAdapter],
+        loader: Loader,
         executor: Executor,
         wake: Callable[[], None],
         clock: Clock = time.perf_counter,
@@ -69,15 +77,13 @@ class Residents:
 
         Args:
             cache: Decides what is loaded and what goes.
-            slab: The device tier.
-            load_packed: Reads an adapter into host memory; called on `executor`.
+            loader: Does what is to be done of a load on `executor`.
             executor: Runs loads beside the steps.
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             clock: Seconds, monotonic.
         """
         self._cache = cache
-        self._slab = slab
-        self._load_packed = load_packed
+        self._loader = loader
         self._executor = executor
         self._wake = wake
         self._clock = clock
@@ -154,9 +160,12 @@ class Residents:
         assert self._packed.keys() == self._cache.held(Tier.HOST)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
+        source = order.source
         if order.tier is Tier.HOST:
-            return self._executor.submit(self._load_packed, order.source)
-        return self._executor.submit(self._slab.write, order.row, self._packed[order.source.digest])
+            return self._executor.submit(self._loader.load, source)
+        return self._executor.submit(
+            self._loader.write, source, order.row, self._packed[source.digest]
+        )
 
     def _tier_of(self, digest: str) -> Tier:
         if digest in self._residence:

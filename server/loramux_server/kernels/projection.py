@@ -31,6 +31,8 @@ class Projection:
     """The layers' weights with the A rows behind them; None where they lie apart."""
     table: GroupTable | None = None
     """What is known of the adapters on the device; None where each step says it."""
+    is_partial: bool = False
+    """Whether each process has a share of the inputs, so that their results are to be added up."""
 
 
 def project(

@@ -48,7 +48,7 @@ class ExtendedSlab(Slab):
         self.b = [torch.empty(num_rows, base, dtype=dtype, device=device) for base in bases]
         num_parts = max(shape.num_parts for shape in shapes)
         self.table = AdapterTable.empty(len(shapes), num_rows, num_parts, device)
-        self.fence: torch.cuda.Event | None = None
+        self._fence: torch.cuda.Event | None = None
         """The end of the last step that was started."""
         self._device = device
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
@@ -59,6 +59,13 @@ class ExtendedSlab(Slab):
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
         """Copy the base weights of `group` to where they belong, and return them there."""
         return self._placed[group].copy_(weight_NK)
+
+    def note_step(self) -> None:
+        """Let what is written from now on wait for the step that was just started."""
+        if self._stream is not None:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            self._fence = event
 
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
         """Return `adapter` with all of its weights in one piece of memory, for one copy."""
@@ -86,8 +93,8 @@ class ExtendedSlab(Slab):
             self._write(row, adapter)
             return
         with torch.cuda.stream(self._stream):
-            if self.fence is not None:
-                self._stream.wait_event(self.fence)
+            if self._fence is not None:
+                self._stream.wait_event(self._fence)
             self._write(row, adapter)
         self._stream.synchronize()
 

@@ -76,6 +76,9 @@ class Slab:
         """Return the base weights of `group`, wherever they are to be."""
         return weight_NK
 
+    def note_step(self) -> None:
+        """Take note that a step was started, which may read any row that somebody has now."""
+
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
         """Return `adapter` as `write` takes it."""
         return adapter

@@ -6,7 +6,7 @@ registered under that name, and models make none.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from loramux_server.kernels.attention import AttentionForm
+from loramux_server.lora.shard import Shard
 from loramux_server.models.step import Step
 
 _numbers = itertools.count()
@@ -48,6 +49,11 @@ class AttentionBridge:
         self._values: dict[int, torch.Tensor] = {}
         self.name = f"loramux-{next(_numbers)}"
         AttentionInterface.register(self.name, self)
+
+    def cut(self, layer: int, shard: Shard) -> None:
+        """Keep only what `shard` has of the heads of a layer."""
+        shape = self.shapes[layer]
+        self.shapes[layer] = replace(shape, num_heads=shape.num_heads // shard.count)
 
     def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the cache: `num_slots` tokens in each layer. Memory is taken when it is touched."""

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.lora.packed import LayerPlace
+from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.context_length import context_length
 from loramux_server.models.decoder_stack import DecoderStack, find_layers
@@ -65,6 +66,8 @@ class BaseModel:
     num_parameters: int
     eos_token_ids: list[int]
     tokenizer_json: str | None
+    shard: Shard = WHOLE
+    """Which part of its layers this process holds."""
 
     @property
     def cache_shapes(self) -> list[CacheShape]:
@@ -72,10 +75,18 @@ class BaseModel:
         return list(self.attention.shapes.values())
 
 
-def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> BaseModel:
+def load_base_model(
+    path: str, *, dtype: str = "auto", device: str = "auto", stays_on_host: bool = False
+) -> BaseModel:
     """Load the base model in folder or hub id `path` and make it ready.
 
     Nothing of the model's folder is executed: remote code is never trusted.
+
+    Args:
+        path: The folder or hub id.
+        dtype: Its number format; `auto` is the one that suits `device`.
+        device: Where it is to run.
+        stays_on_host: Leave it in memory of the host, for somebody who moves a part of it.
 
     Raises:
         UnservableModelError: The model cannot be loaded or is of a kind that is not served.
@@ -90,7 +101,9 @@ def load_base_model(path: str, *, dtype: str = "auto", device: str = "auto") -> 
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
-    return prepare(module.to(target), name=Path(path).name, tokenizer_json=_tokenizer_json(path))
+    if not stays_on_host:
+        module = module.to(target)
+    return prepare(module, name=Path(path).name, tokenizer_json=_tokenizer_json(path))
 
 
 def _device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ gated MLP. Nothing is read of its code; whether it computes what it seems to is 
 to say, which runs the model in both ways.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm
+from loramux_server.lora.shard import Shard, Split
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.fused import GatedMlp, RmsNorm
 from loramux_server.models.packed_linear import PackedLinear, PackedPart
@@ -63,6 +65,46 @@ class DecoderStack(nn.Module):
         """Put the model's own layers back."""
         for index, original in enumerate(self.originals):
             self._places[0][index] = original
+
+    def cut(self, shard: Shard) -> None:
+        """Keep only what `shard` has of each layer: its heads, its share of the MLP.
+
+        Raises:
+            ValueError: They cannot be divided so; nothing is changed then.
+        """
+        sizes = sorted({size for found in self._found for size in self._sizes(found)})
+        if any(number % shard.count for number, _ in sizes):
+            common = math.gcd(*(number for number, _ in sizes))
+            fitting = (str(count) for count in range(1, common + 1) if common % count == 0)
+            raise ValueError(
+                f"{shard.count} processes do not divide the layers' "
+                f"{', '.join(f'{number} {what}' for number, what in sizes)}; "
+                f"these numbers do: {', '.join(fitting)}"
+            )
+        self._decoder = None  # it holds all of the weights
+        for found in self._found:
+            found.qkv.cut(Split.OUTPUTS, shard)
+            found.output.cut(Split.INPUTS, shard)
+            found.mlp.gate_up.cut(Split.OUTPUTS, shard)
+            found.mlp.down_proj.packed.cut(Split.INPUTS, shard)
+            self._bridge.cut(found.number, shard)
+
+    def _sizes(self, found: _Recognised) -> list[tuple[int, str]]:
+        """Return what must be divided of a layer."""
+        queries, keys, _ = found.qkv.shape.out_features
+        heads = self._bridge.shapes[found.number].num_heads
+        inner = found.mlp.down_proj.packed.shape.in_features
+        return [
+            (queries * heads // keys, "query heads"),
+            (heads, "key and value heads"),
+            (inner, "MLP columns"),
+        ]
+
+    def move(self, device: torch.device) -> None:
+        """Bring the layers' norms to `device`; their packed layers are moved on their own."""
+        self._decoder = None
+        for original in self.originals:
+            original.to(device)
 
     def prepare(self) -> None:
         """Take the parts as they are now: weights, cache, slab and backend."""

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.linear import make_linear
 from loramux_server.kernels.projection import Projection
+from loramux_server.lora.shard import Shard, Split, cut_shape
 from loramux_server.lora.slab import GroupShape, Slab
 from loramux_server.models.step import Step
 
@@ -41,18 +42,47 @@ class PackedLinear:
             weights = [
                 layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in layers
             ]
-            self._weights: Weights | None = (torch.cat(weights).contiguous(), _join_biases(layers))
-        self.dtype, self.device = self._weights[0].dtype, self._weights[0].device
-        self._linear = make_linear(*self._weights)
-        self.shape = GroupShape(
+            joined = torch.cat(weights).contiguous(), _join_biases(layers)
+        self.dtype, self.device = joined[0].dtype, joined[0].device
+        self.whole = GroupShape(
             features(layers[0])[0], tuple(features(layer)[1] for layer in layers)
         )
-        self._columns = np.cumsum([0, *self.shape.out_features], dtype=np.int32)
-        self._borders = self._columns.tolist()
+        """The shape of the layers in the model, of which this process may hold a part."""
+        self.split = Split.NOTHING
+        self._hold(joined, self.whole)
         self._slab: Slab | None = None
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._num_asked = 0
+
+    def _hold(self, weights: Weights, shape: GroupShape) -> None:
+        self._weights: Weights | None = weights
+        self._linear = make_linear(*weights)
+        self.shape = shape
+        """The shape of what this process holds."""
+        self._columns = np.cumsum([0, *shape.out_features], dtype=np.int32)
+        self._borders = self._columns.tolist()
+
+    def cut(self, split: Split, shard: Shard) -> None:
+        """Keep only what `shard` has of the weights; once, before `attach`."""
+        assert self._weights is not None and self.split is Split.NOTHING
+        weight_NK, bias_N = self._weights
+        if split is Split.OUTPUTS:
+            widths = self.whole.out_features
+            weight_NK = _cut_parts(weight_NK, widths, shard)
+            bias_N = None if bias_N is None else _cut_parts(bias_N, widths, shard)
+        elif split is Split.INPUTS:
+            weight_NK = weight_NK[:, shard.of(self.whole.in_features)].contiguous()
+            # It is to be there once in the sum of all processes.
+            bias_N = bias_N if shard.index == 0 else None
+        self.split = split
+        self._hold((weight_NK, bias_N), cut_shape(self.whole, split, shard))
+
+    def move(self, device: torch.device) -> None:
+        """Bring the weights to `device`; before `attach`."""
+        assert self._weights is not None
+        self.device = device
+        self._hold(_moved(self._weights, device), self.shape)
 
     def attach(self, slab: Slab, backend: Backend) -> None:
         """Let `backend` take the weights, and read adapters from `slab`; once."""
@@ -65,12 +95,13 @@ class PackedLinear:
     def projection(self) -> Projection:
         """Return what `compute` computes with."""
         slab, group = self._slab, self._group
+        is_partial = self.split is Split.INPUTS
         if slab is None:
-            return Projection(self._linear, self._columns, None, None, group)
+            return Projection(self._linear, self._columns, None, None, group, is_partial=is_partial)
         table = slab.table.group(group) if slab.table else None
         return Projection(
             self._linear, self._columns, slab.a[group], slab.b[group], group,
-            slab.extended[group], table,
+            slab.extended[group], table, is_partial,
         )  # fmt: skip
 
     def part(self, x: torch.Tensor, part: int) -> torch.Tensor:
@@ -115,6 +146,11 @@ class OutputLayer(nn.Module):
         self._weights: Weights = (layer.weight, layer.bias)
         self._linear = make_linear(*self._weights)
 
+    def move(self, device: torch.device) -> None:
+        """Bring the weights to `device`; before `attach`."""
+        self._weights = _moved(self._weights, device)
+        self._linear = make_linear(*self._weights)
+
     def attach(self, backend: Backend) -> None:
         """Compute with the operations of `backend`."""
         if self._weights[0].nbytes <= _MAX_COPY_BYTES:
@@ -136,3 +172,13 @@ def _join_biases(layers: list[Linear]) -> torch.Tensor | None:
         else layer.bias
         for layer in layers
     ])  # fmt: skip
+
+
+def _cut_parts(x_N: torch.Tensor, widths: tuple[int, ...], shard: Shard) -> torch.Tensor:
+    """Return what `shard` has of each part of `x_N`, [N] or [N, K]."""
+    return torch.cat([part[shard.of(len(part))] for part in torch.split(x_N, list(widths))])
+
+
+def _moved(weights: Weights, device: torch.device) -> Weights:
+    weight_NK, bias_N = weights
+    return weight_NK.to(device), None if bias_N is None else bias_N.to(device)

@@ -46,6 +46,11 @@ class SelfCheck:
             ])  # fmt: skip
         module.set_attn_implementation(bridge.name)
 
+    def move(self, device: torch.device) -> None:
+        """Bring what is compared to `device`, where `module` and its layers are by now."""
+        self._sequences = [tokens.to(device) for tokens in self._sequences]
+        self._own_TV = self._own_TV.to(device)
+
     def difference(self, stack: DecoderStack | None) -> float:
         """Return how far the served logits are from the model's own, relative to their spread."""
         with self._small_cache():

@@ -9,6 +9,8 @@ import torch
 
 _NUM_HOST_BUFFERS = 2
 """One may still be on its way when the next is filled."""
+_ALIGNMENT = 16
+"""Where in memory arrays begin, in bytes: for one that begins elsewhere Triton compiles again."""
 _DTYPES: dict[torch.dtype, type[np.generic]] = {torch.int64: np.int64, torch.int32: np.int32}
 
 
@@ -18,10 +20,10 @@ class Staging:
     def __init__(
         self, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device
     ) -> None:
-        """Make room for arrays of these formats, int64 before int32, and shapes."""
+        """Make room for arrays of these formats and shapes."""
         is_pinned = device.type == "cuda"
         sizes = [dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes.values()]
-        total = sum(sizes)
+        total = sum(map(_aligned, sizes))
         memory = torch.zeros(total, dtype=torch.uint8, device=device)
         self._memory = memory
         self._hosts = [
@@ -38,7 +40,7 @@ class Staging:
             for host, views in zip(self._hosts, self._views, strict=True):
                 piece = host.numpy()[at : at + size]
                 views[name] = piece.view(_DTYPES[dtype]).reshape(shape)
-            at += size
+            at += _aligned(size)
 
     def begin(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays for the next step, to be filled; they hold what an earlier one left."""
@@ -48,3 +50,7 @@ class Staging:
     def send(self) -> None:
         """Copy what was filled in to the device, in the order of its other work."""
         self._memory.copy_(self._hosts[self._turn], non_blocking=True)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

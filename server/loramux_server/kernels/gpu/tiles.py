@@ -72,3 +72,9 @@ def cut(segments: Segments | None, num_tokens: int, size: int) -> tuple[Int32, I
         count.astype(np.int32),
         adapter[run],
     )
+
+
+def tokens(tiles: Tiles) -> torch.Tensor:
+    """Return the numbers of the tokens of `tiles`, int64."""
+    within_IT = torch.arange(tiles.size, device=tiles.start_I.device)
+    return (tiles.start_I[:, None] + within_IT)[within_IT < tiles.count_I[:, None]]

@@ -1,0 +1,84 @@
+"""The device that is measured: what it is, what it does at best, and how long a call takes."""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+
+import torch
+
+from benchmarks import machine
+
+_REPEATS = 20
+_FAR_BYTES = 256 << 20
+"""More than any cache holds."""
+
+
+def choose() -> torch.device:
+    """Return the GPU, or the CPU where there is none and kernels run in Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> dict[str, object]:
+    """Return what `benchmarks.machine` says, and the same of the device."""
+    found: dict[str, object] = {**machine.describe(), "device": str(device), "triton": _triton()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["gpu"] = properties.name
+        found["capability"] = f"sm_{properties.major}{properties.minor}"
+        found["memory_bytes"] = properties.total_memory
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _triton() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "none"
+
+
+def seconds(device: torch.device, calls: Sequence[Callable[[], object]]) -> float:
+    """Return what one of `calls` takes, one after the other and in turn.
+
+    They do the same on memory of their own, so that none finds what it reads in a cache if together
+    they read enough. On CUDA they are recorded as a graph: what it takes to launch them from Python
+    does not count.
+    """
+    for call in calls:
+        call()
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        return (time.perf_counter() - begin) / len(calls)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    taken: list[float] = []
+    for _ in range(_REPEATS):
+        before, after = _event(), _event()
+        before.record()
+        graph.replay()
+        after.record()
+        after.synchronize()
+        taken.append(before.elapsed_time(after) / 1e3 / len(calls))
+    return median(taken)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def copies_needed(num_bytes: int) -> int:
+    """Return how many copies of an operand of `num_bytes` no cache holds together."""
+    return max(1, min(64, -(-_FAR_BYTES // max(1, num_bytes))))
+
+
+def bandwidth(device: torch.device) -> float:
+    """Return the bytes per second that a copy of much memory reads and writes."""
+    far = torch.empty(_FAR_BYTES, dtype=torch.uint8, device=device)
+    near = torch.empty_like(far)
+    return 2 * far.numel() / seconds(device, [lambda: near.copy_(far)])

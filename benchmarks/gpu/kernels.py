@@ -1,0 +1,163 @@
+"""Each kernel of a GPU against the bytes that it has to move, and what the design rests on.
+
+`matmul`: the four matmuls of a layer with rows of adapters behind their weights: do these cost what
+their bytes cost? `launch`: what an empty kernel costs inside a graph. `probe`: what this torch and
+this Triton offer. `attention` and `kernels`: ours against their floors, at the bandwidth of a copy
+measured in the same run.
+
+    python -m benchmarks.gpu.kernels --output result.json
+"""
+
+import inspect
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import triton
+import triton.language as tl
+import typer
+
+from benchmarks.fixture import SHAPES, Shape
+from benchmarks.gpu import device as on
+from benchmarks.gpu.operands import LoraOperands, attention_calls, groups, lora_calls
+from loramux_server.kernels.gpu.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement."""
+
+    experiment: str
+    what: str
+    microseconds: float
+    floor_microseconds: float | None = None
+    """What the bytes take at the bandwidth of a copy."""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times its floor it takes."""
+        floor = self.floor_microseconds
+        return self.microseconds / floor if floor else None
+
+
+def main(
+    shape: Annotated[str, typer.Option(help=f"Layers of: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
+    batch: Annotated[list[int] | None, typer.Option(help="Tokens of a step.")] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="Rank rows behind the weights.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of each adapter.")] = 16,
+    context: Annotated[list[int] | None, typer.Option(help="Tokens of each context.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
+) -> None:
+    """Run all experiments and print them as they come."""
+    chosen, device = SHAPES[shape], on.choose()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    batches = batch or [1, 8, 32, 64, 128]
+    rate = on.bandwidth(device)
+    print(f"copy: {rate / 1e12:.2f} TB/s", flush=True)
+    found: list[Row] = []
+    for row in itertools.chain(
+        _matmuls(chosen, device, dtype, batches, rows or [0, 128, 256, 512, 1024, 2048], rate),
+        _launches(device),
+        _attention(chosen, device, dtype, batches, context or [1024, 8192], rate),
+        _kernels(chosen, device, dtype, batches, rank, rate),
+    ):
+        found.append(row)
+        floor = row.floor_microseconds
+        beside = f"  floor {floor:9.1f}  ratio {row.ratio:5.2f}" if floor else ""
+        print(f"{row.experiment:10} {row.what:44} {row.microseconds:9.1f} µs{beside}", flush=True)
+    probe = _probe()
+    print(json.dumps(probe))
+    if output:
+        record = {
+            "command": "python -m benchmarks.gpu.kernels",
+            "shape": shape,
+            "dtype": str(dtype).removeprefix("torch."),
+            "copy_bytes_per_second": rate,
+            "probe": probe,
+            "rows": [asdict(row) | {"ratio": row.ratio} for row in found],
+            "machine": on.describe(device),
+        }
+        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _matmuls(
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    batches: list[int],
+    rows: list[int],
+    rate: float,
+) -> Iterator[Row]:
+    for name, (width, outputs) in groups(shape).items():
+        most = sum(outputs) + len(outputs) * max(rows)
+        count = on.copies_needed(sum(outputs) * width * dtype.itemsize)
+        weights = [torch.randn(most, width, dtype=dtype, device=device) for _ in range(count)]
+        for tokens, num_rows in itertools.product(batches, rows):
+            x_TK = torch.randn(tokens, width, dtype=dtype, device=device)
+            end = sum(outputs) + len(outputs) * num_rows
+            calls = [partial(torch.nn.functional.linear, x_TK, weight[:end]) for weight in weights]
+            taken = on.seconds(device, calls)
+            moved = (end * width + tokens * (width + end)) * dtype.itemsize
+            yield Row("matmul", f"{name} M={tokens} P={num_rows}", 1e6 * taken, 1e6 * moved / rate)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _empty(p_x: tl.tensor) -> None:
+    pass
+
+
+def _launches(device: torch.device) -> Iterator[Row]:
+    memory = torch.zeros(1, device=device)
+    taken = on.seconds(device, [lambda: _empty[(1,)](memory)] * 100)
+    yield Row("launch", "an empty kernel, in a graph of 100", 1e6 * taken)
+
+
+def _attention(
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    batches: list[int],
+    contexts: list[int],
+    rate: float,
+) -> Iterator[Row]:
+    for tokens, context in itertools.product(batches, contexts):
+        calls, moved = attention_calls(shape, device, dtype, tokens, context, Plan.of(device))
+        what = f"decode B={tokens} context={context}"
+        yield Row("attention", what, 1e6 * on.seconds(device, calls), 1e6 * moved / rate)
+
+
+def _kernels(
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    batches: list[int],
+    rank: int,
+    rate: float,
+) -> Iterator[Row]:
+    for name, (width, outputs) in groups(shape).items():
+        for tokens, adapters in ((t, n) for t in batches for n in sorted({1, t})):
+            operands = LoraOperands.make(width, outputs, tokens, adapters, rank, device, dtype)
+            found = lora_calls(name, shape, operands, Plan.of(device))
+            for kernel, (calls, moved) in found.items():
+                what = f"{kernel} of {name} M={tokens}, {adapters} of rank {rank}"
+                yield Row("kernels", what, 1e6 * on.seconds(device, calls), 1e6 * moved / rate)
+
+
+def _probe() -> dict[str, object]:
+    """Return what the torch and the Triton at hand offer of what we could use."""
+    found: dict[str, object] = {"launch_pdl": hasattr(tl.extra.cuda, "gdc_wait")}
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return found | {"varlen_attn": None}
+    return found | {"varlen_attn": list(inspect.signature(varlen_attn).parameters)}
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    typer.run(main)

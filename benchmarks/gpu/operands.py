@@ -1,0 +1,240 @@
+"""What the kernels of a GPU are called with, and the bytes that each call has to move.
+
+Legend: T tokens, K input width, N output width, R slab rows, S cache slots, J key and value heads,
+H query heads, D head width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks.fixture import Shape
+from benchmarks.gpu import device as on
+from loramux_server.kernels.attention import AttentionBatch, AttentionForm
+from loramux_server.kernels.decoder import Norm
+from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
+from loramux_server.kernels.gpu.expand import expand_triton
+from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
+from loramux_server.kernels.gpu.rope_write import rope_write_triton
+from loramux_server.kernels.gpu.shrink import shrink_triton
+from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
+from loramux_server.kernels.gpu.staged import Staged, Stager
+from loramux_server.kernels.gpu.tiles import LowRank
+from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.adapter_table import AdapterTable, GroupTable
+from loramux_server.lora.row_allocator import GRANULE, rows_of
+from loramux_server.lora.segments import Residence, Segments
+from loramux_server.lora.weight_format import WeightFormat
+
+Calls = tuple[list[Callable[[], object]], int]
+"""Calls that do the same on operands of their own, and the bytes that one has to move."""
+_PLANES = 8
+_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOperands:
+    """A decode step of `tokens` requests, adapters in turn, on one group of layers."""
+
+    width: int
+    outputs: tuple[int, ...]
+    rank: int
+    staged: Staged
+    table: GroupTable
+    slabs: list[tuple[torch.Tensor, torch.Tensor]]
+    """The same A and B rows again and again, more than a cache holds."""
+    x_TK: torch.Tensor
+    num_adapters: int
+
+    @staticmethod
+    def make(
+        width: int,
+        outputs: tuple[int, ...],
+        tokens: int,
+        adapters: int,
+        rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "LoraOperands":
+        """Return operands of random numbers."""
+        size, num_parts = rows_of(rank), len(outputs)
+        num_rows = adapters * size
+        table = AdapterTable.empty(1, num_rows, num_parts, device)
+        table.size_A[:: size // GRANULE] = size
+        table.rank_GAP[:, :: size // GRANULE] = rank
+        table.scale_GAP[:, :: size // GRANULE] = 2.0
+        ranks, scales = np.full((1, num_parts), rank, np.int32), np.ones((1, num_parts), np.float32)
+        borders = np.linspace(0, tokens, adapters + 1).astype(int).tolist()
+        segments = Segments.build(
+            borders[:-1],
+            borders[1:],
+            [Residence(i * size, size, WeightFormat.FLOAT32, ranks, scales)
+             for i in range(adapters)],
+        )  # fmt: skip
+        row_bytes = (num_parts * width + sum(outputs)) * dtype.itemsize
+        slabs = [
+            (
+                torch.randn(num_parts * num_rows, width, dtype=dtype, device=device),
+                torch.randn(num_rows, sum(outputs), dtype=dtype, device=device),
+            )
+            for _ in range(on.copies_needed(num_rows * row_bytes))
+        ]
+        staged = stage([1] * tokens, [_BLOCK] * tokens, device, segments)
+        x_TK = torch.randn(tokens, width, dtype=dtype, device=device)
+        return LoraOperands(width, outputs, rank, staged, table.group(0), slabs, x_TK, adapters)
+
+    @property
+    def num_rows(self) -> int:
+        """Rank rows of all adapters."""
+        return self.num_adapters * self.rank
+
+
+def groups(shape: Shape) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Return (in_features, out_features of each part) of the matmuls of a layer."""
+    features = shape.features()
+    kv = features["k_proj"][1]
+    return {
+        "qkv": (shape.hidden, (shape.hidden, kv, kv)),
+        "o": (shape.hidden, (shape.hidden,)),
+        "gate_up": (shape.hidden, (shape.intermediate, shape.intermediate)),
+        "down": (shape.intermediate, (shape.hidden,)),
+    }
+
+
+def stage(
+    queries: list[int], contexts: list[int], device: torch.device, segments: Segments | None
+) -> Staged:
+    """Return a step of requests with these numbers of tokens, now and in all, on the device."""
+    blocks = [-(-context // _BLOCK) for context in contexts]
+    table = np.zeros((len(queries), max(blocks)), np.int32)
+    order = np.random.default_rng(0).permutation(sum(blocks)).astype(np.int32)
+    slots: list[int] = []
+    for row, (count, context) in enumerate(zip(queries, contexts, strict=True)):
+        table[row, : blocks[row]], order = order[: blocks[row]], order[blocks[row] :]
+        at = np.arange(context - count, context)
+        slots += (table[row, at // _BLOCK].astype(np.int64) * _BLOCK + at % _BLOCK).tolist()
+    tokens = torch.zeros(sum(queries), dtype=torch.int64)
+    batch = AttentionBatch(
+        query_start_B=np.cumsum([0, *queries], dtype=np.int32),
+        context_B=np.array(contexts, np.int32),
+        table_BM=table,
+        block_size=_BLOCK,
+        slot_T=torch.tensor(slots),
+    )
+    given = StepInput(tokens, tokens, tokens[: len(queries)], batch, segments)
+    return Stager(device, replace(Plan.of(device), max_spare_rows=0)).stage(given)[1]
+
+
+def attention_calls(
+    shape: Shape, device: torch.device, dtype: torch.dtype, batch: int, context: int, plan: Plan
+) -> Calls:
+    """Return decode attention over `batch` contexts of `context` tokens."""
+    width = shape.hidden // shape.heads
+    staged = stage([1] * batch, [context] * batch, device, None)
+    num_slots = batch * -(-context // _BLOCK) * _BLOCK
+    moved = 2 * batch * context * shape.kv_heads * width * dtype.itemsize
+    # A step's rows may be more than its requests.
+    rows = len(staged.batch.context_B)
+    q_THD = torch.randn(rows, shape.heads, width, dtype=dtype, device=device)
+    form = AttentionForm(width**-0.5)
+    size = (2, num_slots, shape.kv_heads, width)
+    out_THD = torch.empty_like(q_THD)
+    scratch = DecodeScratch.make(rows, shape.heads, width, plan.decode_shares, device)
+    calls: list[Callable[[], object]] = []
+    for _ in range(on.copies_needed(moved)):
+        k_SJD, v_SJD = torch.randn(size, dtype=dtype, device=device).unbind()
+        calls.append(
+            partial(
+                decode_attention_triton,
+                q_THD,
+                k_SJD,
+                v_SJD,
+                staged.batch,
+                form,
+                out_THD,
+                scratch,
+                blocks=plan.decode_attention,
+            )
+        )
+    return calls, moved
+
+
+def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[str, Calls]:
+    """Return the kernels that adapters need in `group`, each by its name."""
+    tokens, item = len(of.x_TK), of.x_TK.element_size()
+    num_parts, outputs = len(of.outputs), sum(of.outputs)
+    device, dtype = of.x_TK.device, of.x_TK.dtype
+    columns = np.cumsum([0, *of.outputs]).tolist()
+    planes_STJ = torch.randn(_PLANES, tokens, num_parts * rows_of(of.rank), device=device)
+    y_TN = torch.randn(tokens, outputs, dtype=dtype, device=device)
+    tiles = of.staged.tiles
+
+    def low_rank(b_RN: torch.Tensor) -> LowRank:
+        return LowRank(planes_STJ, False, b_RN, of.table)
+
+    a_bytes = num_parts * of.num_rows * of.width * item
+    b_bytes = of.num_rows * outputs * item
+    h_bytes = planes_STJ.nbytes
+    calls: dict[str, Calls] = {
+        "shrink": (
+            [partial(shrink_triton, of.x_TK, a, num_parts, tiles, of.table, planes_STJ,
+                     blocks=plan.shrink)
+             for a, _ in of.slabs],
+            a_bytes + of.x_TK.nbytes + h_bytes,
+        ),
+        "expand": (
+            [partial(expand_triton, y_TN, columns, low_rank(b), tiles, blocks=plan.expand)
+             for _, b in of.slabs],
+            b_bytes + h_bytes + 2 * y_TN.nbytes,
+        ),
+    }  # fmt: skip
+    if group == "qkv":
+        calls["rope_write"] = _rope(shape, of, y_TN, low_rank, b_bytes + h_bytes, plan)
+    elif group == "gate_up":
+        out_TN = torch.empty(tokens, outputs // 2, dtype=dtype, device=device)
+        calls["silu_mul"] = (
+            [
+                partial(silu_mul_triton, y_TN, low_rank(b), tiles, out_TN, blocks=plan.silu_mul)
+                for _, b in of.slabs
+            ],
+            b_bytes + h_bytes + y_TN.nbytes + out_TN.nbytes,
+        )
+    else:
+        hidden_TK, out_TK = torch.zeros_like(y_TN), torch.zeros_like(y_TN)
+        norm = Norm(torch.ones(outputs, dtype=dtype, device=device), 1e-5)
+        calls["residual_norm"] = (
+            [partial(residual_norm_triton, hidden_TK, y_TN, low_rank(b), tiles, norm, out_TK,
+                     blocks=plan.residual_norm)
+             for _, b in of.slabs],
+            b_bytes + h_bytes + 4 * y_TN.nbytes,
+        )  # fmt: skip
+    return calls
+
+
+def _rope(
+    shape: Shape,
+    of: LoraOperands,
+    y_TN: torch.Tensor,
+    low_rank: Callable[[torch.Tensor], LowRank],
+    read: int,
+    plan: Plan,
+) -> Calls:
+    width, tokens = shape.hidden // shape.heads, len(of.x_TK)
+    device, dtype = y_TN.device, y_TN.dtype
+    slots = len(of.staged.batch.context_B) * _BLOCK
+    k_SJD, v_SJD = torch.zeros(2, slots, shape.kv_heads, width, dtype=dtype, device=device).unbind()
+    q_THD = torch.empty(tokens, shape.heads, width, dtype=dtype, device=device)
+    angle_TD = torch.randn(tokens, width, dtype=dtype, device=device)
+    slot_T = of.staged.batch.slot_T
+    calls: list[Callable[[], object]] = [
+        partial(
+            rope_write_triton, y_TN, low_rank(b), of.staged.tiles, None, angle_TD, angle_TD, slot_T,
+            q_THD, k_SJD, v_SJD, blocks=plan.rope_write,
+        )
+        for _, b in of.slabs
+    ]  # fmt: skip
+    return calls, read + 2 * y_TN.nbytes + 2 * angle_TD.nbytes

@@ -1,0 +1,146 @@
+"""A model of a real shape, made on the device and served by an engine in this process."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import LlamaForCausalLM
+
+from benchmarks.fixture import Shape, make_adapters
+from benchmarks.local_engine import LocalEngine, packaged
+from loramux_adapters.package import digest_of
+from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.models.base_model import prepare
+
+_MOST_RANK = 64
+_BLOCK = 16
+_MARGIN = 256
+"""Tokens of a context beyond those that it begins with."""
+
+
+class Served:
+    """An engine with room for `batch` contexts, and for as many adapters of rank 64."""
+
+    def __init__(
+        self, shape: Shape, device: torch.device, folder: Path, batch: int, context: int, steps: int
+    ) -> None:
+        """Make model and engine; adapters are made when they are asked for, in `folder`."""
+        self.shape = shape
+        self.context = context
+        self.item_bytes = (dtype := dtype_of(device)).itemsize
+        self._steps = steps
+        self._folder = folder
+        self._sources: dict[int, list[AdapterSource]] = {}
+        base = prepare(make_model(shape, device, dtype))
+        row_bytes = self.item_bytes * sum(group.shape.row_weights for group in base.groups)
+        room = context + _MARGIN
+        config = EngineConfig(
+            model="", kernels="triton", max_running=batch, block_size=_BLOCK, prefix_cache=False,
+            max_batch_tokens=2048, max_context=max(room, 2048 + _MARGIN),
+            adapter_memory=row_bytes * batch * _MOST_RANK, host_adapter_memory=64 << 30,
+            kv_memory=batch * room * shape.kv_bytes // 4 * self.item_bytes,
+        )  # fmt: skip
+        self._engine = LocalEngine(base, config)
+
+    def sources(self, rank: int, count: int) -> list[AdapterSource]:
+        """Return `count` adapters of `rank`, each a file of its own."""
+        made = self._sources.setdefault(rank, [])
+        if not made:
+            folder = self._folder / f"r{rank}"
+            name = "bfloat16" if self.item_bytes == torch.bfloat16.itemsize else "float32"
+            make_adapters(folder, self.shape, [rank], 1, dtype=name)
+            made += packaged(folder)
+        while len(made) < count:
+            made.append(_another(made[0], len(made)))
+        return made[:count]
+
+    def folders(self, rank: int) -> Path:
+        """Return the folder in which the PEFT adapter of `rank` lies."""
+        self.sources(rank, 1)
+        return self._folder / f"r{rank}" / "a0000"
+
+    def step(self, batch: int, rank: int | None, distinct: int) -> float:
+        """Return the seconds of a decode step of `batch` requests for `distinct` adapters."""
+        return self.steps(batch, self.sources(rank, distinct) if rank else [])
+
+    def steps(self, batch: int, adapters: list[AdapterSource]) -> float:
+        """Return the seconds of a decode step of `batch` requests for `adapters` in turn."""
+        self._engine.fill(batch, adapters, self.context)
+        self._engine.time_steps(5)  # a form of a step is recorded when it first comes up
+        seconds = median(self._engine.time_steps(self._steps))
+        self._engine.clear()
+        return seconds
+
+    def profiled_step(self, batch: int, rank: int | None, distinct: int) -> int:
+        """Return how many kernels a decode step runs."""
+        self._engine.fill(batch, self.sources(rank, distinct) if rank else [], self.context)
+        self._engine.time_steps(5)
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            self._engine.time_steps(1)
+        self._engine.clear()
+        return sum(
+            event.device_type == torch._C._autograd.DeviceType.CUDA
+            and not event.name.startswith(("Memcpy", "Memset"))
+            for event in profiler.events() or ()
+        )
+
+    def prefill(self, tokens: int, rank: int | None) -> float:
+        """Return the seconds to the first token of a prompt of `tokens` tokens."""
+        adapter = self.sources(rank, 1)[0] if rank else None
+        self._first(tokens, adapter)
+        return median(self._first(tokens, adapter) for _ in range(5))
+
+    def missed(self, adapter: AdapterSource, *, on_disk: bool) -> float:
+        """Return the seconds to the first token of `adapter`, which is not on the device.
+
+        Its weights are on the host, or with `on_disk` in a file that no cache of the system holds.
+        """
+        if on_disk:
+            self._engine.forget(adapter)
+            descriptor = os.open(adapter.path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+        return self._first(32, adapter)
+
+    def close(self) -> None:
+        """Give back the memory of the device."""
+        self._engine.close()
+        del self._engine
+        torch.cuda.empty_cache()
+
+    def _first(self, tokens: int, adapter: AdapterSource | None) -> float:
+        prompt = [random.randrange(3, self.shape.vocab) for _ in range(tokens)]
+        return self._engine.first_token_seconds(prompt, adapter)
+
+
+def dtype_of(device: torch.device) -> torch.dtype:
+    """Return the number format of models on `device`."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def make_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    """Return a model of random weights, made where it will be."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return LlamaForCausalLM(shape.config())
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _another(source: AdapterSource, number: int) -> AdapterSource:
+    """Return a copy of `source` in which one weight is another, so that it is another adapter."""
+    path = Path(source.path).with_suffix(f".{number}.package")
+    shutil.copyfile(source.path, path)
+    with path.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(number.to_bytes(2, "little"))
+        digest = digest_of(file)
+    return AdapterSource(digest, str(path), source.rank, source.num_bytes, source.item_bytes)

@@ -1,0 +1,138 @@
+"""What the processes that hold a model together say to each other.
+
+One leads; it is the engine process. The others follow: they obey its commands in the order in
+which they come, and say when they have obeyed. Typed structs in MessagePack, as between frontend
+and engine; arrays are their bytes.
+
+Legend: T tokens, R rows whose logits are needed, B requests, M blocks of a request, S segments.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from msgspec import Struct
+
+from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.segments import Residence, Segments
+
+
+class Load(Struct, frozen=True, tag=True):
+    """Load the model. The first command."""
+
+    config: EngineConfig
+    index: int
+    """Which shard the follower has."""
+    meeting: str
+    """A file through which the processes find each other, in a folder of its own."""
+
+
+class Divide(Struct, frozen=True, tag=True):
+    """Meet the others, and keep your shard of the model. The second command."""
+
+
+class Allocate(Struct, frozen=True, tag=True):
+    """Make room for the KV cache and the adapters. The third command."""
+
+    num_slots: int
+    """Tokens that the KV cache holds."""
+
+
+class Write(Struct, frozen=True, tag=True):
+    """Read an adapter and copy your shard of it to rank rows, beside the steps."""
+
+    number: int
+    row: int
+    source: AdapterSource
+
+
+class Run(Struct, frozen=True, tag=True):
+    """Run one step; see `StepInput`. Nobody says when this is done: the sums do."""
+
+    token_T: bytes
+    position_T: bytes
+    sampled_R: bytes
+    query_start_B: bytes
+    context_B: bytes
+    table_BM: bytes
+    block_size: int
+    slot_T: bytes
+    start_S: bytes
+    end_S: bytes
+    row_S: bytes
+
+    @staticmethod
+    def of(given: StepInput) -> "Run":
+        """Return the command to run `given`, which is in memory of the host."""
+        attention, segments = given.attention, given.segments
+        return Run(
+            _bytes(given.token_T),
+            _bytes(given.position_T),
+            _bytes(given.sampled_R),
+            attention.query_start_B.tobytes(),
+            attention.context_B.tobytes(),
+            attention.table_BM.tobytes(),
+            attention.block_size,
+            _bytes(attention.slot_T),
+            segments.start_S.tobytes() if segments else b"",
+            segments.end_S.tobytes() if segments else b"",
+            segments.row_S.tobytes() if segments else b"",
+        )
+
+    def input(self, residence: Callable[[int], Residence]) -> StepInput:
+        """Return what is to be run; `residence` says what lies at a row."""
+        context_B = _int32(self.context_B)
+        segments = None
+        if self.row_S:
+            segments = Segments.build(
+                _int32(self.start_S).tolist(),
+                _int32(self.end_S).tolist(),
+                [residence(row) for row in _int32(self.row_S).tolist()],
+            )
+        return StepInput(
+            token_T=_int64(self.token_T),
+            position_T=_int64(self.position_T),
+            sampled_R=_int64(self.sampled_R),
+            attention=AttentionBatch(
+                query_start_B=_int32(self.query_start_B),
+                context_B=context_B,
+                table_BM=_int32(self.table_BM).reshape(len(context_B), -1),
+                block_size=self.block_size,
+                slot_T=_int64(self.slot_T),
+            ),
+            segments=segments,
+        )
+
+
+class Done(Struct, frozen=True, tag=True):
+    """A command has been obeyed, or could not be."""
+
+    number: int = 0
+    """Of a `Write`; the other commands come one at a time and have none."""
+    problem: str | None = None
+    """Why it could not be obeyed."""
+
+
+Command = Load | Divide | Allocate | Write | Run
+
+
+def _bytes(x: torch.Tensor) -> bytes:
+    return x.numpy().tobytes()
+
+
+def _int32(data: bytes) -> npt.NDArray[np.int32]:
+    # Copied, since what is received is not to be written to and torch warns of such memory.
+    return np.frombuffer(data, np.int32).copy()
+
+
+def _int64(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(data, np.int64).copy())
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_done = msgspec.msgpack.Decoder(Done).decode

@@ -1,0 +1,157 @@
+"""A follower: `python -m loramux_server.engine.follower FD`, started by the engine process.
+
+It holds a part of the base model and does what it is told (`loramux_server.engine.commands`). FD is
+one end of a socket pair that the process inherits; when the other end closes, the process ends.
+"""
+
+import logging
+import os
+import queue
+import shutil
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from loramux_server.engine.batch import Batch
+from loramux_server.engine.build import make_runner, resting_of
+from loramux_server.engine.channel import read_message, write_message
+from loramux_server.engine.commands import (
+    Allocate,
+    Command,
+    Divide,
+    Done,
+    Load,
+    Run,
+    Write,
+    decode_command,
+    encode,
+)
+from loramux_server.engine.loader import AdapterLoader
+from loramux_server.engine.model_part import divide, load_whole
+from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.process import inherited_socket, return_memory, set_threads
+from loramux_server.engine.residents import loader_threads
+from loramux_server.lora.packed import DamagedError
+from loramux_server.lora.segments import Residence
+from loramux_server.lora.shard import Shard
+from loramux_server.models.base_model import UnservableModelError
+
+_log = logging.getLogger(__name__)
+
+
+class Leader:
+    """The leader, as a follower sees it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def take(self) -> Command:
+        """Return the next command; wait for it."""
+        return self._commands.get()
+
+    def say(self, done: Done) -> None:
+        """Answer, from any thread."""
+        with self._lock:
+            write_message(self._connection, encode(done))
+
+    def _read(self) -> None:
+        meeting: Path | None = None
+        try:
+            while (message := read_message(self._connection)) is not None:
+                command = decode_command(message)
+                if isinstance(command, Load):
+                    meeting = Path(command.meeting)
+                self._commands.put(command)
+        finally:
+            if meeting:  # a leader that was killed has left it
+                shutil.rmtree(meeting.parent, ignore_errors=True)
+            # The step that runs may wait for sums with a leader that is gone.
+            os._exit(0)
+
+
+class Part:
+    """What this process holds of the model, ready to run."""
+
+    def __init__(self, runner: ModelRunner, loader: AdapterLoader) -> None:
+        self._runner = runner
+        self._loader = loader
+        self._residence: dict[int, Residence] = {}
+        """First row -> the adapter that was written there last."""
+
+    def run(self, command: Run) -> None:
+        """Run this process's part of a step."""
+        self._runner.run(Batch(command.input(self._residence.__getitem__), []))
+
+    def write(self, command: Write, say: Callable[[Done], None]) -> None:
+        """Read an adapter, copy its part to its rows, and say so; called on a thread of loads."""
+        problem = None
+        try:
+            adapter = self._loader.load(command.source)
+            self._loader.write(command.source, command.row, adapter)
+            self._residence[command.row] = adapter.at(command.row)
+        except DamagedError as error:
+            problem = str(error)
+        except Exception:
+            _log.exception("loading %s failed", command.source.digest)
+            os._exit(1)
+        say(Done(command.number, problem))
+
+
+def prepare(leader: Leader) -> Part:
+    """Load the model and keep a part of it, as the leader says.
+
+    Raises:
+        UnservableModelError: The model or the config leaves nothing to serve.
+    """
+    load = leader.take()
+    assert isinstance(load, Load)
+    config, shard = load.config, Shard(load.index, load.config.tensor_parallel)
+    set_threads(config)
+    model = load_whole(config, shard)
+    leader.say(Done())
+    command = leader.take()
+    assert isinstance(command, Divide)
+    model = divide(model, config, shard, Path(load.meeting))
+    leader.say(Done())
+    command = leader.take()
+    assert isinstance(command, Allocate)
+    runner = make_runner(model, config, command.num_slots)
+    loader = AdapterLoader(model, runner.slab, resting_of(runner, config))
+    return_memory()
+    leader.say(Done())
+    return Part(runner, loader)
+
+
+def follow(leader: Leader) -> None:
+    """Do what the leader says until it is gone, which ends the process.
+
+    Raises:
+        UnservableModelError: The model or the config leaves nothing to serve.
+    """
+    part = prepare(leader)
+    with loader_threads() as executor:
+        while True:
+            command = leader.take()
+            if isinstance(command, Run):
+                part.run(command)
+            elif isinstance(command, Write):
+                executor.submit(part.write, command, leader.say)
+
+
+def main() -> None:
+    """Follow the leader at the inherited socket."""
+    leader = Leader(inherited_socket("follower"))
+    try:
+        follow(leader)
+    except UnservableModelError as error:
+        leader.say(Done(problem=str(error)))
+        # The leader tells the reason before it goes, and this process goes with it.
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Adapters on their way: from a package to memory of the host, and from there to rank rows."""
+
+from pathlib import Path
+
+from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.team import Team
+from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.lora.shard import WHOLE, cut_adapter
+from loramux_server.lora.slab import Slab
+from loramux_server.lora.weight_format import Resting
+from loramux_server.models.base_model import BaseModel
+
+
+class AdapterLoader:
+    """Loads adapters for a model, or for the part of it that this process holds."""
+
+    def __init__(self, model: BaseModel, slab: Slab, resting: Resting) -> None:
+        self._places = model.places
+        self._num_groups = len(model.groups)
+        self._max_parts = max(group.shape.num_parts for group in model.groups)
+        self._splits = [group.split for group in model.groups]
+        self._shard = model.shard
+        self._slab = slab
+        self._resting = resting
+
+    def load(self, source: AdapterSource) -> PackedAdapter:
+        """Read an adapter into host memory, where it is whole.
+
+        Raises:
+            DamagedError: Its file is absent or not what was registered.
+            PackageError: It does not fit the base model.
+        """
+        packed = load_packed(
+            Path(source.path), source.digest, self._places, self._num_groups, self._max_parts,
+            self._resting,
+        )  # fmt: skip
+        return self._slab.pack(packed) if self._shard == WHOLE else packed
+
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
+        """Copy what this process has of `adapter`, read from `source`, to rows from `row` on."""
+        del source
+        if self._shard != WHOLE:
+            adapter = self._slab.pack(cut_adapter(adapter, self._splits, self._shard))
+        self._slab.write(row, adapter)
+
+
+class TeamLoader:
+    """Loads adapters on all processes that hold the model.
+
+    Host memory has an adapter once, whole, here. The others read its file when it goes to the
+    device.
+    """
+
+    def __init__(self, loader: AdapterLoader, team: Team) -> None:
+        self._team = team
+        self._loader = loader
+
+    def load(self, source: AdapterSource) -> PackedAdapter:
+        """Read an adapter into host memory; see `AdapterLoader.load`."""
+        return self._loader.load(source)
+
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
+        """Copy `adapter`, read from `source`, to rows of every process from `row` on.
+
+        Raises:
+            DamagedError: A process cannot read its file.
+        """
+        with self._team.writing(source, row):
+            self._loader.write(source, row, adapter)

@@ -1,0 +1,72 @@
+"""EngineConfig -> the base model, or the part of it that this process holds."""
+
+from pathlib import Path
+
+import torch
+
+from loramux_server.engine.messages import EngineConfig
+from loramux_server.engine.team import Team
+from loramux_server.kernels.shard_group import join
+from loramux_server.lora.shard import Shard
+from loramux_server.models.base_model import BaseModel, UnservableModelError, load_base_model
+from loramux_server.models.sharded import shard_model
+
+
+def load_model(config: EngineConfig, team: Team | None = None) -> BaseModel:
+    """Load the base model, of which this process then holds a part if it leads a `team`.
+
+    Raises:
+        UnservableModelError: The model cannot be loaded, is of a kind that is not served, or cannot
+            be divided among so many processes.
+    """
+    if team is None:
+        return load_base_model(config.model, dtype=config.dtype, device=config.device)
+    with team.loading():
+        model = load_whole(config, team.shard)
+    with team.dividing():
+        return divide(model, config, team.shard, team.meeting)
+
+
+def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
+    """Load all of the base model into memory of the host, from where a `shard` of it is taken.
+
+    So a device needs room for its part only.
+
+    Raises:
+        UnservableModelError: It cannot be loaded or served, or has no device for that process.
+    """
+    device = str(device_of(config, shard))
+    return load_base_model(config.model, dtype=config.dtype, device=device, stays_on_host=True)
+
+
+def divide(model: BaseModel, config: EngineConfig, shard: Shard, meeting: Path) -> BaseModel:
+    """Return what `shard` has of `model` on its device, as do the processes that come to `meeting`.
+
+    Raises:
+        UnservableModelError: It cannot be divided so.
+    """
+    device = device_of(config, shard)
+    join(shard, device, meeting)
+    return shard_model(model, shard, device)
+
+
+def device_of(config: EngineConfig, shard: Shard) -> torch.device:
+    """Return the device of the process that has `shard`: a GPU of its own, or the CPU.
+
+    Raises:
+        UnservableModelError: There are too few GPUs, or the config names a single one.
+    """
+    name = config.device
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise UnservableModelError(
+            f"device is {name!r}, but {shard.count} processes take one GPU each, from the first "
+            "on: auto, cuda or cpu would be right"
+        )
+    if (available := torch.cuda.device_count()) < shard.count:
+        raise UnservableModelError(
+            f"tensor_parallel is {shard.count}, but torch sees {available} GPUs; each process "
+            "takes one"
+        )
+    return torch.device("cuda", shard.index)

@@ -1,0 +1,119 @@
+"""The loop over a request's context that decode and prefill share.
+
+Source: the online softmax of FlashAttention-2 (arXiv 2307.08691), in powers of two.
+
+Legend: R rows (one query head of one token each), C tokens of context in flight, D key width, E
+value width, S cache slots, J key and value heads.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import triton
+import triton.language as tl
+
+from loramux_server.kernels.attention import AttentionForm
+
+_LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How the work of a program is cut."""
+
+    context: int = 64
+    """Tokens of the context in flight at once: a power of two, 16 or more."""
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @classmethod
+    def fitting(cls, k_SJD: torch.Tensor, v_SJE: torch.Tensor, rows: int) -> Self:
+        """Return blocks for programs of `rows` rows."""
+        row_bytes = (k_SJD.shape[2] + v_SJE.shape[2]) * k_SJD.element_size()
+        # Two stages of them fit in any GPU's shared memory, beside 64 rows of queries.
+        context = 2**15 // triton.next_power_of_2(row_bytes)
+        # More rows for a warp would not fit in its registers.
+        return cls(context=max(16, min(64, context)), num_warps=4 if rows <= 64 else 8)
+
+
+def score_factors(form: AttentionForm) -> tuple[float, float]:
+    """Return the `scale` and `BOUND` that make scores of `form` exponents of two."""
+    if form.softcap:
+        return form.scale / form.softcap, form.softcap * _LOG2_E
+    return form.scale * _LOG2_E, 0.0
+
+
+def padded(size: int) -> int:
+    """Return the side of a matrix that `tl.dot` takes and that has room for `size`."""
+    return max(16, int(triton.next_power_of_2(size)))
+
+
+@triton.jit
+def tanh(x: tl.tensor) -> tl.tensor:
+    """Return the hyperbolic tangent, which Triton's interpreter does not have."""
+    power = tl.exp(-2.0 * tl.abs(x))
+    size = (1.0 - power) / (1.0 + power)
+    return tl.where(x < 0, -size, size)
+
+
+@triton.jit
+def attend(
+    q_RD: tl.tensor,
+    position_R: tl.tensor,
+    p_k: tl.tensor,
+    k_stride: tl.tensor,
+    p_v: tl.tensor,
+    v_stride: tl.tensor,
+    p_table: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    scale: tl.tensor,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BOUND: tl.constexpr,
+) -> tl.tuple:
+    """Return what rows see at positions `begin` to `end` of their request's context.
+
+    Returns:
+        The weighted sum of values, [R, E], to be divided by the sum of weights, [R]; and the
+        exponent, [R], by which both are too small.
+    """
+    BLOCK_R: tl.constexpr = q_RD.shape[0]
+    BLOCK_D: tl.constexpr = q_RD.shape[1]
+    o_D = tl.arange(0, BLOCK_D)
+    o_E = tl.arange(0, BLOCK_E)
+    sum_RE = tl.zeros((BLOCK_R, BLOCK_E), tl.float32)
+    sum_R = tl.zeros((BLOCK_R,), tl.float32)
+    max_R = tl.full((BLOCK_R,), float("-inf"), tl.float32)
+    for first in range(begin, end, BLOCK_C):
+        position_C = first + tl.arange(0, BLOCK_C)
+        m_C = position_C < end
+        block_C = tl.load(p_table + position_C // BLOCK_SIZE, mask=m_C, other=0)
+        slot_C = block_C.to(tl.int64) * BLOCK_SIZE + position_C % BLOCK_SIZE
+        p_DC = p_k + slot_C[None, :] * k_stride + o_D[:, None]
+        k_DC = tl.load(p_DC, mask=m_C[None, :] & (o_D < D)[:, None], other=0.0)
+        score_RC = tl.dot(q_RD, k_DC, input_precision="ieee") * scale
+        if BOUND > 0:
+            score_RC = BOUND * tanh(score_RC)
+        m_RC = m_C[None, :] & (position_C[None, :] <= position_R[:, None])
+        if WINDOW:
+            m_RC = m_RC & (position_C[None, :] > position_R[:, None] - WINDOW)
+        score_RC = tl.where(m_RC, score_RC, float("-inf"))
+        next_R = tl.maximum(max_R, tl.max(score_RC, 1))
+        # A row that has seen nothing yet has no largest score to take away.
+        base_R = tl.where(next_R == float("-inf"), 0.0, next_R)
+        weight_RC = tl.exp2(score_RC - base_R[:, None])
+        fade_R = tl.exp2(max_R - base_R)
+        p_CE = p_v + slot_C[:, None] * v_stride + o_E[None, :]
+        v_CE = tl.load(p_CE, mask=m_C[:, None] & (o_E < E)[None, :], other=0.0)
+        sum_RE = sum_RE * fade_R[:, None]
+        sum_RE = tl.dot(weight_RC.to(v_CE.dtype), v_CE, sum_RE, input_precision="ieee")
+        sum_R = sum_R * fade_R + tl.sum(weight_RC, 1)
+        max_R = next_R
+    return sum_RE, sum_R, max_R

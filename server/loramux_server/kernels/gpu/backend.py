@@ -1,0 +1,167 @@
+"""The operations of a GPU, as the model calls them.
+
+Legend: T tokens, K input width, N output width, R slab rows, S cache slots, J key and value heads,
+H query heads, D key width, E value width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from loramux_server.kernels.attention import AttentionBatch, AttentionForm
+from loramux_server.kernels.backend import Backend
+from loramux_server.kernels.decoder import Decoder, DecoderLayer
+from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
+from loramux_server.kernels.gpu.decoder import make_decoder_gpu
+from loramux_server.kernels.gpu.device_batch import tile_size
+from loramux_server.kernels.gpu.expand import expand_triton
+from loramux_server.kernels.gpu.linear import LinearGpu, make_linear_gpu
+from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.kernels.gpu.prefill_attention import prefill_attention_triton
+from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
+from loramux_server.kernels.gpu.shrink import shrink_triton
+from loramux_server.kernels.gpu.staged import Staged, Stager, power
+from loramux_server.kernels.gpu.tiles import LowRank
+from loramux_server.kernels.gpu.write_cache import write_cache_triton
+from loramux_server.kernels.pointwise import rotate, silu_mul
+from loramux_server.kernels.projection import Projection
+from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.segments import Int32, Segments
+
+
+class GpuOperations:
+    """What the model calls, for the step that was staged last."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.plan = Plan.of(device)
+        """How kernels are cut here."""
+        self._stager = Stager(device, self.plan)
+        self._staged: Staged | None = None
+        self._device = device
+        self._scratch: dict[tuple[int, int, int], DecodeScratch] = {}
+
+    @property
+    def staged(self) -> Staged:
+        """The step that runs."""
+        assert self._staged is not None, "no step is staged"
+        return self._staged
+
+    def stage(self, given: StepInput, device: torch.device) -> StepInput:
+        """Bring a step to the device; it runs from now on."""
+        del device  # the one of these operations
+        step, self._staged = self._stager.stage(given)
+        return step
+
+    def halves(
+        self, projection: Projection, x_TK: torch.Tensor
+    ) -> tuple[torch.Tensor, LowRank | None]:
+        """Return what the layers make of `x_TK`, and what is left to be added to it."""
+        linear, path = projection.linear, self.staged.path
+        assert isinstance(linear, LinearGpu)
+        if path is None:
+            return linear(x_TK), None
+        assert projection.a_RK is not None
+        assert projection.b_RN is not None
+        assert projection.table is not None
+        num_parts = len(projection.columns) - 1
+        if path.is_merged:
+            assert projection.extended_EK is not None
+            num_rows = min(path.num_rows * num_parts, len(projection.a_RK))
+            y_TN, h_TJ = linear.extended(x_TK, projection.extended_EK, num_rows)
+            planes_STJ = h_TJ[None]
+        else:
+            y_TN = linear(x_TK)
+            plan = self.plan
+            num_planes = plan.decode_planes if self.staged.is_decode else plan.prefill_planes
+            planes_STJ = torch.empty(
+                num_planes, len(x_TK), num_parts * path.num_rows,
+                dtype=torch.float32, device=x_TK.device,
+            )  # fmt: skip
+            shrink_triton(
+                x_TK, projection.a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
+                blocks=self.plan.shrink,
+            )  # fmt: skip
+        return y_TN, LowRank(planes_STJ, path.is_merged, projection.b_RN, projection.table)
+
+    def project(
+        self,
+        projection: Projection,
+        backend: Backend,
+        x_TK: torch.Tensor,
+        segments: Segments | None,
+    ) -> torch.Tensor:
+        """Do what `loramux_server.kernels.projection.project` defines."""
+        del backend, segments
+        y_TN, low_rank = self.halves(projection, x_TK)
+        if low_rank is not None:
+            columns, tiles = projection.columns.tolist(), self.staged.tiles
+            expand_triton(y_TN, columns, low_rank, tiles, blocks=self.plan.expand)
+        return y_TN
+
+    def add_lora(
+        self,
+        y_TN: torch.Tensor,
+        x_TK: torch.Tensor,
+        a_RK: torch.Tensor,
+        b_RN: torch.Tensor,
+        columns: Int32,
+        segments: Segments,
+        group: int,
+    ) -> None:
+        """Never called: `project` does it, together with the base layers."""
+        raise NotImplementedError
+
+    def write_cache(
+        self,
+        k_SJD: torch.Tensor,
+        v_SJE: torch.Tensor,
+        k_TJD: torch.Tensor,
+        v_TJE: torch.Tensor,
+        batch: AttentionBatch,
+    ) -> None:
+        """Do what `loramux_server.kernels.attention.write_cache` defines."""
+        write_cache_triton(k_SJD, v_SJE, k_TJD, v_TJE, batch.slot_T)
+
+    def paged_attention(
+        self,
+        q_THD: torch.Tensor,
+        k_SJD: torch.Tensor,
+        v_SJE: torch.Tensor,
+        batch: AttentionBatch,
+        form: AttentionForm,
+    ) -> torch.Tensor:
+        """Do what `loramux_server.kernels.attention.paged_attention` defines."""
+        del batch
+        staged = self.staged.batch
+        size = (*q_THD.shape[:2], v_SJE.shape[2])
+        out_THE = q_THD.new_empty(size)
+        scratch = self._scratch_for(len(staged.context_B), *size[1:])
+        decode_attention_triton(
+            q_THD, k_SJD, v_SJE, staged, form, out_THE, scratch, blocks=self.plan.decode_attention
+        )
+        if len(staged.tile_start_I):
+            prefill_attention_triton(q_THD, k_SJD, v_SJE, staged, form, out_THE)
+        return out_THE
+
+    def _scratch_for(self, num_requests: int, num_heads: int, value_width: int) -> DecodeScratch:
+        """Return room for so many requests; it stays, since a graph may have its address."""
+        size = (power(num_requests), num_heads, value_width)
+        if size not in self._scratch:
+            self._scratch[size] = DecodeScratch.make(*size, self.plan.decode_shares, self._device)
+        return self._scratch[size]
+
+    def make_decoder(self, layers: Sequence[DecoderLayer], backend: Backend) -> Decoder:
+        """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
+        kv_heads, width = layers[0].keys_SJD.shape[1:]
+        outputs = int(layers[0].qkv.columns[-1])
+        self._stager.query_tile = tile_size(outputs // width - 2 * kv_heads, kv_heads)
+        return make_decoder_gpu(layers, backend, self)
+
+
+def make_gpu_backend(device: torch.device) -> Backend:
+    """Return the operations for `device`."""
+    of = GpuOperations(device)
+    return Backend(
+        "triton", make_linear_gpu, of.add_lora, of.project, of.write_cache, of.paged_attention,
+        rms_norm_triton, silu_mul, rotate, of.make_decoder, of.stage, extends=True,
+    )  # fmt: skip

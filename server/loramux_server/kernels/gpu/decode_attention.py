@@ -1,0 +1,240 @@
+"""Attention of one query token per request, with the context cut among programs.
+
+Every program takes one share of a request's context for all query heads of one key and value head,
+so that keys and values are read once. A second kernel puts the shares together.
+
+Source: Flash-Decoding (Dao et al., 2023) for the shares.
+
+Legend: B requests, T tokens of the batch, H query heads, J key and value heads, D key width, E
+value width, S cache slots, P shares, R rows (query heads of one key and value head).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from loramux_server.kernels.attention import AttentionForm, paged_attention
+from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors
+from loramux_server.kernels.gpu.device_batch import DeviceBatch
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBlocks(Blocks):
+    """How the work is cut among programs, and within one."""
+
+    least_share: int = 256
+    """Tokens of a share, but for a request's last, where not all must be longer: a power of two.
+
+    To put more shares together takes time that they do not save.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeScratch:
+    """What the shares of a context give, until they are put together; float32.
+
+    Made once: no step needs it filled with anything, and steps may share it in turn.
+    """
+
+    out_BHPE: torch.Tensor
+    weight_BHP: torch.Tensor
+    """Logarithm, to base two, of the sum of a share's weights."""
+
+    @staticmethod
+    def make(
+        num_requests: int, num_heads: int, value_width: int, num_shares: int, device: torch.device
+    ) -> "DecodeScratch":
+        """Make room for `num_requests` requests, with contexts in up to `num_shares` shares.
+
+        Where batches of every size have the same `num_shares`, a row's bits do not depend on it.
+        """
+        size = (num_requests, num_heads, num_shares)
+        return DecodeScratch(
+            torch.empty(*size, value_width, dtype=torch.float32, device=device),
+            torch.empty(size, dtype=torch.float32, device=device),
+        )
+
+
+def decode_attention(
+    q_THD: torch.Tensor,
+    k_SJD: torch.Tensor,
+    v_SJE: torch.Tensor,
+    batch: DeviceBatch,
+    form: AttentionForm,
+    out_THE: torch.Tensor,
+    scratch: DecodeScratch,
+) -> None:
+    """Write what each request's token sees to `out_THE`, for requests that have just one.
+
+    Semantics, for a request whose one token is t: out[t] = paged_attention of q[t]. Nothing is
+    written for other requests, nor for one with a context of 0. `scratch` is for the kernel.
+    """
+    border = batch.query_start_B.tolist()
+    for request, context in enumerate(batch.context_B.tolist()):
+        start, end = border[request : request + 2]
+        if context and end - start == 1:
+            part = batch.part(request, start, end)
+            out_THE[start:end] = paged_attention(q_THD[start:end], k_SJD, v_SJE, part, form)
+
+
+def decode_attention_triton(
+    q_THD: torch.Tensor,
+    k_SJD: torch.Tensor,
+    v_SJE: torch.Tensor,
+    batch: DeviceBatch,
+    form: AttentionForm,
+    out_THE: torch.Tensor,
+    scratch: DecodeScratch,
+    *,
+    blocks: DecodeBlocks | None = None,
+) -> None:
+    """Do what `decode_attention` defines; rows of k, v and out are without gaps.
+
+    Launches depend on shapes alone: lengths are read on the device.
+    """
+    num_requests = len(batch.context_B)
+    num_heads, kv_heads = q_THD.shape[1], k_SJD.shape[1]
+    key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
+    rows = padded(num_heads // kv_heads)
+    blocks = blocks or DecodeBlocks.fitting(k_SJD, v_SJE, rows)
+    num_shares = scratch.weight_BHP.shape[2]
+    scale, bound = score_factors(form)
+    shared: dict[str, Any] = {
+        "E": value_width, "BLOCK_C": blocks.context, "WINDOW": form.window, "SHARES": num_shares,
+        "LEAST": blocks.least_share,
+    }  # fmt: skip
+    _attend_shares[num_requests, kv_heads, num_shares](
+        q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
+        batch.query_start_B, batch.context_B, batch.table_BM, batch.table_BM.stride(0), scale,
+        out_THE, out_THE.stride(), scratch.out_BHPE, scratch.weight_BHP,
+        GROUPS=num_heads // kv_heads, D=key_width, BLOCK_R=rows,
+        BLOCK_D=padded(key_width), BLOCK_E=padded(value_width), BLOCK_SIZE=batch.block_size,
+        BOUND=bound, **shared, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+    )  # fmt: skip
+    if num_shares > 1:
+        _combine_shares[num_requests, num_heads](
+            scratch.out_BHPE, scratch.weight_BHP, batch.query_start_B, batch.context_B,
+            out_THE, out_THE.stride(), BLOCK_P=triton.next_power_of_2(num_shares),
+            BLOCK_E=triton.next_power_of_2(value_width), **shared,
+        )  # fmt: skip
+
+
+@triton.jit
+def _shares(
+    context: tl.tensor,
+    WINDOW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SHARES: tl.constexpr,
+    LEAST: tl.constexpr,
+) -> tl.tuple:
+    """Return where the first share of a context begins, and the length of all but the last."""
+    begin = context * 0
+    if WINDOW:
+        begin = tl.maximum(context - WINDOW, 0) // BLOCK_C * BLOCK_C
+    length = tl.cdiv(tl.cdiv(context - begin, BLOCK_C), SHARES) * BLOCK_C
+    return begin, tl.maximum(length, LEAST)
+
+
+@triton.jit(do_not_specialize=["p_query_start", "p_context", "p_table", "table_stride"])
+def _attend_shares(
+    p_q: tl.tensor,
+    q_stride: tl.tuple,
+    p_k: tl.tensor,
+    k_stride: tl.tuple,
+    p_v: tl.tensor,
+    v_stride: tl.tuple,
+    p_query_start: tl.tensor,
+    p_context: tl.tensor,
+    p_table: tl.tensor,
+    table_stride: tl.tensor,
+    scale: tl.tensor,
+    p_out: tl.tensor,
+    out_stride: tl.tuple,
+    p_share: tl.tensor,
+    p_weight: tl.tensor,
+    GROUPS: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BOUND: tl.constexpr,
+    SHARES: tl.constexpr,
+    LEAST: tl.constexpr,
+) -> None:
+    request, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    context = tl.load(p_context + request)
+    token = tl.load(p_query_start + request)
+    if (context == 0) | (tl.load(p_query_start + request + 1) - token != 1):
+        return
+    begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)
+    begin += share * length
+    if begin >= context:
+        return
+    o_R = tl.arange(0, BLOCK_R)
+    m_R = o_R < GROUPS
+    head_R = kv_head * GROUPS + o_R
+    o_D = tl.arange(0, BLOCK_D)
+    p_RD = p_q + token.to(tl.int64) * q_stride[0] + head_R[:, None] * q_stride[1]
+    m_RD = m_R[:, None] & (o_D < D)[None, :]
+    q_RD = tl.load(p_RD + o_D[None, :] * q_stride[2], mask=m_RD, other=0.0)
+    sum_RE, sum_R, max_R = attend(
+        q_RD, tl.full((BLOCK_R,), 0, tl.int32) + (context - 1),
+        p_k + kv_head * k_stride[1], k_stride[0], p_v + kv_head * v_stride[1], v_stride[0],
+        p_table + request.to(tl.int64) * table_stride,
+        begin, tl.minimum(begin + length, context), scale,
+        D, E, BLOCK_C, BLOCK_E, BLOCK_SIZE, WINDOW, BOUND,
+    )  # fmt: skip
+    o_E = tl.arange(0, BLOCK_E)
+    out_RE = sum_RE / sum_R[:, None]
+    m_RE = m_R[:, None] & (o_E < E)[None, :]
+    if SHARES == 1:
+        p_RE = p_out + token.to(tl.int64) * out_stride[0] + head_R[:, None] * out_stride[1]
+        tl.store(p_RE + o_E[None, :], out_RE.to(p_out.dtype.element_ty), mask=m_RE)
+    else:
+        num_heads = tl.num_programs(1) * GROUPS
+        at_R = (request.to(tl.int64) * num_heads + head_R) * SHARES + share
+        tl.store(p_share + at_R[:, None] * E + o_E[None, :], out_RE, mask=m_RE)
+        tl.store(p_weight + at_R, max_R + tl.log2(sum_R), mask=m_R)
+
+
+@triton.jit(do_not_specialize=["p_query_start", "p_context"])
+def _combine_shares(
+    p_share: tl.tensor,
+    p_weight: tl.tensor,
+    p_query_start: tl.tensor,
+    p_context: tl.tensor,
+    p_out: tl.tensor,
+    out_stride: tl.tuple,
+    E: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SHARES: tl.constexpr,
+    LEAST: tl.constexpr,
+) -> None:
+    request, head = tl.program_id(0), tl.program_id(1)
+    context = tl.load(p_context + request)
+    token = tl.load(p_query_start + request)
+    if (context == 0) | (tl.load(p_query_start + request + 1) - token != 1):
+        return
+    begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)
+    o_P = tl.arange(0, BLOCK_P)
+    m_P = begin + o_P * length < context
+    o_E = tl.arange(0, BLOCK_E)
+    m_E = o_E < E
+    at_P = (request.to(tl.int64) * tl.num_programs(1) + head) * SHARES + o_P
+    weight_P = tl.load(p_weight + at_P, mask=m_P, other=float("-inf"))
+    weight_P = tl.exp2(weight_P - tl.max(weight_P, 0))
+    m_PE = m_P[:, None] & m_E[None, :]
+    share_PE = tl.load(p_share + at_P[:, None] * E + o_E[None, :], mask=m_PE, other=0.0)
+    out_E = tl.sum(share_PE * weight_P[:, None], 0) / tl.sum(weight_P, 0)
+    p_E = p_out + token.to(tl.int64) * out_stride[0] + head * out_stride[1] + o_E
+    tl.store(p_E, out_E.to(p_out.dtype.element_ty), mask=m_E)

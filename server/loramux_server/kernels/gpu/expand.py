@@ -1,0 +1,104 @@
+"""The second half of the low-rank matmul, for layers whose output nothing else of ours reads.
+
+Legend: T tokens, N output width over all parts of a group.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
+from loramux_server.kernels.gpu.delta import delta, delta_block
+from loramux_server.kernels.gpu.tiles import LowRank, Tiles
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How the work is cut; powers of two, block sizes 16 or more."""
+
+    n: int = 128
+    """Columns of a program."""
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+DEFAULT = Blocks()
+
+
+def expand(
+    y_TN: torch.Tensor, columns: Sequence[int], low_rank: LowRank | None, tiles: Tiles
+) -> None:
+    """Add the low-rank change to `y_TN`, in place.
+
+    Args:
+        y_TN: Output of the base layers.
+        columns: P + 1 borders between the columns of the parts.
+        low_rank: What is left of the change; None changes nothing.
+        tiles: Which adapter applies to which tokens.
+    """
+    y_TN.copy_(y_TN.float() + delta(low_rank, columns, tiles, y_TN))
+
+
+def expand_triton(
+    y_TN: torch.Tensor,
+    columns: Sequence[int],
+    low_rank: LowRank | None,
+    tiles: Tiles,
+    *,
+    blocks: Blocks = DEFAULT,
+) -> None:
+    """Do what `expand` defines."""
+    if low_rank is None:
+        return
+    borders = tuple(map(int, columns))
+    num_blocks = sum(triton.cdiv(n1 - n0, blocks.n) for n0, n1 in itertools.pairwise(borders))
+    _expand[(len(tiles.start_I), num_blocks)](
+        y_TN, y_TN.stride(0), low_rank_arguments(low_rank), tile_arguments(tiles),
+        COLUMNS=borders, BLOCK_T=tiles.size, BLOCK_N=blocks.n,
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+    )  # fmt: skip
+
+
+@triton.jit
+def _expand(
+    p_y: tl.tensor,
+    y_stride: tl.tensor,
+    low_rank: tl.tuple,
+    tiles: tl.tuple,
+    COLUMNS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    i_tile, i_block = tl.program_id(0), tl.program_id(1)
+    count = tl.load(tiles.count_I + i_tile)
+    adapter = tl.load(tiles.adapter_I + i_tile)
+    if (count == 0) | (adapter < 0):
+        return
+    # A part begins with a block of its own.
+    NUM_PARTS: tl.constexpr = len(COLUMNS) - 1
+    part = i_block * 0
+    begin, end = part, part
+    first = 0
+    for p in tl.static_range(NUM_PARTS):
+        is_reached = i_block >= first
+        part = tl.where(is_reached, p, part)
+        begin = tl.where(is_reached, COLUMNS[p] + (i_block - first) * BLOCK_N, begin)
+        end = tl.where(is_reached, COLUMNS[p + 1], end)
+        first += (COLUMNS[p + 1] - COLUMNS[p] + BLOCK_N - 1) // BLOCK_N
+    o_N = begin + tl.arange(0, BLOCK_N)
+    m_N = o_N < end
+    o_T = tl.arange(0, BLOCK_T)
+    m_T = o_T < count
+    token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
+    delta_TN = delta_block(
+        low_rank, adapter, part, token_T, m_T, o_N, m_N,
+        NUM_PARTS, p_y.dtype.element_ty, BLOCK_T, BLOCK_N,
+    )  # fmt: skip
+    p_TN = p_y + token_T[:, None] * y_stride + o_N[None, :]
+    m_TN = m_T[:, None] & m_N[None, :]
+    y_TN = tl.load(p_TN, mask=m_TN, other=0.0).to(tl.float32) + delta_TN
+    tl.store(p_TN, y_TN.to(p_y.dtype.element_ty), mask=m_TN)

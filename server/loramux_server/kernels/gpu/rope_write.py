@@ -1,0 +1,223 @@
+"""Queries and keys turned by their positions, and what the cache keeps put in its slots.
+
+Legend: T tokens, N = (H + 2 * J) * D, H query heads, J key and value heads, D head width, S cache
+slots.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from loramux_server.kernels import pointwise
+from loramux_server.kernels.decoder import Norm
+from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
+from loramux_server.kernels.gpu.delta import delta, delta_block
+from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How the work is cut: a program has one head of the tokens of a tile."""
+
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+DEFAULT = Blocks()
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """Norms of each head, before it is turned."""
+
+    query: Norm
+    key: Norm
+
+
+def rope_write(
+    qkv_TN: torch.Tensor,
+    low_rank: LowRank | None,
+    tiles: Tiles,
+    norms: HeadNorms | None,
+    cos_TD: torch.Tensor,
+    sin_TD: torch.Tensor,
+    slot_T: torch.Tensor,
+    q_THD: torch.Tensor,
+    k_SJD: torch.Tensor,
+    v_SJD: torch.Tensor,
+) -> None:
+    """Write turned queries to `q_THD`, and turned keys, and values, to their slots of the cache.
+
+    Semantics, for the tokens of `tiles`, in float32 until it is written:
+
+        q, k, v = qkv + delta
+        q[t], k[slot[t]], v[slot[t]] = rotate(norm(q[t])), rotate(norm(k[t])), v[t]
+
+    A norm is `pointwise.rms_norm`, which rounds before its weight is applied.
+
+    Args:
+        qkv_TN: Queries, keys and values side by side, as the base layers give them.
+        low_rank: What is left of their low-rank change; None changes nothing.
+        tiles: Which adapter applies to which tokens.
+        norms: None where heads are not normalised.
+        cos_TD: Cosines of each token's angles.
+        sin_TD: Sines, likewise.
+        slot_T: Cache slot of each token, int64.
+        q_THD: Where queries go.
+        k_SJD: Where keys go.
+        v_SJD: Where values go.
+    """
+    token_T, dtype = tokens(tiles), qkv_TN.dtype
+    (_, num_heads, width), key_heads = q_THD.shape, k_SJD.shape[1]
+    ends = [heads * width for heads in (num_heads, num_heads + key_heads)]
+    columns = (0, *ends, qkv_TN.shape[1])
+    changed_TN = (qkv_TN.float() + delta(low_rank, columns, tiles, qkv_TN))[token_T]
+    q, k, v = (x.reshape(len(x), -1, width) for x in changed_TN.tensor_split(ends, 1))
+    if norms is not None:
+        q, k = (
+            (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.epsilon)).to(dtype).float()
+            * norm.weight_K.float()
+            for x, norm in ((q, norms.query), (k, norms.key))
+        )
+    pointwise.rotate(q, k, cos_TD[token_T].float(), sin_TD[token_T].float())
+    q_THD[token_T] = q.to(dtype)
+    k_SJD[slot_T[token_T]] = k.to(dtype)
+    v_SJD[slot_T[token_T]] = v.to(dtype)
+
+
+def rope_write_triton(
+    qkv_TN: torch.Tensor,
+    low_rank: LowRank | None,
+    tiles: Tiles,
+    norms: HeadNorms | None,
+    cos_TD: torch.Tensor,
+    sin_TD: torch.Tensor,
+    slot_T: torch.Tensor,
+    q_THD: torch.Tensor,
+    k_SJD: torch.Tensor,
+    v_SJD: torch.Tensor,
+    *,
+    blocks: Blocks = DEFAULT,
+) -> None:
+    """Do what `rope_write` defines."""
+    (_, num_heads, width), key_heads = q_THD.shape, k_SJD.shape[1]
+    _rope_write[(len(tiles.start_I), num_heads + 2 * key_heads)](
+        qkv_TN, qkv_TN.stride(0), low_rank_arguments(low_rank), tile_arguments(tiles),
+        norms and _NormArguments(
+            norms.query.weight_K, norms.query.epsilon, norms.key.weight_K, norms.key.epsilon
+        ),
+        cos_TD, cos_TD.stride(0), sin_TD, sin_TD.stride(0), slot_T,
+        *(_HeadArguments(x, x.stride(0), x.stride(1)) for x in (q_THD, k_SJD, v_SJD)),
+        QUERY_HEADS=num_heads, KEY_HEADS=key_heads, WIDTH=width,
+        BLOCK_T=tiles.size, BLOCK_D=max(16, triton.next_power_of_2(width // 2)),
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+    )  # fmt: skip
+
+
+class _NormArguments(NamedTuple):
+    query_weight_D: torch.Tensor
+    query_epsilon: float
+    key_weight_D: torch.Tensor
+    key_epsilon: float
+
+
+class _HeadArguments(NamedTuple):
+    memory: torch.Tensor
+    stride: int
+    head_stride: int
+
+
+@triton.jit
+def _rope_write(
+    p_qkv: tl.tensor,
+    qkv_stride: tl.tensor,
+    low_rank: tl.tuple,
+    tiles: tl.tuple,
+    norms: tl.tuple,
+    p_cos: tl.tensor,
+    cos_stride: tl.tensor,
+    p_sin: tl.tensor,
+    sin_stride: tl.tensor,
+    p_slot: tl.tensor,
+    q: tl.tuple,
+    k: tl.tuple,
+    v: tl.tuple,
+    QUERY_HEADS: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    i_tile, head = tl.program_id(0), tl.program_id(1)
+    count = tl.load(tiles.count_I + i_tile)
+    if count == 0:
+        return
+    HALF: tl.constexpr = WIDTH // 2
+    dtype: tl.constexpr = p_qkv.dtype.element_ty
+    is_query = head < QUERY_HEADS
+    is_value = head >= QUERY_HEADS + KEY_HEADS
+    o_T = tl.arange(0, BLOCK_T)
+    m_T = o_T < count
+    token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
+    o_D = tl.arange(0, BLOCK_D)
+    m_D = o_D < HALF
+    m_TD = m_T[:, None] & m_D[None, :]
+    o_N = head * WIDTH + o_D
+    p_TD = p_qkv + token_T[:, None] * qkv_stride + o_N[None, :]
+    a_TD = tl.load(p_TD, mask=m_TD, other=0.0).to(tl.float32)
+    b_TD = tl.load(p_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
+    if low_rank is not None:
+        adapter = tl.load(tiles.adapter_I + i_tile)
+        part = tl.where(is_query, 0, tl.where(is_value, 2, 1))
+        a_TD += delta_block(
+            low_rank, adapter, part, token_T, m_T, o_N, m_D, 3, dtype, BLOCK_T, BLOCK_D
+        )
+        b_TD += delta_block(
+            low_rank, adapter, part, token_T, m_T, o_N + HALF, m_D, 3, dtype, BLOCK_T, BLOCK_D
+        )
+    slot_T = tl.load(p_slot + token_T, mask=m_T, other=0)
+    if is_value:
+        # Each branch stores for itself: what comes out of either would pass through another layout.
+        p_T = v.memory + slot_T * v.stride + (head - QUERY_HEADS - KEY_HEADS) * v.head_stride
+        _store_halves(p_T, a_TD, b_TD, o_D, m_TD, HALF)
+        return
+    if norms is not None:
+        square_T = tl.sum(a_TD * a_TD, 1) + tl.sum(b_TD * b_TD, 1)
+        epsilon = tl.where(is_query, norms.query_epsilon, norms.key_epsilon)
+        factor_T = tl.rsqrt(square_T / WIDTH + epsilon)
+        p_D = tl.where(is_query, norms.query_weight_D, norms.key_weight_D) + o_D
+        a_D = tl.load(p_D, mask=m_D, other=0.0).to(tl.float32)
+        b_D = tl.load(p_D + HALF, mask=m_D, other=0.0).to(tl.float32)
+        a_TD = (a_TD * factor_T[:, None]).to(dtype).to(tl.float32) * a_D[None, :]
+        b_TD = (b_TD * factor_T[:, None]).to(dtype).to(tl.float32) * b_D[None, :]
+    p_cos_TD = p_cos + token_T[:, None] * cos_stride + o_D[None, :]
+    p_sin_TD = p_sin + token_T[:, None] * sin_stride + o_D[None, :]
+    cos_a = tl.load(p_cos_TD, mask=m_TD, other=0.0).to(tl.float32)
+    cos_b = tl.load(p_cos_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
+    sin_a = tl.load(p_sin_TD, mask=m_TD, other=0.0).to(tl.float32)
+    sin_b = tl.load(p_sin_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
+    turned_a_TD = a_TD * cos_a - b_TD * sin_a
+    turned_b_TD = b_TD * cos_b + a_TD * sin_b
+    if is_query:
+        p_T = q.memory + token_T * q.stride + head * q.head_stride
+        _store_halves(p_T, turned_a_TD, turned_b_TD, o_D, m_TD, HALF)
+    else:
+        p_T = k.memory + slot_T * k.stride + (head - QUERY_HEADS) * k.head_stride
+        _store_halves(p_T, turned_a_TD, turned_b_TD, o_D, m_TD, HALF)
+
+
+@triton.jit
+def _store_halves(
+    p_T: tl.tensor,
+    a_TD: tl.tensor,
+    b_TD: tl.tensor,
+    o_D: tl.tensor,
+    m_TD: tl.tensor,
+    HALF: tl.constexpr,
+) -> None:
+    p_TD = p_T[:, None] + o_D[None, :]
+    tl.store(p_TD, a_TD.to(p_T.dtype.element_ty), mask=m_TD)
+    tl.store(p_TD + HALF, b_TD.to(p_T.dtype.element_ty), mask=m_TD)

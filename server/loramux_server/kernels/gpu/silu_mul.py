@@ -1,0 +1,97 @@
+"""The gate of an MLP, with the low-rank changes of both of its inputs.
+
+Legend: T tokens, I width of gate and of up, N = 2 * I.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from loramux_server.kernels import pointwise
+from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
+from loramux_server.kernels.gpu.delta import delta, delta_block
+from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How the work is cut; powers of two, block sizes 16 or more."""
+
+    n: int = 64
+    """Columns of gate, and as many of up, of a program."""
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+DEFAULT = Blocks()
+
+
+def silu_mul(
+    gate_up_TN: torch.Tensor, low_rank: LowRank | None, tiles: Tiles, out_TI: torch.Tensor
+) -> None:
+    """Write `silu(gate + delta) * (up + delta)` of each token of `tiles` to `out_TI`.
+
+    Gate and up are the halves of `gate_up_TN`. All is in float32 until it is written.
+    """
+    token_T, width = tokens(tiles), gate_up_TN.shape[1]
+    changed_TN = gate_up_TN.float() + delta(low_rank, (0, width // 2, width), tiles, gate_up_TN)
+    out_TI[token_T] = pointwise.silu_mul(changed_TN[token_T]).to(out_TI.dtype)
+
+
+def silu_mul_triton(
+    gate_up_TN: torch.Tensor,
+    low_rank: LowRank | None,
+    tiles: Tiles,
+    out_TI: torch.Tensor,
+    *,
+    blocks: Blocks = DEFAULT,
+) -> None:
+    """Do what `silu_mul` defines."""
+    width = out_TI.shape[1]
+    _silu_mul[(len(tiles.start_I), triton.cdiv(width, blocks.n))](
+        gate_up_TN, gate_up_TN.stride(0), low_rank_arguments(low_rank), tile_arguments(tiles),
+        out_TI, out_TI.stride(0),
+        WIDTH=width, BLOCK_T=tiles.size, BLOCK_N=blocks.n,
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+    )  # fmt: skip
+
+
+@triton.jit
+def _silu_mul(
+    p_y: tl.tensor,
+    y_stride: tl.tensor,
+    low_rank: tl.tuple,
+    tiles: tl.tuple,
+    p_out: tl.tensor,
+    out_stride: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    i_tile = tl.program_id(0)
+    count = tl.load(tiles.count_I + i_tile)
+    if count == 0:
+        return
+    o_T = tl.arange(0, BLOCK_T)
+    m_T = o_T < count
+    token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
+    o_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_N = o_N < WIDTH
+    m_TN = m_T[:, None] & m_N[None, :]
+    p_gate = p_y + token_T[:, None] * y_stride + o_N[None, :]
+    gate_TN = tl.load(p_gate, mask=m_TN, other=0.0).to(tl.float32)
+    up_TN = tl.load(p_gate + WIDTH, mask=m_TN, other=0.0).to(tl.float32)
+    if low_rank is not None:
+        adapter = tl.load(tiles.adapter_I + i_tile)
+        dtype: tl.constexpr = p_y.dtype.element_ty
+        gate_TN += delta_block(
+            low_rank, adapter, 0, token_T, m_T, o_N, m_N, 2, dtype, BLOCK_T, BLOCK_N
+        )
+        up_TN += delta_block(
+            low_rank, adapter, 1, token_T, m_T, o_N + WIDTH, m_N, 2, dtype, BLOCK_T, BLOCK_N
+        )
+    out_TN = gate_TN / (1 + tl.exp(-gate_TN)) * up_TN
+    p_TN = p_out + token_T[:, None] * out_stride + o_N[None, :]
+    tl.store(p_TN, out_TN.to(p_out.dtype.element_ty), mask=m_TN)

@@ -1,0 +1,60 @@
+"""A base model of which each of several processes holds a part; see `loramux_server.lora.shard`."""
+
+from dataclasses import replace
+
+import torch
+
+from loramux_server.kernels.backend import DEFINITIONS
+from loramux_server.kernels.shard_group import sharded
+from loramux_server.lora.shard import Shard
+from loramux_server.models.base_model import BaseModel, UnservableModelError
+
+
+def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = None) -> BaseModel:
+    """Return what `shard` has of `model`, which is changed in place.
+
+    Embeddings, norms and the output layer stay whole. The processes with the other shards do the
+    same at the same time: at the end all of them check what they compute together.
+
+    Args:
+        model: All of the model, prepared.
+        shard: Which part of it is kept.
+        device: Where that is brought; it stays where it is by default.
+
+    Raises:
+        UnservableModelError: Its layers cannot be divided so.
+    """
+    if model.stack is None:
+        raise UnservableModelError(
+            f"tensor_parallel is {shard.count}, but only layers made of the parts that Llama, "
+            f"Mistral and Qwen have are divided, and those of {model.architecture} in "
+            f"{str(model.dtype).removeprefix('torch.')} are not recognised as such; 1 serves it"
+        )
+    try:
+        model.stack.cut(shard)
+    except ValueError as error:
+        raise UnservableModelError(f"{model.architecture}: {error}") from None
+    if device is not None and device != model.device:
+        model = moved(model, device)
+    model.step.backend = sharded(DEFINITIONS)
+    difference = model.check.difference(model.stack)
+    if not difference <= model.check.tolerance:  # so that NaN is refused
+        raise UnservableModelError(
+            f"{model.architecture} computes something else in {shard.count} processes than in one: "
+            f"logits differ by {difference:.2g} of their spread, and at most "
+            f"{model.check.tolerance:.2g} may be rounding"
+        )
+    return replace(model, shard=shard)
+
+
+def moved(model: BaseModel, device: torch.device) -> BaseModel:
+    """Return `model`, whose layers are one and which nothing is attached to yet, on `device`."""
+    assert model.stack is not None
+    model.module.to(device)
+    model.stack.move(device)
+    for group in model.groups:
+        group.move(device)
+    model.output.move(device)
+    model.check.move(device)
+    model.step.device = device
+    return replace(model, device=device)

@@ -1,0 +1,26 @@
+"""Kernels as Triton compiles them, which its interpreter does not show."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """Those that add a low-rank change multiply matrices only for a batch with adapters."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    environment.pop("TRITON_INTERPRET", None)
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.compile_kernels"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["name"] for kernel in kernels} == {
+        "_shrink", "_expand", "_rope_write", "_silu_mul", "_residual_norm", "_rms_norm",
+        "_attend_shares", "_combine_shares", "_attend_tiles", "_write_cache",
+    }  # fmt: skip
+    wrong = [k for k in kernels if k["has_adapter"] not in (None, k["has_mma"])]
+    assert not wrong

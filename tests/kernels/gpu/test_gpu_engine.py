@@ -1,0 +1,171 @@
+"""The whole engine with the kernels of a GPU, in Triton's interpreter where there is none."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.lora.extended_slab import ExtendedSlab
+from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
+from loramux_server.lora.slab import GroupShape
+from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.models import base_model
+from tests.parity.test_peft import cases, check
+from tests.support.adapters import pack_source, save_adapter
+from tests.support.engine import Harness
+from tests.support.models import VOCAB, tiny_model
+
+TOKENS = 3
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"  # numpy in the interpreter, of rows that stand for no token
+)
+
+
+@pytest.fixture(autouse=True)
+def single_precision(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def harness_of(model: PreTrainedModel, device: torch.device, **config: Any) -> Harness:
+    return Harness(copy.deepcopy(model).to(device), kernels="triton", **config)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_a_mixed_batch_equals_peft_alone(
+    architecture: str, device: torch.device, tmp_path: Path
+) -> None:
+    model = tiny_model(architecture)
+    requests = cases(model, tmp_path, num_requests=8)
+    # Prompts run in chunks, and seven adapters share the room of four.
+    harness = harness_of(model, device, rows=40, num_blocks=60, max_batch_tokens=48, max_running=6)
+    for case in requests:
+        harness.submit(
+            case.prompt, case.source, max_tokens=len(case.expected.tokens), num_logprobs=VOCAB
+        )
+    harness.run()
+    for request_id, case in enumerate(requests):
+        check(harness, request_id, case)
+    assert harness.reports[-1].stats.device.evictions > 0
+    assert max(report.batch.adapters for report in harness.reports if report.batch) > 1
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> tuple[PreTrainedModel, list[Any]]:
+    model = tiny_model("qwen3")
+    sources = []
+    for seed, rank in enumerate((4, 20, 13)):
+        folder = save_adapter(
+            model, tmp_path / str(seed), seed=seed, r=rank, target_modules="all-linear"
+        )
+        sources.append(pack_source(folder, tmp_path / f"{seed}.package"))
+    return model, [None, *sources, sources[1]]
+
+
+def logprobs(harness: Harness, sources: list[Any]) -> torch.Tensor:
+    for index, source in enumerate(sources):
+        harness.submit(range(3, 9 + 2 * index), source, max_tokens=TOKENS, num_logprobs=VOCAB)
+    harness.run()
+    return torch.tensor(
+        [
+            [logprob for _, logprob in sorted(token.logprobs.top)]  # type: ignore[union-attr]
+            for request in harness.tokens.values()
+            for token in request
+        ]
+    )
+
+
+def test_all_ways_give_the_same(
+    workload: tuple[PreTrainedModel, list[Any]],
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rows in the base matmul, A rows in a kernel of their own, and layers that stay apart."""
+    model, sources = workload
+    plan = Plan.of(device)
+    found = {"definition": logprobs(Harness(copy.deepcopy(model), kernels="torch"), sources)}
+    for name, spare_rows, is_stacked in (
+        ("merged", 1 << 20, True),
+        ("gathered", -1, True),
+        ("merged, layers apart", 1 << 20, False),
+        ("gathered, layers apart", -1, False),
+    ):
+        changed = replace(plan, max_spare_rows=spare_rows)
+        monkeypatch.setattr(Plan, "of", lambda _, changed=changed: changed)
+        with monkeypatch.context() as patch:
+            if not is_stacked:
+                patch.setattr(base_model, "find_layers", lambda *_: None)
+            found[name] = logprobs(harness_of(model, device, rows=64), sources)
+    for name, values in found.items():
+        torch.testing.assert_close(values, found["definition"], rtol=0, atol=1e-4, msg=name)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(
+    workload: tuple[PreTrainedModel, list[Any]],
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, sources = workload
+    plan = replace(Plan.of(device), max_spare_rows=-1)
+    monkeypatch.setattr(Plan, "of", lambda _: plan)
+    harness = harness_of(model, device, rows=64, prefix_cache=False)
+    together = logprobs(harness, sources).view(len(sources), TOKENS, -1)
+    alone = logprobs(harness_of(model, device, rows=64), sources[:1])
+    torch.testing.assert_close(alone, together[0], rtol=0, atol=1e-5)
+
+
+def packed(shapes: list[GroupShape], rank: int, form: WeightFormat) -> PackedAdapter:
+    """Return an adapter of `rank` in the first part of each group, and of one less in others."""
+    generator = np.random.default_rng(rank)
+    layers = []
+    rank_GP = np.zeros((len(shapes), 3), np.int32)
+    for group, shape in enumerate(shapes):
+        for part, outputs in enumerate(shape.out_features):
+            r = rank - (part > 0)
+            rank_GP[group, part] = r
+            a = generator.standard_normal((r, shape.in_features)).astype(np.float16)
+            b = generator.standard_normal((r, outputs)).astype(np.float16)
+            bits = (a.view(np.uint16), b.view(np.uint16))
+            layers.append(PackedLayer(LayerPlace(group, part), *bits))
+    scale_GP = np.full((len(shapes), 3), 0.5, np.float32)
+    return PackedAdapter(rank, form, layers, rank_GP, scale_GP, row_item_bytes=2)
+
+
+def test_an_adapter_is_put_in_its_rows_and_nowhere_else(device: torch.device) -> None:
+    shapes = [GroupShape(16, (8, 4, 4)), GroupShape(8, (16,))]
+    slab = ExtendedSlab(shapes, 40, device, torch.float16)
+    for rows in (*slab.extended, *slab.b):
+        assert rows is not None
+        rows.fill_(float("nan"))
+    bases = [torch.randn(16, width).half().to(device) for width in (16, 8)]
+    for group, base in enumerate(bases):
+        assert torch.equal(slab.place(group, base), base)
+    adapter = slab.pack(packed(shapes, 11, WeightFormat.FLOAT16))
+    slab.write(8, adapter)
+    for layer in adapter.layers:
+        group, part = layer.place.group, layer.place.part
+        first = shapes[group].num_parts * 8 + part * 16
+        columns = np.cumsum([0, *shapes[group].out_features])
+        where = slice(8, 8 + len(layer.b_RN)), slice(*columns[part : part + 2])
+        for found, wanted in (
+            (slab.a[group][first : first + len(layer.a_RK)], layer.a_RK),
+            (slab.b[group][where], layer.b_RN),
+        ):
+            assert torch.equal(found.cpu(), torch.from_numpy(wanted).view(torch.float16))
+            found.fill_(float("nan"))
+    for group, base in enumerate(bases):
+        extended = slab.extended[group]
+        assert extended is not None
+        assert torch.equal(extended[:16], base)
+        assert extended[16:].isnan().all()
+        assert slab.b[group].isnan().all()
+    assert slab.table is not None
+    assert slab.table.size_A.tolist() == [0, 16, 0, 0, 0]
+    assert slab.table.rank_GAP[:, 1].tolist() == adapter.rank_GP.tolist()
+    assert slab.table.scale_GAP[:, 1].tolist() == adapter.scale_GP.tolist()

@@ -1,0 +1,160 @@
+"""Two processes that hold a model together give what one process gives."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.engine.model_part import load_model, load_whole
+from loramux_server.engine.team import Team
+from loramux_server.lora.shard import Shard
+from loramux_server.models.base_model import UnservableModelError, load_base_model
+from tests.support.adapters import pack_source, save_adapter
+from tests.support.engine import Harness
+from tests.support.models import tiny_model
+from tests.support.polling import is_alive
+
+TOLERANCE = 1e-4
+ADAPTERS: list[dict[str, Any]] = [
+    {"r": 3, "target_modules": ["q_proj", "v_proj"]},
+    {"r": 8, "target_modules": ["o_proj", "down_proj"]},
+    {"r": 13, "target_modules": "all-linear", "use_rslora": True},
+    {"r": 1, "target_modules": ["down_proj"]},
+    {"r": 16, "target_modules": ["gate_proj", "k_proj", "o_proj"]},
+]
+PROMPTS = [[5, 6, 7], list(range(3, 40)), [9], list(range(20, 31)), [50, 4, 50]]
+ADAPTER_MEMORY = 76_000
+"""Has room for one of the larger adapters, and in half of the model for two."""
+
+
+@dataclass
+class Setup:
+    """An engine of one process, one of two, and the adapters that both are given."""
+
+    alone: Harness
+    together: Harness
+    sources: list[AdapterSource]
+
+    def submit(self, prompt: list[int], source: AdapterSource | None) -> list[int]:
+        return [
+            harness.submit(prompt, source, max_tokens=6, num_logprobs=5)
+            for harness in (self.alone, self.together)
+        ]
+
+
+@pytest.fixture(scope="module", params=[("llama-bias", "cpu"), ("qwen3", "torch")], ids=str)
+def setup(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Setup]:
+    name, kernels = request.param
+    folder = tmp_path_factory.mktemp("team")
+    tiny_model(name).save_pretrained(str(folder / "model"))
+    sources = []
+    for seed, fields in enumerate(ADAPTERS):
+        saved = save_adapter(tiny_model(name), folder / str(seed), seed=seed, **fields)
+        sources.append(pack_source(saved, folder / f"{seed}.package"))
+    settings = {
+        "kernels": kernels, "adapter_memory": ADAPTER_MEMORY, "max_batch_tokens": 24,
+        "max_running": 4,
+    }  # fmt: skip
+    config = EngineConfig(
+        model=str(folder / "model"), tensor_parallel=2, threads=2, device="cpu", block_size=4,
+        **settings,
+    )  # fmt: skip
+    with Team(config) as team:
+        together = Harness(load_model(config, team), team=team, **settings)
+        alone = Harness(load_base_model(config.model, device="cpu"), **settings)
+        yield Setup(alone, together, sources)
+
+
+def test_a_mixed_batch_gives_the_same(setup: Setup) -> None:
+    pairs = []
+    for turn in range(3):  # so that adapters go and come again
+        for index, prompt in enumerate(PROMPTS):
+            source = setup.sources[(index + turn) % len(ADAPTERS)]
+            pairs += [setup.submit(prompt, source), setup.submit(prompt, None)]
+        for _ in range(10):
+            setup.alone.step()
+            setup.together.step()
+    setup.alone.run()
+    setup.together.run()
+    for alone, together in pairs:
+        assert setup.together.output(together) == setup.alone.output(alone)
+        for ours, theirs in zip(
+            setup.together.tokens[together], setup.alone.tokens[alone], strict=True
+        ):
+            assert ours.logprobs and theirs.logprobs
+            assert dict(ours.logprobs.top) == pytest.approx(
+                dict(theirs.logprobs.top), abs=TOLERANCE
+            )
+    arrivals = Counter(
+        digest
+        for report in setup.together.reports
+        for digest, tier in report.tiers.items()
+        if tier == "device"
+    )
+    assert max(arrivals.values()) > 1
+    assert max(r.batch.adapters for r in setup.together.reports if r.batch) > 1
+
+
+def test_each_process_takes_less_and_the_frontend_is_told_of_whole_layers(setup: Setup) -> None:
+    alone, together = setup.alone.info, setup.together.info
+    assert together.layers == alone.layers
+    assert together.fingerprint == alone.fingerprint
+    assert together.num_parameters == alone.num_parameters
+    assert together.adapter_rows > alone.adapter_rows
+    assert together.kv_memory / together.num_blocks == alone.kv_memory / alone.num_blocks / 2
+
+
+def test_an_adapter_that_only_the_leader_can_read_ends_its_requests_alone(
+    setup: Setup, tmp_path: Path
+) -> None:
+    model, together = tiny_model("llama"), setup.together
+    if "Qwen3" in together.info.architecture:
+        model = tiny_model("qwen3")
+    saved = save_adapter(model, tmp_path / "a", seed=9, r=2, target_modules=["o_proj"])
+    source = pack_source(saved, tmp_path / "a.package")
+    before = together.submit([5, 6], source)
+    together.run()
+    for other in setup.sources:  # until it has left the device, but not memory of the host
+        together.submit([5, 6], other)
+        together.run()
+    Path(source.path).unlink()
+    after, base = together.submit([5, 6], source), together.submit([5, 6], None)
+    together.run()
+    assert len(together.output(before)) == len(together.output(base)) == 8
+    assert together.failures[after].reason == "ADAPTER_DAMAGED"
+
+
+def test_a_follower_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:
+    config = EngineConfig(model=str(tmp_path / "absent"), tensor_parallel=2, device="cpu")
+    with (
+        Team(config) as team,
+        pytest.raises(UnservableModelError, match=r"cannot load a base model from .*absent"),
+        team.loading(),
+    ):
+        pass
+    assert not any(is_alive(pid) for pid in team.pids)
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("cuda:0", "device is 'cuda:0', but 2 processes take one GPU each"),
+        ("cuda", "tensor_parallel is 2, but torch sees 1 GPUs"),
+        ("auto", "tensor_parallel is 2, but torch sees 1 GPUs"),
+    ],
+)
+def test_too_few_gpus_are_refused(
+    device: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = EngineConfig(model="any", tensor_parallel=2, device=device)
+    with pytest.raises(UnservableModelError, match=reason):
+        load_whole(config, Shard(0, 2))

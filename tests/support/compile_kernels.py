@@ -1,0 +1,111 @@
+"""Compile the kernels of a GPU for an H100, which takes none, and print what became of each.
+
+One JSON object a line: `name`, `has_adapter` (whether for a batch with adapters; null where that is
+all the same) and `has_mma` (whether it multiplies matrices).
+"""
+
+import json
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from loramux_server.kernels.attention import AttentionForm
+from loramux_server.kernels.decoder import Norm
+from loramux_server.kernels.gpu.expand import expand_triton
+from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
+from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
+from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write_triton
+from loramux_server.kernels.gpu.shrink import shrink_triton
+from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
+from loramux_server.kernels.gpu.tiles import LowRank
+from loramux_server.kernels.gpu.write_cache import write_cache_triton
+from tests.support.attention import problem
+from tests.support.device_attention import give
+from tests.support.low_rank import Residents, residents
+
+DTYPE = torch.bfloat16
+TOKENS, WIDTH, HEAD = 20, 256, 64
+
+
+class H100:
+    """What Triton asks of a driver before it launches anything."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def main() -> None:
+    driver.set_active(H100())
+    run = JITFunction.run
+    has_adapter: bool | None = None
+
+    def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        assert kernel.asm["cubin"]
+        has_mma = "mma" in kernel.asm["ptx"]
+        print(
+            json.dumps({"name": self.__name__, "has_adapter": has_adapter, "has_mma": has_mma}),
+            flush=True,
+        )
+        return kernel
+
+    JITFunction.run = compiled
+    rms_norm_triton(_zeros(TOKENS, WIDTH), _zeros(WIDTH), 1e-5)
+    launch_attention()
+    for size, num_planes in ((16, None), (16, 1), (16, 8), (64, 8)):
+        has_adapter = num_planes is not None
+        launch_layers(size, num_planes)
+
+
+def launch_attention() -> None:
+    """Launch attention for decode, in shares, and for prefill, and the write to the cache."""
+    chunk = problem([TOKENS, 1], [2 * TOKENS, 1], width=HEAD, value_width=HEAD, dtype=DTYPE)
+    given = give(chunk, torch.device("cpu"), size=16)
+    form = AttentionForm(scale=0.125, window=16, softcap=30.0)
+    given.decode(form, shares=2)
+    given.prefill(form)
+    rows = _zeros(len(given.batch.slot_T), given.keys.shape[1], HEAD)
+    write_cache_triton(given.keys, given.values, rows, rows, given.batch.slot_T)
+
+
+def launch_layers(size: int, num_planes: int | None) -> None:
+    """Launch what takes adapters; with one plane it is that of a merged matmul."""
+    heads = residents([[8] * 3, [16] * 3], [4 * HEAD, 2 * HEAD, 2 * HEAD], WIDTH, DTYPE)
+    halves = residents([[8] * 2, [16] * 2], [WIDTH] * 2, WIDTH, DTYPE)
+    whole = residents([[8], [16]], [WIDTH], WIDTH, DTYPE)
+    x, y = _zeros(TOKENS, WIDTH), _zeros(TOKENS, 8 * HEAD)
+    tiles = heads.tiles([(TOKENS, 0)], size)
+
+    def half(adapters: Residents) -> LowRank | None:
+        if num_planes is None:
+            return None
+        if num_planes == 1:
+            return adapters.merged(_zeros(TOKENS, adapters.columns[-1]), x)[1]
+        return adapters.gathered(x, tiles, shrink_triton, num_planes)
+
+    weight, head_weight = Norm(_zeros(WIDTH), 1e-5), Norm(_zeros(HEAD), 1e-5)
+    cos, slot = _zeros(TOKENS, HEAD), torch.arange(TOKENS)
+    q, k, v = (_zeros(TOKENS, count, HEAD) for count in (4, 2, 2))
+    expand_triton(y, heads.columns, half(heads), tiles)
+    for norms in (None, HeadNorms(head_weight, head_weight)):
+        rope_write_triton(y, half(heads), tiles, norms, cos, cos, slot, q, k, v)
+    silu_mul_triton(_zeros(TOKENS, 2 * WIDTH), half(halves), tiles, x)
+    for norm, out in ((None, None), (weight, x)):
+        residual_norm_triton(x, x, half(whole), tiles, norm, out)
+
+
+def _zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=DTYPE)
+
+
+if __name__ == "__main__":
+    main()
