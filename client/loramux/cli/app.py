@@ -9,12 +9,14 @@ import typer
 from loramux import __version__
 from loramux.cli import (
     adapters,
+    alias,
     bench,
     checks,
     generate,
     inspection,
     merging,
     packages,
+    residency,
     signing,
     transforms,
 )
@@ -87,8 +89,14 @@ app.command("diff")(transforms.diff)
 app.command("merge")(merging.merge)
 app.command("sign")(signing.sign)
 app.command("push")(adapters.push)
+app.command("pull")(adapters.pull)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)
+app.command("pin")(residency.pin)
+app.command("unpin")(residency.unpin)
+app.command("prefetch")(residency.prefetch)
+app.command("watch")(residency.watch)
+app.add_typer(alias.app, name="alias")
 app.command("bench")(bench.bench)
 
 

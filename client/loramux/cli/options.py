@@ -14,6 +14,9 @@ Server = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Reference = Annotated[
+    str, typer.Argument(help="Adapter, [TENANT/]NAME[:TAG][@DIGEST]; the newest without a tag.")
+]
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 

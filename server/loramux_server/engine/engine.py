@@ -17,18 +17,19 @@ from loramux_server.engine.messages import (
     Cancel,
     Drop,
     Failure,
-    Load,
+    Pin,
     Report,
     Started,
     Stats,
     Submit,
     ToEngine,
     Token,
+    Unpin,
 )
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.request import Request
-from loramux_server.engine.residents import Clock, Loader, Residents
+from loramux_server.engine.residents import Clock, Landed, Loader, Residents
 from loramux_server.engine.sampler import Sampled, sample
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
@@ -133,6 +134,10 @@ class Engine:
                 self._end(message.request_id)
             elif isinstance(message, Drop):
                 self._residents.drop(message.digest)
+            elif isinstance(message, Pin):
+                self._cache.pin(message.adapter.at_rest(self._resting))
+            elif isinstance(message, Unpin):
+                self._cache.unpin(message.digest)
 
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
@@ -143,7 +148,7 @@ class Engine:
         plan = self._scheduler.follow(before.plan) if before else None
         if before and plan is None:
             self._is_stuck = False
-            return self._report([], *self._land(before), landed.loads)
+            return self._report([], *self._land(before), landed)
         plan = plan or self._scheduler.plan(self._pace.max_prompt_tokens)
         now = self._clock()
         started = [Started(r.request_id, now - r.arrival) for r in plan.started]
@@ -159,7 +164,7 @@ class Engine:
         elif plan.chunks:
             tokens = self._run(plan)
             size = self._learn(plan, now)
-        return self._report(started, tokens, size, landed.loads)
+        return self._report(started, tokens, size, landed)
 
     def check(self) -> None:
         """Assert that nothing leaked: blocks, rows, bytes, waits and leases."""
@@ -270,7 +275,7 @@ class Engine:
         started: list[Started],
         tokens: list[Token],
         size: BatchSize | None,
-        loads: list[Load],
+        landed: Landed,
     ) -> Report:
         failures, self._failures = self._failures, []
         return Report(
@@ -287,8 +292,10 @@ class Engine:
             tokens=tokens,
             failures=failures,
             started=started,
-            loads=loads,
+            loads=landed.loads,
             tiers=self._residents.take_moved(),
+            loading=self._residents.take_begun(),
+            failed_loads={source.digest: str(error) for source, error in landed.failed},
             batch=size,
         )
 

@@ -211,6 +211,18 @@ class Drop(Struct, frozen=True, tag=True):
     digest: str
 
 
+class Pin(Struct, frozen=True, tag=True):
+    """Bring an adapter to the device and keep it there while there is another way."""
+
+    adapter: AdapterSource
+
+
+class Unpin(Struct, frozen=True, tag=True):
+    """The adapter need not stay on the device."""
+
+    digest: str
+
+
 class Layer(Struct, frozen=True):
     """A layer of the base that adapters can change."""
 
@@ -327,6 +339,7 @@ class Load(Struct, frozen=True):
 
     tier: str
     seconds: float
+    digest: str = ""
 
 
 class BatchSize(Struct, frozen=True):
@@ -349,10 +362,14 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     loads: list[Load] = []
     tiers: dict[str, str] = {}
     """Digest -> the fastest tier that holds it now, for adapters that moved."""
+    loading: list[str] = []
+    """Digests of the adapters whose loads began."""
+    failed_loads: dict[str, str] = {}
+    """Digest -> why its load failed."""
     batch: BatchSize | None = None
 
 
-ToEngine = Submit | Cancel | Drop
+ToEngine = Submit | Cancel | Drop | Pin | Unpin
 FromEngine = Ready | StartFailed | Report
 
 encode = msgspec.msgpack.Encoder().encode

@@ -91,6 +91,7 @@ class Residents:
         self._residence: dict[str, Residence] = {}
         self._flights: dict[str, _Flight] = {}
         self._moved: set[str] = set()
+        self._begun: list[str] = []
 
     @property
     def has_landed(self) -> bool:
@@ -112,6 +113,7 @@ class Residents:
             self._moved.update(order.evicted)
             future = self._submit(order)
             self._flights[order.source.digest] = _Flight(order, future, self._clock())
+            self._begun.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
     def land(self) -> Landed:
@@ -130,7 +132,8 @@ class Residents:
                 self._residence[source.digest] = self._packed[source.digest].at(order.row)
             self._cache.loaded(order)
             self._moved.add(source.digest)
-            landed.loads.append(Load(order.tier, self._clock() - flight.begin))
+            seconds = self._clock() - flight.begin
+            landed.loads.append(Load(order.tier, seconds, source.digest))
         return landed
 
     def drop(self, digest: str) -> None:
@@ -144,6 +147,11 @@ class Residents:
         """Return, once, the fastest tier of each adapter that moved."""
         moved, self._moved = self._moved, set()
         return {digest: str(self._tier_of(digest)) for digest in moved}
+
+    def take_begun(self) -> list[str]:
+        """Return, once, the adapters whose loads began."""
+        begun, self._begun = self._begun, []
+        return begun
 
     def check(self) -> None:
         """Assert that what is here is what the cache believes."""
