@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from loramux_server.kernels.add_lora import add_lora
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.decoder import Decoder, DecoderLayer
@@ -26,7 +27,7 @@ from loramux_server.kernels.gpu.write_cache import write_cache_triton
 from loramux_server.kernels.pointwise import rotate, silu_mul
 from loramux_server.kernels.projection import Projection
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.lora.segments import Int32, Segments
+from loramux_server.lora.segments import Segments
 
 
 class GpuOperations:
@@ -98,19 +99,6 @@ class GpuOperations:
             expand_triton(y_TN, columns, low_rank, tiles, blocks=self.plan.expand)
         return y_TN
 
-    def add_lora(
-        self,
-        y_TN: torch.Tensor,
-        x_TK: torch.Tensor,
-        a_RK: torch.Tensor,
-        b_RN: torch.Tensor,
-        columns: Int32,
-        segments: Segments,
-        group: int,
-    ) -> None:
-        """Never called: `project` does it, together with the base layers."""
-        raise NotImplementedError
-
     def write_cache(
         self,
         k_SJD: torch.Tensor,
@@ -162,6 +150,6 @@ def make_gpu_backend(device: torch.device) -> Backend:
     """Return the operations for `device`."""
     of = GpuOperations(device)
     return Backend(
-        "triton", make_linear_gpu, of.add_lora, of.project, of.write_cache, of.paged_attention,
+        "triton", make_linear_gpu, add_lora, of.project, of.write_cache, of.paged_attention,
         rms_norm_triton, silu_mul, rotate, of.make_decoder, of.stage, extends=True,
     )  # fmt: skip
