@@ -15,16 +15,13 @@ from loramux_server.engine.messages import (
     AdapterSource,
     BatchSize,
     Cancel,
-    Drop,
     Failure,
-    Pin,
     Report,
     Started,
     Stats,
     Submit,
     ToEngine,
     Token,
-    Unpin,
 )
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
@@ -132,12 +129,8 @@ class Engine:
                 self._submit(message)
             elif isinstance(message, Cancel):
                 self._end(message.request_id)
-            elif isinstance(message, Drop):
-                self._residents.drop(message.digest)
-            elif isinstance(message, Pin):
-                self._cache.pin(message.adapter.at_rest(self._resting))
-            elif isinstance(message, Unpin):
-                self._cache.unpin(message.digest)
+            else:
+                self._residents.steer(message)
 
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""

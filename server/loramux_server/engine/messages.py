@@ -215,6 +215,7 @@ class Pin(Struct, frozen=True, tag=True):
     """Bring an adapter to the device and keep it there while there is another way."""
 
     adapter: AdapterSource
+    """As it rests in memory."""
 
 
 class Unpin(Struct, frozen=True, tag=True):

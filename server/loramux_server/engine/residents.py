@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from loramux_server.engine.messages import AdapterSource, Load
+from loramux_server.engine.messages import AdapterSource, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.packed import PackedAdapter
@@ -136,12 +136,14 @@ class Residents:
             landed.loads.append(Load(order.tier, seconds, source.digest))
         return landed
 
-    def drop(self, digest: str) -> None:
-        """Let go of an adapter that is no longer registered, unless it is in use."""
-        if self._cache.drop(digest):
-            self._packed.pop(digest, None)
-            self._residence.pop(digest, None)
-            self._moved.add(digest)
+    def steer(self, message: Drop | Pin | Unpin) -> None:
+        """Do what the frontend says about an adapter that no request asks for."""
+        if isinstance(message, Pin):
+            self._cache.pin(message.adapter)
+        elif isinstance(message, Unpin):
+            self._cache.unpin(message.digest)
+        else:
+            self._drop(message.digest)
 
     def take_moved(self) -> dict[str, str]:
         """Return, once, the fastest tier of each adapter that moved."""
@@ -158,6 +160,13 @@ class Residents:
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
+
+    def _drop(self, digest: str) -> None:
+        """Let go of an adapter that is no longer registered, unless it is in use."""
+        if self._cache.drop(digest):
+            self._packed.pop(digest, None)
+            self._residence.pop(digest, None)
+            self._moved.add(digest)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
         source = order.source

@@ -25,7 +25,7 @@ class Pins:
     def resume(self) -> None:
         """Tell an engine that just started."""
         for record in self._pinned.values():
-            self._engine.pin(self._registry.source_of(record))
+            self._tell(record)
 
     async def pin(self, reference: str) -> AdapterRecord:
         """Pin a version and return it; it is on its way to the device then.
@@ -47,7 +47,7 @@ class Pins:
                 )
             record = await self._set(record, pinned=True)
             self._pinned[record.key] = record
-            self._engine.pin(self._registry.source_of(record))
+            self._tell(record)
             return record
 
     async def unpin(self, reference: str) -> AdapterRecord:
@@ -67,6 +67,9 @@ class Pins:
             return
         if not any(other.digest == record.digest for other in self._pinned.values()):
             self._engine.unpin(record.digest)
+
+    def _tell(self, record: AdapterRecord) -> None:
+        self._engine.pin(self._registry.source_of(record).at_rest(self._base.resting))
 
     async def _set(self, record: AdapterRecord, *, pinned: bool) -> AdapterRecord:
         setting = asyncio.to_thread(self._registry.set_pinned, str(record), pinned=pinned)
