@@ -1,11 +1,13 @@
 """The device tier on a GPU: A rows lie behind the base weights that take the same input.
 
 So one matmul computes both, which costs less than to launch another kernel, and adapters need no
-kernel of their own for A. All weights are in the model's format.
+kernel of their own for A. All weights are in the model's format. Where base layers are quantised
+there is nothing that the A rows could go on from; they lie alone.
 
 Legend: E base rows and A rows of a group, K input width, N output width, R rank rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,23 +31,41 @@ class ExtendedSlab(Slab):
     """
 
     def __init__(
-        self, shapes: list[GroupShape], num_rows: int, device: torch.device, dtype: torch.dtype
+        self,
+        shapes: list[GroupShape],
+        num_rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        is_plain: Sequence[bool] | None = None,
     ) -> None:
-        """Make room for the base weights and for `num_rows` rank rows, all of `dtype`."""
+        """Make room for the base weights and for `num_rows` rank rows, all of `dtype`.
+
+        Args:
+            shapes: Of each group.
+            num_rows: Rank rows.
+            device: Where they lie.
+            dtype: Their format.
+            is_plain: For each group whether its base weights are to lie here; all are by default.
+        """
+        if is_plain is None:
+            is_plain = [True] * len(shapes)
         self.shapes = shapes
         self.num_rows = num_rows
         self.resting = Resting(FORMATS[dtype], is_only=True)
         """In which format an adapter rests here."""
-        bases = [sum(shape.out_features) for shape in shapes]
+        outputs = [sum(shape.out_features) for shape in shapes]
+        bases = [width if here else 0 for width, here in zip(outputs, is_plain, strict=True)]
         extended = [
             torch.empty(base + shape.num_parts * num_rows, shape.in_features,
                         dtype=dtype, device=device)
             for base, shape in zip(bases, shapes, strict=True)
         ]  # fmt: skip
-        self.extended = extended
+        self.extended = [
+            rows if here else None for rows, here in zip(extended, is_plain, strict=True)
+        ]
         self._placed = [rows[:base] for base, rows in zip(bases, extended, strict=True)]
         self.a = [rows[base:] for base, rows in zip(bases, extended, strict=True)]
-        self.b = [torch.empty(num_rows, base, dtype=dtype, device=device) for base in bases]
+        self.b = [torch.empty(num_rows, width, dtype=dtype, device=device) for width in outputs]
         num_parts = max(shape.num_parts for shape in shapes)
         self.table = AdapterTable.empty(len(shapes), num_rows, num_parts, device)
         self._fence: torch.cuda.Event | None = None
