@@ -40,9 +40,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     quantization: Annotated[
         str,
         Meta(
-            pattern="^(none|bfloat16|int8)$",
-            description="How weights of the base rest on a CPU: none (16 bits if that is how they "
-            "were saved, which loses nothing), bfloat16 or int8 (rounded). Adapters stay exact.",
+            pattern="^(none|bfloat16|int8|fp8)$",
+            description="How weights of the base are rounded, adapters not with them: none (which "
+            "loses nothing), by kernels cpu bfloat16 or int8, for others, and so on a GPU, int8 or "
+            "fp8 by torchao.",
         ),
     ] = "none"
     tensor_parallel: Annotated[

@@ -78,5 +78,6 @@ def _make_slab(model: BaseModel, backend: Backend, adapter_memory: int) -> Slab:
     shapes = [group.shape for group in model.groups]
     if backend.extends:
         num_rows = adapter_memory // row_bytes(shapes, model.dtype.itemsize)
-        return ExtendedSlab(shapes, num_rows, model.device, model.dtype)
+        is_plain = [group.is_plain for group in model.groups]
+        return ExtendedSlab(shapes, num_rows, model.device, model.dtype, is_plain)
     return Slab(shapes, adapter_memory // row_bytes(shapes), model.device)

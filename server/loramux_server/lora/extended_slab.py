@@ -1,11 +1,13 @@
 """The device tier on a GPU: A rows lie behind the base weights that take the same input.
 
 So one matmul computes both, which costs less than to launch another kernel, and adapters need no
-kernel of their own for A. All weights are in the model's format.
+kernel of their own for A. All weights are in the model's format. Where base layers are quantised
+there is nothing that the A rows could go on from; they lie alone.
 
 Legend: E base rows and A rows of a group, K input width, N output width, R rank rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,20 +26,39 @@ class ExtendedSlab(Slab):
     """A slab in which a group's A rows go on where its base weights end.
 
     An adapter comes in one copy from pinned memory, on a stream of its own, and is then put in
-    place on the device. What runs meanwhile reads none of its rows: those who had them before have
-    ended, and `fence` says when the last step did that was started before.
+    place on the device. What runs meanwhile reads none of its rows: whoever had them before has ended,
+    and nothing is put in place before the last step has ended that was started by then.
     """
 
     def __init__(
-        self, shapes: list[GroupShape], num_rows: int, device: torch.device, dtype: torch.dtype
+        self,
+        shapes: list[GroupShape],
+        num_rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        is_plain: Sequence[bool] | None = None,
     ) -> None:
-        """Make room for the base weights and for `num_rows` rank rows, all of `dtype`."""
+        """Make room for `num_rows` rank rows of `dtype`.
+
+        Args:
+            shapes: Of each group.
+            num_rows: Rank rows.
+            device: Where they lie.
+            dtype: Their format.
+            is_plain: For each group whether `place` brings its base weights; all are by default.
+        """
+        if is_plain is None:
+            is_plain = [True] * len(shapes)
         self.shapes = shapes
         self.num_rows = num_rows
         self.resting = Resting(FORMATS[dtype], is_only=True)
         """In which format an adapter rests here."""
         self.extended = [None] * len(shapes)
-        self.a = [torch.empty(0)] * len(shapes)
+        self.a = [
+            torch.empty(0 if here else shape.num_parts * num_rows, shape.in_features,
+                        dtype=dtype, device=device)
+            for shape, here in zip(shapes, is_plain, strict=True)
+        ]  # fmt: skip
         self.b = [
             torch.empty(num_rows, sum(shape.out_features), dtype=dtype, device=device)
             for shape in shapes

@@ -58,14 +58,16 @@ class GpuOperations:
     ) -> tuple[torch.Tensor, LowRank | None]:
         """Return what the layers make of `x_TK`, and what is left to be added to it."""
         linear, path = projection.linear, self.staged.path
-        assert isinstance(linear, LinearGpu)
         if path is None:
             return linear(x_TK), None
         assert projection.a_RK is not None
         assert projection.b_RN is not None
         assert projection.table is not None
         num_parts = len(projection.columns) - 1
-        if path.is_merged:
+        # Layers that are no rows of weights cannot go on through others.
+        is_merged = path.is_merged and projection.extended_EK is not None
+        if is_merged:
+            assert isinstance(linear, LinearGpu)
             assert projection.extended_EK is not None
             num_rows = min(path.num_rows * num_parts, len(projection.a_RK))
             y_TN, h_TJ = linear.extended(x_TK, projection.extended_EK, num_rows)
@@ -82,7 +84,7 @@ class GpuOperations:
                 x_TK, projection.a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
                 blocks=self.plan.shrink,
             )  # fmt: skip
-        return y_TN, LowRank(planes_STJ, path.is_merged, projection.b_RN, projection.table)
+        return y_TN, LowRank(planes_STJ, is_merged, projection.b_RN, projection.table)
 
     def project(
         self,

@@ -30,7 +30,7 @@ class Path:
     is_merged: bool
     """Whether the base matmul goes on through the A rows, from the first to `num_rows`."""
     num_rows: int
-    """Else rank rows of the largest adapter, rounded up."""
+    """Else rank rows of the largest adapter, rounded up; never fewer than that."""
 
 
 @dataclass(frozen=True, slots=True)
