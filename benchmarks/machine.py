@@ -14,7 +14,7 @@ def describe() -> dict[str, object]:
     """Return date, commit, processor and versions."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(Path(__file__).parent),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -33,8 +33,9 @@ def _processor() -> str:
     return f"{found.get('model name', platform.machine())} ({' '.join(flags) or 'no AVX'})"
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+def commit(folder: Path) -> str:
+    """Return the commit of the checkout that `folder` is in."""
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

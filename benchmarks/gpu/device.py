@@ -72,8 +72,13 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def copies_needed(num_bytes: int) -> int:
-    """Return how many copies of an operand of `num_bytes` no cache holds together."""
+def copies_needed(device: torch.device, num_bytes: int) -> int:
+    """Return how many copies of an operand of `num_bytes` no cache holds together.
+
+    One where kernels are interpreted: there caches do not matter.
+    """
+    if device.type != "cuda":
+        return 1
     return max(1, min(64, -(-_FAR_BYTES // max(1, num_bytes))))
 
 

@@ -34,6 +34,7 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens of each context.")] = 1024,
     batch: Annotated[int, typer.Option(help="Requests of most goals.")] = 32,
     large_batch: Annotated[int, typer.Option(help="Requests of goal 6.")] = 64,
+    prompt: Annotated[int, typer.Option(help="Tokens of goal 9; at most 2048.", max=2048)] = 2048,
     steps: Annotated[int, typer.Option(help="Steps of each measurement; the median counts.")] = 30,
     only_own: Annotated[bool, typer.Option(help="Leave out PEFT and transformers.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Picture of the scaling.")] = None,
@@ -46,7 +47,7 @@ def main(
     rate = on.bandwidth(device)
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         served = Served(chosen, device, Path(name), large_batch, context, steps)
-        goals = Goals(served, rate, batch, large_batch)
+        goals = Goals(served, rate, batch, large_batch, prompt)
         found = []
         for goal in goals.measure():
             found.append(goal)
@@ -70,6 +71,7 @@ def main(
             "shape": shape,
             "context": context,
             "batch": batch,
+            "prompt": prompt,
             "copy_bytes_per_second": rate,
             "goals": [asdict(goal) for goal in found],
             "tokens_per_second_by_adapters": series,

@@ -12,7 +12,6 @@ from benchmarks.gpu.served import Served
 from loramux_server.engine.messages import AdapterSource
 
 _MIXED = (8, 16, 32, 64)
-_PROMPT = 2048
 _MISSES = 5
 
 
@@ -32,12 +31,19 @@ class Goal:
 class Goals:
     """Measures goals 1 to 9 and 11 to 14; 10 is about a server (`benchmarks.ratios`, `many`)."""
 
-    def __init__(self, served: Served, rate: float, batch: int, large_batch: int) -> None:
-        """Measure with `served`, on a device that copies at `rate` bytes per second."""
+    def __init__(
+        self, served: Served, rate: float, batch: int, large_batch: int, prompt: int
+    ) -> None:
+        """Measure with `served`, on a device that copies at `rate` bytes per second.
+
+        Most goals with `batch` requests, goal 6 with `large_batch`, goal 9 with a prompt of
+        `prompt` tokens.
+        """
         self._served = served
         self._rate = rate
         self._batch = batch
         self._large = large_batch
+        self._prompt = prompt
 
     def measure(self) -> Iterator[Goal]:
         """Yield each goal as it has been measured."""
@@ -68,8 +74,8 @@ class Goals:
         if torch.cuda.is_available():
             kernels = [served.profiled_step(batch, rank, batch) for rank in (None, 16)]
             yield Goal(11, "kernels more in a decode step", kernels[1] - kernels[0], 0, 64, True)
-        prefill = served.prefill(_PROMPT, None) / served.prefill(_PROMPT, 16)
-        yield Goal(9, f"prompt of {_PROMPT} tokens, r16", prefill, 0.99, 0.95)
+        prefill = served.prefill(self._prompt, None) / served.prefill(self._prompt, 16)
+        yield Goal(9, f"prompt of {self._prompt} tokens, r16", prefill, 0.99, 0.95)
         wide = served.step(large, None, 0)
         yield self._ratio(6, large, served.sources(16, large), wide, 0.75)
         # These fill the rows, so that those before them are left on the host only.

@@ -95,7 +95,7 @@ def _matmuls(
 ) -> Iterator[Row]:
     for name, (width, outputs) in groups(shape).items():
         most = sum(outputs) + len(outputs) * max(rows)
-        count = on.copies_needed(sum(outputs) * width * dtype.itemsize)
+        count = on.copies_needed(device, sum(outputs) * width * dtype.itemsize)
         weights = [torch.randn(most, width, dtype=dtype, device=device) for _ in range(count)]
         for tokens, num_rows in itertools.product(batches, rows):
             x_TK = torch.randn(tokens, width, dtype=dtype, device=device)
@@ -141,7 +141,7 @@ def _kernels(
 ) -> Iterator[Row]:
     for name, (width, outputs) in groups(shape).items():
         for tokens, adapters in ((t, n) for t in batches for n in sorted({1, t})):
-            operands = LoraOperands.make(width, outputs, tokens, adapters, rank, device, dtype)
+            operands = LoraOperands.make(width, outputs, tokens, [rank] * adapters, device, dtype)
             found = lora_calls(name, shape, operands, Plan.of(device))
             for kernel, (calls, moved) in found.items():
                 what = f"{kernel} of {name} M={tokens}, {adapters} of rank {rank}"

@@ -4,7 +4,8 @@ Legend: T tokens, K input width, N output width, R slab rows, S cache slots, J k
 H query heads, D head width.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,48 +33,58 @@ from loramux_server.lora.weight_format import WeightFormat
 
 Calls = tuple[list[Callable[[], object]], int]
 """Calls that do the same on operands of their own, and the bytes that one has to move."""
+SCALE = 2.0
+"""Factor of every change."""
 _PLANES = 8
 _BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
 class LoraOperands:
-    """A decode step of `tokens` requests, adapters in turn, on one group of layers."""
+    """A decode step for adapters in turn, on one group of layers."""
 
     width: int
     outputs: tuple[int, ...]
-    rank: int
+    ranks: tuple[int, ...]
+    """Of each adapter."""
+    rows: tuple[int, ...]
+    """First slab row of each adapter."""
+    borders: tuple[int, ...]
+    """First token of each adapter, and the number of tokens."""
     staged: Staged
     table: GroupTable
     slabs: list[tuple[torch.Tensor, torch.Tensor]]
     """The same A and B rows again and again, more than a cache holds."""
     x_TK: torch.Tensor
-    num_adapters: int
+    planes_STJ: torch.Tensor
+    """Where h is written."""
+    y_TN: torch.Tensor
 
     @staticmethod
     def make(
         width: int,
         outputs: tuple[int, ...],
         tokens: int,
-        adapters: int,
-        rank: int,
+        ranks: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
     ) -> "LoraOperands":
-        """Return operands of random numbers."""
-        size, num_parts = rows_of(rank), len(outputs)
-        num_rows = adapters * size
+        """Return operands of random numbers for `tokens` requests and adapters of `ranks`."""
+        sizes, num_parts = list(map(rows_of, ranks)), len(outputs)
+        *rows, num_rows = np.cumsum([0, *sizes]).tolist()
         table = AdapterTable.empty(1, num_rows, num_parts, device)
-        table.size_A[:: size // GRANULE] = size
-        table.rank_GAP[:, :: size // GRANULE] = rank
-        table.scale_GAP[:, :: size // GRANULE] = 2.0
-        ranks, scales = np.full((1, num_parts), rank, np.int32), np.ones((1, num_parts), np.float32)
-        borders = np.linspace(0, tokens, adapters + 1).astype(int).tolist()
+        for row, size, rank in zip(rows, sizes, ranks, strict=True):
+            table.size_A[row // GRANULE] = size
+            table.rank_GAP[:, row // GRANULE] = rank
+            table.scale_GAP[:, row // GRANULE] = SCALE
+        borders = np.linspace(0, tokens, len(ranks) + 1).astype(int).tolist()
+        scale_GP = np.full((1, num_parts), SCALE, np.float32)
         segments = Segments.build(
             borders[:-1],
             borders[1:],
-            [Residence(i * size, size, WeightFormat.FLOAT32, ranks, scales)
-             for i in range(adapters)],
+            [Residence(row, size, WeightFormat.FLOAT32, np.full((1, num_parts), rank, np.int32),
+                       scale_GP)
+             for row, size, rank in zip(rows, sizes, ranks, strict=True)],
         )  # fmt: skip
         row_bytes = (num_parts * width + sum(outputs)) * dtype.itemsize
         slabs = [
@@ -81,16 +92,31 @@ class LoraOperands:
                 torch.randn(num_parts * num_rows, width, dtype=dtype, device=device),
                 torch.randn(num_rows, sum(outputs), dtype=dtype, device=device),
             )
-            for _ in range(on.copies_needed(num_rows * row_bytes))
+            for _ in range(on.copies_needed(device, num_rows * row_bytes))
         ]
-        staged = stage([1] * tokens, [_BLOCK] * tokens, device, segments)
-        x_TK = torch.randn(tokens, width, dtype=dtype, device=device)
-        return LoraOperands(width, outputs, rank, staged, table.group(0), slabs, x_TK, adapters)
+        return LoraOperands(
+            width,
+            outputs,
+            tuple(ranks),
+            tuple(rows),
+            tuple(borders),
+            stage([1] * tokens, [_BLOCK] * tokens, device, segments),
+            table.group(0),
+            slabs,
+            torch.randn(tokens, width, dtype=dtype, device=device),
+            torch.randn(_PLANES, tokens, num_parts * max(sizes), device=device),
+            torch.randn(tokens, sum(outputs), dtype=dtype, device=device),
+        )
 
     @property
     def num_rows(self) -> int:
         """Rank rows of all adapters."""
-        return self.num_adapters * self.rank
+        return sum(self.ranks)
+
+    @property
+    def columns(self) -> list[int]:
+        """Borders between the output columns of the parts."""
+        return [0, *itertools.accumulate(self.outputs)]
 
 
 def groups(shape: Shape) -> dict[str, tuple[int, tuple[int, ...]]]:
@@ -145,7 +171,7 @@ def attention_calls(
     out_THD = torch.empty_like(q_THD)
     scratch = DecodeScratch.make(rows, shape.heads, width, plan.decode_shares, device)
     calls: list[Callable[[], object]] = []
-    for _ in range(on.copies_needed(moved)):
+    for _ in range(on.copies_needed(device, moved)):
         k_SJD, v_SJD = torch.randn(size, dtype=dtype, device=device).unbind()
         calls.append(
             partial(
@@ -168,10 +194,7 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[s
     tokens, item = len(of.x_TK), of.x_TK.element_size()
     num_parts, outputs = len(of.outputs), sum(of.outputs)
     device, dtype = of.x_TK.device, of.x_TK.dtype
-    columns = np.cumsum([0, *of.outputs]).tolist()
-    planes_STJ = torch.randn(_PLANES, tokens, num_parts * rows_of(of.rank), device=device)
-    y_TN = torch.randn(tokens, outputs, dtype=dtype, device=device)
-    tiles = of.staged.tiles
+    planes_STJ, y_TN, tiles = of.planes_STJ, of.y_TN, of.staged.tiles
 
     def low_rank(b_RN: torch.Tensor) -> LowRank:
         return LowRank(planes_STJ, False, b_RN, of.table)
@@ -187,13 +210,13 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[s
             a_bytes + of.x_TK.nbytes + h_bytes,
         ),
         "expand": (
-            [partial(expand_triton, y_TN, columns, low_rank(b), tiles, blocks=plan.expand)
+            [partial(expand_triton, y_TN, of.columns, low_rank(b), tiles, blocks=plan.expand)
              for _, b in of.slabs],
             b_bytes + h_bytes + 2 * y_TN.nbytes,
         ),
     }  # fmt: skip
     if group == "qkv":
-        calls["rope_write"] = _rope(shape, of, y_TN, low_rank, b_bytes + h_bytes, plan)
+        calls["rope_write"] = _rope(shape, of, low_rank, b_bytes + h_bytes, plan)
     elif group == "gate_up":
         out_TN = torch.empty(tokens, outputs // 2, dtype=dtype, device=device)
         calls["silu_mul"] = (
@@ -218,12 +241,11 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[s
 def _rope(
     shape: Shape,
     of: LoraOperands,
-    y_TN: torch.Tensor,
     low_rank: Callable[[torch.Tensor], LowRank],
     read: int,
     plan: Plan,
 ) -> Calls:
-    width, tokens = shape.hidden // shape.heads, len(of.x_TK)
+    y_TN, width, tokens = of.y_TN, shape.hidden // shape.heads, len(of.x_TK)
     device, dtype = y_TN.device, y_TN.dtype
     slots = len(of.staged.batch.context_B) * _BLOCK
     k_SJD, v_SJD = torch.zeros(2, slots, shape.kv_heads, width, dtype=dtype, device=device).unbind()

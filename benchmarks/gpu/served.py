@@ -19,6 +19,8 @@ _MOST_RANK = 64
 _BLOCK = 16
 _MARGIN = 256
 """Tokens of a context beyond those that it begins with."""
+_MOST_RUNS = 5
+"""Steps before those that are measured, and prompts."""
 
 
 class Served:
@@ -27,11 +29,15 @@ class Served:
     def __init__(
         self, shape: Shape, device: torch.device, folder: Path, batch: int, context: int, steps: int
     ) -> None:
-        """Make model and engine; adapters are made when they are asked for, in `folder`."""
+        """Make model and engine; adapters are made when they are asked for, in `folder`.
+
+        The median of `steps` steps is taken.
+        """
         self.shape = shape
         self.context = context
         self.item_bytes = (dtype := dtype_of(device)).itemsize
         self._steps = steps
+        self._runs = min(steps, _MOST_RUNS)
         self._folder = folder
         self._sources: dict[int, list[AdapterSource]] = {}
         base = prepare(make_model(shape, device, dtype))
@@ -69,7 +75,7 @@ class Served:
     def steps(self, batch: int, adapters: list[AdapterSource]) -> float:
         """Return the seconds of a decode step of `batch` requests for `adapters` in turn."""
         self._engine.fill(batch, adapters, self.context)
-        self._engine.time_steps(5)  # a form of a step is recorded when it first comes up
+        self._engine.time_steps(self._runs)  # a form of a step is recorded when it first comes up
         seconds = median(self._engine.time_steps(self._steps))
         self._engine.clear()
         return seconds
@@ -77,7 +83,7 @@ class Served:
     def profiled_step(self, batch: int, rank: int | None, distinct: int) -> int:
         """Return how many kernels a decode step runs."""
         self._engine.fill(batch, self.sources(rank, distinct) if rank else [], self.context)
-        self._engine.time_steps(5)
+        self._engine.time_steps(self._runs)
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profiler:
             self._engine.time_steps(1)
@@ -92,7 +98,7 @@ class Served:
         """Return the seconds to the first token of a prompt of `tokens` tokens."""
         adapter = self.sources(rank, 1)[0] if rank else None
         self._first(tokens, adapter)
-        return median(self._first(tokens, adapter) for _ in range(5))
+        return median(self._first(tokens, adapter) for _ in range(self._runs))
 
     def missed(self, adapter: AdapterSource, *, on_disk: bool) -> float:
         """Return the seconds to the first token of `adapter`, which is not on the device.

@@ -124,7 +124,7 @@ def _calls(
     for group, tokens in itertools.product(_GROUP_OF[kernel], batches):
         for adapters in sorted({1, tokens}):
             width, outputs = groups(shape)[group]
-            of = LoraOperands.make(width, outputs, tokens, adapters, _RANK, device, dtype)
+            of = LoraOperands.make(width, outputs, tokens, [_RANK] * adapters, device, dtype)
             yield lora_calls(group, shape, of, plan)[kernel]
 
 
