@@ -26,8 +26,8 @@ class ExtendedSlab(Slab):
     """A slab in which a group's A rows go on where its base weights end.
 
     An adapter comes in one copy from pinned memory, on a stream of its own, and is then put in
-    place on the device. What runs meanwhile reads none of its rows: whoever had them before has ended,
-    and nothing is put in place before the last step has ended that was started by then.
+    place on the device. What runs meanwhile reads none of its rows: whoever had them before has
+    ended, and nothing is put in place before the last step has ended that was started by then.
     """
 
     def __init__(
