@@ -128,6 +128,7 @@ def test_half_precision_stays_close_to_peft(
 def test_there_is_no_room_for_base_weights_that_lie_elsewhere(device: torch.device) -> None:
     shapes = [GroupShape(16, (8, 4, 4)), GroupShape(8, (16,))]
     slab = ExtendedSlab(shapes, 40, device, torch.float16, is_plain=[False, True])
+    slab.place(1, torch.zeros(16, 8, dtype=torch.float16, device=device))
     assert slab.extended[0] is None
     extended: Any = slab.extended[1]
     assert extended.shape == (16 + 40, 8)
