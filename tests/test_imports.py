@@ -116,18 +116,24 @@ def imported_by(folder: Path, but: tuple[str, ...] = ()) -> set[str]:
 
 
 def test_adapters_import_the_standard_library_and_themselves() -> None:
-    found = imported_by(ROOT / "adapters", but=("weights", "signing.py"))
+    found = imported_by(ROOT / "adapters", but=("weights", "train", "signing.py"))
     assert found - set(sys.stdlib_module_names) == {"loramux_adapters"}
 
 
 def test_signing_needs_cryptography_and_no_more() -> None:
-    found = imported_by(ROOT / "adapters", but=("weights",)) - set(sys.stdlib_module_names)
+    found = imported_by(ROOT / "adapters", but=("weights", "train")) - set(sys.stdlib_module_names)
     assert found == {"loramux_adapters", "cryptography"}
 
 
 def test_what_looks_into_weights_needs_numpy_and_no_more() -> None:
     found = imported_by(ROOT / "adapters" / "loramux_adapters" / "weights")
     assert found - set(sys.stdlib_module_names) == {"loramux_adapters", "numpy"}
+
+
+def test_what_trains_needs_peft_and_transformers_and_no_more() -> None:
+    found = imported_by(ROOT / "adapters" / "loramux_adapters" / "train")
+    needed = {"loramux_adapters", "peft", "torch", "transformers"}
+    assert found - set(sys.stdlib_module_names) == needed
 
 
 def test_the_client_never_imports_the_server() -> None:

@@ -104,12 +104,10 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object] | None = N
     Raises:
         PackageError: The folder is not an adapter that can be served.
     """
-    config = _read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+    config = read_config(source)
     _check(config)  # before the tensors: the clearer message comes first
-    noted: Mapping[str, object] = {}
-    if (source / NOTES_FILE).exists():
-        noted = check_notes(_read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
-    with _open_tensors(source) as file:
+    noted = read_notes(source)
+    with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
         read = tensor_reader(file, header.data_start)
         if "tensors" in noted:
@@ -193,6 +191,47 @@ def is_peft_folder(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file()
 
 
+def read_config(source: Path) -> dict[str, object]:
+    """Return the config in the PEFT folder `source`; what it says is not yet checked.
+
+    Raises:
+        PackageError: There is none, or it is malformed.
+    """
+    return _read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+
+
+def read_notes(source: Path) -> Mapping[str, object]:
+    """Return the notes beside an adapter in the folder `source`, if any.
+
+    Raises:
+        PackageError: They are malformed.
+    """
+    if not (source / NOTES_FILE).exists():
+        return {}
+    return check_notes(_read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
+
+
+def open_tensors(source: Path) -> BinaryIO:
+    """Open the tensor file of the PEFT folder `source`.
+
+    Raises:
+        PackageError: There is none that can be read.
+    """
+    path = source / TENSOR_FILE
+    try:
+        return _open_regular(path)
+    except OSError as error:
+        hint = ""
+        if (source / "adapter_model.bin").exists():
+            hint = (
+                "; adapter_model.bin is a pickle, which can run code: save the adapter again "
+                "with safe_serialization=True"
+            )
+        raise PackageError(
+            f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
+        ) from None
+
+
 def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
     end = 0
     for tensor in tensors:
@@ -225,22 +264,6 @@ def _read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
         return parse_object(raw, name)
     except ValueError as error:
         raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
-
-
-def _open_tensors(source: Path) -> BinaryIO:
-    path = source / TENSOR_FILE
-    try:
-        return _open_regular(path)
-    except OSError as error:
-        hint = ""
-        if (source / "adapter_model.bin").exists():
-            hint = (
-                "; adapter_model.bin is a pickle, which can run code: save the adapter again "
-                "with safe_serialization=True"
-            )
-        raise PackageError(
-            f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
-        ) from None
 
 
 def _open_regular(path: Path) -> BinaryIO:

@@ -18,12 +18,13 @@ from loramux.cli import (
     packages,
     residency,
     signing,
+    train,
     transforms,
 )
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
 
-_WEIGHT_COMMANDS = frozenset({"inspect", "verify", "lint", "convert", "diff", "merge"})
+_WEIGHT_COMMANDS = frozenset({"pack", "inspect", "verify", "lint", "convert", "diff", "merge"})
 
 app = typer.Typer(
     name="loramux",
@@ -88,6 +89,7 @@ app.command("convert")(transforms.convert)
 app.command("diff")(transforms.diff)
 app.command("merge")(merging.merge)
 app.command("sign")(signing.sign)
+app.command("train")(train.train)
 app.command("push")(adapters.push)
 app.command("pull")(adapters.pull)
 app.command("ls")(adapters.ls)

@@ -22,18 +22,19 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 
 
 @contextmanager
-def needs(module: str, *, extra: str, what: str) -> Iterator[None]:
+def needs(*modules: str, extra: str, what: str) -> Iterator[None]:
     """Import in here what a bare installation lacks; a lack ends the command with what to install.
 
     Args:
-        module: The package that may be missing.
-        extra: The extra of loramux that brings it.
+        *modules: The packages that may be missing.
+        extra: The extra of loramux that brings them.
         what: Who needs it.
     """
     try:
         yield
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != module:
+        module = (error.name or "").partition(".")[0]
+        if module not in modules:
             raise
         print(f"loramux: {what} needs {module}: pip install 'loramux[{extra}]'", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -9,7 +9,6 @@ import typer
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file, whole_folder
 from loramux_adapters import open_package
-from loramux_adapters import pack as write_package
 from loramux_adapters import unpack as write_folder
 from loramux_adapters.base import read_base
 from loramux_adapters.fingerprint import fingerprint
@@ -33,11 +32,16 @@ def pack(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make one file of a PEFT folder; equal input gives equal bytes."""
+    """Make one file of a PEFT folder; equal input gives equal bytes.
+
+    AdaLoRA is folded to LoRA that adds the same: P times the singular values, without masked ranks.
+    """
+    from loramux_adapters.weights.sources import pack_source
+
     target = output or Path(f"{source.resolve().name}.safetensors")
     notes = {"base": fingerprint(read_base(base))} if base else {}
     with whole_file(target) as file:
-        write_package(source, file, notes=notes)
+        pack_source(source, file, notes=notes)
         digest = digest_of(file)
         size = file.tell()
     if as_json:
