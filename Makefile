@@ -8,7 +8,7 @@ TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
 
-.PHONY: demo test lint types tests protos bench-peft clean
+.PHONY: demo test lint types tests protos bench-peft bench-gpu clean
 
 demo: .venv/server
 	$(BIN)/loramux demo
@@ -30,6 +30,12 @@ protos: .venv/dev
 
 bench-peft: .venv/dev
 	$(BIN)/python -m benchmarks.vs_peft
+
+bench-gpu: .venv/dev  # needs a CUDA device; each command takes some minutes
+	for name in check kernels end_to_end; do \
+		$(BIN)/python -m benchmarks.gpu.$$name \
+			--output benchmarks/results/$$(date +%F)-gpu-$$name.json || exit 1; \
+	done
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

@@ -21,6 +21,7 @@ from loramux_server.engine.messages import (
     Submit,
 )
 from loramux_server.engine.residents import loader_threads
+from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.packed import format_of
 from loramux_server.models.base_model import BaseModel, load_base_model
 from loramux_server.store.check import num_bytes
@@ -33,7 +34,13 @@ class LocalEngine:
         """Serve `base`, or the model in that folder; `config.model` is not looked at."""
         torch.set_num_threads(config.threads or torch.get_num_threads())
         if isinstance(base, Path):
-            base = load_base_model(str(base), dtype=config.dtype, device=config.device)
+            base = load_base_model(
+                str(base),
+                dtype=config.dtype,
+                device=config.device,
+                kernels=config.kernels,
+                quantization=Quantization(config.quantization),
+            )
         self.model = base
         self._executor = loader_threads()
         self.engine, self.info = build_engine(self.model, config, self._executor, lambda: None)

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+from examples import two_adapters
 from examples.demo_model.tasks import TASKS
 from loramux_server.commands.demo import DEMO
 from tests.support.server import RunningServer
@@ -22,6 +23,21 @@ def test_the_python_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
         said: list[str] = []
         results = doctest.DocTestRunner().run(example, out=said.append)
     assert results.failed == 0, "".join(said)
+
+
+def test_two_adapters_are_trained_served_and_merged(tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "server", DEMO / "base") as server:
+        answers = two_adapters.run(
+            server.target, tmp_path, examples=240, epochs=2, asked=8, threads=1
+        )
+        names = {adapter.name for adapter in server.client().adapters.list()}
+    assert names == {*two_adapters.ADAPTERS, two_adapters.MERGED}
+    assert len({answer.digest for answer in answers}) == 3
+    assert len(answers) == 8 + 8 + 16
+    texts = {name: [answer.text for answer in answers if answer.adapter == name] for name in names}
+    # So few steps teach how an answer looks, not yet which is right.
+    assert set(texts["opinions"]) <= {"positive", "negative"}
+    assert sum(text.endswith("ay") for text in texts["pig-latin"]) >= 6
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:

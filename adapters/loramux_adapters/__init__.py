@@ -1,14 +1,16 @@
 """Adapter packages: read what PEFT saved, check it, and make it one file with an identity.
 
 Needs nothing but the standard library, so that the client can pack before it uploads and the
-server can check before it loads.
+server can check before it loads. `loramux_adapters.weights` needs numpy,
+`loramux_adapters.signing` cryptography, and `loramux_adapters.train` PEFT and transformers.
 """
 
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.names import check_adapter_name
-from loramux_adapters.package import Package, pack, read_package
+from loramux_adapters.package import Package, open_package, pack, read_package
+from loramux_adapters.unpack import unpack
 
 __all__ = [
     "LoraModule",
@@ -16,6 +18,8 @@ __all__ = [
     "PackageError",
     "check_adapter_name",
     "check_fit",
+    "open_package",
     "pack",
     "read_package",
+    "unpack",
 ]

@@ -7,27 +7,42 @@ input gives equal bytes, and the SHA-256 of those bytes is the adapter's identit
 
 import errno
 import hashlib
-import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
-from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
+from loramux_adapters.errors import PackageError
 from loramux_adapters.lora import LoraModule, lora_modules
 from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.manifest import (
+    MANIFEST_KEY,
+    check_notes,
+    compact_json,
+    manifest_text,
+    parse_manifest,
+)
 from loramux_adapters.peft_config import MAX_CONFIG_BYTES, check_config
 from loramux_adapters.strict_json import parse_object
-from loramux_adapters.tensorfile import ITEM_BYTES, TensorFile, TensorInfo, encode_header
+from loramux_adapters.tensorfile import (
+    ITEM_BYTES,
+    MAX_HEADER_BYTES,
+    TensorFile,
+    TensorInfo,
+    encode_header,
+)
 from loramux_adapters.tensorfile import read_header as read_tensor_header
 
-FORMAT_VERSION = 1
-KIND = "lora"
-MANIFEST_KEY = "loramux.manifest"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+NOTES_FILE = "loramux.json"
+"""Notes for the manifest, beside the files of PEFT."""
+MAX_NOTES_BYTES = MAX_HEADER_BYTES
 _COPY_BYTES = 1 << 20
 
 
@@ -45,6 +60,8 @@ class Package:
     config: LoraConfig
     peft_config: Mapping[str, object]
     """`adapter_config.json` as PEFT wrote it."""
+    notes: Mapping[str, object]
+    """What else the manifest says; `loramux_adapters.manifest.NOTES` names all."""
     modules: list[LoraModule]
     file: TensorFile
 
@@ -72,48 +89,92 @@ def read_package(file: BinaryIO, size: int) -> Package:
             f"the PEFT folder that holds it together with {CONFIG_FILE}",
             "INVALID_ADAPTER_CONFIG",
         )
-    try:
-        manifest = parse_object(header.metadata[MANIFEST_KEY].encode(), "the manifest")
-    except ValueError as error:
-        raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
-    version, kind, config = (manifest.get(key) for key in ("format", "kind", "peft_config"))
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise PackageError(
-            f"the manifest has format {shown(version)}; this version reads {FORMAT_VERSION}",
-            "INVALID_ADAPTER_CONFIG",
-        )
-    if kind != KIND:
-        raise PackageError(
-            f"the manifest has kind {shown(kind)}; {KIND!r} is served",
-            "UNSUPPORTED_ADAPTER_FEATURE",
-        )
-    if not isinstance(config, dict):
-        raise PackageError("the manifest has no peft_config object", "INVALID_ADAPTER_CONFIG")
-    checked = _check(config)
-    return Package(checked, config, lora_modules(checked, header.tensors), header)
+    manifest = parse_manifest(header.metadata[MANIFEST_KEY])
+    checked = _check(manifest.peft_config)
+    modules = lora_modules(checked, header.tensors)
+    return Package(checked, manifest.peft_config, manifest.notes, modules, header)
 
 
-def pack(source: Path, output: Output) -> None:
-    """Write the PEFT folder `source` to `output` as a package.
+def pack(source: Path, output: Output, *, notes: Mapping[str, object] | None = None) -> None:
+    """Write the PEFT folder `source` to `output` as a package, with the notes of `loramux.json`.
 
-    Memory stays bounded: tensor bytes are copied, never held.
+    Those in `notes` take the place of its own. Memory stays bounded: tensor bytes are copied, never
+    held.
 
     Raises:
         PackageError: The folder is not an adapter that can be served.
     """
-    config = _read_config(source)
-    checked = _check(config)
-    with _open_tensors(source) as tensors:
-        header = read_tensor_header(tensors, os.fstat(tensors.fileno()).st_size)
-        lora_modules(checked, header.tensors)
-        # Wide items first, so that every tensor is aligned; then by name.
-        order = sorted(header.tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
-        manifest = {"format": FORMAT_VERSION, "kind": KIND, "peft_config": _sorted(config)}
-        metadata = {"format": "pt", MANIFEST_KEY: _compact(manifest)}
-        output.write(encode_header(_end_to_end(order), metadata))
-        for tensor in order:
-            tensors.seek(header.data_start + tensor.offset)
-            _copy(tensors, output, tensor)
+    config = read_config(source)
+    _check(config)  # before the tensors: the clearer message comes first
+    noted = read_notes(source)
+    with open_tensors(source) as file:
+        header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
+        read = tensor_reader(file, header.data_start)
+        if "tensors" in noted:
+            check_digests(cast(dict[str, object], noted["tensors"]), header.tensors, read)
+        write_package(config, header.tensors, read, output, notes={**noted, **(notes or {})})
+
+
+def write_package(
+    peft_config: Mapping[str, object],
+    tensors: Mapping[str, TensorInfo],
+    read: ReadTensor,
+    output: Output,
+    *,
+    notes: Mapping[str, object],
+) -> None:
+    """Write a package of `tensors`, whose bytes `read` yields, to `output`.
+
+    With any notes, the digests of the tensors are noted, too: they say what the notes are of.
+
+    Raises:
+        PackageError: Config and tensors are not an adapter that can be served.
+    """
+    lora_modules(_check(peft_config), dict(tensors))
+    # Wide items first, so that every tensor is aligned; then by name.
+    order = sorted(tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
+    if notes and "tensors" not in notes:
+        notes = {**notes, "tensors": tensor_digests(tensors, read)}
+    metadata = {"format": "pt", MANIFEST_KEY: manifest_text(peft_config, notes)}
+    output.write(encode_header(_end_to_end(order), metadata))
+    for tensor in order:
+        for piece in read(tensor):
+            output.write(piece)
+
+
+def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
+    """Return what reads the tensors of `file`, whose data begin at `data_start`."""
+
+    def read(tensor: TensorInfo) -> Iterator[bytes]:
+        file.seek(data_start + tensor.offset)
+        left = tensor.num_bytes
+        while left:
+            piece = file.read(min(left, _COPY_BYTES))
+            if not piece:
+                raise PackageError(
+                    f"the file ended inside tensor {tensor.name}: it changed meanwhile"
+                )
+            yield piece
+            left -= len(piece)
+
+    return read
+
+
+@contextmanager
+def open_package(path: Path) -> Iterator[tuple[BinaryIO, Package]]:
+    """Open the package or PEFT folder at `path`; a folder is packed into a temporary file.
+
+    Raises:
+        PackageError: It is not an adapter that can be served.
+        OSError: The path cannot be read.
+    """
+    if not path.is_dir():
+        with path.open("rb") as file:
+            yield file, read_package(file, os.fstat(file.fileno()).st_size)
+        return
+    with tempfile.TemporaryFile(prefix="loramux-") as packed:
+        pack(path, packed)
+        yield packed, read_package(packed, packed.tell())
 
 
 def digest_of(file: BinaryIO) -> str:
@@ -130,61 +191,32 @@ def is_peft_folder(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file()
 
 
-def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
-    end = 0
-    for tensor in tensors:
-        yield replace(tensor, offset=end)
-        end += tensor.num_bytes
+def read_config(source: Path) -> dict[str, object]:
+    """Return the config in the PEFT folder `source`; what it says is not yet checked.
+
+    Raises:
+        PackageError: There is none, or it is malformed.
+    """
+    return _read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
 
 
-def _check(config: Mapping[str, object]) -> LoraConfig:
-    # The compact form is what a package holds, so what can be packed can be read.
-    if len(_compact(config)) > MAX_CONFIG_BYTES:
-        raise PackageError(
-            f"the config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
-        )
-    return check_config(config)
+def read_notes(source: Path) -> Mapping[str, object]:
+    """Return the notes beside an adapter in the folder `source`, if any.
+
+    Raises:
+        PackageError: They are malformed.
+    """
+    if not (source / NOTES_FILE).exists():
+        return {}
+    return check_notes(_read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
 
 
-def _compact(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+def open_tensors(source: Path) -> BinaryIO:
+    """Open the tensor file of the PEFT folder `source`.
 
-
-def _sorted(value: object) -> object:
-    """Return `value` with its keys in order, so that equal configs give equal bytes."""
-    if isinstance(value, dict):
-        return {
-            # Of several patterns that match a module the first counts: their order has a meaning.
-            key: entry if key in ("rank_pattern", "alpha_pattern") else _sorted(entry)
-            for key, entry in sorted(value.items())
-        }
-    if isinstance(value, list):
-        return [_sorted(entry) for entry in value]
-    return value
-
-
-def _read_config(source: Path) -> dict[str, object]:
-    path = source / CONFIG_FILE
-    try:
-        with _open_regular(path) as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise PackageError(
-            f"{source} has no readable {CONFIG_FILE} ({error.strerror}): expected a folder "
-            "that PEFT's save_pretrained wrote",
-            "INVALID_ADAPTER_CONFIG",
-        ) from None
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise PackageError(
-            f"{CONFIG_FILE} is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
-        )
-    try:
-        return parse_object(raw, CONFIG_FILE)
-    except ValueError as error:
-        raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
-
-
-def _open_tensors(source: Path) -> BinaryIO:
+    Raises:
+        PackageError: There is none that can be read.
+    """
     path = source / TENSOR_FILE
     try:
         return _open_regular(path)
@@ -200,18 +232,42 @@ def _open_tensors(source: Path) -> BinaryIO:
         ) from None
 
 
+def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
+    end = 0
+    for tensor in tensors:
+        yield replace(tensor, offset=end)
+        end += tensor.num_bytes
+
+
+def _check(config: Mapping[str, object]) -> LoraConfig:
+    # The compact form is what a package holds, so what can be packed can be read.
+    if len(compact_json(config)) > MAX_CONFIG_BYTES:
+        raise PackageError(
+            f"the config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
+        )
+    return check_config(config)
+
+
+def _read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
+    try:
+        with _open_regular(source / name) as file:
+            raw = file.read(max_bytes + 1)
+    except OSError as error:
+        raise PackageError(
+            f"{source} has no readable {name} ({error.strerror}): expected a folder "
+            "that PEFT's save_pretrained wrote",
+            "INVALID_ADAPTER_CONFIG",
+        ) from None
+    if len(raw) > max_bytes:
+        raise PackageError(f"{name} is above {max_bytes} bytes", "INVALID_ADAPTER_CONFIG")
+    try:
+        return parse_object(raw, name)
+    except ValueError as error:
+        raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
+
+
 def _open_regular(path: Path) -> BinaryIO:
     # Asked before opening: to open a pipe is to wait for whoever writes to it.
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     return path.open("rb")
-
-
-def _copy(source: BinaryIO, output: Output, tensor: TensorInfo) -> None:
-    left = tensor.num_bytes
-    while left:
-        piece = source.read(min(left, _COPY_BYTES))
-        if not piece:
-            raise PackageError(f"the file ended inside tensor {tensor.name}: it changed meanwhile")
-        output.write(piece)
-        left -= len(piece)

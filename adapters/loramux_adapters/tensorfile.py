@@ -53,8 +53,10 @@ class TensorFile:
     """Position in the file of the first tensor byte."""
 
 
-def read_header(file: BinaryIO, size: int) -> TensorFile:
+def read_header(file: BinaryIO, size: int, *, is_foreign: bool = False) -> TensorFile:
     """Return the checked header of `file`, which is `size` bytes long.
+
+    With `is_foreign` a tensor may be a scalar, or empty, as other tools save them.
 
     Raises:
         PackageError: The file breaks the format or a limit of this module.
@@ -83,7 +85,7 @@ def read_header(file: BinaryIO, size: int) -> TensorFile:
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise PackageError(f"{len(header)} tensors are more than the limit of {MAX_TENSORS}")
-    tensors = [_tensor(name, entry) for name, entry in header.items()]
+    tensors = [_tensor(name, entry, is_foreign) for name, entry in header.items()]
     _check_ranges(tensors, size - 8 - length)
     return TensorFile({tensor.name: tensor for tensor in tensors}, metadata, 8 + length)
 
@@ -118,7 +120,7 @@ def _metadata(value: object) -> dict[str, str]:
     return value
 
 
-def _tensor(name: str, entry: object) -> TensorInfo:
+def _tensor(name: str, entry: object, is_foreign: bool) -> TensorInfo:
     if len(name) > MAX_NAME_BYTES or not _NAME.fullmatch(name):
         raise PackageError(
             f"tensor name {shown(name)} is not valid: letters, digits, '_' and '-' in parts "
@@ -132,12 +134,13 @@ def _tensor(name: str, entry: object) -> TensorInfo:
             f"tensor {name}: dtype {shown(dtype)} is not served; known: {', '.join(ITEM_BYTES)}"
         )
     shape = _integers(entry["shape"], f"tensor {name}: shape")
-    if not 1 <= len(shape) <= 2 or not all(1 <= size <= MAX_DIMENSION for size in shape):
+    least = 0 if is_foreign else 1
+    if not least <= len(shape) <= 2 or not all(least <= size <= MAX_DIMENSION for size in shape):
         raise PackageError(
-            f"tensor {name}: shape {shown(shape)} is not one or two sizes of at least 1"
+            f"tensor {name}: shape {shown(shape)} is not one or two sizes of at least {least}"
         )
     offsets = _integers(entry["data_offsets"], f"tensor {name}: data_offsets")
-    if len(offsets) != 2 or not 0 <= offsets[0] < offsets[1]:
+    if len(offsets) != 2 or not 0 <= offsets[0] < offsets[1] + (1 - least):
         raise PackageError(f"tensor {name}: data_offsets {shown(offsets)} are not begin < end")
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
@@ -160,7 +163,7 @@ def _check_ranges(tensors: list[TensorInfo], data_bytes: int) -> None:
     if not tensors:
         raise PackageError("the file holds no tensors")
     end = 0
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
         if tensor.offset != end:
             fault = "overlaps the one before" if tensor.offset < end else "leaves a hole before it"
             raise PackageError(

@@ -46,7 +46,7 @@ class Served:
         row_bytes = self.item_bytes * sum(group.shape.row_weights for group in base.groups)
         room = context + _MARGIN
         config = EngineConfig(
-            model="", kernels="triton", max_running=batch, block_size=_BLOCK, prefix_cache=False,
+            model="", max_running=batch, block_size=_BLOCK, prefix_cache=False,
             max_batch_tokens=2048, max_context=max(room, 2048 + _MARGIN),
             adapter_memory=row_bytes * batch * _MOST_RANK, host_adapter_memory=64 << 30,
             kv_memory=batch * room * shape.kv_bytes // 4 * self.item_bytes,

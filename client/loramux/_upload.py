@@ -1,46 +1,111 @@
-"""From a path to the messages of an upload: pack if it is a folder, digest, cut into chunks."""
+"""From a path to the messages of an upload: pack if it is a folder, digest, cut into chunks.
+
+An upload whose connection breaks goes on where the server says that it came to.
+"""
 
 import hashlib
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from loramux.errors import InvalidArgumentError
-from loramux.v1 import adapters_pb2
+from loramux.errors import (
+    InvalidArgumentError,
+    LoramuxError,
+    NotFoundError,
+    UnavailableError,
+)
+from loramux.v1 import adapters_pb2, uploads_pb2
 from loramux_adapters import PackageError, pack, read_package
 
 CHUNK_BYTES = 512 << 10
+MAX_FAILURES = 10
+"""Attempts in a row that may bring nothing: enough for a server to start again."""
+MIN_DELAY = 0.1
+MAX_DELAY = 5.0
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes sent, bytes in all)."""
+"""Called with (bytes sent, bytes in all), which after an interruption may be less than before."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Upload:
-    """An open package, ready to be sent."""
+    """An open package, ready to be sent, and how far it came."""
 
     file: BinaryIO
     header: adapters_pb2.UploadHeader
+    progress: Progress | None
+    deadline: float
+    """Of the monotonic clock."""
+    committed: int | None = None
+    """Bytes that the server has, since it said so."""
+    failures: int = 0
+    """Attempts in a row that brought nothing."""
+    _reading: threading.Lock = field(default_factory=threading.Lock)
 
-    def messages(self, progress: Progress | None) -> Iterator[adapters_pb2.UploadAdapterRequest]:
-        """Yield the header and then the chunks; memory holds one chunk at a time."""
-        yield adapters_pb2.UploadAdapterRequest(header=self.header)
-        total = self.header.size_bytes
-        self.file.seek(0)
-        sent = 0
-        while chunk := self.file.read(CHUNK_BYTES):
-            yield adapters_pb2.UploadAdapterRequest(chunk=chunk)
-            sent += len(chunk)
-            if progress:
-                progress(sent, total)
+    @property
+    def remaining(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def start_request(self) -> uploads_pb2.StartUploadRequest:
+        """Return the message that begins an attempt."""
+        return uploads_pb2.StartUploadRequest(header=self.header)
+
+    def started(self, response: uploads_pb2.StartUploadResponse) -> bool:
+        """Take in how far the upload came; return whether bytes are missing."""
+        if self.committed is None or response.committed_bytes > self.committed:
+            self.failures = 0
+        self.committed = response.committed_bytes
+        if self.progress and self.committed:
+            self.progress(self.committed, self.header.size_bytes)
+        return self.committed < self.header.size_bytes
+
+    def chunks(self, upload_id: str) -> Iterator[uploads_pb2.SendChunksRequest]:
+        """Yield what is missing; memory holds one chunk at a time."""
+        offset = self.committed or 0
+        while chunk := self._read(offset):
+            yield uploads_pb2.SendChunksRequest(upload_id=upload_id, offset=offset, chunk=chunk)
+            offset += len(chunk)
+            if self.progress:
+                self.progress(offset, self.header.size_bytes)
+
+    def delay(self, error: LoramuxError) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Raises:
+            LoramuxError: `error`, where another attempt would not help or enough were made.
+        """
+        is_lost = isinstance(error, NotFoundError) and error.reason == "UPLOAD_NOT_FOUND"
+        if not (is_lost or isinstance(error, UnavailableError)) or self.committed is None:
+            raise error
+        self.failures += 1
+        seconds = error.retry_delay or min(MIN_DELAY * 2.0**self.failures, MAX_DELAY)
+        if self.failures > MAX_FAILURES or seconds >= self.remaining:
+            raise error
+        return seconds
+
+    def _read(self, offset: int) -> bytes:
+        # A thread of gRPC's may not have noticed yet that the attempt before this one is over.
+        with self._reading:
+            self.file.seek(offset)
+            return self.file.read(CHUNK_BYTES)
 
 
 @contextmanager
-def open_upload(name: str, path: str | Path, *, must_not_exist: bool) -> Iterator[Upload]:
+def open_upload(
+    name: str,
+    path: str | Path,
+    *,
+    must_not_exist: bool,
+    progress: Progress | None = None,
+    timeout: float = 600.0,
+) -> Iterator[Upload]:
     """Open the PEFT folder or package at `path` for an upload under `name`.
 
     Raises:
@@ -61,7 +126,7 @@ def open_upload(name: str, path: str | Path, *, must_not_exist: bool) -> Iterato
                 sha256=sha256.hexdigest(),
                 must_not_exist=must_not_exist,
             )
-            yield Upload(file, header)
+            yield Upload(file, header, progress, time.monotonic() + timeout)
     except PackageError as error:
         raise InvalidArgumentError(f"{path}: {error}", reason=error.reason) from None
 

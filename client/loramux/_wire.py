@@ -1,6 +1,5 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
-import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Unpack
@@ -9,7 +8,6 @@ import grpc
 
 from loramux import errors
 from loramux.types import (
-    Adapter,
     AdapterIdentity,
     Chunk,
     Completion,
@@ -22,7 +20,7 @@ from loramux.types import (
     TokenLogprob,
     Usage,
 )
-from loramux.v1 import adapters_pb2, errors_pb2, generation_pb2, server_pb2
+from loramux.v1 import errors_pb2, generation_pb2, server_pb2
 
 ERROR_KEY = "loramux-error-bin"
 """Trailing metadata that holds an ErrorDetail."""
@@ -38,15 +36,6 @@ _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
 }
-_SOURCES = {
-    adapters_pb2.ADAPTER_SOURCE_UPLOAD: "upload",
-    adapters_pb2.ADAPTER_SOURCE_DIRECTORY: "directory",
-}
-_TIERS = {
-    adapters_pb2.ADAPTER_TIER_STORED: "stored",
-    adapters_pb2.ADAPTER_TIER_HOST: "host",
-    adapters_pb2.ADAPTER_TIER_DEVICE: "device",
-}
 _ERRORS = {
     error.code: error
     for error in vars(errors).values()
@@ -60,6 +49,7 @@ def generate_request(
     request_id: str,
     parse_special_tokens: bool,
     add_special_tokens: bool,
+    routing_key: str = "",
     **sampling: Unpack[SamplingOptions],
 ) -> generation_pb2.GenerateRequest:
     """Return the message for one request.
@@ -72,6 +62,8 @@ def generate_request(
         request.adapter = adapter or ""
     with _fitting("request_id"):
         request.request_id = request_id
+    with _fitting("routing_key"):
+        request.routing_key = routing_key
     if isinstance(prompt, str):
         with _fitting("prompt"):
             request.prompt = prompt
@@ -127,21 +119,6 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
         usage=_usage(response.usage) if response.HasField("usage") else None,
         timing=_timing(response.timing) if response.HasField("timing") else None,
-    )
-
-
-def adapter(message: adapters_pb2.Adapter) -> Adapter:
-    """Return the value of an adapter."""
-    return Adapter(
-        name=message.name,
-        digest=message.digest,
-        size_bytes=message.size_bytes,
-        rank=message.rank,
-        target_modules=tuple(message.target_modules),
-        base_model=message.base_model,
-        source=_SOURCES.get(message.source, ""),
-        created_at=message.created_at.ToDatetime(tzinfo=datetime.UTC),
-        tier=_TIERS.get(message.tier, ""),
     )
 
 
@@ -238,7 +215,7 @@ def _logprobs(
 
 
 def _identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
-    return AdapterIdentity(message.name, message.digest)
+    return AdapterIdentity(message.name, message.digest, message.tenant, message.version)
 
 
 def _usage(message: generation_pb2.Usage) -> Usage:

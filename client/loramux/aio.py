@@ -1,20 +1,16 @@
 """The asynchronous client: the names of the blocking one, with `await`."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
 import grpc
 
 from loramux import _wire
-from loramux._upload import Progress, open_upload
+from loramux._aio_adapters import AsyncAdapters
 from loramux.client import DEFAULT_TIMEOUT
-from loramux.types import Adapter, Chunk, Generation, SamplingOptions, ServerInfo
-from loramux.v1 import adapters_pb2, server_pb2
-from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
+from loramux.v1 import server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
@@ -56,11 +52,18 @@ class AsyncClient:
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        routing_key: str = "",
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`; see `Client.generate`."""
         request = _wire.generate_request(
-            prompt, adapter, request_id, parse_special_tokens, add_special_tokens, **sampling
+            prompt,
+            adapter,
+            request_id,
+            parse_special_tokens,
+            add_special_tokens,
+            routing_key,
+            **sampling,
         )
         with _wire.raising():
             return _wire.generation(
@@ -78,11 +81,18 @@ class AsyncClient:
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        routing_key: str = "",
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
         request = _wire.generate_request(
-            prompt, adapter, request_id, parse_special_tokens, add_special_tokens, **sampling
+            prompt,
+            adapter,
+            request_id,
+            parse_special_tokens,
+            add_special_tokens,
+            routing_key,
+            **sampling,
         )
         call = self._generation.StreamGenerate(
             request, timeout=self._timeout if timeout is None else timeout
@@ -117,60 +127,3 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-
-class AsyncAdapters:
-    """The adapters that are registered with a server."""
-
-    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
-        self._service = AdapterServiceStub(channel)
-        self._timeout = timeout
-
-    async def upload(
-        self,
-        name: str,
-        path: str | Path,
-        *,
-        must_not_exist: bool = False,
-        progress: Progress | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
-    ) -> Adapter:
-        """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
-        opening = open_upload(name, path, must_not_exist=must_not_exist)
-        with contextlib.ExitStack() as exit, _wire.raising():
-            # Packing and hashing gigabytes takes seconds.
-            upload = await asyncio.to_thread(exit.enter_context, opening)
-            response = await self._service.UploadAdapter(
-                upload.messages(progress), timeout=self._timeout if timeout is None else timeout
-            )
-            return _wire.adapter(response.adapter)
-
-    async def get(self, name: str) -> Adapter:
-        """Return the adapter called `name`."""
-        with _wire.raising():
-            response = await self._service.GetAdapter(
-                adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
-            )
-            return _wire.adapter(response.adapter)
-
-    async def list(self) -> list[Adapter]:
-        """Return all adapters in the order of their names."""
-        found: list[Adapter] = []
-        token = ""
-        with _wire.raising():
-            while True:
-                response = await self._service.ListAdapters(
-                    adapters_pb2.ListAdaptersRequest(page_size=1000, page_token=token),
-                    timeout=self._timeout,
-                )
-                found += [_wire.adapter(adapter) for adapter in response.adapters]
-                token = response.next_page_token
-                if not token:
-                    return found
-
-    async def delete(self, name: str) -> None:
-        """Take the adapter away; requests that use it already finish with it."""
-        with _wire.raising():
-            await self._service.DeleteAdapter(
-                adapters_pb2.DeleteAdapterRequest(name=name), timeout=self._timeout
-            )

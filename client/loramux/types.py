@@ -3,12 +3,15 @@
 import datetime
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 __all__ = [
     "Adapter",
+    "AdapterChange",
     "AdapterIdentity",
+    "AdapterStatus",
+    "AliasMove",
     "Chunk",
     "Completion",
     "FinishReason",
@@ -83,6 +86,8 @@ class AdapterIdentity:
     name: str
     digest: str
     """`sha256:` and the hexadecimal SHA-256 of the package."""
+    tenant: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +179,37 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """What goes on with a version; counts are since the server started.
+
+    They are of all versions with the same content together, except for `calls`.
+    """
+
+    is_loading: bool
+    """Whether the weights are on their way to the host or the device."""
+    load_failure: str
+    """Why the last load failed; empty if it did not."""
+    memory_bytes: int
+    """What the weights take in a memory tier."""
+    calls: int
+    """Calls that use the version now."""
+    requests: int
+    hits: int
+    """Requests that found it on the device."""
+    loads: int
+    """Loads to the device."""
+    last_used_at: datetime.datetime | None
+    """In UTC."""
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
-    """A registered adapter."""
+    """One version of a registered adapter."""
 
     name: str
+    tenant: str
+    version: int
+    """Its number, from 1; none is given twice."""
     digest: str
     size_bytes: int
     rank: int
@@ -189,8 +221,43 @@ class Adapter:
     """`upload` or `directory`."""
     created_at: datetime.datetime
     """In UTC."""
-    tier: str
+    tier: str = field(compare=False)
     """The fastest place that holds the weights now: `stored`, `host` or `device`."""
+    aliases: tuple[str, ...]
+    """Those that stand for this version, alone or beside others."""
+    is_pinned: bool
+    """Whether it is to stay on the device."""
+    status: AdapterStatus = field(compare=False)
+    """What goes on with it; two values of one version are equal whatever that is."""
+
+    @property
+    def reference(self) -> str:
+        """The shortest reference to exactly this version."""
+        tenant = "" if self.tenant == "public" else f"{self.tenant}/"
+        return f"{tenant}{self.name}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterChange:
+    """Something that happened to a version."""
+
+    kind: str
+    """`existing`, `registered`, `updated`, `moved` or `deleted`."""
+    adapter: Adapter
+    """As it is after that, or as it last was."""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One change of an alias."""
+
+    before: dict[int, int]
+    """Weight by version; empty where the alias was new."""
+    after: dict[int, int]
+    """Weight by version; empty where the alias was taken away."""
+    moved_at: datetime.datetime
+    """In UTC."""
+    moved_by: str
 
 
 @dataclass(frozen=True, slots=True)

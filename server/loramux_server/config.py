@@ -19,6 +19,14 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         str | None,
         Meta(description="Directory of PEFT folders and packages, each named after its file."),
     ] = None
+    adapters_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds between looks at --adapters for what is new, changed or gone; "
+            "0 looks only at the start.",
+        ),
+    ] = 5.0
     store: Annotated[
         str | None,
         Meta(
@@ -47,6 +55,12 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     upload_idle_timeout: Annotated[
         float, Meta(gt=0, description="Longest wait in seconds for the next piece of an upload.")
     ] = 30.0
+    upload_expiry: Annotated[
+        float,
+        Meta(
+            gt=0, description="Seconds after which an upload is deleted that nobody goes on with."
+        ),
+    ] = 86400.0
     default_timeout: Annotated[
         float, Meta(gt=0, description="Seconds for a call that has no deadline.")
     ] = 600.0

@@ -19,10 +19,12 @@ from loramux_server.engine.messages import (
     Drop,
     EngineConfig,
     Failure,
+    Pin,
     Report,
     Sampling,
     Submit,
     Token,
+    Unpin,
 )
 from loramux_server.engine_process import EngineProcess
 
@@ -134,6 +136,16 @@ class EngineClient:
         """Let the engine forget an adapter that is not in use."""
         if self.process.is_ready:
             self.process.send(Drop(digest))
+
+    def pin(self, adapter: AdapterSource) -> None:
+        """Let the engine keep an adapter on the device."""
+        if self.process.is_ready:
+            self.process.send(Pin(adapter))
+
+    def unpin(self, digest: str) -> None:
+        """Let the engine keep an adapter no longer."""
+        if self.process.is_ready:
+            self.process.send(Unpin(digest))
 
     def _dispatch(self, report: Report) -> None:
         for started in report.started:

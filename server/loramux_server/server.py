@@ -11,24 +11,24 @@ from pathlib import Path
 
 import platformdirs
 import sqlalchemy.exc
-from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import start_http_server
 
-from loramux.v1 import adapters_pb2, generation_pb2, server_pb2
 from loramux_server.config import ConfigError, ServerConfig, split_address
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.generation import GenerationService
-from loramux_server.services.server import ServerService
+from loramux_server.services.build import Services, build_services
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
-from loramux_server.store.directory import import_directory
+from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
+from loramux_server.store.schema import NewerFormatError
 
 _log = logging.getLogger(__name__)
+
+EXPIRE_SECONDS = 60.0
+"""How often old uploads are looked for."""
 
 
 class Server:
@@ -41,7 +41,7 @@ class Server:
             config.engine, on_report=self._on_report, on_ready=self._on_ready
         )
         self._listener: Listener | None = None
-        self._adapters: AdapterService | None = None
+        self._services: Services | None = None
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
         self.grpc_address = ""
@@ -93,10 +93,31 @@ class Server:
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
         )
-        await _import(adapters, registry, base)
+        directory = Directory(adapters, registry, base)
+        await _look(directory, settles=False)
+        services = build_services(
+            registry=registry,
+            engine=self._engine,
+            model=model,
+            base=base,
+            metrics=self._metrics,
+            config=self._config,
+        )
+        services.follow(registry, self._loop)
+        services.pins.resume()
+        self._services = services
+        self._exit.callback(services.uploads.close)
+        expiring = asyncio.create_task(services.uploads.expire(EXPIRE_SECONDS))
+        self._exit.callback(expiring.cancel)
+        if adapters and self._config.adapters_interval:
+            self._exit.push_async_callback(
+                _ended, asyncio.create_task(_watch(directory, self._config.adapters_interval))
+            )
         listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)
         self._exit.push_async_callback(listener.close)
-        await listener.open(self._services(registry, model, base))
+        # Before that, so that nobody waits for who only watches.
+        self._exit.callback(services.changes.close)
+        await listener.open(services.by_descriptor)
         self._listener = listener
         self.grpc_address = listener.address
         self._write_ready_file()
@@ -109,39 +130,14 @@ class Server:
             registry = Registry(folder)
         except OSError as error:
             raise ConfigError(f"--store {folder}: {error.strerror}") from None
+        except NewerFormatError as error:
+            raise ConfigError(f"--store {folder}: {error}") from None
         except sqlalchemy.exc.DatabaseError as error:
             raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
         self._exit.callback(registry.close)
-        registry.on_gone = self._on_gone
+        registry.leases.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
-
-    def _services(
-        self, registry: Registry, model: ModelInfo, base: ServedBase
-    ) -> dict[ServiceDescriptor, object]:
-        generation = GenerationService(
-            engine=self._engine,
-            registry=registry,
-            model=model,
-            metrics=self._metrics,
-            default_timeout=self._config.default_timeout,
-        )
-        self._adapters = AdapterService(
-            registry=registry,
-            engine=self._engine,
-            model=model,
-            base=base,
-            metrics=self._metrics,
-            max_upload_bytes=self._config.max_upload,
-            idle_timeout=self._config.upload_idle_timeout,
-        )
-        return {
-            generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
-            adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: self._adapters,
-            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
-                model, self._config
-            ),
-        }
 
     def _serve_metrics(self) -> None:
         host, port = split_address("metrics", self._config.metrics)
@@ -170,22 +166,26 @@ class Server:
 
     def _on_ready(self, is_ready: bool) -> None:
         self._metrics.engine_ready(is_ready)
-        if self._adapters and not is_ready:
-            self._adapters.tiers.clear()
+        if self._services:
+            if is_ready:
+                self._services.pins.resume()
+            else:
+                self._services.statuses.engine_died()
         if self._listener:
             self._listener.show_health(is_ready)
 
     def _on_report(self, report: Report) -> None:
         self._metrics.report(report)
-        if self._adapters:
-            for digest, tier in report.tiers.items():
-                if tier == "stored":
-                    self._adapters.tiers.pop(digest, None)
-                else:
-                    self._adapters.tiers[digest] = tier
+        if self._services:
+            self._services.statuses.report(report)
 
     def _on_gone(self, digest: str) -> None:
-        self._loop.call_soon_threadsafe(self._engine.drop, digest)
+        self._loop.call_soon_threadsafe(self._drop, digest)
+
+    def _drop(self, digest: str) -> None:
+        self._engine.drop(digest)
+        if self._services:
+            self._services.statuses.forget(digest)
 
 
 async def serve(config: ServerConfig) -> int:
@@ -223,11 +223,11 @@ async def _run(config: ServerConfig) -> None:
         await server.wait_failed()
 
 
-async def _import(directory: Path | None, registry: Registry, base: ServedBase) -> None:
-    """Bring `registry` in step with `directory`; when cancelled, end with the entry at hand."""
+async def _look(directory: Directory, *, settles: bool) -> None:
+    """Take in what is in `directory`; when cancelled, end with the entry at hand."""
     cancelled = threading.Event()
     work = asyncio.create_task(
-        asyncio.to_thread(import_directory, directory, registry, base, cancelled.is_set)
+        asyncio.to_thread(directory.look, settles=settles, is_cancelled=cancelled.is_set)
     )
     try:
         await asyncio.shield(work)
@@ -235,6 +235,22 @@ async def _import(directory: Path | None, registry: Registry, base: ServedBase) 
         cancelled.set()
         await work
         raise
+
+
+async def _watch(directory: Directory, interval: float) -> None:
+    """Take in, again and again, what is in `directory`."""
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            await _look(directory, settles=True)
+        except (OSError, sqlalchemy.exc.OperationalError) as error:
+            _log.warning("--adapters is looked at again later: %s", error)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End `task`, and return when it has ended."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _default_store(model: ModelInfo) -> Path:

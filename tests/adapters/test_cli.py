@@ -6,62 +6,13 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from loramux.cli.app import run
 from loramux_adapters import read_package
 from tests.adapters.files import CONFIG, TENSORS, package, pair, tensor_file, write_folder
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left behind."""
-
-    code: int
-    output: str
-    errors: str
-
-
-Loramux = Callable[..., Result]
-
-
-@pytest.fixture
-def loramux(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Loramux:
-    """Runs the command line in this process, in a directory of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["loramux", *arguments])
-        try:
-            code = run()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        output, errors = capsys.readouterr()
-        return Result(code, output, errors)
-
-    return call
-
-
-@pytest.fixture
-def poet(tmp_path: Path) -> Path:
-    """A PEFT folder with layers of two kinds."""
-    tensors = {
-        **TENSORS,
-        **pair("model.layers.1.self_attn.q_proj", 2),
-        **pair("model.layers.1.mlp.up_proj", 3, features=(7, 9), dtype="F16"),
-    }
-    config = CONFIG | {
-        "target_modules": ["q_proj", "up_proj"],
-        "rank_pattern": {"up_proj": 3},
-        "base_model_name_or_path": "org/base",
-    }
-    return write_folder(tmp_path / "poet", tensors, config)
+from tests.support.command_line import Loramux, Result
 
 
 def test_pack_writes_a_package_named_after_the_folder(loramux: Loramux, poet: Path) -> None:
@@ -111,9 +62,11 @@ def test_inspect_shows_each_kind_of_layer(loramux: Loramux, poet: Path) -> None:
     lines = [line.split() for line in done.output.splitlines()]
     assert done.code == 0
     assert lines[2] == ["base", "org/base"]
-    assert lines[3] == ["target", "layers", "rank", "scale", "in", "out", "dtype"]
-    assert lines[4] == ["q_proj", "2", "2", "2.0", "4", "3", "F32"]
-    assert lines[5] == ["up_proj", "1", "3", "1.333333", "7", "9", "F16"]
+    assert lines[3] == [
+        "target", "layers", "rank", "scale", "in", "out", "dtype", "norm", "used",
+    ]  # fmt: skip
+    assert lines[4] == ["q_proj", "2", "2", "2.0", "4", "3", "F32", "0.0..163.3", "0.0..1.002"]
+    assert lines[5] == ["up_proj", "1", "3", "1.333333", "7", "9", "F16", "0.0", "0.0"]
 
 
 def test_inspect_shows_ranges_where_layers_differ(loramux: Loramux, tmp_path: Path) -> None:
@@ -129,6 +82,8 @@ def test_inspect_shows_ranges_where_layers_differ(loramux: Loramux, tmp_path: Pa
         "in_features": 4,
         "out_features": "3..5",
         "dtype": "BF16/F32",
+        "norm": "0.0..163.3",
+        "effective_rank": "0.0..1.002",
     }
 
 
@@ -167,7 +122,7 @@ def mistakes(tmp_path: Path) -> None:
         ("pack adapter -o absent/there", "No such file or directory"),
         ("pack adapter -o empty", "empty is there and is no file"),
         ("inspect absent", "No such file or directory: 'absent'"),
-        ("inspect empty", "Is a directory: 'empty'"),
+        ("inspect empty", "empty has no readable adapter_config.json"),
         ("inspect dora", "'use_dora' = True is refused"),
         ("inspect bare.safetensors", "no tensors"),
         ("inspect cut.safetensors", "the tensors need 56 bytes, the file holds 55"),
@@ -242,5 +197,5 @@ finally:
     loaded = set(done.stderr.split())
     heavy = {"torch", "numpy", "numba", "transformers", "tokenizers", "safetensors", "sqlalchemy"}
     assert loaded & heavy == set()
-    servers = {"server", "services", "store", "models", "kernels", "lora", "engine.engine"}
+    servers = {"server", "services", "store", "models", "kernels", "lora.packed", "engine.engine"}
     assert loaded & {f"loramux_server.{name}" for name in servers} == set()

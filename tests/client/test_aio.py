@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loramux import AsyncClient, aio
+from loramux import AsyncClient, _aio_adapters
 from loramux._upload import open_upload
 from loramux.errors import InvalidArgumentError, UnavailableError
 from tests.adapters.files import package
@@ -28,7 +28,7 @@ async def test_an_upload_is_packed_and_hashed_beside_the_event_loop(
         def __exit__(self, *error: Any) -> bool | None:
             return self._opening.__exit__(*error)
 
-    monkeypatch.setattr(aio, "open_upload", Opening)
+    monkeypatch.setattr(_aio_adapters, "open_upload", Opening)
     path = tmp_path / "a.safetensors"
     path.write_bytes(package())
     async with AsyncClient("127.0.0.1:1") as client:

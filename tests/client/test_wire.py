@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from loramux import _wire
+from loramux import _adapter_wire, _wire
 from loramux.cli.app import run
 from loramux.errors import InvalidArgumentError, NotFoundError
 from loramux.types import FinishReason
@@ -62,7 +62,7 @@ def test_a_moment_is_the_same_in_every_time_zone(monkeypatch: pytest.MonkeyPatch
     try:
         monkeypatch.setenv("TZ", "Asia/Tokyo")
         time.tzset()
-        assert _wire.adapter(message).created_at == moment
+        assert _adapter_wire.adapter(message).created_at == moment
     finally:
         monkeypatch.undo()
         time.tzset()

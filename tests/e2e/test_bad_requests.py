@@ -109,7 +109,9 @@ FIELDS = [
             [
                 ("Upper", "'Upper'"),
                 ("../small", "'../small'"),
-                ("small/1", "'small/1'"),
+                ("small/1/2", "'small/1/2'"),
+                ("small:", "'small:'"),
+                ("small@sha256:0", "'small@sha256:0'"),
                 ("small ", "'small '"),
                 ("small\n", r"'small\n'"),
                 ("-small", "'-small'"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from loramux import Client
+from loramux._wire import raising
 from loramux.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -28,17 +30,22 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
+from loramux_adapters import pack
 from tests.support.polling import eventually, is_alive
 from tests.support.server import RunningServer
-from tests.support.wire import GENERATE, STREAM_GENERATE, refusal, send
+from tests.support.wire import GENERATE, STREAM_GENERATE, chunks, refusal, send, upload_header
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
 LONG: dict[str, Any] = {**GREEDY, "max_tokens": 3000}
 MAX_RUNNING = 16
 MAX_WAITING = 16
 DEFAULT_TIMEOUT = 1.5
-SERVICES = ["loramux.v1.AdapterService", "loramux.v1.GenerationService", "loramux.v1.ServerService"]
+SERVICES = [
+    f"loramux.v1.{name}Service"
+    for name in ("Adapter", "Alias", "Generation", "Residency", "Server", "Upload")
+]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -118,6 +125,9 @@ def seen_around_a_death(server: RunningServer, folder: Path) -> Death:
     refusals: list[LoramuxError] = []
     open_calls = threading.Semaphore(0)
     killed = 0.0
+    package = io.BytesIO()
+    pack(folder, package)
+    upload = [upload_header("meanwhile", package.getvalue()), *chunks(package.getvalue())]
 
     def watch(channel: grpc.Channel) -> None:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -162,9 +172,9 @@ def seen_around_a_death(server: RunningServer, folder: Path) -> Death:
         for refused in (
             lambda: client.generate("hello"),
             lambda: list(client.stream("hello", adapter="wide")),
-            lambda: client.adapters.upload("meanwhile", folder),
+            lambda: AdapterServiceStub(channel).UploadAdapter(iter(upload)),
         ):
-            with pytest.raises(LoramuxError) as caught:
+            with pytest.raises(LoramuxError) as caught, raising():
                 refused()
             refusals.append(caught.value)
         listed = [adapter.name for adapter in client.adapters.list()]

@@ -64,14 +64,16 @@ def cases(model: PreTrainedModel, folder: Path, num_requests: int) -> list[Case]
     return found
 
 
-def check(harness: Harness, request_id: int, case: Case) -> None:
+def check(
+    harness: Harness, request_id: int, case: Case, tolerance: float = LOGPROB_TOLERANCE
+) -> None:
     assert harness.output(request_id) == case.expected.tokens
     for token, logprob_V in zip(harness.tokens[request_id], case.expected.logprobs, strict=True):
         assert token.logprobs is not None
         ours = torch.full((VOCAB,), float("nan"))
         for top, logprob in token.logprobs.top:
             ours[top] = logprob
-        torch.testing.assert_close(ours, logprob_V, rtol=0, atol=LOGPROB_TOLERANCE)
+        torch.testing.assert_close(ours, logprob_V, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

@@ -12,6 +12,11 @@ from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import UploadAdapterRequest
 from loramux_server.metrics import Metrics
 from loramux_server.services.adapters import AdapterService
+from loramux_server.services.changes import Changes
+from loramux_server.services.chunks import Chunks
+from loramux_server.services.descriptions import Descriptions
+from loramux_server.services.intake import Intake
+from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Blobs
 from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
@@ -37,14 +42,20 @@ def service(registry: Registry, submit: Callable[..., int] = unavailable) -> Ada
     """A service whose engine has no more than `submit`."""
     engine = SimpleNamespace(submit=submit, cancel=lambda request_id: None)
     model = SimpleNamespace(vocab_size=100, context_length=100)
-    return AdapterService(
+    intake = Intake(
         registry=registry,
         engine=cast(Any, engine),
         model=cast(Any, model),
         base=ServedBase({"model.layers.0.self_attn.q_proj": (3, 4)}, 64, 1 << 20),
-        metrics=Metrics(),
         max_upload_bytes=1 << 20,
-        idle_timeout=30,
+    )
+    descriptions = Descriptions(registry, Statuses())
+    return AdapterService(
+        intake=intake,
+        descriptions=descriptions,
+        metrics=Metrics(),
+        chunks=Chunks(30),
+        changes=Changes(descriptions),
     )
 
 

@@ -38,8 +38,8 @@ from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.messages import EngineConfig, Sampling
 from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
-from loramux_server.engine.scheduler import Chunk
 from loramux_server.kernels.backend import DEFINITIONS, choose_backend
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.weight_format import WeightFormat

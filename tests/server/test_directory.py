@@ -2,16 +2,19 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from loramux_server.store.check import ServedBase
-from loramux_server.store.directory import import_directory
+from loramux_adapters import Package
+from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.models import tiny_model
+from tests.support.packages import publish, small_package
 
 MODEL = tiny_model("llama")
 LAYERS = {
@@ -20,6 +23,17 @@ LAYERS = {
     if name.endswith("q_proj")
 }
 BASE = ServedBase(layers=LAYERS, max_rows=64, max_host_bytes=1 << 30)
+
+
+def import_directory(
+    path: Path | None,
+    registry: Registry,
+    base: ServedBase,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> int:
+    """What a server does when it starts."""
+    directory = Directory(path, registry, base)
+    return directory.look(settles=False, is_cancelled=is_cancelled or (lambda: False))
 
 
 @pytest.fixture
@@ -76,3 +90,117 @@ def test_an_import_that_is_cancelled_forgets_nothing(directory: Path, registry: 
     import_directory(directory, registry, BASE)
     import_directory(directory, registry, BASE, lambda: True)
     assert registry.names() == ["folder", "package"]
+
+
+# While a server runs
+
+
+@pytest.fixture
+def watched(directory: Path, registry: Registry) -> Directory:
+    """The directory, as it is after the start of a server."""
+    watched = Directory(directory, registry, BASE)
+    watched.look(settles=False)
+    return watched
+
+
+def add(directory: Path, name: str, seed: int) -> Path:
+    return save_adapter(MODEL, directory / name, seed=seed, r=2, target_modules=["q_proj"])
+
+
+def test_what_is_new_is_served_once_it_keeps_still(
+    directory: Path, registry: Registry, watched: Directory
+) -> None:
+    add(directory, "new", 5)
+    watched.look()
+    assert "new" not in registry.names()
+    assert watched.look() == 3
+    assert registry.names() == ["folder", "new", "package"]
+
+
+def test_what_is_half_written_is_not_served_until_it_is_whole(
+    directory: Path, registry: Registry, watched: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = (directory / "package.safetensors").read_bytes()
+    growing = directory / "growing.safetensors"
+    for part in (100, len(whole) // 2, len(whole) - 1):
+        growing.write_bytes(whole[:part])
+        for _ in range(3):  # it pauses for longer than two looks
+            watched.look()
+        assert "growing" not in registry.names()
+    assert len(caplog.messages) == 3  # once for each state
+    growing.write_bytes(whole)
+    watched.look()
+    watched.look()
+    assert registry.get("growing").digest == registry.get("package").digest
+
+
+def test_what_changes_while_it_is_read_waits_for_the_next_look(
+    directory: Path, registry: Registry, watched: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = add(directory, "new", 5)
+    watched.look()
+
+    def change_while_it_is_read(*arguments: Any) -> Package:
+        (new / "adapter_config.json").touch()
+        return check_package(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loramux_server.store.directory.check_package", change_while_it_is_read)
+        watched.look()
+    assert "new" not in registry.names()
+    watched.look()
+    watched.look()
+    assert "new" in registry.names()
+
+
+def test_what_changed_is_the_next_version(
+    directory: Path, registry: Registry, watched: Directory
+) -> None:
+    old = registry.get("folder")
+    shutil.rmtree(directory / "folder")
+    add(directory, "folder", 7)
+    for _ in range(2):
+        watched.look()
+    assert registry.get("folder").version == old.version + 1
+    assert registry.get("folder").digest != old.digest
+
+
+def test_what_changed_for_the_worse_leaves_what_was_there(
+    directory: Path, registry: Registry, watched: Directory
+) -> None:
+    old = registry.get("package")
+    (directory / "package.safetensors").write_bytes(b"nothing")
+    for _ in range(3):
+        watched.look()
+    assert registry.get("package") == old
+
+
+def test_what_is_away_for_a_moment_stays_and_what_is_gone_goes(
+    directory: Path, registry: Registry, watched: Directory
+) -> None:
+    path = directory / "package.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    watched.look()
+    path.write_bytes(content)
+    for _ in range(2):
+        watched.look()
+    assert registry.get("package").version == 1
+    path.unlink()
+    for _ in range(2):
+        watched.look()
+    assert registry.names() == ["folder"]
+
+
+def test_an_upload_keeps_its_name_until_it_is_deleted(
+    directory: Path, registry: Registry, watched: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploaded = publish(registry, "mine", small_package(0))
+    add(directory, "mine", 8)
+    for _ in range(4):
+        watched.look()
+    assert registry.get("mine") == uploaded
+    assert len(caplog.messages) == 1
+    registry.delete("mine")
+    watched.look()
+    assert registry.get("mine").source == "directory"

@@ -47,12 +47,14 @@ PROMPTS = st.one_of(
 class EngineMachine(RuleBasedStateMachine):
     """Drives an engine at random and holds it against what each request alone would give."""
 
-    @initialize(rows=st.sampled_from([32, 40, 64]), bypassed=st.integers(0, 5))
-    def build(self, rows: int, bypassed: int) -> None:
+    @initialize(
+        rows=st.sampled_from([32, 40, 64]), bypassed=st.integers(0, 5), runs_ahead=st.booleans()
+    )
+    def build(self, rows: int, bypassed: int, runs_ahead: bool) -> None:
         self.executor = HeldExecutor()
         self.engine, self.scheduler, self.cache, model = fake_engine(
             num_blocks=NUM_BLOCKS, rows=rows, host_bytes=6400, max_bypassed=bypassed,
-            executor=self.executor,
+            executor=self.executor, runs_ahead=runs_ahead,
         )  # fmt: skip
         model.broken = {BROKEN}
         self.asked: list[Asked] = []

@@ -15,16 +15,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from loramux.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from loramux.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    FailedPreconditionError,
+    NotFoundError,
+)
 from loramux_adapters import read_package
 from loramux_server.store.blobs import Blobs, Staged, StoreLockedError
-from loramux_server.store.catalog import AdapterRecord
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry, directory_record
 from tests.support.packages import small_package
 from tests.support.polling import eventually
 from tests.support.slow import slow
 
 PACKAGES = [small_package(number) for number in range(3)]
+A = parse_reference("a", "name")
 DIGESTS = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in PACKAGES]
 
 
@@ -51,7 +58,7 @@ def put(
     registry: Registry, name: str, number: int, *, must_not_exist: bool = False
 ) -> AdapterRecord:
     with published(registry, name, PACKAGES[number]) as record:
-        return registry.register(record, must_not_exist=must_not_exist)
+        return registry.register(record, must_not_exist=must_not_exist)[0]
 
 
 def files(folder: Path, kind: str) -> set[str]:
@@ -114,13 +121,33 @@ def test_the_same_content_again_changes_nothing(registry: Registry, must_not_exi
     assert registry.get("a") is first
 
 
-def test_other_content_replaces_unless_it_must_not(registry: Registry, folder: Path) -> None:
+def test_other_content_is_the_next_version_unless_it_must_not_be(
+    registry: Registry, folder: Path
+) -> None:
     put(registry, "a", 0)
     with pytest.raises(AlreadyExistsError, match="'a'"):
         put(registry, "a", 1, must_not_exist=True)
     assert (registry.get("a").digest, blobs(folder)) == (DIGESTS[0], {DIGESTS[0]})
     put(registry, "a", 1)
-    assert (registry.get("a").digest, blobs(folder)) == (DIGESTS[1], {DIGESTS[1]})
+    assert [registry.get(f"a:{version}").digest for version in (1, 2)] == DIGESTS[:2]
+    assert registry.get("a") == registry.get("a:latest") == registry.get("a:2")
+    assert blobs(folder) == set(DIGESTS[:2])
+    # What was the newest once comes back under a number of its own.
+    assert put(registry, "a", 0).version == 3
+
+
+def test_a_version_can_be_deleted_and_its_number_is_not_given_again(
+    registry: Registry, folder: Path
+) -> None:
+    for number in (0, 1):
+        put(registry, "a", number)
+    registry.delete("a:2")
+    assert (registry.get("a").version, blobs(folder)) == (1, {DIGESTS[0]})
+    assert put(registry, "a", 2).version == 3
+    registry.delete("a")
+    assert (registry.names(), blobs(folder)) == ([], set())
+    with after_a_crash(folder) as (recovered, _):
+        assert put(recovered, "a", 0).version == 4
 
 
 def test_a_name_of_the_directory_is_not_for_uploads(registry: Registry, folder: Path) -> None:
@@ -140,7 +167,8 @@ def test_files_of_the_directory_that_were_only_touched_get_a_new_stamp(registry:
     for stamp in ("old", "new"):
         with published(registry, "a", PACKAGES[0]) as record:
             registry.register(directory_record(record, stamp))
-    assert registry.from_directory()["a"].stamp == "new"
+    found = registry.from_directory()["a"]
+    assert (found.stamp, found.version) == ("new", 1)
     with registry.lease("a") as (_, source):
         assert Path(source.path).exists()
 
@@ -151,16 +179,29 @@ def test_what_is_not_there_cannot_be_named(registry: Registry) -> None:
             call("a")
 
 
+def test_files_of_the_directory_that_changed_take_the_place_of_what_no_alias_keeps(
+    registry: Registry, folder: Path
+) -> None:
+    for number in range(3):
+        with published(registry, "a", PACKAGES[number]) as record:
+            registry.register(directory_record(record, str(number)))
+        if not number:
+            registry.aliases.set(A, "stable", {1: 1}, by="me")
+    assert [record.version for record in registry.versions("a")] == [1, 3]
+    assert blobs(folder) == {DIGESTS[0], DIGESTS[2]}
+
+
 # Bytes
 
 
 def test_a_lease_keeps_the_version_that_it_began_with(registry: Registry, folder: Path) -> None:
     gone: list[str] = []
-    registry.on_gone = gone.append
+    registry.leases.on_gone = gone.append
     put(registry, "a", 0)
     with registry.lease("a") as (record, source):
         put(registry, "a", 1)
         registry.delete("a")
+        assert registry.leases.num_requests(record) == 1
         assert record.digest == source.digest == DIGESTS[0]
         assert Path(source.path).read_bytes() == PACKAGES[0]
         assert gone == [DIGESTS[1]]
@@ -170,7 +211,7 @@ def test_a_lease_keeps_the_version_that_it_began_with(registry: Registry, folder
 
 def test_names_share_bytes_until_the_last_of_them_goes(registry: Registry, folder: Path) -> None:
     gone: list[str] = []
-    registry.on_gone = gone.append
+    registry.leases.on_gone = gone.append
     for name in ("a", "b"):
         put(registry, name, 0)
     registry.delete("a")
@@ -266,26 +307,33 @@ def test_what_was_deleted_in_use_is_gone_after_a_crash(registry: Registry, folde
 
 
 class Uses(RuleBasedStateMachine):
-    """Any order of uploads, deletes, leases and crashes, beside a model of names and leases."""
+    """Any order of uploads, deletes, moves, leases and crashes, beside a model of all that."""
 
-    names = st.sampled_from(["a", "b", "c"])
+    names = st.sampled_from(["a", "b", "team/a"])
     numbers = st.integers(0, len(PACKAGES) - 1)
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.registry = Registry(self.folder)
-        self.named: dict[str, int] = {}
-        self.leases: list[tuple[contextlib.ExitStack, int]] = []
+        self.versions: dict[str, dict[int, int]] = {}
+        self.last: dict[str, int] = {}
+        self.aliases: dict[tuple[str, str], int] = {}
+        self.leases: list[tuple[contextlib.ExitStack, AdapterRecord, int]] = []
 
     @rule(name=names, number=numbers, must_not_exist=st.booleans())
     def upload(self, name: str, number: int, must_not_exist: bool) -> None:
-        if must_not_exist and self.named.get(name, number) != number:
+        versions = self.versions.get(name, {})
+        is_newest = bool(versions) and versions[max(versions)] == number
+        if must_not_exist and versions and not is_newest:
             with pytest.raises(AlreadyExistsError):
                 put(self.registry, name, number, must_not_exist=True)
-        else:
-            put(self.registry, name, number, must_not_exist=must_not_exist)
-            self.named[name] = number
+            return
+        record = put(self.registry, name, number, must_not_exist=must_not_exist)
+        if not is_newest:
+            self.last[name] = self.last.get(name, 0) + 1
+            self.versions.setdefault(name, {})[self.last[name]] = number
+        assert record.version == max(self.versions[name])
 
     @rule(name=names, number=numbers)
     def upload_and_give_up(self, name: str, number: int) -> None:
@@ -294,25 +342,58 @@ class Uses(RuleBasedStateMachine):
 
     @rule(name=names)
     def delete(self, name: str) -> None:
-        if name in self.named:
+        if name in self.versions:
             self.registry.delete(name)
-            del self.named[name]
+            del self.versions[name]
+            self.aliases = {key: v for key, v in self.aliases.items() if key[0] != name}
         else:
             with pytest.raises(NotFoundError):
                 self.registry.delete(name)
 
-    @precondition(lambda self: self.named)
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data())
+    def delete_a_version(self, data: st.DataObject) -> None:
+        name, version = self.draw_version(data)
+        if any(key[0] == name and held == version for key, held in self.aliases.items()):
+            with pytest.raises(FailedPreconditionError, match="move it first"):
+                self.registry.delete(f"{name}:{version}")
+            return
+        self.registry.delete(f"{name}:{version}")
+        del self.versions[name][version]
+        if not self.versions[name]:
+            del self.versions[name]
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data(), alias=st.sampled_from(["stable", "canary"]), expected=st.integers(0, 3))
+    def move_an_alias(self, data: st.DataObject, alias: str, expected: int) -> None:
+        name, version = self.draw_version(data)
+        before = self.aliases.get((name, alias), 0)
+
+        def move() -> None:
+            self.registry.aliases.set(
+                parse_reference(name, "name"), alias, {version: 1},
+                by="me", expected={expected: 1} if expected else {},
+            )  # fmt: skip
+
+        if before == expected:
+            move()
+            self.aliases[name, alias] = version
+        else:
+            with pytest.raises(AbortedError):
+                move()
+
+    @precondition(lambda self: self.versions)
     @rule(data=st.data())
     def lease(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.named)))
+        name, version = self.draw_version(data)
         stack = contextlib.ExitStack()
-        stack.enter_context(self.registry.lease(name))
-        self.leases.append((stack, self.named[name]))
+        record, _ = stack.enter_context(self.registry.lease(f"{name}:{version}"))
+        self.leases.append((stack, record, self.versions[name][version]))
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
-        stack, _ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        stack, _, _ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         stack.close()
 
     @rule()
@@ -324,18 +405,39 @@ class Uses(RuleBasedStateMachine):
         self.folder, self.registry = copy, Registry(copy)
 
     @invariant()
-    def names_stand_for_what_was_uploaded_last(self) -> None:
-        found = {record.name: record.digest for record in self.registry.records()}
-        assert found == {name: DIGESTS[number] for name, number in self.named.items()}
+    def versions_and_aliases_stand_for_what_they_were_given(self) -> None:
+        found: dict[str, dict[int, str]] = {}
+        for record in self.registry.records(all_versions=True):
+            found.setdefault(record.full_name, {})[record.version] = record.digest
+        assert found == {
+            name: {version: DIGESTS[number] for version, number in versions.items()}
+            for name, versions in self.versions.items()
+        }
+        for name, versions in self.versions.items():
+            assert self.registry.get(name).version == max(versions)
+            aliases = self.registry.aliases.of(self.registry.get(name).adapter)
+            expected = {a: (v,) for (n, a), v in self.aliases.items() if n == name}
+            assert {alias: split.versions for alias, split in aliases.items()} == expected
 
     @invariant()
-    def bytes_are_there_for_names_and_leases_and_for_nothing_else(self) -> None:
-        needed = {*self.named.values(), *(number for _, number in self.leases)}
+    def a_lease_keeps_its_version(self) -> None:
+        for _, record, number in self.leases:
+            assert record.digest == DIGESTS[number]
+            assert Path(self.registry.source_of(record).path).read_bytes() == PACKAGES[number]
+
+    @invariant()
+    def bytes_are_there_for_versions_and_leases_and_for_nothing_else(self) -> None:
+        named = {number for versions in self.versions.values() for number in versions.values()}
+        needed = named | {number for _, _, number in self.leases}
         assert eventually(lambda: blobs(self.folder) == {DIGESTS[number] for number in needed})
         assert files(self.folder, "staging") == set()
 
+    def draw_version(self, data: st.DataObject) -> tuple[str, int]:
+        name = data.draw(st.sampled_from(sorted(self.versions)))
+        return name, data.draw(st.sampled_from(sorted(self.versions[name])))
+
     def teardown(self) -> None:
-        for stack, _ in self.leases:
+        for stack, _, _ in self.leases:
             stack.close()
         self.leases = []
         self.registry.close()
@@ -367,7 +469,7 @@ def test_leases_do_not_wait_for_the_database(
 ) -> None:
     put(registry, "a", 0)
     for method, change in (
-        ("put", lambda: put(registry, "b", 1)),
+        ("add", lambda: put(registry, "b", 1)),
         ("remove", lambda: registry.delete("b")),
     ):
         with (

@@ -2,8 +2,9 @@
 
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.messages import AdapterSource, Finish, Sampling
+from loramux_server.engine.plan import Plan
 from loramux_server.engine.request import Request
-from loramux_server.engine.scheduler import Plan, Scheduler
+from loramux_server.engine.scheduler import Scheduler
 
 EOS = 1
 

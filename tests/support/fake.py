@@ -6,6 +6,7 @@ table, a reused block or a reused row changes the checksum, and so the tokens.
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import Clock
+from loramux_server.engine.sampler import Sampled
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import DamagedError, PackedAdapter
@@ -69,6 +71,8 @@ class FakeModel:
         self._cache: dict[int, tuple[int, int]] = {}
         self.broken: set[int] = set()
         """Adapters whose files are damaged."""
+        self.num_ahead = 0
+        """Steps that were started with tokens of a step that was not known to have ended."""
 
     def load(self, source: AdapterSource) -> PackedAdapter:
         number = int(source.path)
@@ -97,6 +101,23 @@ class FakeModel:
             context = given.attention.context_slots(ends.index(index))
             rows.append(one_hot(checksum([self._cache[int(slot)] for slot in context])))
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
+
+    def start(self, batch: Batch, before: "FakeOutcome | None") -> "FakeOutcome":
+        if before is not None:
+            assert batch.input.carried_T is not None
+            self.num_ahead += 1
+            batch.input.token_T[:] = torch.tensor(before.tokens)[batch.input.carried_T]
+        return FakeOutcome(self.run(batch).argmax(-1).tolist())
+
+
+@dataclass
+class FakeOutcome:
+    """What a step of the fake model gives."""
+
+    tokens: list[int]
+
+    def wait(self) -> list[Sampled]:
+        return [Sampled(token) for token in self.tokens]
 
 
 class ManualClock:
@@ -156,7 +177,7 @@ def fake_engine(
     *, num_blocks: int, rows: int, host_bytes: int = 1 << 20, max_running: int = 4,
     max_batch_tokens: int = 16, max_bypassed: int = 4, max_waiting: int = 1000,
     executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
-    clock: Clock = lambda: 0.0,
+    clock: Clock = lambda: 0.0, runs_ahead: bool = False,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts."""
     model = model or FakeModel()
@@ -176,6 +197,7 @@ def fake_engine(
         cache=cache,
         loader=model,
         runner=model,
+        starter=model if runs_ahead else None,
         executor=HeldExecutor() if executor is None else executor,
         wake=lambda: None,
         block_size=BLOCK_SIZE,

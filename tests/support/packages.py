@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from loramux_adapters import pack
+from loramux_adapters import pack, read_package
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.registry import Registry
 
 
 def small_package(number: int) -> bytes:
@@ -29,3 +31,14 @@ def small_package(number: int) -> bytes:
         save_file(weights, folder / "adapter_model.safetensors")
         pack(folder, output)
     return output.getvalue()
+
+
+def publish(registry: Registry, name: str, data: bytes) -> AdapterRecord:
+    """Register `data` under `name`, as an upload does in the end."""
+    staged = registry.stage()
+    try:
+        staged.write(data)
+        checked = read_package(staged.file, staged.size)
+        return registry.register(registry.publish(name, staged, checked))[0]
+    finally:
+        registry.discard(staged)

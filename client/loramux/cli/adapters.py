@@ -1,16 +1,25 @@
-"""`loramux push`, `ls` and `rm`."""
+"""`loramux push`, `pull`, `ls` and `rm`."""
 
 import dataclasses
+import datetime
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
-from loramux.cli.options import DEFAULT_SERVER, Json, Server
+from loramux.cli.options import DEFAULT_SERVER, Json, Reference, Server
 from loramux.client import Client
 from loramux.types import Adapter
 
@@ -27,57 +36,145 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Upload an adapter and register it under a name."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-    )  # fmt: skip
-    with (
-        Client(server) as client,
-        Progress(*columns, console=console, disable=as_json or not console.is_terminal) as bar,
-    ):
+    with Client(server) as client, _bar(as_json) as bar:
         chosen = name or (path.name if path.is_dir() else path.stem)
-        task = bar.add_task(chosen, total=None)
         adapter = client.adapters.upload(
-            chosen,
-            path,
-            must_not_exist=must_not_exist,
-            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+            chosen, path, must_not_exist=must_not_exist, progress=_progress(bar, chosen)
         )
-    print(json.dumps(_plain(adapter)) if as_json else f"{adapter.name} {adapter.digest}")
+    print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {adapter.digest}")
 
 
-def ls(server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+def pull(
+    reference: Reference,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; NAME.safetensors if left out."),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Download the package of an adapter."""
+    with Client(server) as client, _bar(as_json) as bar:
+        target = output or Path(f"{client.adapters.get(reference).name}.safetensors")
+        adapter = client.adapters.download(reference, target, progress=_progress(bar, target.name))
+    if as_json:
+        print(json.dumps(plain(adapter) | {"path": str(target)}))
+    else:
+        print(f"{target} {adapter.digest}")
+
+
+def ls(
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", "-a", help="Every version, not only the newest.")
+    ] = False,
+    usage: Annotated[
+        bool, typer.Option("--usage", "-u", help="How they are used, instead of what they are.")
+    ] = False,
+    tenant: Annotated[str, typer.Option(help="Only adapters of this tenant.")] = "",
+    prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
+    source: Annotated[str, typer.Option(help="Only those from upload or directory.")] = "",
+    tier: Annotated[str, typer.Option(help="Only those on stored, host or device.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
     """List the registered adapters."""
     with Client(server) as client:
-        found = client.adapters.list()
-    if as_json:
-        print(json.dumps([_plain(adapter) for adapter in found]))
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "rank", "targets", "size", "tier", "source", "digest"):
-        table.add_column(heading, justify="right" if heading in ("rank", "size") else "left")
-    for adapter in found:
-        table.add_row(
-            adapter.name,
-            str(adapter.rank),
-            " ".join(adapter.target_modules),
-            f"{adapter.size_bytes / 1e6:.1f} MB",
-            adapter.tier,
-            adapter.source,
-            adapter.digest[:19],
+        found = client.adapters.list(
+            all_versions=all_versions,
+            tenant=tenant,
+            name_prefix=prefix,
+            source=source,
+            tier=tier,
         )
-    Console().print(table)
+    if as_json:
+        print(json.dumps([plain(adapter) for adapter in found]))
+        return
+    Console().print(_usage_table(found) if usage else _table(found))
 
 
 def rm(
-    names: Annotated[list[str], typer.Argument(help="Adapters to take away.")],
+    references: Annotated[
+        list[str], typer.Argument(help="Adapters to take away, or versions, as NAME:VERSION.")
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until no call uses any more what was taken away.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Take adapters away; requests that use one already finish with it."""
     with Client(server) as client:
-        for name in names:
-            client.adapters.delete(name)
+        for reference in references:
+            client.adapters.delete(reference, wait=wait)
 
 
-def _plain(adapter: Adapter) -> dict[str, object]:
-    return dataclasses.asdict(adapter) | {"created_at": adapter.created_at.isoformat()}
+def plain(adapter: Adapter) -> dict[str, object]:
+    """Return `adapter` as JSON can hold it."""
+    values = dataclasses.asdict(adapter) | {"created_at": adapter.created_at.isoformat()}
+    used = adapter.status.last_used_at
+    values["status"]["last_used_at"] = used and used.isoformat()
+    return values
+
+
+def state_of(adapter: Adapter) -> str:
+    """Return where an adapter is, in words."""
+    status = adapter.status
+    return (
+        adapter.tier
+        + (", loading" if status.is_loading else "")
+        + (", pinned" if adapter.is_pinned else "")
+        + (f", failed: {status.load_failure}" if status.load_failure else "")
+    )
+
+
+def _table(adapters: list[Adapter]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "aliases", "rank", "targets", "size", "state", "source", "digest"):
+        table.add_column(heading, justify="right" if heading in ("rank", "size") else "left")
+    for adapter in adapters:
+        table.add_row(
+            adapter.reference,
+            " ".join(adapter.aliases),
+            str(adapter.rank),
+            " ".join(adapter.target_modules),
+            f"{adapter.size_bytes / 1e6:.1f} MB",
+            state_of(adapter),
+            adapter.source,
+            adapter.digest[:19],
+        )
+    return table
+
+
+def _usage_table(adapters: list[Adapter]) -> Table:
+    table = Table("name", "state", box=None, pad_edge=False)
+    for heading in ("memory", "calls", "requests", "hits", "loads"):
+        table.add_column(heading, justify="right")
+    table.add_column("last used")
+    for adapter in adapters:
+        status = adapter.status
+        numbers = (status.calls, status.requests, status.hits, status.loads)
+        table.add_row(
+            adapter.reference,
+            state_of(adapter),
+            f"{status.memory_bytes / 1e6:.1f} MB",
+            *map(str, numbers),
+            _when(status.last_used_at),
+        )
+    return table
+
+
+def _when(moment: datetime.datetime | None) -> str:
+    return moment.astimezone().isoformat(sep=" ", timespec="seconds")[:19] if moment else "never"
+
+
+def _bar(is_quiet: bool) -> Progress:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=console, disable=is_quiet or not console.is_terminal)
+
+
+def _progress(bar: Progress, what: str) -> Callable[[int, int], None]:
+    task = bar.add_task(what, total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,14 +1,30 @@
 """The tree of commands."""
 
 import importlib
+import os
 import sys
 
 import typer
 
 from loramux import __version__
-from loramux.cli import adapters, bench, generate, packages
+from loramux.cli import (
+    adapters,
+    alias,
+    bench,
+    checks,
+    generate,
+    inspection,
+    merging,
+    packages,
+    residency,
+    signing,
+    train,
+    transforms,
+)
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
+
+_WEIGHT_COMMANDS = frozenset({"pack", "inspect", "verify", "lint", "convert", "diff", "merge"})
 
 app = typer.Typer(
     name="loramux",
@@ -49,21 +65,40 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """Serve one base model with many LoRA adapters, and call it."""
+    if context.invoked_subcommand in _WEIGHT_COMMANDS and "numpy" not in sys.modules:
+        # numpy asks when it loads. Its threads spin for the thin matrices of adapters: where cores
+        # are busy, that takes twenty times as long as one thread.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 _server_command("serve", "Serve a base model and its adapters over gRPC.")
 _server_command("demo", "Start a server with the embedded model and show what it does.")
 app.command("generate")(generate.generate)
 app.command("pack")(packages.pack)
-app.command("inspect")(packages.inspect)
+app.command("unpack")(packages.unpack)
+app.command("inspect")(inspection.inspect)
+app.command("verify")(checks.verify)
+app.command("lint")(checks.lint)
+app.command("convert")(transforms.convert)
+app.command("diff")(transforms.diff)
+app.command("merge")(merging.merge)
+app.command("sign")(signing.sign)
+app.command("train")(train.train)
 app.command("push")(adapters.push)
+app.command("pull")(adapters.pull)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)
+app.command("pin")(residency.pin)
+app.command("unpin")(residency.unpin)
+app.command("prefetch")(residency.prefetch)
+app.command("watch")(residency.watch)
+app.add_typer(alias.app, name="alias")
 app.command("bench")(bench.bench)
 
 

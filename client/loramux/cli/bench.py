@@ -55,7 +55,7 @@ def bench(
                 names = (
                     adapters.split(",")
                     if adapters
-                    else [adapter.name for adapter in await client.adapters.list()]
+                    else [adapter.reference for adapter in await client.adapters.list()]
                 )
                 planned = plan(
                     requests + warmup,

@@ -15,8 +15,14 @@ from loramux.types import SamplingOptions
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
     adapter: Annotated[
-        str | None, typer.Option("--adapter", "-a", help="Adapter; the base model if left out.")
+        str | None,
+        typer.Option(
+            "--adapter", "-a", help="Adapter, NAME or NAME:TAG; the base model if left out."
+        ),
     ] = None,
+    routing_key: Annotated[
+        str, typer.Option(help="Equal keys get the same version of an alias that is split.")
+    ] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to make.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
@@ -42,9 +48,10 @@ def generate(
     )
     with Client(server) as client:
         if as_json:
-            answer = client.generate(prompt, adapter=adapter, **sampling)
+            answer = client.generate(prompt, adapter=adapter, routing_key=routing_key, **sampling)
             print(json.dumps(dataclasses.asdict(answer)))
             return
-        for chunk in client.stream(prompt, adapter=adapter, **sampling):
+        chunks = client.stream(prompt, adapter=adapter, routing_key=routing_key, **sampling)
+        for chunk in chunks:
             print(chunk.text, end="", flush=True)
         print()

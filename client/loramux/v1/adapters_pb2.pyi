@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from loramux.v1 import aliases_pb2 as _aliases_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _AdapterChange:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdapterChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterChange.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADAPTER_CHANGE_UNSPECIFIED: _AdapterChange.ValueType  # 0
+    """ADAPTER_CHANGE_UNSPECIFIED is never sent."""
+    ADAPTER_CHANGE_EXISTING: _AdapterChange.ValueType  # 1
+    """ADAPTER_CHANGE_EXISTING means that it was there when the watch began."""
+    ADAPTER_CHANGE_REGISTERED: _AdapterChange.ValueType  # 2
+    """ADAPTER_CHANGE_REGISTERED means that it is new."""
+    ADAPTER_CHANGE_UPDATED: _AdapterChange.ValueType  # 3
+    """ADAPTER_CHANGE_UPDATED means that an alias came or went, or that it was pinned or unpinned."""
+    ADAPTER_CHANGE_MOVED: _AdapterChange.ValueType  # 4
+    """ADAPTER_CHANGE_MOVED means that its weights came to another tier, began to load, or failed to."""
+    ADAPTER_CHANGE_DELETED: _AdapterChange.ValueType  # 5
+    """ADAPTER_CHANGE_DELETED means that it was taken away."""
+
+class AdapterChange(_AdapterChange, metaclass=_AdapterChangeEnumTypeWrapper):
+    """AdapterChange says what happened to a version."""
+
+ADAPTER_CHANGE_UNSPECIFIED: AdapterChange.ValueType  # 0
+"""ADAPTER_CHANGE_UNSPECIFIED is never sent."""
+ADAPTER_CHANGE_EXISTING: AdapterChange.ValueType  # 1
+"""ADAPTER_CHANGE_EXISTING means that it was there when the watch began."""
+ADAPTER_CHANGE_REGISTERED: AdapterChange.ValueType  # 2
+"""ADAPTER_CHANGE_REGISTERED means that it is new."""
+ADAPTER_CHANGE_UPDATED: AdapterChange.ValueType  # 3
+"""ADAPTER_CHANGE_UPDATED means that an alias came or went, or that it was pinned or unpinned."""
+ADAPTER_CHANGE_MOVED: AdapterChange.ValueType  # 4
+"""ADAPTER_CHANGE_MOVED means that its weights came to another tier, began to load, or failed to."""
+ADAPTER_CHANGE_DELETED: AdapterChange.ValueType  # 5
+"""ADAPTER_CHANGE_DELETED means that it was taken away."""
+Global___AdapterChange: _TypeAlias = AdapterChange  # noqa: Y015
 
 class _AdapterSource:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -113,16 +150,16 @@ class UploadHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is what the adapter will be called: lower-case letters and digits, with `-`, `_` or `.`
-    between them, 63 characters at most.
+    """name is what the adapter will be called, `[tenant/]name`: lower-case letters and digits, with
+    `-`, `_` or `.` between them, 63 characters at most each.
     """
     size_bytes: _builtins.int
     """size_bytes is the exact size of the package."""
     sha256: _builtins.str
     """sha256 is the hexadecimal SHA-256 of the package."""
     must_not_exist: _builtins.bool
-    """must_not_exist refuses the upload where the name is taken by other content. By default the new
-    content replaces the old for requests that arrive later.
+    """must_not_exist refuses the upload where the name has other content as its newest version. By
+    default the new content is the next version.
     """
     def __init__(
         self,
@@ -149,7 +186,7 @@ class UploadAdapterResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
     already_existed: _builtins.bool
-    """already_existed is true where the name had this very content before."""
+    """already_existed is true where this very content is the newest version of the name already."""
     @_builtins.property
     def adapter(self) -> Global___Adapter:
         """adapter is the adapter as it is now registered."""
@@ -176,7 +213,9 @@ class GetAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the name of the adapter."""
+    """name is a reference to the adapter. Where an alias stands for several versions, it is the one
+    with the largest weight.
+    """
     def __init__(
         self,
         *,
@@ -197,18 +236,24 @@ class GetAdapterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter is the adapter."""
+        """adapter is the version that the reference stands for."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedCompositeFieldContainer[_aliases_pb2.Alias]:
+        """aliases are all aliases of the adapter, in the order of their names."""
 
     def __init__(
         self,
         *,
         adapter: Global___Adapter | None = ...,
+        aliases: _abc.Iterable[_aliases_pb2.Alias] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "aliases", b"aliases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,19 +267,39 @@ class ListAdaptersRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ALL_VERSIONS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    NAME_PREFIX_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """page_size is the most adapters to return; 0 means 100, and 1,000 is the most."""
     page_token: _builtins.str
     """page_token is the next_page_token of the page before; empty for the first page."""
+    all_versions: _builtins.bool
+    """all_versions lists every version, the newest first, instead of the newest one of each name."""
+    tenant: _builtins.str
+    """tenant lists adapters of this tenant only; empty lists those of all."""
+    name_prefix: _builtins.str
+    """name_prefix lists adapters only whose names begin so."""
+    source: Global___AdapterSource.ValueType
+    """source lists adapters only that came from there."""
+    tier: Global___AdapterTier.ValueType
+    """tier lists adapters only whose weights are there."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        all_versions: _builtins.bool = ...,
+        tenant: _builtins.str = ...,
+        name_prefix: _builtins.str = ...,
+        source: Global___AdapterSource.ValueType = ...,
+        tier: Global___AdapterTier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_versions", b"all_versions", "name_prefix", b"name_prefix", "page_size", b"page_size", "page_token", b"page_token", "source", b"source", "tenant", b"tenant", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,7 +317,7 @@ class ListAdaptersResponse(_message.Message):
     """next_page_token asks for the page after this one; empty on the last page."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
-        """adapters are in the order of their names."""
+        """adapters are in the order of tenants and names."""
 
     def __init__(
         self,
@@ -275,20 +340,138 @@ class DeleteAdapterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the name of the adapter."""
+    """name is a reference: without tag and digest, to the whole adapter with all versions and
+    aliases; else to one version, for which no alias may stand.
+    """
+    wait: _builtins.bool
+    """wait answers only when no call uses any more what was taken away. It is gone for others at
+    once all the same.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAdapterRequest: _TypeAlias = DeleteAdapterRequest  # noqa: Y015
+
+@_typing.final
+class DownloadAdapterRequest(_message.Message):
+    """DownloadAdapterRequest names the version to send."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is a reference to the version."""
+    offset: _builtins.int
+    """offset is where in the package to begin."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadAdapterRequest: _TypeAlias = DownloadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class DownloadAdapterResponse(_message.Message):
+    """DownloadAdapterResponse is the next piece of a package."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """chunk is the next piece; empty in the first message."""
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """adapter describes what is sent; set in the first message."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "adapter", b"adapter", "chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adapter: _TypeAlias = _typing.Literal["adapter"]  # noqa: Y015
+    _WhichOneofArgType__adapter: _TypeAlias = _typing.Literal["_adapter", b"_adapter"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter) -> _WhichOneofReturnType__adapter | None: ...
+
+Global___DownloadAdapterResponse: _TypeAlias = DownloadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersRequest(_message.Message):
+    """WatchAdaptersRequest says what to tell of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INCLUDE_EXISTING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is the adapter to watch, `[tenant/]name`; empty watches all."""
+    include_existing: _builtins.bool
+    """include_existing begins with what is registered already: so nothing is missed in between."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        include_existing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_existing", b"include_existing", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAdaptersRequest: _TypeAlias = WatchAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersResponse(_message.Message):
+    """WatchAdaptersResponse is one change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    change: Global___AdapterChange.ValueType
+    """change says what happened."""
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """adapter is the version as it is after that, or as it last was."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___AdapterChange.ValueType = ...,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAdaptersResponse: _TypeAlias = WatchAdaptersResponse  # noqa: Y015
 
 @_typing.final
 class DeleteAdapterResponse(_message.Message):
@@ -309,7 +492,7 @@ Global___DeleteAdapterResponse: _TypeAlias = DeleteAdapterResponse  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):
-    """Adapter describes a registered adapter."""
+    """Adapter describes one version of a registered adapter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -322,8 +505,13 @@ class Adapter(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    IS_PINNED_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the name that requests use."""
+    """name is the name, without tenant and tag."""
     digest: _builtins.str
     """digest is `sha256:` and the hexadecimal SHA-256 of the package."""
     size_bytes: _builtins.int
@@ -336,6 +524,12 @@ class Adapter(_message.Message):
     """source says where the adapter came from."""
     tier: Global___AdapterTier.ValueType
     """tier is the fastest place that holds the weights now."""
+    tenant: _builtins.str
+    """tenant is whose it is; `public` where nobody said."""
+    version: _builtins.int
+    """version is its number, from 1."""
+    is_pinned: _builtins.bool
+    """is_pinned is true where it is to stay on the device."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """target_modules are the last parts of the names of the modules that the adapter changes."""
@@ -343,6 +537,14 @@ class Adapter(_message.Message):
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """created_at is when this content was registered under this name."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """aliases are those that stand for this version, alone or beside others."""
+
+    @_builtins.property
+    def status(self) -> Global___AdapterStatus:
+        """status says what goes on with it."""
 
     def __init__(
         self,
@@ -356,11 +558,72 @@ class Adapter(_message.Message):
         source: Global___AdapterSource.ValueType = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         tier: Global___AdapterTier.ValueType = ...,
+        tenant: _builtins.str = ...,
+        version: _builtins.int = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        is_pinned: _builtins.bool = ...,
+        status: Global___AdapterStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "target_modules", b"target_modules", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "is_pinned", b"is_pinned", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class AdapterStatus(_message.Message):
+    """AdapterStatus says what goes on with a version. Counts are since the server started, and of all
+    versions with this content together, except for the calls under way.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_LOADING_FIELD_NUMBER: _builtins.int
+    LOAD_FAILURE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    is_loading: _builtins.bool
+    """is_loading is true while the weights are on their way to the host or the device."""
+    load_failure: _builtins.str
+    """load_failure says why the last load failed; empty where it did not."""
+    memory_bytes: _builtins.int
+    """memory_bytes is what the weights take in a memory tier."""
+    calls: _builtins.int
+    """calls is how many calls use the version now."""
+    requests: _builtins.int
+    """requests counts the requests that resolved to it."""
+    hits: _builtins.int
+    """hits counts those of them that found it on the device."""
+    loads: _builtins.int
+    """loads counts how often its weights were brought to the device."""
+    @_builtins.property
+    def last_used_at(self) -> _timestamp_pb2.Timestamp:
+        """last_used_at is when a request last began or ended; absent where none did."""
+
+    def __init__(
+        self,
+        *,
+        is_loading: _builtins.bool = ...,
+        load_failure: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        loads: _builtins.int = ...,
+        last_used_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_used_at", b"_last_used_at", "last_used_at", b"last_used_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_used_at", b"_last_used_at", "calls", b"calls", "hits", b"hits", "is_loading", b"is_loading", "last_used_at", b"last_used_at", "load_failure", b"load_failure", "loads", b"loads", "memory_bytes", b"memory_bytes", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_used_at: _TypeAlias = _typing.Literal["last_used_at"]  # noqa: Y015
+    _WhichOneofArgType__last_used_at: _TypeAlias = _typing.Literal["_last_used_at", b"_last_used_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_used_at) -> _WhichOneofReturnType__last_used_at | None: ...
+
+Global___AdapterStatus: _TypeAlias = AdapterStatus  # noqa: Y015

@@ -27,6 +27,11 @@ if _version_not_supported:
 
 class AdapterServiceStub(object):
     """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
     """
 
     def __init__(self, channel):
@@ -55,10 +60,25 @@ class AdapterServiceStub(object):
                 request_serializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.FromString,
                 _registered_method=True)
+        self.DownloadAdapter = channel.unary_stream(
+                '/loramux.v1.AdapterService/DownloadAdapter',
+                request_serializer=loramux_dot_v1_dot_adapters__pb2.DownloadAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapters__pb2.DownloadAdapterResponse.FromString,
+                _registered_method=True)
+        self.WatchAdapters = channel.unary_stream(
+                '/loramux.v1.AdapterService/WatchAdapters',
+                request_serializer=loramux_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterServiceServicer(object):
     """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
     """
 
     def UploadAdapter(self, request_iterator, context):
@@ -90,6 +110,20 @@ class AdapterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadAdapter(self, request, context):
+        """DownloadAdapter sends the package of a version as it was uploaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAdapters(self, request, context):
+        """WatchAdapters tells of every change from now on, until the caller ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdapterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +147,16 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.SerializeToString,
             ),
+            'DownloadAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapters__pb2.DownloadAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapters__pb2.DownloadAdapterResponse.SerializeToString,
+            ),
+            'WatchAdapters': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAdapters,
+                    request_deserializer=loramux_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'loramux.v1.AdapterService', rpc_method_handlers)
@@ -123,6 +167,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdapterService(object):
     """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
     """
 
     @staticmethod
@@ -223,6 +272,60 @@ class AdapterService(object):
             '/loramux.v1.AdapterService/DeleteAdapter',
             loramux_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.SerializeToString,
             loramux_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loramux.v1.AdapterService/DownloadAdapter',
+            loramux_dot_v1_dot_adapters__pb2.DownloadAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapters__pb2.DownloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loramux.v1.AdapterService/WatchAdapters',
+            loramux_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+            loramux_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

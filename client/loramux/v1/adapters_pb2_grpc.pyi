@@ -27,7 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdapterServiceStub:
-    """AdapterService stores adapters, names them and takes them away."""
+    """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,10 +49,20 @@ class AdapterServiceStub:
     """ListAdapters describes adapters in the order of their names, a page at a time."""
     DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]
     """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+    DownloadAdapter: _grpc.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]
+    """DownloadAdapter sends the package of a version as it was uploaded."""
+    WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]
+    """WatchAdapters tells of every change from now on, until the caller ends it."""
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
-    """AdapterService stores adapters, names them and takes them away."""
+    """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.UploadAdapterResponse]  # type: ignore[assignment]
@@ -59,9 +75,19 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """ListAdapters describes adapters in the order of their names, a page at a time."""
     DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]  # type: ignore[assignment]
     """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+    DownloadAdapter: _aio.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]  # type: ignore[assignment]
+    """DownloadAdapter sends the package of a version as it was uploaded."""
+    WatchAdapters: _aio.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
+    """WatchAdapters tells of every change from now on, until the caller ends it."""
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AdapterService stores adapters, names them and takes them away."""
+    """AdapterService stores adapters, names them and takes them away.
+
+    Adapters are named by references in the form of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
+    means the newest version, as `latest` does. Versions never change, and their numbers are never
+    given twice. Without a tenant it is `public`.
+    """
 
     @_abc_1.abstractmethod
     def UploadAdapter(
@@ -96,5 +122,21 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.DeleteAdapterResponse, _abc.Awaitable[_adapters_pb2.DeleteAdapterResponse]]:
         """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+
+    @_abc_1.abstractmethod
+    def DownloadAdapter(
+        self,
+        request: _adapters_pb2.DownloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapters_pb2.DownloadAdapterResponse], _abc.AsyncIterator[_adapters_pb2.DownloadAdapterResponse]]:
+        """DownloadAdapter sends the package of a version as it was uploaded."""
+
+    @_abc_1.abstractmethod
+    def WatchAdapters(
+        self,
+        request: _adapters_pb2.WatchAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapters_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapters_pb2.WatchAdaptersResponse]]:
+        """WatchAdapters tells of every change from now on, until the caller ends it."""
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -70,6 +70,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_INTERNAL means a defect of the server; the message carries an incident id."""
     ERROR_REASON_ADAPTER_READ_ONLY: _ErrorReason.ValueType  # 22
     """ERROR_REASON_ADAPTER_READ_ONLY means that a directory, not an upload, provides the adapter."""
+    ERROR_REASON_ALIAS_MOVED: _ErrorReason.ValueType  # 23
+    """ERROR_REASON_ALIAS_MOVED means that an alias does not stand for what was expected."""
+    ERROR_REASON_ALIAS_NOT_MOVABLE: _ErrorReason.ValueType  # 24
+    """ERROR_REASON_ALIAS_NOT_MOVABLE means that an alias cannot go back: there is nothing before its
+    last move, or that was deleted.
+    """
+    ERROR_REASON_VERSION_IN_USE: _ErrorReason.ValueType  # 25
+    """ERROR_REASON_VERSION_IN_USE means that an alias stands for the version."""
+    ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 26
+    """ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
+    ERROR_REASON_TOO_MANY_UPLOADS: _ErrorReason.ValueType  # 27
+    """ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
+    ERROR_REASON_PINS_FULL: _ErrorReason.ValueType  # 28
+    """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
+    ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
+    """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -124,6 +140,22 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
 """ERROR_REASON_INTERNAL means a defect of the server; the message carries an incident id."""
 ERROR_REASON_ADAPTER_READ_ONLY: ErrorReason.ValueType  # 22
 """ERROR_REASON_ADAPTER_READ_ONLY means that a directory, not an upload, provides the adapter."""
+ERROR_REASON_ALIAS_MOVED: ErrorReason.ValueType  # 23
+"""ERROR_REASON_ALIAS_MOVED means that an alias does not stand for what was expected."""
+ERROR_REASON_ALIAS_NOT_MOVABLE: ErrorReason.ValueType  # 24
+"""ERROR_REASON_ALIAS_NOT_MOVABLE means that an alias cannot go back: there is nothing before its
+last move, or that was deleted.
+"""
+ERROR_REASON_VERSION_IN_USE: ErrorReason.ValueType  # 25
+"""ERROR_REASON_VERSION_IN_USE means that an alias stands for the version."""
+ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 26
+"""ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
+ERROR_REASON_TOO_MANY_UPLOADS: ErrorReason.ValueType  # 27
+"""ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
+ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
+"""ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
+ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
+"""ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -56,8 +56,11 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
-    """adapter is the name of the adapter; empty means the base model alone."""
+    """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`; empty means the
+    base model alone. It is resolved once: the request keeps that version to its end.
+    """
     prompt: _builtins.str
     """prompt is the text to continue. Set either prompt or prompt_token_ids."""
     request_id: _builtins.str
@@ -69,6 +72,10 @@ class GenerateRequest(_message.Message):
     add_special_tokens: _builtins.bool
     """add_special_tokens puts the tokenizer's own prefix, such as `<s>`, before a text prompt;
     true where absent.
+    """
+    routing_key: _builtins.str
+    """routing_key chooses the version where an alias stands for several: equal keys, such as the id
+    of a user, get the same one while its weights stay. Where empty, chance decides.
     """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -88,10 +95,11 @@ class GenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         parse_special_tokens: _builtins.bool = ...,
         add_special_tokens: _builtins.bool | None = ...,
+        routing_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "parse_special_tokens", b"parse_special_tokens", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "parse_special_tokens", b"parse_special_tokens", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -506,19 +514,27 @@ class AdapterIdentity(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the name that the adapter is registered under."""
     digest: _builtins.str
     """digest is `sha256:` and the hexadecimal SHA-256 of the package that was used."""
+    tenant: _builtins.str
+    """tenant is whose adapter it is."""
+    version: _builtins.int
+    """version is the number of the version."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         digest: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,8 +10,8 @@ from itertools import chain
 import numpy as np
 import torch
 
+from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
-from loramux_server.engine.scheduler import Chunk
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32, Residence, Segments
@@ -27,17 +27,30 @@ class Batch:
 
     @staticmethod
     def build(
-        chunks: Sequence[Chunk], residence: Callable[[str], Residence], block_size: int
+        chunks: Sequence[Chunk],
+        residence: Callable[[str], Residence],
+        block_size: int,
+        before: "Batch | None" = None,
     ) -> "Batch":
-        """Lay out `chunks`, already grouped by adapter (see `grouped`), in memory of the host."""
+        """Lay out `chunks`, already grouped by adapter (see `grouped`), in memory of the host.
+
+        Args:
+            chunks: What is to be computed.
+            residence: Where an adapter lies.
+            block_size: Tokens in a KV block.
+            before: The step that still runs, whose results are the tokens of chunks that are ahead.
+        """
         lengths = [chunk.num_tokens for chunk in chunks]
         query_start = np.cumsum([0, *lengths], dtype=np.int32)
         token = np.fromiter(
-            chain.from_iterable(c.request.tokens(c.start, c.end) for c in chunks), np.int64
+            chain.from_iterable(
+                (0,) if c.is_ahead else c.request.tokens(c.start, c.end) for c in chunks
+            ),
+            np.int64,
         )
         row = np.repeat(np.arange(len(chunks)), lengths)
-        before = np.array([chunk.start for chunk in chunks]) - query_start[:-1]
-        position = np.arange(len(token)) + before[row]
+        computed = np.array([chunk.start for chunk in chunks]) - query_start[:-1]
+        position = np.arange(len(token)) + computed[row]
         table = np.zeros((len(chunks), max(len(c.request.blocks) for c in chunks)), np.int32)
         for i, chunk in enumerate(chunks):
             table[i, : len(chunk.request.blocks)] = chunk.request.blocks
@@ -57,6 +70,7 @@ class Batch:
                     slot_T=torch.from_numpy(slot),
                 ),
                 segments=_segments(chunks, query_start, residence),
+                carried_T=_carried(chunks, before) if before else None,
             ),
             requests=[chunks[i].request for i in sampled],
         )
@@ -65,6 +79,12 @@ class Batch:
 def grouped(chunks: Sequence[Chunk]) -> list[Chunk]:
     """Return `chunks` with those of one adapter next to each other, the base first."""
     return sorted(chunks, key=lambda chunk: chunk.request.digest or "")
+
+
+def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
+    """Return the row of `before` that gives the one token of each of `chunks`."""
+    row_of = {request: row for row, request in enumerate(before.requests)}
+    return torch.tensor([row_of[chunk.request] for chunk in chunks])
 
 
 def _segments(

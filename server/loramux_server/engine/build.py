@@ -41,7 +41,7 @@ def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> Model
         num_slots=num_slots,
         adapter_memory=config.adapter_memory,
     )
-    _check(runner, model, config)
+    _check(runner, model, config, backend)
     return runner
 
 
@@ -106,6 +106,8 @@ def build_engine(
         cache=cache,
         loader=TeamLoader(loader, team) if team else loader,
         runner=team.running(runner) if team else runner,
+        # Elsewhere the host itself does the work.
+        starter=runner if runner.slab.resting and not team else None,
         executor=executor,
         wake=wake,
         block_size=config.block_size,
@@ -119,8 +121,9 @@ def build_engine(
     )
 
 
-def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig) -> None:
-    if config.quantization != Quantization.NONE:
+def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig, backend: Backend) -> None:
+    # Other kernels take weights as they are, so what rounded them is in the model's own forward.
+    if config.quantization != Quantization.NONE and backend.name == "cpu":
         _log.info(
             "weights in %s change the logits by %.2g of their spread",
             config.quantization,
@@ -149,18 +152,20 @@ def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> 
             )
         return config.kv_memory // block_bytes
     wanted = config.max_running * -(-context_length // config.block_size)
-    return max(1, min(wanted, _free_memory(model) // 4 // block_bytes))
+    return max(1, min(wanted, _room_for_blocks(model, config) // block_bytes))
 
 
 def _block_bytes(model: BaseModel, block_size: int) -> int:
     return block_size * model.dtype.itemsize * sum(shape.weights for shape in model.cache_shapes)
 
 
-def _free_memory(model: BaseModel) -> int:
-    """Return what is free for each process that holds a part of `model`."""
+def _room_for_blocks(model: BaseModel, config: EngineConfig) -> int:
+    """Return the bytes that KV blocks may take in each process that holds a part of `model`."""
     if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0])
-    return int(psutil.virtual_memory().available) // model.shard.count
+        # The rest is for activations, and for the weights that are in place twice for a moment.
+        free = int(torch.cuda.mem_get_info(model.device)[0])
+        return max(0, free - config.adapter_memory) * 9 // 10
+    return int(psutil.virtual_memory().available) // model.shard.count // 4
 
 
 def _model_info(

@@ -4,19 +4,18 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from loramux_adapters import PackageError
 from loramux_server.engine.batch import Batch, grouped
+from loramux_server.engine.flight import Flight, Outcome
 from loramux_server.engine.messages import (
     AdapterSource,
     BatchSize,
     Cancel,
-    Drop,
     Failure,
-    Load,
     Report,
     Started,
     Stats,
@@ -25,10 +24,11 @@ from loramux_server.engine.messages import (
     Token,
 )
 from loramux_server.engine.pace import Pace
+from loramux_server.engine.plan import Plan
 from loramux_server.engine.request import Request
-from loramux_server.engine.residents import Clock, Loader, Residents
+from loramux_server.engine.residents import Clock, Landed, Loader, Residents
 from loramux_server.engine.sampler import Sampled, sample
-from loramux_server.engine.scheduler import Plan, Scheduler
+from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.weight_format import AS_SAVED, Resting
@@ -49,6 +49,13 @@ class Runner(Protocol):
         """Return the logits of the rows that need them, float32, as [R, V]."""
 
 
+class Starter(Protocol):
+    """What starts a step without waiting for the one before it."""
+
+    def start(self, batch: Batch, before: Any) -> Outcome:  # noqa: ANN401
+        """Start a step; some of its tokens are what `before` gives, an earlier outcome of this."""
+
+
 class Engine:
     """Owns requests, blocks, adapters and tensors; nothing else touches them."""
 
@@ -60,6 +67,7 @@ class Engine:
         cache: AdapterCache,
         loader: Loader,
         runner: Runner,
+        starter: Starter | None = None,
         executor: Executor,
         wake: Callable[[], None],
         block_size: int,
@@ -77,6 +85,7 @@ class Engine:
             cache: Decides which adapters are resident.
             loader: Brings adapters to memory; called on `executor`.
             runner: Runs the model.
+            starter: Runs it while the engine goes on; None where there is nothing to be gained.
             executor: Runs loads beside the steps.
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             block_size: Tokens in a KV block.
@@ -93,6 +102,7 @@ class Engine:
             cache=cache, loader=loader, executor=executor, wake=wake, clock=clock
         )
         self._runner = runner
+        self._starter = starter
         self._block_size = block_size
         self._eos_token_ids = eos_token_ids
         self._context_length = context_length
@@ -101,12 +111,15 @@ class Engine:
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._failures: list[Failure] = []
+        self._flight: Flight | None = None
+        """The step that runs while the next one is planned."""
+        self._landed_at = 0.0
         self._is_stuck = True
 
     @property
     def can_step(self) -> bool:
         """Whether a step may make progress now; False means wait for a message or a load."""
-        return not self._is_stuck or self._residents.has_landed
+        return not self._is_stuck or self._flight is not None or self._residents.has_landed
 
     def receive(self, messages: Iterable[ToEngine]) -> None:
         """Take in what the frontend sent."""
@@ -116,15 +129,20 @@ class Engine:
                 self._submit(message)
             elif isinstance(message, Cancel):
                 self._end(message.request_id)
-            elif isinstance(message, Drop):
-                self._residents.drop(message.digest)
+            else:
+                self._residents.steer(message)
 
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
         landed = self._residents.land()
         for source, error in landed.failed:
             self._fail_waiting(source, error)
-        plan = self._scheduler.plan(self._pace.max_prompt_tokens)
+        before, self._flight = self._flight, None
+        plan = self._scheduler.follow(before.plan) if before else None
+        if before and plan is None:
+            self._is_stuck = False
+            return self._report([], *self._land(before), landed)
+        plan = plan or self._scheduler.plan(self._pace.max_prompt_tokens)
         now = self._clock()
         started = [Started(r.request_id, now - r.arrival) for r in plan.started]
         # Loads start before the batch runs, so that they go on beside it.
@@ -132,11 +150,14 @@ class Engine:
         self._is_stuck = not (plan.chunks or landed.loads or landed.failed)
         tokens: list[Token] = []
         size = None
-        if plan.chunks:
+        if plan.chunks and self._may_run_ahead(plan):
+            self._flight = self._start(plan, before)
+            if before:
+                tokens, size = self._land(before)
+        elif plan.chunks:
             tokens = self._run(plan)
-            size = _size(plan, self._clock() - now)
-            self._pace.learn(plan.num_prompt_tokens, plan.num_decode_tokens, size.seconds)
-        return self._report(started, tokens, landed.loads, size)
+            size = self._learn(plan, now)
+        return self._report(started, tokens, size, landed)
 
     def check(self) -> None:
         """Assert that nothing leaked: blocks, rows, bytes, waits and leases."""
@@ -183,18 +204,44 @@ class Engine:
         self._end(request.request_id)
         self._failures.append(Failure(request.request_id, reason, message))
 
-    def _run(self, plan: Plan) -> list[Token]:
-        batch = Batch.build(grouped(plan.chunks), self._residents.where, self._block_size)
-        logits_RV = self._runner.run(batch)
-        sampled = sample(logits_RV, batch.requests, self._eos_token_ids)
-        by_request = dict(zip(batch.requests, sampled, strict=True))
-        chosen = [by_request[chunk.request] for chunk in plan.chunks if chunk.samples]
-        return self._commit(plan, chosen)
+    def _may_run_ahead(self, plan: Plan) -> bool:
+        """Return whether the device alone can tell what the tokens of `plan` are."""
+        plain = (chunk.request.sampling.is_plain for chunk in plan.chunks)
+        return self._starter is not None and all(plain)
 
-    def _commit(self, plan: Plan, chosen: list[Sampled]) -> list[Token]:
-        results = self._scheduler.commit(plan, [choice.token for choice in chosen])
+    def _start(self, plan: Plan, before: Flight | None) -> Flight:
+        assert self._starter is not None
+        batch = self._lay_out(plan, before.batch if before else None)
+        outcome = self._starter.start(batch, before.outcome if before else None)
+        return Flight(plan, batch, outcome, self._clock())
+
+    def _land(self, flight: Flight) -> tuple[list[Token], BatchSize]:
+        """Wait for a step that was started, and take in what it gave."""
+        tokens = self._commit(flight.plan, flight.batch, flight.outcome.wait())
+        return tokens, self._learn(flight.plan, max(flight.begin, self._landed_at))
+
+    def _run(self, plan: Plan) -> list[Token]:
+        batch = self._lay_out(plan, None)
+        logits_RV = self._runner.run(batch)
+        return self._commit(plan, batch, sample(logits_RV, batch.requests, self._eos_token_ids))
+
+    def _lay_out(self, plan: Plan, before: Batch | None) -> Batch:
+        chunks = grouped(plan.chunks)
+        return Batch.build(chunks, self._residents.where, self._block_size, before)
+
+    def _learn(self, plan: Plan, begin: float) -> BatchSize:
+        """Return the size of a step that has just ended, and let the pace know what it took."""
+        self._landed_at = self._clock()
+        size = _size(plan, self._landed_at - begin)
+        self._pace.learn(plan.num_prompt_tokens, plan.num_decode_tokens, size.seconds)
+        return size
+
+    def _commit(self, plan: Plan, batch: Batch, sampled: list[Sampled]) -> list[Token]:
+        by_request = dict(zip(batch.requests, sampled, strict=True))
+        chosen = [by_request[chunk.request].token for chunk in plan.chunks if chunk.samples]
         tokens: list[Token] = []
-        for (request, token, finish), choice in zip(results, chosen, strict=True):
+        for request, token, finish in self._scheduler.commit(plan, chosen):
+            choice = by_request[request]
             if choice.fault:
                 self._fail(request, choice.fault, _FAULTS[choice.fault])
                 continue
@@ -220,8 +267,8 @@ class Engine:
         self,
         started: list[Started],
         tokens: list[Token],
-        loads: list[Load],
         size: BatchSize | None,
+        landed: Landed,
     ) -> Report:
         failures, self._failures = self._failures, []
         return Report(
@@ -238,8 +285,10 @@ class Engine:
             tokens=tokens,
             failures=failures,
             started=started,
-            loads=loads,
+            loads=landed.loads,
             tiers=self._residents.take_moved(),
+            loading=self._residents.take_begun(),
+            failed_loads={source.digest: str(error) for source, error in landed.failed},
             batch=size,
         )
 

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
-class Graphs:
+class Graphs(Generic[Result]):
     """One CUDA graph for each form of a step, recorded when the form first comes up.
 
     A graph repeats the same kernels on the same memory, so all that differs between two steps of
@@ -18,10 +19,10 @@ class Graphs:
 
     def __init__(self, device: torch.device) -> None:
         self._is_used = device.type == "cuda"
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
 
-    def run(self, form: Hashable, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, form: Hashable, step: Callable[[], Result]) -> Result:
         """Run `step`, or repeat what an equal step recorded, and return its result.
 
         The result of a step with a form is overwritten by the next one with any form.
@@ -40,7 +41,7 @@ class Graphs:
         graph.replay()
         return result
 
-    def _record(self, form: Hashable, step: Callable[[], torch.Tensor]) -> None:
+    def _record(self, form: Hashable, step: Callable[[], Result]) -> None:
         # What is compiled or allocated on the first run must not be part of the record.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())

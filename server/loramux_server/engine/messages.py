@@ -40,9 +40,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     quantization: Annotated[
         str,
         Meta(
-            pattern="^(none|bfloat16|int8)$",
-            description="How weights of the base rest on a CPU: none (16 bits if that is how they "
-            "were saved, which loses nothing), bfloat16 or int8 (rounded). Adapters stay exact.",
+            pattern="^(none|bfloat16|int8|fp8)$",
+            description="How weights of the base are rounded, adapters not with them: none (which "
+            "loses nothing), by kernels cpu bfloat16 or int8, for others, and so on a GPU, int8 or "
+            "fp8 by torchao.",
         ),
     ] = "none"
     tensor_parallel: Annotated[
@@ -84,7 +85,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             description="Memory for KV blocks, of each process; 0 means enough for max_running "
-            "contexts, up to a quarter of what is free.",
+            "contexts, up to a quarter of what is free (nine tenths of what adapters leave of a "
+            "GPU).",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 0
@@ -173,6 +175,11 @@ class Sampling(Struct, frozen=True, kw_only=True):
         return self.temperature < 1e-5
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        return self.is_greedy and not self.changes_logits and self.num_logprobs is None
+
+    @property
     def changes_logits(self) -> bool:
         """Whether logits differ from the model's own before a token is chosen."""
         return bool(
@@ -201,6 +208,19 @@ class Cancel(Struct, frozen=True, tag=True):
 
 class Drop(Struct, frozen=True, tag=True):
     """The adapter is no longer registered and not in use; free its memory."""
+
+    digest: str
+
+
+class Pin(Struct, frozen=True, tag=True):
+    """Bring an adapter to the device and keep it there while there is another way."""
+
+    adapter: AdapterSource
+    """As it rests in memory."""
+
+
+class Unpin(Struct, frozen=True, tag=True):
+    """The adapter need not stay on the device."""
 
     digest: str
 
@@ -321,6 +341,7 @@ class Load(Struct, frozen=True):
 
     tier: str
     seconds: float
+    digest: str = ""
 
 
 class BatchSize(Struct, frozen=True):
@@ -343,10 +364,14 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     loads: list[Load] = []
     tiers: dict[str, str] = {}
     """Digest -> the fastest tier that holds it now, for adapters that moved."""
+    loading: list[str] = []
+    """Digests of the adapters whose loads began."""
+    failed_loads: dict[str, str] = {}
+    """Digest -> why its load failed."""
     batch: BatchSize | None = None
 
 
-ToEngine = Submit | Cancel | Drop
+ToEngine = Submit | Cancel | Drop | Pin | Unpin
 FromEngine = Ready | StartFailed | Report
 
 encode = msgspec.msgpack.Encoder().encode

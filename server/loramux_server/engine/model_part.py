@@ -6,6 +6,7 @@ import torch
 
 from loramux_server.engine.messages import EngineConfig
 from loramux_server.engine.team import Team
+from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import join
 from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import BaseModel, UnservableModelError, load_base_model
@@ -20,7 +21,7 @@ def load_model(config: EngineConfig, team: Team | None = None) -> BaseModel:
             be divided among so many processes.
     """
     if team is None:
-        return load_base_model(config.model, dtype=config.dtype, device=config.device)
+        return _load(config, config.device)
     with team.loading():
         model = load_whole(config, team.shard)
     with team.dividing():
@@ -35,8 +36,18 @@ def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
     Raises:
         UnservableModelError: It cannot be loaded or served, or has no device for that process.
     """
-    device = str(device_of(config, shard))
-    return load_base_model(config.model, dtype=config.dtype, device=device, stays_on_host=True)
+    return _load(config, str(device_of(config, shard)), stays_on_host=True)
+
+
+def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> BaseModel:
+    return load_base_model(
+        config.model,
+        dtype=config.dtype,
+        device=device,
+        kernels=config.kernels,
+        quantization=Quantization(config.quantization),
+        stays_on_host=stays_on_host,
+    )
 
 
 def divide(model: BaseModel, config: EngineConfig, shard: Shard, meeting: Path) -> BaseModel:

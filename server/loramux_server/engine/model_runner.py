@@ -3,7 +3,9 @@
 import torch
 
 from loramux_server.engine.batch import Batch
+from loramux_server.engine.flight import DeviceOutcome
 from loramux_server.engine.graphs import Graphs
+from loramux_server.engine.sampler import likeliest
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.extended_slab import ExtendedSlab
@@ -36,30 +38,46 @@ class ModelRunner:
         if model.stack:
             model.stack.prepare()
         self._model = model
-        self._graphs = Graphs(model.device)
+        self._graphs = Graphs[tuple[torch.Tensor, torch.Tensor]](model.device)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
-        step = self._model.step
-        given = step.take(batch.input)
-        logits_RV = self._graphs.run(given.form, lambda: self._forward(given))
-        return logits_RV[: len(batch.requests)]
+        return self._start(batch, None)[0][: len(batch.requests)]
 
-    def _forward(self, given: StepInput) -> torch.Tensor:
+    @torch.inference_mode()
+    def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:
+        """Start a step after `before`, which may still run and gives tokens that are not known."""
+        return DeviceOutcome(*self._start(batch, before), len(batch.requests))
+
+    def _start(
+        self, batch: Batch, before: DeviceOutcome | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and the likeliest token of each row."""
+        given = self._model.step.take(batch.input)
+        if before is not None:
+            assert given.carried_T is not None
+            tokens = given.token_T[: len(given.carried_T)]
+            torch.index_select(before.token_R, 0, given.carried_T, out=tokens)
+        result = self._graphs.run(given.form, lambda: self._forward(given))
+        self.slab.note_step()
+        return result
+
+    def _forward(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor]:
         output = self._model.module(
             input_ids=given.token_T[None],
             position_ids=given.position_T[None],
             use_cache=False,
             logits_to_keep=given.sampled_R,
         )
-        logits_RV: torch.Tensor = output.logits[0]
-        return logits_RV.float()
+        logits_RV: torch.Tensor = output.logits[0].float()
+        return logits_RV, likeliest(logits_RV)
 
 
 def _make_slab(model: BaseModel, backend: Backend, adapter_memory: int) -> Slab:
     shapes = [group.shape for group in model.groups]
     if backend.extends:
         num_rows = adapter_memory // row_bytes(shapes, model.dtype.itemsize)
-        return ExtendedSlab(shapes, num_rows, model.device, model.dtype)
+        is_plain = [group.is_plain for group in model.groups]
+        return ExtendedSlab(shapes, num_rows, model.device, model.dtype, is_plain)
     return Slab(shapes, adapter_memory // row_bytes(shapes), model.device)

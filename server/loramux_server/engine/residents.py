@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from loramux_server.engine.messages import AdapterSource, Load
+from loramux_server.engine.messages import AdapterSource, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.packed import PackedAdapter
@@ -91,6 +91,7 @@ class Residents:
         self._residence: dict[str, Residence] = {}
         self._flights: dict[str, _Flight] = {}
         self._moved: set[str] = set()
+        self._begun: list[str] = []
 
     @property
     def has_landed(self) -> bool:
@@ -112,6 +113,7 @@ class Residents:
             self._moved.update(order.evicted)
             future = self._submit(order)
             self._flights[order.source.digest] = _Flight(order, future, self._clock())
+            self._begun.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
     def land(self) -> Landed:
@@ -130,26 +132,41 @@ class Residents:
                 self._residence[source.digest] = self._packed[source.digest].at(order.row)
             self._cache.loaded(order)
             self._moved.add(source.digest)
-            landed.loads.append(Load(order.tier, self._clock() - flight.begin))
+            seconds = self._clock() - flight.begin
+            landed.loads.append(Load(order.tier, seconds, source.digest))
         return landed
 
-    def drop(self, digest: str) -> None:
-        """Let go of an adapter that is no longer registered, unless it is in use."""
-        if self._cache.drop(digest):
-            self._packed.pop(digest, None)
-            self._residence.pop(digest, None)
-            self._moved.add(digest)
+    def steer(self, message: Drop | Pin | Unpin) -> None:
+        """Do what the frontend says about an adapter that no request asks for."""
+        if isinstance(message, Pin):
+            self._cache.pin(message.adapter)
+        elif isinstance(message, Unpin):
+            self._cache.unpin(message.digest)
+        else:
+            self._drop(message.digest)
 
     def take_moved(self) -> dict[str, str]:
         """Return, once, the fastest tier of each adapter that moved."""
         moved, self._moved = self._moved, set()
         return {digest: str(self._tier_of(digest)) for digest in moved}
 
+    def take_begun(self) -> list[str]:
+        """Return, once, the adapters whose loads began."""
+        begun, self._begun = self._begun, []
+        return begun
+
     def check(self) -> None:
         """Assert that what is here is what the cache believes."""
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
+
+    def _drop(self, digest: str) -> None:
+        """Let go of an adapter that is no longer registered, unless it is in use."""
+        if self._cache.drop(digest):
+            self._packed.pop(digest, None)
+            self._residence.pop(digest, None)
+            self._moved.add(digest)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
         source = order.source

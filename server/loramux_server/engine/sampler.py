@@ -35,7 +35,7 @@ def sample(
     logits_RV: torch.Tensor, requests: Sequence[Request], eos_token_ids: Sequence[int]
 ) -> list[Sampled]:
     """Choose the next token of each of `requests` from its row of `logits_RV` (float32)."""
-    tokens_R = _likeliest(logits_RV)
+    tokens_R = likeliest(logits_RV)
     # The maximum is NaN if any logit is, and infinite if the row overflowed.
     finite = torch.isfinite(logits_RV.gather(1, tokens_R[:, None])[:, 0]).tolist()
     greedy = tokens_R.tolist()
@@ -56,13 +56,21 @@ def sample(
     return results
 
 
+def greedy(tokens: Sequence[int], finite: Sequence[int]) -> list[Sampled]:
+    """Return the choice of `tokens`, each the likeliest of a row whose logits are `finite`."""
+    return [
+        Sampled(token) if is_finite else Sampled(0, fault="ADAPTER_NOT_FINITE")
+        for token, is_finite in zip(tokens, finite, strict=True)
+    ]
+
+
 def uniform(seed: int, position: int) -> float:
     """Return a number in [0, 1) that depends on `seed` and `position` alone."""
     digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
     return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
 
 
-def _likeliest(logits_RV: torch.Tensor) -> torch.Tensor:
+def likeliest(logits_RV: torch.Tensor) -> torch.Tensor:
     """Return the likeliest token of each row, or one whose logit is NaN if there is any."""
     if logits_RV.device.type == "cpu":
         # In vectors and on this thread: torch's takes twice as long and wakes the others for it.

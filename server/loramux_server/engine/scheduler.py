@@ -7,11 +7,11 @@ out the request that started last starts over later.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.messages import AdapterSource, Finish
+from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
 
@@ -30,51 +30,6 @@ class Adapters(Protocol):
 
     def release(self, digest: str) -> None:
         """Give back a lease."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The tokens of one request that the next step computes."""
-
-    request: Request
-    start: int
-    num_tokens: int
-
-    @property
-    def end(self) -> int:
-        """Position after the last token."""
-        return self.start + self.num_tokens
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step ends with a new token for this request."""
-        return self.end == self.request.num_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One step's work."""
-
-    chunks: list[Chunk]
-    started: list[Request]
-    """Requests that leave the queue for the first time."""
-    urgent: str | None
-    """The adapter whose turn it is: no request with another starts before its request does."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step computes."""
-        return sum(chunk.num_tokens for chunk in self.chunks)
-
-    @property
-    def num_decode_tokens(self) -> int:
-        """Those of them that are the only one of their request."""
-        return sum(chunk.num_tokens == 1 for chunk in self.chunks)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """The others."""
-        return self.num_tokens - self.num_decode_tokens
 
 
 class Scheduler:
@@ -152,20 +107,47 @@ class Scheduler:
         started = self._admit(chunks, budget) if preemptions == self.num_preemptions else []
         return Plan(chunks, started, self._whose_turn())
 
+    def follow(self, plan: Plan) -> Plan | None:
+        """Return the step after `plan`, which still runs; None if its end has to come first.
+
+        Each request goes on with a token that nobody knows yet, and blocks for it are taken. If
+        that token ends the request, what the next step makes of it is dropped.
+        """
+        if self.waiting and len(self.running) < self._max_running:
+            return None
+        running = set(self.running)
+        going_on = [chunk for chunk in plan.chunks if chunk.request in running]
+        if len(going_on) < len(running) or not all(chunk.samples for chunk in going_on):
+            return None
+        chunks = []
+        for chunk in going_on:
+            request = chunk.request
+            if self._has_length(request, 1):
+                continue
+            if not self._blocks.grow(request.blocks, chunk.end + 1):
+                return None
+            chunks.append(Chunk(request, chunk.end, 1, is_ahead=True))
+        return Plan(chunks, [], self._whose_turn()) if chunks else None
+
     def commit(self, plan: Plan, tokens: Sequence[int]) -> list[tuple[Request, int, Finish | None]]:
-        """Take in the result of `plan`, and free what finished.
+        """Take in the result of `plan`, and free what finished; who ended meanwhile is passed over.
 
         Args:
             plan: What was run.
             tokens: The new token of each chunk that samples, in order.
 
         Returns:
-            (request, new token, why it ended or None) for each of `tokens`.
+            (request, new token, why it ended or None) for each of `tokens` that counts.
         """
         results: list[tuple[Request, int, Finish | None]] = []
         new = iter(tokens)
+        running = set(self.running)
         for chunk in plan.chunks:
             request = chunk.request
+            if request not in running:
+                if chunk.samples:
+                    next(new)
+                continue
             request.num_computed = chunk.end
             self._name_blocks(request)
             if chunk.end < request.num_tokens:
@@ -287,6 +269,11 @@ class Scheduler:
             or (token in self._eos_token_ids and not sampling.ignore_eos)
         ):
             return Finish.STOP
-        if len(request.output) >= sampling.max_tokens or request.num_tokens >= self._context_length:
-            return Finish.LENGTH
-        return None
+        return Finish.LENGTH if self._has_length(request) else None
+
+    def _has_length(self, request: Request, num_coming: int = 0) -> bool:
+        """Return whether `request` is as long as it may be, with `num_coming` tokens more."""
+        return (
+            len(request.output) + num_coming >= request.sampling.max_tokens
+            or request.num_tokens + num_coming >= self._context_length
+        )

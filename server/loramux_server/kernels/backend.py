@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.resting import AT_REST, Quantization
 from loramux_server.kernels.step_input import StepInput, stage
 from loramux_server.lora.segments import Int32, Segments
 
@@ -115,24 +115,38 @@ DEFINITIONS = Backend(
 """Plain torch, on any device."""
 
 
+def resolve(name: str, device: torch.device) -> str:
+    """Return the name of the backend called `name`; `auto` means the fastest one for `device`."""
+    if name != "auto":
+        return name
+    return "cpu" if device.type == "cpu" else "triton"
+
+
 def choose_backend(
     name: str, device: torch.device, quantization: Quantization = Quantization.NONE
 ) -> Backend:
     """Return the backend called `name`; `auto` means the fastest one for `device`.
 
+    Args:
+        name: Which one.
+        device: Where it is to run.
+        quantization: How the one of a CPU rounds weights; others take them as they are.
+
     Raises:
-        ValueError: The backend does not run on `device`, or its weights are not rounded there.
+        ValueError: The backend does not run on `device`, or does not round weights so.
     """
-    if quantization is not Quantization.NONE and device.type != "cpu":
-        raise ValueError(f"quantization '{quantization}' is for a CPU, not for {device}")
-    if name == "auto":
-        name = "cpu" if device.type == "cpu" else "triton"
+    name = resolve(name, device)
     if name == "torch":
-        return replace(DEFINITIONS, make_linear=partial(make_linear, quantization=quantization))
+        return DEFINITIONS
     if name == "triton":
         return _triton(device)
     if device.type != "cpu":
         raise ValueError(f"kernels 'cpu' do not run on device {device}")
+    if quantization not in AT_REST:
+        raise ValueError(
+            f"quantization {str(quantization)!r} is not for kernels 'cpu': they take "
+            f"{', '.join(AT_REST)}; kernels 'torch' let torchao do it"
+        )
     # Imported when asked for: compiling takes a second or two.
     from loramux_server.kernels.add_lora_cpu import AddLoraCpu
     from loramux_server.kernels.attention_cpu import PagedAttentionCpu

@@ -19,12 +19,19 @@ class Quantization(enum.StrEnum):
     """16, rounded."""
     INT8 = "int8"
     """8, rounded to 127 steps on either side of zero, with a factor for each output."""
+    FP8 = "fp8"
+    """8, as numbers with four bits of exponent, with a factor for each output; by torchao alone."""
+
+
+AT_REST = (Quantization.NONE, Quantization.BFLOAT16, Quantization.INT8)
+"""What `at_rest` does."""
 
 
 def at_rest(
     weight_NK: torch.Tensor, quantization: Quantization
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return float32 weights as they rest, [N, K], and the factor of each output, [N], or None."""
+    assert quantization in AT_REST
     if quantization is Quantization.INT8:
         scale_N = weight_NK.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         return (weight_NK / scale_N[:, None]).round_().to(torch.int8), scale_N

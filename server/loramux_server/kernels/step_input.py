@@ -23,6 +23,8 @@ class StepInput:
     attention: AttentionBatch
     segments: Segments | None
     """None when every token belongs to the base model alone."""
+    carried_T: torch.Tensor | None = None
+    """Row of the step before whose token each token is, int64; None where tokens are known."""
     form: Hashable = None
     """Equal in steps that differ only in what memory holds; None where no other step is alike."""
 

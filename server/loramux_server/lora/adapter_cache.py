@@ -36,11 +36,17 @@ class LoadOrder:
 
 @dataclass(slots=True)
 class _Use:
-    """An adapter that somebody waits for, uses or loads."""
+    """An adapter that somebody waits for, uses or loads, or that is pinned."""
 
     source: AdapterSource
     num_waiting: int = 0
     num_leases: int = 0
+    is_pinned: bool = False
+
+    @property
+    def is_only_pinned(self) -> bool:
+        """Whether nobody waits for it or uses it."""
+        return self.is_pinned and not (self.num_waiting or self.num_leases)
 
 
 class AdapterCache:
@@ -129,6 +135,19 @@ class AdapterCache:
         assert self._uses[digest].num_leases, "only a leased adapter stays in place"
         return self.rows.start_of(digest)
 
+    # Pins
+
+    def pin(self, source: AdapterSource) -> None:
+        """Bring `source` to the device, and keep it there while there is another way."""
+        if self.fits(source):
+            self._uses.setdefault(source.digest, _Use(source)).is_pinned = True
+
+    def unpin(self, digest: str) -> None:
+        """Let an adapter go when others need its room; it is no error if it is not pinned."""
+        if use := self._uses.get(digest):
+            use.is_pinned = False
+            self._forget_if_idle(digest)
+
     # Loads
 
     def plan_loads(self, urgent: str | None = None) -> list[LoadOrder]:
@@ -156,6 +175,12 @@ class AdapterCache:
             else:
                 # First come, first served: nobody behind takes the room that this one lacks.
                 full.append(tier)
+        for digest in self._missing_pins():
+            tier = Tier.DEVICE if digest in self._host else Tier.HOST
+            if len(self._loading) == self._max_loads or tier in full:
+                break
+            if order := self._plan(digest, tier, displaces=False):
+                orders.append(order)
         return orders
 
     def loaded(self, order: LoadOrder) -> None:
@@ -169,6 +194,8 @@ class AdapterCache:
     def failed(self, order: LoadOrder) -> None:
         """Note that `order` did not succeed, and give back what was reserved for it."""
         self._tier(order.tier).abandon(order.source.digest)
+        # It would fail again at once.
+        self._uses[order.source.digest].is_pinned = False
         self._landed(order.source.digest)
 
     def drop(self, digest: str) -> bool:
@@ -196,7 +223,7 @@ class AdapterCache:
         self._host.check()
         assert self._loading <= self._uses.keys(), "a load for nobody"
         for digest, use in self._uses.items():
-            is_used = use.num_waiting or use.num_leases or digest in self._loading
+            is_used = use.num_waiting or use.num_leases or use.is_pinned or digest in self._loading
             assert is_used, "it is kept for nobody"
             assert not use.num_leases or digest in self._device, "leased but not resident"
             is_in_line = use.num_waiting > 0 and digest not in self._device
@@ -209,15 +236,21 @@ class AdapterCache:
     def _plan(self, digest: str, tier: Tier, *, displaces: bool) -> LoadOrder | None:
         """Reserve room in `tier`; None, and no change, if there can be none."""
         source = self._uses[digest].source
-        evicted = self._tier(tier).reserve(source, self._pinned(tier, displaces=displaces))
+        kept = self._pinned(tier, displaces=displaces)
+        evicted = self._tier(tier).reserve(source, kept)
+        if evicted is None and not self._uses[digest].is_only_pinned:
+            # A request goes before what is only pinned, or it might wait for ever.
+            pins = {other for other in kept if self._is_only_pinned(other)}
+            evicted = self._tier(tier).reserve(source, kept - pins) if pins else None
         if evicted is None:
             return None
         self._loading.add(digest)
         if tier is Tier.HOST:
             return LoadOrder(source, tier, -1, evicted)
         for displaced in self._uses.keys() & evicted:
-            self._line[displaced] = None
-            self._line.move_to_end(displaced, last=False)
+            if self._uses[displaced].num_waiting:
+                self._line[displaced] = None
+                self._line.move_to_end(displaced, last=False)
         return LoadOrder(source, tier, self.rows.start_of(digest), evicted)
 
     def _pinned(self, tier: Tier, *, displaces: bool) -> set[str]:
@@ -230,11 +263,23 @@ class AdapterCache:
             resident = {digest for digest in resident if self._uses[digest].num_leases}
         return self._loading | resident
 
+    def _missing_pins(self) -> list[str]:
+        """Return what is pinned and nobody waits for, and is neither here nor loading."""
+        return [
+            digest
+            for digest, use in self._uses.items()
+            if use.is_only_pinned and digest not in self._device and digest not in self._loading
+        ]
+
+    def _is_only_pinned(self, digest: str) -> bool:
+        use = self._uses.get(digest)
+        return use is not None and use.is_only_pinned and digest not in self._loading
+
     def _landed(self, digest: str) -> None:
         self._loading.remove(digest)
         self._forget_if_idle(digest)
 
     def _forget_if_idle(self, digest: str) -> None:
         use = self._uses[digest]
-        if not (use.num_waiting or use.num_leases or digest in self._loading):
+        if not (use.num_waiting or use.num_leases or use.is_pinned or digest in self._loading):
             del self._uses[digest]

@@ -1,11 +1,13 @@
 """The device tier on a GPU: A rows lie behind the base weights that take the same input.
 
 So one matmul computes both, which costs less than to launch another kernel, and adapters need no
-kernel of their own for A. All weights are in the model's format.
+kernel of their own for A. All weights are in the model's format. Where base layers are quantised
+there is nothing that the A rows could go on from; they lie alone.
 
 Legend: E base rows and A rows of a group, K input width, N output width, R rank rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,41 +26,73 @@ class ExtendedSlab(Slab):
     """A slab in which a group's A rows go on where its base weights end.
 
     An adapter comes in one copy from pinned memory, on a stream of its own, and is then put in
-    place on the device. What runs meanwhile reads none of its rows: those who had them before have
-    ended, and `fence` says when the last step did that was started before.
+    place on the device. What runs meanwhile reads none of its rows: whoever had them before has
+    ended, and nothing is put in place before the last step has ended that was started by then.
     """
 
     def __init__(
-        self, shapes: list[GroupShape], num_rows: int, device: torch.device, dtype: torch.dtype
+        self,
+        shapes: list[GroupShape],
+        num_rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        is_plain: Sequence[bool] | None = None,
     ) -> None:
-        """Make room for the base weights and for `num_rows` rank rows, all of `dtype`."""
+        """Make room for `num_rows` rank rows of `dtype`.
+
+        Args:
+            shapes: Of each group.
+            num_rows: Rank rows.
+            device: Where they lie.
+            dtype: Their format.
+            is_plain: For each group whether `place` brings its base weights; all are by default.
+        """
+        if is_plain is None:
+            is_plain = [True] * len(shapes)
         self.shapes = shapes
         self.num_rows = num_rows
         self.resting = Resting(FORMATS[dtype], is_only=True)
         """In which format an adapter rests here."""
-        bases = [sum(shape.out_features) for shape in shapes]
-        extended = [
-            torch.empty(base + shape.num_parts * num_rows, shape.in_features,
+        self.extended = [None] * len(shapes)
+        self.a = [
+            torch.empty(0 if here else shape.num_parts * num_rows, shape.in_features,
                         dtype=dtype, device=device)
-            for base, shape in zip(bases, shapes, strict=True)
+            for shape, here in zip(shapes, is_plain, strict=True)
         ]  # fmt: skip
-        self.extended = extended
-        self._placed = [rows[:base] for base, rows in zip(bases, extended, strict=True)]
-        self.a = [rows[base:] for base, rows in zip(bases, extended, strict=True)]
-        self.b = [torch.empty(num_rows, base, dtype=dtype, device=device) for base in bases]
+        self.b = [
+            torch.empty(num_rows, sum(shape.out_features), dtype=dtype, device=device)
+            for shape in shapes
+        ]
         num_parts = max(shape.num_parts for shape in shapes)
         self.table = AdapterTable.empty(len(shapes), num_rows, num_parts, device)
-        self.fence: torch.cuda.Event | None = None
+        self._fence: torch.cuda.Event | None = None
         """The end of the last step that was started."""
-        self._device = device
+        self._device, self._dtype = device, dtype
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
-        """Copy the base weights of `group` to where they belong, and return them there."""
-        return self._placed[group].copy_(weight_NK)
+        """Copy the base weights of `group` to where its A rows follow, and return them there.
+
+        Memory is taken here, so that a model whose weights are let go of one by one fits a device
+        that it would not fit twice.
+        """
+        shape, base = self.shapes[group], len(weight_NK)
+        extended = torch.empty(
+            base + shape.num_parts * self.num_rows, shape.in_features,
+            dtype=self._dtype, device=self._device,
+        )  # fmt: skip
+        self.extended[group], self.a[group] = extended, extended[base:]
+        return extended[:base].copy_(weight_NK)
+
+    def note_step(self) -> None:
+        """Let what is written from now on wait for the step that was just started."""
+        if self._stream is not None:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            self._fence = event
 
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
         """Return `adapter` with all of its weights in one piece of memory, for one copy."""
@@ -86,8 +120,8 @@ class ExtendedSlab(Slab):
             self._write(row, adapter)
             return
         with torch.cuda.stream(self._stream):
-            if self.fence is not None:
-                self._stream.wait_event(self.fence)
+            if self._fence is not None:
+                self._stream.wait_event(self._fence)
             self._write(row, adapter)
         self._stream.synchronize()
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from loramux_adapters import Package, PackageError, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.weights.dtypes import decoded
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import rows_of
 from loramux_server.lora.segments import Residence
@@ -168,17 +169,8 @@ def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat
     if FORMATS[tensor.dtype] is form:
         values = np.frombuffer(raw, "<f4" if form is WeightFormat.FLOAT32 else "<u2").copy()
     else:
-        values = _rounded(_wide(tensor, raw), form)
+        values = _rounded(decoded(raw, tensor.dtype), form)
     return values.reshape(tensor.shape)
-
-
-def _wide(tensor: TensorInfo, raw: bytes | memoryview) -> npt.NDArray[np.float32]:
-    if FORMATS[tensor.dtype] is WeightFormat.FLOAT32:
-        return np.frombuffer(raw, "<f4")
-    if FORMATS[tensor.dtype] is WeightFormat.FLOAT16:
-        return np.frombuffer(raw, "<f2").astype(np.float32)
-    # bfloat16 is the upper half of float32.
-    return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _rounded(values: npt.NDArray[np.float32], form: WeightFormat) -> Weights:

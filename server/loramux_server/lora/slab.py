@@ -7,7 +7,6 @@ float32; an adapter of 16 bits has two of its own in each. What an adapter does 
 read.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +52,7 @@ def row_bytes(shapes: list[GroupShape], item_bytes: int = 4) -> int:
 class Slab:
     """The A and B rows of all adapters that are resident, for every group."""
 
-    extended: Sequence[torch.Tensor | None]
+    extended: list[torch.Tensor | None]
     """For each group, base weights with the A rows behind them; None where they lie apart."""
     resting: Resting | None = None
     """In which format an adapter rests here; None where any will do."""
@@ -75,6 +74,9 @@ class Slab:
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
         """Return the base weights of `group`, wherever they are to be."""
         return weight_NK
+
+    def note_step(self) -> None:
+        """Take note that a step was started, which may read any row that somebody has now."""
 
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
         """Return `adapter` as `write` takes it."""

@@ -4,26 +4,34 @@ Any decoder will do whose attention goes through transformers' attention interfa
 looks like is found by running it once: which layers share an input, and what each keeps of a token.
 """
 
-import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from loramux_server.kernels.backend import resolve
+from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.context_length import context_length
 from loramux_server.models.decoder_stack import DecoderStack, find_layers
+from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.fused import fuse
-from loramux_server.models.packed_linear import OutputLayer, PackedLinear, PackedPart
+from loramux_server.models.packed_linear import OutputLayer, PackedLinear
+from loramux_server.models.packing import pack, probe
+from loramux_server.models.quantized import (
+    check_quantized,
+    is_saved_quantized,
+    torchao_config,
+)
 from loramux_server.models.self_check import SelfCheck
 from loramux_server.models.step import Step
 
@@ -32,8 +40,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
-_FINGERPRINT_SAMPLES = 4096
 _UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 """What is raised where a model is run in a way that it does not know."""
 
@@ -76,7 +82,13 @@ class BaseModel:
 
 
 def load_base_model(
-    path: str, *, dtype: str = "auto", device: str = "auto", stays_on_host: bool = False
+    path: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    kernels: str = "auto",
+    quantization: Quantization = Quantization.NONE,
+    stays_on_host: bool = False,
 ) -> BaseModel:
     """Load the base model in folder or hub id `path` and make it ready.
 
@@ -84,21 +96,42 @@ def load_base_model(
 
     Args:
         path: The folder or hub id.
-        dtype: Its number format; `auto` is the one that suits `device`.
+        dtype: Its number format; `auto` is the one that suits `device`, and the one it was saved in
+            if it was quantised then.
         device: Where it is to run.
+        kernels: The operations to use there. Those of a CPU round weights themselves, when they
+            take them; for others it is done here.
+        quantization: How weights are rounded.
         stays_on_host: Leave it in memory of the host, for somebody who moves a part of it.
 
     Raises:
         UnservableModelError: The model cannot be loaded or is of a kind that is not served.
     """
     target = _device(device)
-    wanted: torch.dtype | str = _DTYPES.get(dtype, "auto")
-    if dtype == "auto" and target.type == "cpu":
-        wanted = torch.float32
     try:
+        is_quantized = is_saved_quantized(path)
+        if is_quantized and quantization is not Quantization.NONE:
+            raise ValueError(
+                f"it was quantised before it was saved, so that quantization can only be 'none', "
+                f"not {str(quantization)!r}"
+            )
+        options: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto")}
+        if quantization is not Quantization.NONE and resolve(kernels, target) != "cpu":
+            options["quantization_config"] = torchao_config(quantization, target)
+            is_quantized = True
+        elif dtype == "auto" and target.type == "cpu" and not is_quantized:
+            options["dtype"] = torch.float32
+        if is_quantized and stays_on_host:
+            raise ValueError(
+                "quantised layers are not divided among processes: tensor_parallel can only be 1"
+            )
+        if is_quantized and target.type == "cuda":
+            # Weights are rounded and ordered there, and never all of them on the host.
+            options["device_map"] = {"": target}
         module = AutoModelForCausalLM.from_pretrained(
-            path, dtype=wanted, trust_remote_code=False, use_safetensors=True
+            path, trust_remote_code=False, use_safetensors=True, **options
         )
+        check_quantized(module, quantization)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     if not stays_on_host:
@@ -129,13 +162,13 @@ def prepare(
         UnservableModelError: The model is of a kind that is not served.
     """
     module.eval().requires_grad_(False)
-    num_parameters = sum(parameter.numel() for parameter in module.parameters())
-    fingerprint = _fingerprint(module, tokenizer_json)
+    num_parameters = module.num_parameters()
+    digest = fingerprint(module, tokenizer_json)
     config = module.config.get_text_config()
     step = Step(module.device)
     bridge = AttentionBridge(step)
     with _refused(module):
-        calls, vocab_size = _probe(module, bridge)
+        calls, vocab_size = probe(module, bridge)
     if sorted(bridge.shapes) != list(range(config.num_hidden_layers)):
         raise UnservableModelError(
             f"{type(module).__name__}: only layers {sorted(bridge.shapes)} of "
@@ -145,7 +178,10 @@ def prepare(
     _check_arguments(module)
     with _refused(module):
         check = SelfCheck(module, step, bridge)
-    groups, places = _pack(module, calls, step)
+    try:
+        groups, places = pack(module, calls, step)
+    except ValueError as error:
+        raise UnservableModelError(str(error)) from None
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
@@ -171,7 +207,7 @@ def prepare(
         places=places,
         name=name,
         architecture=type(module).__name__,
-        fingerprint=fingerprint,
+        fingerprint=digest,
         dtype=module.dtype,
         device=module.device,
         context_length=context_length(config, windows),
@@ -204,73 +240,11 @@ def _check_arguments(module: PreTrainedModel) -> None:
             raise UnservableModelError(f"{type(module).__name__}.forward takes no {name}")
 
 
-def _probe(
-    module: PreTrainedModel, bridge: AttentionBridge
-) -> tuple[list[tuple[str, torch.Tensor]], int]:
-    """Run `module` on two tokens with our attention.
-
-    Returns:
-        (name, input) for each linear layer, in the order of the calls; the inputs are
-        kept so that two of them are the same object only if they are the same tensor. And the
-        number of logits.
-    """
-    output_layer = module.get_output_embeddings()
-    calls: list[tuple[str, torch.Tensor]] = []
-    hooks = []
-    for name, layer in module.named_modules():
-        # A subclass may compute something else, as the routers of some models do.
-        if type(layer).forward in _PLAIN_FORWARDS and layer is not output_layer:
-            hooks.append(layer.register_forward_pre_hook(_recorder(calls, name)))
-    try:
-        module.set_attn_implementation(bridge.name)
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=module.device)
-        positions = torch.arange(2, device=module.device)[None]
-        with torch.inference_mode():
-            output = module(input_ids=tokens, position_ids=positions, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls, output.logits.shape[-1]
-
-
-def _recorder(
-    calls: list[tuple[str, torch.Tensor]], name: str
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def record(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        calls.append((name, arguments[0]))
-
-    return record
-
-
-def _pack(
-    module: PreTrainedModel, calls: list[tuple[str, torch.Tensor]], step: Step
-) -> tuple[list[PackedLinear], dict[str, LayerPlace]]:
-    """Replace the layers of `calls` by packed ones, siblings with one input together.
-
-    Nothing here holds a layer that is replaced, so that packing takes the memory of one group more,
-    not that of the whole model.
-    """
-    together: dict[tuple[str, int], list[str]] = {}
-    for name, x in calls:
-        together.setdefault((name.rpartition(".")[0], id(x)), []).append(name)
-    groups: list[PackedLinear] = []
-    places: dict[str, LayerPlace] = {}
-    for names in together.values():
-        for name in names:
-            if names.count(name) > 1 or name in places:
-                raise UnservableModelError(f"layer {name} is used twice in one step")
-        packed = PackedLinear([module.get_submodule(name) for name in names], len(groups), step)
-        for part, name in enumerate(names):
-            places[name] = LayerPlace(len(groups), part)
-            module.set_submodule(name, PackedPart(packed, part))
-        groups.append(packed)
-    return groups, places
-
-
 def _own(module: PreTrainedModel) -> None:
     """Copy what is left of the weights, so that nothing holds the mapped file any longer."""
     for parameter in module.parameters():
-        parameter.data = parameter.data.clone()
+        if type(parameter) is nn.Parameter:  # others lie where their library has put them
+            parameter.data = parameter.data.clone()
 
 
 def _checked_stack(
@@ -322,15 +296,3 @@ def _tokenizer_json(path: str) -> str | None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else str(backend.to_str())
-
-
-def _fingerprint(module: PreTrainedModel, tokenizer_json: str | None) -> str:
-    """Return a digest over the architecture, every weight's shape and a sample of its values."""
-    digest = hashlib.sha256(type(module).__name__.encode())
-    for name, weight in sorted(module.named_parameters()):
-        digest.update(f"\0{name}\0{tuple(weight.shape)}\0".encode())
-        flat = weight.detach().reshape(-1)
-        step = max(1, flat.numel() // _FINGERPRINT_SAMPLES)
-        digest.update(flat[::step].float().cpu().numpy().tobytes())
-    digest.update((tokenizer_json or "").encode())
-    return f"sha256:{digest.hexdigest()}"

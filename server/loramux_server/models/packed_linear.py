@@ -8,56 +8,69 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.kernels.backend import Backend
-from loramux_server.kernels.linear import make_linear
+from loramux_server.kernels.linear import Linear, make_linear
+from loramux_server.kernels.own_linear import OwnLinear
 from loramux_server.kernels.projection import Projection
 from loramux_server.lora.shard import Shard, Split, cut_shape
 from loramux_server.lora.slab import GroupShape, Slab
+from loramux_server.models.quantized import is_quantized
 from loramux_server.models.step import Step
 
-Linear: TypeAlias = nn.Linear
-"""Or transformers' Conv1D, which has the same attributes and the transposed weight."""
+Layer: TypeAlias = nn.Linear
+"""Or transformers' Conv1D, which has the transposed weight."""
 _MAX_COPY_BYTES = 1 << 30
 """Largest output layer that is packed: the embedding mostly holds the same weights already."""
 Weights: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """Weight [N, K] and bias [N]."""
 
 
-def features(layer: Linear) -> tuple[int, int]:
+def features(layer: Layer) -> tuple[int, int]:
     """Return (in_features, out_features)."""
-    rows, columns = layer.weight.shape
-    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+    if isinstance(layer, Conv1D):
+        rows, columns = layer.weight.shape
+        return rows, columns
+    return layer.in_features, layer.out_features
 
 
 class PackedLinear:
     """A group of layers that are called with the same input, one after the other.
 
     The first call computes all of them and keeps the others' results until they are asked for. The
-    layers' own modules stand in the model as `PackedPart`s, so modelling code need not know.
+    layers' own modules stand in the model as `PackedPart`s, so modelling code need not know. Where
+    one of them is quantised, each is computed on its own, by the module that it was.
     """
 
-    def __init__(self, layers: list[Linear], group: int, step: Step) -> None:
+    def __init__(self, layers: list[Layer], group: int, step: Step, dtype: torch.dtype) -> None:
         self._group = group
         self._step = step
-        with torch.no_grad():
-            weights = [
-                layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in layers
-            ]
-            joined = torch.cat(weights).contiguous(), _join_biases(layers)
-        self.dtype, self.device = joined[0].dtype, joined[0].device
+        self.dtype = dtype
+        """Of inputs and outputs."""
+        self.device = layers[0].weight.device
+        self.is_plain = not any(map(is_quantized, layers))
+        """Whether the weights can be joined, divided and put anywhere."""
         self.whole = GroupShape(
             features(layers[0])[0], tuple(features(layer)[1] for layer in layers)
         )
         """The shape of the layers in the model, of which this process may hold a part."""
         self.split = Split.NOTHING
-        self._hold(joined, self.whole)
+        self._weights: Weights | None = None
+        self._linear: Linear
+        if self.is_plain:
+            self._hold(_join(layers), self.whole)
+        else:
+            self._linear = OwnLinear(layers)
+            self._take(self.whole)
         self._slab: Slab | None = None
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._num_asked = 0
 
     def _hold(self, weights: Weights, shape: GroupShape) -> None:
-        self._weights: Weights | None = weights
+        self._weights = weights
         self._linear = make_linear(*weights)
+        self._take(shape)
+
+    def _take(self, shape: GroupShape) -> None:
         self.shape = shape
         """The shape of what this process holds."""
         self._columns = np.cumsum([0, *shape.out_features], dtype=np.int32)
@@ -86,10 +99,11 @@ class PackedLinear:
 
     def attach(self, slab: Slab, backend: Backend) -> None:
         """Let `backend` take the weights, and read adapters from `slab`; once."""
-        assert self._weights is not None
-        weight_NK, bias_N = self._weights
-        self._linear = backend.make_linear(slab.place(self._group, weight_NK), bias_N)
-        self._weights = None
+        assert self._slab is None
+        if self._weights is not None:
+            weight_NK, bias_N = self._weights
+            self._linear = backend.make_linear(slab.place(self._group, weight_NK), bias_N)
+            self._weights = None
         self._slab = slab
 
     def projection(self) -> Projection:
@@ -141,19 +155,27 @@ class PackedPart(nn.Module):
 class OutputLayer(nn.Module):
     """Stands where the layer stood that makes logits; no adapter changes it."""
 
-    def __init__(self, layer: Linear) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
-        self._weights: Weights = (layer.weight, layer.bias)
-        self._linear = make_linear(*self._weights)
+        self._weights: Weights | None = None
+        self._linear: Linear
+        if is_quantized(layer):
+            self._linear = OwnLinear([layer])
+        else:
+            self._hold((layer.weight, layer.bias))
+
+    def _hold(self, weights: Weights) -> None:
+        self._weights = weights
+        self._linear = make_linear(*weights)
 
     def move(self, device: torch.device) -> None:
         """Bring the weights to `device`; before `attach`."""
-        self._weights = _moved(self._weights, device)
-        self._linear = make_linear(*self._weights)
+        assert self._weights is not None
+        self._hold(_moved(self._weights, device))
 
     def attach(self, backend: Backend) -> None:
         """Compute with the operations of `backend`."""
-        if self._weights[0].nbytes <= _MAX_COPY_BYTES:
+        if self._weights is not None and self._weights[0].nbytes <= _MAX_COPY_BYTES:
             self._linear = backend.make_linear(*self._weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -162,7 +184,15 @@ class OutputLayer(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _join_biases(layers: list[Linear]) -> torch.Tensor | None:
+def _join(layers: list[Layer]) -> Weights:
+    with torch.no_grad():
+        weights = [
+            layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in layers
+        ]
+        return torch.cat(weights).contiguous(), _join_biases(layers)
+
+
+def _join_biases(layers: list[Layer]) -> torch.Tensor | None:
     biases = [layer.bias for layer in layers]
     if all(bias is None for bias in biases):
         return None

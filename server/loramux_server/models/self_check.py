@@ -17,6 +17,7 @@ from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.decoder_stack import DecoderStack
+from loramux_server.models.quantized import rounds_inputs
 from loramux_server.models.step import Step
 
 _LENGTHS = (7, 12)
@@ -38,6 +39,7 @@ class SelfCheck:
         self._step = step
         self._bridge = bridge
         self._sequences = _sequences(module)
+        self._rounds_inputs = rounds_inputs(module)
         module.set_attn_implementation("eager")
         with torch.inference_mode():
             self._own_TV = torch.cat([
@@ -71,8 +73,10 @@ class SelfCheck:
     def tolerance(self) -> float:
         """The largest difference that rounding explains."""
         rounding = 16 * torch.finfo(self._module.dtype).eps
-        # Where two experts score nearly the same, rounding decides which of them runs.
-        return rounding + (0.1 if _has_experts(self._module.config.get_text_config()) else 1e-3)
+        # Where two experts score nearly the same, rounding decides which of them runs; where inputs
+        # are rounded to 8 bits as well, which of 255 numbers one becomes.
+        is_coarse = _has_experts(self._module.config.get_text_config()) or self._rounds_inputs
+        return rounding + (0.1 if is_coarse else 1e-3)
 
     @contextmanager
     def _small_cache(self) -> Iterator[None]:

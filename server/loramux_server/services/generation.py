@@ -12,6 +12,7 @@ from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.descriptions import identity_of
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
@@ -21,6 +22,7 @@ from loramux_server.services.limits import (
 )
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
+from loramux_server.statuses import Statuses
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
 
@@ -51,12 +53,14 @@ class GenerationService:
         registry: Registry,
         model: ModelInfo,
         metrics: Metrics,
+        statuses: Statuses,
         default_timeout: float,
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._model = model
         self._metrics = metrics
+        self._statuses = statuses
         self._default_timeout = default_timeout
         self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
         self._live: set[str] = set()
@@ -204,10 +208,12 @@ class GenerationService:
             observer.resolved("", len(tokens))
             yield _Call(request_id, tokens, None, None, chosen, text, observer)
             return
-        with self._registry.lease(request.adapter) as (record, source):
-            observer.resolved(record.name, len(tokens))
-            identity = generation_pb2.AdapterIdentity(name=record.name, digest=record.digest)
-            yield _Call(request_id, tokens, source, identity, chosen, text, observer)
+        key = request.routing_key or secrets.token_hex(8)
+        with self._registry.lease(request.adapter, key=key) as (record, source):
+            observer.resolved(record.full_name, len(tokens))
+            identity = identity_of(record)
+            with self._statuses.used(record.digest):
+                yield _Call(request_id, tokens, source, identity, chosen, text, observer)
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_adapters import PackageError, check_adapter_name
 from loramux_adapters.errors import shown
 from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.store.reference import parse_reference
 
 MAX_PROMPT_BYTES = 256 << 10
 MAX_REQUEST_ID = 128
@@ -25,6 +25,9 @@ MIN_REPETITION_PENALTY = 0.001
 """Below this a logit that is divided by it may leave float32."""
 MAX_REPETITION_PENALTY = 100.0
 DEFAULT_MAX_TOKENS = 256
+MAX_ROUTING_KEY = 256
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
 
 _SEEDS = 1 << 64
 
@@ -46,7 +49,9 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     """
     _check_prompt(request, model)
     if request.adapter:
-        name_of(request.adapter, "adapter")
+        parse_reference(request.adapter, "adapter")
+    if len(request.routing_key) > MAX_ROUTING_KEY:
+        raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
     if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
         raise invalid(
             "request_id", request.request_id, f"at most {MAX_REQUEST_ID} printable characters"
@@ -109,16 +114,15 @@ def text_options(params: generation_pb2.SamplingParams) -> TextOptions:
     )
 
 
-def name_of(name: str, field: str) -> str:
-    """Return `name` if an adapter may be called so.
+def page_size(asked: int) -> int:
+    """Return how many entries a page has that was asked for with the field `page_size`.
 
     Raises:
-        InvalidArgumentError: It may not.
+        InvalidArgumentError: It is negative.
     """
-    try:
-        return check_adapter_name(name)
-    except PackageError as error:
-        raise InvalidArgumentError(f"{field}: {error}", reason=error.reason, field=field) from None
+    if asked < 0:
+        raise invalid("page_size", asked, f"0 to {MAX_PAGE}")
+    return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
 def check_tokens(field: str, tokens: Iterable[int], model: ModelInfo) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
@@ -15,6 +17,16 @@ def outcome_of(error: BaseException) -> str:
         return error.code.name.lower()
     is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
     return "cancelled" if is_cancelled else "internal"
+
+
+@contextmanager
+def counting_failed_uploads(metrics: Metrics) -> Iterator[None]:
+    """Count an upload that ends with the error of the block."""
+    try:
+        yield
+    except BaseException as error:
+        metrics.uploads.labels(outcome_of(error)).inc()
+        raise
 
 
 class Observer:

@@ -13,6 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+_PIECE = 1 << 20
+_RESUMABLE = ".upload"
+"""Ends the names of staged files that a restart keeps."""
+
 
 class StoreLockedError(Exception):
     """Another server uses the store."""
@@ -40,6 +44,12 @@ class Staged:
         self.file.write(piece)
         self._sha256.update(piece)
         self.size += len(piece)
+
+    def catch_up(self) -> None:
+        """Take in what an earlier server wrote."""
+        while piece := self.file.read(_PIECE):
+            self._sha256.update(piece)
+            self.size += len(piece)
 
 
 class Blobs:
@@ -73,6 +83,28 @@ class Blobs:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return Staged(path, os.fdopen(os.open(path, flags, 0o600), "w+b"))
 
+    def resume(self, upload_id: str) -> Staged:
+        """Open the file of an upload that may have begun earlier; what came of it is read."""
+        path = self._staging / f"{upload_id}{_RESUMABLE}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        staged = Staged(path, os.fdopen(os.open(path, flags, 0o600), "r+b"))
+        staged.catch_up()
+        return staged
+
+    def drop_uploads(self, before: float, in_use: Collection[Path]) -> None:
+        """Delete files of uploads, except those `in_use`, that nobody wrote to since `before`."""
+        for path in self._staging.glob(f"*{_RESUMABLE}"):
+            if path not in in_use and path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
+
+    def is_whole(self, digest: str) -> bool:
+        """Return whether a blob is there with the bytes that its name says; reads all of them."""
+        try:
+            with self.path(digest).open("rb") as file:
+                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+        except FileNotFoundError:
+            return False
+
     def discard(self, staged: Staged) -> None:
         """Close and delete what was staged; if it was published, the blob stays."""
         staged.path.unlink(missing_ok=True)
@@ -101,9 +133,10 @@ class Blobs:
         self.path(digest).unlink(missing_ok=True)
 
     def recover(self, referenced: Collection[str]) -> None:
-        """Delete what a crash left behind: staged files, and blobs that nothing refers to."""
+        """Delete what a crash left and nothing goes on with: staged files and blobs."""
         for path in self._staging.iterdir():
-            path.unlink()
+            if path.suffix != _RESUMABLE:
+                path.unlink()
         for path in self._blobs.glob("*/*"):
             if f"sha256:{path.name}" not in referenced:
                 path.unlink()

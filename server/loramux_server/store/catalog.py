@@ -1,118 +1,175 @@
-"""The names of adapters and what each stands for, in a database.
+"""The versions of adapters and what tags stand for, in a database.
 
-SQLite by default: write-ahead log, synchronous=FULL, one writer. What `put` has returned from
-survives a crash and a power cut.
+SQLite by default: write-ahead log, synchronous=FULL, one writer. What a method that changes
+something has returned from survives a crash and a power cut.
 """
 
 import datetime
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
 
-UPLOAD = "upload"
-DIRECTORY = "directory"
-
-_metadata = sa.MetaData()
-_store = sa.Table(
-    "store",
-    _metadata,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("value", sa.String, nullable=False),
-)
-_adapters = sa.Table(
-    "adapters",
-    _metadata,
-    sa.Column("name", sa.String(63), primary_key=True),
-    sa.Column("digest", sa.String(71), nullable=False, index=True),
-    sa.Column("size_bytes", sa.BigInteger, nullable=False),
-    sa.Column("rank", sa.Integer, nullable=False),
-    sa.Column("num_bytes", sa.BigInteger, nullable=False),
-    sa.Column("item_bytes", sa.Integer, nullable=False),
-    sa.Column("target_modules", sa.Text, nullable=False),
-    sa.Column("base_model", sa.Text, nullable=False),
-    sa.Column("source", sa.String(16), nullable=False),
-    sa.Column("stamp", sa.Text, nullable=False),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterRecord:
-    """What the catalog knows of an adapter."""
-
-    name: str
-    digest: str
-    size_bytes: int
-    rank: int
-    num_bytes: int
-    item_bytes: int
-    target_modules: tuple[str, ...]
-    base_model: str
-    source: str
-    """UPLOAD or DIRECTORY."""
-    stamp: str = ""
-    """State of the files that it was imported from; empty for an upload."""
-    created_at: datetime.datetime
+from loramux_server.store.alias import Move, Split
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import DEFAULT_TENANT
+from loramux_server.store.schema import aliases, moves, names, prepare, store, versions
 
 
 class Catalog:
-    """Name -> AdapterRecord, durable."""
+    """Versions, aliases and their moves, durable."""
 
     def __init__(self, url: str) -> None:
-        """Open the database at the SQLAlchemy URL `url`, and create its tables if need be."""
+        """Open the database at the SQLAlchemy URL `url`; an older one is brought up to date.
+
+        Raises:
+            NewerFormatError: A newer version of the server wrote it.
+        """
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
-        _metadata.create_all(self._engine)
+            # The driver's own transactions leave out what changes tables.
+            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+        try:
+            with self._engine.begin() as connection:
+                prepare(connection, DEFAULT_TENANT)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Catalog":
         """Open the SQLite catalog in `folder`."""
         return cls(f"sqlite:///{folder / 'catalog.sqlite'}")
 
-    def all(self) -> Iterator[AdapterRecord]:
-        """Yield every record in the order of the names."""
+    def versions(self) -> Iterator[AdapterRecord]:
+        """Yield every version, those of a name in order."""
+        order = (versions.c.tenant, versions.c.name, versions.c.version)
         with self._engine.connect() as connection:
-            for row in connection.execute(sa.select(_adapters).order_by(_adapters.c.name)):
+            for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
                 values["target_modules"] = tuple(json.loads(values["target_modules"]))
-                if values["created_at"].tzinfo is None:  # SQLite keeps no time zone
-                    values["created_at"] = values["created_at"].replace(tzinfo=datetime.UTC)
+                values["created_at"] = _in_utc(values["created_at"])
                 yield AdapterRecord(**values)
 
-    def put(self, record: AdapterRecord) -> None:
-        """Make `record.name` stand for `record`; durable when this returns."""
-        values = {column.name: getattr(record, column.name) for column in _adapters.columns}
-        values["target_modules"] = json.dumps(record.target_modules)
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(_adapters).where(_adapters.c.name == record.name))
-            connection.execute(sa.insert(_adapters).values(values))
+    def last_versions(self) -> dict[tuple[str, str], int]:
+        """Return the newest number that was ever given, by tenant and name."""
+        with self._engine.connect() as connection:
+            return {(row[0], row[1]): row[2] for row in connection.execute(sa.select(names))}
 
-    def remove(self, name: str) -> None:
-        """Forget `name`; durable when this returns."""
+    def aliases(self) -> Iterator[tuple[tuple[str, str], str, Split]]:
+        """Yield tenant and name, alias, and what it stands for."""
+        with self._engine.connect() as connection:
+            for tenant, name, alias, split in connection.execute(sa.select(aliases)):
+                yield (tenant, name), alias, Split.load(split)
+
+    def moves(
+        self, adapter: tuple[str, str], alias: str, *, before: int | None, limit: int
+    ) -> list[Move]:
+        """Return moves of an alias, the newest first, at most `limit` and older than `before`."""
+        found = _of(moves, adapter) & (moves.c.alias == alias)
+        if before is not None:
+            found &= moves.c.number < before
+        query = sa.select(moves).where(found).order_by(moves.c.number.desc()).limit(limit)
+        with self._engine.connect() as connection:
+            return [_move(row) for row in connection.execute(query)]
+
+    def add(self, record: AdapterRecord, replaced: Collection[AdapterRecord] = ()) -> None:
+        """Keep a new version in place of those `replaced`."""
+        values = {column.name: getattr(record, column.name) for column in versions.columns}
+        values["target_modules"] = json.dumps(record.target_modules)
+        number = {"last_version": record.version}
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(_adapters).where(_adapters.c.name == name))
+            _delete(connection, replaced)
+            connection.execute(sa.insert(versions).values(values))
+            update = sa.update(names).where(_of(names, record.adapter)).values(number)
+            if not connection.execute(update).rowcount:
+                connection.execute(
+                    sa.insert(names).values(tenant=record.tenant, name=record.name, **number)
+                )
+
+    def update(self, record: AdapterRecord) -> None:
+        """Keep what may change of a version: its stamp, and whether it is pinned."""
+        found = _of(versions, record.adapter) & (versions.c.version == record.version)
+        changed = {"stamp": record.stamp, "is_pinned": record.is_pinned}
+        with self._engine.begin() as connection:
+            connection.execute(sa.update(versions).where(found).values(changed))
+
+    def remove(self, records: Collection[AdapterRecord]) -> None:
+        """Forget versions; with the last one of an adapter go its aliases and their moves."""
+        with self._engine.begin() as connection:
+            _delete(connection, records)
+            for adapter in {record.adapter for record in records}:
+                left = sa.select(sa.func.count()).select_from(versions)
+                if not connection.scalar(left.where(_of(versions, adapter))):
+                    for table in (aliases, moves):
+                        connection.execute(sa.delete(table).where(_of(table, adapter)))
+
+    def move(self, move: Move) -> None:
+        """Let an alias stand for something else, and keep how it came to that."""
+        adapter = (move.tenant, move.name)
+        which = {"tenant": move.tenant, "name": move.name, "alias": move.alias}
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.delete(aliases).where(_of(aliases, adapter) & (aliases.c.alias == move.alias))
+            )
+            if move.after.weights:
+                connection.execute(sa.insert(aliases).values(split=move.after.dump(), **which))
+            connection.execute(
+                sa.insert(moves).values(
+                    before=move.before.dump(),
+                    after=move.after.dump(),
+                    moved_at=move.moved_at,
+                    moved_by=move.moved_by,
+                    **which,
+                )
+            )
 
     def note(self, key: str) -> str | None:
         """Return what was kept under `key` about the store as a whole."""
         with self._engine.connect() as connection:
-            return connection.scalar(sa.select(_store.c.value).where(_store.c.key == key))
+            return connection.scalar(sa.select(store.c.value).where(store.c.key == key))
 
     def keep_note(self, key: str, value: str) -> None:
         """Keep `value` under `key`."""
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(_store).where(_store.c.key == key))
-            connection.execute(sa.insert(_store).values(key=key, value=value))
+            connection.execute(sa.delete(store).where(store.c.key == key))
+            connection.execute(sa.insert(store).values(key=key, value=value))
 
     def close(self) -> None:
         """Close the database."""
         self._engine.dispose()
 
 
+def _of(table: sa.Table, adapter: tuple[str, str]) -> sa.ColumnElement[bool]:
+    tenant, name = adapter
+    return (table.c.tenant == tenant) & (table.c.name == name)
+
+
+def _delete(connection: sa.Connection, records: Collection[AdapterRecord]) -> None:
+    for record in records:
+        connection.execute(
+            sa.delete(versions).where(
+                _of(versions, record.adapter) & (versions.c.version == record.version)
+            )
+        )
+
+
+def _move(row: sa.Row[tuple[object, ...]]) -> Move:
+    values = dict(row._mapping)
+    values["before"], values["after"] = Split.load(values["before"]), Split.load(values["after"])
+    values["moved_at"] = _in_utc(values["moved_at"])
+    return Move(**values)
+
+
+def _in_utc(moment: datetime.datetime) -> datetime.datetime:
+    """Return `moment` with its time zone, which SQLite does not keep."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+
+
 def _configure_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says so
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
         cursor.execute(f"PRAGMA {pragma}")

@@ -1,4 +1,8 @@
-"""The `--adapters` directory: each PEFT folder or package in it is an adapter."""
+"""The `--adapters` directory: each PEFT folder or package in it is an adapter.
+
+It is looked at again and again. What is still being written is not taken: its files have to be the
+same in two looks, and while they are read, and they have to be a whole package.
+"""
 
 import logging
 import shutil
@@ -7,74 +11,117 @@ from pathlib import Path
 
 from loramux_adapters import PackageError, check_adapter_name, pack
 from loramux_adapters.package import CONFIG_FILE, TENSOR_FILE, is_peft_folder
-from loramux_server.store.catalog import UPLOAD
 from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.record import UPLOAD
 from loramux_server.store.registry import Registry, directory_record
 
 _log = logging.getLogger(__name__)
 
 
-def import_directory(
-    directory: Path | None,
-    registry: Registry,
-    base: ServedBase,
-    is_cancelled: Callable[[], bool] = lambda: False,
-) -> int:
-    """Bring `registry` in step with `directory` and return how many adapters it provides.
+class Directory:
+    """Keeps a registry in step with a directory. One thread at a time may use it; it blocks."""
 
-    What has not changed since the last time is not read again. An entry that cannot be served is
-    logged and left out; it does not keep the others from being served. No directory provides none.
-    Once it `is_cancelled`, nothing more is done.
+    def __init__(self, path: Path | None, registry: Registry, base: ServedBase) -> None:
+        """Begin with what the registry has of it.
 
-    Raises:
-        OSError: The directory cannot be read.
-    """
-    known = registry.from_directory()
-    found: set[str] = set()
-    for name, path in _entries(directory).items() if directory else ():
-        if is_cancelled():
-            return len(found)
+        Args:
+            path: The directory; none provides nothing.
+            registry: Where its adapters go.
+            base: What they have to fit.
+        """
+        self._path = path
+        self._registry = registry
+        self._base = base
+        self._registered = {name: r.stamp for name, r in registry.from_directory().items()}
+        """Adapter -> the state of its files that is registered."""
+        self._seen: dict[str, str] = {}
+        """Entry -> the state of its files in the last look."""
+        self._refused: dict[str, str] = {}
+        """Entry -> a state of its files that cannot be served."""
+        self._said: dict[str, str] = {}
+        """Entry -> what was last logged about it."""
+
+    def look(
+        self, *, settles: bool = True, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Take in what is new, changed or gone and return how many adapters it provides.
+
+        What has not changed since it was registered is not read again. An entry that cannot be
+        served is logged and left out: what its name stood for before stays, and others are served.
+
+        Args:
+            settles: Take only what is as it was in the look before.
+            is_cancelled: Once it is true, nothing more is done.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        seen: dict[str, str] = {}
+        for name, path in self._entries().items():
+            if is_cancelled():
+                return len(self._registered)
+            try:
+                seen[name] = stamp = _stamp(path)
+                is_done = stamp in (self._registered.get(name), self._refused.get(name))
+                if is_done or (settles and self._seen.get(name) != stamp):
+                    continue
+                check_adapter_name(name)
+                self._import(path, name, stamp)
+            except (PackageError, OSError) as error:
+                self._say(path.name, f"{path.name} is left out: {error}")
+        # What is replaced by hand is away for a moment.
+        gone = self._registered.keys() - seen.keys()
+        for name in gone - self._seen.keys() if settles else gone:
+            self._registry.forget_directory(name)
+            del self._registered[name]
+        self._seen = seen
+        return len(self._registered)
+
+    def _entries(self) -> dict[str, Path]:
+        """Return the entries by the names of their adapters; a folder goes first."""
+        entries: dict[str, Path] = {}
+        found = self._path.iterdir() if self._path else ()
+        for path in sorted(found, key=lambda path: (not path.is_dir(), path.name)):
+            if not (is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())):
+                continue
+            name = path.stem if path.is_file() else path.name
+            chosen = entries.setdefault(name, path)
+            if chosen != path:
+                self._say(path.name, f"{path.name} is left out: {chosen.name}/ is adapter {name!r}")
+        return entries
+
+    def _import(self, path: Path, name: str, stamp: str) -> None:
+        """Register the files of an entry in the state `stamp`.
+
+        Raises:
+            PackageError: They cannot be served, or changed meanwhile.
+        """
+        if any(record.source == UPLOAD for record in self._registry.versions(name)):
+            raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
+        staged = self._registry.stage()
         try:
-            check_adapter_name(name)
-            stamp = _stamp(path)
-            if name not in known or known[name].stamp != stamp:
-                _import(path, name, stamp, registry, base)
-            found.add(name)
-        except (PackageError, OSError) as error:
-            _log.warning("%s is left out: %s", path.name, error)
-    for name in known.keys() - found:
-        registry.forget_directory(name)
-    return len(found)
+            if path.is_dir():
+                pack(path, staged)
+            else:
+                with path.open("rb") as file:
+                    shutil.copyfileobj(file, staged, 1 << 20)
+            package = check_package(staged.file, staged.size, self._base)
+            if _stamp(path) != stamp:
+                return  # it is still being written: the next look takes it
+            record = self._registry.publish(name, staged, package)
+            self._registry.register(directory_record(record, stamp))
+        except PackageError:
+            self._refused[name] = stamp
+            raise
+        finally:
+            self._registry.discard(staged)
+        self._registered[name] = stamp
 
-
-def _entries(directory: Path) -> dict[str, Path]:
-    """Return the entries of `directory` by the names of their adapters; a folder goes first."""
-    entries: dict[str, Path] = {}
-    for path in sorted(directory.iterdir(), key=lambda path: (not path.is_dir(), path.name)):
-        if not (is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())):
-            continue
-        name = path.stem if path.is_file() else path.name
-        chosen = entries.setdefault(name, path)
-        if chosen != path:
-            _log.warning("%s is left out: %s is adapter %r", path.name, f"{chosen.name}/", name)
-    return entries
-
-
-def _import(path: Path, name: str, stamp: str, registry: Registry, base: ServedBase) -> None:
-    if name in registry.names() and registry.get(name).source == UPLOAD:
-        raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
-    staged = registry.stage()
-    try:
-        if path.is_dir():
-            pack(path, staged)
-        else:
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, staged, 1 << 20)
-        package = check_package(staged.file, staged.size, base)
-        record = registry.publish(name, staged, package)
-        registry.register(directory_record(record, stamp))
-    finally:
-        registry.discard(staged)
+    def _say(self, entry: str, message: str) -> None:
+        """Log `message` unless it was the last about this entry."""
+        if self._said.get(entry) != message:
+            self._said[entry] = message
+            _log.warning("%s", message)
 
 
 def _stamp(path: Path) -> str:

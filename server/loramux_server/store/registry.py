@@ -3,110 +3,126 @@
 Reads come from memory; every change goes to disk first. A request takes a lease on the version that
 it resolved, and the bytes of that version stay until the last lease is given back.
 
-Leases are taken and given back on the event loop: they wait for no disk. All else may block.
+Leases are taken and given back on the event loop: they wait for no disk. What changes something may
+block.
 """
 
 import datetime
-import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from loramux.errors import (
-    AlreadyExistsError,
-    FailedPreconditionError,
-    NotFoundError,
-)
+from loramux.errors import AlreadyExistsError, FailedPreconditionError
 from loramux_adapters import Package
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.lora.packed import format_of
+from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
-from loramux_server.store.catalog import DIRECTORY, UPLOAD, AdapterRecord, Catalog
+from loramux_server.store.catalog import Catalog
 from loramux_server.store.check import num_bytes
+from loramux_server.store.leases import Leases
+from loramux_server.store.names import Names
+from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
+from loramux_server.store.reference import parse_name, parse_reference
 
-_log = logging.getLogger(__name__)
+ADDED, UPDATED, REMOVED = "added", "updated", "removed"
 
 
 class Registry:
-    """Name -> adapter, with the bytes behind it. Threads may share it."""
+    """Reference -> version, with the bytes behind it. Threads may share it."""
 
     def __init__(self, folder: Path) -> None:
         """Open the registry in `folder` and clear away what a crash left behind.
 
         Raises:
             StoreLockedError: Another server uses the folder.
+            NewerFormatError: A newer version of the server wrote it.
         """
-        self._blobs = Blobs(folder)
+        self.blobs = Blobs(folder)
         self.catalog = Catalog.in_folder(folder)
-        self._adapters = {record.name: record for record in self.catalog.all()}
-        self._names = Counter(record.digest for record in self._adapters.values())
-        """Digest -> how many names stand for it."""
-        self._leases: Counter[str] = Counter()
-        """Digest -> how many requests and uploads use it."""
+        self._names = Names(
+            self.catalog.versions(), self.catalog.last_versions(), self.catalog.aliases()
+        )
         self._lock = threading.Lock()
-        """Held to look at or change what is above; never while the disk works."""
+        """Held to look at or change what is in memory; never while the disk works."""
         self._writing = threading.Lock()
         """Held to change names on disk and in memory alike, and while unused bytes go."""
-        self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="sweep")
-        """Deletes the bytes that a request was the last to use."""
-        self.on_gone: Callable[[str], None] = lambda digest: None
-        """Called with the digest of a version that is neither named nor in use any more."""
-        self._blobs.recover(self._names)
+        self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
+        self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
+        self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
+        """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
+        self.blobs.recover(self._names.digests())
 
     def __len__(self) -> int:
-        return len(self._adapters)
+        return len(self._names)
 
-    def get(self, name: str, *, field: str = "name") -> AdapterRecord:
-        """Return the adapter called `name`, which came in the request field `field`.
+    def get(self, reference: str, *, field: str = "name") -> AdapterRecord:
+        """Return the version that `reference`, of the request field `field`, stands for.
 
-        Raises:
-            NotFoundError: There is none.
-        """
-        try:
-            return self._adapters[name]
-        except KeyError:
-            raise NotFoundError(
-                f"adapter {name!r} is not registered", reason="ADAPTER_NOT_FOUND", field=field
-            ) from None
-
-    def names(self) -> list[str]:
-        """Return all names in order."""
-        return sorted(self._adapters)
-
-    def records(self) -> list[AdapterRecord]:
-        """Return all adapters in the order of their names."""
-        return sorted(self._adapters.values(), key=lambda record: record.name)
-
-    @contextmanager
-    def lease(self, name: str) -> Iterator[tuple[AdapterRecord, AdapterSource]]:
-        """Resolve `name` once and keep that version's bytes for as long as the block runs.
+        Of several, it is the heaviest.
 
         Raises:
-            NotFoundError: There is no such adapter.
+            InvalidArgumentError: It is no reference.
+            NotFoundError: It stands for nothing.
         """
         with self._lock:
-            record = self.get(name, field="adapter")
-            self._leases[record.digest] += 1
-        try:
-            yield record, self.source_of(record)
-        finally:
+            return self._names.find(parse_reference(reference, field), field=field)
+
+    def versions(self, name: str, *, field: str = "name") -> list[AdapterRecord]:
+        """Return all versions of an adapter, oldest first; none if it is not registered."""
+        reference = parse_name(name, field)
+        with self._lock:
+            return self._names.versions((reference.tenant, reference.name))
+
+    def names(self) -> list[str]:
+        """Return the references to all adapters in the order of tenants and names."""
+        return [record.full_name for record in self.records()]
+
+    def records(
+        self, *, begin: tuple[str, str] | None = None, all_versions: bool = False
+    ) -> Iterator[AdapterRecord]:
+        """Yield adapters in the order of tenants and names, from `begin` on.
+
+        Each with its newest version, or with all of them, newest first.
+        """
+        with self._lock:
+            adapters = self._names.after(begin)
+        for adapter in adapters:
             with self._lock:
-                _take(self._leases, record.digest)
-                is_used = self._is_used(record.digest)
-            if not is_used:
-                # After `close` it is left to the next start.
-                with suppress(RuntimeError):
-                    self._sweeper.submit(self._sweep, record.digest)
+                found = self._names.versions(adapter)
+            yield from reversed(found if all_versions else found[-1:])
+
+    def with_digest(self, digest: str) -> list[AdapterRecord]:
+        """Return all versions that have this content."""
+        with self._lock:
+            return self._names.with_digest(digest)
+
+    @contextmanager
+    def lease(
+        self, reference: str, *, key: str | None = None, field: str = "adapter"
+    ) -> Iterator[tuple[AdapterRecord, AdapterSource]]:
+        """Resolve `reference` once and keep that version's bytes for as long as the block runs.
+
+        Args:
+            reference: What a request asks for.
+            key: Chooses where an alias stands for several versions; None means the heaviest.
+            field: The request field that it came in.
+
+        Raises:
+            InvalidArgumentError: It is no reference.
+            NotFoundError: It stands for nothing.
+        """
+        parsed = parse_reference(reference, field)
+        with self.leases.use(parsed, field, key) as record:
+            yield record, self.source_of(record)
 
     def source_of(self, record: AdapterRecord) -> AdapterSource:
         """Return what the engine needs to load `record`."""
         return AdapterSource(
             record.digest,
-            str(self._blobs.path(record.digest)),
+            str(self.blobs.path(record.digest)),
             record.rank,
             record.num_bytes,
             record.item_bytes,
@@ -114,19 +130,21 @@ class Registry:
 
     def stage(self) -> Staged:
         """Open a file for a package that is on its way; `discard` it in the end."""
-        return self._blobs.stage()
+        return self.blobs.stage()
 
     def publish(self, name: str, staged: Staged, package: Package) -> AdapterRecord:
         """Store the bytes of a checked package, not yet its name, until `staged` is discarded.
 
         Until then the package may be tried out, and then `register` keeps it.
         """
-        with self._writing, self._lock:
-            self._leases[staged.digest] += 1
+        reference = parse_name(name, "name")
+        if not staged.is_leased:
+            self.leases.keep(staged.digest)
             staged.is_leased = True
-        self._blobs.publish(staged)
+        self.blobs.publish(staged)
         return AdapterRecord(
-            name=name,
+            tenant=reference.tenant,
+            name=reference.name,
             digest=staged.digest,
             size_bytes=staged.size,
             rank=package.rank,
@@ -140,12 +158,9 @@ class Registry:
 
     def discard(self, staged: Staged) -> None:
         """Delete what was staged, and also the bytes that it published if they have no name."""
-        self._blobs.discard(staged)
+        self.blobs.discard(staged)
         if staged.is_leased:
-            with self._writing:
-                with self._lock:
-                    _take(self._leases, staged.digest)
-                self._clear(staged.digest)
+            self.leases.let_go(staged.digest)
 
     def check_writable(self, name: str, field: str) -> None:
         """Refuse to change `name`, which came in the request field `field`, if it is read-only.
@@ -153,103 +168,131 @@ class Registry:
         Raises:
             FailedPreconditionError: The name belongs to the directory.
         """
-        record = self._adapters.get(name)
-        if record and record.source == DIRECTORY:
+        reference = parse_name(name, field)
+        newest = self._names.newest((reference.tenant, reference.name))
+        if newest and newest.source == DIRECTORY:
             raise FailedPreconditionError(
                 f"adapter {name!r} comes from the --adapters directory; change it there",
                 reason="ADAPTER_READ_ONLY",
                 field=field,
             )
 
-    def register(self, record: AdapterRecord, *, must_not_exist: bool = False) -> AdapterRecord:
-        """Give published bytes their name; durable and visible when this returns.
+    def register(
+        self, record: AdapterRecord, *, must_not_exist: bool = False
+    ) -> tuple[AdapterRecord, bool]:
+        """Give published bytes a name and the next number; durable and visible on return.
 
         Returns:
-            What the name stands for: `record`, or an older one with this very content.
+            The newest version of the name, and whether it is new: content that is the newest
+            already gets no second number.
 
         Raises:
             AlreadyExistsError: The name has other content and `must_not_exist` is set.
             FailedPreconditionError: The name belongs to the directory, and this is an upload.
         """
         with self._writing:
-            old = self._adapters.get(record.name)
+            old = self._names.newest(record.adapter)
             if record.source == UPLOAD:
-                self.check_writable(record.name, "header.name")
-            if old and old.digest == record.digest and old.stamp == record.stamp:
-                return old
+                self.check_writable(record.full_name, "header.name")
+            if old and old.digest == record.digest and old.source == record.source:
+                if old.stamp != record.stamp:
+                    old = self._update(replace(old, stamp=record.stamp))
+                return old, False
             if old and must_not_exist:
                 raise AlreadyExistsError(
-                    f"adapter {record.name!r} exists with other content, {old.digest}",
+                    f"adapter {record.full_name!r} exists with other content, {old.digest}",
                     reason="ADAPTER_EXISTS",
                     field="header.name",
                 )
-            self.catalog.put(record)
+            record = replace(record, version=self._names.next_version(record.adapter))
+            replaced = self._outdated(record)
+            self.catalog.add(record, replaced)
             with self._lock:
-                self._adapters[record.name] = record
-                self._names[record.digest] += 1
-                if old:
-                    _take(self._names, old.digest)
-            if old:
-                self._clear(old.digest)
-            return record
+                self._names.add(record)
+                for version in replaced:
+                    self._names.remove(version)
+            self.on_change(ADDED, record)
+            self._went(replaced)
+            return record, True
 
-    def delete(self, name: str) -> None:
-        """Forget `name` at once; its bytes go when nobody uses them any more.
+    def set_pinned(self, reference: str, *, pinned: bool) -> AdapterRecord:
+        """Note whether a version is to stay on the device, and return it.
 
         Raises:
-            NotFoundError: There is no such adapter.
-            FailedPreconditionError: The name belongs to the directory.
+            NotFoundError: The reference stands for nothing.
         """
         with self._writing:
-            record = self.get(name)
-            self.check_writable(name, "name")
-            self._forget(record)
+            record = self.get(reference)
+            if record.is_pinned == pinned:
+                return record
+            return self._update(replace(record, is_pinned=pinned))
+
+    def delete(self, reference: str) -> list[AdapterRecord]:
+        """Forget one version, or the whole adapter if none is named, and return what went.
+
+        At once; the bytes go when nobody uses them any more.
+
+        Raises:
+            NotFoundError: The reference stands for nothing.
+            FailedPreconditionError: The name belongs to the directory, or an alias stands for the
+                version.
+        """
+        with self._writing:
+            record = self.get(reference)
+            self.check_writable(record.full_name, "name")
+            if parse_reference(reference, "name").is_bare:
+                return self._forget(self._names.versions(record.adapter))
+            if aliases := self.aliases.of_version(record):
+                raise FailedPreconditionError(
+                    f"alias {aliases[0]!r} stands for {str(record)!r}; move it first",
+                    reason="VERSION_IN_USE",
+                    field="name",
+                )
+            return self._forget([record])
 
     def from_directory(self) -> dict[str, AdapterRecord]:
         """Return the adapters that came from the directory, by name."""
-        return {r.name: r for r in self._adapters.values() if r.source == DIRECTORY}
+        return {r.full_name: r for r in self.records() if r.source == DIRECTORY}
 
     def forget_directory(self, name: str) -> None:
         """Forget an adapter whose files have left the directory."""
         with self._writing:
-            self._forget(self._adapters[name])
+            self._forget(self._names.versions(self.get(name).adapter))
 
     def close(self) -> None:
         """Close the database and let another server use the folder."""
-        self._sweeper.shutdown()
+        self.leases.close()
         self.catalog.close()
-        self._blobs.close()
+        self.blobs.close()
 
-    def _forget(self, record: AdapterRecord) -> None:
-        self.catalog.remove(record.name)
+    def _outdated(self, record: AdapterRecord) -> list[AdapterRecord]:
+        """Return the versions that go when `record` comes: of files that are there no more."""
+        if record.source == UPLOAD:
+            return []
+        old = self._names.versions(record.adapter)
+        return [version for version in old if not self.aliases.of_version(version)]
+
+    def _update(self, record: AdapterRecord) -> AdapterRecord:
+        """Keep what changed of a version; only who is writing may call this."""
+        self.catalog.update(record)
         with self._lock:
-            del self._adapters[record.name]
-            _take(self._names, record.digest)
-        self._clear(record.digest)
+            self._names.add(record)
+        self.on_change(UPDATED, record)
+        return record
 
-    def _sweep(self, digest: str) -> None:
-        try:
-            with self._writing:
-                self._clear(digest)
-        except OSError as error:
-            _log.warning("%s is left for the next start to delete: %s", digest, error)
-
-    def _clear(self, digest: str) -> None:
-        """Delete the bytes of a version that is not used; only who is writing may call this."""
+    def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
+        """Forget versions of one adapter; only who is writing may call this."""
+        self.catalog.remove(records)
         with self._lock:
-            if self._is_used(digest):
-                return
-        self._blobs.remove(digest)
-        self.on_gone(digest)
+            for record in records:
+                self._names.remove(record)
+        self._went(records)
+        return records
 
-    def _is_used(self, digest: str) -> bool:
-        return digest in self._names or digest in self._leases
-
-
-def _take(counter: Counter[str], digest: str) -> None:
-    counter[digest] -= 1
-    if not counter[digest]:
-        del counter[digest]
+    def _went(self, records: list[AdapterRecord]) -> None:
+        for record in records:
+            self.on_change(REMOVED, record)
+            self.leases.clear(record.digest)
 
 
 def directory_record(record: AdapterRecord, stamp: str) -> AdapterRecord:

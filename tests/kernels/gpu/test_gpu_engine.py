@@ -140,12 +140,11 @@ def packed(shapes: list[GroupShape], rank: int, form: WeightFormat) -> PackedAda
 def test_an_adapter_is_put_in_its_rows_and_nowhere_else(device: torch.device) -> None:
     shapes = [GroupShape(16, (8, 4, 4)), GroupShape(8, (16,))]
     slab = ExtendedSlab(shapes, 40, device, torch.float16)
-    for rows in (*slab.extended, *slab.b):
-        assert rows is not None
-        rows.fill_(float("nan"))
     bases = [torch.randn(16, width).half().to(device) for width in (16, 8)]
     for group, base in enumerate(bases):
         assert torch.equal(slab.place(group, base), base)
+    for rows in (*slab.a, *slab.b):
+        rows.fill_(float("nan"))
     adapter = slab.pack(packed(shapes, 11, WeightFormat.FLOAT16))
     slab.write(8, adapter)
     for layer in adapter.layers:

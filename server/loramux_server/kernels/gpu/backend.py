@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from loramux_server.kernels.add_lora import add_lora
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.decoder import Decoder, DecoderLayer
@@ -26,7 +27,7 @@ from loramux_server.kernels.gpu.write_cache import write_cache_triton
 from loramux_server.kernels.pointwise import rotate, silu_mul
 from loramux_server.kernels.projection import Projection
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.lora.segments import Int32, Segments
+from loramux_server.lora.segments import Segments
 
 
 class GpuOperations:
@@ -57,14 +58,16 @@ class GpuOperations:
     ) -> tuple[torch.Tensor, LowRank | None]:
         """Return what the layers make of `x_TK`, and what is left to be added to it."""
         linear, path = projection.linear, self.staged.path
-        assert isinstance(linear, LinearGpu)
         if path is None:
             return linear(x_TK), None
         assert projection.a_RK is not None
         assert projection.b_RN is not None
         assert projection.table is not None
         num_parts = len(projection.columns) - 1
-        if path.is_merged:
+        # Layers that are no rows of weights cannot go on through others.
+        is_merged = path.is_merged and projection.extended_EK is not None
+        if is_merged:
+            assert isinstance(linear, LinearGpu)
             assert projection.extended_EK is not None
             num_rows = min(path.num_rows * num_parts, len(projection.a_RK))
             y_TN, h_TJ = linear.extended(x_TK, projection.extended_EK, num_rows)
@@ -81,7 +84,7 @@ class GpuOperations:
                 x_TK, projection.a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
                 blocks=self.plan.shrink,
             )  # fmt: skip
-        return y_TN, LowRank(planes_STJ, path.is_merged, projection.b_RN, projection.table)
+        return y_TN, LowRank(planes_STJ, is_merged, projection.b_RN, projection.table)
 
     def project(
         self,
@@ -97,19 +100,6 @@ class GpuOperations:
             columns, tiles = projection.columns.tolist(), self.staged.tiles
             expand_triton(y_TN, columns, low_rank, tiles, blocks=self.plan.expand)
         return y_TN
-
-    def add_lora(
-        self,
-        y_TN: torch.Tensor,
-        x_TK: torch.Tensor,
-        a_RK: torch.Tensor,
-        b_RN: torch.Tensor,
-        columns: Int32,
-        segments: Segments,
-        group: int,
-    ) -> None:
-        """Never called: `project` does it, together with the base layers."""
-        raise NotImplementedError
 
     def write_cache(
         self,
@@ -162,6 +152,6 @@ def make_gpu_backend(device: torch.device) -> Backend:
     """Return the operations for `device`."""
     of = GpuOperations(device)
     return Backend(
-        "triton", make_linear_gpu, of.add_lora, of.project, of.write_cache, of.paged_attention,
+        "triton", make_linear_gpu, add_lora, of.project, of.write_cache, of.paged_attention,
         rms_norm_triton, silu_mul, rotate, of.make_decoder, of.stage, extends=True,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A run of decoder layers on a GPU: what follows a matmul also adds the adapters' changes.
 
 A layer has four matmuls, its attention and four kernels; adapters add none where A rows are part of
-the matmuls.
+the matmuls, and one to each matmul elsewhere.
 
 Legend: T tokens, K model width, H query heads, D head width, N output width.
 """
@@ -18,6 +18,7 @@ from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write_triton
 from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
+from loramux_server.kernels.own_linear import OwnLinear
 from loramux_server.lora.segments import Segments
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def make_decoder_gpu(
 
 def _is_served(layer: DecoderLayer) -> bool:
     projections = (layer.qkv, layer.output, layer.gate_up, layer.down)
-    return all(isinstance(projection.linear, LinearGpu) for projection in projections)
+    return all(isinstance(projection.linear, LinearGpu | OwnLinear) for projection in projections)
 
 
 class DecoderGpu:

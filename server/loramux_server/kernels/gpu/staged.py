@@ -30,7 +30,7 @@ class Path:
     is_merged: bool
     """Whether the base matmul goes on through the A rows, from the first to `num_rows`."""
     num_rows: int
-    """Else rank rows of the largest adapter, rounded up."""
+    """Else rank rows of the largest adapter, rounded up; never fewer than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ class Stager:
         here["slot"][:num_tokens] = attention.slot_T.numpy()
         here["slot"][num_tokens:] = -1
         here["sampled"][: len(given.sampled_R)] = given.sampled_R.numpy()
+        if given.carried_T is not None:
+            here["carried"][:num_tokens] = given.carried_T.numpy()
         here["context"][:num_requests] = attention.context_B
         here["query_start"][: num_requests + 1] = attention.query_start_B
         here["query_start"][num_requests + 1 :] = num_tokens
@@ -114,6 +116,7 @@ class Stager:
             position_T=there["position"],
             sampled_R=there["sampled"][:num_sampled],
             attention=replace(attention, slot_T=there["slot"]),
+            carried_T=None if given.carried_T is None else there["carried"][:num_tokens],
             form=form,
         )
         return step, staged
@@ -128,6 +131,7 @@ class Stager:
                 "position": (wide, (num_tokens,)),
                 "slot": (wide, (num_tokens,)),
                 "sampled": (wide, (num_tokens,)),
+                "carried": (wide, (num_tokens,)),
                 "context": (narrow, (num_requests,)),
                 "query_start": (narrow, (num_requests + 1,)),
                 "table": (narrow, (num_requests, width)),

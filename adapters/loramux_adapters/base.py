@@ -1,0 +1,152 @@
+"""A base model as a folder of transformers: its layers, from configs and headers alone."""
+
+import json
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.lora import LoraModule
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_JSON_BYTES = 100 << 20
+"""As much as safetensors allows for a header."""
+
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTensor:
+    """Where one tensor of the base lies, and what it is."""
+
+    file: str
+    """Name of its file in the folder of the model."""
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """First byte, counted from the start of the file."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseLayer:
+    """A layer that an adapter can change."""
+
+    weight: BaseTensor
+    is_transposed: bool
+    """Whether the weight is [in_features, out_features], as that of Conv1D."""
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Width of the layer's input and of its output."""
+        rows, columns = self.weight.shape
+        return (rows, columns) if self.is_transposed else (columns, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFolder:
+    """The layers of a base model; the weights stay in their files."""
+
+    path: Path
+    model_type: str
+    tensors: dict[str, BaseTensor]
+
+    @property
+    def weight_files(self) -> set[str]:
+        """Names of the files that hold the weights."""
+        return {tensor.file for tensor in self.tensors.values()}
+
+    def layer(self, module: str) -> BaseLayer | None:
+        """Return the layer `module`; None if the folder has no matrix of that name.
+
+        A checkpoint of the bare model lacks the first part of the names that adapters use.
+        """
+        for name in (module, module.partition(".")[2]):
+            tensor = self.tensors.get(f"{name}.weight")
+            if tensor is not None and len(tensor.shape) == 2:
+                last = name.rpartition(".")[2]
+                is_conv1d = self.model_type in _CONV1D_MODELS and last in _CONV1D_LAYERS
+                return BaseLayer(tensor, is_conv1d)
+        return None
+
+    def features(self, modules: Iterable[LoraModule]) -> dict[str, tuple[int, int]]:
+        """Return (in_features, out_features) of those layers of `modules` that there are."""
+        layers = {module.module: self.layer(module.module) for module in modules}
+        return {name: layer.features for name, layer in layers.items() if layer}
+
+
+def read_base(folder: Path) -> BaseFolder:
+    """Return the layers of the model in `folder`, which transformers saved as safetensors.
+
+    Raises:
+        PackageError: The folder is no such model.
+    """
+    model_type = _json(folder / CONFIG_FILE).get("model_type")
+    index = folder / INDEX_FILE
+    files: set[object] = {WEIGHT_FILE}
+    if index.exists() and not (folder / WEIGHT_FILE).exists():
+        weight_map = _json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise _fault(index, "has no weight_map")
+        files = set(weight_map.values())
+    tensors: dict[str, BaseTensor] = {}
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise _fault(index, f"names the file {shown(name)}, which is not in the folder")
+        tensors |= _header(folder / name)
+    return BaseFolder(folder, str(model_type), tensors)
+
+
+def _header(path: Path) -> dict[str, BaseTensor]:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(MAX_JSON_BYTES, size - 8):
+                raise _fault(path, "is not a safetensors file")
+            header = _object(path, file.read(length))
+    except OSError as error:
+        raise _fault(path, f"cannot be read ({error.strerror})") from None
+    header.pop("__metadata__", None)
+    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _tensor(path: Path, name: str, entry: object, start: int, size: int) -> BaseTensor:
+    match entry:
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(begin), int(end)],
+        } if all(type(width) is int for width in shape) and 0 <= begin <= end <= size - start:
+            return BaseTensor(path.name, dtype, tuple(shape), start + begin, end - begin)
+        case _:
+            raise _fault(path, f"has a malformed tensor {shown(name)}")
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise _fault(path, f"is above {MAX_JSON_BYTES} bytes")
+        return _object(path, path.read_bytes())
+    except OSError as error:
+        raise _fault(path, f"cannot be read ({error.strerror}): expected a model folder") from None
+
+
+def _object(path: Path, raw: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise _fault(path, "is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise _fault(path, "is not a JSON object")
+    return value
+
+
+def _fault(path: Path, what: str) -> PackageError:
+    return PackageError(f"base model: {path} {what}", "ADAPTER_BASE_MISMATCH")

@@ -1,0 +1,67 @@
+"""The fingerprint of a base model: what tells it from others without reading all of its weights.
+
+A package notes that of the model which it was made for, as `base`. Of each weight only the first
+bytes count: they are enough to tell a model from its fine-tunes, and take a moment to read where
+the whole would take minutes.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from loramux_adapters.base import BaseFolder
+from loramux_adapters.errors import PackageError, shown
+
+SAMPLE_BYTES = 4096
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def fingerprint(base: BaseFolder) -> dict[str, str]:
+    """Return the model type of `base`, and digests of its shapes, first weights and tokenizer.
+
+    How the weights are spread over files does not matter; their dtype does.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    tensors = sorted(base.tensors.items())
+    found = {
+        "model_type": base.model_type,
+        "shapes": _digest(f"{name} {list(each.shape)}\n".encode() for name, each in tensors),
+        "weights": _digest(_samples(base)),
+    }
+    tokenizer = base.path / TOKENIZER_FILE
+    if tokenizer.is_file():
+        found["tokenizer"] = _digest([tokenizer.read_bytes()])
+    return found
+
+
+def check_fingerprint(noted: Mapping[str, object], base: BaseFolder) -> None:
+    """Demand that `base` is the model whose fingerprint is `noted`; what only one has is left out.
+
+    Raises:
+        PackageError: It is another; the message names what differs.
+        OSError: A file cannot be read.
+    """
+    found = fingerprint(base)
+    for part in (part for part in found if part in noted):
+        if noted[part] != found[part]:
+            raise PackageError(
+                f"the package was made for another base model: {part} is {shown(noted[part])} in "
+                f"its manifest, and {found[part]} of {base.path}",
+                "ADAPTER_BASE_MISMATCH",
+            )
+
+
+def _samples(base: BaseFolder) -> Iterable[bytes]:
+    for name, tensor in sorted(base.tensors.items()):
+        yield f"{name} {tensor.dtype}\n".encode()
+        with (base.path / tensor.file).open("rb") as file:
+            file.seek(tensor.offset)
+            yield file.read(min(tensor.num_bytes, SAMPLE_BYTES))
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(piece)
+    return f"sha256:{sha256.hexdigest()}"

@@ -1,0 +1,118 @@
+"""The manifest of a package: its PEFT config, and notes that say more of the adapter.
+
+Rank and alpha tables, targets and task are in the PEFT config, which is kept as it was: what is
+said once cannot disagree with itself. Notes are optional. A package without notes has the same
+bytes, and so the same digest, as one of a version that knew none.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.strict_json import parse_object
+
+FORMAT_VERSION = 1
+KIND = "lora"
+MANIFEST_KEY = "loramux.manifest"
+NOTES: Mapping[str, tuple[type, str]] = {
+    "base": (dict, "an object"),
+    "labels": (list, "a list"),
+    "chat_template": (str, "a string"),
+    "generation": (dict, "an object"),
+    "licence": (str, "a string"),
+    "provenance": (dict, "an object"),
+    "evaluation": (dict, "an object"),
+    "tensors": (dict, "an object"),
+    "signature": (dict, "an object"),
+}
+"""Name of each note -> its type in Python, and in words.
+
+`tensors` holds the digest of each tensor, and `signature` covers all else in the manifest.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest whose version, kind and types are right; the PEFT config is not yet checked."""
+
+    peft_config: Mapping[str, object]
+    notes: Mapping[str, object]
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Return what the JSON `text` says.
+
+    Raises:
+        PackageError: It is malformed, or of a version or kind that is not served.
+    """
+    try:
+        manifest = parse_object(text.encode(), "the manifest")
+    except ValueError as error:
+        raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
+    version, kind, config = (manifest.pop(key, None) for key in ("format", "kind", "peft_config"))
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise PackageError(
+            f"the manifest has format {shown(version)}; this version reads {FORMAT_VERSION}",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    if kind != KIND:
+        raise PackageError(
+            f"the manifest has kind {shown(kind)}; {KIND!r} is served",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    if not isinstance(config, dict):
+        raise PackageError("the manifest has no peft_config object", "INVALID_ADAPTER_CONFIG")
+    return Manifest(config, check_notes(manifest, "the manifest"))
+
+
+def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """Return `notes` if each is known and has its type; messages begin with `where`."""
+    for name, value in notes.items():
+        if name not in NOTES:
+            raise PackageError(
+                f"{where}: {shown(name)} is not known; known are {', '.join(NOTES)}",
+                "INVALID_ADAPTER_CONFIG",
+            )
+        kind, words = NOTES[name]
+        if not isinstance(value, kind):
+            raise PackageError(
+                f"{where}: {name} is {shown(value)}, not {words}", "INVALID_ADAPTER_CONFIG"
+            )
+    return notes
+
+
+def with_step(notes: Mapping[str, object], step: Mapping[str, object]) -> dict[str, object]:
+    """Return `notes` for an adapter made of the noted one: `step` ends `provenance.steps`.
+
+    What was said of the old tensors, their digests and the signature, is left out.
+    """
+    kept = {name: note for name, note in notes.items() if name not in ("tensors", "signature")}
+    provenance = kept.get("provenance")
+    known = provenance if isinstance(provenance, dict) else {}
+    steps = known.get("steps", [])
+    kept["provenance"] = known | {"steps": [*(steps if isinstance(steps, list) else []), step]}
+    return kept
+
+
+def manifest_text(peft_config: Mapping[str, object], notes: Mapping[str, object]) -> str:
+    """Return the manifest as JSON; equal input gives equal text, whatever the order of keys."""
+    fixed = {"format": FORMAT_VERSION, "kind": KIND, "peft_config": _sorted(peft_config)}
+    return compact_json(fixed | {name: _sorted(notes[name]) for name in NOTES if name in notes})
+
+
+def compact_json(value: object) -> str:
+    """Return `value` as JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _sorted(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {
+            # Of several patterns that match a module the first counts: their order has a meaning.
+            key: entry if key in ("rank_pattern", "alpha_pattern") else _sorted(entry)
+            for key, entry in sorted(value.items())
+        }
+    if isinstance(value, list):
+        return [_sorted(entry) for entry in value]
+    return value

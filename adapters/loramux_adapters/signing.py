@@ -1,0 +1,152 @@
+"""Signatures: who vouches for a package. Needs cryptography, of the extra `sign`.
+
+An Ed25519 signature (RFC 8032) over the manifest, which holds the digest of each tensor; it lies in
+the manifest itself, so that it travels with the package. To sign is to make another package with
+another digest. Keys are PEM files, as those of `openssl genpkey -algorithm ed25519`.
+"""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from loramux_adapters.digests import check_digests, tensor_digests
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.manifest import manifest_text
+from loramux_adapters.package import Output, Package, tensor_reader, write_package
+
+ALGORITHM = "ed25519"
+PUBLIC_ENDING = ".pub"
+MAX_KEY_BYTES = 1 << 16
+_CONTEXT = b"loramux package, manifest version 1\n"
+"""Before what is signed, so that a signature for another purpose is none for a package."""
+
+
+def new_key(path: Path) -> str:
+    """Write a new private key to `path`, for its owner only, and the public one beside it.
+
+    Returns the public key as hexadecimal digits.
+
+    Raises:
+        FileExistsError: One of the files is there: a key is never replaced.
+    """
+    key = Ed25519PrivateKey.generate()
+    public = path.with_name(path.name + PUBLIC_ENDING)
+    if public.exists():
+        raise FileExistsError(f"{public} is there already; a key is not replaced")
+    private_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            file.write(private_pem)
+    except FileExistsError:
+        raise FileExistsError(f"{path} is there already; a key is not replaced") from None
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    with public.open("xb") as file:
+        file.write(pem)
+    return _hex(key.public_key())
+
+
+def sign(file: BinaryIO, package: Package, key: Path, output: Output) -> str:
+    """Write `package`, which is open as `file`, to `output`, signed with the private `key`.
+
+    Returns the public key as hexadecimal digits. Equal input gives equal bytes.
+
+    Raises:
+        PackageError: `key` is no private key.
+    """
+    private = _private_key(key)
+    read = tensor_reader(file, package.file.data_start)
+    tensors = package.file.tensors
+    notes = {name: note for name, note in package.notes.items() if name != "signature"}
+    notes["tensors"] = tensor_digests(tensors, read)
+    public = _hex(private.public_key())
+    notes["signature"] = {
+        "algorithm": ALGORITHM,
+        "public_key": public,
+        "value": private.sign(_signed(package, notes)).hex(),
+    }
+    write_package(package.peft_config, tensors, read, output, notes=notes)
+    return public
+
+
+def check_signature(file: BinaryIO, package: Package, key: Path) -> str:
+    """Demand that `package`, which is open as `file`, is signed with the key whose public is `key`.
+
+    Returns the public key as hexadecimal digits.
+
+    Raises:
+        PackageError: It is not signed, with another key, or is not what was signed; or `key` is no
+            public key.
+    """
+    public = _public_key(key)
+    wanted = _hex(public)
+    match package.notes.get("signature"):
+        case None:
+            raise PackageError("the package is not signed")
+        case {"algorithm": str(algorithm), "public_key": str(signer), "value": str(value)}:
+            pass
+        case malformed:
+            raise PackageError(f"the signature {shown(malformed)} is malformed")
+    if algorithm != ALGORITHM:
+        raise PackageError(f"the signature is by {shown(algorithm)}; {ALGORITHM} is known")
+    if signer != wanted:
+        raise PackageError(f"the package is signed with key {shown(signer)}, not {wanted}")
+    try:
+        public.verify(bytes.fromhex(value), _signed(package, package.notes))
+    except (InvalidSignature, ValueError):
+        raise PackageError("the signature is not one of this manifest: it was changed") from None
+    digests = package.notes.get("tensors")
+    if not isinstance(digests, dict):
+        raise PackageError("the signature covers no tensors: the manifest has no digests of them")
+    check_digests(digests, package.file.tensors, tensor_reader(file, package.file.data_start))
+    return wanted
+
+
+def _signed(package: Package, notes: object) -> bytes:
+    assert isinstance(notes, dict)
+    unsigned = {name: note for name, note in notes.items() if name != "signature"}
+    return _CONTEXT + manifest_text(package.peft_config, unsigned).encode()
+
+
+def _private_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(_read(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise PackageError(
+            f"{path} is no Ed25519 private key in PEM without a password; make one with "
+            "loramux sign --new-key",
+            "INVALID_FIELD",
+        )
+    return key
+
+
+def _public_key(path: Path) -> Ed25519PublicKey:
+    try:
+        key = load_pem_public_key(_read(path))
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise PackageError(f"{path} is no Ed25519 public key in PEM", "INVALID_FIELD")
+    return key
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_KEY_BYTES)
+
+
+def _hex(key: Ed25519PublicKey) -> str:
+    return key.public_bytes_raw().hex()

@@ -1,0 +1,1 @@
+"""Adapters from examples: PEFT and transformers' Trainer. Needs the extra `train`."""

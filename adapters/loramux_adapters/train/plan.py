@@ -1,0 +1,57 @@
+"""What is trained on what, and how."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.train.methods import Shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """One training, checked once."""
+
+    base: Path
+    """Folder of the base model, with its tokenizer."""
+    base_name: str
+    """What the package calls the base."""
+    data: Path
+    """File of JSON lines."""
+    shape: Shape = field(default_factory=Shape)
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    batch_size: int = 16
+    seed: int = 0
+    eval_share: float = 0.1
+    """Share of the examples that is kept for evaluation; 0 for none."""
+    threads: int | None = None
+    """Threads of the processor; as many as torch takes if None."""
+
+    def __post_init__(self) -> None:
+        """Demand numbers that can be meant."""
+        for name, value, is_right, right in (
+            ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
+            ("lr", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "1 or more"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 and below 2^32"),
+            ("threads", self.threads, self.threads is None or self.threads >= 1, "1 or more"),
+            ("eval_share", self.eval_share, 0 <= self.eval_share < 1, "from 0 and below 1"),
+        ):
+            if not is_right:
+                raise PackageError(f"{name} is {value}; it has to be {right}", "INVALID_FIELD")
+
+    def num_kept(self, num_examples: int) -> int:
+        """Return how many of the examples are kept for evaluation.
+
+        Raises:
+            PackageError: It would be none, though some are wanted, or all.
+        """
+        num_kept = round(self.eval_share * num_examples)
+        if num_kept == num_examples or (self.eval_share and not num_kept):
+            raise PackageError(
+                f"an eval_share of {self.eval_share:g} of {num_examples} examples is {num_kept}: "
+                "there has to be one to evaluate and one to train on, or a share of 0",
+                "INVALID_FIELD",
+            )
+        return num_kept

@@ -1,0 +1,1 @@
+"""What is computed with the weights of adapters. Needs numpy."""

@@ -1,0 +1,106 @@
+"""AdaLoRA as plain LoRA: the singular values go into B, and masked ranks are gone.
+
+Source of the meaning: `peft.tuners.adalora`, PEFT 0.21 (method: arXiv 2303.10512). A layer adds
+`alpha / (init_r + 1e-5) * P (Λ Q) x`, where PEFT calls Q `lora_A`, Λ `lora_E` and P `lora_B`, and
+has left out the masked ranks when it saves. Shapes: R rank, I input features, O output features.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.package import (
+    Output,
+    open_tensors,
+    read_config,
+    read_notes,
+    tensor_reader,
+)
+from loramux_adapters.peft_config import MAX_RANK, check_config
+from loramux_adapters.tensorfile import TensorInfo, read_header
+from loramux_adapters.weights.dtypes import Array, decoded
+from loramux_adapters.weights.update import Update, write_updates
+
+PREFIX = "base_model.model."
+_HALVES = ("lora_A", "lora_B", "lora_E")
+_OWN_FIELDS = frozenset({
+    "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight",
+    "total_step", "rank_pattern",
+})  # fmt: skip
+
+
+def as_lora_config(config: Mapping[str, object]) -> dict[str, object]:
+    """Return the AdaLoRA `config` as one of LoRA, with the rank and scale of a layer at the start.
+
+    Raises:
+        PackageError: `init_r` is no rank.
+    """
+    rank = config.get("init_r", 12)
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+        raise PackageError(
+            f"adapter_config.json: init_r is {shown(rank)}, not an integer from 1 to {MAX_RANK}",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    kept = {name: value for name, value in config.items() if name not in _OWN_FIELDS}
+    return kept | {"peft_type": "LORA", "r": rank}
+
+
+def pack_adalora(
+    source: Path, output: Output, *, notes: Mapping[str, object] | None = None
+) -> None:
+    """Write the AdaLoRA folder `source` to `output` as a package that adds the very same.
+
+    Raises:
+        PackageError: The folder is no such adapter, or has a field that is not served.
+    """
+    config = as_lora_config(read_config(source))
+    checked = check_config(config)
+    scale = checked.alpha / (checked.rank + 1e-5)
+    with open_tensors(source) as file:
+        header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
+        read = tensor_reader(file, header.data_start)
+        updates = []
+        for module, halves in sorted(_modules(header.tensors).items()):
+            a_RI, b_OR, e_R1 = (
+                decoded(b"".join(read(halves[half])), halves[half].dtype).reshape(
+                    halves[half].shape
+                )
+                for half in _HALVES
+            )
+            kept_R = np.flatnonzero(e_R1)
+            if len(kept_R):
+                folded_OR: Array = b_OR[:, kept_R] * e_R1[kept_R, 0]
+                updates.append(Update(module, scale, a_RI[kept_R], folded_OR))
+        dtypes = {tensor.dtype for tensor in header.tensors.values()}
+    if not updates:
+        raise PackageError(f"{source}: every rank is masked; the adapter changes nothing")
+    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+    write_updates(config, updates, dtype, output, notes={**read_notes(source), **(notes or {})})
+
+
+def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Return the parts of each layer, checked against each other."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for name, tensor in tensors.items():
+        module, _, half = name.rpartition(".")
+        if not module.startswith(PREFIX) or half not in _HALVES:
+            raise PackageError(
+                f"tensor {name} is refused: of AdaLoRA, '{PREFIX}….lora_A', '.lora_B' and "
+                "'.lora_E' are served",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+        found.setdefault(module.removeprefix(PREFIX), {})[half] = tensor
+    for module, halves in found.items():
+        missing = [half for half in _HALVES if half not in halves]
+        if missing:
+            raise PackageError(f"module {module} has no {missing[0]}")
+        a, b, e = (halves[half].shape for half in _HALVES)
+        if not len(a) == len(b) == 2 or e != (a[0], 1) or b[1] != a[0]:
+            raise PackageError(
+                f"module {module}: shapes {shown(a)}, {shown(b)} and {shown(e)} of lora_A, lora_B "
+                "and lora_E do not have one rank"
+            )
+    return found

@@ -1,0 +1,59 @@
+"""Between the bytes of a tensor and arrays of float32."""
+
+import numpy as np
+import numpy.typing as npt
+
+from loramux_adapters.errors import PackageError, shown
+
+Array = npt.NDArray[np.float32]
+
+NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""What people call a dtype -> what safetensors calls it."""
+
+
+def dtype_named(name: str) -> str:
+    """Return the safetensors name of the dtype that people or safetensors call `name`.
+
+    Raises:
+        PackageError: There is no such dtype.
+    """
+    found = NAMES.get(name, name)
+    if found not in NAMES.values():
+        raise PackageError(
+            f"dtype {shown(name)} is not known; known are {', '.join(NAMES)}", "INVALID_FIELD"
+        )
+    return found
+
+
+def decoded(raw: bytes | memoryview, dtype: str) -> Array:
+    """Return the numbers in `raw` as float32, which holds each of the dtypes exactly.
+
+    They are those of `raw` itself where they are float32 already: not to be changed.
+    """
+    if dtype == "BF16":  # the upper half of float32
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(raw, "<f2").astype(np.float32)
+    return np.frombuffer(raw, "<f4")
+
+
+def encoded(values: Array, dtype: str) -> bytes:
+    """Return `values` in `dtype`, rounded to the nearest number, of two to the even one.
+
+    What is too large for the dtype becomes infinity.
+    """
+    if dtype == "F32":
+        return values.astype("<f4").tobytes()
+    with np.errstate(over="ignore"):
+        if dtype == "F16":
+            return values.astype("<f2").tobytes()
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        halves = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
+        # The sum would carry some NaN over to another number.
+        return np.where(np.isnan(values), 0x7FC0, halves).astype("<u2").tobytes()
+
+
+def is_exact(values: Array, dtype: str) -> bool:
+    """Return whether each of `values` is a number of `dtype`."""
+    return np.array_equal(decoded(encoded(values, dtype), dtype), values.ravel(), equal_nan=True)

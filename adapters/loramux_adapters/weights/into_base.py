@@ -1,0 +1,78 @@
+"""An adapter added into the weights of its base: a model folder that needs no adapter."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from loramux_adapters.base import CONFIG_FILE, INDEX_FILE, BaseFolder
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fit import check_fit
+from loramux_adapters.package import Package
+from loramux_adapters.tensorfile import ITEM_BYTES
+from loramux_adapters.weights.dtypes import decoded
+from loramux_adapters.weights.update import Update, read_updates, stored
+
+_OTHER_WEIGHTS = frozenset({
+    ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".safetensors",
+})  # fmt: skip
+_TIED = frozenset({"lm_head", "embed_out"})
+
+
+def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: Path) -> None:
+    """Write the model of `base` with `package`, which is open as `file`, added to the new `folder`.
+
+    The folder has the files of the base at its top level, except weights in other formats, which
+    would be those of the old model. Each weight keeps its dtype; sums are made in float32.
+
+    Raises:
+        PackageError: The adapter does not fit the base, or the base is quantised.
+        OSError: A file cannot be read, or the folder exists or cannot be written.
+    """
+    check_fit(package.modules, base.features(package.modules))
+    _check_tied(package, base)
+    folder.mkdir()
+    for path in sorted(base.path.iterdir()):
+        if path.is_file() and (path.name in base.weight_files or not _is_of_weights(path)):
+            shutil.copyfile(path, folder / path.name)
+    for update in read_updates(file, package):
+        _add(update, base, folder)
+
+
+def _add(update: Update, base: BaseFolder, folder: Path) -> None:
+    layer = base.layer(update.module)
+    assert layer is not None  # it fits
+    weight = layer.weight
+    if weight.dtype not in ITEM_BYTES:
+        raise PackageError(
+            f"module {update.module}: the base has its weight as {weight.dtype}; "
+            f"an adapter is added to {', '.join(ITEM_BYTES)} only",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    delta_OI = (update.b_OR @ update.a_RI) * np.float32(update.scale)
+    with (folder / weight.file).open("r+b") as target:
+        target.seek(weight.offset)
+        before = decoded(target.read(weight.num_bytes), weight.dtype).reshape(weight.shape)
+        after = before + (delta_OI.T if layer.is_transposed else delta_OI)
+        target.seek(weight.offset)
+        target.write(stored(after, weight.dtype, f"module {update.module}, added to the base"))
+
+
+def _is_of_weights(path: Path) -> bool:
+    is_other_index = path.name.endswith(".index.json") and path.name != INDEX_FILE
+    return path.suffix in _OTHER_WEIGHTS or is_other_index
+
+
+def _check_tied(package: Package, base: BaseFolder) -> None:
+    config = json.loads((base.path / CONFIG_FILE).read_bytes())
+    if not config.get("tie_word_embeddings"):
+        return
+    for module in package.modules:
+        if module.module.rpartition(".")[2] in _TIED:
+            raise PackageError(
+                f"module {module.module} shares its weight with the input embeddings "
+                "(tie_word_embeddings): adding to it would change both",
+                "ADAPTER_BASE_MISMATCH",
+            )

@@ -1,0 +1,147 @@
+"""What is legal in an adapter and yet most likely a mistake, each finding under a stable code."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from loramux_adapters.package import Package
+from loramux_adapters.weights.dtypes import NAMES, is_exact
+from loramux_adapters.weights.measure import Measured, measure
+from loramux_adapters.weights.update import read_updates
+
+MAX_USUAL_SCALE = 16.0
+MIN_USUAL_SCALE = 1 / 16
+HIGH_RANK = 64
+"""From here on alpha/r makes updates much smaller than alpha/sqrt(r), which rsLoRA takes."""
+OUTLIER = 20.0
+"""A norm so many times the median of the layers of its kind is an outlier."""
+MIN_SHARE_OF_RANK = 0.25
+
+Level = Literal["error", "warning", "note"]
+
+CODES: dict[str, Level] = {
+    "not-finite": "error",
+    "dead-adapter": "error",
+    "dead-module": "warning",
+    "scale-high": "warning",
+    "scale-low": "warning",
+    "rank-without-rslora": "warning",
+    "norm-outlier": "warning",
+    "base-unknown": "warning",
+    "mixed-dtypes": "note",
+    "rank-unused": "note",
+    "wide-dtype": "note",
+}
+"""Each code -> how bad it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that the owner of the adapter should look at."""
+
+    code: str
+    message: str
+    module: str | None = None
+    """The layer that it is about; None if it is about the whole adapter."""
+
+    @property
+    def level(self) -> Level:
+        """How bad it is: an `error` cannot work, a `warning` rarely does, a `note` wastes."""
+        return CODES[self.code]
+
+
+def lint(file: BinaryIO, package: Package) -> list[Finding]:
+    """Return the findings of `package`, which is open as `file`, the worst first."""
+    measured = list(measure(file, package))
+    findings = [
+        *_of_config(package),
+        *_of_updates(file, package),
+        *_of_measures(measured),
+        *_of_dtypes(file, package),
+    ]
+    order = list(CODES)
+    return sorted(findings, key=lambda finding: (order.index(finding.code), finding.module or ""))
+
+
+def _of_config(package: Package) -> Iterator[Finding]:
+    config = package.config
+    if not config.base_model:
+        yield Finding("base-unknown", "base_model_name_or_path is empty: name the base model")
+    provenance = package.notes.get("provenance")
+    if isinstance(provenance, dict) and "steps" in provenance:
+        return  # the scales are those of convert or merge, not of training
+    scales = defaultdict(list)
+    for module in package.modules:
+        scales[module.scale, module.rank].append(module.module)
+    for (scale, rank), modules in scales.items():
+        where = f"in {len(modules)} of {len(package.modules)} modules, {modules[0]} the first"
+        if scale > MAX_USUAL_SCALE:
+            usual = f"above {MAX_USUAL_SCALE:g} training is rarely stable"
+            yield Finding("scale-high", f"the scale is {scale:g} {where}: {usual}")
+        elif rank >= HIGH_RANK and not config.use_rslora and scale < 1 / math.sqrt(rank):
+            yield Finding(
+                "rank-without-rslora",
+                f"rank {rank} has scale {scale:g} {where}: alpha/r is small at such ranks; "
+                "was the adapter trained with use_rslora?",
+            )
+        elif scale < MIN_USUAL_SCALE:
+            usual = f"below {MIN_USUAL_SCALE:g} an adapter hardly acts"
+            yield Finding("scale-low", f"the scale is {scale:g} {where}: {usual}")
+
+
+def _of_updates(file: BinaryIO, package: Package) -> Iterator[Finding]:
+    dead = []
+    for update in read_updates(file, package):
+        if not update.is_finite():
+            yield Finding("not-finite", "a weight is NaN or infinite", update.module)
+        elif not update.b_OR.any() or not update.a_RI.any():
+            half = "A" if update.b_OR.any() else "B"
+            dead.append(Finding("dead-module", f"{half} is all zeros", update.module))
+    if len(dead) == len(package.modules):
+        yield Finding("dead-adapter", "every module is zero: the adapter changes nothing")
+    else:
+        yield from dead
+
+
+def _of_measures(measured: list[Measured]) -> Iterator[Finding]:
+    by_target = defaultdict(list)
+    for entry in measured:
+        if entry.norm:
+            by_target[entry.module.rpartition(".")[2]].append(entry.norm)
+    for entry in measured:
+        if not entry.norm or entry.effective_rank is None:
+            continue
+        target = entry.module.rpartition(".")[2]
+        usual = median(by_target[target])
+        if entry.norm > OUTLIER * usual:
+            message = f"the norm is {entry.norm:.3g}, the median of {target} {usual:.3g}"
+            yield Finding("norm-outlier", message, entry.module)
+        if entry.rank > 1 and entry.effective_rank < MIN_SHARE_OF_RANK * entry.rank:
+            yield Finding(
+                "rank-unused",
+                f"{entry.effective_rank:.1f} of rank {entry.rank} are in use; see convert --energy",
+                entry.module,
+            )
+
+
+def _of_dtypes(file: BinaryIO, package: Package) -> Iterator[Finding]:
+    dtypes = {tensor.dtype for tensor in package.file.tensors.values()}
+    if len(dtypes) > 1:
+        yield Finding("mixed-dtypes", f"the tensors have dtypes {', '.join(sorted(dtypes))}")
+    if "F32" not in dtypes:
+        return
+    fitting = {"BF16", "F16"}
+    for update in read_updates(file, package):
+        for values in (update.a_RI, update.b_OR):
+            if np.isfinite(values).all():
+                fitting = {dtype for dtype in fitting if is_exact(values, dtype)}
+        if not fitting:
+            return
+    dtype = "BF16" if "BF16" in fitting else "F16"
+    name = next(name for name, short in NAMES.items() if short == dtype)
+    yield Finding("wide-dtype", f"float32 holds only numbers of {name}; see convert --dtype {name}")

@@ -1,0 +1,51 @@
+"""What the update of each layer measures: its rank, norm, and how much of the rank it uses."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from loramux_adapters.package import Package
+from loramux_adapters.weights.spectrum import effective_rank, factors, norm, singular_values
+from loramux_adapters.weights.update import read_update
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The measures of one update."""
+
+    module: str
+    rank: int
+    scale: float
+    in_features: int
+    out_features: int
+    dtype: str
+    """Of A and of B, with `/` between them if they differ."""
+    size_bytes: int
+    norm: float | None
+    """Frobenius norm of scale * B A; None if a weight is not finite."""
+    largest: float | None
+    """Largest singular value of scale * B A; None if a weight is not finite."""
+    effective_rank: float | None
+    """How many directions the update spreads over; None if a weight is not finite."""
+
+
+def measure(file: BinaryIO, package: Package) -> Iterator[Measured]:
+    """Yield the measures of each update of `package`, which is open as `file`."""
+    for module in package.modules:
+        update = read_update(file, package, module)
+        s_K = singular_values(factors(update)) if update.is_finite() else np.array([np.nan])
+        is_known = bool(np.isfinite(s_K).all())
+        yield Measured(
+            module=module.module,
+            rank=module.rank,
+            scale=module.scale,
+            in_features=module.in_features,
+            out_features=module.out_features,
+            dtype="/".join(sorted({module.a.dtype, module.b.dtype})),
+            size_bytes=module.a.num_bytes + module.b.num_bytes,
+            norm=norm(s_K) if is_known else None,
+            largest=float(s_K[0]) if is_known else None,
+            effective_rank=effective_rank(s_K) if is_known else None,
+        )

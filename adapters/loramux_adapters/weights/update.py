@@ -1,0 +1,127 @@
+"""Updates: what an adapter adds to the weight of one layer, as two factors.
+
+Shapes: R rank, I input features, O output features.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.lora import LoraModule
+from loramux_adapters.package import Output, Package, tensor_reader, write_package
+from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
+from loramux_adapters.weights.dtypes import Array, decoded, encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The update `scale * b_OR @ a_RI` of one layer."""
+
+    module: str
+    scale: float
+    a_RI: Array
+    b_OR: Array
+
+    @property
+    def rank(self) -> int:
+        """Number of rows of A and columns of B."""
+        return len(self.a_RI)
+
+    def is_finite(self) -> bool:
+        """Return whether no weight is NaN or infinite."""
+        return bool(np.isfinite(self.a_RI).all() and np.isfinite(self.b_OR).all())
+
+
+def read_update(file: BinaryIO, package: Package, module: LoraModule) -> Update:
+    """Return the update of `module`, one of those of `package`, which is open as `file`."""
+    read = tensor_reader(file, package.file.data_start)
+    a_RI, b_OR = (
+        decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
+        for tensor in (module.a, module.b)
+    )
+    return Update(module.module, module.scale, a_RI, b_OR)
+
+
+def read_updates(file: BinaryIO, package: Package) -> Iterator[Update]:
+    """Yield the updates of `package`, which is open as `file`; memory holds one at a time."""
+    for module in package.modules:
+        yield read_update(file, package, module)
+
+
+def dtype_of(package: Package) -> str:
+    """Return the dtype that holds all of the tensors of `package`."""
+    found = {tensor.dtype for tensor in package.file.tensors.values()}
+    return found.pop() if len(found) == 1 else "F32"
+
+
+def stored(values: Array, dtype: str, what: str) -> bytes:
+    """Return `values` as bytes of `dtype`.
+
+    Raises:
+        PackageError: One of them is not finite there; the message begins with `what`.
+    """
+    raw = encoded(values, dtype)
+    if not np.isfinite(decoded(raw, dtype)).all():
+        fault = "a weight is NaN or infinite"
+        if np.isfinite(values).all():
+            fault = f"a weight of {np.abs(values).max():g} is too large for dtype {dtype}"
+        raise PackageError(f"{what}: {fault}", "ADAPTER_NOT_FINITE")
+    return raw
+
+
+def write_updates(
+    peft_config: Mapping[str, object],
+    updates: list[Update],
+    dtype: str,
+    output: Output,
+    *,
+    notes: Mapping[str, object],
+) -> None:
+    """Write a package of `updates`, with what else `peft_config` says, to `output`.
+
+    `r`, `lora_alpha`, `use_rslora` and the patterns are those of the updates; the factors
+    take up what is left of their scales.
+    """
+    counts = Counter(update.rank for update in updates)
+    rank = max(counts, key=lambda rank: (counts[rank], rank))
+    # A longer name first: a shorter one could be its end.
+    others = sorted((u for u in updates if u.rank != rank), key=lambda u: -len(u.module))
+    config = {
+        **peft_config,
+        "r": rank,
+        "lora_alpha": rank,
+        "use_rslora": False,
+        "rank_pattern": {update.module: update.rank for update in others},
+        "alpha_pattern": {},
+    }
+    tensors: dict[str, TensorInfo] = {}
+    arrays: dict[str, Array] = {}
+    for update in updates:
+        factors = _balanced(update, update.scale * update.rank / rank)
+        for half, array in zip("AB", factors, strict=True):
+            name = f"base_model.model.{update.module}.lora_{half}.weight"
+            num_bytes = array.size * ITEM_BYTES[dtype]
+            tensors[name] = TensorInfo(name, dtype, array.shape, 0, num_bytes)
+            arrays[name] = array
+    write_package(
+        config,
+        tensors,
+        lambda tensor: [stored(arrays[tensor.name], dtype, f"tensor {tensor.name}")],
+        output,
+        notes=notes,
+    )
+
+
+def _balanced(update: Update, left: float) -> tuple[Array, Array]:
+    """Return A and B with `left` in their product, and neither so small that float16 loses it."""
+    largest_a, largest_b = (float(np.abs(half).max()) for half in (update.a_RI, update.b_OR))
+    exponent = 0
+    if largest_a and largest_b:
+        exponent = round(math.log2(largest_b * left / largest_a) / 2)
+    # A power of 2 rounds nothing.
+    return update.a_RI * np.float32(2.0**exponent), update.b_OR * np.float32(left / 2.0**exponent)

@@ -1,0 +1,61 @@
+"""Whether a package is whole and fits: every check that needs no server."""
+
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from loramux_adapters.base import BaseFolder
+from loramux_adapters.digests import check_digests
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fingerprint import check_fingerprint
+from loramux_adapters.fit import check_fit
+from loramux_adapters.package import Package, digest_of, tensor_reader
+from loramux_adapters.weights.update import read_updates
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """One thing that was checked and is right."""
+
+    check: str
+    found: str
+
+
+def verify(
+    file: BinaryIO, package: Package, *, digest: str | None = None, base: BaseFolder | None = None
+) -> list[Verified]:
+    """Return what was checked of `package`, which is open as `file` and has been read.
+
+    Args:
+        file: The package.
+        package: What reading it gave.
+        digest: The identity that it should have.
+        base: The model that it should fit.
+
+    Raises:
+        PackageError: A check fails; the message says which and why.
+    """
+    found = digest_of(file)
+    if digest is not None and found != digest:
+        raise PackageError(f"the package has digest {found}, not {digest}")
+    num_tensors = len(package.file.tensors)
+    done = [
+        Verified("structure", f"{len(package.modules)} modules, {num_tensors} tensors"),
+        Verified("digest", found),
+    ]
+    if "tensors" in package.notes:
+        noted = cast(dict[str, object], package.notes["tensors"])
+        check_digests(noted, package.file.tensors, tensor_reader(file, package.file.data_start))
+        done.append(Verified("tensor digests", f"all {num_tensors} as in the manifest"))
+    for update in read_updates(file, package):
+        if not update.is_finite():
+            raise PackageError(
+                f"module {update.module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
+            )
+    done.append(Verified("finite", f"all {num_tensors} tensors"))
+    if base is not None:
+        check_fit(package.modules, base.features(package.modules))
+        done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
+        if "base" in package.notes:
+            check_fingerprint(cast(dict[str, object], package.notes["base"]), base)
+            done.append(Verified("base fingerprint", "that of the manifest"))
+    return done

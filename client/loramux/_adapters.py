@@ -1,0 +1,264 @@
+"""What the blocking client does with adapters."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+
+from loramux import _adapter_wire as wire
+from loramux import _wire
+from loramux._download import open_download
+from loramux._upload import Progress, Upload, open_upload
+from loramux.errors import LoramuxError
+from loramux.types import Adapter, AdapterChange, AliasMove
+from loramux.v1 import adapters_pb2, aliases_pb2, residency_pb2, uploads_pb2
+from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.aliases_pb2_grpc import AliasServiceStub
+from loramux.v1.residency_pb2_grpc import ResidencyServiceStub
+from loramux.v1.uploads_pb2_grpc import UploadServiceStub
+
+
+class Adapters:
+    """The adapters that are registered with a server.
+
+    They are named by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or an
+    alias, and without one the newest version is meant.
+    """
+
+    def __init__(self, channel: grpc.Channel, timeout: float) -> None:
+        self._service = AdapterServiceStub(channel)
+        self._aliases = AliasServiceStub(channel)
+        self._uploads = UploadServiceStub(channel)
+        self._residency = ResidencyServiceStub(channel)
+        self._timeout = timeout
+
+    def upload(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        must_not_exist: bool = False,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Adapter:
+        """Register the PEFT folder or package at `path` as the next version of `name`.
+
+        Content that is the newest version already gets no second number, and content that the
+        tenant has at all is not sent again. A broken connection or a restart of the server is
+        waited for, and the upload goes on where it was.
+
+        Args:
+            name: What requests will call the adapter, `[tenant/]name`.
+            path: A folder that PEFT's `save_pretrained` wrote, or a package.
+            must_not_exist: Refuse if the newest version of `name` has other content.
+            progress: Called with (bytes sent, bytes in all); an interruption can set it back.
+            timeout: Seconds that the call may take.
+        """
+        seconds = self._timeout if timeout is None else timeout
+        opening = open_upload(
+            name, path, must_not_exist=must_not_exist, progress=progress, timeout=seconds
+        )
+        with opening as upload:
+            while True:
+                try:
+                    with _wire.raising():
+                        return self._attempt(upload)
+                except LoramuxError as error:
+                    time.sleep(upload.delay(error))
+
+    def get(self, reference: str) -> Adapter:
+        """Return the version that `reference` stands for; of several, the one of most weight."""
+        with _wire.raising():
+            response = self._service.GetAdapter(
+                adapters_pb2.GetAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def delete(self, reference: str, *, wait: bool = False) -> None:
+        """Take an adapter away, or one version if `reference` says which.
+
+        Requests that use it already finish with it.
+
+        Args:
+            reference: `[tenant/]name` for all versions and aliases, or one version.
+            wait: Return only when no call uses any more what was taken away.
+        """
+        with _wire.raising():
+            self._service.DeleteAdapter(
+                adapters_pb2.DeleteAdapterRequest(name=reference, wait=wait), timeout=self._timeout
+            )
+
+    def download(
+        self, reference: str, path: str | Path, *, progress: Progress | None = None
+    ) -> Adapter:
+        """Write the package of a version to the file `path`, whole or not at all, and return it."""
+        request = adapters_pb2.DownloadAdapterRequest(name=reference)
+        with open_download(path, progress) as download, _wire.raising():
+            for response in self._service.DownloadAdapter(request, timeout=self._timeout):
+                download.take(response)
+            return download.finish()
+
+    def pin(self, reference: str) -> Adapter:
+        """Keep a version on the device, also after a restart; return when it is there."""
+        with _wire.raising():
+            response = self._residency.PinAdapter(
+                residency_pb2.PinAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def unpin(self, reference: str) -> Adapter:
+        """Let a version go again when others need its room."""
+        with _wire.raising():
+            response = self._residency.UnpinAdapter(
+                residency_pb2.UnpinAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def prefetch(self, reference: str) -> Adapter:
+        """Bring a version to the device; return when it is there."""
+        with _wire.raising():
+            response = self._residency.PrefetchAdapter(
+                residency_pb2.PrefetchAdapterRequest(name=reference), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
+
+    def watch(
+        self, name: str = "", *, include_existing: bool = False, timeout: float | None = None
+    ) -> Iterator[AdapterChange]:
+        """Yield changes of one adapter, or of all, as they happen; closing the iterator ends it.
+
+        With `include_existing`, what is registered comes first, so that nothing is missed between.
+        """
+        request = adapters_pb2.WatchAdaptersRequest(name=name, include_existing=include_existing)
+        call = self._service.WatchAdapters(request, timeout=timeout)
+        try:
+            with _wire.raising():
+                for response in call:
+                    yield wire.change(response)
+        finally:
+            call.cancel()
+
+    def aliases(self, name: str) -> dict[str, dict[int, int]]:
+        """Return what each alias of an adapter stands for: weight by version."""
+        with _wire.raising():
+            response = self._service.GetAdapter(
+                adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
+            )
+            return {alias.alias: wire.weights(alias.split) for alias in response.aliases}
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        *,
+        version: int | None = None,
+        weights: wire.Weights | None = None,
+        expected: int | wire.Weights | None = None,
+        by: str = "",
+    ) -> dict[int, int]:
+        """Let `alias` stand for one version, or for several by weight, and return that.
+
+        Requests that resolved the alias before keep what they have.
+
+        Args:
+            name: The adapter, `[tenant/]name`.
+            alias: The tag that moves.
+            version: What it is to stand for.
+            weights: Or these versions, each with its share of the routing keys.
+            expected: Raise an AbortedError unless the alias stands for this version, or for these;
+                for nothing yet, if empty.
+            by: Who moves it, for the history; by default the address of this client.
+        """
+        request = wire.set_alias_request(name, alias, version, weights, expected, by)
+        with _wire.raising():
+            response = self._aliases.SetAlias(request, timeout=self._timeout)
+            return wire.weights(response.alias.split)
+
+    def delete_alias(
+        self, name: str, alias: str, *, expected: int | wire.Weights | None = None, by: str = ""
+    ) -> None:
+        """Take an alias away; the versions stay. See `set_alias`."""
+        request = aliases_pb2.DeleteAliasRequest(
+            name=name, alias=alias, expected=wire.expected_split(expected), moved_by=by
+        )
+        with _wire.raising():
+            self._aliases.DeleteAlias(request, timeout=self._timeout)
+
+    def roll_back(self, name: str, alias: str, *, by: str = "") -> dict[int, int]:
+        """Let `alias` stand for what it stood for before its last move, and return that."""
+        request = aliases_pb2.RollBackAliasRequest(name=name, alias=alias, moved_by=by)
+        with _wire.raising():
+            response = self._aliases.RollBackAlias(request, timeout=self._timeout)
+            return wire.weights(response.alias.split)
+
+    def alias_moves(self, name: str, alias: str, *, limit: int = 100) -> list[AliasMove]:
+        """Return the last moves of an alias, the newest first."""
+        found: list[AliasMove] = []
+        token = ""
+        with _wire.raising():
+            while limit > len(found):
+                response = self._aliases.ListAliasMoves(
+                    aliases_pb2.ListAliasMovesRequest(
+                        name=name,
+                        alias=alias,
+                        page_size=min(limit - len(found), wire.PAGE_SIZE),
+                        page_token=token,
+                    ),
+                    timeout=self._timeout,
+                )
+                found += [wire.move(move) for move in response.moves]
+                token = response.next_page_token
+                if not token:
+                    break
+        return found
+
+    def _attempt(self, upload: Upload) -> Adapter:
+        """Send what the server does not have, and let it register the whole."""
+        started = self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
+        is_missing = upload.started(started)
+        if started.HasField("adapter"):
+            return wire.adapter(started.adapter)
+        if is_missing:
+            chunks = upload.chunks(started.upload_id)
+            self._uploads.SendChunks(chunks, timeout=upload.remaining)
+        finished = self._uploads.FinishUpload(
+            uploads_pb2.FinishUploadRequest(upload_id=started.upload_id), timeout=upload.remaining
+        )
+        return wire.adapter(finished.adapter)
+
+    def list(
+        self,
+        *,
+        all_versions: bool = False,
+        tenant: str = "",
+        name_prefix: str = "",
+        source: str = "",
+        tier: str = "",
+    ) -> list[Adapter]:
+        """Return adapters in the order of their names, each with its newest version.
+
+        Args:
+            all_versions: Every version, the newest first.
+            tenant: Only those of this tenant.
+            name_prefix: Only those whose names begin so.
+            source: Only those from there: `upload` or `directory`.
+            tier: Only those whose weights are there: `stored`, `host` or `device`.
+        """
+        found: list[Adapter] = []
+        token = ""
+        with _wire.raising():
+            while True:
+                request = wire.list_request(
+                    token,
+                    all_versions=all_versions,
+                    tenant=tenant,
+                    name_prefix=name_prefix,
+                    source=source,
+                    tier=tier,
+                )
+                response = self._service.ListAdapters(request, timeout=self._timeout)
+                found += map(wire.adapter, response.adapters)
+                token = response.next_page_token
+                if not token:
+                    return found

@@ -1,0 +1,80 @@
+"""`loramux verify` and `lint`: whether an adapter is whole, and whether it is sound."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loramux.cli.options import Json, needs
+from loramux.cli.tables import show
+from loramux_adapters import open_package
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="Package, or PEFT folder.")],
+    digest: Annotated[
+        str | None, typer.Option(metavar="sha256:HEX", help="The identity that it should have.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the base model that it should fit; weights are not read."),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", "-k", help="Public key that it should be signed with.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check that a package is whole: structure, digests, no NaN or infinity, base, signature."""
+    from loramux_adapters.base import read_base
+    from loramux_adapters.weights.verify import verify as checked
+
+    with open_package(path) as (file, package):
+        done = {
+            each.check: each.found
+            for each in checked(
+                file, package, digest=digest, base=read_base(base) if base else None
+            )
+        }
+        if key:
+            with needs("cryptography", extra="sign", what="verify --key"):
+                from loramux_adapters.signing import check_signature
+            done["signature"] = f"by {check_signature(file, package, key)}"
+        elif "signature" in package.notes:
+            done["signature"] = "not checked: give --key"
+    if as_json:
+        print(json.dumps(done))
+    else:
+        show("check found", done.items())
+
+
+def lint(
+    path: Annotated[Path, typer.Argument(help="Package, or PEFT folder.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 for warnings and notes, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for likely mistakes: dead layers, NaN, odd scales and norms, wasted ranks and bytes.
+
+    Exits with 1 if there is an error, and with --strict if there is any finding. A finding has one
+    of these codes: not-finite, dead-adapter (errors); dead-module, scale-high, scale-low,
+    rank-without-rslora, norm-outlier, base-unknown (warnings); mixed-dtypes, rank-unused,
+    wide-dtype (notes).
+    """
+    from loramux_adapters.weights.lint import lint as linted
+
+    with open_package(path) as (file, package):
+        findings = linted(file, package)
+    if as_json:
+        print(json.dumps([{"level": each.level} | dataclasses.asdict(each) for each in findings]))
+    elif findings:
+        show(
+            "level code module message",
+            ((each.level, each.code, each.module, each.message) for each in findings),
+        )
+    else:
+        print("no findings")
+    if any(strict or each.level == "error" for each in findings):
+        raise typer.Exit(1)

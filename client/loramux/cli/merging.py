@@ -1,0 +1,96 @@
+"""`loramux merge`: several adapters as one, or adapters in the weights of their base."""
+
+import dataclasses
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from loramux.cli.options import Json
+from loramux.cli.output import whole_file, whole_folder
+from loramux_adapters import open_package, read_package
+from loramux_adapters.package import digest_of
+
+METHODS = (
+    "cat, svd, linear, ties, dare_linear, dare_ties or magnitude_prune, the last four also with "
+    "_svd; as in PEFT"
+)
+
+
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Packages, or PEFT folders.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Package to write; with --into-base a new folder."),
+    ],
+    method: Annotated[str, typer.Option("--method", help=METHODS)] = "cat",
+    weights: Annotated[
+        str | None, typer.Option(help="A number for each adapter, with commas; 1 if left out.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="svd: rank of the result; the largest if left out.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="ties, dare and magnitude_prune: share of what stays.")
+    ] = None,
+    sign: Annotated[
+        str, typer.Option(help="ties: majority by the total of values, or by frequency.")
+    ] = "total",
+    seed: Annotated[int, typer.Option(help="dare: seeds what is dropped.")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; as they are if left out.")
+    ] = None,
+    into_base: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the base model: write that model with the adapters added."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make one adapter of several, or a model of a base and its adapters.
+
+    cat adds the updates exactly, at the sum of their ranks; svd is the nearest of a lower rank.
+    """
+    from loramux_adapters.base import read_base
+    from loramux_adapters.weights.combine import Sign
+    from loramux_adapters.weights.into_base import merge_into_base
+    from loramux_adapters.weights.merge import MergeOptions
+    from loramux_adapters.weights.merge import merge as merged
+
+    try:
+        numbers = tuple(map(float, weights.split(","))) if weights else ()
+    except ValueError:
+        raise typer.BadParameter(f"--weights {weights}: not numbers with commas") from None
+    if into_base and dtype:
+        raise typer.BadParameter(
+            "--dtype: with --into-base each weight keeps the dtype of the base"
+        )
+    options = MergeOptions(
+        method=method,
+        weights=numbers,
+        rank=rank,
+        density=density,
+        sign=cast(Sign, sign),
+        seed=seed,
+        dtype=dtype,
+    )
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_package(source)) for source in sources]
+        if into_base is None:
+            target = stack.enter_context(whole_file(output))
+            merged(opened, target, options)
+            written = {"path": str(output), "digest": digest_of(target)}
+        else:
+            base = read_base(into_base)
+            folder = stack.enter_context(whole_folder(output))
+            summed = stack.enter_context(tempfile.TemporaryFile(prefix="loramux-"))
+            if len(opened) == 1 and options == MergeOptions():
+                merge_into_base(*opened[0], base, folder)
+            else:
+                # Not rounded on the way.
+                merged(opened, summed, dataclasses.replace(options, dtype="float32"))
+                merge_into_base(summed, read_package(summed, summed.tell()), base, folder)
+            written = {"path": str(output)}
+    print(json.dumps(written) if as_json else " ".join(written.values()))

@@ -1,0 +1,52 @@
+"""`loramux pin`, `unpin`, `prefetch` and `watch`: where adapters are, and what happens to them."""
+
+import contextlib
+import json
+from typing import Annotated
+
+import typer
+
+from loramux.cli.adapters import plain, state_of
+from loramux.cli.options import DEFAULT_SERVER, Json, Reference, Server
+from loramux.client import Client
+from loramux.types import Adapter
+
+
+def pin(reference: Reference, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Keep a version on the device, also after a restart; end when it is there."""
+    with Client(server) as client:
+        _show(client.adapters.pin(reference), as_json)
+
+
+def unpin(reference: Reference, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Let a version go again when others need its room."""
+    with Client(server) as client:
+        _show(client.adapters.unpin(reference), as_json)
+
+
+def prefetch(reference: Reference, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Bring a version to the device; end when it is there."""
+    with Client(server) as client:
+        _show(client.adapters.prefetch(reference), as_json)
+
+
+def watch(
+    name: Annotated[str, typer.Argument(help="Adapter, [TENANT/]NAME; all if left out.")] = "",
+    existing: Annotated[
+        bool, typer.Option("--existing", help="Begin with what is registered already.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Print changes of adapters as they happen, until Ctrl-C."""
+    with Client(server) as client, contextlib.suppress(KeyboardInterrupt):
+        for change in client.adapters.watch(name, include_existing=existing):
+            adapter = change.adapter
+            if as_json:
+                print(json.dumps({"kind": change.kind, "adapter": plain(adapter)}), flush=True)
+            else:
+                print(f"{change.kind:10} {adapter.reference} {state_of(adapter)}", flush=True)
+
+
+def _show(adapter: Adapter, as_json: bool) -> None:
+    print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {state_of(adapter)}")

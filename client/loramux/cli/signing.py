@@ -1,0 +1,56 @@
+"""`loramux sign`: a signature in a package, and the keys for it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loramux.cli.options import Json, needs
+from loramux.cli.output import whole_file
+from loramux_adapters import open_package
+from loramux_adapters.package import digest_of
+
+
+def sign(
+    source: Annotated[
+        Path | None, typer.Argument(help="Package, or PEFT folder; none with --new-key.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", "-k", help="Private key, a PEM file.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Package to write; SOURCE, or of a folder SOURCE.safetensors."
+        ),
+    ] = None,
+    new_key: Annotated[
+        Path | None,
+        typer.Option("--new-key", help="Make a private key here, and the public one as .pub."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a package with Ed25519; the signature lies in its manifest, so its digest changes.
+
+    `loramux verify --key KEY.pub` checks it.
+    """
+    with needs("cryptography", extra="sign", what="sign"):
+        from loramux_adapters import signing
+    if new_key is not None:
+        if source or key or output:
+            raise typer.BadParameter("--new-key stands alone")
+        made = {"path": str(new_key), "public_key": signing.new_key(new_key)}
+        print(json.dumps(made) if as_json else " ".join(made.values()))
+        return
+    if source is None or key is None:
+        raise typer.BadParameter("name a package and --key, or --new-key")
+    beside = Path(f"{source.resolve().name}.safetensors") if source.is_dir() else source
+    target = output or beside
+    with open_package(source) as (file, package), whole_file(target) as signed:
+        public = signing.sign(file, package, key, signed)
+        digest = digest_of(signed)
+    if as_json:
+        print(json.dumps({"path": str(target), "digest": digest, "public_key": public}))
+    else:
+        print(f"{target} {digest}")

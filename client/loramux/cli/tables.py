@@ -1,0 +1,26 @@
+"""Tables for people."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 200
+"""Where no terminal says how wide it is, nothing has to be cut."""
+
+
+def show(headings: str, rows: Iterable[Iterable[object]]) -> None:
+    """Print a table; of `headings`, which stand between spaces, those with `>` are for numbers."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings.split():
+        side = "right" if heading.startswith(">") else "left"
+        table.add_column(heading.removeprefix(">"), justify=side, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row))
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(table, markup=False)
+
+
+def short(value: float | None) -> str:
+    """Return a number as it may stand in a table."""
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,134 @@
+"""`loramux train`: from a base and a file of examples to a package."""
+
+import dataclasses
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from loramux.cli.options import Json, needs
+from loramux.cli.output import whole_file
+from loramux.cli.plot import draw_losses
+from loramux_adapters.package import digest_of
+
+DEMO = "demo"
+DEMO_NAME = "loramux-demo"
+
+
+def train(
+    base: Annotated[
+        str,
+        typer.Option(help=f"Folder of the base model and its tokenizer, or {DEMO}: the embedded."),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help='JSON lines: {"prompt": …, "completion": …}, or {"text": …, "label": …}.'
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Package to write; DATA.safetensors if left out."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="lora, rslora or adalora (packed as plain LoRA); dora, ia3, prompt and prefix "
+            "only where this version can pack them."
+        ),
+    ] = "lora",
+    rank: Annotated[
+        int, typer.Option(min=1, help="Rank; with adalora, of the layers on average.")
+    ] = 8,
+    alpha: Annotated[
+        float | None, typer.Option(help="Scale times rank; twice the rank if left out.")
+    ] = None,
+    targets: Annotated[
+        str, typer.Option(help="Layers, with commas, as q_proj,v_proj; all linear if left out.")
+    ] = "",
+    epochs: Annotated[int, typer.Option(help="Times that all examples are read.")] = 3,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seeds weights, order and what is kept.")] = 0,
+    eval_share: Annotated[
+        float, typer.Option(help="Share of the examples kept for evaluation; 0 for none.")
+    ] = 0.1,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the processor; torch's choice if left out.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the losses to this file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter with PEFT and transformers' Trainer, in float32, and pack it.
+
+    The loss is that of completions and the end token after them. A line of text and label teaches
+    the model to write: the prompt is `TEXT ->`, the completion ` LABEL`, and it is called so. The
+    package notes the SHA-256 of the data, the arguments and the losses.
+    """
+    with needs("peft", "accelerate", "transformers", "torch", "numpy", extra="train", what="train"):
+        from loramux_adapters.train.methods import Shape
+        from loramux_adapters.train.plan import Plan
+        from loramux_adapters.train.run import train as trained
+    if plot is not None:
+        with needs("matplotlib", extra="plot", what="--plot"):
+            import matplotlib  # noqa: F401
+    folder, name = _base(base)
+    plan = Plan(
+        base=folder,
+        base_name=name,
+        data=data,
+        shape=Shape(
+            method=method,
+            rank=rank,
+            alpha=2.0 * rank if alpha is None else alpha,
+            targets=tuple(filter(None, targets.split(","))),
+        ),
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        seed=seed,
+        eval_share=eval_share,
+        threads=threads,
+    )
+    target = output or Path(f"{data.stem}.safetensors")
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with whole_file(target) as file:
+        with Progress(*columns, console=console, disable=as_json or not console.is_terminal) as bar:
+            task = bar.add_task("steps", total=None)
+
+            def show(done: int, steps: int, loss: float) -> None:
+                bar.update(task, completed=done, total=steps, description=f"loss {loss:.4f}")
+
+            curve = trained(plan, file, show)
+        digest = digest_of(file)
+    if plot is not None:
+        draw_losses(curve, plot)
+    if as_json:
+        print(json.dumps({"path": str(target), "digest": digest} | dataclasses.asdict(curve)))
+        return
+    if curve.evaluation:
+        before, after = curve.evaluation[0].loss, curve.evaluation[-1].loss
+        print(f"evaluation loss {before:.4f} -> {after:.4f}")
+    print(f"{target} {digest}")
+
+
+def _base(base: str) -> tuple[Path, str]:
+    """Return the folder of the base, and what the package calls it."""
+    if base != DEMO:
+        return Path(base), base
+    # Not imported: it would be slow, and nothing of it but the folder is used.
+    server = find_spec("loramux_server")
+    if server is None or not server.submodule_search_locations:
+        raise typer.BadParameter(
+            "--base demo: the embedded model is part of the server: pip install 'loramux[server]'"
+        )
+    return Path(server.submodule_search_locations[0]) / DEMO / "base", DEMO_NAME

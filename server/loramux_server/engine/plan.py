@@ -1,0 +1,52 @@
+"""What the next step computes."""
+
+from dataclasses import dataclass
+
+from loramux_server.engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens of one request that the next step computes."""
+
+    request: Request
+    start: int
+    num_tokens: int
+    is_ahead: bool = False
+    """Whether its one token is what a step gives that still runs."""
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step ends with a new token for this request."""
+        return self.is_ahead or self.end == self.request.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step's work."""
+
+    chunks: list[Chunk]
+    started: list[Request]
+    """Requests that leave the queue for the first time."""
+    urgent: str | None
+    """The adapter whose turn it is: no request with another starts before its request does."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def num_decode_tokens(self) -> int:
+        """Those of them that are the only one of their request."""
+        return sum(chunk.num_tokens == 1 for chunk in self.chunks)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """The others."""
+        return self.num_tokens - self.num_decode_tokens

@@ -1,0 +1,121 @@
+"""Linear layers whose weights rest in fewer bits than they are computed with.
+
+transformers makes them, with torchao (a weight that is a tensor of a class of its own) or with
+bitsandbytes (a layer of a class of its own). Neither is imported here unless it is asked for.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, TorchAoConfig
+from transformers.pytorch_utils import Conv1D
+
+from loramux_server.kernels.resting import Quantization
+
+_PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
+_METHODS = ("torchao", "bitsandbytes")
+_FP8_CAPABILITY = (8, 9)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Return whether `layer` is a linear layer, plain or quantised, and nothing else."""
+    # A subclass may compute something else, as the routers of some models do.
+    return type(layer).forward in _PLAIN_FORWARDS or is_quantized(layer)
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Return whether `layer` is a linear layer whose weights only its own forward understands."""
+    if type(layer).forward in _PLAIN_FORWARDS:
+        return type(layer.weight) not in (nn.Parameter, torch.Tensor)
+    return isinstance(layer, nn.Linear) and any(
+        kind.__module__.partition(".")[0] in _METHODS for kind in type(layer).__mro__
+    )
+
+
+def rounds_inputs(module: nn.Module) -> bool:
+    """Return whether a layer of `module` rounds what it is given to 8 bits as well."""
+    return any(
+        is_quantized(layer)
+        and (
+            layer.weight.dtype is torch.int8  # of bitsandbytes: LLM.int8()
+            or getattr(layer.weight, "act_quant_kwargs", None) is not None  # of torchao
+        )
+        for layer in module.modules()
+    )
+
+
+def is_saved_quantized(path: str) -> bool:
+    """Return whether the base model in folder or hub id `path` was quantised before it was saved.
+
+    Raises:
+        OSError: There is none.
+        ValueError: It is of no known kind.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return getattr(config, "quantization_config", None) is not None
+
+
+def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoConfig:
+    """Return what lets transformers round the weights of linear layers while it loads them.
+
+    Raises:
+        ValueError: They are not rounded so on `device`, or torchao is not installed.
+    """
+    if quantization is Quantization.FP8 and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _FP8_CAPABILITY:
+            raise ValueError(
+                f"quantization 'fp8' needs a GPU of compute capability 8.9 or later, and that of "
+                f"{device} is {capability[0]}.{capability[1]}; int8 would run there"
+            )
+    try:
+        from torchao import quantization as torchao
+    except ImportError as error:
+        raise ValueError(
+            f"quantization {str(quantization)!r} without the kernels of a CPU needs torchao "
+            f"(pip install 'loramux[quantized]'): {error}"
+        ) from None
+    kinds: dict[Quantization, Any] = {
+        Quantization.INT8: torchao.Int8WeightOnlyConfig,
+        Quantization.FP8: torchao.Float8WeightOnlyConfig,
+    }
+    if quantization not in kinds:
+        raise ValueError(
+            f"quantization {str(quantization)!r} is for the kernels of a CPU; others take "
+            f"{' or '.join(kinds)}"
+        )
+    return TorchAoConfig(kinds[quantization]())
+
+
+def check_quantized(module: PreTrainedModel, quantization: Quantization) -> None:
+    """Demand that the quantised layers of `module` are of a kind that is served, if it has any.
+
+    Raises:
+        ValueError: They are not; or none is, and `quantization` asked for them.
+    """
+    config = getattr(module.config, "quantization_config", None)
+    if config is None:
+        return
+    method = str(getattr(config.quant_method, "value", config.quant_method))
+    if method not in _METHODS:
+        raise ValueError(
+            f"it is quantised by {method}, but only {' and '.join(_METHODS)} are served"
+        )
+    layers = {name: layer for name, layer in module.named_modules() if is_quantized(layer)}
+    if not layers and quantization is not Quantization.NONE:
+        raise ValueError(
+            f"quantization {str(quantization)!r} changes nothing: torchao rounds layers of the "
+            "class Linear, and it has none but the one that makes logits"
+        )
+    for name, layer in layers.items():
+        dtype = layer.weight.dtype
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != module.dtype:
+            raise ValueError(
+                f"layer {name} was quantised to compute in {_name(dtype)}, and dtype is "
+                f"{_name(module.dtype)}; auto or {_name(dtype)} would be right"
+            )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

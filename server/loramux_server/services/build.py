@@ -1,0 +1,141 @@
+"""All services of a server, put together."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from loramux.v1 import (
+    adapters_pb2,
+    aliases_pb2,
+    generation_pb2,
+    residency_pb2,
+    server_pb2,
+    uploads_pb2,
+)
+from loramux_server.config import ServerConfig
+from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine_client import EngineClient
+from loramux_server.metrics import Metrics
+from loramux_server.services.adapters import AdapterService
+from loramux_server.services.aliases import AliasService
+from loramux_server.services.changes import Changes
+from loramux_server.services.chunks import Chunks
+from loramux_server.services.descriptions import Descriptions
+from loramux_server.services.generation import GenerationService
+from loramux_server.services.intake import Intake
+from loramux_server.services.pins import Pins
+from loramux_server.services.residency import ResidencyService
+from loramux_server.services.server import ServerService
+from loramux_server.services.uploads import UploadService
+from loramux_server.statuses import Statuses
+from loramux_server.store.alias import Move
+from loramux_server.store.check import ServedBase
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import full_name
+from loramux_server.store.registry import ADDED, REMOVED, UPDATED, Registry
+from loramux_server.store.uploads import Uploads
+
+_KINDS = {
+    ADDED: adapters_pb2.ADAPTER_CHANGE_REGISTERED,
+    UPDATED: adapters_pb2.ADAPTER_CHANGE_UPDATED,
+    REMOVED: adapters_pb2.ADAPTER_CHANGE_DELETED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What answers calls, and what of it is told of the engine, the registry and of time."""
+
+    by_descriptor: Mapping[ServiceDescriptor, object]
+    uploads: UploadService
+    statuses: Statuses
+    pins: Pins
+    changes: Changes
+    metrics: Metrics
+
+    def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
+        """Take in, on `loop`, what happens to the versions of `registry` from now on."""
+
+        def happened(what: str, record: AdapterRecord) -> None:
+            if what == REMOVED:
+                self.pins.forget(record)
+                if not registry.versions(record.full_name):
+                    self.metrics.labels.forget(record.full_name)
+            self.changes.tell(_KINDS[what], [record])
+
+        def moved(move: Move) -> None:
+            versions = {*move.before.versions, *move.after.versions}
+            found = registry.versions(full_name(move.tenant, move.name))
+            self.changes.tell(_KINDS[UPDATED], [r for r in found if r.version in versions])
+
+        def elsewhere(digest: str) -> None:
+            moved_kind = adapters_pb2.ADAPTER_CHANGE_MOVED
+            self.changes.tell(moved_kind, registry.with_digest(digest))
+
+        registry.on_change = lambda what, record: loop.call_soon_threadsafe(happened, what, record)
+        registry.aliases.on_move = lambda move: loop.call_soon_threadsafe(moved, move)
+        self.statuses.on_move = elsewhere
+
+
+def build_services(
+    *,
+    registry: Registry,
+    engine: EngineClient,
+    model: ModelInfo,
+    base: ServedBase,
+    metrics: Metrics,
+    config: ServerConfig,
+) -> Services:
+    """Return the services of a server of `model`."""
+    statuses = Statuses(lambda digest: bool(registry.with_digest(digest)))
+    descriptions = Descriptions(registry, statuses)
+    changes = Changes(descriptions)
+    pins = Pins(registry, engine, base)
+    chunks = Chunks(config.upload_idle_timeout)
+    intake = Intake(
+        registry=registry,
+        engine=engine,
+        model=model,
+        base=base,
+        max_upload_bytes=config.max_upload,
+    )
+    generation = GenerationService(
+        engine=engine,
+        registry=registry,
+        model=model,
+        metrics=metrics,
+        statuses=statuses,
+        default_timeout=config.default_timeout,
+    )
+    adapters = AdapterService(
+        intake=intake,
+        descriptions=descriptions,
+        metrics=metrics,
+        chunks=chunks,
+        changes=changes,
+    )
+    residency = ResidencyService(intake=intake, pins=pins, descriptions=descriptions)
+    uploads = UploadService(
+        intake=intake,
+        uploads=Uploads(registry, config.upload_expiry),
+        descriptions=descriptions,
+        metrics=metrics,
+        chunks=chunks,
+    )
+    return Services(
+        {
+            generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
+            adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: adapters,
+            uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
+            residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,
+            aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
+            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(model, config),
+        },
+        uploads,
+        statuses,
+        pins,
+        changes,
+        metrics,
+    )

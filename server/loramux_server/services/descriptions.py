@@ -1,0 +1,77 @@
+"""What is said of adapters over the wire."""
+
+from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2
+from loramux_server.statuses import Statuses
+from loramux_server.store.alias import Split
+from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
+from loramux_server.store.registry import Registry
+
+SOURCES = {
+    UPLOAD: adapters_pb2.ADAPTER_SOURCE_UPLOAD,
+    DIRECTORY: adapters_pb2.ADAPTER_SOURCE_DIRECTORY,
+}
+_TIERS = {
+    "stored": adapters_pb2.ADAPTER_TIER_STORED,
+    "host": adapters_pb2.ADAPTER_TIER_HOST,
+    "device": adapters_pb2.ADAPTER_TIER_DEVICE,
+}
+
+
+class Descriptions:
+    """Describes versions, and what goes on with them."""
+
+    def __init__(self, registry: Registry, statuses: Statuses) -> None:
+        self._registry = registry
+        self._statuses = statuses
+
+    def tier_of(self, record: AdapterRecord) -> adapters_pb2.AdapterTier.ValueType:
+        """Return the fastest place that holds the weights of a version."""
+        return _TIERS[self._statuses.of(record.digest).tier]
+
+    def of(self, record: AdapterRecord) -> adapters_pb2.Adapter:
+        """Return the message for a version."""
+        status = self._statuses.of(record.digest)
+        message = adapters_pb2.Adapter(
+            name=record.name,
+            digest=record.digest,
+            size_bytes=record.size_bytes,
+            rank=record.rank,
+            target_modules=record.target_modules,
+            base_model=record.base_model,
+            source=SOURCES[record.source],
+            tier=_TIERS[status.tier],
+            tenant=record.tenant,
+            version=record.version,
+            aliases=self._registry.aliases.of_version(record),
+            is_pinned=record.is_pinned,
+            status=adapters_pb2.AdapterStatus(
+                is_loading=status.is_loading,
+                load_failure=status.load_failure,
+                memory_bytes=record.num_bytes,
+                calls=self._registry.leases.num_requests(record),
+                requests=status.requests,
+                hits=status.hits,
+                loads=status.loads,
+            ),
+        )
+        if status.last_used:
+            message.status.last_used_at.FromDatetime(status.last_used)
+        message.created_at.FromDatetime(record.created_at)
+        return message
+
+
+def identity_of(record: AdapterRecord) -> generation_pb2.AdapterIdentity:
+    """Return the message that names exactly this version."""
+    return generation_pb2.AdapterIdentity(
+        name=record.name, digest=record.digest, tenant=record.tenant, version=record.version
+    )
+
+
+def alias_of(alias: str, split: Split) -> aliases_pb2.Alias:
+    """Return the message for an alias."""
+    return aliases_pb2.Alias(alias=alias, split=split_of(split))
+
+
+def split_of(split: Split) -> aliases_pb2.Split:
+    """Return the message for what an alias stands for."""
+    return aliases_pb2.Split(weights=dict(split.weights))

@@ -1,0 +1,87 @@
+"""What goes on with the content of adapters: where it is, and how it is used."""
+
+import datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from loramux_server.engine.messages import Report
+
+STORED = "stored"
+DEVICE = "device"
+
+
+@dataclass(slots=True)
+class Status:
+    """What is known of one digest since the server started."""
+
+    tier: str = STORED
+    """The fastest tier that holds it now."""
+    is_loading: bool = False
+    load_failure: str = ""
+    """Why the last load failed, if it did."""
+    requests: int = 0
+    hits: int = 0
+    """Requests that found it on the device."""
+    loads: int = 0
+    """Loads to the device."""
+    last_used: datetime.datetime | None = None
+
+
+class Statuses:
+    """Digest -> status. Lives on the event loop."""
+
+    def __init__(self, is_registered: Callable[[str], bool] = lambda digest: True) -> None:
+        """Know nothing yet; of what is neither registered nor in memory, nothing is kept."""
+        self._is_registered = is_registered
+        self._known: dict[str, Status] = {}
+        self.on_move: Callable[[str], None] = lambda digest: None
+        """Called with a digest whose tier or load changed."""
+
+    def of(self, digest: str) -> Status:
+        """Return the status of a digest, which is not to be changed."""
+        return self._known.get(digest) or Status()
+
+    @contextmanager
+    def used(self, digest: str) -> Iterator[None]:
+        """Note a request that lasts as long as the block."""
+        status = self._known.setdefault(digest, Status())
+        status.requests += 1
+        status.hits += status.tier == DEVICE
+        status.last_used = datetime.datetime.now(datetime.UTC)
+        try:
+            yield
+        finally:
+            status.last_used = datetime.datetime.now(datetime.UTC)
+
+    def report(self, report: Report) -> None:
+        """Take in what one step of the engine had to tell."""
+        if not (report.loading or report.loads or report.failed_loads or report.tiers):
+            return
+        for digest in report.loading:
+            self._known.setdefault(digest, Status()).is_loading = True
+        for load in report.loads:
+            status = self._known.setdefault(load.digest, Status())
+            status.is_loading, status.load_failure = False, ""
+            status.loads += load.tier == DEVICE
+        for digest, why in report.failed_loads.items():
+            status = self._known.setdefault(digest, Status())
+            status.is_loading, status.load_failure = False, why
+        for digest, tier in report.tiers.items():
+            self._known.setdefault(digest, Status()).tier = tier
+            if tier == STORED and not self._is_registered(digest):
+                self.forget(digest)
+        moved = {*report.loading, *report.failed_loads, *report.tiers}
+        for digest in moved:
+            self.on_move(digest)
+
+    def forget(self, digest: str) -> None:
+        """Forget a digest that is registered no more."""
+        self._known.pop(digest, None)
+
+    def engine_died(self) -> None:
+        """Note that nothing is in memory any more."""
+        for digest, status in self._known.items():
+            if status.tier != STORED or status.is_loading:
+                status.tier, status.is_loading = STORED, False
+                self.on_move(digest)

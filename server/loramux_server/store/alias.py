@@ -1,0 +1,96 @@
+"""Aliases: tags that move from version to version, or stand for several by weight."""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_WEIGHT = 10_000
+MAX_VERSIONS = 16
+"""Versions that one alias may stand for at once."""
+
+_HASH_SPACE = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The versions that an alias stands for, and how many of the keys each of them gets."""
+
+    weights: tuple[tuple[int, int], ...] = ()
+    """(version, weight), in the order of the versions; none where there is no alias."""
+
+    @classmethod
+    def of(cls, weights: Mapping[int, int]) -> "Split":
+        """Return the split of `weights`, by version; what stands for one version is equal.
+
+        Raises:
+            ValueError: There are too many versions, or a weight is out of range.
+        """
+        if len(weights) > MAX_VERSIONS:
+            raise ValueError(f"{len(weights)} versions; an alias stands for {MAX_VERSIONS} at most")
+        for version, weight in weights.items():
+            if not 1 <= weight <= MAX_WEIGHT:
+                raise ValueError(f"version {version} has weight {weight}, not 1 to {MAX_WEIGHT}")
+        if len(weights) == 1:
+            return cls(tuple((version, 1) for version in weights))
+        return cls(tuple(sorted(weights.items())))
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The versions, in order."""
+        return tuple(version for version, _ in self.weights)
+
+    @property
+    def heaviest(self) -> int:
+        """The version with the largest weight, the newest of equal ones."""
+        return max(self.weights, key=lambda pair: (pair[1], pair[0]))[0]
+
+    def choose(self, key: str) -> int:
+        """Return the version for `key`: always the same one while the weights are.
+
+        Versions lie side by side in their order, so a weight that grows takes keys from its
+        neighbours alone.
+        """
+        if len(self.weights) == 1:
+            return self.weights[0][0]
+        digest = hashlib.sha256(key.encode()).digest()
+        total = sum(weight for _, weight in self.weights)
+        place = int.from_bytes(digest[:8]) * total // _HASH_SPACE
+        for version, weight in self.weights:
+            if place < weight:
+                return version
+            place -= weight
+        raise AssertionError("the weights do not add up")
+
+    def dump(self) -> str:
+        """Return it as text for the catalog."""
+        return json.dumps(dict(self.weights))
+
+    @classmethod
+    def load(cls, text: str) -> "Split":
+        """Return what `dump` made text of."""
+        return cls(tuple((int(version), weight) for version, weight in json.loads(text).items()))
+
+    def __str__(self) -> str:
+        if len(self.weights) == 1:
+            return f"version {self.weights[0][0]}"
+        parts = ", ".join(f"{version}: {weight}" for version, weight in self.weights)
+        return f"{{{parts}}}" if parts else "no version"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One change of an alias."""
+
+    tenant: str
+    name: str
+    alias: str
+    before: Split
+    """Stands for nothing where the alias was new."""
+    after: Split
+    """Stands for nothing where the alias was taken away."""
+    moved_at: datetime.datetime
+    moved_by: str
+    number: int = 0
+    """Counts the moves of all aliases; 0 until it is in the catalog."""

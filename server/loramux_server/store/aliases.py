@@ -1,0 +1,169 @@
+"""Moves of aliases: compare and set, back again, and who did it when."""
+
+import datetime
+import threading
+from collections.abc import Callable, Mapping
+
+from loramux.errors import (
+    AbortedError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from loramux_server.store.alias import Move, Split
+from loramux_server.store.catalog import Catalog
+from loramux_server.store.names import Names
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import Reference, check_alias
+
+
+class Aliases:
+    """The aliases of all adapters. Threads may share it; all that changes something may block."""
+
+    def __init__(
+        self, catalog: Catalog, names: Names, writing: threading.Lock, lock: threading.Lock
+    ) -> None:
+        """Work on what the registry owns.
+
+        Args:
+            catalog: Where moves go first.
+            names: What they change in memory.
+            writing: Held while a move is written.
+            lock: Held to look at `names` or change it.
+        """
+        self._catalog = catalog
+        self._names = names
+        self._writing = writing
+        self._lock = lock
+        self.on_move: Callable[[Move], object] = lambda move: None
+        """Called with each move that is durable, from any thread."""
+
+    def of(self, adapter: tuple[str, str]) -> dict[str, Split]:
+        """Return what each alias of an adapter stands for."""
+        with self._lock:
+            return self._names.aliases(adapter)
+
+    def of_version(self, record: AdapterRecord) -> list[str]:
+        """Return the aliases that stand for a version, alone or beside others."""
+        found = self.of(record.adapter).items()
+        return sorted(alias for alias, split in found if record.version in split.versions)
+
+    def set(
+        self,
+        reference: Reference,
+        alias: str,
+        weights: Mapping[int, int],
+        *,
+        by: str,
+        expected: Mapping[int, int] | None = None,
+    ) -> Split:
+        """Let `alias` of an adapter stand for versions by weight, and return that.
+
+        Args:
+            reference: The adapter.
+            alias: The tag that moves.
+            weights: Weight by version; nothing takes the alias away.
+            by: Who moves it.
+            expected: What it has to stand for before, or nothing if it must not be there yet.
+
+        Raises:
+            InvalidArgumentError: The alias or a weight is not allowed.
+            NotFoundError: The adapter or a version is not there, or what is taken away is not.
+            AbortedError: The alias does not stand for what was expected.
+        """
+        check_alias(alias, "alias")
+        after = _split(weights, "weights")
+        wanted = None if expected is None else _split(expected, "expected")
+        with self._writing:
+            before = self._before(reference, alias)
+            if wanted is not None and before != wanted:
+                raise AbortedError(
+                    f"alias {alias!r} of {str(reference)!r} stands for {before}, not for {wanted}; "
+                    "another caller moved it",
+                    reason="ALIAS_MOVED",
+                    field="expected",
+                )
+            if not (after.weights or before.weights):
+                raise _no_alias(reference, alias)
+            for version in after.versions:
+                named = Reference(reference.tenant, reference.name, str(version))
+                with self._lock:
+                    self._names.find(named, field="weights")
+            return self._move(reference, alias, before, after, by)
+
+    def roll_back(self, reference: Reference, alias: str, *, by: str) -> Split:
+        """Let `alias` stand for what it stood for before its last move, and return that.
+
+        Raises:
+            NotFoundError: There is no such adapter or alias.
+            FailedPreconditionError: It stood for nothing, or for a version that was deleted.
+        """
+        check_alias(alias, "alias")
+        adapter = (reference.tenant, reference.name)
+        with self._writing:
+            now = self._before(reference, alias)
+            last = self._catalog.moves(adapter, alias, before=None, limit=1)
+            if not now.weights or not last:
+                raise _no_alias(reference, alias)
+            after = last[0].before
+            with self._lock:
+                gone = [v for v in after.versions if self._names.version(adapter, v) is None]
+            if gone or not after.weights:
+                what = f"version {gone[0]}, which was deleted" if gone else "nothing"
+                raise FailedPreconditionError(
+                    f"alias {alias!r} of {str(reference)!r} stood for {what}, before its last move",
+                    reason="ALIAS_NOT_MOVABLE",
+                    field="alias",
+                )
+            return self._move(reference, alias, now, after, by)
+
+    def history(
+        self, reference: Reference, alias: str, *, before: int | None, limit: int
+    ) -> list[Move]:
+        """Return moves of an alias, the newest first, at most `limit` and older than `before`."""
+        check_alias(alias, "alias")
+        return self._catalog.moves(
+            (reference.tenant, reference.name), alias, before=before, limit=limit
+        )
+
+    def _before(self, reference: Reference, alias: str) -> Split:
+        with self._lock:
+            adapter = self._names.find(reference, field="name").adapter
+            return self._names.aliases(adapter).get(alias, Split())
+
+    def _move(
+        self, reference: Reference, alias: str, before: Split, after: Split, by: str
+    ) -> Split:
+        if before == after:
+            return after
+        move = Move(
+            tenant=reference.tenant,
+            name=reference.name,
+            alias=alias,
+            before=before,
+            after=after,
+            moved_at=datetime.datetime.now(datetime.UTC),
+            moved_by=by,
+        )
+        self._catalog.move(move)
+        with self._lock:
+            self._names.set_alias((reference.tenant, reference.name), alias, after)
+        self.on_move(move)
+        return after
+
+
+def _split(weights: Mapping[int, int], field: str) -> Split:
+    try:
+        return Split.of(weights)
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"{field}: {error}", reason="INVALID_FIELD", field=field
+        ) from None
+
+
+def _no_alias(reference: Reference, alias: str) -> NotFoundError:
+    return NotFoundError(
+        f"adapter {str(reference)!r} has no alias {alias!r}",
+        reason="ADAPTER_NOT_FOUND",
+        field="alias",
+    )

@@ -1,0 +1,130 @@
+"""Who uses which version, and the bytes that go when nobody does.
+
+Leases of requests are taken and given back on the event loop: they wait for no disk.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from loramux_server.store.blobs import Blobs
+from loramux_server.store.names import Names
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import Reference
+
+_log = logging.getLogger(__name__)
+
+Key = tuple[str, str, int]
+K = TypeVar("K", str, Key)
+
+
+class Leases:
+    """Counts what keeps bytes, and the requests for each version. Threads may share it."""
+
+    def __init__(
+        self, names: Names, blobs: Blobs, writing: threading.Lock, lock: threading.Lock
+    ) -> None:
+        """Work on what the registry owns.
+
+        Args:
+            names: What has a name is kept, too.
+            blobs: The bytes.
+            writing: Held while names change on disk, and while unused bytes go.
+            lock: Held to look at `names` or at leases, or to change them.
+        """
+        self._names = names
+        self._blobs = blobs
+        self._writing = writing
+        self._lock = lock
+        self._bytes: Counter[str] = Counter()
+        """Digest -> how many requests and uploads use it."""
+        self._requests: Counter[Key] = Counter()
+        """Version -> how many requests resolved to it and go on."""
+        self._when_idle: dict[Key, list[Callable[[], object]]] = {}
+        self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="sweep")
+        """Deletes the bytes that a request was the last to use."""
+        self.on_gone: Callable[[str], None] = lambda digest: None
+        """Called with the digest of a version that is neither named nor in use any more."""
+
+    @contextmanager
+    def use(self, reference: Reference, field: str, key: str | None) -> Iterator[AdapterRecord]:
+        """Resolve `reference` once and keep that version's bytes for as long as the block runs.
+
+        Raises:
+            NotFoundError: It stands for nothing.
+        """
+        with self._lock:
+            record = self._names.find(reference, field=field, key=key)
+            self._bytes[record.digest] += 1
+            self._requests[record.key] += 1
+        try:
+            yield record
+        finally:
+            with self._lock:
+                _take(self._bytes, record.digest)
+                _take(self._requests, record.key)
+                is_idle = record.key not in self._requests
+                waiting = self._when_idle.pop(record.key, []) if is_idle else []
+                is_used = self._is_used(record.digest)
+            for callback in waiting:
+                callback()
+            if not is_used:
+                # After `close` it is left to the next start.
+                with suppress(RuntimeError):
+                    self._sweeper.submit(self._sweep, record.digest)
+
+    def keep(self, digest: str) -> None:
+        """Keep these bytes, which are about to come, until `let_go`."""
+        with self._writing, self._lock:
+            self._bytes[digest] += 1
+
+    def let_go(self, digest: str) -> None:
+        """Undo one `keep`; the bytes go if they have no name by now."""
+        with self._writing:
+            with self._lock:
+                _take(self._bytes, digest)
+            self.clear(digest)
+
+    def clear(self, digest: str) -> None:
+        """Delete the bytes of a version that is not used; only who is writing may call this."""
+        with self._lock:
+            if self._is_used(digest):
+                return
+        self._blobs.remove(digest)
+        self.on_gone(digest)
+
+    def num_requests(self, record: AdapterRecord) -> int:
+        """Return how many requests use a version now."""
+        return self._requests.get(record.key, 0)
+
+    def when_idle(self, record: AdapterRecord, callback: Callable[[], object]) -> None:
+        """Call `callback`, in any thread, once no request uses a version."""
+        with self._lock:
+            if record.key in self._requests:
+                self._when_idle.setdefault(record.key, []).append(callback)
+                return
+        callback()
+
+    def close(self) -> None:
+        """Finish what is being deleted."""
+        self._sweeper.shutdown()
+
+    def _sweep(self, digest: str) -> None:
+        try:
+            with self._writing:
+                self.clear(digest)
+        except OSError as error:
+            _log.warning("%s is left for the next start to delete: %s", digest, error)
+
+    def _is_used(self, digest: str) -> bool:
+        return self._names.has_digest(digest) or digest in self._bytes
+
+
+def _take(counter: Counter[K], key: K) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

@@ -1,0 +1,183 @@
+"""What every reference stands for, in memory. Knows nothing of disks and threads."""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from loramux.errors import NotFoundError
+from loramux_server.store.alias import Split
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import LATEST, Reference, full_name
+
+Adapter = tuple[str, str]
+"""Tenant and name."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One adapter: its versions in order, and its aliases."""
+
+    versions: dict[int, AdapterRecord] = field(default_factory=dict)
+    aliases: dict[str, Split] = field(default_factory=dict)
+
+    @property
+    def newest(self) -> AdapterRecord:
+        return self.versions[next(reversed(self.versions))]
+
+
+class Names:
+    """Reference -> version."""
+
+    def __init__(
+        self,
+        versions: Iterable[AdapterRecord],
+        last_versions: Mapping[Adapter, int],
+        aliases: Iterable[tuple[Adapter, str, Split]],
+    ) -> None:
+        self._entries: dict[Adapter, _Entry] = {}
+        self._order: list[Adapter] = []
+        """The keys of the entries, in order."""
+        self._last = dict(last_versions)
+        self._by_digest: defaultdict[str, dict[tuple[str, str, int], AdapterRecord]]
+        self._by_digest = defaultdict(dict)
+        for record in versions:
+            self._put(record)
+        self._order = sorted(self._entries)
+        for adapter, alias, split in aliases:
+            self.set_alias(adapter, alias, split)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, adapter: Adapter) -> bool:
+        return adapter in self._entries
+
+    def find(self, reference: Reference, *, field: str, key: str | None = None) -> AdapterRecord:
+        """Return the version that `reference`, of the request field `field`, stands for now.
+
+        Args:
+            reference: What is asked for.
+            field: For the error.
+            key: Chooses where an alias stands for several versions; None means the heaviest.
+
+        Raises:
+            NotFoundError: It stands for nothing; the message says what is missing.
+        """
+        entry = self._entries.get((reference.tenant, reference.name))
+        if entry is None:
+            raise _not_found(f"adapter {str(reference)!r} is not registered", field)
+        if reference.digest and not reference.tag:
+            for record in reversed(entry.versions.values()):
+                if record.digest == reference.digest:
+                    return record
+            raise _not_found(f"no version of adapter {str(reference)!r} has this digest", field)
+        record = self._tagged(entry, reference, field, key)
+        if reference.digest and record.digest != reference.digest:
+            raise _not_found(
+                f"adapter {str(reference)!r} is not registered: {record} has {record.digest}", field
+            )
+        return record
+
+    def versions(self, adapter: Adapter) -> list[AdapterRecord]:
+        """Return all versions of an adapter, oldest first; none if it is not registered."""
+        entry = self._entries.get(adapter)
+        return list(entry.versions.values()) if entry else []
+
+    def version(self, adapter: Adapter, version: int) -> AdapterRecord | None:
+        """Return one version of an adapter, if it is there."""
+        entry = self._entries.get(adapter)
+        return entry.versions.get(version) if entry else None
+
+    def newest(self, adapter: Adapter) -> AdapterRecord | None:
+        """Return the newest version of an adapter, if it is registered."""
+        entry = self._entries.get(adapter)
+        return entry.newest if entry else None
+
+    def next_version(self, adapter: Adapter) -> int:
+        """Return the number of the next version, which none before it ever had."""
+        return self._last.get(adapter, 0) + 1
+
+    def aliases(self, adapter: Adapter) -> dict[str, Split]:
+        """Return what each alias of an adapter stands for."""
+        entry = self._entries.get(adapter)
+        return dict(entry.aliases) if entry else {}
+
+    def with_digest(self, digest: str) -> list[AdapterRecord]:
+        """Return all versions that have this content."""
+        return list(self._by_digest[digest].values()) if digest in self._by_digest else []
+
+    def has_digest(self, digest: str) -> bool:
+        """Return whether some version has this content."""
+        return digest in self._by_digest
+
+    def digests(self) -> set[str]:
+        """Return the content of all versions."""
+        return set(self._by_digest)
+
+    def after(self, adapter: Adapter | None) -> Iterator[Adapter]:
+        """Yield the adapters that come behind `adapter`, or at it, in the order of their names."""
+        begin = bisect_left(self._order, adapter) if adapter else 0
+        yield from self._order[begin:]
+
+    def add(self, record: AdapterRecord) -> None:
+        """Add a version, or put one with what has changed of it in its place."""
+        if record.adapter not in self._entries:
+            insort(self._order, record.adapter)
+        self._put(record)
+
+    def remove(self, record: AdapterRecord) -> None:
+        """Take a version away; with the last one its adapter goes, and the aliases with it."""
+        entry = self._entries[record.adapter]
+        del entry.versions[record.version]
+        del self._by_digest[record.digest][record.key]
+        if not self._by_digest[record.digest]:
+            del self._by_digest[record.digest]
+        if not entry.versions:
+            del self._entries[record.adapter]
+            del self._order[bisect_left(self._order, record.adapter)]
+
+    def set_alias(self, adapter: Adapter, alias: str, split: Split) -> None:
+        """Let an alias stand for `split`, or for nothing if that is empty."""
+        entry = self._entries[adapter]
+        if split.weights:
+            entry.aliases[alias] = split
+        else:
+            entry.aliases.pop(alias, None)
+
+    def _put(self, record: AdapterRecord) -> None:
+        entry = self._entries.setdefault(record.adapter, _Entry())
+        entry.versions[record.version] = record
+        self._by_digest[record.digest][record.key] = record
+        self._last[record.adapter] = max(self._last.get(record.adapter, 0), record.version)
+
+    def _tagged(
+        self, entry: _Entry, reference: Reference, field: str, key: str | None
+    ) -> AdapterRecord:
+        """Return the version of `entry` that the tag stands for."""
+        if reference.tag in ("", LATEST):
+            return entry.newest
+        version = reference.version
+        if version is None:
+            split = entry.aliases.get(reference.tag)
+            if split is None:
+                raise _not_found(
+                    f"adapter {full_name(reference.tenant, reference.name)!r} has no alias "
+                    f"{reference.tag!r}; it has {', '.join(sorted(entry.aliases)) or 'none'}",
+                    field,
+                )
+            # With the alias in it, so that a key is not the first everywhere to meet what is new.
+            salted = f"{reference.tenant}/{reference.name}:{reference.tag}\0{key}"
+            version = split.heaviest if key is None else split.choose(salted)
+        record = entry.versions.get(version)
+        if record is None:
+            raise _not_found(
+                f"adapter {full_name(reference.tenant, reference.name)!r} has no version "
+                f"{version}; the newest is {entry.newest.version}",
+                field,
+            )
+        return record
+
+
+def _not_found(message: str, field: str) -> NotFoundError:
+    return NotFoundError(message, reason="ADAPTER_NOT_FOUND", field=field)

@@ -1,0 +1,124 @@
+"""The tables of the catalog, and how one of an earlier version becomes one of this."""
+
+import sqlalchemy as sa
+
+FORMAT = 2
+"""1 knew no versions: a table `adapters` had one row for each name."""
+
+metadata = sa.MetaData()
+
+store = sa.Table(
+    "store",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.String, nullable=False),
+)
+
+names = sa.Table(
+    "names",
+    metadata,
+    sa.Column("tenant", sa.String(63), primary_key=True),
+    sa.Column("name", sa.String(63), primary_key=True),
+    # Outlives the versions: a number is never given twice.
+    sa.Column("last_version", sa.Integer, nullable=False),
+)
+
+
+def _content() -> list[sa.Column[object]]:
+    """Return the columns that say what a version is."""
+    return [
+        sa.Column("digest", sa.String(71), nullable=False, index=True),
+        sa.Column("size_bytes", sa.BigInteger, nullable=False),
+        sa.Column("rank", sa.Integer, nullable=False),
+        sa.Column("num_bytes", sa.BigInteger, nullable=False),
+        sa.Column("item_bytes", sa.Integer, nullable=False),
+        sa.Column("target_modules", sa.Text, nullable=False),
+        sa.Column("base_model", sa.Text, nullable=False),
+        sa.Column("source", sa.String(16), nullable=False),
+        sa.Column("stamp", sa.Text, nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    ]
+
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("tenant", sa.String(63), primary_key=True),
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    *_content(),
+    sa.Column("is_pinned", sa.Boolean, nullable=False, default=False),
+)
+
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("tenant", sa.String(63), primary_key=True),
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("alias", sa.String(63), primary_key=True),
+    sa.Column("split", sa.Text, nullable=False),
+)
+
+moves = sa.Table(
+    "moves",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("tenant", sa.String(63), nullable=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("alias", sa.String(63), nullable=False),
+    sa.Column("before", sa.Text, nullable=False),
+    sa.Column("after", sa.Text, nullable=False),
+    sa.Column("moved_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("moved_by", sa.Text, nullable=False),
+    sa.Index("moves_of_alias", "tenant", "name", "alias", "number"),
+)
+
+_adapters = sa.Table(
+    "adapters",
+    sa.MetaData(),
+    sa.Column("name", sa.String(63), primary_key=True),
+    *_content(),
+)
+
+
+class NewerFormatError(Exception):
+    """The catalog was written by a newer version of the server."""
+
+
+def prepare(connection: sa.Connection, default_tenant: str) -> None:
+    """Make the tables of this version; what one of format 1 has becomes version 1 of each name.
+
+    All in the transaction of `connection`: it happens as a whole or not at all.
+
+    Raises:
+        NewerFormatError: The catalog is of a format that this version does not know.
+    """
+    metadata.create_all(connection)
+    is_format = store.c.key == "format"
+    found = connection.scalar(sa.select(store.c.value).where(is_format))
+    if found and int(found) > FORMAT:
+        raise NewerFormatError(
+            f"the catalog has format {found}, and this version knows {FORMAT}; "
+            "start the version that wrote it, or a newer one"
+        )
+    if found is None:
+        if sa.inspect(connection).has_table(_adapters.name):
+            _take_over(connection, default_tenant)
+        connection.execute(sa.insert(store).values(key="format", value=str(FORMAT)))
+
+
+def _take_over(connection: sa.Connection, tenant: str) -> None:
+    shared = [column.name for column in _adapters.columns]
+    old = sa.select(
+        sa.literal(tenant), sa.literal(1), sa.false(), *(_adapters.c[name] for name in shared)
+    )
+    connection.execute(
+        sa.insert(versions).from_select(["tenant", "version", "is_pinned", *shared], old)
+    )
+    connection.execute(
+        sa.insert(names).from_select(
+            ["tenant", "name", "last_version"],
+            sa.select(sa.literal(tenant), _adapters.c.name, sa.literal(1)),
+        )
+    )
+    _adapters.drop(connection)

@@ -1,0 +1,218 @@
+"""Uploads under way that may take several attempts, and a restart of the server.
+
+An upload is known by what it declares, so whoever declares the same goes on with it. How far it
+came is the length of its file; nothing else is kept.
+"""
+
+import datetime
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from loramux.errors import NotFoundError, OutOfRangeError, ResourceExhaustedError
+from loramux_server.store.blobs import Staged
+from loramux_server.store.record import UPLOAD, AdapterRecord
+from loramux_server.store.reference import parse_name
+from loramux_server.store.registry import Registry
+
+MAX_UPLOADS = 256
+"""Uploads whose files are open at once."""
+_REMEMBERED = 1024
+"""Finished uploads whose result is told again."""
+
+Registered = tuple[AdapterRecord, bool]
+"""A version, and whether it is new."""
+
+
+@dataclass(slots=True)
+class Upload:
+    """One package on its way."""
+
+    id: str
+    size: int
+    staged: Staged
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the file changes or is looked at as a whole."""
+    touched: float = field(default_factory=time.monotonic)
+    is_finishing: bool = False
+    """Whether its file is being checked and registered."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all bytes came."""
+        return self.staged.size == self.size
+
+
+class Uploads:
+    """Owns the files of uploads that can go on. Threads may share it; all of it may block."""
+
+    def __init__(self, registry: Registry, expiry: float) -> None:
+        """Go on with what an earlier server left.
+
+        Args:
+            registry: Where finished ones go.
+            expiry: Seconds after which an upload is deleted that nobody goes on with.
+        """
+        self._registry = registry
+        self._expiry = expiry
+        self._open: dict[str, Upload] = {}
+        self._finished: OrderedDict[str, Registered] = OrderedDict()
+        self._lock = threading.Lock()
+        """Held to change which uploads there are."""
+
+    def adopt(self, name: str, digest: str, *, must_not_exist: bool) -> Registered | None:
+        """Register content under `name` that its tenant has already; None if bytes are needed.
+
+        The bytes are read: damaged ones are needed again.
+        """
+        reference = parse_name(name, "header.name")
+        self._registry.leases.keep(digest)
+        try:
+            known = self._registry.with_digest(digest)
+            of_tenant = [record for record in known if record.tenant == reference.tenant]
+            if not (of_tenant and self._registry.blobs.is_whole(digest)):
+                return None
+            record = replace(
+                of_tenant[0],
+                name=reference.name,
+                version=0,
+                source=UPLOAD,
+                stamp="",
+                created_at=datetime.datetime.now(datetime.UTC),
+                is_pinned=False,
+            )
+            return self._registry.register(record, must_not_exist=must_not_exist)
+        finally:
+            self._registry.leases.let_go(digest)
+
+    def start(self, name: str, digest: str, size: int) -> Upload:
+        """Return the upload of this content under this name, begun or to be gone on with.
+
+        Raises:
+            ResourceExhaustedError: Too many are under way.
+        """
+        reference = parse_name(name, "header.name")
+        declared = f"{reference.tenant}/{reference.name} {digest} {size}"
+        upload_id = hashlib.sha256(declared.encode()).hexdigest()[:32]
+        with self._lock:
+            upload = self._open.get(upload_id)
+            if upload is None:
+                if len(self._open) >= MAX_UPLOADS:
+                    self._make_room()
+                # What is declared anew is not finished, whatever became of it before.
+                self._finished.pop(upload_id, None)
+                staged = self._registry.blobs.resume(upload_id)
+                upload = self._open[upload_id] = Upload(upload_id, size, staged)
+        if upload.staged.size > size:
+            self.end(upload)  # no prefix of what was declared
+            return self.start(name, digest, size)
+        upload.touched = time.monotonic()
+        return upload
+
+    def get(self, upload_id: str) -> Upload:
+        """Return the upload `upload_id`.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        try:
+            return self._open[upload_id]
+        except KeyError:
+            raise NotFoundError(
+                f"no upload has the id {upload_id[:64]!r}; begin with StartUpload again",
+                reason="UPLOAD_NOT_FOUND",
+                field="upload_id",
+            ) from None
+
+    def has(self, upload_id: str) -> bool:
+        """Return whether an upload is under way."""
+        return upload_id in self._open
+
+    def write(self, upload: Upload, offset: int, chunk: bytes) -> int:
+        """Keep what of `chunk` is new and return how much of the package is here.
+
+        Raises:
+            OutOfRangeError: Bytes before `offset` are missing.
+        """
+        with upload.lock:
+            self.get(upload.id)
+            here = upload.staged.size
+            if offset > here:
+                raise OutOfRangeError(
+                    f"the chunk begins at {offset}, and {here} bytes are here",
+                    reason="UPLOAD_PROTOCOL",
+                    field="offset",
+                )
+            upload.touched = time.monotonic()
+            if offset + len(chunk) > here:
+                try:
+                    upload.staged.write(chunk[here - offset :])
+                    upload.staged.file.flush()
+                except OSError:
+                    with self._lock:
+                        self._put_aside(upload)
+                    raise
+            return upload.staged.size
+
+    def finished(self, upload_id: str) -> Registered | None:
+        """Return what became of an upload that was registered a short while ago."""
+        return self._finished.get(upload_id)
+
+    def end(self, upload: Upload, result: Registered | None = None) -> None:
+        """Delete what came of an upload; `result` is what was registered, if it was."""
+        with self._lock:
+            if self._open.pop(upload.id, None) is None:
+                return
+            if result:
+                self._finished[upload.id] = result
+                while len(self._finished) > _REMEMBERED:
+                    self._finished.popitem(last=False)
+        self._registry.discard(upload.staged)
+
+    def expire(self) -> None:
+        """Delete what nobody went on with for too long."""
+        now = time.monotonic()
+        for upload in list(self._open.values()):
+            is_old = now - upload.touched > self._expiry and not upload.is_finishing
+            if is_old and upload.lock.acquire(blocking=False):
+                try:
+                    self.end(upload)
+                finally:
+                    upload.lock.release()
+        in_use = {upload.staged.path for upload in list(self._open.values())}
+        self._registry.blobs.drop_uploads(time.time() - self._expiry, in_use)
+
+    def close(self) -> None:
+        """Let the files be, for the next server to go on with."""
+        with self._lock:
+            for upload in list(self._open.values()):
+                self._put_aside(upload)
+
+    def _make_room(self) -> None:
+        """Put aside what nobody went on with for longest; only who holds the lock may call this.
+
+        Raises:
+            ResourceExhaustedError: Bytes come for all of them at this moment.
+        """
+        for upload in sorted(self._open.values(), key=lambda upload: upload.touched):
+            if not upload.is_finishing and upload.lock.acquire(blocking=False):
+                try:
+                    self._put_aside(upload)
+                finally:
+                    upload.lock.release()
+                return
+        raise ResourceExhaustedError(
+            f"{MAX_UPLOADS} uploads are under way", reason="TOO_MANY_UPLOADS", retry_delay=5.0
+        )
+
+    def _put_aside(self, upload: Upload) -> None:
+        """Forget an upload and keep its file, which is read again when it goes on.
+
+        Only who holds the lock may call this.
+        """
+        self._open.pop(upload.id, None)
+        with suppress(OSError):
+            upload.staged.file.close()

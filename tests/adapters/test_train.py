@@ -1,0 +1,169 @@
+"""`loramux train`: what it learns, what it notes, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux_adapters import PackageError, open_package
+from loramux_adapters.train.examples import Example, read_examples
+from loramux_adapters.train.rows import Collator, rows_of, split
+from tests.support.command_line import Loramux
+from tests.support.models import byte_tokenizer
+
+LABELLED = [
+    {"text": f"{word} {number}", "label": label}
+    for number in range(6)
+    for word, label in (("sun", "warm"), ("ice", "cold"))
+]
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def train(loramux: Loramux, base: Path, *more: str) -> dict[str, Any]:
+    """Train on `LABELLED` and return what the command printed."""
+    data = write(Path("weather.jsonl"), LABELLED)
+    done = loramux(
+        "train", "--base", str(base), "--data", str(data), "--threads", "1", "--json",
+        "--eval-share", "0.25", "--batch-size", "3", "--rank", "4", "--epochs", "4",
+        "--lr", "0.03", *more,
+    )  # fmt: skip
+    assert done.code == 0, done.errors
+    found: dict[str, Any] = json.loads(done.output)
+    return found
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "adalora"])
+def test_a_trained_adapter_is_a_package_that_notes_its_making(
+    loramux: Loramux, tiny_base: Path, method: str
+) -> None:
+    done = train(loramux, tiny_base, "--method", method)
+    before, *_, after = [point["loss"] for point in done["evaluation"]]
+    assert after < 0.8 * before
+    assert [point["step"] for point in done["evaluation"]] == [0, 3, 6, 9, 12]
+    assert [point["step"] for point in done["training"]] == list(range(1, 13))
+    with open_package(Path(done["path"])) as (_, package):
+        notes: Any = package.notes
+        assert package.config.use_rslora == (method == "rslora")
+    assert notes["labels"] == ["cold", "warm"]
+    (step,) = notes["provenance"]["steps"]
+    digest = read_examples(Path("weather.jsonl")).digest
+    assert step["data"] == {"sha256": digest, "examples": 12}
+    assert step["arguments"]["method"] == method
+    assert notes["evaluation"]["eval_loss"] == after
+    assert notes["evaluation"]["eval_loss_before"] == before
+    assert loramux("verify", done["path"], "--base", str(tiny_base)).code == 0
+
+
+def test_equal_input_gives_equal_bytes_and_another_seed_others(
+    loramux: Loramux, tiny_base: Path
+) -> None:
+    digests = [
+        train(loramux, tiny_base, "--seed", seed, "--epochs", "1")["digest"]
+        for seed in ("1", "1", "2")
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_targets_are_the_layers_that_change(loramux: Loramux, tiny_base: Path) -> None:
+    done = train(loramux, tiny_base, "--targets", "q_proj,mlp.up_proj", "--epochs", "1")
+    with open_package(Path(done["path"])) as (_, package):
+        assert package.target_modules == ["q_proj", "up_proj"]
+
+
+def test_the_losses_are_drawn(loramux: Loramux, tiny_base: Path) -> None:
+    train(loramux, tiny_base, "--epochs", "1", "--plot", "losses.png")
+    assert Path("losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "ia3"], "method ia3 is not trained, because its result could not be packed"),
+        (["--method", "prompt"], "PROMPT_TUNING"),
+        (["--method", "prefix"], "PREFIX_TUNING"),
+        (["--method", "qlora"], "method 'qlora' is not known; known are lora, rslora,"),
+        (["--targets", "qproj"], "target 'qproj' is no layer of the base; it has down_proj,"),
+        (["--eval-share", "0.01"], "an eval_share of 0.01 of 12 examples is 0"),
+        (["--epochs", "0"], "epochs is 0; it has to be 1 or more"),
+        (["--rank", "513"], "r is 513, not an integer from 1 to 512"),
+        (["--lr", "1e12"], "is too high"),
+    ],
+)
+def test_a_mistake_is_named_and_leaves_no_package(
+    loramux: Loramux, tiny_base: Path, arguments: list[str], message: str
+) -> None:
+    write(Path("data.jsonl"), LABELLED)
+    done = loramux(
+        "train", "--base", str(tiny_base), "--data", "data.jsonl", "--threads", "1", *arguments
+    )
+    assert done.code == 1
+    assert message in done.errors
+    assert done.errors.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["data.jsonl"]
+
+
+def test_text_and_label_are_read_as_a_question_and_its_answer(tmp_path: Path) -> None:
+    found = read_examples(write(tmp_path / "data", LABELLED[:2]))
+    assert found.examples == (Example("sun 0 ->", " warm", 1), Example("ice 0 ->", " cold", 2))
+    assert found.labels == ("cold", "warm")
+
+
+GOOD = b'{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (b"", "is empty; a line is"),
+        (GOOD + b"{\n", "line 2 is not valid JSON"),
+        (GOOD + b"\n", "line 2 is not valid JSON"),
+        (GOOD + b"[1]\n", "line 2 is not a JSON object"),
+        (GOOD + b"\xff\n", "line 2 is not UTF-8"),
+        (b'{"prompt": "a"}\n', "line 1 has the keys ['prompt']; a line is"),
+        (b'{"prompt": "a", "completion": 1}\n', "line 1: completion is 1; a line is"),
+        (b'{"prompt": " ", "completion": "b"}\n', "line 1: prompt is ' '; a line is"),
+        (
+            GOOD + b'{"text": "a", "label": "b"}\n',
+            "line 2 has the keys ['label', 'text'], the lines before the keys ['completion'",
+        ),
+        (b" " * (1 << 21), "line 1 is above 1048576 bytes"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, lines: bytes, message: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(lines)
+    with pytest.raises(PackageError) as caught:
+        read_examples(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_only_completions_and_the_end_are_learned(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    data = write(tmp_path / "data", [{"prompt": "ab", "completion": "c"}])
+    (row,) = rows_of(read_examples(data), tokenizer, 5)
+    assert tokenizer.decode(row["input_ids"]) == "<s>abc</s>"
+    assert row["labels"] == [-100, -100, -100, *row["input_ids"][3:]]
+    batch = Collator(pad_id=0)([row, {"input_ids": [1], "labels": [1]}])
+    assert batch["input_ids"][1].tolist() == [1, 0, 0, 0, 0]
+    assert batch["labels"][1].tolist() == [1, -100, -100, -100, -100]
+    assert batch["attention_mask"][1].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_an_example_that_is_too_long_is_named(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", [{"prompt": "ab", "completion": "c"}])
+    with pytest.raises(PackageError, match="line 1 has 5 tokens with the end token; the base tak"):
+        rows_of(read_examples(data), byte_tokenizer(), 4)
+
+
+def test_a_split_keeps_each_row_once() -> None:
+    rows = [{"input_ids": [number], "labels": []} for number in range(9)]
+    learned, kept = split(rows, 3, seed=1)
+    assert len(kept) == 3
+    assert sorted(row["input_ids"][0] for row in learned + kept) == list(range(9))
+    assert split(rows, 3, seed=2)[1] != kept

@@ -1,0 +1,50 @@
+"""The `--adapters` directory of a server that runs."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loramux import Client
+from loramux.errors import NotFoundError
+from tests.support.polling import eventually
+from tests.support.server import RunningServer
+
+
+@pytest.fixture
+def server(tmp_path: Path, tiny_base: Path, tiny_adapters: Path) -> Iterator[RunningServer]:
+    shutil.copytree(tiny_adapters / "small", tmp_path / "adapters" / "small")
+    with RunningServer(
+        tmp_path / "server", tiny_base, "--adapters", str(tmp_path / "adapters"),
+        "--adapters-interval", "0.2",
+    ) as server:  # fmt: skip
+        yield server
+
+
+def names(client: Client) -> list[str]:
+    return [adapter.name for adapter in client.adapters.list()]
+
+
+def test_adapters_come_change_and_go_while_the_server_runs(
+    server: RunningServer, tmp_path: Path, tiny_adapters: Path
+) -> None:
+    directory = tmp_path / "adapters"
+    with server.client() as client:
+        assert names(client) == ["small"]
+        shutil.copytree(tiny_adapters / "wide", directory / "wide")
+        assert eventually(lambda: names(client) == ["small", "wide"])
+        answer = client.generate("hello", adapter="wide", max_tokens=1)
+        assert answer.adapter is not None
+        old = client.adapters.get("small")
+        # One file after the other, as copying does.
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(tiny_adapters / "rs" / name, directory / "small" / name)
+        assert eventually(lambda: client.adapters.get("small").version == 2)
+        assert client.adapters.get("small").digest != old.digest
+        shutil.rmtree(directory / "wide")
+        assert eventually(lambda: names(client) == ["small"])
+        with pytest.raises(NotFoundError):
+            client.generate("hello", adapter="wide")
+    said = server.log.read_text()
+    assert "Traceback" not in said

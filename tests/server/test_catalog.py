@@ -1,0 +1,98 @@
+"""The catalog: one that an earlier version wrote, and one that a later version did."""
+
+import datetime
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from loramux_server.store.catalog import Catalog
+from loramux_server.store.registry import Registry
+from loramux_server.store.schema import FORMAT, NewerFormatError
+from tests.support.packages import publish, small_package
+
+FORMAT_1 = """
+CREATE TABLE store (key VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY (key));
+CREATE TABLE adapters (
+    name VARCHAR(63) NOT NULL, digest VARCHAR(71) NOT NULL, size_bytes BIGINT NOT NULL,
+    rank INTEGER NOT NULL, num_bytes BIGINT NOT NULL, item_bytes INTEGER NOT NULL,
+    target_modules TEXT NOT NULL, base_model TEXT NOT NULL, source VARCHAR(16) NOT NULL,
+    stamp TEXT NOT NULL, created_at DATETIME NOT NULL, PRIMARY KEY (name)
+);
+CREATE INDEX ix_adapters_digest ON adapters (digest);
+INSERT INTO store VALUES ('base_fingerprint', 'sha256:base');
+"""
+
+
+def write_format_1(folder: Path, *rows: tuple[object, ...]) -> None:
+    """Write a catalog as the version did that knew no versions of adapters."""
+    connection = sqlite3.connect(folder / "catalog.sqlite")
+    connection.executescript(FORMAT_1)
+    connection.executemany(f"INSERT INTO adapters VALUES ({','.join('?' * 11)})", rows)
+    connection.commit()
+    connection.close()
+
+
+def row(name: str, digest: str, source: str = "upload", stamp: str = "") -> tuple[object, ...]:
+    return (
+        name, digest, 100, 2, 56, 4, '["q_proj"]', "somebody/base", source, stamp,
+        "2026-07-01 12:00:00.000000",
+    )  # fmt: skip
+
+
+def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Path) -> None:
+    package = small_package(0)
+    registry = Registry(tmp_path / "first")
+    digest = publish(registry, "a", package).digest
+    registry.close()
+    # The same bytes under a catalog of the earlier format.
+    folder = tmp_path / "first"
+    for path in folder.glob("catalog.sqlite*"):
+        path.unlink()
+    write_format_1(folder, row("a", digest), row("b", digest, "directory", "1:2:3"))
+    for _ in range(2):  # brought up to date, and opened as it is then
+        registry = Registry(folder)
+        assert registry.names() == ["a", "b"]
+        found = registry.get("public/a:1")
+        assert (found.digest, found.rank, found.target_modules) == (digest, 2, ("q_proj",))
+        assert found.created_at == datetime.datetime(2026, 7, 1, 12, tzinfo=datetime.UTC)
+        assert registry.get("b").stamp == "1:2:3"
+        assert registry.catalog.note("base_fingerprint") == "sha256:base"
+        with registry.lease("a") as (_, source):
+            assert Path(source.path).read_bytes() == package
+        registry.close()
+    registry = Registry(folder)
+    assert publish(registry, "a", small_package(1)).version == 2
+    registry.close()
+
+
+def test_a_catalog_that_could_not_be_brought_up_to_date_is_as_it_was(tmp_path: Path) -> None:
+    write_format_1(tmp_path, row("a", "sha256:00"))
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite")
+    connection.execute("CREATE TABLE versions (something TEXT)")
+    connection.commit()
+    with pytest.raises(Exception, match="versions"):
+        Catalog.in_folder(tmp_path)
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    connection.close()
+    assert {"adapters", "store"} <= tables
+    assert "aliases" not in tables
+
+
+def test_a_catalog_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    catalog = Catalog.in_folder(tmp_path)
+    catalog.keep_note("format", str(FORMAT + 1))
+    catalog.close()
+    with pytest.raises(NewerFormatError, match=f"format {FORMAT + 1}.*knows {FORMAT}"):
+        Catalog.in_folder(tmp_path)
+
+
+def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:
+    catalog = Catalog.in_folder(tmp_path)
+    with catalog._engine.connect() as connection:
+        found = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous")
+        ]
+    catalog.close()
+    assert found == ["wal", 2]

@@ -1,0 +1,67 @@
+"""What is known of adapters from the engine's reports."""
+
+from loramux_server.engine.messages import Load, Report
+from loramux_server.metrics import _NOTHING
+from loramux_server.statuses import Statuses
+
+
+def report(**fields: object) -> Report:
+    return Report(stats=_NOTHING, **fields)  # type: ignore[arg-type]
+
+
+def test_a_load_is_seen_from_its_begin_to_its_end() -> None:
+    statuses = Statuses()
+    moved: list[str] = []
+    statuses.on_move = moved.append
+    statuses.report(report(loading=["a"]))
+    assert statuses.of("a").is_loading
+    statuses.report(report(loads=[Load("host", 0.1, "a")], tiers={"a": "host"}, loading=["a"]))
+    statuses.report(report(loads=[Load("device", 0.1, "a")], tiers={"a": "device"}))
+    found = statuses.of("a")
+    assert (found.tier, found.is_loading, found.loads) == ("device", False, 1)
+    assert moved == ["a"] * 3
+
+
+def test_a_load_that_fails_says_why_until_one_succeeds() -> None:
+    statuses = Statuses()
+    statuses.report(report(loading=["a"]))
+    statuses.report(report(failed_loads={"a": "flipped bits"}))
+    assert (statuses.of("a").is_loading, statuses.of("a").load_failure) == (False, "flipped bits")
+    statuses.report(report(loads=[Load("host", 0.1, "a")], tiers={"a": "host"}))
+    assert statuses.of("a").load_failure == ""
+
+
+def test_only_requests_that_found_it_on_the_device_are_hits() -> None:
+    statuses = Statuses()
+    with statuses.used("a"):
+        begin = statuses.of("a").last_used
+    statuses.report(report(tiers={"a": "device"}))
+    with statuses.used("a"):
+        pass
+    found = statuses.of("a")
+    assert (found.requests, found.hits) == (2, 1)
+    assert begin is not None
+    assert found.last_used is not None
+    assert found.last_used >= begin
+
+
+def test_when_the_engine_dies_nothing_is_in_memory_and_counts_go_on() -> None:
+    statuses = Statuses()
+    statuses.report(report(tiers={"a": "device"}, loading=["b"]))
+    with statuses.used("a"):
+        statuses.engine_died()
+    assert (statuses.of("a").tier, statuses.of("a").requests) == ("stored", 1)
+    assert not statuses.of("b").is_loading
+
+
+def test_nothing_is_kept_of_what_is_gone() -> None:
+    registered = {"a"}
+    statuses = Statuses(registered.__contains__)
+    for digest in ("a", "b"):
+        statuses.report(report(tiers={digest: "device"}))
+        statuses.report(report(tiers={digest: "stored"}))
+    assert statuses._known.keys() == {"a"}
+    registered.clear()
+    statuses.forget("a")
+    statuses.report(report(tiers={"a": "stored"}))
+    assert statuses._known == {}
