@@ -165,6 +165,14 @@ def test_what_changed_is_the_next_version(
     assert registry.get("folder").digest != old.digest
 
 
+def test_so_are_notes_that_changed(directory: Path, registry: Registry, watched: Directory) -> None:
+    old = registry.get("folder")
+    (directory / "folder" / "loramux.json").write_text('{"licence": "MIT"}')
+    for _ in range(2):
+        watched.look()
+    assert registry.get("folder").version == old.version + 1
+
+
 def test_what_changed_for_the_worse_leaves_what_was_there(
     directory: Path, registry: Registry, watched: Directory
 ) -> None:

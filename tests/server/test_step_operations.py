@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from loramux_server.engine import build
+from loramux_server.engine import build, model_runner
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.kernels.backend import Backend, choose_backend
 from tests.support.adapters import pack_source, save_adapter
@@ -139,3 +139,12 @@ def test_a_batch_of_the_base_leaves_adapters_alone(setup: Setup) -> None:
     assert reads.num_operations
     assert not reads.of_slab
     assert setup.slab.num_calls == before
+
+
+def test_the_likeliest_tokens_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the sampler, where the host waits for each step anyway."""
+    monkeypatch.setattr(model_runner, "likeliest", None)
+    harness = Harness(tiny_model("llama"))
+    harness.submit([5, 6, 7], max_tokens=3)
+    harness.run()
+    assert len(harness.output(0)) == 3

@@ -211,9 +211,10 @@ class Engine:
 
     def _start(self, plan: Plan, before: Flight | None) -> Flight:
         assert self._starter is not None
+        begin = self._clock()
         batch = self._lay_out(plan, before.batch if before else None)
         outcome = self._starter.start(batch, before.outcome if before else None)
-        return Flight(plan, batch, outcome, self._clock())
+        return Flight(plan, batch, outcome, begin)
 
     def _land(self, flight: Flight) -> tuple[list[Token], BatchSize]:
         """Wait for a step that was started, and take in what it gave."""

@@ -43,35 +43,40 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
-        return self._start(batch, None)[0][: len(batch.requests)]
+        given = self._model.step.take(batch.input)
+        if given.form is None:  # who chooses tokens looks for the likeliest, too
+            logits_RV = self._logits(given)
+        else:
+            logits_RV, _ = self._graphs.run(given.form, lambda: self._chosen(given))
+        self.slab.note_step()
+        return logits_RV[: len(batch.requests)]
 
     @torch.inference_mode()
     def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:
         """Start a step after `before`, which may still run and gives tokens that are not known."""
-        return DeviceOutcome(*self._start(batch, before), len(batch.requests))
-
-    def _start(
-        self, batch: Batch, before: DeviceOutcome | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits and the likeliest token of each row."""
         given = self._model.step.take(batch.input)
         if before is not None:
             assert given.carried_T is not None
             tokens = given.token_T[: len(given.carried_T)]
             torch.index_select(before.token_R, 0, given.carried_T, out=tokens)
-        result = self._graphs.run(given.form, lambda: self._forward(given))
+        logits_RV, token_R = self._graphs.run(given.form, lambda: self._chosen(given))
         self.slab.note_step()
-        return result
+        return DeviceOutcome(logits_RV, token_R, len(batch.requests))
 
-    def _forward(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor]:
+    def _chosen(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and the likeliest token of each row."""
+        logits_RV = self._logits(given)
+        return logits_RV, likeliest(logits_RV)
+
+    def _logits(self, given: StepInput) -> torch.Tensor:
         output = self._model.module(
             input_ids=given.token_T[None],
             position_ids=given.position_T[None],
             use_cache=False,
             logits_to_keep=given.sampled_R,
         )
-        logits_RV: torch.Tensor = output.logits[0].float()
-        return logits_RV, likeliest(logits_RV)
+        logits_RV: torch.Tensor = output.logits[0]
+        return logits_RV.float()
 
 
 def _make_slab(model: BaseModel, backend: Backend, adapter_memory: int) -> Slab:

@@ -1,8 +1,8 @@
 """The device tier on a GPU: A rows lie behind the base weights that take the same input.
 
-So one matmul computes both, which costs less than to launch another kernel, and adapters need no
-kernel of their own for A. All weights are in the model's format. Where base layers are quantised
-there is nothing that the A rows could go on from; they lie alone.
+So one matmul computes both, and adapters need no kernel of their own for A. All weights are in the
+model's format. Where base layers are quantised there is nothing that the A rows could go on from;
+they lie alone.
 
 Legend: E base rows and A rows of a group, K input width, N output width, R rank rows.
 """

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loramux_adapters import PackageError, check_adapter_name, pack
-from loramux_adapters.package import CONFIG_FILE, TENSOR_FILE, is_peft_folder
+from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import UPLOAD
 from loramux_server.store.registry import Registry, directory_record
 
 _log = logging.getLogger(__name__)
+_FILES = (CONFIG_FILE, TENSOR_FILE, NOTES_FILE)
 
 
 class Directory:
@@ -126,6 +127,6 @@ class Directory:
 
 def _stamp(path: Path) -> str:
     """Return what changes when the files of an entry do."""
-    files = [path / CONFIG_FILE, path / TENSOR_FILE] if path.is_dir() else [path]
+    files = [path / name for name in _FILES] if path.is_dir() else [path]
     states = [file.stat() for file in files if file.exists()]
     return ",".join(f"{state.st_mtime_ns}:{state.st_size}:{state.st_ino}" for state in states)

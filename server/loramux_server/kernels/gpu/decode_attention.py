@@ -26,10 +26,7 @@ class DecodeBlocks(Blocks):
     """How the work is cut among programs, and within one."""
 
     least_share: int = 256
-    """Tokens of a share, but for a request's last, where not all must be longer: a power of two.
-
-    To put more shares together takes time that they do not save.
-    """
+    """Tokens of a share, but for a request's last, where not all must be longer: a power of two."""
 
 
 @dataclass(frozen=True, slots=True)

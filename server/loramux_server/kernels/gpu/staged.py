@@ -20,7 +20,7 @@ DECODE_TILE, PREFILL_TILE = 16, 64
 _ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Batches of decode are filled up to one of these, or to a multiple of the last."""
 _FEWEST_ROWS = 128
-"""A matmul with fewer A rows than this behind the base weights is no faster."""
+"""Least A rows that a matmul goes on through; fewer would mean more forms of a step."""
 
 
 @dataclass(frozen=True, slots=True)
