@@ -5,10 +5,8 @@ The tensors have the names that PEFT gave them, so any safetensors reader can op
 input gives equal bytes, and the SHA-256 of those bytes is the adapter's identity.
 """
 
-import errno
 import hashlib
 import os
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
+from loramux_adapters.companions import companion_notes
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
+from loramux_adapters.files import open_regular, read_object
 from loramux_adapters.lora import LoraModule, lora_modules
 from loramux_adapters.lora_config import LoraConfig
 from loramux_adapters.manifest import (
@@ -28,7 +28,6 @@ from loramux_adapters.manifest import (
     parse_manifest,
 )
 from loramux_adapters.peft_config import MAX_CONFIG_BYTES, check_config
-from loramux_adapters.strict_json import parse_object
 from loramux_adapters.tensorfile import (
     ITEM_BYTES,
     MAX_HEADER_BYTES,
@@ -95,24 +94,25 @@ def read_package(file: BinaryIO, size: int) -> Package:
     return Package(checked, manifest.peft_config, manifest.notes, modules, header)
 
 
-def pack(source: Path, output: Output, *, notes: Mapping[str, object] | None = None) -> None:
-    """Write the PEFT folder `source` to `output` as a package, with the notes of `loramux.json`.
+def pack(
+    source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
+) -> None:
+    """Write the PEFT folder `source` to `output` as a package, with notes as `read_notes` has them.
 
-    Those in `notes` take the place of its own. Memory stays bounded: tensor bytes are copied, never
-    held.
+    Memory stays bounded: tensor bytes are copied, never held.
 
     Raises:
         PackageError: The folder is not an adapter that can be served.
     """
     config = read_config(source)
     _check(config)  # before the tensors: the clearer message comes first
-    noted = read_notes(source)
+    noted = read_notes(source, notes)
     with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
         read = tensor_reader(file, header.data_start)
         if "tensors" in noted:
             check_digests(cast(dict[str, object], noted["tensors"]), header.tensors, read)
-        write_package(config, header.tensors, read, output, notes={**noted, **(notes or {})})
+        write_package(config, header.tensors, read, output, notes=noted)
 
 
 def write_package(
@@ -197,18 +197,26 @@ def read_config(source: Path) -> dict[str, object]:
     Raises:
         PackageError: There is none, or it is malformed.
     """
-    return _read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+    return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
 
 
-def read_notes(source: Path) -> Mapping[str, object]:
-    """Return the notes beside an adapter in the folder `source`, if any.
+def read_notes(
+    source: Path, notes: Mapping[str, object | None] | None = None
+) -> Mapping[str, object]:
+    """Return the notes for an adapter in the folder `source`.
+
+    They are those in `notes`, then those of `loramux.json`, then those of other files beside the
+    adapter. None in `notes` leaves one out.
 
     Raises:
         PackageError: They are malformed.
     """
-    if not (source / NOTES_FILE).exists():
-        return {}
-    return check_notes(_read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
+    noted: Mapping[str, object] = {}
+    if (source / NOTES_FILE).exists():
+        noted = check_notes(read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
+    given = {**noted, **(notes or {})}
+    found = {**companion_notes(source, but=given.keys()), **given}
+    return check_notes({n: note for n, note in found.items() if note is not None}, str(source))
 
 
 def open_tensors(source: Path) -> BinaryIO:
@@ -219,7 +227,7 @@ def open_tensors(source: Path) -> BinaryIO:
     """
     path = source / TENSOR_FILE
     try:
-        return _open_regular(path)
+        return open_regular(path)
     except OSError as error:
         hint = ""
         if (source / "adapter_model.bin").exists():
@@ -246,28 +254,3 @@ def _check(config: Mapping[str, object]) -> LoraConfig:
             f"the config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
         )
     return check_config(config)
-
-
-def _read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
-    try:
-        with _open_regular(source / name) as file:
-            raw = file.read(max_bytes + 1)
-    except OSError as error:
-        raise PackageError(
-            f"{source} has no readable {name} ({error.strerror}): expected a folder "
-            "that PEFT's save_pretrained wrote",
-            "INVALID_ADAPTER_CONFIG",
-        ) from None
-    if len(raw) > max_bytes:
-        raise PackageError(f"{name} is above {max_bytes} bytes", "INVALID_ADAPTER_CONFIG")
-    try:
-        return parse_object(raw, name)
-    except ValueError as error:
-        raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    # Asked before opening: to open a pipe is to wait for whoever writes to it.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    return path.open("rb")

@@ -11,6 +11,7 @@ from loramux.cli import (
     adapters,
     alias,
     bench,
+    chat,
     checks,
     generate,
     inspection,
@@ -80,6 +81,7 @@ def _options(
 _server_command("serve", "Serve a base model and its adapters over gRPC.")
 _server_command("demo", "Start a server with the embedded model and show what it does.")
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)
 app.command("inspect")(inspection.inspect)

@@ -8,6 +8,7 @@ import typer
 
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file, whole_folder
+from loramux.cli.use_notes import use_notes
 from loramux_adapters import open_package
 from loramux_adapters import unpack as write_folder
 from loramux_adapters.base import read_base
@@ -30,16 +31,40 @@ def pack(
         Path | None,
         typer.Option(help="Folder of the base model; its fingerprint is noted for `verify`."),
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Chat template of the adapter; by default that of the folder's "
+            "chat_template.jinja or tokenizer_config.json; none for none.",
+        ),
+    ] = None,
+    generation_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where its generation defaults come from; by default the folder's "
+            "generation_config.json; none for nowhere.",
+        ),
+    ] = None,
+    default: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="A generation default, such as temperature=0.2 or stop=END; repeatable.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make one file of a PEFT folder; equal input gives equal bytes.
+    """Make one file of an adapter; equal input gives equal bytes.
 
     AdaLoRA is folded to LoRA that adds the same: P times the singular values, without masked ranks.
     """
     from loramux_adapters.weights.sources import pack_source
 
     target = output or Path(f"{source.resolve().name}.safetensors")
-    notes = {"base": fingerprint(read_base(base))} if base else {}
+    notes: dict[str, object] = {"base": fingerprint(read_base(base))} if base else {}
+    notes |= use_notes(chat_template, generation_config, default or [])
     with whole_file(target) as file:
         pack_source(source, file, notes=notes)
         digest = digest_of(file)

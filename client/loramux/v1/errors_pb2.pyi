@@ -86,6 +86,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
     """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+    ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 40
+    """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
+    template.
+    """
+    ERROR_REASON_CHAT_TEMPLATE_FAILED: _ErrorReason.ValueType  # 41
+    """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -156,6 +162,12 @@ ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
 """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
 """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 40
+"""ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
+template.
+"""
+ERROR_REASON_CHAT_TEMPLATE_FAILED: ErrorReason.ValueType  # 41
+"""ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

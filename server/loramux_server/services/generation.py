@@ -6,28 +6,22 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
+from loramux.errors import AlreadyExistsError, DeadlineExceededError
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.descriptions import identity_of
-from loramux_server.services.limits import (
-    TextOptions,
-    check_fields,
-    check_tokens,
-    samplings,
-    text_options,
-)
+from loramux_server.services.limits import TextOptions, check_fields, samplings, text_options
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
+from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import NONE, Instructions
+from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
-from loramux_server.tokenizer import TextTokenizer
-
-OFF_LOOP = 4096
-"""Characters from which a prompt is tokenized in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +33,7 @@ class _Call:
     adapter: AdapterSource | None
     identity: generation_pb2.AdapterIdentity | None
     samplings: list[Sampling]
+    used: generation_pb2.SamplingParams
     text: TextOptions
     observer: Observer
 
@@ -54,6 +49,7 @@ class GenerationService:
         model: ModelInfo,
         metrics: Metrics,
         statuses: Statuses,
+        prompts: Prompts,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -62,7 +58,8 @@ class GenerationService:
         self._metrics = metrics
         self._statuses = statuses
         self._default_timeout = default_timeout
-        self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
+        self._prompts = prompts
+        self._instructions = Instructions()
         self._live: set[str] = set()
 
     async def Generate(
@@ -80,6 +77,7 @@ class GenerationService:
             adapter=first.adapter if first.HasField("adapter") else None,
             usage=last.usage,
             timing=last.timing,
+            sampling=first.sampling,
         )
 
     async def StreamGenerate(
@@ -88,8 +86,8 @@ class GenerationService:
         """Answer piece by piece."""
         deadline = self._deadline(context)
         with self._observed() as observer, self._admitted(request) as request_id:
-            tokens = await self._tokenize(request)
-            with self._resolved(request, request_id, tokens, observer) as call:
+            with self._resolved(request) as adapter:
+                call = await self._prepared(request, request_id, adapter, observer)
                 async for response in self._run(call, deadline):
                     yield response
 
@@ -101,7 +99,7 @@ class GenerationService:
         outputs = [self._output(call, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
-            request_id=call.request_id, adapter=call.identity
+            request_id=call.request_id, adapter=call.identity, sampling=call.used
         )
         with self._submitted(call, mailbox) as ids, deadline.over(mailbox):
             while num_open:
@@ -134,9 +132,7 @@ class GenerationService:
                 self._engine.cancel(request_id)
 
     def _output(self, call: _Call, index: int) -> Output:
-        decoder = None
-        if self._tokenizer:
-            decoder = self._tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
+        decoder = self._prompts.decoder(call.prompt, skip_special=call.text.skip_special)
         return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
     @contextmanager
@@ -166,54 +162,43 @@ class GenerationService:
         finally:
             self._live.discard(request_id)
 
-    async def _tokenize(self, request: generation_pb2.GenerateRequest) -> list[int]:
-        if not request.prompt:
-            return list(request.prompt_token_ids)
-        assert self._tokenizer is not None
-
-        def encode() -> list[int]:
-            assert self._tokenizer is not None
-            return self._tokenizer.encode(
-                request.prompt,
-                parse_special=request.parse_special_tokens,
-                add_special=(
-                    request.add_special_tokens if request.HasField("add_special_tokens") else True
-                ),
-            )
-
-        is_short = len(request.prompt) < OFF_LOOP
-        tokens = encode() if is_short else await asyncio.to_thread(encode)
-        if not tokens:
-            raise InvalidArgumentError(
-                "prompt has no tokens: the tokenizer makes none of this text",
-                reason="INVALID_FIELD",
-                field="prompt",
-            )
-        # A tokenizer may know more tokens than the model has.
-        check_tokens("prompt", tokens, self._model)
-        return tokens
-
     @contextmanager
     def _resolved(
-        self,
-        request: generation_pb2.GenerateRequest,
-        request_id: str,
-        tokens: list[int],
-        observer: Observer,
-    ) -> Iterator[_Call]:
+        self, request: generation_pb2.GenerateRequest
+    ) -> Iterator[tuple[AdapterRecord, AdapterSource] | None]:
         """Resolve the adapter once and keep that version for as long as the block runs."""
-        chosen = samplings(request.sampling, len(tokens), self._model)
-        text = text_options(request.sampling)
         if not request.adapter:
-            observer.resolved("", len(tokens))
-            yield _Call(request_id, tokens, None, None, chosen, text, observer)
+            yield None
             return
         key = request.routing_key or secrets.token_hex(8)
         with self._registry.lease(request.adapter, key=key) as (record, source):
-            observer.resolved(record.full_name, len(tokens))
-            identity = identity_of(record)
             with self._statuses.used(record.digest):
-                yield _Call(request_id, tokens, source, identity, chosen, text, observer)
+                yield record, source
+
+    async def _prepared(
+        self,
+        request: generation_pb2.GenerateRequest,
+        request_id: str,
+        adapter: tuple[AdapterRecord, AdapterSource] | None,
+        observer: Observer,
+    ) -> _Call:
+        """Make tokens of the prompt, and fill in what the request leaves to its adapter."""
+        record, source = adapter or (None, None)
+        told = await self._instructions.of(source) if source else NONE
+        tokens = await self._prompts.tokens(request, told.chat_template)
+        params = with_defaults(request.sampling, told.generation, self._model)
+        chosen = samplings(params, len(tokens), self._model, told.generation)
+        observer.resolved(record.full_name if record else "", len(tokens))
+        return _Call(
+            request_id,
+            tokens,
+            source,
+            identity_of(record) if record else None,
+            chosen,
+            used(params, chosen),
+            text_options(params),
+            observer,
+        )
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()

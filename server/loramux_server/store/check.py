@@ -8,6 +8,7 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import rows_of
 from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
@@ -28,6 +29,8 @@ class ServedBase:
     """Bytes that fit the host's adapter memory."""
     resting: Resting = AS_SAVED
     """In which format an adapter rests there."""
+    vocab_size: int = 1 << 31
+    """Tokens that the model has."""
 
 
 def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
@@ -40,6 +43,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     """
     package = read_package(file, size)
     check_fit(package.modules, base.layers)
+    _check_notes(package, base)
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
     if rows_of(package.rank, item_bytes, base.resting.row_item_bytes) > base.max_rows:
         raise PackageError(
@@ -73,6 +77,24 @@ def num_bytes(package: Package) -> int:
         module.rank * (module.in_features + module.out_features) for module in package.modules
     )
     return num_weights * format_of(package).item_bytes
+
+
+def _check_notes(package: Package, base: ServedBase) -> None:
+    """Demand that requests can be served as the package wants where they do not say."""
+    template, generation = (package.notes.get(name) for name in ("chat_template", "generation"))
+    if isinstance(template, str):
+        try:
+            check_syntax(template)
+        except FailedTemplateError as error:
+            raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
+    stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    for token in stops:
+        if token >= base.vocab_size:
+            raise PackageError(
+                f"generation: stop_token_ids holds token {token}; the base model has tokens from "
+                f"0 to {base.vocab_size - 1}",
+                "ADAPTER_BASE_MISMATCH",
+            )
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
