@@ -7,9 +7,7 @@ input gives equal bytes, and the SHA-256 of those bytes is the adapter's identit
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -158,23 +156,6 @@ def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
             left -= len(piece)
 
     return read
-
-
-@contextmanager
-def open_package(path: Path) -> Iterator[tuple[BinaryIO, Package]]:
-    """Open the package or PEFT folder at `path`; a folder is packed into a temporary file.
-
-    Raises:
-        PackageError: It is not an adapter that can be served.
-        OSError: The path cannot be read.
-    """
-    if not path.is_dir():
-        with path.open("rb") as file:
-            yield file, read_package(file, os.fstat(file.fileno()).st_size)
-        return
-    with tempfile.TemporaryFile(prefix="loramux-") as packed:
-        pack(path, packed)
-        yield packed, read_package(packed, packed.tell())
 
 
 def digest_of(file: BinaryIO) -> str:

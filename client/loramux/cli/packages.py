@@ -9,7 +9,7 @@ import typer
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file, whole_folder
 from loramux.cli.use_notes import use_notes
-from loramux_adapters import open_package
+from loramux_adapters import open_package, pack_source
 from loramux_adapters import unpack as write_folder
 from loramux_adapters.base import read_base
 from loramux_adapters.fingerprint import fingerprint
@@ -20,7 +20,8 @@ def pack(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder that PEFT's save_pretrained wrote; notes from its loramux.json, if any."
+            help="Folder that PEFT or the adapters library saved, or a kohya-style LoRA file; notes "
+            "from a loramux.json, if there is one."
         ),
     ],
     output: Annotated[
@@ -60,8 +61,6 @@ def pack(
 
     AdaLoRA is folded to LoRA that adds the same: P times the singular values, without masked ranks.
     """
-    from loramux_adapters.weights.sources import pack_source
-
     target = output or Path(f"{source.resolve().name}.safetensors")
     notes: dict[str, object] = {"base": fingerprint(read_base(base))} if base else {}
     notes |= use_notes(chat_template, generation_config, default or [])
