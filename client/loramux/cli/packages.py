@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from loramux.cli.hub import local
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file, whole_folder
 from loramux.cli.use_notes import use_notes
@@ -18,10 +19,10 @@ from loramux_adapters.package import digest_of
 
 def pack(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="Folder that PEFT or the adapters library saved, or a kohya-style LoRA file; notes "
-            "from a loramux.json, if there is one."
+            help="Folder that PEFT or the adapters library saved, a kohya-style LoRA file, or "
+            "hf://ORG/NAME; notes from a loramux.json, if there is one."
         ),
     ],
     output: Annotated[
@@ -61,13 +62,14 @@ def pack(
 
     AdaLoRA is folded to LoRA that adds the same: P times the singular values, without masked ranks.
     """
-    target = output or Path(f"{source.resolve().name}.safetensors")
     notes: dict[str, object] = {"base": fingerprint(read_base(base))} if base else {}
     notes |= use_notes(chat_template, generation_config, default or [])
-    with whole_file(target) as file:
-        pack_source(source, file, notes=notes)
-        digest = digest_of(file)
-        size = file.tell()
+    with local(source, quiet=as_json) as (path, name):
+        target = output or Path(f"{name}.safetensors")
+        with whole_file(target) as file:
+            pack_source(path, file, notes=notes)
+            digest = digest_of(file)
+            size = file.tell()
     if as_json:
         print(json.dumps({"path": str(target), "digest": digest, "size_bytes": size}))
     else:
