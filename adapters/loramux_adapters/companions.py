@@ -1,4 +1,4 @@
-"""What trainers save beside an adapter and its package keeps: a chat template, and how to sample."""
+"""What trainers save beside an adapter, and its package keeps: a chat template, how to sample."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -59,9 +59,9 @@ def check_generation(defaults: Mapping[str, object], where: str) -> Mapping[str,
                 f"{where}: {shown(name)} is no generation default; there are {', '.join(FIELDS)}",
                 "INVALID_ADAPTER_CONFIG",
             )
-    low, high = (defaults.get(name) for name in ("min_tokens", "max_tokens"))
-    if isinstance(low, int) and isinstance(high, int) and low > high:
-        raise _fault(where, "min_tokens", low, f"at most max_tokens, {high}")
+    least, most = defaults.get("min_tokens"), defaults.get("max_tokens")
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        raise _fault(where, "min_tokens", least, f"at most max_tokens, {most}")
     return defaults
 
 

@@ -92,9 +92,7 @@ def read_package(file: BinaryIO, size: int) -> Package:
     return Package(checked, manifest.peft_config, manifest.notes, modules, header)
 
 
-def pack(
-    source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
-) -> None:
+def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None) -> None:
     """Write the PEFT folder `source` to `output` as a package, with notes as `read_notes` has them.
 
     Memory stays bounded: tensor bytes are copied, never held.

@@ -46,9 +46,7 @@ def write_renamed(
     for module, halves in modules.items():
         for letter, tensor in (("A", halves.a), ("B", halves.b)):
             if len(tensor.shape) != 2 or 0 in tensor.shape:
-                raise PackageError(
-                    f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 2-D"
-                )
+                raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 2-D")
             name = f"{_PREFIX}{module}.lora_{letter}.weight"
             tensors[name] = replace(tensor, name=name)
             old[name] = tensor

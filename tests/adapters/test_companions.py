@@ -68,7 +68,7 @@ def test_notes_beside_the_adapter_go_before_other_files(poet: Path) -> None:
     ({"tokenizer_config__json": "{"}, "tokenizer_config.json is not valid JSON"),
     ({"tokenizer_config__json": {"chat_template": 7}}, "chat_template is 7, neither"),
     ({"tokenizer_config__json": {"chat_template": [{"name": "rag"}]}}, "named 'default'"),
-    ({"generation_config__json": {"temperature": "hot"}}, "temperature is 'hot'; expected a number"),
+    ({"generation_config__json": {"temperature": "hot"}}, "temperature is 'hot'; expected a num"),
     ({"generation_config__json": {"do_sample": 1}}, "do_sample is 1, not true or false"),
     ({"generation_config__json": {"num_beams": 4}}, "'num_beams' = 4 is refused: it is not served"),
     ({"generation_config__json": {"later": 1}}, "'later' = 1 is refused: the field is not known"),

@@ -60,9 +60,7 @@ def server(
     folder = tmp_path_factory.mktemp("server")
     for name in ("plain", "own", "strict"):
         shutil.copytree(folders[name], folder / "adapters" / name)
-    with RunningServer(
-        folder, folders["base"], "--adapters", str(folder / "adapters")
-    ) as server:
+    with RunningServer(folder, folders["base"], "--adapters", str(folder / "adapters")) as server:
         yield server
 
 
@@ -233,4 +231,3 @@ def test_the_command_line_chats(server: RunningServer, client: Client) -> None:
     assert once == f"{answer}\n"
     talk = command(server, *greedy, "--system", system, text=f"{user}\n/clear\n{user}\n/exit\n")
     assert talk.count(answer) == 2
-

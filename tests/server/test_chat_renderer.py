@@ -84,7 +84,7 @@ async def test_helpers_work_behind_closed_doors(renderer: Renderer) -> None:
         "{{ 'x y' | title }} {{ 3.14159 | round(2) }} {{ {'k': 1}.items() | list }} {{ none }}"
     )
     pieces = await renderer.render(request(template))
-    wanted = "10 {\"a\": [1, \"é\"]} user a X Y 3.14 [('k', 1)] None"
+    wanted = '10 {"a": [1, "é"]} user a X Y 3.14 [(\'k\', 1)] None'
     assert "".join(piece.text for piece in pieces) == wanted
 
 

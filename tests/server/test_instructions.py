@@ -10,6 +10,14 @@ from loramux_server.store.instructions import NONE, Instruction, Instructions
 from tests.adapters.files import write_folder
 
 
+def damage(source: AdapterSource, raw: bytes) -> None:
+    Path(source.path).write_bytes(raw)
+
+
+def content(source: AdapterSource) -> bytes:
+    return Path(source.path).read_bytes()
+
+
 def packed(folder: Path, notes: dict[str, object], number: int = 1) -> AdapterSource:
     """Return a package with `notes`, which was stored earlier."""
     source = write_folder(folder / f"source{number}")
@@ -27,7 +35,7 @@ async def test_a_package_is_read_once(tmp_path: Path) -> None:
     known = Instructions()
     wanted = Instruction("{{ 1 }}", {"temperature": 0.5})
     assert await known.of(source) == wanted
-    Path(source.path).unlink()
+    damage(source, b"")
     assert await known.of(source) == wanted
 
 
@@ -37,10 +45,10 @@ async def test_a_package_that_says_nothing_has_none(tmp_path: Path) -> None:
 
 async def test_a_damaged_package_is_left_to_its_load(tmp_path: Path) -> None:
     source = packed(tmp_path, {"generation": {"temperature": 0.5}})
-    whole = Path(source.path).read_bytes()
+    whole = content(source)
     known = Instructions()
     for damaged in (b"", whole[:5], whole[:100], b"\xff" * 200):
-        Path(source.path).write_bytes(damaged)
+        damage(source, damaged)
         assert await known.of(source) == NONE
-    Path(source.path).write_bytes(whole)
+    damage(source, whole)
     assert (await known.of(source)).generation == {"temperature": 0.5}

@@ -105,7 +105,20 @@ def chat_tokenizer(kind: str = "bytes") -> PreTrainedTokenizerFast:
     else:
         pieces = ["▁", *(f"<0x{byte:02X}>" for byte in range(256))]
         pieces += [chr(code) for code in range(33, 127)]
-        pieces += ["im", "_e", "nd", "us", "er", "▁u", "im_e", "im_end", "|>", "<|", "user", "▁user"]
+        pieces += [
+            "im",
+            "_e",
+            "nd",
+            "us",
+            "er",
+            "▁u",
+            "im_e",
+            "im_end",
+            "|>",
+            "<|",
+            "user",
+            "▁user",
+        ]
         vocab |= {piece: len(CONTROL) + i for i, piece in enumerate(dict.fromkeys(pieces))}
         merges = [
             ("i", "m"), ("_", "e"), ("n", "d"), ("u", "s"), ("e", "r"), ("im", "_e"),

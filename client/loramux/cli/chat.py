@@ -73,7 +73,8 @@ class Conversation:
 
 def chat(
     message: Annotated[
-        str | None, typer.Argument(help="First message; with --once, - or none reads it from stdin.")
+        str | None,
+        typer.Argument(help="First message; with --once, - or none reads it from stdin."),
     ] = None,
     adapter: AdapterOption = None,
     system: Annotated[str, typer.Option(help="System message that begins the conversation.")] = "",
@@ -133,4 +134,3 @@ def _talk(conversation: Conversation, first: str | None) -> None:
             except InvalidArgumentError as error:  # such as a conversation that became too long
                 console.print(f"loramux: {error}", style="red", markup=False, highlight=False)
         content = None
-

@@ -51,9 +51,7 @@ def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool)
     if quiet:
         disable_progress_bars()
     try:
-        path = Path(
-            snapshot_download(repository, revision=revision, allow_patterns=list(_FILES))
-        )
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
     except RepositoryNotFoundError:
         raise HubError(f"{source}: there is no such repository, or it is not for you") from None
     except RevisionNotFoundError:

@@ -25,9 +25,7 @@ class ChatEncoder:
         self._numbers = {str(token["content"]): int(token["id"]) for token in added}
         self._control = {str(token["content"]) for token in added if token["special"]}
         # Any text may need the one for what the tokenizer does not know.
-        self._forged = {
-            self._numbers[content] for content in self._control - {_unknown(described)}
-        }
+        self._forged = {self._numbers[content] for content in self._control - {_unknown(described)}}
         for token in added:
             token["special"] = True
         self._tokenizer = Tokenizer.from_str(json.dumps(described))
@@ -39,15 +37,17 @@ class ChatEncoder:
         self._stand_ins = {
             str(token["content"]): f"{secret}x{number}x" for number, token in enumerate(added)
         }
-        self._tokenizer.add_tokens([
-            AddedToken(
-                self._stand_ins[str(token["content"])],
-                lstrip=bool(token["lstrip"]),
-                rstrip=bool(token["rstrip"]),
-                normalized=False,
-            )
-            for token in added
-        ])
+        self._tokenizer.add_tokens(
+            [
+                AddedToken(
+                    self._stand_ins[str(token["content"])],
+                    lstrip=bool(token["lstrip"]),
+                    rstrip=bool(token["rstrip"]),
+                    normalized=False,
+                )
+                for token in added
+            ]
+        )
         self._meant = {
             self._tokenizer.token_to_id(stand_in): self._numbers[content]
             for content, stand_in in self._stand_ins.items()

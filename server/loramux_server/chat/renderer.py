@@ -1,4 +1,4 @@
-"""Processes that render templates, seen from the frontend: started when needed, ended when stuck."""
+"""A process that renders templates, seen from the frontend: started late, ended when stuck."""
 
 import asyncio
 import contextlib

@@ -42,7 +42,9 @@ class Shield:
         self._named = frozenset(named)
         self._tokens = _any_of([*setup.control, *setup.added])
         self._first = sorted({token[0] for token in (*setup.control, *setup.added)})
-        sought = {text for text in literals if len(text) > 1 and not set(text).isdisjoint(self._first)}
+        sought = {
+            text for text in literals if len(text) > 1 and not set(text).isdisjoint(self._first)
+        }
         self._never = _any_of(setup.control)
         self._not_in_others = _any_of([*setup.control, *named])
         self._kept = _any_of(
@@ -76,9 +78,7 @@ class Shield:
             refused = self._never if turn.role == ASSISTANT else self._not_in_others
             for found in self._kept.finditer(content):
                 spared.update(i for i in range(*found.span()) if not refused.match(content, i))
-        chars = (
-            char if i in spared else marks.get(char, char) for i, char in enumerate(content)
-        )
+        chars = (char if i in spared else marks.get(char, char) for i, char in enumerate(content))
         return Turn(turn.role, "".join(chars))
 
     def _split(self, text: str, back: dict[int, str]) -> list[Piece]:

@@ -85,11 +85,14 @@ class GenerationService:
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Answer piece by piece."""
         deadline = self._deadline(context)
-        with self._observed() as observer, self._admitted(request) as request_id:
-            with self._resolved(request) as adapter:
-                call = await self._prepared(request, request_id, adapter, observer)
-                async for response in self._run(call, deadline):
-                    yield response
+        with (
+            self._observed() as observer,
+            self._admitted(request) as request_id,
+            self._resolved(request) as adapter,
+        ):
+            call = await self._prepared(request, request_id, adapter, observer)
+            async for response in self._run(call, deadline):
+                yield response
 
     async def _run(
         self, call: _Call, deadline: "_Deadline"
@@ -171,9 +174,11 @@ class GenerationService:
             yield None
             return
         key = request.routing_key or secrets.token_hex(8)
-        with self._registry.lease(request.adapter, key=key) as (record, source):
-            with self._statuses.used(record.digest):
-                yield record, source
+        with (
+            self._registry.lease(request.adapter, key=key) as (record, source),
+            self._statuses.used(record.digest),
+        ):
+            yield record, source
 
     async def _prepared(
         self,

@@ -84,8 +84,6 @@ class Prompts:
             [Turn(message.role, message.content) for message in request.messages],
             template,
             add_generation_prompt=(
-                request.add_generation_prompt
-                if request.HasField("add_generation_prompt")
-                else True
+                request.add_generation_prompt if request.HasField("add_generation_prompt") else True
             ),
         )
