@@ -42,9 +42,11 @@ def halves(layer: str) -> tuple[Array, Array]:
     )
 
 
-def save_kohya(path: Path, *, flat: str = "", alpha: bool = True, **more: Array) -> Path:
+def save_kohya(
+    path: Path, more: dict[str, Array] | None = None, *, flat: str = "", alpha: bool = True
+) -> Path:
     """Save LAYERS as kohya's trainers do; with `flat` before names whose dots are `_`."""
-    tensors: dict[str, Array] = dict(more)
+    tensors: dict[str, Array] = dict(more or {})
     for layer in LAYERS:
         name = f"{flat}{layer.replace('.', '_')}" if flat else layer
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = halves(layer)
@@ -117,23 +119,23 @@ ONE = np.ones((1, 1), np.float32)
     ("model.norm.weight", "only lora_down.weight, lora_up.weight and alpha are"),
 ])  # fmt: skip
 def test_what_a_kohya_file_must_not_hold_is_named(tmp_path: Path, name: str, message: str) -> None:
-    path = save_kohya(tmp_path / "one.safetensors", **{name: ONE})
+    path = save_kohya(tmp_path / "one.safetensors", {name: ONE})
     with pytest.raises(PackageError, match=message) as caught, open_package(path):
         pass
-    assert name.rpartition(".lora_")[0] or name in str(caught.value)
+    assert name.split(".")[-2] in str(caught.value)
 
 
 def test_names_that_stand_for_no_known_module_are_refused(tmp_path: Path) -> None:
     more = {"lora_my_own_layer.lora_up.weight": ONE, "lora_my_own_layer.lora_down.weight": ONE}
-    path = save_kohya(tmp_path / "one.safetensors", **more)
+    path = save_kohya(tmp_path / "one.safetensors", more)
     with pytest.raises(PackageError, match="'lora_my_own_layer' is refused"), open_package(path):
         pass
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e9, float("nan")])
 def test_an_alpha_that_is_none_is_refused(tmp_path: Path, value: float) -> None:
-    more = {"model.layers.0.self_attn.q_proj.alpha": np.array(value, np.float32)}
-    path = save_kohya(tmp_path / "one.safetensors", alpha=False, **more)
+    more: dict[str, Array] = {"model.layers.0.self_attn.q_proj.alpha": np.array(value, np.float32)}
+    path = save_kohya(tmp_path / "one.safetensors", more, alpha=False)
     with pytest.raises(PackageError, match="alpha"), open_package(path):
         pass
 

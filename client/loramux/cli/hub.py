@@ -47,7 +47,7 @@ def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool)
     with needs("huggingface_hub", extra="hub", what="hf://"):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     if quiet:
         disable_progress_bars()
     try:

@@ -119,7 +119,8 @@ class Renderer:
     async def _read(self) -> Answer:
         assert self._reader is not None
         head = await self._reader.readexactly(LENGTH.size)
-        return decode_answer(await self._reader.readexactly(LENGTH.unpack(head)[0]))
+        answer: Answer = decode_answer(await self._reader.readexactly(LENGTH.unpack(head)[0]))
+        return answer
 
 
 def _environment() -> dict[str, str]:

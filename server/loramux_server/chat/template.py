@@ -30,7 +30,7 @@ class FailedTemplateError(Exception):
 class _Generation(Extension):
     """`{% generation %}` marks, for training, what the model wrote: here it changes nothing."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - Jinja only reads it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -40,15 +40,15 @@ class _Generation(Extension):
 class _PlainNamespace(Namespace):
     """Jinja's namespace, without a way to attributes of Python's own."""
 
-    def __init__(self, *args: object, **attributes: object) -> None:
-        values = dict(*args, **attributes)  # type: ignore[call-overload]
+    def __init__(self, *args: Iterable[tuple[str, object]], **attributes: object) -> None:
+        values = dict(*args, **attributes)
         for name in values:
             _refuse_underscore(name)
         super().__init__(values)
 
     def __setitem__(self, name: str, value: object) -> None:
         _refuse_underscore(name)
-        super().__setitem__(name, value)  # type: ignore[no-untyped-call]
+        super().__setitem__(name, value)
 
 
 class Template:
@@ -164,8 +164,8 @@ def _strftime_now(form: str) -> str:
 class _PlainDict:
     """Python's `dict` to call, and not the class with all that hangs on it."""
 
-    def __call__(self, *args: object, **entries: object) -> dict[object, object]:
-        return dict(*args, **entries)  # type: ignore[call-overload,no-any-return]
+    def __call__(self, *args: Iterable[tuple[str, object]], **entries: object) -> dict[str, object]:
+        return dict(*args, **entries)
 
 
 def _environment() -> jinja2.Environment:
