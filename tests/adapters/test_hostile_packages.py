@@ -105,5 +105,12 @@ def test_a_witness_notices(tmp_path: Path) -> None:
     log = tmp_path / "log"
     subprocess.run([sys.executable, "-c", program, str(log)], check=True)
     noted = {event.what.partition("\t")[0] for event in events(log.read_text())}
-    wanted = {"compile", "exec", "import", "subprocess.Popen", "pickle.find_class", "socket.connect"}
+    wanted = {
+        "compile",
+        "exec",
+        "import",
+        "subprocess.Popen",
+        "pickle.find_class",
+        "socket.connect",
+    }
     assert wanted <= noted

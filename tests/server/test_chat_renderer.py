@@ -61,6 +61,17 @@ async def test_a_template_that_breaks_a_limit_ends_alone(
     assert await renderer.render(request(SIMPLE)) == WELL
 
 
+async def test_a_template_that_is_ended_again_and_again_is_left_alone() -> None:
+    renderer = Renderer(SETUP, strikes=1)
+    huge = request("{{ 9 ** (9 ** 9) }}")
+    for message in ("more time", "1 times in a row", "1 times in a row"):
+        with pytest.raises(FailedPreconditionError, match=message) as caught:
+            await renderer.render(huge)
+    assert caught.value.retry_delay is not None and caught.value.retry_delay <= 60
+    assert await renderer.render(request(SIMPLE)) == WELL
+    await renderer.close()
+
+
 async def test_a_template_that_refuses_is_the_callers_fault(renderer: Renderer) -> None:
     with pytest.raises(InvalidArgumentError, match="these messages: no system") as caught:
         await renderer.render(request("{{ raise_exception('no system messages') }}"))

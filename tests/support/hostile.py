@@ -37,12 +37,11 @@ def _packaged(config: Any) -> bytes:
 
 
 CORPUS: list[Hostile] = [
+    *(Hostile(id, raw, reason) for id, (raw, reason, _) in _named(test_tensor_file.CORPUS)),
     *(
-        Hostile(id, raw, reason)
-        for id, (raw, reason, _) in _named(test_tensor_file.CORPUS)
-    ),
-    *(
-        Hostile(id, raw, "INVALID_ADAPTER_CONFIG" if b"NaN" in raw or b"Infinity" in raw else reason)
+        Hostile(
+            id, raw, "INVALID_ADAPTER_CONFIG" if b"NaN" in raw or b"Infinity" in raw else reason
+        )
         for id, (config, reason, _) in _named(test_peft_config.CORPUS)
         if (raw := _packaged(config))
     ),
@@ -67,7 +66,10 @@ def witness(descriptor):
         if event in {FORBIDDEN!r}:
             what = str(arguments[0])[:80] if arguments else ""
             line = f"{{time.monotonic()}}\\t{{os.getpid()}}\\t{{event}}\\t{{what!a}}\\n"
-            os.write(descriptor, line.encode())
+            try:
+                os.write(descriptor, line.encode())
+            except OSError:  # in a process that may write to no file
+                pass
     sys.addaudithook(note)
 """
 """A program that notes what must not happen: when, in which process, and what."""

@@ -75,7 +75,8 @@ class Chat:
                 # A large vocabulary takes a second.
                 encoder = await asyncio.to_thread(ChatEncoder, self._tokenizer_json)
                 setup = encoder.setup(self._special_tokens)
-                self._renderers = [Renderer(setup), Renderer(setup)]
+                # No caller can make the base model's template fail for others.
+                self._renderers = [Renderer(setup, strikes=0), Renderer(setup)]
                 self._encoder = encoder
             return self._encoder
 

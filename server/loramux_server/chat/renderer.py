@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections import OrderedDict
 
 from loramux.errors import (
     FailedPreconditionError,
@@ -26,6 +27,12 @@ from loramux_server.chat.messages import (
 from loramux_server.engine.channel import LENGTH, frame
 
 START_SECONDS = 60.0
+STRIKES = 3
+REST_SECONDS = 60.0
+"""A template that had to be ended so often in a row is left alone for so long, because meanwhile
+nobody else's is rendered."""
+MAX_ENDED = 256
+"""Templates of which that is remembered."""
 ANSWER_SECONDS = 10.0
 """The process counts the time in which it runs; this is for one that does not get to run."""
 
@@ -33,9 +40,17 @@ ANSWER_SECONDS = 10.0
 class Renderer:
     """Owns one process that renders, and gives it one conversation at a time."""
 
-    def __init__(self, setup: Setup) -> None:
-        """Prepare; nothing is started before the first conversation."""
+    def __init__(self, setup: Setup, *, strikes: int = STRIKES) -> None:
+        """Prepare; nothing is started before the first conversation.
+
+        Args:
+            setup: What the process needs to know.
+            strikes: How often in a row a template may have to be ended; 0 for any number.
+        """
         self._setup = setup
+        self._strikes = strikes
+        self._ended: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """Template -> how often in a row it had to be ended, and when it is left alone until."""
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader | None = None
@@ -50,20 +65,11 @@ class Renderer:
             UnavailableError: The process cannot be started.
         """
         async with self._turn:
+            self._check_strikes(request.template)
             if self._writer is None:
                 await self._start()
-            assert self._writer is not None
-            try:
-                self._writer.write(frame(encode(request)))
-                answer = await asyncio.wait_for(self._read(), ANSWER_SECONDS)
-            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-                code = await self._end()
-                took = "memory" if code not in (-signal.SIGPROF, None) else "time"
-                raise _failed(f"it takes more {took} than a template may") from None
-            except BaseException:
-                # The answer to come would be taken for that to the next conversation.
-                await self._end()
-                raise
+            answer = await self._ask(request)
+            self._ended.pop(request.template, None)
         if isinstance(answer, Refused):
             raise InvalidArgumentError(
                 f"the chat template does not take these messages: {answer.message}",
@@ -77,6 +83,37 @@ class Renderer:
     async def close(self) -> None:
         """End the process."""
         await self._end()
+
+    async def _ask(self, request: Render) -> Answer:
+        """Return what the process says, and end it where it does not."""
+        assert self._writer is not None
+        try:
+            self._writer.write(frame(encode(request)))
+            return await asyncio.wait_for(self._read(), ANSWER_SECONDS)
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            code = await self._end()
+            self._strike(request.template)
+            took = "memory" if code not in (-signal.SIGPROF, None) else "time"
+            raise _failed(f"it takes more {took} than a template may") from None
+        except BaseException:
+            # The answer to come would be taken for that to the next conversation.
+            await self._end()
+            raise
+
+    def _check_strikes(self, template: str) -> None:
+        count, until = self._ended.get(template, (0, 0.0))
+        left = until - asyncio.get_running_loop().time()
+        if self._strikes and count >= self._strikes and left > 0:
+            raise _failed(
+                f"it took more than a template may, {count} times in a row",
+                retry_delay=left,
+            )
+
+    def _strike(self, template: str) -> None:
+        count, _ = self._ended.pop(template, (0, 0.0))
+        self._ended[template] = (count + 1, asyncio.get_running_loop().time() + REST_SECONDS)
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -129,7 +166,10 @@ def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ}
 
 
-def _failed(message: str) -> LoramuxError:
+def _failed(message: str, retry_delay: float | None = None) -> LoramuxError:
     return FailedPreconditionError(
-        f"the chat template fails: {message}", reason="CHAT_TEMPLATE_FAILED", field="messages"
+        f"the chat template fails: {message}",
+        reason="CHAT_TEMPLATE_FAILED",
+        field="messages",
+        retry_delay=retry_delay,
     )

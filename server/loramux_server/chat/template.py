@@ -118,7 +118,8 @@ def check_syntax(source: str) -> None:
 
 def _parsed(environment: jinja2.Environment, source: str) -> nodes.Template:
     try:
-        return environment.parse(source)
+        # What the environment itself does for a fault compiles a line of Python to point at it.
+        return Parser(environment, source).parse()
     except jinja2.TemplateSyntaxError as error:
         raise FailedTemplateError(f"line {error.lineno}: {error.message}") from None
     except RecursionError:

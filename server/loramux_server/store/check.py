@@ -42,8 +42,8 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
-    check_fit(package.modules, base.layers)
     _check_notes(package, base)
+    check_fit(package.modules, base.layers)
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
     if rows_of(package.rank, item_bytes, base.resting.row_item_bytes) > base.max_rows:
         raise PackageError(
