@@ -44,7 +44,7 @@ def pack_source(source: Path, output: Output, *, notes: Notes = None) -> None:
         if is_of_tool(source):
             write(source, output, notes=notes)
             return
-    if source.is_dir():
+    if not source.is_file():
         pack(source, output, notes=notes)
         return
     with open_regular(source) as file:
