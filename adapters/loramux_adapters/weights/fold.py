@@ -27,7 +27,7 @@ from loramux_adapters.package import (
 from loramux_adapters.peft_config import MAX_RANK, check_config
 from loramux_adapters.tensorfile import TensorInfo, read_header
 from loramux_adapters.weights.dtypes import Array, decoded
-from loramux_adapters.weights.spectrum import Factors, norm
+from loramux_adapters.weights.spectrum import Factors, Wide, norm
 from loramux_adapters.weights.update import Update, write_updates
 
 MAX_ERROR = 0.01
@@ -185,7 +185,7 @@ def part(layer: Layer, parts: Parts, name: str) -> Array:
     return parts[name]
 
 
-def nearest(u_OK: Array, s_K: Array, v_KI: Array) -> tuple[Factors, float]:
+def nearest(u_OK: Wide, s_K: Wide, v_KI: Wide) -> tuple[Factors, float]:
     """Return the factors of the nearest matrix of the largest rank, and the share that it lacks.
 
     Args:
@@ -194,6 +194,6 @@ def nearest(u_OK: Array, s_K: Array, v_KI: Array) -> tuple[Factors, float]:
         v_KI: Right singular vectors.
     """
     root_R = np.sqrt(s_K[:MAX_RANK])
-    whole = norm(s_K.astype(np.float64))
-    error = norm(s_K[MAX_RANK:].astype(np.float64)) / whole if whole else 0.0
+    whole = norm(s_K)
+    error = norm(s_K[MAX_RANK:]) / whole if whole else 0.0
     return (u_OK[:, :MAX_RANK] * root_R, root_R[:, None] * v_KI[:MAX_RANK]), error

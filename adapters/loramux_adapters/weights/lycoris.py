@@ -17,7 +17,7 @@ from loramux_adapters.fields import Fields
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.weights.dtypes import Array
 from loramux_adapters.weights.fold import MAX_DENSE, Layer, Method, Parts, nearest, part
-from loramux_adapters.weights.spectrum import Factors
+from loramux_adapters.weights.spectrum import Factors, Wide
 
 _HONOURED = frozenset({
     "peft_type", "r", "alpha", "target_modules", "exclude_modules", "layers_to_transform",
@@ -45,7 +45,7 @@ def _loha(layer: Layer, parts: Parts) -> tuple[Factors, float]:
             f"rank {layer.rank} and one width each"
         )
     if layer.rank**2 <= MAX_RANK:
-        b_OR = (left_1[:, :, None] * left_2[:, None, :]).reshape(len(left_1), -1)
+        b_OR: Wide = (left_1[:, :, None] * left_2[:, None, :]).reshape(len(left_1), -1)
         a_RI = (right_1[:, None, :] * right_2[None, :, :]).reshape(-1, right_1.shape[1])
         return (b_OR, a_RI), 0.0
     if len(left_1) * right_1.shape[1] > MAX_DENSE:
@@ -63,13 +63,15 @@ def _loha(layer: Layer, parts: Parts) -> tuple[Factors, float]:
 def _lokr(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     (left_1, right_1), (left_2, right_2) = (_of_kron(layer, parts, name) for name in ("w1", "w2"))
     if len(right_1) * len(right_2) <= MAX_RANK:
-        return (np.kron(left_1, left_2), np.kron(right_1, right_2)), 0.0
+        left = np.kron(left_1, left_2).astype(np.float64)
+        right = np.kron(right_1, right_2).astype(np.float64)
+        return (left, right), 0.0
     # The singular values are the products of those of the two.
     (u_1, s_1, v_1), (u_2, s_2, v_2) = (
         np.linalg.svd(left @ right, full_matrices=False)
         for left, right in ((left_1, right_1), (left_2, right_2))
     )
-    s_K = np.outer(s_1, s_2).reshape(-1)
+    s_K: Wide = np.outer(s_1, s_2).reshape(-1)
     order = np.argsort(-s_K, kind="stable")
     i, j = np.divmod(order[: MAX_RANK + 1], len(s_2))
     u_OK = (u_1[:, None, i] * u_2[None, :, j]).reshape(-1, len(i))
@@ -102,7 +104,7 @@ def _matrix(layer: Layer, values: Array) -> Array:
     return values
 
 
-def _beside_identity(change_OI: Array) -> Factors:
+def _beside_identity(change_OI: Array | Wide) -> Factors:
     """Return `change_OI` and the identity, on the side that makes the rank smaller."""
     wide = change_OI.astype(np.float64)
     outputs, inputs = wide.shape
