@@ -1,5 +1,6 @@
 """Encrypted connections: who can connect, and as whom."""
 
+import functools
 import shutil
 import socket
 import ssl
@@ -64,6 +65,9 @@ class Site:
             context.wrap_socket(raw, server_hostname="127.0.0.1") as connection,
         ):
             return connection.getpeercert(binary_form=True) or b""
+
+    def shows(self, certificate: bytes, port: int) -> bool:
+        return self.peer_certificate(port) == certificate
 
 
 @pytest.fixture(scope="module")
@@ -140,28 +144,17 @@ def test_certificates_are_replaced_while_the_server_runs(site: Site) -> None:
         shutil.copy(pair[1], site.pair[1])
         expected = ssl.PEM_cert_to_DER_cert(pair[0].read_text())
         for where in (port, metrics_port):
-            assert eventually(lambda where=where: site.peer_certificate(where) == expected)
+            assert eventually(functools.partial(site.shows, expected, where))
         assert sum(len(chunk.token_ids) for chunk in stream) > 0
     assert outcome(site.client(site.named(f"spiffe://{DOMAIN}/tenant/acme/role/user"))) == "ok"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--listen", "0.0.0.0:0"], "TLS: set --tls-cert"),
-        (["--metrics", "0.0.0.0:0"], "--tls-client-ca"),
-        (["--tls-cert", "nowhere.pem"], "set --tls-key, too"),
-        (["--tls-cert", "nowhere.pem", "--tls-key", "nowhere.key"], "nowhere.pem"),
-    ],
-)
-def test_what_would_be_open_to_all_does_not_start(
-    tmp_path: Path, arguments: list[str], says: str
-) -> None:
+def test_what_would_be_open_to_all_does_not_start(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "loramux.cli", "serve", "--model", "none",
-        "--store", str(tmp_path / "store"), *arguments,
+        "--store", str(tmp_path / "store"), "--listen", "0.0.0.0:0",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 78
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("loramux:")]
-    assert says in line
+    assert "TLS: set --tls-cert and --tls-key" in line

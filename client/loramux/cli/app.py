@@ -113,6 +113,7 @@ def _options(
 _server_command("serve", "Serve a base model and its adapters over gRPC.")
 _server_command("demo", "Start a server with the embedded model and show what it does.")
 _server_command("keys", "Make, list, rotate and revoke the keys of a server.")
+_server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)

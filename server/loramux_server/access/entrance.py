@@ -40,6 +40,8 @@ class Entrance:
         domain = config.tls_client_domain
         certificates = Certificates(domain) if domain else None
         check_exposure(config, knows_callers=self._ring.has_valid_key() or certificates is not None)
+        if config.insecure and self._ring.is_empty and certificates is None:
+            _log.warning("--insecure without keys: whoever reaches the server is its administrator")
         self.quotas = Quotas(catalog.policies)
         self.gate = Gate(Authenticator(self._ring, certificates))
 

@@ -23,7 +23,7 @@ from loramux_server.access.key import Key
 from loramux_server.access.key_making import KeyMaking
 from loramux_server.access.key_ring import now_in_utc
 from loramux_server.access.server_secret import ServerSecretError, make_secret
-from loramux_server.commands.stores import Store, found_store, open_catalog
+from loramux_server.commands.stores import Json, Store, found_store, open_catalog
 from loramux_server.store.key_records import KeyRecord
 from loramux_server.store.reference import DEFAULT_TENANT
 
@@ -37,7 +37,6 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part of a key after lmx_.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def parse_duration(text: str) -> datetime.timedelta:

@@ -22,6 +22,9 @@ Store = Annotated[
 ]
 
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
 def found_store(store: Path | None) -> Path:
     """Return the folder of `store`, or of the only one that there is.
 

@@ -234,7 +234,7 @@ class GenerationService:
             with self._registry.lease(request.adapter, key=key) as (record, source):
                 observer.resolved(record.full_name, len(tokens))
                 identity = identity_of(record)
-                with self._statuses.used(record.digest):
+                with self._statuses.used(record.digest, record.tenant):
                     yield _Call(
                         request_id, tenant, tokens, source, identity, chosen, text, observer,
                         reserved,
