@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.files import open_regular, read_object
-from loramux_adapters.package import CONFIG_FILE, Output, is_peft_folder, read_notes
-from loramux_adapters.peft_config import MAX_ALPHA, MAX_CONFIG_BYTES, MAX_RANK
+from loramux_adapters.fields import Fields, alpha, integer, invalid, refuse_unserved, unsupported
+from loramux_adapters.files import open_regular
+from loramux_adapters.package import Output, is_peft_folder, read_config, read_notes
+from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.renamed import Halves, write_renamed
 from loramux_adapters.tensorfile import TensorInfo, read_header
 
@@ -21,24 +22,26 @@ TENSOR_FILE = "adapter.safetensors"
 PICKLE_FILE = "pytorch_adapter.bin"
 HEAD_FILES = ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
 
-_RECORDED = frozenset({
-    "architecture", "selfattn_lora", "intermediate_lora", "output_lora", "attn_matrices",
-    "leave_out", "dropout", "init_weights", "dtype",
-})  # fmt: skip
-"""Fields that say which layers there are, which the tensors say, or matter in training alone."""
-_OFF: Mapping[str, tuple[object, ...]] = {
-    "composition_mode": ("add",),
-    "use_gating": (False,),
-    "vera_d": (None,),
-    "vera_b": (None,),
-}
-"""Fields that would change the result, and the values with which they do not."""
+LORA = Fields(
+    honoured=frozenset({"architecture", "r", "alpha"}),
+    # Which layers there are the tensors say, and the rest matters in training alone.
+    recorded=frozenset({
+        "selfattn_lora", "intermediate_lora", "output_lora", "attn_matrices", "leave_out",
+        "dropout", "init_weights", "dtype",
+    }),
+    refused=dict.fromkeys(
+        ("composition_mode", "use_gating", "vera_d", "vera_b"), "it would change results"
+    ),
+    harmless={"composition_mode": ("add",)},
+)  # fmt: skip
+"""What becomes of the fields of the architecture `lora`."""
+
 _NAME = re.compile(r"(?P<layer>.+)\.loras\.(?P<adapter>[^.]+)\.(?P<half>lora_[AB])")
 
 
 def is_adapters_library(source: Path) -> bool:
     """Return whether `source` is a folder that the library saved."""
-    return is_peft_folder(source) and "config" in _read(source)
+    return is_peft_folder(source) and "config" in read_config(source)
 
 
 def pack_adapters_library(
@@ -49,13 +52,13 @@ def pack_adapters_library(
     Raises:
         PackageError: It is of an architecture that is not served, or has a field that is not.
     """
-    config = _read(source).get("config")
+    config = read_config(source).get("config")
     if not isinstance(config, dict):
-        raise _invalid(f"config is {shown(config)}, not an object")
+        raise invalid("config", f"is {shown(config)}, not an object")
     architecture = config.get("architecture") or "bottleneck"
     pack_architecture = _ARCHITECTURES.get(str(architecture))
     if pack_architecture is None:
-        raise _unsupported("architecture", architecture, f"{', '.join(_ARCHITECTURES)} is served")
+        raise unsupported("architecture", architecture, f"{', '.join(_ARCHITECTURES)} is served")
     for name in HEAD_FILES:
         if (source / name).exists():
             raise PackageError(
@@ -69,7 +72,9 @@ def pack_adapters_library(
 def _pack_lora(
     source: Path, config: Mapping[str, object], output: Output, notes: Mapping[str, object]
 ) -> None:
-    rank, alpha = _lora_fields(config)
+    refuse_unserved(config, LORA)
+    rank = integer(config, "r", 8, 1, MAX_RANK)
+    scale = alpha(config.get("alpha", 8), "alpha")
     with _open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size)
         modules: dict[str, Halves] = {}
@@ -84,7 +89,7 @@ def _pack_lora(
                     "layer for several projections are not served",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
-            modules[layer] = Halves(a, b, alpha)
+            modules[layer] = Halves(a, b, scale)
         write_renamed(modules, file, header, output, notes=notes)
 
 
@@ -92,22 +97,6 @@ _ARCHITECTURES: Mapping[
     str, Callable[[Path, Mapping[str, object], Output, Mapping[str, object]], None]
 ] = {"lora": _pack_lora}
 """Architecture -> what packs folders of it."""
-
-
-def _lora_fields(config: Mapping[str, object]) -> tuple[int, float]:
-    """Return rank and alpha, and refuse what is not served."""
-    for field, value in config.items():
-        if field in _OFF:
-            if value not in _OFF[field]:
-                raise _unsupported(field, value, "it would change results and is not served")
-        elif field not in _RECORDED and field not in ("r", "alpha") and value:
-            raise _unsupported(field, value, "the field is not known to this version")
-    rank, alpha = config.get("r", 8), config.get("alpha", 8)
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise _invalid(f"r is {shown(rank)}, not an integer from 1 to {MAX_RANK}")
-    if not isinstance(alpha, int | float) or alpha is True or not 0 < alpha <= MAX_ALPHA:
-        raise _invalid(f"alpha is {shown(alpha)}, not a number above 0 and up to {MAX_ALPHA:g}")
-    return rank, float(alpha)
 
 
 def _halves(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
@@ -142,17 +131,3 @@ def _open_tensors(source: Path) -> BinaryIO:
         raise PackageError(
             f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
         ) from None
-
-
-def _read(source: Path) -> dict[str, object]:
-    return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
-
-
-def _invalid(fault: str) -> PackageError:
-    return PackageError(f"{CONFIG_FILE}: {fault}", "INVALID_ADAPTER_CONFIG")
-
-
-def _unsupported(field: str, value: object, why: str) -> PackageError:
-    return PackageError(
-        f"{CONFIG_FILE}: {field} = {shown(value)} is refused: {why}", "UNSUPPORTED_ADAPTER_FEATURE"
-    )

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO, TypeVar
 
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import PREFIX
 from loramux_adapters.package import Output, tensor_reader, write_package
 from loramux_adapters.tensorfile import TensorFile, TensorInfo
-
-_PREFIX = "base_model.model."
 
 N = TypeVar("N", int, float)
 
@@ -47,7 +46,7 @@ def write_renamed(
         for letter, tensor in (("A", halves.a), ("B", halves.b)):
             if len(tensor.shape) != 2 or 0 in tensor.shape:
                 raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 2-D")
-            name = f"{_PREFIX}{module}.lora_{letter}.weight"
+            name = f"{PREFIX}{module}.lora_{letter}.weight"
             tensors[name] = replace(tensor, name=name)
             old[name] = tensor
     read = tensor_reader(file, header.data_start)

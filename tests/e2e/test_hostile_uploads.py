@@ -195,7 +195,7 @@ def test_bytes_that_are_no_http2_end_the_connection_alone(watched: Watched, raw:
 
 def call(watched: Watched, method: str, message: bytes = b"", **options: Any) -> Refusal:
     with grpc.insecure_channel(watched.server.target) as channel:
-        unary = channel.unary_unary(method)
+        unary: Any = channel.unary_unary(method)
         with pytest.raises(grpc.RpcError) as caught:
             unary(message, timeout=30, **options)
     return refusal(caught.value)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from loramux.errors import AlreadyExistsError, DeadlineExceededError
 from loramux.v1 import generation_pb2
+from loramux_server.access.caller import caller
+from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
@@ -19,7 +21,7 @@ from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
-from loramux_server.store.instructions import NONE, Instructions
+from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 
@@ -29,6 +31,8 @@ class _Call:
     """A checked request, on its way."""
 
     request_id: str
+    tenant: str
+    """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
     adapter: AdapterSource | None
     identity: generation_pb2.AdapterIdentity | None
@@ -36,6 +40,8 @@ class _Call:
     used: generation_pb2.SamplingParams
     text: TextOptions
     observer: Observer
+    reserved: Reserved
+    """Tokens of its tenant's quota."""
 
 
 class GenerationService:
@@ -50,6 +56,7 @@ class GenerationService:
         metrics: Metrics,
         statuses: Statuses,
         prompts: Prompts,
+        quotas: Quotas,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -57,10 +64,12 @@ class GenerationService:
         self._model = model
         self._metrics = metrics
         self._statuses = statuses
+        self._quotas = quotas
         self._default_timeout = default_timeout
         self._prompts = prompts
         self._instructions = Instructions()
-        self._live: set[str] = set()
+        self._live: set[tuple[str, str]] = set()
+        """Tenant and id of each request under way."""
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -90,9 +99,12 @@ class GenerationService:
             self._admitted(request) as request_id,
             self._resolved(request) as adapter,
         ):
-            call = await self._prepared(request, request_id, adapter, observer)
-            async for response in self._run(call, deadline):
-                yield response
+            told = await self._instructions.of(adapter[1]) if adapter else NONE
+            tokens = await self._prompts.tokens(request, told.chat_template)
+            reserving = self._reserved(request, request_id, adapter, told, tokens, observer)
+            with reserving as call:
+                async for response in self._run(call, deadline):
+                    yield response
 
     async def _run(
         self, call: _Call, deadline: "_Deadline"
@@ -104,7 +116,8 @@ class GenerationService:
         response = generation_pb2.StreamGenerateResponse(
             request_id=call.request_id, adapter=call.identity, sampling=call.used
         )
-        with self._submitted(call, mailbox) as ids, deadline.over(mailbox):
+        submitted = self._submitted(call, mailbox)
+        with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
                     output = outputs[index]
@@ -128,7 +141,11 @@ class GenerationService:
         ids: list[int] = []
         try:
             for index, sampling in enumerate(call.samplings):
-                ids.append(self._engine.submit(mailbox, index, call.prompt, call.adapter, sampling))
+                ids.append(
+                    self._engine.submit(
+                        mailbox, index, call.prompt, call.adapter, sampling, call.tenant
+                    )
+                )
             yield ids
         finally:
             for request_id in ids:
@@ -153,17 +170,20 @@ class GenerationService:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
         request_id = request.request_id or secrets.token_hex(8)
-        if request_id in self._live:
+        tenant = caller().tenant
+        key = (tenant, request_id)
+        if key in self._live:
             raise AlreadyExistsError(
                 f"request_id {request_id!r} is that of a request still running",
                 reason="REQUEST_EXISTS",
                 field="request_id",
             )
-        self._live.add(request_id)
+        self._live.add(key)
         try:
-            yield request_id
+            with self._quotas.request(tenant):
+                yield request_id
         finally:
-            self._live.discard(request_id)
+            self._live.discard(key)
 
     @contextmanager
     def _resolved(
@@ -176,40 +196,56 @@ class GenerationService:
         key = request.routing_key or secrets.token_hex(8)
         with (
             self._registry.lease(request.adapter, key=key) as (record, source),
-            self._statuses.used(record.digest),
+            self._statuses.used(record.digest, record.tenant),
         ):
             yield record, source
 
-    async def _prepared(
+    @contextmanager
+    def _reserved(
         self,
         request: generation_pb2.GenerateRequest,
         request_id: str,
         adapter: tuple[AdapterRecord, AdapterSource] | None,
+        told: Instruction,
+        tokens: list[int],
         observer: Observer,
-    ) -> _Call:
-        """Make tokens of the prompt, and fill in what the request leaves to its adapter."""
-        record, source = adapter or (None, None)
-        told = await self._instructions.of(source) if source else NONE
-        tokens = await self._prompts.tokens(request, told.chat_template)
+    ) -> Iterator[_Call]:
+        """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
         params = with_defaults(request.sampling, told.generation, self._model)
         chosen = samplings(params, len(tokens), self._model, told.generation)
-        observer.resolved(record.full_name if record else "", len(tokens))
-        return _Call(
-            request_id,
-            tokens,
-            source,
-            identity_of(record) if record else None,
-            chosen,
-            used(params, chosen),
-            text_options(params),
-            observer,
-        )
+        tenant = caller().tenant
+        most = len(tokens) + sum(sampling.max_tokens for sampling in chosen)
+        record, source = adapter or (None, None)
+        with self._quotas.tokens(tenant, most) as reserved:
+            observer.resolved(record.full_name if record else "", len(tokens))
+            yield _Call(
+                request_id,
+                tenant,
+                tokens,
+                source,
+                identity_of(record) if record else None,
+                chosen,
+                used(params, chosen),
+                text_options(params),
+                observer,
+                reserved,
+            )
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()
         return _Deadline(
             self._default_timeout if remaining is None else min(remaining, MAX_TIMEOUT)
         )
+
+
+@contextmanager
+def _accounted(call: _Call, outputs: list[Output]) -> Iterator[None]:
+    """Note in the end what of the quota was used; a request that got no token used nothing."""
+    try:
+        yield
+    finally:
+        num_made = sum(output.num_tokens for output in outputs)
+        call.reserved.num_used = len(call.prompt) + num_made if num_made else 0
 
 
 MAX_TIMEOUT = 3600.0

@@ -1,0 +1,44 @@
+"""The methods of PEFT that are folded to LoRA."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from loramux_adapters.base import BaseFolder
+from loramux_adapters.fields import Fields
+from loramux_adapters.package import Output, read_config
+from loramux_adapters.sources import MAX_ERROR
+from loramux_adapters.weights.adalora import FIELDS as ADALORA_FIELDS
+from loramux_adapters.weights.adalora import pack_adalora
+from loramux_adapters.weights.fold import Folded, Method, fold
+from loramux_adapters.weights.lycoris import LOHA, LOKR
+from loramux_adapters.weights.vera import VERA
+
+FOLDED: Mapping[str, Method] = {"LOHA": LOHA, "LOKR": LOKR, "VERA": VERA}
+"""Value of `peft_type` -> how it becomes a LoRA."""
+FIELDS_OF_FOLDED: Mapping[str, Fields] = {
+    "ADALORA": ADALORA_FIELDS,
+    **{name: method.fields for name, method in FOLDED.items()},
+}
+"""Value of `peft_type` -> what becomes of the fields of its config."""
+
+
+def fold_source(
+    source: Path,
+    output: Output,
+    *,
+    notes: Mapping[str, object | None] | None = None,
+    max_error: float = MAX_ERROR,
+    base: BaseFolder | None = None,
+) -> list[Folded]:
+    """Write the folder `source`, of one of these methods, to `output` as a LoRA.
+
+    The arguments are those of `loramux_adapters.pack_source`.
+
+    Raises:
+        PackageError: It is not an adapter that can be folded.
+    """
+    method = str(read_config(source).get("peft_type"))
+    if method == "ADALORA":
+        pack_adalora(source, output, notes=notes)
+        return []
+    return fold(source, output, FOLDED[method], notes=notes, max_error=max_error, base=base)
