@@ -12,7 +12,7 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.messages import Piece, Render, Setup, Turn
 from loramux_server.chat.renderer import Renderer
 
-SETUP = Setup(control=["<s>", "</s>"], added=[], variables={"bos_token": "<s>"})
+SETUP = Setup(control=["<s>", "</s>"], added=[], variables={"bos_token": "<s>"}, cpu_seconds=0.2)
 SIMPLE = "{{ bos_token }}{{ messages[0].content }}"
 WELL = [Piece("<s>", True), Piece("hi", False)]
 

@@ -31,6 +31,8 @@ class Setup(Struct, frozen=True):
     """Other tokens that it looks for in a text before all else, such as `<think>`."""
     variables: dict[str, str]
     """What every template may name, such as `bos_token`."""
+    cpu_seconds: float = 1.0
+    """Processor time that one rendering may take."""
 
 
 class Render(Struct, frozen=True):

@@ -29,8 +29,6 @@ from loramux_server.chat.shield import Shield
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
 from loramux_server.engine.channel import read_message, write_message
 
-CPU_SECONDS = 1.0
-"""Processor time that one rendering may take."""
 MEMORY = 1 << 30
 """Bytes of address space, Python's own among them."""
 KEPT = 64
@@ -82,17 +80,18 @@ def main(descriptor: int) -> None:
     """Render what comes on the socket `descriptor` until the other side closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the frontend says when it is over
     connection = socket.socket(fileno=descriptor)
-    setup = read_message(connection)
-    if setup is None:
+    first = read_message(connection)
+    if first is None:
         return
-    renderer = Renderer(decode_setup(setup))
+    setup = decode_setup(first)
+    renderer = Renderer(setup)
     _warm(renderer)
     _close_doors()
     write_message(connection, encode(Rendered([])))
     while (message := read_message(connection)) is not None:
         request = decode_render(message)
         # The default action of the signal ends the process, also in the middle of an operation.
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, setup.cpu_seconds)
         answer = encode(renderer.answer(request))
         signal.setitimer(signal.ITIMER_PROF, 0)
         write_message(connection, answer)
