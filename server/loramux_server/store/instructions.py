@@ -5,6 +5,7 @@ import json
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,12 +36,15 @@ class Instructions:
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, Instruction] = OrderedDict()
+        # Not the threads of uploads: requests wait for this.
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="instructions")
 
     async def of(self, source: AdapterSource) -> Instruction:
         """Return those of a package whose bytes a lease keeps."""
         known = self._known.get(source.digest)
         if known is None:
-            known = await asyncio.to_thread(_read, Path(source.path))
+            loop = asyncio.get_running_loop()
+            known = await loop.run_in_executor(self._readers, _read, Path(source.path))
             if known is None:
                 return NONE
             self._known[source.digest] = known
