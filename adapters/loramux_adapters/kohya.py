@@ -1,8 +1,8 @@
 """LoRA files of kohya-style trainers for text models: `lora_down`, `lora_up`, `alpha`.
 
 A layer adds alpha / rank * up down; without alpha, up down. Names are those of the layers, or have
-`lora_` or `lycoris_` before and `_` in place of the dots. Where a `_` was a dot is known from the
-names that the layers of text models have. Source of the meaning: networks/lora.py of
+`lora_` or `lycoris_` before and `_` in place of the dots. Where a `_` was a dot, the base model
+says, or else the names that the layers of text models have. Source of the meaning: networks/lora.py of
 kohya-ss/sd-scripts.
 """
 
@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from loramux_adapters.base import BaseFolder
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.files import open_regular
 from loramux_adapters.manifest import MANIFEST_KEY, check_notes
@@ -49,9 +50,13 @@ def is_kohya(path: Path) -> bool:
 
 
 def pack_kohya(
-    source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
+    source: Path,
+    output: Output,
+    *,
+    notes: Mapping[str, object | None] | None = None,
+    base: BaseFolder | None = None,
 ) -> None:
-    """Write the file `source` to `output` as a package that adds the very same.
+    """Write the file `source`, made for `base`, to `output` as a package that adds the very same.
 
     Raises:
         PackageError: It is no LoRA of a text model, or holds what is not served.
@@ -60,6 +65,7 @@ def pack_kohya(
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
         read = tensor_reader(file, header.data_start)
         modules = {}
+        known = _flattened(base) if base else None
         for layer, parts in sorted(_layers(header.tensors).items()):
             missing = [part for part in ("lora_down.weight", "lora_up.weight") if part not in parts]
             if missing:
@@ -68,7 +74,7 @@ def pack_kohya(
             alpha = float(a.shape[0]) if a.shape else 0.0
             if "alpha" in parts:
                 alpha = _scalar(parts["alpha"], b"".join(read(parts["alpha"])))
-            modules[_module(layer)] = Halves(a, b, alpha)
+            modules[_module(layer, known)] = Halves(a, b, alpha)
         kept = {name: note for name, note in (notes or {}).items() if note is not None}
         write_renamed(modules, file, header, output, notes=check_notes(kept, "notes"))
 
@@ -106,18 +112,27 @@ def _scalar(tensor: TensorInfo, raw: bytes) -> float:
     return float(value)
 
 
-def _module(layer: str) -> str:
+def _flattened(base: BaseFolder) -> dict[str, list[str]]:
+    """Return the names of the layers of `base` by what the trainer calls them."""
+    found: dict[str, list[str]] = {}
+    for name in base.tensors:
+        if name.endswith(".weight") and base.layer(module := name.removesuffix(".weight")):
+            found.setdefault(module.replace(".", "_"), []).append(module)
+    return found
+
+
+def _module(layer: str, known: Mapping[str, list[str]] | None) -> str:
     """Return the name of the module that the trainer called `layer`."""
     if "." in layer:
         return layer
     prefix = next((prefix for prefix in _PREFIXES if layer.startswith(prefix)), "")
-    words = layer.removeprefix(prefix).split("_")
-    ways = _ways(words)
+    flat = layer.removeprefix(prefix)
+    ways = _ways(flat.split("_")) if known is None else known.get(flat, [])
     if not prefix or len(ways) != 1:
-        fault = "several modules" if len(ways) > 1 else "no module of a text model that is known"
+        fault = "several modules" if len(ways) > 1 else "no module that is known"
+        hint = "of the base model" if known is not None else "(the base model would tell: --base)"
         raise PackageError(
-            f"layer {shown(layer)} is refused: it stands for {fault}; save the layers with dots "
-            "in their names, such as 'model.layers.0.self_attn.q_proj.lora_down.weight'",
+            f"layer {shown(layer)} is refused: it stands for {fault} {hint}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     return ways[0]

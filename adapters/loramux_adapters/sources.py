@@ -49,7 +49,7 @@ def pack_source(
         output: What to write to.
         notes: Notes in place of those that the source has; None leaves one out.
         max_error: Share of a layer's change that may be lost where its rank is too high for LoRA.
-        base: The model that it is for, which VeRA needs.
+        base: The model that it is for. VeRA needs it, and kohya-style names can.
 
     Returns:
         What became of each layer of LoHa, LoKr or VeRA.
@@ -59,7 +59,7 @@ def pack_source(
         OSError: It cannot be read.
     """
     if is_kohya(source):
-        pack_kohya(source, output, notes=notes)
+        pack_kohya(source, output, notes=notes, base=base)
     elif source.is_file():
         _copy(source, output, notes)
     elif is_adapters_library(source):

@@ -20,6 +20,7 @@ from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 from loramux_adapters.weights.update import read_updates
 from tests.adapters.test_adalora import save_adalora
 from tests.support.command_line import Loramux
+from tests.support.models import tiny_model
 
 Array = npt.NDArray[np.float32]
 LAYERS = {
@@ -132,6 +133,21 @@ def test_names_that_stand_for_no_known_module_are_refused(tmp_path: Path) -> Non
     path = save_kohya(tmp_path / "one.safetensors", more)
     with pytest.raises(PackageError, match="'lora_my_own_layer' is refused"), open_package(path):
         pass
+
+
+def test_the_base_model_says_where_dots_were(loramux: Loramux, tmp_path: Path) -> None:
+    tiny_model("gpt-neox").save_pretrained(str(tmp_path / "base"))
+    name = "gpt_neox_layers_1_attention_query_key_value"
+    down, up = np.ones((2, 32), np.float32), np.ones((96, 2), np.float32)
+    flat = {f"lora_{name}.lora_down.weight": down, f"lora_{name}.lora_up.weight": up}
+    save_file(flat, tmp_path / "one.safetensors")
+    assert loramux("pack", "one.safetensors", "--base", "base", "-o", "out").code == 0
+    assert updates(Path("out")).keys() == {"gpt_neox.layers.1.attention.query_key_value"}
+    other = {f"lora_x_{name}.lora_down.weight": down, f"lora_x_{name}.lora_up.weight": up}
+    save_file(other, tmp_path / "other.safetensors")
+    done = loramux("pack", "other.safetensors", "--base", "base", "-o", "out")
+    assert (done.code, done.errors.count("\n")) == (1, 1)
+    assert "it stands for no module that is known of the base model" in done.errors
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e9, float("nan")])

@@ -33,7 +33,8 @@ def pack(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the base model; its fingerprint is noted for `verify`. VeRA needs it."
+            help="Folder of the base model; its fingerprint is noted for `verify`. VeRA needs it, "
+            "and kohya-style names can."
         ),
     ] = None,
     chat_template: Annotated[
