@@ -2,8 +2,8 @@
 
 A layer adds alpha / rank * up down; without alpha, up down. Names are those of the layers, or have
 `lora_` or `lycoris_` before and `_` in place of the dots. Where a `_` was a dot, the base model
-says, or else the names that the layers of text models have. Source of the meaning: networks/lora.py of
-kohya-ss/sd-scripts.
+says, or else the names that the layers of text models have. Source of the meaning: networks/lora.py
+of kohya-ss/sd-scripts.
 """
 
 import math

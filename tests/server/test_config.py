@@ -36,7 +36,7 @@ def test_every_field_has_a_flag() -> None:
         upload_idle_timeout=0.5, default_timeout=13.0, drain_timeout=0.0, prefix_cache=False,
         quantization="int8", adapter_dtype="float16", tensor_parallel=2,
         adapters_interval=7.5, upload_expiry=14.0, tls_cert="e", tls_key="f", tls_client_ca="g",
-        tls_client_domain="h.i", insecure=True,
+        tls_client_domain="h.i", insecure=True, adapter_templates=False,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())

@@ -94,7 +94,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 40
     """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
-    template.
+    template that the server may run.
     """
     ERROR_REASON_CHAT_TEMPLATE_FAILED: _ErrorReason.ValueType  # 41
     """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
@@ -176,7 +176,7 @@ ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
 """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 40
 """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
-template.
+template that the server may run.
 """
 ERROR_REASON_CHAT_TEMPLATE_FAILED: ErrorReason.ValueType  # 41
 """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""

@@ -105,7 +105,7 @@ def build_services(
         base=base,
         max_upload_bytes=config.max_upload,
     )
-    prompts = Prompts(model)
+    prompts = Prompts(model, adapter_templates=config.adapter_templates)
     generation = GenerationService(
         engine=engine,
         registry=registry,

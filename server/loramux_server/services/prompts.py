@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from loramux.errors import InvalidArgumentError
+from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.messages import Turn
@@ -15,8 +15,15 @@ from loramux_server.tokenizer import OFF_LOOP, TextDecoder, TextTokenizer
 class Prompts:
     """Makes tokens of requests, and text of tokens."""
 
-    def __init__(self, model: ModelInfo) -> None:
+    def __init__(self, model: ModelInfo, *, adapter_templates: bool = True) -> None:
+        """Prepare; what renders templates is started when it is needed.
+
+        Args:
+            model: What is served.
+            adapter_templates: Whether templates of adapters are run at all.
+        """
         self._model = model
+        self._adapter_templates = adapter_templates
         self._tokenizer: TextTokenizer | None = None
         self._chat: Chat | None = None
         if model.tokenizer_json:
@@ -80,6 +87,13 @@ class Prompts:
         self, request: generation_pb2.GenerateRequest, template: str | None
     ) -> list[int]:
         assert self._chat is not None
+        if template is not None and not self._adapter_templates:
+            raise FailedPreconditionError(
+                "the adapter has a chat template of its own, and this server runs that of the base "
+                "model alone (--no-adapter-templates); give a prompt",
+                reason="CHAT_TEMPLATE_MISSING",
+                field="messages",
+            )
         return await self._chat.tokens(
             [Turn(message.role, message.content) for message in request.messages],
             template,
