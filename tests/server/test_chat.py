@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loramux.errors import InvalidArgumentError
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Setup, Turn
-from loramux_server.chat.shield import Shield
+from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import (
     FailedTemplateError,
     RefusedMessagesError,
@@ -52,7 +52,7 @@ def encoded(
     kit: Kit, template: str, turns: Sequence[tuple[str, str]], *, prompt: bool = True
 ) -> list[int]:
     compiled = Template(template)
-    shield = Shield(kit.setup, template, compiled.literals)
+    shield = Shield(Tokens(kit.setup), template, compiled.literals)
     pieces = shield.pieces(
         [Turn(*turn) for turn in turns],
         lambda marked: compiled.render(

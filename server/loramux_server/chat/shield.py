@@ -21,34 +21,46 @@ ASSISTANT = "assistant"
 
 _FIRST_MARK, _LAST_MARK = 0xF0000, 0x10FFFD
 """Private characters of Unicode. More of them than the contents of a request can hold."""
+_MARKS = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}]")
 
 Write = Callable[[Sequence[Turn]], str]
 """Renders a template."""
 
 
+class Tokens:
+    """The added tokens of a tokenizer, ready to be looked for."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.control = frozenset(setup.control)
+        self.others = frozenset(setup.added)
+        self.any = _any_of([*setup.control, *setup.added])
+        self.any_control = _any_of(setup.control)
+        self.any_other = _any_of(setup.added)
+        self.first = sorted({token[0] for token in (*setup.control, *setup.added)})
+        """The characters with which a token could begin."""
+        self.beginning = _any_of(self.first)
+
+
 class Shield:
     """Keeps contents apart from the control tokens of one template."""
 
-    def __init__(self, setup: Setup, source: str, literals: Iterable[str]) -> None:
+    def __init__(self, tokens: Tokens, source: str, literals: Iterable[str]) -> None:
         """Prepare for a template.
 
         Args:
-            setup: The tokens of the tokenizer.
+            tokens: Those of the tokenizer.
             source: The template.
             literals: The strings in it.
         """
-        named = [token for token in setup.added if token in source]
-        self._control = frozenset(setup.control)
-        self._named = frozenset(named)
-        self._tokens = _any_of([*setup.control, *setup.added])
-        self._first = sorted({token[0] for token in (*setup.control, *setup.added)})
-        sought = {
-            text for text in literals if len(text) > 1 and not set(text).isdisjoint(self._first)
-        }
-        self._never = _any_of(setup.control)
-        self._not_in_others = _any_of([*setup.control, *named])
-        self._kept = _any_of(
-            [*setup.added, *(text for text in sought if not self._never.search(text))]
+        self._tokens = tokens
+        self._named = frozenset(token for token in tokens.others if token in source)
+        self._any_named = _any_of(self._named)
+        self._sought = _any_of(
+            text
+            for text in literals
+            if len(text) > 1
+            and not set(text).isdisjoint(tokens.first)
+            and not tokens.any_control.search(text)
         )
 
     def pieces(self, turns: Sequence[Turn], write: Write) -> list[Piece]:
@@ -67,25 +79,38 @@ class Shield:
 
     def _marks(self, turns: Sequence[Turn]) -> dict[str, str]:
         """Return what stands for each character with which a token could begin."""
-        used = {ord(char) for turn in turns for char in turn.content if ord(char) >= _FIRST_MARK}
+        used = {ord(char) for turn in turns for char in _MARKS.findall(turn.content)}
         free = (code for code in range(_FIRST_MARK, _LAST_MARK + 1) if code not in used)
-        return {char: chr(code) for char, code in zip(self._first, free, strict=False)}
+        return {char: chr(code) for char, code in zip(self._tokens.first, free, strict=False)}
 
     def _marked(self, turn: Turn, marks: dict[str, str], *, spares: bool = False) -> Turn:
         content = turn.content
-        spared: set[int] = set()
-        if spares:
-            refused = self._never if turn.role == ASSISTANT else self._not_in_others
-            for found in self._kept.finditer(content):
-                spared.update(i for i in range(*found.span()) if not refused.match(content, i))
-        chars = (char if i in spared else marks.get(char, char) for i, char in enumerate(content))
-        return Turn(turn.role, "".join(chars))
+        spared = self._spared(turn) if spares else frozenset()
+        return Turn(
+            turn.role,
+            self._tokens.beginning.sub(
+                lambda found: found[0] if found.start() in spared else marks[found[0]], content
+            ),
+        )
+
+    def _spared(self, turn: Turn) -> frozenset[int]:
+        """Return which characters may begin what the template looks for, or a token like others."""
+        refused = [self._tokens.any_control]
+        if turn.role != ASSISTANT:
+            refused.append(self._any_named)
+        return frozenset(
+            place
+            for kept in (self._sought, self._tokens.any_other)
+            for found in kept.finditer(turn.content)
+            for place in range(*found.span())
+            if not any(pattern.match(turn.content, place) for pattern in refused)
+        )
 
     def _split(self, text: str, back: dict[int, str]) -> list[Piece]:
         """Return `text` with its tokens apart, and what the marks stand for in place of them."""
         pieces: list[Piece] = []
         end = 0
-        for found in self._tokens.finditer(text):
+        for found in self._tokens.any.finditer(text):
             if found.start() > end:
                 pieces.append(Piece(text[end : found.start()].translate(back), False))
             pieces.append(Piece(found[0], True))
@@ -96,7 +121,7 @@ class Shield:
 
     def _control_of(self, pieces: Iterable[Piece], turns: Iterable[Turn]) -> list[str]:
         """Return the tokens that say whose turn it is, in order."""
-        compared = self._control
+        compared = self._tokens.control
         # The model's own turns may hold others.
         own = [turn.content for turn in turns if turn.role == ASSISTANT]
         if not any(token in content for content in own for token in self._named):

@@ -25,7 +25,7 @@ from loramux_server.chat.messages import (
     decode_setup,
     encode,
 )
-from loramux_server.chat.shield import Shield
+from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
 from loramux_server.engine.channel import read_message, write_message
 
@@ -46,7 +46,8 @@ class Renderer:
     """Renders with the tokens and variables of one base model."""
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+        self._variables = setup.variables
+        self._tokens = Tokens(setup)
         self._prepared = functools.lru_cache(KEPT)(self._prepare)
 
     def answer(self, request: Render) -> Answer:
@@ -56,7 +57,7 @@ class Renderer:
             render = functools.partial(
                 template.render,
                 add_generation_prompt=request.add_generation_prompt,
-                variables=self._setup.variables,
+                variables=self._variables,
             )
             return Rendered(
                 shield.pieces(
@@ -73,7 +74,7 @@ class Renderer:
 
     def _prepare(self, source: str) -> tuple[Template, Shield]:
         template = Template(source)
-        return template, Shield(self._setup, source, template.literals)
+        return template, Shield(self._tokens, source, template.literals)
 
 
 def main(descriptor: int) -> None:
