@@ -218,7 +218,9 @@ class Adapter:
     base_model: str
     """The base that the adapter's config names."""
     source: str
-    """`upload` or `directory`."""
+    """`upload`, `directory` or `import`."""
+    origin: str
+    """URI that it was imported from; empty where it was not."""
     created_at: datetime.datetime
     """In UTC."""
     tier: str = field(compare=False)
@@ -227,6 +229,8 @@ class Adapter:
     """Those that stand for this version, alone or beside others."""
     is_pinned: bool
     """Whether it is to stay on the device."""
+    expires_at: datetime.datetime | None
+    """When it is taken away, in UTC; None if only a call does that."""
     status: AdapterStatus = field(compare=False)
     """What goes on with it; two values of one version are equal whatever that is."""
 

@@ -179,7 +179,9 @@ def status_metadata(error: LoramuxError) -> tuple[tuple[str, bytes], ...]:
     """
     reason = error.reason or "UNSPECIFIED"
     detail = errors_pb2.ErrorDetail(
-        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"), field=error.field
+        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"),
+        field=error.field,
+        quota=error.quota,
     )
     status = status_pb2.Status(code=error.code.value[0], message=str(error))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
@@ -188,6 +190,11 @@ def status_metadata(error: LoramuxError) -> tuple[tuple[str, bytes], ...]:
             field=error.field, description=str(error)
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.quota:
+        exceeded = error_details_pb2.QuotaFailure.Violation(
+            subject=error.quota, description=str(error)
+        )
+        status.details.add().Pack(error_details_pb2.QuotaFailure(violations=[exceeded]))
     if error.retry_delay is not None:
         delay = Duration(
             seconds=int(error.retry_delay), nanos=round(error.retry_delay % 1 * 1e9) % 10**9

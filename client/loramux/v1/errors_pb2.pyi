@@ -86,6 +86,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
     """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+    ERROR_REASON_STORAGE_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
+    """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
+    ERROR_REASON_UPLOAD_TOO_SLOW: _ErrorReason.ValueType  # 51
+    """ERROR_REASON_UPLOAD_TOO_SLOW means that the bytes of an upload came too slowly."""
+    ERROR_REASON_SOURCE_NOT_ALLOWED: _ErrorReason.ValueType  # 52
+    """ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not import from there."""
+    ERROR_REASON_SOURCE_NOT_FOUND: _ErrorReason.ValueType  # 53
+    """ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter to import."""
+    ERROR_REASON_SOURCE_NOT_READABLE: _ErrorReason.ValueType  # 54
+    """ERROR_REASON_SOURCE_NOT_READABLE means that the source refuses this server."""
+    ERROR_REASON_SOURCE_CHANGED: _ErrorReason.ValueType  # 55
+    """ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
+    ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 56
+    """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -156,6 +170,20 @@ ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
 """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
 """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+ERROR_REASON_STORAGE_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
+"""ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
+ERROR_REASON_UPLOAD_TOO_SLOW: ErrorReason.ValueType  # 51
+"""ERROR_REASON_UPLOAD_TOO_SLOW means that the bytes of an upload came too slowly."""
+ERROR_REASON_SOURCE_NOT_ALLOWED: ErrorReason.ValueType  # 52
+"""ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not import from there."""
+ERROR_REASON_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 53
+"""ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter to import."""
+ERROR_REASON_SOURCE_NOT_READABLE: ErrorReason.ValueType  # 54
+"""ERROR_REASON_SOURCE_NOT_READABLE means that the source refuses this server."""
+ERROR_REASON_SOURCE_CHANGED: ErrorReason.ValueType  # 55
+"""ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
+ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 56
+"""ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -169,10 +197,13 @@ class ErrorDetail(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
     reason: Global___ErrorReason.ValueType
     """reason is the stable cause."""
     field: _builtins.str
     """field is the path of the offending request field, empty where no single field is at fault."""
+    quota: _builtins.str
+    """quota says whose quota is exceeded, such as `tenant:acme`; empty where it is not about one."""
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
         """retry_delay is how long to wait before trying again; absent where that would not help."""
@@ -183,10 +214,11 @@ class ErrorDetail(_message.Message):
         reason: Global___ErrorReason.ValueType = ...,
         field: _builtins.str = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
+        quota: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay", "retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay", "field", b"field", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay", "field", b"field", "quota", b"quota", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_delay: _TypeAlias = _typing.Literal["retry_delay"]  # noqa: Y015
     _WhichOneofArgType__retry_delay: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay"]  # noqa: Y015

@@ -271,6 +271,7 @@ class Engine:
         size: BatchSize | None,
         landed: Landed,
     ) -> Report:
+        self._residents.drop()
         failures, self._failures = self._failures, []
         return Report(
             stats=Stats(

@@ -207,7 +207,10 @@ class Cancel(Struct, frozen=True, tag=True):
 
 
 class Drop(Struct, frozen=True, tag=True):
-    """The adapter is no longer registered and not in use; free its memory."""
+    """The adapter is no longer registered; free its memory once no request uses it.
+
+    What it had is told as stored then, even if it had nothing.
+    """
 
     digest: str
 

@@ -92,6 +92,8 @@ class Residents:
         self._flights: dict[str, _Flight] = {}
         self._moved: set[str] = set()
         self._begun: list[str] = []
+        self._leaving: set[str] = set()
+        """What is to go as soon as nobody uses it."""
 
     @property
     def has_landed(self) -> bool:
@@ -143,7 +145,16 @@ class Residents:
         elif isinstance(message, Unpin):
             self._cache.unpin(message.digest)
         else:
-            self._drop(message.digest)
+            self._leaving.add(message.digest)
+
+    def drop(self) -> None:
+        """Let go of what is no longer registered, and by now not in use."""
+        for digest in list(self._leaving):
+            if self._cache.drop(digest):
+                self._leaving.remove(digest)
+                self._packed.pop(digest, None)
+                self._residence.pop(digest, None)
+                self._moved.add(digest)
 
     def take_moved(self) -> dict[str, str]:
         """Return, once, the fastest tier of each adapter that moved."""
@@ -160,13 +171,6 @@ class Residents:
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
-
-    def _drop(self, digest: str) -> None:
-        """Let go of an adapter that is no longer registered, unless it is in use."""
-        if self._cache.drop(digest):
-            self._packed.pop(digest, None)
-            self._residence.pop(digest, None)
-            self._moved.add(digest)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
         source = order.source

@@ -24,11 +24,13 @@ from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
+from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
@@ -85,6 +87,7 @@ def build_services(
     engine: EngineClient,
     model: ModelInfo,
     base: ServedBase,
+    sources: Sources,
     metrics: Metrics,
     config: ServerConfig,
 ) -> Services:
@@ -93,7 +96,7 @@ def build_services(
     descriptions = Descriptions(registry, statuses)
     changes = Changes(descriptions)
     pins = Pins(registry, engine, base)
-    chunks = Chunks(config.upload_idle_timeout)
+    chunks = Chunks(config.upload_idle_timeout, config.min_upload_rate)
     intake = Intake(
         registry=registry,
         engine=engine,
@@ -111,7 +114,9 @@ def build_services(
     )
     adapters = AdapterService(
         intake=intake,
+        imports=Imports(intake, sources, config.max_upload),
         descriptions=descriptions,
+        statuses=statuses,
         metrics=metrics,
         chunks=chunks,
         changes=changes,

@@ -2,8 +2,9 @@
 
 import sqlalchemy as sa
 
-FORMAT = 2
-"""1 knew no versions: a table `adapters` had one row for each name."""
+FORMAT = 3
+"""1 knew no versions: a table `adapters` had one row for each name. In 2, none expired or
+was imported."""
 
 metadata = sa.MetaData()
 
@@ -48,6 +49,8 @@ versions = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     *_content(),
     sa.Column("is_pinned", sa.Boolean, nullable=False, default=False),
+    sa.Column("expires_at", sa.DateTime(timezone=True)),
+    sa.Column("origin", sa.Text, nullable=False, server_default=""),
 )
 
 aliases = sa.Table(
@@ -86,7 +89,9 @@ class NewerFormatError(Exception):
 
 
 def prepare(connection: sa.Connection, default_tenant: str) -> None:
-    """Make the tables of this version; what one of format 1 has becomes version 1 of each name.
+    """Make the tables of this version out of those of an earlier one.
+
+    What a catalog of format 1 has becomes version 1 of each name.
 
     All in the transaction of `connection`: it happens as a whole or not at all.
 
@@ -101,10 +106,20 @@ def prepare(connection: sa.Connection, default_tenant: str) -> None:
             f"the catalog has format {found}, and this version knows {FORMAT}; "
             "start the version that wrote it, or a newer one"
         )
-    if found is None:
-        if sa.inspect(connection).has_table(_adapters.name):
-            _take_over(connection, default_tenant)
+    if found is None and sa.inspect(connection).has_table(_adapters.name):
+        _take_over(connection, default_tenant)
+    if found == "2":
+        for column in (versions.c.expires_at, versions.c.origin):
+            _add_column(connection, column)
+    if found != str(FORMAT):
+        connection.execute(sa.delete(store).where(is_format))
         connection.execute(sa.insert(store).values(key="format", value=str(FORMAT)))
+
+
+def _add_column(connection: sa.Connection, column: sa.Column[object]) -> None:
+    """Add a column to its table, with its default in the rows that are there."""
+    definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+    connection.execute(sa.DDL(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}"))
 
 
 def _take_over(connection: sa.Connection, tenant: str) -> None:
