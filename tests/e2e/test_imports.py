@@ -27,6 +27,7 @@ from tests.support.models import tiny_model
 from tests.support.server import RunningServer
 
 moto_server = pytest.importorskip("moto.server")
+boto3 = pytest.importorskip("boto3")
 obstore = pytest.importorskip("obstore")
 
 
@@ -90,8 +91,6 @@ def bucket(environment: pytest.MonkeyPatch, folder: Path, package: Path) -> Iter
     }  # fmt: skip
     for name, value in settings.items():
         environment.setenv(name, value)
-    import boto3
-
     boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"]).create_bucket(Bucket="adapters")
     store = obstore.store.from_url("s3://adapters/team")
     for path in folder.iterdir():

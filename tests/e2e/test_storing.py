@@ -207,7 +207,9 @@ def test_an_upload_that_fails_gives_its_room_back(
         service = AdapterServiceStub(channel)
         for _ in range(3):
             with pytest.raises(grpc.RpcError) as raised:
-                service.UploadAdapter(iter([upload_header("bad", data), *chunks(bytes(data))]))
+                service.UploadAdapter(
+                    iter([upload_header("bad", bytes(data)), *chunks(bytes(data))])
+                )
             assert refusal(raised.value).reason == "ADAPTER_NOT_FINITE"
     for number in range(2):
         client.adapters.upload("good", packages[number])

@@ -32,7 +32,7 @@ def ttl_of(message: Duration, field: str) -> datetime.timedelta:
 
 def end_of(ttl: datetime.timedelta | None) -> datetime.datetime | None:
     """Return when it is over if it begins now."""
-    return ttl and datetime.datetime.now(datetime.UTC) + ttl
+    return None if ttl is None else datetime.datetime.now(datetime.UTC) + ttl
 
 
 def expire(registry: Registry) -> None:

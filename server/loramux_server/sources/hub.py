@@ -79,8 +79,8 @@ class HubFiles:
 
     def read(self, name: str) -> Iterator[bytes]:
         """Yield the pieces of a file; see `Snapshot.read`."""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         path = self._uri.path
         if path and not path.endswith(PACKAGE_SUFFIX):
@@ -127,5 +127,13 @@ class HubFiles:
             raise not_found(self.origin, "there is no such repository for this server") from None
         except (errors.RevisionNotFoundError, errors.EntryNotFoundError):
             raise not_found(self.origin, "there is no such revision") from None
-        except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        except (_transport_error(), errors.OfflineModeIsEnabled, OSError) as error:
             raise unavailable(self.origin, type(error).__name__) from error
+
+
+def _transport_error() -> type[Exception]:
+    """Return what the HTTP library raises that huggingface_hub uses; which one, it decides."""
+    from huggingface_hub import errors
+
+    kind: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    return kind

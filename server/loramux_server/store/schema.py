@@ -119,7 +119,7 @@ def prepare(connection: sa.Connection, default_tenant: str) -> None:
 def _add_column(connection: sa.Connection, column: sa.Column[object]) -> None:
     """Add a column to its table, with its default in the rows that are there."""
     definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-    connection.execute(sa.DDL(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}"))
+    connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}")
 
 
 def _take_over(connection: sa.Connection, tenant: str) -> None:
