@@ -118,7 +118,7 @@ def test_a_catalog_in_which_nothing_expired_gets_to_know_it(tmp_path: Path) -> N
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     for column in ("expires_at", "origin"):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
-    connection.execute("UPDATE store SET value = '2' WHERE key = 'format'")
+    connection.execute("UPDATE store SET value = '3' WHERE key = 'format'")
     connection.commit()
     connection.close()
     for ends in (None, NOW):

@@ -271,9 +271,9 @@ class Engine:
         size: BatchSize | None,
         landed: Landed,
     ) -> Report:
-        self._residents.drop()
         failures, self._failures = self._failures, []
         return Report(
+            tiers=self._residents.take_moved(),  # before the figures, since adapters go with it
             stats=Stats(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
@@ -288,7 +288,6 @@ class Engine:
             failures=failures,
             started=started,
             loads=landed.loads,
-            tiers=self._residents.take_moved(),
             loading=self._residents.take_begun(),
             failed_loads={source.digest: str(error) for source, error in landed.failed},
             batch=size,

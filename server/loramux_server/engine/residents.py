@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from loramux_server.engine.messages import AdapterSource, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.segments import Residence
 
@@ -57,8 +58,12 @@ class Loader(Protocol):
     def load(self, source: AdapterSource) -> PackedAdapter:
         """Read an adapter into host memory."""
 
-    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
-        """Copy `adapter`, which was loaded from `source`, to rows of the device from `row` on."""
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
+        """Copy `adapter`, which was loaded from `source`, to rows of the device from `row` on.
+
+        Returns:
+            What it has beside rows, on the device.
+        """
 
 
 class Residents:
@@ -131,7 +136,8 @@ class Residents:
             if order.tier is Tier.HOST:
                 self._packed[source.digest] = flight.future.result()
             else:
-                self._residence[source.digest] = self._packed[source.digest].at(order.row)
+                packed, edits = self._packed[source.digest], flight.future.result()
+                self._residence[source.digest] = packed.at(order.row, edits)
             self._cache.loaded(order)
             self._moved.add(source.digest)
             seconds = self._clock() - flight.begin
@@ -147,17 +153,12 @@ class Residents:
         else:
             self._leaving.add(message.digest)
 
-    def drop(self) -> None:
-        """Let go of what is no longer registered, and by now not in use."""
-        for digest in list(self._leaving):
-            if self._cache.drop(digest):
-                self._leaving.remove(digest)
-                self._packed.pop(digest, None)
-                self._residence.pop(digest, None)
-                self._moved.add(digest)
-
     def take_moved(self) -> dict[str, str]:
-        """Return, once, the fastest tier of each adapter that moved."""
+        """Return, once, the fastest tier of each adapter that moved.
+
+        What is no longer registered, and by now not in use, goes before.
+        """
+        self._let_go()
         moved, self._moved = self._moved, set()
         return {digest: str(self._tier_of(digest)) for digest in moved}
 
@@ -171,6 +172,14 @@ class Residents:
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
+
+    def _let_go(self) -> None:
+        for digest in list(self._leaving):
+            if self._cache.drop(digest):
+                self._leaving.remove(digest)
+                self._packed.pop(digest, None)
+                self._residence.pop(digest, None)
+                self._moved.add(digest)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
         source = order.source

@@ -36,9 +36,7 @@ class Registry:
     def __init__(self, folder: Path, quotas: Quotas | None = None) -> None:
         """Open the registry in `folder` and clear away what a crash left behind.
 
-        Args:
-            folder: Where it is.
-            quotas: Counts what is stored from now on; by default without limits.
+        `quotas` counts what is stored; by default it has no limits.
 
         Raises:
             StoreLockedError: Another server uses the folder.
@@ -133,6 +131,7 @@ class Registry:
             record.rank,
             record.num_bytes,
             record.item_bytes,
+            record.edit_bytes,
         )
 
     def stage(self) -> Staged:

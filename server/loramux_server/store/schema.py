@@ -1,10 +1,10 @@
 """The tables of the catalog, and how one of an earlier version becomes one of this."""
 
 import sqlalchemy as sa
+from sqlalchemy.schema import CreateColumn
 
-FORMAT = 3
-"""1 knew no versions: a table `adapters` had one row for each name. In 2, none expired or
-was imported."""
+FORMAT = 4
+"""1 knew no versions: a table `adapters` had one row for each name. 2 and 3 lacked columns."""
 
 metadata = sa.MetaData()
 
@@ -49,6 +49,8 @@ versions = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     *_content(),
     sa.Column("is_pinned", sa.Boolean, nullable=False, default=False),
+    sa.Column("edit_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("method", sa.String(32), nullable=False, server_default="lora"),
     sa.Column("expires_at", sa.DateTime(timezone=True)),
     sa.Column("origin", sa.Text, nullable=False, server_default=""),
 )
@@ -89,9 +91,7 @@ class NewerFormatError(Exception):
 
 
 def prepare(connection: sa.Connection, default_tenant: str) -> None:
-    """Make the tables of this version out of those of an earlier one.
-
-    What a catalog of format 1 has becomes version 1 of each name.
+    """Make the tables of this version; what one of format 1 has becomes version 1 of each name.
 
     All in the transaction of `connection`: it happens as a whole or not at all.
 
@@ -106,20 +106,24 @@ def prepare(connection: sa.Connection, default_tenant: str) -> None:
             f"the catalog has format {found}, and this version knows {FORMAT}; "
             "start the version that wrote it, or a newer one"
         )
-    if found is None and sa.inspect(connection).has_table(_adapters.name):
-        _take_over(connection, default_tenant)
-    if found == "2":
-        for column in (versions.c.expires_at, versions.c.origin):
-            _add_column(connection, column)
-    if found != str(FORMAT):
-        connection.execute(sa.delete(store).where(is_format))
+    if found is None:
+        if sa.inspect(connection).has_table(_adapters.name):
+            _take_over(connection, default_tenant)
         connection.execute(sa.insert(store).values(key="format", value=str(FORMAT)))
+    elif int(found) < FORMAT:
+        _add_columns(connection)
+        connection.execute(sa.update(store).where(is_format).values(value=str(FORMAT)))
 
 
-def _add_column(connection: sa.Connection, column: sa.Column[object]) -> None:
-    """Add a column to its table, with its default in the rows that are there."""
-    definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-    connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}")
+def _add_columns(connection: sa.Connection) -> None:
+    """Give the tables of an earlier format the columns that they lack, with their defaults."""
+    inspector = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        known = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def _take_over(connection: sa.Connection, tenant: str) -> None:
