@@ -184,6 +184,11 @@ class EngineMetrics:
         self.evictions = Counter(
             "loramux_adapter_evictions", "Adapters that a tier let go.", tier, registry=registry
         )
+        self.reloads = Counter(
+            "loramux_adapter_reloads",
+            "Loads of adapters that the tier had let go within the last minute.",
+            tier, registry=registry,
+        )  # fmt: skip
         self.load = Histogram(
             "loramux_adapter_load_seconds", "Time to bring an adapter to a tier.",
             tier, buckets=_LATENCY, registry=registry,
@@ -227,6 +232,7 @@ class TierSeries:
         self._hits = metrics.hits.labels(tier)
         self._misses = metrics.misses.labels(tier)
         self._evictions = metrics.evictions.labels(tier)
+        self._reloads = metrics.reloads.labels(tier)
 
     def report(self, now: CacheStats, last: CacheStats) -> None:
         """Take in what the tier holds now, and what was counted since `last`."""
@@ -235,3 +241,4 @@ class TierSeries:
         self._hits.inc(now.hits - last.hits)
         self._misses.inc(now.misses - last.misses)
         self._evictions.inc(now.evictions - last.evictions)
+        self._reloads.inc(now.reloads - last.reloads)

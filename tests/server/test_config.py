@@ -36,7 +36,8 @@ def test_every_field_has_a_flag() -> None:
         upload_idle_timeout=0.5, default_timeout=13.0, drain_timeout=0.0, prefix_cache=False,
         quantization="int8", adapter_dtype="float16", tensor_parallel=2,
         adapters_interval=7.5, upload_expiry=14.0, min_upload_rate=15, max_tenant_bytes=16,
-        max_tenant_adapters=17, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
+        max_tenant_adapters=17, eviction="cost",
+        max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())

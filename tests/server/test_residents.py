@@ -12,7 +12,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import Cancel, Drop, Report, Sampling, Submit
 from loramux_server.engine.residents import loader_threads
 from tests.support.engine import InlineExecutor
-from tests.support.fake import HeldExecutor, fake_engine, fake_source
+from tests.support.fake import HeldExecutor, ManualClock, fake_engine, fake_source
 
 A, B = (fake_source(number, 8) for number in (1, 2))
 
@@ -45,6 +45,16 @@ def test_moves_are_told_once() -> None:
         {B.digest: "device"},
     ]
     assert tiers([subject.step()]) == []
+
+
+def test_what_comes_back_at_once_is_told() -> None:
+    clock = ManualClock()
+    subject = fake_engine(num_blocks=8, rows=8, executor=InlineExecutor(), clock=clock)[0]
+    for request_id, number in enumerate((1, 2, 1)):
+        last = serve(subject, request_id, number)[-1].stats
+    assert (last.device.reloads, last.host.reloads) == (1, 0)
+    clock.now += 61
+    assert serve(subject, 3, 2)[-1].stats.device.reloads == 1
 
 
 def test_what_is_dropped_is_stored_only() -> None:

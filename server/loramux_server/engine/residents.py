@@ -9,11 +9,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from loramux_server.engine.messages import AdapterSource, Drop, Load, Pin, Unpin
+import msgspec
+
+from loramux_server.engine.messages import AdapterSource, CacheStats, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
 
 Clock = Callable[[], float]
@@ -97,6 +100,7 @@ class Residents:
         self._flights: dict[str, _Flight] = {}
         self._moved: set[str] = set()
         self._begun: list[str] = []
+        self._reloads = {tier: Reloads() for tier in (Tier.HOST, Tier.DEVICE)}
         self._leaving: set[str] = set()
         """What is to go as soon as nobody uses it."""
 
@@ -118,8 +122,13 @@ class Residents:
             for digest in order.evicted:
                 del held[digest]
             self._moved.update(order.evicted)
+            begin = self._clock()
+            reloads = self._reloads[order.tier]
+            for digest in order.evicted:
+                reloads.evicted(digest, begin)
+            reloads.loads(order.source.digest, begin)
             future = self._submit(order)
-            self._flights[order.source.digest] = _Flight(order, future, self._clock())
+            self._flights[order.source.digest] = _Flight(order, future, begin)
             self._begun.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
@@ -138,9 +147,9 @@ class Residents:
             else:
                 packed, edits = self._packed[source.digest], flight.future.result()
                 self._residence[source.digest] = packed.at(order.row, edits)
-            self._cache.loaded(order)
-            self._moved.add(source.digest)
             seconds = self._clock() - flight.begin
+            self._cache.loaded(order, seconds)
+            self._moved.add(source.digest)
             landed.loads.append(Load(order.tier, seconds, source.digest))
         return landed
 
@@ -166,6 +175,10 @@ class Residents:
         """Return, once, the adapters whose loads began."""
         begun, self._begun = self._begun, []
         return begun
+
+    def stats(self, tier: Tier) -> CacheStats:
+        """Return the figures of `tier`."""
+        return msgspec.structs.replace(self._cache.stats(tier), reloads=self._reloads[tier].count)
 
     def check(self) -> None:
         """Assert that what is here is what the cache believes."""

@@ -132,6 +132,7 @@ class Registry:
             record.num_bytes,
             record.item_bytes,
             record.edit_bytes,
+            record.tenant,
         )
 
     def stage(self) -> Staged:
