@@ -18,6 +18,7 @@ from loramux.types import (
     Generation,
     SamplingOptions,
     ServerInfo,
+    ServerLoad,
     Usage,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "LoramuxError",
     "SamplingOptions",
     "ServerInfo",
+    "ServerLoad",
     "Usage",
     "__version__",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from loramux._server_types import ServerInfo, ServerLoad, TierLoad
+
 __all__ = [
     "Adapter",
     "AdapterChange",
@@ -19,6 +21,8 @@ __all__ = [
     "PositionLogprobs",
     "SamplingOptions",
     "ServerInfo",
+    "ServerLoad",
+    "TierLoad",
     "Timing",
     "TokenLogprob",
     "Usage",
@@ -264,22 +268,3 @@ class AliasMove:
     moved_at: datetime.datetime
     """In UTC."""
     moved_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What a server is and serves."""
-
-    version: str
-    base_model: str
-    architecture: str
-    fingerprint: str
-    """A digest over architecture, tokenizer, shapes, and a sample of the values of each weight."""
-    dtype: str
-    device: str
-    context_length: int
-    vocab_size: int
-    has_tokenizer: bool
-    num_parameters: int
-    max_running_requests: int
-    max_upload_bytes: int

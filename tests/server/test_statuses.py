@@ -3,12 +3,12 @@
 import asyncio
 
 from loramux_server.engine.messages import Load, Report
-from loramux_server.metrics import _NOTHING
 from loramux_server.statuses import Statuses
+from loramux_server.totals import NOTHING
 
 
 def report(**fields: object) -> Report:
-    return Report(stats=_NOTHING, **fields)  # type: ignore[arg-type]
+    return Report(stats=NOTHING, **fields)  # type: ignore[arg-type]
 
 
 def test_a_load_is_seen_from_its_begin_to_its_end() -> None:

@@ -171,7 +171,7 @@ def state_of(adapter: Adapter) -> str:
         adapter.tier
         + (", loading" if status.is_loading else "")
         + (", pinned" if adapter.is_pinned else "")
-        + (f", until {_when(adapter.expires_at)}" if adapter.expires_at else "")
+        + (f", until {when(adapter.expires_at)}" if adapter.expires_at else "")
         + (f", failed: {status.load_failure}" if status.load_failure else "")
     )
 
@@ -207,12 +207,13 @@ def _usage_table(adapters: list[Adapter]) -> Table:
             state_of(adapter),
             f"{status.memory_bytes / 1e6:.1f} MB",
             *map(str, numbers),
-            _when(status.last_used_at),
+            when(status.last_used_at),
         )
     return table
 
 
-def _when(moment: datetime.datetime | None) -> str:
+def when(moment: datetime.datetime | None) -> str:
+    """Return a moment in local time, in words."""
     return moment.astimezone().isoformat(sep=" ", timespec="seconds")[:19] if moment else "never"
 
 

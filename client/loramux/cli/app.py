@@ -18,6 +18,7 @@ from loramux.cli import (
     packages,
     residency,
     signing,
+    top,
     train,
     transforms,
 )
@@ -100,6 +101,7 @@ app.command("pin")(residency.pin)
 app.command("unpin")(residency.unpin)
 app.command("prefetch")(residency.prefetch)
 app.command("watch")(residency.watch)
+app.command("top")(top.top)
 app.add_typer(alias.app, name="alias")
 app.command("bench")(bench.bench)
 

@@ -136,7 +136,9 @@ def build_services(
             uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,
             aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
-            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(model, config),
+            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
+                model, config, metrics.totals
+            ),
         },
         uploads,
         statuses,
