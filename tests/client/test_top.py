@@ -6,9 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from loramux import ServerLoad
 from loramux.cli.top import View, rates_of, render
-from loramux.types import ServerInfo, TierLoad
+from loramux.types import ServerInfo, ServerLoad, TierLoad
 
 TIER = TierLoad(2, 3_000_000, 9_000_000, 10, 4, 1, 0)
 BEFORE = ServerLoad(

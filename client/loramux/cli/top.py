@@ -84,11 +84,10 @@ def top(
 
 def rates_of(before: ServerLoad, now: ServerLoad) -> Rates:
     """Return what happened between two looks at one server; where it restarted, since then."""
-    if now.uptime_seconds < before.uptime_seconds:
-        before = _since_start(now)
+    is_same = now.uptime_seconds >= before.uptime_seconds
 
     def grown(name: str) -> float:
-        return float(getattr(now, name) - getattr(before, name))
+        return float(getattr(now, name) - (getattr(before, name) if is_same else 0))
 
     seconds = max(grown("uptime_seconds"), 1e-9)
     return Rates(
@@ -215,16 +214,6 @@ def _plain(view: View) -> dict[str, object]:
         "rates": dataclasses.asdict(view.rates),
         "adapters": [plain(adapter) for adapter in view.adapters],
     }
-
-
-def _since_start(now: ServerLoad) -> ServerLoad:
-    """Return what was counted when the server of `now` started: nothing."""
-    zeros = {
-        field.name: type(value)(0)
-        for field in dataclasses.fields(now)
-        if isinstance(value := getattr(now, field.name), int | float)
-    }
-    return dataclasses.replace(now, **zeros)
 
 
 def _mean(total: float, count: float) -> float | None:

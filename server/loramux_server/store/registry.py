@@ -19,8 +19,6 @@ from loramux_adapters import Package
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
-from loramux_server.store.catalog import Catalog
-from loramux_server.store.check import record_of
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
 from loramux_server.store.quota import Quotas
@@ -43,6 +41,9 @@ class Registry:
             NewerFormatError: A newer version of the server wrote it.
         """
         self.blobs = Blobs(folder)
+        # Imported here, and so is SQLAlchemy: the rest of the store is loaded in half of the time.
+        from loramux_server.store.catalog import Catalog
+
         self.catalog = Catalog.in_folder(folder)
         self._names = Names(
             self.catalog.versions(), self.catalog.last_versions(), self.catalog.aliases()
@@ -149,6 +150,9 @@ class Registry:
             self.leases.keep(staged.digest)
             staged.is_leased = True
         self.blobs.publish(staged)
+        # numpy, which it needs, takes longer to load than all else of the store.
+        from loramux_server.store.check import record_of
+
         return record_of(reference, staged, package)
 
     def discard(self, staged: Staged) -> None:
