@@ -124,7 +124,9 @@ class Quotas:
         if record.is_provided:
             return
         with self._lock:
-            account = self._accounts.setdefault(record.tenant, _Account())
+            account = self._accounts.get(record.tenant)
+            if account is None:
+                account = self._accounts[record.tenant] = _Account()
             if record.digest not in account.stored:
                 account.stored_bytes += record.size_bytes
             account.stored[record.digest] += 1
