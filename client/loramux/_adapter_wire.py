@@ -58,6 +58,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
             if message.HasField("expires_at")
             else None
         ),
+        reference=message.reference,
         status=AdapterStatus(
             is_loading=status.is_loading,
             load_failure=status.load_failure,

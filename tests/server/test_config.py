@@ -38,14 +38,17 @@ def test_every_field_has_a_flag() -> None:
         adapters_interval=7.5, upload_expiry=14.0, min_upload_rate=15, max_tenant_bytes=16,
         max_tenant_adapters=17, eviction="cost",
         max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
+        tls_cert="e", tls_key="f", tls_client_ca="g",
+        tls_client_domain="h.i", insecure=True,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())
     flags: list[str] = []
     for name, value in values.items():
         flag = name.replace("_", "-")
+        switch = {True: [f"--{flag}"], False: [f"--no-{flag}"]}
         for one in value if isinstance(value, tuple) else [value]:
-            flags += [f"--no-{flag}"] if one is False else [f"--{flag}", str(one)]
+            flags += switch[one] if isinstance(one, bool) else [f"--{flag}", str(one)]
     assert from_flags(*flags) == config
 
 

@@ -659,6 +659,7 @@ class Adapter(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the name, without tenant and tag."""
     digest: _builtins.str
@@ -684,6 +685,10 @@ class Adapter(_message.Message):
     origin: _builtins.str
     """origin is the URI that it was imported from, with the commit where the source has any; empty
     where it was not imported.
+    """
+    reference: _builtins.str
+    """reference is what the caller has to say to mean exactly this version: the shortest reference,
+    without the tenant if it is the caller's own.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -725,10 +730,11 @@ class Adapter(_message.Message):
         method: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         origin: _builtins.str = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "created_at", b"created_at", "expires_at", b"expires_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015

@@ -86,6 +86,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
     """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 30
+    """ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 31
+    """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
+    """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
     ERROR_REASON_STORAGE_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
     """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
     ERROR_REASON_UPLOAD_TOO_SLOW: _ErrorReason.ValueType  # 51
@@ -170,6 +176,12 @@ ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
 """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
 """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 30
+"""ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
+"""ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
+"""ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
 ERROR_REASON_STORAGE_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
 """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
 ERROR_REASON_UPLOAD_TOO_SLOW: ErrorReason.ValueType  # 51

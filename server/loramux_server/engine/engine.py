@@ -170,6 +170,7 @@ class Engine:
             message.prompt,
             message.adapter and message.adapter.at_rest(self._resting),
             message.sampling,
+            message.tenant,
             arrival=self._clock(),
         )
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
@@ -273,7 +274,7 @@ class Engine:
     ) -> Report:
         failures, self._failures = self._failures, []
         return Report(
-            tiers=self._residents.take_moved(),  # before the figures, since adapters go with it
+            tiers=self._residents.take_moved(),  # before the figures: adapters go with it
             stats=Stats(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),

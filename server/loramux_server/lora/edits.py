@@ -8,13 +8,14 @@ Legend: T tokens, K input width, N output width of a layer.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 _SHIFTING = frozenset({EditKind.MAGNITUDE, EditKind.BIAS, EditKind.ADDED_BIAS})
 
@@ -31,15 +32,30 @@ class LayerEdit:
     shift_N: "torch.Tensor | None" = None
 
 
+class ModuleEdit(Protocol):
+    """What is done to a module that is no packed linear layer; a dataclass of tensors."""
+
+    def __call__(self, module: "nn.Module", x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
+        """Return what takes the place of `y`.
+
+        Args:
+            module: The module as it stands in the model.
+            x: What it was given for the tokens of the adapter, [T] or [T, K].
+            y: What it made of that, [T, N].
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Edits:
     """Everything that one adapter does beside its low-rank changes; tensors of float32."""
 
     layers: Mapping[int, Mapping[int, LayerEdit]] = field(default_factory=dict)
     """Number of a group of layers -> number of a layer in it -> what is done to that."""
+    modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
+    """Name of another module in the base model -> what is done to that."""
 
     def __bool__(self) -> bool:
-        return bool(self.layers)
+        return bool(self.layers or self.modules)
 
     @property
     def num_bytes(self) -> int:

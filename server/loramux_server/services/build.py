@@ -14,6 +14,7 @@ from loramux.v1 import (
     server_pb2,
     uploads_pb2,
 )
+from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
 from loramux_server.engine.messages import ModelInfo
 from loramux_server.engine_client import EngineClient
@@ -89,6 +90,7 @@ def build_services(
     base: ServedBase,
     sources: Sources,
     metrics: Metrics,
+    quotas: Quotas,
     config: ServerConfig,
 ) -> Services:
     """Return the services of a server of `model`."""
@@ -110,6 +112,7 @@ def build_services(
         model=model,
         metrics=metrics,
         statuses=statuses,
+        quotas=quotas,
         default_timeout=config.default_timeout,
     )
     adapters = AdapterService(

@@ -2,7 +2,9 @@
 
 import datetime
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from loramux_server.engine.messages import AdapterSource
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
 
 UPLOAD = "upload"
@@ -68,3 +70,16 @@ class AdapterRecord:
 def directory_record(record: AdapterRecord, stamp: str) -> AdapterRecord:
     """Return `record` as it is kept for files of the directory in the state `stamp`."""
     return replace(record, source=DIRECTORY, stamp=stamp)
+
+
+def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
+    """Return what the engine needs to load `record`, whose bytes are at `path`."""
+    return AdapterSource(
+        record.digest,
+        str(path),
+        record.rank,
+        record.num_bytes,
+        record.item_bytes,
+        record.edit_bytes,
+        record.tenant,
+    )

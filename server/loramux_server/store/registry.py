@@ -22,7 +22,7 @@ from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
 from loramux_server.store.quota import Quotas
-from loramux_server.store.record import AdapterRecord
+from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.store.reference import parse_name, parse_reference
 
 ADDED, UPDATED, REMOVED = "added", "updated", "removed"
@@ -126,15 +126,7 @@ class Registry:
 
     def source_of(self, record: AdapterRecord) -> AdapterSource:
         """Return what the engine needs to load `record`."""
-        return AdapterSource(
-            record.digest,
-            str(self.blobs.path(record.digest)),
-            record.rank,
-            record.num_bytes,
-            record.item_bytes,
-            record.edit_bytes,
-            record.tenant,
-        )
+        return source_of(record, self.blobs.path(record.digest))
 
     def stage(self) -> Staged:
         """Open a file for a package that is on its way; `discard` it in the end."""

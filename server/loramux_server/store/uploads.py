@@ -33,6 +33,8 @@ class Upload:
     """One package on its way."""
 
     id: str
+    tenant: str
+    """Whose it is."""
     size: int
     staged: Staged
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -117,7 +119,7 @@ class Uploads:
                     room = self._registry.quotas.reserve(reference, digest, size)
                     self._reserved[upload_id] = room
                 try:
-                    upload = self._open[upload_id] = self._begin(upload_id, size)
+                    upload = self._open[upload_id] = self._begin(upload_id, reference.tenant, size)
                 finally:
                     self._give_back()
         if upload.staged.size > size:
@@ -135,11 +137,7 @@ class Uploads:
         try:
             return self._open[upload_id]
         except KeyError:
-            raise NotFoundError(
-                f"no upload has the id {upload_id[:64]!r}; begin with StartUpload again",
-                reason="UPLOAD_NOT_FOUND",
-                field="upload_id",
-            ) from None
+            raise no_upload(upload_id) from None
 
     def has(self, upload_id: str) -> bool:
         """Return whether an upload is under way."""
@@ -209,13 +207,13 @@ class Uploads:
             for upload in list(self._open.values()):
                 self._put_aside(upload)
 
-    def _begin(self, upload_id: str, size: int) -> Upload:
+    def _begin(self, upload_id: str, tenant: str, size: int) -> Upload:
         """Open the file of an upload; only who holds the lock may call this."""
         if len(self._open) >= MAX_UPLOADS:
             self._make_room()
         # What is declared anew is not finished, whatever became of it before.
         self._finished.pop(upload_id, None)
-        return Upload(upload_id, size, self._registry.blobs.resume(upload_id))
+        return Upload(upload_id, tenant, size, self._registry.blobs.resume(upload_id))
 
     def _give_back(self) -> None:
         """Free the room of uploads whose files are gone; only who holds the lock may call this."""
@@ -248,3 +246,12 @@ class Uploads:
         self._open.pop(upload.id, None)
         with suppress(OSError):
             upload.staged.file.close()
+
+
+def no_upload(upload_id: str) -> NotFoundError:
+    """Return the error for an id that no upload has, or none that may be known of."""
+    return NotFoundError(
+        f"no upload has the id {upload_id[:64]!r}; begin with StartUpload again",
+        reason="UPLOAD_NOT_FOUND",
+        field="upload_id",
+    )
