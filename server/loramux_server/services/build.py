@@ -28,6 +28,7 @@ from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
+from loramux_server.services.prompts import Prompts
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
@@ -57,6 +58,7 @@ class Services:
     pins: Pins
     changes: Changes
     metrics: Metrics
+    prompts: Prompts
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -106,12 +108,14 @@ def build_services(
         base=base,
         max_upload_bytes=config.max_upload,
     )
+    prompts = Prompts(model, adapter_templates=config.adapter_templates)
     generation = GenerationService(
         engine=engine,
         registry=registry,
         model=model,
         metrics=metrics,
         statuses=statuses,
+        prompts=prompts,
         quotas=quotas,
         default_timeout=config.default_timeout,
     )
@@ -148,4 +152,5 @@ def build_services(
         pins,
         changes,
         metrics,
+        prompts,
     )

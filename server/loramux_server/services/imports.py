@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from loramux.errors import CancelledError, InvalidArgumentError
 from loramux.v1 import adapters_pb2
-from loramux_adapters import PackageError, pack
+from loramux_adapters import PackageError, pack_source
 from loramux_server.services.expiry import ttl_of
 from loramux_server.services.intake import Intake, Registration
 from loramux_server.services.limits import invalid
@@ -99,7 +99,7 @@ class Imports:
                 with (folder / name).open("xb") as file:
                     _copy(_pieces(snapshot, name, is_cancelled), file)
             try:
-                pack(folder, staged)
+                pack_source(folder, staged)
             except PackageError as error:
                 raise InvalidArgumentError(str(error), reason=error.reason, field="uri") from None
 
