@@ -16,6 +16,7 @@ __all__ = [
     "Completion",
     "FinishReason",
     "Generation",
+    "Message",
     "PositionLogprobs",
     "SamplingOptions",
     "ServerInfo",
@@ -49,6 +50,14 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int
     skip_special_tokens: bool
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
+    content: str
 
 
 class FinishReason(enum.StrEnum):
@@ -134,6 +143,8 @@ class Generation:
     """None for the base model."""
     usage: Usage
     timing: Timing
+    sampling: SamplingOptions
+    """What was used: what the call said, and the defaults of the adapter or the server."""
 
     @property
     def text(self) -> str:
@@ -176,6 +187,8 @@ class Chunk:
     """Set in the last chunk of a stream."""
     timing: Timing | None
     """Set in the last chunk of a stream."""
+    sampling: SamplingOptions | None
+    """Set in the first chunk of a stream: what is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,5 +286,7 @@ class ServerInfo:
     vocab_size: int
     has_tokenizer: bool
     num_parameters: int
+    has_chat_template: bool
+    """Whether messages can be continued without an adapter that has a template of its own."""
     max_running_requests: int
     max_upload_bytes: int

@@ -100,6 +100,7 @@ class Server:
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
+            vocab_size=model.vocab_size,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
         )
@@ -119,6 +120,7 @@ class Server:
         services.pins.resume()
         self._services = services
         self._exit.callback(services.uploads.close)
+        self._exit.push_async_callback(services.prompts.close)
         expiring = asyncio.create_task(services.uploads.expire(EXPIRE_SECONDS))
         self._exit.callback(expiring.cancel)
         if adapters and self._config.adapters_interval:

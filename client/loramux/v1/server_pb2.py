@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\"\x16\n\x14GetServerInfoRequest\"\x8b\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.loramux.v1.BaseModel\x12\x1c\n\x14max_running_requests\x18\x03 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x03\"\xbe\x01\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x15\n\rhas_tokenizer\x18\x08 \x01(\x08\x12\x16\n\x0enum_parameters\x18\t \x01(\x03\x32\x65\n\rServerService\x12T\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a!.loramux.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\"\x16\n\x14GetServerInfoRequest\"\x8b\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.loramux.v1.BaseModel\x12\x1c\n\x14max_running_requests\x18\x03 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x03\"\xd9\x01\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x15\n\rhas_tokenizer\x18\x08 \x01(\x08\x12\x16\n\x0enum_parameters\x18\t \x01(\x03\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x32\x65\n\rServerService\x12T\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a!.loramux.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE']._serialized_start=64
   _globals['_GETSERVERINFORESPONSE']._serialized_end=203
   _globals['_BASEMODEL']._serialized_start=206
-  _globals['_BASEMODEL']._serialized_end=396
-  _globals['_SERVERSERVICE']._serialized_start=398
-  _globals['_SERVERSERVICE']._serialized_end=499
+  _globals['_BASEMODEL']._serialized_end=423
+  _globals['_SERVERSERVICE']._serialized_start=425
+  _globals['_SERVERSERVICE']._serialized_end=526
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,7 @@ from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
+from loramux_server.services.prompts import Prompts
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
@@ -55,6 +56,7 @@ class Services:
     pins: Pins
     changes: Changes
     metrics: Metrics
+    prompts: Prompts
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -103,12 +105,14 @@ def build_services(
         base=base,
         max_upload_bytes=config.max_upload,
     )
+    prompts = Prompts(model)
     generation = GenerationService(
         engine=engine,
         registry=registry,
         model=model,
         metrics=metrics,
         statuses=statuses,
+        prompts=prompts,
         quotas=quotas,
         default_timeout=config.default_timeout,
     )
@@ -141,4 +145,5 @@ def build_services(
         pins,
         changes,
         metrics,
+        prompts,
     )
