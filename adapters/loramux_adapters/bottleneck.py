@@ -25,8 +25,8 @@ PLACES = ("attention_adapters", "output_adapters")
 """Behind attention, and behind the MLP."""
 FIELDS = Fields(
     honoured=frozenset({
-        "peft_type", "non_linearity", "original_ln_before", "residual_before_ln", "ln_before",
-        "ln_after", "adapter_residual_before_ln", "is_parallel", "scaling",
+        "peft_type", "non_linearity", "original_ln_before", "residual_before_ln", "ln_after",
+        "adapter_residual_before_ln", "is_parallel", "scaling",
     }),
     # Where there are tensors, and of which shape, says more than the first five.
     recorded=frozenset({
@@ -38,6 +38,7 @@ FIELDS = Fields(
     }),
     refused={
         "original_ln_after": "what came in would not be added to the output",
+        "ln_before": "the library cannot save its norm as safetensors",
         "use_gating": "its gate is a mean over all tokens, later ones included",
         "phm_layer": "layers of Kronecker products are not served",
         "inv_adapter": "adapters of the embedding are not served",
@@ -65,7 +66,6 @@ class BottleneckConfig:
     """Whether the network sees h + x, not h alone."""
     adds_sum: bool
     """Whether what it sees is added to what it makes, not h."""
-    has_norm_before: bool
     has_norm_after: bool
     adds_before_norm: bool
     """Whether that is added before the norm behind it."""
@@ -104,7 +104,6 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
         is_parallel=boolean(config, "is_parallel"),
         sees_sum=boolean(config, "original_ln_before"),
         adds_sum=not before,
-        has_norm_before=boolean(config, "ln_before"),
         has_norm_after=boolean(config, "ln_after"),
         adds_before_norm=boolean(config, "adapter_residual_before_ln"),
         scale=None if isinstance(scale, str) else float(scale),  # type: ignore[arg-type]
@@ -112,9 +111,7 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
     )
 
 
-def bottleneck_contents(
-    config: BottleneckConfig, tensors: Mapping[str, TensorInfo]
-) -> Contents:
+def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
     """Return the networks that `tensors` hold.
 
     Raises:
@@ -152,15 +149,9 @@ def _bottleneck(
     config: BottleneckConfig, layer: str, place: str, parts: dict[str, TensorInfo]
 ) -> Bottleneck:
     where = f"{layer}.{place}"
-    # A norm in front is the first part of what the library calls adapter_down, under both names.
-    number = 1 if config.has_norm_before else 0
-    down, up = f"adapter_down.{number}", "adapter_up"
-    wanted = {"down": down, "up": up}
-    if config.has_norm_before:
-        is_named = "adapter_norm_before.weight" in parts
-        wanted["norm_before"] = "adapter_norm_before" if is_named else "adapter_down.0"
+    wanted = {"down": "adapter_down.0", "up": "adapter_up"}
     if config.has_norm_after:
-        wanted["norm_after"] = "adapter_norm_after"
+        wanted["norm"] = "adapter_norm_after"
     taken = {}
     for ours, theirs in wanted.items():
         for kind in ("weight", "bias"):
@@ -171,9 +162,8 @@ def _bottleneck(
         if "scaling" not in parts:
             raise PackageError(f"module {where} has no scaling")
         taken["scaling"] = parts["scaling"]
-    twice = {"adapter_down.0.weight", "adapter_down.0.bias"} if config.has_norm_before else set()
-    for name, tensor in parts.items():
-        if tensor not in taken.values() and name not in twice:
+    for tensor in parts.values():
+        if tensor not in taken.values():
             raise PackageError(
                 f"tensor {tensor.name} is refused: adapter_config.json knows no such part",
                 "INVALID_ADAPTER_CONFIG",

@@ -50,8 +50,8 @@ class Bottleneck:
     place: str
     """What it stands behind; see `bottleneck.PLACES`."""
     parts: Mapping[str, TensorInfo]
-    """`down`, `up`, `norm_before` and `norm_after`, each with `.weight` and `.bias`, and `scaling`;
-    without what it does not have."""
+    """`down`, `up` and `norm`, each with `.weight` and `.bias`, and `scaling`; without what it does
+    not have."""
 
     @property
     def module(self) -> str:

@@ -48,8 +48,8 @@ def _check_bottleneck(bottleneck: Bottleneck, base: Mapping[str, tuple[int, int]
     found = [name for _, name in sites(bottleneck.layer, bottleneck.place) if name in base]
     if not found:
         raise PackageError(
-            f"module {bottleneck.module}: the base model has no layer {bottleneck.layer}, or one of "
-            "other parts than those of Llama, Mistral, Qwen or GPT-2",
+            f"module {bottleneck.module}: the base model has no layer {bottleneck.layer}, or "
+            "one of other parts than those of Llama, Mistral, Qwen or GPT-2",
             "ADAPTER_BASE_MISMATCH",
         )
     if base[found[0]][1] != bottleneck.width:

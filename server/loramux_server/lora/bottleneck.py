@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from loramux_adapters import Package
 from loramux_adapters.bottleneck import BottleneckConfig, sites
@@ -20,14 +19,14 @@ from loramux_server.lora.edits import ModuleEdit
 from loramux_server.lora.packed import LayerPlace
 
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "leakyrelu": F.leaky_relu,
+    "gelu": nn.functional.gelu,
+    "gelu_new": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "leakyrelu": nn.functional.leaky_relu,
     "linear": lambda x: x,
-    "relu": F.relu,
+    "relu": nn.functional.relu,
     "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "swish": F.silu,
+    "silu": nn.functional.silu,
+    "swish": nn.functional.silu,
     "tanh": torch.tanh,
 }
 _NORM_EPSILON = 1e-5
@@ -69,23 +68,23 @@ class Network:
         seen_TK = came_in_TK if config.is_parallel else h_TK
         if config.sees_sum and not config.is_parallel:
             seen_TK = h_TK + came_in_TK
-        inner_TM = F.linear(self._norm(seen_TK, "before"), parts["down.weight"], parts["down.bias"])
+        inner_TM = nn.functional.linear(seen_TK, parts["down.weight"], parts["down.bias"])
         inner_TM = _ACTIVATIONS[config.activation](inner_TM)
-        out_TK = F.linear(inner_TM, parts["up.weight"], parts["up.bias"])
+        out_TK = nn.functional.linear(inner_TM, parts["up.weight"], parts["up.bias"])
         out_TK = out_TK * (parts["scaling"] if config.scale is None else config.scale)
         if config.is_parallel:
-            return h_TK + self._norm(out_TK, "after")
+            return h_TK + self._norm(out_TK)
         added_TK = seen_TK if config.adds_sum else h_TK
         if config.adds_before_norm:
-            return self._norm(out_TK + added_TK, "after")
-        return self._norm(out_TK, "after") + added_TK
+            return self._norm(out_TK + added_TK)
+        return self._norm(out_TK) + added_TK
 
-    def _norm(self, x_TK: torch.Tensor, which: str) -> torch.Tensor:
-        weight = self.parts.get(f"norm_{which}.weight")
+    def _norm(self, x_TK: torch.Tensor) -> torch.Tensor:
+        weight = self.parts.get("norm.weight")
         if weight is None:
             return x_TK
-        bias = self.parts[f"norm_{which}.bias"]
-        return F.layer_norm(x_TK, weight.shape, weight, bias, _NORM_EPSILON)
+        bias = self.parts["norm.bias"]
+        return nn.functional.layer_norm(x_TK, weight.shape, weight, bias, _NORM_EPSILON)
 
 
 def pack_bottlenecks(
