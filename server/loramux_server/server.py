@@ -20,6 +20,7 @@ from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.services.build import Services, build_services
 from loramux_server.store.blobs import StoreLockedError
+from loramux_server.store.catalog import Catalog
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
@@ -127,7 +128,7 @@ class Server:
     def _open_registry(self, folder: Path) -> Registry:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            registry = Registry(folder)
+            registry = Registry(folder, catalog=self._open_catalog)
         except OSError as error:
             raise ConfigError(f"--store {folder}: {error.strerror}") from None
         except NewerFormatError as error:
@@ -138,6 +139,20 @@ class Server:
         registry.leases.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
+
+    def _open_catalog(self, folder: Path) -> Catalog:
+        if self._config.catalog is None:
+            return Catalog.in_folder(folder)
+        try:
+            return Catalog(self._config.catalog)
+        except sqlalchemy.exc.OperationalError as error:
+            (cause, *_) = str(error.orig).splitlines() or [""]
+            raise ConfigError(f"--catalog cannot be opened: {cause}") from None
+        except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+            raise ConfigError(
+                f"--catalog: {error}; it is a URL of SQLAlchemy, and for postgresql+psycopg:// "
+                "pip install 'loramux[postgres]' brings the driver"
+            ) from None
 
     def _serve_metrics(self) -> None:
         host, port = split_address("metrics", self._config.metrics)

@@ -13,7 +13,7 @@ from loramux_adapters import PackageError, check_adapter_name, pack
 from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import UPLOAD
-from loramux_server.store.registry import Registry, directory_record
+from loramux_server.store.registry import Registry
 
 _log = logging.getLogger(__name__)
 _FILES = (CONFIG_FILE, TENSOR_FILE, NOTES_FILE)
@@ -110,7 +110,7 @@ class Directory:
             if _stamp(path) != stamp:
                 return  # it is still being written: the next look takes it
             record = self._registry.publish(name, staged, package)
-            self._registry.register(directory_record(record, stamp))
+            self._registry.register(record.of_directory(stamp))
         except PackageError:
             self._refused[name] = stamp
             raise

@@ -1,7 +1,7 @@
 """What is known of one version of an adapter."""
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
 
@@ -46,6 +46,10 @@ class AdapterRecord:
     def full_name(self) -> str:
         """The shortest reference to the adapter."""
         return full_name(self.tenant, self.name)
+
+    def of_directory(self, stamp: str) -> "AdapterRecord":
+        """Return it as it is kept for files of the directory in the state `stamp`."""
+        return replace(self, source=DIRECTORY, stamp=stamp)
 
     def __str__(self) -> str:
         return f"{self.full_name}:{self.version}"

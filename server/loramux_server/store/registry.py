@@ -10,7 +10,7 @@ block.
 import datetime
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,38 +22,47 @@ from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.check import num_bytes
+from loramux_server.store.files import Files
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
 from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
 from loramux_server.store.reference import parse_name, parse_reference
-
-ADDED, UPDATED, REMOVED = "added", "updated", "removed"
+from loramux_server.store.writing import ADDED, REMOVED, UPDATED, Writing
 
 
 class Registry:
     """Reference -> version, with the bytes behind it. Threads may share it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        files: Files | None = None,
+        catalog: Callable[[Path], Catalog] = Catalog.in_folder,
+    ) -> None:
         """Open the registry in `folder` and clear away what a crash left behind.
+
+        Args:
+            folder: Where the bytes are; the folder above it has to be there.
+            files: What is done to it.
+            catalog: Opens the catalog, once the folder is ours.
 
         Raises:
             StoreLockedError: Another server uses the folder.
             NewerFormatError: A newer version of the server wrote it.
         """
-        self.blobs = Blobs(folder)
-        self.catalog = Catalog.in_folder(folder)
-        self._names = Names(
-            self.catalog.versions(), self.catalog.last_versions(), self.catalog.aliases()
-        )
+        with ExitStack() as opened:
+            self.blobs = opened.enter_context(closing(Blobs(folder, files or Files())))
+            self.catalog = opened.enter_context(closing(catalog(folder)))
+            self._names = Names()
+            self._names.read(*self.catalog.contents())
+            self.blobs.recover(self._names.digests())
+            self._opened = opened.pop_all()
         self._lock = threading.Lock()
         """Held to look at or change what is in memory; never while the disk works."""
-        self._writing = threading.Lock()
-        """Held to change names on disk and in memory alike, and while unused bytes go."""
+        self._writing = Writing(self.catalog, self._names, self._lock)
         self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
         self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
-        self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
-        """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
-        self.blobs.recover(self._names.digests())
 
     def __len__(self) -> int:
         return len(self._names)
@@ -75,6 +84,10 @@ class Registry:
         reference = parse_name(name, field)
         with self._lock:
             return self._names.versions((reference.tenant, reference.name))
+
+    def follow(self, on_change: Callable[[str, AdapterRecord], object]) -> None:
+        """Call `on_change`, in any thread, with what happens: ADDED, UPDATED or REMOVED."""
+        self._writing.on_change = on_change
 
     def names(self) -> list[str]:
         """Return the references to all adapters in the order of tenants and names."""
@@ -211,7 +224,7 @@ class Registry:
                 self._names.add(record)
                 for version in replaced:
                     self._names.remove(version)
-            self.on_change(ADDED, record)
+            self._writing.on_change(ADDED, record)
             self._went(replaced)
             return record, True
 
@@ -262,8 +275,7 @@ class Registry:
     def close(self) -> None:
         """Close the database and let another server use the folder."""
         self.leases.close()
-        self.catalog.close()
-        self.blobs.close()
+        self._opened.close()
 
     def _outdated(self, record: AdapterRecord) -> list[AdapterRecord]:
         """Return the versions that go when `record` comes: of files that are there no more."""
@@ -277,7 +289,7 @@ class Registry:
         self.catalog.update(record)
         with self._lock:
             self._names.add(record)
-        self.on_change(UPDATED, record)
+        self._writing.on_change(UPDATED, record)
         return record
 
     def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
@@ -291,10 +303,5 @@ class Registry:
 
     def _went(self, records: list[AdapterRecord]) -> None:
         for record in records:
-            self.on_change(REMOVED, record)
+            self._writing.on_change(REMOVED, record)
             self.leases.clear(record.digest)
-
-
-def directory_record(record: AdapterRecord, stamp: str) -> AdapterRecord:
-    """Return `record` as it is kept for files of the directory in the state `stamp`."""
-    return replace(record, source=DIRECTORY, stamp=stamp)

@@ -45,6 +45,20 @@ class Upload:
         """Whether all bytes came."""
         return self.staged.size == self.size
 
+    def is_hopeless(self, digest: str) -> bool:
+        """Return whether what came cannot become the content `digest`.
+
+        A power cut can leave that of bytes that were right.
+        """
+        return self.staged.size > self.size or (self.is_complete and self.staged.digest != digest)
+
+
+def id_of(name: str, digest: str, size: int) -> str:
+    """Return the id of the upload that declares this."""
+    reference = parse_name(name, "header.name")
+    declared = f"{reference.tenant}/{reference.name} {digest} {size}"
+    return hashlib.sha256(declared.encode()).hexdigest()[:32]
+
 
 class Uploads:
     """Owns the files of uploads that can go on. Threads may share it; all of it may block."""
@@ -94,9 +108,7 @@ class Uploads:
         Raises:
             ResourceExhaustedError: Too many are under way.
         """
-        reference = parse_name(name, "header.name")
-        declared = f"{reference.tenant}/{reference.name} {digest} {size}"
-        upload_id = hashlib.sha256(declared.encode()).hexdigest()[:32]
+        upload_id = id_of(name, digest, size)
         with self._lock:
             upload = self._open.get(upload_id)
             if upload is None:
@@ -106,8 +118,8 @@ class Uploads:
                 self._finished.pop(upload_id, None)
                 staged = self._registry.blobs.resume(upload_id)
                 upload = self._open[upload_id] = Upload(upload_id, size, staged)
-        if upload.staged.size > size:
-            self.end(upload)  # no prefix of what was declared
+        if not upload.is_finishing and upload.is_hopeless(digest):
+            self.end(upload)
             return self.start(name, digest, size)
         upload.touched = time.monotonic()
         return upload
