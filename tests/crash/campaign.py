@@ -6,7 +6,6 @@ Prints a table of what was tried, and stops at the first thing that is wrong.
 import argparse
 import itertools
 import json
-import os
 import tempfile
 import time
 from dataclasses import asdict
@@ -17,10 +16,11 @@ from rich.table import Table
 
 from benchmarks.machine import describe
 from tests.crash.journal import Journal
-from tests.crash.kills import kill_at, tellings
+from tests.crash.kills import end_processes
 from tests.crash.recovery import Replay, Tally
 from tests.crash.server_kills import Kills
 from tests.crash.story import STORIES, Teller, ramble
+from tests.support.memory import memory_folder
 
 
 def replay(folder: Path, *, kills: int, power_cuts: int) -> dict[str, Tally]:
@@ -42,21 +42,6 @@ def replay(folder: Path, *, kills: int, power_cuts: int) -> dict[str, Tally]:
     return {"kills": killed.tally, "power cuts": cut.tally}
 
 
-def end_processes(folder: Path) -> int:
-    """End a process at each moment of each story, and return how many were ended."""
-    total = 0
-    for story in STORIES.values():
-        told = tellings(folder / "store", story)
-        total += sum(
-            1
-            for _ in itertools.takewhile(
-                lambda moment: kill_at(folder, story, moment, told),
-                itertools.count(),
-            )
-        )
-    return total
-
-
 def kill_servers(folder: Path, rounds: int) -> Kills:
     """Kill a real server under load, again and again."""
     kills = Kills(folder, seed=0)
@@ -75,11 +60,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the result, as JSON")
     options = parser.parse_args()
     begun = time.monotonic()
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112
-    with tempfile.TemporaryDirectory(dir=memory) as name:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
         tallies = replay(Path(name), kills=options.kills, power_cuts=options.power_cuts)
     with tempfile.TemporaryDirectory() as name:
-        processes = end_processes(Path(name))
+        processes = end_processes(Path(name), first=0, step=1)
     with tempfile.TemporaryDirectory() as name:
         servers = kill_servers(Path(name), options.server_kills)
     result = {

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-
-def memory_folder() -> str | None:
-    """Return a folder in memory, where nothing waits for a disk; None where there is none."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+from tests.support.memory import memory_folder
 
 
 @pytest.fixture

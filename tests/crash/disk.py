@@ -9,7 +9,6 @@ this model. Where a real process is killed they are real.
 
 import hashlib
 import itertools
-import os
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -73,11 +72,12 @@ class _File:
         old, new = self.synced, self.content
         if old == new:
             return [new]
-        begin = len(os.path.commonprefix([old, new]))
+        both = min(len(old), len(new))
+        begin = next((i for i in range(both) if old[i] != new[i]), both)
         half = (begin + len(new)) // 2
         zeros = new[:begin] + bytes(len(new) - begin)
         late = new[:begin] + bytes(half - begin) + new[half:]
-        return list(dict.fromkeys([new, old, zeros, new[:half], late]))
+        return list(dict.fromkeys([old, new, zeros, new[:half], late]))
 
 
 class Disk:
@@ -126,7 +126,10 @@ class Disk:
         return self._image(names, {n: file.content for n, file in self._files.items()})
 
     def without_power(self, limit: int, seed: int) -> Iterator[Image]:
-        """Yield what a power cut may leave: all of it, or `limit` of it, extremes first."""
+        """Yield what a power cut may leave: all that is possible, or `limit` of that.
+
+        First of all that nothing is left of what was not synced.
+        """
         paths = list(self._names)
         choices: list[list[int | None] | list[bytes]] = [self._names[path] for path in paths]
         choices += [file.leftovers() for file in self._files.values()]
@@ -139,9 +142,8 @@ class Disk:
         else:
             chance = random.Random(seed)
             oldest = tuple(options[0] for options in choices)
-            newest = tuple(options[-1] for options in choices)
-            rest = (tuple(map(chance.choice, choices)) for _ in range(limit - 2))  # type: ignore[arg-type]
-            picks = itertools.chain([oldest, newest], rest)
+            rest = (tuple(map(chance.choice, choices)) for _ in range(limit - 1))  # type: ignore[arg-type]
+            picks = itertools.chain([oldest], rest)
         for pick in picks:
             names = dict(zip(paths, pick[: len(paths)], strict=True))
             contents = dict(zip(self._files, pick[len(paths) :], strict=True))

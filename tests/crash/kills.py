@@ -1,8 +1,8 @@
 """Ends real processes at the operations of a story, and looks at what is left: SQLite's own files
 are real here.
 
-`python -m tests.crash.kills STORY FIRST STEP` kills at operation FIRST, FIRST + STEP and so on, and
-prints how many processes were ended.
+`python -m tests.crash.kills FIRST STEP` ends processes at moment FIRST, FIRST + STEP and so on of
+each story, and prints how many.
 """
 
 import contextlib
@@ -118,15 +118,21 @@ def tellings(folder: Path, story: Callable[[Teller], None]) -> list[Told]:
     return keeper.told
 
 
-def main() -> None:
-    name, first, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    with tempfile.TemporaryDirectory() as folder:
-        told = tellings(Path(folder) / "store", STORIES[name])
-        moment, num_killed = first, 0
-        while kill_at(Path(folder), STORIES[name], moment, told):
+def end_processes(folder: Path, *, first: int, step: int) -> int:
+    """End a process at moments of each story, and return how many were ended."""
+    num_ended = 0
+    for story in STORIES.values():
+        told = tellings(folder / "store", story)
+        moment = first
+        while kill_at(folder, story, moment, told):
             moment += step
-            num_killed += 1
-    print(num_killed)
+            num_ended += 1
+    return num_ended
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        print(end_processes(Path(folder), first=int(sys.argv[1]), step=int(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -202,9 +202,13 @@ class SeenCatalog(Catalog):
 
     def _commit(self, change: Callable[..., None], *arguments: Any) -> None:
         op = Op("commit")
-        self.watch.before(op)
-        change(*arguments)
-        self.watch.after(op)
+        try:
+            self.watch.before(op)
+            change(*arguments)
+            self.watch.after(op)
+        except BaseException:
+            self.is_unsure = True  # as after an error of the database itself
+            raise
 
 
 def seen_registry(folder: Path, watch: Watch, url: str | None = None) -> Registry:

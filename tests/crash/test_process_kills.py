@@ -3,16 +3,12 @@
 import subprocess
 import sys
 
-import pytest
 
-from tests.crash.story import STORIES
-
-
-@pytest.mark.parametrize("name", STORIES)
-def test_a_process_that_ends_leaves_what_it_acknowledged(name: str) -> None:
+def test_a_process_that_ends_leaves_what_it_acknowledged() -> None:
+    # In a process of its own, which has no threads and may fork.
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash.kills", name, "1", "17"],
+        [sys.executable, "-m", "tests.crash.kills", "5", "43"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 5
+    assert int(done.stdout) >= 12

@@ -1,8 +1,8 @@
 """The life of adapters, in any order: what the registry says, and what requests get, all through.
 
-A registry with real files, an engine with its real cache and scheduler, and beside them what callers
-were told. Loads read the stored bytes, so a request that were served another version would get other
-tokens.
+A registry with real files, an engine with its real cache and scheduler, and beside them what
+callers were told. Loads read the stored bytes, so a request that is served another version gets
+other tokens.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from loramux_server.store.uploads import Uploads
 from tests.crash.story import publish
 from tests.crash.told import DIGESTS, PACKAGES, Told, found_in
 from tests.support.fake import FakeModel, FakePacked, HeldExecutor, completion, fake_engine
+from tests.support.memory import memory_folder
 from tests.support.polling import eventually
 
 ROWS = 16
@@ -73,7 +74,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp()) / "store"
+        self.folder = Path(tempfile.mkdtemp(dir=memory_folder())) / "store"
         self.told = Told()
         self.next_id = 0
         self.open()
@@ -226,7 +227,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """The copy is what a crash leaves; what comes after it in the original does not count."""
-        copy = Path(tempfile.mkdtemp()) / "store"
+        copy = Path(tempfile.mkdtemp(dir=memory_folder())) / "store"
         assert eventually(self.has_swept)
         shutil.copytree(self.folder, copy)
         self.teardown()
@@ -260,5 +261,5 @@ class Lifecycle(RuleBasedStateMachine):
         shutil.rmtree(self.folder.parent)
 
 
-Lifecycle.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+Lifecycle.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 TestLifecycle = Lifecycle.TestCase

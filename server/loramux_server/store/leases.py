@@ -118,9 +118,10 @@ class Leases:
         with self._writing.mutex:
             self.clear(digest)
 
-    def _clear_doubtful(self) -> None:
-        while self._doubtful:
-            self.clear(self._doubtful.pop())
+    def _clear_doubtful(self, gone: set[str]) -> None:
+        doubtful, self._doubtful = self._doubtful | gone, set()
+        for digest in doubtful:
+            self.clear(digest)
 
     def _is_used(self, digest: str) -> bool:
         return self._names.has_digest(digest) or digest in self._bytes

@@ -32,8 +32,8 @@ class Writing:
         self._lock = lock
         self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
         """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
-        self.on_sure: Callable[[], object] = lambda: None
-        """Called when memory is what is on disk again."""
+        self.on_sure: Callable[[set[str]], object] = lambda digests: None
+        """Called when memory is what is on disk again, with the content of what went."""
 
     @property
     def is_unsure(self) -> bool:
@@ -60,10 +60,10 @@ class Writing:
             before = self._names.by_key()
             self._names.read(*found)
             after = self._names.by_key()
-        for key, record in before.items():
-            if key not in after:
-                self.on_change(REMOVED, record)
+        gone = [record for key, record in before.items() if key not in after]
+        for record in gone:
+            self.on_change(REMOVED, record)
         for key, record in after.items():
             if before.get(key) != record:
                 self.on_change(UPDATED if key in before else ADDED, record)
-        self.on_sure()
+        self.on_sure({record.digest for record in gone})
