@@ -18,6 +18,7 @@ from tests.crash.recovery import check_recovery
 from tests.crash.seen import Op
 from tests.crash.story import STORIES, Teller
 from tests.crash.told import Told
+from tests.support.memory import memory_folder
 
 KILLED = 9
 """Exit code of a process that ended itself on purpose."""
@@ -131,7 +132,7 @@ def end_processes(folder: Path, *, first: int, step: int) -> int:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         print(end_processes(Path(folder), first=int(sys.argv[1]), step=int(sys.argv[2])))
 
 

@@ -86,7 +86,7 @@ class Kills:
             f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in self.packages
         ]
         model = save_model(folder / "base")
-        self.server = RunningServer(folder / "server", model, "--context", "256")
+        self.server = RunningServer(folder / "server", model)
         self._publishers = [
             Publisher(f"own-{number}", self.packages, seed + number)
             for number in range(NUM_PUBLISHERS)

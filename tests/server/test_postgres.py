@@ -18,6 +18,7 @@ from tests.crash.story import STORIES, Teller
 from tests.crash.told import PACKAGES, Told, found_in
 from tests.support.packages import publish
 from tests.support.postgres import Postgres, binaries
+from tests.support.server import RunningServer
 from tests.support.services import InstantEngine, Services
 
 
@@ -108,3 +109,17 @@ def test_a_catalog_that_cannot_be_opened_is_one_clear_line(
     assert done.stderr.count("\n") == 1
     assert message in done.stderr.lower()
     assert "secret" not in done.stderr
+
+
+def test_a_server_keeps_its_catalog_there(
+    postgres: Postgres, tmp_path: Path, tiny_base: Path, tiny_adapters: Path
+) -> None:
+    server = RunningServer(tmp_path, tiny_base, "--catalog", postgres.make_database())
+    with server, server.client() as client:
+        made = client.adapters.upload("kept", tiny_adapters / "small")
+        server.kill()
+        server.start()
+        with server.client() as again:
+            assert again.adapters.get("kept") == made
+            assert again.generate("hi", adapter="kept", max_tokens=1).adapter is not None
+    assert not (tmp_path / "store" / "catalog.sqlite").exists()

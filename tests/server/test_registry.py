@@ -201,6 +201,21 @@ def test_a_lease_keeps_the_version_that_it_began_with(registry: Registry, folder
     assert blobs(folder) == set()
 
 
+def test_a_lease_is_given_back_once_also_by_a_call_that_fails(
+    registry: Registry, folder: Path
+) -> None:
+    put(registry, "a", 0)
+    with contextlib.suppress(ConnectionError), registry.lease("a"):
+        raise ConnectionError
+    assert registry.leases.num_requests(registry.get("a")) == 0
+    with registry.lease("a"):
+        with registry.lease("a"):
+            registry.delete("a")
+        time.sleep(0.05)  # for bytes to go that must not
+        assert blobs(folder) == {DIGESTS[0]}
+    assert eventually(lambda: blobs(folder) == set())
+
+
 def test_names_share_bytes_until_the_last_of_them_goes(registry: Registry, folder: Path) -> None:
     gone: list[str] = []
     registry.leases.on_gone = gone.append
@@ -222,6 +237,19 @@ def test_what_was_not_registered_leaves_nothing(registry: Registry, folder: Path
         pass
     assert blobs(folder) == {DIGESTS[1]}
     assert files(folder, "staging") == set()
+
+
+def test_uploads_that_come_at_once_keep_apart(registry: Registry) -> None:
+    with staging(registry) as first, staging(registry) as second:
+        for number, staged in enumerate((first, second)):
+            staged.write(PACKAGES[number])
+        for number, staged in enumerate((first, second)):
+            checked = read_package(staged.file, staged.size)
+            record = registry.publish(f"n{number}", staged, checked)
+            registry.register(record)
+        for number in range(2):
+            path = Path(registry.source_of(registry.get(f"n{number}")).path)
+            assert path.read_bytes() == PACKAGES[number]
 
 
 def test_what_failed_while_it_came_leaves_nothing(registry: Registry, folder: Path) -> None:
