@@ -142,7 +142,7 @@ class Disk:
         else:
             chance = random.Random(seed)
             oldest = tuple(options[0] for options in choices)
-            rest = (tuple(map(chance.choice, choices)) for _ in range(limit - 1))  # type: ignore[arg-type]
+            rest = (tuple(map(chance.choice, choices)) for _ in range(limit - 1))
             picks = itertools.chain([oldest], rest)
         for pick in picks:
             names = dict(zip(paths, pick[: len(paths)], strict=True))

@@ -87,7 +87,7 @@ class SeenFiles(Files):
 
     def sync(self, file: BinaryIO) -> None:
         file.flush()
-        with self._seen("sync", Path(file.raw.path)):  # type: ignore[attr-defined]
+        with self._seen("sync", Path(file.raw.path)):
             super().sync(file)
 
     def sync_folder(self, path: Path) -> None:
@@ -119,7 +119,7 @@ class SeenFiles(Files):
             return super().lock(path)
 
     def _watched(self, file: BinaryIO, path: Path) -> BinaryIO:
-        raw = _SeenFile(file.detach(), path, self._name(path), self._watch)  # type: ignore[attr-defined]
+        raw = _SeenFile(file.detach(), path, self._name(path), self._watch)
         return io.BufferedRandom(raw) if raw.writable() else io.BufferedReader(raw)  # type: ignore[return-value]
 
     def _name(self, path: Path) -> str:

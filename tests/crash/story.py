@@ -45,6 +45,11 @@ class Teller:
         self.uploads.close()
         self.registry.close()
 
+    def restart(self) -> None:
+        """End the server in order and start another."""
+        self.close()
+        self.open()
+
     @contextlib.contextmanager
     def _change(self, change: Callable[[Told], object]) -> Iterator[None]:
         after = self.told.copy()
@@ -120,8 +125,7 @@ class Teller:
         with self.registry.lease(name):
             self.delete(name)
         # The bytes go in a thread of their own, which has ended then.
-        self.close()
-        self.open()
+        self.restart()
 
     def set_alias(self, name: str, alias: str, weights: Weights) -> None:
         """Move an alias."""
@@ -165,8 +169,7 @@ def resume(teller: Teller) -> None:
     """Uploads that take several attempts, with a restart between."""
     teller.begin("a", 0)
     teller.begin("b", 1)
-    teller.close()
-    teller.open()
+    teller.restart()
     teller.go_on("a", 0)
     teller.go_on("b", 1)
     teller.begin("a", 2)
@@ -240,7 +243,7 @@ def _any_call(teller: Teller, chance: random.Random) -> None:
         lambda: teller.give_up(name, number, published=chance.random() < 0.5),
         lambda: teller.begin(name, number),
         lambda: teller.go_on(name, number),
-        lambda: (teller.close(), teller.open()),
+        teller.restart,
     ]
     if versions := teller.told.versions.get(name):
         version = chance.choice(list(versions))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from loramux_server.engine import batch, sampler, scheduler
+from loramux_server.engine import batch, sampler
+from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.residents import Residents
 from loramux_server.kernels.add_lora import add_lora
 from loramux_server.lora.segments import Residence, Segments
@@ -28,8 +29,6 @@ def keep_a_row_after_eviction(patch: Patch) -> None:
 
 
 def name_blocks_without_adapter(patch: Patch) -> None:
-    name_blocks = scheduler.name_blocks
-
     def name_blocks_(request: Any, *sizes: int) -> list[bytes]:
         adapter, request.adapter = request.adapter, None
         try:
@@ -37,7 +36,7 @@ def name_blocks_without_adapter(patch: Patch) -> None:
         finally:
             request.adapter = adapter
 
-    patch.setattr(scheduler, "name_blocks", name_blocks_)
+    patch.setattr("loramux_server.engine.scheduler.name_blocks", name_blocks_)
 
 
 def end_a_segment_one_token_early(patch: Patch) -> None:
@@ -68,12 +67,11 @@ def share_random_numbers(patch: Patch) -> None:
 
 
 def scale_all_as_the_first(patch: Patch) -> None:
-    def run(*arguments: Any) -> None:
-        *others, segments, group = arguments
+    def run(y: Any, x: Any, a: Any, b: Any, columns: Any, segments: Segments, group: int) -> None:
         first = np.broadcast_to(segments.scale_GSP[:, :1], segments.scale_GSP.shape)
-        add_lora(*others, dataclasses.replace(segments, scale_GSP=first), group)
+        add_lora(y, x, a, b, columns, dataclasses.replace(segments, scale_GSP=first), group)
 
-    patch.setitem(test_add_lora.FORMS, "definition", lambda: run)  # type: ignore[arg-type, return-value]
+    patch.setitem(test_add_lora.FORMS, "definition", lambda: run)
 
 
 def mask_by_multiplying(patch: Patch) -> None:

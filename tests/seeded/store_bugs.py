@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from loramux.errors import NotFoundError
+from loramux_server.services.generation import GenerationService
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.files import Files
@@ -189,3 +191,18 @@ def resolve_a_name_twice(patch: Patch) -> None:
         return source_of(self, self.get(record.full_name))
 
     patch.setattr(Registry, "source_of", again)
+
+
+def take_the_base_for_an_unknown_adapter(patch: Patch) -> None:
+    resolved = GenerationService._resolved
+
+    @contextlib.contextmanager
+    def resolved_(self: GenerationService, request: Any, *rest: Any) -> Iterator[Any]:
+        try:
+            self._registry.get(request.adapter)
+        except NotFoundError:
+            request.adapter = ""
+        with resolved(self, request, *rest) as call:
+            yield call
+
+    patch.setattr(GenerationService, "_resolved", resolved_)

@@ -15,7 +15,7 @@ from tests.crash.journal import Journal
 from tests.crash.recovery import Replay
 from tests.crash.story import STORIES, Teller
 from tests.seeded import store_bugs as bugs
-from tests.server import test_catalog, test_lifecycle, test_registry
+from tests.server import test_catalog, test_lifecycle, test_registry, test_streaming
 
 Seed = Callable[[pytest.MonkeyPatch], None]
 
@@ -109,6 +109,14 @@ def test_the_lifecycle_finds_a_name_that_is_resolved_twice(
     )  # fmt: skip
     with pytest.raises((AssertionError, LoramuxError)):
         run_state_machine_as_test(test_lifecycle.Lifecycle, settings=chosen)
+
+
+async def test_a_test_of_requests_finds_the_base_in_place_of_an_unknown_adapter(
+    monkeypatch: pytest.MonkeyPatch, disk: Path
+) -> None:
+    bugs.take_the_base_for_an_unknown_adapter(monkeypatch)
+    with pytest.raises((AssertionError, TimeoutError)):
+        await test_streaming.test_an_adapter_that_is_not_there_is_never_the_base(disk)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,21 @@
 """What becomes of an upload that fails in the end, and of many that race."""
 
 import asyncio
-import errno
-import os
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from loramux.errors import AlreadyExistsError, LoramuxError, NotFoundError, UnavailableError
+from loramux.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from loramux.v1.uploads_pb2 import FinishUploadResponse
 from loramux_server.store.registry import Registry
+from loramux_server.store.uploads import id_of
 from tests.support.packages import small_package
 from tests.support.services import InstantEngine, Services
 
 PACKAGES = [small_package(number) for number in range(4)]
+DIGEST = f"sha256:{hashlib.sha256(PACKAGES[0]).hexdigest()}"
 
 
 @pytest.fixture
@@ -57,43 +57,20 @@ async def test_what_came_is_kept_while_the_engine_is_away(
     assert files(tmp_path) == []
 
 
-def failing(code: int) -> Callable[..., Any]:
-    def fail(*_: object) -> None:
-        raise OSError(code, "injected")
-
-    return fail
-
-
-@pytest.mark.parametrize("call", ["fsync", "link"])
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-async def test_a_fault_of_the_disk_ends_the_upload_and_nothing_else(
-    services: Services, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    call: str, code: int,
-) -> None:  # fmt: skip
-    upload_id = await services.send("a", PACKAGES[0])
-    with monkeypatch.context() as patch:
-        if call == "fsync":
-            patch.setattr(os, "fsync", failing(code))
-        else:
-            patch.setattr(Path, "hardlink_to", failing(code))
-        with pytest.raises(LoramuxError) as caught:
-            await services.finish(upload_id)
-    assert caught.value.reason in ("STORE_FULL", "STORE_UNAVAILABLE")
-    # A sync that failed is never tried again: the bytes have to come anew.
-    assert (registry.names(), files(tmp_path)) == ([], [])
-    again = await services.send("a", PACKAGES[0])
-    assert (await services.finish(again)).adapter.version == 1
-
-
-async def test_a_fault_of_the_catalog_leaves_nothing_partial(
-    services: Services, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_a_power_cut_damaged_comes_again(
+    services: Services, registry: Registry, tmp_path: Path
 ) -> None:
+    half = len(PACKAGES[0]) // 2
+    begun = registry.blobs.resume(id_of("a", DIGEST, len(PACKAGES[0])))
+    begun.write(bytes(half))  # zeros: the length was durable, and not the bytes
+    begun.file.close()
     upload_id = await services.send("a", PACKAGES[0])
-    with monkeypatch.context() as patch:
-        patch.setattr(registry.catalog, "add", failing(errno.EIO))
-        with pytest.raises(UnavailableError):
-            await services.finish(upload_id)
-    assert (registry.names(), files(tmp_path)) == ([], [])
+    with pytest.raises(NotFoundError, match="damaged") as caught:
+        await services.finish(upload_id)
+    assert caught.value.reason == "UPLOAD_NOT_FOUND"  # with which the client begins again
+    assert files(tmp_path) == []
+    upload_id = await services.send("a", PACKAGES[0])
+    assert (await services.finish(upload_id)).adapter.version == 1
 
 
 async def test_of_many_who_want_a_new_name_one_gets_it(

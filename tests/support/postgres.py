@@ -66,7 +66,7 @@ class Postgres:
         self._number += 1
         name = f"catalog{self._number}"
         with self._connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://tests@/{name}?host={self._folder}"
 
     def _connect(self) -> "psycopg.Connection[tuple[object, ...]]":

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from loramux_adapters.package import digest_of
 from loramux_server.store.files import Files
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Staged:
         self.file = file
         """Readable and writable; what is checked through it is what is published."""
         self.size = 0
+        self.is_inherited = False
+        """Whether an earlier server wrote a part of it, which a power cut may have damaged."""
         self.is_leased = False
         """Whether it keeps the blob of its content, until it is discarded."""
         self._sha256 = hashlib.sha256()
@@ -53,6 +56,7 @@ class Staged:
         while piece := self.file.read(_PIECE):
             self._sha256.update(piece)
             self.size += len(piece)
+        self.is_inherited = self.size > 0
 
 
 class Blobs:
@@ -119,7 +123,7 @@ class Blobs:
         """Return whether a blob can be read and has the bytes that its name says."""
         try:
             with self.open(digest) as file:
-                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+                return digest_of(file) == digest
         except OSError:
             return False
 
