@@ -43,6 +43,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         digest=message.digest,
         size_bytes=message.size_bytes,
         rank=message.rank,
+        method=message.method,
         target_modules=tuple(message.target_modules),
         base_model=message.base_model,
         source=_SOURCES.get(message.source, ""),
@@ -50,6 +51,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         tier=_TIERS.get(message.tier, ""),
         aliases=tuple(message.aliases),
         is_pinned=message.is_pinned,
+        reference=message.reference,
         status=AdapterStatus(
             is_loading=status.is_loading,
             load_failure=status.load_failure,

@@ -213,7 +213,9 @@ class Adapter:
     digest: str
     size_bytes: int
     rank: int
-    """The largest rank of any module."""
+    """The largest rank of any module; 0 where there is no low-rank change."""
+    method: str
+    """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""
@@ -229,12 +231,8 @@ class Adapter:
     """Whether it is to stay on the device."""
     status: AdapterStatus = field(compare=False)
     """What goes on with it; two values of one version are equal whatever that is."""
-
-    @property
-    def reference(self) -> str:
-        """The shortest reference to exactly this version."""
-        tenant = "" if self.tenant == "public" else f"{self.tenant}/"
-        return f"{tenant}{self.name}:{self.version}"
+    reference: str = field(compare=False)
+    """What this client has to say to mean exactly this version: the shortest reference."""
 
 
 @dataclass(frozen=True, slots=True)

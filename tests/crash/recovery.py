@@ -114,7 +114,7 @@ class Replay:
     folder: Path
     """For disks; each is deleted when it was looked at."""
     tally: Tally = field(default_factory=Tally)
-    _seen: set[str] = field(default_factory=set)
+    _seen: set[bytes] = field(default_factory=set)
 
     def kills(self, journal: Journal) -> None:
         """Try the kills of a story, and those of the starts after them."""
@@ -137,7 +137,7 @@ class Replay:
 
     def _open(self, image: Image, allowed: tuple[Told, ...], *, power_cut: bool) -> list[Op]:
         self.tally.moments += 1
-        key = f"{image.key} {allowed} {power_cut}"
+        key = hashlib.sha256(f"{image.key} {allowed} {power_cut}".encode()).digest()
         if key in self._seen:
             return []
         self._seen.add(key)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.files import Files
@@ -87,7 +87,7 @@ class SeenFiles(Files):
 
     def sync(self, file: BinaryIO) -> None:
         file.flush()
-        with self._seen("sync", Path(file.raw.path)):
+        with self._seen("sync", Path(cast(Any, file).raw.path)):
             super().sync(file)
 
     def sync_folder(self, path: Path) -> None:
@@ -119,8 +119,9 @@ class SeenFiles(Files):
             return super().lock(path)
 
     def _watched(self, file: BinaryIO, path: Path) -> BinaryIO:
-        raw = _SeenFile(file.detach(), path, self._name(path), self._watch)
-        return io.BufferedRandom(raw) if raw.writable() else io.BufferedReader(raw)  # type: ignore[return-value]
+        raw = _SeenFile(cast(Any, file).detach(), path, self._name(path), self._watch)
+        made = io.BufferedRandom(raw) if raw.writable() else io.BufferedReader(raw)
+        return cast(BinaryIO, made)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._folder)) if path.is_relative_to(self._folder) else ".."

@@ -104,7 +104,7 @@ def test_the_lifecycle_finds_a_name_that_is_resolved_twice(
 ) -> None:
     bugs.resolve_a_name_twice(monkeypatch)
     chosen = settings(
-        max_examples=50, stateful_step_count=30, deadline=None, derandomize=True, database=None,
+        max_examples=30, stateful_step_count=30, deadline=None, derandomize=True, database=None,
         phases=[Phase.generate],
     )  # fmt: skip
     with pytest.raises((AssertionError, LoramuxError)):

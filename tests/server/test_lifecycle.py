@@ -25,7 +25,7 @@ from loramux.errors import (
 )
 from loramux_adapters import read_package
 from loramux_server.engine.messages import AdapterSource, Cancel, Drop, Pin, Sampling, Submit, Unpin
-from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
@@ -43,7 +43,11 @@ class StoredModel(FakeModel):
     """Reads what is stored, and computes with which package it is."""
 
     def load(self, source: AdapterSource) -> PackedAdapter:
-        data = Path(source.path).read_bytes()
+        try:
+            data = Path(source.path).read_bytes()
+        except FileNotFoundError:
+            # Of what is only pinned, nobody keeps the bytes when it is deleted.
+            raise DamagedError("the bytes are gone") from None
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         assert digest == source.digest, "a load found other bytes"
         return FakePacked(DIGESTS.index(digest) + 1, source.rank)

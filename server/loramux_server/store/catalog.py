@@ -4,7 +4,6 @@ SQLite by default: write-ahead log, synchronous=FULL, one writer. What a method 
 something has returned from survives a crash and a power cut.
 """
 
-import datetime
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from loramux_server.store.alias import Move, Split
+from loramux_server.store.key_records import KeyRecords
+from loramux_server.store.moments import in_utc
+from loramux_server.store.policies import Policies
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.schema import aliases, moves, names, prepare, store, versions
@@ -20,6 +22,10 @@ from loramux_server.store.schema import aliases, moves, names, prepare, store, v
 Contents = tuple[
     list[AdapterRecord], dict[tuple[str, str], int], list[tuple[tuple[str, str], str, Split]]
 ]
+
+
+class CatalogUrlError(Exception):
+    """A URL leads to no database that can be opened."""
 
 
 class Catalog:
@@ -45,11 +51,36 @@ class Catalog:
         except BaseException:
             self.close()
             raise
+        self.keys = KeyRecords(self._engine)
+        """Who may call."""
+        self.policies = Policies(self._engine)
+        """What tenants may use."""
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Catalog":
         """Open the SQLite catalog in `folder`."""
         return cls(f"sqlite:///{folder / 'catalog.sqlite'}")
+
+    @classmethod
+    def at(cls, url: str | None, folder: Path) -> "Catalog":
+        """Open the catalog at `url`, or the one in `folder` if there is none.
+
+        Raises:
+            CatalogUrlError: There is no database, or no driver for it; the message says which.
+            NewerFormatError: A newer version of the server wrote it.
+        """
+        if url is None:
+            return cls.in_folder(folder)
+        try:
+            return cls(url)
+        except sa.exc.OperationalError as error:
+            (cause, *_) = str(error.orig).splitlines() or [""]
+            raise CatalogUrlError(f"--catalog cannot be opened: {cause}") from None
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise CatalogUrlError(
+                f"--catalog: {error}; it is a URL of SQLAlchemy, and for postgresql+psycopg:// "
+                "pip install 'loramux[postgres]' brings the driver"
+            ) from None
 
     def contents(self) -> Contents:
         """Return all that references stand for: versions, the newest numbers, and aliases."""
@@ -62,7 +93,7 @@ class Catalog:
             for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
                 values["target_modules"] = tuple(json.loads(values["target_modules"]))
-                values["created_at"] = _in_utc(values["created_at"])
+                values["created_at"] = in_utc(values["created_at"])
                 yield AdapterRecord(**values)
 
     def last_versions(self) -> dict[tuple[str, str], int]:
@@ -181,13 +212,8 @@ def _delete(connection: sa.Connection, records: Collection[AdapterRecord]) -> No
 def _move(row: sa.Row[tuple[object, ...]]) -> Move:
     values = dict(row._mapping)
     values["before"], values["after"] = Split.load(values["before"]), Split.load(values["after"])
-    values["moved_at"] = _in_utc(values["moved_at"])
+    values["moved_at"] = in_utc(values["moved_at"])
     return Move(**values)
-
-
-def _in_utc(moment: datetime.datetime) -> datetime.datetime:
-    """Return `moment` with its time zone, which SQLite does not keep."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def _configure_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:

@@ -7,7 +7,6 @@ Leases are taken and given back on the event loop: they wait for no disk. What c
 block.
 """
 
-import datetime
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -17,11 +16,10 @@ from pathlib import Path
 from loramux.errors import AlreadyExistsError, FailedPreconditionError
 from loramux_adapters import Package
 from loramux_server.engine.messages import AdapterSource
-from loramux_server.lora.packed import format_of
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.catalog import Catalog
-from loramux_server.store.check import num_bytes
+from loramux_server.store.check import record_of
 from loramux_server.store.files import Files
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
@@ -139,6 +137,7 @@ class Registry:
             record.rank,
             record.num_bytes,
             record.item_bytes,
+            record.edit_bytes,
         )
 
     def stage(self) -> Staged:
@@ -155,19 +154,7 @@ class Registry:
             self.leases.keep(staged.digest)
             staged.is_leased = True
         self.blobs.publish(staged)
-        return AdapterRecord(
-            tenant=reference.tenant,
-            name=reference.name,
-            digest=staged.digest,
-            size_bytes=staged.size,
-            rank=package.rank,
-            num_bytes=num_bytes(package),
-            item_bytes=format_of(package).item_bytes,
-            target_modules=tuple(package.target_modules),
-            base_model=package.config.base_model,
-            source=UPLOAD,
-            created_at=datetime.datetime.now(datetime.UTC),
-        )
+        return record_of(package, reference, staged.digest, staged.size)
 
     def discard(self, staged: Staged) -> None:
         """Delete what was staged, and also the bytes that it published if they have no name."""

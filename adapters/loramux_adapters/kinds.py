@@ -1,0 +1,132 @@
+"""The methods whose adapters are served, by what PEFT calls them: how each is read.
+
+A method has a config, which is checked, and says what its tensors mean.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from loramux_adapters.contents import Contents
+from loramux_adapters.fields import Fields, invalid, unsupported
+from loramux_adapters.ia3 import FIELDS as IA3_FIELDS
+from loramux_adapters.ia3 import check_ia3, ia3_contents
+from loramux_adapters.lora_contents import lora_contents
+from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
+from loramux_adapters.peft_config import check_config
+from loramux_adapters.strict_json import depth
+from loramux_adapters.tensorfile import TensorInfo
+
+MAX_CONFIG_DEPTH = 8
+
+
+class AdapterConfig(Protocol):
+    """A checked config, whatever the method."""
+
+    @property
+    def base_model(self) -> str:
+        """The base model that it names; empty where it names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How adapters of one method are read."""
+
+    fields: Fields
+    check: Callable[[Mapping[str, object]], Any]
+    """Parsed `adapter_config.json` -> checked config."""
+    contents: Callable[[Any, Mapping[str, TensorInfo]], Contents]
+    """Checked config and tensors -> what the adapter does."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "LORA": Kind(LORA_FIELDS, check_config, lora_contents),
+    "IA3": Kind(IA3_FIELDS, check_ia3, ia3_contents),
+}
+"""Value of `peft_type` -> its kind."""
+
+
+FOLDED = frozenset({"ADALORA", "LOHA", "LOKR", "VERA"})
+"""Methods that `loramux_adapters.weights.sources` folds to LoRA."""
+_ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a base of its own"
+_FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
+_MULTIPLIES = "it multiplies the weights of the base; merge it into a base of its own"
+_BY_STATE = "what it does depends on the hidden state of each token"
+_PROMPT = "its prompt is made in a way that is not served"
+REFUSED: Mapping[str, str] = {
+    "ADAMSS": "it adapts subspaces of the base's own weights",
+    "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
+    "BEFT": "its biases are no field of LoRA's: train them as LoRA with bias='all'",
+    "BOFT": _ORTHOGONAL,
+    "C3A": _FULL_RANK,
+    "CARTRIDGE": _PROMPT,
+    "CPT": _PROMPT,
+    "DEFT": _MULTIPLIES,
+    "DELORA": "its change is scaled by the lengths of its factors and of the base's weights",
+    "FOURIERFT": _FULL_RANK,
+    "FROD": _FULL_RANK,
+    "GLORA": _MULTIPLIES,
+    "GRALORA": "its blocks of low rank add up to a higher one",
+    "HIRA": _MULTIPLIES,
+    "HRA": _ORTHOGONAL,
+    "LILY": _BY_STATE,
+    "LN_TUNING": "norms trained as a whole are not served",
+    "MISS": _FULL_RANK,
+    "MULTITASK_PROMPT_TUNING": "learned tokens are not served",
+    "OFT": _ORTHOGONAL,
+    "OSF": _FULL_RANK,
+    "PEANUT": "it is a network of the weights of the base",
+    "POLY": "it chooses among its skills by the task of each request",
+    "PREFIX_TUNING": "learned keys and values are not served",
+    "PROMPT_TUNING": "learned tokens are not served",
+    "PSOFT": _ORTHOGONAL,
+    "PVERA": "its weights are drawn anew",
+    "P_TUNING": "learned tokens are not served",
+    "RANDLORA": _FULL_RANK,
+    "ROAD": _ORTHOGONAL,
+    "SHADOW": "it is a second model beside the base",
+    "SHIRA": _FULL_RANK,
+    "SUPERTUNING": _FULL_RANK,
+    "TINYLORA": "it needs the singular vectors of the base at each load",
+    "TRAINABLE_TOKENS": "embeddings of single tokens are not served",
+    "UNILORA": "its factors are made of a vector by a random projection",
+    "VBLORA": "its factors are mixtures of vectors that all layers share",
+    "WAVEFT": _FULL_RANK,
+    "XLORA": _BY_STATE,
+}
+"""Methods that are not served -> why."""
+
+
+def kind_of(config: Mapping[str, object]) -> Kind:
+    """Return the kind of the adapter whose parsed `adapter_config.json` is `config`.
+
+    Raises:
+        PackageError: It is of none that is served.
+    """
+    if depth(config) > MAX_CONFIG_DEPTH:
+        raise invalid("the config", f"nests deeper than {MAX_CONFIG_DEPTH}")
+    name = config.get("peft_type")
+    if not isinstance(name, str) or name not in KINDS:
+        raise unsupported("peft_type", name, _why_not(name))
+    return KINDS[name]
+
+
+def read_contents(
+    config: Mapping[str, object], tensors: Mapping[str, TensorInfo]
+) -> tuple[AdapterConfig, Contents]:
+    """Return the checked `config`, and what an adapter of it with `tensors` does.
+
+    Raises:
+        PackageError: It is no adapter that is served; the message names the field or the tensor.
+    """
+    kind = kind_of(config)
+    checked: AdapterConfig = kind.check(config)
+    return checked, kind.contents(checked, tensors)
+
+
+def _why_not(name: object) -> str:
+    if isinstance(name, str) and name in FOLDED:
+        return "pack the adapter with `loramux pack`, which makes a LoRA of it"
+    if isinstance(name, str) and name in REFUSED:
+        return REFUSED[name]
+    return f"{', '.join(repr(each) for each in KINDS)} are served"
