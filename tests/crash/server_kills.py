@@ -50,7 +50,7 @@ class Publisher:
         else:
             number = self._chance.randrange(len(self._packages))
             with self._change(lambda told: told.upload(self.name, number)):
-                made = client.adapters.upload(self.name, self._packages[number], timeout=30)
+                made = client.adapters.upload(self.name, self._packages[number], timeout=8)
                 assert self.under_way is not None
                 assert made.version == self.under_way.newest(self.name)
 
