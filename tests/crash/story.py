@@ -4,11 +4,13 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from loramux_adapters import read_package
 from loramux_server.store.blobs import Staged
+from loramux_server.store.record import directory_record
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Registered, Upload, Uploads
@@ -111,7 +113,7 @@ class Teller:
                 _write(staged, number)
                 package = read_package(staged.file, staged.size)
                 record = self.registry.publish(name, staged, package)
-                self.registry.register(record.of_directory(f"stamp {number}"))
+                self.registry.register(directory_record(record, f"stamp {number}"))
             finally:
                 self.registry.discard(staged)
 
@@ -140,7 +142,7 @@ class Teller:
     def pin(self, name: str, *, pinned: bool) -> None:
         """Pin or unpin the newest version of an adapter."""
         with self._change(lambda told: told.pin(name, told.newest(name), pinned=pinned)):
-            self.registry.set_pinned(name, pinned=pinned)
+            self.registry.change(name, lambda record: replace(record, is_pinned=pinned))
 
 
 def publish(registry: Registry, name: str, staged: Staged) -> Registered:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -178,7 +178,9 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(data=st.data(), pinned=st.booleans())
     def pin(self, data: st.DataObject, pinned: bool) -> None:
         name, version = self.draw_version(data)
-        record = self.registry.set_pinned(f"{name}:{version}", pinned=pinned)
+        record = self.registry.change(
+            f"{name}:{version}", lambda record: replace(record, is_pinned=pinned)
+        )
         source = self.registry.source_of(record)
         self.engine.receive([Pin(source) if pinned else Unpin(source.digest)])
         self.told.pin(name, version, pinned=pinned)

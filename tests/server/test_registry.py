@@ -15,7 +15,7 @@ import pytest
 from loramux.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from loramux_adapters import read_package
 from loramux_server.store.blobs import Blobs, Staged, StoreLockedError
-from loramux_server.store.record import AdapterRecord
+from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from tests.support.packages import small_package
@@ -144,7 +144,7 @@ def test_a_version_can_be_deleted_and_its_number_is_not_given_again(
 
 def test_a_name_of_the_directory_is_not_for_uploads(registry: Registry, folder: Path) -> None:
     with published(registry, "a", PACKAGES[0]) as record:
-        registry.register(record.of_directory("stamp"))
+        registry.register(directory_record(record, "stamp"))
     for number in (0, 1):
         with pytest.raises(FailedPreconditionError, match="--adapters"):
             put(registry, "a", number)
@@ -158,8 +158,8 @@ def test_a_name_of_the_directory_is_not_for_uploads(registry: Registry, folder: 
 def test_files_of_the_directory_that_were_only_touched_get_a_new_stamp(registry: Registry) -> None:
     for stamp in ("old", "new"):
         with published(registry, "a", PACKAGES[0]) as record:
-            registry.register(record.of_directory(stamp))
-    found = registry.from_directory()["a"]
+            registry.register(directory_record(record, stamp))
+    found = registry.get("a")
     assert (found.stamp, found.version) == ("new", 1)
     with registry.lease("a") as (_, source):
         assert Path(source.path).exists()
@@ -176,7 +176,7 @@ def test_files_of_the_directory_that_changed_take_the_place_of_what_no_alias_kee
 ) -> None:
     for number in range(3):
         with published(registry, "a", PACKAGES[number]) as record:
-            registry.register(record.of_directory(str(number)))
+            registry.register(directory_record(record, str(number)))
         if not number:
             registry.aliases.set(A, "stable", {1: 1}, by="me")
     assert [record.version for record in registry.versions("a")] == [1, 3]

@@ -15,8 +15,10 @@ from loramux_server.services.aliases import AliasService
 from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.descriptions import Descriptions
+from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.uploads import UploadService
+from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
@@ -54,7 +56,8 @@ class Services:
             base=BASE,
             max_upload_bytes=1 << 20,
         )
-        descriptions = Descriptions(registry, Statuses())
+        statuses = Statuses()
+        descriptions = Descriptions(registry, statuses)
         metrics, chunks = Metrics(), Chunks(30)
         self.uploads = UploadService(
             intake=intake,
@@ -65,7 +68,9 @@ class Services:
         )
         self.adapters = AdapterService(
             intake=intake,
+            imports=Imports(intake, Sources(), 1 << 20),
             descriptions=descriptions,
+            statuses=statuses,
             metrics=metrics,
             chunks=chunks,
             changes=Changes(descriptions),

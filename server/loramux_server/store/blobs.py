@@ -7,8 +7,10 @@ below `blobs` always has all of its bytes, whatever moment the power failed.
 import hashlib
 import logging
 import secrets
-from collections.abc import Collection
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -91,9 +93,13 @@ class Blobs:
         path = self._staging / f"{secrets.token_hex(16)}.part"
         return Staged(path, self._files.create(path, must_not_exist=True))
 
+    def has_upload(self, upload_id: str) -> bool:
+        """Return whether there is a file of an upload that may go on."""
+        return self._upload(upload_id).exists()
+
     def resume(self, upload_id: str) -> Staged:
         """Open the file of an upload that may have begun earlier; what came of it is read."""
-        path = self._staging / f"{upload_id}{_RESUMABLE}"
+        path = self._upload(upload_id)
         staged = Staged(path, self._files.create(path, must_not_exist=False))
         try:
             staged.catch_up()
@@ -101,6 +107,12 @@ class Blobs:
             staged.file.close()
             raise
         return staged
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make a folder for what is not a package yet; it goes with what is in it."""
+        with tempfile.TemporaryDirectory(dir=self._staging) as folder:
+            yield Path(folder)
 
     def open(self, digest: str) -> BinaryIO:
         """Open a blob to read.
@@ -164,12 +176,17 @@ class Blobs:
     def recover(self, referenced: Collection[str]) -> None:
         """Delete what a crash left and nothing goes on with: staged files and blobs."""
         for path in self._files.entries(self._staging):
-            if path.suffix != _RESUMABLE:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix != _RESUMABLE:
                 self._files.remove(path)
         for folder in filter(Path.is_dir, self._files.entries(self._blobs)):
             for path in self._files.entries(folder):
                 if f"sha256:{path.name}" not in referenced:
                     self._files.remove(path)
+
+    def _upload(self, upload_id: str) -> Path:
+        return self._staging / f"{upload_id}{_RESUMABLE}"
 
     def close(self) -> None:
         """Let another server use the store."""

@@ -13,6 +13,7 @@ from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
+from loramux_server.store.blobs import Staged
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
 
@@ -95,21 +96,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     return package
 
 
-def num_bytes(package: Package) -> int:
-    """Return the bytes that the weights of `package` take in memory."""
-    num_weights = sum(
-        module.rank * (module.in_features + module.out_features) for module in package.modules
-    )
-    return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
-
-
-def record_of(package: Package, reference: Reference, digest: str, size: int) -> AdapterRecord:
-    """Return what is kept of `package`, uploaded now, whose `size` bytes have this digest."""
+def record_of(reference: Reference, staged: Staged, package: Package) -> AdapterRecord:
+    """Return what is to be known of a package that was uploaded and checked."""
     return AdapterRecord(
         tenant=reference.tenant,
         name=reference.name,
-        digest=digest,
-        size_bytes=size,
+        digest=staged.digest,
+        size_bytes=staged.size,
         rank=package.rank,
         num_bytes=num_bytes(package),
         item_bytes=format_of(package).item_bytes,
@@ -120,6 +113,14 @@ def record_of(package: Package, reference: Reference, digest: str, size: int) ->
         source=UPLOAD,
         created_at=datetime.datetime.now(datetime.UTC),
     )
+
+
+def num_bytes(package: Package) -> int:
+    """Return the bytes that the weights of `package` take in memory."""
+    num_weights = sum(
+        module.rank * (module.in_features + module.out_features) for module in package.modules
+    )
+    return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:

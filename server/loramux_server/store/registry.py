@@ -7,25 +7,29 @@ Leases are taken and given back on the event loop: they wait for no disk. What c
 block.
 """
 
+import datetime
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loramux.errors import AlreadyExistsError, FailedPreconditionError
 from loramux_adapters import Package
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
-from loramux_server.store.catalog import Catalog
-from loramux_server.store.check import record_of
 from loramux_server.store.files import Files
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
-from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
+from loramux_server.store.quota import Quotas
+from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.store.reference import parse_name, parse_reference
+from loramux_server.store.refusals import in_use, read_only, taken
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED, Writing
+
+if TYPE_CHECKING:
+    from loramux_server.store.catalog import Catalog
 
 
 class Registry:
@@ -34,31 +38,39 @@ class Registry:
     def __init__(
         self,
         folder: Path,
+        quotas: Quotas | None = None,
         *,
         files: Files | None = None,
-        catalog: Callable[[Path], Catalog] = Catalog.in_folder,
+        catalog: "Callable[[Path], Catalog] | None" = None,
     ) -> None:
         """Open the registry in `folder` and clear away what a crash left behind.
 
         Args:
             folder: Where the bytes are; the folder above it has to be there.
-            files: What is done to it.
-            catalog: Opens the catalog, once the folder is ours.
+            quotas: Counts what is stored; by default it has no limits.
+            files: What is done to the folder.
+            catalog: Opens the catalog, by default that in the folder, once the folder is ours.
 
         Raises:
             StoreLockedError: Another server uses the folder.
             NewerFormatError: A newer version of the server wrote it.
         """
+        # Imported here, and so is SQLAlchemy: the rest of the store is loaded in half of the time.
+        from loramux_server.store.catalog import Catalog
+
         with ExitStack() as opened:
             self.blobs = opened.enter_context(closing(Blobs(folder, files or Files())))
-            self.catalog = opened.enter_context(closing(catalog(folder)))
+            self.catalog = opened.enter_context(closing((catalog or Catalog.in_folder)(folder)))
             self._names = Names()
             self._names.read(*self.catalog.contents())
             self.blobs.recover(self._names.digests())
             self._opened = opened.pop_all()
         self._lock = threading.Lock()
         """Held to look at or change what is in memory; never while the disk works."""
-        self._writing = Writing(self.catalog, self._names, self._lock)
+        self.quotas = quotas or Quotas()
+        for record in self.records(all_versions=True):
+            self.quotas.add(record)
+        self._writing = Writing(self.catalog, self._names, self.quotas, self._lock)
         self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
         self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
 
@@ -131,14 +143,7 @@ class Registry:
 
     def source_of(self, record: AdapterRecord) -> AdapterSource:
         """Return what the engine needs to load `record`."""
-        return AdapterSource(
-            record.digest,
-            str(self.blobs.path(record.digest)),
-            record.rank,
-            record.num_bytes,
-            record.item_bytes,
-            record.edit_bytes,
-        )
+        return source_of(record, self.blobs.path(record.digest))
 
     def stage(self) -> Staged:
         """Open a file for a package that is on its way; `discard` it in the end."""
@@ -154,7 +159,10 @@ class Registry:
             self.leases.keep(staged.digest)
             staged.is_leased = True
         self.blobs.publish(staged)
-        return record_of(package, reference, staged.digest, staged.size)
+        # numpy, which it needs, takes longer to load than all else of the store.
+        from loramux_server.store.check import record_of
+
+        return record_of(reference, staged, package)
 
     def discard(self, staged: Staged) -> None:
         """Delete what was staged, and also the bytes that it published if they have no name."""
@@ -170,12 +178,8 @@ class Registry:
         """
         reference = parse_name(name, field)
         newest = self._names.newest((reference.tenant, reference.name))
-        if newest and newest.source == DIRECTORY:
-            raise FailedPreconditionError(
-                f"adapter {name!r} comes from the --adapters directory; change it there",
-                reason="ADAPTER_READ_ONLY",
-                field=field,
-            )
+        if newest and newest.is_provided:
+            raise read_only(name, field)
 
     def register(
         self, record: AdapterRecord, *, must_not_exist: bool = False
@@ -188,44 +192,41 @@ class Registry:
 
         Raises:
             AlreadyExistsError: The name has other content and `must_not_exist` is set.
-            FailedPreconditionError: The name belongs to the directory, and this is an upload.
+            FailedPreconditionError: The name belongs to the directory, and this is not from there.
         """
         with self._writing:
             old = self._names.newest(record.adapter)
-            if record.source == UPLOAD:
+            if not record.is_provided:
                 self.check_writable(record.full_name, "header.name")
-            if old and old.digest == record.digest and old.source == record.source:
-                if old.stamp != record.stamp:
-                    old = self._update(replace(old, stamp=record.stamp))
-                return old, False
+            if old and old.digest == record.digest and old.is_provided == record.is_provided:
+                same = replace(old, stamp=record.stamp, expires_at=record.expires_at)
+                return (old if same == old else self._update(same)), False
             if old and must_not_exist:
-                raise AlreadyExistsError(
-                    f"adapter {record.full_name!r} exists with other content, {old.digest}",
-                    reason="ADAPTER_EXISTS",
-                    field="header.name",
-                )
+                raise taken(old)
             record = replace(record, version=self._names.next_version(record.adapter))
             replaced = self._outdated(record)
             self.catalog.add(record, replaced)
             with self._lock:
                 self._names.add(record)
+                self.quotas.add(record)
                 for version in replaced:
                     self._names.remove(version)
             self._writing.on_change(ADDED, record)
             self._went(replaced)
             return record, True
 
-    def set_pinned(self, reference: str, *, pinned: bool) -> AdapterRecord:
-        """Note whether a version is to stay on the device, and return it.
+    def change(
+        self, reference: str, change: Callable[[AdapterRecord], AdapterRecord]
+    ) -> AdapterRecord:
+        """Change what may be of a version, its pin or when it expires, and return it.
 
         Raises:
             NotFoundError: The reference stands for nothing.
         """
         with self._writing:
             record = self.get(reference)
-            if record.is_pinned == pinned:
-                return record
-            return self._update(replace(record, is_pinned=pinned))
+            changed = change(record)
+            return record if changed == record else self._update(changed)
 
     def delete(self, reference: str) -> list[AdapterRecord]:
         """Forget one version, or the whole adapter if none is named, and return what went.
@@ -243,16 +244,19 @@ class Registry:
             if parse_reference(reference, "name").is_bare:
                 return self._forget(self._names.versions(record.adapter))
             if aliases := self.aliases.of_version(record):
-                raise FailedPreconditionError(
-                    f"alias {aliases[0]!r} stands for {str(record)!r}; move it first",
-                    reason="VERSION_IN_USE",
-                    field="name",
-                )
+                raise in_use(record, aliases[0])
             return self._forget([record])
 
-    def from_directory(self) -> dict[str, AdapterRecord]:
-        """Return the adapters that came from the directory, by name."""
-        return {r.full_name: r for r in self.records() if r.source == DIRECTORY}
+    def expire(self, now: datetime.datetime) -> list[AdapterRecord]:
+        """Forget versions whose time is over at `now`, as `delete` does, and return what went.
+
+        One that an alias stands for stays until the alias moves on.
+        """
+        with self._writing:
+            with self._lock:
+                due = list(self._names.expired(now))
+            gone = [record for record in due if not self.aliases.of_version(record)]
+            return self._forget(gone) if gone else []
 
     def forget_directory(self, name: str) -> None:
         """Forget an adapter whose files have left the directory."""
@@ -266,7 +270,7 @@ class Registry:
 
     def _outdated(self, record: AdapterRecord) -> list[AdapterRecord]:
         """Return the versions that go when `record` comes: of files that are there no more."""
-        if record.source == UPLOAD:
+        if not record.is_provided:
             return []
         old = self._names.versions(record.adapter)
         return [version for version in old if not self.aliases.of_version(version)]
@@ -280,7 +284,7 @@ class Registry:
         return record
 
     def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
-        """Forget versions of one adapter; only who is writing may call this."""
+        """Forget versions; only who is writing may call this."""
         self.catalog.remove(records)
         with self._lock:
             for record in records:
@@ -290,5 +294,6 @@ class Registry:
 
     def _went(self, records: list[AdapterRecord]) -> None:
         for record in records:
+            self.quotas.remove(record)
             self._writing.on_change(REMOVED, record)
             self.leases.clear(record.digest)

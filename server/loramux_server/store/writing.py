@@ -2,10 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from loramux_server.store.catalog import Catalog
 from loramux_server.store.names import Names
+from loramux_server.store.quota import Quotas
 from loramux_server.store.record import AdapterRecord
+
+if TYPE_CHECKING:
+    from loramux_server.store.catalog import Catalog
 
 ADDED, UPDATED, REMOVED = "added", "updated", "removed"
 
@@ -17,18 +21,22 @@ class Writing:
     answer alone. So after one the catalog is read again before anything else changes.
     """
 
-    def __init__(self, catalog: Catalog, names: Names, lock: threading.Lock) -> None:
+    def __init__(
+        self, catalog: "Catalog", names: Names, quotas: Quotas, lock: threading.Lock
+    ) -> None:
         """Work on what the registry owns.
 
         Args:
             catalog: Where changes go first.
             names: The same in memory.
+            quotas: Counts what has a name.
             lock: Held to look at `names` or change it.
         """
         self.mutex = threading.Lock()
         """Held alone while unused bytes go, for which no catalog is needed."""
         self._catalog = catalog
         self._names = names
+        self._quotas = quotas
         self._lock = lock
         self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
         """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
@@ -62,8 +70,11 @@ class Writing:
             after = self._names.by_key()
         gone = [record for key, record in before.items() if key not in after]
         for record in gone:
+            self._quotas.remove(record)
             self.on_change(REMOVED, record)
         for key, record in after.items():
+            if key not in before:
+                self._quotas.add(record)
             if before.get(key) != record:
                 self.on_change(UPDATED if key in before else ADDED, record)
         self.on_sure({record.digest for record in gone})
