@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from loramux.errors import LoramuxError
 from loramux_server.store.registry import Registry
@@ -15,7 +13,7 @@ from tests.crash.journal import Journal
 from tests.crash.recovery import Replay
 from tests.crash.story import STORIES, Teller
 from tests.seeded import store_bugs as bugs
-from tests.server import test_catalog, test_lifecycle, test_registry, test_streaming
+from tests.server import test_catalog, test_registry, test_streaming
 
 Seed = Callable[[pytest.MonkeyPatch], None]
 
@@ -73,6 +71,11 @@ REGISTRY_CHECKS: dict[Seed, Callable[[Registry, Path], None]] = {
     bugs.remember_what_a_reference_stood_for: (
         test_registry.test_other_content_is_the_next_version_unless_it_must_not_be
     ),
+    bugs.resolve_a_name_twice: (
+        lambda registry, _: (
+            test_registry.test_a_lease_on_an_older_version_has_the_bytes_of_that_version(registry)
+        )
+    ),
     bugs.reuse_a_staging_name: (
         lambda registry, _: test_registry.test_uploads_that_come_at_once_keep_apart(registry)
     ),
@@ -97,18 +100,6 @@ def test_a_test_of_the_catalog_finds_a_commit_without_sync(
     bugs.commit_without_sync(monkeypatch)
     with pytest.raises(AssertionError):
         test_catalog.test_the_database_loses_nothing_that_it_confirmed(disk)
-
-
-def test_the_lifecycle_finds_a_name_that_is_resolved_twice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bugs.resolve_a_name_twice(monkeypatch)
-    chosen = settings(
-        max_examples=30, stateful_step_count=30, deadline=None, derandomize=True, database=None,
-        phases=[Phase.generate],
-    )  # fmt: skip
-    with pytest.raises((AssertionError, LoramuxError)):
-        run_state_machine_as_test(test_lifecycle.Lifecycle, settings=chosen)
 
 
 async def test_a_test_of_requests_finds_the_base_in_place_of_an_unknown_adapter(

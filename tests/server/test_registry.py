@@ -216,6 +216,14 @@ def test_a_lease_is_given_back_once_also_by_a_call_that_fails(
     assert eventually(lambda: blobs(folder) == set())
 
 
+def test_a_lease_on_an_older_version_has_the_bytes_of_that_version(registry: Registry) -> None:
+    for number in (0, 1):
+        put(registry, "a", number)
+    with registry.lease("a:1") as (record, source):
+        assert (record.version, record.digest, source.digest) == (1, DIGESTS[0], DIGESTS[0])
+        assert Path(source.path).read_bytes() == PACKAGES[0]
+
+
 def test_names_share_bytes_until_the_last_of_them_goes(registry: Registry, folder: Path) -> None:
     gone: list[str] = []
     registry.leases.on_gone = gone.append
