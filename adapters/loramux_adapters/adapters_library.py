@@ -7,13 +7,31 @@ alpha / r * B A. Tensors are called `<layer>.loras.<adapter>.lora_A` and `lora_B
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from loramux_adapters.bottleneck import PEFT_TYPE as BOTTLENECK
+from loramux_adapters.bottleneck import PLACES
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import Fields, alpha, integer, invalid, refuse_unserved, unsupported
+from loramux_adapters.fields import (
+    PREFIX,
+    Fields,
+    alpha,
+    integer,
+    invalid,
+    refuse_unserved,
+    unsupported,
+)
 from loramux_adapters.files import open_regular
-from loramux_adapters.package import Output, is_peft_folder, read_config, read_notes
+from loramux_adapters.package import (
+    Output,
+    is_peft_folder,
+    read_config,
+    read_notes,
+    tensor_reader,
+    write_package,
+)
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.renamed import Halves, write_renamed
 from loramux_adapters.tensorfile import TensorInfo, read_header
@@ -36,6 +54,9 @@ LORA = Fields(
 )  # fmt: skip
 """What becomes of the fields of the architecture `lora`."""
 
+_NETWORK = re.compile(
+    rf"(?P<module>.+\.(?:{'|'.join(PLACES)}))\.adapters\.(?P<adapter>[^.]+)\.(?P<part>.+)"
+)
 _NAME = re.compile(r"(?P<layer>.+)\.loras\.(?P<adapter>[^.]+)\.(?P<half>lora_[AB])")
 
 
@@ -58,7 +79,9 @@ def pack_adapters_library(
     architecture = config.get("architecture") or "bottleneck"
     pack_architecture = _ARCHITECTURES.get(str(architecture))
     if pack_architecture is None:
-        raise unsupported("architecture", architecture, f"{', '.join(_ARCHITECTURES)} is served")
+        raise unsupported(
+            "architecture", architecture, f"{' and '.join(_ARCHITECTURES)} are served"
+        )
     for name in HEAD_FILES:
         if (source / name).exists():
             raise PackageError(
@@ -93,9 +116,40 @@ def _pack_lora(
         write_renamed(modules, file, header, output, notes=notes)
 
 
+def _pack_bottleneck(
+    source: Path, config: Mapping[str, object], output: Output, notes: Mapping[str, object]
+) -> None:
+    base_model = read_config(source).get("model_name") or ""
+    as_peft = {**config, "peft_type": BOTTLENECK, "base_model_name_or_path": base_model}
+    as_peft = {field: value for field, value in as_peft.items() if value is not None}
+    with _open_tensors(source) as file:
+        header = read_header(file, os.fstat(file.fileno()).st_size)
+        old: dict[str, TensorInfo] = {}
+        adapters = set()
+        for tensor in header.tensors.values():
+            parts = _NETWORK.fullmatch(tensor.name)
+            if not parts:
+                raise PackageError(
+                    f"tensor {tensor.name} is refused: of a bottleneck of the adapters library, "
+                    f"'….{'|'.join(PLACES)}.adapters.<adapter>.…' is served",
+                    "UNSUPPORTED_ADAPTER_FEATURE",
+                )
+            adapters.add(parts["adapter"])
+            old[f"{PREFIX}{parts['module']}.{parts['part']}"] = tensor
+        _check_single(adapters)
+        read = tensor_reader(file, header.data_start)
+        tensors = {name: replace(tensor, name=name) for name, tensor in old.items()}
+        write_package(as_peft, tensors, lambda new: read(old[new.name]), output, notes=notes)
+
+
+def _check_single(adapters: set[str]) -> None:
+    if len(adapters) > 1:
+        raise PackageError(f"{TENSOR_FILE} holds several adapters: {shown(sorted(adapters))}")
+
+
 _ARCHITECTURES: Mapping[
     str, Callable[[Path, Mapping[str, object], Output, Mapping[str, object]], None]
-] = {"lora": _pack_lora}
+] = {"lora": _pack_lora, "bottleneck": _pack_bottleneck}
 """Architecture -> what packs folders of it."""
 
 
@@ -113,8 +167,7 @@ def _halves(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo
             )
         adapters.add(parts["adapter"])
         found.setdefault(parts["layer"], {})[parts["half"]] = tensor
-    if len(adapters) > 1:
-        raise PackageError(f"{TENSOR_FILE} holds several adapters: {shown(sorted(adapters))}")
+    _check_single(adapters)
     return found
 
 

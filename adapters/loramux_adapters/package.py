@@ -86,7 +86,11 @@ class Package:
     @property
     def target_modules(self) -> list[str]:
         """The last parts of the names of the adapted layers, sorted."""
-        return sorted({module.rpartition(".")[2] for module in self.contents.changed_modules})
+        changed = [
+            *self.contents.changed_modules,
+            *(each.module for each in self.contents.bottlenecks),
+        ]
+        return sorted({module.rpartition(".")[2] for module in changed})
 
 
 def read_package(file: BinaryIO, size: int) -> Package:

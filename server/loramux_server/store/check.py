@@ -58,10 +58,10 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     package = read_package(file, size)
     _check_notes(package, base)
     check_fit(package.contents, base.layers)
-    if package.edits and not base.takes_edits:
+    if package.contents.has_more and not base.takes_edits:
         raise PackageError(
-            f"the adapter has a tensor {package.edits[0].tensor.name}: only low-rank changes are "
-            "served with tensor_parallel above 1",
+            "the adapter has more than low-rank changes, which are all that is served with "
+            "tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
@@ -90,11 +90,12 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    for edit in package.edits:
-        largest = _largest(file, package.file.data_start, edit.tensor)
+    parts = [part for each in package.contents.bottlenecks for part in each.parts.values()]
+    for tensor in [*(edit.tensor for edit in package.edits), *parts]:
+        largest = _largest(file, package.file.data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
-                f"tensor {edit.tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
+                f"tensor {tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
     return package
