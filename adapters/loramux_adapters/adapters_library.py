@@ -79,7 +79,9 @@ def pack_adapters_library(
     architecture = config.get("architecture") or "bottleneck"
     pack_architecture = _ARCHITECTURES.get(str(architecture))
     if pack_architecture is None:
-        raise unsupported("architecture", architecture, f"{' and '.join(_ARCHITECTURES)} are served")
+        raise unsupported(
+            "architecture", architecture, f"{' and '.join(_ARCHITECTURES)} are served"
+        )
     for name in HEAD_FILES:
         if (source / name).exists():
             raise PackageError(
