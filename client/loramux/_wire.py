@@ -1,5 +1,6 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Unpack
@@ -14,23 +15,17 @@ from loramux.types import (
     FinishReason,
     Generation,
     PositionLogprobs,
+    QuarantineEntry,
     SamplingOptions,
     ServerInfo,
     Timing,
     TokenLogprob,
     Usage,
 )
-from loramux.v1 import errors_pb2, generation_pb2, server_pb2
+from loramux.v1 import errors_pb2, generation_pb2, quarantine_pb2, server_pb2
 
 ERROR_KEY = "loramux-error-bin"
 """Trailing metadata that holds an ErrorDetail."""
-
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    # An answer with log-probabilities can be large; a request cannot.
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-]
 
 _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
@@ -138,6 +133,16 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         num_parameters=base.num_parameters,
         max_running_requests=message.max_running_requests,
         max_upload_bytes=message.max_upload_bytes,
+    )
+
+
+def quarantine_entry(message: quarantine_pb2.QuarantineEntry) -> QuarantineEntry:
+    """Return the value of something that is refused."""
+    return QuarantineEntry(
+        key=message.key,
+        adapters=tuple(message.adapters),
+        cause=message.cause,
+        since=message.since.ToDatetime(tzinfo=datetime.UTC),
     )
 
 

@@ -6,12 +6,13 @@ from typing import Self, Unpack
 
 import grpc
 
-from loramux import _wire
+from loramux import _channel, _wire
 from loramux._aio_adapters import AsyncAdapters
 from loramux.client import DEFAULT_TIMEOUT
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
-from loramux.v1 import server_pb2
+from loramux.types import Chunk, Generation, QuarantineEntry, SamplingOptions, ServerInfo
+from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
 __all__ = ["AsyncClient"]
@@ -25,21 +26,23 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str,
+        target: _channel.Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        retries: bool = True,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
-        options = _wire.CHANNEL_OPTIONS
+        address, options = _channel.address(target), _channel.options(target, retries=retries)
         self._channel = (
-            grpc.aio.secure_channel(target, credentials, options)
+            grpc.aio.secure_channel(address, credentials, options)
             if credentials
-            else grpc.aio.insecure_channel(target, options)
+            else grpc.aio.insecure_channel(address, options)
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
+        self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = AsyncAdapters(self._channel, timeout)
         """The adapters that are registered with the server."""
 
@@ -111,6 +114,21 @@ class AsyncClient:
                 await self._server.GetServerInfo(
                     server_pb2.GetServerInfoRequest(), timeout=self._timeout
                 )
+            )
+
+    async def quarantined(self) -> list[QuarantineEntry]:
+        """Return the requests and adapters that the server does not run any more."""
+        with _wire.raising():
+            response = await self._quarantine.ListQuarantined(
+                quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
+            )
+            return [_wire.quarantine_entry(entry) for entry in response.entries]
+
+    async def clear_quarantined(self, key: str) -> None:
+        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        with _wire.raising():
+            await self._quarantine.ClearQuarantined(
+                quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     async def close(self) -> None:

@@ -6,11 +6,12 @@ from typing import Self, Unpack
 
 import grpc
 
-from loramux import _wire
+from loramux import _channel, _wire
 from loramux._adapters import Adapters
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
-from loramux.v1 import server_pb2
+from loramux.types import Chunk, Generation, QuarantineEntry, SamplingOptions, ServerInfo
+from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
 __all__ = ["Client"]
@@ -26,27 +27,35 @@ class Client:
 
     def __init__(
         self,
-        target: str,
+        target: _channel.Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        retries: bool = True,
     ) -> None:
         """Connect to `target` when the first call is made.
 
         Args:
-            target: `HOST:PORT` of the server.
+            target: `HOST:PORT` of the server, or a list of several that serve the same: they take
+                turns, and who cannot serve is left out.
             timeout: Seconds that a call may take, unless it says otherwise.
             credentials: TLS credentials, from `grpc.ssl_channel_credentials`; None for plaintext.
+            retries: Make calls that change nothing again where the server was away before it began
+                to answer; with patience, and not so often that it would add much to its load.
+
+        Raises:
+            InvalidArgumentError: `target` names several, and one of them cannot be found.
         """
-        options = _wire.CHANNEL_OPTIONS
+        address, options = _channel.address(target), _channel.options(target, retries=retries)
         self._channel = (
-            grpc.secure_channel(target, credentials, options)
+            grpc.secure_channel(address, credentials, options)
             if credentials
-            else grpc.insecure_channel(target, options)
+            else grpc.insecure_channel(address, options)
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
+        self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = Adapters(self._channel, timeout)
         """The adapters that are registered with the server."""
 
@@ -132,6 +141,21 @@ class Client:
         with _wire.raising():
             return _wire.server_info(
                 self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout)
+            )
+
+    def quarantined(self) -> list[QuarantineEntry]:
+        """Return the requests and adapters that the server does not run any more."""
+        with _wire.raising():
+            response = self._quarantine.ListQuarantined(
+                quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
+            )
+            return [_wire.quarantine_entry(entry) for entry in response.entries]
+
+    def clear_quarantined(self, key: str) -> None:
+        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        with _wire.raising():
+            self._quarantine.ClearQuarantined(
+                quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     def close(self) -> None:

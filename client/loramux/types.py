@@ -17,6 +17,7 @@ __all__ = [
     "FinishReason",
     "Generation",
     "PositionLogprobs",
+    "QuarantineEntry",
     "SamplingOptions",
     "ServerInfo",
     "Timing",
@@ -277,3 +278,16 @@ class ServerInfo:
     num_parameters: int
     max_running_requests: int
     max_upload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineEntry:
+    """A request or adapter that a server does not run any more."""
+
+    key: str
+    """The digest of an adapter, or `request:` and a digest of the request."""
+    adapters: tuple[str, ...]
+    """The versions that have this digest."""
+    cause: str
+    """What happened."""
+    since: datetime.datetime

@@ -45,7 +45,9 @@ class Engine(EngineClient):
             EngineConfig(model=""), on_report=metrics.report, on_ready=metrics.engine_ready
         )
         self.sent: list[ToEngine] = []
-        self.process: Any = SimpleNamespace(is_ready=True, send=self.sent.append)
+        self.process: Any = SimpleNamespace(
+            is_ready=True, send=self.sent.append, seconds_to_ready=1.0
+        )
 
     @property
     def ids(self) -> list[int]:

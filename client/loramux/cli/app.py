@@ -16,6 +16,7 @@ from loramux.cli import (
     inspection,
     merging,
     packages,
+    quarantine,
     residency,
     signing,
     train,
@@ -99,6 +100,7 @@ app.command("unpin")(residency.unpin)
 app.command("prefetch")(residency.prefetch)
 app.command("watch")(residency.watch)
 app.add_typer(alias.app, name="alias")
+app.add_typer(quarantine.app, name="quarantine")
 app.command("bench")(bench.bench)
 
 

@@ -86,6 +86,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
     """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+    ERROR_REASON_ADAPTER_QUARANTINED: _ErrorReason.ValueType  # 40
+    """ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
+    clears it: the engine died again and again with it, or its logits were never finite.
+    """
+    ERROR_REASON_REQUEST_QUARANTINED: _ErrorReason.ValueType  # 41
+    """ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
+    request, and that it is not run any more until an operator clears it.
+    """
+    ERROR_REASON_NOT_QUARANTINED: _ErrorReason.ValueType  # 42
+    """ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+    ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 43
+    """ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -156,6 +168,18 @@ ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
 """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
 """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+ERROR_REASON_ADAPTER_QUARANTINED: ErrorReason.ValueType  # 40
+"""ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
+clears it: the engine died again and again with it, or its logits were never finite.
+"""
+ERROR_REASON_REQUEST_QUARANTINED: ErrorReason.ValueType  # 41
+"""ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
+request, and that it is not run any more until an operator clears it.
+"""
+ERROR_REASON_NOT_QUARANTINED: ErrorReason.ValueType  # 42
+"""ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 43
+"""ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

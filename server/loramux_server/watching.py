@@ -1,0 +1,41 @@
+"""The directory of adapters, looked at in a thread, again and again."""
+
+import asyncio
+import logging
+import threading
+
+import sqlalchemy.exc
+
+from loramux_server.store.directory import Directory
+
+_log = logging.getLogger(__name__)
+
+
+async def look(directory: Directory, *, settles: bool) -> None:
+    """Take in what is in `directory`; when cancelled, end with the entry at hand."""
+    cancelled = threading.Event()
+    work = asyncio.create_task(
+        asyncio.to_thread(directory.look, settles=settles, is_cancelled=cancelled.is_set)
+    )
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await work
+        raise
+
+
+async def watch(directory: Directory, interval: float) -> None:
+    """Take in, again and again, what is in `directory`."""
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            await look(directory, settles=True)
+        except (OSError, sqlalchemy.exc.OperationalError) as error:
+            _log.warning("--adapters is looked at again later: %s", error)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """End `task`, and return when it has ended."""
+    task.cancel()
+    await asyncio.wait([task])
