@@ -212,10 +212,9 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         started(arguments.engine, Path(folder)) as server,
     ):
-        answer, asks = answered, asked
         max_tokens = (5, 120)
-        if arguments.engine == "real":
-            answer, asks = known_answers(server, max_tokens[1])
+        is_fake = arguments.engine == "fake"
+        answer, asks = (answered, asked) if is_fake else known_answers(server, max_tokens[1])
         outcome = campaign(
             server, answer, asks, cycles=arguments.cycles, seconds=arguments.seconds,
             max_tokens=max_tokens,

@@ -29,7 +29,7 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 20_000),
     # A server that starts again is back within seconds.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 _REPEATABLE = {
     "loramux.v1.GenerationService": ["Generate", "StreamGenerate"],

@@ -144,7 +144,7 @@ class EngineClient:
             UnavailableError: The engine is away.
             FailedPreconditionError: The request or its adapter is in quarantine.
         """
-        work = Work(prompt, adapter and adapter.digest, sampling)
+        work = Work(prompt, adapter.digest if adapter else None, sampling)
         self.quarantine.check(work)
         if not self.process.is_ready:
             raise self._unavailable("is starting")

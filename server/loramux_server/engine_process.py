@@ -137,7 +137,9 @@ class EngineProcess:
     def send(self, message: ToEngine) -> None:
         """Tell the engine something; it must be ready."""
         assert self._writer is not None
-        self._writer.write(frame(encode(message)))
+        # Of an engine that has just gone the calls are about to end.
+        if not self._writer.is_closing():
+            self._writer.write(frame(encode(message)))
 
     async def _spawn(self) -> tuple[asyncio.StreamReader, ModelInfo]:
         begin = time.monotonic()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from loramux_server.engine.messages import AdapterSource, Token
@@ -15,7 +16,7 @@ from tests.support.models import VOCAB, tiny_model
 
 NUM_TOKENS = 5
 NUM_ADAPTERS = 3
-NUM_COMPOSITIONS = 25
+NUM_COMPOSITIONS = 40
 SHAPE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 32,
@@ -41,6 +42,16 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[AdapterSource]:
     return found
 
 
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> AdapterSource:
+    """An adapter with finite weights whose keys and values overflow."""
+    folder = tmp_path_factory.mktemp("poisoned")
+    saved = save_adapter(model(), folder / "a", seed=9, r=8, target_modules="all-linear")
+    path = saved / "adapter_model.safetensors"
+    save_file({name: weight * 1e18 for name, weight in load_file(path).items()}, path)
+    return pack_source(saved, folder / "a.package")
+
+
 class Batches:
     """The same requests, in one batch after another."""
 
@@ -58,7 +69,9 @@ class Batches:
             for _ in range(20)
         ]  # fmt: skip
 
-    def run(self, requests: list[Request], *, max_batch_tokens: int = 64) -> list[list[Token]]:
+    def run(
+        self, requests: list[Request], *, max_batch_tokens: int = 64, may_fail: bool = False
+    ) -> list[list[Token]]:
         """Return the tokens of each of `requests`, which run together and start at random."""
         harness = self._harness
         harness.engine._scheduler._max_batch_tokens = max_batch_tokens
@@ -69,7 +82,7 @@ class Batches:
             for _ in range(self._random.choice([0, 0, 0, 1, 2])):
                 harness.step()
         harness.run()
-        assert not harness.failures
+        assert may_fail or harness.failures.keys().isdisjoint(ids)
         return [harness.tokens[number] for number in ids]
 
     def alone(self) -> dict[Request, list[tuple[int, Any]]]:
@@ -101,6 +114,22 @@ def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> Non
     """So the test above can fail."""
     batches = Batches(sources, deterministic=False)
     assert next(batches.differences(NUM_COMPOSITIONS), None) is not None
+
+
+def test_neighbours_of_a_poisoned_adapter_and_who_comes_after_it_are_what_they_were(
+    sources: list[AdapterSource], poisoned: AdapterSource
+) -> None:
+    # There is room for two adapters and little more than one batch: all of it is used again.
+    batches = Batches([*sources, poisoned], deterministic=True, rows=40, num_blocks=60)
+    alone = batches.alone()
+    for number in range(12):
+        clean = batches.requests[number : number + 4]
+        bad = [(prompt, NUM_ADAPTERS) for prompt, _ in batches.requests[:2]]
+        found = batches.run([*bad, *clean, *bad], may_fail=True)
+        for request, tokens in zip(clean, found[2:6], strict=True):
+            assert content(tokens) == alone[request]
+        assert [len(tokens) for tokens in found[:2] + found[6:]] == [0, 0, 0, 0]
+    assert batches.alone() == alone
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,10 @@ SUBJECT, NEIGHBOUR = 0, 1
 ADAPTER = fake_source(1, 8)
 
 
-def greedy(max_tokens: int = 40, **more: int) -> Sampling:
-    return Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=True, **more)
+def greedy(max_tokens: int = 40, min_tokens: int = 0) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens, min_tokens=min_tokens, seed=0, temperature=0.0, ignore_eos=True
+    )
 
 
 class Place:
@@ -136,8 +138,9 @@ def test_only_who_is_late_ends() -> None:
     assert len(place.tokens[1]) == 40
 
 
-def refused(place: Place, prompt: list[int], timeout: float, **sampling: int) -> str | None:
-    place.engine.receive([Submit(99, prompt, None, greedy(**sampling), timeout)])
+def refused(place: Place, prompt: list[int], timeout: float, min_tokens: int = 0) -> str | None:
+    sampling = greedy(min_tokens=min_tokens)
+    place.engine.receive([Submit(99, prompt, None, sampling, timeout)])
     report = place.step()
     place.engine.receive([Cancel(99)])
     return report.failures[0].reason if report.failures else None

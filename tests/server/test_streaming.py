@@ -69,7 +69,7 @@ class Served:
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
             adapter_rows=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
-        self._service = GenerationService(
+        self.service = GenerationService(
             engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), default_timeout=60,
         )  # fmt: skip
@@ -81,7 +81,7 @@ class Served:
             prompt_token_ids=[5], sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling)
         )
         context: Any = SimpleNamespace(time_remaining=lambda: timeout)
-        return self._service.StreamGenerate(request, context)
+        return self.service.StreamGenerate(request, context)
 
     def count(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"loramux_{name}", {"adapter": "base"})
@@ -192,3 +192,22 @@ async def test_the_time_in_the_queue_is_noted_once_for_a_request(served: Served)
     await first
     assert (await anext(stream)).timing.queue_seconds == 0.5
     assert served.metrics.registry.get_sample_value("loramux_queue_seconds_count") == 1
+
+
+async def test_who_gives_up_between_the_last_token_and_the_status_leaves_nothing_behind(
+    served: Served,
+) -> None:
+    stream = served.stream()
+    await begun(served, stream)
+    served.engine.report(Token(served.engine.ids[0], TOKEN, Finish.LENGTH))
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert served.engine._calls == {}
+    # The engine has let go of it already.
+    assert not any(isinstance(message, Cancel) for message in served.engine.sent)
+
+
+async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) -> None:
+    await begun(served, served.stream(timeout=7.0))
+    (submit,) = (message for message in served.engine.sent if isinstance(message, Submit))
+    assert submit.timeout is not None
+    assert 0 < submit.timeout <= 7.0
