@@ -81,6 +81,7 @@ class Outcome:
     def report(self) -> dict[str, object]:
         return {
             "streams": len(self.streams),
+            "finished": sum(not stream.error for stream in self.streams),
             "hung": self.num_hung,
             "wrong tokens": self.num_wrong,
             "other errors": self.surprises,
@@ -194,8 +195,8 @@ def table(outcome: Outcome) -> str:
         lines.append("| " + " | ".join([kind, *map(str, row.values())]) + " |")
     durations = [s.end - s.begin for s in outcome.streams if not s.error] or [0.0]
     lines.append(
-        f"\n{len(outcome.streams)} streams (median {statistics.median(durations):.2f} s), "
-        f"{outcome.num_hung} hung, {outcome.num_wrong} with wrong tokens, "
+        f"\n{len(outcome.streams)} streams, {len(durations)} of them finished (median "
+        f"{statistics.median(durations):.2f} s), {outcome.num_hung} hung, {outcome.num_wrong} with wrong tokens, "
         f"{len(outcome.surprises)} with other errors"
     )
     return "\n".join(lines)

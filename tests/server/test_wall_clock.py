@@ -8,8 +8,8 @@ import pytest
 
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
-from loramux_server.listener import Listener
 from loramux_server.engine.messages import Token
+from loramux_server.listener import Listener
 from tests.server.test_streaming import TOKEN, Served
 
 HOUR = 3600.0
