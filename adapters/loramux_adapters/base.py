@@ -3,12 +3,11 @@
 import json
 import os
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.lora import LoraModule
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
@@ -74,9 +73,9 @@ class BaseFolder:
                 return BaseLayer(tensor, is_conv1d)
         return None
 
-    def features(self, modules: Iterable[LoraModule]) -> dict[str, tuple[int, int]]:
-        """Return (in_features, out_features) of those layers of `modules` that there are."""
-        layers = {module.module: self.layer(module.module) for module in modules}
+    def features(self, contents: Contents) -> dict[str, tuple[int, int]]:
+        """Return (in_features, out_features) of those layers of `contents` that there are."""
+        layers = {module: self.layer(module) for module in contents.changed_modules}
         return {name: layer.features for name, layer in layers.items() if layer}
 
 

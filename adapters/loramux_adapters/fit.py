@@ -1,31 +1,41 @@
 """Whether an adapter fits a base model, from names and shapes alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+from loramux_adapters.contents import Contents, EditKind
 from loramux_adapters.errors import PackageError
-from loramux_adapters.lora import LoraModule
 
 
-def check_fit(modules: Iterable[LoraModule], base: Mapping[str, tuple[int, int]]) -> None:
-    """Demand that each of `modules` changes a layer that the base has, in its shape.
+def check_fit(contents: Contents, base: Mapping[str, tuple[int, int]]) -> None:
+    """Demand that an adapter changes layers that the base has, in their shapes.
 
     Args:
-        modules: The changes of the adapter.
+        contents: The changes of the adapter.
         base: Name of each layer that can be changed -> (in_features, out_features).
 
     Raises:
         PackageError: A layer is missing or has another shape.
     """
-    for module in modules:
-        if module.module not in base:
+    for name in contents.changed_modules:
+        if name not in base:
             raise PackageError(
-                f"module {module.module} is no layer of the base model that can be adapted",
+                f"module {name} is no layer of the base model that can be adapted",
                 "ADAPTER_BASE_MISMATCH",
             )
+    for module in contents.modules:
         if (module.in_features, module.out_features) != base[module.module]:
             wanted_in, wanted_out = base[module.module]
             raise PackageError(
                 f"module {module.module}: the adapter maps {module.in_features} to "
                 f"{module.out_features} features, the base model {wanted_in} to {wanted_out}",
+                "ADAPTER_BASE_MISMATCH",
+            )
+    for edit in contents.edits:
+        is_input = edit.kind is EditKind.INPUT_FACTOR
+        wanted = base[edit.module][0 if is_input else 1]
+        if edit.width != wanted:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, the layer "
+                f"of the base model {wanted} {'inputs' if is_input else 'outputs'}",
                 "ADAPTER_BASE_MISMATCH",
             )

@@ -3,9 +3,21 @@
 Source of the meaning: `peft.LoraConfig`, PEFT 0.21, with literal names where PEFT has patterns.
 """
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from loramux_adapters.matching import tails
+
+
+class Bias(enum.StrEnum):
+    """Which biases an adapter brings in place of the base model's."""
+
+    NONE = "none"
+    ALL = "all"
+    LORA_ONLY = "lora_only"
+    """Of the layers that it changes, as PEFT means it; what PEFT saves of them is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +37,9 @@ class LoraConfig:
     layers_pattern: tuple[str, ...]
     """Names of what the layer number stands behind; the first that is found counts."""
     base_model: str
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: Bias = Bias.NONE
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the config gives to `module`."""
@@ -40,12 +55,12 @@ class LoraConfig:
 
     def targets(self, module: str) -> bool:
         """Return whether PEFT would give `module` an adapter."""
-        if not self.exclude_modules.isdisjoint(_tails(module)):
+        if not self.exclude_modules.isdisjoint(tails(module)):
             return False
         if self.target_modules is not None:
             if module in self.target_modules:
                 return True  # PEFT does not look at the layer of a module named in full
-            if self.target_modules.isdisjoint(_tails(module)):
+            if self.target_modules.isdisjoint(tails(module)):
                 return False
         return self.layers is None or self._layer_of(module) in self.layers
 
@@ -57,19 +72,11 @@ class LoraConfig:
             return next((number for i, number in numbers if i > 1), None)
         found: dict[str, int] = {}
         for i, number in reversed(numbers):  # of two numbers behind one name the first counts
-            found.update(dict.fromkeys(_tails(".".join(parts[:i])), number))
+            found.update(dict.fromkeys(tails(".".join(parts[:i])), number))
         return next((found[name] for name in self.layers_pattern if name in found), None)
-
-
-def _tails(module: str) -> list[str]:
-    """Return the names that PEFT takes for `module`: all of its parts, or the last of them."""
-    tails = [module]
-    while "." in tails[-1]:
-        tails.append(tails[-1].partition(".")[2])
-    return tails
 
 
 def _first_match(keys: Mapping[str, object], module: str) -> str | None:
     # Looked up, not searched: a small file can bring thousands of keys and thousands of modules.
-    found = {tail for tail in _tails(module) if tail in keys}
+    found = {tail for tail in tails(module) if tail in keys}
     return next((key for key in keys if key in found), None) if found else None

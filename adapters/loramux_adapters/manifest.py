@@ -13,7 +13,6 @@ from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.strict_json import parse_object
 
 FORMAT_VERSION = 1
-KIND = "lora"
 MANIFEST_KEY = "loramux.manifest"
 NOTES: Mapping[str, tuple[type, str]] = {
     "base": (dict, "an object"),
@@ -56,13 +55,14 @@ def parse_manifest(text: str) -> Manifest:
             f"the manifest has format {shown(version)}; this version reads {FORMAT_VERSION}",
             "INVALID_ADAPTER_CONFIG",
         )
-    if kind != KIND:
-        raise PackageError(
-            f"the manifest has kind {shown(kind)}; {KIND!r} is served",
-            "UNSUPPORTED_ADAPTER_FEATURE",
-        )
     if not isinstance(config, dict):
         raise PackageError("the manifest has no peft_config object", "INVALID_ADAPTER_CONFIG")
+    if kind != _kind(config):
+        raise PackageError(
+            f"the manifest has kind {shown(kind)}; by peft_type of its peft_config it is "
+            f"{shown(_kind(config))}",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     return Manifest(config, check_notes(manifest, "the manifest"))
 
 
@@ -97,8 +97,16 @@ def with_step(notes: Mapping[str, object], step: Mapping[str, object]) -> dict[s
 
 def manifest_text(peft_config: Mapping[str, object], notes: Mapping[str, object]) -> str:
     """Return the manifest as JSON; equal input gives equal text, whatever the order of keys."""
-    fixed = {"format": FORMAT_VERSION, "kind": KIND, "peft_config": _sorted(peft_config)}
+    fixed = {
+        "format": FORMAT_VERSION,
+        "kind": _kind(peft_config),
+        "peft_config": _sorted(peft_config),
+    }
     return compact_json(fixed | {name: _sorted(notes[name]) for name in NOTES if name in notes})
+
+
+def _kind(peft_config: Mapping[str, object]) -> str:
+    return str(peft_config.get("peft_type")).lower()
 
 
 def compact_json(value: object) -> str:

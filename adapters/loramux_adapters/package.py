@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
+from loramux_adapters.contents import Contents, Edit
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
-from loramux_adapters.lora import LoraModule, lora_modules
-from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.kinds import AdapterConfig, kind_of, read_contents
+from loramux_adapters.lora import LoraModule
 from loramux_adapters.manifest import (
     MANIFEST_KEY,
     check_notes,
@@ -27,7 +28,6 @@ from loramux_adapters.manifest import (
     manifest_text,
     parse_manifest,
 )
-from loramux_adapters.peft_config import MAX_CONFIG_BYTES, check_config
 from loramux_adapters.strict_json import parse_object
 from loramux_adapters.tensorfile import (
     ITEM_BYTES,
@@ -40,6 +40,7 @@ from loramux_adapters.tensorfile import read_header as read_tensor_header
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 64 << 10
 NOTES_FILE = "loramux.json"
 """Notes for the manifest, beside the files of PEFT."""
 MAX_NOTES_BYTES = MAX_HEADER_BYTES
@@ -57,23 +58,38 @@ class Output(Protocol):
 class Package:
     """A checked package; its tensor bytes stay in the file."""
 
-    config: LoraConfig
+    config: AdapterConfig
     peft_config: Mapping[str, object]
     """`adapter_config.json` as PEFT wrote it."""
     notes: Mapping[str, object]
     """What else the manifest says; `loramux_adapters.manifest.NOTES` names all."""
-    modules: list[LoraModule]
+    contents: Contents
     file: TensorFile
 
     @property
+    def modules(self) -> list[LoraModule]:
+        """The low-rank changes."""
+        return self.contents.modules
+
+    @property
+    def edits(self) -> list[Edit]:
+        """What else is done to linear layers."""
+        return self.contents.edits
+
+    @property
+    def method(self) -> str:
+        """What trained it, as PEFT calls that, in lower case."""
+        return str(self.peft_config["peft_type"]).lower()
+
+    @property
     def rank(self) -> int:
-        """The largest rank of any module."""
-        return max(module.rank for module in self.modules)
+        """The largest rank of any module; 0 where there is no low-rank change."""
+        return max((module.rank for module in self.modules), default=0)
 
     @property
     def target_modules(self) -> list[str]:
         """The last parts of the names of the adapted layers, sorted."""
-        return sorted({module.module.rpartition(".")[2] for module in self.modules})
+        return sorted({module.rpartition(".")[2] for module in self.contents.changed_modules})
 
 
 def read_package(file: BinaryIO, size: int) -> Package:
@@ -90,9 +106,8 @@ def read_package(file: BinaryIO, size: int) -> Package:
             "INVALID_ADAPTER_CONFIG",
         )
     manifest = parse_manifest(header.metadata[MANIFEST_KEY])
-    checked = _check(manifest.peft_config)
-    modules = lora_modules(checked, header.tensors)
-    return Package(checked, manifest.peft_config, manifest.notes, modules, header)
+    checked, contents = _read(manifest.peft_config, header.tensors)
+    return Package(checked, manifest.peft_config, manifest.notes, contents, header)
 
 
 def pack(source: Path, output: Output, *, notes: Mapping[str, object] | None = None) -> None:
@@ -105,7 +120,7 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object] | None = N
         PackageError: The folder is not an adapter that can be served.
     """
     config = read_config(source)
-    _check(config)  # before the tensors: the clearer message comes first
+    kind_of(config).check(config)  # before the tensors: the clearer message comes first
     noted = read_notes(source)
     with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
@@ -130,7 +145,7 @@ def write_package(
     Raises:
         PackageError: Config and tensors are not an adapter that can be served.
     """
-    lora_modules(_check(peft_config), dict(tensors))
+    _read(peft_config, tensors)
     # Wide items first, so that every tensor is aligned; then by name.
     order = sorted(tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
     if notes and "tensors" not in notes:
@@ -239,13 +254,15 @@ def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
         end += tensor.num_bytes
 
 
-def _check(config: Mapping[str, object]) -> LoraConfig:
+def _read(
+    config: Mapping[str, object], tensors: Mapping[str, TensorInfo]
+) -> tuple[AdapterConfig, Contents]:
     # The compact form is what a package holds, so what can be packed can be read.
     if len(compact_json(config)) > MAX_CONFIG_BYTES:
         raise PackageError(
             f"the config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
         )
-    return check_config(config)
+    return read_contents(config, tensors)
 
 
 def _read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:

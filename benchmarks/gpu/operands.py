@@ -27,7 +27,7 @@ from loramux_server.kernels.gpu.staged import Staged, Stager
 from loramux_server.kernels.gpu.tiles import LowRank
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.adapter_table import AdapterTable, GroupTable
-from loramux_server.lora.row_allocator import GRANULE, rows_of
+from loramux_server.lora.row_allocator import GRANULE, RowSize
 from loramux_server.lora.segments import Residence, Segments
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -70,7 +70,7 @@ class LoraOperands:
         dtype: torch.dtype,
     ) -> "LoraOperands":
         """Return operands of random numbers for `tokens` requests and adapters of `ranks`."""
-        sizes, num_parts = list(map(rows_of, ranks)), len(outputs)
+        sizes, num_parts = list(map(RowSize().rows_of, ranks)), len(outputs)
         *rows, num_rows = np.cumsum([0, *sizes]).tolist()
         table = AdapterTable.empty(1, num_rows, num_parts, device)
         for row, size, rank in zip(rows, sizes, ranks, strict=True):

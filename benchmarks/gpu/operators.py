@@ -17,7 +17,7 @@ import torch
 from benchmarks.fixture import Shape
 from benchmarks.gpu.operands import LoraOperands, lora_calls
 from loramux_server.kernels.gpu.plan import Plan
-from loramux_server.lora.row_allocator import rows_of
+from loramux_server.lora.row_allocator import RowSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,6 @@ def _own_h(operands: LoraOperands) -> list[torch.Tensor]:
     for i, rank in enumerate(operands.ranks):
         tokens = slice(operands.borders[i], operands.borders[i + 1])
         for part, h_TR in enumerate(h_PTR):
-            first = part * rows_of(rank)
+            first = part * RowSize().rows_of(rank)
             h_TR[tokens, :rank] = h_TJ[tokens, first : first + rank]
     return h_PTR

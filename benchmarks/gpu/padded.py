@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from benchmarks.gpu.operands import SCALE, LoraOperands
-from loramux_server.lora.row_allocator import rows_of
+from loramux_server.lora.row_allocator import RowSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Padded:
         )
         for i, (row, used) in enumerate(zip(operands.rows, operands.ranks, strict=True)):
             for part, (n0, n1) in enumerate(pairwise(operands.columns)):
-                first = num_parts * row + part * rows_of(used)
+                first = num_parts * row + part * RowSize().rows_of(used)
                 padded.a_PSRK[part][i, :used] = a_RK[first : first + used]
                 padded.b_PSNR[part][i, :, :used] = b_RN[row : row + used, n0:n1].T * SCALE
         return padded

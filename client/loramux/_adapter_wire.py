@@ -43,6 +43,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         digest=message.digest,
         size_bytes=message.size_bytes,
         rank=message.rank,
+        method=message.method,
         target_modules=tuple(message.target_modules),
         base_model=message.base_model,
         source=_SOURCES.get(message.source, ""),

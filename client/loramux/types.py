@@ -214,7 +214,9 @@ class Adapter:
     digest: str
     size_bytes: int
     rank: int
-    """The largest rank of any module."""
+    """The largest rank of any module; 0 where there is no low-rank change."""
+    method: str
+    """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

@@ -99,6 +99,8 @@ class Server:
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
+            row_bytes=model.row_bytes,
+            takes_edits=model.takes_edits,
         )
         directory = Directory(adapters, registry, base)
         await look(directory, settles=False)

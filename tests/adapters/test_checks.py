@@ -166,7 +166,11 @@ def test_verify_finds_a_flipped_bit_in_any_tensor_byte(tmp_path: Path, loramux: 
     [
         (TENSORS, ["--digest", "sha256:00"], "the package has digest sha256:"),
         (TENSORS, ["--base", "absent"], "base model: absent/config.json cannot be read"),
-        (random_pair(b=np.full((6, 4), np.inf)), [], f"module {Q}: a weight is NaN or infinite"),
+        (
+            random_pair(b=np.full((6, 4), np.inf)),
+            [],
+            f"tensor base_model.model.{Q}.lora_B.weight: a weight is NaN or infinite",
+        ),
     ],
 )
 def test_verify_fails_in_one_line(

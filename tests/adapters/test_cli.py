@@ -101,7 +101,7 @@ def test_a_folder_and_its_package_look_alike(loramux: Loramux, poet: Path) -> No
 def mistakes(tmp_path: Path) -> None:
     """Files that are no adapters."""
     write_folder(tmp_path / "adapter")
-    write_folder(tmp_path / "dora", config=CONFIG | {"use_dora": True})
+    write_folder(tmp_path / "qalora", config=CONFIG | {"use_qalora": True})
     (write_folder(tmp_path / "pickled") / "adapter_model.safetensors").rename(
         tmp_path / "pickled" / "adapter_model.bin"
     )
@@ -118,12 +118,12 @@ def mistakes(tmp_path: Path) -> None:
         ("pack empty", "empty has no readable adapter_config.json"),
         ("pack cut.safetensors", "expected a folder"),
         ("pack pickled", "adapter_model.bin is a pickle"),
-        ("pack dora", "'use_dora' = True is refused"),
+        ("pack qalora", "'use_qalora' = True is refused"),
         ("pack adapter -o absent/there", "No such file or directory"),
         ("pack adapter -o empty", "empty is there and is no file"),
         ("inspect absent", "No such file or directory: 'absent'"),
         ("inspect empty", "empty has no readable adapter_config.json"),
-        ("inspect dora", "'use_dora' = True is refused"),
+        ("inspect qalora", "'use_qalora' = True is refused"),
         ("inspect bare.safetensors", "no tensors"),
         ("inspect cut.safetensors", "the tensors need 56 bytes, the file holds 55"),
         ("inspect adapter/adapter_model.safetensors", "bare tensor file"),

@@ -12,8 +12,7 @@ import pytest
 import safetensors
 
 from loramux_adapters import PackageError, pack, read_package
-from loramux_adapters.package import digest_of, is_peft_folder
-from loramux_adapters.peft_config import MAX_CONFIG_BYTES
+from loramux_adapters.package import MAX_CONFIG_BYTES, digest_of, is_peft_folder
 from tests.adapters.files import (
     CONFIG,
     MODULE,
@@ -215,8 +214,8 @@ def with_manifest(text: str) -> bytes:
             id="scale-above-1000",
         ),
         pytest.param(
-            package(config=CONFIG | {"bias": "all"}), "UNSUPPORTED_ADAPTER_FEATURE", "'bias'",
-            id="unserved-field",
+            package(config=CONFIG | {"use_qalora": True}), "UNSUPPORTED_ADAPTER_FEATURE",
+            "'use_qalora'", id="unserved-field",
         ),
     ],
 )  # fmt: skip

@@ -13,13 +13,9 @@ import peft
 import pytest
 
 from loramux_adapters import PackageError
-from loramux_adapters.peft_config import (
-    HONOURED,
-    MAX_CONFIG_BYTES,
-    RECORDED,
-    REFUSED,
-    check_config,
-)
+from loramux_adapters.kinds import KINDS, AdapterConfig, kind_of
+from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.package import MAX_CONFIG_BYTES
 from tests.adapters.files import CONFIG
 
 INVALID = "INVALID_ADAPTER_CONFIG"
@@ -29,6 +25,10 @@ UNSUPPORTED = "UNSUPPORTED_ADAPTER_FEATURE"
 def case(id: str, reason: str, *message: str, **changes: Any) -> Any:
     """Return a case: what the error says about a good config with `changes`."""
     return pytest.param(CONFIG | changes, reason, message, id=id)
+
+
+def check_config(config: dict[str, Any]) -> AdapterConfig:
+    return kind_of(config).check(config)  # type: ignore[no-any-return]
 
 
 def nested(levels: int) -> list[Any]:
@@ -49,8 +49,8 @@ CORPUS = [
     *(
         case(f"B05-{field}", UNSUPPORTED, f"'{field}'", **{field: value})
         for field, value in {
-            "use_dora": True, "lora_bias": True, "alora_invocation_tokens": [1, 2],
-            "layer_replication": [[0, 4], [2, 5]], "modules_to_save": ["lm_head"], "bias": "all",
+            "alora_invocation_tokens": [1, 2],
+            "layer_replication": [[0, 4], [2, 5]], "modules_to_save": ["lm_head"],
             "trainable_token_indices": [7], "target_parameters": ["experts.down_proj"],
             "use_qalora": True, "megatron_config": {"a": 1}, "use_bdlora": {"nblocks": 2},
             "arrow_config": {"top_k": 1}, "kasa_config": {"beta": 1}, "velora_config": {"scale": 1},
@@ -104,6 +104,9 @@ CORPUS = [
     case("B14-unknown-field", UNSUPPORTED, "'use_everything'", "1", use_everything=1),
     case("B14-unknown-field-of-odd-text", UNSUPPORTED, r"'\x1b[31m'", **{"\x1b[31m": 1}),
     case("rank-pattern-a-list", INVALID, "rank_pattern", "[1]", rank_pattern=[1]),
+    case("bias-unknown", INVALID, "bias", "'some'", "'lora_only'", bias="some"),
+    case("bias-a-list", INVALID, "bias", "[1]", bias=[1]),
+    case("use-dora-text", INVALID, "use_dora", "'yes'", use_dora="yes"),
     case("use-rslora-text", INVALID, "use_rslora", "'false'", use_rslora="false"),
     case("targets-none", INVALID, "target_modules is empty", target_modules=None),
     case("targets-empty", INVALID, "target_modules is empty", target_modules=[]),
@@ -145,9 +148,10 @@ GOOD: dict[str, list[Any]] = {
     "exclude_modules": [None, [], "", ["lm_head"]],
     "layers_to_transform": [None, [], 0, [0, 1]],
     "layers_pattern": [None, [], "", "layers", ["layers", "h"]],
-    "bias": ["none", None],
+    "bias": ["none", None, "all", "lora_only"],
+    "lora_bias": [False, None, True],
     "init_lora_weights": [True, False, "gaussian", "eva", "orthogonal", "mica"],
-    "use_dora": [False, None],
+    "use_dora": [False, None, True],
     "modules_to_save": [None, []],
     "of_a_later_peft": [None, False, 0, "", [], {}],
     "loftq_config": [{"loftq_bits": 4}],
@@ -173,13 +177,14 @@ def test_a_good_value_is_accepted(changes: dict[str, Any]) -> None:
     assert checked.base_model == base_model
 
 
-def test_every_field_of_peft_has_a_place() -> None:
-    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    assert fields - (HONOURED | RECORDED | REFUSED) == set()
-
-
-def test_no_field_has_two_places() -> None:
-    assert len(HONOURED | RECORDED | REFUSED) == len(HONOURED) + len(RECORDED) + len(REFUSED)
+@pytest.mark.parametrize("method", KINDS)
+def test_every_field_of_peft_has_one_place(method: str) -> None:
+    config_class = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(method)]
+    names = {field.name for field in dataclasses.fields(config_class)}
+    fields = KINDS[method].fields
+    places = [*fields.honoured, *fields.recorded, *fields.refused]
+    assert names <= set(places)
+    assert len(places) == len(set(places))
 
 
 def test_names_of_modules_and_places_are_never_followed() -> None:
@@ -192,14 +197,15 @@ def test_names_of_modules_and_places_are_never_followed() -> None:
     }
     program = f"""
 import sys, json
-from loramux_adapters.peft_config import check_config
+from loramux_adapters.kinds import kind_of
 from loramux_adapters.strict_json import parse_object
 
 raw = {json.dumps(config).encode()!r}
 before = set(sys.modules)
 events = []
 sys.addaudithook(lambda name, _: events.append(name))
-check_config(parse_object(raw, "the config"))
+config = parse_object(raw, "the config")
+kind_of(config).check(config)
 print(json.dumps([events, sorted(set(sys.modules) - before)]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
@@ -209,6 +215,7 @@ print(json.dumps([events, sorted(set(sys.modules) - before)]))
 def test_each_pattern_is_not_tried_on_each_layer() -> None:
     keys = [f"a{number:x}" for number in range(MAX_CONFIG_BYTES // 9)]
     config = check_config(CONFIG | {"rank_pattern": dict.fromkeys(keys, 1)})
+    assert isinstance(config, LoraConfig)
     calls = 0
 
     def count(*_: object) -> None:

@@ -273,8 +273,6 @@ CORPUS = [
         for id, name in (
             ("A44-embedding", "model.embed_tokens.lora_embedding_A"),
             ("A45-base-weight", f"{MODULE}.weight"),
-            ("A45-DoRA-magnitude", f"{MODULE}.lora_magnitude_vector"),
-            ("A45-bias", f"{MODULE}.lora_B.bias"),
             ("A45-adapter-name-inside", f"{MODULE}.lora_A.default.weight"),
         )
     ),

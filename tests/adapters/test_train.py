@@ -37,7 +37,7 @@ def train(loramux: Loramux, base: Path, *more: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "adalora"])
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "adalora"])
 def test_a_trained_adapter_is_a_package_that_notes_its_making(
     loramux: Loramux, tiny_base: Path, method: str
 ) -> None:
@@ -48,7 +48,7 @@ def test_a_trained_adapter_is_a_package_that_notes_its_making(
     assert [point["step"] for point in done["training"]] == list(range(1, 13))
     with open_package(Path(done["path"])) as (_, package):
         notes: Any = package.notes
-        assert package.config.use_rslora == (method == "rslora")
+        assert package.peft_config["use_rslora"] == (method == "rslora")
     assert notes["labels"] == ["cold", "warm"]
     (step,) = notes["provenance"]["steps"]
     digest = read_examples(Path("weather.jsonl")).digest
@@ -75,6 +75,14 @@ def test_targets_are_the_layers_that_change(loramux: Loramux, tiny_base: Path) -
         assert package.target_modules == ["q_proj", "up_proj"]
 
 
+def test_ia3_is_trained(loramux: Loramux, tiny_base: Path) -> None:
+    done = train(loramux, tiny_base, "--method", "ia3", "--epochs", "1", "--lr", "0.1")
+    with open_package(Path(done["path"])) as (_, package):
+        assert package.method == "ia3"
+        assert package.edits and not package.modules
+    assert loramux("verify", done["path"], "--base", str(tiny_base)).code == 0
+
+
 def test_the_losses_are_drawn(loramux: Loramux, tiny_base: Path) -> None:
     train(loramux, tiny_base, "--epochs", "1", "--plot", "losses.png")
     assert Path("losses.png").read_bytes().startswith(b"\x89PNG")
@@ -83,8 +91,7 @@ def test_the_losses_are_drawn(loramux: Loramux, tiny_base: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "ia3"], "method ia3 is not trained, because its result could not be packed"),
-        (["--method", "prompt"], "PROMPT_TUNING"),
+        (["--method", "prompt"], "method prompt is not trained, because its result could not"),
         (["--method", "prefix"], "PREFIX_TUNING"),
         (["--method", "qlora"], "method 'qlora' is not known; known are lora, rslora,"),
         (["--targets", "qproj"], "target 'qproj' is no layer of the base; it has down_proj,"),

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loramux_server.kernels.add_lora import add_lora
 from loramux_server.kernels.add_lora_cpu import AddLoraCpu
 from loramux_server.kernels.backend import AddLora
-from loramux_server.lora.row_allocator import rows_of
+from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.slab import DTYPES, weights
 from loramux_server.lora.weight_format import WeightFormat
@@ -76,7 +76,7 @@ def problem(
     columns = np.cumsum([0, *outputs], dtype=np.int32)
     adapters, row = [], 8
     for part_ranks, form in zip(ranks, itertools.cycle(formats), strict=False):
-        size = rows_of(max(1, *part_ranks), form.item_bytes)
+        size = RowSize().rows_of(max(1, *part_ranks), form.item_bytes)
         rank_GP = np.array([part_ranks], np.int32)
         scale_GP = np.linspace(0.25, 1.5, num_parts, dtype=np.float32)[None]
         adapters.append(Residence(row, size, form, rank_GP, scale_GP))

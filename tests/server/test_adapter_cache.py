@@ -13,6 +13,7 @@ from hypothesis import given
 
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
+from loramux_server.lora.row_allocator import RowSize
 
 
 def source(name: str, rank: int = 8) -> AdapterSource:
@@ -20,7 +21,7 @@ def source(name: str, rank: int = 8) -> AdapterSource:
 
 
 def cache(rows: int = 16, host_bytes: int = 1000) -> AdapterCache:
-    return AdapterCache(device_rows=rows, row_bytes=5, host_bytes=host_bytes)
+    return AdapterCache(device_rows=rows, row_size=RowSize(5), host_bytes=host_bytes)
 
 
 def settle(subject: AdapterCache, urgent: str | None = None) -> None:

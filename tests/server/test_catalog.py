@@ -66,6 +66,24 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     registry.close()
 
 
+def test_a_catalog_of_format_2_gets_the_columns_that_it_lacks(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    publish(registry, "a", small_package(0))
+    registry.close()
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite")
+    for column in ("edit_bytes", "method"):
+        connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
+    connection.execute("UPDATE store SET value = '2' WHERE key = 'format'")
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        registry = Registry(tmp_path)
+        found = registry.get("a")
+        assert (found.edit_bytes, found.method) == (0, "lora")
+        assert registry.catalog.note("format") == str(FORMAT)
+        registry.close()
+
+
 def test_a_catalog_that_could_not_be_brought_up_to_date_is_as_it_was(tmp_path: Path) -> None:
     write_format_1(tmp_path, row("a", "sha256:00"))
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")

@@ -4,6 +4,7 @@ import pytest
 
 from loramux_server.engine.messages import Pin, Sampling, Submit, Unpin
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
+from loramux_server.lora.row_allocator import RowSize
 from tests.support.fake import FakeModel, HeldExecutor, fake_engine, fake_source
 
 GREEDY = Sampling(max_tokens=3, seed=0, temperature=0.0, ignore_eos=True)
@@ -108,7 +109,7 @@ def test_a_pin_counts_as_no_hit_and_no_miss(running: Running) -> None:
 
 
 def test_what_can_never_fit_is_not_pinned() -> None:
-    cache = AdapterCache(device_rows=8, row_bytes=100, host_bytes=1 << 20)
+    cache = AdapterCache(device_rows=8, row_size=RowSize(100), host_bytes=1 << 20)
     cache.pin(fake_source(1, 16))
     assert cache.plan_loads() == []
     cache.check()

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from loramux_server.lora.byte_budget import ByteBudget
 from loramux_server.lora.lru_tier import Room
-from loramux_server.lora.row_allocator import RowAllocator, rows_of
+from loramux_server.lora.row_allocator import RowAllocator, RowSize
 
 
 def longest_gap(runs: Sequence[tuple[int, int]], num_rows: int) -> int:
@@ -30,7 +30,7 @@ def test_runs_of_rows_never_overlap_nor_leak(
             rows.release(key)
             del held[key]
         else:
-            key, size = str(number), rows_of(rank)
+            key, size = str(number), RowSize().rows_of(rank)
             fits = longest_gap(list(held.values()), 200) >= size
             assert rows.allocate(key, size) == fits
             if fits:

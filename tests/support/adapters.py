@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from loramux_adapters.package import digest_of, pack, read_package
 from loramux_server.engine.messages import AdapterSource
+from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of
 from loramux_server.store.check import num_bytes
 
@@ -43,7 +44,9 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
         package = read_package(file, size)
         digest = digest_of(file)
     item_bytes = format_of(package).item_bytes
-    return AdapterSource(digest, str(output), package.rank, num_bytes(package), item_bytes)
+    return AdapterSource(
+        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package)
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from loramux_server.engine.sampler import Sampled
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.packed import DamagedError, PackedAdapter
+from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import WeightFormat
 
 VOCAB = 64
@@ -182,7 +183,7 @@ def fake_engine(
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts."""
     model = model or FakeModel()
-    cache = AdapterCache(device_rows=rows, row_bytes=100, host_bytes=host_bytes)
+    cache = AdapterCache(device_rows=rows, row_size=RowSize(100), host_bytes=host_bytes)
     scheduler = Scheduler(
         blocks=BlockManager(num_blocks, BLOCK_SIZE),
         adapters=cache,

@@ -14,7 +14,7 @@ import torch
 
 from loramux_server.kernels.gpu.tiles import BASE, LowRank, Tiles
 from loramux_server.lora.adapter_table import GroupTable
-from loramux_server.lora.row_allocator import GRANULE, rows_of
+from loramux_server.lora.row_allocator import GRANULE, RowSize
 
 NAN = float("nan")
 CANARY = 7.0
@@ -107,7 +107,7 @@ def residents(
         return torch.randn(rows, columns, generator=generator) * deviation
 
     num_parts, columns = len(outputs), [0, *accumulate(outputs)]
-    sizes = [rows_of(max(1, *part_ranks)) for part_ranks in ranks]
+    sizes = [RowSize().rows_of(max(1, *part_ranks)) for part_ranks in ranks]
     numbers, number = [], 0
     for hole, size in enumerate(sizes):
         numbers.append(number + hole)

@@ -13,7 +13,7 @@ from peft import (
 )
 
 from loramux_adapters.errors import PackageError
-from loramux_adapters.peft_config import check_config
+from loramux_adapters.kinds import kind_of
 from loramux_adapters.weights.adalora import as_lora_config
 
 TASK = "CAUSAL_LM"
@@ -50,7 +50,8 @@ def peft_config(shape: Shape, steps: int) -> PeftConfig:
         )
     config = METHODS[shape.method](shape, steps)
     try:
-        check_config(_as_packed(config))
+        fields = _as_packed(config)
+        kind_of(fields).check(fields)
     except PackageError as error:
         raise PackageError(
             f"method {shape.method} is not trained, because its result could not be packed: "

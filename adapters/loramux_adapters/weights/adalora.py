@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import PREFIX, unsupported
+from loramux_adapters.lora_config import Bias
 from loramux_adapters.package import (
     Output,
     open_tensors,
@@ -24,12 +26,14 @@ from loramux_adapters.tensorfile import TensorInfo, read_header
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_adapters.weights.update import Update, write_updates
 
-PREFIX = "base_model.model."
 _HALVES = ("lora_A", "lora_B", "lora_E")
 _OWN_FIELDS = frozenset({
     "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight",
     "total_step", "rank_pattern",
 })  # fmt: skip
+
+_LOST = ("bias", "use_dora", "lora_bias")
+"""What is served of LoRA, and would be lost here."""
 
 
 def as_lora_config(config: Mapping[str, object]) -> dict[str, object]:
@@ -58,6 +62,9 @@ def pack_adalora(
     """
     config = as_lora_config(read_config(source))
     checked = check_config(config)
+    for field in _LOST:
+        if config.get(field) not in (None, False, Bias.NONE):
+            raise unsupported(field, config[field], "it is not served of AdaLoRA")
     scale = checked.alpha / (checked.rank + 1e-5)
     with open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)

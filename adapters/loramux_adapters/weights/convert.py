@@ -14,8 +14,9 @@ from loramux_adapters.package import (
     tensor_reader,
     write_package,
 )
+from loramux_adapters.plain import require_low_rank
 from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
-from loramux_adapters.weights.diff import diff
+from loramux_adapters.weights.diff import diff_of_updates
 from loramux_adapters.weights.dtypes import decoded, dtype_named
 from loramux_adapters.weights.spectrum import factors, spectrum
 from loramux_adapters.weights.update import (
@@ -76,13 +77,14 @@ def convert(
     if rank is None and energy is None:
         _write_as(wanted, file, package, output, notes)
     else:
+        require_low_rank(package, "rank reduction")
         updates = []
         for update in read_updates(file, package):
             lower, kept[update.module] = _reduced(update, rank, energy)
             updates.append(lower)
         write_updates(package.peft_config, updates, wanted, output, notes=notes)
     written = read_package(output, output.tell())
-    differences = diff((file, package), (output, written)).modules
+    differences = diff_of_updates((file, package), (output, written)).modules
     return [
         Converted(
             module=before.module,

@@ -9,6 +9,7 @@ import numpy as np
 
 from loramux_adapters.errors import PackageError
 from loramux_adapters.package import Package
+from loramux_adapters.plain import require_low_rank
 from loramux_adapters.weights.spectrum import dot, factors, norm, singular_values, weighted_sum
 from loramux_adapters.weights.update import Update, read_update
 
@@ -38,6 +39,18 @@ class Diff:
 
 def diff(first: tuple[BinaryIO, Package], second: tuple[BinaryIO, Package]) -> Diff:
     """Return what differs between two packages, each with its open file.
+
+    Raises:
+        PackageError: They are for layers of different shapes, or a weight is not finite, or one has
+            more than low-rank changes.
+    """
+    for _, package in (first, second):
+        require_low_rank(package, "diff")
+    return diff_of_updates(first, second)
+
+
+def diff_of_updates(first: tuple[BinaryIO, Package], second: tuple[BinaryIO, Package]) -> Diff:
+    """Return what differs between two packages, looking at their low-rank changes alone.
 
     Raises:
         PackageError: They are for layers of different shapes, or a weight is not finite.

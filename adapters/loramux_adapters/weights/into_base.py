@@ -11,6 +11,7 @@ from loramux_adapters.base import CONFIG_FILE, INDEX_FILE, BaseFolder
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.package import Package
+from loramux_adapters.plain import require_low_rank
 from loramux_adapters.tensorfile import ITEM_BYTES
 from loramux_adapters.weights.dtypes import decoded
 from loramux_adapters.weights.update import Update, read_updates, stored
@@ -31,7 +32,8 @@ def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: 
         PackageError: The adapter does not fit the base, or the base is quantised.
         OSError: A file cannot be read, or the folder exists or cannot be written.
     """
-    check_fit(package.modules, base.features(package.modules))
+    require_low_rank(package, "merge into the base")
+    check_fit(package.contents, base.features(package.contents))
     _check_tied(package, base)
     folder.mkdir()
     for path in sorted(base.path.iterdir()):

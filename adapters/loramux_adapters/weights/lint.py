@@ -9,6 +9,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from loramux_adapters.lora_config import LoraConfig
 from loramux_adapters.package import Package
 from loramux_adapters.weights.dtypes import NAMES, is_exact
 from loramux_adapters.weights.measure import Measured, measure
@@ -75,6 +76,7 @@ def _of_config(package: Package) -> Iterator[Finding]:
     provenance = package.notes.get("provenance")
     if isinstance(provenance, dict) and "steps" in provenance:
         return  # the scales are those of convert or merge, not of training
+    use_rslora = isinstance(config, LoraConfig) and config.use_rslora
     scales = defaultdict(list)
     for module in package.modules:
         scales[module.scale, module.rank].append(module.module)
@@ -83,7 +85,7 @@ def _of_config(package: Package) -> Iterator[Finding]:
         if scale > MAX_USUAL_SCALE:
             usual = f"above {MAX_USUAL_SCALE:g} training is rarely stable"
             yield Finding("scale-high", f"the scale is {scale:g} {where}: {usual}")
-        elif rank >= HIGH_RANK and not config.use_rslora and scale < 1 / math.sqrt(rank):
+        elif rank >= HIGH_RANK and not use_rslora and scale < 1 / math.sqrt(rank):
             yield Finding(
                 "rank-without-rslora",
                 f"rank {rank} has scale {scale:g} {where}: alpha/r is small at such ranks; "

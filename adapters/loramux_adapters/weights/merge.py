@@ -12,9 +12,11 @@ from typing import BinaryIO, cast, get_args
 import numpy as np
 
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.lora_config import LoraConfig
 from loramux_adapters.manifest import with_step
 from loramux_adapters.package import Package, digest_of
 from loramux_adapters.peft_config import MAX_RANK
+from loramux_adapters.plain import require_low_rank
 from loramux_adapters.weights.combine import METHODS, Draw, Method, Sign, combined, seeded
 from loramux_adapters.weights.diff import check_shapes
 from loramux_adapters.weights.dtypes import dtype_named
@@ -94,6 +96,7 @@ def merge(
             f"{len(weights)} weights are given for {len(sources)} adapters", "INVALID_FIELD"
         )
     packages = [package for _, package in sources]
+    configs = [require_low_rank(package, "merge") for package in packages]
     _check_bases(packages)
     draw = draw or seeded(options.seed)
     rank = options.rank or max(package.rank for package in packages)
@@ -119,7 +122,7 @@ def merge(
     step |= {"density": options.density} if options.drops else {}
     step |= {"seed": options.seed} if options.method.startswith("dare") else {}
     write_updates(
-        _config(packages, [update.module for update in merged]),
+        _config(packages, configs, [update.module for update in merged]),
         merged,
         dtype_named(options.dtype) if options.dtype else dtype,
         output,
@@ -183,14 +186,16 @@ def _check_bases(packages: list[Package]) -> None:
         )
 
 
-def _config(packages: list[Package], modules: list[str]) -> Mapping[str, object]:
+def _config(
+    packages: list[Package], configs: list[LoraConfig], modules: list[str]
+) -> Mapping[str, object]:
     """Return the config of the first, with targets that are all of `modules`."""
-    first = packages[0].config
+    first = configs[0]
     config = dict(packages[0].peft_config)
     if all(
         (other.target_modules, other.exclude_modules, other.layers, other.layers_pattern)
         == (first.target_modules, first.exclude_modules, first.layers, first.layers_pattern)
-        for other in (package.config for package in packages[1:])
+        for other in configs[1:]
     ):
         return config
     return config | {

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
+import numpy as np
+
 from loramux_adapters.base import BaseFolder
 from loramux_adapters.digests import check_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fingerprint import check_fingerprint
 from loramux_adapters.fit import check_fit
 from loramux_adapters.package import Package, digest_of, tensor_reader
-from loramux_adapters.weights.update import read_updates
+from loramux_adapters.weights.dtypes import decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +41,30 @@ def verify(
         raise PackageError(f"the package has digest {found}, not {digest}")
     num_tensors = len(package.file.tensors)
     done = [
-        Verified("structure", f"{len(package.modules)} modules, {num_tensors} tensors"),
+        Verified(
+            "structure", f"{len(package.contents.changed_modules)} modules, {num_tensors} tensors"
+        ),
         Verified("digest", found),
     ]
     if "tensors" in package.notes:
         noted = cast(dict[str, object], package.notes["tensors"])
         check_digests(noted, package.file.tensors, tensor_reader(file, package.file.data_start))
         done.append(Verified("tensor digests", f"all {num_tensors} as in the manifest"))
-    for update in read_updates(file, package):
-        if not update.is_finite():
-            raise PackageError(
-                f"module {update.module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
-            )
+    _check_finite(file, package)
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
-        check_fit(package.modules, base.features(package.modules))
+        check_fit(package.contents, base.features(package.contents))
         done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
         if "base" in package.notes:
             check_fingerprint(cast(dict[str, object], package.notes["base"]), base)
             done.append(Verified("base fingerprint", "that of the manifest"))
     return done
+
+
+def _check_finite(file: BinaryIO, package: Package) -> None:
+    read = tensor_reader(file, package.file.data_start)
+    for tensor in package.file.tensors.values():
+        if not np.isfinite(decoded(b"".join(read(tensor)), tensor.dtype)).all():
+            raise PackageError(
+                f"tensor {tensor.name}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
+            )

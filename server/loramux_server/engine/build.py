@@ -21,6 +21,7 @@ from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import sharded
 from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shard import WHOLE
 from loramux_server.lora.slab import row_bytes
 from loramux_server.lora.weight_format import ROUNDINGS, Resting
@@ -78,17 +79,19 @@ def build_engine(
     with team.allocating(num_slots) if team else nullcontext():
         runner = make_runner(model, config, num_slots)
     resting = resting_of(runner, config)
-    bytes_of_row = row_bytes([group.shape for group in model.groups], resting.row_item_bytes)
+    row_size = RowSize(
+        row_bytes([group.shape for group in model.groups], resting.row_item_bytes),
+        resting.row_item_bytes,
+    )
     cache = AdapterCache(
         device_rows=runner.slab.num_rows,
-        row_bytes=bytes_of_row,
+        row_size=row_size,
         host_bytes=config.host_adapter_memory,
-        row_item_bytes=resting.row_item_bytes,
     )
     if not cache.rows.capacity:
         raise UnservableModelError(
             f"adapter_memory of {config.adapter_memory} bytes holds no rank row; "
-            f"8 of them take {8 * bytes_of_row} bytes"
+            f"8 of them take {8 * row_size.num_bytes} bytes"
         )
     scheduler = Scheduler(
         blocks=BlockManager(num_blocks, config.block_size),
@@ -125,7 +128,7 @@ def build_engine(
         resting=resting,
     )
     return engine, _model_info(
-        model, context_length, cache.rows.capacity, resting, num_blocks, config.block_size
+        model, context_length, cache.rows.capacity, row_size, resting, num_blocks, config.block_size
     )
 
 
@@ -201,6 +204,7 @@ def _model_info(
     model: BaseModel,
     context_length: int,
     adapter_rows: int,
+    row_size: RowSize,
     resting: Resting,
     num_blocks: int,
     block_size: int,
@@ -222,7 +226,9 @@ def _model_info(
         tokenizer_json=model.tokenizer_json,
         layers=layers,
         adapter_rows=adapter_rows,
+        row_bytes=row_size.num_bytes,
         resting=resting,
+        takes_edits=model.shard == WHOLE,
         num_blocks=num_blocks,
         kv_memory=num_blocks * _block_bytes(model, block_size),
     )

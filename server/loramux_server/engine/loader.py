@@ -4,10 +4,12 @@ from pathlib import Path
 
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.team import Team
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import PackedAdapter, load_packed
 from loramux_server.lora.shard import WHOLE, cut_adapter
 from loramux_server.lora.slab import Slab
 from loramux_server.lora.weight_format import Resting
+from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
 
 
@@ -15,9 +17,8 @@ class AdapterLoader:
     """Loads adapters for a model, or for the part of it that this process holds."""
 
     def __init__(self, model: BaseModel, slab: Slab, resting: Resting) -> None:
-        self._places = model.places
-        self._num_groups = len(model.groups)
-        self._max_parts = max(group.shape.num_parts for group in model.groups)
+        self._base = BaseLayers(model)
+        self._device = model.device
         self._splits = [group.split for group in model.groups]
         self._shard = model.shard
         self._slab = slab
@@ -30,18 +31,20 @@ class AdapterLoader:
             DamagedError: Its file is absent or not what was registered.
             PackageError: It does not fit the base model.
         """
-        packed = load_packed(
-            Path(source.path), source.digest, self._places, self._num_groups, self._max_parts,
-            self._resting,
-        )  # fmt: skip
+        packed = load_packed(Path(source.path), source.digest, self._base, self._resting)
         return self._slab.pack(packed) if self._shard == WHOLE else packed
 
-    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
-        """Copy what this process has of `adapter`, read from `source`, to rows from `row` on."""
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
+        """Copy what this process has of `adapter`, read from `source`, to rows from `row` on.
+
+        Returns:
+            What it has beside rows, on the device.
+        """
         del source
         if self._shard != WHOLE:
             adapter = self._slab.pack(cut_adapter(adapter, self._splits, self._shard))
         self._slab.write(row, adapter)
+        return adapter.edits.to(self._device) if adapter.edits else None
 
 
 class TeamLoader:
@@ -59,11 +62,11 @@ class TeamLoader:
         """Read an adapter into host memory; see `AdapterLoader.load`."""
         return self._loader.load(source)
 
-    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
         """Copy `adapter`, read from `source`, to rows of every process from `row` on.
 
         Raises:
             DamagedError: A process cannot read its file.
         """
         with self._team.writing(source, row):
-            self._loader.write(source, row, adapter)
+            return self._loader.write(source, row, adapter)

@@ -147,14 +147,17 @@ class AdapterSource(Struct, frozen=True):
     num_bytes: int
     """Bytes of its weights in memory."""
     item_bytes: int = 4
-    """Bytes of one of them: less if all were saved in 16 bits."""
+    """Bytes of one of those in A and B: less if all were saved in 16 bits."""
+    edit_bytes: int = 0
+    """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
         item_bytes = resting.item_bytes(self.item_bytes)
         if item_bytes == self.item_bytes:
             return self
-        num_bytes = self.num_bytes * item_bytes // self.item_bytes
+        low_rank = (self.num_bytes - self.edit_bytes) * item_bytes // self.item_bytes
+        num_bytes = low_rank + self.edit_bytes
         return msgspec.structs.replace(self, num_bytes=num_bytes, item_bytes=item_bytes)
 
 
@@ -262,8 +265,12 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     layers: dict[str, Layer]
     adapter_rows: int
     """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
+    row_bytes: int = 1
+    """Bytes of one of them over all layers."""
     resting: Resting = AS_SAVED
     """In which format adapters rest there."""
+    takes_edits: bool = True
+    """Whether adapters may do more than low-rank changes."""
     num_blocks: int
     kv_memory: int
     """Bytes of all KV blocks in each process that holds a part of the model: an engine that is

@@ -71,12 +71,13 @@ class ModelRunner:
         return logits_RV, likeliest(logits_RV)
 
     def _logits(self, given: StepInput) -> torch.Tensor:
-        output = self._model.module(
-            input_ids=given.token_T[None],
-            position_ids=given.position_T[None],
-            use_cache=False,
-            logits_to_keep=given.sampled_R,
-        )
+        with self._model.editor.editing(given):
+            output = self._model.module(
+                input_ids=given.token_T[None],
+                position_ids=given.position_T[None],
+                use_cache=False,
+                logits_to_keep=given.sampled_R,
+            )
         logits_RV: torch.Tensor = output.logits[0]
         return logits_RV.float()
 

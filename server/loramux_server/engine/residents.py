@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from loramux_server.engine.messages import AdapterSource, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.segments import Residence
 
@@ -57,8 +58,12 @@ class Loader(Protocol):
     def load(self, source: AdapterSource) -> PackedAdapter:
         """Read an adapter into host memory."""
 
-    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
-        """Copy `adapter`, which was loaded from `source`, to rows of the device from `row` on."""
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
+        """Copy `adapter`, which was loaded from `source`, to rows of the device from `row` on.
+
+        Returns:
+            What it has beside rows, on the device.
+        """
 
 
 class Residents:
@@ -129,7 +134,8 @@ class Residents:
             if order.tier is Tier.HOST:
                 self._packed[source.digest] = flight.future.result()
             else:
-                self._residence[source.digest] = self._packed[source.digest].at(order.row)
+                packed, edits = self._packed[source.digest], flight.future.result()
+                self._residence[source.digest] = packed.at(order.row, edits)
             self._cache.loaded(order)
             self._moved.add(source.digest)
             seconds = self._clock() - flight.begin

@@ -16,6 +16,29 @@ class Linear(Protocol):
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """Return `x_TK @ weight.T + bias` as [T, N]."""
 
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Return outputs `start` to `end` of the weight, [rows, K], float32 on the device.
+
+        Raises:
+            ValueError: They cannot be told.
+        """
+
+
+class PlainLinear:
+    """A linear layer whose weights lie as they are."""
+
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> None:
+        self._weight_NK = weight_NK
+        self._bias_N = bias_N
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """Return `x_TK @ weight.T + bias` as [T, N]."""
+        return torch.nn.functional.linear(x_TK, self._weight_NK, self._bias_N)
+
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Return outputs `start` to `end` of the weight."""
+        return self._weight_NK[start:end].float()
+
 
 def make_linear(
     weight_NK: torch.Tensor,
@@ -26,4 +49,4 @@ def make_linear(
     if quantization is not Quantization.NONE:
         rounded_NK = widened(*at_rest(weight_NK.float(), quantization))
         weight_NK = rounded_NK.to(weight_NK.dtype)
-    return lambda x_TK: torch.nn.functional.linear(x_TK, weight_NK, bias_N)
+    return PlainLinear(weight_NK, bias_N)

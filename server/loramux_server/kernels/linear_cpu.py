@@ -149,6 +149,14 @@ class LinearCpu:
         self._kernel.run(num_tokens * self.depth * self.outputs)
         return y_TN
 
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Return outputs `start` to `end` of the weight, as they rest."""
+        first, last = start // PANEL, -(-end // PANEL)
+        values_NK = self._panels[first:last].transpose(1, 2).reshape(-1, self.depth)
+        scale_N = self._scale[first * PANEL : last * PANEL]
+        rows_NK = values_NK.float() * scale_N[:, None]
+        return rows_NK[start - first * PANEL : end - first * PANEL]
+
 
 def make_linear_cpu(
     weight_NK: torch.Tensor,

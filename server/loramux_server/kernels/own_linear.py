@@ -22,3 +22,7 @@ class OwnLinear:
         """Return the outputs of the layers side by side, as [T, N]."""
         outputs = [layer(x_TK) for layer in self._layers]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Refuse: how the weights were rounded is known to the layers alone."""
+        raise ValueError(f"rows {start} to {end} of a quantised layer's weight are not known")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from loramux_server.engine.messages import AdapterSource, CacheStats
 from loramux_server.lora.byte_budget import ByteBudget
 from loramux_server.lora.lru_tier import LruTier
-from loramux_server.lora.row_allocator import RowAllocator, rows_of
+from loramux_server.lora.row_allocator import RowAllocator, RowSize
 
 
 class Tier(enum.StrEnum):
@@ -56,24 +56,23 @@ class AdapterCache:
         self,
         *,
         device_rows: int,
-        row_bytes: int,
+        row_size: RowSize,
         host_bytes: int,
-        row_item_bytes: int = 4,
         max_loads: int = 2,
     ) -> None:
         """Make an empty cache.
 
         Args:
             device_rows: Rank rows on the device.
-            row_bytes: Bytes of one rank row over all layers, for the figures.
+            row_size: How much each of them holds.
             host_bytes: Limit of the host tier.
-            row_item_bytes: Bytes of a weight for which the rank rows are made.
             max_loads: Loads in flight at once.
         """
         self.rows = RowAllocator(device_rows)
-        self._row_bytes = row_bytes
+        self._row_bytes = row_size.num_bytes
         self._device = LruTier(
-            self.rows, lambda source: rows_of(source.rank, source.item_bytes, row_item_bytes)
+            self.rows,
+            lambda source: row_size.rows_of(source.rank, source.item_bytes, source.edit_bytes),
         )
         self._host = LruTier(ByteBudget(host_bytes), lambda source: source.num_bytes)
         self._max_loads = max_loads

@@ -4,18 +4,20 @@ import hashlib
 import io
 import os
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from loramux_adapters import Package, PackageError, read_package
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_adapters.weights.dtypes import decoded
+from loramux_adapters.weights.dtypes import Array, decoded
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.give_way import give_way
-from loramux_server.lora.row_allocator import rows_of
+from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.weight_format import AS_SAVED, FORMATS, Resting, WeightFormat
 
@@ -58,15 +60,22 @@ class PackedAdapter:
     """Bytes of a weight for which the rows of the slab are made."""
     blob: "torch.Tensor | None" = None
     """The memory in which all weights lie, layer by layer, A before B; None if each has its own."""
+    edits: Edits | None = None
+    """What it does beside its low-rank changes."""
 
     @property
     def num_rows(self) -> int:
-        """Rank rows that the adapter takes in a slab."""
-        return rows_of(self.rank, self.format.item_bytes, self.row_item_bytes)
+        """Rank rows that its weights take in a slab."""
+        return RowSize(item_bytes=self.row_item_bytes).rows_of(self.rank, self.format.item_bytes)
 
-    def at(self, row: int) -> Residence:
-        """Return where the adapter is when it lies in a slab from `row` on."""
-        return Residence(row, self.num_rows, self.format, self.rank_GP, self.scale_GP)
+    def at(self, row: int, edits: Edits | None = None) -> Residence:
+        """Return where the adapter is when it lies in a slab from `row` on.
+
+        Args:
+            row: The first of its rows.
+            edits: Its own, as they are on the device.
+        """
+        return Residence(row, self.num_rows, self.format, self.rank_GP, self.scale_GP, edits)
 
 
 class _Buffer(threading.local):
@@ -105,22 +114,36 @@ class DamagedError(Exception):
     """The stored bytes are not those that were registered."""
 
 
-def load_packed(
-    path: Path,
-    digest: str,
-    places: dict[str, LayerPlace],
-    num_groups: int,
-    max_parts: int,
-    resting: Resting = AS_SAVED,
-) -> PackedAdapter:
+class Base(Protocol):
+    """What an adapter is packed for."""
+
+    @property
+    def places(self) -> Mapping[str, LayerPlace]:
+        """Where each layer is that an adapter may change."""
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of layers."""
+
+    @property
+    def max_parts(self) -> int:
+        """Most layers of a group."""
+
+    def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
+        """Return what `package`, whose tensors `read` returns, does beside low-rank changes.
+
+        Raises:
+            PackageError: That cannot be done to the base.
+        """
+
+
+def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED) -> PackedAdapter:
     """Read the package at `path` into memory, check it against `digest` and pack it.
 
     Args:
         path: The package.
         digest: Identity that its bytes must have.
-        places: Where each layer is that an adapter may change.
-        num_groups: Groups of layers.
-        max_parts: Most parts of a group.
+        base: What it is for.
         resting: In which format it rests.
 
     Raises:
@@ -136,25 +159,31 @@ def load_packed(
     header = data[: 8 + int.from_bytes(data[:8], "little")]
     package = read_package(io.BytesIO(header), len(data))
     form = resting.of(format_of(package))
-    rank_GP = np.zeros((num_groups, max_parts), np.int32)
-    scale_GP = np.zeros((num_groups, max_parts), np.float32)
+    rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
+    scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
     layers = []
 
-    def read(tensor: TensorInfo) -> Weights:
+    def raw(tensor: TensorInfo) -> memoryview:
         begin = package.file.data_start + tensor.offset
-        return read_weights(tensor, data[begin : begin + tensor.num_bytes], form)
+        return data[begin : begin + tensor.num_bytes]
+
+    def values(tensor: TensorInfo) -> Array:
+        return decoded(raw(tensor), tensor.dtype).reshape(tensor.shape)
 
     for module in package.modules:
-        place = places.get(module.module)
+        place = base.places.get(module.module)
         if place is None:
             raise PackageError(f"module {module.module} is not in the base model")
         rank_GP[place.group, place.part] = module.rank
         scale_GP[place.group, place.part] = module.scale
-        a_RK = read(module.a)
-        b_RN = read(module.b).T.copy()
+        a_RK = read_weights(module.a, raw(module.a), form)
+        b_RN = read_weights(module.b, raw(module.b), form).T.copy()
         layers.append(PackedLayer(place, a_RK, b_RN))
         give_way()
-    return PackedAdapter(package.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes)
+    return PackedAdapter(
+        package.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes,
+        edits=base.edits(package, values),
+    )  # fmt: skip
 
 
 def format_of(package: Package) -> WeightFormat:

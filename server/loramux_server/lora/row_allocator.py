@@ -6,19 +6,31 @@ number means the same row in each.
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 GRANULE = 8
 
 
-def rows_of(rank: int, item_bytes: int = 4, row_item_bytes: int = 4) -> int:
-    """Return how many rows an adapter of `rank` takes.
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """How much a rank row holds."""
 
-    Args:
-        rank: The largest of its ranks.
-        item_bytes: Bytes of each of its weights.
-        row_item_bytes: Bytes of each weight for which the rows are made.
-    """
-    return -(-rank * item_bytes // (row_item_bytes * GRANULE)) * GRANULE
+    num_bytes: int = 1
+    """Over all layers."""
+    item_bytes: int = 4
+    """Of each weight for which rows are made."""
+
+    def rows_of(self, rank: int, item_bytes: int = 4, edit_bytes: int = 0) -> int:
+        """Return how many rows an adapter of `rank` takes: one granule at least.
+
+        Args:
+            rank: The largest of its ranks.
+            item_bytes: Bytes of each of its weights.
+            edit_bytes: Bytes of what it has beside A and B. They lie elsewhere, and rows of as
+                many bytes are kept free for them.
+        """
+        granules = max(1, -(-rank * item_bytes // (self.item_bytes * GRANULE)))
+        return GRANULE * (granules - (-edit_bytes // (self.num_bytes * GRANULE)))
 
 
 class RowAllocator:

@@ -1,10 +1,12 @@
 """Which adapter applies to which tokens of a batch."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.weight_format import WeightFormat
 
 Int32 = npt.NDArray[np.int32]
@@ -24,6 +26,8 @@ class Residence:
     """True rank in each part of each group; 0 where the adapter does not change the layer."""
     scale_GP: Float32
     """Factor of each layer's change."""
+    edits: Edits | None = None
+    """What the adapter does beside that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,13 @@ class Segments:
     format_S: Int32
     rank_GSP: Int32
     scale_GSP: Float32
+    edits: tuple[Edits | None, ...] | None = None
+    """What each adapter does beside its low-rank changes; None if none does anything."""
 
     @staticmethod
     def build(start: list[int], end: list[int], adapters: list[Residence]) -> "Segments":
         """Return the segments of `adapters`, in order."""
+        edits = tuple(adapter.edits for adapter in adapters)
         return Segments(
             start_S=np.array(start, np.int32),
             end_S=np.array(end, np.int32),
@@ -55,6 +62,7 @@ class Segments:
             format_S=np.array([adapter.format for adapter in adapters], np.int32),
             rank_GSP=np.stack([adapter.rank_GP for adapter in adapters], axis=1),
             scale_GSP=np.stack([adapter.scale_GP for adapter in adapters], axis=1),
+            edits=edits if any(edits) else None,
         )
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
@@ -67,4 +75,5 @@ class Segments:
             self.format_S[mask],
             self.rank_GSP[:, mask],
             self.scale_GSP[:, mask],
+            None if self.edits is None else tuple(itertools.compress(self.edits, mask)),
         )

@@ -23,6 +23,7 @@ from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.context_length import context_length
 from loramux_server.models.decoder_stack import DecoderStack, find_layers
+from loramux_server.models.editor import Editor
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.fused import fuse
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear
@@ -57,6 +58,8 @@ class BaseModel:
     attention: AttentionBridge
     groups: list[PackedLinear]
     output: OutputLayer
+    editor: Editor
+    """Does what adapters do to other modules than those."""
     stack: DecoderStack | None
     """All layers in one; None where they are made of parts that it does not know."""
     check: SelfCheck
@@ -185,6 +188,7 @@ def prepare(
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
+    editor = Editor(dict(module.named_modules()), output)
     stack, difference = _checked_stack(module, step, bridge, check)
     if stack is None:
         with _refused(module):
@@ -202,6 +206,7 @@ def prepare(
         attention=bridge,
         groups=groups,
         output=output,
+        editor=editor,
         stack=stack,
         check=check,
         places=places,

@@ -120,10 +120,16 @@ class DecoderStack(nn.Module):
     ) -> torch.Tensor:
         """Return what the last layer makes of `hidden_states`, [1, T, K]."""
         cos, sin = position_embeddings
-        batch = self._step.attention
+        batch, segments = self._step.attention, self._step.segments
+        if segments is not None and segments.edits is not None:
+            for layer in self.originals:
+                hidden_states = layer(
+                    hidden_states, position_embeddings=position_embeddings, **kwargs
+                )
+            return hidden_states
         assert batch is not None
         assert self._decoder is not None
-        hidden_TK = self._decoder(hidden_states[0], cos[0], sin[0], batch, self._step.segments)
+        hidden_TK = self._decoder(hidden_states[0], cos[0], sin[0], batch, segments)
         return hidden_TK[None]
 
     def _layer(self, found: _Recognised) -> DecoderLayer:

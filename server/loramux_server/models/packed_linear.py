@@ -13,6 +13,7 @@ from loramux_server.kernels.own_linear import OwnLinear
 from loramux_server.kernels.projection import Projection
 from loramux_server.lora.shard import Shard, Split, cut_shape
 from loramux_server.lora.slab import GroupShape, Slab
+from loramux_server.models.edited_linear import project_edited
 from loramux_server.models.quantized import is_quantized
 from loramux_server.models.step import Step
 
@@ -60,6 +61,7 @@ class PackedLinear:
         else:
             self._linear = OwnLinear(layers)
             self._take(self.whole)
+            self._bias_N = _join_biases(layers)
         self._slab: Slab | None = None
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
@@ -68,6 +70,7 @@ class PackedLinear:
     def _hold(self, weights: Weights, shape: GroupShape) -> None:
         self._weights = weights
         self._linear = make_linear(*weights)
+        self._bias_N = weights[1]
         self._take(shape)
 
     def _take(self, shape: GroupShape) -> None:
@@ -106,6 +109,21 @@ class PackedLinear:
             self._weights = None
         self._slab = slab
 
+    def bias(self, part: int) -> torch.Tensor | None:
+        """Return the bias of layer number `part`, float32 in memory of the host."""
+        if self._bias_N is None:
+            return None
+        return self._bias_N[self._borders[part] : self._borders[part + 1]].float().cpu()
+
+    def rows(self, part: int, start: int, end: int) -> torch.Tensor:
+        """Return outputs `start` to `end` of layer number `part`, [rows, K], float32.
+
+        Raises:
+            ValueError: They cannot be told.
+        """
+        first = self._borders[part]
+        return self._linear.rows(first + start, first + end)
+
     def projection(self) -> Projection:
         """Return what `compute` computes with."""
         slab, group = self._slab, self._group
@@ -135,7 +153,15 @@ class PackedLinear:
         """Return the outputs of all layers side by side for input `x` of shape [..., K]."""
         x_TK = x.reshape(-1, x.shape[-1])
         step = self._step
-        y_TN = step.backend.project(self.projection(), step.backend, x_TK, step.segments)
+        segments = step.segments
+
+        def project(x_TK: torch.Tensor) -> torch.Tensor:
+            return step.backend.project(self.projection(), step.backend, x_TK, segments)
+
+        if segments is None or segments.edits is None:
+            y_TN = project(x_TK)
+        else:
+            y_TN = project_edited(project, x_TK, segments, self._group, self._borders)
         return y_TN.view(*x.shape[:-1], y_TN.shape[-1])
 
 

@@ -36,6 +36,7 @@ class Descriptions:
             digest=record.digest,
             size_bytes=record.size_bytes,
             rank=record.rank,
+            method=record.method,
             target_modules=record.target_modules,
             base_model=record.base_model,
             source=SOURCES[record.source],

@@ -4,7 +4,6 @@ import asyncio
 
 from loramux.errors import ResourceExhaustedError
 from loramux_server.engine_client import EngineClient
-from loramux_server.lora.row_allocator import rows_of
 from loramux_server.services.storage import finished
 from loramux_server.store.check import ServedBase
 from loramux_server.store.record import AdapterRecord
@@ -76,5 +75,5 @@ class Pins:
         return await finished(setting)
 
     def _rows(self, record: AdapterRecord) -> int:
-        resting = self._base.resting
-        return rows_of(record.rank, resting.item_bytes(record.item_bytes), resting.row_item_bytes)
+        item_bytes = self._base.resting.item_bytes(record.item_bytes)
+        return self._base.row_size.rows_of(record.rank, item_bytes, record.edit_bytes)

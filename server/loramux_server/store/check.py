@@ -8,8 +8,9 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
-from loramux_server.lora.row_allocator import rows_of
+from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
 
 MAX_WEIGHT = 1e30
@@ -28,6 +29,15 @@ class ServedBase:
     """Bytes that fit the host's adapter memory."""
     resting: Resting = AS_SAVED
     """In which format an adapter rests there."""
+    row_bytes: int = 1 << 20
+    """Bytes of a rank row over all layers."""
+    takes_edits: bool = True
+    """Whether adapters may do more than low-rank changes."""
+
+    @property
+    def row_size(self) -> RowSize:
+        """How much a rank row holds."""
+        return RowSize(self.row_bytes, self.resting.row_item_bytes)
 
 
 def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
@@ -39,12 +49,20 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
-    check_fit(package.modules, base.layers)
-    item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
-    if rows_of(package.rank, item_bytes, base.resting.row_item_bytes) > base.max_rows:
+    check_fit(package.contents, base.layers)
+    if package.edits and not base.takes_edits:
         raise PackageError(
-            f"rank {package.rank} does not fit the adapter memory, which holds {base.max_rows} "
-            "rank rows; start the server with more --adapter-memory",
+            f"the adapter has a tensor {package.edits[0].tensor.name}: only low-rank changes are "
+            "served with tensor_parallel above 1",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
+    num_rows = base.row_size.rows_of(package.rank, item_bytes, num_edit_bytes(package))
+    if num_rows > base.max_rows:
+        raise PackageError(
+            f"rank {package.rank} does not fit the adapter memory: with all that belongs to it it "
+            f"takes {num_rows} rank rows of {base.max_rows}; start the server with more "
+            "--adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
     needed = num_bytes(package)
@@ -64,6 +82,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
+    for edit in package.edits:
+        largest = _largest(file, package.file.data_start, edit.tensor)
+        if not largest <= MAX_WEIGHT:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
+                "ADAPTER_NOT_FINITE",
+            )
     return package
 
 
@@ -72,7 +97,7 @@ def num_bytes(package: Package) -> int:
     num_weights = sum(
         module.rank * (module.in_features + module.out_features) for module in package.modules
     )
-    return num_weights * format_of(package).item_bytes
+    return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:

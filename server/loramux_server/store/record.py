@@ -22,6 +22,10 @@ class AdapterRecord:
     rank: int
     num_bytes: int
     item_bytes: int
+    edit_bytes: int = 0
+    """Of `num_bytes`, what is beside A and B."""
+    method: str = "lora"
+    """What trained it, as PEFT calls that."""
     target_modules: tuple[str, ...]
     base_model: str
     source: str

@@ -17,6 +17,7 @@ from pathlib import Path
 from loramux.errors import AlreadyExistsError, FailedPreconditionError
 from loramux_adapters import Package
 from loramux_server.engine.messages import AdapterSource
+from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
@@ -126,6 +127,7 @@ class Registry:
             record.rank,
             record.num_bytes,
             record.item_bytes,
+            record.edit_bytes,
         )
 
     def stage(self) -> Staged:
@@ -150,6 +152,8 @@ class Registry:
             rank=package.rank,
             num_bytes=num_bytes(package),
             item_bytes=format_of(package).item_bytes,
+            edit_bytes=num_edit_bytes(package),
+            method=package.method,
             target_modules=tuple(package.target_modules),
             base_model=package.config.base_model,
             source=UPLOAD,

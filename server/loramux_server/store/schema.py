@@ -1,9 +1,10 @@
 """The tables of the catalog, and how one of an earlier version becomes one of this."""
 
 import sqlalchemy as sa
+from sqlalchemy.schema import CreateColumn
 
-FORMAT = 2
-"""1 knew no versions: a table `adapters` had one row for each name."""
+FORMAT = 3
+"""1 knew no versions: a table `adapters` had one row for each name. 2 lacked columns."""
 
 metadata = sa.MetaData()
 
@@ -48,6 +49,8 @@ versions = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     *_content(),
     sa.Column("is_pinned", sa.Boolean, nullable=False, default=False),
+    sa.Column("edit_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("method", sa.String(32), nullable=False, server_default="lora"),
 )
 
 aliases = sa.Table(
@@ -105,6 +108,20 @@ def prepare(connection: sa.Connection, default_tenant: str) -> None:
         if sa.inspect(connection).has_table(_adapters.name):
             _take_over(connection, default_tenant)
         connection.execute(sa.insert(store).values(key="format", value=str(FORMAT)))
+    elif int(found) < FORMAT:
+        _add_columns(connection)
+        connection.execute(sa.update(store).where(is_format).values(value=str(FORMAT)))
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    """Give the tables of an earlier format the columns that they lack, with their defaults."""
+    inspector = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        known = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def _take_over(connection: sa.Connection, tenant: str) -> None:

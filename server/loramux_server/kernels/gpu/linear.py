@@ -5,23 +5,20 @@ Legend: T tokens, K input width, N output width, E weight rows and A rows behind
 
 import torch
 
+from loramux_server.kernels.linear import PlainLinear
 
-class LinearGpu:
+
+class LinearGpu(PlainLinear):
     """Does what `loramux_server.kernels.linear.make_linear` defines."""
 
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> None:
-        self._weight_NK = weight_NK
-        self._bias_N = bias_N
+        super().__init__(weight_NK, bias_N)
         self._bias_E = bias_N
 
     @property
     def num_outputs(self) -> int:
         """Width of the output."""
         return len(self._weight_NK)
-
-    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        """Return `x_TK @ weight.T + bias` as [T, N]."""
-        return torch.nn.functional.linear(x_TK, self._weight_NK, self._bias_N)
 
     def extended(
         self, x_TK: torch.Tensor, extended_EK: torch.Tensor, num_rows: int

@@ -1,0 +1,56 @@
+"""What an adapter does to the base model, whatever method trained it."""
+
+import enum
+from dataclasses import dataclass, field
+
+from loramux_adapters.lora import LoraModule
+from loramux_adapters.tensorfile import TensorInfo
+
+
+class EditKind(enum.StrEnum):
+    """What a vector of an adapter does to one linear layer."""
+
+    MAGNITUDE = "magnitude"
+    """The length that each output's row of weights is given, the low-rank change included: DoRA."""
+    OUTPUT_FACTOR = "output factor"
+    """Multiplies the layer's output, bias included: IA3."""
+    INPUT_FACTOR = "input factor"
+    """Multiplies the layer's input: IA3 in feed-forward layers."""
+    BIAS = "bias"
+    """Takes the place of the layer's bias."""
+    ADDED_BIAS = "added bias"
+    """Is added to the output of B, before its scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A vector that changes one linear layer beside, or without, a low-rank change."""
+
+    module: str
+    """Name of the layer in the base model."""
+    kind: EditKind
+    tensor: TensorInfo
+
+    @property
+    def width(self) -> int:
+        """How many inputs or outputs of the layer it speaks of."""
+        size = 1
+        for length in self.tensor.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All changes of one adapter, each list in the order of the modules' names."""
+
+    modules: list[LoraModule] = field(default_factory=list)
+    """Low-rank changes."""
+    edits: list[Edit] = field(default_factory=list)
+
+    @property
+    def changed_modules(self) -> list[str]:
+        """The names of all layers that it changes, sorted."""
+        return sorted(
+            {module.module for module in self.modules} | {edit.module for edit in self.edits}
+        )

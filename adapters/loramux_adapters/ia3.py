@@ -1,0 +1,109 @@
+"""IA3: learned factors of activations, in place of low-rank changes.
+
+Source of the method: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
+than In-Context Learning" (arXiv 2205.05638); of the meaning of each field: `peft.IA3Config`, PEFT
+0.21.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loramux_adapters.contents import Contents, Edit, EditKind
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import (
+    Fields,
+    boolean,
+    invalid,
+    names,
+    refuse_unserved,
+    split_name,
+    text,
+)
+from loramux_adapters.matching import tails
+from loramux_adapters.tensorfile import TensorInfo
+
+FIELDS = Fields(
+    honoured=frozenset({"peft_type", "target_modules", "exclude_modules", "feedforward_modules"}),
+    recorded=frozenset({
+        "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+        "inference_mode", "fan_in_fan_out", "init_ia3_weights",
+    }),
+    refused=frozenset({"modules_to_save"}),
+)  # fmt: skip
+_ENDING = ".ia3_l"
+
+
+@dataclass(frozen=True, slots=True)
+class Ia3Config:
+    """What a checked IA3 config says about each module."""
+
+    target_modules: frozenset[str] | None
+    """Names, whole or the last parts of them; None means every linear layer."""
+    exclude_modules: frozenset[str]
+    feedforward_modules: frozenset[str]
+    base_model: str
+
+    def targets(self, module: str) -> bool:
+        """Return whether PEFT would give `module` an adapter."""
+        known = tails(module)
+        if not self.exclude_modules.isdisjoint(known):
+            return False
+        return self.target_modules is None or not self.target_modules.isdisjoint(known)
+
+    def is_feedforward(self, module: str) -> bool:
+        """Return whether it is the input of `module` that is multiplied."""
+        # PEFT asks for the end of the name, not for whole parts of it.
+        return any(module.endswith(name) for name in self.feedforward_modules)
+
+
+def check_ia3(config: Mapping[str, object]) -> Ia3Config:
+    """Return what `config`, a parsed `adapter_config.json`, asks for.
+
+    Raises:
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
+            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+    """
+    refuse_unserved(config, FIELDS)
+    boolean(config, "fan_in_fan_out")
+    targets = config.get("target_modules")
+    checked = Ia3Config(
+        target_modules=(
+            None if targets == "all-linear" else frozenset(names(config, "target_modules"))
+        ),
+        exclude_modules=frozenset(names(config, "exclude_modules")),
+        feedforward_modules=frozenset(names(config, "feedforward_modules")),
+        base_model=text(config, "base_model_name_or_path"),
+    )
+    if checked.target_modules is not None and not checked.target_modules:
+        raise invalid("target_modules", "is empty; name the modules that the adapter changes")
+    return checked
+
+
+def ia3_contents(config: Ia3Config, tensors: Mapping[str, TensorInfo]) -> Contents:
+    """Return the factors that `tensors` hold.
+
+    Raises:
+        PackageError: A tensor is no factor, or disagrees with `config`.
+    """
+    found = sorted((_edit(config, tensor) for tensor in tensors.values()), key=lambda e: e.module)
+    return Contents(edits=found)
+
+
+def _edit(config: Ia3Config, tensor: TensorInfo) -> Edit:
+    module, ending = split_name(tensor.name, (_ENDING,), "'.ia3_l' is served of an IA3 adapter")
+    del ending
+    if not config.targets(module):
+        raise PackageError(
+            f"module {module} has tensors but adapter_config.json does not target it "
+            "(target_modules, exclude_modules)",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    is_input = config.is_feedforward(module)
+    shape = tensor.shape
+    if len(shape) != 2 or shape[0 if is_input else 1] != 1:
+        wanted = "[1, in_features]" if is_input else "[out_features, 1]"
+        raise PackageError(
+            f"tensor {tensor.name}: shape {list(shape)} is not {wanted}, as feedforward_modules "
+            "of adapter_config.json says"
+        )
+    return Edit(module, EditKind.INPUT_FACTOR if is_input else EditKind.OUTPUT_FACTOR, tensor)

@@ -1,0 +1,32 @@
+"""Packages that are low-rank changes and nothing else: what can be calculated with."""
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.package import Package
+
+
+def require_low_rank(package: Package, action: str) -> LoraConfig:
+    """Return the config of `package` if low-rank changes are all it has.
+
+    Args:
+        package: The package.
+        action: What is to be done with it, for the message.
+
+    Raises:
+        PackageError: It has something else, which would be lost.
+    """
+    config = package.config
+    if not isinstance(config, LoraConfig):
+        method = str(package.peft_config.get("peft_type"))
+        raise PackageError(
+            f"{action} takes adapters of low-rank changes, not of method {method}",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    if package.edits:
+        edit = package.edits[0]
+        raise PackageError(
+            f"{action} takes adapters of low-rank changes alone; module {edit.module} has a tensor "
+            f"{edit.tensor.name}, its {edit.kind}",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    return config

@@ -1,0 +1,104 @@
+"""What adapters do to the base beside low-rank changes: vectors and modules of their own.
+
+A step in which a token has any goes through the model's own layers, one operation after the other,
+and each change is made where the method makes it. Steps without know nothing of this.
+
+Legend: T tokens, K input width, N output width of a layer.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from loramux_adapters import Package
+from loramux_adapters.contents import EditKind
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_SHIFTING = frozenset({EditKind.MAGNITUDE, EditKind.BIAS, EditKind.ADDED_BIAS})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEdit:
+    """What is done to one linear layer: `y = layer(x * input) * output + shift`.
+
+    The layer has its low-rank change in it. What is None is not done.
+    """
+
+    input_K: "torch.Tensor | None" = None
+    output_N: "torch.Tensor | None" = None
+    shift_N: "torch.Tensor | None" = None
+
+
+class ModuleEdit(Protocol):
+    """What is done to a module that is no packed linear layer; a dataclass of tensors."""
+
+    def __call__(self, module: "nn.Module", x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
+        """Return what takes the place of `y`.
+
+        Args:
+            module: The module as it stands in the model.
+            x: What it was given for the tokens of the adapter, [T] or [T, K].
+            y: What it made of that, [T, N].
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Everything that one adapter does beside its low-rank changes; tensors of float32."""
+
+    layers: Mapping[int, Mapping[int, LayerEdit]] = field(default_factory=dict)
+    """Number of a group of layers -> number of a layer in it -> what is done to that."""
+    modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
+    """Name of another module in the base model -> what is done to that."""
+
+    def __bool__(self) -> bool:
+        return bool(self.layers or self.modules)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in _tensors(self))
+
+    def to(self, device: "torch.device") -> "Edits":
+        """Return the same on `device`."""
+        return _moved(self, device)
+
+
+def num_edit_bytes(package: Package) -> int:
+    """Return the most bytes that `package` takes in memory beside A and B."""
+    factors = shifts = 0
+    shifted: set[str] = set()
+    for edit in package.edits:
+        if edit.kind in (EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR):
+            factors += edit.width
+        # DoRA moves the bias that the base has.
+        if edit.kind in _SHIFTING and edit.module not in shifted:
+            shifted.add(edit.module)
+            shifts += edit.width
+    return 4 * (factors + shifts)
+
+
+Value = TypeVar("Value")
+
+
+def _tensors(value: object) -> Iterator["torch.Tensor"]:
+    if isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif hasattr(value, "__dataclass_fields__"):
+        for each in fields(value):  # type: ignore[arg-type]
+            yield from _tensors(getattr(value, each.name))
+    elif hasattr(value, "nbytes"):
+        yield value  # type: ignore[misc]
+
+
+def _moved(value: Value, device: "torch.device") -> Value:
+    if isinstance(value, Mapping):
+        return {key: _moved(each, device) for key, each in value.items()}  # type: ignore[return-value]
+    if hasattr(value, "__dataclass_fields__"):
+        moved = {each.name: _moved(getattr(value, each.name), device) for each in fields(value)}  # type: ignore[arg-type]
+        return replace(value, **moved)  # type: ignore[type-var]
+    return value.to(device) if hasattr(value, "nbytes") else value  # type: ignore[attr-defined]

@@ -1,0 +1,90 @@
+"""Rows of every method that is served, in one batch, each equal to PEFT with that adapter alone."""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from loramux_server.engine.messages import AdapterSource
+from tests.parity.test_peft import Case, check, target_modules
+from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter
+from tests.support.engine import Harness
+from tests.support.models import CONFIGS, VOCAB, tiny_model
+
+TOLERANCE = 2e-4
+
+
+def lora(**fields: Any) -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, r=6, lora_alpha=9, **fields)
+
+
+def configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
+    """Return a config of each method for `model`."""
+    names = target_modules(model)[0]
+    first, last = names[: len(names) // 2], names[len(names) // 2 :]
+    return {
+        "lora": lora(target_modules=names),
+        "dora": lora(target_modules=names, use_dora=True),
+        "dora, some layers": lora(target_modules=first, use_dora=True, use_rslora=True),
+        "lora_bias": lora(target_modules=names, lora_bias=True),
+        "ia3": IA3Config(task_type="CAUSAL_LM", target_modules=names, feedforward_modules=last),
+        "ia3, some layers": IA3Config(
+            task_type="CAUSAL_LM", target_modules=last, feedforward_modules=last[:1]
+        ),
+    }
+
+
+def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) -> Path:
+    """Save an adapter whose every weight is random to `folder`."""
+    torch.manual_seed(seed)
+    with quiet_peft():
+        wrapped = get_peft_model(copy.deepcopy(model), config)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:
+                weight.normal_(std=0.5 / weight.shape[-1] ** 0.5)
+            elif "magnitude" in name or "ia3_l" in name:
+                weight.mul_(torch.empty_like(weight).uniform_(0.5, 1.5))
+    with quiet_peft():  # it takes the bias of B for a broken matrix
+        wrapped.save_pretrained(str(folder))
+    return folder
+
+
+def cases(model: PreTrainedModel, folder: Path) -> list[Case]:
+    rng = random.Random(0)
+    found = []
+    for seed, (name, config) in enumerate({"base": None, **configs(model)}.items()):
+        source: AdapterSource | None = None
+        wrapped: torch.nn.Module = model
+        if config is not None:
+            saved = save(model, config, folder / name, seed)
+            wrapped, source = with_adapter(model, saved), pack_source(saved, folder / f"{seed}.pkg")
+        for _ in range(2):
+            prompt = [rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 30))]
+            found.append(Case(prompt, source, expected(wrapped, prompt, rng.randint(2, 8))))
+    rng.shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_every_method_in_one_batch_equals_peft_alone(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    requests = cases(model, tmp_path)
+    harness = Harness(
+        copy.deepcopy(model), kernels="cpu", rows=256, num_blocks=200, max_batch_tokens=24,
+        max_running=8,
+    )  # fmt: skip
+    for index, case in enumerate(requests):
+        harness.submit(
+            case.prompt, case.source, max_tokens=len(case.expected.tokens), num_logprobs=VOCAB
+        )
+        if index % 3 == 2:  # the others join while these run
+            harness.step()
+    harness.run()
+    for request_id, case in enumerate(requests):
+        check(harness, request_id, case, TOLERANCE)
