@@ -196,8 +196,8 @@ def table(outcome: Outcome) -> str:
     durations = [s.end - s.begin for s in outcome.streams if not s.error] or [0.0]
     lines.append(
         f"\n{len(outcome.streams)} streams, {len(durations)} of them finished (median "
-        f"{statistics.median(durations):.2f} s), {outcome.num_hung} hung, {outcome.num_wrong} with wrong tokens, "
-        f"{len(outcome.surprises)} with other errors"
+        f"{statistics.median(durations):.2f} s), {outcome.num_hung} hung, "
+        f"{outcome.num_wrong} with wrong tokens, {len(outcome.surprises)} with other errors"
     )
     return "\n".join(lines)
 

@@ -46,6 +46,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_NOT_FINITE": FailedPreconditionError,
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
+    "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
 }
 
 

@@ -2,14 +2,16 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from loramux_server.engine.messages import AdapterSource, Token
+from loramux_server.engine.messages import AdapterSource, Failure, Token
 from loramux_server.models.base_model import UnservableModelError
+from tests.parity.test_methods import lora, save
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
@@ -85,6 +87,10 @@ class Batches:
         assert may_fail or harness.failures.keys().isdisjoint(ids)
         return [harness.tokens[number] for number in ids]
 
+    @property
+    def failures(self) -> list[Failure]:
+        return list(self._harness.failures.values())
+
     def alone(self) -> dict[Request, list[tuple[int, Any]]]:
         return {request: content(self.run([request])[0]) for request in self.requests}
 
@@ -130,6 +136,17 @@ def test_neighbours_of_a_poisoned_adapter_and_who_comes_after_it_are_what_they_w
             assert content(tokens) == alone[request]
         assert [len(tokens) for tokens in found[:2] + found[6:]] == [0, 0, 0, 0]
     assert batches.alone() == alone
+
+
+def test_an_adapter_that_sends_its_neighbours_another_way_is_refused(
+    sources: list[AdapterSource], tmp_path: Path
+) -> None:
+    dora = lora(target_modules=["q_proj"], use_dora=True)
+    saved = save(model(), dora, tmp_path / "a", seed=1)
+    batches = Batches([pack_source(saved, tmp_path / "a.package")], deterministic=True)
+    assert batches.run([((5, 6, 7), 0), ((5, 6, 7), None)], may_fail=True)[0] == []
+    (failure,) = batches.failures
+    assert failure.reason == "UNSUPPORTED_ADAPTER_FEATURE"
 
 
 @pytest.mark.parametrize(

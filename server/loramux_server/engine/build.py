@@ -111,7 +111,7 @@ def build_engine(
         context_length=context_length,
         max_waiting=config.max_waiting,
     )
-    loader = AdapterLoader(model, runner.slab, resting)
+    loader = AdapterLoader(model, runner.slab, resting, is_deterministic=config.deterministic)
     engine = Engine(
         scheduler=scheduler,
         admission=admission,
