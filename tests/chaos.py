@@ -108,6 +108,7 @@ def commit(kind: str, server: RunningServer) -> None:
 def campaign(
     server: RunningServer, answer: Answer, asks: Callable[[random.Random], Ask], *,
     cycles: int, seconds: float, max_tokens: tuple[int, int] = (5, 120),
+    min_streams: int = MIN_STREAMS,
 ) -> Outcome:  # fmt: skip
     """Do harm to a running `server` again and again, for so many cycles or seconds."""
     faults = {kind: Faults() for kind in dict.fromkeys(CYCLE)}
@@ -120,7 +121,7 @@ def campaign(
         for kind in CYCLE * cycles:
             if time.monotonic() > end:
                 break
-            await_streams(load, MIN_STREAMS)
+            await_streams(load, min_streams)
             time.sleep(choice.uniform(0.0, 0.1))
             begin = time.monotonic()
             commit(kind, server)

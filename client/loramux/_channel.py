@@ -29,7 +29,7 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 20_000),
     # A server that starts again is back within seconds.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 _REPEATABLE = {
     "loramux.v1.GenerationService": ["Generate", "StreamGenerate"],
@@ -45,7 +45,9 @@ _POLICY = {
     "initialBackoff": "0.4s",
     "maxBackoff": "4s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # The latter is how a call ends that reaches a server in the moment in which it closes; who
+    # gives up a call does not hear of it any more.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 

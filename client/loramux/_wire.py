@@ -27,6 +27,9 @@ from loramux.v1 import errors_pb2, generation_pb2, quarantine_pb2, server_pb2
 ERROR_KEY = "loramux-error-bin"
 """Trailing metadata that holds an ErrorDetail."""
 
+_HUNG_UP = (grpc.StatusCode.CANCELLED, "CANCELLED")
+"""What gRPC makes of a call that reaches a server in the moment in which it closes."""
+
 _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -159,6 +162,8 @@ def error_of(error: grpc.RpcError) -> errors.LoramuxError:
     """Return the error that the server raised, from what gRPC raised here."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     kind = _ERRORS.get(error.code(), errors.InternalError)
+    if (error.code(), error.details()) == _HUNG_UP:
+        kind = errors.UnavailableError
     if kind is errors.LoramuxError:
         kind = errors.InternalError
     detail = _detail(error.trailing_metadata())

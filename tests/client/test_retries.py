@@ -23,6 +23,7 @@ class Server:
         self.failures = 0
         """So many calls fail from now on."""
         self.code = UNAVAILABLE
+        self.message = "not now"
         self.pushback: int | None = None
         self._pool = ThreadPoolExecutor(16)
         self._grpc = grpc.server(self._pool)
@@ -54,7 +55,7 @@ class Server:
         self.failures -= 1
         if self.pushback is not None:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback)),))
-        context.abort(self.code, "not now")
+        context.abort(self.code, self.message)
 
     def stop(self) -> None:
         self._grpc.stop(None).wait()
@@ -78,6 +79,14 @@ def test_a_call_that_changes_nothing_is_made_again(server: Server, client: Clien
     server.failures, server.pushback = 2, 10
     assert client.info().version == "1"
     assert server.attempts == ["GetServerInfo"] * 3
+
+
+def test_a_server_that_hangs_up_is_as_good_as_away(server: Server, client: Client) -> None:
+    server.failures, server.code, server.message = 1, grpc.StatusCode.CANCELLED, "CANCELLED"
+    assert client.info().version == "1"
+    server.failures = 1
+    with pytest.raises(UnavailableError):
+        client.adapters.delete("a")
 
 
 def test_a_call_is_made_again_only_so_often(server: Server, client: Client) -> None:

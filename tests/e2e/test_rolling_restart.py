@@ -19,7 +19,9 @@ NUM_SERVERS = 3
 
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[list[FakeServer]]:
-    servers = [FakeServer(tmp_path / str(number)) for number in range(NUM_SERVERS)]
+    servers = [
+        FakeServer(tmp_path / str(number), step_seconds=0.01) for number in range(NUM_SERVERS)
+    ]
     with ExitStack() as running, ThreadPoolExecutor(NUM_SERVERS) as pool:
         list(pool.map(FakeServer.start, servers))
         for server in servers:
@@ -34,7 +36,9 @@ def steps(server: FakeServer) -> float:
 
 def test_a_rolling_restart_fails_no_call(servers: list[FakeServer]) -> None:
     targets = [server.target for server in servers]
-    with Load(lambda: Client(targets), answered, asks=asked, max_tokens=(5, 60)) as load:
+    with Load(
+        lambda: Client(targets), answered, asks=asked, num_threads=6, max_tokens=(2, 20)
+    ) as load:
         assert eventually(lambda: all(map(steps, servers)))  # each takes its turn
         for server in servers:
             before = len(load.streams)

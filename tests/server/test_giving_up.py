@@ -157,8 +157,16 @@ def experienced() -> Place:
     return place
 
 
-def test_a_deadline_that_cannot_be_met_even_alone_is_refused_at_once() -> None:
+def busy() -> Place:
+    """Return one that has something to do, too."""
     place = experienced()
+    place.engine.receive([Submit(0, [9, 9], None, greedy(1000))])
+    place.step()
+    return place
+
+
+def test_a_deadline_that_cannot_be_met_even_alone_is_refused_at_once() -> None:
+    place = busy()
     assert refused(place, [60] * 300, 20.0) == "DEADLINE_EXCEEDED"  # the prompt alone takes 33 s
     assert refused(place, [61] * 10, 20.0, min_tokens=40) == "DEADLINE_EXCEEDED"
     assert refused(place, [61] * 10, 20.0) is None
@@ -176,11 +184,12 @@ def test_a_deadline_that_the_queue_makes_impossible_is_refused_to_be_tried_again
 
 
 def test_what_is_there_already_takes_no_time() -> None:
-    place = experienced()
+    place = busy()
     known = [2] * 100  # of a request that ended
     assert refused(place, known, 5.0) is None
     assert refused(place, [62] * 100, 5.0) == "DEADLINE_EXCEEDED"
 
 
-def test_an_engine_that_knows_nothing_yet_tries() -> None:
+def test_an_engine_that_knows_nothing_yet_or_has_nothing_to_do_tries() -> None:
     assert refused(Place(token_seconds=0.1), [60] * 200, 0.5) is None
+    assert refused(experienced(), [60] * 200, 0.5) is None

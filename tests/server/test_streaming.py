@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from loramux.errors import DeadlineExceededError, UnavailableError
+from loramux.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from loramux_server.engine.messages import (
     CacheStats,
     Cancel,
     EngineConfig,
+    Failure,
     Finish,
     ModelInfo,
     Report,
@@ -211,3 +212,14 @@ async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) ->
     (submit,) = (message for message in served.engine.sent if isinstance(message, Submit))
     assert submit.timeout is not None
     assert 0 < submit.timeout <= 7.0
+
+
+async def test_who_would_be_late_because_of_others_is_told_to_try_again(served: Served) -> None:
+    first = asyncio.ensure_future(anext(served.stream(timeout=7.0)))
+    await asyncio.sleep(0)
+    failure = Failure(served.engine.ids[0], "DEADLINE_UNREACHABLE", "not within 7 s")
+    served.engine.report(failures=[failure])
+    with pytest.raises(ResourceExhaustedError, match="not within 7 s") as caught:
+        await first
+    assert caught.value.reason == "DEADLINE_UNREACHABLE"
+    assert caught.value.retry_delay

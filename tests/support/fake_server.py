@@ -51,7 +51,7 @@ def answered(ask: Ask, count: int) -> tuple[int, ...]:
 class FakeServer(RunningServer):
     """`loramux serve` whose engine makes a token every `step_seconds` for each request."""
 
-    def __init__(self, folder: Path, *arguments: str, step_seconds: float = 0.002) -> None:
+    def __init__(self, folder: Path, *arguments: str, step_seconds: float = 0.005) -> None:
         state = folder / "engine.json"
         super().__init__(folder, state, *arguments)
         state.write_text(json.dumps({"step_seconds": step_seconds}))

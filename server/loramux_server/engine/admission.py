@@ -77,7 +77,9 @@ class Admission:
         and those that it may not end before.
         """
         timeout = request.deadline - request.arrival
-        if timeout == math.inf:
+        # What steps cost is learnt from steps. An engine without work tries: if it went by costs of
+        # a bad moment, it would refuse for ever.
+        if timeout == math.inf or not (self._scheduler.running or self._scheduler.waiting):
             return None
         least_tokens = max(1, request.sampling.min_tokens)
         own = self._pace.least_seconds(self._scheduler.num_to_compute(request), least_tokens)
