@@ -51,14 +51,18 @@ _POLICY = {
 }
 
 
+def each(targets: Targets) -> list[str]:
+    """Return every one of `targets`."""
+    return [targets] if isinstance(targets, str) else list(targets)
+
+
 def address(targets: Targets) -> str:
     """Return the address of `targets` as gRPC takes it; names of several are looked up now.
 
     Raises:
         InvalidArgumentError: There is none, or one of several is no HOST:PORT that can be found.
     """
-    if isinstance(targets, str):
-        return targets
+    targets = each(targets)
     if len(targets) == 1:
         return targets[0]
     if not targets:
@@ -88,7 +92,8 @@ def options(targets: Targets, *, retries: bool) -> list[tuple[str, int | str]]:
         ]
         config["retryThrottling"] = {"maxTokens": RETRY_TOKENS, "tokenRatio": RETRY_RATIO}
     more: list[tuple[str, int | str]] = [("grpc.enable_retries", int(retries))]
-    if not isinstance(targets, str) and len(targets) > 1:
+    targets = each(targets)
+    if len(targets) > 1:
         # Who drains or has lost its engine says so, and is left out until it is back.
         config["loadBalancingConfig"] = [{"round_robin": {}}]
         config["healthCheckConfig"] = {"serviceName": "loramux.v1.GenerationService"}

@@ -6,8 +6,10 @@ from typing import Self, Unpack
 
 import grpc
 
-from loramux import _channel, _wire
+from loramux import _wire
+from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
+from loramux._channel import Targets
 from loramux.client import DEFAULT_TIMEOUT
 from loramux.types import Chunk, Generation, QuarantineEntry, SamplingOptions, ServerInfo
 from loramux.v1 import quarantine_pb2, server_pb2
@@ -26,18 +28,17 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: _channel.Targets,
+        target: Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
-        address, options = _channel.address(target), _channel.options(target, retries=retries)
-        self._channel = (
-            grpc.aio.secure_channel(address, credentials, options)
-            if credentials
-            else grpc.aio.insecure_channel(address, options)
+        self._channel = open_aio_channel(
+            target, key=key, tls=tls, credentials=credentials, retries=retries
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)

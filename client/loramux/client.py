@@ -6,8 +6,10 @@ from typing import Self, Unpack
 
 import grpc
 
-from loramux import _channel, _wire
+from loramux import _wire
+from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
+from loramux._channel import Targets
 from loramux.types import Chunk, Generation, QuarantineEntry, SamplingOptions, ServerInfo
 from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
@@ -27,9 +29,11 @@ class Client:
 
     def __init__(
         self,
-        target: _channel.Targets,
+        target: Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
     ) -> None:
@@ -39,18 +43,22 @@ class Client:
             target: `HOST:PORT` of the server, or a list of several that serve the same: they take
                 turns, and who cannot serve is left out.
             timeout: Seconds that a call may take, unless it says otherwise.
-            credentials: TLS credentials, from `grpc.ssl_channel_credentials`; None for plaintext.
+            key: API key, `lmx_…`; None takes the one in LORAMUX_API_KEY, if there is one.
+            tls: True to trust the authorities of the system, a path for those of a PEM file, False
+                 for plaintext; None takes the path in LORAMUX_CA, or else plaintext, in which a key
+                 goes to this machine alone.
+            credentials: In place of `tls`, what `grpc.ssl_channel_credentials` returns, such as
+                 with a certificate of the client.
             retries: Make calls that change nothing again where the server was away before it began
                 to answer; with patience, and not so often that it would add much to its load.
 
         Raises:
-            InvalidArgumentError: `target` names several, and one of them cannot be found.
+            InvalidArgumentError: The key cannot be one, or would go in plaintext to another
+                machine; or `target` names several, and one of them cannot be found.
+            OSError: The file that `tls` names cannot be read.
         """
-        address, options = _channel.address(target), _channel.options(target, retries=retries)
-        self._channel = (
-            grpc.secure_channel(address, credentials, options)
-            if credentials
-            else grpc.insecure_channel(address, options)
+        self._channel = open_channel(
+            target, key=key, tls=tls, credentials=credentials, retries=retries
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)

@@ -137,21 +137,24 @@ class EngineClient:
         prompt: list[int],
         adapter: AdapterSource | None,
         sampling: Sampling,
+        tenant: str,
         timeout: float | None = None,
     ) -> int:
-        """Start a completion, whose tokens go to `mailbox` under `index`, and return its id.
+        """Start a completion for `tenant`, and return its id.
+
+        Its tokens go to `mailbox` under `index`.
 
         Raises:
             UnavailableError: The engine is away.
             FailedPreconditionError: The request or its adapter is in quarantine.
         """
-        work = Work(prompt, adapter.digest if adapter else None, sampling)
+        work = Work(prompt, adapter.digest if adapter else None, sampling, tenant)
         self.quarantine.check(work)
         if not self.process.is_ready:
             raise self._unavailable("is starting")
         self._next_id += 1
         self._calls[self._next_id] = _Call(mailbox, index, work)
-        self.process.send(Submit(self._next_id, prompt, adapter, sampling, timeout))
+        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant, timeout))
         return self._next_id
 
     def finish(self, request_id: int) -> None:

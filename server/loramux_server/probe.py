@@ -66,7 +66,7 @@ class Probe:
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         request_id = 0
         try:
-            request_id = self._engine.submit(mailbox, 0, self._prompt, None, sampling)
+            request_id = self._engine.submit(mailbox, 0, self._prompt, None, sampling, "")
             async with asyncio.timeout(self._patience):
                 await mailbox.take()
         except TimeoutError:

@@ -32,6 +32,7 @@ class Work:
     digest: str | None
     """Identity of the adapter; None for the base model."""
     sampling: Sampling
+    tenant: str = ""
 
     @property
     def key(self) -> str:
@@ -39,6 +40,7 @@ class Work:
         sampling = msgspec.structs.replace(self.sampling, seed=0)
         content = hashlib.blake2b(digest_size=16)
         for part in (
+            self.tenant.encode(),
             (self.digest or "").encode(),
             struct.pack(f"<{len(self.prompt)}q", *self.prompt),
             _encode(sampling),

@@ -47,7 +47,7 @@ class Place:
 
     def submit(self, number: int, prompt: list[int], timeout: float | None = None) -> None:
         adapter = ADAPTER if number == SUBJECT else None
-        self.engine.receive([Submit(number, prompt, adapter, greedy(), timeout)])
+        self.engine.receive([Submit(number, prompt, adapter, greedy(), timeout=timeout)])
 
     def step(self) -> Report:
         report = self.engine.step()
@@ -129,7 +129,7 @@ def test_nothing_is_held_one_step_later(
 def test_only_who_is_late_ends() -> None:
     place = Place()
     for number, timeout in enumerate([None, 500.0, 4.0]):
-        place.engine.receive([Submit(number, [5, number], None, greedy(), timeout)])
+        place.engine.receive([Submit(number, [5, number], None, greedy(), timeout=timeout)])
     for _ in range(120):
         place.step()
     assert [(failure.request_id, failure.message) for failure in place.failures] == [
@@ -140,7 +140,7 @@ def test_only_who_is_late_ends() -> None:
 
 def refused(place: Place, prompt: list[int], timeout: float, min_tokens: int = 0) -> str | None:
     sampling = greedy(min_tokens=min_tokens)
-    place.engine.receive([Submit(99, prompt, None, sampling, timeout)])
+    place.engine.receive([Submit(99, prompt, None, sampling, timeout=timeout)])
     report = place.step()
     place.engine.receive([Cancel(99)])
     return report.failures[0].reason if report.failures else None

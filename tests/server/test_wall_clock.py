@@ -9,7 +9,7 @@ import pytest
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.engine.messages import Token
-from loramux_server.listener import Listener
+from loramux_server.rpc import Calls, generic_handler
 from tests.server.test_streaming import TOKEN, Served
 
 HOUR = 3600.0
@@ -20,13 +20,15 @@ async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
     monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
     served = Served()
-    listener = Listener("127.0.0.1:0", drain_timeout=1)
+    server = grpc.aio.server()
     service = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-    await listener.open({service: served.service})
+    server.add_generic_rpc_handlers((generic_handler(service, served.service, Calls()),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
     request = generation_pb2.GenerateRequest(
         prompt_token_ids=[5], sampling=generation_pb2.SamplingParams(max_tokens=1000)
     )
-    async with grpc.aio.insecure_channel(listener.address) as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = GenerationServiceStub(channel).StreamGenerate(request, timeout=0.6)
         async with asyncio.timeout(10):
             while not served.engine.ids:  # noqa: ASYNC110 - told by nobody
@@ -41,4 +43,4 @@ async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
             async with asyncio.timeout(30):
                 await call.read()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await listener.close()
+    await server.stop(None)

@@ -174,6 +174,7 @@ class Engine:
             message.prompt,
             message.adapter and message.adapter.at_rest(self._resting),
             message.sampling,
+            message.tenant,
             arrival=now,
             deadline=math.inf if message.timeout is None else now + message.timeout,
         )

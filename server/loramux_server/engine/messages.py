@@ -208,6 +208,8 @@ class Submit(Struct, frozen=True, tag=True):
     prompt: list[int]
     adapter: AdapterSource | None
     sampling: Sampling
+    tenant: str = ""
+    """Whose request it is: only their own requests share KV blocks with it."""
     timeout: float | None = None
     """Seconds from now in which it has to be finished: clocks of processes may differ."""
 
