@@ -84,7 +84,7 @@ def _mark_kernels() -> None:
         )
 
     Program.run = run_marked  # type: ignore[method-assign, assignment]
-    build.choose_backend = choose_marked  # type: ignore[attr-defined, assignment]
+    build.choose_backend = choose_marked  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

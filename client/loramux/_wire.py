@@ -18,6 +18,8 @@ from loramux.types import (
     QuarantineEntry,
     SamplingOptions,
     ServerInfo,
+    ServerLoad,
+    TierLoad,
     Timing,
     TokenLogprob,
     Usage,
@@ -147,6 +149,23 @@ def quarantine_entry(message: quarantine_pb2.QuarantineEntry) -> QuarantineEntry
         cause=message.cause,
         since=message.since.ToDatetime(tzinfo=datetime.UTC),
     )
+
+
+def server_load(message: server_pb2.GetServerLoadResponse) -> ServerLoad:
+    """Return the value of what a server does."""
+    fields = {
+        field.name: getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+        if field.name in ServerLoad.__slots__
+    }
+    return ServerLoad(**fields | {"device": _tier(message.device), "host": _tier(message.host)})
+
+
+def _tier(message: server_pb2.TierLoad) -> TierLoad:
+    return TierLoad(
+        message.adapters, message.bytes, message.capacity_bytes, message.hits, message.misses,
+        message.evictions, message.reloads,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -10,7 +10,14 @@ from loramux import _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
 from loramux._channel import Targets
-from loramux.types import Chunk, Generation, QuarantineEntry, SamplingOptions, ServerInfo
+from loramux.types import (
+    Chunk,
+    Generation,
+    QuarantineEntry,
+    SamplingOptions,
+    ServerInfo,
+    ServerLoad,
+)
 from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
@@ -149,6 +156,13 @@ class Client:
         with _wire.raising():
             return _wire.server_info(
                 self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout)
+            )
+
+    def load(self) -> ServerLoad:
+        """Return what the server holds now and what it did since it started."""
+        with _wire.raising():
+            return _wire.server_load(
+                self._server.GetServerLoad(server_pb2.GetServerLoadRequest(), timeout=self._timeout)
             )
 
     def quarantined(self) -> list[QuarantineEntry]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sqlalchemy.exc
 
+from loramux.errors import InvalidArgumentError
 from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
@@ -22,10 +23,13 @@ from loramux_server.metrics_server import serve_metrics
 from loramux_server.probe import Probe
 from loramux_server.quarantine import Quarantine
 from loramux_server.services.build import Services, build_services
+from loramux_server.services.expiry import expire, keep_expiring
+from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.places import stores_folder
+from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 from loramux_server.watching import ended, look, watch
@@ -34,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 EXPIRE_SECONDS = 60.0
 """How often old uploads are looked for."""
+SWEEP_SECONDS = 1.0
+"""How often versions are looked for whose time is over."""
 
 
 class Server:
@@ -91,6 +97,7 @@ class Server:
         check_exposure(self._config, knows_callers=True)
         tls = ServerTls.of(self._config)
         adapters = _existing(self._config.adapters) if self._config.adapters else None
+        sources = _sources(self._config)
         registry = self._open_registry(Path(self._config.store)) if self._config.store else None
         self.metrics_address = serve_metrics(
             self._config.metrics, self._metrics.registry, tls, self._exit
@@ -118,16 +125,21 @@ class Server:
             engine=self._engine,
             model=model,
             base=base,
+            sources=sources,
             metrics=self._metrics,
             quotas=self._entrance.quotas,
             config=self._config,
         )
+        await asyncio.to_thread(expire, registry)
         services.follow(registry, self._loop)
         services.pins.resume()
         self._services = services
         self._exit.callback(services.uploads.close)
-        expiring = asyncio.create_task(services.uploads.expire(EXPIRE_SECONDS))
-        self._exit.callback(expiring.cancel)
+        for expiring in (
+            services.uploads.expire(EXPIRE_SECONDS),
+            keep_expiring(registry, SWEEP_SECONDS),
+        ):
+            self._exit.push_async_callback(ended, asyncio.create_task(expiring))
         if adapters and self._config.adapters_interval:
             self._exit.push_async_callback(
                 ended, asyncio.create_task(watch(directory, self._config.adapters_interval))
@@ -146,21 +158,17 @@ class Server:
         self._listener = listener
         self.grpc_address = listener.address
         self._write_ready_file()
-        if self._config.probe_interval:
-            self._probe = Probe(
-                self._engine,
-                model,
-                interval=self._config.probe_interval,
-                on_result=self._on_probed,
-            )
+        if interval := self._config.probe_interval:
+            self._probe = Probe(self._engine, model, interval=interval, on_result=self._show_health)
             self._exit.callback(asyncio.create_task(self._probe.run()).cancel)
         listener.show_health(self._engine.process.is_ready)
         _log.info("serving %s on %s", model.name, self.grpc_address)
 
     def _open_registry(self, folder: Path) -> Registry:
+        limits = StorageLimits(self._config.max_tenant_bytes, self._config.max_tenant_adapters)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            registry = Registry(folder)
+            registry = Registry(folder, Quotas(lambda _: limits))
         except OSError as error:
             raise ConfigError(f"--store {folder}: {error.strerror}") from None
         except NewerFormatError as error:
@@ -186,7 +194,7 @@ class Server:
         except OSError as error:
             raise ConfigError(f"--ready-file {path}: {error.strerror}") from None
 
-    def _on_probed(self, is_well: bool) -> None:
+    def _show_health(self, is_well: bool) -> None:
         if self._listener:
             self._listener.show_health(is_well and self._engine.process.is_ready)
 
@@ -199,8 +207,7 @@ class Server:
                 self._services.pins.resume()
             else:
                 self._services.statuses.engine_died()
-        if self._listener:
-            self._listener.show_health(is_ready)
+        self._show_health(is_ready)
 
     def _on_report(self, report: Report) -> None:
         self._metrics.report(report)
@@ -213,9 +220,9 @@ class Server:
         self._loop.call_soon_threadsafe(self._drop, digest)
 
     def _drop(self, digest: str) -> None:
-        self._engine.drop(digest)
+        is_leaving = self._engine.drop(digest)
         if self._services:
-            self._services.statuses.forget(digest)
+            self._services.statuses.forget(digest, is_leaving=is_leaving)
 
 
 async def serve(config: ServerConfig) -> int:
@@ -268,6 +275,15 @@ def _claim(registry: Registry, model: ModelInfo) -> None:
             f"--store holds adapters of another base model ({served}), not of {model.name} "
             f"({model.fingerprint}); give each base a store of its own"
         )
+
+
+def _sources(config: ServerConfig) -> Sources:
+    try:
+        return Sources(config.hub_allow, config.object_allow)
+    except InvalidArgumentError as error:
+        raise ConfigError(f"--object-allow: {error}") from None
+    except MissingExtraError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _existing(directory: str) -> Path:

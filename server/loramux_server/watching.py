@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import threading
 
 import sqlalchemy.exc
 
+from loramux_server.services.storage import stoppable
 from loramux_server.store.directory import Directory
 
 _log = logging.getLogger(__name__)
@@ -13,16 +13,7 @@ _log = logging.getLogger(__name__)
 
 async def look(directory: Directory, *, settles: bool) -> None:
     """Take in what is in `directory`; when cancelled, end with the entry at hand."""
-    cancelled = threading.Event()
-    work = asyncio.create_task(
-        asyncio.to_thread(directory.look, settles=settles, is_cancelled=cancelled.is_set)
-    )
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await work
-        raise
+    await stoppable(lambda is_cancelled: directory.look(settles=settles, is_cancelled=is_cancelled))
 
 
 async def watch(directory: Directory, interval: float) -> None:

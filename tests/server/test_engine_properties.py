@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import hypothesis.strategies as st
+import msgspec
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -51,14 +52,21 @@ class EngineMachine(RuleBasedStateMachine):
     """Drives an engine at random and holds it against what each request alone would give."""
 
     @initialize(
-        rows=st.sampled_from([32, 40, 64]), bypassed=st.integers(0, 5), runs_ahead=st.booleans()
+        rows=st.sampled_from([32, 40, 64]),
+        bypassed=st.integers(0, 5),
+        runs_ahead=st.booleans(),
+        eviction=st.sampled_from(["lru", "cost"]),
+        share=st.sampled_from([0.25, 0.5, 1.0]),
     )
-    def build(self, rows: int, bypassed: int, runs_ahead: bool) -> None:
+    def build(
+        self, rows: int, bypassed: int, runs_ahead: bool, eviction: str, share: float
+    ) -> None:
         self.executor = HeldExecutor()
         self.clock = ManualClock()
         self.engine, self.scheduler, self.cache, model = fake_engine(
             num_blocks=NUM_BLOCKS, rows=rows, host_bytes=6400, max_bypassed=bypassed,
-            executor=self.executor, runs_ahead=runs_ahead, clock=self.clock,
+            executor=self.executor, runs_ahead=runs_ahead, eviction=eviction,
+            max_tenant_share=share, clock=self.clock,
         )  # fmt: skip
         model.broken = {BROKEN}
         self.asked: list[Asked] = []
@@ -80,6 +88,8 @@ class EngineMachine(RuleBasedStateMachine):
     ) -> None:
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt))
         source = fake_source(adapter, RANKS[adapter]) if adapter else None
+        if source:
+            source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
         self.engine.receive([Submit(len(self.asked), prompt, source, sampling, timeout=timeout)])
         deadline = self.clock() + (math.inf if timeout is None else timeout)

@@ -26,12 +26,14 @@ from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
+from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
@@ -88,6 +90,7 @@ def build_services(
     engine: EngineClient,
     model: ModelInfo,
     base: ServedBase,
+    sources: Sources,
     metrics: Metrics,
     quotas: Quotas,
     config: ServerConfig,
@@ -97,7 +100,7 @@ def build_services(
     descriptions = Descriptions(registry, statuses)
     changes = Changes(descriptions)
     pins = Pins(registry, engine, base)
-    chunks = Chunks(config.upload_idle_timeout)
+    chunks = Chunks(config.upload_idle_timeout, config.min_upload_rate)
     intake = Intake(
         registry=registry,
         engine=engine,
@@ -116,7 +119,9 @@ def build_services(
     )
     adapters = AdapterService(
         intake=intake,
+        imports=Imports(intake, sources, config.max_upload),
         descriptions=descriptions,
+        statuses=statuses,
         metrics=metrics,
         chunks=chunks,
         changes=changes,
@@ -138,7 +143,9 @@ def build_services(
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,
             aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
             quarantine_pb2.DESCRIPTOR.services_by_name["QuarantineService"]: quarantine,
-            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(model, config),
+            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
+                model, config, metrics.totals
+            ),
         },
         uploads,
         statuses,
