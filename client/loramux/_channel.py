@@ -36,7 +36,7 @@ _REPEATABLE = {
     "loramux.v1.AdapterService": ["GetAdapter", "ListAdapters", "DownloadAdapter"],
     "loramux.v1.AliasService": ["ListAliasMoves"],
     "loramux.v1.ResidencyService": ["PinAdapter", "UnpinAdapter", "PrefetchAdapter"],
-    "loramux.v1.ServerService": ["GetServerInfo"],
+    "loramux.v1.ServerService": ["GetServerInfo", "GetServerLoad"],
     "loramux.v1.QuarantineService": ["ListQuarantined"],
 }
 """What does no more the second time than the first."""

@@ -37,6 +37,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "0 looks only at the start.",
         ),
     ] = 5.0
+    adapter_templates: Annotated[
+        bool,
+        Meta(
+            description="Render conversations by the chat template of an adapter's package, where "
+            "it has one; otherwise they are refused for such an adapter."
+        ),
+    ] = True
     store: Annotated[
         str | None,
         Meta(

@@ -114,6 +114,7 @@ class Server:
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
+            vocab_size=model.vocab_size,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
         )
@@ -135,6 +136,7 @@ class Server:
         services.pins.resume()
         self._services = services
         self._exit.callback(services.uploads.close)
+        self._exit.push_async_callback(services.prompts.close)
         for expiring in (
             services.uploads.expire(EXPIRE_SECONDS),
             keep_expiring(registry, SWEEP_SECONDS),

@@ -515,3 +515,11 @@ def test_bytes_that_come_back_while_they_go_are_there(
     deleting.result()
     again.result()
     assert (registry.names(), blobs(folder)) == (["b"], {DIGESTS[0]})
+
+
+def test_what_a_crash_left_of_an_import_goes(registry: Registry, folder: Path) -> None:
+    with registry.blobs.scratch() as scratch:
+        (scratch / "adapter_config.json").write_text("{}")
+        with after_a_crash(folder) as (_, copy):
+            assert list((copy / "staging").iterdir()) == []
+    assert list((folder / "staging").iterdir()) == []

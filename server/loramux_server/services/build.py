@@ -29,6 +29,7 @@ from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
+from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
@@ -59,6 +60,7 @@ class Services:
     pins: Pins
     changes: Changes
     metrics: Metrics
+    prompts: Prompts
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -108,12 +110,14 @@ def build_services(
         base=base,
         max_upload_bytes=config.max_upload,
     )
+    prompts = Prompts(model, adapter_templates=config.adapter_templates)
     generation = GenerationService(
         engine=engine,
         registry=registry,
         model=model,
         metrics=metrics,
         statuses=statuses,
+        prompts=prompts,
         quotas=quotas,
         default_timeout=config.default_timeout,
     )
@@ -152,4 +156,5 @@ def build_services(
         pins,
         changes,
         metrics,
+        prompts,
     )

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -50,17 +51,20 @@ async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
         raise
 
 
-async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
-    """Run `work`, which blocks, in a thread, and return what it returns.
+async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor | None = None) -> T:
+    """Run `work`, which blocks, in a thread of `executor`, and return what it returns.
 
     A caller that is cancelled meanwhile is so when it has ended; `work` can ask whether it is by
     what it is given.
     """
     cancelled = threading.Event()
-    task = asyncio.create_task(asyncio.to_thread(work, cancelled.is_set))
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(executor, work, cancelled.is_set)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
         cancelled.set()
-        await asyncio.wait([task])
+        await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody asks any more why nothing came of it
         raise
