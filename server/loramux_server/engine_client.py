@@ -47,6 +47,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
     "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
+    "STORE_UNAVAILABLE": UnavailableError,
 }
 
 
@@ -234,5 +235,5 @@ class EngineClient:
 
 def _error_of(failure: Failure) -> LoramuxError:
     kind = _FAILURES.get(failure.reason, InternalError)
-    delay = RETRY_DELAY if kind is ResourceExhaustedError else None
+    delay = RETRY_DELAY if kind in (ResourceExhaustedError, UnavailableError) else None
     return kind(failure.message, reason=failure.reason, retry_delay=delay)

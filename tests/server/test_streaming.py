@@ -3,12 +3,18 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loramux.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
+from loramux.errors import (
+    DeadlineExceededError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine.messages import (
@@ -30,6 +36,7 @@ from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.registry import Registry
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
 
@@ -64,7 +71,7 @@ class Engine(EngineClient):
 class Served:
     """The service over an engine of tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Registry | None = None) -> None:
         self.metrics = Metrics()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
@@ -74,16 +81,18 @@ class Served:
             adapter_rows=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
         self.service = GenerationService(
-            engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
+            engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
             prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(
-        self, *, timeout: float | None = None, **sampling: Any
+        self, *, timeout: float | None = None, adapter: str = "", **sampling: Any
     ) -> AsyncIterator[StreamGenerateResponse]:
         request = GenerateRequest(
-            prompt_token_ids=[5], sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling)
+            prompt_token_ids=[5],
+            adapter=adapter,
+            sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
         )
         context: Any = SimpleNamespace(time_remaining=lambda: timeout)
         return self.service.StreamGenerate(request, context)
@@ -227,3 +236,15 @@ async def test_who_would_be_late_because_of_others_is_told_to_try_again(served: 
         await first
     assert caught.value.reason == "DEADLINE_UNREACHABLE"
     assert caught.value.retry_delay
+
+
+async def test_an_adapter_that_is_not_there_is_never_the_base(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "store")
+    served = Served(registry)
+    try:
+        for name in ("nobody", "team/nobody:3", f"nobody@sha256:{'0' * 64}"):
+            with pytest.raises(NotFoundError):
+                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=1)
+        assert served.engine.sent == []
+    finally:
+        registry.close()
