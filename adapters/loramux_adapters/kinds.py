@@ -16,6 +16,11 @@ from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import check_config
 from loramux_adapters.strict_json import depth
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.trainable_tokens import FIELDS as TOKENS_FIELDS
+from loramux_adapters.trainable_tokens import (
+    check_trainable_tokens,
+    trainable_tokens_contents,
+)
 
 MAX_CONFIG_DEPTH = 8
 
@@ -42,6 +47,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "LORA": Kind(LORA_FIELDS, check_config, lora_contents),
     "IA3": Kind(IA3_FIELDS, check_ia3, ia3_contents),
+    "TRAINABLE_TOKENS": Kind(TOKENS_FIELDS, check_trainable_tokens, trainable_tokens_contents),
 }
 """Value of `peft_type` -> its kind."""
 

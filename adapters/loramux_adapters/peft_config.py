@@ -19,6 +19,8 @@ from loramux_adapters.fields import (
     text,
 )
 from loramux_adapters.lora_config import Bias, LoraConfig
+from loramux_adapters.saved import saved_names
+from loramux_adapters.trainable_tokens import token_indices
 
 MAX_RANK = 512
 MAX_SCALE = 1000.0
@@ -27,7 +29,7 @@ FIELDS = Fields(
     honoured=frozenset({
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_dora",
-        "bias", "lora_bias",
+        "bias", "lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
     }),
     # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
     # before training. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
@@ -35,12 +37,10 @@ FIELDS = Fields(
     recorded=frozenset({
         "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config",
-        "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying", "megatron_core",
-        "qalora_group_size",
+        "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
     }),
     refused=frozenset({
-        "init_lora_weights", "modules_to_save", "megatron_config", "trainable_token_indices",
-        "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config",
+        "init_lora_weights", "megatron_config", "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config",
         "layer_replication", "target_parameters", "use_bdlora", "arrow_config", "kasa_config",
     }),
     # The other initialisations take their start out of the base: PEFT changes its weights again at
@@ -82,6 +82,9 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         use_dora=boolean(config, "use_dora"),
         lora_bias=boolean(config, "lora_bias"),
         bias=_bias(config),
+        saved=saved_names(config),
+        tokens=token_indices(config),
+        ensures_tying=boolean(config, "ensure_weight_tying"),
     )
     if checked.target_modules is not None and not checked.target_modules:
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")

@@ -184,6 +184,11 @@ def _model_info(
     for name, place in model.places.items():
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
+    known = model.replaceable
+    if known.output:
+        layers[known.output] = Layer(*known.output_shape)
+    if known.embedding:
+        layers[known.embedding] = Layer(*known.embedding_shape)
     return ModelInfo(
         name=model.name,
         architecture=model.architecture,
@@ -196,6 +201,7 @@ def _model_info(
         eos_token_ids=model.eos_token_ids,
         tokenizer_json=model.tokenizer_json,
         layers=layers,
+        parameters={name: list(shape) for name, shape in known.shapes.items()},
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,
         resting=resting,

@@ -250,6 +250,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     tokenizer_json: str | None
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
     layers: dict[str, Layer]
+    """What can be adapted; embeddings map the number of tokens to the width of each."""
+    parameters: dict[str, list[int]] = {}
+    """Shapes of what an adapter may bring its own of."""
     adapter_rows: int
     """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
     row_bytes: int = 1

@@ -17,14 +17,20 @@ Rows = slice | torch.Tensor
 class Editor:
     """Puts the edits of a step's adapters behind the modules that they are for."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], output: nn.Module) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], output: nn.Module, axes: Mapping[str, int]
+    ) -> None:
         """Know the modules by name.
 
         Args:
             modules: Name in the base model -> what stands there.
             output: What makes logits; it sees the rows alone whose logits are needed.
+            axes: Name -> the dimension of the tokens in what a module takes and makes, from 0 to 2.
+                Before them is the one sequence that all tokens are to the model.
         """
-        self._modules = modules
+        self._axes = axes
+        self.modules = modules
+        """What stands under each name, however layers are run."""
         self._output = output
 
     @contextmanager
@@ -42,9 +48,9 @@ class Editor:
         hooks = []
         try:
             for name, found in edits_of.items():
-                module = self._modules[name]
+                module = self.modules[name]
                 rows = [(self._rows(module, given, start, end), edit) for start, end, edit in found]
-                hooks.append(module.register_forward_hook(_hook(rows)))
+                hooks.append(module.register_forward_hook(_hook(rows, self._axes[name])))
             yield
         finally:
             for hook in hooks:
@@ -56,12 +62,17 @@ class Editor:
         return ((given.sampled_R >= start) & (given.sampled_R < end)).nonzero()[:, 0]
 
 
-def _hook(found: list[tuple[Rows, ModuleEdit]]) -> Callable[..., torch.Tensor]:
+def _hook(found: list[tuple[Rows, ModuleEdit]], axis: int) -> Callable[..., torch.Tensor]:
     def edit_output(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
-        x: torch.Tensor = arguments[0][0]
-        y: torch.Tensor = output[0].clone()
+        y: torch.Tensor = output.clone()
+        x_T, y_T = _by_token(arguments[0], axis), _by_token(y, axis)
         for rows, edit in found:
-            y[rows] = edit(module, x[rows], y[rows]).to(y.dtype)
-        return y[None]
+            y_T[rows] = edit(module, x_T[rows], y_T[rows]).to(y.dtype)
+        return y
 
     return edit_output
+
+
+def _by_token(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return `tensor` with the tokens as its first dimension, and without that of sequences."""
+    return tensor if axis == 0 else tensor[0].movedim(axis - 1, 0)

@@ -1,7 +1,7 @@
 """Whether a package can be served, before anybody can name it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +31,8 @@ class ServedBase:
     """In which format an adapter rests there."""
     row_bytes: int = 1 << 20
     """Bytes of a rank row over all layers."""
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each parameter that can be replaced -> its shape."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
 
@@ -49,11 +51,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
-    check_fit(package.contents, base.layers)
-    if package.edits and not base.takes_edits:
+    check_fit(package.contents, base.layers, base.parameters)
+    edits = [edit.tensor for edit in package.edits]
+    edits += [module.a for module in package.contents.outer_modules]
+    if edits and not base.takes_edits:
         raise PackageError(
-            f"the adapter has a tensor {package.edits[0].tensor.name}: only low-rank changes are "
-            "served with tensor_parallel above 1",
+            f"the adapter has a tensor {edits[0].name}: only low-rank changes of the model's "
+            "layers are served with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
@@ -95,7 +99,9 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
 def num_bytes(package: Package) -> int:
     """Return the bytes that the weights of `package` take in memory."""
     num_weights = sum(
-        module.rank * (module.in_features + module.out_features) for module in package.modules
+        module.rank * (module.in_features + module.out_features)
+        for module in package.modules
+        if not module.is_outer
     )
     return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
 

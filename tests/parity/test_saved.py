@@ -1,0 +1,137 @@
+"""Modules that were trained whole, embeddings, the output layer and rows of tokens: as PEFT."""
+
+import copy
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftConfig, TrainableTokensConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loramux_server.engine.messages import AdapterSource
+from loramux_server.store.check import ServedBase, check_package
+from tests.parity.test_peft import Case, check, target_modules
+from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter
+from tests.support.engine import Harness
+from tests.support.models import VOCAB, tiny_model
+
+TOLERANCE = 2e-4
+TOKENS = [40, 7, 96, 3]
+MODELS = {
+    "llama": "llama", "llama, tied": "llama", "qwen3": "qwen3", "qwen3-moe": "qwen3-moe",
+    "gemma": "gemma", "gemma3": "gemma3", "phi": "phi", "gpt2": "gpt2", "gpt-neox": "gpt-neox",
+    "opt": "opt",
+}  # fmt: skip
+
+
+def make(name: str) -> PreTrainedModel:
+    model = MODELS[name]
+    return tiny_model(model, tie_word_embeddings=True) if "tied" in name else tiny_model(model)
+
+
+def last_part(model: PreTrainedModel, module: nn.Module) -> str:
+    """Return the last part of the name of `module`."""
+    name = next(name for name, part in model.named_modules() if part is module)
+    return name.rpartition(".")[2]
+
+
+def lora(targets: list[str], **fields: object) -> LoraConfig:
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=targets, **fields  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def norms(model: PreTrainedModel) -> list[str]:
+    return sorted({
+        name.rpartition(".")[2] for name, part in model.named_modules() if "Norm" in type(part).__name__
+    })  # fmt: skip
+
+
+def configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
+    """Return configs that change other modules of `model` than its layers."""
+    layers = target_modules(model)[0]
+    embedding = last_part(model, model.get_input_embeddings())
+    output = last_part(model, model.get_output_embeddings())
+    some = layers[:2]
+    found: dict[str, PeftConfig] = {
+        "norms": lora(some, modules_to_save=norms(model)),
+        "embeddings": lora(some, modules_to_save=[embedding]),
+        "output": lora(some, modules_to_save=[output]),
+        "all of these": lora(some, modules_to_save=[embedding, output, *norms(model), layers[-1]]),
+        "ia3": IA3Config(
+            task_type="CAUSAL_LM", target_modules=some, feedforward_modules=[],
+            modules_to_save=[output, layers[-1]],
+        ),
+        "all biases": lora(some, bias="all"),
+        "lora of embeddings": lora([*some, embedding], use_rslora=True),
+        "lora of output": lora([*some, output]),
+        "dora of both": lora([embedding, output], use_dora=True),
+        "lora, tied": lora([embedding], ensure_weight_tying=True),
+        "tokens": lora(some, trainable_token_indices=TOKENS),
+        "nothing but tokens": TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=TOKENS),
+        "tokens of output": lora(
+            some, trainable_token_indices={embedding: TOKENS, output: TOKENS[:2]}
+        ),
+    }  # fmt: skip
+    if not isinstance(model.get_output_embeddings(), nn.Linear | Conv1D):
+        raise AssertionError("the output is no linear layer")
+    return found
+
+
+def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) -> Path:
+    """Save an adapter each of whose trained weights is far from where it began to `folder`."""
+    torch.manual_seed(seed)
+    with quiet_peft():
+        wrapped = get_peft_model(copy.deepcopy(model), config)
+        with torch.no_grad():
+            for weight in wrapped.parameters():
+                if weight.requires_grad:
+                    weight.add_(torch.randn_like(weight) * 0.2)
+        wrapped.save_pretrained(str(folder))
+    return folder
+
+
+def fits(harness: Harness, cases: list[Case]) -> None:
+    """Check each adapter as an upload would be."""
+    layers = {name: (x.in_features, x.out_features) for name, x in harness.info.layers.items()}
+    parameters = {name: tuple(shape) for name, shape in harness.info.parameters.items()}
+    base = ServedBase(layers, 4096, 1 << 30, parameters=parameters)
+    for source in filter(None, (case.source for case in cases)):
+        with Path(source.path).open("rb") as file:
+            check_package(file, Path(source.path).stat().st_size, base)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_no_layer_equals_peft(name: str, tmp_path: Path) -> None:
+    model = make(name)
+    rng = random.Random(0)
+    cases = []
+    for seed, (method, config) in enumerate({"base": None, **configs(model)}.items()):
+        source: AdapterSource | None = None
+        wrapped: nn.Module = model
+        if config is not None:
+            saved = save(model, config, tmp_path / method, seed)
+            wrapped, source = with_adapter(model, saved), pack_source(saved, tmp_path / f"{seed}")
+        for _ in range(2):
+            prompt = [rng.choice([*TOKENS, rng.randrange(3, VOCAB)]) for _ in range(9)]
+            cases.append(Case(prompt, source, expected(wrapped, prompt, 3)))
+    rng.shuffle(cases)
+    kernels = "torch" if name == "llama" else "cpu"
+    harness = Harness(
+        copy.deepcopy(model), kernels=kernels, rows=1024, num_blocks=200, max_batch_tokens=24,
+        max_running=8,
+    )  # fmt: skip
+    fits(harness, cases)
+    for index, case in enumerate(cases):
+        harness.submit(
+            case.prompt, case.source, max_tokens=len(case.expected.tokens), num_logprobs=VOCAB
+        )
+        if index % 3 == 2:
+            harness.step()
+    harness.run()
+    assert not harness.failures
+    for request_id, case in enumerate(cases):
+        check(harness, request_id, case, TOLERANCE)
