@@ -40,8 +40,9 @@ FIELDS = Fields(
         "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
     }),
     refused=frozenset({
-        "init_lora_weights", "megatron_config", "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config",
-        "layer_replication", "target_parameters", "use_bdlora", "arrow_config", "kasa_config",
+        "init_lora_weights", "megatron_config", "velora_config", "alora_invocation_tokens",
+        "use_qalora", "monteclora_config", "layer_replication", "target_parameters", "use_bdlora",
+        "arrow_config", "kasa_config",
     }),
     # The other initialisations take their start out of the base: PEFT changes its weights again at
     # each load.

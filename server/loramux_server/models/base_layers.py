@@ -46,7 +46,8 @@ class BaseLayers:
         try:
             if module == self.embedding:
                 weight_VK = self._model.module.get_input_embeddings().weight
-                return weight_VK[start:end].float().cpu()
+                rows_NK: torch.Tensor = weight_VK[start:end].float().cpu()
+                return rows_NK
             if module == self.output:
                 return self._model.output.rows(start, end).cpu()
             place = self.places[module]

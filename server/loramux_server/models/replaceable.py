@@ -1,4 +1,4 @@
-"""The parameters of a model that an adapter may bring its own of, found before layers are packed."""
+"""The parameters of a model of which an adapter may bring its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def find_replaceable(module: PreTrainedModel, probed: Probed) -> Replaceable:
         layer = module.get_submodule(name)
         if isinstance(layer, Conv1D):
             transposed.add(name)
-        wide_in, wide_out = features(layer)  # type: ignore[arg-type]
+        wide_in, wide_out = features(layer)
         is_conv = name in transposed
         shapes[f"{name}.weight"] = (wide_in, wide_out) if is_conv else (wide_out, wide_in)
         if getattr(layer, "bias", None) is not None:
