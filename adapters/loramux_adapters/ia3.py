@@ -31,7 +31,7 @@ FIELDS = Fields(
         "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "fan_in_fan_out", "init_ia3_weights",
     }),
-    refused=frozenset(),
+    refused={},
 )  # fmt: skip
 _ENDING = ".ia3_l"
 _SERVED = f"'{_ENDING}' is served of an IA3 adapter"

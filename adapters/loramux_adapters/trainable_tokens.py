@@ -19,7 +19,7 @@ FIELDS = Fields(
         "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "init_weights",
     }),
-    refused=frozenset(),
+    refused={},
 )  # fmt: skip
 ROWS = ".token_adapter.trainable_tokens_delta"
 """How the names of such tensors end beside those of LoRA."""

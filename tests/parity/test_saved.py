@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, TrainableTokensConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftConfig,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -71,6 +78,9 @@ def configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
         "lora of output": lora([*some, output]),
         "dora of both": lora([embedding, output], use_dora=True),
         "lora, tied": lora([embedding], ensure_weight_tying=True),
+        "ln tuning": LNTuningConfig(
+            task_type="CAUSAL_LM", target_modules=norms(model), modules_to_save=[output]
+        ),
         "tokens": lora(some, trainable_token_indices=TOKENS),
         "nothing but tokens": TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=TOKENS),
         "tokens of output": lora(
