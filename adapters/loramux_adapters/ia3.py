@@ -20,7 +20,7 @@ from loramux_adapters.fields import (
     text,
 )
 from loramux_adapters.matching import tails
-from loramux_adapters.saved import check_saved_alone, saved_edit, saved_names
+from loramux_adapters.saved import check_saved_alone, saved_edit, saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
@@ -93,7 +93,7 @@ def ia3_contents(config: Ia3Config, tensors: Mapping[str, TensorInfo]) -> Conten
         PackageError: A tensor is neither, or disagrees with `config`.
     """
     factors, others = [], []
-    for tensor in tensors.values():
+    for tensor in without_repeats(tensors, config.saved):
         if tensor.name.endswith(_ENDING):
             factors.append(_edit(config, tensor))
         else:

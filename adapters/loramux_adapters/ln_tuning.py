@@ -11,7 +11,7 @@ from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fields import Fields, names, path_of, refuse_unserved, text
 from loramux_adapters.matching import tails
-from loramux_adapters.saved import saved_edit, saved_names
+from loramux_adapters.saved import saved_edit, saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
@@ -66,7 +66,7 @@ def ln_tuning_contents(config: LnTuningConfig, tensors: Mapping[str, TensorInfo]
         PackageError: A tensor is of something else, or disagrees with `config`.
     """
     edits = []
-    for tensor in tensors.values():
+    for tensor in without_repeats(tensors, config.saved):
         module, infix, parameter = path_of(tensor.name).rpartition(_INFIX)
         if not infix or "." in parameter:
             edits.append(saved_edit(tensor, config.saved, _SERVED))

@@ -8,7 +8,7 @@ from loramux_adapters.fields import path_of
 from loramux_adapters.lora import LoraModule, is_outer
 from loramux_adapters.lora_config import Bias, LoraConfig
 from loramux_adapters.peft_config import MAX_SCALE
-from loramux_adapters.saved import check_saved_alone, is_inside, saved_edit
+from loramux_adapters.saved import check_saved_alone, is_inside, saved_edit, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.trainable_tokens import ROWS, tokens_edit
 
@@ -34,7 +34,7 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
     """
     found: dict[str, dict[str, TensorInfo]] = {}
     whole: list[Edit] = []
-    for tensor in tensors.values():
+    for tensor in without_repeats(tensors, config.saved):
         path = path_of(tensor.name)
         ending = next((ending for ending in _ENDINGS if path.endswith(ending)), None)
         if ending is None or (ending == ".bias" and _is_saved(config, tensor)):

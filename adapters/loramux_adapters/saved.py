@@ -16,7 +16,7 @@ MAX_SAVED_NAMES = 64
 _OF_OTHER_TASKS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
 _BASE_WEIGHT = ".base_layer.weight"
 _TOKEN_ADAPTER = ".token_adapter"
-_TWICE = (".modules_to_save", ".original_module")
+_AGAIN = (".modules_to_save.", ".original_module.")
 
 
 def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
@@ -50,12 +50,6 @@ def saved_edit(tensor: TensorInfo, saved: tuple[str, ...], served: str) -> Edit:
     """
     path = path_of(tensor.name)
     module, _, parameter = path.rpartition(".")
-    if module.endswith(_TWICE):
-        raise PackageError(
-            f"tensor {tensor.name} is refused: it is there twice, since bias and modules_to_save "
-            "of adapter_config.json both ask for it; train it with one of them",
-            "UNSUPPORTED_ADAPTER_FEATURE",
-        )
     if path.endswith(_BASE_WEIGHT):
         module = path.removesuffix(_BASE_WEIGHT).removesuffix(_TOKEN_ADAPTER)
         return Edit(module, EditKind.SHARED_WEIGHT, tensor, "weight")
@@ -67,6 +61,25 @@ def saved_edit(tensor: TensorInfo, saved: tuple[str, ...], served: str) -> Edit:
         f"tensor {tensor.name} is refused: only {served}, and those of modules in modules_to_save",
         "UNSUPPORTED_ADAPTER_FEATURE",
     )
+
+
+def without_repeats(tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]) -> list[TensorInfo]:
+    """Return `tensors` without those that PEFT saves twice.
+
+    Of a module in `saved` that is asked for in another way, too, such as by bias or because the
+    vocabulary was resized, it also saves what the module was before training, and a copy.
+    """
+    return [tensor for tensor in tensors.values() if not _is_repeat(tensor, tensors, saved)]
+
+
+def _is_repeat(
+    tensor: TensorInfo, tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]
+) -> bool:
+    for infix in _AGAIN:
+        module, found, parameter = tensor.name.rpartition(infix)
+        if found and f"{module}.{parameter}" in tensors:
+            return is_inside(path_of(module), saved)
+    return False
 
 
 def check_saved_alone(edits: list[Edit], adapted: Collection[str]) -> None:

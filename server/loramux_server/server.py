@@ -98,6 +98,7 @@ class Server:
         base = ServedBase(
             layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
             parameters={name: tuple(shape) for name, shape in model.parameters.items()},
+            vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,

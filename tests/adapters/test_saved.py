@@ -69,8 +69,6 @@ def test_each_tensor_has_its_meaning() -> None:
             f"{P}model.layers.0.self_attn.q_proj.weight": [3, 4]}, INVALID, "and adapted, too"),
         (CONFIG, LORA | {f"{P}model.layers.0.mlp.up_proj.weight": [3, 4]}, UNSUPPORTED,
          "those of modules in modules_to_save"),
-        (SAVED, LORA | {f"{P}model.norm.original_module.bias": [4]}, UNSUPPORTED,
-         "train it with one of them"),
         (SOME, LORA, INVALID, "but adapter_config.json has trainable_token_indices"),
         (SOME, LORA | {ROWS: [3, 4]}, FILE, "one row for each of the 2 tokens"),
         (CONFIG, LORA | {ROWS: [2, 4]}, FILE, "one row for each of the 0 tokens"),
@@ -96,6 +94,13 @@ def test_what_does_not_fit_together_is_refused(
         read_contents(config, infos(shapes))
     assert message in str(caught.value)
     assert caught.value.reason == reason
+
+
+def test_what_peft_saves_twice_counts_once() -> None:
+    again = {f"{P}model.norm.{part}.weight": [4] for part in ("original_module", "modules_to_save")}
+    _, contents = read_contents(SAVED, infos(LORA | {NORM: [4]} | again))
+    (edit,) = contents.edits
+    assert edit.tensor.name == NORM
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from tests.parity.test_saved import configs, save
+import pytest
+
+from loramux.errors import InvalidArgumentError
+from tests.parity.test_saved import configs, lora, save
 from tests.support.adapters import expected, with_adapter
 from tests.support.models import byte_tokenizer, tiny_model
 from tests.support.server import RunningServer
@@ -44,3 +48,37 @@ def test_what_peft_saved_is_served_beside_others(
                     client.adapters.delete(adapter.name)
     assert answers == wanted
     assert len({tuple(tokens) for tokens in wanted.values()}) > 1
+
+
+def test_an_adapter_has_tokens_that_others_lack(tiny_server: RunningServer, tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=259)
+    resized = tiny_model("llama", vocab_size=259)
+    resized.resize_token_embeddings(262, mean_resizing=False)
+    config = lora(["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    folder = save(resized, config, tmp_path / "grown", 3)
+    prompt = [5, 261, 7, 260]
+    wanted = expected(with_adapter(resized, folder), prompt, 6).tokens
+    of_base = expected(model, [5, 6, 7], 6).tokens
+    with tiny_server.client() as client, ThreadPoolExecutor(2) as pool:
+        try:
+            client.adapters.upload("grown", folder)
+
+            def ask(tokens: list[int], **options: Any) -> list[int]:
+                answer = client.generate(
+                    tokens, temperature=0, max_tokens=6, ignore_eos=True, **options
+                )
+                return list(answer.token_ids)
+
+            grown = pool.submit(ask, prompt, adapter="grown")
+            base = pool.submit(ask, [5, 6, 7])
+            assert (grown.result(), base.result()) == (wanted, of_base)
+            bias = {261: 100.0}
+            assert ask(prompt, adapter="grown", logit_bias=bias) == [261] * 6
+            with pytest.raises(InvalidArgumentError, match="holds token 262.* from 0 to 261"):
+                ask([262], adapter="grown")
+            with pytest.raises(InvalidArgumentError, match="holds token 261.* from 0 to 258"):
+                ask(prompt)
+            with pytest.raises(InvalidArgumentError, match=r"logit_bias holds token 261"):
+                ask([5], adapter="small", logit_bias=bias)
+        finally:
+            client.adapters.delete("grown")

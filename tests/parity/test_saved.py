@@ -28,8 +28,8 @@ TOLERANCE = 2e-4
 TOKENS = [40, 7, 96, 3]
 MODELS = {
     "llama": "llama", "llama, tied": "llama", "qwen3": "qwen3", "qwen3-moe": "qwen3-moe",
-    "gemma": "gemma", "gemma3": "gemma3", "phi": "phi", "gpt2": "gpt2", "gpt-neox": "gpt-neox",
-    "opt": "opt",
+    "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi": "phi", "gpt2": "gpt2",
+    "gpt-neox": "gpt-neox", "opt": "opt",
 }  # fmt: skip
 
 
@@ -89,7 +89,10 @@ def configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
     }  # fmt: skip
 
 
-def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) -> Path:
+def save(
+    model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int,
+    save_embedding_layers: bool | str = "auto",
+) -> Path:  # fmt: skip
     """Save an adapter each of whose trained weights is far from where it began to `folder`."""
     torch.manual_seed(seed)
     with quiet_peft():
@@ -98,7 +101,7 @@ def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) ->
             for weight in wrapped.parameters():
                 if weight.requires_grad:
                     weight.add_(torch.randn_like(weight) * 0.2)
-        wrapped.save_pretrained(str(folder))
+        wrapped.save_pretrained(str(folder), save_embedding_layers=save_embedding_layers)
     return folder
 
 
@@ -106,7 +109,9 @@ def fits(harness: Harness, cases: list[Case]) -> None:
     """Check each adapter as an upload would be."""
     layers = {name: (x.in_features, x.out_features) for name, x in harness.info.layers.items()}
     parameters = {name: tuple(shape) for name, shape in harness.info.parameters.items()}
-    base = ServedBase(layers, 4096, 1 << 30, parameters=parameters)
+    base = ServedBase(
+        layers, 4096, 1 << 30, parameters=parameters, vocabulary=harness.info.vocabulary
+    )
     for source in filter(None, (case.source for case in cases)):
         with Path(source.path).open("rb") as file:
             check_package(file, Path(source.path).stat().st_size, base)
@@ -137,6 +142,58 @@ def test_what_is_no_layer_equals_peft(name: str, tmp_path: Path) -> None:
         harness.submit(
             case.prompt, case.source, max_tokens=len(case.expected.tokens), num_logprobs=VOCAB
         )
+        if index % 3 == 2:
+            harness.step()
+    harness.run()
+    assert not harness.failures
+    for request_id, case in enumerate(cases):
+        check(harness, request_id, case, TOLERANCE)
+
+
+GROWN, SHRUNK = VOCAB + 5, VOCAB - 6
+
+
+def resized_configs(model: PreTrainedModel) -> dict[str, tuple[int, PeftConfig]]:
+    """Return configs for `model` with another vocabulary, and how many tokens that has."""
+    layers = target_modules(model)[0][:2]
+    embedding = last_part(model, model.get_input_embeddings())
+    output = last_part(model, model.get_output_embeddings())
+    added = list(range(VOCAB, GROWN))
+    both = {embedding: [*added, 7], output: [*added, 9]}
+    return {
+        "whole": (GROWN, lora(layers, modules_to_save=[embedding, output])),
+        "saved beside": (GROWN, lora(layers)),
+        "adapted": (GROWN, lora([*layers, embedding, output])),
+        "rows": (GROWN, lora(layers, trainable_token_indices=both)),
+        "shrunk": (SHRUNK, lora(layers, modules_to_save=[embedding, output])),
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, tied", "gemma2", "gpt2"])
+def test_a_resized_vocabulary_is_that_adapters_alone(name: str, tmp_path: Path) -> None:
+    model = make(name)
+    rng = random.Random(0)
+    cases = [Case([3, 4, 40], None, expected(model, [3, 4, 40], 3)) for _ in range(2)]
+    for seed, (method, (size, config)) in enumerate(resized_configs(model).items()):
+        resized = copy.deepcopy(model)
+        with quiet_peft():
+            resized.resize_token_embeddings(size, mean_resizing=False)
+        beside = method != "whole"
+        saved = save(resized, config, tmp_path / method, seed, save_embedding_layers=beside)
+        wrapped = with_adapter(resized, saved)
+        source = pack_source(saved, tmp_path / f"{seed}", size)
+        for _ in range(2):
+            prompt = [size - 1, *(rng.randrange(3, size) for _ in range(6)), size - 3]
+            cases.append(Case(prompt, source, expected(wrapped, prompt, 3)))
+    rng.shuffle(cases)
+    harness = Harness(
+        copy.deepcopy(model), kernels="cpu", rows=2048, num_blocks=200, max_batch_tokens=24,
+        max_running=8,
+    )  # fmt: skip
+    fits(harness, cases)
+    for index, case in enumerate(cases):
+        size = case.source.vocab_size if case.source else VOCAB
+        harness.submit(case.prompt, case.source, max_tokens=3, num_logprobs=size)
         if index % 3 == 2:
             harness.step()
     harness.run()

@@ -36,7 +36,7 @@ def save_adapter(
     return folder
 
 
-def pack_source(folder: Path, output: Path) -> AdapterSource:
+def pack_source(folder: Path, output: Path, vocab_size: int = 0) -> AdapterSource:
     """Pack the PEFT folder and return what the engine is told about the package."""
     with output.open("w+b") as file:
         pack(folder, file)
@@ -45,8 +45,9 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
         digest = digest_of(file)
     item_bytes = format_of(package).item_bytes
     return AdapterSource(
-        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package)
-    )
+        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
+        vocab_size,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def build_engine(
         wake=wake,
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
+        vocab_size=model.vocab_size,
         context_length=context_length,
         max_waiting=config.max_waiting,
         resting=resting,
@@ -185,10 +186,7 @@ def _model_info(
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
     known = model.replaceable
-    if known.output:
-        layers[known.output] = Layer(*known.output_shape)
-    if known.embedding:
-        layers[known.embedding] = Layer(*known.embedding_shape)
+    layers |= {name: Layer(*features) for name, features in known.outer_layers.items()}
     return ModelInfo(
         name=model.name,
         architecture=model.architecture,
@@ -202,6 +200,7 @@ def _model_info(
         tokenizer_json=model.tokenizer_json,
         layers=layers,
         parameters={name: list(shape) for name, shape in known.shapes.items()},
+        vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,
         resting=resting,

@@ -74,6 +74,7 @@ class Engine:
         eos_token_ids: list[int],
         context_length: int,
         max_waiting: int,
+        vocab_size: int | None = None,
         resting: Resting = AS_SAVED,
         clock: Clock = time.perf_counter,
     ) -> None:
@@ -92,6 +93,7 @@ class Engine:
             eos_token_ids: The tokens with which the model ends a text.
             context_length: Tokens that a prompt and its completion may have; the blocks hold them.
             max_waiting: Most requests in the queue.
+            vocab_size: Tokens of the base; None if no adapter has others.
             resting: In which format an adapter rests in memory.
             clock: Seconds, monotonic.
         """
@@ -107,6 +109,7 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self._context_length = context_length
         self._max_waiting = max_waiting
+        self._vocab_size = vocab_size
         self._resting = resting
         self._clock = clock
         self._requests: dict[int, Request] = {}
@@ -176,6 +179,10 @@ class Engine:
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
         if not request.prompt:
             self._fail(request, "INVALID_FIELD", "the prompt has no tokens")
+        elif self._vocab_size and max(request.prompt) >= (
+            request.own_vocab_size or self._vocab_size
+        ):
+            self._fail(request, "INVALID_FIELD", "the prompt has a token that the model lacks")
         elif len(request.prompt) >= self._context_length:
             self._fail(
                 request,
@@ -225,7 +232,8 @@ class Engine:
     def _run(self, plan: Plan) -> list[Token]:
         batch = self._lay_out(plan, None)
         logits_RV = self._runner.run(batch)
-        return self._commit(plan, batch, sample(logits_RV, batch.requests, self._eos_token_ids))
+        sampled = sample(logits_RV, batch.requests, self._eos_token_ids, self._vocab_size)
+        return self._commit(plan, batch, sampled)
 
     def _lay_out(self, plan: Plan, before: Batch | None) -> Batch:
         chunks = grouped(plan.chunks)

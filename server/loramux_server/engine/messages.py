@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -143,6 +144,8 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of one of those in A and B: less if all were saved in 16 bits."""
     edit_bytes: int = 0
     """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
+    vocab_size: int = 0
+    """Tokens that the base has with it; 0 if as many as ever."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
@@ -255,6 +258,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """What can be adapted; embeddings map the number of tokens to the width of each."""
     parameters: dict[str, list[int]] = {}
     """Shapes of what an adapter may bring its own of."""
+    vocabulary: BaseVocabulary = BaseVocabulary()
+    """Where tokens go in and come out."""
     adapter_rows: int
     """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
     row_bytes: int = 1

@@ -60,9 +60,11 @@ class Edits:
     """Number of a group of layers -> number of a layer in it -> what is done to that."""
     modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of another module in the base model -> what is done to that."""
+    vocab_size: int = 0
+    """Tokens that the base has with this adapter; 0 if as many as ever."""
 
     def __bool__(self) -> bool:
-        return bool(self.layers or self.modules)
+        return bool(self.layers or self.modules or self.vocab_size)
 
     @property
     def num_bytes(self) -> int:

@@ -93,6 +93,8 @@ class OutputEdit:
         if layer.shift_N is not None:
             y = y + layer.shift_N
         if self.rows is not None:
+            num_more = int(self.rows.token_E[-1]) + 1 - y.shape[1]
+            y = nn.functional.pad(y, (0, max(0, num_more)))
             y = y.index_copy(1, self.rows.token_E, nn.functional.linear(x, self.rows.row_EK))
         return y
 

@@ -12,6 +12,7 @@ import torch
 from loramux_adapters import LoraModule, Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.edits import LayerEdit
 from loramux_server.lora.packed import LayerPlace
 
@@ -23,12 +24,8 @@ Read = Callable[[TensorInfo], torch.Tensor]
 class BaseLayers(Protocol):
     """What methods need to know of the modules that they change."""
 
-    embedding: str
-    """Name of the module that takes tokens."""
-    output: str
-    """Name of the layer that makes logits."""
-    is_tied: bool
-    """Whether these two have one weight."""
+    vocabulary: BaseVocabulary
+    """Where tokens go in and come out."""
     dtype: torch.dtype
     """The number format of the weights."""
 
@@ -104,6 +101,12 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
     if "weight" in parameters:
         weight_NK = base.as_held(module, "weight", read(parameters["weight"]))
         bias_N = None  # the weight alone comes before what follows
+        if new_bias_N is not None and len(new_bias_N) != len(weight_NK):
+            raise PackageError(
+                f"module {module}: the adapter has a weight of {len(weight_NK)} rows and no bias "
+                f"for them, and the base model one of {len(new_bias_N)}",
+                "ADAPTER_BASE_MISMATCH",
+            )
     if EditKind.INPUT_FACTOR in kinds:
         input_K = read(kinds[EditKind.INPUT_FACTOR]).reshape(-1)
     shift_N = None

@@ -38,7 +38,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     """
     found = found_by_module(package)
     _drop_what_base_has(package, found, base, read)
-    if base.is_tied:
+    if base.vocabulary.is_tied:
         _share(package, found, base)
     layers: dict[int, dict[int, LayerEdit]] = {}
     modules: dict[str, ModuleEdit] = {}
@@ -49,13 +49,14 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
         if place:
             edit = layer_edit(module, of_module, base, read)
             layers.setdefault(place.group, {})[place.part] = edit
-        elif module == base.embedding:
+        elif module == base.vocabulary.embedding:
             modules[module] = _embedding_edit(module, of_module, base, read)
-        elif module == base.output:
+        elif module == base.vocabulary.output:
             modules[module] = _output_edit(module, of_module, base, read)
         else:
             modules[module] = _parameter_edit(module, of_module, base, read)
-    return Edits(layers, modules) if layers or modules else None
+    edits = Edits(layers, modules, base.vocabulary.size_for(package.contents))
+    return edits if edits else None
 
 
 def _drop_what_base_has(
@@ -63,7 +64,10 @@ def _drop_what_base_has(
 ) -> None:
     """Forget weights of embeddings that are those of the base: PEFT saves them to be sure."""
     for edit in package.edits:
-        if edit.kind is EditKind.SHARED_WEIGHT and edit.module in (base.embedding, base.output):
+        if edit.kind is EditKind.SHARED_WEIGHT and edit.module in (
+            base.vocabulary.embedding,
+            base.vocabulary.output,
+        ):
             value_NK = base.as_held(edit.module, "weight", read(edit.tensor)).float()
             spans = range(0, len(value_NK), _ROWS_AT_ONCE)
             if all(
@@ -79,11 +83,15 @@ def _drop_what_base_has(
 def _share(package: Package, found: dict[str, Found], base: BaseLayers) -> None:
     """Give the module that is tied to another what that has, unless it has its own."""
     for edit in package.edits:
-        if edit.kind is EditKind.TOKENS and edit.module == base.embedding:
-            other = found.setdefault(base.output, Found())
+        if edit.kind is EditKind.TOKENS and edit.module == base.vocabulary.embedding:
+            other = found.setdefault(base.vocabulary.output, Found())
             other.tokens = other.tokens or edit
         elif edit.kind is EditKind.SHARED_WEIGHT and found[edit.module].parameters:
-            name = base.output if edit.module == base.embedding else base.embedding
+            name = (
+                base.vocabulary.output
+                if edit.module == base.vocabulary.embedding
+                else base.vocabulary.embedding
+            )
             found.setdefault(name, Found()).parameters.setdefault("weight", edit.tensor)
 
 

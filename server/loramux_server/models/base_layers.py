@@ -23,14 +23,12 @@ class BaseLayers:
         self.places: Mapping[str, LayerPlace] = model.places
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
-        self.embedding = model.replaceable.embedding
-        self.output = model.replaceable.output
-        self.is_tied = model.replaceable.is_tied
+        self.vocabulary = model.replaceable.vocabulary
         self.dtype = model.dtype
 
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
-        if module == self.output:
+        if module == self.vocabulary.output:
             return self._model.output.bias
         place = self.places[module]
         return self._groups[place.group].bias(place.part)
@@ -44,11 +42,11 @@ class BaseLayers:
             PackageError: They cannot be had.
         """
         try:
-            if module == self.embedding:
+            if module == self.vocabulary.embedding:
                 weight_VK = self._model.module.get_input_embeddings().weight
                 rows_NK: torch.Tensor = weight_VK[start:end].float().cpu()
                 return rows_NK
-            if module == self.output:
+            if module == self.vocabulary.output:
                 return self._model.output.rows(start, end).cpu()
             place = self.places[module]
             return self._groups[place.group].rows(place.part, start, end).cpu()
@@ -62,7 +60,7 @@ class BaseLayers:
         """Return a parameter of `module`, as PEFT saves it, as the module holds it here."""
         if module in self._model.replaceable.transposed and parameter == "weight":
             value = value.T.contiguous()
-        if module in self.places or module in (self.embedding, self.output):
+        if module in self.places or module in (self.vocabulary.embedding, self.vocabulary.output):
             return value.to(self.dtype)
         part = self._model.editor.modules[module]
         held = value.to(getattr(part, parameter).dtype)

@@ -192,7 +192,8 @@ def prepare(
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
-    editor = Editor(dict(module.named_modules()), output, replaceable.axes)
+    modules = dict(module.named_modules())
+    editor = Editor(modules, output, replaceable.axes, module.get_input_embeddings())
     stack, difference = _checked_stack(module, step, bridge, check)
     if stack is None:
         with _refused(module):

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.models.packed_linear import features
 from loramux_server.models.packing import Probed
 
@@ -21,16 +22,23 @@ class Replaceable:
     """Names of the layers whose weight is [in_features, out_features]."""
     axes: Mapping[str, int]
     """Name of a module that is no layer -> the dimension of the tokens in its input and output."""
-    embedding: str
-    """Name of the module that takes tokens; empty if it takes more than those."""
-    output: str
-    """Name of the layer that makes logits; empty if it takes more than one tensor."""
-    embedding_shape: tuple[int, int]
-    """Tokens, and the width of each."""
-    output_shape: tuple[int, int]
-    """Width of its input, and logits."""
-    is_tied: bool
-    """Whether these two have one weight."""
+    vocabulary: BaseVocabulary
+    """Where tokens go in and come out; a name is empty where more than they do."""
+    width: tuple[int, int]
+    """Of an embedding, and of what logits are made of."""
+
+    @property
+    def outer_layers(self) -> Mapping[str, tuple[int, int]]:
+        """Name of what can be adapted before and behind the layers -> width of input and output.
+
+        Embeddings take as many inputs as there are tokens.
+        """
+        known = self.vocabulary
+        found = {
+            known.embedding: (known.num_embeddings, self.width[0]),
+            known.output: (self.width[1], known.num_logits),
+        }
+        return {name: features for name, features in found.items() if name}
 
 
 def find_replaceable(module: PreTrainedModel, probed: Probed) -> Replaceable:
@@ -59,9 +67,12 @@ def find_replaceable(module: PreTrainedModel, probed: Probed) -> Replaceable:
         shapes=shapes,
         transposed=frozenset(transposed),
         axes=probed.plain,
-        embedding=embedding if is_plain else "",
-        output=output,
-        embedding_shape=(inputs.weight.shape[0], inputs.weight.shape[1]),
-        output_shape=features(outputs),
-        is_tied=getattr(outputs, "weight", None) is inputs.weight,
+        vocabulary=BaseVocabulary(
+            embedding=embedding if is_plain else "",
+            output=output,
+            num_embeddings=inputs.weight.shape[0],
+            num_logits=features(outputs)[1],
+            is_tied=getattr(outputs, "weight", None) is inputs.weight,
+        ),
+        width=(inputs.weight.shape[1], features(outputs)[0]),
     )

@@ -18,7 +18,7 @@ from loramux_server.services.descriptions import identity_of
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
-    check_tokens,
+    check_own_tokens,
     samplings,
     text_options,
 )
@@ -206,8 +206,6 @@ class GenerationService:
                 reason="INVALID_FIELD",
                 field="prompt",
             )
-        # A tokenizer may know more tokens than the model has.
-        check_tokens("prompt", tokens, self._model)
         return tokens
 
     @contextmanager
@@ -225,6 +223,8 @@ class GenerationService:
         most = len(tokens) + sum(sampling.max_tokens for sampling in chosen)
         with self._quotas.tokens(tenant, most) as reserved:
             if not request.adapter:
+                # A tokenizer may know more tokens than the model has.
+                check_own_tokens(request, tokens, self._model.vocab_size)
                 observer.resolved("", len(tokens))
                 yield _Call(
                     request_id, tenant, tokens, None, None, chosen, text, observer, reserved
@@ -232,6 +232,8 @@ class GenerationService:
                 return
             key = request.routing_key or secrets.token_hex(8)
             with self._registry.lease(request.adapter, key=key) as (record, source):
+                vocab_size = record.vocab_size or self._model.vocab_size
+                check_own_tokens(request, tokens, vocab_size)
                 observer.resolved(record.full_name, len(tokens))
                 identity = identity_of(record)
                 with self._statuses.used(record.digest, record.tenant):

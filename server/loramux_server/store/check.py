@@ -8,6 +8,7 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
@@ -33,6 +34,8 @@ class ServedBase:
     """Bytes of a rank row over all layers."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each parameter that can be replaced -> its shape."""
+    vocabulary: BaseVocabulary = field(default_factory=BaseVocabulary)
+    """Where tokens go in and come out."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
 
@@ -51,7 +54,8 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
-    check_fit(package.contents, base.layers, base.parameters)
+    contents = package.contents
+    check_fit(contents, *base.vocabulary.resized(contents, base.layers, base.parameters))
     edits = [edit.tensor for edit in package.edits]
     edits += [module.a for module in package.contents.outer_modules]
     if edits and not base.takes_edits:

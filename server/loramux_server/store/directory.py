@@ -109,7 +109,9 @@ class Directory:
             package = check_package(staged.file, staged.size, self._base)
             if _stamp(path) != stamp:
                 return  # it is still being written: the next look takes it
-            record = self._registry.publish(name, staged, package)
+            record = self._registry.publish(
+                name, staged, package, self._base.vocabulary.size_for(package.contents)
+            )
             self._registry.register(directory_record(record, stamp))
         except PackageError:
             self._refused[name] = stamp

@@ -128,16 +128,25 @@ class Registry:
             record.num_bytes,
             record.item_bytes,
             record.edit_bytes,
+            record.vocab_size,
         )
 
     def stage(self) -> Staged:
         """Open a file for a package that is on its way; `discard` it in the end."""
         return self.blobs.stage()
 
-    def publish(self, name: str, staged: Staged, package: Package) -> AdapterRecord:
+    def publish(
+        self, name: str, staged: Staged, package: Package, vocab_size: int = 0
+    ) -> AdapterRecord:
         """Store the bytes of a checked package, not yet its name, until `staged` is discarded.
 
         Until then the package may be tried out, and then `register` keeps it.
+
+        Args:
+            name: What it is to be called.
+            staged: Its bytes.
+            package: What they are.
+            vocab_size: Tokens that the base has with it; 0 if as many as ever.
         """
         reference = parse_name(name, "name")
         if not staged.is_leased:
@@ -153,6 +162,7 @@ class Registry:
             num_bytes=num_bytes(package),
             item_bytes=format_of(package).item_bytes,
             edit_bytes=num_edit_bytes(package),
+            vocab_size=vocab_size,
             method=package.method,
             target_modules=tuple(package.target_modules),
             base_model=package.config.base_model,

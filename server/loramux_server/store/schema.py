@@ -51,6 +51,7 @@ versions = sa.Table(
     sa.Column("is_pinned", sa.Boolean, nullable=False, default=False),
     sa.Column("edit_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("method", sa.String(32), nullable=False, server_default="lora"),
+    sa.Column("vocab_size", sa.Integer, nullable=False, server_default="0"),
 )
 
 aliases = sa.Table(
