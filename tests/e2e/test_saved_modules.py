@@ -74,9 +74,9 @@ def test_an_adapter_has_tokens_that_others_lack(tiny_server: RunningServer, tmp_
             assert (grown.result(), base.result()) == (wanted, of_base)
             bias = {261: 100.0}
             assert ask(prompt, adapter="grown", logit_bias=bias) == [261] * 6
-            with pytest.raises(InvalidArgumentError, match="holds token 262.* from 0 to 261"):
+            with pytest.raises(InvalidArgumentError, match=r"holds token 262.* from 0 to 261"):
                 ask([262], adapter="grown")
-            with pytest.raises(InvalidArgumentError, match="holds token 261.* from 0 to 258"):
+            with pytest.raises(InvalidArgumentError, match=r"holds token 261.* from 0 to 258"):
                 ask(prompt)
             with pytest.raises(InvalidArgumentError, match=r"logit_bias holds token 261"):
                 ask([5], adapter="small", logit_bias=bias)

@@ -96,4 +96,5 @@ def _by_token(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 def _known_tokens(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[torch.Tensor]:
     """Return tokens that the base has: those that it lacks have rows of the adapter's own."""
     (token_T,) = arguments
-    return (token_T.clamp(max=len(module.weight) - 1),)
+    num_tokens = module.get_parameter("weight").shape[0]
+    return (token_T.clamp(max=num_tokens - 1),)
