@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from loramux._server_types import ServerInfo, ServerLoad, TierLoad
+
 __all__ = [
     "Adapter",
     "AdapterChange",
@@ -16,9 +18,12 @@ __all__ = [
     "Completion",
     "FinishReason",
     "Generation",
+    "Message",
     "PositionLogprobs",
     "SamplingOptions",
     "ServerInfo",
+    "ServerLoad",
+    "TierLoad",
     "Timing",
     "TokenLogprob",
     "Usage",
@@ -49,6 +54,14 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int
     skip_special_tokens: bool
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
+    content: str
 
 
 class FinishReason(enum.StrEnum):
@@ -134,6 +147,8 @@ class Generation:
     """None for the base model."""
     usage: Usage
     timing: Timing
+    sampling: SamplingOptions
+    """What was used: what the call said, and the defaults of the adapter or the server."""
 
     @property
     def text(self) -> str:
@@ -176,6 +191,8 @@ class Chunk:
     """Set in the last chunk of a stream."""
     timing: Timing | None
     """Set in the last chunk of a stream."""
+    sampling: SamplingOptions | None
+    """Set in the first chunk of a stream: what is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +237,9 @@ class Adapter:
     base_model: str
     """The base that the adapter's config names."""
     source: str
-    """`upload` or `directory`."""
+    """`upload`, `directory` or `import`."""
+    origin: str
+    """URI that it was imported from; empty where it was not."""
     created_at: datetime.datetime
     """In UTC."""
     tier: str = field(compare=False)
@@ -229,6 +248,8 @@ class Adapter:
     """Those that stand for this version, alone or beside others."""
     is_pinned: bool
     """Whether it is to stay on the device."""
+    expires_at: datetime.datetime | None
+    """When it is taken away, in UTC; None if only a call does that."""
     status: AdapterStatus = field(compare=False)
     """What goes on with it; two values of one version are equal whatever that is."""
     reference: str = field(compare=False)
@@ -256,22 +277,3 @@ class AliasMove:
     moved_at: datetime.datetime
     """In UTC."""
     moved_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What a server is and serves."""
-
-    version: str
-    base_model: str
-    architecture: str
-    fingerprint: str
-    """A digest over architecture, tokenizer, shapes, and a sample of the values of each weight."""
-    dtype: str
-    device: str
-    context_length: int
-    vocab_size: int
-    has_tokenizer: bool
-    num_parameters: int
-    max_running_requests: int
-    max_upload_bytes: int

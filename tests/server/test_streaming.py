@@ -27,6 +27,7 @@ from loramux_server.engine.messages import (
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
@@ -72,7 +73,7 @@ class Served:
         self._service = GenerationService(
             engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
-            default_timeout=60,
+            prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(

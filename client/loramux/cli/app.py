@@ -14,6 +14,7 @@ from loramux.cli import (
     adapters,
     alias,
     bench,
+    chat,
     checks,
     generate,
     inspection,
@@ -21,6 +22,7 @@ from loramux.cli import (
     packages,
     residency,
     signing,
+    top,
     train,
     transforms,
 )
@@ -115,6 +117,7 @@ _server_command("demo", "Start a server with the embedded model and show what it
 _server_command("keys", "Make, list, rotate and revoke the keys of a server.")
 _server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)
 app.command("inspect")(inspection.inspect)
@@ -126,13 +129,16 @@ app.command("merge")(merging.merge)
 app.command("sign")(signing.sign)
 app.command("train")(train.train)
 app.command("push")(adapters.push)
+app.command("import")(adapters.import_adapter)
 app.command("pull")(adapters.pull)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)
+app.command("ttl")(adapters.ttl)
 app.command("pin")(residency.pin)
 app.command("unpin")(residency.unpin)
 app.command("prefetch")(residency.prefetch)
 app.command("watch")(residency.watch)
+app.command("top")(top.top)
 app.add_typer(alias.app, name="alias")
 app.command("bench")(bench.bench)
 

@@ -86,6 +86,8 @@ def build_engine(
         device_rows=runner.slab.num_rows,
         row_size=row_size,
         host_bytes=config.host_adapter_memory,
+        eviction=config.eviction,
+        max_tenant_share=config.max_tenant_share,
     )
     if not cache.rows.capacity:
         raise UnservableModelError(
@@ -197,7 +199,9 @@ def _model_info(
         vocab_size=model.vocab_size,
         num_parameters=model.num_parameters,
         eos_token_ids=model.eos_token_ids,
-        tokenizer_json=model.tokenizer_json,
+        tokenizer_json=model.text.tokenizer_json,
+        chat_template=model.text.chat_template,
+        special_tokens=model.text.special_tokens,
         layers=layers,
         parameters={name: list(shape) for name, shape in known.shapes.items()},
         vocabulary=known.vocabulary,

@@ -120,6 +120,23 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             "bfloat16 or float16, which halves what those of float32 take and cost.",
         ),
     ] = "auto"
+    eviction: Annotated[
+        str,
+        Meta(
+            pattern="^(lru|cost)$",
+            description="Which adapters leave memory first: lru (those not used for longest) or "
+            "cost (those that cost least to bring back: load time x popularity, by size).",
+        ),
+    ] = "lru"
+    max_tenant_share: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Part of --adapter-memory beyond which a tenant's adapters give way to "
+            "others first, and its loads take the place of its own; 1 means no limit.",
+        ),
+    ] = 1.0
     max_bypassed: Annotated[
         int,
         Meta(
@@ -146,6 +163,8 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
     vocab_size: int = 0
     """Tokens that the base has with it; 0 if as many as ever."""
+    tenant: str = ""
+    """Whose share of the device it takes: who brought the content there."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
@@ -215,7 +234,10 @@ class Cancel(Struct, frozen=True, tag=True):
 
 
 class Drop(Struct, frozen=True, tag=True):
-    """The adapter is no longer registered and not in use; free its memory."""
+    """The adapter is no longer registered; free its memory once no request uses it.
+
+    What it had is told as stored then, even if it had nothing.
+    """
 
     digest: str
 
@@ -254,6 +276,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
     tokenizer_json: str | None
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+    """What a chat template may name, such as `bos_token` -> the text of the token."""
     layers: dict[str, Layer]
     """What can be adapted; embeddings map the number of tokens to the width of each."""
     parameters: dict[str, list[int]] = {}
@@ -335,6 +360,8 @@ class CacheStats(Struct, frozen=True):
     hits: int = 0
     misses: int = 0
     evictions: int = 0
+    reloads: int = 0
+    """Loads of what the tier had let go within the last minute."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
+from loramux_adapters.tensorfile import ITEM_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,9 @@ def num_edit_bytes(package: Package) -> int:
             num_bytes += 4 * edit.width
     for module in package.contents.outer_modules:
         num_bytes += 4 * module.rank * (module.in_features + module.out_features)
+    for bottleneck in package.contents.bottlenecks:
+        for part in bottleneck.parts.values():
+            num_bytes += 4 * part.num_bytes // ITEM_BYTES[part.dtype]
     return num_bytes
 
 

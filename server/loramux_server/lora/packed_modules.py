@@ -9,7 +9,8 @@ import torch
 
 from loramux_adapters import Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
-from loramux_server.lora.edits import Edits, LayerEdit, ModuleEdit
+from loramux_server.lora.bottleneck import pack_bottlenecks
+from loramux_server.lora.edits import Edits, LayerEdit
 from loramux_server.lora.module_edits import (
     EmbeddingEdit,
     LowRank,
@@ -41,7 +42,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     if base.vocabulary.is_tied:
         _share(package, found, base)
     layers: dict[int, dict[int, LayerEdit]] = {}
-    modules: dict[str, ModuleEdit] = {}
+    modules = pack_bottlenecks(package, base.places, read)
     for module, of_module in found.items():
         place = base.places.get(module)
         if of_module.is_low_rank_alone and (place or of_module.low_rank is None):

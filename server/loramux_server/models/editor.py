@@ -26,8 +26,8 @@ class Editor:
         Args:
             modules: Name in the base model -> what stands there.
             output: What makes logits; it sees the rows alone whose logits are needed.
-            axes: Name -> the dimension of the tokens in what a module takes and makes, from 0 to 2.
-                Before them is the one sequence that all tokens are to the model.
+            axes: Name -> the dimension of the tokens in what a module takes and makes, from 0 to 2;
+                1 where nothing is said. Before them is the one sequence that all tokens are.
             embedding: What takes tokens, of which an adapter may have more than the base.
         """
         self._embedding = embedding
@@ -57,7 +57,9 @@ class Editor:
                 if module is self._embedding:
                     token_T = given.token_T
                     hooks.append(module.register_forward_pre_hook(_known_tokens))
-                hooks.append(module.register_forward_hook(_hook(rows, self._axes[name], token_T)))
+                hooks.append(
+                    module.register_forward_hook(_hook(rows, self._axes.get(name, 1), token_T))
+                )
             yield
         finally:
             for hook in hooks:

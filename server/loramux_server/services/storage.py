@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
-from collections.abc import Coroutine, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -46,4 +48,23 @@ async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        raise
+
+
+async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor | None = None) -> T:
+    """Run `work`, which blocks, in a thread of `executor`, and return what it returns.
+
+    A caller that is cancelled meanwhile is so when it has ended; `work` can ask whether it is by
+    what it is given.
+    """
+    cancelled = threading.Event()
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(executor, work, cancelled.is_set)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody asks any more why nothing came of it
         raise

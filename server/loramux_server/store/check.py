@@ -1,5 +1,6 @@
 """Whether a package can be served, before anybody can name it."""
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -9,10 +10,14 @@ import numpy as np
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
+from loramux_server.store.blobs import Staged
+from loramux_server.store.record import UPLOAD, AdapterRecord
+from loramux_server.store.reference import Reference
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
@@ -30,6 +35,8 @@ class ServedBase:
     """Bytes that fit the host's adapter memory."""
     resting: Resting = AS_SAVED
     """In which format an adapter rests there."""
+    vocab_size: int = 1 << 31
+    """Tokens that the model has."""
     row_bytes: int = 1 << 20
     """Bytes of a rank row over all layers."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -54,14 +61,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
+    _check_notes(package, base)
     contents = package.contents
     check_fit(contents, *base.vocabulary.resized(contents, base.layers, base.parameters))
-    edits = [edit.tensor for edit in package.edits]
-    edits += [module.a for module in package.contents.outer_modules]
-    if edits and not base.takes_edits:
+    if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
-            f"the adapter has a tensor {edits[0].name}: only low-rank changes of the model's "
-            "layers are served with tensor_parallel above 1",
+            "the adapter has more than low-rank changes of the model's layers, which are all that "
+            "is served with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
@@ -90,14 +96,34 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    for edit in package.edits:
-        largest = _largest(file, package.file.data_start, edit.tensor)
+    parts = [part for each in package.contents.bottlenecks for part in each.parts.values()]
+    for tensor in [*(edit.tensor for edit in package.edits), *parts]:
+        largest = _largest(file, package.file.data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
-                f"tensor {edit.tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
+                f"tensor {tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
     return package
+
+
+def record_of(reference: Reference, staged: Staged, package: Package) -> AdapterRecord:
+    """Return what is to be known of a package that was uploaded and checked."""
+    return AdapterRecord(
+        tenant=reference.tenant,
+        name=reference.name,
+        digest=staged.digest,
+        size_bytes=staged.size,
+        rank=package.rank,
+        num_bytes=num_bytes(package),
+        item_bytes=format_of(package).item_bytes,
+        edit_bytes=num_edit_bytes(package),
+        method=package.method,
+        target_modules=tuple(package.target_modules),
+        base_model=package.config.base_model,
+        source=UPLOAD,
+        created_at=datetime.datetime.now(datetime.UTC),
+    )
 
 
 def num_bytes(package: Package) -> int:
@@ -108,6 +134,25 @@ def num_bytes(package: Package) -> int:
         if not module.is_outer
     )
     return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
+
+
+def _check_notes(package: Package, base: ServedBase) -> None:
+    """Demand that requests can be served as the package wants where they do not say."""
+    template, generation = (package.notes.get(name) for name in ("chat_template", "generation"))
+    if isinstance(template, str):
+        try:
+            check_syntax(template)
+        except FailedTemplateError as error:
+            raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
+    stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    vocab_size = base.vocabulary.size_for(package.contents) or base.vocab_size
+    for token in stops:
+        if token >= vocab_size:
+            raise PackageError(
+                f"generation: stop_token_ids holds token {token}; the base model has tokens from "
+                f"0 to {vocab_size - 1}",
+                "ADAPTER_BASE_MISMATCH",
+            )
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
