@@ -110,6 +110,7 @@ class Server:
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
             vocab_size=model.vocab_size,
+            tokenizer_json=model.tokenizer_json,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
         )

@@ -56,6 +56,10 @@ def test_an_adapter_has_tokens_that_others_lack(tiny_server: RunningServer, tmp_
     resized.resize_token_embeddings(262, mean_resizing=False)
     config = lora(["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     folder = save(resized, config, tmp_path / "grown", 3)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<call>", "<of>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.save_pretrained(str(folder))
     prompt = [5, 261, 7, 260]
     wanted = expected(with_adapter(resized, folder), prompt, 6).tokens
     of_base = expected(model, [5, 6, 7], 6).tokens
@@ -74,6 +78,14 @@ def test_an_adapter_has_tokens_that_others_lack(tiny_server: RunningServer, tmp_
             assert (grown.result(), base.result()) == (wanted, of_base)
             bias = {261: 100.0}
             assert ask(prompt, adapter="grown", logit_bias=bias) == [261] * 6
+            text = "a<call>b<of>"
+            answer = client.generate(
+                text, adapter="grown", temperature=0, max_tokens=2, logit_bias={259: 100.0}
+            )
+            made = expected(with_adapter(resized, folder), tokenizer(text).input_ids, 1)
+            assert made.logprobs.shape[1] == 262
+            assert (answer.text, answer.usage.prompt_tokens) == ("<call><call>", 5)
+            assert client.generate(text, max_tokens=1).usage.prompt_tokens == 1 + len(text)
             with pytest.raises(InvalidArgumentError, match=r"holds token 262.* from 0 to 261"):
                 ask([262], adapter="grown")
             with pytest.raises(InvalidArgumentError, match=r"holds token 261.* from 0 to 258"):

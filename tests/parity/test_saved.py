@@ -200,3 +200,20 @@ def test_a_resized_vocabulary_is_that_adapters_alone(name: str, tmp_path: Path) 
     assert not harness.failures
     for request_id, case in enumerate(cases):
         check(harness, request_id, case, TOLERANCE)
+
+
+def test_a_prompt_with_a_token_that_is_not_there_ends_alone(tmp_path: Path) -> None:
+    model = make("llama")
+    resized = copy.deepcopy(model)
+    resized.resize_token_embeddings(SHRUNK, mean_resizing=False)
+    saved = save(resized, resized_configs(model)["shrunk"][1], tmp_path / "a", 0)
+    source = pack_source(saved, tmp_path / "a.pkg", SHRUNK)
+    harness = Harness(copy.deepcopy(model), rows=1024, num_blocks=50)
+    for token, adapter in ((SHRUNK, source), (VOCAB, None), (SHRUNK, None), (SHRUNK - 1, source)):
+        harness.submit([token], adapter, max_tokens=1)
+    harness.run()
+    assert {index: failure.reason for index, failure in harness.failures.items()} == {
+        0: "INVALID_FIELD",
+        1: "INVALID_FIELD",
+    }
+    assert all(len(harness.output(index)) == 1 for index in (2, 3))

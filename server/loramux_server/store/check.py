@@ -3,11 +3,12 @@
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
+from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
@@ -18,6 +19,7 @@ from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
+from loramux_server.tokenizer import TextTokenizer
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
@@ -37,6 +39,8 @@ class ServedBase:
     """In which format an adapter rests there."""
     vocab_size: int = 1 << 31
     """Tokens that the model has."""
+    tokenizer_json: str | None = None
+    """Its tokenizer; None where it has none."""
     row_bytes: int = 1 << 20
     """Bytes of a rank row over all layers."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -146,6 +150,14 @@ def _check_notes(package: Package, base: ServedBase) -> None:
             raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
     stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
     vocab_size = base.vocabulary.size_for(package.contents) or base.vocab_size
+    added = parse_added_tokens(cast(list[object], package.notes.get("added_tokens", [])), "")
+    if added and base.tokenizer_json is not None:
+        try:
+            if added[-1].id >= vocab_size:
+                raise ValueError(f"token {added[-1].id} is beyond the {vocab_size} that there are")
+            TextTokenizer(base.tokenizer_json, added)
+        except ValueError as error:
+            raise PackageError(f"added_tokens: {error}", "ADAPTER_BASE_MISMATCH") from None
     for token in stops:
         if token >= vocab_size:
             raise PackageError(

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
-FORMAT = 4
-"""1 knew no versions: a table `adapters` had one row for each name. 2 and 3 lacked columns."""
+FORMAT = 5
+"""1 knew no versions: a table `adapters` had one row for each name. 2 to 4 lacked columns."""
 
 metadata = sa.MetaData()
 
