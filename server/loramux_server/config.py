@@ -51,6 +51,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "below the user's data directory."
         ),
     ] = None
+    catalog: Annotated[
+        str | None,
+        Meta(
+            description="SQLAlchemy URL of the database for names and versions, such as "
+            "postgresql+psycopg://user@host/name; by default SQLite in the store."
+        ),
+    ] = None
     listen: Annotated[str, Meta(description="HOST:PORT for gRPC; port 0 takes a free one.")] = (
         "127.0.0.1:50051"
     )

@@ -38,8 +38,9 @@ from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import full_name
-from loramux_server.store.registry import ADDED, REMOVED, UPDATED, Registry
+from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
+from loramux_server.store.writing import ADDED, REMOVED, UPDATED
 
 _KINDS = {
     ADDED: adapters_pb2.ADAPTER_CHANGE_REGISTERED,
@@ -79,7 +80,7 @@ class Services:
             moved_kind = adapters_pb2.ADAPTER_CHANGE_MOVED
             self.changes.tell(moved_kind, registry.with_digest(digest))
 
-        registry.on_change = lambda what, record: loop.call_soon_threadsafe(happened, what, record)
+        registry.follow(lambda what, record: loop.call_soon_threadsafe(happened, what, record))
         registry.aliases.on_move = lambda move: loop.call_soon_threadsafe(moved, move)
         self.statuses.on_move = elsewhere
 

@@ -15,6 +15,7 @@ from loramux.errors import LoramuxError, ResourceExhaustedError, UnavailableErro
 T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_POSTGRES_FULL = "53100"
 
 
 @contextmanager
@@ -28,7 +29,9 @@ def storage_errors() -> Iterator[None]:
         if isinstance(error, OSError):
             is_full, cause = error.errno in _FULL, error.strerror
         else:
-            is_full, cause = "full" in str(error.orig), "the database cannot be written"
+            state = getattr(error.orig, "sqlstate", None)
+            is_full = state == _POSTGRES_FULL or "disk is full" in str(error.orig)
+            cause = "the database cannot be written"
         if is_full:
             raise ResourceExhaustedError(
                 "the store is full", reason="STORE_FULL", retry_delay=60.0
