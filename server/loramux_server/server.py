@@ -113,10 +113,13 @@ class Server:
         _claim(registry, model)
         base = ServedBase(
             layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
+            parameters={name: tuple(shape) for name, shape in model.parameters.items()},
+            vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
             vocab_size=model.vocab_size,
+            tokenizer_json=model.tokenizer_json,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
         )
