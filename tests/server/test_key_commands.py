@@ -121,6 +121,16 @@ def test_without_a_store_the_only_one_is_meant(
         assert ("2 stores" in loramux("keys", "ls").errors) is (name == "two")
 
 
+def test_keys_go_to_the_catalog_of_the_server(loramux: Loramux, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'elsewhere.sqlite'}"
+    assert loramux("keys", "create", "--catalog", url).code == 0
+    catalog = Catalog(url)
+    assert len(catalog.keys.all()) == 1
+    catalog.close()
+    assert not (tmp_path / "store" / "catalog.sqlite").exists()
+    assert "loramux[postgres]" in loramux("keys", "ls", "--catalog", "nosuch://x").errors
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("0s", 0), ("90s", 90), ("5m", 300), ("24h", 86400), ("7d", 604800)]
 )
