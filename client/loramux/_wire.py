@@ -13,6 +13,7 @@ from loramux.types import (
     Completion,
     FinishReason,
     Generation,
+    Mix,
     PositionLogprobs,
     SamplingOptions,
     ServerInfo,
@@ -50,6 +51,9 @@ def generate_request(
     parse_special_tokens: bool,
     add_special_tokens: bool,
     routing_key: str = "",
+    adapters: Mix = (),
+    combination: str | None = None,
+    scale: float | None = None,
     **sampling: Unpack[SamplingOptions],
 ) -> generation_pb2.GenerateRequest:
     """Return the message for one request.
@@ -64,6 +68,17 @@ def generate_request(
         request.request_id = request_id
     with _fitting("routing_key"):
         request.routing_key = routing_key
+    for name, weight in _pairs(adapters):
+        with _fitting("adapters"):
+            request.adapters.add(adapter=name, weight=weight)
+    if combination is not None:
+        with _fitting("combination"):
+            request.combination = generation_pb2.Combination.Value(
+                f"COMBINATION_{combination.upper()}"
+            )
+    if scale is not None:
+        with _fitting("scale"):
+            request.scale = scale
     if isinstance(prompt, str):
         with _fitting("prompt"):
             request.prompt = prompt
@@ -80,6 +95,10 @@ def generate_request(
             one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
             request.sampling.MergeFrom(one)
     return request
+
+
+def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
+    return adapters.items() if isinstance(adapters, Mapping) else adapters
 
 
 @contextmanager
@@ -99,6 +118,7 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
         request_id=response.request_id,
         completions=tuple(_completion(completion) for completion in response.completions),
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(_identity, response.adapters)),
         usage=_usage(response.usage),
         timing=_timing(response.timing),
     )
@@ -117,6 +137,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
         request_id=response.request_id,
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(_identity, response.adapters)),
         usage=_usage(response.usage) if response.HasField("usage") else None,
         timing=_timing(response.timing) if response.HasField("timing") else None,
     )

@@ -9,7 +9,7 @@ import grpc
 from loramux import _wire
 from loramux._aio_adapters import AsyncAdapters
 from loramux.client import DEFAULT_TIMEOUT
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
+from loramux.types import Chunk, Generation, Mix, SamplingOptions, ServerInfo
 from loramux.v1 import server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -53,6 +53,9 @@ class AsyncClient:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`; see `Client.generate`."""
@@ -63,6 +66,9 @@ class AsyncClient:
             parse_special_tokens,
             add_special_tokens,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         with _wire.raising():
@@ -82,6 +88,9 @@ class AsyncClient:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
@@ -92,6 +101,9 @@ class AsyncClient:
             parse_special_tokens,
             add_special_tokens,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         call = self._generation.StreamGenerate(

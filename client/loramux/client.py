@@ -8,7 +8,7 @@ import grpc
 
 from loramux import _wire
 from loramux._adapters import Adapters
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
+from loramux.types import Chunk, Generation, Mix, SamplingOptions, ServerInfo
 from loramux.v1 import server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -60,6 +60,9 @@ class Client:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`.
@@ -74,6 +77,10 @@ class Client:
             add_special_tokens: Put the tokenizer's own prefix before a text prompt.
             routing_key: Chooses the version where an alias stands for several: equal keys, such as
                 the id of a user, get the same one. Where empty, chance decides.
+            adapters: References to up to 4 adapters, each with its weight, in place of `adapter`.
+            combination: How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which
+                is what None means, or `linear`.
+            scale: Multiplies what `adapter` changes; None means 1.
             sampling: How tokens are chosen and when to stop.
         """
         request = _wire.generate_request(
@@ -83,6 +90,9 @@ class Client:
             parse_special_tokens,
             add_special_tokens,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         with _wire.raising():
@@ -102,6 +112,9 @@ class Client:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; closing the iterator cancels the request.
@@ -115,6 +128,9 @@ class Client:
             parse_special_tokens,
             add_special_tokens,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         call = self._generation.StreamGenerate(

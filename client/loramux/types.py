@@ -2,9 +2,9 @@
 
 import datetime
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 __all__ = [
     "Adapter",
@@ -16,6 +16,7 @@ __all__ = [
     "Completion",
     "FinishReason",
     "Generation",
+    "Mix",
     "PositionLogprobs",
     "SamplingOptions",
     "ServerInfo",
@@ -23,6 +24,10 @@ __all__ = [
     "TokenLogprob",
     "Usage",
 ]
+
+
+Mix: TypeAlias = Mapping[str, float] | Sequence[tuple[str, float]]
+"""References to the adapters of a mix, each with its weight."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -131,7 +136,9 @@ class Generation:
     request_id: str
     completions: tuple[Completion, ...]
     adapter: AdapterIdentity | None
-    """None for the base model."""
+    """None for the base model and for a mix."""
+    adapters: tuple[AdapterIdentity, ...]
+    """All that answered, in the order of the request."""
     usage: Usage
     timing: Timing
 
@@ -171,7 +178,9 @@ class Chunk:
     request_id: str
     """Set in the first chunk of a stream, empty in the others."""
     adapter: AdapterIdentity | None
-    """Set in the first chunk of a stream, unless the base model answers."""
+    """Set in the first chunk of a stream, unless the base model or a mix answers."""
+    adapters: tuple[AdapterIdentity, ...]
+    """All that answer, in the order of the request; set in the first chunk of a stream."""
     usage: Usage | None
     """Set in the last chunk of a stream."""
     timing: Timing | None

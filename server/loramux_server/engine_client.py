@@ -39,6 +39,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_TOO_LARGE": FailedPreconditionError,
     "ADAPTER_NOT_FINITE": FailedPreconditionError,
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
+    "ADAPTER_NOT_MIXABLE": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
 }
 

@@ -43,11 +43,16 @@ class Statuses:
         return self._known.get(digest) or Status()
 
     @contextmanager
-    def used(self, digest: str) -> Iterator[None]:
-        """Note a request that lasts as long as the block."""
+    def used(self, digest: str, within: str | None = None) -> Iterator[None]:
+        """Note a request for `digest` that lasts as long as the block.
+
+        Args:
+            digest: What it asks for.
+            within: The mix of which that is a part, if it is.
+        """
         status = self._known.setdefault(digest, Status())
         status.requests += 1
-        status.hits += status.tier == DEVICE
+        status.hits += self.of(within or digest).tier == DEVICE
         status.last_used = datetime.datetime.now(datetime.UTC)
         try:
             yield
@@ -67,6 +72,8 @@ class Statuses:
         for digest, why in report.failed_loads.items():
             status = self._known.setdefault(digest, Status())
             status.is_loading, status.load_failure = False, why
+            if status.tier == STORED and not self._is_registered(digest):
+                self.forget(digest)
         for digest, tier in report.tiers.items():
             self._known.setdefault(digest, Status()).tier = tier
             if tier == STORED and not self._is_registered(digest):

@@ -6,11 +6,13 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Drop, Report, Sampling, Submit
+from loramux_server.engine.messages import Combination, Drop, Report, Sampling, Submit
 from loramux_server.engine.residents import loader_threads
+from loramux_server.lora.mix import mixed
 from tests.support.engine import InlineExecutor
 from tests.support.fake import fake_engine, fake_source
 
@@ -54,6 +56,24 @@ def test_what_is_dropped_is_stored_only() -> None:
     report = subject.step()
     subject.check()
     assert report.tiers == {A.digest: "stored"}
+    assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
+
+
+def test_mixes_go_with_any_of_their_parts() -> None:
+    subject = engine()
+    sampling = Sampling(max_tokens=1, seed=0, ignore_eos=True)
+    mix = mixed([A, B], [0.5, 0.5], Combination.CAT)
+    assert mix is not None
+    small = msgspec.structs.replace(mix, path="3", rank=8)  # the fake loader goes by the path
+    subject.receive([Submit(0, [5], small, sampling)])
+    while not subject.step().tokens:
+        subject.check()
+    subject.receive([Drop(fake_source(7, 8).digest)])
+    assert subject.step().stats.device.resident == 1
+    subject.receive([Drop(B.digest)])
+    report = subject.step()
+    subject.check()
+    assert report.tiers == dict.fromkeys((B.digest, mix.digest), "stored")
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
 
 

@@ -45,6 +45,25 @@ def test_only_requests_that_found_it_on_the_device_are_hits() -> None:
     assert found.last_used >= begin
 
 
+def test_a_part_of_a_mix_is_hit_where_the_mix_is() -> None:
+    statuses = Statuses()
+    statuses.report(report(tiers={"mix": "device"}))
+    with statuses.used("a", within="mix"), statuses.used("b", within="another"):
+        pass
+    assert [(statuses.of(each).requests, statuses.of(each).hits) for each in "ab"] == [
+        (1, 1), (1, 0)
+    ]  # fmt: skip
+
+
+def test_a_mix_that_cannot_be_loaded_is_forgotten() -> None:
+    statuses = Statuses(is_registered=lambda digest: digest == "a")
+    for digest in ("a", "mix"):
+        statuses.report(report(loading=[digest]))
+        statuses.report(report(failed_loads={digest: "unequal ranks"}))
+    assert statuses.of("a").load_failure
+    assert not statuses.of("mix").load_failure
+
+
 def test_when_the_engine_dies_nothing_is_in_memory_and_counts_go_on() -> None:
     statuses = Statuses()
     statuses.report(report(tiers={"a": "device"}, loading=["b"]))

@@ -1,11 +1,10 @@
 """Adapters on their way: from a package to memory of the host, and from there to rank rows."""
 
-from pathlib import Path
-
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
-from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.lora.mix import load_source
+from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.shard import WHOLE, cut_adapter
 from loramux_server.lora.slab import Slab
 from loramux_server.lora.weight_format import Resting
@@ -28,10 +27,10 @@ class AdapterLoader:
         """Read an adapter into host memory, where it is whole.
 
         Raises:
-            DamagedError: Its file is absent or not what was registered.
-            PackageError: It does not fit the base model.
+            DamagedError: A file of it is absent or not what was registered.
+            PackageError: It does not fit the base model, or cannot be mixed.
         """
-        packed = load_packed(Path(source.path), source.digest, self._base, self._resting)
+        packed = load_source(source, self._base, self._resting)
         return self._slab.pack(packed) if self._shard == WHOLE else packed
 
     def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:

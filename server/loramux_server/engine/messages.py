@@ -129,12 +129,30 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     ] = 256
 
 
-class AdapterSource(Struct, frozen=True):
-    """One adapter version: what it is and where its bytes are."""
+class Combination(enum.StrEnum):
+    """How the parts of a mix become one adapter, as `add_weighted_adapter` of PEFT defines it."""
+
+    CAT = "cat"
+    """Changes add up, and so do ranks."""
+    LINEAR = "linear"
+    """Factors add up; the ranks are equal."""
+
+
+class Part(Struct, frozen=True):
+    """One adapter of a mix."""
 
     digest: str
-    """Identity: `sha256:` and the digest of the package."""
     path: str
+    weight: float
+
+
+class AdapterSource(Struct, frozen=True):
+    """One adapter version, or a mix of several: what it is and where its bytes are."""
+
+    digest: str
+    """Identity: `sha256:` and the digest of the package, or of what a mix is made of."""
+    path: str
+    """Empty for a mix."""
     rank: int
     """The largest rank of any module."""
     num_bytes: int
@@ -143,6 +161,10 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of one of those in A and B: less if all were saved in 16 bits."""
     edit_bytes: int = 0
     """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
+    parts: tuple[Part, ...] = ()
+    """What a mix is made of."""
+    combination: Combination = Combination.CAT
+    """How."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""

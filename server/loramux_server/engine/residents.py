@@ -95,6 +95,8 @@ class Residents:
         self._packed: dict[str, PackedAdapter] = {}
         self._residence: dict[str, Residence] = {}
         self._flights: dict[str, _Flight] = {}
+        self._mixes: dict[str, AdapterSource] = {}
+        """Those in memory."""
         self._moved: set[str] = set()
         self._begun: list[str] = []
 
@@ -115,6 +117,7 @@ class Residents:
             held = self._residence if order.tier is Tier.DEVICE else self._packed
             for digest in order.evicted:
                 del held[digest]
+                self._forget_mix(digest)
             self._moved.update(order.evicted)
             future = self._submit(order)
             self._flights[order.source.digest] = _Flight(order, future, self._clock())
@@ -136,6 +139,8 @@ class Residents:
             else:
                 packed, edits = self._packed[source.digest], flight.future.result()
                 self._residence[source.digest] = packed.at(order.row, edits)
+            if source.parts:
+                self._mixes[source.digest] = source
             self._cache.loaded(order)
             self._moved.add(source.digest)
             seconds = self._clock() - flight.begin
@@ -166,13 +171,25 @@ class Residents:
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
+        assert self._mixes.keys() <= self._residence.keys() | self._packed.keys()
 
     def _drop(self, digest: str) -> None:
-        """Let go of an adapter that is no longer registered, unless it is in use."""
-        if self._cache.drop(digest):
-            self._packed.pop(digest, None)
-            self._residence.pop(digest, None)
-            self._moved.add(digest)
+        """Let go of an adapter that is no longer registered, and of its mixes, unless in use."""
+        mixes = [
+            mix.digest
+            for mix in self._mixes.values()
+            if any(part.digest == digest for part in mix.parts)
+        ]
+        for each in (digest, *mixes):
+            if self._cache.drop(each):
+                self._packed.pop(each, None)
+                self._residence.pop(each, None)
+                self._forget_mix(each)
+                self._moved.add(each)
+
+    def _forget_mix(self, digest: str) -> None:
+        if digest not in self._packed and digest not in self._residence:
+            self._mixes.pop(digest, None)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
         source = order.source

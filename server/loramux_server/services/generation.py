@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
+from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
-from loramux_server.services.descriptions import identity_of
+from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
@@ -36,8 +36,7 @@ class _Call:
 
     request_id: str
     prompt: list[int]
-    adapter: AdapterSource | None
-    identity: generation_pb2.AdapterIdentity | None
+    adapters: Choice
     samplings: list[Sampling]
     text: TextOptions
     observer: Observer
@@ -78,6 +77,7 @@ class GenerationService:
             request_id=first.request_id,
             completions=[join(found) for _, found in sorted(pieces.items())],
             adapter=first.adapter if first.HasField("adapter") else None,
+            adapters=first.adapters,
             usage=last.usage,
             timing=last.timing,
         )
@@ -101,7 +101,9 @@ class GenerationService:
         outputs = [self._output(call, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
-            request_id=call.request_id, adapter=call.identity
+            request_id=call.request_id,
+            adapter=call.adapters.identity,
+            adapters=call.adapters.identities,
         )
         with self._submitted(call, mailbox) as ids, deadline.over(mailbox):
             while num_open:
@@ -127,7 +129,9 @@ class GenerationService:
         ids: list[int] = []
         try:
             for index, sampling in enumerate(call.samplings):
-                ids.append(self._engine.submit(mailbox, index, call.prompt, call.adapter, sampling))
+                ids.append(
+                    self._engine.submit(mailbox, index, call.prompt, call.adapters.source, sampling)
+                )
             yield ids
         finally:
             for request_id in ids:
@@ -201,19 +205,12 @@ class GenerationService:
         tokens: list[int],
         observer: Observer,
     ) -> Iterator[_Call]:
-        """Resolve the adapter once and keep that version for as long as the block runs."""
-        chosen = samplings(request.sampling, len(tokens), self._model)
+        """Resolve the adapters once and keep those versions for as long as the block runs."""
+        how = samplings(request.sampling, len(tokens), self._model)
         text = text_options(request.sampling)
-        if not request.adapter:
-            observer.resolved("", len(tokens))
-            yield _Call(request_id, tokens, None, None, chosen, text, observer)
-            return
-        key = request.routing_key or secrets.token_hex(8)
-        with self._registry.lease(request.adapter, key=key) as (record, source):
-            observer.resolved(record.full_name, len(tokens))
-            identity = identity_of(record)
-            with self._statuses.used(record.digest):
-                yield _Call(request_id, tokens, source, identity, chosen, text, observer)
+        with chosen(request, self._registry, self._statuses) as adapters:
+            observer.resolved(adapters.label, len(tokens))
+            yield _Call(request_id, tokens, adapters, how, text, observer)
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()

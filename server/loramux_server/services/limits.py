@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
-from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.engine.messages import Combination, ModelInfo, Sampling
 from loramux_server.store.reference import parse_reference
 
 MAX_PROMPT_BYTES = 256 << 10
@@ -26,6 +26,13 @@ MIN_REPETITION_PENALTY = 0.001
 MAX_REPETITION_PENALTY = 100.0
 DEFAULT_MAX_TOKENS = 256
 MAX_ROUTING_KEY = 256
+MAX_ADAPTERS = 4
+MAX_ADAPTER_WEIGHT = 10.0
+COMBINATIONS: dict[int, Combination] = {
+    generation_pb2.COMBINATION_UNSPECIFIED: Combination.CAT,
+    generation_pb2.COMBINATION_CAT: Combination.CAT,
+    generation_pb2.COMBINATION_LINEAR: Combination.LINEAR,
+}
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
 
@@ -48,8 +55,7 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
         InvalidArgumentError: One is not; the message names it, its value and what would be right.
     """
     _check_prompt(request, model)
-    if request.adapter:
-        parse_reference(request.adapter, "adapter")
+    _check_adapters(request)
     if len(request.routing_key) > MAX_ROUTING_KEY:
         raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
     if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
@@ -145,6 +151,39 @@ def invalid(field: str, value: object, expected: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"{field} is {shown(value)}; expected {expected}", reason="INVALID_FIELD", field=field
     )
+
+
+def _check_adapters(request: generation_pb2.GenerateRequest) -> None:
+    if request.adapter and request.adapters:
+        raise InvalidArgumentError(
+            "adapter and adapters are both set; set one of them",
+            reason="INVALID_FIELD",
+            field="adapters",
+        )
+    if request.adapter:
+        parse_reference(request.adapter, "adapter")
+    if request.HasField("scale"):
+        if not request.adapter:
+            raise invalid("scale", request.scale, "none without adapter; adapters have weights")
+        _check_weight("scale", request.scale)
+    if request.combination not in COMBINATIONS:
+        raise invalid("combination", request.combination, "COMBINATION_CAT or COMBINATION_LINEAR")
+    if request.combination and not request.adapters:
+        name = generation_pb2.Combination.Name(request.combination)
+        raise invalid("combination", name, "none without adapters")
+    if len(request.adapters) > MAX_ADAPTERS:
+        raise invalid("adapters", f"{len(request.adapters)} entries", f"at most {MAX_ADAPTERS}")
+    for i, each in enumerate(request.adapters):
+        parse_reference(each.adapter, f"adapters[{i}].adapter")
+        if each.HasField("weight"):
+            _check_weight(f"adapters[{i}].weight", each.weight)
+
+
+def _check_weight(field: str, value: float) -> None:
+    # Written so that NaN fails.
+    if not -MAX_ADAPTER_WEIGHT <= value <= MAX_ADAPTER_WEIGHT:
+        most = f"{MAX_ADAPTER_WEIGHT:g}"
+        raise invalid(field, value, f"a number from -{most} to {most}")
 
 
 def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
