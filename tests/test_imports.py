@@ -164,6 +164,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "FinishReason",
         "Generation",
         "LoramuxError",
+        "Mix",
         "SamplingOptions",
         "ServerInfo",
         "Usage",

@@ -149,15 +149,14 @@ FIELDS = [
             ]
         )
     ),
-    *(row(f"mix-{number}", message, *at) for number, (message, *at) in enumerate(MIXES)),
-    row(
-        "mix-unknown", request(adapters=[part("small"), part("nobody")]), "adapters[1].adapter",
-        "'nobody'", "ADAPTER_NOT_FOUND", grpc.StatusCode.NOT_FOUND,
+    *(
+        row(f"mix-{number}", message, field, says)
+        for number, (message, field, says) in enumerate(MIXES)
     ),
     row(
         "mix-of-ranks",
         request(adapters=[part("small"), part("wide")], combination=COMBINATION_LINEAR),
-        "combination", "ranks 4, 13", "ADAPTER_NOT_MIXABLE",
+        "combination", "4, 13", "ADAPTER_NOT_MIXABLE",
         grpc.StatusCode.FAILED_PRECONDITION,
     ),
     row("D20-long", request(request_id="i" * 1024), "request_id", "iiii"),

@@ -7,6 +7,7 @@ from peft import PeftModel
 
 from loramux import SamplingOptions
 from loramux.cli.app import run
+from loramux.errors import NotFoundError
 from tests.support.adapters import expected, quiet_peft
 from tests.support.models import byte_tokenizer, tiny_model
 from tests.support.server import RunningServer
@@ -71,6 +72,12 @@ def test_a_scale_is_that_of_peft_and_0_is_the_base(
     assert none.adapter == half.adapter == plain.adapter
     assert none.adapters == (plain.adapter,)
     assert base.adapters == ()
+
+
+def test_every_adapter_of_a_mix_has_to_be_there(tiny_server: RunningServer) -> None:
+    with tiny_server.client() as client, pytest.raises(NotFoundError, match="'nobody'") as caught:
+        client.generate(PROMPT, adapters={"wide": 1.0, "nobody": 0.0}, **GREEDY)
+    assert (caught.value.reason, caught.value.field) == ("ADAPTER_NOT_FOUND", "adapters[1].adapter")
 
 
 @pytest.mark.parametrize("separator", ["=", ":"])

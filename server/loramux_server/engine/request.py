@@ -13,6 +13,8 @@ class Request:
     prompt: list[int]
     adapter: AdapterSource | None
     sampling: Sampling
+    tenant: str = ""
+    """Whose it is: only requests of one tenant share KV blocks."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
     output: list[int] = field(default_factory=list)

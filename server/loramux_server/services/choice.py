@@ -75,7 +75,7 @@ def chosen(
         source = _source(asked, records, [source for _, source in found], request)
         for record in records:
             where = source.digest if source else record.digest
-            leases.enter_context(statuses.used(record.digest, where))
+            leases.enter_context(statuses.used(record.digest, record.tenant, where))
         heaviest = max(range(len(asked)), key=lambda i: abs(asked[i].weight))
         yield Choice(records, source, bool(request.adapters), records[heaviest].full_name)
 
@@ -110,8 +110,8 @@ def _source(
     ranks = [record.rank for record in records]
     if combination is Combination.LINEAR and len(set(ranks)) > 1:
         raise _not_mixable(
-            f"adapters have ranks {', '.join(map(str, ranks))}: COMBINATION_LINEAR needs equal "
-            "ones, COMBINATION_CAT takes any",
+            "combination is COMBINATION_LINEAR, which needs equal ranks; those of adapters are "
+            f"{', '.join(map(str, ranks))} (COMBINATION_CAT takes any)",
             "combination",
         )
     if combination is Combination.CAT and sum(ranks) > MAX_RANK:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
 from loramux.v1 import generation_pb2
+from loramux_server.access.caller import caller
+from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
@@ -35,11 +37,15 @@ class _Call:
     """A checked request, on its way."""
 
     request_id: str
+    tenant: str
+    """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
     adapters: Choice
     samplings: list[Sampling]
     text: TextOptions
     observer: Observer
+    reserved: Reserved
+    """Tokens of its tenant's quota."""
 
 
 class GenerationService:
@@ -53,6 +59,7 @@ class GenerationService:
         model: ModelInfo,
         metrics: Metrics,
         statuses: Statuses,
+        quotas: Quotas,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -60,9 +67,11 @@ class GenerationService:
         self._model = model
         self._metrics = metrics
         self._statuses = statuses
+        self._quotas = quotas
         self._default_timeout = default_timeout
         self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
-        self._live: set[str] = set()
+        self._live: set[tuple[str, str]] = set()
+        """Tenant and id of each request under way."""
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -105,7 +114,8 @@ class GenerationService:
             adapter=call.adapters.identity,
             adapters=call.adapters.identities,
         )
-        with self._submitted(call, mailbox) as ids, deadline.over(mailbox):
+        submitted = self._submitted(call, mailbox)
+        with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
                     output = outputs[index]
@@ -130,7 +140,9 @@ class GenerationService:
         try:
             for index, sampling in enumerate(call.samplings):
                 ids.append(
-                    self._engine.submit(mailbox, index, call.prompt, call.adapters.source, sampling)
+                    self._engine.submit(
+                        mailbox, index, call.prompt, call.adapters.source, sampling, call.tenant
+                    )
                 )
             yield ids
         finally:
@@ -158,17 +170,20 @@ class GenerationService:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
         request_id = request.request_id or secrets.token_hex(8)
-        if request_id in self._live:
+        tenant = caller().tenant
+        key = (tenant, request_id)
+        if key in self._live:
             raise AlreadyExistsError(
                 f"request_id {request_id!r} is that of a request still running",
                 reason="REQUEST_EXISTS",
                 field="request_id",
             )
-        self._live.add(request_id)
+        self._live.add(key)
         try:
-            yield request_id
+            with self._quotas.request(tenant):
+                yield request_id
         finally:
-            self._live.discard(request_id)
+            self._live.discard(key)
 
     async def _tokenize(self, request: generation_pb2.GenerateRequest) -> list[int]:
         if not request.prompt:
@@ -208,15 +223,30 @@ class GenerationService:
         """Resolve the adapters once and keep those versions for as long as the block runs."""
         how = samplings(request.sampling, len(tokens), self._model)
         text = text_options(request.sampling)
-        with chosen(request, self._registry, self._statuses) as adapters:
+        tenant = caller().tenant
+        most = len(tokens) + sum(sampling.max_tokens for sampling in how)
+        with (
+            self._quotas.tokens(tenant, most) as reserved,
+            chosen(request, self._registry, self._statuses) as adapters,
+        ):
             observer.resolved(adapters.label, len(tokens))
-            yield _Call(request_id, tokens, adapters, how, text, observer)
+            yield _Call(request_id, tenant, tokens, adapters, how, text, observer, reserved)
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()
         return _Deadline(
             self._default_timeout if remaining is None else min(remaining, MAX_TIMEOUT)
         )
+
+
+@contextmanager
+def _accounted(call: _Call, outputs: list[Output]) -> Iterator[None]:
+    """Note in the end what of the quota was used; a request that got no token used nothing."""
+    try:
+        yield
+    finally:
+        num_made = sum(output.num_tokens for output in outputs)
+        call.reserved.num_used = len(call.prompt) + num_made if num_made else 0
 
 
 MAX_TIMEOUT = 3600.0
