@@ -47,6 +47,8 @@ class Contents:
     modules: list[LoraModule] = field(default_factory=list)
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
 
     @property
     def changed_modules(self) -> list[str]:

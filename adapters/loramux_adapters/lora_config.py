@@ -40,6 +40,9 @@ class LoraConfig:
     use_dora: bool = False
     lora_bias: bool = False
     bias: Bias = Bias.NONE
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on the adapter is active (aLoRA); empty where
+    it is from the beginning."""
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the config gives to `module`."""

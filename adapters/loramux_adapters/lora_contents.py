@@ -37,7 +37,19 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
         if _A in parts or _B in parts:
             modules.append(_join(config, module, parts))
         edits += _edits(config, module, parts)
-    return Contents(modules, edits)
+    _check_activated(config, edits)
+    return Contents(modules, edits, config.invocation)
+
+
+def _check_activated(config: LoraConfig, edits: list[Edit]) -> None:
+    """Demand that what begins with the invocation tokens can begin in the middle of a prompt."""
+    for edit in edits:
+        if config.invocation and edit.kind is not EditKind.ADDED_BIAS:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: beside alora_invocation_tokens a {edit.kind} is not "
+                "served, which PEFT would apply to the whole prompt",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
 
 
 def _join(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> LoraModule:

@@ -102,6 +102,8 @@ class Server:
             resting=model.resting,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
+            vocab_size=model.vocab_size,
+            context_length=model.context_length,
         )
         directory = Directory(adapters, registry, base)
         await _look(directory, settles=False)

@@ -84,6 +84,7 @@ def test_one_adapter_as_it_is_is_no_mix_and_without_weight_it_is_the_base(
             "combination",
             "2, 3",
         ),
+        ({"invocation": (7,)}, mix({"b": 1, "a": 0.5}), "adapters", "alora_invocation_tokens"),
         ({"rank": 511}, mix({"b": 1, "a": 0.5}), "adapters", "513"),
     ],
 )

@@ -45,7 +45,13 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
         digest = digest_of(file)
     item_bytes = format_of(package).item_bytes
     return AdapterSource(
-        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package)
+        digest,
+        str(output),
+        package.rank,
+        num_bytes(package),
+        item_bytes,
+        num_edit_bytes(package),
+        package.contents.invocation,
     )
 
 

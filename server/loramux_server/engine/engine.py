@@ -165,14 +165,7 @@ class Engine:
         self._residents.check()
 
     def _submit(self, message: Submit) -> None:
-        request = Request(
-            message.request_id,
-            message.prompt,
-            message.adapter and message.adapter.at_rest(self._resting),
-            message.sampling,
-            message.tenant,
-            arrival=self._clock(),
-        )
+        request = Request.of(message, self._resting, self._clock())
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
         if not request.prompt:
             self._fail(request, "INVALID_FIELD", "the prompt has no tokens")
@@ -296,5 +289,5 @@ class Engine:
 
 
 def _size(plan: Plan, seconds: float) -> BatchSize:
-    digests = {chunk.request.digest for chunk in plan.chunks} - {None}
+    digests = {chunk.digest for chunk in plan.chunks} - {None}
     return BatchSize(len(plan.chunks), plan.num_tokens, len(digests), seconds)

@@ -161,6 +161,8 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of one of those in A and B: less if all were saved in 16 bits."""
     edit_bytes: int = 0
     """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on it is active; empty where it always is."""
     parts: tuple[Part, ...] = ()
     """What a mix is made of."""
     combination: Combination = Combination.CAT

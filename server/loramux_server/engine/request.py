@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine.activation import last_place
+from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.lora.weight_format import Resting
 
 
 @dataclass(slots=True, eq=False)
@@ -12,9 +14,12 @@ class Request:
     request_id: int
     prompt: list[int]
     adapter: AdapterSource | None
+    """None for the base model, also where the prompt lacks what the adapter waits for."""
     sampling: Sampling
     tenant: str = ""
     """Whose it is: only requests of one tenant share KV blocks."""
+    active_from: int = 0
+    """Position of the first token that the adapter sees; those before are the base's."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
     output: list[int] = field(default_factory=list)
@@ -30,6 +35,23 @@ class Request:
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
     """Whether it ever left the queue."""
+
+    @staticmethod
+    def of(message: Submit, resting: Resting, arrival: float) -> "Request":
+        """Return the request that `message` brings, whose adapter is to rest as `resting` says."""
+        source = message.adapter and message.adapter.at_rest(resting)
+        active_from: int | None = 0
+        if source and source.invocation:
+            active_from = last_place(message.prompt, source.invocation)
+        return Request(
+            message.request_id,
+            message.prompt,
+            None if active_from is None else source,
+            message.sampling,
+            message.tenant,
+            active_from=active_from or 0,
+            arrival=arrival,
+        )
 
     @property
     def num_tokens(self) -> int:

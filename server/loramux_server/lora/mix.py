@@ -41,6 +41,7 @@ def mixed(
 ) -> AdapterSource | None:
     """Return the mix of low-rank adapters, each times its weight; None if that changes nothing.
 
+    They have the same invocation tokens.
     Several adapters become one of float32, with the sum of their ranks or, where they are summed
     up factor by factor, the largest.
     """
@@ -55,7 +56,7 @@ def mixed(
     if len(pairs) == 1:
         return AdapterSource(
             _digest(parts, Combination.CAT), "", found[0].rank, found[0].num_bytes,
-            found[0].item_bytes, parts=parts,
+            found[0].item_bytes, invocation=found[0].invocation, parts=parts,
         )  # fmt: skip
     ranks = [source.rank for source in found]
     return AdapterSource(
@@ -63,6 +64,7 @@ def mixed(
         "",
         sum(ranks) if combination is Combination.CAT else max(ranks),
         sum(source.num_bytes * 4 // source.item_bytes for source in found),
+        invocation=found[0].invocation,
         parts=parts,
         combination=combination,
     )

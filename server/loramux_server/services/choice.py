@@ -107,6 +107,11 @@ def _source(
         if record.key in (other.key for other in records[:i]):
             raise invalid(one.field, one.reference, f"each version once; it is {record}")
         _check_plain(one, record)
+    if len({record.invocation for record in records}) > 1:
+        raise _not_mixable(
+            "adapters begin at different alora_invocation_tokens: a mix begins at one place",
+            "adapters",
+        )
     ranks = [record.rank for record in records]
     if combination is Combination.LINEAR and len(set(ranks)) > 1:
         raise _not_mixable(

@@ -37,6 +37,7 @@ class Intake:
         self.registry = registry
         self._engine = engine
         self._probe_prompt = _probe_prompt(model)
+        self._max_prompt = model.context_length - 1
         self._base = base
         self._max_upload_bytes = max_upload_bytes
 
@@ -88,9 +89,9 @@ class Intake:
         mailbox = Mailbox(on_started=lambda _: None)
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        request_id = self._engine.submit(
-            mailbox, 0, self._probe_prompt, source, sampling, record.tenant
-        )
+        # What waits for its invocation tokens would not be loaded without them.
+        prompt = [*self._probe_prompt, *source.invocation][-self._max_prompt :]
+        request_id = self._engine.submit(mailbox, 0, prompt, source, sampling, record.tenant)
         try:
             await mailbox.take()
         finally:

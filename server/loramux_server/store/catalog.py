@@ -18,6 +18,9 @@ from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.schema import aliases, moves, names, prepare, store, versions
 
+_LISTS = ("target_modules", "invocation")
+"""Columns that are kept as JSON."""
+
 
 class Catalog:
     """Versions, aliases and their moves, durable."""
@@ -55,7 +58,8 @@ class Catalog:
         with self._engine.connect() as connection:
             for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
-                values["target_modules"] = tuple(json.loads(values["target_modules"]))
+                for column in _LISTS:
+                    values[column] = tuple(json.loads(values[column]))
                 values["created_at"] = in_utc(values["created_at"])
                 yield AdapterRecord(**values)
 
@@ -84,7 +88,7 @@ class Catalog:
     def add(self, record: AdapterRecord, replaced: Collection[AdapterRecord] = ()) -> None:
         """Keep a new version in place of those `replaced`."""
         values = {column.name: getattr(record, column.name) for column in versions.columns}
-        values["target_modules"] = json.dumps(record.target_modules)
+        values |= {column: json.dumps(values[column]) for column in _LISTS}
         number = {"last_version": record.version}
         with self._engine.begin() as connection:
             _delete(connection, replaced)

@@ -33,6 +33,8 @@ class ServedBase:
     """Bytes of a rank row over all layers."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
+    vocab_size: int = 1 << 31
+    context_length: int = 1 << 31
 
     @property
     def row_size(self) -> RowSize:
@@ -50,6 +52,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     """
     package = read_package(file, size)
     check_fit(package.contents, base.layers)
+    _check_invocation(package.contents.invocation, base)
     if package.edits and not base.takes_edits:
         raise PackageError(
             f"the adapter has a tensor {package.edits[0].tensor.name}: only low-rank changes are "
@@ -90,6 +93,22 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 "ADAPTER_NOT_FINITE",
             )
     return package
+
+
+def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:
+    unknown = [token for token in invocation if token >= base.vocab_size]
+    if unknown:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens holds token {unknown[0]}; the base has "
+            f"those from 0 to {base.vocab_size - 1}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if len(invocation) >= base.context_length:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens has {len(invocation)} tokens; the "
+            f"context of {base.context_length} leaves no room for a completion",
+            "ADAPTER_BASE_MISMATCH",
+        )
 
 
 def num_bytes(package: Package) -> int:

@@ -26,6 +26,8 @@ class AdapterRecord:
     """Of `num_bytes`, what is beside A and B."""
     method: str = "lora"
     """What trained it, as PEFT calls that."""
+    invocation: tuple[int, ...] = ()
+    """Tokens of a prompt from which on it is active; empty where it always is."""
     target_modules: tuple[str, ...]
     base_model: str
     source: str

@@ -128,6 +128,7 @@ class Registry:
             record.num_bytes,
             record.item_bytes,
             record.edit_bytes,
+            record.invocation,
         )
 
     def stage(self) -> Staged:
@@ -154,6 +155,7 @@ class Registry:
             item_bytes=format_of(package).item_bytes,
             edit_bytes=num_edit_bytes(package),
             method=package.method,
+            invocation=package.contents.invocation,
             target_modules=tuple(package.target_modules),
             base_model=package.config.base_model,
             source=UPLOAD,
