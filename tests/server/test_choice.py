@@ -8,6 +8,7 @@ import pytest
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1.generation_pb2 import COMBINATION_LINEAR, GenerateRequest, WeightedAdapter
+from loramux_server.access.caller import caller
 from loramux_server.services.choice import chosen
 from loramux_server.statuses import Statuses
 from loramux_server.store.registry import Registry
@@ -39,6 +40,7 @@ def test_a_mix_holds_all_of_its_versions_until_its_end(registry: Registry) -> No
         assert choice.source is not None
         assert {part.digest for part in choice.source.parts} == {a.digest, b.digest}
         assert (choice.identity, choice.label) == (None, "b")
+        assert choice.source.tenant == caller().tenant
         assert [(each.name, each.version) for each in choice.identities] == [("a", 1), ("b", 1)]
     assert [registry.leases.num_requests(record) for record in (a, b)] == [0, 0]
     assert statuses.usage_of(a.digest, "public").requests == 1

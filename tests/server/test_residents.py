@@ -10,11 +10,19 @@ import msgspec
 import pytest
 
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Combination, Drop, Report, Sampling, Submit
+from loramux_server.engine.messages import (
+    AdapterSource,
+    Cancel,
+    Combination,
+    Drop,
+    Report,
+    Sampling,
+    Submit,
+)
 from loramux_server.engine.residents import loader_threads
 from loramux_server.lora.mix import mixed
 from tests.support.engine import InlineExecutor
-from tests.support.fake import fake_engine, fake_source
+from tests.support.fake import HeldExecutor, ManualClock, fake_engine, fake_source
 
 A, B = (fake_source(number, 8) for number in (1, 2))
 
@@ -49,6 +57,16 @@ def test_moves_are_told_once() -> None:
     assert tiers([subject.step()]) == []
 
 
+def test_what_comes_back_at_once_is_told() -> None:
+    clock = ManualClock()
+    subject = fake_engine(num_blocks=8, rows=8, executor=InlineExecutor(), clock=clock)[0]
+    for request_id, number in enumerate((1, 2, 1)):
+        last = serve(subject, request_id, number)[-1].stats
+    assert (last.device.reloads, last.host.reloads) == (1, 0)
+    clock.now += 61
+    assert serve(subject, 3, 2)[-1].stats.device.reloads == 1
+
+
 def test_what_is_dropped_is_stored_only() -> None:
     subject = engine()
     serve(subject, 0, 1)
@@ -59,13 +77,15 @@ def test_what_is_dropped_is_stored_only() -> None:
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
 
 
-def test_mixes_go_with_any_of_their_parts() -> None:
-    subject = engine()
-    sampling = Sampling(max_tokens=1, seed=0, ignore_eos=True)
+def mix_of_both() -> AdapterSource:
     mix = mixed([A, B], [0.5, 0.5], Combination.CAT)
     assert mix is not None
-    small = msgspec.structs.replace(mix, path="3", rank=8)  # the fake loader goes by the path
-    subject.receive([Submit(0, [5], small, sampling)])
+    return msgspec.structs.replace(mix, path="3", rank=8)  # the fake loader goes by the path
+
+
+def test_mixes_go_with_any_of_their_parts() -> None:
+    subject, mix = engine(), mix_of_both()
+    subject.receive([Submit(0, [5], mix, Sampling(max_tokens=1, seed=0, ignore_eos=True))])
     while not subject.step().tokens:
         subject.check()
     subject.receive([Drop(fake_source(7, 8).digest)])
@@ -75,6 +95,47 @@ def test_mixes_go_with_any_of_their_parts() -> None:
     subject.check()
     assert report.tiers == dict.fromkeys((B.digest, mix.digest), "stored")
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
+
+
+def test_a_mix_that_loads_goes_with_a_part_when_it_has_come() -> None:
+    executor, mix = HeldExecutor(), mix_of_both()
+    subject = fake_engine(num_blocks=8, rows=8, executor=executor)[0]
+    subject.receive([Submit(0, [5], mix, Sampling(max_tokens=1, seed=0))])
+    subject.step()
+    subject.receive([Cancel(0), Drop(A.digest)])
+    assert subject.step().tiers == {A.digest: "stored"}
+    executor.finish()
+    report = subject.step()
+    subject.check()
+    assert report.tiers == {mix.digest: "stored"}
+    assert report.stats.host.used_bytes == 0
+
+
+def test_what_is_dropped_while_it_is_used_goes_afterwards() -> None:
+    subject = engine()
+    sampling = Sampling(max_tokens=3, seed=0, ignore_eos=True)
+    subject.receive([Submit(0, [5], A, sampling), Drop(A.digest)])
+    reports = [subject.step()]
+    while not (reports[-1].tokens and reports[-1].tokens[-1].finish):
+        reports.append(subject.step())
+        subject.check()
+    assert tiers(reports) == [{A.digest: "host"}, {A.digest: "device"}, {A.digest: "stored"}]
+    assert reports[-1].tiers  # with the step that ended it
+    assert reports[-1].stats.device.resident == 0
+
+
+def test_what_is_dropped_while_it_loads_for_nobody_goes_when_it_has_come() -> None:
+    executor = HeldExecutor()
+    subject = fake_engine(num_blocks=8, rows=8, executor=executor)[0]
+    subject.receive([Submit(0, [5], A, Sampling(max_tokens=1, seed=0))])
+    subject.step()
+    subject.receive([Cancel(0), Drop(A.digest)])
+    assert subject.step().tiers == {}
+    executor.finish()
+    report = subject.step()
+    subject.check()
+    assert report.tiers == {A.digest: "stored"}
+    assert report.stats.host.used_bytes == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no policy of their own")

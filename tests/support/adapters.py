@@ -51,7 +51,7 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
         num_bytes(package),
         item_bytes,
         num_edit_bytes(package),
-        package.contents.invocation,
+        invocation=package.contents.invocation,
     )
 
 

@@ -9,11 +9,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from loramux_server.engine.messages import AdapterSource, Drop, Load, Pin, Unpin
+import msgspec
+
+from loramux_server.engine.messages import AdapterSource, CacheStats, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
 
 Clock = Callable[[], float]
@@ -99,6 +102,9 @@ class Residents:
         """Those in memory."""
         self._moved: set[str] = set()
         self._begun: list[str] = []
+        self._reloads = {tier: Reloads() for tier in (Tier.HOST, Tier.DEVICE)}
+        self._leaving: set[str] = set()
+        """What is to go as soon as nobody uses it."""
 
     @property
     def has_landed(self) -> bool:
@@ -119,8 +125,13 @@ class Residents:
                 del held[digest]
                 self._forget_mix(digest)
             self._moved.update(order.evicted)
+            begin = self._clock()
+            reloads = self._reloads[order.tier]
+            for digest in order.evicted:
+                reloads.evicted(digest, begin)
+            reloads.loads(order.source.digest, begin)
             future = self._submit(order)
-            self._flights[order.source.digest] = _Flight(order, future, self._clock())
+            self._flights[order.source.digest] = _Flight(order, future, begin)
             self._begun.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
@@ -141,9 +152,9 @@ class Residents:
                 self._residence[source.digest] = packed.at(order.row, edits)
             if source.parts:
                 self._mixes[source.digest] = source
-            self._cache.loaded(order)
-            self._moved.add(source.digest)
             seconds = self._clock() - flight.begin
+            self._cache.loaded(order, seconds)
+            self._moved.add(source.digest)
             landed.loads.append(Load(order.tier, seconds, source.digest))
         return landed
 
@@ -154,10 +165,14 @@ class Residents:
         elif isinstance(message, Unpin):
             self._cache.unpin(message.digest)
         else:
-            self._drop(message.digest)
+            self._leaving.update([message.digest, *self._mixes_of(message.digest)])
 
     def take_moved(self) -> dict[str, str]:
-        """Return, once, the fastest tier of each adapter that moved."""
+        """Return, once, the fastest tier of each adapter that moved.
+
+        What is no longer registered, and by now not in use, goes before.
+        """
+        self._let_go()
         moved, self._moved = self._moved, set()
         return {digest: str(self._tier_of(digest)) for digest in moved}
 
@@ -166,6 +181,10 @@ class Residents:
         begun, self._begun = self._begun, []
         return begun
 
+    def stats(self, tier: Tier) -> CacheStats:
+        """Return the figures of `tier`."""
+        return msgspec.structs.replace(self._cache.stats(tier), reloads=self._reloads[tier].count)
+
     def check(self) -> None:
         """Assert that what is here is what the cache believes."""
         self._cache.check()
@@ -173,19 +192,19 @@ class Residents:
         assert self._packed.keys() == self._cache.held(Tier.HOST)
         assert self._mixes.keys() <= self._residence.keys() | self._packed.keys()
 
-    def _drop(self, digest: str) -> None:
-        """Let go of an adapter that is no longer registered, and of its mixes, unless in use."""
-        mixes = [
-            mix.digest
-            for mix in self._mixes.values()
-            if any(part.digest == digest for part in mix.parts)
-        ]
-        for each in (digest, *mixes):
-            if self._cache.drop(each):
-                self._packed.pop(each, None)
-                self._residence.pop(each, None)
-                self._forget_mix(each)
-                self._moved.add(each)
+    def _let_go(self) -> None:
+        for digest in list(self._leaving):
+            if self._cache.drop(digest):
+                self._leaving.remove(digest)
+                self._packed.pop(digest, None)
+                self._residence.pop(digest, None)
+                self._forget_mix(digest)
+                self._moved.add(digest)
+
+    def _mixes_of(self, digest: str) -> list[str]:
+        """Return the mixes that are here, or on their way, and have an adapter in them."""
+        known = [*self._mixes.values(), *(flight.order.source for flight in self._flights.values())]
+        return [mix.digest for mix in known if digest in (part.digest for part in mix.parts)]
 
     def _forget_mix(self, digest: str) -> None:
         if digest not in self._packed and digest not in self._residence:

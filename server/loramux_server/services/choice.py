@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import msgspec
+
 from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.peft_config import MAX_RANK
+from loramux_server.access.caller import caller
 from loramux_server.engine.messages import AdapterSource, Combination
 from loramux_server.lora.mix import NOT_MIXABLE, mixed
 from loramux_server.services.descriptions import identity_of
@@ -123,7 +126,11 @@ def _source(
         raise _not_mixable(
             f"the ranks of adapters add up to {sum(ranks)}; at most {MAX_RANK}", "adapters"
         )
-    return mixed(sources, weights, combination)
+    source = mixed(sources, weights, combination)
+    if source and source.parts:
+        # Whoever asks for it takes the room, whosever its parts are.
+        return msgspec.structs.replace(source, tenant=caller().tenant)
+    return source
 
 
 def _check_plain(one: _Asked, record: AdapterRecord) -> None:

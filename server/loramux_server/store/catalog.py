@@ -60,7 +60,8 @@ class Catalog:
                 values = dict(row._mapping)
                 for column in _LISTS:
                     values[column] = tuple(json.loads(values[column]))
-                values["created_at"] = in_utc(values["created_at"])
+                for moment in ("created_at", "expires_at"):
+                    values[moment] = values[moment] and in_utc(values[moment])
                 yield AdapterRecord(**values)
 
     def last_versions(self) -> dict[tuple[str, str], int]:
@@ -100,9 +101,11 @@ class Catalog:
                 )
 
     def update(self, record: AdapterRecord) -> None:
-        """Keep what may change of a version: its stamp, and whether it is pinned."""
+        """Keep what may change of a version: its stamp, its pin, and when it expires."""
         found = _of(versions, record.adapter) & (versions.c.version == record.version)
-        changed = {"stamp": record.stamp, "is_pinned": record.is_pinned}
+        changed = {
+            column: getattr(record, column) for column in ("stamp", "is_pinned", "expires_at")
+        }
         with self._engine.begin() as connection:
             connection.execute(sa.update(versions).where(found).values(changed))
 
