@@ -229,6 +229,8 @@ class Adapter:
     """The largest rank of any module; 0 where there is no low-rank change."""
     method: str
     """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    invocation_token_ids: tuple[int, ...]
+    """Tokens from whose last place in a prompt on it does something; empty where it always does."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

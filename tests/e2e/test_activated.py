@@ -32,7 +32,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(tiny_server: RunningServer, saved: Path) -> Iterator[Client]:
     with tiny_server.client() as client:
-        client.adapters.upload("activated", saved)
+        adapter = client.adapters.upload("activated", saved)
+        assert adapter.invocation_token_ids == tuple(INVOCATION)
+        assert client.adapters.get("small").invocation_token_ids == ()
         yield client
         client.adapters.delete("activated")
 

@@ -28,7 +28,8 @@ class Chunk:
     @property
     def num_inactive(self) -> int:
         """Tokens at its beginning that come before the adapter begins."""
-        return min(max(0, self.request.active_from - self.start), self.num_tokens)
+        active_from = self.request.active_from
+        return min(active_from - self.start, self.num_tokens) if active_from > self.start else 0
 
     @property
     def samples(self) -> bool:
