@@ -1,6 +1,7 @@
 """What an adapter does to the base model, whatever method trained it."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loramux_adapters.lora import LoraModule
@@ -41,18 +42,47 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A network of two layers behind attention or the MLP of one decoder layer."""
+
+    layer: str
+    """Name of the decoder layer in the base model."""
+    place: str
+    """What it stands behind; see `bottleneck.PLACES`."""
+    parts: Mapping[str, TensorInfo]
+    """`down`, `up` and `norm`, each with `.weight` and `.bias`, and `scaling`; without what it does
+    not have."""
+
+    @property
+    def module(self) -> str:
+        """Its name."""
+        return f"{self.layer}.{self.place}"
+
+    @property
+    def width(self) -> int:
+        """Width of the base model."""
+        return self.parts["down.weight"].shape[1]
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """All changes of one adapter, each list in the order of the modules' names."""
 
     modules: list[LoraModule] = field(default_factory=list)
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
+    bottlenecks: list[Bottleneck] = field(default_factory=list)
     invocation: tuple[int, ...] = ()
     """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
 
     @property
     def changed_modules(self) -> list[str]:
-        """The names of all layers that it changes, sorted."""
+        """The names of all linear layers that it changes, sorted."""
         return sorted(
             {module.module for module in self.modules} | {edit.module for edit in self.edits}
         )
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything beside low-rank changes."""
+        return bool(self.edits or self.bottlenecks)

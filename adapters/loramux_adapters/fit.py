@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from loramux_adapters.contents import Contents, EditKind
+from loramux_adapters.bottleneck import sites
+from loramux_adapters.contents import Bottleneck, Contents, EditKind
 from loramux_adapters.errors import PackageError
 
 
@@ -39,3 +40,21 @@ def check_fit(contents: Contents, base: Mapping[str, tuple[int, int]]) -> None:
                 f"of the base model {wanted} {'inputs' if is_input else 'outputs'}",
                 "ADAPTER_BASE_MISMATCH",
             )
+    for bottleneck in contents.bottlenecks:
+        _check_bottleneck(bottleneck, base)
+
+
+def _check_bottleneck(bottleneck: Bottleneck, base: Mapping[str, tuple[int, int]]) -> None:
+    found = [name for _, name in sites(bottleneck.layer, bottleneck.place) if name in base]
+    if not found:
+        raise PackageError(
+            f"module {bottleneck.module}: the base model has no layer {bottleneck.layer}, or "
+            "one of other parts than those of Llama, Mistral, Qwen or GPT-2",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if base[found[0]][1] != bottleneck.width:
+        raise PackageError(
+            f"module {bottleneck.module}: it is {bottleneck.width} wide, the base model "
+            f"{base[found[0]][1]}",
+            "ADAPTER_BASE_MISMATCH",
+        )

@@ -38,7 +38,7 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
             modules.append(_join(config, module, parts))
         edits += _edits(config, module, parts)
     _check_activated(config, edits)
-    return Contents(modules, edits, config.invocation)
+    return Contents(modules, edits, invocation=config.invocation)
 
 
 def _check_activated(config: LoraConfig, edits: list[Edit]) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "Completion",
     "FinishReason",
     "Generation",
+    "Message",
     "Mix",
     "PositionLogprobs",
     "SamplingOptions",
@@ -58,6 +59,14 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int
     skip_special_tokens: bool
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
+    content: str
 
 
 class FinishReason(enum.StrEnum):
@@ -145,6 +154,8 @@ class Generation:
     """All that answered, in the order of the request."""
     usage: Usage
     timing: Timing
+    sampling: SamplingOptions
+    """What was used: what the call said, and the defaults of the adapter or the server."""
 
     @property
     def text(self) -> str:
@@ -189,6 +200,8 @@ class Chunk:
     """Set in the last chunk of a stream."""
     timing: Timing | None
     """Set in the last chunk of a stream."""
+    sampling: SamplingOptions | None
+    """Set in the first chunk of a stream: what is used."""
 
 
 @dataclass(frozen=True, slots=True)

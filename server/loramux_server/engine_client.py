@@ -41,6 +41,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
     "ADAPTER_NOT_MIXABLE": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
+    "STORE_UNAVAILABLE": UnavailableError,
 }
 
 
@@ -186,5 +187,5 @@ def _unavailable(what: str) -> UnavailableError:
 
 def _error_of(failure: Failure) -> LoramuxError:
     kind = _FAILURES.get(failure.reason, InternalError)
-    delay = RETRY_DELAY if kind is ResourceExhaustedError else None
+    delay = RETRY_DELAY if kind in (ResourceExhaustedError, UnavailableError) else None
     return kind(failure.message, reason=failure.reason, retry_delay=delay)

@@ -9,14 +9,14 @@ import pytest
 
 from loramux import _adapter_wire, _wire
 from loramux.cli.app import run
-from loramux.cli.generate import named_adapters
+from loramux.cli.sampling import adapter_options
 from loramux.errors import InvalidArgumentError, NotFoundError
 from loramux.types import FinishReason
 from loramux.v1 import adapters_pb2, errors_pb2, generation_pb2
 
 
 def request(prompt: Any = "hello", adapter: str = "", **sampling: Any) -> Any:
-    return _wire.generate_request(prompt, adapter, "", False, True, **sampling)
+    return _wire.generate_request(prompt, None, adapter, "", False, True, True, **sampling)
 
 
 def test_sampling_options_arrive() -> None:
@@ -48,7 +48,9 @@ def test_a_mix_arrives_in_order() -> None:
 def test_the_command_line_tells_weights_from_tags(
     given: list[str], adapter: str | None, mix: list[tuple[str, float]]
 ) -> None:
-    assert named_adapters(given) == (adapter, mix)
+    options = adapter_options(given, 0.5, "linear")
+    assert (options["adapter"], options["adapters"]) == (adapter, mix)
+    assert (options["scale"], options["combination"]) == (0.5, "linear")
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ MIXES: list[tuple[GenerateRequest, str, str]] = [
 ]
 
 FIELDS = [
-    row("D01-empty", request(prompt=""), "prompt", "both empty"),
+    row("D01-empty", request(prompt=""), "prompt", "all empty"),
     row("D02-both", request(prompt="a", prompt_token_ids=[1]), "prompt", "both set"),
     row("D04-256-KiB", request(prompt="a " * (1 << 17) + "a"), "prompt", "262145 bytes"),
     *(

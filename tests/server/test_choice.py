@@ -41,6 +41,7 @@ def test_a_mix_holds_all_of_its_versions_until_its_end(registry: Registry) -> No
         assert {part.digest for part in choice.source.parts} == {a.digest, b.digest}
         assert (choice.identity, choice.label) == (None, "b")
         assert choice.source.tenant == caller().tenant
+        assert choice.leading == registry.source_of(b)  # whose chat template and defaults are used
         assert [(each.name, each.version) for each in choice.identities] == [("a", 1), ("b", 1)]
     assert [registry.leases.num_requests(record) for record in (a, b)] == [0, 0]
     assert statuses.usage_of(a.digest, "public").requests == 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
+from loramux_adapters.tensorfile import ITEM_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,12 @@ def num_edit_bytes(package: Package) -> int:
         if edit.kind in _SHIFTING and edit.module not in shifted:
             shifted.add(edit.module)
             shifts += edit.width
-    return 4 * (factors + shifts)
+    networks = sum(
+        part.num_bytes // ITEM_BYTES[part.dtype]
+        for bottleneck in package.contents.bottlenecks
+        for part in bottleneck.parts.values()
+    )
+    return 4 * (factors + shifts + networks)
 
 
 Value = TypeVar("Value")

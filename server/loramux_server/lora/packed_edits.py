@@ -12,6 +12,7 @@ import torch
 from loramux_adapters import LoraModule, Package, PackageError
 from loramux_adapters.contents import EditKind
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.bottleneck import pack_bottlenecks
 from loramux_server.lora.edits import Edits, LayerEdit
 from loramux_server.lora.packed import LayerPlace
 
@@ -52,7 +53,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     Raises:
         PackageError: It needs something of the base that cannot be had.
     """
-    if not package.edits:
+    if not package.contents.has_more:
         return None
     low_rank = {module.module: module for module in package.modules}
     by_module: dict[str, dict[EditKind, TensorInfo]] = {}
@@ -65,7 +66,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
             raise PackageError(f"module {module} is not in the base model")
         found = _Found(kinds, low_rank.get(module))
         layers.setdefault(place.group, {})[place.part] = _layer_edit(module, found, base, read)
-    return Edits(layers=layers)
+    return Edits(layers=layers, modules=pack_bottlenecks(package, base.places, read))
 
 
 def _layer_edit(module: str, found: _Found, base: BaseLayers, read: Read) -> LayerEdit:

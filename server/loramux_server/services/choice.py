@@ -14,8 +14,9 @@ from loramux_adapters.peft_config import MAX_RANK
 from loramux_server.access.caller import caller
 from loramux_server.engine.messages import AdapterSource, Combination
 from loramux_server.lora.mix import NOT_MIXABLE, mixed
+from loramux_server.services.adapter_fields import COMBINATIONS
 from loramux_server.services.descriptions import identity_of
-from loramux_server.services.limits import COMBINATIONS, invalid
+from loramux_server.services.limits import invalid
 from loramux_server.statuses import Statuses
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
@@ -30,8 +31,10 @@ class Choice:
     source: AdapterSource | None = None
     """What the engine loads; None for the base model, also where all weights are 0."""
     is_mix: bool = False
+    leading: AdapterSource | None = None
+    """The adapter that weighs most: its chat template and its defaults are used."""
     label: str = ""
-    """Whose the request counts as: the adapter that weighs most; empty for the base model."""
+    """Whose the request counts as: that adapter's name; empty for the base model."""
 
     @property
     def identity(self) -> generation_pb2.AdapterIdentity | None:
@@ -75,12 +78,14 @@ def chosen(
             for one in asked
         ]
         records = [record for record, _ in found]
-        source = _source(asked, records, [source for _, source in found], request)
+        sources = [source for _, source in found]
+        source = _source(asked, records, sources, request)
         for record in records:
             where = source.digest if source else record.digest
             leases.enter_context(statuses.used(record.digest, record.tenant, where))
         heaviest = max(range(len(asked)), key=lambda i: abs(asked[i].weight))
-        yield Choice(records, source, bool(request.adapters), records[heaviest].full_name)
+        label = records[heaviest].full_name
+        yield Choice(records, source, bool(request.adapters), sources[heaviest], label)
 
 
 def _asked(request: generation_pb2.GenerateRequest) -> list[_Asked]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
+from loramux.errors import AlreadyExistsError, DeadlineExceededError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
@@ -14,22 +14,16 @@ from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.choice import Choice, chosen
-from loramux_server.services.limits import (
-    TextOptions,
-    check_fields,
-    check_tokens,
-    samplings,
-    text_options,
-)
+from loramux_server.services.defaults import used, with_defaults
+from loramux_server.services.limits import TextOptions, check_fields, samplings, text_options
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
+from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
-from loramux_server.tokenizer import TextTokenizer
-
-OFF_LOOP = 4096
-"""Characters from which a prompt is tokenized in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +36,7 @@ class _Call:
     prompt: list[int]
     adapters: Choice
     samplings: list[Sampling]
+    used: generation_pb2.SamplingParams
     text: TextOptions
     observer: Observer
     reserved: Reserved
@@ -59,6 +54,7 @@ class GenerationService:
         model: ModelInfo,
         metrics: Metrics,
         statuses: Statuses,
+        prompts: Prompts,
         quotas: Quotas,
         default_timeout: float,
     ) -> None:
@@ -69,7 +65,8 @@ class GenerationService:
         self._statuses = statuses
         self._quotas = quotas
         self._default_timeout = default_timeout
-        self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
+        self._prompts = prompts
+        self._instructions = Instructions()
         self._live: set[tuple[str, str]] = set()
         """Tenant and id of each request under way."""
 
@@ -89,6 +86,7 @@ class GenerationService:
             adapters=first.adapters,
             usage=last.usage,
             timing=last.timing,
+            sampling=first.sampling,
         )
 
     async def StreamGenerate(
@@ -96,9 +94,15 @@ class GenerationService:
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Answer piece by piece."""
         deadline = self._deadline(context)
-        with self._observed() as observer, self._admitted(request) as request_id:
-            tokens = await self._tokenize(request)
-            with self._resolved(request, request_id, tokens, observer) as call:
+        with (
+            self._observed() as observer,
+            self._admitted(request) as request_id,
+            chosen(request, self._registry, self._statuses) as adapters,
+        ):
+            told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
+            tokens = await self._prompts.tokens(request, told.chat_template)
+            reserving = self._reserved(request, request_id, adapters, told, tokens, observer)
+            with reserving as call:
                 async for response in self._run(call, deadline):
                     yield response
 
@@ -113,6 +117,7 @@ class GenerationService:
             request_id=call.request_id,
             adapter=call.adapters.identity,
             adapters=call.adapters.identities,
+            sampling=call.used,
         )
         submitted = self._submitted(call, mailbox)
         with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
@@ -150,9 +155,7 @@ class GenerationService:
                 self._engine.cancel(request_id)
 
     def _output(self, call: _Call, index: int) -> Output:
-        decoder = None
-        if self._tokenizer:
-            decoder = self._tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
+        decoder = self._prompts.decoder(call.prompt, skip_special=call.text.skip_special)
         return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
     @contextmanager
@@ -169,6 +172,7 @@ class GenerationService:
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
+        check_adapters(request)
         request_id = request.request_id or secrets.token_hex(8)
         tenant = caller().tenant
         key = (tenant, request_id)
@@ -185,52 +189,34 @@ class GenerationService:
         finally:
             self._live.discard(key)
 
-    async def _tokenize(self, request: generation_pb2.GenerateRequest) -> list[int]:
-        if not request.prompt:
-            return list(request.prompt_token_ids)
-        assert self._tokenizer is not None
-
-        def encode() -> list[int]:
-            assert self._tokenizer is not None
-            return self._tokenizer.encode(
-                request.prompt,
-                parse_special=request.parse_special_tokens,
-                add_special=(
-                    request.add_special_tokens if request.HasField("add_special_tokens") else True
-                ),
-            )
-
-        is_short = len(request.prompt) < OFF_LOOP
-        tokens = encode() if is_short else await asyncio.to_thread(encode)
-        if not tokens:
-            raise InvalidArgumentError(
-                "prompt has no tokens: the tokenizer makes none of this text",
-                reason="INVALID_FIELD",
-                field="prompt",
-            )
-        # A tokenizer may know more tokens than the model has.
-        check_tokens("prompt", tokens, self._model)
-        return tokens
-
     @contextmanager
-    def _resolved(
+    def _reserved(
         self,
         request: generation_pb2.GenerateRequest,
         request_id: str,
+        adapters: Choice,
+        told: Instruction,
         tokens: list[int],
         observer: Observer,
     ) -> Iterator[_Call]:
-        """Resolve the adapters once and keep those versions for as long as the block runs."""
-        how = samplings(request.sampling, len(tokens), self._model)
-        text = text_options(request.sampling)
+        """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
+        params = with_defaults(request.sampling, told.generation, self._model)
+        each = samplings(params, len(tokens), self._model, told.generation)
         tenant = caller().tenant
-        most = len(tokens) + sum(sampling.max_tokens for sampling in how)
-        with (
-            self._quotas.tokens(tenant, most) as reserved,
-            chosen(request, self._registry, self._statuses) as adapters,
-        ):
+        most = len(tokens) + sum(sampling.max_tokens for sampling in each)
+        with self._quotas.tokens(tenant, most) as reserved:
             observer.resolved(adapters.label, len(tokens))
-            yield _Call(request_id, tenant, tokens, adapters, how, text, observer, reserved)
+            yield _Call(
+                request_id,
+                tenant,
+                tokens,
+                adapters,
+                each,
+                used(params, each),
+                text_options(params),
+                observer,
+                reserved,
+            )
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()

@@ -9,6 +9,7 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
@@ -33,11 +34,12 @@ class ServedBase:
     """Bytes that fit the host's adapter memory."""
     resting: Resting = AS_SAVED
     """In which format an adapter rests there."""
+    vocab_size: int = 1 << 31
+    """Tokens that the model has."""
     row_bytes: int = 1 << 20
     """Bytes of a rank row over all layers."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
-    vocab_size: int = 1 << 31
     context_length: int = 1 << 31
 
     @property
@@ -55,12 +57,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
+    _check_notes(package, base)
     check_fit(package.contents, base.layers)
     _check_invocation(package.contents.invocation, base)
-    if package.edits and not base.takes_edits:
+    if package.contents.has_more and not base.takes_edits:
         raise PackageError(
-            f"the adapter has a tensor {package.edits[0].tensor.name}: only low-rank changes are "
-            "served with tensor_parallel above 1",
+            "the adapter has more than low-rank changes, which are all that is served with "
+            "tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
@@ -89,11 +92,12 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    for edit in package.edits:
-        largest = _largest(file, package.file.data_start, edit.tensor)
+    parts = [part for each in package.contents.bottlenecks for part in each.parts.values()]
+    for tensor in [*(edit.tensor for edit in package.edits), *parts]:
+        largest = _largest(file, package.file.data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
-                f"tensor {edit.tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
+                f"tensor {tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
     return package
@@ -141,6 +145,24 @@ def num_bytes(package: Package) -> int:
         module.rank * (module.in_features + module.out_features) for module in package.modules
     )
     return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
+
+
+def _check_notes(package: Package, base: ServedBase) -> None:
+    """Demand that requests can be served as the package wants where they do not say."""
+    template, generation = (package.notes.get(name) for name in ("chat_template", "generation"))
+    if isinstance(template, str):
+        try:
+            check_syntax(template)
+        except FailedTemplateError as error:
+            raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
+    stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    for token in stops:
+        if token >= base.vocab_size:
+            raise PackageError(
+                f"generation: stop_token_ids holds token {token}; the base model has tokens from "
+                f"0 to {base.vocab_size - 1}",
+                "ADAPTER_BASE_MISMATCH",
+            )
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
