@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypedDict
 
-from loramux._server_types import ServerInfo, ServerLoad, TierLoad
+from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 
 __all__ = [
     "Adapter",
@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "Mix",
     "PositionLogprobs",
+    "QuarantineEntry",
     "SamplingOptions",
     "ServerInfo",
     "ServerLoad",

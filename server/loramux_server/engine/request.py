@@ -1,5 +1,6 @@
 """One completion on its way through the engine."""
 
+import math
 from dataclasses import dataclass, field
 
 from loramux_server.engine.activation import last_place
@@ -22,6 +23,8 @@ class Request:
     """Position of the first token that the adapter sees; those before are the base's."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
+    deadline: float = math.inf
+    """When it has to be finished, on the same clock."""
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Its block table: the KV block of every `block_size` tokens, in order."""
@@ -51,6 +54,7 @@ class Request:
             message.tenant,
             active_from=active_from or 0,
             arrival=arrival,
+            deadline=math.inf if message.timeout is None else arrival + message.timeout,
         )
 
     @property
