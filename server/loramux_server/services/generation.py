@@ -108,7 +108,6 @@ class GenerationService:
         ):
             told = await self._instructions.of(adapter[1]) if adapter else NONE
             tokens = await self._prompts.tokens(request, told)
-            # A tokenizer may know more tokens than the model has.
             own_size = adapter[0].vocab_size if adapter else 0
             check_own_tokens(request, tokens, own_size or self._model.vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
@@ -254,9 +253,8 @@ class GenerationService:
 
 
 def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
-    decoder = None
-    if tokenizer:
-        decoder = tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
+    skip = call.text.skip_special
+    decoder = tokenizer.decoder(call.prompt, skip_special=skip) if tokenizer else None
     return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
 
