@@ -20,6 +20,8 @@ from loramux_adapters.fields import (
     unsupported,
 )
 from loramux_adapters.lora_config import Bias, LoraConfig
+from loramux_adapters.saved import saved_names
+from loramux_adapters.trainable_tokens import token_indices
 
 MAX_RANK = 512
 MAX_SCALE = 1000.0
@@ -30,7 +32,8 @@ FIELDS = Fields(
     honoured=frozenset({
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_dora",
-        "bias", "lora_bias", "alora_invocation_tokens",
+        "bias", "lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
+        "alora_invocation_tokens",
     }),
     # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
     # before training. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
@@ -38,14 +41,11 @@ FIELDS = Fields(
     recorded=frozenset({
         "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config",
-        "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying", "megatron_core",
-        "qalora_group_size",
+        "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
     }),
     refused={
         "init_lora_weights": "the adapter starts from the base, whose weights PEFT changes again "
         "at each load: save it with path_initial_model_for_weight_conversion, as a LoRA of its own",
-        "modules_to_save": "modules trained as a whole are not served",
-        "trainable_token_indices": "embeddings of single tokens are not served",
         "target_parameters": "parameters that are not a layer's weight, such as those of experts, "
         "are not served",
         "layer_replication": "it makes a base of other layers: replicate them in the base's own "
@@ -97,6 +97,9 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         use_dora=boolean(config, "use_dora"),
         lora_bias=boolean(config, "lora_bias"),
         bias=_bias(config),
+        saved=saved_names(config),
+        tokens=token_indices(config),
+        ensures_tying=boolean(config, "ensure_weight_tying"),
         invocation=_invocation(config),
     )
     if checked.target_modules is not None and not checked.target_modules:
