@@ -1,6 +1,6 @@
 """A LoRA adapter as a list of changes: config and tensors, held against each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError, shown
@@ -55,26 +55,24 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
     return Contents(modules, edits, invocation=config.invocation)
 
 
-def _check_activated(
-    config: LoraConfig, modules: Sequence[LoraModule], edits: Sequence[Edit]
-) -> None:
+def _check_activated(config: LoraConfig, modules: list[LoraModule], edits: list[Edit]) -> None:
     """Demand that what begins with the invocation tokens can begin in the middle of a prompt."""
     if not config.invocation:
         return
-    found = [
-        (edit.tensor, str(edit.kind)) for edit in edits if edit.kind is not EditKind.ADDED_BIAS
-    ]
-    found += [
-        (module.a, "change of what stands outside the layers")
-        for module in modules
-        if module.is_outer
-    ]
-    for tensor, what in found:
-        raise PackageError(
-            f"tensor {tensor.name}: beside alora_invocation_tokens a {what} is not served; PEFT "
-            "would apply it to the whole prompt or refuses it",
-            "UNSUPPORTED_ADAPTER_FEATURE",
-        )
+    for edit in edits:
+        if edit.kind is not EditKind.ADDED_BIAS:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: beside alora_invocation_tokens a {edit.kind} is not "
+                "served, which PEFT would apply to the whole prompt",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+    for module in modules:
+        if module.is_outer:
+            raise PackageError(
+                f"module {module.module}: beside alora_invocation_tokens only layers between "
+                "embeddings and output are served",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
 
 
 def _is_saved(config: LoraConfig, tensor: TensorInfo) -> bool:

@@ -16,6 +16,7 @@ from loramux_server.store.catalog import Catalog
 from loramux_server.store.files import Files
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
+from loramux_server.store.quota import Quotas, Reservation
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference
 from loramux_server.store.registry import Registry
@@ -205,3 +206,12 @@ def take_the_base_for_an_unknown_adapter(patch: Patch) -> None:
             yield choice
 
     patch.setattr(generation, "chosen", chosen_)
+
+
+def give_room_back_twice(patch: Patch) -> None:
+    def give_back(self: Quotas, reservation: Reservation) -> None:
+        account = self._accounts[reservation.reference.tenant]
+        account.reservations.discard(reservation)
+        self._take_name(reservation.reference.tenant, account, reservation.reference.name)
+
+    patch.setattr(Quotas, "give_back", give_back)

@@ -37,14 +37,14 @@ class Choice:
     """Whose the request counts as: that adapter's name; empty for the base model."""
 
     @property
-    def vocab_size(self) -> int:
-        """Tokens of the adapter, if it has a vocabulary of its own, or else 0."""
-        return max((record.vocab_size for record in self.records), default=0)
-
-    @property
     def identity(self) -> generation_pb2.AdapterIdentity | None:
         """The adapter, unless there is none or there are several."""
         return None if self.is_mix or not self.records else identity_of(self.records[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model has with the adapter; 0 if as many as ever."""
+        return max((record.vocab_size for record in self.records), default=0)
 
     @property
     def identities(self) -> list[generation_pb2.AdapterIdentity]:

@@ -108,7 +108,6 @@ class GenerationService:
         ):
             told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
             tokens = await self._prompts.tokens(request, told)
-            # A tokenizer may know more tokens than the model has.
             check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
             reserving = self._reserved(request, request_id, adapters, told, tokens, observer)
@@ -240,9 +239,8 @@ class GenerationService:
 
 
 def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
-    decoder = None
-    if tokenizer:
-        decoder = tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
+    skip = call.text.skip_special
+    decoder = tokenizer.decoder(call.prompt, skip_special=skip) if tokenizer else None
     return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
 
