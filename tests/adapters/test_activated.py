@@ -11,7 +11,7 @@ from loramux_adapters import Package, PackageError, read_package
 from loramux_adapters.contents import EditKind
 from loramux_adapters.weights.merge import MergeOptions, merge
 from loramux_server.store.check import ServedBase, check_package
-from tests.adapters.files import CONFIG, MODULE, TENSORS, B, package
+from tests.adapters.files import CONFIG, MODULE, TENSORS, B, package, pair
 from tests.parity.test_methods import lora, save
 from tests.support.adapters import with_adapter
 from tests.support.command_line import Loramux
@@ -47,6 +47,16 @@ def test_only_what_can_begin_later_goes_with_it() -> None:
     with pytest.raises(PackageError, match="a bias is not served") as caught:
         read_package(io.BytesIO(raw), len(raw))
     assert caught.value.reason == UNSUPPORTED
+
+
+def test_what_stands_outside_the_layers_does_not() -> None:
+    targets = {"target_modules": ["q_proj", "lm_head"]}
+    raw = package({**TENSORS, **pair("lm_head", 2)}, ACTIVATED | targets)
+    with pytest.raises(PackageError, match="lm_head: beside alora_invocation_tokens") as caught:
+        read_package(io.BytesIO(raw), len(raw))
+    assert caught.value.reason == UNSUPPORTED
+    raw = package({**TENSORS, **pair("lm_head", 2)}, CONFIG | targets)
+    assert read_package(io.BytesIO(raw), len(raw)).contents.outer_modules
 
 
 def test_tokens_that_no_prompt_can_have_are_refused() -> None:
