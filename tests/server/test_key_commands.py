@@ -121,14 +121,15 @@ def test_without_a_store_the_only_one_is_meant(
         assert ("2 stores" in loramux("keys", "ls").errors) is (name == "two")
 
 
-def test_keys_go_to_the_catalog_of_the_server(loramux: Loramux, tmp_path: Path) -> None:
+def test_a_catalog_elsewhere_is_meant_where_it_is_named(loramux: Loramux, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'elsewhere.sqlite'}"
-    assert loramux("keys", "create", "--catalog", url).code == 0
-    catalog = Catalog(url)
-    assert len(catalog.keys.all()) == 1
-    catalog.close()
-    assert not (tmp_path / "store" / "catalog.sqlite").exists()
-    assert "loramux[postgres]" in loramux("keys", "ls", "--catalog", "nosuch://x").errors
+    loramux("keys", "create", "--tenant", "acme", "--catalog", url)
+    loramux("tenants", "set", "acme", "--weight", "2", "--catalog", url)
+    assert json.loads(loramux("keys", "ls", "--json").output) == []
+    for command in ("keys", "tenants"):
+        (found,) = json.loads(loramux(command, "ls", "--json", "--catalog", url).output)
+        assert found["tenant"] == "acme"
+    assert "--catalog" in loramux("keys", "ls", "--catalog", "nonsense").errors
 
 
 @pytest.mark.parametrize(
