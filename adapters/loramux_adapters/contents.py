@@ -82,6 +82,8 @@ class Contents:
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
 
     @property
     def outer_modules(self) -> list[LoraModule]:

@@ -118,10 +118,11 @@ class Server:
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
-            vocab_size=model.vocab_size,
             tokenizer_json=model.tokenizer_json,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
+            vocab_size=model.vocab_size,
+            context_length=model.context_length,
         )
         directory = Directory(adapters, registry, base)
         await look(directory, settles=False)

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from loramux.errors import NotFoundError
-from loramux_server.services.generation import GenerationService
+from loramux_server.services import generation
+from loramux_server.services.choice import chosen
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.files import Files
@@ -195,18 +196,16 @@ def resolve_a_name_twice(patch: Patch) -> None:
 
 
 def take_the_base_for_an_unknown_adapter(patch: Patch) -> None:
-    resolved = GenerationService._resolved
-
     @contextlib.contextmanager
-    def resolved_(self: GenerationService, request: Any, *rest: Any) -> Iterator[Any]:
+    def chosen_(request: Any, registry: Registry, *rest: Any) -> Iterator[Any]:
         try:
-            self._registry.get(request.adapter)
+            registry.get(request.adapter)
         except NotFoundError:
             request.adapter = ""
-        with resolved(self, request, *rest) as call:
-            yield call
+        with chosen(request, registry, *rest) as choice:
+            yield choice
 
-    patch.setattr(GenerationService, "_resolved", resolved_)
+    patch.setattr(generation, "chosen", chosen_)
 
 
 def give_room_back_twice(patch: Patch) -> None:

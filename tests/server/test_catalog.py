@@ -73,7 +73,7 @@ def test_a_catalog_of_format_2_gets_the_columns_that_it_lacks(tmp_path: Path) ->
     publish(registry, "a", small_package(0))
     registry.close()
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
-    for column in ("edit_bytes", "vocab_size", "method"):
+    for column in ("edit_bytes", "vocab_size", "method", "invocation"):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("UPDATE store SET value = '2' WHERE key = 'format'")
     connection.commit()
@@ -81,7 +81,7 @@ def test_a_catalog_of_format_2_gets_the_columns_that_it_lacks(tmp_path: Path) ->
     for _ in range(2):
         registry = Registry(tmp_path)
         found = registry.get("a")
-        assert (found.edit_bytes, found.method) == (0, "lora")
+        assert (found.edit_bytes, found.method, found.invocation) == (0, "lora", ())
         assert registry.catalog.note("format") == str(FORMAT)
         registry.close()
 

@@ -1,8 +1,10 @@
 """Tokens and log-probabilities that are the same to the last bit whatever else is in the batch."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -34,6 +36,17 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> AdapterSource:
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_no_bit_depends_on_the_batch(sources: list[AdapterSource], prefix_cache: bool) -> None:
     batches = Batches(sources, deterministic=True, prefix_cache=prefix_cache)
+    assert list(batches.differences(NUM_COMPOSITIONS)) == []
+
+
+def test_nor_does_one_where_an_adapter_begins_in_the_prompt(sources: list[AdapterSource]) -> None:
+    batches = Batches(list(sources), deterministic=True)
+    seen = Counter(
+        token for prompt, number in batches.requests if number == 0 for token in set(prompt[1:-1])
+    )
+    ((token, count),) = seen.most_common(1)
+    assert count > 1
+    batches.sources[0] = msgspec.structs.replace(sources[0], invocation=(token,))
     assert list(batches.differences(NUM_COMPOSITIONS)) == []
 
 

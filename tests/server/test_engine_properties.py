@@ -22,6 +22,8 @@ from tests.support.fake import (
 RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16), start=1))
 NUM_BLOCKS = 12
 BROKEN = 8
+INVOCATIONS = {2: (7,), 3: (5, 9)}
+"""Adapters that are active only from their invocation tokens on, which BEGINNING has twice."""
 
 
 @dataclasses.dataclass
@@ -35,6 +37,13 @@ class Asked:
     deadline: float
     output: list[int] = dataclasses.field(default_factory=list)
     outcome: str = ""
+
+
+def active_from(asked: Asked) -> int:
+    """Return the position of the first token that the adapter sees."""
+    wanted = list(INVOCATIONS.get(asked.adapter, ()))
+    places = [i for i in range(len(asked.prompt)) if asked.prompt[i:][: len(wanted)] == wanted]
+    return (places[-1] if places else NUM_BLOCKS * BLOCK_SIZE) if wanted else 0
 
 
 BEGINNING = [5, 9, 2, 7, 7, 3, 11, 4, 5, 9, 2, 8, 30, 31, 6, 6, 2, 3]
@@ -87,7 +96,8 @@ class EngineMachine(RuleBasedStateMachine):
         timeout: float | None,
     ) -> None:
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt))
-        source = fake_source(adapter, RANKS[adapter]) if adapter else None
+        invocation = INVOCATIONS.get(adapter, ())
+        source = fake_source(adapter, RANKS[adapter], invocation) if adapter else None
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
@@ -156,8 +166,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
             alone = completion(
-                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos
-            )
+                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos,
+                active_from=active_from(asked),
+            )  # fmt: skip
             if asked.outcome == "finished":
                 assert asked.output == alone
             else:

@@ -51,7 +51,7 @@ def source_of(path: Path, vocab_size: int = 0) -> AdapterSource:
     item_bytes = format_of(package).item_bytes
     return AdapterSource(
         digest, str(path), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
-        vocab_size=vocab_size,
+        vocab_size=vocab_size, invocation=package.contents.invocation,
     )  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
-from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine.activation import last_place
+from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.lora.weight_format import Resting
 
 
 @dataclass(slots=True, eq=False)
@@ -13,9 +15,12 @@ class Request:
     request_id: int
     prompt: list[int]
     adapter: AdapterSource | None
+    """None for the base model, also where the prompt lacks what the adapter waits for."""
     sampling: Sampling
     tenant: str = ""
     """Whose it is: only requests of one tenant share KV blocks."""
+    active_from: int = 0
+    """Position of the first token that the adapter sees; those before are the base's."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
     deadline: float = math.inf
@@ -33,6 +38,24 @@ class Request:
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
     """Whether it ever left the queue."""
+
+    @staticmethod
+    def of(message: Submit, resting: Resting, arrival: float) -> "Request":
+        """Return the request that `message` brings, whose adapter is to rest as `resting` says."""
+        source = message.adapter and message.adapter.at_rest(resting)
+        active_from: int | None = 0
+        if source and source.invocation:
+            active_from = last_place(message.prompt, source.invocation)
+        return Request(
+            message.request_id,
+            message.prompt,
+            None if active_from is None else source,
+            message.sampling,
+            message.tenant,
+            active_from=active_from or 0,
+            arrival=arrival,
+            deadline=math.inf if message.timeout is None else arrival + message.timeout,
+        )
 
     @property
     def num_tokens(self) -> int:

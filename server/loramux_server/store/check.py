@@ -49,6 +49,7 @@ class ServedBase:
     """Where tokens go in and come out."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
+    context_length: int = 1 << 31
 
     @property
     def row_size(self) -> RowSize:
@@ -68,6 +69,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     _check_notes(package, base)
     contents = package.contents
     check_fit(contents, *base.vocabulary.resized(contents, base.layers, base.parameters))
+    _check_invocation(contents.invocation, base)
     if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
             "the adapter has more than low-rank changes of the model's layers, which are all that "
@@ -111,6 +113,22 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     return package
 
 
+def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:
+    unknown = [token for token in invocation if token >= base.vocab_size]
+    if unknown:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens holds token {unknown[0]}; the base has "
+            f"those from 0 to {base.vocab_size - 1}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if len(invocation) >= base.context_length:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens has {len(invocation)} tokens; the "
+            f"context of {base.context_length} leaves no room for a completion",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
 def record_of(reference: Reference, staged: Staged, package: Package) -> AdapterRecord:
     """Return what is to be known of a package that was uploaded and checked."""
     return AdapterRecord(
@@ -123,6 +141,7 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
         item_bytes=format_of(package).item_bytes,
         edit_bytes=num_edit_bytes(package),
         method=package.method,
+        invocation=package.contents.invocation,
         target_modules=tuple(package.target_modules),
         base_model=package.config.base_model,
         source=UPLOAD,

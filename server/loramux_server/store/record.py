@@ -31,6 +31,8 @@ class AdapterRecord:
     """Tokens that the base has with it; 0 if as many as ever."""
     method: str = "lora"
     """What trained it, as PEFT calls that."""
+    invocation: tuple[int, ...] = ()
+    """Tokens of a prompt from which on it is active; empty where it always is."""
     target_modules: tuple[str, ...]
     base_model: str
     source: str
@@ -85,4 +87,5 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         record.edit_bytes,
         record.vocab_size,
         record.tenant,
+        record.invocation,
     )
