@@ -41,12 +41,54 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualTokens:
+    """What stands before every prompt, in place of tokens.
+
+    Embeddings; or, where `num_layers` is not 0, what every layer keeps of each token: keys of the
+    first layer, its values, keys of the second, and so on, each for all heads.
+    """
+
+    tensor: TensorInfo
+    """[count, width]."""
+    factors: tuple[TensorInfo, TensorInfo] | None = None
+    """C and R, [1, count, rank] and [1, rank, width]: the embeddings are multiplied by CR."""
+    num_layers: int = 0
+    num_heads: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.tensor.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Numbers given of each."""
+        return self.tensor.shape[1]
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether it is keys and values that are given."""
+        return self.num_layers > 0
+
+    @property
+    def head_width(self) -> int:
+        """Width of a key and of a value."""
+        return self.width // (2 * self.num_layers * self.num_heads)
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """All of its tensors."""
+        return [self.tensor, *(self.factors or ())]
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """All changes of one adapter, each list in the order of the modules' names."""
 
     modules: list[LoraModule] = field(default_factory=list)
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
+    virtual: VirtualTokens | None = None
 
     @property
     def changed_modules(self) -> list[str]:

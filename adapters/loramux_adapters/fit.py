@@ -2,20 +2,26 @@
 
 from collections.abc import Mapping
 
-from loramux_adapters.contents import Contents, EditKind
+from loramux_adapters.contents import Contents, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
+from loramux_adapters.token_shape import TokenShape
 
 
-def check_fit(contents: Contents, base: Mapping[str, tuple[int, int]]) -> None:
+def check_fit(
+    contents: Contents, base: Mapping[str, tuple[int, int]], token: TokenShape | None = None
+) -> None:
     """Demand that an adapter changes layers that the base has, in their shapes.
 
     Args:
         contents: The changes of the adapter.
         base: Name of each layer that can be changed -> (in_features, out_features).
+        token: What the base makes of a token; None if that is not known.
 
     Raises:
         PackageError: A layer is missing or has another shape.
     """
+    if contents.virtual:
+        _check_virtual(contents.virtual, token)
     for name in contents.changed_modules:
         if name not in base:
             raise PackageError(
@@ -39,3 +45,32 @@ def check_fit(contents: Contents, base: Mapping[str, tuple[int, int]]) -> None:
                 f"of the base model {wanted} {'inputs' if is_input else 'outputs'}",
                 "ADAPTER_BASE_MISMATCH",
             )
+
+
+def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
+    if token is None:
+        raise PackageError(
+            "the adapter brings virtual tokens, and it is not known what those of the base model "
+            "are like",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if virtual.has_cache:
+        given = ((virtual.num_heads, virtual.head_width, virtual.head_width),) * virtual.num_layers
+        if given != token.cache:
+            heads, width, _ = given[0]
+            raise PackageError(
+                f"tensor {virtual.tensor.name}: keys and values are given for {len(given)} layers "
+                f"of {heads} heads of width {width}, the base model keeps {_layers(token)}",
+                "ADAPTER_BASE_MISMATCH",
+            )
+    elif virtual.width != token.width:
+        raise PackageError(
+            f"tensor {virtual.tensor.name}: an embedding has {virtual.width} values, one of the "
+            f"base model {token.width}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _layers(token: TokenShape) -> str:
+    kinds = [f"{heads} heads of {key} and {value}" for heads, key, value in sorted({*token.cache})]
+    return f"{len(token.cache)} layers of {' or '.join(kinds)}"

@@ -16,6 +16,18 @@ from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import check_config
 from loramux_adapters.strict_json import depth
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.virtual_tokens import (
+    MULTITASK_FIELDS,
+    P_FIELDS,
+    PREFIX_FIELDS,
+    PROMPT_FIELDS,
+    check_multitask,
+    check_p_tuning,
+    check_prefix,
+    check_prompt,
+    prefix_contents,
+    prompt_contents,
+)
 
 MAX_CONFIG_DEPTH = 8
 
@@ -42,6 +54,10 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "LORA": Kind(LORA_FIELDS, check_config, lora_contents),
     "IA3": Kind(IA3_FIELDS, check_ia3, ia3_contents),
+    "PROMPT_TUNING": Kind(PROMPT_FIELDS, check_prompt, prompt_contents),
+    "P_TUNING": Kind(P_FIELDS, check_p_tuning, prompt_contents),
+    "MULTITASK_PROMPT_TUNING": Kind(MULTITASK_FIELDS, check_multitask, prompt_contents),
+    "PREFIX_TUNING": Kind(PREFIX_FIELDS, check_prefix, prefix_contents),
 }
 """Value of `peft_type` -> its kind."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from loramux_adapters.contents import Contents, Edit
+from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.kinds import AdapterConfig, kind_of, read_contents
@@ -75,6 +75,11 @@ class Package:
     def edits(self) -> list[Edit]:
         """What else is done to linear layers."""
         return self.contents.edits
+
+    @property
+    def virtual(self) -> VirtualTokens | None:
+        """What stands before every prompt."""
+        return self.contents.virtual
 
     @property
     def method(self) -> str:

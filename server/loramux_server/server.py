@@ -13,6 +13,7 @@ import platformdirs
 import sqlalchemy.exc
 from prometheus_client import start_http_server
 
+from loramux_adapters.token_shape import TokenShape
 from loramux_server.config import ConfigError, ServerConfig, split_address
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
@@ -94,6 +95,8 @@ class Server:
             resting=model.resting,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
+            token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
+            context_length=model.context_length,
         )
         directory = Directory(adapters, registry, base)
         await _look(directory, settles=False)

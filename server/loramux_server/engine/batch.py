@@ -3,7 +3,7 @@
 Requests that share an adapter lie next to each other, so that a segment is as long as it can be.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,6 +15,7 @@ from loramux_server.engine.request import Request
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32, Residence, Segments
+from loramux_server.lora.virtual import Virtual, VirtualRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Batch:
                     slot_T=torch.from_numpy(slot),
                 ),
                 segments=_segments(chunks, query_start, residence),
+                embedded=tuple(_embedded(chunks, query_start, residence)),
+                cached=tuple(_cached(chunks, table, block_size, residence)),
                 carried_T=_carried(chunks, before) if before else None,
             ),
             requests=[chunks[i].request for i in sampled],
@@ -87,6 +90,42 @@ def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
     return torch.tensor([row_of[chunk.request] for chunk in chunks])
 
 
+def _embedded(
+    chunks: Sequence[Chunk], query_start: Int32, residence: Callable[[str], Residence]
+) -> Iterator[VirtualRun]:
+    """Yield the virtual tokens of `chunks` whose embeddings an adapter brings."""
+    for i, chunk in enumerate(chunks):
+        if chunk.start < chunk.request.num_virtual:
+            count = min(chunk.end, chunk.request.num_virtual) - chunk.start
+            yield VirtualRun(
+                _virtual(chunk, residence),
+                chunk.start,
+                torch.arange(count) + int(query_start[i]),
+            )
+
+
+def _cached(
+    chunks: Sequence[Chunk],
+    table: Int32,
+    block_size: int,
+    residence: Callable[[str], Residence],
+) -> Iterator[VirtualRun]:
+    """Yield the virtual tokens before `chunks` whose keys and values an adapter brings."""
+    for i, chunk in enumerate(chunks):
+        if chunk.num_filled:
+            first = chunk.start - chunk.num_filled
+            block, offset = np.divmod(np.arange(first, chunk.start), block_size)
+            slot = table[i, block].astype(np.int64) * block_size + offset
+            yield VirtualRun(_virtual(chunk, residence), first, torch.from_numpy(slot))
+
+
+def _virtual(chunk: Chunk, residence: Callable[[str], Residence]) -> Virtual:
+    assert chunk.request.digest is not None
+    virtual = residence(chunk.request.digest).virtual
+    assert virtual is not None
+    return virtual
+
+
 def _segments(
     chunks: Sequence[Chunk], query_start: Int32, residence: Callable[[str], Residence]
 ) -> Segments | None:
@@ -95,7 +134,8 @@ def _segments(
     adapters: list[Residence] = []
     digest: str | None = None
     for i, chunk in enumerate(chunks):
-        if chunk.request.digest is None:
+        # Virtual tokens are all that an adapter of them has.
+        if chunk.request.digest is None or chunk.request.num_virtual:
             continue
         if chunk.request.digest != digest:
             digest = chunk.request.digest

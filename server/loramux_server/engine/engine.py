@@ -35,6 +35,8 @@ from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 _log = logging.getLogger(__name__)
 
+PLACEHOLDER = 0
+"""The token that stands where the adapter says what is."""
 _FAULTS = {
     "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
     "INTERNAL": "no token could be chosen with these sampling parameters",
@@ -165,21 +167,23 @@ class Engine:
         self._residents.check()
 
     def _submit(self, message: Submit) -> None:
+        num_virtual = message.adapter.virtual_tokens if message.adapter else 0
         request = Request(
             message.request_id,
-            message.prompt,
+            [PLACEHOLDER] * num_virtual + message.prompt,
             message.adapter and message.adapter.at_rest(self._resting),
             message.sampling,
             arrival=self._clock(),
         )
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
-        if not request.prompt:
+        if not message.prompt:
             self._fail(request, "INVALID_FIELD", "the prompt has no tokens")
         elif len(request.prompt) >= self._context_length:
             self._fail(
                 request,
                 "CONTEXT_LENGTH_EXCEEDED",
-                f"the prompt has {len(request.prompt)} tokens; the context of "
+                f"the prompt has {len(request.prompt)} tokens, {num_virtual} of them the "
+                f"adapter's; the context of "
                 f"{self._context_length} leaves no room for a completion",
             )
         elif self._scheduler.num_queued >= self._max_waiting:

@@ -44,7 +44,7 @@ class AdapterLoader:
         if self._shard != WHOLE:
             adapter = self._slab.pack(cut_adapter(adapter, self._splits, self._shard))
         self._slab.write(row, adapter)
-        return adapter.edits.to(self._device) if adapter.edits else None
+        return adapter.edits and adapter.edits.to(self._device)
 
 
 class TeamLoader:

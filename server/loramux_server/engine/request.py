@@ -11,6 +11,7 @@ class Request:
 
     request_id: int
     prompt: list[int]
+    """With a placeholder for each virtual token of the adapter before it."""
     adapter: AdapterSource | None
     sampling: Sampling
     arrival: float = 0.0
@@ -28,6 +29,16 @@ class Request:
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
     """Whether it ever left the queue."""
+
+    @property
+    def num_virtual(self) -> int:
+        """Virtual tokens that its adapter puts before the prompt."""
+        return self.adapter.virtual_tokens if self.adapter else 0
+
+    @property
+    def num_fillable(self) -> int:
+        """Those of them whose keys and values need not be computed."""
+        return self.num_virtual if self.adapter and self.adapter.has_cache else 0
 
     @property
     def num_tokens(self) -> int:

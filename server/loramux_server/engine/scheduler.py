@@ -181,10 +181,13 @@ class Scheduler:
                 budget -= self._add_chunk(chunks, request, budget)
         return budget
 
-    def _add_chunk(self, chunks: list[Chunk], request: Request, budget: int) -> int:
+    def _add_chunk(
+        self, chunks: list[Chunk], request: Request, budget: int, num_filled: int = 0
+    ) -> int:
         num_tokens = min(request.num_uncomputed, budget)
         if num_tokens:
-            chunks.append(Chunk(request, request.num_computed, num_tokens))
+            start = request.num_computed
+            chunks.append(Chunk(request, start, num_tokens, num_filled=num_filled))
         return num_tokens
 
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
@@ -208,8 +211,10 @@ class Scheduler:
             request.num_computed = num_shared * self._blocks.block_size
             self.num_prompt_tokens += request.num_tokens
             self.num_shared_tokens += request.num_computed
+            num_filled = max(0, request.num_fillable - request.num_computed)
+            request.num_computed += num_filled
             self.running.append(request)
-            budget -= self._add_chunk(chunks, request, budget)
+            budget -= self._add_chunk(chunks, request, budget, num_filled)
             if not request.has_started:
                 request.has_started = True
                 started.append(request)

@@ -1,7 +1,8 @@
 """What adapters do to the base beside low-rank changes: vectors and modules of their own.
 
 A step in which a token has any goes through the model's own layers, one operation after the other,
-and each change is made where the method makes it. Steps without know nothing of this.
+and each change is made where the method makes it. Steps without know nothing of this. Virtual
+tokens change no layer: the step that puts them in their place goes the usual way.
 
 Legend: T tokens, K input width, N output width of a layer.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
+from loramux_server.lora.virtual import Virtual
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +55,12 @@ class Edits:
     """Number of a group of layers -> number of a layer in it -> what is done to that."""
     modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of another module in the base model -> what is done to that."""
+    virtual: Virtual | None = None
+    """What stands before every prompt; who has it does nothing else."""
 
-    def __bool__(self) -> bool:
+    @property
+    def acts(self) -> bool:
+        """Whether anything is done to layers and modules."""
         return bool(self.layers or self.modules)
 
     @property
@@ -78,7 +84,8 @@ def num_edit_bytes(package: Package) -> int:
         if edit.kind in _SHIFTING and edit.module not in shifted:
             shifted.add(edit.module)
             shifts += edit.width
-    return 4 * (factors + shifts)
+    virtual = package.virtual.count * package.virtual.width if package.virtual else 0
+    return 4 * (factors + shifts + virtual)
 
 
 Value = TypeVar("Value")

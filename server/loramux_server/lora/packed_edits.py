@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 
 from loramux_adapters import LoraModule, Package, PackageError
-from loramux_adapters.contents import EditKind
+from loramux_adapters.contents import EditKind, VirtualTokens
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_server.lora.edits import Edits, LayerEdit
 from loramux_server.lora.packed import LayerPlace
+from loramux_server.lora.virtual import Virtual
 
 _ROWS_AT_ONCE = 2048
 Read = Callable[[TensorInfo], torch.Tensor]
@@ -52,6 +53,8 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     Raises:
         PackageError: It needs something of the base that cannot be had.
     """
+    if package.virtual:
+        return Edits(virtual=_virtual(package.virtual, read))
     if not package.edits:
         return None
     low_rank = {module.module: module for module in package.modules}
@@ -66,6 +69,24 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
         found = _Found(kinds, low_rank.get(module))
         layers.setdefault(place.group, {})[place.part] = _layer_edit(module, found, base, read)
     return Edits(layers=layers)
+
+
+def _virtual(virtual: VirtualTokens, read: Read) -> Virtual:
+    """Return the embeddings, or keys and values, of `virtual`."""
+    given_VK = read(virtual.tensor)
+    if virtual.has_cache:
+        shape = (virtual.count, virtual.num_layers, 2, virtual.num_heads, virtual.head_width)
+        keys_LVJD, values_LVJE = given_VK.reshape(shape).permute(2, 1, 0, 3, 4).contiguous()
+        return Virtual(keys=dict(enumerate(keys_LVJD)), values=dict(enumerate(values_LVJE)))
+    if virtual.factors:
+        columns_VR, rows_RK = (read(factor)[0] for factor in virtual.factors)
+        given_VK = given_VK * (columns_VR @ rows_RK)
+        if not given_VK.isfinite().all():
+            raise PackageError(
+                f"tensor {virtual.tensor.name} times the product of its factors is not finite",
+                "ADAPTER_NOT_FINITE",
+            )
+    return Virtual(given_VK)
 
 
 def _layer_edit(module: str, found: _Found, base: BaseLayers, read: Read) -> LayerEdit:

@@ -79,6 +79,11 @@ class BaseModel:
     """Which part of its layers this process holds."""
 
     @property
+    def embedding_width(self) -> int:
+        """Numbers of an embedding."""
+        return int(self.module.get_input_embeddings().weight.shape[1])
+
+    @property
     def cache_shapes(self) -> list[CacheShape]:
         """What each layer keeps of a token."""
         return list(self.attention.shapes.values())
@@ -188,7 +193,7 @@ def prepare(
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
-    editor = Editor(dict(module.named_modules()), output)
+    editor = Editor(dict(module.named_modules()), module.get_input_embeddings(), output)
     stack, difference = _checked_stack(module, step, bridge, check)
     if stack is None:
         with _refused(module):

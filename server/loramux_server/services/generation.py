@@ -202,14 +202,17 @@ class GenerationService:
         observer: Observer,
     ) -> Iterator[_Call]:
         """Resolve the adapter once and keep that version for as long as the block runs."""
-        chosen = samplings(request.sampling, len(tokens), self._model)
         text = text_options(request.sampling)
         if not request.adapter:
+            chosen = samplings(request.sampling, len(tokens), self._model)
             observer.resolved("", len(tokens))
             yield _Call(request_id, tokens, None, None, chosen, text, observer)
             return
         key = request.routing_key or secrets.token_hex(8)
         with self._registry.lease(request.adapter, key=key) as (record, source):
+            chosen = samplings(
+                request.sampling, len(tokens), self._model, num_virtual=source.virtual_tokens
+            )
             observer.resolved(record.full_name, len(tokens))
             identity = identity_of(record)
             with self._statuses.used(record.digest):

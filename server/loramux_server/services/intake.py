@@ -88,7 +88,8 @@ class Intake:
         mailbox = Mailbox(on_started=lambda _: None)
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        request_id = self._engine.submit(mailbox, 0, self._probe_prompt, source, sampling)
+        prompt = self._probe_prompt[: self._base.context_length - source.virtual_tokens - 1]
+        request_id = self._engine.submit(mailbox, 0, prompt, source, sampling)
         try:
             await mailbox.take()
         finally:

@@ -8,6 +8,7 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.token_shape import TokenShape
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
@@ -33,6 +34,10 @@ class ServedBase:
     """Bytes of a rank row over all layers."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
+    token: TokenShape | None = None
+    """What it makes of a token."""
+    context_length: int = 1 << 20
+    """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
 
     @property
     def row_size(self) -> RowSize:
@@ -49,12 +54,19 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
-    check_fit(package.contents, base.layers)
-    if package.edits and not base.takes_edits:
+    check_fit(package.contents, base.layers, base.token)
+    others = _other_tensors(package)
+    if others and not base.takes_edits:
         raise PackageError(
-            f"the adapter has a tensor {package.edits[0].tensor.name}: only low-rank changes are "
-            "served with tensor_parallel above 1",
+            f"the adapter has a tensor {others[0].name}: only low-rank changes are served with "
+            "tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    if package.virtual and package.virtual.count > base.context_length - 2:
+        raise PackageError(
+            f"the adapter has {package.virtual.count} virtual tokens; the context of "
+            f"{base.context_length} leaves no room for a prompt and a completion",
+            "ADAPTER_TOO_LARGE",
         )
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
     num_rows = base.row_size.rows_of(package.rank, item_bytes, num_edit_bytes(package))
@@ -82,11 +94,11 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    for edit in package.edits:
-        largest = _largest(file, package.file.data_start, edit.tensor)
+    for tensor in others:
+        largest = _largest(file, package.file.data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
-                f"tensor {edit.tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
+                f"tensor {tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
     return package
@@ -98,6 +110,12 @@ def num_bytes(package: Package) -> int:
         module.rank * (module.in_features + module.out_features) for module in package.modules
     )
     return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
+
+
+def _other_tensors(package: Package) -> list[TensorInfo]:
+    """Return the tensors of `package` beside A and B."""
+    virtual = package.virtual.tensors if package.virtual else []
+    return [*(edit.tensor for edit in package.edits), *virtual]
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:

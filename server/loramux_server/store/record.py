@@ -24,6 +24,10 @@ class AdapterRecord:
     item_bytes: int
     edit_bytes: int = 0
     """Of `num_bytes`, what is beside A and B."""
+    virtual_tokens: int = 0
+    """Positions before every prompt that are the adapter's."""
+    has_cache: bool = False
+    """Whether it brings keys and values for them."""
     method: str = "lora"
     """What trained it, as PEFT calls that."""
     target_modules: tuple[str, ...]

@@ -128,6 +128,8 @@ class Registry:
             record.num_bytes,
             record.item_bytes,
             record.edit_bytes,
+            record.virtual_tokens,
+            record.has_cache,
         )
 
     def stage(self) -> Staged:
@@ -153,6 +155,8 @@ class Registry:
             num_bytes=num_bytes(package),
             item_bytes=format_of(package).item_bytes,
             edit_bytes=num_edit_bytes(package),
+            virtual_tokens=package.virtual.count if package.virtual else 0,
+            has_cache=bool(package.virtual and package.virtual.has_cache),
             method=package.method,
             target_modules=tuple(package.target_modules),
             base_model=package.config.base_model,
