@@ -29,6 +29,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 """Name -> LoraConfig fields of the adapters that `tiny_server` serves."""
 
 
+@pytest.fixture(autouse=True)
+def _local_admin() -> Iterator[None]:
+    """Let handlers that a test calls itself run for the administrator, as without keys."""
+    from loramux_server.access.caller import LOCAL_ADMIN, acting
+
+    with acting(LOCAL_ADMIN):
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub-style folder of a tiny Llama with a byte-level tokenizer."""

@@ -24,8 +24,8 @@ class Fields:
     """Decide what is served."""
     recorded: frozenset[str]
     """Do not change the result of saved, unmerged weights: kept, never followed."""
-    refused: frozenset[str]
-    """Would change the result and are not served: refused unless switched off."""
+    refused: Mapping[str, str]
+    """Would change the result and are not served: refused, unless switched off, because of this."""
     harmless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Values of refused fields that change nothing."""
 
@@ -41,10 +41,10 @@ def refuse_unserved(config: Mapping[str, object], fields: Fields) -> None:
     Raises:
         PackageError: One does.
     """
-    known = fields.honoured | fields.recorded | fields.refused
+    known = fields.honoured | fields.recorded | fields.refused.keys()
     for name, value in config.items():
         if name in fields.refused and not fields.is_off(name, value):
-            raise unsupported(name, value, "it would change results and is not served yet")
+            raise unsupported(name, value, fields.refused[name])
         # A field of a later PEFT that is off cannot change anything.
         if name not in known and value:
             raise unsupported(name, value, "the field is not known to this version")

@@ -28,7 +28,7 @@ FIELDS = Fields(
         "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "fan_in_fan_out", "init_ia3_weights",
     }),
-    refused=frozenset({"modules_to_save"}),
+    refused={"modules_to_save": "modules trained as a whole are not served"},
 )  # fmt: skip
 _ENDING = ".ia3_l"
 

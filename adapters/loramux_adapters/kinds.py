@@ -62,6 +62,53 @@ KINDS: Mapping[str, Kind] = {
 """Value of `peft_type` -> its kind."""
 
 
+FOLDED = frozenset({"ADALORA", "LOHA", "LOKR", "VERA"})
+"""Methods that `loramux_adapters.weights.sources` folds to LoRA."""
+_ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a base of its own"
+_FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
+_MULTIPLIES = "it multiplies the weights of the base; merge it into a base of its own"
+_BY_STATE = "what it does depends on the hidden state of each token"
+_PROMPT = "its prompt is made in a way that is not served"
+REFUSED: Mapping[str, str] = {
+    "ADAMSS": "it adapts subspaces of the base's own weights",
+    "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
+    "BEFT": "its biases are no field of LoRA's: train them as LoRA with bias='all'",
+    "BOFT": _ORTHOGONAL,
+    "C3A": _FULL_RANK,
+    "CARTRIDGE": _PROMPT,
+    "CPT": _PROMPT,
+    "DEFT": _MULTIPLIES,
+    "DELORA": "its change is scaled by the lengths of its factors and of the base's weights",
+    "FOURIERFT": _FULL_RANK,
+    "FROD": _FULL_RANK,
+    "GLORA": _MULTIPLIES,
+    "GRALORA": "its blocks of low rank add up to a higher one",
+    "HIRA": _MULTIPLIES,
+    "HRA": _ORTHOGONAL,
+    "LILY": _BY_STATE,
+    "LN_TUNING": "norms trained as a whole are not served",
+    "MISS": _FULL_RANK,
+    "OFT": _ORTHOGONAL,
+    "OSF": _FULL_RANK,
+    "PEANUT": "it is a network of the weights of the base",
+    "POLY": "it chooses among its skills by the task of each request",
+    "PSOFT": _ORTHOGONAL,
+    "PVERA": "its weights are drawn anew",
+    "RANDLORA": _FULL_RANK,
+    "ROAD": _ORTHOGONAL,
+    "SHADOW": "it is a second model beside the base",
+    "SHIRA": _FULL_RANK,
+    "SUPERTUNING": _FULL_RANK,
+    "TINYLORA": "it needs the singular vectors of the base at each load",
+    "TRAINABLE_TOKENS": "embeddings of single tokens are not served",
+    "UNILORA": "its factors are made of a vector by a random projection",
+    "VBLORA": "its factors are mixtures of vectors that all layers share",
+    "WAVEFT": _FULL_RANK,
+    "XLORA": _BY_STATE,
+}
+"""Methods that are not served -> why."""
+
+
 def kind_of(config: Mapping[str, object]) -> Kind:
     """Return the kind of the adapter whose parsed `adapter_config.json` is `config`.
 
@@ -72,8 +119,7 @@ def kind_of(config: Mapping[str, object]) -> Kind:
         raise invalid("the config", f"nests deeper than {MAX_CONFIG_DEPTH}")
     name = config.get("peft_type")
     if not isinstance(name, str) or name not in KINDS:
-        served = ", ".join(repr(each) for each in KINDS)
-        raise unsupported("peft_type", name, f"{served} are served")
+        raise unsupported("peft_type", name, _why_not(name))
     return KINDS[name]
 
 
@@ -88,3 +134,11 @@ def read_contents(
     kind = kind_of(config)
     checked: AdapterConfig = kind.check(config)
     return checked, kind.contents(checked, tensors)
+
+
+def _why_not(name: object) -> str:
+    if isinstance(name, str) and name in FOLDED:
+        return "pack the adapter with `loramux pack`, which makes a LoRA of it"
+    if isinstance(name, str) and name in REFUSED:
+        return REFUSED[name]
+    return f"{', '.join(repr(each) for each in KINDS)} are served"

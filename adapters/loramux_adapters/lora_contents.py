@@ -47,7 +47,7 @@ def _join(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> Lora
     a, b = parts[_A], parts[_B]
     for tensor in (a, b):
         if len(tensor.shape) != 2:
-            raise PackageError(f"tensor {tensor.name}: shape {shown(list(tensor.shape))} is not 2-D")
+            raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 2-D")
     rank = a.shape[0]
     if b.shape[1] != rank:
         raise PackageError(f"module {module}: lora_A has rank {rank}, lora_B has rank {b.shape[1]}")
@@ -99,5 +99,5 @@ def _edits(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> lis
 
 def _vector(tensor: TensorInfo) -> TensorInfo:
     if len(tensor.shape) != 1:
-        raise PackageError(f"tensor {tensor.name}: shape {shown(list(tensor.shape))} is not 1-D")
+        raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 1-D")
     return tensor

@@ -38,11 +38,24 @@ FIELDS = Fields(
         "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying", "megatron_core",
         "qalora_group_size",
     }),
-    refused=frozenset({
-        "init_lora_weights", "modules_to_save", "megatron_config", "trainable_token_indices",
-        "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config",
-        "layer_replication", "target_parameters", "use_bdlora", "arrow_config", "kasa_config",
-    }),
+    refused={
+        "init_lora_weights": "the adapter starts from the base, whose weights PEFT changes again "
+        "at each load: save it with path_initial_model_for_weight_conversion, as a LoRA of its own",
+        "modules_to_save": "modules trained as a whole are not served",
+        "trainable_token_indices": "embeddings of single tokens are not served",
+        "alora_invocation_tokens": "an adapter that begins in the middle of a prompt is not served",
+        "target_parameters": "parameters that are not a layer's weight, such as those of experts, "
+        "are not served",
+        "layer_replication": "it makes a base of other layers: replicate them in the base's own "
+        "checkpoint",
+        "megatron_config": "layers of Megatron are not those of transformers",
+        "use_qalora": "it averages the inputs of groups of weights; fold it into a quantised base",
+        "velora_config": "its result depends on how it was trained",
+        "monteclora_config": "its weights are drawn anew for each request",
+        "use_bdlora": "its matrices are block-diagonal, which PEFT saves in another shape",
+        "arrow_config": "it chooses among adapters by the hidden state of each token",
+        "kasa_config": "it needs the singular values of the base at each load",
+    },
     # The other initialisations take their start out of the base: PEFT changes its weights again at
     # each load.
     harmless={"init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica")},

@@ -29,7 +29,7 @@ _SHAPE = frozenset({
     "peft_type", "num_virtual_tokens", "token_dim", "num_transformer_submodules",
 })  # fmt: skip
 _CACHE_SHAPE = frozenset({"num_layers", "num_attention_heads"})
-_REFUSED = frozenset({"modules_to_save"})
+_REFUSED = {"modules_to_save": "modules trained as a whole are not served"}
 
 PROMPT_FIELDS = Fields(_SHAPE, _COMMON | _CACHE_SHAPE | _INITIALISATION, _REFUSED)
 P_FIELDS = Fields(

@@ -51,6 +51,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         tier=_TIERS.get(message.tier, ""),
         aliases=tuple(message.aliases),
         is_pinned=message.is_pinned,
+        reference=message.reference,
         status=AdapterStatus(
             is_loading=status.is_loading,
             load_failure=status.load_failure,

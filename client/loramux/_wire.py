@@ -168,6 +168,7 @@ def error_of(error: grpc.RpcError) -> errors.LoramuxError:
         reason=reason,
         field=detail.field,
         retry_delay=retry_delay,
+        quota=detail.quota,
     )
 
 

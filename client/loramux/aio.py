@@ -7,6 +7,7 @@ from typing import Self, Unpack
 import grpc
 
 from loramux import _wire
+from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux.client import DEFAULT_TIMEOUT
 from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
@@ -28,15 +29,13 @@ class AsyncClient:
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
         options = _wire.CHANNEL_OPTIONS
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials, options)
-            if credentials
-            else grpc.aio.insecure_channel(target, options)
-        )
+        self._channel = open_aio_channel(target, options, key=key, tls=tls, credentials=credentials)
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)

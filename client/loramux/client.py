@@ -7,6 +7,7 @@ from typing import Self, Unpack
 import grpc
 
 from loramux import _wire
+from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
 from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
 from loramux.v1 import server_pb2
@@ -29,6 +30,8 @@ class Client:
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Connect to `target` when the first call is made.
@@ -36,14 +39,20 @@ class Client:
         Args:
             target: `HOST:PORT` of the server.
             timeout: Seconds that a call may take, unless it says otherwise.
-            credentials: TLS credentials, from `grpc.ssl_channel_credentials`; None for plaintext.
+            key: API key, `lmx_…`; None takes the one in LORAMUX_API_KEY, if there is one.
+            tls: True to trust the authorities of the system, a path for those of a PEM file, False
+                for plaintext; None takes the path in LORAMUX_CA, or else plaintext, in which a key
+                goes to this machine alone.
+            credentials: In place of `tls`, what `grpc.ssl_channel_credentials` returns, such as
+                with a certificate of the client.
+
+        Raises:
+            InvalidArgumentError: The key cannot be one, or would go in plaintext to another
+                machine.
+            OSError: The file that `tls` names cannot be read.
         """
         options = _wire.CHANNEL_OPTIONS
-        self._channel = (
-            grpc.secure_channel(target, credentials, options)
-            if credentials
-            else grpc.insecure_channel(target, options)
-        )
+        self._channel = open_channel(target, options, key=key, tls=tls, credentials=credentials)
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)

@@ -51,6 +51,7 @@ class LoramuxError(Exception):
             number where this client does not know it; empty where the transport made the status.
         field: The request field at fault; empty where no single one is.
         retry_delay: Seconds to wait before trying again; None where that would not help.
+        quota: Whose quota is exceeded, such as `tenant:acme`; empty where it is not about one.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -62,11 +63,13 @@ class LoramuxError(Exception):
         reason: str = "",
         field: str = "",
         retry_delay: float | None = None,
+        quota: str = "",
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.field = field
         self.retry_delay = retry_delay
+        self.quota = quota
 
 
 class InvalidArgumentError(LoramuxError, ValueError):

@@ -231,12 +231,8 @@ class Adapter:
     """Whether it is to stay on the device."""
     status: AdapterStatus = field(compare=False)
     """What goes on with it; two values of one version are equal whatever that is."""
-
-    @property
-    def reference(self) -> str:
-        """The shortest reference to exactly this version."""
-        tenant = "" if self.tenant == "public" else f"{self.tenant}/"
-        return f"{tenant}{self.name}:{self.version}"
+    reference: str = field(compare=False)
+    """What this client has to say to mean exactly this version: the shortest reference."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,21 @@
 """Everything that can be set about a server. Frozen; the command-line flags are these fields."""
 
+import re
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from loramux_server.engine.messages import EngineConfig
+
+_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_TOGETHER = (
+    ("tls_cert", "tls_key"),
+    ("tls_key", "tls_cert"),
+    ("tls_client_ca", "tls_cert"),
+    ("tls_client_domain", "tls_client_ca"),
+)
+"""Settings that mean nothing without the other one."""
 
 
 class ConfigError(Exception):
@@ -38,8 +48,40 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         "127.0.0.1:50051"
     )
     metrics: Annotated[
-        str, Meta(description="HOST:PORT for Prometheus; port 0 takes a free one.")
+        str,
+        Meta(
+            description="HOST:PORT for Prometheus; port 0 takes a free one. Where other machines "
+            "can reach it, it speaks HTTPS, to clients with a certificate of --tls-client-ca."
+        ),
     ] = "127.0.0.1:9400"
+    tls_cert: Annotated[
+        str | None,
+        Meta(description="PEM file of the server's certificate chain; it may change meanwhile."),
+    ] = None
+    tls_key: Annotated[str | None, Meta(description="PEM file of its private key, likewise.")] = (
+        None
+    )
+    tls_client_ca: Annotated[
+        str | None,
+        Meta(
+            description="PEM file of authorities, one of which has to have signed the certificate "
+            "of every client."
+        ),
+    ] = None
+    tls_client_domain: Annotated[
+        str | None,
+        Meta(
+            description="Domain whose client certificates stand for keys: they name the caller as "
+            "spiffe://DOMAIN/tenant/TENANT/role/ROLE.",
+        ),
+    ] = None
+    insecure: Annotated[
+        bool,
+        Meta(
+            description="Listen where other machines can connect without TLS, or without keys; "
+            "without keys, anybody is the administrator."
+        ),
+    ] = False
     ready_file: Annotated[
         str | None,
         Meta(description="File that receives the addresses, as JSON, once requests are answered."),
@@ -88,6 +130,12 @@ def make_config(settings: dict[str, object]) -> ServerConfig:
         raise ConfigError(_explained(str(error), settings)) from None
     for name in ("listen", "metrics"):
         split_address(name, getattr(config, name))
+    domain = config.tls_client_domain
+    if domain is not None and not _DOMAIN.fullmatch(domain):
+        raise ConfigError(f"--tls-client-domain is {domain!r}; expected one such as example.org")
+    for name, needed in _TOGETHER:
+        if getattr(config, name) is not None and getattr(config, needed) is None:
+            raise ConfigError(f"{_flag(name)} is set; set {_flag(needed)}, too")
     return config
 
 
@@ -96,8 +144,11 @@ def _explained(message: str, settings: dict[str, object]) -> str:
     expected, at, name = message.rstrip("`").partition(" - at `$.")
     if not at:
         return message
-    flag = f"--{name.replace('_', '-')}"
-    return f"{flag} is {settings[name]!r}; {expected[:1].lower()}{expected[1:]}"
+    return f"{_flag(name)} is {settings[name]!r}; {expected[:1].lower()}{expected[1:]}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def split_address(name: str, address: str) -> tuple[str, int]:

@@ -114,8 +114,11 @@ class EngineClient:
         prompt: list[int],
         adapter: AdapterSource | None,
         sampling: Sampling,
+        tenant: str,
     ) -> int:
-        """Start a completion, whose tokens go to `mailbox` under `index`, and return its id.
+        """Start a completion for `tenant`, and return its id.
+
+        Its tokens go to `mailbox` under `index`.
 
         Raises:
             UnavailableError: The engine is away.
@@ -124,7 +127,7 @@ class EngineClient:
             raise _unavailable("is starting")
         self._next_id += 1
         self._calls[self._next_id] = (mailbox, index)
-        self.process.send(Submit(self._next_id, prompt, adapter, sampling))
+        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant))
         return self._next_id
 
     def cancel(self, request_id: int) -> None:

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from loramux_server.access.gate import Gate
+from loramux_server.access.rules import check_rules
+from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, split_address
 from loramux_server.rpc import Calls, generic_handler
 
@@ -34,11 +37,12 @@ LAST_WORDS = 1.0
 class Listener:
     """Owns the gRPC server: its port, its health, and the calls under way."""
 
-    def __init__(self, address: str, *, drain_timeout: float) -> None:
+    def __init__(self, address: str, *, gate: Gate, drain_timeout: float) -> None:
         """Prepare; who connects is refused until `open`.
 
         Args:
             address: HOST:PORT; port 0 takes a free one.
+            gate: What every call passes first.
             drain_timeout: Seconds that calls get to finish at the end.
         """
         self.address = address
@@ -48,14 +52,19 @@ class Listener:
         self._health = health.aio.HealthServicer()
         self._service_names: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._grpc = grpc.aio.server(options=_OPTIONS)
+        self._grpc = grpc.aio.server(interceptors=[gate], options=_OPTIONS)
 
-    async def open(self, services: Mapping[ServiceDescriptor, object]) -> None:
-        """Answer calls to `services`, health checks and reflection.
+    async def open(
+        self, services: Mapping[ServiceDescriptor, object], tls: ServerTls | None
+    ) -> None:
+        """Answer calls to `services`, health checks and reflection, in plaintext without `tls`.
 
         Raises:
             ConfigError: The port cannot be had.
+            LookupError: Nobody decided who may call one of the methods.
         """
+        reflected = reflection_pb2.DESCRIPTOR.services_by_name.values()
+        check_rules([*services, *health_pb2.DESCRIPTOR.services_by_name.values(), *reflected])
         self._grpc.add_generic_rpc_handlers(
             tuple(
                 generic_handler(descriptor, service, self._calls)
@@ -70,7 +79,11 @@ class Listener:
         self._service_names = ["", *names]
         host, _ = split_address("listen", self.address)
         try:
-            bound = self._grpc.add_insecure_port(self.address)
+            bound = (
+                self._grpc.add_secure_port(self.address, tls.credentials())
+                if tls
+                else self._grpc.add_insecure_port(self.address)
+            )
         except RuntimeError:
             raise ConfigError(f"--listen {self.address}: cannot listen there") from None
         self.address = f"{host}:{bound}"

@@ -1,4 +1,4 @@
-"""Between gRPC and our services: open calls, bytes that are no message, errors -> status.
+"""Between gRPC and our services: open calls, bytes that are no message, names, errors -> status.
 
 Handlers are made from the proto descriptors, not by the generated `add_…_to_server`, because there
 a request that cannot be parsed becomes UNKNOWN with the text of an exception. Here it is
@@ -22,6 +22,9 @@ from google.rpc import error_details_pb2, status_pb2
 from loramux._wire import ERROR_KEY
 from loramux.errors import InternalError, InvalidArgumentError, LoramuxError, UnavailableError
 from loramux.v1 import errors_pb2
+from loramux_server.access.caller import caller
+from loramux_server.access.naming import settle_name
+from loramux_server.access.rules import RULES
 
 STATUS_KEY = "grpc-status-details-bin"
 DOMAIN = "loramux"
@@ -116,7 +119,7 @@ def _unary(
             with calls.one_more():
                 return await behaviour(_checked(request, method), context)
         except Exception as error:
-            await _abort(context, error, method)
+            await abort(context, error, method.full_name)
 
     return handle
 
@@ -131,7 +134,7 @@ def _server_stream(
                     async for response in responses:
                         await context.write(response)
         except Exception as error:
-            await _abort(context, error, method)
+            await abort(context, error, method.full_name)
 
     return handle
 
@@ -148,7 +151,7 @@ def _client_stream(
             with calls.one_more():
                 return await behaviour(checked(), context)
         except Exception as error:
-            await _abort(context, error, method)
+            await abort(context, error, method.full_name)
 
     return handle
 
@@ -159,15 +162,17 @@ def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message
             f"the bytes of the request are no {method.input_type.full_name}",
             reason="MALFORMED_REQUEST",
         )
+    settle_name(request, RULES[method.full_name], caller())
     return request
 
 
-async def _abort(context: Context, error: Exception, method: MethodDescriptor) -> NoReturn:
+async def abort(context: Context, error: Exception, method: str) -> NoReturn:
+    """End a call of `method` with the status that `error` stands for."""
     if isinstance(error, grpc.aio.BaseError):  # gRPC's own: the call has ended
         raise error
     if not isinstance(error, LoramuxError):
         incident = secrets.token_hex(8)
-        _log.error("incident %s in %s", incident, method.full_name, exc_info=error)
+        _log.error("incident %s in %s", incident, method, exc_info=error)
         error = InternalError(f"internal error, incident {incident}", reason="INTERNAL")
     await context.abort(error.code, str(error), status_metadata(error))
 
@@ -179,7 +184,9 @@ def status_metadata(error: LoramuxError) -> tuple[tuple[str, bytes], ...]:
     """
     reason = error.reason or "UNSPECIFIED"
     detail = errors_pb2.ErrorDetail(
-        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"), field=error.field
+        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"),
+        field=error.field,
+        quota=error.quota,
     )
     status = status_pb2.Status(code=error.code.value[0], message=str(error))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
@@ -188,6 +195,11 @@ def status_metadata(error: LoramuxError) -> tuple[tuple[str, bytes], ...]:
             field=error.field, description=str(error)
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.quota:
+        exceeded = error_details_pb2.QuotaFailure.Violation(
+            subject=error.quota, description=str(error)
+        )
+        status.details.add().Pack(error_details_pb2.QuotaFailure(violations=[exceeded]))
     if error.retry_delay is not None:
         delay = Duration(
             seconds=int(error.retry_delay), nanos=round(error.retry_delay % 1 * 1e9) % 10**9

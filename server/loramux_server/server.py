@@ -9,20 +9,23 @@ import signal
 import threading
 from pathlib import Path
 
-import platformdirs
 import sqlalchemy.exc
-from prometheus_client import start_http_server
 
 from loramux_adapters.token_shape import TokenShape
-from loramux_server.config import ConfigError, ServerConfig, split_address
+from loramux_server.access.entrance import Entrance
+from loramux_server.access.exposure import check_exposure
+from loramux_server.access.tls import ServerTls
+from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
+from loramux_server.metrics_server import serve_metrics
 from loramux_server.services.build import Services, build_services
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
+from loramux_server.store.places import stores_folder
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 
@@ -42,6 +45,7 @@ class Server:
             config.engine, on_report=self._on_report, on_ready=self._on_ready
         )
         self._listener: Listener | None = None
+        self._entrance: Entrance | None = None
         self._services: Services | None = None
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
@@ -78,9 +82,13 @@ class Server:
 
     async def _start(self) -> None:
         # What can fail at once does so before the model is loaded.
+        check_exposure(self._config, knows_callers=True)
+        tls = ServerTls.of(self._config)
         adapters = _existing(self._config.adapters) if self._config.adapters else None
         registry = self._open_registry(Path(self._config.store)) if self._config.store else None
-        self._serve_metrics()
+        self.metrics_address = serve_metrics(
+            self._config.metrics, self._metrics.registry, tls, self._exit
+        )
         self._exit.enter_context(held_port(self._config.listen))
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
@@ -100,12 +108,14 @@ class Server:
         )
         directory = Directory(adapters, registry, base)
         await _look(directory, settles=False)
+        assert self._entrance is not None
         services = build_services(
             registry=registry,
             engine=self._engine,
             model=model,
             base=base,
             metrics=self._metrics,
+            quotas=self._entrance.quotas,
             config=self._config,
         )
         services.follow(registry, self._loop)
@@ -118,11 +128,16 @@ class Server:
             self._exit.push_async_callback(
                 _ended, asyncio.create_task(_watch(directory, self._config.adapters_interval))
             )
-        listener = Listener(self._config.listen, drain_timeout=self._config.drain_timeout)
+        listener = Listener(
+            self._config.listen,
+            gate=self._entrance.gate,
+            drain_timeout=self._config.drain_timeout,
+        )
+        self._exit.push_async_callback(_ended, asyncio.create_task(self._entrance.watch(tls)))
         self._exit.push_async_callback(listener.close)
         # Before that, so that nobody waits for who only watches.
         self._exit.callback(services.changes.close)
-        await listener.open(services.by_descriptor)
+        await listener.open(services.by_descriptor, tls)
         self._listener = listener
         self.grpc_address = listener.address
         self._write_ready_file()
@@ -140,21 +155,10 @@ class Server:
         except sqlalchemy.exc.DatabaseError as error:
             raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
         self._exit.callback(registry.close)
+        self._entrance = Entrance(registry.catalog, folder, self._config)
         registry.leases.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
-
-    def _serve_metrics(self) -> None:
-        host, port = split_address("metrics", self._config.metrics)
-        try:
-            # An IPv6 address has brackets where a port follows it.
-            http, thread = start_http_server(port, host.strip("[]"), self._metrics.registry)
-        except OSError as error:
-            raise ConfigError(f"--metrics {self._config.metrics}: {error.strerror}") from None
-        self._exit.callback(thread.join)
-        self._exit.callback(http.server_close)
-        self._exit.callback(http.shutdown)
-        self.metrics_address = f"{host}:{http.server_port}"
 
     def _write_ready_file(self) -> None:
         if not self._config.ready_file:
@@ -260,7 +264,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 def _default_store(model: ModelInfo) -> Path:
     digest = model.fingerprint.removeprefix("sha256:")[:12]
-    return Path(platformdirs.user_data_dir("loramux")) / f"{model.name or 'base'}-{digest}"
+    return stores_folder() / f"{model.name or 'base'}-{digest}"
 
 
 def _claim(registry: Registry, model: ModelInfo) -> None:

@@ -20,21 +20,32 @@ class Status:
     is_loading: bool = False
     load_failure: str = ""
     """Why the last load failed, if it did."""
+    loads: int = 0
+    """Loads to the device."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """How the versions of one tenant with one digest were used since the server started.
+
+    Others may have the same content. What they do with it is not this tenant's to know.
+    """
+
     requests: int = 0
     hits: int = 0
     """Requests that found it on the device."""
-    loads: int = 0
-    """Loads to the device."""
     last_used: datetime.datetime | None = None
 
 
 class Statuses:
-    """Digest -> status. Lives on the event loop."""
+    """Digest -> status, and its use by tenant. Lives on the event loop."""
 
     def __init__(self, is_registered: Callable[[str], bool] = lambda digest: True) -> None:
         """Know nothing yet; of what is neither registered nor in memory, nothing is kept."""
         self._is_registered = is_registered
         self._known: dict[str, Status] = {}
+        self._usage: dict[str, dict[str, Usage]] = {}
+        """Digest -> tenant -> use."""
         self.on_move: Callable[[str], None] = lambda digest: None
         """Called with a digest whose tier or load changed."""
 
@@ -42,17 +53,21 @@ class Statuses:
         """Return the status of a digest, which is not to be changed."""
         return self._known.get(digest) or Status()
 
+    def usage_of(self, digest: str, tenant: str) -> Usage:
+        """Return how what `tenant` has with a digest was used; it is not to be changed."""
+        return self._usage.get(digest, {}).get(tenant) or Usage()
+
     @contextmanager
-    def used(self, digest: str) -> Iterator[None]:
-        """Note a request that lasts as long as the block."""
-        status = self._known.setdefault(digest, Status())
-        status.requests += 1
-        status.hits += status.tier == DEVICE
-        status.last_used = datetime.datetime.now(datetime.UTC)
+    def used(self, digest: str, tenant: str) -> Iterator[None]:
+        """Note a request for what `tenant` has with a digest, that lasts as long as the block."""
+        usage = self._usage.setdefault(digest, {}).setdefault(tenant, Usage())
+        usage.requests += 1
+        usage.hits += self.of(digest).tier == DEVICE
+        usage.last_used = datetime.datetime.now(datetime.UTC)
         try:
             yield
         finally:
-            status.last_used = datetime.datetime.now(datetime.UTC)
+            usage.last_used = datetime.datetime.now(datetime.UTC)
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
@@ -78,6 +93,7 @@ class Statuses:
     def forget(self, digest: str) -> None:
         """Forget a digest that is registered no more."""
         self._known.pop(digest, None)
+        self._usage.pop(digest, None)
 
     def engine_died(self) -> None:
         """Note that nothing is in memory any more."""

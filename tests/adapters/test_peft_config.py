@@ -3,17 +3,15 @@
 The ids are those of the corpus of bad inputs: B01 to B14.
 """
 
-import dataclasses
 import json
 import subprocess
 import sys
 from typing import Any
 
-import peft
 import pytest
 
 from loramux_adapters import PackageError
-from loramux_adapters.kinds import KINDS, AdapterConfig, kind_of
+from loramux_adapters.kinds import AdapterConfig, kind_of
 from loramux_adapters.lora_config import LoraConfig
 from loramux_adapters.package import MAX_CONFIG_BYTES
 from tests.adapters.files import CONFIG
@@ -175,16 +173,6 @@ def test_a_good_value_is_accepted(changes: dict[str, Any]) -> None:
     checked = check_config(CONFIG | changes)
     base_model = changes.get("base_model_name_or_path") or ""
     assert checked.base_model == base_model
-
-
-@pytest.mark.parametrize("method", KINDS)
-def test_every_field_of_peft_has_one_place(method: str) -> None:
-    config_class = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(method)]
-    names = {field.name for field in dataclasses.fields(config_class)}
-    fields = KINDS[method].fields
-    places = [*fields.honoured, *fields.recorded, *fields.refused]
-    assert names <= set(places)
-    assert len(places) == len(set(places))
 
 
 def test_names_of_modules_and_places_are_never_followed() -> None:

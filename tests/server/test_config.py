@@ -35,14 +35,16 @@ def test_every_field_has_a_flag() -> None:
         adapters="b", store="c", listen="[::1]:1", metrics="host:2", ready_file="d", max_upload=12,
         upload_idle_timeout=0.5, default_timeout=13.0, drain_timeout=0.0, prefix_cache=False,
         quantization="int8", adapter_dtype="float16", tensor_parallel=2,
-        adapters_interval=7.5, upload_expiry=14.0,
+        adapters_interval=7.5, upload_expiry=14.0, tls_cert="e", tls_key="f", tls_client_ca="g",
+        tls_client_domain="h.i", insecure=True,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())
     flags: list[str] = []
     for name, value in values.items():
         flag = name.replace("_", "-")
-        flags += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+        switch = {True: [f"--{flag}"], False: [f"--no-{flag}"]}
+        flags += switch[value] if isinstance(value, bool) else [f"--{flag}", str(value)]
     assert from_flags(*flags) == config
 
 

@@ -17,6 +17,8 @@ from tests.support.fake import (
 )
 
 RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16), start=1))
+VIRTUAL = {5: (6, False), 6: (17, False), 7: (9, True), 1: (2, True)}
+"""Adapter -> virtual tokens that it brings, and whether their keys and values."""
 NUM_BLOCKS = 12
 BROKEN = 8
 
@@ -66,8 +68,11 @@ class EngineMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
     )
     def submit(self, prompt: list[int], adapter: int, max_tokens: int, ignore_eos: bool) -> None:
-        max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt))
-        source = fake_source(adapter, RANKS[adapter]) if adapter else None
+        num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
+        max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
+        source = None
+        if adapter:
+            source = fake_source(adapter, RANKS[adapter], num_virtual, has_cache=has_cache)
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
         self.engine.receive([Submit(len(self.asked), prompt, source, sampling)])
         self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos))
@@ -125,8 +130,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
             alone = completion(
-                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos
-            )
+                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos,
+                num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0],
+            )  # fmt: skip
             if asked.outcome == "finished":
                 assert asked.output == alone
             else:

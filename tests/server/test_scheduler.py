@@ -3,6 +3,7 @@
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.messages import AdapterSource, Finish, Sampling
 from loramux_server.engine.plan import Plan
+from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Scheduler
 
@@ -216,6 +217,27 @@ def test_another_adapter_has_other_keys_and_values() -> None:
     subject.add(request(2, num_prompt=9))
     subject.add(request(3, num_prompt=9, adapter="x"))
     assert run(subject) == [(0, 1), (1, 9), (2, 9), (3, 1)]
+
+
+def test_another_tenant_shares_nothing() -> None:
+    subject = scheduler(Adapters("x"), shares_prefixes=True, max_batch_tokens=100)
+    for number, (tenant, adapter) in enumerate(
+        [("acme", None), ("other", None), ("acme", "x"), ("other", "x"), ("acm", None), ("", None)]
+    ):
+        mine = request(number, num_prompt=9, adapter=adapter, max_tokens=1)
+        mine.tenant = tenant
+        subject.add(mine)
+        assert run(subject) == [(number, 9)]
+    again = request(9, num_prompt=9, adapter="x", max_tokens=1)
+    again.tenant = "other"
+    subject.add(again)
+    assert run(subject) == [(9, 1)]
+
+
+def test_where_a_tenant_ends_and_a_digest_begins_is_part_of_a_name() -> None:
+    first, second = request(0, num_prompt=5, adapter="bc"), request(1, num_prompt=5, adapter="c")
+    first.tenant, second.tenant = "a", "ab"
+    assert name_blocks(first, 4, 5) != name_blocks(second, 4, 5)
 
 
 def test_what_ended_is_remembered_until_its_room_is_needed() -> None:

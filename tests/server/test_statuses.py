@@ -2,7 +2,7 @@
 
 from loramux_server.engine.messages import Load, Report
 from loramux_server.metrics import _NOTHING
-from loramux_server.statuses import Statuses
+from loramux_server.statuses import Statuses, Usage
 
 
 def report(**fields: object) -> Report:
@@ -33,24 +33,33 @@ def test_a_load_that_fails_says_why_until_one_succeeds() -> None:
 
 def test_only_requests_that_found_it_on_the_device_are_hits() -> None:
     statuses = Statuses()
-    with statuses.used("a"):
-        begin = statuses.of("a").last_used
+    with statuses.used("a", "acme"):
+        begin = statuses.usage_of("a", "acme").last_used
     statuses.report(report(tiers={"a": "device"}))
-    with statuses.used("a"):
+    with statuses.used("a", "acme"):
         pass
-    found = statuses.of("a")
+    found = statuses.usage_of("a", "acme")
     assert (found.requests, found.hits) == (2, 1)
     assert begin is not None
     assert found.last_used is not None
     assert found.last_used >= begin
 
 
+def test_a_tenant_does_not_see_what_others_do_with_the_same_content() -> None:
+    statuses = Statuses()
+    with statuses.used("a", "acme"):
+        assert statuses.usage_of("a", "other") == Usage()
+    assert statuses.usage_of("a", "acme").requests == 1
+    statuses.forget("a")
+    assert statuses.usage_of("a", "acme") == Usage()
+
+
 def test_when_the_engine_dies_nothing_is_in_memory_and_counts_go_on() -> None:
     statuses = Statuses()
     statuses.report(report(tiers={"a": "device"}, loading=["b"]))
-    with statuses.used("a"):
+    with statuses.used("a", "acme"):
         statuses.engine_died()
-    assert (statuses.of("a").tier, statuses.of("a").requests) == ("stored", 1)
+    assert (statuses.of("a").tier, statuses.usage_of("a", "acme").requests) == ("stored", 1)
     assert not statuses.of("b").is_loading
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from loramux.errors import DeadlineExceededError, UnavailableError
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
+from loramux_server.access.quotas import Quotas
 from loramux_server.engine.messages import (
     CacheStats,
     Cancel,
@@ -28,6 +29,7 @@ from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
 from loramux_server.statuses import Statuses
 from tests.support.models import byte_tokenizer
+from tests.support.policies import KeptPolicies
 
 MAX_TOKENS = 1000
 TOKEN = byte_tokenizer()("x").input_ids[-1]
@@ -69,7 +71,8 @@ class Served:
         )  # fmt: skip
         self._service = GenerationService(
             engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
-            metrics=self.metrics, statuses=Statuses(), default_timeout=60,
+            metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
+            default_timeout=60,
         )  # fmt: skip
 
     def stream(

@@ -46,8 +46,14 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
     item_bytes = format_of(package).item_bytes
     virtual = package.virtual
     return AdapterSource(
-        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
-        virtual.count if virtual else 0, bool(virtual and virtual.has_cache),
+        digest,
+        str(output),
+        package.rank,
+        num_bytes(package),
+        item_bytes,
+        num_edit_bytes(package),
+        virtual.count if virtual else 0,
+        bool(virtual and virtual.has_cache),
     )
 
 

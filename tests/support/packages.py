@@ -33,6 +33,13 @@ def small_package(number: int) -> bytes:
     return output.getvalue()
 
 
+def packed(folder: Path) -> bytes:
+    """The package of a PEFT folder."""
+    output = io.BytesIO()
+    pack(folder, output)
+    return output.getvalue()
+
+
 def publish(registry: Registry, name: str, data: bytes) -> AdapterRecord:
     """Register `data` under `name`, as an upload does in the end."""
     staged = registry.stage()

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import PREFIX, unsupported
-from loramux_adapters.lora_config import Bias
+from loramux_adapters.fields import PREFIX, Fields, refuse_unserved
 from loramux_adapters.package import (
     Output,
     open_tensors,
@@ -21,6 +20,7 @@ from loramux_adapters.package import (
     read_notes,
     tensor_reader,
 )
+from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import MAX_RANK, check_config
 from loramux_adapters.tensorfile import TensorInfo, read_header
 from loramux_adapters.weights.dtypes import Array, decoded
@@ -32,8 +32,16 @@ _OWN_FIELDS = frozenset({
     "total_step", "rank_pattern",
 })  # fmt: skip
 
-_LOST = ("bias", "use_dora", "lora_bias")
+_UNREAD = {"r", "use_rslora", "rank_pattern"}
+"""What PEFT does not look at; the ranks that are left are those of the tensors."""
+_LOST = {"bias", "use_dora", "lora_bias"}
 """What is served of LoRA, and would be lost here."""
+FIELDS = Fields(
+    honoured=(LORA_FIELDS.honoured - _LOST - _UNREAD) | {"init_r"},
+    recorded=LORA_FIELDS.recorded | (_OWN_FIELDS - {"init_r"}) | _UNREAD,
+    refused={**LORA_FIELDS.refused, **dict.fromkeys(sorted(_LOST), "it cannot be folded")},
+    harmless={**LORA_FIELDS.harmless, "bias": ("none",)},
+)
 
 
 def as_lora_config(config: Mapping[str, object]) -> dict[str, object]:
@@ -62,9 +70,7 @@ def pack_adalora(
     """
     config = as_lora_config(read_config(source))
     checked = check_config(config)
-    for field in _LOST:
-        if config.get(field) not in (None, False, Bias.NONE):
-            raise unsupported(field, config[field], "it is not served of AdaLoRA")
+    refuse_unserved(config, FIELDS)
     scale = checked.alpha / (checked.rank + 1e-5)
     with open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)

@@ -3,10 +3,13 @@
 import importlib
 import os
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from loramux import __version__
+from loramux._access import CA_VARIABLE, KEY_VARIABLE, PLAINTEXT_VARIABLE
 from loramux.cli import (
     adapters,
     alias,
@@ -24,6 +27,20 @@ from loramux.cli import (
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
 
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help=f"File of the key to show, in place of {KEY_VARIABLE}."),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help=f"PEM file of the server's authority, in place of {CA_VARIABLE}."
+    ),
+]
+Plaintext = Annotated[
+    bool, typer.Option("--plaintext", help="Let a key go to another machine without TLS.")
+]
+
 _WEIGHT_COMMANDS = frozenset({"pack", "inspect", "verify", "lint", "convert", "diff", "merge"})
 
 app = typer.Typer(
@@ -37,7 +54,10 @@ app = typer.Typer(
 
 
 def _server_command(name: str, summary: str) -> None:
-    """Add a command of the server, or one that says what to install where the server is not."""
+    """Add a command of the server, or several below one name.
+
+    Where the server is not installed, it says what to install.
+    """
     try:
         module = importlib.import_module(f"loramux_server.commands.{name}")
     except ImportError:
@@ -54,7 +74,10 @@ def _server_command(name: str, summary: str) -> None:
             context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
         )(missing)
     else:
-        app.command(name)(getattr(module, name))
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
 
 
 def _version(value: bool) -> None:
@@ -69,8 +92,18 @@ def _options(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
+    key_file: KeyFile = None,
+    ca: Ca = None,
+    plaintext: Plaintext = False,
 ) -> None:
     """Serve one base model with many LoRA adapters, and call it."""
+    # Where every client looks. A key is no argument: others could see it in the list of processes.
+    if key_file:
+        os.environ[KEY_VARIABLE] = key_file.read_text(encoding="utf-8").strip()
+    if ca:
+        os.environ[CA_VARIABLE] = str(ca)
+    if plaintext:
+        os.environ[PLAINTEXT_VARIABLE] = "1"
     if context.invoked_subcommand in _WEIGHT_COMMANDS and "numpy" not in sys.modules:
         # numpy asks when it loads. Its threads spin for the thin matrices of adapters: where cores
         # are busy, that takes twenty times as long as one thread.
@@ -79,6 +112,8 @@ def _options(
 
 _server_command("serve", "Serve a base model and its adapters over gRPC.")
 _server_command("demo", "Start a server with the embedded model and show what it does.")
+_server_command("keys", "Make, list, rotate and revoke the keys of a server.")
+_server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)

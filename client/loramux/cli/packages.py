@@ -1,5 +1,6 @@
 """`loramux pack` and `unpack`: between the folder of PEFT and one file."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -28,26 +29,44 @@ def pack(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="Folder of the base model; its fingerprint is noted for `verify`."),
+        typer.Option(
+            help="Folder of the base model; its fingerprint is noted for `verify`. VeRA needs it."
+        ),
     ] = None,
+    max_error: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of a layer's change that may be lost where LoHa or LoKr have a rank that "
+            "is too high for LoRA.",
+        ),
+    ] = 0.01,
     as_json: Json = False,
 ) -> None:
     """Make one file of a PEFT folder; equal input gives equal bytes.
 
-    AdaLoRA is folded to LoRA that adds the same: P times the singular values, without masked ranks.
+    AdaLoRA, LoHa, LoKr and VeRA are folded to LoRA that adds the same. Where that takes a rank
+    above 512, the nearest of rank 512 is taken and what it lacks is told.
     """
     from loramux_adapters.weights.sources import pack_source
 
     target = output or Path(f"{source.resolve().name}.safetensors")
-    notes = {"base": fingerprint(read_base(base))} if base else {}
+    model = read_base(base) if base else None
+    notes = {"base": fingerprint(model)} if model else {}
     with whole_file(target) as file:
-        pack_source(source, file, notes=notes)
+        folded = pack_source(source, file, notes=notes, max_error=max_error, base=model)
         digest = digest_of(file)
         size = file.tell()
     if as_json:
-        print(json.dumps({"path": str(target), "digest": digest, "size_bytes": size}))
-    else:
-        print(f"{target} {digest}")
+        layers = [dataclasses.asdict(layer) for layer in folded]
+        found = {"path": str(target), "digest": digest, "size_bytes": size}
+        print(json.dumps(found | ({"folded": layers} if layers else {})))
+        return
+    for layer in folded:
+        if layer.error:
+            print(f"{layer.module}: rank {layer.rank} lacks {layer.error:.2g} of the change")
+    print(f"{target} {digest}")
 
 
 def unpack(

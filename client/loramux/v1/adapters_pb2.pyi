@@ -511,6 +511,7 @@ class Adapter(_message.Message):
     IS_PINNED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the name, without tenant and tag."""
     digest: _builtins.str
@@ -533,6 +534,10 @@ class Adapter(_message.Message):
     """is_pinned is true where it is to stay on the device."""
     method: _builtins.str
     """method is what trained the adapter, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    reference: _builtins.str
+    """reference is what the caller has to say to mean exactly this version: the shortest reference,
+    without the tenant if it is the caller's own.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """target_modules are the last parts of the names of the modules that the adapter changes."""
@@ -567,10 +572,11 @@ class Adapter(_message.Message):
         is_pinned: _builtins.bool = ...,
         status: Global___AdapterStatus | None = ...,
         method: _builtins.str = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
     """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 30
+    """ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 31
+    """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
+    """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -156,6 +162,12 @@ ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
 """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
 """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 30
+"""ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
+"""ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
+"""ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -169,10 +181,13 @@ class ErrorDetail(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
     reason: Global___ErrorReason.ValueType
     """reason is the stable cause."""
     field: _builtins.str
     """field is the path of the offending request field, empty where no single field is at fault."""
+    quota: _builtins.str
+    """quota says whose quota is exceeded, such as `tenant:acme`; empty where it is not about one."""
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
         """retry_delay is how long to wait before trying again; absent where that would not help."""
@@ -183,10 +198,11 @@ class ErrorDetail(_message.Message):
         reason: Global___ErrorReason.ValueType = ...,
         field: _builtins.str = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
+        quota: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay", "retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay", "field", b"field", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay", "field", b"field", "quota", b"quota", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_delay: _TypeAlias = _typing.Literal["retry_delay"]  # noqa: Y015
     _WhichOneofArgType__retry_delay: _TypeAlias = _typing.Literal["_retry_delay", b"_retry_delay"]  # noqa: Y015

@@ -173,6 +173,7 @@ class Engine:
             [PLACEHOLDER] * num_virtual + message.prompt,
             message.adapter and message.adapter.at_rest(self._resting),
             message.sampling,
+            message.tenant,
             arrival=self._clock(),
         )
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.

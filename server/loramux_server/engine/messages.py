@@ -205,6 +205,8 @@ class Submit(Struct, frozen=True, tag=True):
     prompt: list[int]
     adapter: AdapterSource | None
     sampling: Sampling
+    tenant: str = ""
+    """Whose request it is: only their own requests share KV blocks with it."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

@@ -1,5 +1,8 @@
 """Names for KV blocks: what a block holds depends on the adapter and every token up to its end.
 
+The tenant is in the name as well. How long a request takes tells whether its blocks were there, and
+that must tell nobody what others ask.
+
 Source: vLLM's automatic prefix caching, which chains the hash of a block to that of the one before.
 """
 
@@ -12,12 +15,21 @@ from loramux_server.engine.request import Request
 def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[bytes]:
     """Return the names of the full blocks in the first `num_tokens` tokens of `request`.
 
-    They are computed once and kept with the request. Two blocks have the same name only if adapter
-    and tokens are the same: the digest is a cryptographic one.
+    They are computed once and kept with the request. Two blocks have the same name only if tenant,
+    adapter and tokens are the same: the digest is a cryptographic one.
     """
     names = request.block_names
     for start in range(len(names) * block_size, num_tokens - block_size + 1, block_size):
-        before = names[-1] if names else (request.digest or "").encode()
+        before = names[-1] if names else _root(request)
         tokens = array("q", request.tokens(start, start + block_size)).tobytes()
         names.append(hashlib.blake2b(before + tokens, digest_size=32).digest())
     return names[: num_tokens // block_size]
+
+
+def _root(request: Request) -> bytes:
+    """Return what comes before the first token: whose request it is, and of which adapter."""
+    tenant, digest = request.tenant.encode(), (request.digest or "").encode()
+    # With its length before it, neither can pass for the end or the beginning of the other.
+    return hashlib.blake2b(
+        b"".join(len(part).to_bytes(8) + part for part in (tenant, digest)), digest_size=32
+    ).digest()

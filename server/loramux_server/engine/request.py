@@ -14,6 +14,8 @@ class Request:
     """With a placeholder for each virtual token of the adapter before it."""
     adapter: AdapterSource | None
     sampling: Sampling
+    tenant: str = ""
+    """Whose it is: only requests of one tenant share KV blocks."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
     output: list[int] = field(default_factory=list)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loramux.v1 import adapters_pb2
+from loramux_server.access.caller import caller
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
@@ -109,9 +110,11 @@ class AdapterService:
     ) -> AsyncIterator[adapters_pb2.WatchAdaptersResponse]:
         """Tell of changes, first of what is there if that is asked for."""
         named = parse_name(request.name, "name") if request.name else None
+        who = caller()
 
         def wants(record: AdapterRecord) -> bool:
-            return named is None or record.adapter == (named.tenant, named.name)
+            is_named = named is None or record.adapter == (named.tenant, named.name)
+            return is_named and who.sees(record.tenant)
 
         watcher = self._changes.watch(wants)
         try:

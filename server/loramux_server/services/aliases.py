@@ -2,13 +2,14 @@
 
 import asyncio
 
-from loramux.errors import NotFoundError
 from loramux.v1 import aliases_pb2
+from loramux_server.access.caller import caller
 from loramux_server.rpc import Context
 from loramux_server.services.descriptions import alias_of, split_of
 from loramux_server.services.limits import invalid, page_size
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.alias import Split
+from loramux_server.store.names import not_registered
 from loramux_server.store.reference import Reference, parse_name
 from loramux_server.store.registry import Registry
 
@@ -100,14 +101,15 @@ class AliasService:
     def _adapter(self, name: str) -> Reference:
         reference = parse_name(name, "name")
         if not self._registry.versions(name):
-            raise NotFoundError(
-                f"adapter {name!r} is not registered", reason="ADAPTER_NOT_FOUND", field="name"
-            )
+            raise not_registered(reference, "name")
         return reference
 
 
 def _by(moved_by: str, context: Context) -> str:
-    """Return who moves an alias: what the caller says, or else where the call comes from."""
+    """Return who moves an alias: the caller's key, or what it says, or where it calls from."""
     if len(moved_by) > MAX_MOVED_BY or not moved_by.isprintable():
         raise invalid("moved_by", moved_by, f"at most {MAX_MOVED_BY} printable characters")
-    return moved_by or context.peer().rpartition(":")[0]
+    if not (key_id := caller().key_id):
+        return moved_by or context.peer().rpartition(":")[0]
+    # What the caller says cannot hide whose key it was.
+    return f"{moved_by} (key {key_id})" if moved_by else f"key {key_id}"

@@ -14,6 +14,7 @@ from loramux.v1 import (
     server_pb2,
     uploads_pb2,
 )
+from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
 from loramux_server.engine.messages import ModelInfo
 from loramux_server.engine_client import EngineClient
@@ -86,6 +87,7 @@ def build_services(
     model: ModelInfo,
     base: ServedBase,
     metrics: Metrics,
+    quotas: Quotas,
     config: ServerConfig,
 ) -> Services:
     """Return the services of a server of `model`."""
@@ -107,6 +109,7 @@ def build_services(
         model=model,
         metrics=metrics,
         statuses=statuses,
+        quotas=quotas,
         default_timeout=config.default_timeout,
     )
     adapters = AdapterService(

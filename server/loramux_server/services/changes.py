@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from loramux.errors import ResourceExhaustedError, UnavailableError
 from loramux.v1 import adapters_pb2
+from loramux_server.access.caller import Caller, acting, caller
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.store.record import AdapterRecord
 
@@ -18,8 +19,9 @@ Change = adapters_pb2.WatchAdaptersResponse
 class Watcher:
     """The changes that one caller has not taken yet."""
 
-    def __init__(self, wants: Callable[[AdapterRecord], bool]) -> None:
+    def __init__(self, wants: Callable[[AdapterRecord], bool], who: Caller) -> None:
         self.wants = wants
+        self.who = who
         self._left: deque[Change] = deque()
         self._is_behind = False
         self._is_closed = False
@@ -77,15 +79,19 @@ class Changes:
         if not self._watchers:
             return
         for record in records:
-            change = None
+            changes: dict[str, Change] = {}
             for watcher in self._watchers:
                 if watcher.wants(record):
-                    change = change or Change(change=kind, adapter=self._descriptions.of(record))
-                    watcher.put(change)
+                    # Who asks shows in a description: it names things as they may.
+                    if (tenant := watcher.who.tenant) not in changes:
+                        with acting(watcher.who):
+                            described = self._descriptions.of(record)
+                        changes[tenant] = Change(change=kind, adapter=described)
+                    watcher.put(changes[tenant])
 
     def watch(self, wants: Callable[[AdapterRecord], bool]) -> Watcher:
-        """Return a watcher of the versions that it `wants`, from now on; `leave` it in the end."""
-        watcher = Watcher(wants)
+        """Return a watcher of the versions that the caller `wants`; `leave` it in the end."""
+        watcher = Watcher(wants, caller())
         if self._is_closed:
             watcher.close()
         self._watchers.add(watcher)

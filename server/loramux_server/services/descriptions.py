@@ -1,6 +1,7 @@
 """What is said of adapters over the wire."""
 
 from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2
+from loramux_server.access.caller import caller
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Split
 from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
@@ -18,7 +19,7 @@ _TIERS = {
 
 
 class Descriptions:
-    """Describes versions, and what goes on with them."""
+    """Describes versions to the caller, and what goes on with them."""
 
     def __init__(self, registry: Registry, statuses: Statuses) -> None:
         self._registry = registry
@@ -31,6 +32,7 @@ class Descriptions:
     def of(self, record: AdapterRecord) -> adapters_pb2.Adapter:
         """Return the message for a version."""
         status = self._statuses.of(record.digest)
+        usage = self._statuses.usage_of(record.digest, record.tenant)
         message = adapters_pb2.Adapter(
             name=record.name,
             digest=record.digest,
@@ -43,6 +45,7 @@ class Descriptions:
             tier=_TIERS[status.tier],
             tenant=record.tenant,
             version=record.version,
+            reference=_reference(record, caller().tenant),
             aliases=self._registry.aliases.of_version(record),
             is_pinned=record.is_pinned,
             status=adapters_pb2.AdapterStatus(
@@ -50,15 +53,21 @@ class Descriptions:
                 load_failure=status.load_failure,
                 memory_bytes=record.num_bytes,
                 calls=self._registry.leases.num_requests(record),
-                requests=status.requests,
-                hits=status.hits,
+                requests=usage.requests,
+                hits=usage.hits,
                 loads=status.loads,
             ),
         )
-        if status.last_used:
-            message.status.last_used_at.FromDatetime(status.last_used)
+        if usage.last_used:
+            message.status.last_used_at.FromDatetime(usage.last_used)
         message.created_at.FromDatetime(record.created_at)
         return message
+
+
+def _reference(record: AdapterRecord, tenant: str) -> str:
+    """Return what a caller of `tenant` has to say to mean exactly this version."""
+    named = f"{record.name}:{record.version}"
+    return named if record.tenant == tenant else f"{record.tenant}/{named}"
 
 
 def identity_of(record: AdapterRecord) -> generation_pb2.AdapterIdentity:

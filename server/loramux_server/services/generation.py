@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
 from loramux.v1 import generation_pb2
+from loramux_server.access.caller import caller
+from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
@@ -23,6 +25,7 @@ from loramux_server.services.limits import (
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
 from loramux_server.statuses import Statuses
+from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
 
@@ -35,12 +38,16 @@ class _Call:
     """A checked request, on its way."""
 
     request_id: str
+    tenant: str
+    """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
     adapter: AdapterSource | None
     identity: generation_pb2.AdapterIdentity | None
     samplings: list[Sampling]
     text: TextOptions
     observer: Observer
+    reserved: Reserved
+    """Tokens of its tenant's quota."""
 
 
 class GenerationService:
@@ -54,6 +61,7 @@ class GenerationService:
         model: ModelInfo,
         metrics: Metrics,
         statuses: Statuses,
+        quotas: Quotas,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -61,9 +69,11 @@ class GenerationService:
         self._model = model
         self._metrics = metrics
         self._statuses = statuses
+        self._quotas = quotas
         self._default_timeout = default_timeout
         self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
-        self._live: set[str] = set()
+        self._live: set[tuple[str, str]] = set()
+        """Tenant and id of each request under way."""
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -103,7 +113,8 @@ class GenerationService:
         response = generation_pb2.StreamGenerateResponse(
             request_id=call.request_id, adapter=call.identity
         )
-        with self._submitted(call, mailbox) as ids, deadline.over(mailbox):
+        submitted = self._submitted(call, mailbox)
+        with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
                     output = outputs[index]
@@ -127,7 +138,11 @@ class GenerationService:
         ids: list[int] = []
         try:
             for index, sampling in enumerate(call.samplings):
-                ids.append(self._engine.submit(mailbox, index, call.prompt, call.adapter, sampling))
+                ids.append(
+                    self._engine.submit(
+                        mailbox, index, call.prompt, call.adapter, sampling, call.tenant
+                    )
+                )
             yield ids
         finally:
             for request_id in ids:
@@ -154,17 +169,20 @@ class GenerationService:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
         request_id = request.request_id or secrets.token_hex(8)
-        if request_id in self._live:
+        tenant = caller().tenant
+        key = (tenant, request_id)
+        if key in self._live:
             raise AlreadyExistsError(
                 f"request_id {request_id!r} is that of a request still running",
                 reason="REQUEST_EXISTS",
                 field="request_id",
             )
-        self._live.add(request_id)
+        self._live.add(key)
         try:
-            yield request_id
+            with self._quotas.request(tenant):
+                yield request_id
         finally:
-            self._live.discard(request_id)
+            self._live.discard(key)
 
     async def _tokenize(self, request: generation_pb2.GenerateRequest) -> list[int]:
         if not request.prompt:
@@ -202,27 +220,46 @@ class GenerationService:
         observer: Observer,
     ) -> Iterator[_Call]:
         """Resolve the adapter once and keep that version for as long as the block runs."""
-        text = text_options(request.sampling)
+        text, tenant = text_options(request.sampling), caller().tenant
+        with self._leased(request) as (record, source):
+            num_virtual = source.virtual_tokens if source else 0
+            chosen = samplings(request.sampling, len(tokens), self._model, num_virtual=num_virtual)
+            most = len(tokens) + sum(sampling.max_tokens for sampling in chosen)
+            with self._quotas.tokens(tenant, most) as reserved:
+                observer.resolved(record.full_name if record else "", len(tokens))
+                identity = identity_of(record) if record else None
+                yield _Call(
+                    request_id, tenant, tokens, source, identity, chosen, text, observer, reserved
+                )
+
+    @contextmanager
+    def _leased(
+        self, request: generation_pb2.GenerateRequest
+    ) -> Iterator[tuple[AdapterRecord, AdapterSource] | tuple[None, None]]:
+        """Yield the version that `request` asks for, if any, while it is in use."""
         if not request.adapter:
-            chosen = samplings(request.sampling, len(tokens), self._model)
-            observer.resolved("", len(tokens))
-            yield _Call(request_id, tokens, None, None, chosen, text, observer)
+            yield None, None
             return
         key = request.routing_key or secrets.token_hex(8)
-        with self._registry.lease(request.adapter, key=key) as (record, source):
-            chosen = samplings(
-                request.sampling, len(tokens), self._model, num_virtual=source.virtual_tokens
-            )
-            observer.resolved(record.full_name, len(tokens))
-            identity = identity_of(record)
-            with self._statuses.used(record.digest):
-                yield _Call(request_id, tokens, source, identity, chosen, text, observer)
+        lease = self._registry.lease(request.adapter, key=key)
+        with lease as (record, source), self._statuses.used(record.digest, record.tenant):
+            yield record, source
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()
         return _Deadline(
             self._default_timeout if remaining is None else min(remaining, MAX_TIMEOUT)
         )
+
+
+@contextmanager
+def _accounted(call: _Call, outputs: list[Output]) -> Iterator[None]:
+    """Note in the end what of the quota was used; a request that got no token used nothing."""
+    try:
+        yield
+    finally:
+        num_made = sum(output.num_tokens for output in outputs)
+        call.reserved.num_used = len(call.prompt) + num_made if num_made else 0
 
 
 MAX_TIMEOUT = 3600.0

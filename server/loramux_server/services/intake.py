@@ -89,7 +89,7 @@ class Intake:
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         prompt = self._probe_prompt[: self._base.context_length - source.virtual_tokens - 1]
-        request_id = self._engine.submit(mailbox, 0, prompt, source, sampling)
+        request_id = self._engine.submit(mailbox, 0, prompt, source, sampling, record.tenant)
         try:
             await mailbox.take()
         finally:

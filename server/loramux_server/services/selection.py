@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from loramux.v1 import adapters_pb2
+from loramux_server.access.caller import caller
 from loramux_server.services.descriptions import SOURCES, Descriptions
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_reference
@@ -17,7 +18,7 @@ class Selection:
         self._descriptions = descriptions
 
     def after(self, request: adapters_pb2.ListAdaptersRequest) -> Iterator[AdapterRecord]:
-        """Yield what comes behind the page before.
+        """Yield what comes behind the page before, as far as the caller may see it.
 
         Raises:
             InvalidArgumentError: The page token is none.
@@ -37,8 +38,10 @@ class Selection:
                 yield record
 
     def _filter(self, request: adapters_pb2.ListAdaptersRequest) -> Callable[[AdapterRecord], bool]:
+        who = caller()
         return lambda record: (
-            request.tenant in ("", record.tenant)
+            who.sees(record.tenant)
+            and request.tenant in ("", record.tenant)
             and record.name.startswith(request.name_prefix)
             and request.source in (0, SOURCES[record.source])
             and request.tier in (0, self._descriptions.tier_of(record))

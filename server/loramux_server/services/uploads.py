@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from loramux.errors import InvalidArgumentError, UnavailableError
 from loramux.v1 import adapters_pb2, uploads_pb2
+from loramux_server.access.caller import caller
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.chunks import Chunks, protocol_error
@@ -15,7 +16,7 @@ from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.intake import Intake
 from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.services.storage import finished, storage_errors
-from loramux_server.store.uploads import Registered, Upload, Uploads
+from loramux_server.store.uploads import Registered, Upload, Uploads, no_upload
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class UploadService:
         committed = 0
         while (request := await self._chunks.next(requests)) is not None:
             if upload is None:
-                upload = self._uploads.get(request.upload_id)
+                upload = self._own(request.upload_id)
             elif request.upload_id != upload.id:
                 raise protocol_error("a stream brings the chunks of one upload", "upload_id")
             self._check(request, upload)
@@ -123,8 +124,10 @@ class UploadService:
 
     async def _finish(self, upload_id: str) -> Registered:
         if done := self._uploads.finished(upload_id):
+            if not caller().owns(done[0].tenant):
+                raise no_upload(upload_id)
             return done
-        upload = self._uploads.get(upload_id)
+        upload = self._own(upload_id)
         if not upload.is_complete:
             raise protocol_error(
                 f"{upload.staged.size} bytes came; header.size_bytes is {upload.size}",
@@ -149,6 +152,17 @@ class UploadService:
             finally:
                 upload.is_finishing = False
             return result
+
+    def _own(self, upload_id: str) -> Upload:
+        """Return an upload of the caller's.
+
+        Raises:
+            NotFoundError: There is none with this id; one of another tenant is as good as none.
+        """
+        upload = self._uploads.get(upload_id)
+        if not caller().owns(upload.tenant):
+            raise no_upload(upload_id)
+        return upload
 
     def _check(self, request: uploads_pb2.SendChunksRequest, upload: Upload) -> None:
         """Demand that a chunk is one of this upload, and of the right size."""

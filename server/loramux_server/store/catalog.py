@@ -4,7 +4,6 @@ SQLite by default: write-ahead log, synchronous=FULL, one writer. What a method 
 something has returned from survives a crash and a power cut.
 """
 
-import datetime
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -12,6 +11,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from loramux_server.store.alias import Move, Split
+from loramux_server.store.key_records import KeyRecords
+from loramux_server.store.moments import in_utc
+from loramux_server.store.policies import Policies
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.schema import aliases, moves, names, prepare, store, versions
@@ -37,6 +39,10 @@ class Catalog:
         except BaseException:
             self.close()
             raise
+        self.keys = KeyRecords(self._engine)
+        """Who may call."""
+        self.policies = Policies(self._engine)
+        """What tenants may use."""
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Catalog":
@@ -50,7 +56,7 @@ class Catalog:
             for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
                 values["target_modules"] = tuple(json.loads(values["target_modules"]))
-                values["created_at"] = _in_utc(values["created_at"])
+                values["created_at"] = in_utc(values["created_at"])
                 yield AdapterRecord(**values)
 
     def last_versions(self) -> dict[tuple[str, str], int]:
@@ -159,13 +165,8 @@ def _delete(connection: sa.Connection, records: Collection[AdapterRecord]) -> No
 def _move(row: sa.Row[tuple[object, ...]]) -> Move:
     values = dict(row._mapping)
     values["before"], values["after"] = Split.load(values["before"]), Split.load(values["after"])
-    values["moved_at"] = _in_utc(values["moved_at"])
+    values["moved_at"] = in_utc(values["moved_at"])
     return Move(**values)
-
-
-def _in_utc(moment: datetime.datetime) -> datetime.datetime:
-    """Return `moment` with its time zone, which SQLite does not keep."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def _configure_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:

@@ -66,7 +66,7 @@ class Names:
         """
         entry = self._entries.get((reference.tenant, reference.name))
         if entry is None:
-            raise _not_found(f"adapter {str(reference)!r} is not registered", field)
+            raise not_registered(reference, field)
         if reference.digest and not reference.tag:
             for record in reversed(entry.versions.values()):
                 if record.digest == reference.digest:
@@ -177,6 +177,11 @@ class Names:
                 field,
             )
         return record
+
+
+def not_registered(reference: Reference, field: str) -> NotFoundError:
+    """Return the error for a name that stands for nothing, or for nothing that may be known of."""
+    return _not_found(f"adapter {str(reference)!r} is not registered", field)
 
 
 def _not_found(message: str, field: str) -> NotFoundError:

@@ -56,14 +56,16 @@ def full_name(tenant: str, name: str) -> str:
 
 
 @lru_cache(_CACHED)
-def parse_reference(text: str, field: str) -> Reference:
+def parse_reference(text: str, field: str, tenant: str = DEFAULT_TENANT) -> Reference:
     """Return what `text`, which came in the request field `field`, refers to.
+
+    Where it names no tenant, `tenant` is meant.
 
     Raises:
         InvalidArgumentError: It is no reference; the message says what is wrong with which part.
     """
     try:
-        return _parsed(text)
+        return _parsed(text, tenant)
     except PackageError as error:
         said = str(error)
         if shown(text) not in said:
@@ -110,7 +112,7 @@ def check_alias(alias: str, field: str) -> str:
     )
 
 
-def _parsed(text: str) -> Reference:
+def _parsed(text: str, default_tenant: str) -> Reference:
     rest, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
         raise PackageError(
@@ -126,4 +128,4 @@ def _parsed(text: str) -> Reference:
         raise PackageError(
             f"version {shown(tag)} is not a number from 1 without leading zeros", "INVALID_FIELD"
         )
-    return Reference(tenant if slash else DEFAULT_TENANT, name, tag, digest)
+    return Reference(tenant if slash else default_tenant, name, tag, digest)

@@ -78,6 +78,29 @@ moves = sa.Table(
     sa.Index("moves_of_alias", "tenant", "name", "alias", "number"),
 )
 
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.String(63), primary_key=True),
+    sa.Column("tenant", sa.String(63), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("expires_at", sa.DateTime(timezone=True)),
+    sa.Column("revoked_at", sa.DateTime(timezone=True)),
+)
+
+policies = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("tenant", sa.String(63), primary_key=True),
+    sa.Column("requests_per_second", sa.Float),
+    sa.Column("tokens_per_minute", sa.BigInteger),
+    sa.Column("concurrent_requests", sa.Integer),
+    sa.Column("weight", sa.Integer, nullable=False),
+)
+
 _adapters = sa.Table(
     "adapters",
     sa.MetaData(),

@@ -32,6 +32,8 @@ class Upload:
     """One package on its way."""
 
     id: str
+    tenant: str
+    """Whose it is."""
     size: int
     staged: Staged
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -105,7 +107,7 @@ class Uploads:
                 # What is declared anew is not finished, whatever became of it before.
                 self._finished.pop(upload_id, None)
                 staged = self._registry.blobs.resume(upload_id)
-                upload = self._open[upload_id] = Upload(upload_id, size, staged)
+                upload = self._open[upload_id] = Upload(upload_id, reference.tenant, size, staged)
         if upload.staged.size > size:
             self.end(upload)  # no prefix of what was declared
             return self.start(name, digest, size)
@@ -121,11 +123,7 @@ class Uploads:
         try:
             return self._open[upload_id]
         except KeyError:
-            raise NotFoundError(
-                f"no upload has the id {upload_id[:64]!r}; begin with StartUpload again",
-                reason="UPLOAD_NOT_FOUND",
-                field="upload_id",
-            ) from None
+            raise no_upload(upload_id) from None
 
     def has(self, upload_id: str) -> bool:
         """Return whether an upload is under way."""
@@ -216,3 +214,12 @@ class Uploads:
         self._open.pop(upload.id, None)
         with suppress(OSError):
             upload.staged.file.close()
+
+
+def no_upload(upload_id: str) -> NotFoundError:
+    """Return the error for an id that no upload has, or none that may be known of."""
+    return NotFoundError(
+        f"no upload has the id {upload_id[:64]!r}; begin with StartUpload again",
+        reason="UPLOAD_NOT_FOUND",
+        field="upload_id",
+    )

@@ -1,0 +1,57 @@
+"""What becomes of every method and every field of PEFT, as Markdown.
+
+`python -m loramux_adapters.field_table` prints it; `docs/peft-fields.md` is that.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from loramux_adapters.fields import Fields
+from loramux_adapters.kinds import FOLDED, KINDS, REFUSED
+from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
+
+_HEAD = """\
+# What is served of PEFT
+
+Every method of PEFT 0.21, and every field of its `adapter_config.json`. *Honoured* fields decide
+what is computed; *recorded* ones do not change the result of what was saved, and are kept; others
+are refused with this reason, unless they are switched off. A test holds the table against PEFT's
+config classes, so that a field of a later version cannot slip past.
+"""
+
+
+def field_table() -> str:
+    """Return the document."""
+    return "\n".join(_lines())
+
+
+def all_fields() -> Mapping[str, Fields]:
+    """Return the fields of each method that is served or folded, by the value of `peft_type`."""
+    return {name: kind.fields for name, kind in KINDS.items()} | dict(FIELDS_OF_FOLDED)
+
+
+def _lines() -> Iterator[str]:
+    yield from (_HEAD, "## Methods", "", "| `peft_type` | |", "| --- | --- |")
+    rows = dict.fromkeys(KINDS, "served")
+    rows |= dict.fromkeys(FOLDED, "made a LoRA by `loramux pack`")
+    rows |= {name: f"refused: {why}" for name, why in REFUSED.items()}
+    yield from (f"| `{name}` | {rows[name]} |" for name in sorted(rows, key=_order))
+    for name, fields in sorted(all_fields().items(), key=lambda item: _order(item[0])):
+        yield from ("", f"## `{name}`", "", "| field | |", "| --- | --- |")
+        places = dict.fromkeys(fields.honoured, "honoured")
+        places |= dict.fromkeys(fields.recorded, "recorded")
+        places |= {field: _refused(field, why, fields) for field, why in fields.refused.items()}
+        yield from (f"| `{field}` | {places[field]} |" for field in sorted(places))
+    yield ""
+
+
+def _refused(field: str, why: str, fields: Fields) -> str:
+    harmless = ", ".join(f"`{value}`" for value in fields.harmless.get(field, ()))
+    return f"refused{f', except {harmless}' if harmless else ''}: {why}"
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (0 if name in KINDS else 1 if name in FOLDED else 2, name)
+
+
+if __name__ == "__main__":
+    print(field_table(), end="")

@@ -1,0 +1,199 @@
+"""Adapters of other methods as plain LoRA that adds the same, or nearly.
+
+What a method adds to the weight of a layer is a matrix. Where its rank is small enough for a LoRA
+it is folded exactly, else to the nearest matrix of that rank, and the error is told.
+
+Legend: R rank, I input features, O output features.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loramux_adapters.base import BaseFolder
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import Fields, refuse_unserved, split_name
+from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.package import (
+    Output,
+    open_tensors,
+    read_config,
+    read_notes,
+    tensor_reader,
+)
+from loramux_adapters.peft_config import MAX_RANK, check_config
+from loramux_adapters.tensorfile import TensorInfo, read_header
+from loramux_adapters.weights.dtypes import Array, decoded
+from loramux_adapters.weights.spectrum import Factors, Wide, norm
+from loramux_adapters.weights.update import Update, write_updates
+
+MAX_ERROR = 0.01
+"""Of what a layer adds, by norm, this share may be lost where the rank is too high."""
+MAX_DENSE = 1 << 27
+"""Numbers of the largest matrix that is formed."""
+_KEPT = (
+    "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
+    "alpha_pattern",
+)  # fmt: skip
+"""Fields that mean the same in a LoRA."""
+
+Parts = Mapping[str, Array]
+"""Ending of a tensor's name -> its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What is known of a layer beside its tensors."""
+
+    module: str
+    rank: int
+    """By the config."""
+    in_features: int | None
+    """None where the base is not at hand."""
+
+
+Folder = Callable[[Layer, Parts], tuple[Factors, float]]
+"""Layer and its tensors -> factors, and the share of the change that they lack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method that can be folded."""
+
+    fields: Fields
+    alpha: str | None
+    """The field that over the rank scales the change; None where nothing scales it."""
+    default_rank: int
+    endings: tuple[str, ...]
+    fold: Folder
+    shared: tuple[str, ...] = ()
+    """Names of tensors that all layers share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What became of one layer."""
+
+    module: str
+    rank: int
+    error: float
+    """Norm of the difference over the norm; 0 where it is exact."""
+
+
+def fold(
+    source: Path,
+    output: Output,
+    method: Method,
+    *,
+    notes: Mapping[str, object] | None = None,
+    max_error: float = MAX_ERROR,
+    base: BaseFolder | None = None,
+) -> list[Folded]:
+    """Write the folder `source`, an adapter of `method`, to `output` as a package of LoRA.
+
+    Raises:
+        PackageError: The folder is no such adapter, has a field that is not served, or a layer
+            would lose more than `max_error`.
+    """
+    config = read_config(source)
+    refuse_unserved(config, method.fields)
+    as_lora, checked = _as_lora(config, method)
+    done: list[Folded] = []
+    updates: list[Update] = []
+    with open_tensors(source) as file:
+        header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
+        read = tensor_reader(file, header.data_start)
+        dtypes = {tensor.dtype for tensor in header.tensors.values()}
+        for module, tensors in _modules(header.tensors, method):
+            if not checked.targets(module):
+                raise PackageError(
+                    f"module {module} has tensors but adapter_config.json does not target it "
+                    "(target_modules, exclude_modules, layers_to_transform)",
+                    "INVALID_ADAPTER_CONFIG",
+                )
+            parts = {
+                ending: decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
+                for ending, tensor in tensors.items()
+            }
+            if not all(np.isfinite(values).all() for values in parts.values()):
+                raise PackageError(
+                    f"module {module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
+                )
+            base_layer = base.layer(module) if base else None
+            in_features = base_layer.features[0] if base_layer else None
+            layer = Layer(module, checked.rank_of(module), in_features)
+            (b_OR, a_RI), error = method.fold(layer, parts)
+            if not error <= max_error:
+                raise PackageError(
+                    f"module {module}: what it adds has a rank above {MAX_RANK}, and the nearest "
+                    f"of rank {MAX_RANK} lacks {error:.3g} of it, above the limit of {max_error:g}",
+                    "UNSUPPORTED_ADAPTER_FEATURE",
+                )
+            scale = checked.scale_of(module) if method.alpha else 1.0
+            update = Update(module, scale, a_RI.astype(np.float32), b_OR.astype(np.float32))
+            updates.append(update)
+            done.append(Folded(module, update.rank, error))
+    if not updates:
+        raise PackageError(f"{source} has no tensors of an adapter")
+    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+    all_notes = {**read_notes(source), **(notes or {})}
+    write_updates(as_lora, updates, dtype, output, notes=all_notes)
+    return done
+
+
+def _as_lora(config: Mapping[str, object], method: Method) -> tuple[dict[str, object], LoraConfig]:
+    """Return `config` as one of LoRA, and checked."""
+    kept = {name: config[name] for name in _KEPT if name in config}
+    rank = config.get("r", method.default_rank)
+    as_lora = {**kept, "peft_type": "LORA", "r": rank}
+    if method.alpha:
+        as_lora["lora_alpha"] = config.get(method.alpha, 8)
+    return as_lora, check_config(as_lora)
+
+
+def _modules(
+    tensors: Mapping[str, TensorInfo], method: Method
+) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
+    """Yield each layer and its tensors by their endings, those that all share included."""
+    endings = ", ".join(repr(ending) for ending in method.endings)
+    shared = {name: tensors[name] for name in method.shared if name in tensors}
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for name, tensor in tensors.items():
+        if name not in shared:
+            module, ending = split_name(name, method.endings, f"{endings} are served of it")
+            found.setdefault(module, {})[ending] = tensor
+    for module, parts in sorted(found.items()):
+        for tensor in parts.values():
+            if not tensor.shape or 0 in tensor.shape or len(tensor.shape) > 2:
+                shape = shown(tensor.shape)
+                raise PackageError(f"tensor {tensor.name}: shape {shape} is no matrix")
+        yield module, {**parts, **shared}
+
+
+def part(layer: Layer, parts: Parts, name: str) -> Array:
+    """Return one tensor of a layer.
+
+    Raises:
+        PackageError: It is missing.
+    """
+    if name not in parts:
+        raise PackageError(f"module {layer.module} has no {name.removeprefix('.')}")
+    return parts[name]
+
+
+def nearest(u_OK: Wide, s_K: Wide, v_KI: Wide) -> tuple[Factors, float]:
+    """Return the factors of the nearest matrix of the largest rank, and the share that it lacks.
+
+    Args:
+        u_OK: Left singular vectors.
+        s_K: Singular values, largest first.
+        v_KI: Right singular vectors.
+    """
+    root_R = np.sqrt(s_K[:MAX_RANK])
+    whole = norm(s_K)
+    error = norm(s_K[MAX_RANK:]) / whole if whole else 0.0
+    return (u_OK[:, :MAX_RANK] * root_R, root_R[:, None] * v_KI[:MAX_RANK]), error

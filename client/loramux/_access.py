@@ -1,0 +1,134 @@
+"""How a client shows who it is, and makes sure of who answers."""
+
+import functools
+import ipaddress
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+
+from loramux.errors import InvalidArgumentError
+
+KEY_VARIABLE = "LORAMUX_API_KEY"
+CA_VARIABLE = "LORAMUX_CA"
+PLAINTEXT_VARIABLE = "LORAMUX_PLAINTEXT"
+
+Tls = bool | str | Path | None
+"""Whether the connection is encrypted: with the authorities of the system, or those of a file."""
+
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+_Options = list[tuple[str, int]]
+
+
+class _Keyed:
+    """A channel whose calls all show a key."""
+
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel, key: str) -> None:
+        self._channel = channel
+        self._metadata = (("authorization", f"Bearer {key}"),)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
+        made = getattr(self._channel, name)
+        return self._showing_key(made) if name in _KINDS else made
+
+    def _showing_key(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*arguments: object, **options: object) -> object:
+            return functools.partial(make(*arguments, **options), metadata=self._metadata)
+
+        return made
+
+
+def open_channel(
+    target: str,
+    options: _Options,
+    *,
+    key: str | None,
+    tls: Tls,
+    credentials: grpc.ChannelCredentials | None,
+) -> grpc.Channel:
+    """Return a channel to `target`; see `Client` for the arguments.
+
+    Raises:
+        InvalidArgumentError: The key cannot be one, or would be sent where others can read it.
+        OSError: The file of authorities cannot be read.
+    """
+    key = _checked_key(key)
+    credentials = _credentials(target, key, tls, credentials)
+    channel = (
+        grpc.secure_channel(target, credentials, options)
+        if credentials
+        else grpc.insecure_channel(target, options)
+    )
+    return cast(grpc.Channel, _Keyed(channel, key)) if key else channel
+
+
+def open_aio_channel(
+    target: str,
+    options: _Options,
+    *,
+    key: str | None,
+    tls: Tls,
+    credentials: grpc.ChannelCredentials | None,
+) -> grpc.aio.Channel:
+    """Return a channel for an event loop; see `open_channel`."""
+    key = _checked_key(key)
+    credentials = _credentials(target, key, tls, credentials)
+    channel = (
+        grpc.aio.secure_channel(target, credentials, options)
+        if credentials
+        else grpc.aio.insecure_channel(target, options)
+    )
+    return cast(grpc.aio.Channel, _Keyed(channel, key)) if key else channel
+
+
+def _checked_key(key: str | None) -> str:
+    """Return the key to show, empty for none."""
+    if key is None:
+        key = os.environ.get(KEY_VARIABLE, "")
+    # Without the key in the message.
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InvalidArgumentError(
+            "key holds what no key has: blanks, line ends or letters beyond ASCII",
+            reason="INVALID_FIELD",
+            field="key",
+        )
+    return key
+
+
+def _credentials(
+    target: str, key: str, tls: Tls, credentials: grpc.ChannelCredentials | None
+) -> grpc.ChannelCredentials | None:
+    """Return what encrypts the connection; None for plaintext."""
+    if credentials is not None:
+        return credentials
+    if tls is None and os.environ.get(PLAINTEXT_VARIABLE):
+        tls = False
+    if tls is None:
+        tls = os.environ.get(CA_VARIABLE) or None
+    if tls is True:
+        return grpc.ssl_channel_credentials()
+    if tls:
+        return grpc.ssl_channel_credentials(Path(tls).read_bytes())
+    if key and tls is None and not _is_local(target):
+        raise InvalidArgumentError(
+            f"a key would go to {target} in plaintext; set tls=True, or the path of the server's "
+            "authority, or tls=False where nobody else can read it",
+            reason="INVALID_FIELD",
+            field="tls",
+        )
+    return None
+
+
+def _is_local(target: str) -> bool:
+    """Return whether only this machine can read what goes to `target`."""
+    if target.startswith("unix"):
+        return True
+    host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("ipv4:")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,81 @@
+"""From what comes with a call to who makes it."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from loramux.errors import PermissionDeniedError, UnauthenticatedError
+from loramux_server.access.caller import LOCAL_ADMIN, Caller
+from loramux_server.access.certificates import Certificates
+from loramux_server.access.key_ring import KeyRing
+
+_HEADER = "authorization"
+_SCHEME = "bearer"
+
+
+class Authenticator:
+    """Knows callers by their keys and certificates."""
+
+    def __init__(self, ring: KeyRing, certificates: Certificates | None = None) -> None:
+        """Ask `ring` for keys, and `certificates` for what certificates of clients say, if any."""
+        self.ring = ring
+        self._certificates = certificates
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody is the administrator, because nothing says who else would be."""
+        return self.ring.is_empty and self._certificates is None
+
+    def identify(
+        self,
+        metadata: Iterable[tuple[str, str | bytes]],
+        peer: Callable[[], Mapping[str, Iterable[bytes]]],
+    ) -> Caller:
+        """Return who makes a call.
+
+        Args:
+            metadata: What the call brought along.
+            peer: Returns what the transport proved of the other side.
+
+        Raises:
+            UnauthenticatedError: It brought no good key and no certificate that names a caller;
+                which of the ways to fail it was is not said.
+            PermissionDeniedError: Its key and its certificate belong to different tenants.
+        """
+        if self.is_open:
+            return LOCAL_ADMIN
+        shown = [value for name, value in metadata if name == _HEADER]
+        certified = self._certificates.caller(peer()) if self._certificates else None
+        if not shown and certified:
+            return certified
+        keyed = self._keyed(shown)
+        if keyed is None:
+            raise unauthenticated()
+        if certified and certified.tenant != keyed.tenant:
+            raise PermissionDeniedError(
+                "the key and the client's certificate belong to different tenants",
+                reason="PERMISSION_DENIED",
+            )
+        return keyed
+
+    def is_valid(self, caller: Caller) -> bool:
+        """Return whether a call of `caller` may go on."""
+        if self.is_open:
+            return True
+        if caller.key_id:
+            return self.ring.is_valid(caller.key_id)
+        # Without a key, it was a certificate, or the server was open until now.
+        return self._certificates is not None
+
+    def _keyed(self, shown: list[str | bytes]) -> Caller | None:
+        # Of two, a proxy may have checked the other one.
+        if len(shown) != 1 or not isinstance(shown[0], str):
+            return None
+        scheme, _, text = shown[0].partition(" ")
+        return self.ring.find(text) if scheme.lower() == _SCHEME else None
+
+
+def unauthenticated() -> UnauthenticatedError:
+    """Return the error for whoever is not known; always the same one."""
+    return UnauthenticatedError(
+        "the call needs a valid key, as metadata `authorization: Bearer lmx_…`",
+        reason="UNAUTHENTICATED",
+    )

@@ -1,0 +1,70 @@
+"""What stands between the port and the services, made from the settings and the catalog."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import sqlalchemy.exc
+
+from loramux_server.access.authenticator import Authenticator
+from loramux_server.access.certificates import Certificates
+from loramux_server.access.exposure import check_exposure
+from loramux_server.access.gate import Gate
+from loramux_server.access.key_ring import KeyRing
+from loramux_server.access.quotas import Quotas
+from loramux_server.access.server_secret import ServerSecretError
+from loramux_server.access.tls import ServerTls
+from loramux_server.config import ConfigError, ServerConfig
+from loramux_server.services.storage import finished
+from loramux_server.store.catalog import Catalog
+
+_log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 0.25
+"""How often keys are looked at: what was revoked opens nothing after that."""
+
+
+class Entrance:
+    """Owns who may come in."""
+
+    def __init__(self, catalog: Catalog, folder: Path, config: ServerConfig) -> None:
+        """Read the keys of the store in `folder`.
+
+        Raises:
+            ConfigError: They cannot be checked, or others could come in without one.
+        """
+        try:
+            self._ring = KeyRing(catalog.keys, folder)
+        except ServerSecretError as error:
+            raise ConfigError(str(error)) from None
+        domain = config.tls_client_domain
+        certificates = Certificates(domain) if domain else None
+        check_exposure(config, knows_callers=self._ring.has_valid_key() or certificates is not None)
+        if config.insecure and self._ring.is_empty and certificates is None:
+            _log.warning("--insecure without keys: whoever reaches the server is its administrator")
+        self.quotas = Quotas(catalog.policies)
+        self.gate = Gate(Authenticator(self._ring, certificates))
+
+    async def watch(self, tls: ServerTls | None) -> None:
+        """Take in, again and again, which keys and certificates there are.
+
+        Calls of keys that are not there any more end.
+        """
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            await finished(asyncio.to_thread(self._refresh, tls))
+            self.gate.shut_out()
+
+    def _refresh(self, tls: ServerTls | None) -> None:
+        try:
+            self._ring.refresh()
+            self.quotas.refresh()
+        except (sqlalchemy.exc.DatabaseError, ServerSecretError) as error:
+            _log.warning("keys and policies are looked at again later: %s", _cause(error))
+        if tls is not None:
+            tls.refresh()
+
+
+def _cause(error: Exception) -> object:
+    """Return what may be said of `error`: of a statement, never its values."""
+    return error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error

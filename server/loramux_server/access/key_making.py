@@ -1,0 +1,98 @@
+"""Keys from their making to their end."""
+
+import datetime
+from dataclasses import replace
+
+from loramux_adapters import check_adapter_name
+from loramux_server.access.caller import Role
+from loramux_server.access.key import Key, key_digest, new_key
+from loramux_server.access.key_ring import now_in_utc
+from loramux_server.store.key_records import KeyRecord, KeyRecords
+
+MAX_LABEL = 128
+
+
+class KeyMaking:
+    """Makes, replaces and revokes the keys of one store."""
+
+    def __init__(self, records: KeyRecords, server_secret: bytes) -> None:
+        """Work on `records`, with the secret of the same store."""
+        self._records = records
+        self._server_secret = server_secret
+
+    def make(
+        self,
+        *,
+        tenant: str,
+        role: Role,
+        label: str = "",
+        lifetime: datetime.timedelta | None = None,
+    ) -> Key:
+        """Make a key and return it; its text can never be had again.
+
+        Args:
+            tenant: Whose names its callers mean.
+            role: What they are trusted with.
+            label: What it is for.
+            lifetime: After this it opens nothing; None means never.
+
+        Raises:
+            PackageError: `tenant` is no name.
+            ValueError: `label` is too long, or not printable.
+        """
+        check_adapter_name(tenant)
+        if len(label) > MAX_LABEL or not label.isprintable():
+            raise ValueError(f"label is {label!r}; expected {MAX_LABEL} printable characters")
+        key, now = new_key(), now_in_utc()
+        self._records.add(
+            KeyRecord(
+                id=key.id,
+                tenant=tenant,
+                role=role.value,
+                label=label,
+                digest=self._digest(key),
+                created_at=now,
+                expires_at=now + lifetime if lifetime else None,
+            )
+        )
+        return key
+
+    def rotate(self, key_id: str, *, grace: datetime.timedelta) -> Key:
+        """Make a key that may do what another one may, which is good for `grace` from now on.
+
+        The new one lives as long as the other was made to.
+
+        Raises:
+            LookupError: There is no such key, or it opens nothing any more.
+        """
+        old, now = self._valid(key_id), now_in_utc()
+        lifetime = old.expires_at - old.created_at if old.expires_at else None
+        key = new_key()
+        record = replace(
+            old,
+            id=key.id,
+            digest=self._digest(key),
+            created_at=now,
+            expires_at=now + lifetime if lifetime else None,
+        )
+        self._records.replace(key_id, record, until=now + grace)
+        return key
+
+    def revoke(self, key_id: str) -> None:
+        """Let a key open nothing from now on.
+
+        Raises:
+            LookupError: There is no such key, or it opens nothing any more.
+        """
+        self._records.revoke(self._valid(key_id).id, now_in_utc())
+
+    def _digest(self, key: Key) -> str:
+        return key_digest(key, self._server_secret).hex()
+
+    def _valid(self, key_id: str) -> KeyRecord:
+        for record in self._records.all():
+            if record.id == key_id:
+                if not record.is_valid(now_in_utc()):
+                    raise LookupError(f"key {key_id!r} was revoked, or has expired")
+                return record
+        raise LookupError(f"there is no key {key_id!r}; `loramux keys ls` shows all")

@@ -1,0 +1,99 @@
+"""The keys that open the server: those of the catalog, in memory.
+
+Looked at again several times a second, because `loramux keys` changes them from another process.
+"""
+
+import datetime
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loramux_server.access.caller import Caller, Role
+from loramux_server.access.key import key_digest, parse_key
+from loramux_server.access.server_secret import read_secret
+from loramux_server.store.key_records import KeyRecord, KeyRecords
+
+_NOBODY = "0" * 64
+"""Stands for the digest of a key that is not known, so that it is compared like any other."""
+
+
+def now_in_utc() -> datetime.datetime:
+    """Return the wall-clock time: what a key expires by."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the catalog held at one moment."""
+
+    revision: str
+    records: Mapping[str, KeyRecord] = field(default_factory=dict)
+    secret: bytes = b""
+
+
+class KeyRing:
+    """Key text -> caller. Asked on the event loop; `refresh` may run in a thread beside."""
+
+    def __init__(
+        self,
+        records: KeyRecords,
+        folder: Path,
+        now: Callable[[], datetime.datetime] = now_in_utc,
+    ) -> None:
+        """Read the keys of the store in `folder`.
+
+        Raises:
+            ServerSecretError: There are keys, and they cannot be checked.
+        """
+        self._records = records
+        self._folder = folder
+        self._now = now
+        self._known = self._read()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no key was ever made; one that was revoked counts."""
+        return not self._known.records
+
+    def has_valid_key(self) -> bool:
+        """Return whether there is a key that opens anything."""
+        now = self._now()
+        return any(record.is_valid(now) for record in self._known.records.values())
+
+    def find(self, text: str) -> Caller | None:
+        """Return who shows the key `text`, or None if it opens nothing.
+
+        Whether the id is unknown or the secret is wrong, the same is done.
+        """
+        known = self._known
+        key = parse_key(text)
+        if key is None:
+            return None
+        record = known.records.get(key.id)
+        expected = record.digest if record else _NOBODY
+        is_right = hmac.compare_digest(key_digest(key, known.secret), bytes.fromhex(expected))
+        if not (record and is_right and record.is_valid(self._now())):
+            return None
+        return Caller(record.tenant, Role(record.role), record.id)
+
+    def is_valid(self, key_id: str) -> bool:
+        """Return whether a key that was good still is."""
+        record = self._known.records.get(key_id)
+        return record is not None and record.is_valid(self._now())
+
+    def refresh(self) -> None:
+        """Take in what changed in the catalog.
+
+        Raises:
+            ServerSecretError: The keys that are there now cannot be checked; those that were known
+                stay.
+        """
+        if self._records.revision() != self._known.revision:
+            self._known = self._read()
+
+    def _read(self) -> _Known:
+        # The revision first: what changes in between is read again.
+        revision = self._records.revision()
+        records = {record.id: record for record in self._records.all()}
+        return _Known(revision, records, read_secret(self._folder) if records else b"")

@@ -1,0 +1,150 @@
+"""Whether a tenant may have a request now: its policy, and what it used of it lately."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from loramux.errors import ResourceExhaustedError
+from loramux_server.access.token_bucket import TokenBucket
+from loramux_server.store.policies import Policies, Policy
+
+_MINUTE = 60.0
+_BUSY_DELAY = 1.0
+"""Seconds after which to ask again where one's own requests have to end first."""
+
+
+class Reserved:
+    """Tokens that a request may use; what it does not is given back."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self.num_used = 0
+
+
+@dataclass(slots=True)
+class _Use:
+    """What a tenant uses."""
+
+    policy: Policy
+    requests: TokenBucket | None
+    tokens: TokenBucket | None
+    running: int = 0
+
+
+class Quotas:
+    """Counts what tenants use that have a policy. Lives on the event loop, but for `refresh`."""
+
+    def __init__(self, policies: Policies, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the policies.
+
+        Args:
+            policies: Those of the catalog.
+            clock: Seconds that never go back, whatever is done to the wall clock.
+        """
+        self._policies = policies
+        self._clock = clock
+        self._revision = policies.revision()
+        self._known = {policy.tenant: policy for policy in policies.all()}
+        self._uses: dict[str, _Use] = {}
+
+    def refresh(self) -> None:
+        """Take in policies that changed; may block."""
+        revision = self._policies.revision()
+        if revision != self._revision:
+            self._known = {policy.tenant: policy for policy in self._policies.all()}
+            self._revision = revision
+
+    def policy(self, tenant: str) -> Policy:
+        """Return what a tenant may use."""
+        return self._known.get(tenant) or Policy(tenant=tenant)
+
+    @contextmanager
+    def request(self, tenant: str) -> Iterator[None]:
+        """Count a request of `tenant` for as long as the block runs.
+
+        Raises:
+            ResourceExhaustedError: Too many began lately, or are under way.
+        """
+        use = self._use(tenant)
+        if use is None:
+            yield
+            return
+        policy, now = use.policy, self._clock()
+        limit = policy.concurrent_requests
+        if limit is not None and use.running >= limit:
+            raise _exceeded(tenant, f"{limit} requests at once", _BUSY_DELAY)
+        if use.requests:
+            if delay := use.requests.wait(1, now):
+                raise _exceeded(tenant, f"{policy.requests_per_second:g} requests a second", delay)
+            use.requests.take(1, now)
+        use.running += 1
+        try:
+            yield
+        finally:
+            use.running -= 1
+
+    @contextmanager
+    def tokens(self, tenant: str, num_tokens: int) -> Iterator[Reserved]:
+        """Keep tokens for a request of `tenant`; of those that it did not use the rest comes back.
+
+        Args:
+            tenant: Whose request it is.
+            num_tokens: The most that the request can use, its prompt included.
+
+        Raises:
+            ResourceExhaustedError: It used too many lately, or the request wants more than it can
+                ever have.
+        """
+        use = self._use(tenant)
+        bucket = use.tokens if use else None
+        reserved = Reserved(num_tokens)
+        if bucket is None:
+            yield reserved
+            return
+        now = self._clock()
+        if delay := bucket.wait(num_tokens, now):
+            what = f"{bucket.capacity:.0f} tokens a minute, and this request may use {num_tokens}"
+            raise _exceeded(tenant, what, delay)
+        bucket.take(num_tokens, now)
+        try:
+            yield reserved
+        finally:
+            bucket.give_back(num_tokens - reserved.num_used)
+
+    def _use(self, tenant: str) -> _Use | None:
+        """Return what `tenant` uses, or None if nobody counts that."""
+        policy = self._known.get(tenant)
+        if policy is None:
+            self._uses.pop(tenant, None)
+            return None
+        use = self._uses.get(tenant)
+        if use is None:
+            use = self._uses[tenant] = _Use(policy, None, None)
+            self._make_buckets(use)
+        elif use.policy != policy:
+            use.policy = policy
+            self._make_buckets(use)
+        return use
+
+    def _make_buckets(self, use: _Use) -> None:
+        now = self._clock()
+        rate, per_minute = use.policy.requests_per_second, use.policy.tokens_per_minute
+        use.requests = (
+            None if rate is None else TokenBucket(rate=rate, capacity=max(1.0, rate), now=now)
+        )
+        use.tokens = (
+            None
+            if per_minute is None
+            else TokenBucket(rate=per_minute / _MINUTE, capacity=per_minute, now=now)
+        )
+
+
+def _exceeded(tenant: str, what: str, delay: float) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        f"tenant {tenant!r} may have {what}",
+        reason="QUOTA_EXCEEDED",
+        retry_delay=delay if math.isfinite(delay) else None,
+        quota=f"tenant:{tenant}",
+    )

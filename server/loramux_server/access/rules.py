@@ -1,0 +1,79 @@
+"""What each call takes: one row for every RPC that the server answers, and no RPC without a row."""
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from loramux_server.access.caller import Permission
+
+
+class Access(enum.Enum):
+    """What a call does to the adapter that it names."""
+
+    SEE = enum.auto()
+    """It has to be the caller's own or a public one."""
+    CHANGE = enum.auto()
+    """It has to be the caller's own; that a public one is there is no secret."""
+    CREATE = enum.auto()
+    """The same, and it need not be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one RPC takes."""
+
+    permission: Permission
+    field: str = ""
+    """Path of the request field that names an adapter; empty if none does."""
+    access: Access = Access.SEE
+
+
+_SEE, _CHANGE, _CREATE = Access
+_NONE, _VIEW, _GENERATE, _PUBLISH, _ADMINISTER = Permission
+
+RULES = {
+    "loramux.v1.GenerationService.Generate": Rule(_GENERATE, "adapter", _SEE),
+    "loramux.v1.GenerationService.StreamGenerate": Rule(_GENERATE, "adapter", _SEE),
+    "loramux.v1.AdapterService.UploadAdapter": Rule(_PUBLISH, "header.name", _CREATE),
+    "loramux.v1.AdapterService.GetAdapter": Rule(_VIEW, "name", _SEE),
+    "loramux.v1.AdapterService.ListAdapters": Rule(_VIEW),
+    "loramux.v1.AdapterService.DeleteAdapter": Rule(_PUBLISH, "name", _CHANGE),
+    "loramux.v1.AdapterService.DownloadAdapter": Rule(_PUBLISH, "name", _SEE),
+    "loramux.v1.AdapterService.WatchAdapters": Rule(_VIEW, "name", _SEE),
+    "loramux.v1.UploadService.StartUpload": Rule(_PUBLISH, "header.name", _CREATE),
+    "loramux.v1.UploadService.SendChunks": Rule(_PUBLISH),
+    "loramux.v1.UploadService.FinishUpload": Rule(_PUBLISH),
+    "loramux.v1.AliasService.SetAlias": Rule(_PUBLISH, "name", _CHANGE),
+    "loramux.v1.AliasService.DeleteAlias": Rule(_PUBLISH, "name", _CHANGE),
+    "loramux.v1.AliasService.RollBackAlias": Rule(_PUBLISH, "name", _CHANGE),
+    # It tells who moved what, which is for the owner.
+    "loramux.v1.AliasService.ListAliasMoves": Rule(_VIEW, "name", _CHANGE),
+    # What is pinned takes room from all tenants.
+    "loramux.v1.ResidencyService.PinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
+    "loramux.v1.ResidencyService.UnpinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
+    "loramux.v1.ResidencyService.PrefetchAdapter": Rule(_GENERATE, "name", _SEE),
+    "loramux.v1.ServerService.GetServerInfo": Rule(_VIEW),
+    "grpc.health.v1.Health.Check": Rule(_NONE),
+    "grpc.health.v1.Health.Watch": Rule(_NONE),
+    "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo": Rule(_VIEW),
+}
+"""Full name of the method -> what it takes."""
+
+
+def method_name(path: str) -> str:
+    """Return the full name of the method that gRPC calls `/package.Service/Method`."""
+    return path.removeprefix("/").replace("/", ".")
+
+
+def check_rules(services: Iterable[ServiceDescriptor]) -> None:
+    """Demand a row for every method of `services`.
+
+    Raises:
+        LookupError: One has none; it must not be served.
+    """
+    for service in services:
+        for method in service.methods:
+            if method.full_name not in RULES:
+                raise LookupError(f"{method.full_name} has no row in access/rules.py")

@@ -1,0 +1,133 @@
+"""Certificates of the server, and of whoever may connect. Files that change are taken in.
+
+A pair that does not match, because one of the files was written and not yet the other, is left
+until it does.
+"""
+
+import logging
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from loramux_server.config import ConfigError, ServerConfig
+
+_log = logging.getLogger(__name__)
+
+_Stamps = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What the files held, and the state that they were in."""
+
+    stamps: _Stamps
+    configuration: grpc.ServerCertificateConfiguration
+
+
+class ServerTls:
+    """Owns the certificates. `refresh` looks at the files; handshakes take what it found."""
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        """Read the files.
+
+        Args:
+            certificate: Chain of the server, PEM.
+            key: Its private key, PEM, not encrypted.
+            client_ca: Authorities, PEM, one of which has to have signed a client's certificate;
+                None lets clients connect without one.
+
+        Raises:
+            ConfigError: They cannot be used; the message says why.
+        """
+        self.certificate = certificate
+        self.key = key
+        self.client_ca = client_ca
+        self.on_change: Callable[[], object] = lambda: None
+        """Called when other files were taken in."""
+        try:
+            self._loaded = self._load()
+        except (OSError, ValueError) as error:
+            raise ConfigError(self._what_is_wrong(error)) from None
+        self._shown = self._loaded
+        self._refused: _Stamps | None = None
+        """The last state of the files that could not be used."""
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> "ServerTls | None":
+        """Return what `config` asks for.
+
+        Raises:
+            ConfigError: The files cannot be used.
+        """
+        if config.tls_cert is None or config.tls_key is None:
+            return None
+        client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+        return cls(Path(config.tls_cert), Path(config.tls_key), client_ca)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Return credentials that are the newest ones in every handshake."""
+        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            self._loaded.configuration,
+            self._newest,  # type: ignore[arg-type]  # None is allowed: nothing changed
+            require_client_authentication=self.client_ca is not None,
+        )
+        return credentials
+
+    def refresh(self) -> None:
+        """Take in files that changed; what cannot be used is left, and said once."""
+        try:
+            stamps = self._stamps()
+            if stamps in (self._loaded.stamps, self._refused):
+                return
+            self._refused = stamps
+            self._loaded = self._load()
+        except (OSError, ValueError) as error:
+            _log.warning("the certificate in use stays: %s", self._what_is_wrong(error))
+            return
+        _log.info("the certificate was read again")
+        self.on_change()
+
+    def _newest(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return what a handshake is to take from now on, or None if it is what it has."""
+        loaded = self._loaded
+        if loaded is self._shown:
+            return None
+        self._shown = loaded
+        return loaded.configuration
+
+    def _load(self) -> _Loaded:
+        stamps = self._stamps()
+        check = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        check.load_cert_chain(self.certificate, self.key, password=_no_password)
+        authorities = None
+        if self.client_ca is not None:
+            authorities = self.client_ca.read_bytes()
+            check.load_verify_locations(cadata=authorities.decode("ascii"))
+        pair = (self.key.read_bytes(), self.certificate.read_bytes())
+        if self._stamps() != stamps:
+            raise ValueError("they change")
+        return _Loaded(stamps, grpc.ssl_server_certificate_configuration([pair], authorities))
+
+    def _stamps(self) -> _Stamps:
+        paths = [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
+        found = [path.stat() for path in paths]
+        return tuple((state.st_mtime_ns, state.st_ino, state.st_size) for state in found)
+
+    def _what_is_wrong(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLError):
+            why = (error.reason or "not PEM").lower().replace("_", " ")
+        elif isinstance(error, OSError):
+            why = f"{error.filename or 'a file'}: {error.strerror}"
+        else:
+            why = str(error)
+        named = f"--tls-cert {self.certificate} and --tls-key {self.key}"
+        if self.client_ca:
+            named += f" and --tls-client-ca {self.client_ca}"
+        return f"{named} cannot be used: {why}"
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; a server has nobody to ask for the password")

@@ -1,0 +1,160 @@
+"""`loramux keys`: who may call a server.
+
+The commands work on the catalog in the server's store, whether a server runs on it or not. So the
+first key is made before anybody can call; who may write the store may make keys, and nobody else,
+so that no stolen key can make another; and no call ever carries one.
+"""
+
+import datetime
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from loramux_server.access.caller import Role
+from loramux_server.access.key import Key
+from loramux_server.access.key_making import KeyMaking
+from loramux_server.access.key_ring import now_in_utc
+from loramux_server.access.server_secret import ServerSecretError, make_secret
+from loramux_server.commands.stores import Json, Store, found_store, open_catalog
+from loramux_server.store.key_records import KeyRecord
+from loramux_server.store.reference import DEFAULT_TENANT
+
+app = typer.Typer(
+    help="Make, list, rotate and revoke the keys of a server.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d{1,9})([smhd])")
+
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part of a key after lmx_.")]
+
+
+def parse_duration(text: str) -> datetime.timedelta:
+    """Return the time that `text` means: a number with s, m, h or d.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    found = _DURATION.fullmatch(text)
+    try:
+        if found:
+            return datetime.timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+    except OverflowError:
+        pass
+    raise typer.BadParameter(f"{text!r} is no time; give a number with s, m, h or d, such as 30d")
+
+
+@app.command("create")
+def create(
+    tenant: Annotated[
+        str, typer.Option(help="Whose key it is: names without a tenant are of this one.")
+    ] = DEFAULT_TENANT,
+    role: Annotated[
+        Role,
+        typer.Option(
+            help="viewer sees what there is; user generates, too; publisher uploads, deletes and "
+            "moves aliases, too; admin may do all of this for every tenant, and pin."
+        ),
+    ] = Role.USER,
+    label: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    expires: Annotated[
+        str | None, typer.Option(metavar="TIME", help="It is good for so long, such as 90d.")
+    ] = None,
+    store: Store = None,
+) -> None:
+    """Make a key and print it; it cannot be shown again."""
+    with _making(store) as making:
+        lifetime = parse_duration(expires) if expires else None
+        try:
+            key = making.make(tenant=tenant, role=role, label=label, lifetime=lifetime)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    _show(key, f"{role} of tenant {tenant}")
+
+
+@app.command("rotate")
+def rotate(
+    key_id: KeyId,
+    grace: Annotated[
+        str, typer.Option(metavar="TIME", help="The old key stays good for so long.")
+    ] = "24h",
+    store: Store = None,
+) -> None:
+    """Make a key that takes the place of another, and print it."""
+    with _making(store) as making:
+        key = making.rotate(key_id, grace=parse_duration(grace))
+    _show(key, f"in place of {key_id}, which is good for {grace} from now on")
+
+
+@app.command("revoke")
+def revoke(key_id: KeyId, store: Store = None) -> None:
+    """Let a key open nothing any more; a running server ends its calls within a second."""
+    with _making(store) as making:
+        making.revoke(key_id)
+
+
+@app.command("ls")
+def ls(store: Store = None, as_json: Json = False) -> None:
+    """List all keys that were ever made, never the keys themselves."""
+    with open_catalog(found_store(store)) as catalog:
+        records = catalog.keys.all()
+    if as_json:
+        print(json.dumps([_plain(record) for record in records]))
+        return
+    table = Table("id", "tenant", "role", "made", "state", "label", box=None, pad_edge=False)
+    for record in records:
+        made = f"{record.created_at.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(record.id, record.tenant, record.role, made, _state(record), record.label)
+    Console().print(table)
+
+
+@contextmanager
+def _making(store: Path | None) -> Iterator[KeyMaking]:
+    """Work on the keys of a store; what the user can mend ends the command with one line."""
+    folder = found_store(store)
+    with open_catalog(folder) as catalog:
+        try:
+            yield KeyMaking(catalog.keys, make_secret(folder))
+        except (LookupError, ServerSecretError) as error:
+            print(f"loramux: {error.args[0]}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+def _show(key: Key, what: str) -> None:
+    """Print a key, and to people, not to programs, what it is."""
+    print(f"key {key.id}, {what}; it is shown this once:", file=sys.stderr)
+    print(key.text)
+
+
+def _state(record: KeyRecord) -> str:
+    if record.revoked_at:
+        return f"revoked {record.revoked_at.astimezone():%Y-%m-%d %H:%M}"
+    if record.expires_at is None:
+        return "good"
+    word = "good until" if record.is_valid(now_in_utc()) else "expired"
+    return f"{word} {record.expires_at.astimezone():%Y-%m-%d %H:%M}"
+
+
+def _plain(record: KeyRecord) -> dict[str, object]:
+    moments = {
+        name: moment.isoformat() if (moment := getattr(record, name)) else None
+        for name in ("created_at", "expires_at", "revoked_at")
+    }
+    return {
+        "id": record.id,
+        "tenant": record.tenant,
+        "role": record.role,
+        "label": record.label,
+        "is_valid": record.is_valid(now_in_utc()),
+        **moments,
+    }

@@ -1,0 +1,67 @@
+"""Which store a command means, and its catalog."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import sqlalchemy.exc
+import typer
+
+from loramux_server.store.catalog import Catalog
+from loramux_server.store.places import stores_folder
+from loramux_server.store.schema import NewerFormatError
+
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="LORAMUX_STORE",
+        metavar="DIR",
+        help="The server's --store; left out, the one in the user's data directory.",
+    ),
+]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def found_store(store: Path | None) -> Path:
+    """Return the folder of `store`, or of the only one that there is.
+
+    Raises:
+        typer.BadParameter: There is not exactly one.
+    """
+    if store is not None:
+        return store
+    folder = stores_folder()
+    found = [path.parent for path in sorted(folder.glob("*/catalog.sqlite"))]
+    if len(found) != 1:
+        what = "no store is" if not found else f"{len(found)} stores are"
+        raise typer.BadParameter(
+            f"{what} in {folder}; give --store DIR, as `loramux serve` gets it"
+        )
+    return found[0]
+
+
+@contextmanager
+def open_catalog(folder: Path) -> Iterator[Catalog]:
+    """Open the catalog of the store in `folder`, made if it is not there.
+
+    A server may run on it.
+
+    Raises:
+        OSError: It cannot be opened; the message says why.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        catalog = Catalog.in_folder(folder)
+    except NewerFormatError as error:
+        raise OSError(f"{folder}: {error}") from None
+    except sqlalchemy.exc.DatabaseError as error:
+        raise OSError(f"{folder}: the catalog cannot be opened: {error.orig}") from None
+    try:
+        yield catalog
+    except sqlalchemy.exc.OperationalError as error:
+        raise OSError(f"{folder}: the catalog cannot be written: {error.orig}") from None
+    finally:
+        catalog.close()

@@ -1,0 +1,118 @@
+"""`loramux tenants`: what tenants may use of a server.
+
+As `loramux keys`, the commands work on the catalog in the server's store, whether a server runs on
+it or not; one that runs notices within a second.
+"""
+
+import json
+import math
+import sys
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from loramux_adapters import check_adapter_name
+from loramux_server.commands.stores import Json, Store, found_store, open_catalog
+from loramux_server.store.policies import Policy
+
+app = typer.Typer(
+    help="Set and show what tenants may use of a server.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Tenant = Annotated[str, typer.Argument(help="The tenant.")]
+_ANY = "any"
+
+
+@app.command("set")
+def set_policy(
+    tenant: Tenant,
+    requests_per_second: Annotated[
+        str | None, typer.Option(metavar="NUMBER|any", help="Requests that may begin in a second.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER|any", help="Tokens of prompts and completions in a minute."),
+    ] = None,
+    concurrent: Annotated[
+        str | None, typer.Option(metavar="NUMBER|any", help="Requests under way at once.")
+    ] = None,
+    weight: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Its part of a busy server, beside those of others."),
+    ] = None,
+    store: Store = None,
+) -> None:
+    """Set limits of a tenant; those that are not given stay as they are."""
+    check_adapter_name(tenant)
+    given: dict[str, object] = {}
+    if requests_per_second is not None:
+        given["requests_per_second"] = _limit(requests_per_second)
+    if tokens_per_minute is not None:
+        given["tokens_per_minute"] = _count(tokens_per_minute)
+    if concurrent is not None:
+        given["concurrent_requests"] = _count(concurrent)
+    if weight is not None:
+        given["weight"] = weight
+    with open_catalog(found_store(store)) as catalog:
+        known = {policy.tenant: policy for policy in catalog.policies.all()}
+        catalog.policies.set(replace(known.get(tenant, Policy(tenant=tenant)), **given))  # type: ignore[arg-type]
+
+
+@app.command("clear")
+def clear(tenant: Tenant, store: Store = None) -> None:
+    """Let a tenant use what it wants."""
+    with open_catalog(found_store(store)) as catalog:
+        if not catalog.policies.remove(tenant):
+            print(f"loramux: tenant {tenant!r} has no limits", file=sys.stderr)
+            raise typer.Exit(1)
+
+
+@app.command("ls")
+def ls(store: Store = None, as_json: Json = False) -> None:
+    """List the tenants that have keys or limits."""
+    with open_catalog(found_store(store)) as catalog:
+        known = {policy.tenant: policy for policy in catalog.policies.all()}
+        tenants = sorted({record.tenant for record in catalog.keys.all()} | known.keys())
+    policies = [known.get(tenant, Policy(tenant=tenant)) for tenant in tenants]
+    if as_json:
+        print(json.dumps([asdict(policy) for policy in policies]))
+        return
+    table = Table(
+        "tenant", "requests/s", "tokens/min", "at once", "weight", box=None, pad_edge=False
+    )
+    for policy in policies:
+        limits = (
+            policy.requests_per_second, policy.tokens_per_minute, policy.concurrent_requests
+        )  # fmt: skip
+        shown = [_ANY if limit is None else f"{limit:,}" for limit in limits]
+        table.add_row(policy.tenant, *shown, str(policy.weight))
+    Console().print(table)
+
+
+def _limit(text: str) -> float | None:
+    """Return the number that `text` is, or None for `any`.
+
+    Raises:
+        typer.BadParameter: It is neither.
+    """
+    if text == _ANY:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < 1e9:
+        raise typer.BadParameter(f"{text!r} is no number above 0, and not {_ANY!r}")
+    return number
+
+
+def _count(text: str) -> int | None:
+    number = _limit(text)
+    if number is not None and not number.is_integer():
+        raise typer.BadParameter(f"{text!r} is no whole number, and not {_ANY!r}")
+    return None if number is None else int(number)

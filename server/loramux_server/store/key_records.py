@@ -1,0 +1,83 @@
+"""The keys of the catalog: what of each is kept, and how it changes."""
+
+import datetime
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from loramux_server.store.moments import in_utc
+from loramux_server.store.revision import mark_change, read_revision
+from loramux_server.store.schema import keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """What is kept of one key."""
+
+    id: str
+    tenant: str
+    role: str
+    label: str
+    """What it is for, in the words of who made it."""
+    digest: str
+    """Hexadecimal HMAC of its text; the text itself is kept nowhere."""
+    created_at: datetime.datetime
+    expires_at: datetime.datetime | None = None
+    revoked_at: datetime.datetime | None = None
+
+    def is_valid(self, now: datetime.datetime) -> bool:
+        """Return whether it opens anything at `now`."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class KeyRecords:
+    """All keys that were ever made, in the order of their making."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        """Work on the tables of the catalog."""
+        self._engine = engine
+
+    def revision(self) -> str:
+        """Return what is another text after each change."""
+        return read_revision(self._engine)
+
+    def all(self) -> list[KeyRecord]:
+        """Return every key, also those that open nothing any more."""
+        query = sa.select(keys).order_by(keys.c.created_at, keys.c.id)
+        with self._engine.connect() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def add(self, record: KeyRecord) -> None:
+        """Keep another key."""
+        with self._engine.begin() as connection:
+            mark_change(connection)
+            _insert(connection, record)
+
+    def replace(self, key_id: str, record: KeyRecord, *, until: datetime.datetime) -> None:
+        """Keep a key that takes the place of another one, which is good `until` then at most."""
+        is_later = keys.c.expires_at.is_(None) | (keys.c.expires_at > until)
+        with self._engine.begin() as connection:
+            mark_change(connection)
+            _insert(connection, record)
+            outdated = sa.update(keys).where((keys.c.id == key_id) & is_later)
+            connection.execute(outdated.values(expires_at=until))
+
+    def revoke(self, key_id: str, at: datetime.datetime) -> None:
+        """Let a key open nothing from now on."""
+        with self._engine.begin() as connection:
+            mark_change(connection)
+            good = sa.update(keys).where((keys.c.id == key_id) & keys.c.revoked_at.is_(None))
+            connection.execute(good.values(revoked_at=at))
+
+
+def _insert(connection: sa.Connection, record: KeyRecord) -> None:
+    values = {column.name: getattr(record, column.name) for column in keys.columns}
+    connection.execute(sa.insert(keys).values(values))
+
+
+def _record(row: sa.Row[tuple[object, ...]]) -> KeyRecord:
+    values = dict(row._mapping)
+    for name in ("created_at", "expires_at", "revoked_at"):
+        if values[name] is not None:
+            values[name] = in_utc(values[name])
+    return KeyRecord(**values)

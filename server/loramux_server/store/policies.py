@@ -1,0 +1,57 @@
+"""What tenants may use, as the catalog keeps it."""
+
+from dataclasses import dataclass, fields
+
+import sqlalchemy as sa
+
+from loramux_server.store.revision import mark_change, read_revision
+from loramux_server.store.schema import policies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What one tenant may use; None means as much as it wants."""
+
+    tenant: str
+    requests_per_second: float | None = None
+    """Requests that may begin; a second's worth of them may come at once."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and completions; a minute's worth of them may come at once."""
+    concurrent_requests: int | None = None
+    """Requests under way."""
+    weight: int = 1
+    """Its part of a server that is busy, beside the weights of others."""
+
+
+class Policies:
+    """The policies of all tenants that have one."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        """Work on the tables of the catalog."""
+        self._engine = engine
+
+    def revision(self) -> str:
+        """Return what is another text after each change."""
+        return read_revision(self._engine)
+
+    def all(self) -> list[Policy]:
+        """Return every policy, in the order of tenants."""
+        names = [field.name for field in fields(Policy)]
+        query = sa.select(*(policies.c[name] for name in names)).order_by(policies.c.tenant)
+        with self._engine.connect() as connection:
+            return [Policy(**row._mapping) for row in connection.execute(query)]
+
+    def set(self, policy: Policy) -> None:
+        """Keep `policy` in place of the one that its tenant has."""
+        values = {field.name: getattr(policy, field.name) for field in fields(policy)}
+        with self._engine.begin() as connection:
+            mark_change(connection)
+            connection.execute(sa.delete(policies).where(policies.c.tenant == policy.tenant))
+            connection.execute(sa.insert(policies).values(values))
+
+    def remove(self, tenant: str) -> bool:
+        """Let a tenant use what it wants; return whether it had a policy."""
+        with self._engine.begin() as connection:
+            mark_change(connection)
+            gone = connection.execute(sa.delete(policies).where(policies.c.tenant == tenant))
+            return gone.rowcount > 0

@@ -1,0 +1,166 @@
+"""LoHa, LoKr and VeRA are packed as LoRA that adds the same."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoHaConfig, LoKrConfig, PeftConfig, VeraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from loramux_adapters import PackageError, open_package, unpack
+from loramux_adapters.base import BaseFolder, read_base
+from loramux_adapters.package import read_package
+from loramux_adapters.weights import fold, lycoris
+from loramux_adapters.weights.fold import Folded
+from loramux_adapters.weights.sources import pack_source
+from tests.support.adapters import quiet_peft, with_adapter
+from tests.support.command_line import Loramux
+from tests.support.models import tiny_model
+
+PROMPT = torch.tensor([[1, 5, 9, 23, 42, 7]])
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CONFIGS: dict[str, PeftConfig] = {
+    "loha": LoHaConfig(r=3, alpha=5, target_modules=ALL, rank_pattern={"q_proj": 2}),
+    "loha, wider than the layer": LoHaConfig(r=24, alpha=24, target_modules=["k_proj"]),
+    "lokr, w2 whole": LoKrConfig(r=8, alpha=4, target_modules=ALL),
+    "lokr, w2 in two": LoKrConfig(r=2, alpha=4, target_modules=ALL, alpha_pattern={"v_proj": 7}),
+    "lokr, both in two": LoKrConfig(r=1, alpha=2, target_modules=ALL, decompose_both=True),
+    "vera": VeraConfig(r=6, target_modules=["q_proj", "k_proj", "down_proj"]),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseFolder:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model("llama").save_pretrained(folder)
+    return read_base(folder)
+
+
+def save(folder: Path, config: PeftConfig) -> Path:
+    """Save an adapter whose every weight is random."""
+    torch.manual_seed(3)
+    with quiet_peft():
+        adapted = get_peft_model(copy.deepcopy(tiny_model("llama")), copy.deepcopy(config))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.4)
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+def packed(
+    source: Path, base: BaseFolder | None = None, max_error: float = 0.01
+) -> tuple[list[Folded], Path]:
+    """Return what became of the layers, and the folder of the LoRA."""
+    with (source / "out").open("w+b") as file:
+        done = pack_source(source, file, base=base, max_error=max_error)
+        unpack(file, read_package(file, file.tell()), source / "lora")
+    return done, source / "lora"
+
+
+def logits(folder: Path | None) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = with_adapter(tiny_model("llama"), folder)(input_ids=PROMPT).logits
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_logits_are_those_of_peft(name: str, tmp_path: Path, base: BaseFolder) -> None:
+    source = save(tmp_path / "a", CONFIGS[name])
+    done, folder = packed(source, base)
+    wanted = logits(source)
+    torch.testing.assert_close(logits(folder), wanted, rtol=0, atol=5e-5)
+    assert (logits(None) - wanted).abs().max() > 0.01
+    assert all(layer.error == 0 for layer in done)
+
+
+@pytest.mark.parametrize("name", ["loha", "lokr, w2 whole"])
+def test_what_has_too_high_a_rank_becomes_the_nearest_lora(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (fold, lycoris):
+        monkeypatch.setattr(module, "MAX_RANK", 4)
+    source = save(tmp_path / "a", CONFIGS[name])
+    with pytest.raises(PackageError, match=r"the nearest of rank 4 lacks 0\.\d+ of it"):
+        packed(source)
+    done, folder = packed(source, max_error=1.0)
+    layer = next(layer for layer in done if layer.error)
+    with torch.inference_mode():
+        models = [with_adapter(tiny_model("llama"), each) for each in (source, folder)]
+    exact, found = (
+        model.get_submodule(f"base_model.model.{layer.module}").get_delta_weight("default")  # type: ignore[operator]
+        for model in models
+    )
+    _, s, _ = torch.linalg.svd(exact)
+    torch.testing.assert_close((exact - found).norm(), s[4:].norm(), rtol=1e-4, atol=1e-5)
+    assert layer.error == pytest.approx(float(s[4:].norm() / s.norm()), rel=1e-4)
+
+
+def test_pack_says_what_became_of_the_layers(loramux: Loramux, tmp_path: Path) -> None:
+    save(tmp_path / "a", CONFIGS["lokr, w2 in two"])
+    first, second = (loramux("pack", "a", "-o", name, "--json") for name in ("one", "two"))
+    assert first.code == second.code == 0
+    assert Path("one").read_bytes() == Path("two").read_bytes()
+    layers = json.loads(first.output)["folded"]
+    with open_package(Path("one")) as (_, package):
+        assert package.method == "lora"
+        assert {layer["module"]: layer["rank"] for layer in layers} == {
+            module.module: module.rank for module in package.modules
+        }
+
+
+def refusal(source: Path, base: BaseFolder | None = None) -> str:
+    with pytest.raises(PackageError) as caught:
+        packed(source, base)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("loha", {"modules_to_save": ["lm_head"]}, "'modules_to_save' = ['lm_head'] is refused"),
+        ("loha", {"r": 4, "rank_pattern": {}}, "do not have rank 4 and one width each"),
+        ("lokr, w2 whole", {"target_modules": ["q_proj"]}, "does not target it"),
+        ("lokr, w2 whole", {"target_modules": ".*"}, "a regular expression"),
+        ("loha", {"alpha": -1}, "lora_alpha is -1"),
+        ("vera", {"bias": "all"}, "'bias' = 'all' is refused"),
+    ],
+)
+def test_a_config_that_is_not_served_is_named(
+    name: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    source = save(tmp_path / "a", CONFIGS[name])
+    path = source / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert message in refusal(source)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    source = save(tmp_path / "a", CONFIGS["loha"])
+    path = source / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = min(name for name in tensors if name.endswith("hada_w2_b"))
+    save_file({key: value for key, value in tensors.items() if key != name}, path)
+    module = name.removeprefix("base_model.model.").removesuffix(".hada_w2_b")
+    assert refusal(source) == f"module {module} has no hada_w2_b"
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    source = save(tmp_path / "a", CONFIGS["lokr, w2 in two"])
+    path = source / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[min(tensors)][0, 0] = float("nan")
+    save_file(tensors, path)
+    assert refusal(source).endswith("a weight is NaN or infinite")
+
+
+def test_vera_says_what_it_needs(tmp_path: Path, base: BaseFolder) -> None:
+    source = save(tmp_path / "a", CONFIGS["vera"])
+    assert "give the base model with --base" in refusal(source)
+    with quiet_peft():
+        without = VeraConfig(r=4, target_modules=["q_proj"], save_projection=False)
+        source = save(tmp_path / "b", without)
+    assert "save the adapter with save_projection=True" in refusal(source, base)

@@ -1,0 +1,128 @@
+"""`loramux keys` and `loramux tenants`: what they print, refuse and keep."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loramux.cli.app import run
+from loramux_server.access.key import parse_key
+from loramux_server.commands.keys import parse_duration
+from loramux_server.store.catalog import Catalog
+from tests.support.command_line import Loramux, Result
+
+
+@pytest.fixture
+def loramux(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Loramux]:
+    """Runs the command line in this process, on a store of its own."""
+    monkeypatch.setenv("LORAMUX_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["loramux", *arguments])
+        try:
+            code = run()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        output, errors = capsys.readouterr()
+        return Result(code, output, errors)
+
+    return call  # type: ignore[return-value]
+
+
+def test_a_key_is_printed_once_and_alone(loramux: Loramux, tmp_path: Path) -> None:
+    made = loramux("keys", "create", "--tenant", "acme", "--label", "ci", "--expires", "30d")
+    key = parse_key(made.output.removesuffix("\n"))
+    assert key is not None
+    assert "shown this once" in made.errors
+    assert key.text not in made.errors
+    shown = loramux("keys", "ls").output
+    assert key.id in shown
+    assert key.text not in shown
+    for word in ("acme", "user", "good until", "ci"):
+        assert word in shown
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+
+
+def test_rotation_and_revocation_show_in_the_list(loramux: Loramux) -> None:
+    old = parse_key(loramux("keys", "create", "--role", "publisher").output.strip())
+    assert old is not None
+    new = parse_key(loramux("keys", "rotate", old.id, "--grace", "0s").output.strip())
+    assert new is not None
+    assert loramux("keys", "revoke", new.id).code == 0
+    listed = json.loads(loramux("keys", "ls", "--json").output)
+    assert [(key["id"], key["is_valid"]) for key in listed] == [(old.id, False), (new.id, False)]
+    assert [key["role"] for key in listed] == ["publisher"] * 2
+    assert "expired" in (text := loramux("keys", "ls").output)
+    assert "revoked" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["keys", "create", "--tenant", "Acme"], "'Acme'"),
+        (["keys", "create", "--role", "root"], "root"),
+        (["keys", "create", "--label", "a\nb"], "label"),
+        (["keys", "create", "--expires", "soon"], "'soon' is no time"),
+        (["keys", "revoke", "nobody"], "there is no key 'nobody'"),
+        (["keys", "rotate", "nobody"], "there is no key 'nobody'"),
+        (["tenants", "set", "Acme"], "'Acme'"),
+        (["tenants", "set", "acme", "--concurrent", "0"], "'0' is no number above 0"),
+        (["tenants", "set", "acme", "--concurrent", "1.5"], "'1.5' is no whole number"),
+        (["tenants", "set", "acme", "--tokens-per-minute", "nan"], "'nan' is no number"),
+        (["tenants", "clear", "acme"], "tenant 'acme' has no limits"),
+    ],
+)
+def test_what_is_wrong_is_said_and_changes_nothing(
+    loramux: Loramux, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    done = loramux(*arguments)
+    assert done.code in (1, 2)
+    assert says in done.errors
+    catalog = Catalog.in_folder(tmp_path / "store") if (tmp_path / "store").exists() else None
+    if catalog is not None:
+        assert (catalog.keys.all(), catalog.policies.all()) == ([], [])
+        catalog.close()
+
+
+def test_limits_are_set_one_by_one(loramux: Loramux) -> None:
+    loramux("keys", "create", "--tenant", "free")
+    loramux("tenants", "set", "acme", "--requests-per-second", "0.5", "--concurrent", "4")
+    loramux("tenants", "set", "acme", "--tokens-per-minute", "1000000", "--concurrent", "any")
+    listed = json.loads(loramux("tenants", "ls", "--json").output)
+    assert listed == [
+        {
+            "tenant": "acme", "requests_per_second": 0.5, "tokens_per_minute": 1000000,
+            "concurrent_requests": None, "weight": 1,
+        },
+        {
+            "tenant": "free", "requests_per_second": None, "tokens_per_minute": None,
+            "concurrent_requests": None, "weight": 1,
+        },
+    ]  # fmt: skip
+    assert "1,000,000" in loramux("tenants", "ls").output
+    assert loramux("tenants", "clear", "acme").code == 0
+    assert "acme" not in loramux("tenants", "ls").output
+
+
+def test_without_a_store_the_only_one_is_meant(
+    loramux: Loramux, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("LORAMUX_STORE")
+    assert "give --store" in loramux("keys", "ls").errors
+    for name in ("one", "two"):
+        folder = tmp_path / "data" / "loramux" / name
+        folder.mkdir(parents=True)
+        Catalog.in_folder(folder).close()
+        assert ("2 stores" in loramux("keys", "ls").errors) is (name == "two")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0s", 0), ("90s", 90), ("5m", 300), ("24h", 86400), ("7d", 604800)]
+)
+def test_times(text: str, seconds: int) -> None:
+    assert parse_duration(text).total_seconds() == seconds

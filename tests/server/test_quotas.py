@@ -1,0 +1,149 @@
+"""What a tenant may have, and when it may have more."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from loramux.errors import ResourceExhaustedError
+from loramux_server.access.quotas import Quotas
+from loramux_server.access.token_bucket import TokenBucket
+from loramux_server.store.catalog import Catalog
+from loramux_server.store.policies import Policy
+from tests.support.fake import ManualClock
+from tests.support.policies import KeptPolicies
+
+
+def test_a_bucket_fills_again_and_never_over() -> None:
+    bucket = TokenBucket(rate=2.0, capacity=4.0, now=0.0)
+    assert bucket.wait(4, 0.0) == 0
+    bucket.take(4, 0.0)
+    assert bucket.wait(1, 0.0) == 0.5
+    assert bucket.wait(1, 0.5) == 0
+    assert bucket.wait(4, 100.0) == 0
+    assert bucket.wait(5, 100.0) == float("inf")
+    bucket.take(1, 100.0)
+    bucket.give_back(3)
+    assert bucket.wait(4, 100.0) == 0
+    assert bucket.wait(4.5, 100.0) == float("inf")
+
+
+class Setup:
+    """Quotas of one tenant on a clock of our own."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.clock = ManualClock()
+        self.policies = KeptPolicies(Policy(tenant="acme", **policy))
+        self.quotas = Quotas(self.policies, self.clock)
+
+    def request(self, tenant: str = "acme") -> ResourceExhaustedError | None:
+        """Have a request that ends at once; return why it was refused, if it was."""
+        try:
+            with self.quotas.request(tenant):
+                return None
+        except ResourceExhaustedError as error:
+            return error
+
+    def tokens(self, most: int, used: int | None = None) -> ResourceExhaustedError | None:
+        try:
+            with self.quotas.tokens("acme", most) as reserved:
+                reserved.num_used = most if used is None else used
+                return None
+        except ResourceExhaustedError as error:
+            return error
+
+
+def test_requests_a_second() -> None:
+    setup = Setup(requests_per_second=2)
+    refused = [setup.request() for _ in range(3)]
+    assert refused[:2] == [None, None]
+    error = refused[2]
+    assert error is not None
+    assert (error.reason, error.quota, error.retry_delay) == ("QUOTA_EXCEEDED", "tenant:acme", 0.5)
+    assert "2 requests a second" in str(error)
+    setup.clock.now += 0.5
+    assert setup.request() is None
+    assert setup.request() is not None
+    assert setup.request("other") is None
+
+
+def test_less_than_a_request_a_second() -> None:
+    setup = Setup(requests_per_second=0.1)
+    assert setup.request() is None
+    error = setup.request()
+    assert error is not None
+    assert error.retry_delay == pytest.approx(10)
+
+
+def test_requests_at_once() -> None:
+    setup = Setup(concurrent_requests=2)
+    with setup.quotas.request("acme"):
+        with setup.quotas.request("acme"):
+            error = setup.request()
+            assert error is not None
+            assert error.retry_delay is not None
+            assert "2 requests at once" in str(error)
+        assert setup.request() is None
+    assert setup.request() is None
+
+
+def test_what_fails_is_not_under_way_any_more() -> None:
+    setup = Setup(concurrent_requests=1)
+    for failure in (ValueError, asyncio.CancelledError):
+        with pytest.raises(failure), setup.quotas.request("acme"):
+            raise failure
+    assert setup.request() is None
+
+
+def test_tokens_a_minute() -> None:
+    setup = Setup(tokens_per_minute=60)
+    assert setup.tokens(40) is None
+    error = setup.tokens(40)
+    assert error is not None
+    assert error.retry_delay == pytest.approx(20)
+    assert "60 tokens a minute, and this request may use 40" in str(error)
+    setup.clock.now += 20
+    assert setup.tokens(40) is None
+
+
+def test_tokens_that_were_not_used_come_back() -> None:
+    setup = Setup(tokens_per_minute=60)
+    for _ in range(6):
+        assert setup.tokens(60, used=0) is None
+    assert setup.tokens(60, used=10) is None
+    assert setup.tokens(60) is not None
+    assert setup.tokens(50) is None
+
+
+def test_waiting_does_not_help_who_wants_more_than_there_ever_is() -> None:
+    error = Setup(tokens_per_minute=60).tokens(61)
+    assert error is not None
+    assert error.retry_delay is None
+
+
+def test_policies_change_meanwhile() -> None:
+    setup = Setup(requests_per_second=1)
+    assert setup.request() is None
+    assert setup.request() is not None
+    setup.policies.kept[:] = [Policy(tenant="acme", requests_per_second=5)]
+    setup.quotas.refresh()
+    assert [setup.request() for _ in range(5)] == [None] * 5
+    assert setup.request() is not None
+    setup.policies.kept[:] = []
+    setup.quotas.refresh()
+    assert [setup.request() for _ in range(9)] == [None] * 9
+    assert setup.quotas.policy("acme") == Policy(tenant="acme")
+
+
+def test_policies_are_kept_in_the_catalog(tmp_path: Any) -> None:
+    catalog = Catalog.in_folder(tmp_path)
+    policy = Policy(tenant="acme", requests_per_second=0.5, tokens_per_minute=9, weight=3)
+    before = catalog.policies.revision()
+    catalog.policies.set(Policy(tenant="acme", concurrent_requests=4))
+    catalog.policies.set(policy)
+    assert catalog.policies.all() == [policy]
+    assert catalog.policies.revision() != before
+    assert catalog.policies.remove("acme")
+    assert not catalog.policies.remove("acme")
+    assert catalog.policies.all() == []
+    catalog.close()
