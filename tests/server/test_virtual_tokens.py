@@ -4,6 +4,7 @@ import copy
 import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ class Prepared:
     wrapped: torch.nn.Module
     steps: list[Batch] = field(default_factory=list)
 
-    def harness(self, monkeypatch: pytest.MonkeyPatch, **config: int) -> Harness:
+    def harness(self, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Harness:
         run = ModelRunner.run
 
         def noted(runner: ModelRunner, batch: Batch) -> torch.Tensor:
