@@ -216,6 +216,8 @@ class Adapter:
     """The largest rank of any module; 0 where there is no low-rank change."""
     method: str
     """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    virtual_tokens: int
+    """Positions of the context that it takes before every prompt; usage does not count them."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

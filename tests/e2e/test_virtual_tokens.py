@@ -53,7 +53,8 @@ def test_each_method_answers_as_peft_does_before_and_after_a_restart(
             with ThreadPoolExecutor(2 * len(wanted)) as pool:
                 answers = list(pool.map(lambda name: ask(client, name), [*wanted, *wanted]))
             assert answers == 2 * list(wanted.values())
-            assert client.adapters.get("m0").method == "prompt_tuning"
+            adapter = client.adapters.get("m0")
+            assert (adapter.method, adapter.virtual_tokens) == ("prompt_tuning", 30)
 
 
 def test_the_limits_of_the_context_count_virtual_tokens(tiny_base: Path, tmp_path: Path) -> None:

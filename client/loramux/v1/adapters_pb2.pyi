@@ -512,6 +512,7 @@ class Adapter(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the name, without tenant and tag."""
     digest: _builtins.str
@@ -537,6 +538,10 @@ class Adapter(_message.Message):
     reference: _builtins.str
     """reference is what the caller has to say to mean exactly this version: the shortest reference,
     without the tenant if it is the caller's own.
+    """
+    virtual_tokens: _builtins.int
+    """virtual_tokens is how many positions of the context it takes before every prompt, as prompt and
+    prefix tuning do; usage does not count them.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -573,10 +578,11 @@ class Adapter(_message.Message):
         status: Global___AdapterStatus | None = ...,
         method: _builtins.str = ...,
         reference: _builtins.str = ...,
+        virtual_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from loramux_adapters import PackageError
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
@@ -29,10 +30,18 @@ class AdapterLoader:
 
         Raises:
             DamagedError: Its file is absent or not what was registered.
-            PackageError: It does not fit the base model.
+            PackageError: It does not fit the base model, or does what processes cannot do together.
         """
         packed = load_packed(Path(source.path), source.digest, self._base, self._resting)
-        return self._slab.pack(packed) if self._shard == WHOLE else packed
+        if self._shard == WHOLE:
+            return self._slab.pack(packed)
+        if packed.edits:  # registered when one process held the model
+            raise PackageError(
+                "it has more than low-rank changes, which are all that is served with "
+                "tensor_parallel above 1",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+        return packed
 
     def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
         """Copy what this process has of `adapter`, read from `source`, to rows from `row` on.
