@@ -35,8 +35,6 @@ from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 _log = logging.getLogger(__name__)
 
-PLACEHOLDER = 0
-"""The token that stands where the adapter says what is."""
 _FAULTS = {
     "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
     "INTERNAL": "no token could be chosen with these sampling parameters",
@@ -167,10 +165,9 @@ class Engine:
         self._residents.check()
 
     def _submit(self, message: Submit) -> None:
-        num_virtual = message.adapter.virtual_tokens if message.adapter else 0
         request = Request(
             message.request_id,
-            [PLACEHOLDER] * num_virtual + message.prompt,
+            message.prompt,
             message.adapter and message.adapter.at_rest(self._resting),
             message.sampling,
             message.tenant,
@@ -183,9 +180,8 @@ class Engine:
             self._fail(
                 request,
                 "CONTEXT_LENGTH_EXCEEDED",
-                f"the prompt has {len(request.prompt)} tokens, {num_virtual} of them the "
-                f"adapter's; the context of "
-                f"{self._context_length} leaves no room for a completion",
+                f"the prompt has {len(request.prompt)} tokens with those of its adapter; the "
+                f"context of {self._context_length} leaves no room for a completion",
             )
         elif self._scheduler.num_queued >= self._max_waiting:
             self._fail(request, "QUEUE_FULL", f"{self._max_waiting} requests are waiting already")

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from loramux_server.engine.messages import AdapterSource, Sampling
 
+PLACEHOLDER = 0
+"""The token that stands where an adapter says what is."""
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -11,7 +14,7 @@ class Request:
 
     request_id: int
     prompt: list[int]
-    """With a placeholder for each virtual token of the adapter before it."""
+    """What was asked, after a placeholder for each virtual token of the adapter."""
     adapter: AdapterSource | None
     sampling: Sampling
     tenant: str = ""
@@ -31,15 +34,17 @@ class Request:
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
     """Whether it ever left the queue."""
+    num_virtual: int = field(init=False)
+    """Virtual tokens that its adapter puts before the prompt."""
 
-    @property
-    def num_virtual(self) -> int:
-        """Virtual tokens that its adapter puts before the prompt."""
-        return self.adapter.virtual_tokens if self.adapter else 0
+    def __post_init__(self) -> None:
+        self.num_virtual = self.adapter.virtual_tokens if self.adapter else 0
+        if self.num_virtual:
+            self.prompt = [PLACEHOLDER] * self.num_virtual + self.prompt
 
     @property
     def num_fillable(self) -> int:
-        """Those of them whose keys and values need not be computed."""
+        """Virtual tokens whose keys and values the adapter brings."""
         return self.num_virtual if self.adapter and self.adapter.has_cache else 0
 
     @property
