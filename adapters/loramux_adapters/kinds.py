@@ -17,10 +17,12 @@ from loramux_adapters.peft_config import check_config
 from loramux_adapters.strict_json import depth
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.virtual_tokens import (
+    CARTRIDGE_FIELDS,
     MULTITASK_FIELDS,
     P_FIELDS,
     PREFIX_FIELDS,
     PROMPT_FIELDS,
+    check_cartridge,
     check_multitask,
     check_p_tuning,
     check_prefix,
@@ -58,6 +60,7 @@ KINDS: Mapping[str, Kind] = {
     "P_TUNING": Kind(P_FIELDS, check_p_tuning, prompt_contents),
     "MULTITASK_PROMPT_TUNING": Kind(MULTITASK_FIELDS, check_multitask, prompt_contents),
     "PREFIX_TUNING": Kind(PREFIX_FIELDS, check_prefix, prefix_contents),
+    "CARTRIDGE": Kind(CARTRIDGE_FIELDS, check_cartridge, prefix_contents),
 }
 """Value of `peft_type` -> its kind."""
 
@@ -68,15 +71,13 @@ _ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a ba
 _FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
 _MULTIPLIES = "it multiplies the weights of the base; merge it into a base of its own"
 _BY_STATE = "what it does depends on the hidden state of each token"
-_PROMPT = "its prompt is made in a way that is not served"
 REFUSED: Mapping[str, str] = {
     "ADAMSS": "it adapts subspaces of the base's own weights",
     "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
     "BEFT": "its biases are no field of LoRA's: train them as LoRA with bias='all'",
     "BOFT": _ORTHOGONAL,
     "C3A": _FULL_RANK,
-    "CARTRIDGE": _PROMPT,
-    "CPT": _PROMPT,
+    "CPT": "its prompt is made of tokens of the base and what is learned beside them",
     "DEFT": _MULTIPLIES,
     "DELORA": "its change is scaled by the lengths of its factors and of the base's weights",
     "FOURIERFT": _FULL_RANK,

@@ -1,11 +1,11 @@
-"""Virtual tokens: what prompt tuning, P-tuning and prefix tuning put before every prompt.
+"""Virtual tokens: what prompt tuning, P-tuning, prefix tuning and cartridges put before prompts.
 
 PEFT runs the encoders of P-tuning and of prefix tuning when it saves, so that a file has ready
 embeddings, or ready keys and values, whatever made them.
 
 Sources of the methods: arXiv 2104.08691 (prompt tuning), 2103.10385 (P-tuning), 2303.02861
-(multitask prompt tuning), 2101.00190 (prefix tuning); of the meaning of each field: the configs of
-PEFT 0.21.
+(multitask prompt tuning), 2101.00190 (prefix tuning), 2506.06266 (cartridges); of the meaning of
+each field: the configs of PEFT 0.21.
 """
 
 from collections.abc import Mapping
@@ -52,6 +52,7 @@ PREFIX_FIELDS = Fields(
     _COMMON | {"encoder_hidden_size", "prefix_projection", "init_weights"},
     _REFUSED,
 )
+CARTRIDGE_FIELDS = Fields(_SHAPE | _CACHE_SHAPE, _COMMON | {"num_frozen_tokens"}, _REFUSED)
 
 _EMBEDDINGS, _COLUMNS, _ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
 
@@ -98,12 +99,12 @@ def check_multitask(config: Mapping[str, object]) -> VirtualTokensConfig:
 
 def check_prefix(config: Mapping[str, object]) -> VirtualTokensConfig:
     """Return what a config of prefix tuning asks for; see `check_prompt`."""
-    return _check(
-        config,
-        PREFIX_FIELDS,
-        num_layers=_size(config, "num_layers"),
-        num_heads=_size(config, "num_attention_heads"),
-    )
+    return _check_cache(config, PREFIX_FIELDS)
+
+
+def check_cartridge(config: Mapping[str, object]) -> VirtualTokensConfig:
+    """Return what a config of a cartridge asks for; see `check_prompt`."""
+    return _check_cache(config, CARTRIDGE_FIELDS)
 
 
 def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
@@ -140,6 +141,15 @@ def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
         raise invalid("token_dim", f"is {width}, no multiple of num_attention_heads, {num_heads}")
     (both,) = _only(tensors, {_EMBEDDINGS: (config.count, 2 * num_layers * width)})
     return Contents(virtual=VirtualTokens(both, num_layers=num_layers, num_heads=num_heads))
+
+
+def _check_cache(config: Mapping[str, object], fields: Fields) -> VirtualTokensConfig:
+    return _check(
+        config,
+        fields,
+        num_layers=_size(config, "num_layers"),
+        num_heads=_size(config, "num_attention_heads"),
+    )
 
 
 def _check(

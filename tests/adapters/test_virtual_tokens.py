@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import (
+    CartridgeConfig,
     MultitaskPromptTuningConfig,
     PeftConfig,
     PrefixTuningConfig,
@@ -40,6 +41,7 @@ SAVED: dict[str, PeftConfig] = {
     "p": PromptEncoderConfig(**LIKE, encoder_hidden_size=6),
     "multitask": MultitaskPromptTuningConfig(**LIKE, num_tasks=1, num_ranks=2),
     "prefix": PrefixTuningConfig(**LIKE, prefix_projection=True, encoder_hidden_size=6),
+    "cartridge": CartridgeConfig(**LIKE, num_frozen_tokens=2),
 }
 
 

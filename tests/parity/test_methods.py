@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import (
+    CartridgeConfig,
     IA3Config,
     LoraConfig,
     MultitaskPromptTuningConfig,
@@ -66,6 +67,7 @@ def virtual_configs() -> dict[str, PeftConfig]:
         "prefix, projected": PrefixTuningConfig(
             num_virtual_tokens=count, prefix_projection=True, encoder_hidden_size=8, **task
         ),
+        "cartridge": CartridgeConfig(num_virtual_tokens=count, **task),
     }  # fmt: skip
 
 
