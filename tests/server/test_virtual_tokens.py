@@ -25,7 +25,7 @@ from tests.parity.test_methods import save
 from tests.support.adapters import Expected, expected, pack_source, with_adapter
 from tests.support.engine import Harness, InlineExecutor
 from tests.support.fake import BLOCK_SIZE, completion, fake_engine, fake_source
-from tests.support.models import tiny_model
+from tests.support.models import VOCAB, tiny_model
 
 COUNT = 10  # two blocks of the harness and a half
 KINDS: dict[str, PeftConfig] = {
@@ -203,3 +203,23 @@ def test_virtual_tokens_that_cannot_be_served_are_refused() -> None:
     assert "prompt_embeddings: only low-rank changes are served with tensor_parallel" in message
     assert refused(18, max_host_bytes=18 * 8 * 4 - 1)[0] == "ADAPTER_TOO_LARGE"
     assert refused(18, token=TokenShape(9, ()))[0] == "ADAPTER_BASE_MISMATCH"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_precision_base_stays_close_to_peft(
+    dtype: torch.dtype, kind: str, tmp_path: Path
+) -> None:
+    model = tiny_model("llama").to(dtype)
+    saved = save(model, copy.deepcopy(KINDS[kind]), tmp_path / "saved", seed=3)
+    source = pack_source(saved, tmp_path / "a.pkg")
+    prompt = list(range(3, 23))
+    reference = expected(with_adapter(model, saved), prompt, 1).logprobs[0]
+    harness = Harness(copy.deepcopy(model), kernels="cpu", rows=64, num_blocks=50)
+    harness.submit(prompt, source, max_tokens=1, num_logprobs=VOCAB)
+    harness.run()
+    (token,) = harness.tokens[0]
+    assert token.logprobs is not None
+    ours = torch.tensor([logprob for _, logprob in sorted(token.logprobs.top)])
+    epsilon = torch.finfo(dtype).eps
+    assert (ours - reference).abs().max() < 16 * epsilon * reference.abs().max()
