@@ -144,6 +144,10 @@ def test_the_client_never_imports_the_server() -> None:
 
 @pytest.mark.parametrize("package", [loramux, loramux_adapters])
 def test_what_a_package_names_is_all_that_it_shows(package: ModuleType) -> None:
+    for name in package.__all__:  # what is loaded when it is asked for, too
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        package.nothing  # noqa: B018
     shown = {
         name
         for name, value in vars(package).items()
@@ -205,6 +209,21 @@ def test_the_docstring_lists_every_error_with_its_code() -> None:
     lines = (loramux.errors.__doc__ or "").splitlines()
     table = {line.split()[1]: line.split()[2].rstrip(",") for line in lines if "─ " in line}
     assert table == {name: error.code.name for name, error in errors().items()}
+
+
+def test_the_store_loads_little_before_it_is_opened() -> None:
+    program = """
+import sys
+import loramux_server.store.registry
+import loramux_server.store.uploads
+print(sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    found = set(ast.literal_eval(done.stdout))
+    assert "msgspec" in found
+    assert found & {"torch", "numpy", "sqlalchemy", "grpc", "google", "asyncio"} == set()
 
 
 def test_the_frontend_process_has_no_torch() -> None:

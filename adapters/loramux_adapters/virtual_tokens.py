@@ -4,8 +4,8 @@ PEFT runs the encoders of P-tuning and of prefix tuning when it saves, so that a
 embeddings, or ready keys and values, whatever made them.
 
 Sources of the methods: arXiv 2104.08691 (prompt tuning), 2103.10385 (P-tuning), 2303.02861
-(multitask prompt tuning), 2101.00190 (prefix tuning), 2506.06266 (cartridges); of the meaning of
-each field: the configs of PEFT 0.21.
+(multitask prompt tuning), 2101.00190 (prefix tuning), github.com/HazyResearch/cartridges; of the
+meaning of each field: the configs of PEFT 0.21.
 """
 
 from collections.abc import Mapping

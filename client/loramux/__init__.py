@@ -6,20 +6,24 @@
 ' nodnaba'
 """
 
-from loramux.aio import AsyncClient
-from loramux.client import Client
-from loramux.errors import LoramuxError
-from loramux.types import (
-    Adapter,
-    AdapterIdentity,
-    Chunk,
-    Completion,
-    FinishReason,
-    Generation,
-    SamplingOptions,
-    ServerInfo,
-    Usage,
-)
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from loramux.aio import AsyncClient
+    from loramux.client import Client
+    from loramux.errors import LoramuxError
+    from loramux.types import (
+        Adapter,
+        AdapterIdentity,
+        Chunk,
+        Completion,
+        FinishReason,
+        Generation,
+        SamplingOptions,
+        ServerInfo,
+        Usage,
+    )
 
 __version__ = "0.1.0"
 
@@ -38,3 +42,18 @@ __all__ = [
     "Usage",
     "__version__",
 ]
+
+_PLACES = {
+    "AsyncClient": "loramux.aio",
+    "Client": "loramux.client",
+    "LoramuxError": "loramux.errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for: who wants an error or a version needs neither gRPC nor protobuf."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PLACES.get(name, "loramux.types")), name)
+    globals()[name] = value
+    return value

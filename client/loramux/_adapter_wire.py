@@ -13,6 +13,7 @@ PAGE_SIZE = 1000
 _SOURCES = {
     adapters_pb2.ADAPTER_SOURCE_UPLOAD: "upload",
     adapters_pb2.ADAPTER_SOURCE_DIRECTORY: "directory",
+    adapters_pb2.ADAPTER_SOURCE_IMPORT: "import",
 }
 _TIERS = {
     adapters_pb2.ADAPTER_TIER_STORED: "stored",
@@ -52,6 +53,12 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         tier=_TIERS.get(message.tier, ""),
         aliases=tuple(message.aliases),
         is_pinned=message.is_pinned,
+        origin=message.origin,
+        expires_at=(
+            message.expires_at.ToDatetime(tzinfo=datetime.UTC)
+            if message.HasField("expires_at")
+            else None
+        ),
         reference=message.reference,
         status=AdapterStatus(
             is_loading=status.is_loading,
@@ -92,6 +99,26 @@ def list_request(
         source=_number(_SOURCES, "source", source) or adapters_pb2.ADAPTER_SOURCE_UNSPECIFIED,
         tier=_number(_TIERS, "tier", tier) or adapters_pb2.ADAPTER_TIER_UNSPECIFIED,
     )
+
+
+def import_request(
+    name: str, uri: str, *, must_not_exist: bool, ttl: datetime.timedelta | None
+) -> adapters_pb2.ImportAdapterRequest:
+    """Return the message that lets the server fetch an adapter."""
+    request = adapters_pb2.ImportAdapterRequest(name=name, uri=uri, must_not_exist=must_not_exist)
+    if ttl is not None:
+        request.ttl.FromTimedelta(ttl)
+    return request
+
+
+def ttl_request(
+    reference: str, ttl: datetime.timedelta | None
+) -> adapters_pb2.SetAdapterTtlRequest:
+    """Return the message that lets a version stay for `ttl`, or for good."""
+    request = adapters_pb2.SetAdapterTtlRequest(name=reference)
+    if ttl is not None:
+        request.ttl.FromTimedelta(ttl)
+    return request
 
 
 def weights(split: aliases_pb2.Split) -> dict[int, int]:

@@ -1,5 +1,6 @@
 """What the blocking client does with adapters."""
 
+import datetime
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,18 +9,18 @@ import grpc
 
 from loramux import _adapter_wire as wire
 from loramux import _wire
+from loramux._aliases import Aliases
 from loramux._download import open_download
 from loramux._upload import Progress, Upload, open_upload
 from loramux.errors import LoramuxError
-from loramux.types import Adapter, AdapterChange, AliasMove
-from loramux.v1 import adapters_pb2, aliases_pb2, residency_pb2, uploads_pb2
+from loramux.types import Adapter, AdapterChange
+from loramux.v1 import adapters_pb2, residency_pb2, uploads_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
-from loramux.v1.aliases_pb2_grpc import AliasServiceStub
 from loramux.v1.residency_pb2_grpc import ResidencyServiceStub
 from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
 
-class Adapters:
+class Adapters(Aliases):
     """The adapters that are registered with a server.
 
     They are named by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or an
@@ -27,11 +28,10 @@ class Adapters:
     """
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
+        super().__init__(channel, timeout)
         self._service = AdapterServiceStub(channel)
-        self._aliases = AliasServiceStub(channel)
         self._uploads = UploadServiceStub(channel)
         self._residency = ResidencyServiceStub(channel)
-        self._timeout = timeout
 
     def upload(
         self,
@@ -39,6 +39,7 @@ class Adapters:
         path: str | Path,
         *,
         must_not_exist: bool = False,
+        ttl: datetime.timedelta | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> Adapter:
@@ -52,12 +53,19 @@ class Adapters:
             name: What requests will call the adapter, `[tenant/]name`.
             path: A folder that PEFT's `save_pretrained` wrote, or a package.
             must_not_exist: Refuse if the newest version of `name` has other content.
+            ttl: How long the version stays from when it is registered; None means until it is
+                deleted, also for content that is there and was to expire.
             progress: Called with (bytes sent, bytes in all); an interruption can set it back.
             timeout: Seconds that the call may take.
         """
         seconds = self._timeout if timeout is None else timeout
         opening = open_upload(
-            name, path, must_not_exist=must_not_exist, progress=progress, timeout=seconds
+            name,
+            path,
+            must_not_exist=must_not_exist,
+            ttl=ttl,
+            progress=progress,
+            timeout=seconds,
         )
         with opening as upload:
             while True:
@@ -66,6 +74,28 @@ class Adapters:
                         return self._attempt(upload)
                 except LoramuxError as error:
                     time.sleep(upload.delay(error))
+
+    def import_from(
+        self,
+        name: str,
+        uri: str,
+        *,
+        must_not_exist: bool = False,
+        ttl: datetime.timedelta | None = None,
+    ) -> Adapter:
+        """Let the server fetch an adapter and register it as the next version of `name`.
+
+        Args:
+            name: What requests will call the adapter, `[tenant/]name`.
+            uri: `hf://ORG/NAME[@REVISION][/PATH]`, or `s3://`, `gs://` or `az://` with bucket and
+                path: of a package, or of a folder that PEFT saved. The server has to allow it.
+            must_not_exist: Refuse if the newest version of `name` has other content.
+            ttl: How long the version stays; None means until it is deleted.
+        """
+        request = wire.import_request(name, uri, must_not_exist=must_not_exist, ttl=ttl)
+        with _wire.raising():
+            response = self._service.ImportAdapter(request, timeout=self._timeout)
+            return wire.adapter(response.adapter)
 
     def get(self, reference: str) -> Adapter:
         """Return the version that `reference` stands for; of several, the one of most weight."""
@@ -82,12 +112,24 @@ class Adapters:
 
         Args:
             reference: `[tenant/]name` for all versions and aliases, or one version.
-            wait: Return only when no call uses any more what was taken away.
+            wait: Return only when no call uses any more what was taken away and its memory is free.
         """
         with _wire.raising():
             self._service.DeleteAdapter(
                 adapters_pb2.DeleteAdapterRequest(name=reference, wait=wait), timeout=self._timeout
             )
+
+    def set_ttl(self, reference: str, ttl: datetime.timedelta | None) -> Adapter:
+        """Let a version stay for `ttl` from now on, or for good if that is None, and return it.
+
+        When its time is over it is taken away as by `delete`; as long as an alias stands for it,
+        that waits.
+        """
+        with _wire.raising():
+            response = self._service.SetAdapterTtl(
+                wire.ttl_request(reference, ttl), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
 
     def download(
         self, reference: str, path: str | Path, *, progress: Progress | None = None
@@ -139,80 +181,6 @@ class Adapters:
         finally:
             call.cancel()
 
-    def aliases(self, name: str) -> dict[str, dict[int, int]]:
-        """Return what each alias of an adapter stands for: weight by version."""
-        with _wire.raising():
-            response = self._service.GetAdapter(
-                adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
-            )
-            return {alias.alias: wire.weights(alias.split) for alias in response.aliases}
-
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        *,
-        version: int | None = None,
-        weights: wire.Weights | None = None,
-        expected: int | wire.Weights | None = None,
-        by: str = "",
-    ) -> dict[int, int]:
-        """Let `alias` stand for one version, or for several by weight, and return that.
-
-        Requests that resolved the alias before keep what they have.
-
-        Args:
-            name: The adapter, `[tenant/]name`.
-            alias: The tag that moves.
-            version: What it is to stand for.
-            weights: Or these versions, each with its share of the routing keys.
-            expected: Raise an AbortedError unless the alias stands for this version, or for these;
-                for nothing yet, if empty.
-            by: Who moves it, for the history; by default the address of this client.
-        """
-        request = wire.set_alias_request(name, alias, version, weights, expected, by)
-        with _wire.raising():
-            response = self._aliases.SetAlias(request, timeout=self._timeout)
-            return wire.weights(response.alias.split)
-
-    def delete_alias(
-        self, name: str, alias: str, *, expected: int | wire.Weights | None = None, by: str = ""
-    ) -> None:
-        """Take an alias away; the versions stay. See `set_alias`."""
-        request = aliases_pb2.DeleteAliasRequest(
-            name=name, alias=alias, expected=wire.expected_split(expected), moved_by=by
-        )
-        with _wire.raising():
-            self._aliases.DeleteAlias(request, timeout=self._timeout)
-
-    def roll_back(self, name: str, alias: str, *, by: str = "") -> dict[int, int]:
-        """Let `alias` stand for what it stood for before its last move, and return that."""
-        request = aliases_pb2.RollBackAliasRequest(name=name, alias=alias, moved_by=by)
-        with _wire.raising():
-            response = self._aliases.RollBackAlias(request, timeout=self._timeout)
-            return wire.weights(response.alias.split)
-
-    def alias_moves(self, name: str, alias: str, *, limit: int = 100) -> list[AliasMove]:
-        """Return the last moves of an alias, the newest first."""
-        found: list[AliasMove] = []
-        token = ""
-        with _wire.raising():
-            while limit > len(found):
-                response = self._aliases.ListAliasMoves(
-                    aliases_pb2.ListAliasMovesRequest(
-                        name=name,
-                        alias=alias,
-                        page_size=min(limit - len(found), wire.PAGE_SIZE),
-                        page_token=token,
-                    ),
-                    timeout=self._timeout,
-                )
-                found += [wire.move(move) for move in response.moves]
-                token = response.next_page_token
-                if not token:
-                    break
-        return found
-
     def _attempt(self, upload: Upload) -> Adapter:
         """Send what the server does not have, and let it register the whole."""
         started = self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
@@ -242,7 +210,7 @@ class Adapters:
             all_versions: Every version, the newest first.
             tenant: Only those of this tenant.
             name_prefix: Only those whose names begin so.
-            source: Only those from there: `upload` or `directory`.
+            source: Only those from there: `upload`, `directory` or `import`.
             tier: Only those whose weights are there: `stored`, `host` or `device`.
         """
         found: list[Adapter] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,18 +10,18 @@ import grpc
 
 from loramux import _adapter_wire as wire
 from loramux import _wire
+from loramux._aio_aliases import AsyncAliases
 from loramux._download import open_download
 from loramux._upload import Progress, Upload, open_upload
 from loramux.errors import LoramuxError
-from loramux.types import Adapter, AdapterChange, AliasMove
-from loramux.v1 import adapters_pb2, aliases_pb2, residency_pb2, uploads_pb2
+from loramux.types import Adapter, AdapterChange
+from loramux.v1 import adapters_pb2, residency_pb2, uploads_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
-from loramux.v1.aliases_pb2_grpc import AliasServiceStub
 from loramux.v1.residency_pb2_grpc import ResidencyServiceStub
 from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
 
-class AsyncAdapters:
+class AsyncAdapters(AsyncAliases):
     """The adapters that are registered with a server.
 
     They are named by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or an
@@ -28,11 +29,10 @@ class AsyncAdapters:
     """
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        super().__init__(channel, timeout)
         self._service = AdapterServiceStub(channel)
-        self._aliases = AliasServiceStub(channel)
         self._uploads = UploadServiceStub(channel)
         self._residency = ResidencyServiceStub(channel)
-        self._timeout = timeout
 
     async def upload(
         self,
@@ -40,13 +40,19 @@ class AsyncAdapters:
         path: str | Path,
         *,
         must_not_exist: bool = False,
+        ttl: datetime.timedelta | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
     ) -> Adapter:
         """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
         seconds = self._timeout if timeout is None else timeout
         opening = open_upload(
-            name, path, must_not_exist=must_not_exist, progress=progress, timeout=seconds
+            name,
+            path,
+            must_not_exist=must_not_exist,
+            ttl=ttl,
+            progress=progress,
+            timeout=seconds,
         )
         with contextlib.ExitStack() as exit:
             # Packing and hashing gigabytes takes seconds.
@@ -57,6 +63,20 @@ class AsyncAdapters:
                         return await self._attempt(upload)
                 except LoramuxError as error:
                     await asyncio.sleep(upload.delay(error))
+
+    async def import_from(
+        self,
+        name: str,
+        uri: str,
+        *,
+        must_not_exist: bool = False,
+        ttl: datetime.timedelta | None = None,
+    ) -> Adapter:
+        """Let the server fetch an adapter; see `Adapters.import_from`."""
+        request = wire.import_request(name, uri, must_not_exist=must_not_exist, ttl=ttl)
+        with _wire.raising():
+            response = await self._service.ImportAdapter(request, timeout=self._timeout)
+            return wire.adapter(response.adapter)
 
     async def get(self, reference: str) -> Adapter:
         """Return the version that `reference` stands for; of several, the one of most weight."""
@@ -75,6 +95,14 @@ class AsyncAdapters:
             await self._service.DeleteAdapter(
                 adapters_pb2.DeleteAdapterRequest(name=reference, wait=wait), timeout=self._timeout
             )
+
+    async def set_ttl(self, reference: str, ttl: datetime.timedelta | None) -> Adapter:
+        """Let a version stay for `ttl` from now on, or for good; see `Adapters.set_ttl`."""
+        with _wire.raising():
+            response = await self._service.SetAdapterTtl(
+                wire.ttl_request(reference, ttl), timeout=self._timeout
+            )
+            return wire.adapter(response.adapter)
 
     async def download(
         self, reference: str, path: str | Path, *, progress: Progress | None = None
@@ -129,71 +157,6 @@ class AsyncAdapters:
                     yield wire.change(response)
         finally:
             call.cancel()
-
-    async def aliases(self, name: str) -> dict[str, dict[int, int]]:
-        """Return what each alias of an adapter stands for: weight by version."""
-        with _wire.raising():
-            response = await self._service.GetAdapter(
-                adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
-            )
-            return {alias.alias: wire.weights(alias.split) for alias in response.aliases}
-
-    async def set_alias(
-        self,
-        name: str,
-        alias: str,
-        *,
-        version: int | None = None,
-        weights: wire.Weights | None = None,
-        expected: int | wire.Weights | None = None,
-        by: str = "",
-    ) -> dict[int, int]:
-        """Let `alias` stand for one version, or for several by weight, and return that.
-
-        See `Adapters.set_alias`.
-        """
-        request = wire.set_alias_request(name, alias, version, weights, expected, by)
-        with _wire.raising():
-            response = await self._aliases.SetAlias(request, timeout=self._timeout)
-            return wire.weights(response.alias.split)
-
-    async def delete_alias(
-        self, name: str, alias: str, *, expected: int | wire.Weights | None = None, by: str = ""
-    ) -> None:
-        """Take an alias away; the versions stay. See `set_alias`."""
-        request = aliases_pb2.DeleteAliasRequest(
-            name=name, alias=alias, expected=wire.expected_split(expected), moved_by=by
-        )
-        with _wire.raising():
-            await self._aliases.DeleteAlias(request, timeout=self._timeout)
-
-    async def roll_back(self, name: str, alias: str, *, by: str = "") -> dict[int, int]:
-        """Let `alias` stand for what it stood for before its last move, and return that."""
-        request = aliases_pb2.RollBackAliasRequest(name=name, alias=alias, moved_by=by)
-        with _wire.raising():
-            response = await self._aliases.RollBackAlias(request, timeout=self._timeout)
-            return wire.weights(response.alias.split)
-
-    async def alias_moves(self, name: str, alias: str, *, limit: int = 100) -> list[AliasMove]:
-        """Return the last moves of an alias, the newest first."""
-        found: list[AliasMove] = []
-        token = ""
-        with _wire.raising():
-            while limit > len(found):
-                response = await self._aliases.ListAliasMoves(
-                    aliases_pb2.ListAliasMovesRequest(
-                        name=name,
-                        alias=alias,
-                        page_size=min(limit - len(found), wire.PAGE_SIZE),
-                        page_token=token,
-                    ),
-                    timeout=self._timeout,
-                )
-                found += [wire.move(move) for move in response.moves]
-                token = response.next_page_token
-                if not token:
-                    break
-        return found
 
     async def _attempt(self, upload: Upload) -> Adapter:
         """Send what the server does not have, and let it register the whole."""

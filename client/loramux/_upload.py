@@ -3,6 +3,7 @@
 An upload whose connection breaks goes on where the server says that it came to.
 """
 
+import datetime
 import hashlib
 import os
 import tempfile
@@ -103,6 +104,7 @@ def open_upload(
     path: str | Path,
     *,
     must_not_exist: bool,
+    ttl: datetime.timedelta | None = None,
     progress: Progress | None = None,
     timeout: float = 600.0,
 ) -> Iterator[Upload]:
@@ -126,6 +128,8 @@ def open_upload(
                 sha256=sha256.hexdigest(),
                 must_not_exist=must_not_exist,
             )
+            if ttl is not None:
+                header.ttl.FromTimedelta(ttl)
             yield Upload(file, header, progress, time.monotonic() + timeout)
     except PackageError as error:
         raise InvalidArgumentError(f"{path}: {error}", reason=error.reason) from None

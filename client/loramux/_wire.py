@@ -16,6 +16,8 @@ from loramux.types import (
     PositionLogprobs,
     SamplingOptions,
     ServerInfo,
+    ServerLoad,
+    TierLoad,
     Timing,
     TokenLogprob,
     Usage,
@@ -139,6 +141,23 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         max_running_requests=message.max_running_requests,
         max_upload_bytes=message.max_upload_bytes,
     )
+
+
+def server_load(message: server_pb2.GetServerLoadResponse) -> ServerLoad:
+    """Return the value of what a server does."""
+    fields = {
+        field.name: getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+        if field.name in ServerLoad.__slots__
+    }
+    return ServerLoad(**fields | {"device": _tier(message.device), "host": _tier(message.host)})
+
+
+def _tier(message: server_pb2.TierLoad) -> TierLoad:
+    return TierLoad(
+        message.adapters, message.bytes, message.capacity_bytes, message.hits, message.misses,
+        message.evictions, message.reloads,
+    )  # fmt: skip
 
 
 @contextmanager

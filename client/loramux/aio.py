@@ -10,7 +10,7 @@ from loramux import _wire
 from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux.client import DEFAULT_TIMEOUT
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
+from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo, ServerLoad
 from loramux.v1 import server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -109,6 +109,15 @@ class AsyncClient:
             return _wire.server_info(
                 await self._server.GetServerInfo(
                     server_pb2.GetServerInfoRequest(), timeout=self._timeout
+                )
+            )
+
+    async def load(self) -> ServerLoad:
+        """Return what the server holds now and what it did since it started."""
+        with _wire.raising():
+            return _wire.server_load(
+                await self._server.GetServerLoad(
+                    server_pb2.GetServerLoadRequest(), timeout=self._timeout
                 )
             )
 

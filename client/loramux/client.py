@@ -9,7 +9,7 @@ import grpc
 from loramux import _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo
+from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo, ServerLoad
 from loramux.v1 import server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -141,6 +141,13 @@ class Client:
         with _wire.raising():
             return _wire.server_info(
                 self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout)
+            )
+
+    def load(self) -> ServerLoad:
+        """Return what the server holds now and what it did since it started."""
+        with _wire.raising():
+            return _wire.server_load(
+                self._server.GetServerLoad(server_pb2.GetServerLoadRequest(), timeout=self._timeout)
             )
 
     def close(self) -> None:

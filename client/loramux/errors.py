@@ -18,9 +18,10 @@ LoramuxError                     gRPC status
 └─ InternalError                 INTERNAL, UNKNOWN    a defect; the message has an incident id
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import grpc
+if TYPE_CHECKING:
+    import grpc
 
 __all__ = [
     "AbortedError",
@@ -42,6 +43,18 @@ __all__ = [
 ]
 
 
+class _Code:
+    """The gRPC status of a class; gRPC is loaded when somebody asks for it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, error: object, kind: type) -> "grpc.StatusCode":
+        import grpc
+
+        return grpc.StatusCode[self._name]
+
+
 class LoramuxError(Exception):
     """A call failed.
 
@@ -54,7 +67,7 @@ class LoramuxError(Exception):
         quota: Whose quota is exceeded, such as `tenant:acme`; empty where it is not about one.
     """
 
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    code = _Code("UNKNOWN")
 
     def __init__(
         self,
@@ -75,88 +88,88 @@ class LoramuxError(Exception):
 class InvalidArgumentError(LoramuxError, ValueError):
     """The request can never succeed as it is."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = _Code("INVALID_ARGUMENT")
 
 
 class NotFoundError(LoramuxError, LookupError):
     """What the request names does not exist."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = _Code("NOT_FOUND")
 
 
 class AlreadyExistsError(LoramuxError):
     """The name or id is taken."""
 
-    code = grpc.StatusCode.ALREADY_EXISTS
+    code = _Code("ALREADY_EXISTS")
 
 
 class FailedPreconditionError(LoramuxError):
     """The request is right, but the server is in the wrong state for it."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = _Code("FAILED_PRECONDITION")
 
 
 class AbortedError(LoramuxError):
     """Another caller was first; read the new state, then retry."""
 
-    code = grpc.StatusCode.ABORTED
+    code = _Code("ABORTED")
 
 
 class OutOfRangeError(LoramuxError):
     """The request goes past the end of what there is."""
 
-    code = grpc.StatusCode.OUT_OF_RANGE
+    code = _Code("OUT_OF_RANGE")
 
 
 class ResourceExhaustedError(LoramuxError):
     """A queue, a quota or a disk is full."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = _Code("RESOURCE_EXHAUSTED")
 
 
 class DeadlineExceededError(LoramuxError, TimeoutError):
     """The time given to the call ran out."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code = _Code("DEADLINE_EXCEEDED")
 
 
 class CancelledError(LoramuxError):
     """The caller gave up."""
 
-    code = grpc.StatusCode.CANCELLED
+    code = _Code("CANCELLED")
 
 
 class UnavailableError(LoramuxError, ConnectionError):
     """The server or its engine is away; a retry may help."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = _Code("UNAVAILABLE")
 
 
 class DataLossError(LoramuxError):
     """Stored bytes are damaged."""
 
-    code = grpc.StatusCode.DATA_LOSS
+    code = _Code("DATA_LOSS")
 
 
 class UnauthenticatedError(LoramuxError):
     """The caller is not known."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = _Code("UNAUTHENTICATED")
 
 
 class PermissionDeniedError(LoramuxError, PermissionError):
     """The caller is known and may not."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = _Code("PERMISSION_DENIED")
 
 
 class UnimplementedError(LoramuxError):
     """The server does not have this call."""
 
-    code = grpc.StatusCode.UNIMPLEMENTED
+    code = _Code("UNIMPLEMENTED")
 
 
 class InternalError(LoramuxError):
     """A defect of the server; the message has an incident id to report."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = _Code("INTERNAL")

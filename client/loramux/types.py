@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from loramux._server_types import ServerInfo, ServerLoad, TierLoad
+
 __all__ = [
     "Adapter",
     "AdapterChange",
@@ -19,6 +21,8 @@ __all__ = [
     "PositionLogprobs",
     "SamplingOptions",
     "ServerInfo",
+    "ServerLoad",
+    "TierLoad",
     "Timing",
     "TokenLogprob",
     "Usage",
@@ -222,7 +226,9 @@ class Adapter:
     base_model: str
     """The base that the adapter's config names."""
     source: str
-    """`upload` or `directory`."""
+    """`upload`, `directory` or `import`."""
+    origin: str
+    """URI that it was imported from; empty where it was not."""
     created_at: datetime.datetime
     """In UTC."""
     tier: str = field(compare=False)
@@ -231,6 +237,8 @@ class Adapter:
     """Those that stand for this version, alone or beside others."""
     is_pinned: bool
     """Whether it is to stay on the device."""
+    expires_at: datetime.datetime | None
+    """When it is taken away, in UTC; None if only a call does that."""
     status: AdapterStatus = field(compare=False)
     """What goes on with it; two values of one version are equal whatever that is."""
     reference: str = field(compare=False)
@@ -258,22 +266,3 @@ class AliasMove:
     moved_at: datetime.datetime
     """In UTC."""
     moved_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What a server is and serves."""
-
-    version: str
-    base_model: str
-    architecture: str
-    fingerprint: str
-    """A digest over architecture, tokenizer, shapes, and a sample of the values of each weight."""
-    dtype: str
-    device: str
-    context_length: int
-    vocab_size: int
-    has_tokenizer: bool
-    num_parameters: int
-    max_running_requests: int
-    max_upload_bytes: int

@@ -97,6 +97,41 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     upload_idle_timeout: Annotated[
         float, Meta(gt=0, description="Longest wait in seconds for the next piece of an upload.")
     ] = 30.0
+    min_upload_rate: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Bytes per second that an upload has to bring, over each "
+            "--upload-idle-timeout; 0 means any.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 16 << 10
+    max_tenant_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of packages that one tenant may store, those on their way "
+            "included; 0 means any.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 0
+    max_tenant_adapters: Annotated[
+        int, Meta(ge=0, description="Most adapters that one tenant may store; 0 means any.")
+    ] = 0
+    hub_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Repositories of the Hugging Face Hub that may be imported, such as "
+            "ORG/NAME or ORG/*; can be given several times. By default none."
+        ),
+    ] = ()
+    object_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Beginnings of URIs of s3://, gs:// or az:// that may be imported, such as "
+            "s3://BUCKET/adapters; can be given several times. By default none."
+        ),
+    ] = ()
     upload_expiry: Annotated[
         float,
         Meta(

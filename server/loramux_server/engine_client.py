@@ -135,10 +135,11 @@ class EngineClient:
         if self._calls.pop(request_id, None) and self.process.is_ready:
             self.process.send(Cancel(request_id))
 
-    def drop(self, digest: str) -> None:
-        """Let the engine forget an adapter that is not in use."""
+    def drop(self, digest: str) -> bool:
+        """Let the engine forget an adapter once it is not in use; False if the engine is away."""
         if self.process.is_ready:
             self.process.send(Drop(digest))
+        return self.process.is_ready
 
     def pin(self, adapter: AdapterSource) -> None:
         """Let the engine keep an adapter on the device."""

@@ -4,7 +4,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from loramux import __version__
 from loramux_server.adapter_labels import AdapterLabels
-from loramux_server.engine.messages import CacheStats, ModelInfo, Report, Stats
+from loramux_server.engine.messages import CacheStats, ModelInfo, Report
+from loramux_server.totals import NOTHING, Totals
 
 MAX_ADAPTER_LABELS = 64
 
@@ -12,16 +13,6 @@ _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 _STEP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096)
-_NOTHING = Stats(
-    running=0,
-    waiting=0,
-    used_blocks=0,
-    preemptions=0,
-    prompt_tokens=0,
-    shared_tokens=0,
-    device=CacheStats(),
-    host=CacheStats(),
-)
 
 
 class Metrics:
@@ -79,6 +70,8 @@ class Metrics:
         )  # fmt: skip
         self._series: dict[str, AdapterSeries] = {}
         self._engine = EngineMetrics(registry)
+        self.totals = Totals()
+        """The same over all adapters."""
 
     def describe(self, model: ModelInfo) -> None:
         """Show what is served."""
@@ -98,6 +91,7 @@ class Metrics:
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
         self._engine.report(report)
+        self.totals.report(report)
 
     def engine_ready(self, is_ready: bool) -> None:
         """Note that the engine began to answer, or that it died."""
@@ -106,6 +100,7 @@ class Metrics:
             self.engine_starts.inc()
         else:
             self._engine.ended()
+            self.totals.engine = NOTHING
 
     def _end_series(self, name: str) -> None:
         self._series.pop(name, None)
@@ -184,18 +179,23 @@ class EngineMetrics:
         self.evictions = Counter(
             "loramux_adapter_evictions", "Adapters that a tier let go.", tier, registry=registry
         )
+        self.reloads = Counter(
+            "loramux_adapter_reloads",
+            "Loads of adapters that the tier had let go within the last minute.",
+            tier, registry=registry,
+        )  # fmt: skip
         self.load = Histogram(
             "loramux_adapter_load_seconds", "Time to bring an adapter to a tier.",
             tier, buckets=_LATENCY, registry=registry,
         )  # fmt: skip
         self._device = TierSeries(self, "device")
         self._host = TierSeries(self, "host")
-        self._last = _NOTHING
+        self._last = NOTHING
 
     def ended(self) -> None:
         """Note that the engine holds nothing any more and that the next one counts from zero."""
-        self._last = _NOTHING
-        self.report(Report(stats=_NOTHING))
+        self._last = NOTHING
+        self.report(Report(stats=NOTHING))
 
     def report(self, report: Report) -> None:
         """Take in one report."""
@@ -227,6 +227,7 @@ class TierSeries:
         self._hits = metrics.hits.labels(tier)
         self._misses = metrics.misses.labels(tier)
         self._evictions = metrics.evictions.labels(tier)
+        self._reloads = metrics.reloads.labels(tier)
 
     def report(self, now: CacheStats, last: CacheStats) -> None:
         """Take in what the tier holds now, and what was counted since `last`."""
@@ -235,3 +236,4 @@ class TierSeries:
         self._hits.inc(now.hits - last.hits)
         self._misses.inc(now.misses - last.misses)
         self._evictions.inc(now.evictions - last.evictions)
+        self._reloads.inc(now.reloads - last.reloads)

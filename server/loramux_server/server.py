@@ -6,11 +6,11 @@ import json
 import logging
 import os
 import signal
-import threading
 from pathlib import Path
 
 import sqlalchemy.exc
 
+from loramux.errors import InvalidArgumentError
 from loramux_adapters.token_shape import TokenShape
 from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
@@ -22,10 +22,14 @@ from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
 from loramux_server.services.build import Services, build_services
+from loramux_server.services.expiry import expire, keep_expiring
+from loramux_server.services.storage import stoppable
+from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.places import stores_folder
+from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 
@@ -33,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 EXPIRE_SECONDS = 60.0
 """How often old uploads are looked for."""
+SWEEP_SECONDS = 1.0
+"""How often versions are looked for whose time is over."""
 
 
 class Server:
@@ -85,6 +91,7 @@ class Server:
         check_exposure(self._config, knows_callers=True)
         tls = ServerTls.of(self._config)
         adapters = _existing(self._config.adapters) if self._config.adapters else None
+        sources = _sources(self._config)
         registry = self._open_registry(Path(self._config.store)) if self._config.store else None
         self.metrics_address = serve_metrics(
             self._config.metrics, self._metrics.registry, tls, self._exit
@@ -114,16 +121,21 @@ class Server:
             engine=self._engine,
             model=model,
             base=base,
+            sources=sources,
             metrics=self._metrics,
             quotas=self._entrance.quotas,
             config=self._config,
         )
+        await asyncio.to_thread(expire, registry)
         services.follow(registry, self._loop)
         services.pins.resume()
         self._services = services
         self._exit.callback(services.uploads.close)
-        expiring = asyncio.create_task(services.uploads.expire(EXPIRE_SECONDS))
-        self._exit.callback(expiring.cancel)
+        for expiring in (
+            services.uploads.expire(EXPIRE_SECONDS),
+            keep_expiring(registry, SWEEP_SECONDS),
+        ):
+            self._exit.push_async_callback(_ended, asyncio.create_task(expiring))
         if adapters and self._config.adapters_interval:
             self._exit.push_async_callback(
                 _ended, asyncio.create_task(_watch(directory, self._config.adapters_interval))
@@ -145,9 +157,10 @@ class Server:
         _log.info("serving %s on %s", model.name, self.grpc_address)
 
     def _open_registry(self, folder: Path) -> Registry:
+        limits = StorageLimits(self._config.max_tenant_bytes, self._config.max_tenant_adapters)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            registry = Registry(folder)
+            registry = Registry(folder, Quotas(lambda _: limits))
         except OSError as error:
             raise ConfigError(f"--store {folder}: {error.strerror}") from None
         except NewerFormatError as error:
@@ -192,9 +205,9 @@ class Server:
         self._loop.call_soon_threadsafe(self._drop, digest)
 
     def _drop(self, digest: str) -> None:
-        self._engine.drop(digest)
+        is_leaving = self._engine.drop(digest)
         if self._services:
-            self._services.statuses.forget(digest)
+            self._services.statuses.forget(digest, is_leaving=is_leaving)
 
 
 async def serve(config: ServerConfig) -> int:
@@ -234,16 +247,7 @@ async def _run(config: ServerConfig) -> None:
 
 async def _look(directory: Directory, *, settles: bool) -> None:
     """Take in what is in `directory`; when cancelled, end with the entry at hand."""
-    cancelled = threading.Event()
-    work = asyncio.create_task(
-        asyncio.to_thread(directory.look, settles=settles, is_cancelled=cancelled.is_set)
-    )
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await work
-        raise
+    await stoppable(lambda is_cancelled: directory.look(settles=settles, is_cancelled=is_cancelled))
 
 
 async def _watch(directory: Directory, interval: float) -> None:
@@ -277,6 +281,15 @@ def _claim(registry: Registry, model: ModelInfo) -> None:
             f"--store holds adapters of another base model ({served}), not of {model.name} "
             f"({model.fingerprint}); give each base a store of its own"
         )
+
+
+def _sources(config: ServerConfig) -> Sources:
+    try:
+        return Sources(config.hub_allow, config.object_allow)
+    except InvalidArgumentError as error:
+        raise ConfigError(f"--object-allow: {error}") from None
+    except MissingExtraError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _existing(directory: str) -> Path:

@@ -1,5 +1,6 @@
 """What goes on with the content of adapters: where it is, and how it is used."""
 
+import asyncio
 import datetime
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ class Status:
     loads: int = 0
     """Loads to the device."""
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether a tier holds it or is about to."""
+        return self.is_loading or self.tier != STORED
+
 
 @dataclass(slots=True)
 class Usage:
@@ -44,6 +50,8 @@ class Statuses:
         """Know nothing yet; of what is neither registered nor in memory, nothing is kept."""
         self._is_registered = is_registered
         self._known: dict[str, Status] = {}
+        self._leaving: dict[str, asyncio.Event] = {}
+        """Digests that the engine was told to let go, until it has."""
         self._usage: dict[str, dict[str, Usage]] = {}
         """Digest -> tenant -> use."""
         self.on_move: Callable[[str], None] = lambda digest: None
@@ -84,20 +92,43 @@ class Statuses:
             status.is_loading, status.load_failure = False, why
         for digest, tier in report.tiers.items():
             self._known.setdefault(digest, Status()).tier = tier
-            if tier == STORED and not self._is_registered(digest):
-                self.forget(digest)
-        moved = {*report.loading, *report.failed_loads, *report.tiers}
-        for digest in moved:
-            self.on_move(digest)
+            if tier == STORED:
+                self._left(digest)
+        for digest in {*report.loading, *report.failed_loads, *report.tiers}:
+            self._moved(digest)
 
-    def forget(self, digest: str) -> None:
-        """Forget a digest that is registered no more."""
-        self._known.pop(digest, None)
+    def forget(self, digest: str, *, is_leaving: bool) -> None:
+        """Forget a digest that is registered no more, when it is in no memory.
+
+        Args:
+            digest: The digest.
+            is_leaving: Whether the engine was told to let it go; else it has nothing.
+        """
         self._usage.pop(digest, None)
+        if is_leaving:
+            self._leaving.setdefault(digest, asyncio.Event())
+        elif not self.of(digest).is_in_memory:
+            self._known.pop(digest, None)
+
+    async def has_left(self, digest: str) -> None:
+        """Return when the engine has let go what it was told to forget."""
+        if event := self._leaving.get(digest):
+            await event.wait()
 
     def engine_died(self) -> None:
         """Note that nothing is in memory any more."""
-        for digest, status in self._known.items():
-            if status.tier != STORED or status.is_loading:
+        for digest, status in list(self._known.items()):
+            if status.is_in_memory:
                 status.tier, status.is_loading = STORED, False
-                self.on_move(digest)
+                self._moved(digest)
+        for digest in list(self._leaving):
+            self._left(digest)
+
+    def _moved(self, digest: str) -> None:
+        if not (self.of(digest).is_in_memory or self._is_registered(digest)):
+            self._known.pop(digest, None)
+        self.on_move(digest)
+
+    def _left(self, digest: str) -> None:
+        if event := self._leaving.pop(digest, None):
+            event.set()

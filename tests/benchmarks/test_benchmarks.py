@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ratios, scaling
+from benchmarks import ratios, registry, scaling
 
 
 def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
@@ -46,6 +46,14 @@ def test_ratios_write_a_figure_for_each_round(
     assert [len(found["rounds"]) for found in record["measures"].values()] == [1, 1, 1]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["measure", *names]
+
+
+def test_a_registry_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "o.json"
+    registry.main(count=200, samples=20, output=output)
+    measures = json.loads(output.read_text())["measures"]
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(measures)
+    assert all(figure["measured"] > 0 for figure in measures.values())
 
 
 def test_what_is_missing_for_a_picture_is_said_at_once(

@@ -20,8 +20,8 @@ def source(name: str, rank: int = 8) -> AdapterSource:
     return AdapterSource(name, "", rank, 10 * rank)
 
 
-def cache(rows: int = 16, host_bytes: int = 1000) -> AdapterCache:
-    return AdapterCache(device_rows=rows, row_size=RowSize(5), host_bytes=host_bytes)
+def cache(rows: int = 16, host_bytes: int = 1000, **options: Any) -> AdapterCache:
+    return AdapterCache(device_rows=rows, row_size=RowSize(5), host_bytes=host_bytes, **options)
 
 
 def settle(subject: AdapterCache, urgent: str | None = None) -> None:
@@ -273,9 +273,9 @@ def opcodes_of(call: Callable[[], object]) -> int:
     return count
 
 
-def full(num_resident: int) -> AdapterCache:
+def full(num_resident: int, eviction: str) -> AdapterCache:
     """Return a cache that is full; "a0", which is the oldest, is leased."""
-    subject = cache(rows=8 * num_resident, host_bytes=80 * num_resident)
+    subject = cache(rows=8 * num_resident, host_bytes=80 * num_resident, eviction=eviction)
     subject.want(source("a0"))
     settle(subject)
     assert subject.acquire("a0")
@@ -297,14 +297,15 @@ def test_a_step_costs_the_same_however_many_adapters_are_resident(urgent: str | 
 
     costs = []
     for num_resident in (40, 400):
-        subject = full(num_resident)
+        subject = full(num_resident, "lru")
         subject.want(source("too wide for now", rank=8 * num_resident))
         settle(subject, urgent)
         costs.append(opcodes_of(partial(step, subject)))
     assert costs[0] == costs[1]
 
 
-def test_a_load_costs_the_same_however_many_adapters_are_resident() -> None:
+@pytest.mark.parametrize("eviction", ["lru", "cost"])
+def test_a_load_costs_the_same_however_many_adapters_are_resident(eviction: str) -> None:
     def load(subject: AdapterCache) -> None:
         subject.want(source("new"))
         for _ in range(2):
@@ -313,5 +314,5 @@ def test_a_load_costs_the_same_however_many_adapters_are_resident() -> None:
             subject.loaded(order)
         assert subject.acquire("new")
 
-    costs = [opcodes_of(partial(load, full(num_resident))) for num_resident in (40, 400)]
+    costs = [opcodes_of(partial(load, full(size, eviction))) for size in (40, 400)]
     assert costs[0] == costs[1]

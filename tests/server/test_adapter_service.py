@@ -15,7 +15,9 @@ from loramux_server.services.adapters import AdapterService
 from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.descriptions import Descriptions
+from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
+from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Blobs
 from loramux_server.store.check import ServedBase
@@ -49,10 +51,13 @@ def service(registry: Registry, submit: Callable[..., int] = unavailable) -> Ada
         base=ServedBase({"model.layers.0.self_attn.q_proj": (3, 4)}, 64, 1 << 20),
         max_upload_bytes=1 << 20,
     )
-    descriptions = Descriptions(registry, Statuses())
+    statuses = Statuses()
+    descriptions = Descriptions(registry, statuses)
     return AdapterService(
         intake=intake,
+        imports=Imports(intake, Sources(), 1 << 20),
         descriptions=descriptions,
+        statuses=statuses,
         metrics=Metrics(),
         chunks=Chunks(30),
         changes=Changes(descriptions),

@@ -66,7 +66,7 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     registry.close()
 
 
-@pytest.mark.parametrize("form", ["2", "3"])
+@pytest.mark.parametrize("form", ["2", "3", "4"])
 def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     tmp_path: Path, form: str
 ) -> None:
@@ -74,8 +74,9 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     publish(registry, "a", small_package(0))
     registry.close()
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
-    later = ["virtual_tokens", "has_cache"]
-    for column in later if form == "3" else ["edit_bytes", "method", *later]:
+    lacking = {"3": ["edit_bytes", "method"], "4": ["expires_at", "origin"]}
+    lacking["5"] = ["virtual_tokens", "has_cache"]
+    for column in (name for later, names in lacking.items() if later > form for name in names):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("UPDATE store SET value = ? WHERE key = 'format'", (form,))
     connection.commit()

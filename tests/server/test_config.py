@@ -35,7 +35,10 @@ def test_every_field_has_a_flag() -> None:
         adapters="b", store="c", listen="[::1]:1", metrics="host:2", ready_file="d", max_upload=12,
         upload_idle_timeout=0.5, default_timeout=13.0, drain_timeout=0.0, prefix_cache=False,
         quantization="int8", adapter_dtype="float16", tensor_parallel=2,
-        adapters_interval=7.5, upload_expiry=14.0, tls_cert="e", tls_key="f", tls_client_ca="g",
+        adapters_interval=7.5, upload_expiry=14.0, min_upload_rate=15, max_tenant_bytes=16,
+        max_tenant_adapters=17, eviction="cost",
+        max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
+        tls_cert="e", tls_key="f", tls_client_ca="g",
         tls_client_domain="h.i", insecure=True,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
@@ -44,7 +47,8 @@ def test_every_field_has_a_flag() -> None:
     for name, value in values.items():
         flag = name.replace("_", "-")
         switch = {True: [f"--{flag}"], False: [f"--no-{flag}"]}
-        flags += switch[value] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        for one in value if isinstance(value, tuple) else [value]:
+            flags += switch[one] if isinstance(one, bool) else [f"--{flag}", str(one)]
     assert from_flags(*flags) == config
 
 

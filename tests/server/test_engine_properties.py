@@ -3,6 +3,7 @@
 import dataclasses
 
 import hypothesis.strategies as st
+import msgspec
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -50,13 +51,20 @@ class EngineMachine(RuleBasedStateMachine):
     """Drives an engine at random and holds it against what each request alone would give."""
 
     @initialize(
-        rows=st.sampled_from([32, 40, 64]), bypassed=st.integers(0, 5), runs_ahead=st.booleans()
+        rows=st.sampled_from([32, 40, 64]),
+        bypassed=st.integers(0, 5),
+        runs_ahead=st.booleans(),
+        eviction=st.sampled_from(["lru", "cost"]),
+        share=st.sampled_from([0.25, 0.5, 1.0]),
     )
-    def build(self, rows: int, bypassed: int, runs_ahead: bool) -> None:
+    def build(
+        self, rows: int, bypassed: int, runs_ahead: bool, eviction: str, share: float
+    ) -> None:
         self.executor = HeldExecutor()
         self.engine, self.scheduler, self.cache, model = fake_engine(
             num_blocks=NUM_BLOCKS, rows=rows, host_bytes=6400, max_bypassed=bypassed,
-            executor=self.executor, runs_ahead=runs_ahead,
+            executor=self.executor, runs_ahead=runs_ahead, eviction=eviction,
+            max_tenant_share=share,
         )  # fmt: skip
         model.broken = {BROKEN}
         self.asked: list[Asked] = []
@@ -73,6 +81,8 @@ class EngineMachine(RuleBasedStateMachine):
         source = None
         if adapter:
             source = fake_source(adapter, RANKS[adapter], num_virtual, has_cache=has_cache)
+        if source:
+            source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
         self.engine.receive([Submit(len(self.asked), prompt, source, sampling)])
         self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos))

@@ -2,6 +2,7 @@
 
 import datetime
 import random
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Setup:
     """The keys of a store, from both sides."""
 
     def __init__(self, catalog: Catalog, folder: Path) -> None:
-        self.making = KeyMaking(catalog.keys, make_secret(folder))
+        self.making = KeyMaking(catalog.keys, folder)
         self.wall = Wall()
         self.ring = KeyRing(catalog.keys, folder, self.wall)
         self.authenticator = Authenticator(self.ring)
@@ -243,10 +244,40 @@ def test_a_secret_that_cannot_be_trusted_opens_nothing(
         KeyRing(catalog.keys, tmp_path)
 
 
+def test_a_lost_secret_is_made_anew_only_when_no_key_needs_it(
+    setup: Setup, catalog: Catalog, tmp_path: Path
+) -> None:
+    old = setup.make().split("_")[1]
+    (tmp_path / SECRET_FILE).unlink()
+    for attempt in (setup.make, lambda: setup.making.rotate(old, grace=HOUR)):
+        with pytest.raises(ServerSecretError, match="revoke all keys"):
+            attempt()
+    setup.making.revoke(old)
+    assert KeyRing(catalog.keys, tmp_path).find("lmx_") is None
+    new = setup.make()
+    assert setup.caller(f"Bearer {new}") is not None
+
+
+def test_unknown_ids_and_wrong_secrets_are_compared_alike(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = setup.make()
+    compared: list[tuple[int, int]] = []
+
+    def compare(left: bytes, right: bytes) -> bool:
+        compared.append((len(left), len(right)))
+        return secrets.compare_digest(left, right)
+
+    monkeypatch.setattr("loramux_server.access.key_ring.hmac.compare_digest", compare)
+    for text in (key, new_key().text, key[:-43] + new_key().text[-43:]):
+        setup.caller(f"Bearer {text}")
+    assert compared == [(32, 32)] * 3
+
+
 def test_keys_stay_while_the_catalog_cannot_be_read(setup: Setup, tmp_path: Path) -> None:
     key = setup.make()
-    (tmp_path / SECRET_FILE).rename(tmp_path / "away")
     setup.making.make(tenant="acme", role=Role.USER)
+    (tmp_path / SECRET_FILE).rename(tmp_path / "away")
     with pytest.raises(ServerSecretError):
         setup.ring.refresh()
     assert setup.caller(f"Bearer {key}") is not None

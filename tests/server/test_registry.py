@@ -23,9 +23,9 @@ from loramux.errors import (
 )
 from loramux_adapters import read_package
 from loramux_server.store.blobs import Blobs, Staged, StoreLockedError
-from loramux_server.store.record import AdapterRecord
+from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.reference import parse_reference
-from loramux_server.store.registry import Registry, directory_record
+from loramux_server.store.registry import Registry
 from tests.support.packages import small_package
 from tests.support.polling import eventually
 from tests.support.slow import slow
@@ -167,7 +167,7 @@ def test_files_of_the_directory_that_were_only_touched_get_a_new_stamp(registry:
     for stamp in ("old", "new"):
         with published(registry, "a", PACKAGES[0]) as record:
             registry.register(directory_record(record, stamp))
-    found = registry.from_directory()["a"]
+    found = registry.get("a")
     assert (found.stamp, found.version) == ("new", 1)
     with registry.lease("a") as (_, source):
         assert Path(source.path).exists()

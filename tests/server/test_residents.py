@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Drop, Report, Sampling, Submit
+from loramux_server.engine.messages import Cancel, Drop, Report, Sampling, Submit
 from loramux_server.engine.residents import loader_threads
 from tests.support.engine import InlineExecutor
-from tests.support.fake import fake_engine, fake_source
+from tests.support.fake import HeldExecutor, ManualClock, fake_engine, fake_source
 
 A, B = (fake_source(number, 8) for number in (1, 2))
 
@@ -47,6 +47,16 @@ def test_moves_are_told_once() -> None:
     assert tiers([subject.step()]) == []
 
 
+def test_what_comes_back_at_once_is_told() -> None:
+    clock = ManualClock()
+    subject = fake_engine(num_blocks=8, rows=8, executor=InlineExecutor(), clock=clock)[0]
+    for request_id, number in enumerate((1, 2, 1)):
+        last = serve(subject, request_id, number)[-1].stats
+    assert (last.device.reloads, last.host.reloads) == (1, 0)
+    clock.now += 61
+    assert serve(subject, 3, 2)[-1].stats.device.reloads == 1
+
+
 def test_what_is_dropped_is_stored_only() -> None:
     subject = engine()
     serve(subject, 0, 1)
@@ -55,6 +65,33 @@ def test_what_is_dropped_is_stored_only() -> None:
     subject.check()
     assert report.tiers == {A.digest: "stored"}
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
+
+
+def test_what_is_dropped_while_it_is_used_goes_afterwards() -> None:
+    subject = engine()
+    sampling = Sampling(max_tokens=3, seed=0, ignore_eos=True)
+    subject.receive([Submit(0, [5], A, sampling), Drop(A.digest)])
+    reports = [subject.step()]
+    while not (reports[-1].tokens and reports[-1].tokens[-1].finish):
+        reports.append(subject.step())
+        subject.check()
+    assert tiers(reports) == [{A.digest: "host"}, {A.digest: "device"}, {A.digest: "stored"}]
+    assert reports[-1].tiers  # with the step that ended it
+    assert reports[-1].stats.device.resident == 0
+
+
+def test_what_is_dropped_while_it_loads_for_nobody_goes_when_it_has_come() -> None:
+    executor = HeldExecutor()
+    subject = fake_engine(num_blocks=8, rows=8, executor=executor)[0]
+    subject.receive([Submit(0, [5], A, Sampling(max_tokens=1, seed=0))])
+    subject.step()
+    subject.receive([Cancel(0), Drop(A.digest)])
+    assert subject.step().tiers == {}
+    executor.finish()
+    report = subject.step()
+    subject.check()
+    assert report.tiers == {A.digest: "stored"}
+    assert report.stats.host.used_bytes == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no policy of their own")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from loramux_server.lora.byte_budget import ByteBudget
-from loramux_server.lora.lru_tier import Room
+from loramux_server.lora.memory_tier import Room
 from loramux_server.lora.row_allocator import RowAllocator, RowSize
 
 

@@ -1,12 +1,14 @@
 """What is known of adapters from the engine's reports."""
 
+import asyncio
+
 from loramux_server.engine.messages import Load, Report
-from loramux_server.metrics import _NOTHING
 from loramux_server.statuses import Statuses, Usage
+from loramux_server.totals import NOTHING
 
 
 def report(**fields: object) -> Report:
-    return Report(stats=_NOTHING, **fields)  # type: ignore[arg-type]
+    return Report(stats=NOTHING, **fields)  # type: ignore[arg-type]
 
 
 def test_a_load_is_seen_from_its_begin_to_its_end() -> None:
@@ -50,7 +52,7 @@ def test_a_tenant_does_not_see_what_others_do_with_the_same_content() -> None:
     with statuses.used("a", "acme"):
         assert statuses.usage_of("a", "other") == Usage()
     assert statuses.usage_of("a", "acme").requests == 1
-    statuses.forget("a")
+    statuses.forget("a", is_leaving=False)
     assert statuses.usage_of("a", "acme") == Usage()
 
 
@@ -71,6 +73,24 @@ def test_nothing_is_kept_of_what_is_gone() -> None:
         statuses.report(report(tiers={digest: "stored"}))
     assert statuses._known.keys() == {"a"}
     registered.clear()
-    statuses.forget("a")
+    statuses.forget("a", is_leaving=False)
     statuses.report(report(tiers={"a": "stored"}))
+    statuses.report(report(loading=["c"]))
+    statuses.report(report(failed_loads={"c": "flipped bits"}))
     assert statuses._known == {}
+
+
+async def test_what_is_to_leave_is_waited_for() -> None:
+    statuses = Statuses(lambda digest: False)
+    await statuses.has_left("a")  # of what nobody spoke
+    for ends in (lambda: statuses.report(report(tiers={"a": "stored"})), statuses.engine_died):
+        statuses.report(report(tiers={"a": "device"}))
+        statuses.forget("a", is_leaving=True)
+        assert statuses.of("a").tier == "device"  # as it is until the engine says so
+        leaving = asyncio.create_task(statuses.has_left("a"))
+        statuses.report(report(tiers={"a": "host", "b": "stored"}))
+        await asyncio.sleep(0)
+        assert not leaving.done()
+        ends()
+        await leaving
+        assert statuses._known == {}

@@ -11,7 +11,6 @@ import grpc
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, new_key
 from loramux_server.access.key_making import KeyMaking
-from loramux_server.access.server_secret import make_secret
 from loramux_server.store.catalog import Catalog
 from tests.support.wire import refusal
 
@@ -24,7 +23,7 @@ class Keys:
     def __init__(self, store: Path) -> None:
         store.mkdir(parents=True, exist_ok=True)
         self.catalog = Catalog.in_folder(store)
-        self.making = KeyMaking(self.catalog.keys, make_secret(store))
+        self.making = KeyMaking(self.catalog.keys, store)
 
     def make(self, tenant: str, role: Role, lifetime: datetime.timedelta | None = None) -> Key:
         return self.making.make(tenant=tenant, role=role, lifetime=lifetime)

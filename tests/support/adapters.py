@@ -46,15 +46,10 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
     item_bytes = format_of(package).item_bytes
     virtual = package.virtual
     return AdapterSource(
-        digest,
-        str(output),
-        package.rank,
-        num_bytes(package),
-        item_bytes,
-        num_edit_bytes(package),
-        virtual.count if virtual else 0,
-        bool(virtual and virtual.has_cache),
-    )
+        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
+        virtual_tokens=virtual.count if virtual else 0,
+        has_cache=bool(virtual and virtual.has_cache),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

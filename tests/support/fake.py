@@ -210,11 +210,15 @@ def fake_engine(
     *, num_blocks: int, rows: int, host_bytes: int = 1 << 20, max_running: int = 4,
     max_batch_tokens: int = 16, max_bypassed: int = 4, max_waiting: int = 1000,
     executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
-    clock: Clock = lambda: 0.0, runs_ahead: bool = False,
+    clock: Clock = lambda: 0.0, runs_ahead: bool = False, eviction: str = "lru",
+    max_tenant_share: float = 1.0,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts."""
     model = model or FakeModel()
-    cache = AdapterCache(device_rows=rows, row_size=RowSize(100), host_bytes=host_bytes)
+    cache = AdapterCache(
+        device_rows=rows, row_size=RowSize(100), host_bytes=host_bytes, eviction=eviction,
+        max_tenant_share=max_tenant_share,
+    )  # fmt: skip
     scheduler = Scheduler(
         blocks=BlockManager(num_blocks, BLOCK_SIZE),
         adapters=cache,

@@ -52,6 +52,11 @@ def refusal(error: grpc.RpcError) -> Refusal:
         assert (violation.field, violation.description) == (detail.field, message)
     else:
         assert "BadRequest" not in standard
+    if detail.quota:
+        (exceeded,) = standard["QuotaFailure"].violations
+        assert (exceeded.subject, exceeded.description) == (detail.quota, message)
+    else:
+        assert "QuotaFailure" not in standard
     return Refusal(error.code(), message, reason, detail.field, delay, standard)
 
 

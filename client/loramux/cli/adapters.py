@@ -1,4 +1,4 @@
-"""`loramux push`, `pull`, `ls` and `rm`."""
+"""`loramux push`, `import`, `pull`, `ls`, `rm` and `ttl`."""
 
 import dataclasses
 import datetime
@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from loramux.cli.options import DEFAULT_SERVER, Json, Reference, Server
+from loramux.cli.options import DEFAULT_SERVER, TTL, Json, Reference, Server, parse_ttl
 from loramux.client import Client
 from loramux.types import Adapter
 
@@ -32,14 +32,44 @@ def push(
     must_not_exist: Annotated[
         bool, typer.Option("--must-not-exist", help="Refuse to replace other content.")
     ] = False,
+    ttl: TTL = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
     """Upload an adapter and register it under a name."""
+    stays = None if ttl is None else parse_ttl(ttl)
     with Client(server) as client, _bar(as_json) as bar:
         chosen = name or (path.name if path.is_dir() else path.stem)
         adapter = client.adapters.upload(
-            chosen, path, must_not_exist=must_not_exist, progress=_progress(bar, chosen)
+            chosen, path, must_not_exist=must_not_exist, ttl=stays, progress=_progress(bar, chosen)
+        )
+    print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {adapter.digest}")
+
+
+def import_adapter(
+    uri: Annotated[
+        str,
+        typer.Argument(
+            help="hf://ORG/NAME[@REVISION][/PATH], or s3://, gs:// or az:// with bucket and path, "
+            "of a package or a PEFT folder."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="Name; the last part of the URI if left out.")
+    ] = None,
+    must_not_exist: Annotated[
+        bool, typer.Option("--must-not-exist", help="Refuse to replace other content.")
+    ] = False,
+    ttl: TTL = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Let the server fetch an adapter from where it may and register it under a name."""
+    stays = None if ttl is None else parse_ttl(ttl)
+    last = uri.rstrip("/").rpartition("/")[2].partition("@")[0].removesuffix(".safetensors")
+    with Client(server) as client:
+        adapter = client.adapters.import_from(
+            name or last.lower(), uri, must_not_exist=must_not_exist, ttl=stays
         )
     print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {adapter.digest}")
 
@@ -72,7 +102,7 @@ def ls(
     ] = False,
     tenant: Annotated[str, typer.Option(help="Only adapters of this tenant.")] = "",
     prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
-    source: Annotated[str, typer.Option(help="Only those from upload or directory.")] = "",
+    source: Annotated[str, typer.Option(help="Only those from upload, directory or import.")] = "",
     tier: Annotated[str, typer.Option(help="Only those on stored, host or device.")] = "",
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
@@ -97,7 +127,7 @@ def rm(
         list[str], typer.Argument(help="Adapters to take away, or versions, as NAME:VERSION.")
     ],
     wait: Annotated[
-        bool, typer.Option("--wait", help="Until no call uses any more what was taken away.")
+        bool, typer.Option("--wait", help="Until no call uses it any more and its memory is free.")
     ] = False,
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -107,11 +137,30 @@ def rm(
             client.adapters.delete(reference, wait=wait)
 
 
+def ttl(
+    reference: Reference,
+    time: Annotated[
+        str, typer.Argument(help="Such as 90s, 30m, 12h or 7d; `none` means for good.")
+    ],
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Let a version stay for some time from now on; it is taken away as by `rm` then."""
+    stays = None if time == "none" else parse_ttl(time)
+    with Client(server) as client:
+        adapter = client.adapters.set_ttl(reference, stays)
+    print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {state_of(adapter)}")
+
+
 def plain(adapter: Adapter) -> dict[str, object]:
     """Return `adapter` as JSON can hold it."""
-    values = dataclasses.asdict(adapter) | {"created_at": adapter.created_at.isoformat()}
-    used = adapter.status.last_used_at
-    values["status"]["last_used_at"] = used and used.isoformat()
+    values = dataclasses.asdict(adapter)
+    for moments, field in (
+        (values, "created_at"),
+        (values, "expires_at"),
+        (values["status"], "last_used_at"),
+    ):
+        moments[field] = moments[field] and moments[field].isoformat()
     return values
 
 
@@ -122,6 +171,7 @@ def state_of(adapter: Adapter) -> str:
         adapter.tier
         + (", loading" if status.is_loading else "")
         + (", pinned" if adapter.is_pinned else "")
+        + (f", until {when(adapter.expires_at)}" if adapter.expires_at else "")
         + (f", failed: {status.load_failure}" if status.load_failure else "")
     )
 
@@ -157,12 +207,13 @@ def _usage_table(adapters: list[Adapter]) -> Table:
             state_of(adapter),
             f"{status.memory_bytes / 1e6:.1f} MB",
             *map(str, numbers),
-            _when(status.last_used_at),
+            when(status.last_used_at),
         )
     return table
 
 
-def _when(moment: datetime.datetime | None) -> str:
+def when(moment: datetime.datetime | None) -> str:
+    """Return a moment in local time, in words."""
     return moment.astimezone().isoformat(sep=" ", timespec="seconds")[:19] if moment else "never"
 
 

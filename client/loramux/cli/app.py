@@ -21,6 +21,7 @@ from loramux.cli import (
     packages,
     residency,
     signing,
+    top,
     train,
     transforms,
 )
@@ -126,13 +127,16 @@ app.command("merge")(merging.merge)
 app.command("sign")(signing.sign)
 app.command("train")(train.train)
 app.command("push")(adapters.push)
+app.command("import")(adapters.import_adapter)
 app.command("pull")(adapters.pull)
 app.command("ls")(adapters.ls)
 app.command("rm")(adapters.rm)
+app.command("ttl")(adapters.ttl)
 app.command("pin")(residency.pin)
 app.command("unpin")(residency.unpin)
 app.command("prefetch")(residency.prefetch)
 app.command("watch")(residency.watch)
+app.command("top")(top.top)
 app.add_typer(alias.app, name="alias")
 app.command("bench")(bench.bench)
 

@@ -1,5 +1,6 @@
 """Options that several commands share, and what a command says that lacks a package."""
 
+import datetime
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,31 @@ Reference = Annotated[
     str, typer.Argument(help="Adapter, [TENANT/]NAME[:TAG][@DIGEST]; the newest without a tag.")
 ]
 
+TTL = Annotated[
+    str | None,
+    typer.Option(
+        "--ttl",
+        metavar="TIME",
+        help="How long it stays, such as 90s, 30m, 12h or 7d; else for good.",
+    ),
+]
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
 DEFAULT_SERVER = "127.0.0.1:50051"
+
+
+def parse_ttl(text: str) -> datetime.timedelta:
+    """Return the time that `text` means: a number with s, m, h or d.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    number, unit = text[:-1], _UNITS.get(text[-1:])
+    # More digits than any server allows fit no timedelta.
+    if unit is None or not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise typer.BadParameter(f"{text!r} is no time; give a number with s, m, h or d, as in 7d")
+    return datetime.timedelta(**{unit: int(number)})
 
 
 @contextmanager

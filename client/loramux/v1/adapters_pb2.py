@@ -22,53 +22,62 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from loramux.v1 import aliases_pb2 as loramux_dot_v1_dot_aliases__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19loramux/v1/adapters.proto\x12\nloramux.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18loramux/v1/aliases.proto\"^\n\x14UploadAdapterRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.loramux.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"X\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x16\n\x0emust_not_exist\x18\x04 \x01(\x08\"V\n\x15UploadAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.Adapter\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"^\n\x12GetAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.Adapter\x12\"\n\x07\x61liases\x18\x02 \x03(\x0b\x32\x11.loramux.v1.Alias\"\xc9\x01\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0c\x61ll_versions\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x13\n\x0bname_prefix\x18\x05 \x01(\t\x12)\n\x06source\x18\x06 \x01(\x0e\x32\x19.loramux.v1.AdapterSource\x12%\n\x04tier\x18\x07 \x01(\x0e\x32\x17.loramux.v1.AdapterTier\"V\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.loramux.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08\"6\n\x16\x44ownloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"_\n\x17\x44ownloadAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.AdapterH\x00\x88\x01\x01\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\n\n\x08_adapter\">\n\x14WatchAdaptersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10include_existing\x18\x02 \x01(\x08\"h\n\x15WatchAdaptersResponse\x12)\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x19.loramux.v1.AdapterChange\x12$\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x13.loramux.v1.Adapter\"\x17\n\x15\x44\x65leteAdapterResponse\"\xa2\x03\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x16\n\x0etarget_modules\x18\x05 \x03(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12)\n\x06source\x18\x07 \x01(\x0e\x32\x19.loramux.v1.AdapterSource\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x04tier\x18\t \x01(\x0e\x32\x17.loramux.v1.AdapterTier\x12\x0e\n\x06tenant\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\x05\x12\x0f\n\x07\x61liases\x18\x0c \x03(\t\x12\x11\n\tis_pinned\x18\r \x01(\x08\x12)\n\x06status\x18\x0e \x01(\x0b\x32\x19.loramux.v1.AdapterStatus\x12\x0e\n\x06method\x18\x0f \x01(\t\x12\x11\n\treference\x18\x1e \x01(\t\x12\x16\n\x0evirtual_tokens\x18  \x01(\x05\"\xd5\x01\n\rAdapterStatus\x12\x12\n\nis_loading\x18\x01 \x01(\x08\x12\x14\n\x0cload_failure\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\x05\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x0c\n\x04hits\x18\x06 \x01(\x03\x12\r\n\x05loads\x18\x07 \x01(\x03\x12\x35\n\x0clast_used_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x42\x0f\n\r_last_used_at*\xbd\x01\n\rAdapterChange\x12\x1e\n\x1a\x41\x44\x41PTER_CHANGE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41\x44\x41PTER_CHANGE_EXISTING\x10\x01\x12\x1d\n\x19\x41\x44\x41PTER_CHANGE_REGISTERED\x10\x02\x12\x1a\n\x16\x41\x44\x41PTER_CHANGE_UPDATED\x10\x03\x12\x18\n\x14\x41\x44\x41PTER_CHANGE_MOVED\x10\x04\x12\x1a\n\x16\x41\x44\x41PTER_CHANGE_DELETED\x10\x05*h\n\rAdapterSource\x12\x1e\n\x1a\x41\x44\x41PTER_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x44\x41PTER_SOURCE_UPLOAD\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_SOURCE_DIRECTORY\x10\x02*t\n\x0b\x41\x64\x61pterTier\x12\x1c\n\x18\x41\x44\x41PTER_TIER_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41\x44\x41PTER_TIER_STORED\x10\x01\x12\x15\n\x11\x41\x44\x41PTER_TIER_HOST\x10\x02\x12\x17\n\x13\x41\x44\x41PTER_TIER_DEVICE\x10\x03\x32\x94\x04\n\x0e\x41\x64\x61pterService\x12V\n\rUploadAdapter\x12 .loramux.v1.UploadAdapterRequest\x1a!.loramux.v1.UploadAdapterResponse(\x01\x12K\n\nGetAdapter\x12\x1d.loramux.v1.GetAdapterRequest\x1a\x1e.loramux.v1.GetAdapterResponse\x12Q\n\x0cListAdapters\x12\x1f.loramux.v1.ListAdaptersRequest\x1a .loramux.v1.ListAdaptersResponse\x12T\n\rDeleteAdapter\x12 .loramux.v1.DeleteAdapterRequest\x1a!.loramux.v1.DeleteAdapterResponse\x12\\\n\x0f\x44ownloadAdapter\x12\".loramux.v1.DownloadAdapterRequest\x1a#.loramux.v1.DownloadAdapterResponse0\x01\x12V\n\rWatchAdapters\x12 .loramux.v1.WatchAdaptersRequest\x1a!.loramux.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19loramux/v1/adapters.proto\x12\nloramux.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18loramux/v1/aliases.proto\"^\n\x14UploadAdapterRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.loramux.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x8d\x01\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x16\n\x0emust_not_exist\x18\x04 \x01(\x08\x12+\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x06\n\x04_ttl\"V\n\x15UploadAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.Adapter\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\"~\n\x14ImportAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x16\n\x0emust_not_exist\x18\x03 \x01(\x08\x12+\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x06\n\x04_ttl\"V\n\x15ImportAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.Adapter\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"^\n\x12GetAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.Adapter\x12\"\n\x07\x61liases\x18\x02 \x03(\x0b\x32\x11.loramux.v1.Alias\"\xc9\x01\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0c\x61ll_versions\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x13\n\x0bname_prefix\x18\x05 \x01(\t\x12)\n\x06source\x18\x06 \x01(\x0e\x32\x19.loramux.v1.AdapterSource\x12%\n\x04tier\x18\x07 \x01(\x0e\x32\x17.loramux.v1.AdapterTier\"V\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.loramux.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08\"Y\n\x14SetAdapterTtlRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x06\n\x04_ttl\"=\n\x15SetAdapterTtlResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.Adapter\"6\n\x16\x44ownloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"_\n\x17\x44ownloadAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.AdapterH\x00\x88\x01\x01\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\n\n\x08_adapter\">\n\x14WatchAdaptersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10include_existing\x18\x02 \x01(\x08\"h\n\x15WatchAdaptersResponse\x12)\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x19.loramux.v1.AdapterChange\x12$\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x13.loramux.v1.Adapter\"\x17\n\x15\x44\x65leteAdapterResponse\"\xf6\x03\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x16\n\x0etarget_modules\x18\x05 \x03(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12)\n\x06source\x18\x07 \x01(\x0e\x32\x19.loramux.v1.AdapterSource\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x04tier\x18\t \x01(\x0e\x32\x17.loramux.v1.AdapterTier\x12\x0e\n\x06tenant\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\x05\x12\x0f\n\x07\x61liases\x18\x0c \x03(\t\x12\x11\n\tis_pinned\x18\r \x01(\x08\x12)\n\x06status\x18\x0e \x01(\x0b\x32\x19.loramux.v1.AdapterStatus\x12\x0e\n\x06method\x18\x0f \x01(\t\x12\x33\n\nexpires_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x0e\n\x06origin\x18\x11 \x01(\t\x12\x11\n\treference\x18\x1e \x01(\t\x12\x16\n\x0evirtual_tokens\x18  \x01(\x05\x42\r\n\x0b_expires_at\"\xd5\x01\n\rAdapterStatus\x12\x12\n\nis_loading\x18\x01 \x01(\x08\x12\x14\n\x0cload_failure\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\x05\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x0c\n\x04hits\x18\x06 \x01(\x03\x12\r\n\x05loads\x18\x07 \x01(\x03\x12\x35\n\x0clast_used_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x42\x0f\n\r_last_used_at*\xbd\x01\n\rAdapterChange\x12\x1e\n\x1a\x41\x44\x41PTER_CHANGE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41\x44\x41PTER_CHANGE_EXISTING\x10\x01\x12\x1d\n\x19\x41\x44\x41PTER_CHANGE_REGISTERED\x10\x02\x12\x1a\n\x16\x41\x44\x41PTER_CHANGE_UPDATED\x10\x03\x12\x18\n\x14\x41\x44\x41PTER_CHANGE_MOVED\x10\x04\x12\x1a\n\x16\x41\x44\x41PTER_CHANGE_DELETED\x10\x05*\x83\x01\n\rAdapterSource\x12\x1e\n\x1a\x41\x44\x41PTER_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x44\x41PTER_SOURCE_UPLOAD\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_SOURCE_DIRECTORY\x10\x02\x12\x19\n\x15\x41\x44\x41PTER_SOURCE_IMPORT\x10\x03*t\n\x0b\x41\x64\x61pterTier\x12\x1c\n\x18\x41\x44\x41PTER_TIER_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41\x44\x41PTER_TIER_STORED\x10\x01\x12\x15\n\x11\x41\x44\x41PTER_TIER_HOST\x10\x02\x12\x17\n\x13\x41\x44\x41PTER_TIER_DEVICE\x10\x03\x32\xc0\x05\n\x0e\x41\x64\x61pterService\x12V\n\rUploadAdapter\x12 .loramux.v1.UploadAdapterRequest\x1a!.loramux.v1.UploadAdapterResponse(\x01\x12T\n\rImportAdapter\x12 .loramux.v1.ImportAdapterRequest\x1a!.loramux.v1.ImportAdapterResponse\x12K\n\nGetAdapter\x12\x1d.loramux.v1.GetAdapterRequest\x1a\x1e.loramux.v1.GetAdapterResponse\x12Q\n\x0cListAdapters\x12\x1f.loramux.v1.ListAdaptersRequest\x1a .loramux.v1.ListAdaptersResponse\x12T\n\rDeleteAdapter\x12 .loramux.v1.DeleteAdapterRequest\x1a!.loramux.v1.DeleteAdapterResponse\x12T\n\rSetAdapterTtl\x12 .loramux.v1.SetAdapterTtlRequest\x1a!.loramux.v1.SetAdapterTtlResponse\x12\\\n\x0f\x44ownloadAdapter\x12\".loramux.v1.DownloadAdapterRequest\x1a#.loramux.v1.DownloadAdapterResponse0\x01\x12V\n\rWatchAdapters\x12 .loramux.v1.WatchAdaptersRequest\x1a!.loramux.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loramux.v1.adapters_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERCHANGE']._serialized_start=1835
-  _globals['_ADAPTERCHANGE']._serialized_end=2024
-  _globals['_ADAPTERSOURCE']._serialized_start=2026
-  _globals['_ADAPTERSOURCE']._serialized_end=2130
-  _globals['_ADAPTERTIER']._serialized_start=2132
-  _globals['_ADAPTERTIER']._serialized_end=2248
-  _globals['_UPLOADADAPTERREQUEST']._serialized_start=100
-  _globals['_UPLOADADAPTERREQUEST']._serialized_end=194
-  _globals['_UPLOADHEADER']._serialized_start=196
-  _globals['_UPLOADHEADER']._serialized_end=284
-  _globals['_UPLOADADAPTERRESPONSE']._serialized_start=286
-  _globals['_UPLOADADAPTERRESPONSE']._serialized_end=372
-  _globals['_GETADAPTERREQUEST']._serialized_start=374
-  _globals['_GETADAPTERREQUEST']._serialized_end=407
-  _globals['_GETADAPTERRESPONSE']._serialized_start=409
-  _globals['_GETADAPTERRESPONSE']._serialized_end=503
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=506
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=707
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=709
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=795
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=797
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=847
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=849
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=903
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=905
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1000
-  _globals['_WATCHADAPTERSREQUEST']._serialized_start=1002
-  _globals['_WATCHADAPTERSREQUEST']._serialized_end=1064
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=1066
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=1170
-  _globals['_DELETEADAPTERRESPONSE']._serialized_start=1172
-  _globals['_DELETEADAPTERRESPONSE']._serialized_end=1195
-  _globals['_ADAPTER']._serialized_start=1198
-  _globals['_ADAPTER']._serialized_end=1616
-  _globals['_ADAPTERSTATUS']._serialized_start=1619
-  _globals['_ADAPTERSTATUS']._serialized_end=1832
-  _globals['_ADAPTERSERVICE']._serialized_start=2251
-  _globals['_ADAPTERSERVICE']._serialized_end=2783
+  _globals['_ADAPTERCHANGE']._serialized_start=2375
+  _globals['_ADAPTERCHANGE']._serialized_end=2564
+  _globals['_ADAPTERSOURCE']._serialized_start=2567
+  _globals['_ADAPTERSOURCE']._serialized_end=2698
+  _globals['_ADAPTERTIER']._serialized_start=2700
+  _globals['_ADAPTERTIER']._serialized_end=2816
+  _globals['_UPLOADADAPTERREQUEST']._serialized_start=132
+  _globals['_UPLOADADAPTERREQUEST']._serialized_end=226
+  _globals['_UPLOADHEADER']._serialized_start=229
+  _globals['_UPLOADHEADER']._serialized_end=370
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_start=372
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_end=458
+  _globals['_IMPORTADAPTERREQUEST']._serialized_start=460
+  _globals['_IMPORTADAPTERREQUEST']._serialized_end=586
+  _globals['_IMPORTADAPTERRESPONSE']._serialized_start=588
+  _globals['_IMPORTADAPTERRESPONSE']._serialized_end=674
+  _globals['_GETADAPTERREQUEST']._serialized_start=676
+  _globals['_GETADAPTERREQUEST']._serialized_end=709
+  _globals['_GETADAPTERRESPONSE']._serialized_start=711
+  _globals['_GETADAPTERRESPONSE']._serialized_end=805
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=808
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1009
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1011
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1097
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=1099
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=1149
+  _globals['_SETADAPTERTTLREQUEST']._serialized_start=1151
+  _globals['_SETADAPTERTTLREQUEST']._serialized_end=1240
+  _globals['_SETADAPTERTTLRESPONSE']._serialized_start=1242
+  _globals['_SETADAPTERTTLRESPONSE']._serialized_end=1303
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=1305
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=1359
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=1361
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1456
+  _globals['_WATCHADAPTERSREQUEST']._serialized_start=1458
+  _globals['_WATCHADAPTERSREQUEST']._serialized_end=1520
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=1522
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=1626
+  _globals['_DELETEADAPTERRESPONSE']._serialized_start=1628
+  _globals['_DELETEADAPTERRESPONSE']._serialized_end=1651
+  _globals['_ADAPTER']._serialized_start=1654
+  _globals['_ADAPTER']._serialized_end=2156
+  _globals['_ADAPTERSTATUS']._serialized_start=2159
+  _globals['_ADAPTERSTATUS']._serialized_end=2372
+  _globals['_ADAPTERSERVICE']._serialized_start=2819
+  _globals['_ADAPTERSERVICE']._serialized_end=3523
 # @@protoc_insertion_point(module_scope)

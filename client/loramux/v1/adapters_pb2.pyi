@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -34,11 +35,13 @@ class _AdapterChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Adapter
     ADAPTER_CHANGE_REGISTERED: _AdapterChange.ValueType  # 2
     """ADAPTER_CHANGE_REGISTERED means that it is new."""
     ADAPTER_CHANGE_UPDATED: _AdapterChange.ValueType  # 3
-    """ADAPTER_CHANGE_UPDATED means that an alias came or went, or that it was pinned or unpinned."""
+    """ADAPTER_CHANGE_UPDATED means that an alias came or went, that it was pinned or unpinned, or
+    that it stays for another time.
+    """
     ADAPTER_CHANGE_MOVED: _AdapterChange.ValueType  # 4
     """ADAPTER_CHANGE_MOVED means that its weights came to another tier, began to load, or failed to."""
     ADAPTER_CHANGE_DELETED: _AdapterChange.ValueType  # 5
-    """ADAPTER_CHANGE_DELETED means that it was taken away."""
+    """ADAPTER_CHANGE_DELETED means that it was taken away, or that its time was over."""
 
 class AdapterChange(_AdapterChange, metaclass=_AdapterChangeEnumTypeWrapper):
     """AdapterChange says what happened to a version."""
@@ -50,11 +53,13 @@ ADAPTER_CHANGE_EXISTING: AdapterChange.ValueType  # 1
 ADAPTER_CHANGE_REGISTERED: AdapterChange.ValueType  # 2
 """ADAPTER_CHANGE_REGISTERED means that it is new."""
 ADAPTER_CHANGE_UPDATED: AdapterChange.ValueType  # 3
-"""ADAPTER_CHANGE_UPDATED means that an alias came or went, or that it was pinned or unpinned."""
+"""ADAPTER_CHANGE_UPDATED means that an alias came or went, that it was pinned or unpinned, or
+that it stays for another time.
+"""
 ADAPTER_CHANGE_MOVED: AdapterChange.ValueType  # 4
 """ADAPTER_CHANGE_MOVED means that its weights came to another tier, began to load, or failed to."""
 ADAPTER_CHANGE_DELETED: AdapterChange.ValueType  # 5
-"""ADAPTER_CHANGE_DELETED means that it was taken away."""
+"""ADAPTER_CHANGE_DELETED means that it was taken away, or that its time was over."""
 Global___AdapterChange: _TypeAlias = AdapterChange  # noqa: Y015
 
 class _AdapterSource:
@@ -69,6 +74,8 @@ class _AdapterSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Adapter
     """ADAPTER_SOURCE_UPLOAD means UploadAdapter."""
     ADAPTER_SOURCE_DIRECTORY: _AdapterSource.ValueType  # 2
     """ADAPTER_SOURCE_DIRECTORY means the directory given with `--adapters`; read-only."""
+    ADAPTER_SOURCE_IMPORT: _AdapterSource.ValueType  # 3
+    """ADAPTER_SOURCE_IMPORT means ImportAdapter."""
 
 class AdapterSource(_AdapterSource, metaclass=_AdapterSourceEnumTypeWrapper):
     """AdapterSource says where an adapter came from."""
@@ -79,6 +86,8 @@ ADAPTER_SOURCE_UPLOAD: AdapterSource.ValueType  # 1
 """ADAPTER_SOURCE_UPLOAD means UploadAdapter."""
 ADAPTER_SOURCE_DIRECTORY: AdapterSource.ValueType  # 2
 """ADAPTER_SOURCE_DIRECTORY means the directory given with `--adapters`; read-only."""
+ADAPTER_SOURCE_IMPORT: AdapterSource.ValueType  # 3
+"""ADAPTER_SOURCE_IMPORT means ImportAdapter."""
 Global___AdapterSource: _TypeAlias = AdapterSource  # noqa: Y015
 
 class _AdapterTier:
@@ -149,6 +158,7 @@ class UploadHeader(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is what the adapter will be called, `[tenant/]name`: lower-case letters and digits, with
     `-`, `_` or `.` between them, 63 characters at most each.
@@ -161,6 +171,12 @@ class UploadHeader(_message.Message):
     """must_not_exist refuses the upload where the name has other content as its newest version. By
     default the new content is the next version.
     """
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """ttl is how long the version stays from when it is registered, 1 s to 3,650 days; absent means
+        until it is deleted. Content that is registered already stays as long as this says, too.
+        """
+
     def __init__(
         self,
         *,
@@ -168,12 +184,15 @@ class UploadHeader(_message.Message):
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
         must_not_exist: _builtins.bool = ...,
+        ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["must_not_exist", b"must_not_exist", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "must_not_exist", b"must_not_exist", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__ttl: _TypeAlias = _typing.Literal["ttl"]  # noqa: Y015
+    _WhichOneofArgType__ttl: _TypeAlias = _typing.Literal["_ttl", b"_ttl"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl) -> _WhichOneofReturnType__ttl | None: ...
 
 Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
 
@@ -204,6 +223,75 @@ class UploadAdapterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadAdapterResponse: _TypeAlias = UploadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class ImportAdapterRequest(_message.Message):
+    """ImportAdapterRequest says what to fetch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is what the adapter will be called, `[tenant/]name`, as in UploadHeader."""
+    uri: _builtins.str
+    """uri is where it is: `hf://ORG/NAME[@REVISION][/PATH]` on the Hugging Face Hub, or `s3://`, `gs://`
+    or `az://` with a bucket and a path. The path is that of a package, `….safetensors`, or of a
+    folder that PEFT saved. It has to be among those that the server allows.
+    """
+    must_not_exist: _builtins.bool
+    """must_not_exist refuses what is other content than the newest version of the name."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """ttl is how long the version stays, as in UploadHeader."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        must_not_exist: _builtins.bool = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "must_not_exist", b"must_not_exist", "name", b"name", "ttl", b"ttl", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ttl: _TypeAlias = _typing.Literal["ttl"]  # noqa: Y015
+    _WhichOneofArgType__ttl: _TypeAlias = _typing.Literal["_ttl", b"_ttl"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl) -> _WhichOneofReturnType__ttl | None: ...
+
+Global___ImportAdapterRequest: _TypeAlias = ImportAdapterRequest  # noqa: Y015
+
+@_typing.final
+class ImportAdapterResponse(_message.Message):
+    """ImportAdapterResponse says what was stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
+    already_existed: _builtins.bool
+    """already_existed is true where this content is the newest version of the name already."""
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """adapter is the adapter as it is now registered."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+        already_existed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "already_existed", b"already_existed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportAdapterResponse: _TypeAlias = ImportAdapterResponse  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):
@@ -346,8 +434,9 @@ class DeleteAdapterRequest(_message.Message):
     aliases; else to one version, for which no alias may stand.
     """
     wait: _builtins.bool
-    """wait answers only when no call uses any more what was taken away. It is gone for others at
-    once all the same.
+    """wait answers only when no call uses any more what was taken away, and its memory is free again
+    in every tier, unless another version has the same content. It is gone for others at once all
+    the same.
     """
     def __init__(
         self,
@@ -362,6 +451,63 @@ class DeleteAdapterRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAdapterRequest: _TypeAlias = DeleteAdapterRequest  # noqa: Y015
+
+@_typing.final
+class SetAdapterTtlRequest(_message.Message):
+    """SetAdapterTtlRequest says how long a version stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is a reference to the version."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """ttl is how long it stays from now on, 1 s to 3,650 days; absent means until it is deleted. When
+        it is over, the version is taken away as by DeleteAdapter; as long as an alias stands for it,
+        that waits.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "name", b"name", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ttl: _TypeAlias = _typing.Literal["ttl"]  # noqa: Y015
+    _WhichOneofArgType__ttl: _TypeAlias = _typing.Literal["_ttl", b"_ttl"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl) -> _WhichOneofReturnType__ttl | None: ...
+
+Global___SetAdapterTtlRequest: _TypeAlias = SetAdapterTtlRequest  # noqa: Y015
+
+@_typing.final
+class SetAdapterTtlResponse(_message.Message):
+    """SetAdapterTtlResponse describes the version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """adapter is the version as it is now."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAdapterTtlResponse: _TypeAlias = SetAdapterTtlResponse  # noqa: Y015
 
 @_typing.final
 class DownloadAdapterRequest(_message.Message):
@@ -511,6 +657,8 @@ class Adapter(_message.Message):
     IS_PINNED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -535,6 +683,10 @@ class Adapter(_message.Message):
     """is_pinned is true where it is to stay on the device."""
     method: _builtins.str
     """method is what trained the adapter, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    origin: _builtins.str
+    """origin is the URI that it was imported from, with the commit where the source has any; empty
+    where it was not imported.
+    """
     reference: _builtins.str
     """reference is what the caller has to say to mean exactly this version: the shortest reference,
     without the tenant if it is the caller's own.
@@ -559,6 +711,10 @@ class Adapter(_message.Message):
     def status(self) -> Global___AdapterStatus:
         """status says what goes on with it."""
 
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """expires_at is when it is taken away; absent where nothing but a call does that."""
+
     def __init__(
         self,
         *,
@@ -577,14 +733,18 @@ class Adapter(_message.Message):
         is_pinned: _builtins.bool = ...,
         status: Global___AdapterStatus | None = ...,
         method: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        origin: _builtins.str = ...,
         reference: _builtins.str = ...,
         virtual_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "created_at", b"created_at", "expires_at", b"expires_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
+    _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
 
 Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
 

@@ -45,6 +45,11 @@ class AdapterServiceStub(object):
                 request_serializer=loramux_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
                 _registered_method=True)
+        self.ImportAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/ImportAdapter',
+                request_serializer=loramux_dot_v1_dot_adapters__pb2.ImportAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapters__pb2.ImportAdapterResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/loramux.v1.AdapterService/GetAdapter',
                 request_serializer=loramux_dot_v1_dot_adapters__pb2.GetAdapterRequest.SerializeToString,
@@ -59,6 +64,11 @@ class AdapterServiceStub(object):
                 '/loramux.v1.AdapterService/DeleteAdapter',
                 request_serializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.FromString,
+                _registered_method=True)
+        self.SetAdapterTtl = channel.unary_unary(
+                '/loramux.v1.AdapterService/SetAdapterTtl',
+                request_serializer=loramux_dot_v1_dot_adapters__pb2.SetAdapterTtlRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapters__pb2.SetAdapterTtlResponse.FromString,
                 _registered_method=True)
         self.DownloadAdapter = channel.unary_stream(
                 '/loramux.v1.AdapterService/DownloadAdapter',
@@ -89,6 +99,14 @@ class AdapterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportAdapter(self, request, context):
+        """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
+        upload is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetAdapter(self, request, context):
         """GetAdapter describes one adapter.
         """
@@ -105,6 +123,13 @@ class AdapterServiceServicer(object):
 
     def DeleteAdapter(self, request, context):
         """DeleteAdapter takes an adapter away at once; requests that use it already finish with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAdapterTtl(self, request, context):
+        """SetAdapterTtl says how long a version stays, from now on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +157,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=loramux_dot_v1_dot_adapters__pb2.UploadAdapterRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapters__pb2.UploadAdapterResponse.SerializeToString,
             ),
+            'ImportAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapters__pb2.ImportAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapters__pb2.ImportAdapterResponse.SerializeToString,
+            ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
                     request_deserializer=loramux_dot_v1_dot_adapters__pb2.GetAdapterRequest.FromString,
@@ -146,6 +176,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.DeleteAdapter,
                     request_deserializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.SerializeToString,
+            ),
+            'SetAdapterTtl': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAdapterTtl,
+                    request_deserializer=loramux_dot_v1_dot_adapters__pb2.SetAdapterTtlRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapters__pb2.SetAdapterTtlResponse.SerializeToString,
             ),
             'DownloadAdapter': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadAdapter,
@@ -191,6 +226,33 @@ class AdapterService(object):
             '/loramux.v1.AdapterService/UploadAdapter',
             loramux_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
             loramux_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/ImportAdapter',
+            loramux_dot_v1_dot_adapters__pb2.ImportAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapters__pb2.ImportAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -272,6 +334,33 @@ class AdapterService(object):
             '/loramux.v1.AdapterService/DeleteAdapter',
             loramux_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.SerializeToString,
             loramux_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAdapterTtl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/SetAdapterTtl',
+            loramux_dot_v1_dot_adapters__pb2.SetAdapterTtlRequest.SerializeToString,
+            loramux_dot_v1_dot_adapters__pb2.SetAdapterTtlResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,12 +43,18 @@ class AdapterServiceStub:
     """UploadAdapter stores a package under a name. The first message is the header, the others carry
     the bytes in order. The adapter is visible when, and only if, the call returns OK.
     """
+    ImportAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ImportAdapterRequest, _adapters_pb2.ImportAdapterResponse]
+    """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
+    upload is stored.
+    """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.GetAdapterResponse]
     """GetAdapter describes one adapter."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]
     """ListAdapters describes adapters in the order of their names, a page at a time."""
     DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]
     """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+    SetAdapterTtl: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.SetAdapterTtlRequest, _adapters_pb2.SetAdapterTtlResponse]
+    """SetAdapterTtl says how long a version stays, from now on."""
     DownloadAdapter: _grpc.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]
     """DownloadAdapter sends the package of a version as it was uploaded."""
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]
@@ -69,12 +75,18 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """UploadAdapter stores a package under a name. The first message is the header, the others carry
     the bytes in order. The adapter is visible when, and only if, the call returns OK.
     """
+    ImportAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ImportAdapterRequest, _adapters_pb2.ImportAdapterResponse]  # type: ignore[assignment]
+    """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
+    upload is stored.
+    """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.GetAdapterResponse]  # type: ignore[assignment]
     """GetAdapter describes one adapter."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """ListAdapters describes adapters in the order of their names, a page at a time."""
     DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]  # type: ignore[assignment]
     """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+    SetAdapterTtl: _aio.UnaryUnaryMultiCallable[_adapters_pb2.SetAdapterTtlRequest, _adapters_pb2.SetAdapterTtlResponse]  # type: ignore[assignment]
+    """SetAdapterTtl says how long a version stays, from now on."""
     DownloadAdapter: _aio.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]  # type: ignore[assignment]
     """DownloadAdapter sends the package of a version as it was uploaded."""
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
@@ -100,6 +112,16 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ImportAdapter(
+        self,
+        request: _adapters_pb2.ImportAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.ImportAdapterResponse, _abc.Awaitable[_adapters_pb2.ImportAdapterResponse]]:
+        """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
+        upload is stored.
+        """
+
+    @_abc_1.abstractmethod
     def GetAdapter(
         self,
         request: _adapters_pb2.GetAdapterRequest,
@@ -122,6 +144,14 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.DeleteAdapterResponse, _abc.Awaitable[_adapters_pb2.DeleteAdapterResponse]]:
         """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+
+    @_abc_1.abstractmethod
+    def SetAdapterTtl(
+        self,
+        request: _adapters_pb2.SetAdapterTtlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.SetAdapterTtlResponse, _abc.Awaitable[_adapters_pb2.SetAdapterTtlResponse]]:
+        """SetAdapterTtl says how long a version stays, from now on."""
 
     @_abc_1.abstractmethod
     def DownloadAdapter(

@@ -92,6 +92,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
     """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+    ERROR_REASON_STORAGE_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
+    """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
+    ERROR_REASON_UPLOAD_TOO_SLOW: _ErrorReason.ValueType  # 51
+    """ERROR_REASON_UPLOAD_TOO_SLOW means that the bytes of an upload came too slowly."""
+    ERROR_REASON_SOURCE_NOT_ALLOWED: _ErrorReason.ValueType  # 52
+    """ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not import from there."""
+    ERROR_REASON_SOURCE_NOT_FOUND: _ErrorReason.ValueType  # 53
+    """ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter to import."""
+    ERROR_REASON_SOURCE_NOT_READABLE: _ErrorReason.ValueType  # 54
+    """ERROR_REASON_SOURCE_NOT_READABLE means that the source refuses this server."""
+    ERROR_REASON_SOURCE_CHANGED: _ErrorReason.ValueType  # 55
+    """ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
+    ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 56
+    """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -168,6 +182,20 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
 """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
 """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+ERROR_REASON_STORAGE_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
+"""ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
+ERROR_REASON_UPLOAD_TOO_SLOW: ErrorReason.ValueType  # 51
+"""ERROR_REASON_UPLOAD_TOO_SLOW means that the bytes of an upload came too slowly."""
+ERROR_REASON_SOURCE_NOT_ALLOWED: ErrorReason.ValueType  # 52
+"""ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not import from there."""
+ERROR_REASON_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 53
+"""ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter to import."""
+ERROR_REASON_SOURCE_NOT_READABLE: ErrorReason.ValueType  # 54
+"""ERROR_REASON_SOURCE_NOT_READABLE means that the source refuses this server."""
+ERROR_REASON_SOURCE_CHANGED: ErrorReason.ValueType  # 55
+"""ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
+ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 56
+"""ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

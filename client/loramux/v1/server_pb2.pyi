@@ -70,6 +70,165 @@ class GetServerInfoResponse(_message.Message):
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
 
 @_typing.final
+class GetServerLoadRequest(_message.Message):
+    """GetServerLoadRequest is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerLoadRequest: _TypeAlias = GetServerLoadRequest  # noqa: Y015
+
+@_typing.final
+class GetServerLoadResponse(_message.Message):
+    """GetServerLoadResponse says what goes on. Whoever asks twice has what happened in between: a rate is
+    a difference of counts over a difference of uptimes, a mean one of seconds over one of counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
+    WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_USED_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    GAP_SECONDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    STEP_REQUESTS_FIELD_NUMBER: _builtins.int
+    STEP_ADAPTERS_FIELD_NUMBER: _builtins.int
+    uptime_seconds: _builtins.float
+    """uptime_seconds is how long the server answers requests."""
+    running_requests: _builtins.int
+    """running_requests is how many are in the batch now."""
+    waiting_requests: _builtins.int
+    """waiting_requests is how many are in the queue now."""
+    kv_blocks: _builtins.int
+    """kv_blocks is how many KV blocks there are."""
+    kv_blocks_used: _builtins.int
+    """kv_blocks_used is how many of them requests hold."""
+    requests: _builtins.int
+    """requests counts those that ended."""
+    prompt_tokens: _builtins.int
+    """prompt_tokens counts the tokens of prompts."""
+    generated_tokens: _builtins.int
+    """generated_tokens counts the tokens that were made."""
+    first_tokens: _builtins.int
+    """first_tokens counts requests that had a first token."""
+    first_token_seconds: _builtins.float
+    """first_token_seconds is how long these waited for it, added up."""
+    gaps: _builtins.int
+    """gaps counts the times between two tokens of a completion."""
+    gap_seconds: _builtins.float
+    """gap_seconds is how long these were, added up."""
+    steps: _builtins.int
+    """steps counts batches."""
+    step_seconds: _builtins.float
+    """step_seconds is how long these took, added up."""
+    step_requests: _builtins.int
+    """step_requests is how many requests were in each, added up."""
+    step_adapters: _builtins.int
+    """step_adapters is how many distinct adapters were in each, added up."""
+    @_builtins.property
+    def device(self) -> Global___TierLoad:
+        """device is the tier beside the base model; bytes are those of each process that holds a part."""
+
+    @_builtins.property
+    def host(self) -> Global___TierLoad:
+        """host is the tier in the memory of the host."""
+
+    def __init__(
+        self,
+        *,
+        uptime_seconds: _builtins.float = ...,
+        running_requests: _builtins.int = ...,
+        waiting_requests: _builtins.int = ...,
+        kv_blocks: _builtins.int = ...,
+        kv_blocks_used: _builtins.int = ...,
+        device: Global___TierLoad | None = ...,
+        host: Global___TierLoad | None = ...,
+        requests: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+        first_tokens: _builtins.int = ...,
+        first_token_seconds: _builtins.float = ...,
+        gaps: _builtins.int = ...,
+        gap_seconds: _builtins.float = ...,
+        steps: _builtins.int = ...,
+        step_seconds: _builtins.float = ...,
+        step_requests: _builtins.int = ...,
+        step_adapters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "first_token_seconds", b"first_token_seconds", "first_tokens", b"first_tokens", "gap_seconds", b"gap_seconds", "gaps", b"gaps", "generated_tokens", b"generated_tokens", "host", b"host", "kv_blocks", b"kv_blocks", "kv_blocks_used", b"kv_blocks_used", "prompt_tokens", b"prompt_tokens", "requests", b"requests", "running_requests", b"running_requests", "step_adapters", b"step_adapters", "step_requests", b"step_requests", "step_seconds", b"step_seconds", "steps", b"steps", "uptime_seconds", b"uptime_seconds", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerLoadResponse: _TypeAlias = GetServerLoadResponse  # noqa: Y015
+
+@_typing.final
+class TierLoad(_message.Message):
+    """TierLoad says what a tier holds, and counts since the engine started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    EVICTIONS_FIELD_NUMBER: _builtins.int
+    RELOADS_FIELD_NUMBER: _builtins.int
+    adapters: _builtins.int
+    """adapters is how many it holds."""
+    bytes: _builtins.int
+    """bytes is what these take."""
+    capacity_bytes: _builtins.int
+    """capacity_bytes is what it has room for."""
+    hits: _builtins.int
+    """hits counts requests that found their adapter in it."""
+    misses: _builtins.int
+    """misses counts requests that did not."""
+    evictions: _builtins.int
+    """evictions counts adapters that it let go."""
+    reloads: _builtins.int
+    """reloads counts loads of adapters that it had let go within the last minute."""
+    def __init__(
+        self,
+        *,
+        adapters: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        misses: _builtins.int = ...,
+        evictions: _builtins.int = ...,
+        reloads: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "evictions", b"evictions", "hits", b"hits", "misses", b"misses", "reloads", b"reloads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierLoad: _TypeAlias = TierLoad  # noqa: Y015
+
+@_typing.final
 class BaseModel(_message.Message):
     """BaseModel describes the base model."""
 

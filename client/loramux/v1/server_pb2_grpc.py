@@ -40,6 +40,11 @@ class ServerServiceStub(object):
                 request_serializer=loramux_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_server__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetServerLoad = channel.unary_unary(
+                '/loramux.v1.ServerService/GetServerLoad',
+                request_serializer=loramux_dot_v1_dot_server__pb2.GetServerLoadRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_server__pb2.GetServerLoadResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer(object):
@@ -53,6 +58,13 @@ class ServerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerLoad(self, request, context):
+        """GetServerLoad tells what the server holds now and what it did since it started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=loramux_dot_v1_dot_server__pb2.GetServerInfoRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_server__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'GetServerLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerLoad,
+                    request_deserializer=loramux_dot_v1_dot_server__pb2.GetServerLoadRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_server__pb2.GetServerLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class ServerService(object):
             '/loramux.v1.ServerService/GetServerInfo',
             loramux_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
             loramux_dot_v1_dot_server__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.ServerService/GetServerLoad',
+            loramux_dot_v1_dot_server__pb2.GetServerLoadRequest.SerializeToString,
+            loramux_dot_v1_dot_server__pb2.GetServerLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

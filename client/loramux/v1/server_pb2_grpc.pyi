@@ -35,6 +35,8 @@ class ServerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ServerServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]
     """GetServerInfo describes the server and the base model that it serves."""
+    GetServerLoad: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetServerLoadRequest, _server_pb2.GetServerLoadResponse]
+    """GetServerLoad tells what the server holds now and what it did since it started."""
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -43,6 +45,8 @@ class ServerServiceAsyncStub(ServerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo describes the server and the base model that it serves."""
+    GetServerLoad: _aio.UnaryUnaryMultiCallable[_server_pb2.GetServerLoadRequest, _server_pb2.GetServerLoadResponse]  # type: ignore[assignment]
+    """GetServerLoad tells what the server holds now and what it did since it started."""
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """ServerService tells what this server is."""
@@ -54,5 +58,13 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.GetServerInfoResponse, _abc.Awaitable[_server_pb2.GetServerInfoResponse]]:
         """GetServerInfo describes the server and the base model that it serves."""
+
+    @_abc_1.abstractmethod
+    def GetServerLoad(
+        self,
+        request: _server_pb2.GetServerLoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.GetServerLoadResponse, _abc.Awaitable[_server_pb2.GetServerLoadResponse]]:
+        """GetServerLoad tells what the server holds now and what it did since it started."""
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -42,6 +42,7 @@ class Entrance:
         check_exposure(config, knows_callers=self._ring.has_valid_key() or certificates is not None)
         if config.insecure and self._ring.is_empty and certificates is None:
             _log.warning("--insecure without keys: whoever reaches the server is its administrator")
+        self._said = ""
         self.quotas = Quotas(catalog.policies)
         self.gate = Gate(Authenticator(self._ring, certificates))
 
@@ -59,12 +60,20 @@ class Entrance:
         try:
             self._ring.refresh()
             self.quotas.refresh()
-        except (sqlalchemy.exc.DatabaseError, ServerSecretError) as error:
-            _log.warning("keys and policies are looked at again later: %s", _cause(error))
+        except Exception as error:  # whatever it is, keys must be looked at again
+            self._say(_cause(error))
+        else:
+            self._said = ""
         if tls is not None:
             tls.refresh()
 
+    def _say(self, cause: str) -> None:
+        """Log why keys could not be looked at, once as long as it is the same."""
+        if cause != self._said:
+            _log.warning("keys and policies stay as they were: %s", cause)
+            self._said = cause
 
-def _cause(error: Exception) -> object:
+
+def _cause(error: Exception) -> str:
     """Return what may be said of `error`: of a statement, never its values."""
-    return error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+    return str(error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error)

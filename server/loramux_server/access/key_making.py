@@ -2,11 +2,13 @@
 
 import datetime
 from dataclasses import replace
+from pathlib import Path
 
 from loramux_adapters import check_adapter_name
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, key_digest, new_key
 from loramux_server.access.key_ring import now_in_utc
+from loramux_server.access.server_secret import make_secret, read_secret
 from loramux_server.store.key_records import KeyRecord, KeyRecords
 
 MAX_LABEL = 128
@@ -15,10 +17,10 @@ MAX_LABEL = 128
 class KeyMaking:
     """Makes, replaces and revokes the keys of one store."""
 
-    def __init__(self, records: KeyRecords, server_secret: bytes) -> None:
-        """Work on `records`, with the secret of the same store."""
+    def __init__(self, records: KeyRecords, folder: Path) -> None:
+        """Work on `records`, of the store in `folder`."""
         self._records = records
-        self._server_secret = server_secret
+        self._folder = folder
 
     def make(
         self,
@@ -39,6 +41,7 @@ class KeyMaking:
         Raises:
             PackageError: `tenant` is no name.
             ValueError: `label` is too long, or not printable.
+            ServerSecretError: The secret of the store cannot be used.
         """
         check_adapter_name(tenant)
         if len(label) > MAX_LABEL or not label.isprintable():
@@ -64,6 +67,7 @@ class KeyMaking:
 
         Raises:
             LookupError: There is no such key, or it opens nothing any more.
+            ServerSecretError: The secret of the store cannot be used.
         """
         old, now = self._valid(key_id), now_in_utc()
         lifetime = old.expires_at - old.created_at if old.expires_at else None
@@ -87,7 +91,10 @@ class KeyMaking:
         self._records.revoke(self._valid(key_id).id, now_in_utc())
 
     def _digest(self, key: Key) -> str:
-        return key_digest(key, self._server_secret).hex()
+        # Another secret beside keys that are good would end them all without a word.
+        are_good = any(record.revoked_at is None for record in self._records.all())
+        secret = read_secret(self._folder) if are_good else make_secret(self._folder)
+        return key_digest(key, secret).hex()
 
     def _valid(self, key_id: str) -> KeyRecord:
         for record in self._records.all():

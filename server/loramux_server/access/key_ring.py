@@ -96,4 +96,5 @@ class KeyRing:
         # The revision first: what changes in between is read again.
         revision = self._records.revision()
         records = {record.id: record for record in self._records.all()}
-        return _Known(revision, records, read_secret(self._folder) if records else b"")
+        is_needed = any(record.revoked_at is None for record in records.values())
+        return _Known(revision, records, read_secret(self._folder) if is_needed else b"")

@@ -59,6 +59,8 @@ def _parameter(field: msgspec.structs.FieldInfo, config: type[msgspec.Struct]) -
     if kind is bool:
         flag += f"/--no-{flag.removeprefix('--')}"
     details: dict[str, Any] = {"help": meta.description}
+    if get_origin(kind) is tuple:  # which to typer has a fixed length
+        kind = list[str]
     default = inspect.Parameter.empty if field.required else field.default
     if (meta.extra_json_schema or {}).get("format") == "bytes":
         details |= {"parser": parse_size, "metavar": "SIZE"}

@@ -22,7 +22,7 @@ from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
 from loramux_server.access.key_making import KeyMaking
 from loramux_server.access.key_ring import now_in_utc
-from loramux_server.access.server_secret import ServerSecretError, make_secret
+from loramux_server.access.server_secret import ServerSecretError
 from loramux_server.commands.stores import Json, Store, found_store, open_catalog
 from loramux_server.store.key_records import KeyRecord
 from loramux_server.store.reference import DEFAULT_TENANT
@@ -124,7 +124,7 @@ def _making(store: Path | None) -> Iterator[KeyMaking]:
     folder = found_store(store)
     with open_catalog(folder) as catalog:
         try:
-            yield KeyMaking(catalog.keys, make_secret(folder))
+            yield KeyMaking(catalog.keys, folder)
         except (LookupError, ServerSecretError) as error:
             print(f"loramux: {error.args[0]}", file=sys.stderr)
             raise typer.Exit(1) from None

@@ -86,6 +86,8 @@ def build_engine(
         device_rows=runner.slab.num_rows,
         row_size=row_size,
         host_bytes=config.host_adapter_memory,
+        eviction=config.eviction,
+        max_tenant_share=config.max_tenant_share,
     )
     if not cache.rows.capacity:
         raise UnservableModelError(

@@ -274,6 +274,7 @@ class Engine:
     ) -> Report:
         failures, self._failures = self._failures, []
         return Report(
+            tiers=self._residents.take_moved(),  # before the figures: adapters go with it
             stats=Stats(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
@@ -281,14 +282,13 @@ class Engine:
                 preemptions=self._scheduler.num_preemptions,
                 prompt_tokens=self._scheduler.num_prompt_tokens,
                 shared_tokens=self._scheduler.num_shared_tokens,
-                device=self._cache.stats(Tier.DEVICE),
-                host=self._cache.stats(Tier.HOST),
+                device=self._residents.stats(Tier.DEVICE),
+                host=self._residents.stats(Tier.HOST),
             ),
             tokens=tokens,
             failures=failures,
             started=started,
             loads=landed.loads,
-            tiers=self._residents.take_moved(),
             loading=self._residents.take_begun(),
             failed_loads={source.digest: str(error) for source, error in landed.failed},
             batch=size,

@@ -119,6 +119,23 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             "bfloat16 or float16, which halves what those of float32 take and cost.",
         ),
     ] = "auto"
+    eviction: Annotated[
+        str,
+        Meta(
+            pattern="^(lru|cost)$",
+            description="Which adapters leave memory first: lru (those not used for longest) or "
+            "cost (those that cost least to bring back: load time x popularity, by size).",
+        ),
+    ] = "lru"
+    max_tenant_share: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Part of --adapter-memory beyond which a tenant's adapters give way to "
+            "others first, and its loads take the place of its own; 1 means no limit.",
+        ),
+    ] = 1.0
     max_bypassed: Annotated[
         int,
         Meta(
@@ -143,6 +160,8 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of one of those in A and B: less if all were saved in 16 bits."""
     edit_bytes: int = 0
     """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
+    tenant: str = ""
+    """Whose share of the device it takes: who brought the content there."""
     virtual_tokens: int = 0
     """Positions before every prompt that are the adapter's."""
     has_cache: bool = False
@@ -216,7 +235,10 @@ class Cancel(Struct, frozen=True, tag=True):
 
 
 class Drop(Struct, frozen=True, tag=True):
-    """The adapter is no longer registered and not in use; free its memory."""
+    """The adapter is no longer registered; free its memory once no request uses it.
+
+    What it had is told as stored then, even if it had nothing.
+    """
 
     digest: str
 
@@ -334,6 +356,8 @@ class CacheStats(Struct, frozen=True):
     hits: int = 0
     misses: int = 0
     evictions: int = 0
+    reloads: int = 0
+    """Loads of what the tier had let go within the last minute."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):

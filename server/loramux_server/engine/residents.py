@@ -9,11 +9,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from loramux_server.engine.messages import AdapterSource, Drop, Load, Pin, Unpin
+import msgspec
+
+from loramux_server.engine.messages import AdapterSource, CacheStats, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
 
 Clock = Callable[[], float]
@@ -97,6 +100,9 @@ class Residents:
         self._flights: dict[str, _Flight] = {}
         self._moved: set[str] = set()
         self._begun: list[str] = []
+        self._reloads = {tier: Reloads() for tier in (Tier.HOST, Tier.DEVICE)}
+        self._leaving: set[str] = set()
+        """What is to go as soon as nobody uses it."""
 
     @property
     def has_landed(self) -> bool:
@@ -116,8 +122,13 @@ class Residents:
             for digest in order.evicted:
                 del held[digest]
             self._moved.update(order.evicted)
+            begin = self._clock()
+            reloads = self._reloads[order.tier]
+            for digest in order.evicted:
+                reloads.evicted(digest, begin)
+            reloads.loads(order.source.digest, begin)
             future = self._submit(order)
-            self._flights[order.source.digest] = _Flight(order, future, self._clock())
+            self._flights[order.source.digest] = _Flight(order, future, begin)
             self._begun.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
@@ -136,9 +147,9 @@ class Residents:
             else:
                 packed, edits = self._packed[source.digest], flight.future.result()
                 self._residence[source.digest] = packed.at(order.row, edits)
-            self._cache.loaded(order)
-            self._moved.add(source.digest)
             seconds = self._clock() - flight.begin
+            self._cache.loaded(order, seconds)
+            self._moved.add(source.digest)
             landed.loads.append(Load(order.tier, seconds, source.digest))
         return landed
 
@@ -149,10 +160,14 @@ class Residents:
         elif isinstance(message, Unpin):
             self._cache.unpin(message.digest)
         else:
-            self._drop(message.digest)
+            self._leaving.add(message.digest)
 
     def take_moved(self) -> dict[str, str]:
-        """Return, once, the fastest tier of each adapter that moved."""
+        """Return, once, the fastest tier of each adapter that moved.
+
+        What is no longer registered, and by now not in use, goes before.
+        """
+        self._let_go()
         moved, self._moved = self._moved, set()
         return {digest: str(self._tier_of(digest)) for digest in moved}
 
@@ -161,18 +176,23 @@ class Residents:
         begun, self._begun = self._begun, []
         return begun
 
+    def stats(self, tier: Tier) -> CacheStats:
+        """Return the figures of `tier`."""
+        return msgspec.structs.replace(self._cache.stats(tier), reloads=self._reloads[tier].count)
+
     def check(self) -> None:
         """Assert that what is here is what the cache believes."""
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
 
-    def _drop(self, digest: str) -> None:
-        """Let go of an adapter that is no longer registered, unless it is in use."""
-        if self._cache.drop(digest):
-            self._packed.pop(digest, None)
-            self._residence.pop(digest, None)
-            self._moved.add(digest)
+    def _let_go(self) -> None:
+        for digest in list(self._leaving):
+            if self._cache.drop(digest):
+                self._leaving.remove(digest)
+                self._packed.pop(digest, None)
+                self._residence.pop(digest, None)
+                self._moved.add(digest)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
         source = order.source

@@ -6,12 +6,16 @@ says which loads to start and what to let go. No step costs more because more ad
 
 import enum
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loramux_server.engine.messages import AdapterSource, CacheStats
 from loramux_server.lora.byte_budget import ByteBudget
-from loramux_server.lora.lru_tier import LruTier
+from loramux_server.lora.eviction import EVICTIONS
+from loramux_server.lora.memory_tier import MemoryTier
 from loramux_server.lora.row_allocator import RowAllocator, RowSize
+from loramux_server.lora.shares import spared
+from loramux_server.lora.use import Use
 
 
 class Tier(enum.StrEnum):
@@ -34,21 +38,6 @@ class LoadOrder:
     """Digests of what left that tier to make the room."""
 
 
-@dataclass(slots=True)
-class _Use:
-    """An adapter that somebody waits for, uses or loads, or that is pinned."""
-
-    source: AdapterSource
-    num_waiting: int = 0
-    num_leases: int = 0
-    is_pinned: bool = False
-
-    @property
-    def is_only_pinned(self) -> bool:
-        """Whether nobody waits for it or uses it."""
-        return self.is_pinned and not (self.num_waiting or self.num_leases)
-
-
 class AdapterCache:
     """Decides what the device's rank rows and the host's bytes hold."""
 
@@ -59,6 +48,8 @@ class AdapterCache:
         row_size: RowSize,
         host_bytes: int,
         max_loads: int = 2,
+        eviction: str = "lru",
+        max_tenant_share: float = 1.0,
     ) -> None:
         """Make an empty cache.
 
@@ -67,16 +58,23 @@ class AdapterCache:
             row_size: How much each of them holds.
             host_bytes: Limit of the host tier.
             max_loads: Loads in flight at once.
+            eviction: A name of EVICTIONS.
+            max_tenant_share: Part of the device that one tenant's adapters may have while others
+                need it.
         """
         self.rows = RowAllocator(device_rows)
         self._row_bytes = row_size.num_bytes
-        self._device = LruTier(
+        self._device = MemoryTier(
             self.rows,
             lambda source: row_size.rows_of(source.rank, source.item_bytes, source.edit_bytes),
+            EVICTIONS[eviction](),
         )
-        self._host = LruTier(ByteBudget(host_bytes), lambda source: source.num_bytes)
+        self._host = MemoryTier(
+            ByteBudget(host_bytes), lambda source: source.num_bytes, EVICTIONS[eviction]()
+        )
+        self._tenant_rows = self.rows.capacity * max_tenant_share
         self._max_loads = max_loads
-        self._uses: dict[str, _Use] = {}
+        self._uses: dict[str, Use] = {}
         self._loading: set[str] = set()
         self._line: OrderedDict[str, None] = OrderedDict()
         """Digests that requests wait for and the device lacks, in the order of their turns."""
@@ -99,7 +97,7 @@ class AdapterCache:
 
     def want(self, source: AdapterSource) -> None:
         """Note that one more request waits for `source`, and count the hit or miss."""
-        self._uses.setdefault(source.digest, _Use(source)).num_waiting += 1
+        self._uses.setdefault(source.digest, Use(source)).num_waiting += 1
         if not self._device.look_up(source.digest):
             self._host.look_up(source.digest)
             self._line.setdefault(source.digest)
@@ -139,7 +137,7 @@ class AdapterCache:
     def pin(self, source: AdapterSource) -> None:
         """Bring `source` to the device, and keep it there while there is another way."""
         if self.fits(source):
-            self._uses.setdefault(source.digest, _Use(source)).is_pinned = True
+            self._uses.setdefault(source.digest, Use(source)).is_pinned = True
 
     def unpin(self, digest: str) -> None:
         """Let an adapter go when others need its room; it is no error if it is not pinned."""
@@ -182,10 +180,10 @@ class AdapterCache:
                 orders.append(order)
         return orders
 
-    def loaded(self, order: LoadOrder) -> None:
-        """Note that `order` is done: the adapter is in that tier."""
+    def loaded(self, order: LoadOrder, seconds: float = 0.0) -> None:
+        """Note that `order` is done, and what it took: the adapter is in that tier."""
         digest = order.source.digest
-        self._tier(order.tier).commit(digest)
+        self._tier(order.tier).commit(digest, seconds)
         if order.tier is Tier.DEVICE:
             self._line.pop(digest, None)
         self._landed(digest)
@@ -203,7 +201,7 @@ class AdapterCache:
             return False
         for tier in (self._device, self._host):
             if digest in tier:
-                tier.evict(digest)
+                tier.evict(digest, makes_room=False)
         return True
 
     # Figures
@@ -229,19 +227,17 @@ class AdapterCache:
             assert (digest in self._line) == is_in_line, "waits are miscounted"
         assert self._line.keys() <= self._uses.keys(), "nobody waits for it"
 
-    def _tier(self, tier: Tier) -> LruTier:
+    def _tier(self, tier: Tier) -> MemoryTier:
         return self._device if tier is Tier.DEVICE else self._host
 
     def _plan(self, digest: str, tier: Tier, *, displaces: bool) -> LoadOrder | None:
         """Reserve room in `tier`; None, and no change, if there can be none."""
         source = self._uses[digest].source
-        kept = self._pinned(tier, displaces=displaces)
-        evicted = self._tier(tier).reserve(source, kept)
-        if evicted is None and not self._uses[digest].is_only_pinned:
-            # A request goes before what is only pinned, or it might wait for ever.
-            pins = {other for other in kept if self._is_only_pinned(other)}
-            evicted = self._tier(tier).reserve(source, kept - pins) if pins else None
-        if evicted is None:
+        for kept in self._choices(source, tier, displaces=displaces):
+            evicted = self._tier(tier).reserve(source, kept)
+            if evicted is not None:
+                break
+        else:
             return None
         self._loading.add(digest)
         if tier is Tier.HOST:
@@ -251,6 +247,19 @@ class AdapterCache:
                 self._line[displaced] = None
                 self._line.move_to_end(displaced, last=False)
         return LoadOrder(source, tier, self.rows.start_of(digest), evicted)
+
+    def _choices(self, source: AdapterSource, tier: Tier, *, displaces: bool) -> Iterator[set[str]]:
+        """Yield what `tier` keeps when `source` comes, and after that what else would do, too."""
+        kept = self._pinned(tier, displaces=displaces)
+        if tier is Tier.DEVICE and self._tenant_rows < self.rows.capacity:
+            size = self._device.size_of(source)
+            yield kept | spared(self._device.holders, source.tenant, size, self._tenant_rows)
+        yield kept
+        if not self._uses[source.digest].is_only_pinned:
+            # A request goes before what is only pinned, or it might wait for ever.
+            pins = {other for other in kept if self._is_only_pinned(other)}
+            if pins:
+                yield kept - pins
 
     def _pinned(self, tier: Tier, *, displaces: bool) -> set[str]:
         """Return what `tier` has to keep; waits do not count against one that `displaces`."""

@@ -24,23 +24,21 @@ class ByteBudget:
         """Take back the bytes of `key`."""
         self.num_used -= self._sizes.pop(key)
 
-    def victims(
-        self, size: int, oldest_first: Iterable[str], pinned: Collection[str]
-    ) -> list[str] | None:
+    def victims(self, size: int, order: Iterable[str], pinned: Collection[str]) -> list[str] | None:
         """Return who has to go for `size` bytes to be free; None if it is nobody's going.
 
-        All of them are needed, and the latest used of them was used as early as can be.
+        All of them are needed, and the last of them comes as early in `order` as can be.
 
         Args:
             size: Bytes that are needed.
-            oldest_first: Everybody who has bytes, least recently used first.
+            order: Everybody who has bytes, in the order in which they are to go.
             pinned: Those who cannot go; others may be among them.
         """
         if sum(self._sizes.get(key, 0) for key in pinned) + size > self.capacity:
             return None
         lacking = self.num_used + size - self.capacity
         victims: list[str] = []
-        for key in oldest_first:
+        for key in order:
             if lacking <= 0:
                 break
             if key not in pinned:

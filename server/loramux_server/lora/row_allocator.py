@@ -75,17 +75,15 @@ class RowAllocator:
             end = self._remove_free(end)
         self._add_free(start, end)
 
-    def victims(
-        self, size: int, oldest_first: Iterable[str], pinned: Collection[str]
-    ) -> list[str] | None:
+    def victims(self, size: int, order: Iterable[str], pinned: Collection[str]) -> list[str] | None:
         """Return who has to go for a free run of `size` rows; None if it is nobody's going.
 
-        They are neighbours, all of them needed, and the latest used of them was used as early as
+        They are neighbours, all of them needed, and the last of them comes as early in `order` as
         can be.
 
         Args:
             size: Rows that are needed together.
-            oldest_first: Everybody who has a run, least recently used first.
+            order: Everybody who has a run, in the order in which they are to go.
             pinned: Those who cannot go; others may be among them.
         """
         if self._best_fit(size) is not None:
@@ -96,7 +94,7 @@ class RowAllocator:
         # Stretches that are free or would be, by both ends, growing together.
         start_by_end: dict[int, int] = {}
         end_by_start: dict[int, int] = {}
-        for key in oldest_first:
+        for key in order:
             if key in pinned:
                 continue
             age[key] = len(age)

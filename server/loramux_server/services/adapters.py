@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,13 +12,22 @@ from loramux_server.engine.messages import AdapterSource
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.changes import Changes
-from loramux_server.services.chunks import MIN_BYTES, Chunks, protocol_error, small_chunk
+from loramux_server.services.chunks import (
+    MIN_BYTES,
+    Chunks,
+    Incoming,
+    protocol_error,
+    small_chunk,
+)
 from loramux_server.services.descriptions import Descriptions, alias_of
+from loramux_server.services.expiry import end_of, ttl_of
+from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.limits import invalid, page_size
 from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.services.selection import Selection
 from loramux_server.services.storage import finished, storage_errors
+from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_name
@@ -33,15 +43,19 @@ class AdapterService:
         self,
         *,
         intake: Intake,
+        imports: Imports,
         descriptions: Descriptions,
+        statuses: Statuses,
         metrics: Metrics,
         chunks: Chunks,
         changes: Changes,
     ) -> None:
         self._intake = intake
+        self._imports = imports
         self._registry = intake.registry
         self._selection = Selection(intake.registry, descriptions)
         self._descriptions = descriptions
+        self._statuses = statuses
         self._metrics = metrics
         self._chunks = chunks
         self._changes = changes
@@ -54,6 +68,17 @@ class AdapterService:
             response = await self._upload(requests)
         self._metrics.uploads.labels("ok").inc()
         return response
+
+    async def ImportAdapter(
+        self, request: adapters_pb2.ImportAdapterRequest, context: Context
+    ) -> adapters_pb2.ImportAdapterResponse:
+        """Fetch a package, and go on as with an upload."""
+        with counting_failed_uploads(self._metrics), storage_errors():
+            record, is_new = await self._imports.take(request)
+        self._metrics.uploads.labels("ok").inc()
+        return adapters_pb2.ImportAdapterResponse(
+            adapter=self._descriptions.of(record), already_existed=not is_new
+        )
 
     async def GetAdapter(
         self, request: adapters_pb2.GetAdapterRequest, context: Context
@@ -89,8 +114,21 @@ class AdapterService:
         with storage_errors():
             gone = await finished(asyncio.to_thread(self._registry.delete, request.name))
         if request.wait:
-            await asyncio.gather(*map(self._is_idle, gone))
+            await asyncio.gather(*map(self._is_free, gone))
         return adapters_pb2.DeleteAdapterResponse()
+
+    async def SetAdapterTtl(
+        self, request: adapters_pb2.SetAdapterTtlRequest, context: Context
+    ) -> adapters_pb2.SetAdapterTtlResponse:
+        """Let a version stay for another time, from now on."""
+        self._registry.check_writable(self._registry.get(request.name).full_name, "name")
+        ends = end_of(ttl_of(request.ttl, "ttl") if request.HasField("ttl") else None)
+        with storage_errors():
+            changing = asyncio.to_thread(
+                self._registry.change, request.name, lambda found: replace(found, expires_at=ends)
+            )
+            record = await finished(changing)
+        return adapters_pb2.SetAdapterTtlResponse(adapter=self._descriptions.of(record))
 
     async def DownloadAdapter(
         self, request: adapters_pb2.DownloadAdapterRequest, context: Context
@@ -130,41 +168,44 @@ class AdapterService:
         finally:
             self._changes.leave(watcher)
 
-    async def _is_idle(self, record: AdapterRecord) -> None:
-        """Return when no call uses a version."""
+    async def _is_free(self, record: AdapterRecord) -> None:
+        """Return when no call uses a version, and no memory holds what nobody else needs of it."""
         loop = asyncio.get_running_loop()
         idle = asyncio.Event()
         self._registry.leases.when_idle(record, lambda: loop.call_soon_threadsafe(idle.set))
         await idle.wait()
+        await self._statuses.has_left(record.digest)
 
     async def _upload(
         self, requests: AsyncIterator[adapters_pb2.UploadAdapterRequest]
     ) -> adapters_pb2.UploadAdapterResponse:
-        first = await self._chunks.next(requests)
+        incoming = self._chunks.of(requests)
+        first = await incoming.next()
         if first is None or first.WhichOneof("message") != "header":
             raise protocol_error("the first message of an upload is its header", "header")
         header = first.header
         self._intake.check_header(header)
-        staged = self._registry.stage()
-        try:
-            await self._receive(requests, staged, header)
-            record, is_new = await self._intake.take(staged, header)
-        finally:
-            await finished(asyncio.to_thread(self._registry.discard, staged))
+        with self._intake.reserved(header):
+            staged = self._registry.stage()
+            try:
+                await self._receive(incoming, staged, header)
+                record, is_new = await self._intake.take_upload(staged, header)
+            finally:
+                await finished(asyncio.to_thread(self._registry.discard, staged))
         return adapters_pb2.UploadAdapterResponse(
             adapter=self._descriptions.of(record), already_existed=not is_new
         )
 
     async def _receive(
         self,
-        requests: AsyncIterator[adapters_pb2.UploadAdapterRequest],
+        incoming: Incoming[adapters_pb2.UploadAdapterRequest],
         staged: Staged,
         header: adapters_pb2.UploadHeader,
     ) -> None:
         """Write the chunks that follow the header, which have to be what it declares."""
         num_empty = 0
         was_small = False
-        while (request := await self._chunks.next(requests)) is not None:
+        while (request := await incoming.next()) is not None:
             if request.WhichOneof("message") == "header":
                 raise protocol_error("a header came twice", "header")
             chunk = request.chunk

@@ -25,11 +25,13 @@ from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
+from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
@@ -86,6 +88,7 @@ def build_services(
     engine: EngineClient,
     model: ModelInfo,
     base: ServedBase,
+    sources: Sources,
     metrics: Metrics,
     quotas: Quotas,
     config: ServerConfig,
@@ -95,7 +98,7 @@ def build_services(
     descriptions = Descriptions(registry, statuses)
     changes = Changes(descriptions)
     pins = Pins(registry, engine, base)
-    chunks = Chunks(config.upload_idle_timeout)
+    chunks = Chunks(config.upload_idle_timeout, config.min_upload_rate)
     intake = Intake(
         registry=registry,
         engine=engine,
@@ -114,7 +117,9 @@ def build_services(
     )
     adapters = AdapterService(
         intake=intake,
+        imports=Imports(intake, sources, config.max_upload),
         descriptions=descriptions,
+        statuses=statuses,
         metrics=metrics,
         chunks=chunks,
         changes=changes,
@@ -134,7 +139,9 @@ def build_services(
             uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,
             aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
-            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(model, config),
+            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
+                model, config, metrics.totals
+            ),
         },
         uploads,
         statuses,

@@ -1,37 +1,44 @@
-"""The pieces of an upload: how large they may be, and how long the next one may take."""
+"""The pieces of an upload: how large they may be, and how long they may take."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TypeVar
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
 
 from loramux.errors import DeadlineExceededError, InvalidArgumentError
 
 MIN_BYTES = 64 << 10
 MAX_BYTES = 1 << 20
 
-M = TypeVar("M")
+M = TypeVar("M", bound=Message)
 
 
 class Chunks:
-    """What both ways of uploading demand of their messages."""
+    """What all ways of uploading demand of their messages."""
 
-    def __init__(self, idle_timeout: float) -> None:
-        self._idle_timeout = idle_timeout
+    def __init__(
+        self,
+        idle_timeout: float,
+        min_rate: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set the limits.
 
-    async def next(self, requests: AsyncIterator[M]) -> M | None:
-        """Return the next message of an upload, or None at its end.
-
-        Raises:
-            DeadlineExceededError: None came for too long.
+        Args:
+            idle_timeout: Seconds that the next message may take.
+            min_rate: Bytes per second that have to come, over each `idle_timeout` of waiting; 0
+                means any.
+            clock: Seconds, monotonic.
         """
-        try:
-            async with asyncio.timeout(self._idle_timeout):
-                return await anext(requests, None)
-        except TimeoutError:
-            raise DeadlineExceededError(
-                f"no message of the upload came for {self._idle_timeout:g} s",
-                reason="DEADLINE_EXCEEDED",
-            ) from None
+        self.idle_timeout = idle_timeout
+        self.min_rate = min_rate
+        self.clock = clock
+
+    def of(self, requests: AsyncIterator[M]) -> "Incoming[M]":
+        """Return the messages of one stream."""
+        return Incoming(requests, self)
 
     def check_size(self, chunk: bytes, *, is_last: bool) -> None:
         """Demand that `chunk` is as large as it has to be.
@@ -43,6 +50,63 @@ class Chunks:
             raise protocol_error(f"a chunk has {len(chunk)} bytes; at most {MAX_BYTES}", "chunk")
         if len(chunk) < MIN_BYTES and not is_last:
             raise small_chunk()
+
+
+class Incoming(Generic[M]):
+    """The messages of one upload, as fast as they have to come."""
+
+    def __init__(self, requests: AsyncIterator[M], limits: Chunks) -> None:
+        self._requests = requests
+        self._limits = limits
+        self._waited = 0.0
+        """Seconds of waiting for messages since the rate was last judged."""
+        self._num_bytes = 0
+        """What came in that time."""
+
+    async def next(self) -> M | None:
+        """Return the next message, or None at the end.
+
+        Raises:
+            DeadlineExceededError: None came for too long, or they come too slowly.
+        """
+        begin, patience = self._limits.clock(), self._patience()
+        try:
+            async with asyncio.timeout(patience):
+                message = await anext(self._requests, None)
+        except TimeoutError:
+            self._waited += patience
+            if patience < self._limits.idle_timeout:
+                raise self._too_slow() from None
+            raise DeadlineExceededError(
+                f"no message of the upload came for {patience:g} s", reason="DEADLINE_EXCEEDED"
+            ) from None
+        # Only waiting counts: what the disk takes is not the caller's fault.
+        self._waited += self._limits.clock() - begin
+        if message is not None:
+            self._num_bytes += message.ByteSize()
+            self._judge()
+        return message
+
+    def _patience(self) -> float:
+        """Return the seconds after which no message could make up for the time that passed."""
+        idle, rate = self._limits.idle_timeout, self._limits.min_rate
+        if not rate:
+            return idle
+        return min(idle, max(idle, (self._num_bytes + MAX_BYTES) / rate) - self._waited)
+
+    def _judge(self) -> None:
+        if self._waited < self._limits.idle_timeout:
+            return
+        if self._num_bytes < self._limits.min_rate * self._waited:
+            raise self._too_slow()
+        self._waited, self._num_bytes = 0.0, 0
+
+    def _too_slow(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"{self._num_bytes} bytes of the upload came in {self._waited:.1f} s; "
+            f"{self._limits.min_rate} have to in each second",
+            reason="UPLOAD_TOO_SLOW",
+        )
 
 
 def small_chunk() -> InvalidArgumentError:

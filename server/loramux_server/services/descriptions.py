@@ -4,12 +4,13 @@ from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Split
-from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
+from loramux_server.store.record import DIRECTORY, IMPORT, UPLOAD, AdapterRecord
 from loramux_server.store.registry import Registry
 
 SOURCES = {
     UPLOAD: adapters_pb2.ADAPTER_SOURCE_UPLOAD,
     DIRECTORY: adapters_pb2.ADAPTER_SOURCE_DIRECTORY,
+    IMPORT: adapters_pb2.ADAPTER_SOURCE_IMPORT,
 }
 _TIERS = {
     "stored": adapters_pb2.ADAPTER_TIER_STORED,
@@ -49,6 +50,7 @@ class Descriptions:
             reference=_reference(record, caller().tenant),
             aliases=self._registry.aliases.of_version(record),
             is_pinned=record.is_pinned,
+            origin=record.origin,
             status=adapters_pb2.AdapterStatus(
                 is_loading=status.is_loading,
                 load_failure=status.load_failure,
@@ -62,6 +64,8 @@ class Descriptions:
         if usage.last_used:
             message.status.last_used_at.FromDatetime(usage.last_used)
         message.created_at.FromDatetime(record.created_at)
+        if record.expires_at:
+            message.expires_at.FromDatetime(record.expires_at)
         return message
 
 

@@ -1,6 +1,9 @@
 """The way of a package from staged bytes to a version that requests can name."""
 
 import asyncio
+import datetime
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 from loramux.errors import (
     InvalidArgumentError,
@@ -12,14 +15,36 @@ from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
 from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
+from loramux_server.services.expiry import end_of, ttl_of
 from loramux_server.services.limits import invalid
 from loramux_server.services.storage import finished
 from loramux_server.store.blobs import Staged
 from loramux_server.store.check import ServedBase, check_package
-from loramux_server.store.record import AdapterRecord
+from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
+from loramux_server.store.reference import parse_name
 from loramux_server.store.registry import Registry
 
 PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What is to become of a package."""
+
+    name: str
+    must_not_exist: bool
+    ttl: datetime.timedelta | None
+    """How long it stays; None if until it is deleted."""
+    origin: str = ""
+    """Where it was imported from; empty for an upload."""
+    field: str = "chunk"
+    """The request field that brought it."""
+
+    @classmethod
+    def of(cls, header: adapters_pb2.UploadHeader) -> "Registration":
+        """Return what an upload declares, which has been checked."""
+        ttl = ttl_of(header.ttl, "header.ttl") if header.HasField("ttl") else None
+        return cls(name=header.name, must_not_exist=header.must_not_exist, ttl=ttl)
 
 
 class Intake:
@@ -55,16 +80,21 @@ class Intake:
         digits = header.sha256
         if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
             raise invalid("header.sha256", digits, "64 lower-case hexadecimal digits")
+        Registration.of(header)
 
-    async def take(
+    def reserved(self, header: adapters_pb2.UploadHeader) -> AbstractContextManager[None]:
+        """Take room for what an upload declares while a block runs; see `Quotas.reserve`."""
+        reference = parse_name(header.name, "header.name")
+        digest = f"sha256:{header.sha256}"
+        return self.registry.quotas.reserved(reference, digest, header.size_bytes)
+
+    async def take_upload(
         self, staged: Staged, header: adapters_pb2.UploadHeader
     ) -> tuple[AdapterRecord, bool]:
-        """Make a version of what was staged; see `Registry.register`.
+        """Make a version of what came of an upload; see `take`.
 
         Raises:
-            InvalidArgumentError: The bytes are not those declared, or cannot be served.
-            AlreadyExistsError: The name has other content and must not.
-            UnavailableError: The engine is away, and the package could not be tried out.
+            InvalidArgumentError: The bytes are not those declared.
         """
         if staged.digest != f"sha256:{header.sha256}":
             raise InvalidArgumentError(
@@ -72,10 +102,26 @@ class Intake:
                 reason="DIGEST_MISMATCH",
                 field="header.sha256",
             )
-        record = await finished(asyncio.to_thread(self._publish, header.name, staged))
-        await self._try_out(record)
+        return await self.take(staged, Registration.of(header))
+
+    async def take(self, staged: Staged, wanted: Registration) -> tuple[AdapterRecord, bool]:
+        """Make a version of what was staged; see `Registry.register`.
+
+        Raises:
+            InvalidArgumentError: It cannot be served.
+            AlreadyExistsError: The name has other content and must not.
+            UnavailableError: The engine is away, and the package could not be tried out.
+        """
+        record = await finished(asyncio.to_thread(self._publish, wanted, staged))
+        await self._try_out(record, wanted.field)
+        record = replace(
+            record,
+            source=IMPORT if wanted.origin else UPLOAD,
+            origin=wanted.origin,
+            expires_at=end_of(wanted.ttl),
+        )
         registering = asyncio.to_thread(
-            self.registry.register, record, must_not_exist=header.must_not_exist
+            self.registry.register, record, must_not_exist=wanted.must_not_exist
         )
         return await finished(registering)
 
@@ -95,15 +141,17 @@ class Intake:
         finally:
             self._engine.cancel(request_id)
 
-    def _publish(self, name: str, staged: Staged) -> AdapterRecord:
+    def _publish(self, wanted: Registration, staged: Staged) -> AdapterRecord:
         """Check what came and store its bytes."""
         try:
             package = check_package(staged.file, staged.size, self._base)
         except PackageError as error:
-            raise InvalidArgumentError(str(error), reason=error.reason, field="chunk") from None
-        return self.registry.publish(name, staged, package)
+            raise InvalidArgumentError(
+                str(error), reason=error.reason, field=wanted.field
+            ) from None
+        return self.registry.publish(wanted.name, staged, package)
 
-    async def _try_out(self, record: AdapterRecord) -> None:
+    async def _try_out(self, record: AdapterRecord, field: str) -> None:
         """Make a token with the adapter, so that what is registered is known to run."""
         try:
             await self.load(record)
@@ -113,7 +161,7 @@ class Intake:
             raise InvalidArgumentError(
                 f"a first token with the adapter failed: {error}",
                 reason=error.reason,
-                field="chunk",
+                field=field,
             ) from None
 
 

@@ -45,6 +45,7 @@ class Observer:
         self._adapter = adapter
         self._metrics.labels.count(adapter)
         self._series.prompt_tokens.inc(num_prompt)
+        self._metrics.totals.prompt_tokens += num_prompt
 
     def started(self, queue_seconds: float) -> None:
         """Note that a completion left the engine's queue; the first one counts."""
@@ -54,20 +55,26 @@ class Observer:
 
     def tokens(self, index: int, count: int) -> None:
         """Note `count` new tokens of completion `index`."""
-        series, now = self._series, time.monotonic()
+        series, totals, now = self._series, self._metrics.totals, time.monotonic()
         if self._first is None:
             self._first = now - self._arrival
             series.first_token.observe(self._first)
+            totals.first_tokens += 1
+            totals.first_token_seconds += self._first
         # Tokens that came together share the time since the one before them.
         last = self._last.get(index)
         gaps, gap = (count - 1, 0.0) if last is None else (count, (now - last) / count)
         for _ in range(gaps):
             series.inter_token.observe(gap)
+        totals.gaps += gaps
+        totals.gap_seconds += gaps * gap
         self._last[index] = now
         series.generated_tokens.inc(count)
+        totals.generated_tokens += count
 
     def ended(self, outcome: str) -> None:
         """Note the end: `ok`, or the gRPC status in lower case."""
+        self._metrics.totals.requests += 1
         if self._adapter is None:  # refused before it was known what it asks for
             self._metrics.requests.labels(NONE, outcome).inc()
             return

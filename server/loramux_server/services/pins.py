@@ -1,6 +1,7 @@
 """Which versions are to stay on the device."""
 
 import asyncio
+from dataclasses import replace
 
 from loramux.errors import ResourceExhaustedError
 from loramux_server.engine_client import EngineClient
@@ -71,7 +72,9 @@ class Pins:
         self._engine.pin(self._registry.source_of(record).at_rest(self._base.resting))
 
     async def _set(self, record: AdapterRecord, *, pinned: bool) -> AdapterRecord:
-        setting = asyncio.to_thread(self._registry.set_pinned, str(record), pinned=pinned)
+        setting = asyncio.to_thread(
+            self._registry.change, str(record), lambda found: replace(found, is_pinned=pinned)
+        )
         return await finished(setting)
 
     def _rows(self, record: AdapterRecord) -> int:

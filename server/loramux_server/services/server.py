@@ -1,16 +1,23 @@
 """ServerService: what this server is."""
 
+import time
+
 from loramux import __version__
 from loramux.v1 import server_pb2
 from loramux_server.config import ServerConfig
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.messages import CacheStats, ModelInfo
 from loramux_server.rpc import Context
+from loramux_server.totals import Totals
 
 
 class ServerService:
     """Implements `loramux.v1.ServerService`."""
 
-    def __init__(self, model: ModelInfo, config: ServerConfig) -> None:
+    def __init__(self, model: ModelInfo, config: ServerConfig, totals: Totals) -> None:
+        self._num_blocks = model.num_blocks
+        self._config = config
+        self._totals = totals
+        self._begin = time.monotonic()
         self._response = server_pb2.GetServerInfoResponse(
             version=__version__,
             base_model=server_pb2.BaseModel(
@@ -33,3 +40,41 @@ class ServerService:
     ) -> server_pb2.GetServerInfoResponse:
         """Describe the server and its base model."""
         return self._response
+
+    async def GetServerLoad(
+        self, request: server_pb2.GetServerLoadRequest, context: Context
+    ) -> server_pb2.GetServerLoadResponse:
+        """Tell what goes on."""
+        totals, engine, config = self._totals, self._totals.engine, self._config
+        return server_pb2.GetServerLoadResponse(
+            uptime_seconds=time.monotonic() - self._begin,
+            running_requests=engine.running,
+            waiting_requests=engine.waiting,
+            kv_blocks=self._num_blocks,
+            kv_blocks_used=engine.used_blocks,
+            device=_tier(engine.device, config.adapter_memory),
+            host=_tier(engine.host, config.host_adapter_memory),
+            requests=totals.requests,
+            prompt_tokens=totals.prompt_tokens,
+            generated_tokens=totals.generated_tokens,
+            first_tokens=totals.first_tokens,
+            first_token_seconds=totals.first_token_seconds,
+            gaps=totals.gaps,
+            gap_seconds=totals.gap_seconds,
+            steps=totals.steps,
+            step_seconds=totals.step_seconds,
+            step_requests=totals.step_requests,
+            step_adapters=totals.step_adapters,
+        )
+
+
+def _tier(stats: CacheStats, capacity: int) -> server_pb2.TierLoad:
+    return server_pb2.TierLoad(
+        adapters=stats.resident,
+        bytes=stats.used_bytes,
+        capacity_bytes=capacity,
+        hits=stats.hits,
+        misses=stats.misses,
+        evictions=stats.evictions,
+        reloads=stats.reloads,
+    )

@@ -2,7 +2,8 @@
 
 import asyncio
 import errno
-from collections.abc import Coroutine, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -45,5 +46,21 @@ async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
+    """Run `work`, which blocks, in a thread, and return what it returns.
+
+    A caller that is cancelled meanwhile is so when it has ended; `work` can ask whether it is by
+    what it is given.
+    """
+    cancelled = threading.Event()
+    task = asyncio.create_task(asyncio.to_thread(work, cancelled.is_set))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        cancelled.set()
         await asyncio.wait([task])
         raise

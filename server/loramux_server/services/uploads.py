@@ -13,7 +13,8 @@ from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.chunks import Chunks, protocol_error
 from loramux_server.services.descriptions import Descriptions
-from loramux_server.services.intake import Intake
+from loramux_server.services.expiry import end_of
+from loramux_server.services.intake import Intake, Registration
 from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.uploads import Registered, Upload, Uploads, no_upload
@@ -62,7 +63,8 @@ class UploadService:
         """Keep what comes."""
         upload: Upload | None = None
         committed = 0
-        while (request := await self._chunks.next(requests)) is not None:
+        incoming = self._chunks.of(requests)
+        while (request := await incoming.next()) is not None:
             if upload is None:
                 upload = self._own(request.upload_id)
             elif request.upload_id != upload.id:
@@ -105,8 +107,13 @@ class UploadService:
     async def _start(self, header: adapters_pb2.UploadHeader) -> uploads_pb2.StartUploadResponse:
         self._intake.check_header(header)
         digest = f"sha256:{header.sha256}"
+        wanted = Registration.of(header)
         adopting = asyncio.to_thread(
-            self._uploads.adopt, header.name, digest, must_not_exist=header.must_not_exist
+            self._uploads.adopt,
+            wanted.name,
+            digest,
+            must_not_exist=wanted.must_not_exist,
+            expires_at=end_of(wanted.ttl),
         )
         if known := await finished(adopting):
             self._metrics.uploads.labels("ok").inc()
@@ -141,7 +148,7 @@ class UploadService:
             self._uploads.get(upload_id)
             upload.is_finishing, upload.touched = True, time.monotonic()
             try:
-                result = await self._intake.take(upload.staged, declared.header)
+                result = await self._intake.take_upload(upload.staged, declared.header)
                 await finished(asyncio.to_thread(self._uploads.end, upload, result))
             except (UnavailableError, asyncio.CancelledError):
                 raise  # what came is kept: it may succeed the next time

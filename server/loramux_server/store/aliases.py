@@ -3,6 +3,7 @@
 import datetime
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from loramux.errors import (
     AbortedError,
@@ -11,17 +12,19 @@ from loramux.errors import (
     NotFoundError,
 )
 from loramux_server.store.alias import Move, Split
-from loramux_server.store.catalog import Catalog
 from loramux_server.store.names import Names
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference, check_alias
+
+if TYPE_CHECKING:
+    from loramux_server.store.catalog import Catalog
 
 
 class Aliases:
     """The aliases of all adapters. Threads may share it; all that changes something may block."""
 
     def __init__(
-        self, catalog: Catalog, names: Names, writing: threading.Lock, lock: threading.Lock
+        self, catalog: "Catalog", names: Names, writing: threading.Lock, lock: threading.Lock
     ) -> None:
         """Work on what the registry owns.
 

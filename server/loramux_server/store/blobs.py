@@ -8,8 +8,10 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Collection
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,19 +85,32 @@ class Blobs:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return Staged(path, os.fdopen(os.open(path, flags, 0o600), "w+b"))
 
+    def has_upload(self, upload_id: str) -> bool:
+        """Return whether there is a file of an upload that may go on."""
+        return self._upload(upload_id).exists()
+
     def resume(self, upload_id: str) -> Staged:
         """Open the file of an upload that may have begun earlier; what came of it is read."""
-        path = self._staging / f"{upload_id}{_RESUMABLE}"
+        path = self._upload(upload_id)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         staged = Staged(path, os.fdopen(os.open(path, flags, 0o600), "r+b"))
         staged.catch_up()
         return staged
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make a folder for what is not a package yet; it goes with what is in it."""
+        with tempfile.TemporaryDirectory(dir=self._staging) as folder:
+            yield Path(folder)
 
     def drop_uploads(self, before: float, in_use: Collection[Path]) -> None:
         """Delete files of uploads, except those `in_use`, that nobody wrote to since `before`."""
         for path in self._staging.glob(f"*{_RESUMABLE}"):
             if path not in in_use and path.stat().st_mtime < before:
                 path.unlink(missing_ok=True)
+
+    def _upload(self, upload_id: str) -> Path:
+        return self._staging / f"{upload_id}{_RESUMABLE}"
 
     def is_whole(self, digest: str) -> bool:
         """Return whether a blob is there with the bytes that its name says; reads all of them."""
@@ -135,7 +150,9 @@ class Blobs:
     def recover(self, referenced: Collection[str]) -> None:
         """Delete what a crash left and nothing goes on with: staged files and blobs."""
         for path in self._staging.iterdir():
-            if path.suffix != _RESUMABLE:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix != _RESUMABLE:
                 path.unlink()
         for path in self._blobs.glob("*/*"):
             if f"sha256:{path.name}" not in referenced:

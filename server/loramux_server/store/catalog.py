@@ -56,7 +56,8 @@ class Catalog:
             for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
                 values["target_modules"] = tuple(json.loads(values["target_modules"]))
-                values["created_at"] = in_utc(values["created_at"])
+                for moment in ("created_at", "expires_at"):
+                    values[moment] = values[moment] and in_utc(values[moment])
                 yield AdapterRecord(**values)
 
     def last_versions(self) -> dict[tuple[str, str], int]:
@@ -96,9 +97,11 @@ class Catalog:
                 )
 
     def update(self, record: AdapterRecord) -> None:
-        """Keep what may change of a version: its stamp, and whether it is pinned."""
+        """Keep what may change of a version: its stamp, its pin, and when it expires."""
         found = _of(versions, record.adapter) & (versions.c.version == record.version)
-        changed = {"stamp": record.stamp, "is_pinned": record.is_pinned}
+        changed = {
+            column: getattr(record, column) for column in ("stamp", "is_pinned", "expires_at")
+        }
         with self._engine.begin() as connection:
             connection.execute(sa.update(versions).where(found).values(changed))
 

@@ -1,5 +1,6 @@
 """Whether a package can be served, before anybody can name it."""
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -13,6 +14,9 @@ from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
+from loramux_server.store.blobs import Staged
+from loramux_server.store.record import UPLOAD, AdapterRecord
+from loramux_server.store.reference import Reference
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
@@ -102,6 +106,27 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 "ADAPTER_NOT_FINITE",
             )
     return package
+
+
+def record_of(reference: Reference, staged: Staged, package: Package) -> AdapterRecord:
+    """Return what is to be known of a package that was uploaded and checked."""
+    return AdapterRecord(
+        tenant=reference.tenant,
+        name=reference.name,
+        digest=staged.digest,
+        size_bytes=staged.size,
+        rank=package.rank,
+        num_bytes=num_bytes(package),
+        item_bytes=format_of(package).item_bytes,
+        edit_bytes=num_edit_bytes(package),
+        virtual_tokens=package.virtual.count if package.virtual else 0,
+        has_cache=bool(package.virtual and package.virtual.has_cache),
+        method=package.method,
+        target_modules=tuple(package.target_modules),
+        base_model=package.config.base_model,
+        source=UPLOAD,
+        created_at=datetime.datetime.now(datetime.UTC),
+    )
 
 
 def num_bytes(package: Package) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 from loramux_adapters import PackageError, check_adapter_name, pack
 from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
 from loramux_server.store.check import ServedBase, check_package
-from loramux_server.store.record import UPLOAD
-from loramux_server.store.registry import Registry, directory_record
+from loramux_server.store.record import directory_record
+from loramux_server.store.registry import Registry
 
 _log = logging.getLogger(__name__)
 _FILES = (CONFIG_FILE, TENSOR_FILE, NOTES_FILE)
@@ -33,7 +33,7 @@ class Directory:
         self._path = path
         self._registry = registry
         self._base = base
-        self._registered = {name: r.stamp for name, r in registry.from_directory().items()}
+        self._registered = {r.full_name: r.stamp for r in registry.records() if r.is_provided}
         """Adapter -> the state of its files that is registered."""
         self._seen: dict[str, str] = {}
         """Entry -> the state of its files in the last look."""
@@ -97,7 +97,7 @@ class Directory:
         Raises:
             PackageError: They cannot be served, or changed meanwhile.
         """
-        if any(record.source == UPLOAD for record in self._registry.versions(name)):
+        if any(not record.is_provided for record in self._registry.versions(name)):
             raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
         staged = self._registry.stage()
         try:

@@ -70,12 +70,12 @@ class Leases:
                 is_idle = record.key not in self._requests
                 waiting = self._when_idle.pop(record.key, []) if is_idle else []
                 is_used = self._is_used(record.digest)
-            for callback in waiting:
-                callback()
-            if not is_used:
+            if is_used:
+                _call(waiting)
+            else:
                 # After `close` it is left to the next start.
                 with suppress(RuntimeError):
-                    self._sweeper.submit(self._sweep, record.digest)
+                    self._sweeper.submit(self._sweep, record.digest, waiting)
 
     def keep(self, digest: str) -> None:
         """Keep these bytes, which are about to come, until `let_go`."""
@@ -102,7 +102,10 @@ class Leases:
         return self._requests.get(record.key, 0)
 
     def when_idle(self, record: AdapterRecord, callback: Callable[[], object]) -> None:
-        """Call `callback`, in any thread, once no request uses a version."""
+        """Call `callback`, in any thread, once no request uses a version.
+
+        And what is to go of it has gone: its bytes, unless others need them.
+        """
         with self._lock:
             if record.key in self._requests:
                 self._when_idle.setdefault(record.key, []).append(callback)
@@ -113,15 +116,21 @@ class Leases:
         """Finish what is being deleted."""
         self._sweeper.shutdown()
 
-    def _sweep(self, digest: str) -> None:
+    def _sweep(self, digest: str, waiting: list[Callable[[], object]]) -> None:
         try:
             with self._writing:
                 self.clear(digest)
         except OSError as error:
             _log.warning("%s is left for the next start to delete: %s", digest, error)
+        _call(waiting)
 
     def _is_used(self, digest: str) -> bool:
         return self._names.has_digest(digest) or digest in self._bytes
+
+
+def _call(callbacks: list[Callable[[], object]]) -> None:
+    for callback in callbacks:
+        callback()
 
 
 def _take(counter: Counter[K], key: K) -> None:

@@ -1,5 +1,6 @@
 """What every reference stands for, in memory. Knows nothing of disks and threads."""
 
+import datetime
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,6 +42,8 @@ class Names:
         self._last = dict(last_versions)
         self._by_digest: defaultdict[str, dict[tuple[str, str, int], AdapterRecord]]
         self._by_digest = defaultdict(dict)
+        self._ends: list[tuple[datetime.datetime, tuple[str, str, int]]] = []
+        """When versions expire, and which ones, soonest first."""
         for record in versions:
             self._put(record)
         self._order = sorted(self._entries)
@@ -115,6 +118,13 @@ class Names:
         """Return the content of all versions."""
         return set(self._by_digest)
 
+    def expired(self, now: datetime.datetime) -> Iterator[AdapterRecord]:
+        """Yield the versions whose time is over at `now`, those first that were to go first."""
+        for moment, (tenant, name, version) in self._ends:
+            if moment > now:
+                return
+            yield self._entries[tenant, name].versions[version]
+
     def after(self, adapter: Adapter | None) -> Iterator[Adapter]:
         """Yield the adapters that come behind `adapter`, or at it, in the order of their names."""
         begin = bisect_left(self._order, adapter) if adapter else 0
@@ -129,7 +139,7 @@ class Names:
     def remove(self, record: AdapterRecord) -> None:
         """Take a version away; with the last one its adapter goes, and the aliases with it."""
         entry = self._entries[record.adapter]
-        del entry.versions[record.version]
+        self._set_end(entry.versions.pop(record.version), None)
         del self._by_digest[record.digest][record.key]
         if not self._by_digest[record.digest]:
             del self._by_digest[record.digest]
@@ -147,9 +157,17 @@ class Names:
 
     def _put(self, record: AdapterRecord) -> None:
         entry = self._entries.setdefault(record.adapter, _Entry())
+        self._set_end(entry.versions.get(record.version), record)
         entry.versions[record.version] = record
         self._by_digest[record.digest][record.key] = record
         self._last[record.adapter] = max(self._last.get(record.adapter, 0), record.version)
+
+    def _set_end(self, before: AdapterRecord | None, after: AdapterRecord | None) -> None:
+        """Note when a version expires after a change of it."""
+        if before and before.expires_at:
+            del self._ends[bisect_left(self._ends, (before.expires_at, before.key))]
+        if after and after.expires_at:
+            insort(self._ends, (after.expires_at, after.key))
 
     def _tagged(
         self, entry: _Entry, reference: Reference, field: str, key: str | None

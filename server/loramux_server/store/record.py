@@ -1,12 +1,15 @@
 """What is known of one version of an adapter."""
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from loramux_server.engine.messages import AdapterSource
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
 
 UPLOAD = "upload"
 DIRECTORY = "directory"
+IMPORT = "import"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +36,21 @@ class AdapterRecord:
     target_modules: tuple[str, ...]
     base_model: str
     source: str
-    """UPLOAD or DIRECTORY."""
+    """UPLOAD, DIRECTORY or IMPORT."""
     stamp: str = ""
-    """State of the files that it was imported from; empty for an upload."""
+    """State of the files of the directory; empty where it came in another way."""
+    origin: str = ""
+    """URI that it was imported from; empty where it was not."""
     created_at: datetime.datetime
     is_pinned: bool = False
     """Whether it is to stay on the device."""
+    expires_at: datetime.datetime | None = None
+    """When it is taken away, by the wall clock; None if only a call does that."""
+
+    @property
+    def is_provided(self) -> bool:
+        """Whether the directory provides it, so that callers can only read it."""
+        return self.source == DIRECTORY
 
     @property
     def adapter(self) -> tuple[str, str]:
@@ -57,3 +69,23 @@ class AdapterRecord:
 
     def __str__(self) -> str:
         return f"{self.full_name}:{self.version}"
+
+
+def directory_record(record: AdapterRecord, stamp: str) -> AdapterRecord:
+    """Return `record` as it is kept for files of the directory in the state `stamp`."""
+    return replace(record, source=DIRECTORY, stamp=stamp)
+
+
+def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
+    """Return what the engine needs to load `record`, whose bytes are at `path`."""
+    return AdapterSource(
+        record.digest,
+        str(path),
+        record.rank,
+        record.num_bytes,
+        record.item_bytes,
+        record.edit_bytes,
+        record.tenant,
+        record.virtual_tokens,
+        record.has_cache,
+    )

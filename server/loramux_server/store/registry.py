@@ -17,15 +17,12 @@ from pathlib import Path
 from loramux.errors import AlreadyExistsError, FailedPreconditionError
 from loramux_adapters import Package
 from loramux_server.engine.messages import AdapterSource
-from loramux_server.lora.edits import num_edit_bytes
-from loramux_server.lora.packed import format_of
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
-from loramux_server.store.catalog import Catalog
-from loramux_server.store.check import num_bytes
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
-from loramux_server.store.record import DIRECTORY, UPLOAD, AdapterRecord
+from loramux_server.store.quota import Quotas
+from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.store.reference import parse_name, parse_reference
 
 ADDED, UPDATED, REMOVED = "added", "updated", "removed"
@@ -34,14 +31,19 @@ ADDED, UPDATED, REMOVED = "added", "updated", "removed"
 class Registry:
     """Reference -> version, with the bytes behind it. Threads may share it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quotas: Quotas | None = None) -> None:
         """Open the registry in `folder` and clear away what a crash left behind.
+
+        `quotas` counts what is stored; by default it has no limits.
 
         Raises:
             StoreLockedError: Another server uses the folder.
             NewerFormatError: A newer version of the server wrote it.
         """
         self.blobs = Blobs(folder)
+        # Imported here, and so is SQLAlchemy: the rest of the store is loaded in half of the time.
+        from loramux_server.store.catalog import Catalog
+
         self.catalog = Catalog.in_folder(folder)
         self._names = Names(
             self.catalog.versions(), self.catalog.last_versions(), self.catalog.aliases()
@@ -54,6 +56,9 @@ class Registry:
         self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
         self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
         """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
+        self.quotas = quotas or Quotas()
+        for record in self.records(all_versions=True):
+            self.quotas.add(record)
         self.blobs.recover(self._names.digests())
 
     def __len__(self) -> int:
@@ -121,16 +126,7 @@ class Registry:
 
     def source_of(self, record: AdapterRecord) -> AdapterSource:
         """Return what the engine needs to load `record`."""
-        return AdapterSource(
-            record.digest,
-            str(self.blobs.path(record.digest)),
-            record.rank,
-            record.num_bytes,
-            record.item_bytes,
-            record.edit_bytes,
-            record.virtual_tokens,
-            record.has_cache,
-        )
+        return source_of(record, self.blobs.path(record.digest))
 
     def stage(self) -> Staged:
         """Open a file for a package that is on its way; `discard` it in the end."""
@@ -146,23 +142,10 @@ class Registry:
             self.leases.keep(staged.digest)
             staged.is_leased = True
         self.blobs.publish(staged)
-        return AdapterRecord(
-            tenant=reference.tenant,
-            name=reference.name,
-            digest=staged.digest,
-            size_bytes=staged.size,
-            rank=package.rank,
-            num_bytes=num_bytes(package),
-            item_bytes=format_of(package).item_bytes,
-            edit_bytes=num_edit_bytes(package),
-            virtual_tokens=package.virtual.count if package.virtual else 0,
-            has_cache=bool(package.virtual and package.virtual.has_cache),
-            method=package.method,
-            target_modules=tuple(package.target_modules),
-            base_model=package.config.base_model,
-            source=UPLOAD,
-            created_at=datetime.datetime.now(datetime.UTC),
-        )
+        # numpy, which it needs, takes longer to load than all else of the store.
+        from loramux_server.store.check import record_of
+
+        return record_of(reference, staged, package)
 
     def discard(self, staged: Staged) -> None:
         """Delete what was staged, and also the bytes that it published if they have no name."""
@@ -178,7 +161,7 @@ class Registry:
         """
         reference = parse_name(name, field)
         newest = self._names.newest((reference.tenant, reference.name))
-        if newest and newest.source == DIRECTORY:
+        if newest and newest.is_provided:
             raise FailedPreconditionError(
                 f"adapter {name!r} comes from the --adapters directory; change it there",
                 reason="ADAPTER_READ_ONLY",
@@ -196,16 +179,15 @@ class Registry:
 
         Raises:
             AlreadyExistsError: The name has other content and `must_not_exist` is set.
-            FailedPreconditionError: The name belongs to the directory, and this is an upload.
+            FailedPreconditionError: The name belongs to the directory, and this is not from there.
         """
         with self._writing:
             old = self._names.newest(record.adapter)
-            if record.source == UPLOAD:
+            if not record.is_provided:
                 self.check_writable(record.full_name, "header.name")
-            if old and old.digest == record.digest and old.source == record.source:
-                if old.stamp != record.stamp:
-                    old = self._update(replace(old, stamp=record.stamp))
-                return old, False
+            if old and old.digest == record.digest and old.is_provided == record.is_provided:
+                same = replace(old, stamp=record.stamp, expires_at=record.expires_at)
+                return (old if same == old else self._update(same)), False
             if old and must_not_exist:
                 raise AlreadyExistsError(
                     f"adapter {record.full_name!r} exists with other content, {old.digest}",
@@ -217,23 +199,25 @@ class Registry:
             self.catalog.add(record, replaced)
             with self._lock:
                 self._names.add(record)
+                self.quotas.add(record)
                 for version in replaced:
                     self._names.remove(version)
             self.on_change(ADDED, record)
             self._went(replaced)
             return record, True
 
-    def set_pinned(self, reference: str, *, pinned: bool) -> AdapterRecord:
-        """Note whether a version is to stay on the device, and return it.
+    def change(
+        self, reference: str, change: Callable[[AdapterRecord], AdapterRecord]
+    ) -> AdapterRecord:
+        """Change what may be of a version, its pin or when it expires, and return it.
 
         Raises:
             NotFoundError: The reference stands for nothing.
         """
         with self._writing:
             record = self.get(reference)
-            if record.is_pinned == pinned:
-                return record
-            return self._update(replace(record, is_pinned=pinned))
+            changed = change(record)
+            return record if changed == record else self._update(changed)
 
     def delete(self, reference: str) -> list[AdapterRecord]:
         """Forget one version, or the whole adapter if none is named, and return what went.
@@ -258,9 +242,16 @@ class Registry:
                 )
             return self._forget([record])
 
-    def from_directory(self) -> dict[str, AdapterRecord]:
-        """Return the adapters that came from the directory, by name."""
-        return {r.full_name: r for r in self.records() if r.source == DIRECTORY}
+    def expire(self, now: datetime.datetime) -> list[AdapterRecord]:
+        """Forget versions whose time is over at `now`, as `delete` does, and return what went.
+
+        One that an alias stands for stays until the alias moves on.
+        """
+        with self._writing:
+            with self._lock:
+                due = list(self._names.expired(now))
+            gone = [record for record in due if not self.aliases.of_version(record)]
+            return self._forget(gone) if gone else []
 
     def forget_directory(self, name: str) -> None:
         """Forget an adapter whose files have left the directory."""
@@ -275,7 +266,7 @@ class Registry:
 
     def _outdated(self, record: AdapterRecord) -> list[AdapterRecord]:
         """Return the versions that go when `record` comes: of files that are there no more."""
-        if record.source == UPLOAD:
+        if not record.is_provided:
             return []
         old = self._names.versions(record.adapter)
         return [version for version in old if not self.aliases.of_version(version)]
@@ -289,7 +280,7 @@ class Registry:
         return record
 
     def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
-        """Forget versions of one adapter; only who is writing may call this."""
+        """Forget versions; only who is writing may call this."""
         self.catalog.remove(records)
         with self._lock:
             for record in records:
@@ -299,10 +290,6 @@ class Registry:
 
     def _went(self, records: list[AdapterRecord]) -> None:
         for record in records:
+            self.quotas.remove(record)
             self.on_change(REMOVED, record)
             self.leases.clear(record.digest)
-
-
-def directory_record(record: AdapterRecord, stamp: str) -> AdapterRecord:
-    """Return `record` as it is kept for files of the directory in the state `stamp`."""
-    return replace(record, source=DIRECTORY, stamp=stamp)

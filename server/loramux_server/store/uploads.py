@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from loramux.errors import NotFoundError, OutOfRangeError, ResourceExhaustedError
 from loramux_server.store.blobs import Staged
+from loramux_server.store.quota import Reservation
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import parse_name
 from loramux_server.store.registry import Registry
@@ -61,11 +62,20 @@ class Uploads:
         self._registry = registry
         self._expiry = expiry
         self._open: dict[str, Upload] = {}
+        self._reserved: dict[str, Reservation] = {}
+        """Room for what this server began, as long as the file of it is there."""
         self._finished: OrderedDict[str, Registered] = OrderedDict()
         self._lock = threading.Lock()
         """Held to change which uploads there are."""
 
-    def adopt(self, name: str, digest: str, *, must_not_exist: bool) -> Registered | None:
+    def adopt(
+        self,
+        name: str,
+        digest: str,
+        *,
+        must_not_exist: bool,
+        expires_at: datetime.datetime | None = None,
+    ) -> Registered | None:
         """Register content under `name` that its tenant has already; None if bytes are needed.
 
         The bytes are read: damaged ones are needed again.
@@ -83,10 +93,13 @@ class Uploads:
                 version=0,
                 source=UPLOAD,
                 stamp="",
+                origin="",
                 created_at=datetime.datetime.now(datetime.UTC),
                 is_pinned=False,
+                expires_at=expires_at,
             )
-            return self._registry.register(record, must_not_exist=must_not_exist)
+            with self._registry.quotas.reserved(reference, digest, record.size_bytes):
+                return self._registry.register(record, must_not_exist=must_not_exist)
         finally:
             self._registry.leases.let_go(digest)
 
@@ -94,7 +107,7 @@ class Uploads:
         """Return the upload of this content under this name, begun or to be gone on with.
 
         Raises:
-            ResourceExhaustedError: Too many are under way.
+            ResourceExhaustedError: Too many are under way, or the tenant stores too much.
         """
         reference = parse_name(name, "header.name")
         declared = f"{reference.tenant}/{reference.name} {digest} {size}"
@@ -102,12 +115,13 @@ class Uploads:
         with self._lock:
             upload = self._open.get(upload_id)
             if upload is None:
-                if len(self._open) >= MAX_UPLOADS:
-                    self._make_room()
-                # What is declared anew is not finished, whatever became of it before.
-                self._finished.pop(upload_id, None)
-                staged = self._registry.blobs.resume(upload_id)
-                upload = self._open[upload_id] = Upload(upload_id, reference.tenant, size, staged)
+                if upload_id not in self._reserved:
+                    room = self._registry.quotas.reserve(reference, digest, size)
+                    self._reserved[upload_id] = room
+                try:
+                    upload = self._open[upload_id] = self._begin(upload_id, reference.tenant, size)
+                finally:
+                    self._give_back()
         if upload.staged.size > size:
             self.end(upload)  # no prefix of what was declared
             return self.start(name, digest, size)
@@ -169,6 +183,8 @@ class Uploads:
                 while len(self._finished) > _REMEMBERED:
                     self._finished.popitem(last=False)
         self._registry.discard(upload.staged)
+        with self._lock:
+            self._give_back()
 
     def expire(self) -> None:
         """Delete what nobody went on with for too long."""
@@ -182,12 +198,28 @@ class Uploads:
                     upload.lock.release()
         in_use = {upload.staged.path for upload in list(self._open.values())}
         self._registry.blobs.drop_uploads(time.time() - self._expiry, in_use)
+        with self._lock:
+            self._give_back()
 
     def close(self) -> None:
         """Let the files be, for the next server to go on with."""
         with self._lock:
             for upload in list(self._open.values()):
                 self._put_aside(upload)
+
+    def _begin(self, upload_id: str, tenant: str, size: int) -> Upload:
+        """Open the file of an upload; only who holds the lock may call this."""
+        if len(self._open) >= MAX_UPLOADS:
+            self._make_room()
+        # What is declared anew is not finished, whatever became of it before.
+        self._finished.pop(upload_id, None)
+        return Upload(upload_id, tenant, size, self._registry.blobs.resume(upload_id))
+
+    def _give_back(self) -> None:
+        """Free the room of uploads whose files are gone; only who holds the lock may call this."""
+        for upload_id in list(self._reserved):
+            if not self._registry.blobs.has_upload(upload_id):
+                self._registry.quotas.give_back(self._reserved.pop(upload_id))
 
     def _make_room(self) -> None:
         """Put aside what nobody went on with for longest; only who holds the lock may call this.

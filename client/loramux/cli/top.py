@@ -1,0 +1,234 @@
+"""`loramux top`: what a server does, as it does it."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from loramux.cli.adapters import plain, state_of, when
+from loramux.cli.options import DEFAULT_SERVER, Json, Server
+from loramux.client import Client
+from loramux.errors import UnavailableError
+from loramux.types import Adapter, ServerInfo, ServerLoad, TierLoad
+
+WIDTH = 160
+"""Where no terminal says how wide it is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rates:
+    """What happened between two looks."""
+
+    seconds: float
+    requests_per_second: float
+    tokens_per_second: float
+    prompt_tokens_per_second: float
+    steps_per_second: float
+    mean_batch: float | None
+    """Requests in a step; None if there was no step."""
+    mean_adapters: float | None
+    """Distinct adapters in a step."""
+    step_seconds: float | None
+    first_token_seconds: float | None
+    inter_token_seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class View:
+    """One look at a server."""
+
+    info: ServerInfo
+    load: ServerLoad
+    rates: Rates
+    adapters: list[Adapter]
+    """What is in memory, the busiest first."""
+
+
+def top(
+    interval: Annotated[
+        float, typer.Option("--interval", "-i", min=0.1, help="Seconds between looks.")
+    ] = 1.0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most adapters to show.")] = 20,
+    once: Annotated[
+        bool, typer.Option("--once", help="Look for one interval, print it and end.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Show adapters, memory, batch and latency of a running server, until Ctrl-C."""
+    if as_json and not once:
+        raise typer.BadParameter("--json prints one look: give --once, too")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    with Client(server) as client, contextlib.suppress(KeyboardInterrupt):
+        info, before = client.info(), client.load()
+        if once:
+            time.sleep(interval)
+            view = _look(client, info, before, limit)
+            if as_json:
+                print(json.dumps(_plain(view)))
+            else:
+                console.print(render(view))
+            return
+        _watch(client, info, before, console, interval, limit)
+
+
+def rates_of(before: ServerLoad, now: ServerLoad) -> Rates:
+    """Return what happened between two looks at one server; where it restarted, since then."""
+    is_same = now.uptime_seconds >= before.uptime_seconds
+
+    def grown(name: str) -> float:
+        return float(getattr(now, name) - (getattr(before, name) if is_same else 0))
+
+    seconds = max(grown("uptime_seconds"), 1e-9)
+    return Rates(
+        seconds=seconds,
+        requests_per_second=grown("requests") / seconds,
+        tokens_per_second=grown("generated_tokens") / seconds,
+        prompt_tokens_per_second=grown("prompt_tokens") / seconds,
+        steps_per_second=grown("steps") / seconds,
+        mean_batch=_mean(grown("step_requests"), grown("steps")),
+        mean_adapters=_mean(grown("step_adapters"), grown("steps")),
+        step_seconds=_mean(grown("step_seconds"), grown("steps")),
+        first_token_seconds=_mean(grown("first_token_seconds"), grown("first_tokens")),
+        inter_token_seconds=_mean(grown("gap_seconds"), grown("gaps")),
+    )
+
+
+def render(view: View) -> Group:
+    """Return a look as a terminal shows it."""
+    load, rates = view.load, view.rates
+    head = Text(f"{view.info.base_model} on {view.info.device}, ", style="bold")
+    head.append(f"up {_duration(load.uptime_seconds)}")
+    figures = Table.grid(padding=(0, 3))
+    figures.add_row(
+        f"running {load.running_requests}/{view.info.max_running_requests}",
+        f"waiting {load.waiting_requests}",
+        f"KV blocks {load.kv_blocks_used}/{load.kv_blocks}",
+        f"batch {_number(rates.mean_batch)}",
+        f"adapters in it {_number(rates.mean_adapters)}",
+        f"step {_milliseconds(rates.step_seconds)}",
+    )
+    figures.add_row(
+        f"requests/s {rates.requests_per_second:.1f}",
+        f"tokens/s {rates.tokens_per_second:.1f}",
+        f"prompt tokens/s {rates.prompt_tokens_per_second:.1f}",
+        f"first token {_milliseconds(rates.first_token_seconds)}",
+        f"between tokens {_milliseconds(rates.inter_token_seconds)}",
+    )
+    return Group(head, figures, "", _tiers(load), "", _adapters(view.adapters))
+
+
+def _watch(
+    client: Client,
+    info: ServerInfo,
+    before: ServerLoad,
+    console: Console,
+    interval: float,
+    limit: int,
+) -> None:
+    """Look again and again; a server that is away is waited for."""
+    with _screen(console) as show:
+        while True:
+            time.sleep(interval)
+            try:
+                view = _look(client, info, before, limit)
+            except UnavailableError as error:
+                show(Text(f"the server is away: {error}"))
+                continue
+            before = view.load
+            show(render(view))
+
+
+@contextlib.contextmanager
+def _screen(console: Console) -> Iterator[Callable[[RenderableType], object]]:
+    """Yield what shows one thing in place of the last, or after it where there is no terminal."""
+    if not console.is_terminal:
+        yield console.print
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        yield lambda shown: live.update(shown, refresh=True)
+
+
+def _look(client: Client, info: ServerInfo, before: ServerLoad, limit: int) -> View:
+    # Those on disk only are not asked for: there may be very many.
+    found = client.adapters.list(tier="device", all_versions=True)
+    found += client.adapters.list(tier="host", all_versions=True)
+    found.sort(key=_busyness, reverse=True)
+    load = client.load()
+    return View(info, load, rates_of(before, load), found[:limit])
+
+
+def _busyness(adapter: Adapter) -> tuple[int, float]:
+    used = adapter.status.last_used_at
+    return adapter.status.calls, used.timestamp() if used else 0.0
+
+
+def _tiers(load: ServerLoad) -> Table:
+    table = Table("tier", box=None, pad_edge=False)
+    for heading in ("adapters", "memory", "of", "hits", "misses", "evictions", "reloads"):
+        table.add_column(heading, justify="right")
+    for name, tier in (("device", load.device), ("host", load.host)):
+        table.add_row(name, *_tier(tier))
+    return table
+
+
+def _tier(tier: TierLoad) -> list[str]:
+    memory = (tier.bytes / 1e6, tier.capacity_bytes / 1e6)
+    counts = (tier.hits, tier.misses, tier.evictions, tier.reloads)
+    return [str(tier.adapters), *(f"{size:.1f} MB" for size in memory), *map(str, counts)]
+
+
+def _adapters(adapters: list[Adapter]) -> Table:
+    table = Table("adapter", "state", box=None, pad_edge=False)
+    for heading in ("rank", "memory", "in flight", "requests", "hits", "loads"):
+        table.add_column(heading, justify="right")
+    table.add_column("last used")
+    for adapter in adapters:
+        status = adapter.status
+        numbers = (status.calls, status.requests, status.hits, status.loads)
+        table.add_row(
+            adapter.reference,
+            state_of(adapter),
+            str(adapter.rank),
+            f"{status.memory_bytes / 1e6:.1f} MB",
+            *map(str, numbers),
+            when(status.last_used_at),
+        )
+    return table
+
+
+def _plain(view: View) -> dict[str, object]:
+    return {
+        "info": dataclasses.asdict(view.info),
+        "load": dataclasses.asdict(view.load),
+        "rates": dataclasses.asdict(view.rates),
+        "adapters": [plain(adapter) for adapter in view.adapters],
+    }
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,1 @@
+"""Places that adapters can be imported from."""

@@ -1,0 +1,139 @@
+"""Adapters on the Hugging Face Hub, or a server like it: `hf://ORG/NAME[@REVISION][/PATH]`.
+
+Address and token are those that huggingface_hub finds in the environment: HF_ENDPOINT, HF_TOKEN.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from loramux_server.sources.snapshot import (
+    OPTIONAL,
+    PACKAGE_SUFFIX,
+    REQUIRED,
+    not_a_uri,
+    not_found,
+    not_readable,
+    unavailable,
+)
+
+PIECE_BYTES = 1 << 20
+TIMEOUT = 30.0
+"""Seconds that the next bytes may take."""
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_URI = re.compile(
+    rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9._%-]+))?(?P<path>(?:/{_PART})*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HubUri:
+    """What is named on the hub."""
+
+    repo: str
+    """`ORG/NAME`."""
+    revision: str
+    """A branch, tag or commit."""
+    path: str
+    """A package or a folder in the repository; empty for its root."""
+
+
+def parse_uri(uri: str) -> HubUri:
+    """Return what `uri` names.
+
+    Raises:
+        InvalidArgumentError: It is no such URI.
+    """
+    found = _URI.fullmatch(uri.rstrip("/"))
+    if not found:
+        raise not_a_uri(uri, "hf://ORG/NAME, then @REVISION and the path of a package or a folder")
+    # Revisions such as refs/pr/1 have their slashes as %2F, as everywhere on the hub.
+    revision = unquote(found["revision"] or "main")
+    return HubUri(found["repo"], revision, found["path"].strip("/"))
+
+
+class HubFiles:
+    """One package, or the files of a PEFT folder, in one commit of a repository."""
+
+    def __init__(self, uri: HubUri) -> None:
+        """Look what a revision has.
+
+        Raises:
+            NotFoundError: It has no adapter, or is not there.
+            UnavailableError: The hub does not answer.
+        """
+        from huggingface_hub import HfApi
+
+        self._uri = uri
+        self.origin = f"hf://{uri.repo}@{uri.revision}" + (f"/{uri.path}" if uri.path else "")
+        with self._errors():
+            info = HfApi().model_info(
+                uri.repo, revision=uri.revision, files_metadata=True, timeout=TIMEOUT
+            )
+        there = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        self.sizes: Mapping[str, int] = self._chosen(there)
+        self._commit = info.sha or uri.revision
+        self.origin = self.origin.replace(f"@{uri.revision}", f"@{self._commit}", 1)
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Yield the pieces of a file; see `Snapshot.read`."""
+        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        path = self._uri.path
+        if path and not path.endswith(PACKAGE_SUFFIX):
+            name = f"{path}/{name}"
+        elif path:
+            name = path
+        url = hf_hub_url(self._uri.repo, name, revision=self._commit)
+        # Bytes as they are: what was packed on the way could grow beyond all bounds here.
+        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+        with (
+            self._errors(),
+            get_session().stream(
+                "GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT
+            ) as response,
+        ):
+            hf_raise_for_status(response)
+            yield from response.iter_raw(PIECE_BYTES)
+
+    def _chosen(self, there: Mapping[str, int]) -> dict[str, int]:
+        """Return those of the files of the repository that make the adapter."""
+        path = self._uri.path
+        if path.endswith(PACKAGE_SUFFIX):
+            if path not in there:
+                raise not_found(self.origin, "there is no such file")
+            return {path.rpartition("/")[2]: there[path]}
+        prefix = f"{path}/" if path else ""
+        for name in REQUIRED:
+            if prefix + name not in there:
+                raise not_found(self.origin, f"there is no {name}")
+        names = (*REQUIRED, *OPTIONAL)
+        return {name: there[prefix + name] for name in names if prefix + name in there}
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn errors of the hub into errors of ours, without their text."""
+        from huggingface_hub import errors
+
+        try:
+            yield
+        except errors.GatedRepoError:
+            raise not_readable(self.origin) from None
+        except errors.RepositoryNotFoundError:
+            # So the hub answers, too, where a token is missing.
+            raise not_found(self.origin, "there is no such repository for this server") from None
+        except (errors.RevisionNotFoundError, errors.EntryNotFoundError):
+            raise not_found(self.origin, "there is no such revision") from None
+        except (_transport_error(), errors.OfflineModeIsEnabled, OSError) as error:
+            raise unavailable(self.origin, type(error).__name__) from error
+
+
+def _transport_error() -> type[Exception]:
+    """Return what the HTTP library raises that huggingface_hub uses; which one, it decides."""
+    from huggingface_hub import errors
+
+    kind: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    return kind

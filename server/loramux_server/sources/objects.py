@@ -1,0 +1,109 @@
+"""Adapters in object stores: `s3://`, `gs://` and `az://`, through obstore.
+
+Credentials, endpoints and limits of time are those that its stores find in the environment, such as
+AWS_REGION; by default an answer may take 30 s.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from loramux_server.sources.snapshot import (
+    OPTIONAL,
+    PACKAGE_SUFFIX,
+    REQUIRED,
+    changed,
+    not_a_uri,
+    not_found,
+    not_readable,
+    unavailable,
+)
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+PIECE_BYTES = 8 << 20
+"""What one request asks for."""
+_RETRY = {"max_retries": 3}
+# No percent signs, for what a store decodes must not differ from what was compared.
+_URI = re.compile(r"(?:s3|gs|az)://[A-Za-z0-9._-]+(?:/[A-Za-z0-9._=+@,~!-]+)+")
+
+
+def check_uri(uri: str) -> str:
+    """Return the URI of an object or a folder, without a slash at its end.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    uri = uri.rstrip("/")
+    if not _URI.fullmatch(uri) or {".", ".."} & set(uri.split("/")):
+        raise not_a_uri(
+            uri, "s3://, gs:// or az:// with a bucket and the path of a package or a PEFT folder"
+        )
+    return uri
+
+
+class Objects:
+    """One package, or the files of a PEFT folder, in an object store."""
+
+    def __init__(self, uri: str) -> None:
+        """Look what is at `uri`, which has been checked.
+
+        Raises:
+            NotFoundError: Nothing is.
+            UnavailableError: The store does not answer.
+        """
+        from obstore.store import from_url
+
+        self.origin = uri
+        is_package = uri.endswith(PACKAGE_SUFFIX)
+        folder, _, name = uri.rpartition("/") if is_package else (uri, "", "")
+        with self._errors():
+            options: Any = {"retry_config": _RETRY}
+            self._store: Any = from_url(folder, **options)
+        self._found = self._look_at((name,) if is_package else REQUIRED, is_required=True)
+        if not is_package:
+            self._found |= self._look_at(OPTIONAL, is_required=False)
+        self.sizes: Mapping[str, int] = {name: meta["size"] for name, meta in self._found.items()}
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Yield the pieces of an object; see `Snapshot.read`."""
+        import obstore
+
+        size, tag = self.sizes[name], self._found[name]["e_tag"]
+        for begin in range(0, size, PIECE_BYTES):
+            options: Any = {"range": (begin, min(begin + PIECE_BYTES, size))}
+            if tag:
+                options["if_match"] = tag
+            with self._errors():
+                piece = bytes(obstore.get(self._store, name, options=options).bytes())
+            yield piece
+
+    def _look_at(self, names: tuple[str, ...], *, is_required: bool) -> dict[str, "ObjectMeta"]:
+        import obstore
+        from obstore.exceptions import NotFoundError as MissingError
+
+        found = {}
+        for name in names:
+            with self._errors():
+                try:
+                    found[name] = obstore.head(self._store, name)
+                except (FileNotFoundError, MissingError):
+                    if is_required:
+                        raise not_found(self.origin, f"there is no {name}") from None
+        return found
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn errors of the store into errors of ours, without their text."""
+        from obstore import exceptions
+
+        try:
+            yield
+        except exceptions.PreconditionError:
+            raise changed(self.origin) from None
+        except (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
+            raise not_readable(self.origin) from None
+        except exceptions.BaseError as error:
+            raise unavailable(self.origin, type(error).__name__) from error

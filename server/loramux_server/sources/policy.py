@@ -1,0 +1,70 @@
+"""From where adapters may be imported: nowhere, unless the operator says so."""
+
+import importlib.util
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Protocol
+
+from loramux.errors import PermissionDeniedError
+from loramux_server.sources.hub import HubFiles, parse_uri
+from loramux_server.sources.objects import Objects, check_uri
+from loramux_server.sources.snapshot import Snapshot, not_a_uri
+
+
+class Opening(Protocol):
+    """Looks what is at a URI that is allowed. Blocks."""
+
+    def __call__(self) -> Snapshot:
+        """Return what is there now."""
+
+
+class MissingExtraError(Exception):
+    """A source is allowed for which a package is missing."""
+
+
+class Sources:
+    """What may be imported."""
+
+    def __init__(self, hub_allow: Sequence[str] = (), object_allow: Sequence[str] = ()) -> None:
+        """Allow repositories of the hub by pattern, and objects by the beginning of their URI.
+
+        Raises:
+            InvalidArgumentError: A beginning is none that an object could have.
+            MissingExtraError: Objects are allowed, and obstore is not installed.
+        """
+        self._hub_allow = tuple(hub_allow)
+        # With a name behind it, since a whole bucket may be allowed.
+        self._object_allow = [
+            check_uri(f"{prefix.rstrip('/')}/x").removesuffix("x") for prefix in object_allow
+        ]
+        if object_allow and not importlib.util.find_spec("obstore"):
+            raise MissingExtraError("--object-allow needs obstore: pip install 'loramux[objects]'")
+
+    def find(self, uri: str) -> Opening:
+        """Return what opens `uri`; nothing is asked of its source before.
+
+        Raises:
+            InvalidArgumentError: It is no URI of a known source.
+            PermissionDeniedError: Nothing may be imported from there.
+        """
+        scheme, separator, _ = uri.partition("://")
+        if separator and scheme == "hf":
+            parsed = parse_uri(uri)
+            if any(fnmatchcase(parsed.repo, pattern) for pattern in self._hub_allow):
+                return partial(HubFiles, parsed)
+            raise _not_allowed(uri, "--hub-allow")
+        if separator and scheme in ("s3", "gs", "az"):
+            checked = check_uri(uri)
+            if any(checked.startswith(prefix) for prefix in self._object_allow):
+                return partial(Objects, checked)
+            raise _not_allowed(uri, "--object-allow")
+        raise not_a_uri(uri, "one that begins with hf://, s3://, gs:// or az://")
+
+
+def _not_allowed(uri: str, flag: str) -> PermissionDeniedError:
+    return PermissionDeniedError(
+        f"{uri} may not be imported here: {flag} of the server does not have it",
+        reason="SOURCE_NOT_ALLOWED",
+        field="uri",
+    )
