@@ -8,7 +8,7 @@ TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
 
-.PHONY: demo test lint types tests protos bench-peft bench-gpu clean
+.PHONY: demo test lint types tests crash protos bench-peft bench-gpu clean
 
 demo: .venv/server
 	$(BIN)/loramux demo
@@ -24,6 +24,9 @@ types: .venv/dev
 
 tests: .venv/dev
 	$(BIN)/pytest
+
+crash: .venv/dev  # ten minutes
+	$(BIN)/python -m tests.crash.campaign --output benchmarks/results/$$(date +%F)-crash.json
 
 protos: .venv/dev
 	$(BIN)/python protos/generate.py

@@ -168,6 +168,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "FinishReason",
         "Generation",
         "LoramuxError",
+        "Message",
         "SamplingOptions",
         "ServerInfo",
         "Usage",

@@ -1,6 +1,7 @@
 """What an adapter does to the base model, whatever method trained it."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loramux_adapters.lora import LoraModule
@@ -38,6 +39,29 @@ class Edit:
         for length in self.tensor.shape:
             size *= length
         return size
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A network of two layers behind attention or the MLP of one decoder layer."""
+
+    layer: str
+    """Name of the decoder layer in the base model."""
+    place: str
+    """What it stands behind; see `bottleneck.PLACES`."""
+    parts: Mapping[str, TensorInfo]
+    """`down`, `up` and `norm`, each with `.weight` and `.bias`, and `scaling`; without what it does
+    not have."""
+
+    @property
+    def module(self) -> str:
+        """Its name."""
+        return f"{self.layer}.{self.place}"
+
+    @property
+    def width(self) -> int:
+        """Width of the base model."""
+        return self.parts["down.weight"].shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +112,26 @@ class Contents:
     modules: list[LoraModule] = field(default_factory=list)
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
+    bottlenecks: list[Bottleneck] = field(default_factory=list)
     virtual: VirtualTokens | None = None
 
     @property
     def changed_modules(self) -> list[str]:
-        """The names of all layers that it changes, sorted."""
+        """The names of all linear layers that it changes, sorted."""
         return sorted(
             {module.module for module in self.modules} | {edit.module for edit in self.edits}
         )
+
+    @property
+    def other_tensors(self) -> list[TensorInfo]:
+        """All tensors beside those of low-rank changes."""
+        return [
+            *(edit.tensor for edit in self.edits),
+            *(part for bottleneck in self.bottlenecks for part in bottleneck.parts.values()),
+            *(self.virtual.tensors if self.virtual else ()),
+        ]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything beside low-rank changes."""
+        return bool(self.other_tensors)

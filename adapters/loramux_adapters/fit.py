@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from loramux_adapters.contents import Contents, EditKind, VirtualTokens
+from loramux_adapters.bottleneck import sites
+from loramux_adapters.contents import Bottleneck, Contents, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
 from loramux_adapters.token_shape import TokenShape
 
@@ -45,6 +46,24 @@ def check_fit(
                 f"of the base model {wanted} {'inputs' if is_input else 'outputs'}",
                 "ADAPTER_BASE_MISMATCH",
             )
+    for bottleneck in contents.bottlenecks:
+        _check_bottleneck(bottleneck, base)
+
+
+def _check_bottleneck(bottleneck: Bottleneck, base: Mapping[str, tuple[int, int]]) -> None:
+    found = [name for _, name in sites(bottleneck.layer, bottleneck.place) if name in base]
+    if not found:
+        raise PackageError(
+            f"module {bottleneck.module}: the base model has no layer {bottleneck.layer}, or "
+            "one of other parts than those of Llama, Mistral, Qwen or GPT-2",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if base[found[0]][1] != bottleneck.width:
+        raise PackageError(
+            f"module {bottleneck.module}: it is {bottleneck.width} wide, the base model "
+            f"{base[found[0]][1]}",
+            "ADAPTER_BASE_MISMATCH",
+        )
 
 
 def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:

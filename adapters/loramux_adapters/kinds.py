@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from loramux_adapters.bottleneck import FIELDS as BOTTLENECK_FIELDS
+from loramux_adapters.bottleneck import PEFT_TYPE, bottleneck_contents, check_bottleneck
 from loramux_adapters.contents import Contents
 from loramux_adapters.fields import Fields, invalid, unsupported
 from loramux_adapters.ia3 import FIELDS as IA3_FIELDS
@@ -56,6 +58,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "LORA": Kind(LORA_FIELDS, check_config, lora_contents),
     "IA3": Kind(IA3_FIELDS, check_ia3, ia3_contents),
+    PEFT_TYPE: Kind(BOTTLENECK_FIELDS, check_bottleneck, bottleneck_contents),
     "PROMPT_TUNING": Kind(PROMPT_FIELDS, check_prompt, prompt_contents),
     "P_TUNING": Kind(P_FIELDS, check_p_tuning, prompt_contents),
     "MULTITASK_PROMPT_TUNING": Kind(MULTITASK_FIELDS, check_multitask, prompt_contents),

@@ -18,6 +18,8 @@ class ServerInfo:
     vocab_size: int
     has_tokenizer: bool
     num_parameters: int
+    has_chat_template: bool
+    """Whether messages can be continued without an adapter that has a template of its own."""
     max_running_requests: int
     max_upload_bytes: int
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Unpack
+from typing import Unpack, cast
 
 import grpc
 
@@ -13,6 +13,7 @@ from loramux.types import (
     Completion,
     FinishReason,
     Generation,
+    Message,
     PositionLogprobs,
     SamplingOptions,
     ServerInfo,
@@ -46,11 +47,13 @@ _ERRORS = {
 
 
 def generate_request(
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[Message] | None,
     adapter: str | None,
     request_id: str,
     parse_special_tokens: bool,
     add_special_tokens: bool,
+    add_generation_prompt: bool,
     routing_key: str = "",
     **sampling: Unpack[SamplingOptions],
 ) -> generation_pb2.GenerateRequest:
@@ -69,11 +72,16 @@ def generate_request(
     if isinstance(prompt, str):
         with _fitting("prompt"):
             request.prompt = prompt
-    else:
+    elif prompt is not None:
         with _fitting("prompt_token_ids"):
             request.prompt_token_ids.extend(prompt)
+    for index, message in enumerate(messages or ()):
+        with _fitting(f"messages[{index}]"):
+            request.messages.add(role=message["role"], content=message["content"])
     if not add_special_tokens:
         request.add_special_tokens = False
+    if not add_generation_prompt:
+        request.add_generation_prompt = False
     options = dict(sampling)
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = [stop]
@@ -103,6 +111,7 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
         usage=_usage(response.usage),
         timing=_timing(response.timing),
+        sampling=_sampling(response.sampling),
     )
 
 
@@ -121,6 +130,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
         usage=_usage(response.usage) if response.HasField("usage") else None,
         timing=_timing(response.timing) if response.HasField("timing") else None,
+        sampling=_sampling(response.sampling) if response.HasField("sampling") else None,
     )
 
 
@@ -138,6 +148,7 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         vocab_size=base.vocab_size,
         has_tokenizer=base.has_tokenizer,
         num_parameters=base.num_parameters,
+        has_chat_template=base.has_chat_template,
         max_running_requests=message.max_running_requests,
         max_upload_bytes=message.max_upload_bytes,
     )
@@ -240,6 +251,17 @@ def _identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
 
 def _usage(message: generation_pb2.Usage) -> Usage:
     return Usage(message.prompt_tokens, message.completion_tokens)
+
+
+def _sampling(message: generation_pb2.SamplingParams) -> SamplingOptions:
+    """Return what `message` says; fields without a value are left out."""
+    found: dict[str, object] = {}
+    for field, value in message.ListFields():
+        if field.name == "logit_bias":
+            found[field.name] = dict(value)
+        else:
+            found[field.name] = list(value) if isinstance(value, Sequence) else value
+    return cast(SamplingOptions, found)
 
 
 def _timing(message: generation_pb2.Timing) -> Timing:

@@ -10,7 +10,7 @@ from loramux import _wire
 from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux.client import DEFAULT_TIMEOUT
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo, ServerLoad
+from loramux.types import Chunk, Generation, Message, SamplingOptions, ServerInfo, ServerLoad
 from loramux.v1 import server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -44,23 +44,27 @@ class AsyncClient:
 
     async def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`; see `Client.generate`."""
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
             **sampling,
         )
@@ -73,23 +77,27 @@ class AsyncClient:
 
     async def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
             **sampling,
         )
@@ -102,6 +110,26 @@ class AsyncClient:
                     yield _wire.chunk(response)
         finally:
             call.cancel()
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        adapter: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        routing_key: str = "",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generation:
+        """Return the next turn of a conversation; see `Client.chat`."""
+        return await self.generate(
+            messages=messages,
+            adapter=adapter,
+            timeout=timeout,
+            request_id=request_id,
+            routing_key=routing_key,
+            **sampling,
+        )
 
     async def info(self) -> ServerInfo:
         """Return what the server is and serves."""

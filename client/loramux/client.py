@@ -9,7 +9,7 @@ import grpc
 from loramux import _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo, ServerLoad
+from loramux.types import Chunk, Generation, Message, SamplingOptions, ServerInfo, ServerLoad
 from loramux.v1 import server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -61,13 +61,15 @@ class Client:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
@@ -75,22 +77,27 @@ class Client:
 
         Args:
             prompt: Text, or token ids of the base model.
+            messages: A conversation instead, of which the chat template of the adapter, or else of
+                the base model, makes the prompt.
             adapter: Reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`, where the tag
                 is a version or an alias; None for the base model alone.
             timeout: Seconds that the call may take.
             request_id: Names the request in replies and logs.
             parse_special_tokens: Let text such as `</s>` in the prompt be a control token.
             add_special_tokens: Put the tokenizer's own prefix before a text prompt.
+            add_generation_prompt: End the prompt of `messages` with what begins an answer.
             routing_key: Chooses the version where an alias stands for several: equal keys, such as
                 the id of a user, get the same one. Where empty, chance decides.
             sampling: How tokens are chosen and when to stop.
         """
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
             **sampling,
         )
@@ -103,13 +110,15 @@ class Client:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
@@ -119,10 +128,12 @@ class Client:
         """
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
             **sampling,
         )
@@ -135,6 +146,26 @@ class Client:
                     yield _wire.chunk(response)
         finally:
             call.cancel()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        adapter: str | None = None,
+        timeout: float | None = None,
+        request_id: str = "",
+        routing_key: str = "",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generation:
+        """Return the next turn of a conversation; the arguments are those of `generate`."""
+        return self.generate(
+            messages=messages,
+            adapter=adapter,
+            timeout=timeout,
+            request_id=request_id,
+            routing_key=routing_key,
+            **sampling,
+        )
 
     def info(self) -> ServerInfo:
         """Return what the server is and serves."""

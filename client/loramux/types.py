@@ -18,6 +18,7 @@ __all__ = [
     "Completion",
     "FinishReason",
     "Generation",
+    "Message",
     "PositionLogprobs",
     "SamplingOptions",
     "ServerInfo",
@@ -53,6 +54,14 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int
     skip_special_tokens: bool
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
+    content: str
 
 
 class FinishReason(enum.StrEnum):
@@ -138,6 +147,8 @@ class Generation:
     """None for the base model."""
     usage: Usage
     timing: Timing
+    sampling: SamplingOptions
+    """What was used: what the call said, and the defaults of the adapter or the server."""
 
     @property
     def text(self) -> str:
@@ -180,6 +191,8 @@ class Chunk:
     """Set in the last chunk of a stream."""
     timing: Timing | None
     """Set in the last chunk of a stream."""
+    sampling: SamplingOptions | None
+    """Set in the first chunk of a stream: what is used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,25 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "0 looks only at the start.",
         ),
     ] = 5.0
+    adapter_templates: Annotated[
+        bool,
+        Meta(
+            description="Render conversations by the chat template of an adapter's package, where "
+            "it has one; otherwise they are refused for such an adapter."
+        ),
+    ] = True
     store: Annotated[
         str | None,
         Meta(
             description="Directory for uploaded adapters; by default one for each base model "
             "below the user's data directory."
+        ),
+    ] = None
+    catalog: Annotated[
+        str | None,
+        Meta(
+            description="SQLAlchemy URL of the database for names and versions, such as "
+            "postgresql+psycopg://user@host/name; by default SQLite in the store."
         ),
     ] = None
     listen: Annotated[str, Meta(description="HOST:PORT for gRPC; port 0 takes a free one.")] = (

@@ -40,6 +40,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_NOT_FINITE": FailedPreconditionError,
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
+    "STORE_UNAVAILABLE": UnavailableError,
 }
 
 
@@ -185,5 +186,5 @@ def _unavailable(what: str) -> UnavailableError:
 
 def _error_of(failure: Failure) -> LoramuxError:
     kind = _FAILURES.get(failure.reason, InternalError)
-    delay = RETRY_DELAY if kind is ResourceExhaustedError else None
+    delay = RETRY_DELAY if kind in (ResourceExhaustedError, UnavailableError) else None
     return kind(failure.message, reason=failure.reason, retry_delay=delay)

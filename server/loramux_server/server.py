@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy.exc
@@ -26,6 +27,7 @@ from loramux_server.services.expiry import expire, keep_expiring
 from loramux_server.services.storage import stoppable
 from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.blobs import StoreLockedError
+from loramux_server.store.catalog import Catalog, CatalogUrlError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.places import stores_folder
@@ -108,6 +110,7 @@ class Server:
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
+            vocab_size=model.vocab_size,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
             token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
@@ -131,6 +134,7 @@ class Server:
         services.pins.resume()
         self._services = services
         self._exit.callback(services.uploads.close)
+        self._exit.push_async_callback(services.prompts.close)
         for expiring in (
             services.uploads.expire(EXPIRE_SECONDS),
             keep_expiring(registry, SWEEP_SECONDS),
@@ -160,11 +164,17 @@ class Server:
         limits = StorageLimits(self._config.max_tenant_bytes, self._config.max_tenant_adapters)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            registry = Registry(folder, Quotas(lambda _: limits))
+            registry = Registry(
+                folder,
+                Quotas(lambda _: limits),
+                catalog=partial(Catalog.at, self._config.catalog),
+            )
         except OSError as error:
             raise ConfigError(f"--store {folder}: {error.strerror}") from None
         except NewerFormatError as error:
             raise ConfigError(f"--store {folder}: {error}") from None
+        except CatalogUrlError as error:
+            raise ConfigError(str(error)) from None
         except sqlalchemy.exc.DatabaseError as error:
             raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
         self._exit.callback(registry.close)

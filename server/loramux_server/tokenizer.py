@@ -1,6 +1,7 @@
 """Text -> tokens, and tokens -> text as they come."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 
 from tokenizers import Tokenizer
 
@@ -8,6 +9,8 @@ from loramux.errors import InvalidArgumentError
 
 MAX_UNBROKEN = 16 << 10
 """Longest run of characters without white space: what some tokenizers take quadratic time for."""
+OFF_LOOP = 4096
+"""Characters from which a text is tokenized in a thread."""
 _MAX_CONTEXT = 6
 """Tokens at the end of a prompt that are looked at, to know whether a text goes on."""
 _MAX_BYTES = 4
@@ -38,23 +41,10 @@ class TextTokenizer:
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
         """
-        longest = max(map(len, text.split()), default=0)
-        if longest > MAX_UNBROKEN:
-            raise InvalidArgumentError(
-                f"prompt has {longest} characters without white space; at most {MAX_UNBROKEN}",
-                reason="INVALID_FIELD",
-                field="prompt",
-            )
+        check_unbroken(text, "prompt")
         tokenizer = self._control if parse_special else self._plain
-        try:
+        with panics_refused("prompt"):
             return list(tokenizer.encode(text, add_special_tokens=add_special).ids)
-        # A panic in the library is a BaseException, and another user's server must not stop for it.
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise InvalidArgumentError(
-                "prompt cannot be tokenized", reason="INVALID_FIELD", field="prompt"
-            ) from None
 
     def decoder(self, prompt: Sequence[int], *, skip_special: bool) -> "TextDecoder":
         """Return a decoder for what follows `prompt`."""
@@ -111,6 +101,39 @@ class TextDecoder:
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def check_unbroken(text: str, field: str) -> None:
+    """Demand that `text`, of the request field `field`, has white space in it now and then.
+
+    Raises:
+        InvalidArgumentError: It has not.
+    """
+    longest = max(map(len, text.split()), default=0)
+    if longest > MAX_UNBROKEN:
+        raise InvalidArgumentError(
+            f"{field} has {longest} characters without white space; at most {MAX_UNBROKEN}",
+            reason="INVALID_FIELD",
+            field=field,
+        )
+
+
+@contextmanager
+def panics_refused(field: str) -> Iterator[None]:
+    """Turn what the library raises for a text of `field` into an error of the caller.
+
+    Raises:
+        InvalidArgumentError: The text cannot be tokenized.
+    """
+    try:
+        yield
+    # A panic in the library is a BaseException, and another user's server must not stop for it.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise InvalidArgumentError(
+            f"{field} cannot be tokenized", reason="INVALID_FIELD", field=field
+        ) from None
 
 
 def _load(tokenizer_json: str) -> Tokenizer:

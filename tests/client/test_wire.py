@@ -15,7 +15,7 @@ from loramux.v1 import adapters_pb2, errors_pb2, generation_pb2
 
 
 def request(prompt: Any = "hello", adapter: str = "", **sampling: Any) -> Any:
-    return _wire.generate_request(prompt, adapter, "", False, True, **sampling)
+    return _wire.generate_request(prompt, None, adapter, "", False, True, True, **sampling)
 
 
 def test_sampling_options_arrive() -> None:

@@ -63,7 +63,7 @@ def sampling_row(name: str, says: object, /, **sampling: Any) -> Any:
 
 
 FIELDS = [
-    row("D01-empty", request(prompt=""), "prompt", "both empty"),
+    row("D01-empty", request(prompt=""), "prompt", "all empty"),
     row("D02-both", request(prompt="a", prompt_token_ids=[1]), "prompt", "both set"),
     row("D04-256-KiB", request(prompt="a " * (1 << 17) + "a"), "prompt", "262145 bytes"),
     *(

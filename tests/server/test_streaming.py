@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loramux.errors import DeadlineExceededError, UnavailableError
+from loramux.errors import DeadlineExceededError, NotFoundError, UnavailableError
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine.messages import (
@@ -27,7 +28,9 @@ from loramux_server.engine.messages import (
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.registry import Registry
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
 
@@ -60,7 +63,7 @@ class Engine(EngineClient):
 class Served:
     """The service over an engine of tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Registry | None = None) -> None:
         self.metrics = Metrics()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
@@ -70,16 +73,18 @@ class Served:
             adapter_rows=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
         self._service = GenerationService(
-            engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
+            engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
-            default_timeout=60,
+            prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(
-        self, *, timeout: float | None = None, **sampling: Any
+        self, *, timeout: float | None = None, adapter: str = "", **sampling: Any
     ) -> AsyncIterator[StreamGenerateResponse]:
         request = GenerateRequest(
-            prompt_token_ids=[5], sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling)
+            prompt_token_ids=[5],
+            adapter=adapter,
+            sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
         )
         context: Any = SimpleNamespace(time_remaining=lambda: timeout)
         return self._service.StreamGenerate(request, context)
@@ -193,3 +198,15 @@ async def test_the_time_in_the_queue_is_noted_once_for_a_request(served: Served)
     await first
     assert (await anext(stream)).timing.queue_seconds == 0.5
     assert served.metrics.registry.get_sample_value("loramux_queue_seconds_count") == 1
+
+
+async def test_an_adapter_that_is_not_there_is_never_the_base(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "store")
+    served = Served(registry)
+    try:
+        for name in ("nobody", "team/nobody:3", f"nobody@sha256:{'0' * 64}"):
+            with pytest.raises(NotFoundError):
+                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=1)
+        assert served.engine.sent == []
+    finally:
+        registry.close()

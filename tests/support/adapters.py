@@ -40,13 +40,18 @@ def pack_source(folder: Path, output: Path) -> AdapterSource:
     """Pack the PEFT folder and return what the engine is told about the package."""
     with output.open("w+b") as file:
         pack(folder, file)
-        size = file.tell()
-        package = read_package(file, size)
+    return source_of(output)
+
+
+def source_of(path: Path) -> AdapterSource:
+    """Return what the engine is told about the package at `path`."""
+    with path.open("rb") as file:
+        package = read_package(file, path.stat().st_size)
         digest = digest_of(file)
     item_bytes = format_of(package).item_bytes
     virtual = package.virtual
     return AdapterSource(
-        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
+        digest, str(path), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
         virtual_tokens=virtual.count if virtual else 0,
         has_cache=bool(virtual and virtual.has_cache),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from loramux.cli import (
     adapters,
     alias,
     bench,
+    chat,
     checks,
     generate,
     inspection,
@@ -116,6 +117,7 @@ _server_command("demo", "Start a server with the embedded model and show what it
 _server_command("keys", "Make, list, rotate and revoke the keys of a server.")
 _server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)
 app.command("inspect")(inspection.inspect)

@@ -676,7 +676,7 @@ class Adapter(_message.Message):
     tier: Global___AdapterTier.ValueType
     """tier is the fastest place that holds the weights now."""
     tenant: _builtins.str
-    """tenant is whose it is; `public` where nobody said."""
+    """tenant is whose it is; what `public` has is for all to use."""
     version: _builtins.int
     """version is its number, from 1."""
     is_pinned: _builtins.bool

@@ -92,6 +92,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
     """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+    ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 40
+    """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
+    template that the server may run.
+    """
+    ERROR_REASON_CHAT_TEMPLATE_FAILED: _ErrorReason.ValueType  # 41
+    """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
     ERROR_REASON_STORAGE_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
     """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
     ERROR_REASON_UPLOAD_TOO_SLOW: _ErrorReason.ValueType  # 51
@@ -182,6 +188,12 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
 """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
 """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 40
+"""ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
+template that the server may run.
+"""
+ERROR_REASON_CHAT_TEMPLATE_FAILED: ErrorReason.ValueType  # 41
+"""ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
 ERROR_REASON_STORAGE_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
 """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
 ERROR_REASON_UPLOAD_TOO_SLOW: ErrorReason.ValueType  # 51

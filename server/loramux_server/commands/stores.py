@@ -8,7 +8,7 @@ from typing import Annotated
 import sqlalchemy.exc
 import typer
 
-from loramux_server.store.catalog import Catalog
+from loramux_server.store.catalog import Catalog, CatalogUrlError
 from loramux_server.store.places import stores_folder
 from loramux_server.store.schema import NewerFormatError
 
@@ -22,6 +22,15 @@ Store = Annotated[
 ]
 
 
+CatalogUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--catalog",
+        envvar="LORAMUX_CATALOG",
+        metavar="URL",
+        help="The server's --catalog, if it has one.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -44,8 +53,8 @@ def found_store(store: Path | None) -> Path:
 
 
 @contextmanager
-def open_catalog(folder: Path) -> Iterator[Catalog]:
-    """Open the catalog of the store in `folder`, made if it is not there.
+def open_catalog(folder: Path, url: str | None) -> Iterator[Catalog]:
+    """Open the catalog at `url`, or that of the store in `folder`, made if it is not there.
 
     A server may run on it.
 
@@ -54,8 +63,8 @@ def open_catalog(folder: Path) -> Iterator[Catalog]:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        catalog = Catalog.in_folder(folder)
-    except NewerFormatError as error:
+        catalog = Catalog.at(url, folder)
+    except (NewerFormatError, CatalogUrlError) as error:
         raise OSError(f"{folder}: {error}") from None
     except sqlalchemy.exc.DatabaseError as error:
         raise OSError(f"{folder}: the catalog cannot be opened: {error.orig}") from None

@@ -255,9 +255,7 @@ class Engine:
     def _fail_waiting(self, source: AdapterSource, error: BaseException) -> None:
         """Fail the requests that wait for an adapter that could not be loaded."""
         reason = "INTERNAL"
-        if isinstance(error, DamagedError):
-            reason = "ADAPTER_DAMAGED"
-        elif isinstance(error, PackageError):
+        if isinstance(error, DamagedError | PackageError):
             reason = error.reason
         else:
             _log.error("loading %s failed", source.digest, exc_info=error)

@@ -277,6 +277,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
     tokenizer_json: str | None
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+    """What a chat template may name, such as `bos_token` -> the text of the token."""
     layers: dict[str, Layer]
     adapter_rows: int
     """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""

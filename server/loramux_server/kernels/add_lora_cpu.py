@@ -122,7 +122,8 @@ def expand(pointer: Any) -> None:
             panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
             first = columns[p] + PANEL * first_unit(mine, work, r * tokens, panels)
             last = columns[p] + PANEL * first_unit(others, work, r * tokens, panels)
-            last = min(last, columns[p + 1])
+            # The last panel may be a part of one; who begins behind it has nothing to do.
+            first, last = min(first, columns[p + 1]), min(last, columns[p + 1])
             work += panels * r * tokens
             b = job.b + row[s] * width * 4
             h = job.h + (start[s] * num_parts + p) * job.max_rank * 4

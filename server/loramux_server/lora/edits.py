@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
+from loramux_adapters.tensorfile import ITEM_BYTES
 from loramux_server.lora.virtual import Virtual
 
 if TYPE_CHECKING:
@@ -84,8 +85,13 @@ def num_edit_bytes(package: Package) -> int:
         if edit.kind in _SHIFTING and edit.module not in shifted:
             shifted.add(edit.module)
             shifts += edit.width
+    networks = sum(
+        part.num_bytes // ITEM_BYTES[part.dtype]
+        for bottleneck in package.contents.bottlenecks
+        for part in bottleneck.parts.values()
+    )
     virtual = package.virtual.count * package.virtual.width if package.virtual else 0
-    return 4 * (factors + shifts + virtual)
+    return 4 * (factors + shifts + networks + virtual)
 
 
 Value = TypeVar("Value")

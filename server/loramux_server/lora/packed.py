@@ -1,5 +1,6 @@
 """An adapter in host memory: its weights in the order in which the slab takes them."""
 
+import errno
 import hashlib
 import io
 import os
@@ -107,11 +108,21 @@ class _Buffer(threading.local):
 
 _MAX_KEPT = 32 << 20
 _PIECE = 256 << 10
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
+"""Errors that say nothing of the file."""
 _buffer = _Buffer()
 
 
 class DamagedError(Exception):
     """The stored bytes are not those that were registered."""
+
+    reason = "ADAPTER_DAMAGED"
+
+
+class UnreadableError(DamagedError):
+    """The stored bytes cannot be read at present; they may be right."""
+
+    reason = "STORE_UNAVAILABLE"
 
 
 class Base(Protocol):
@@ -148,12 +159,14 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
 
     Raises:
         DamagedError: The file is absent or its bytes do not have `digest`.
+        UnreadableError: They cannot be read for a cause that may pass.
         PackageError: The package does not fit the base model.
     """
     try:
         data, found = _buffer.read(path)
     except OSError as error:
-        raise DamagedError(f"cannot be read: {error.strerror}") from None
+        kind = UnreadableError if error.errno in _PASSING else DamagedError
+        raise kind(f"cannot be read: {error.strerror}") from None
     if found != digest:
         raise DamagedError("its bytes do not have the digest that it was registered with")
     header = data[: 8 + int.from_bytes(data[:8], "little")]

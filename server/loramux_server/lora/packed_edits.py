@@ -12,6 +12,7 @@ import torch
 from loramux_adapters import LoraModule, Package, PackageError
 from loramux_adapters.contents import EditKind, VirtualTokens
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.bottleneck import pack_bottlenecks
 from loramux_server.lora.edits import Edits, LayerEdit
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.virtual import Virtual
@@ -55,7 +56,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     """
     if package.virtual:
         return Edits(virtual=_virtual(package.virtual, read))
-    if not package.edits:
+    if not package.contents.has_more:
         return None
     low_rank = {module.module: module for module in package.modules}
     by_module: dict[str, dict[EditKind, TensorInfo]] = {}
@@ -68,7 +69,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
             raise PackageError(f"module {module} is not in the base model")
         found = _Found(kinds, low_rank.get(module))
         layers.setdefault(place.group, {})[place.part] = _layer_edit(module, found, base, read)
-    return Edits(layers=layers)
+    return Edits(layers=layers, modules=pack_bottlenecks(package, base.places, read))
 
 
 def _virtual(virtual: VirtualTokens, read: Read) -> Virtual:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
@@ -35,6 +35,7 @@ from loramux_server.models.quantized import (
 )
 from loramux_server.models.self_check import SelfCheck
 from loramux_server.models.step import Step
+from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat, read_text_format
 
 _DTYPES = {
     "float32": torch.float32,
@@ -74,7 +75,7 @@ class BaseModel:
     vocab_size: int
     num_parameters: int
     eos_token_ids: list[int]
-    tokenizer_json: str | None
+    text: TextFormat
     shard: Shard = WHOLE
     """Which part of its layers this process holds."""
 
@@ -144,7 +145,7 @@ def load_base_model(
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     if not stays_on_host:
         module = module.to(target)
-    return prepare(module, name=Path(path).name, tokenizer_json=_tokenizer_json(path))
+    return prepare(module, name=Path(path).name, text=read_text_format(path))
 
 
 def _device(name: str) -> torch.device:
@@ -162,7 +163,7 @@ def _device(name: str) -> torch.device:
 
 
 def prepare(
-    module: PreTrainedModel, *, name: str = "", tokenizer_json: str | None = None
+    module: PreTrainedModel, *, name: str = "", text: TextFormat = WITHOUT_TEXT
 ) -> BaseModel:
     """Put our attention and packed layers into `module`, which is changed in place.
 
@@ -171,7 +172,7 @@ def prepare(
     """
     module.eval().requires_grad_(False)
     num_parameters = module.num_parameters()
-    digest = fingerprint(module, tokenizer_json)
+    digest = fingerprint(module, text.tokenizer_json)
     config = module.config.get_text_config()
     step = Step(module.device)
     bridge = AttentionBridge(step)
@@ -224,7 +225,7 @@ def prepare(
         vocab_size=vocab_size,
         num_parameters=num_parameters,
         eos_token_ids=_eos_token_ids(module, vocab_size),
-        tokenizer_json=tokenizer_json,
+        text=text,
     )
 
 
@@ -297,12 +298,3 @@ def _eos_token_ids(module: PreTrainedModel, vocab_size: int) -> list[int]:
         if ids is not None:
             found.update([ids] if isinstance(ids, int) else ids)
     return sorted(token for token in found if 0 <= token < vocab_size)
-
-
-def _tokenizer_json(path: str) -> str | None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else str(backend.to_str())

@@ -28,6 +28,7 @@ from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
+from loramux_server.services.prompts import Prompts
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
@@ -37,8 +38,9 @@ from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import full_name
-from loramux_server.store.registry import ADDED, REMOVED, UPDATED, Registry
+from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
+from loramux_server.store.writing import ADDED, REMOVED, UPDATED
 
 _KINDS = {
     ADDED: adapters_pb2.ADAPTER_CHANGE_REGISTERED,
@@ -57,6 +59,7 @@ class Services:
     pins: Pins
     changes: Changes
     metrics: Metrics
+    prompts: Prompts
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -77,7 +80,7 @@ class Services:
             moved_kind = adapters_pb2.ADAPTER_CHANGE_MOVED
             self.changes.tell(moved_kind, registry.with_digest(digest))
 
-        registry.on_change = lambda what, record: loop.call_soon_threadsafe(happened, what, record)
+        registry.follow(lambda what, record: loop.call_soon_threadsafe(happened, what, record))
         registry.aliases.on_move = lambda move: loop.call_soon_threadsafe(moved, move)
         self.statuses.on_move = elsewhere
 
@@ -106,12 +109,14 @@ def build_services(
         base=base,
         max_upload_bytes=config.max_upload,
     )
+    prompts = Prompts(model, adapter_templates=config.adapter_templates)
     generation = GenerationService(
         engine=engine,
         registry=registry,
         model=model,
         metrics=metrics,
         statuses=statuses,
+        prompts=prompts,
         quotas=quotas,
         default_timeout=config.default_timeout,
     )
@@ -148,4 +153,5 @@ def build_services(
         pins,
         changes,
         metrics,
+        prompts,
     )

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
+from loramux.errors import AlreadyExistsError, DeadlineExceededError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
@@ -14,23 +14,16 @@ from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.descriptions import identity_of
-from loramux_server.services.limits import (
-    TextOptions,
-    check_fields,
-    check_tokens,
-    samplings,
-    text_options,
-)
+from loramux_server.services.limits import TextOptions, check_fields, samplings, text_options
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
+from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
-from loramux_server.tokenizer import TextTokenizer
-
-OFF_LOOP = 4096
-"""Characters from which a prompt is tokenized in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +37,7 @@ class _Call:
     adapter: AdapterSource | None
     identity: generation_pb2.AdapterIdentity | None
     samplings: list[Sampling]
+    used: generation_pb2.SamplingParams
     text: TextOptions
     observer: Observer
     reserved: Reserved
@@ -61,6 +55,7 @@ class GenerationService:
         model: ModelInfo,
         metrics: Metrics,
         statuses: Statuses,
+        prompts: Prompts,
         quotas: Quotas,
         default_timeout: float,
     ) -> None:
@@ -71,7 +66,8 @@ class GenerationService:
         self._statuses = statuses
         self._quotas = quotas
         self._default_timeout = default_timeout
-        self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
+        self._prompts = prompts
+        self._instructions = Instructions()
         self._live: set[tuple[str, str]] = set()
         """Tenant and id of each request under way."""
 
@@ -90,6 +86,7 @@ class GenerationService:
             adapter=first.adapter if first.HasField("adapter") else None,
             usage=last.usage,
             timing=last.timing,
+            sampling=first.sampling,
         )
 
     async def StreamGenerate(
@@ -97,9 +94,15 @@ class GenerationService:
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Answer piece by piece."""
         deadline = self._deadline(context)
-        with self._observed() as observer, self._admitted(request) as request_id:
-            tokens = await self._tokenize(request)
-            with self._resolved(request, request_id, tokens, observer) as call:
+        with (
+            self._observed() as observer,
+            self._admitted(request) as request_id,
+            self._resolved(request) as adapter,
+        ):
+            told = await self._instructions.of(adapter[1]) if adapter else NONE
+            tokens = await self._prompts.tokens(request, told.chat_template)
+            reserving = self._reserved(request, request_id, adapter, told, tokens, observer)
+            with reserving as call:
                 async for response in self._run(call, deadline):
                     yield response
 
@@ -111,7 +114,7 @@ class GenerationService:
         outputs = [self._output(call, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
-            request_id=call.request_id, adapter=call.identity
+            request_id=call.request_id, adapter=call.identity, sampling=call.used
         )
         submitted = self._submitted(call, mailbox)
         with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
@@ -149,9 +152,7 @@ class GenerationService:
                 self._engine.cancel(request_id)
 
     def _output(self, call: _Call, index: int) -> Output:
-        decoder = None
-        if self._tokenizer:
-            decoder = self._tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
+        decoder = self._prompts.decoder(call.prompt, skip_special=call.text.skip_special)
         return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
     @contextmanager
@@ -184,66 +185,54 @@ class GenerationService:
         finally:
             self._live.discard(key)
 
-    async def _tokenize(self, request: generation_pb2.GenerateRequest) -> list[int]:
-        if not request.prompt:
-            return list(request.prompt_token_ids)
-        assert self._tokenizer is not None
-
-        def encode() -> list[int]:
-            assert self._tokenizer is not None
-            return self._tokenizer.encode(
-                request.prompt,
-                parse_special=request.parse_special_tokens,
-                add_special=(
-                    request.add_special_tokens if request.HasField("add_special_tokens") else True
-                ),
-            )
-
-        is_short = len(request.prompt) < OFF_LOOP
-        tokens = encode() if is_short else await asyncio.to_thread(encode)
-        if not tokens:
-            raise InvalidArgumentError(
-                "prompt has no tokens: the tokenizer makes none of this text",
-                reason="INVALID_FIELD",
-                field="prompt",
-            )
-        # A tokenizer may know more tokens than the model has.
-        check_tokens("prompt", tokens, self._model)
-        return tokens
-
     @contextmanager
     def _resolved(
+        self, request: generation_pb2.GenerateRequest
+    ) -> Iterator[tuple[AdapterRecord, AdapterSource] | None]:
+        """Resolve the adapter once and keep that version for as long as the block runs."""
+        if not request.adapter:
+            yield None
+            return
+        key = request.routing_key or secrets.token_hex(8)
+        with (
+            self._registry.lease(request.adapter, key=key) as (record, source),
+            self._statuses.used(record.digest, record.tenant),
+        ):
+            yield record, source
+
+    @contextmanager
+    def _reserved(
         self,
         request: generation_pb2.GenerateRequest,
         request_id: str,
+        adapter: tuple[AdapterRecord, AdapterSource] | None,
+        told: Instruction,
         tokens: list[int],
         observer: Observer,
     ) -> Iterator[_Call]:
-        """Resolve the adapter once and keep that version for as long as the block runs."""
-        text, tenant = text_options(request.sampling), caller().tenant
-        with self._leased(request) as (record, source):
-            num_virtual = source.virtual_tokens if source else 0
-            chosen = samplings(request.sampling, len(tokens), self._model, num_virtual=num_virtual)
-            most = len(tokens) + sum(sampling.max_tokens for sampling in chosen)
-            with self._quotas.tokens(tenant, most) as reserved:
-                observer.resolved(record.full_name if record else "", len(tokens))
-                identity = identity_of(record) if record else None
-                yield _Call(
-                    request_id, tenant, tokens, source, identity, chosen, text, observer, reserved
-                )
-
-    @contextmanager
-    def _leased(
-        self, request: generation_pb2.GenerateRequest
-    ) -> Iterator[tuple[AdapterRecord, AdapterSource] | tuple[None, None]]:
-        """Yield the version that `request` asks for, if any, while it is in use."""
-        if not request.adapter:
-            yield None, None
-            return
-        key = request.routing_key or secrets.token_hex(8)
-        lease = self._registry.lease(request.adapter, key=key)
-        with lease as (record, source), self._statuses.used(record.digest, record.tenant):
-            yield record, source
+        """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
+        params = with_defaults(request.sampling, told.generation, self._model)
+        record, source = adapter or (None, None)
+        num_virtual = source.virtual_tokens if source else 0
+        chosen = samplings(
+            params, len(tokens), self._model, told.generation, num_virtual=num_virtual
+        )
+        tenant = caller().tenant
+        most = len(tokens) + sum(sampling.max_tokens for sampling in chosen)
+        with self._quotas.tokens(tenant, most) as reserved:
+            observer.resolved(record.full_name if record else "", len(tokens))
+            yield _Call(
+                request_id,
+                tenant,
+                tokens,
+                source,
+                identity_of(record) if record else None,
+                chosen,
+                used(params, chosen),
+                text_options(params),
+                observer,
+                reserved,
+            )
 
     def _deadline(self, context: Context) -> "_Deadline":
         remaining = context.time_remaining()

@@ -2,28 +2,28 @@
 
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import cast
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
+from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
 from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.store.reference import parse_reference
 
 MAX_PROMPT_BYTES = 256 << 10
 MAX_REQUEST_ID = 128
 MAX_COMPLETIONS = 8
-MAX_STOPS = 8
-MAX_STOP_BYTES = 256
-MAX_STOP_TOKENS = 128
+MAX_MESSAGES = 1024
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Whose turn a message can be. A template may put the role into a control token, so that no text of
+a caller's own can be one."""
 MAX_BIASES = 300
 MAX_BIAS = 100.0
 MAX_LOGPROBS = 20
-MAX_TEMPERATURE = 100.0
-MIN_REPETITION_PENALTY = 0.001
-"""Below this a logit that is divided by it may leave float32."""
-MAX_REPETITION_PENALTY = 100.0
 DEFAULT_MAX_TOKENS = 256
 MAX_ROUTING_KEY = 256
 MAX_PAGE = 1000
@@ -65,6 +65,7 @@ def samplings(
     params: generation_pb2.SamplingParams,
     num_prompt: int,
     model: ModelInfo,
+    defaults: Mapping[str, object] = MappingProxyType({}),
     *,
     num_virtual: int = 0,
 ) -> list[Sampling]:
@@ -74,6 +75,7 @@ def samplings(
         params: What was asked for.
         num_prompt: Tokens of the prompt.
         model: The base model.
+        defaults: Where `params` name no `max_tokens`, that of these counts.
         num_virtual: Tokens that the adapter puts before the prompt.
 
     Raises:
@@ -90,7 +92,9 @@ def samplings(
             reason="CONTEXT_LENGTH_EXCEEDED",
             field="sampling.max_tokens",
         )
-    max_tokens = params.max_tokens if params.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    max_tokens = cast(int, defaults.get("max_tokens", DEFAULT_MAX_TOKENS))
+    if params.HasField("max_tokens"):
+        max_tokens = params.max_tokens
     seed = params.seed if params.HasField("seed") else secrets.randbits(63)
     return [
         Sampling(
@@ -159,24 +163,28 @@ def invalid(field: str, value: object, expected: str) -> InvalidArgumentError:
 
 
 def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
-    if request.prompt and request.prompt_token_ids:
+    given = {
+        "prompt": request.prompt,
+        "prompt_token_ids": request.prompt_token_ids,
+        "messages": request.messages,
+    }
+    fields = [name for name, value in given.items() if value]
+    if len(fields) != 1:
         raise InvalidArgumentError(
-            "prompt and prompt_token_ids are both set; set one of them",
+            f"{' and '.join(fields)} are both set; set one of them"
+            if fields
+            else "prompt, prompt_token_ids and messages are all empty; set one of them",
             reason="INVALID_FIELD",
-            field="prompt",
+            field=fields[0] if fields else "prompt",
         )
-    if not request.prompt and not request.prompt_token_ids:
+    if fields[0] != "prompt_token_ids" and model.tokenizer_json is None:
         raise InvalidArgumentError(
-            "prompt and prompt_token_ids are both empty; set one of them",
+            f"{fields[0]} is text, but the base model came without a tokenizer; "
+            "set prompt_token_ids",
             reason="INVALID_FIELD",
-            field="prompt",
+            field=fields[0],
         )
-    if request.prompt and model.tokenizer_json is None:
-        raise InvalidArgumentError(
-            "prompt is text, but the base model came without a tokenizer; set prompt_token_ids",
-            reason="INVALID_FIELD",
-            field="prompt",
-        )
+    _check_messages(request)
     size = len(request.prompt.encode("utf-8", "surrogatepass"))
     if size > MAX_PROMPT_BYTES:
         raise InvalidArgumentError(
@@ -188,6 +196,20 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
     if len(request.prompt_token_ids) >= model.context_length:
         raise _no_room("prompt_token_ids", len(request.prompt_token_ids), model)
     check_tokens("prompt_token_ids", request.prompt_token_ids, model)
+
+
+def _check_messages(request: generation_pb2.GenerateRequest) -> None:
+    if len(request.messages) > MAX_MESSAGES:
+        raise invalid("messages", f"{len(request.messages)} messages", f"at most {MAX_MESSAGES}")
+    size = 0
+    for index, message in enumerate(request.messages):
+        if message.role not in ROLES:
+            raise invalid(f"messages[{index}].role", message.role, f"one of {', '.join(ROLES)}")
+        size += len(message.content.encode("utf-8", "surrogatepass"))
+    if size > MAX_PROMPT_BYTES:
+        raise invalid("messages", f"{size} bytes of content", f"at most {MAX_PROMPT_BYTES}")
+    if request.messages and request.parse_special_tokens:
+        raise invalid("parse_special_tokens", True, "false: contents of messages are plain text")
 
 
 def _no_room(
@@ -217,13 +239,9 @@ def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
 
 
 def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    _check_number(params, "temperature", 0.0, MAX_TEMPERATURE)
     _check_integer(params, "top_k", -1, model.vocab_size)
-    _check_number(params, "top_p", 0.0, 1.0, above=True)
-    _check_number(params, "min_p", 0.0, 1.0)
-    _check_number(params, "repetition_penalty", MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
-    _check_number(params, "presence_penalty", -2.0, 2.0)
-    _check_number(params, "frequency_penalty", -2.0, 2.0)
+    for name, (low, high) in NUMBERS.items():
+        _check_number(params, name, low, high, above=name == "top_p")
     if len(params.logit_bias) > MAX_BIASES:
         raise invalid(
             "sampling.logit_bias", f"{len(params.logit_bias)} entries", f"at most {MAX_BIASES}"

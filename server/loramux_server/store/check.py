@@ -10,6 +10,7 @@ import numpy as np
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
+from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
@@ -34,6 +35,8 @@ class ServedBase:
     """Bytes that fit the host's adapter memory."""
     resting: Resting = AS_SAVED
     """In which format an adapter rests there."""
+    vocab_size: int = 1 << 31
+    """Tokens that the model has."""
     row_bytes: int = 1 << 20
     """Bytes of a rank row over all layers."""
     takes_edits: bool = True
@@ -58,8 +61,9 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
+    _check_notes(package, base)
     check_fit(package.contents, base.layers, base.token)
-    others = _other_tensors(package)
+    others = package.contents.other_tensors
     if others and not base.takes_edits:
         raise PackageError(
             f"the adapter has a tensor {others[0].name}: only low-rank changes are served with "
@@ -137,10 +141,22 @@ def num_bytes(package: Package) -> int:
     return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
 
 
-def _other_tensors(package: Package) -> list[TensorInfo]:
-    """Return the tensors of `package` beside A and B."""
-    virtual = package.virtual.tensors if package.virtual else []
-    return [*(edit.tensor for edit in package.edits), *virtual]
+def _check_notes(package: Package, base: ServedBase) -> None:
+    """Demand that requests can be served as the package wants where they do not say."""
+    template, generation = (package.notes.get(name) for name in ("chat_template", "generation"))
+    if isinstance(template, str):
+        try:
+            check_syntax(template)
+        except FailedTemplateError as error:
+            raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
+    stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    for token in stops:
+        if token >= base.vocab_size:
+            raise PackageError(
+                f"generation: stop_token_ids holds token {token}; the base model has tokens from "
+                f"0 to {base.vocab_size - 1}",
+                "ADAPTER_BASE_MISMATCH",
+            )
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
