@@ -1,5 +1,6 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Unpack, cast
@@ -15,6 +16,7 @@ from loramux.types import (
     Generation,
     Message,
     PositionLogprobs,
+    QuarantineEntry,
     SamplingOptions,
     ServerInfo,
     ServerLoad,
@@ -23,17 +25,13 @@ from loramux.types import (
     TokenLogprob,
     Usage,
 )
-from loramux.v1 import errors_pb2, generation_pb2, server_pb2
+from loramux.v1 import errors_pb2, generation_pb2, quarantine_pb2, server_pb2
 
 ERROR_KEY = "loramux-error-bin"
 """Trailing metadata that holds an ErrorDetail."""
 
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    # An answer with log-probabilities can be large; a request cannot.
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-]
+_HUNG_UP = (grpc.StatusCode.CANCELLED, "CANCELLED")
+"""What gRPC makes of a call that reaches a server in the moment in which it closes."""
 
 _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
@@ -154,6 +152,16 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
     )
 
 
+def quarantine_entry(message: quarantine_pb2.QuarantineEntry) -> QuarantineEntry:
+    """Return the value of something that is refused."""
+    return QuarantineEntry(
+        key=message.key,
+        adapters=tuple(message.adapters),
+        cause=message.cause,
+        since=message.since.ToDatetime(tzinfo=datetime.UTC),
+    )
+
+
 def server_load(message: server_pb2.GetServerLoadResponse) -> ServerLoad:
     """Return the value of what a server does."""
     fields = {
@@ -184,6 +192,8 @@ def error_of(error: grpc.RpcError) -> errors.LoramuxError:
     """Return the error that the server raised, from what gRPC raised here."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     kind = _ERRORS.get(error.code(), errors.InternalError)
+    if (error.code(), error.details()) == _HUNG_UP:
+        kind = errors.UnavailableError
     if kind is errors.LoramuxError:
         kind = errors.InternalError
     detail = _detail(error.trailing_metadata())

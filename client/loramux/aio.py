@@ -9,10 +9,20 @@ import grpc
 from loramux import _wire
 from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
+from loramux._channel import Targets
 from loramux.client import DEFAULT_TIMEOUT
-from loramux.types import Chunk, Generation, Message, SamplingOptions, ServerInfo, ServerLoad
-from loramux.v1 import server_pb2
+from loramux.types import (
+    Chunk,
+    Generation,
+    Message,
+    QuarantineEntry,
+    SamplingOptions,
+    ServerInfo,
+    ServerLoad,
+)
+from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
 __all__ = ["AsyncClient"]
@@ -26,19 +36,22 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str,
+        target: Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
+        retries: bool = True,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
-        options = _wire.CHANNEL_OPTIONS
-        self._channel = open_aio_channel(target, options, key=key, tls=tls, credentials=credentials)
+        self._channel = open_aio_channel(
+            target, key=key, tls=tls, credentials=credentials, retries=retries
+        )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
+        self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = AsyncAdapters(self._channel, timeout)
         """The adapters that are registered with the server."""
 
@@ -147,6 +160,21 @@ class AsyncClient:
                 await self._server.GetServerLoad(
                     server_pb2.GetServerLoadRequest(), timeout=self._timeout
                 )
+            )
+
+    async def quarantined(self) -> list[QuarantineEntry]:
+        """Return the requests and adapters that the server does not run any more."""
+        with _wire.raising():
+            response = await self._quarantine.ListQuarantined(
+                quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
+            )
+            return [_wire.quarantine_entry(entry) for entry in response.entries]
+
+    async def clear_quarantined(self, key: str) -> None:
+        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        with _wire.raising():
+            await self._quarantine.ClearQuarantined(
+                quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     async def close(self) -> None:

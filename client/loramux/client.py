@@ -9,9 +9,19 @@ import grpc
 from loramux import _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
-from loramux.types import Chunk, Generation, Message, SamplingOptions, ServerInfo, ServerLoad
-from loramux.v1 import server_pb2
+from loramux._channel import Targets
+from loramux.types import (
+    Chunk,
+    Generation,
+    Message,
+    QuarantineEntry,
+    SamplingOptions,
+    ServerInfo,
+    ServerLoad,
+)
+from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
 __all__ = ["Client"]
@@ -27,35 +37,41 @@ class Client:
 
     def __init__(
         self,
-        target: str,
+        target: Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
+        retries: bool = True,
     ) -> None:
         """Connect to `target` when the first call is made.
 
         Args:
-            target: `HOST:PORT` of the server.
+            target: `HOST:PORT` of the server, or a list of several that serve the same: they take
+                turns, and who cannot serve is left out.
             timeout: Seconds that a call may take, unless it says otherwise.
             key: API key, `lmx_…`; None takes the one in LORAMUX_API_KEY, if there is one.
             tls: True to trust the authorities of the system, a path for those of a PEM file, False
-                for plaintext; None takes the path in LORAMUX_CA, or else plaintext, in which a key
-                goes to this machine alone.
+                 for plaintext; None takes the path in LORAMUX_CA, or else plaintext, in which a key
+                 goes to this machine alone.
             credentials: In place of `tls`, what `grpc.ssl_channel_credentials` returns, such as
-                with a certificate of the client.
+                 with a certificate of the client.
+            retries: Make calls that change nothing again where the server was away before it began
+                to answer; with patience, and not so often that it would add much to its load.
 
         Raises:
             InvalidArgumentError: The key cannot be one, or would go in plaintext to another
-                machine.
+                machine; or `target` names several, and one of them cannot be found.
             OSError: The file that `tls` names cannot be read.
         """
-        options = _wire.CHANNEL_OPTIONS
-        self._channel = open_channel(target, options, key=key, tls=tls, credentials=credentials)
+        self._channel = open_channel(
+            target, key=key, tls=tls, credentials=credentials, retries=retries
+        )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
+        self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = Adapters(self._channel, timeout)
         """The adapters that are registered with the server."""
 
@@ -179,6 +195,21 @@ class Client:
         with _wire.raising():
             return _wire.server_load(
                 self._server.GetServerLoad(server_pb2.GetServerLoadRequest(), timeout=self._timeout)
+            )
+
+    def quarantined(self) -> list[QuarantineEntry]:
+        """Return the requests and adapters that the server does not run any more."""
+        with _wire.raising():
+            response = self._quarantine.ListQuarantined(
+                quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
+            )
+            return [_wire.quarantine_entry(entry) for entry in response.entries]
+
+    def clear_quarantined(self, key: str) -> None:
+        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        with _wire.raising():
+            self._quarantine.ClearQuarantined(
+                quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     def close(self) -> None:

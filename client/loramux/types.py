@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from loramux._server_types import ServerInfo, ServerLoad, TierLoad
+from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 
 __all__ = [
     "Adapter",
@@ -20,6 +20,7 @@ __all__ = [
     "Generation",
     "Message",
     "PositionLogprobs",
+    "QuarantineEntry",
     "SamplingOptions",
     "ServerInfo",
     "ServerLoad",

@@ -155,6 +155,30 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     default_timeout: Annotated[
         float, Meta(gt=0, description="Seconds for a call that has no deadline.")
     ] = 600.0
+    watchdog: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds without a sign of life after which the engine is replaced; more "
+            "where its steps have been slow. 0 means never.",
+        ),
+    ] = 30.0
+    quarantine_deaths: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="A request or adapter that so many deaths of the engine in a row had under "
+            "way is refused until an operator clears it; 0 means never.",
+        ),
+    ] = 2
+    probe_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds without work after which a token is made to see whether the "
+            "engine still can, which is what health checks tell; 0 means never.",
+        ),
+    ] = 5.0
     drain_timeout: Annotated[
         float, Meta(ge=0, description="Seconds that requests get to finish after SIGTERM.")
     ] = 45.0

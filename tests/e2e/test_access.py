@@ -17,6 +17,7 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     generation_pb2,
+    quarantine_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -155,6 +156,14 @@ METHODS: dict[str, Method] = {
     ),
     f"/{V1}.ResidencyService/PrefetchAdapter": Method(
         USER, "see", lambda name: residency_pb2.PrefetchAdapterRequest(name=name)
+    ),
+    f"/{V1}.QuarantineService/ListQuarantined": Method(
+        ADMIN, "none", lambda name: quarantine_pb2.ListQuarantinedRequest()
+    ),
+    f"/{V1}.QuarantineService/ClearQuarantined": Method(
+        ADMIN, "none",
+        lambda name: quarantine_pb2.ClearQuarantinedRequest(key=f"sha256:{DIGEST}"),
+        frozenset({NOT_FOUND}),
     ),
     f"/{V1}.ServerService/GetServerInfo": Method(
         VIEWER, "none", lambda name: server_pb2.GetServerInfoRequest()

@@ -40,7 +40,8 @@ def test_every_field_has_a_flag() -> None:
         max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
         tls_cert="e", tls_key="f", tls_client_ca="g",
         tls_client_domain="h.i", insecure=True, catalog="sqlite://",
-        adapter_templates=False,
+        adapter_templates=False, deterministic=True,
+        watchdog=15.0, quarantine_deaths=3, probe_interval=16.0,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())

@@ -9,13 +9,19 @@ from typing import Any
 
 import pytest
 
-from loramux.errors import DeadlineExceededError, NotFoundError, UnavailableError
+from loramux.errors import (
+    DeadlineExceededError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine.messages import (
     CacheStats,
     Cancel,
     EngineConfig,
+    Failure,
     Finish,
     ModelInfo,
     Report,
@@ -50,7 +56,9 @@ class Engine(EngineClient):
             EngineConfig(model=""), on_report=metrics.report, on_ready=metrics.engine_ready
         )
         self.sent: list[ToEngine] = []
-        self.process: Any = SimpleNamespace(is_ready=True, send=self.sent.append)
+        self.process: Any = SimpleNamespace(
+            is_ready=True, send=self.sent.append, seconds_to_ready=1.0
+        )
 
     @property
     def ids(self) -> list[int]:
@@ -72,7 +80,7 @@ class Served:
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
             adapter_rows=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
-        self._service = GenerationService(
+        self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
             prompts=Prompts(model), default_timeout=60,
@@ -87,7 +95,7 @@ class Served:
             sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
         )
         context: Any = SimpleNamespace(time_remaining=lambda: timeout)
-        return self._service.StreamGenerate(request, context)
+        return self.service.StreamGenerate(request, context)
 
     def count(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"loramux_{name}", {"adapter": "base"})
@@ -210,3 +218,33 @@ async def test_an_adapter_that_is_not_there_is_never_the_base(tmp_path: Path) ->
         assert served.engine.sent == []
     finally:
         registry.close()
+
+
+async def test_who_gives_up_between_the_last_token_and_the_status_leaves_nothing_behind(
+    served: Served,
+) -> None:
+    stream = served.stream()
+    await begun(served, stream)
+    served.engine.report(Token(served.engine.ids[0], TOKEN, Finish.LENGTH))
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert served.engine._calls == {}
+    # The engine has let go of it already.
+    assert not any(isinstance(message, Cancel) for message in served.engine.sent)
+
+
+async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) -> None:
+    await begun(served, served.stream(timeout=7.0))
+    (submit,) = (message for message in served.engine.sent if isinstance(message, Submit))
+    assert submit.timeout is not None
+    assert 0 < submit.timeout <= 7.0
+
+
+async def test_who_would_be_late_because_of_others_is_told_to_try_again(served: Served) -> None:
+    first = asyncio.ensure_future(anext(served.stream(timeout=7.0)))
+    await asyncio.sleep(0)
+    failure = Failure(served.engine.ids[0], "DEADLINE_UNREACHABLE", "not within 7 s")
+    served.engine.report(failures=[failure])
+    with pytest.raises(ResourceExhaustedError, match="not within 7 s") as caught:
+        await first
+    assert caught.value.reason == "DEADLINE_UNREACHABLE"
+    assert caught.value.retry_delay

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
@@ -228,9 +229,17 @@ def fake_engine(
         context_length=num_blocks * BLOCK_SIZE,
         eos_token_ids=frozenset({EOS}),
     )
+    pace = Pace(max_stall)
     engine = Engine(
         scheduler=scheduler,
-        pace=Pace(max_stall),
+        admission=Admission(
+            scheduler=scheduler,
+            pace=pace,
+            memory=cache,
+            context_length=num_blocks * BLOCK_SIZE,
+            max_waiting=max_waiting,
+        ),
+        pace=pace,
         cache=cache,
         loader=model,
         runner=model,
@@ -239,8 +248,6 @@ def fake_engine(
         wake=lambda: None,
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
-        context_length=num_blocks * BLOCK_SIZE,
-        max_waiting=max_waiting,
         clock=clock,
     )
     return engine, scheduler, cache, model

@@ -20,6 +20,7 @@ from loramux.cli import (
     inspection,
     merging,
     packages,
+    quarantine,
     residency,
     signing,
     top,
@@ -140,6 +141,7 @@ app.command("prefetch")(residency.prefetch)
 app.command("watch")(residency.watch)
 app.command("top")(top.top)
 app.add_typer(alias.app, name="alias")
+app.add_typer(quarantine.app, name="quarantine")
 app.command("bench")(bench.bench)
 
 

@@ -98,6 +98,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CHAT_TEMPLATE_FAILED: _ErrorReason.ValueType  # 41
     """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
+    ERROR_REASON_NOT_QUARANTINED: _ErrorReason.ValueType  # 42
+    """ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+    ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 43
+    """ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
+    ERROR_REASON_ADAPTER_QUARANTINED: _ErrorReason.ValueType  # 44
+    """ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
+    clears it: the engine died again and again with it, or its logits were never finite.
+    """
+    ERROR_REASON_REQUEST_QUARANTINED: _ErrorReason.ValueType  # 45
+    """ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
+    request, and that it is not run any more until an operator clears it.
+    """
     ERROR_REASON_STORAGE_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
     """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
     ERROR_REASON_UPLOAD_TOO_SLOW: _ErrorReason.ValueType  # 51
@@ -194,6 +206,18 @@ template that the server may run.
 """
 ERROR_REASON_CHAT_TEMPLATE_FAILED: ErrorReason.ValueType  # 41
 """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
+ERROR_REASON_NOT_QUARANTINED: ErrorReason.ValueType  # 42
+"""ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 43
+"""ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
+ERROR_REASON_ADAPTER_QUARANTINED: ErrorReason.ValueType  # 44
+"""ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
+clears it: the engine died again and again with it, or its logits were never finite.
+"""
+ERROR_REASON_REQUEST_QUARANTINED: ErrorReason.ValueType  # 45
+"""ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
+request, and that it is not run any more until an operator clears it.
+"""
 ERROR_REASON_STORAGE_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
 """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
 ERROR_REASON_UPLOAD_TOO_SLOW: ErrorReason.ValueType  # 51

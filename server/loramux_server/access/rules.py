@@ -56,6 +56,9 @@ RULES = {
     "loramux.v1.ResidencyService.PinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
     "loramux.v1.ResidencyService.UnpinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
     "loramux.v1.ResidencyService.PrefetchAdapter": Rule(_GENERATE, "name", _SEE),
+    # Deaths of the engine concern all tenants.
+    "loramux.v1.QuarantineService.ListQuarantined": Rule(_ADMINISTER),
+    "loramux.v1.QuarantineService.ClearQuarantined": Rule(_ADMINISTER),
     "loramux.v1.ServerService.GetServerInfo": Rule(_VIEW),
     # It adds up what all tenants do.
     "loramux.v1.ServerService.GetServerLoad": Rule(_ADMINISTER),

@@ -1,10 +1,11 @@
 """A process that renders templates, seen from the frontend: started late, ended when stuck."""
 
 import asyncio
-import contextlib
+import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections import OrderedDict
 
@@ -25,6 +26,8 @@ from loramux_server.chat.messages import (
     encode,
 )
 from loramux_server.engine.channel import LENGTH, frame
+
+_log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 STRIKES = 3
@@ -52,7 +55,7 @@ class Renderer:
         self._ended: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """Template -> how often in a row it had to be ended, and when it is left alone until."""
         self._turn = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -116,25 +119,45 @@ class Renderer:
             self._ended.popitem(last=False)
 
     async def _start(self) -> None:
+        for is_last in (False, True):
+            try:
+                await self._start_once()
+            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+                code = await self._end()
+                _log.error("the process that renders chat templates ended with exit code %s", code)
+                if is_last:
+                    raise UnavailableError(
+                        "the process that renders chat templates does not start",
+                        reason="ENGINE_UNAVAILABLE",
+                    ) from None
+            except BaseException:
+                await self._end()
+                raise
+            else:
+                return
+
+    async def _start_once(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "loramux_server.chat.worker", str(theirs.fileno()),
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, env=_environment(),
-            )  # fmt: skip
+            command = [sys.executable, "-m", "loramux_server.chat.worker", str(theirs.fileno())]
+            # Not by the event loop: it forks, and in a fork handlers of gRPC would run.
+            starting = asyncio.create_task(
+                asyncio.to_thread(
+                    subprocess.Popen,
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=_environment(),
+                )
+            )
+            try:
+                self._process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                self._process = await starting  # to be ended, now that it is there
+                raise
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        try:
-            self._writer.write(frame(encode(self._setup)))
-            await asyncio.wait_for(self._read(), START_SECONDS)
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            await self._end()
-            raise UnavailableError(
-                "the process that renders chat templates does not start",
-                reason="ENGINE_UNAVAILABLE",
-            ) from None
-        except BaseException:
-            await self._end()
-            raise
+        self._writer.write(frame(encode(self._setup)))
+        await asyncio.wait_for(self._read(), START_SECONDS)
 
     async def _end(self) -> int | None:
         """End the process; return the code with which it ended by itself, None if it did not."""
@@ -146,11 +169,10 @@ class Renderer:
             return None
         try:
             # One that ended by itself is about to be reaped.
-            return await asyncio.wait_for(process.wait(), 0.2)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            return await asyncio.to_thread(process.wait, 0.2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)
             return None
 
     async def _read(self) -> Answer:

@@ -17,7 +17,19 @@ from loramux_server.models.base_model import BaseModel
 class AdapterLoader:
     """Loads adapters for a model, or for the part of it that this process holds."""
 
-    def __init__(self, model: BaseModel, slab: Slab, resting: Resting) -> None:
+    def __init__(
+        self, model: BaseModel, slab: Slab, resting: Resting, *, is_deterministic: bool = False
+    ) -> None:
+        """Load into `slab`, as `resting` says.
+
+        Args:
+            model: The base model.
+            slab: Rank rows.
+            resting: In which format adapters rest.
+            is_deterministic: Refuse adapters that make a step go another way: their neighbours
+                would differ in the last bits.
+        """
+        self._is_deterministic = is_deterministic
         self._base = BaseLayers(model)
         self._device = model.device
         self._splits = [group.split for group in model.groups]
@@ -30,9 +42,14 @@ class AdapterLoader:
 
         Raises:
             DamagedError: Its file is absent or not what was registered.
-            PackageError: It does not fit the base model, or does what processes cannot do together.
+            PackageError: It does not fit the base model, or is not served here.
         """
         packed = load_packed(Path(source.path), source.digest, self._base, self._resting)
+        if self._is_deterministic and packed.edits and packed.edits.acts:
+            raise PackageError(
+                "the server is deterministic, and serves only what low-rank changes can do",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
         if self._shard == WHOLE:
             return self._slab.pack(packed)
         if packed.edits:  # registered when one process held the model

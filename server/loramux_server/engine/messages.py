@@ -46,6 +46,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             "fp8 by torchao.",
         ),
     ] = "none"
+    deterministic: Annotated[
+        bool,
+        Meta(
+            description="Tokens and log-probabilities that are the same to the last bit whatever "
+            "else is in the batch; on a CPU, in one process. Refused where it cannot be had.",
+        ),
+    ] = False
     tensor_parallel: Annotated[
         int,
         Meta(
@@ -226,6 +233,8 @@ class Submit(Struct, frozen=True, tag=True):
     sampling: Sampling
     tenant: str = ""
     """Whose request it is: only their own requests share KV blocks with it."""
+    timeout: float | None = None
+    """Seconds from now in which it has to be finished: clocks of processes may differ."""
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -254,6 +263,10 @@ class Unpin(Struct, frozen=True, tag=True):
     """The adapter need not stay on the device."""
 
     digest: str
+
+
+class Ping(Struct, frozen=True, tag=True):
+    """Give a sign of life: a report follows, as after every message."""
 
 
 class Layer(Struct, frozen=True):
@@ -414,7 +427,7 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     batch: BatchSize | None = None
 
 
-ToEngine = Submit | Cancel | Drop | Pin | Unpin
+ToEngine = Submit | Cancel | Drop | Pin | Unpin | Ping
 FromEngine = Ready | StartFailed | Report
 
 encode = msgspec.msgpack.Encoder().encode

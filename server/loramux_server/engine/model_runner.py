@@ -34,6 +34,8 @@ class ModelRunner:
         model.output.attach(backend)
         self.difference = model.check.difference(model.stack)
         """How far its logits are from the model's own, relative to their spread."""
+        self.is_invariant = backend.is_deterministic and model.check.is_invariant(model.stack)
+        """Whether its logits are known to be the same to the last bit in every batch."""
         model.attention.allocate(num_slots, model.dtype, model.device)
         if model.stack:
             model.stack.prepare()

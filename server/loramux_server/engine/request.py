@@ -1,5 +1,6 @@
 """One completion on its way through the engine."""
 
+import math
 from dataclasses import dataclass, field
 
 from loramux_server.engine.messages import AdapterSource, Sampling
@@ -21,6 +22,8 @@ class Request:
     """Whose it is: only requests of one tenant share KV blocks."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
+    deadline: float = math.inf
+    """When it has to be finished, on the same clock."""
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Its block table: the KV block of every `block_size` tokens, in order."""

@@ -73,6 +73,24 @@ class Scheduler:
         """Waiting requests for which the next step has no place among the running ones."""
         return max(0, len(self.waiting) + len(self.running) - self._max_running)
 
+    def num_to_compute(self, request: Request) -> int:
+        """Return how many tokens of a request that has not started have to be computed."""
+        known = self._blocks.num_known(self._prefix(request))
+        return request.num_tokens - max(request.num_fillable, known * self._blocks.block_size)
+
+    def num_to_compute_before(self) -> int:
+        """Return how many tokens the queue has to compute; what requests share counts once."""
+        names: set[bytes] = set()
+        num_tokens, size = 0, self._blocks.block_size
+        for request in self.waiting:
+            if request.num_bypassed:  # it waits for its adapter, and others go before it
+                continue
+            num_filled = -(-request.num_fillable // size)
+            found = self._prefix(request)[num_filled:]
+            names.update(found)
+            num_tokens += max(0, request.num_tokens - (num_filled + len(found)) * size)
+        return num_tokens + size * sum(not self._blocks.num_known([name]) for name in names)
+
     def add(self, request: Request) -> None:
         """Put `request` at the end of the queue."""
         if request.adapter:
@@ -181,13 +199,12 @@ class Scheduler:
                 budget -= self._add_chunk(chunks, request, budget)
         return budget
 
-    def _add_chunk(
-        self, chunks: list[Chunk], request: Request, budget: int, num_filled: int = 0
-    ) -> int:
-        num_tokens = min(request.num_uncomputed, budget)
+    def _add_chunk(self, chunks: list[Chunk], request: Request, budget: int) -> int:
+        done = request.num_computed
+        start = max(done, request.num_fillable) if done < request.num_virtual else done
+        num_tokens = min(request.num_tokens - start, budget)
         if num_tokens:
-            start = request.num_computed
-            chunks.append(Chunk(request, start, num_tokens, num_filled=num_filled))
+            chunks.append(Chunk(request, start, num_tokens, num_filled=start - done))
         return num_tokens
 
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
@@ -211,10 +228,8 @@ class Scheduler:
             request.num_computed = num_shared * self._blocks.block_size
             self.num_prompt_tokens += request.num_tokens
             self.num_shared_tokens += request.num_computed
-            num_filled = max(0, request.num_fillable - request.num_computed)
-            request.num_computed += num_filled
             self.running.append(request)
-            budget -= self._add_chunk(chunks, request, budget, num_filled)
+            budget -= self._add_chunk(chunks, request, budget)
             if not request.has_started:
                 request.has_started = True
                 started.append(request)

@@ -201,7 +201,9 @@ class OutputLayer(nn.Module):
 
     def attach(self, backend: Backend) -> None:
         """Compute with the operations of `backend`."""
-        if self._weights is not None and self._weights[0].nbytes <= _MAX_COPY_BYTES:
+        if self._weights is None:
+            return
+        if backend.is_deterministic or self._weights[0].nbytes <= _MAX_COPY_BYTES:
             self._linear = backend.make_linear(*self._weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

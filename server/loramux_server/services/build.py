@@ -10,6 +10,7 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     generation_pb2,
+    quarantine_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -29,6 +30,7 @@ from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.prompts import Prompts
+from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
@@ -137,6 +139,7 @@ def build_services(
         metrics=metrics,
         chunks=chunks,
     )
+    quarantine = QuarantineService(engine.quarantine, registry)
     return Services(
         {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
@@ -144,6 +147,7 @@ def build_services(
             uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,
             aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
+            quarantine_pb2.DESCRIPTOR.services_by_name["QuarantineService"]: quarantine,
             server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
                 model, config, metrics.totals
             ),

@@ -116,7 +116,7 @@ class GenerationService:
         response = generation_pb2.StreamGenerateResponse(
             request_id=call.request_id, adapter=call.identity, sampling=call.used
         )
-        submitted = self._submitted(call, mailbox)
+        submitted = self._submitted(call, mailbox, deadline)
         with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
@@ -127,7 +127,7 @@ class GenerationService:
                     call.observer.tokens(index, len(response.delta.token_ids))
                     if output.is_finished:
                         num_open -= 1
-                        self._engine.cancel(ids[index])
+                        self._engine.finish(ids[index])
                     if not num_open:
                         response.usage.prompt_tokens = len(call.prompt)
                         response.usage.completion_tokens = sum(out.num_tokens for out in outputs)
@@ -136,14 +136,22 @@ class GenerationService:
                     response = generation_pb2.StreamGenerateResponse()
 
     @contextmanager
-    def _submitted(self, call: _Call, mailbox: Mailbox) -> Iterator[list[int]]:
+    def _submitted(
+        self, call: _Call, mailbox: Mailbox, deadline: "_Deadline"
+    ) -> Iterator[list[int]]:
         """Start the completions of `call`, and end for the engine what the block leaves open."""
         ids: list[int] = []
         try:
             for index, sampling in enumerate(call.samplings):
                 ids.append(
                     self._engine.submit(
-                        mailbox, index, call.prompt, call.adapter, sampling, call.tenant
+                        mailbox,
+                        index,
+                        call.prompt,
+                        call.adapter,
+                        sampling,
+                        call.tenant,
+                        deadline.remaining,
                     )
                 )
             yield ids
@@ -264,6 +272,11 @@ class _Deadline:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._when = asyncio.get_running_loop().time() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self._when - asyncio.get_running_loop().time())
 
     @contextmanager
     def over(self, mailbox: Mailbox) -> Iterator[None]:
