@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
 from loramux_server.engine.messages import AdapterSource
@@ -35,6 +36,25 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> AdapterSource:
 def test_no_bit_depends_on_the_batch(sources: list[AdapterSource], prefix_cache: bool) -> None:
     batches = Batches(sources, deterministic=True, prefix_cache=prefix_cache)
     assert list(batches.differences(NUM_COMPOSITIONS)) == []
+
+
+def test_virtual_tokens_send_nobody_another_way(
+    sources: list[AdapterSource], tmp_path: Path
+) -> None:
+    virtual = [
+        pack_source(
+            save(
+                model(),
+                kind(task_type="CAUSAL_LM", num_virtual_tokens=6),
+                tmp_path / str(seed),
+                seed,
+            ),
+            tmp_path / f"{seed}.package",
+        )
+        for seed, kind in enumerate((PromptTuningConfig, PrefixTuningConfig))
+    ]
+    batches = Batches([*virtual, sources[0]], deterministic=True)
+    assert list(batches.differences(8)) == []
 
 
 def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> None:

@@ -223,3 +223,15 @@ def test_a_half_precision_base_stays_close_to_peft(
     ours = torch.tensor([logprob for _, logprob in sorted(token.logprobs.top)])
     epsilon = torch.finfo(dtype).eps
     assert (ours - reference).abs().max() < 16 * epsilon * reference.abs().max()
+
+
+def test_what_comes_ready_is_not_counted_as_work() -> None:
+    _, scheduler, *_ = fake_engine(num_blocks=40, rows=8)
+    sampling = Sampling(max_tokens=3, seed=0)
+    for number, (count, has_cache, own) in enumerate(((9, False, 12), (9, True, 3))):
+        source = fake_source(number + 1, 8, count, has_cache=has_cache)
+        request = Request(number, [5, 6, 7], source, sampling)
+        assert scheduler.num_to_compute(request) == own
+        scheduler.add(request)
+        # Of a block that is filled in part no more is known than that it is begun.
+        assert scheduler.num_to_compute_before() == 12
