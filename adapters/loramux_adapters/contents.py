@@ -9,7 +9,7 @@ from loramux_adapters.tensorfile import TensorInfo
 
 
 class EditKind(enum.StrEnum):
-    """What a vector of an adapter does to one linear layer."""
+    """What a tensor of an adapter does to one module."""
 
     MAGNITUDE = "magnitude"
     """The length that each output's row of weights is given, the low-rank change included: DoRA."""
@@ -18,23 +18,33 @@ class EditKind(enum.StrEnum):
     INPUT_FACTOR = "input factor"
     """Multiplies the layer's input: IA3 in feed-forward layers."""
     BIAS = "bias"
-    """Takes the place of the layer's bias."""
+    """Takes the place of the module's bias."""
     ADDED_BIAS = "added bias"
     """Is added to the output of B, before its scale."""
+    PARAMETER = "parameter"
+    """Takes the place of a parameter: the module was trained whole."""
+    SHARED_WEIGHT = "shared weight"
+    """Takes the place of the weight of embeddings, also where the base has tied another to it."""
+    TOKENS = "rows of tokens"
+    """Take the place of some tokens' rows in the weight of embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A vector that changes one linear layer beside, or without, a low-rank change."""
+    """A tensor that changes one module beside, or without, a low-rank change."""
 
     module: str
-    """Name of the layer in the base model."""
+    """Name of the module in the base model."""
     kind: EditKind
     tensor: TensorInfo
+    parameter: str = ""
+    """Name of the parameter of the module whose place it takes."""
+    tokens: tuple[int, ...] = ()
+    """The tokens whose rows it has."""
 
     @property
     def width(self) -> int:
-        """How many inputs or outputs of the layer it speaks of."""
+        """How many numbers it has: for a vector, inputs or outputs of the layer."""
         size = 1
         for length in self.tensor.shape:
             size *= length
@@ -116,8 +126,13 @@ class Contents:
     virtual: VirtualTokens | None = None
 
     @property
+    def outer_modules(self) -> list[LoraModule]:
+        """Low-rank changes of what stands before or behind the model's layers."""
+        return [module for module in self.modules if module.is_outer]
+
+    @property
     def changed_modules(self) -> list[str]:
-        """The names of all linear layers that it changes, sorted."""
+        """The names of all modules that it changes, bottlenecks aside, sorted."""
         return sorted(
             {module.module for module in self.modules} | {edit.module for edit in self.edits}
         )

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.generation import check_generation
 from loramux_adapters.strict_json import parse_object
@@ -21,6 +22,7 @@ NOTES: Mapping[str, tuple[type, str]] = {
     "labels": (list, "a list"),
     "chat_template": (str, "a string"),
     "generation": (dict, "an object"),
+    "added_tokens": (list, "a list"),
     "licence": (str, "a string"),
     "provenance": (dict, "an object"),
     "evaluation": (dict, "an object"),
@@ -90,6 +92,9 @@ def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]
         )
     if isinstance(generation, dict):
         check_generation(generation, f"{where}: generation")
+    added = notes.get("added_tokens")
+    if isinstance(added, list):
+        parse_added_tokens(added, f"{where}: added_tokens")
     return notes
 
 

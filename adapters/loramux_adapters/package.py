@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
+from loramux_adapters.added_tokens import added_tokens_of
 from loramux_adapters.companions import companion_notes
 from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
@@ -132,6 +133,10 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
         read = tensor_reader(file, header.data_start)
         if "tensors" in noted:
             check_digests(cast(dict[str, object], noted["tensors"]), header.tensors, read)
+        if "added_tokens" not in {**noted, **(notes or {})}:
+            _, contents = _read(config, header.tensors)
+            if added := added_tokens_of(source, contents):
+                noted = {**noted, "added_tokens": added}
         write_package(config, header.tensors, read, output, notes=noted)
 
 

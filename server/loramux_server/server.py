@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
 from loramux_server.probe import Probe
 from loramux_server.quarantine import Quarantine
+from loramux_server.ready_file import write_ready_file
 from loramux_server.services.build import Services, build_services
 from loramux_server.services.expiry import expire, keep_expiring
 from loramux_server.sources.policy import MissingExtraError, Sources
@@ -114,10 +114,13 @@ class Server:
         _claim(registry, model)
         base = ServedBase(
             layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
+            parameters={name: tuple(shape) for name, shape in model.parameters.items()},
+            vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
             vocab_size=model.vocab_size,
+            tokenizer_json=model.tokenizer_json,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
             token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
@@ -164,7 +167,10 @@ class Server:
         await listener.open(services.by_descriptor, tls)
         self._listener = listener
         self.grpc_address = listener.address
-        self._write_ready_file()
+        if self._config.ready_file:
+            write_ready_file(
+                self._config.ready_file, grpc=self.grpc_address, metrics=self.metrics_address
+            )
         if interval := self._config.probe_interval:
             self._probe = Probe(self._engine, model, interval=interval, on_result=self._show_health)
             self._exit.callback(asyncio.create_task(self._probe.run()).cancel)
@@ -193,19 +199,6 @@ class Server:
         registry.leases.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
-
-    def _write_ready_file(self) -> None:
-        if not self._config.ready_file:
-            return
-        path = Path(self._config.ready_file)
-        addresses = {"grpc": self.grpc_address, "metrics": self.metrics_address}
-        # Renamed into place: whoever waits for it never reads half of it.
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(addresses), encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise ConfigError(f"--ready-file {path}: {error.strerror}") from None
 
     def _show_health(self, is_well: bool) -> None:
         if self._listener:

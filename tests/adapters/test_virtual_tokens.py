@@ -125,10 +125,10 @@ def test_virtual_tokens_unlike_those_of_the_base_do_not_fit(
 ) -> None:
     _, contents = read_contents(config, infos({EMBEDDINGS: [5, width]}))
     with pytest.raises(PackageError) as caught:
-        check_fit(contents, {}, token)
+        check_fit(contents, {}, token=token)
     assert message in str(caught.value)
     assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
-    check_fit(contents, {}, TokenShape(8, ((2, 4, 4),) * 3))
+    check_fit(contents, {}, token=TokenShape(8, ((2, 4, 4),) * 3))
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -140,7 +140,7 @@ def test_a_config_of_the_base_says_what_its_tokens_are_like(architecture: str) -
     _, contents = read_contents(
         fields, infos({EMBEDDINGS: [5, 2 * fields["num_layers"] * fields["token_dim"]]})
     )
-    check_fit(contents, {}, token_shape(json.loads(config.to_json_string(use_diff=False))))
+    check_fit(contents, {}, token=token_shape(json.loads(config.to_json_string(use_diff=False))))
 
 
 def test_a_config_that_says_little_says_nothing() -> None:

@@ -66,7 +66,7 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     registry.close()
 
 
-@pytest.mark.parametrize("form", ["2", "3", "4"])
+@pytest.mark.parametrize("form", ["2", "3", "4", "5"])
 def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     tmp_path: Path, form: str
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     registry.close()
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     lacking = {"3": ["edit_bytes", "method"], "4": ["expires_at", "origin"]}
-    lacking["5"] = ["virtual_tokens", "has_cache"]
+    lacking |= {"5": ["vocab_size"], "6": ["virtual_tokens", "has_cache"]}
     for column in (name for later, names in lacking.items() if later > form for name in names):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("UPDATE store SET value = ? WHERE key = 'format'", (form,))

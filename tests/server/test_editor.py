@@ -46,7 +46,7 @@ def step(*edits: Edits | None) -> StepInput:
 def test_rows_of_an_adapter_are_edited_and_no_others() -> None:
     torch.manual_seed(0)
     embedding, output = nn.Embedding(5, 3), nn.Linear(3, 2)
-    editor = Editor({"embed": embedding, "head": output}, embedding, output)
+    editor = Editor({"embed": embedding, "head": output}, output, {"embed": 1, "head": 1})
     one, two = torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 20])
     given = step(Edits(modules={"embed": Plus(one)}), Edits(modules={"head": Plus(two)}))
     tokens, hidden = torch.arange(5)[None], torch.randn(1, 3, 3)
@@ -66,7 +66,7 @@ def test_rows_of_an_adapter_are_edited_and_no_others() -> None:
 def test_virtual_tokens_take_the_place_of_embeddings() -> None:
     torch.manual_seed(0)
     embedding, output = nn.Embedding(5, 3), nn.Linear(3, 2)
-    editor = Editor({}, embedding, output)
+    editor = Editor({}, output, {}, embedding)
     virtual = Virtual(torch.arange(12.0).reshape(4, 3))
     runs = VirtualRun(virtual, 2, torch.tensor([0, 1])), VirtualRun(virtual, 0, torch.tensor([4]))
     tokens = torch.arange(5)[None]

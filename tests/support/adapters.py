@@ -36,14 +36,14 @@ def save_adapter(
     return folder
 
 
-def pack_source(folder: Path, output: Path) -> AdapterSource:
+def pack_source(folder: Path, output: Path, vocab_size: int = 0) -> AdapterSource:
     """Pack the PEFT folder and return what the engine is told about the package."""
     with output.open("w+b") as file:
         pack(folder, file)
-    return source_of(output)
+    return source_of(output, vocab_size)
 
 
-def source_of(path: Path) -> AdapterSource:
+def source_of(path: Path, vocab_size: int = 0) -> AdapterSource:
     """Return what the engine is told about the package at `path`."""
     with path.open("rb") as file:
         package = read_package(file, path.stat().st_size)
@@ -52,6 +52,7 @@ def source_of(path: Path) -> AdapterSource:
     virtual = package.virtual
     return AdapterSource(
         digest, str(path), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
+        vocab_size=vocab_size,
         virtual_tokens=virtual.count if virtual else 0,
         has_cache=bool(virtual and virtual.has_cache),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,6 +57,10 @@ def inspect(
                     "virtual_tokens": package.virtual.count if package.virtual else 0,
                     "targets": _by_target(measured),
                     "modules": [dataclasses.asdict(entry) for entry in measured],
+                    "edits": [
+                        {"module": e.module, "kind": e.kind, "shape": e.tensor.shape}
+                        for e in package.edits
+                    ],
                     "notes": package.notes,
                     "peft_config": package.peft_config,
                 }
@@ -68,6 +72,8 @@ def inspect(
     print(f"base    {package.config.base_model or '(not recorded)'}")
     for line in _notes(package):
         print(line)
+    for kind, number in Counter(edit.kind for edit in package.edits).items():
+        print(f"edits   {number} of kind {kind}")
     if package.virtual:
         given = "keys and values" if package.virtual.has_cache else "embeddings"
         print(f"before  {given} of {package.virtual.count} virtual tokens")

@@ -33,6 +33,7 @@ class Admission:
         memory: Memory,
         context_length: int,
         max_waiting: int,
+        vocab_size: int | None = None,
     ) -> None:
         """Put together what decides.
 
@@ -42,18 +43,22 @@ class Admission:
             memory: That of adapters.
             context_length: Tokens that a prompt and its completion may have; the blocks hold them.
             max_waiting: Most requests in the queue.
+            vocab_size: Tokens of the base; None where any will do.
         """
         self._scheduler = scheduler
         self._pace = pace
         self._memory = memory
         self._context_length = context_length
         self._max_waiting = max_waiting
+        self._vocab_size = vocab_size
 
     def refusal(self, request: Request) -> Refusal | None:
         """Return why `request` may not be queued, or None if it may."""
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
         if len(request.prompt) == request.num_virtual:
             return "INVALID_FIELD", "the prompt has no tokens"
+        if self._vocab_size and max(request.prompt) >= (request.own_vocab_size or self._vocab_size):
+            return "INVALID_FIELD", "the prompt has a token that the model lacks"
         if len(request.prompt) >= self._context_length:
             return (
                 "CONTEXT_LENGTH_EXCEEDED",

@@ -112,6 +112,7 @@ def build_engine(
         memory=cache,
         context_length=context_length,
         max_waiting=config.max_waiting,
+        vocab_size=model.vocab_size,
     )
     loader = AdapterLoader(model, runner.slab, resting, is_deterministic=config.deterministic)
     engine = Engine(
@@ -127,6 +128,7 @@ def build_engine(
         wake=wake,
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
+        vocab_size=model.vocab_size,
         resting=resting,
     )
     return engine, _model_info(
@@ -215,6 +217,8 @@ def _model_info(
     for name, place in model.places.items():
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
+    known = model.replaceable
+    layers |= {name: Layer(*features) for name, features in known.outer_layers.items()}
     return ModelInfo(
         name=model.name,
         architecture=model.architecture,
@@ -229,6 +233,8 @@ def _model_info(
         chat_template=model.text.chat_template,
         special_tokens=model.text.special_tokens,
         layers=layers,
+        parameters={name: list(shape) for name, shape in known.shapes.items()},
+        vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,
         resting=resting,

@@ -77,6 +77,7 @@ class Engine:
         wake: Callable[[], None],
         block_size: int,
         eos_token_ids: list[int],
+        vocab_size: int | None = None,
         resting: Resting = AS_SAVED,
         clock: Clock = time.perf_counter,
     ) -> None:
@@ -94,6 +95,7 @@ class Engine:
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             block_size: Tokens in a KV block.
             eos_token_ids: The tokens with which the model ends a text.
+            vocab_size: Tokens of the base; None if no adapter has others.
             resting: In which format an adapter rests in memory.
             clock: Seconds, monotonic.
         """
@@ -108,6 +110,7 @@ class Engine:
         self._block_size = block_size
         self._eos_token_ids = eos_token_ids
         self._admission = admission
+        self._vocab_size = vocab_size
         self._resting = resting
         self._clock = clock
         self._requests: dict[int, Request] = {}
@@ -221,7 +224,8 @@ class Engine:
     def _run(self, plan: Plan) -> list[Token]:
         batch = self._lay_out(plan, None)
         logits_RV = self._runner.run(batch)
-        return self._commit(plan, batch, sample(logits_RV, batch.requests, self._eos_token_ids))
+        sampled = sample(logits_RV, batch.requests, self._eos_token_ids, self._vocab_size)
+        return self._commit(plan, batch, sampled)
 
     def _lay_out(self, plan: Plan, before: Batch | None) -> Batch:
         chunks = grouped(plan.chunks)

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -167,6 +168,8 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of one of those in A and B: less if all were saved in 16 bits."""
     edit_bytes: int = 0
     """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
+    vocab_size: int = 0
+    """Tokens that the base has with it; 0 if as many as ever."""
     tenant: str = ""
     """Whose share of the device it takes: who brought the content there."""
     virtual_tokens: int = 0
@@ -294,6 +297,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     special_tokens: dict[str, str] = {}
     """What a chat template may name, such as `bos_token` -> the text of the token."""
     layers: dict[str, Layer]
+    """What can be adapted; embeddings map the number of tokens to the width of each."""
+    parameters: dict[str, list[int]] = {}
+    """Shapes of what an adapter may bring its own of."""
+    vocabulary: BaseVocabulary = BaseVocabulary()
+    """Where tokens go in and come out."""
     adapter_rows: int
     """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
     row_bytes: int = 1

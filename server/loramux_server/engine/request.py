@@ -65,6 +65,11 @@ class Request:
         """Identity of its adapter; None for the base model."""
         return self.adapter.digest if self.adapter else None
 
+    @property
+    def own_vocab_size(self) -> int:
+        """Tokens that the base has with its adapter; 0 if as many as ever."""
+        return self.adapter.vocab_size if self.adapter else 0
+
     def tokens(self, start: int, end: int) -> list[int]:
         """Return the tokens of positions `start` to `end`, across prompt and output."""
         split = len(self.prompt)

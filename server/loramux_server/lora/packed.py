@@ -141,7 +141,7 @@ class Base(Protocol):
         """Most layers of a group."""
 
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
-        """Return what `package`, whose tensors `read` returns, does beside low-rank changes.
+        """Return what `package`, whose tensors `read` returns, does beside the slab.
 
         Raises:
             PackageError: That cannot be done to the base.
@@ -185,6 +185,8 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
 
     for module in package.modules:
         place = base.places.get(module.module)
+        if place is None and module.is_outer:
+            continue  # an edit
         if place is None:
             raise PackageError(f"module {module.module} is not in the base model")
         rank_GP[place.group, place.part] = module.rank

@@ -33,6 +33,7 @@ from loramux_server.models.quantized import (
     is_saved_quantized,
     torchao_config,
 )
+from loramux_server.models.replaceable import Replaceable, find_replaceable
 from loramux_server.models.self_check import SelfCheck
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat, read_text_format
@@ -66,6 +67,8 @@ class BaseModel:
     check: SelfCheck
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> where it is among the groups."""
+    replaceable: Replaceable
+    """What adapters can do beside that."""
     name: str
     architecture: str
     fingerprint: str
@@ -177,7 +180,7 @@ def prepare(
     step = Step(module.device)
     bridge = AttentionBridge(step)
     with _refused(module):
-        calls, vocab_size = probe(module, bridge)
+        probed = probe(module, bridge)
     if sorted(bridge.shapes) != list(range(config.num_hidden_layers)):
         raise UnservableModelError(
             f"{type(module).__name__}: only layers {sorted(bridge.shapes)} of "
@@ -187,14 +190,16 @@ def prepare(
     _check_arguments(module)
     with _refused(module):
         check = SelfCheck(module, step, bridge)
+    replaceable = find_replaceable(module, probed)
     try:
-        groups, places = pack(module, calls, step)
+        groups, places = pack(module, probed.calls, step)
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
-    editor = Editor(dict(module.named_modules()), module.get_input_embeddings(), output)
+    modules = dict(module.named_modules())
+    editor = Editor(modules, output, replaceable.axes, module.get_input_embeddings())
     stack, difference = _checked_stack(module, step, bridge, check)
     if stack is None:
         with _refused(module):
@@ -222,9 +227,10 @@ def prepare(
         dtype=module.dtype,
         device=module.device,
         context_length=context_length(config, windows),
-        vocab_size=vocab_size,
+        vocab_size=probed.vocab_size,
         num_parameters=num_parameters,
-        eos_token_ids=_eos_token_ids(module, vocab_size),
+        replaceable=replaceable,
+        eos_token_ids=_eos_token_ids(module, probed.vocab_size),
         text=text,
     )
 

@@ -16,7 +16,13 @@ from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.descriptions import identity_of
-from loramux_server.services.limits import TextOptions, check_fields, samplings, text_options
+from loramux_server.services.limits import (
+    TextOptions,
+    check_fields,
+    check_own_tokens,
+    samplings,
+    text_options,
+)
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
 from loramux_server.services.prompts import Prompts
@@ -24,6 +30,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
+from loramux_server.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +107,22 @@ class GenerationService:
             self._resolved(request) as adapter,
         ):
             told = await self._instructions.of(adapter[1]) if adapter else NONE
-            tokens = await self._prompts.tokens(request, told.chat_template)
+            tokens = await self._prompts.tokens(request, told)
+            # A tokenizer may know more tokens than the model has.
+            own_size = adapter[0].vocab_size if adapter else 0
+            check_own_tokens(request, tokens, own_size or self._model.vocab_size)
+            tokenizer = await self._prompts.tokenizer(told)
             reserving = self._reserved(request, request_id, adapter, told, tokens, observer)
             with reserving as call:
-                async for response in self._run(call, deadline):
+                async for response in self._run(call, tokenizer, deadline):
                     yield response
 
     async def _run(
-        self, call: _Call, deadline: "_Deadline"
+        self, call: _Call, tokenizer: TextTokenizer | None, deadline: "_Deadline"
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Yield the pieces of all completions of `call` until each has ended."""
         mailbox = Mailbox(call.observer.started)
-        outputs = [self._output(call, index) for index in range(len(call.samplings))]
+        outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
             request_id=call.request_id, adapter=call.identity, sampling=call.used
@@ -158,10 +169,6 @@ class GenerationService:
         finally:
             for request_id in ids:
                 self._engine.cancel(request_id)
-
-    def _output(self, call: _Call, index: int) -> Output:
-        decoder = self._prompts.decoder(call.prompt, skip_special=call.text.skip_special)
-        return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
     @contextmanager
     def _observed(self) -> Iterator[Observer]:
@@ -247,6 +254,13 @@ class GenerationService:
         return _Deadline(
             self._default_timeout if remaining is None else min(remaining, MAX_TIMEOUT)
         )
+
+
+def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
+    decoder = None
+    if tokenizer:
+        decoder = tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
+    return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
 
 @contextmanager

@@ -134,7 +134,8 @@ class Intake:
         mailbox = Mailbox(on_started=lambda _: None)
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        prompt = self._probe_prompt[: self._base.context_length - source.virtual_tokens - 1]
+        prompt = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
+        prompt = prompt[: self._base.context_length - source.virtual_tokens - 1]
         request_id = self._engine.submit(mailbox, 0, prompt, source, sampling, record.tenant)
         try:
             await mailbox.take()
@@ -149,7 +150,8 @@ class Intake:
             raise InvalidArgumentError(
                 str(error), reason=error.reason, field=wanted.field
             ) from None
-        return self.registry.publish(wanted.name, staged, package)
+        record = self.registry.publish(wanted.name, staged, package)
+        return replace(record, vocab_size=self._base.vocabulary.size_for(package.contents))
 
     async def _try_out(self, record: AdapterRecord, field: str) -> None:
         """Make a token with the adapter, so that what is registered is known to run."""

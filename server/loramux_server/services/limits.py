@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
@@ -43,6 +43,8 @@ class TextOptions:
 
 def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
     """Demand that every field of `request` is within its limits.
+
+    Which tokens there are depends on the adapter: see `check_own_tokens`.
 
     Raises:
         InvalidArgumentError: One is not; the message names it, its value and what would be right.
@@ -140,16 +142,36 @@ def page_size(asked: int) -> int:
     return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
-def check_tokens(field: str, tokens: Iterable[int], model: ModelInfo) -> None:
-    """Demand that the base model has each of `tokens`.
+def check_own_tokens(
+    request: generation_pb2.GenerateRequest, prompt: Sequence[int], vocab_size: int
+) -> None:
+    """Demand that the model has each token of a request with the adapter that it names.
+
+    Args:
+        request: The request.
+        prompt: The tokens of its prompt.
+        vocab_size: How many tokens there are.
+
+    Raises:
+        InvalidArgumentError: It lacks one; the message names the field and the token.
+    """
+    fields = ("prompt_token_ids", "messages")
+    field = next((name for name in fields if getattr(request, name)), "prompt")
+    check_tokens(field, prompt, vocab_size)
+    check_tokens("sampling.logit_bias", request.sampling.logit_bias, vocab_size)
+    check_tokens("sampling.stop_token_ids", request.sampling.stop_token_ids, vocab_size)
+
+
+def check_tokens(field: str, tokens: Iterable[int], vocab_size: int) -> None:
+    """Demand that the model has each of `tokens`.
 
     Raises:
         InvalidArgumentError: It lacks one; the message names `field` and the token.
     """
     for token in tokens:
-        if not 0 <= token < model.vocab_size:
+        if not 0 <= token < vocab_size:
             raise InvalidArgumentError(
-                f"{field} holds token {token}; expected ids from 0 to {model.vocab_size - 1}",
+                f"{field} holds token {token}; expected ids from 0 to {vocab_size - 1}",
                 reason="INVALID_FIELD",
                 field=field,
             )
@@ -195,7 +217,6 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
     # Before they are looked at one by one: a message may hold millions.
     if len(request.prompt_token_ids) >= model.context_length:
         raise _no_room("prompt_token_ids", len(request.prompt_token_ids), model)
-    check_tokens("prompt_token_ids", request.prompt_token_ids, model)
 
 
 def _check_messages(request: generation_pb2.GenerateRequest) -> None:
@@ -246,7 +267,6 @@ def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
         raise invalid(
             "sampling.logit_bias", f"{len(params.logit_bias)} entries", f"at most {MAX_BIASES}"
         )
-    check_tokens("sampling.logit_bias", params.logit_bias, model)
     for token, bias in params.logit_bias.items():
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise invalid(
@@ -268,7 +288,6 @@ def _check_stops(params: generation_pb2.SamplingParams, model: ModelInfo) -> Non
             f"{len(params.stop_token_ids)} tokens",
             f"at most {MAX_STOP_TOKENS}",
         )
-    check_tokens("sampling.stop_token_ids", params.stop_token_ids, model)
 
 
 def _check_integer(params: generation_pb2.SamplingParams, name: str, low: int, high: int) -> None:

@@ -2,14 +2,16 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
+from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
@@ -18,6 +20,7 @@ from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
+from loramux_server.tokenizer import TextTokenizer
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
@@ -37,8 +40,14 @@ class ServedBase:
     """In which format an adapter rests there."""
     vocab_size: int = 1 << 31
     """Tokens that the model has."""
+    tokenizer_json: str | None = None
+    """Its tokenizer; None where it has none."""
     row_bytes: int = 1 << 20
     """Bytes of a rank row over all layers."""
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each parameter that can be replaced -> its shape."""
+    vocabulary: BaseVocabulary = field(default_factory=BaseVocabulary)
+    """Where tokens go in and come out."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
     token: TokenShape | None = None
@@ -62,12 +71,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     """
     package = read_package(file, size)
     _check_notes(package, base)
-    check_fit(package.contents, base.layers, base.token)
-    others = package.contents.other_tensors
-    if others and not base.takes_edits:
+    contents = package.contents
+    layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
+    check_fit(contents, layers, parameters, base.token)
+    if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
-            f"the adapter has a tensor {others[0].name}: only low-rank changes are served with "
-            "tensor_parallel above 1",
+            "the adapter has more than low-rank changes of the model's layers, which are all that "
+            "is served with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     if package.virtual and package.virtual.count > base.context_length - 2:
@@ -102,7 +112,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    for tensor in others:
+    for tensor in contents.other_tensors:
         largest = _largest(file, package.file.data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
@@ -136,7 +146,9 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
 def num_bytes(package: Package) -> int:
     """Return the bytes that the weights of `package` take in memory."""
     num_weights = sum(
-        module.rank * (module.in_features + module.out_features) for module in package.modules
+        module.rank * (module.in_features + module.out_features)
+        for module in package.modules
+        if not module.is_outer
     )
     return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
 
@@ -150,11 +162,20 @@ def _check_notes(package: Package, base: ServedBase) -> None:
         except FailedTemplateError as error:
             raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
     stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    vocab_size = base.vocabulary.size_for(package.contents) or base.vocab_size
+    added = parse_added_tokens(cast(list[object], package.notes.get("added_tokens", [])), "")
+    if added and base.tokenizer_json is not None:
+        try:
+            if added[-1].id >= vocab_size:
+                raise ValueError(f"token {added[-1].id} is beyond the {vocab_size} that there are")
+            TextTokenizer(base.tokenizer_json, added)
+        except ValueError as error:
+            raise PackageError(f"added_tokens: {error}", "ADAPTER_BASE_MISMATCH") from None
     for token in stops:
-        if token >= base.vocab_size:
+        if token >= vocab_size:
             raise PackageError(
                 f"generation: stop_token_ids holds token {token}; the base model has tokens from "
-                f"0 to {base.vocab_size - 1}",
+                f"0 to {vocab_size - 1}",
                 "ADAPTER_BASE_MISMATCH",
             )
 

@@ -6,6 +6,7 @@ same in two looks, and while they are read, and they have to be a whole package.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from loramux_adapters import PackageError, check_adapter_name, pack_source
@@ -106,7 +107,10 @@ class Directory:
             package = check_package(staged.file, staged.size, self._base)
             if _stamp(path) != stamp:
                 return  # it is still being written: the next look takes it
-            record = self._registry.publish(name, staged, package)
+            record = replace(
+                self._registry.publish(name, staged, package),
+                vocab_size=self._base.vocabulary.size_for(package.contents),
+            )
             self._registry.register(directory_record(record, stamp))
         except PackageError:
             self._refused[name] = stamp

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from loramux_adapters import PackageError
+from loramux_adapters.added_tokens import AddedToken, parse_added_tokens
 from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
 from loramux_adapters.tensorfile import MAX_HEADER_BYTES
 from loramux_server.engine.messages import AdapterSource
@@ -25,6 +27,8 @@ class Instruction:
     chat_template: str | None = None
     generation: Mapping[str, object] = field(default_factory=dict)
     """Field of the sampling parameters -> its default."""
+    added_tokens: tuple[AddedToken, ...] = ()
+    """Tokens that its tokenizer adds to that of the base."""
 
 
 NONE = Instruction()
@@ -62,12 +66,14 @@ def _read(path: Path) -> Instruction | None:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
         notes = parse_manifest(header["__metadata__"][MANIFEST_KEY]).notes
+        added = parse_added_tokens(cast(list[object], notes.get("added_tokens", [])), "the package")
     except (OSError, ValueError, KeyError, TypeError, struct.error, PackageError):
         return None
     template, generation = notes.get("chat_template"), notes.get("generation")
-    if template is None and not generation:
+    if template is None and not generation and not added:
         return NONE
     return Instruction(
         template if isinstance(template, str) else None,
         generation if isinstance(generation, dict) else {},
+        added,
     )

@@ -27,6 +27,8 @@ class AdapterRecord:
     item_bytes: int
     edit_bytes: int = 0
     """Of `num_bytes`, what is beside A and B."""
+    vocab_size: int = 0
+    """Tokens that the base has with it; 0 if as many as ever."""
     virtual_tokens: int = 0
     """Positions before every prompt that are the adapter's."""
     has_cache: bool = False
@@ -85,6 +87,7 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         record.num_bytes,
         record.item_bytes,
         record.edit_bytes,
+        record.vocab_size,
         record.tenant,
         record.virtual_tokens,
         record.has_cache,
