@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.token_shape import TokenShape, token_shape
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
@@ -56,6 +57,8 @@ class BaseFolder:
     path: Path
     model_type: str
     tensors: dict[str, BaseTensor]
+    token: TokenShape | None = None
+    """What it makes of a token; None if its config does not say."""
 
     @property
     def weight_files(self) -> set[str]:
@@ -105,7 +108,7 @@ def read_base(folder: Path) -> BaseFolder:
     Raises:
         PackageError: The folder is no such model.
     """
-    model_type = _json(folder / CONFIG_FILE).get("model_type")
+    config = _json(folder / CONFIG_FILE)
     index = folder / INDEX_FILE
     files: set[object] = {WEIGHT_FILE}
     if index.exists() and not (folder / WEIGHT_FILE).exists():
@@ -118,7 +121,7 @@ def read_base(folder: Path) -> BaseFolder:
         if not isinstance(name, str) or Path(name).name != name:
             raise _fault(index, f"names the file {shown(name)}, which is not in the folder")
         tensors |= _header(folder / name)
-    return BaseFolder(folder, str(model_type), tensors)
+    return BaseFolder(folder, str(config.get("model_type")), tensors, token_shape(config))
 
 
 def _header(path: Path) -> dict[str, BaseTensor]:

@@ -75,6 +75,47 @@ class Bottleneck:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualTokens:
+    """What stands before every prompt, in place of tokens.
+
+    Embeddings; or, where `num_layers` is not 0, what every layer keeps of each token: keys of the
+    first layer, its values, keys of the second, and so on, each for all heads.
+    """
+
+    tensor: TensorInfo
+    """[count, width]."""
+    factors: tuple[TensorInfo, TensorInfo] | None = None
+    """C and R, [1, count, rank] and [1, rank, width]: the embeddings are multiplied by CR."""
+    num_layers: int = 0
+    num_heads: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.tensor.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Numbers given of each."""
+        return self.tensor.shape[1]
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether it is keys and values that are given."""
+        return self.num_layers > 0
+
+    @property
+    def head_width(self) -> int:
+        """Width of a key and of a value."""
+        return self.width // (2 * self.num_layers * self.num_heads)
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """All of its tensors."""
+        return [self.tensor, *(self.factors or ())]
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """All changes of one adapter, each list in the order of the modules' names."""
 
@@ -82,6 +123,7 @@ class Contents:
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
+    virtual: VirtualTokens | None = None
     invocation: tuple[int, ...] = ()
     """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
 
@@ -98,6 +140,15 @@ class Contents:
         )
 
     @property
+    def other_tensors(self) -> list[TensorInfo]:
+        """All tensors beside those of low-rank changes."""
+        return [
+            *(edit.tensor for edit in self.edits),
+            *(part for bottleneck in self.bottlenecks for part in bottleneck.parts.values()),
+            *(self.virtual.tensors if self.virtual else ()),
+        ]
+
+    @property
     def has_more(self) -> bool:
         """Whether there is anything beside low-rank changes."""
-        return bool(self.edits or self.bottlenecks)
+        return bool(self.other_tensors)

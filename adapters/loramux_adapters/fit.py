@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 
 from loramux_adapters.bottleneck import sites
-from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind
+from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
+from loramux_adapters.token_shape import TokenShape
 
 
 def check_fit(
     contents: Contents,
     base: Mapping[str, tuple[int, int]],
     parameters: Mapping[str, tuple[int, ...]] | None = None,
+    token: TokenShape | None = None,
 ) -> None:
     """Demand that an adapter changes modules that the base has, in their shapes.
 
@@ -19,10 +21,13 @@ def check_fit(
         base: Name of each layer that can be changed -> (in_features, out_features). For embeddings
             those are the number of tokens, and of what each becomes.
         parameters: Name of each parameter that can be replaced -> its shape.
+        token: What the base makes of a token; None if that is not known.
 
     Raises:
         PackageError: A module is missing or has another shape.
     """
+    if contents.virtual:
+        _check_virtual(contents.virtual, token)
     names = {module.module for module in contents.modules}
     names |= {edit.module for edit in contents.edits if not _is_of_parameter(edit, base)}
     for name in sorted(names):
@@ -107,3 +112,32 @@ def _check_bottleneck(bottleneck: Bottleneck, base: Mapping[str, tuple[int, int]
             f"{base[found[0]][1]}",
             "ADAPTER_BASE_MISMATCH",
         )
+
+
+def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
+    if token is None:
+        raise PackageError(
+            "the adapter brings virtual tokens, and it is not known what those of the base model "
+            "are like",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if virtual.has_cache:
+        given = ((virtual.num_heads, virtual.head_width, virtual.head_width),) * virtual.num_layers
+        if given != token.cache:
+            heads, width, _ = given[0]
+            raise PackageError(
+                f"tensor {virtual.tensor.name}: keys and values are given for {len(given)} layers "
+                f"of {heads} heads of width {width}, the base model keeps {_layers(token)}",
+                "ADAPTER_BASE_MISMATCH",
+            )
+    elif virtual.width != token.width:
+        raise PackageError(
+            f"tensor {virtual.tensor.name}: an embedding has {virtual.width} values, one of the "
+            f"base model {token.width}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _layers(token: TokenShape) -> str:
+    kinds = [f"{heads} heads of {key} and {value}" for heads, key, value in sorted({*token.cache})]
+    return f"{len(token.cache)} layers of {' or '.join(kinds)}"

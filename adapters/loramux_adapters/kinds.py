@@ -25,6 +25,20 @@ from loramux_adapters.trainable_tokens import (
     check_trainable_tokens,
     trainable_tokens_contents,
 )
+from loramux_adapters.virtual_tokens import (
+    CARTRIDGE_FIELDS,
+    MULTITASK_FIELDS,
+    P_FIELDS,
+    PREFIX_FIELDS,
+    PROMPT_FIELDS,
+    check_cartridge,
+    check_multitask,
+    check_p_tuning,
+    check_prefix,
+    check_prompt,
+    prefix_contents,
+    prompt_contents,
+)
 
 MAX_CONFIG_DEPTH = 8
 
@@ -54,6 +68,11 @@ KINDS: Mapping[str, Kind] = {
     "LN_TUNING": Kind(LN_TUNING_FIELDS, check_ln_tuning, ln_tuning_contents),
     "TRAINABLE_TOKENS": Kind(TOKENS_FIELDS, check_trainable_tokens, trainable_tokens_contents),
     PEFT_TYPE: Kind(BOTTLENECK_FIELDS, check_bottleneck, bottleneck_contents),
+    "PROMPT_TUNING": Kind(PROMPT_FIELDS, check_prompt, prompt_contents),
+    "P_TUNING": Kind(P_FIELDS, check_p_tuning, prompt_contents),
+    "MULTITASK_PROMPT_TUNING": Kind(MULTITASK_FIELDS, check_multitask, prompt_contents),
+    "PREFIX_TUNING": Kind(PREFIX_FIELDS, check_prefix, prefix_contents),
+    "CARTRIDGE": Kind(CARTRIDGE_FIELDS, check_cartridge, prefix_contents),
 }
 """Value of `peft_type` -> its kind."""
 
@@ -64,15 +83,13 @@ _ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a ba
 _FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
 _MULTIPLIES = "it multiplies the weights of the base; merge it into a base of its own"
 _BY_STATE = "what it does depends on the hidden state of each token"
-_PROMPT = "its prompt is made in a way that is not served"
 REFUSED: Mapping[str, str] = {
     "ADAMSS": "it adapts subspaces of the base's own weights",
     "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
     "BEFT": "its biases are no field of LoRA's: train them as LoRA with bias='all'",
     "BOFT": _ORTHOGONAL,
     "C3A": _FULL_RANK,
-    "CARTRIDGE": _PROMPT,
-    "CPT": _PROMPT,
+    "CPT": "its prompt is made of tokens of the base and what is learned beside them",
     "DEFT": _MULTIPLIES,
     "DELORA": "its change is scaled by the lengths of its factors and of the base's weights",
     "FOURIERFT": _FULL_RANK,
@@ -83,16 +100,12 @@ REFUSED: Mapping[str, str] = {
     "HRA": _ORTHOGONAL,
     "LILY": _BY_STATE,
     "MISS": _FULL_RANK,
-    "MULTITASK_PROMPT_TUNING": "learned tokens are not served",
     "OFT": _ORTHOGONAL,
     "OSF": _FULL_RANK,
     "PEANUT": "it is a network of the weights of the base",
     "POLY": "it chooses among its skills by the task of each request",
-    "PREFIX_TUNING": "learned keys and values are not served",
-    "PROMPT_TUNING": "learned tokens are not served",
     "PSOFT": _ORTHOGONAL,
     "PVERA": "its weights are drawn anew",
-    "P_TUNING": "learned tokens are not served",
     "RANDLORA": _FULL_RANK,
     "ROAD": _ORTHOGONAL,
     "SHADOW": "it is a second model beside the base",

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol, cast
 
 from loramux_adapters.added_tokens import added_tokens_of
 from loramux_adapters.companions import companion_notes
-from loramux_adapters.contents import Contents, Edit
+from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular, read_object
@@ -73,6 +73,11 @@ class Package:
     def edits(self) -> list[Edit]:
         """What else is done to linear layers."""
         return self.contents.edits
+
+    @property
+    def virtual(self) -> VirtualTokens | None:
+        """What stands before every prompt."""
+        return self.contents.virtual
 
     @property
     def method(self) -> str:

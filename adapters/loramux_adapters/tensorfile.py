@@ -20,6 +20,7 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
 MAX_NAME_BYTES = 256
 MAX_DIMENSION = 1 << 32
+MAX_DIMENSIONS = 3
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 _NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
@@ -135,9 +136,11 @@ def _tensor(name: str, entry: object, is_foreign: bool) -> TensorInfo:
         )
     shape = _integers(entry["shape"], f"tensor {name}: shape")
     least = 0 if is_foreign else 1
-    if not least <= len(shape) <= 2 or not all(least <= size <= MAX_DIMENSION for size in shape):
+    is_known = least <= len(shape) <= MAX_DIMENSIONS
+    if not is_known or not all(least <= size <= MAX_DIMENSION for size in shape):
         raise PackageError(
-            f"tensor {name}: shape {shown(shape)} is not one or two sizes of at least {least}"
+            f"tensor {name}: shape {shown(shape)} is not one to {MAX_DIMENSIONS} sizes of at least "
+            f"{least}"
         )
     offsets = _integers(entry["data_offsets"], f"tensor {name}: data_offsets")
     if len(offsets) != 2 or not 0 <= offsets[0] < offsets[1] + (1 - least):

@@ -245,6 +245,8 @@ class Adapter:
     """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
     invocation_token_ids: tuple[int, ...]
     """Tokens from whose last place in a prompt on it does something; empty where it always does."""
+    virtual_tokens: int
+    """Positions of the context that it takes before every prompt; usage does not count them."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import sqlalchemy.exc
 
 from loramux.errors import InvalidArgumentError
+from loramux_adapters.token_shape import TokenShape
 from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
@@ -122,6 +123,7 @@ class Server:
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
             vocab_size=model.vocab_size,
+            token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
             context_length=model.context_length,
         )
         directory = Directory(adapters, registry, base)

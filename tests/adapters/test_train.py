@@ -83,6 +83,19 @@ def test_ia3_is_trained(loramux: Loramux, tiny_base: Path) -> None:
     assert loramux("verify", done["path"], "--base", str(tiny_base)).code == 0
 
 
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_are_trained(loramux: Loramux, tiny_base: Path, method: str) -> None:
+    done = train(loramux, tiny_base, "--method", method, "--epochs", "2", "--lr", "0.3")
+    before, *_, after = [point["loss"] for point in done["evaluation"]]
+    assert after < before
+    with open_package(Path(done["path"])) as (_, package):
+        assert package.method == f"{method}_tuning"
+        assert package.virtual is not None
+        assert package.virtual.count == 4  # the rank
+        assert package.virtual.has_cache == (method == "prefix")
+    assert loramux("verify", done["path"], "--base", str(tiny_base)).code == 0
+
+
 def test_the_losses_are_drawn(loramux: Loramux, tiny_base: Path) -> None:
     train(loramux, tiny_base, "--epochs", "1", "--plot", "losses.png")
     assert Path("losses.png").read_bytes().startswith(b"\x89PNG")
@@ -91,8 +104,8 @@ def test_the_losses_are_drawn(loramux: Loramux, tiny_base: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "prompt"], "method prompt is not trained, because its result could not"),
-        (["--method", "prefix"], "PREFIX_TUNING"),
+        (["--method", "prefix", "--rank", "256"], "rank is 256, as many virtual tokens; the base"),
+        (["--method", "prompt", "--rank", "250"], "tokens with the end token; there is room for 6"),
         (["--method", "qlora"], "method 'qlora' is not known; known are lora, rslora,"),
         (["--targets", "qproj"], "target 'qproj' is no layer of the base; it has down_proj,"),
         (["--eval-share", "0.01"], "an eval_share of 0.01 of 12 examples is 0"),
@@ -164,7 +177,9 @@ def test_only_completions_and_the_end_are_learned(tmp_path: Path) -> None:
 
 def test_an_example_that_is_too_long_is_named(tmp_path: Path) -> None:
     data = write(tmp_path / "data", [{"prompt": "ab", "completion": "c"}])
-    with pytest.raises(PackageError, match="line 1 has 5 tokens with the end token; the base tak"):
+    with pytest.raises(
+        PackageError, match="line 1 has 5 tokens with the end token; there is room for 4"
+    ):
         rows_of(read_examples(data), byte_tokenizer(), 4)
 
 

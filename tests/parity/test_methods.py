@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
+from peft import (
+    CartridgeConfig,
+    IA3Config,
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import PreTrainedModel
 
 from loramux_server.engine.messages import AdapterSource
@@ -42,7 +52,29 @@ def configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
         "ia3, some layers": IA3Config(
             task_type="CAUSAL_LM", target_modules=last, feedforward_modules=last[:1]
         ),
+        **virtual_configs(),
     }
+
+
+def virtual_configs() -> dict[str, PeftConfig]:
+    """Return a config of each method of virtual tokens."""
+    task, count = {"task_type": "CAUSAL_LM"}, 6  # more than a block
+    return {
+        "prompt": PromptTuningConfig(num_virtual_tokens=30, **task),  # more than a chunk
+        "p": PromptEncoderConfig(num_virtual_tokens=count, encoder_hidden_size=8, **task),
+        "p, lstm": PromptEncoderConfig(
+            num_virtual_tokens=1, encoder_hidden_size=8, encoder_reparameterization_type="LSTM",
+            **task,
+        ),
+        "multitask": MultitaskPromptTuningConfig(
+            num_virtual_tokens=count, num_tasks=1, num_ranks=2, **task
+        ),
+        "prefix": PrefixTuningConfig(num_virtual_tokens=30, **task),
+        "prefix, projected": PrefixTuningConfig(
+            num_virtual_tokens=count, prefix_projection=True, encoder_hidden_size=8, **task
+        ),
+        "cartridge": CartridgeConfig(num_virtual_tokens=count, **task),
+    }  # fmt: skip
 
 
 def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) -> Path:
@@ -58,6 +90,8 @@ def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) ->
                 weight.add_(torch.randn_like(weight) * 0.2)
             elif "magnitude" in name or "ia3_l" in name:
                 weight.mul_(torch.empty_like(weight).uniform_(0.5, 1.5))
+            elif name.startswith("prompt_encoder."):
+                weight.normal_(std=0.5)
     with quiet_peft():  # it takes the bias of B for a broken matrix
         wrapped.save_pretrained(str(folder))
     return folder

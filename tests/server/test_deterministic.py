@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from peft import PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
 from loramux_server.engine.messages import AdapterSource
@@ -48,6 +49,25 @@ def test_nor_does_one_where_an_adapter_begins_in_the_prompt(sources: list[Adapte
     assert count > 1
     batches.sources[0] = msgspec.structs.replace(sources[0], invocation=(token,))
     assert list(batches.differences(NUM_COMPOSITIONS)) == []
+
+
+def test_virtual_tokens_send_nobody_another_way(
+    sources: list[AdapterSource], tmp_path: Path
+) -> None:
+    virtual = [
+        pack_source(
+            save(
+                model(),
+                kind(task_type="CAUSAL_LM", num_virtual_tokens=6),
+                tmp_path / str(seed),
+                seed,
+            ),
+            tmp_path / f"{seed}.package",
+        )
+        for seed, kind in enumerate((PromptTuningConfig, PrefixTuningConfig))
+    ]
+    batches = Batches([*virtual, sources[0]], deterministic=True)
+    assert list(batches.differences(8)) == []
 
 
 def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> None:

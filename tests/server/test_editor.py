@@ -1,6 +1,6 @@
 """Edits of modules: for the rows of their adapter alone, and gone after the step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import Edits, LayerEdit
 from loramux_server.lora.segments import Residence, Segments
+from loramux_server.lora.virtual import Virtual, VirtualRun
 from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models.editor import Editor
 
@@ -60,6 +61,21 @@ def test_rows_of_an_adapter_are_edited_and_no_others() -> None:
     torch.testing.assert_close(logits[0, 2], before[1][0, 2] + two)
     assert torch.equal(embedding(tokens), before[0])
     assert torch.equal(output(hidden), before[1])
+
+
+def test_virtual_tokens_take_the_place_of_embeddings() -> None:
+    torch.manual_seed(0)
+    embedding, output = nn.Embedding(5, 3), nn.Linear(3, 2)
+    editor = Editor({}, output, {}, embedding)
+    virtual = Virtual(torch.arange(12.0).reshape(4, 3))
+    runs = VirtualRun(virtual, 2, torch.tensor([0, 1])), VirtualRun(virtual, 0, torch.tensor([4]))
+    tokens = torch.arange(5)[None]
+    before = embedding(tokens)
+    with editor.editing(replace(step(None, None), embedded=runs)):
+        embedded = embedding(tokens)
+    assert torch.equal(embedded[0, [0, 1, 4]], virtual.embedding_VK[[2, 3, 0]])  # type: ignore[index]
+    assert torch.equal(embedded[0, 2:4], before[0, 2:4])
+    assert torch.equal(embedding(tokens), before)
 
 
 def test_a_step_without_edits_knows_nothing_of_them() -> None:

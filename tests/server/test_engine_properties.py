@@ -20,6 +20,8 @@ from tests.support.fake import (
 )
 
 RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16), start=1))
+VIRTUAL = {5: (6, False), 6: (17, False), 7: (9, True), 1: (2, True)}
+"""Adapter -> virtual tokens that it brings, and whether their keys and values."""
 NUM_BLOCKS = 12
 BROKEN = 8
 INVOCATIONS = {2: (7,), 3: (5, 9)}
@@ -95,9 +97,14 @@ class EngineMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         timeout: float | None,
     ) -> None:
-        max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt))
+        num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
+        max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
         invocation = INVOCATIONS.get(adapter, ())
-        source = fake_source(adapter, RANKS[adapter], invocation) if adapter else None
+        source = None
+        if adapter:
+            source = fake_source(
+                adapter, RANKS[adapter], invocation, num_virtual=num_virtual, has_cache=has_cache
+            )
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
@@ -168,6 +175,7 @@ class EngineMachine(RuleBasedStateMachine):
             alone = completion(
                 asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos,
                 active_from=active_from(asked),
+                num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0],
             )  # fmt: skip
             if asked.outcome == "finished":
                 assert asked.output == alone

@@ -37,6 +37,13 @@ def test_what_is_absent_has_its_default() -> None:
     assert sampling_of().seed != sampling.seed
 
 
+def test_virtual_tokens_take_room_of_the_context() -> None:
+    (sampling,) = samplings(SamplingParams(), 10, MODEL, num_virtual=980)
+    assert sampling.max_tokens == 10
+    with pytest.raises(InvalidArgumentError, match="10 tokens and 990 virtual tokens of the adap"):
+        samplings(SamplingParams(), 10, MODEL, num_virtual=990)
+
+
 def test_what_is_set_is_kept() -> None:
     params: dict[str, Any] = {
         "max_tokens": 7, "min_tokens": 3, "temperature": 0.5, "top_k": 5, "top_p": 0.25,

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
 from loramux_server.engine.messages import AdapterSource, Combination, EngineConfig
 from loramux_server.engine.model_part import load_model, load_whole
@@ -16,6 +17,7 @@ from loramux_server.engine.team import Team
 from loramux_server.lora.mix import mixed
 from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import UnservableModelError, load_base_model
+from tests.parity.test_methods import save
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
@@ -144,6 +146,19 @@ def test_an_adapter_that_only_the_leader_can_read_ends_its_requests_alone(
     together.run()
     assert len(together.output(before)) == len(together.output(base)) == 8
     assert together.failures[after].reason == "ADAPTER_DAMAGED"
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_an_adapter_of_more_than_low_rank_changes_ends_its_requests_alone(
+    setup: Setup, tmp_path: Path, kind: type[PeftConfig]
+) -> None:
+    model, together = tiny_model("llama"), setup.together
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    source = pack_source(save(model, config, tmp_path / "a", seed=1), tmp_path / "a.package")
+    request, base = together.submit([5, 6], source), together.submit([5, 6], None)
+    together.run()
+    assert together.failures[request].reason == "UNSUPPORTED_ADAPTER_FEATURE"
+    assert len(together.output(base)) == 8
 
 
 def test_a_follower_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:

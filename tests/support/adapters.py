@@ -49,9 +49,12 @@ def source_of(path: Path, vocab_size: int = 0) -> AdapterSource:
         package = read_package(file, path.stat().st_size)
         digest = digest_of(file)
     item_bytes = format_of(package).item_bytes
+    virtual = package.virtual
     return AdapterSource(
         digest, str(path), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
         vocab_size=vocab_size, invocation=package.contents.invocation,
+        virtual_tokens=virtual.count if virtual else 0,
+        has_cache=bool(virtual and virtual.has_cache),
     )  # fmt: skip
 
 
@@ -78,8 +81,12 @@ def expected(model: torch.nn.Module, prompt: Sequence[int], num_tokens: int) -> 
     """Return the greedy continuation of `prompt`, one whole forward pass for each token."""
     tokens: list[int] = []
     rows = []
+    # Multitask prompt tuning wants to know of which task a prompt is.
+    is_multitask = isinstance(model, PeftModel) and "MULTITASK" in str(model.peft_type)
+    task = {"task_ids": torch.tensor([0])} if is_multitask else {}
     for _ in range(num_tokens):
-        logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[0, -1]
+        ids = torch.tensor([[*prompt, *tokens]])
+        logits = model(input_ids=ids, use_cache=False, **task).logits[0, -1]
         rows.append(torch.log_softmax(logits.float(), -1))
         tokens.append(int(logits.argmax()))
     return Expected(tokens, torch.stack(rows))

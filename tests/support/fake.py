@@ -22,8 +22,10 @@ from loramux_server.engine.residents import Clock
 from loramux_server.engine.sampler import Sampled
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.lora.row_allocator import RowSize
+from loramux_server.lora.virtual import Virtual
 from loramux_server.lora.weight_format import WeightFormat
 
 VOCAB = 64
@@ -82,20 +84,36 @@ class FakeModel:
             raise DamagedError("flipped bits")
         return FakePacked(number, source.rank)
 
-    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
+    def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
         assert source.path == str(adapter.number)  # type: ignore[attr-defined]
         assert isinstance(adapter, FakePacked)
         self._rows[row] = adapter.number  # type: ignore[attr-defined]
+        if not source.virtual_tokens:
+            return None
+        tokens = virtual_tokens(adapter.number, source.virtual_tokens)  # type: ignore[attr-defined]
+        given_VK = torch.tensor(tokens)[:, None]
+        virtual = Virtual(keys={0: given_VK}) if source.has_cache else Virtual(given_VK)
+        return Edits(virtual=virtual)
 
     def run(self, batch: Batch) -> torch.Tensor:
         given = batch.input
+        for run in given.cached:
+            given_V = run.virtual.keys[0][run.numbers]
+            for slot, token in zip(run.place_V.tolist(), given_V, strict=True):
+                self._cache[slot] = (int(token), 0)
+        tokens = given.token_T.tolist()
+        for run in given.embedded:
+            assert run.virtual.embedding_VK is not None
+            given_V = run.virtual.embedding_VK[run.numbers]
+            for row, token in zip(run.place_V.tolist(), given_V, strict=True):
+                tokens[row] = int(token)
         adapters = [0] * len(given.token_T)
         if given.segments is not None:
             for s, row in enumerate(given.segments.row_S):
                 for t in range(given.segments.start_S[s], given.segments.end_S[s]):
                     adapters[t] = self._rows[int(row)]
         slots = given.attention.slot_T.tolist()
-        for token, slot, adapter in zip(given.token_T.tolist(), slots, adapters, strict=True):
+        for token, slot, adapter in zip(tokens, slots, adapters, strict=True):
             self._cache[slot] = (token, adapter)
         rows = []
         ends = (given.attention.query_start_B[1:] - 1).tolist()
@@ -160,24 +178,36 @@ def one_hot(token: int) -> torch.Tensor:
     return logits
 
 
+def virtual_tokens(adapter: int, count: int) -> list[int]:
+    """Return what stands for the virtual tokens of an adapter."""
+    return [VOCAB + 100 * adapter + number for number in range(count)]
+
+
 def completion(
-    prompt: list[int], adapter: int, max_tokens: int, *, eos: bool, active_from: int = 0
-) -> list[int]:
+    prompt: list[int], adapter: int, max_tokens: int, *, eos: bool, active_from: int = 0,
+    num_virtual: int = 0,
+) -> list[int]:  # fmt: skip
     """Return what the fake model makes of `prompt`, with the adapter from a position on."""
     tokens: list[int] = []
+    before = virtual_tokens(adapter, num_virtual)
+    acting = 0 if num_virtual else adapter
     while len(tokens) < max_tokens:
-        seen = enumerate([*prompt, *tokens])
-        tokens.append(checksum([(t, adapter if i >= active_from else 0) for i, t in seen]))
+        seen = enumerate([*before, *prompt, *tokens])
+        tokens.append(checksum([(t, acting if i >= active_from else 0) for i, t in seen]))
         if eos and tokens[-1] == EOS:
             break
     return tokens
 
 
-def fake_source(number: int, rank: int, invocation: tuple[int, ...] = ()) -> AdapterSource:
+def fake_source(
+    number: int, rank: int, invocation: tuple[int, ...] = (), *, num_virtual: int = 0,
+    has_cache: bool = False,
+) -> AdapterSource:  # fmt: skip
     """Return an adapter that `FakeModel.load` knows; number 0 is the base."""
     return AdapterSource(
-        f"sha256:{number:064x}", str(number), rank, 100 * rank, invocation=invocation
-    )
+        f"sha256:{number:064x}", str(number), rank, 100 * rank, invocation=invocation,
+        virtual_tokens=num_virtual, has_cache=has_cache,
+    )  # fmt: skip
 
 
 def fake_engine(

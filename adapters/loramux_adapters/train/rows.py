@@ -77,8 +77,8 @@ def _row(example: Example, tokenizer: Tokenizer, max_tokens: int, where: str) ->
     ]
     if len(read) + len(learn) > max_tokens:
         raise PackageError(
-            f"{where} has {len(read) + len(learn)} tokens with the end token; the base takes "
-            f"{max_tokens}: shorten it",
+            f"{where} has {len(read) + len(learn)} tokens with the end token; there is room "
+            f"for {max_tokens}: shorten it",
             "INVALID_FIELD",
         )
     return {"input_ids": read + learn, "labels": [IGNORED] * len(read) + learn}

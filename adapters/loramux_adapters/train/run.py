@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -59,7 +59,7 @@ def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> C
         folder = Path(name)
         tokenizer, model = _load(plan.base)
         _check_targets(model, plan.shape.targets)
-        rows = rows_of(examples, tokenizer, model.config.max_position_embeddings)
+        rows = rows_of(examples, tokenizer, _room(model, config))
         learned, kept = split(rows, num_kept, plan.seed)
         pad = tokenizer.pad_token_id
         collator = Collator(tokenizer.eos_token_id if pad is None else pad)
@@ -77,6 +77,19 @@ def _load(base: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     return tokenizer, model
+
+
+def _room(model: PreTrainedModel, config: PeftConfig) -> int:
+    """Return how many tokens an example may have: virtual tokens stand before it."""
+    num_virtual = getattr(config, "num_virtual_tokens", 0)
+    room = int(model.config.max_position_embeddings) - num_virtual
+    if room < 2:
+        raise PackageError(
+            f"rank is {num_virtual}, as many virtual tokens; the base takes "
+            f"{model.config.max_position_embeddings} tokens in all",
+            "INVALID_FIELD",
+        )
+    return room
 
 
 def _fit(

@@ -10,8 +10,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from loramux_adapters.lora_config import LoraConfig
-from loramux_adapters.package import Package
-from loramux_adapters.weights.dtypes import NAMES, is_exact
+from loramux_adapters.package import Package, tensor_reader
+from loramux_adapters.weights.dtypes import NAMES, decoded, is_exact
 from loramux_adapters.weights.measure import Measured, measure
 from loramux_adapters.weights.update import read_updates
 
@@ -62,6 +62,7 @@ def lint(file: BinaryIO, package: Package) -> list[Finding]:
     findings = [
         *_of_config(package),
         *_of_updates(file, package),
+        *_of_virtual(file, package),
         *_of_measures(measured),
         *_of_dtypes(file, package),
     ]
@@ -104,10 +105,18 @@ def _of_updates(file: BinaryIO, package: Package) -> Iterator[Finding]:
         elif not update.b_OR.any() or not update.a_RI.any():
             half = "A" if update.b_OR.any() else "B"
             dead.append(Finding("dead-module", f"{half} is all zeros", update.module))
-    if len(dead) == len(package.modules) and not package.edits:
+    if dead and len(dead) == len(package.modules) and not package.edits:
         yield Finding("dead-adapter", "every module is zero: the adapter changes nothing")
     else:
         yield from dead
+
+
+def _of_virtual(file: BinaryIO, package: Package) -> Iterator[Finding]:
+    read = tensor_reader(file, package.file.data_start)
+    for tensor in package.virtual.tensors if package.virtual else ():
+        values = decoded(b"".join(read(tensor)), tensor.dtype)
+        if not np.isfinite(values).all():
+            yield Finding("not-finite", f"tensor {tensor.name}: a value is NaN or infinite")
 
 
 def _of_measures(measured: list[Measured]) -> Iterator[Finding]:
@@ -135,7 +144,7 @@ def _of_dtypes(file: BinaryIO, package: Package) -> Iterator[Finding]:
     dtypes = {tensor.dtype for tensor in package.file.tensors.values()}
     if len(dtypes) > 1:
         yield Finding("mixed-dtypes", f"the tensors have dtypes {', '.join(sorted(dtypes))}")
-    if "F32" not in dtypes:
+    if "F32" not in dtypes or not package.modules:
         return
     fitting = {"BF16", "F16"}
     for update in read_updates(file, package):

@@ -40,10 +40,10 @@ def verify(
     if digest is not None and found != digest:
         raise PackageError(f"the package has digest {found}, not {digest}")
     num_tensors = len(package.file.tensors)
+    modules, virtual = package.contents.changed_modules, package.virtual
+    holds = f"{virtual.count} virtual tokens" if virtual else f"{len(modules)} modules"
     done = [
-        Verified(
-            "structure", f"{len(package.contents.changed_modules)} modules, {num_tensors} tensors"
-        ),
+        Verified("structure", f"{holds}, {num_tensors} tensors"),
         Verified("digest", found),
     ]
     if "tensors" in package.notes:
@@ -54,7 +54,7 @@ def verify(
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
         contents = package.contents
-        check_fit(contents, base.features(contents), base.parameters(contents))
+        check_fit(contents, base.features(contents), base.parameters(contents), base.token)
         done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
         if "base" in package.notes:
             check_fingerprint(cast(dict[str, object], package.notes["base"]), base)

@@ -54,6 +54,7 @@ def inspect(
                     "size_bytes": size,
                     "base_model": package.config.base_model,
                     "rank": package.rank,
+                    "virtual_tokens": package.virtual.count if package.virtual else 0,
                     "targets": _by_target(measured),
                     "modules": [dataclasses.asdict(entry) for entry in measured],
                     "edits": [
@@ -75,7 +76,10 @@ def inspect(
         print(line)
     for kind, number in Counter(edit.kind for edit in package.edits).items():
         print(f"edits   {number} of kind {kind}")
-    if modules:
+    if package.virtual:
+        given = "keys and values" if package.virtual.has_cache else "embeddings"
+        print(f"before  {given} of {package.virtual.count} virtual tokens")
+    elif modules:
         show(
             "module >rank used >effective >norm >largest >scale >in >out dtype",
             (_module_row(entry) for entry in measured),

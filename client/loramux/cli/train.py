@@ -37,12 +37,16 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="lora, rslora or adalora (packed as plain LoRA); dora, ia3, prompt and prefix "
-            "only where this version can pack them."
+            help="lora, rslora, dora, adalora (packed as plain LoRA), ia3, prompt or prefix."
         ),
     ] = "lora",
     rank: Annotated[
-        int, typer.Option(min=1, help="Rank; with adalora, of the layers on average.")
+        int,
+        typer.Option(
+            min=1,
+            help="Rank; with adalora, of the layers on average; with prompt and prefix, how many "
+            "virtual tokens.",
+        ),
     ] = 8,
     alpha: Annotated[
         float | None, typer.Option(help="Scale times rank; twice the rank if left out.")

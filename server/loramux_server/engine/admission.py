@@ -55,15 +55,15 @@ class Admission:
     def refusal(self, request: Request) -> Refusal | None:
         """Return why `request` may not be queued, or None if it may."""
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
-        if not request.prompt:
+        if len(request.prompt) == request.num_virtual:
             return "INVALID_FIELD", "the prompt has no tokens"
         if self._vocab_size and max(request.prompt) >= (request.own_vocab_size or self._vocab_size):
             return "INVALID_FIELD", "the prompt has a token that the model lacks"
         if len(request.prompt) >= self._context_length:
             return (
                 "CONTEXT_LENGTH_EXCEEDED",
-                f"the prompt has {len(request.prompt)} tokens; the context of "
-                f"{self._context_length} leaves no room for a completion",
+                f"the prompt has {len(request.prompt)} tokens with those of its adapter; the "
+                f"context of {self._context_length} leaves no room for a completion",
             )
         if self._scheduler.num_queued >= self._max_waiting:
             return "QUEUE_FULL", f"{self._max_waiting} requests are waiting already"

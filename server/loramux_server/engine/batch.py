@@ -15,6 +15,7 @@ from loramux_server.engine.request import Request
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32, Residence, Segments
+from loramux_server.lora.virtual import VirtualRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Batch:
             table[i, : len(chunk.request.blocks)] = chunk.request.blocks
         block, offset = np.divmod(position, block_size)
         slot = table[row, block].astype(np.int64) * block_size + offset
+        embedded, cached = _virtual_runs(chunks, query_start, table, block_size, residence)
         sampled = [i for i, chunk in enumerate(chunks) if chunk.samples]
         return Batch(
             StepInput(
@@ -70,6 +72,8 @@ class Batch:
                     slot_T=torch.from_numpy(slot),
                 ),
                 segments=_segments(chunks, query_start, residence),
+                embedded=embedded,
+                cached=cached,
                 carried_T=_carried(chunks, before) if before else None,
             ),
             requests=[chunks[i].request for i in sampled],
@@ -91,6 +95,34 @@ def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
     return torch.tensor([row_of[chunk.request] for chunk in chunks])
 
 
+def _virtual_runs(
+    chunks: Sequence[Chunk],
+    query_start: Int32,
+    table: Int32,
+    block_size: int,
+    residence: Callable[[str], Residence],
+) -> tuple[tuple[VirtualRun, ...], tuple[VirtualRun, ...]]:
+    """Return the virtual tokens whose embeddings, and those whose keys and values, are brought."""
+    embedded: list[VirtualRun] = []
+    cached: list[VirtualRun] = []
+    for i, chunk in enumerate(chunks):
+        first = chunk.start - chunk.num_filled
+        if first >= chunk.request.num_virtual:
+            continue
+        assert chunk.request.digest is not None
+        virtual = residence(chunk.request.digest).virtual
+        assert virtual is not None
+        if chunk.num_filled:
+            block, offset = np.divmod(np.arange(first, chunk.start), block_size)
+            slot = table[i, block].astype(np.int64) * block_size + offset
+            cached.append(VirtualRun(virtual, first, torch.from_numpy(slot)))
+        else:
+            count = min(chunk.end, chunk.request.num_virtual) - first
+            rows = torch.arange(count) + int(query_start[i])
+            embedded.append(VirtualRun(virtual, first, rows))
+    return tuple(embedded), tuple(cached)
+
+
 def _segments(
     chunks: Sequence[Chunk], query_start: Int32, residence: Callable[[str], Residence]
 ) -> Segments | None:
@@ -99,7 +131,8 @@ def _segments(
     adapters: list[Residence] = []
     digest: str | None = None
     for i, chunk in enumerate(chunks):
-        if chunk.digest is None:
+        # Virtual tokens are all that an adapter of them has.
+        if chunk.digest is None or chunk.request.num_virtual:
             continue
         begin = int(query_start[i]) + chunk.num_inactive
         if chunk.digest != digest or begin != end[-1]:

@@ -239,6 +239,10 @@ def _model_info(
         row_bytes=row_size.num_bytes,
         resting=resting,
         takes_edits=model.shard == WHOLE,
+        embedding_width=model.embedding_width,
+        cache_shapes=[
+            (shape.num_heads, shape.key_width, shape.value_width) for shape in model.cache_shapes
+        ],
         num_blocks=num_blocks,
         kv_memory=num_blocks * _block_bytes(model, block_size),
     )

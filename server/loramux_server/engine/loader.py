@@ -44,12 +44,20 @@ class AdapterLoader:
             PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
         packed = load_source(source, self._base, self._resting)
-        if self._is_deterministic and packed.edits:
+        if self._is_deterministic and packed.edits and packed.edits.acts:
             raise PackageError(
                 "the server is deterministic, and serves only what low-rank changes can do",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
-        return self._slab.pack(packed) if self._shard == WHOLE else packed
+        if self._shard == WHOLE:
+            return self._slab.pack(packed)
+        if packed.edits:  # registered when one process held the model
+            raise PackageError(
+                "it has more than low-rank changes, which are all that is served with "
+                "tensor_parallel above 1",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+        return packed
 
     def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
         """Copy what this process has of `adapter`, read from `source`, to rows from `row` on.
@@ -61,7 +69,7 @@ class AdapterLoader:
         if self._shard != WHOLE:
             adapter = self._slab.pack(cut_adapter(adapter, self._splits, self._shard))
         self._slab.write(row, adapter)
-        return adapter.edits.to(self._device) if adapter.edits else None
+        return adapter.edits and adapter.edits.to(self._device)
 
 
 class TeamLoader:

@@ -196,6 +196,10 @@ class AdapterSource(Struct, frozen=True):
     """What a mix is made of."""
     combination: Combination = Combination.CAT
     """How."""
+    virtual_tokens: int = 0
+    """Positions before every prompt that are the adapter's."""
+    has_cache: bool = False
+    """Whether it brings keys and values for them; else it is embeddings."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
@@ -330,6 +334,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """In which format adapters rest there."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
+    embedding_width: int = 0
+    cache_shapes: list[tuple[int, int, int]] = []
+    """Of each layer: heads that keep something of a token, width of a key, width of a value."""
     num_blocks: int
     kv_memory: int
     """Bytes of all KV blocks in each process that holds a part of the model: an engine that is

@@ -46,7 +46,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
-        given = self._model.step.take(batch.input)
+        given = self._take(batch)
         if given.form is None:  # who chooses tokens looks for the likeliest, too
             logits_RV = self._logits(given)
         else:
@@ -57,7 +57,7 @@ class ModelRunner:
     @torch.inference_mode()
     def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:
         """Start a step after `before`, which may still run and gives tokens that are not known."""
-        given = self._model.step.take(batch.input)
+        given = self._take(batch)
         if before is not None:
             assert given.carried_T is not None
             tokens = given.token_T[: len(given.carried_T)]
@@ -65,6 +65,12 @@ class ModelRunner:
         logits_RV, token_R = self._graphs.run(given.form, lambda: self._chosen(given))
         self.slab.note_step()
         return DeviceOutcome(logits_RV, token_R, len(batch.requests))
+
+    def _take(self, batch: Batch) -> StepInput:
+        """Make the input of `batch` the step that runs."""
+        for run in batch.input.cached:
+            self._model.attention.fill(run)
+        return self._model.step.take(batch.input)
 
     def _chosen(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and the likeliest token of each row."""

@@ -14,6 +14,8 @@ class Chunk:
     num_tokens: int
     is_ahead: bool = False
     """Whether its one token is what a step gives that still runs."""
+    num_filled: int = 0
+    """Tokens before `start` whose keys and values the adapter brings."""
 
     @property
     def end(self) -> int:

@@ -7,6 +7,9 @@ from loramux_server.engine.activation import last_place
 from loramux_server.engine.messages import AdapterSource, Sampling, Submit
 from loramux_server.lora.weight_format import Resting
 
+PLACEHOLDER = 0
+"""The token that stands where an adapter says what is."""
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -14,6 +17,7 @@ class Request:
 
     request_id: int
     prompt: list[int]
+    """What was asked, after a placeholder for each virtual token of the adapter."""
     adapter: AdapterSource | None
     """None for the base model, also where the prompt lacks what the adapter waits for."""
     sampling: Sampling
@@ -38,6 +42,18 @@ class Request:
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
     """Whether it ever left the queue."""
+    num_virtual: int = field(init=False)
+    """Virtual tokens that its adapter puts before the prompt."""
+
+    def __post_init__(self) -> None:
+        self.num_virtual = self.adapter.virtual_tokens if self.adapter else 0
+        if self.num_virtual:
+            self.prompt = [PLACEHOLDER] * self.num_virtual + self.prompt
+
+    @property
+    def num_fillable(self) -> int:
+        """Virtual tokens whose keys and values the adapter brings."""
+        return self.num_virtual if self.adapter and self.adapter.has_cache else 0
 
     @staticmethod
     def of(message: Submit, resting: Resting, arrival: float) -> "Request":

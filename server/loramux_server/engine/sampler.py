@@ -115,7 +115,8 @@ def _changed(
             ends.update(eos_token_ids)
         logits_V[[token for token in ends if token < len(logits_V)]] = float("-inf")
     if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*request.prompt, *request.output}), device=logits_V.device)
+        prompt = request.prompt[request.num_virtual :]
+        seen = torch.tensor(sorted({*prompt, *request.output}), device=logits_V.device)
         values = logits_V[seen]
         factor = torch.where(
             values > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty

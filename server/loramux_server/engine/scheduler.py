@@ -76,20 +76,20 @@ class Scheduler:
     def num_to_compute(self, request: Request) -> int:
         """Return how many tokens of a request that has not started have to be computed."""
         known = self._blocks.num_known(self._prefix(request))
-        return request.num_tokens - known * self._blocks.block_size
+        return request.num_tokens - max(request.num_fillable, known * self._blocks.block_size)
 
     def num_to_compute_before(self) -> int:
         """Return how many tokens the queue has to compute; what requests share counts once."""
         names: set[bytes] = set()
-        num_tokens = 0
+        num_tokens, size = 0, self._blocks.block_size
         for request in self.waiting:
             if request.num_bypassed:  # it waits for its adapter, and others go before it
                 continue
-            found = self._prefix(request)
+            num_filled = -(-request.num_fillable // size)
+            found = self._prefix(request)[num_filled:]
             names.update(found)
-            num_tokens += request.num_tokens - len(found) * self._blocks.block_size
-        unknown = sum(not self._blocks.num_known([name]) for name in names)
-        return num_tokens + unknown * self._blocks.block_size
+            num_tokens += max(0, request.num_tokens - (num_filled + len(found)) * size)
+        return num_tokens + size * sum(not self._blocks.num_known([name]) for name in names)
 
     def add(self, request: Request) -> None:
         """Put `request` at the end of the queue."""
@@ -200,9 +200,11 @@ class Scheduler:
         return budget
 
     def _add_chunk(self, chunks: list[Chunk], request: Request, budget: int) -> int:
-        num_tokens = min(request.num_uncomputed, budget)
+        done = request.num_computed
+        start = max(done, request.num_fillable) if done < request.num_virtual else done
+        num_tokens = min(request.num_tokens - start, budget)
         if num_tokens:
-            chunks.append(Chunk(request, request.num_computed, num_tokens))
+            chunks.append(Chunk(request, start, num_tokens, num_filled=start - done))
         return num_tokens
 
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:

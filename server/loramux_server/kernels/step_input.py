@@ -10,6 +10,7 @@ import torch
 
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.lora.segments import Segments
+from loramux_server.lora.virtual import VirtualRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,10 @@ class StepInput:
     attention: AttentionBatch
     segments: Segments | None
     """None when every token belongs to the base model alone."""
+    embedded: tuple[VirtualRun, ...] = ()
+    """Virtual tokens whose embeddings take the place of those of their tokens."""
+    cached: tuple[VirtualRun, ...] = ()
+    """Virtual tokens whose keys and values come to the cache before the step runs."""
     carried_T: torch.Tensor | None = None
     """Row of the step before whose token each token is, int64; None where tokens are known."""
     form: Hashable = None

@@ -1,7 +1,8 @@
 """What adapters do to the base beside low-rank changes: vectors and modules of their own.
 
 A step in which a token has any goes through the model's own layers, one operation after the other,
-and each change is made where the method makes it. Steps without know nothing of this.
+and each change is made where the method makes it. Steps without know nothing of this. Virtual
+tokens change no layer: the step that puts them in their place goes the usual way.
 
 Legend: T tokens, K input width, N output width of a layer.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
 from loramux_adapters.tensorfile import ITEM_BYTES
+from loramux_server.lora.virtual import Virtual
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +65,15 @@ class Edits:
     """Name of another module in the base model -> what is done to that."""
     vocab_size: int = 0
     """Tokens that the base has with this adapter; 0 if as many as ever."""
+    virtual: Virtual | None = None
+    """What stands before every prompt; who has it does nothing else."""
 
     def __bool__(self) -> bool:
+        return self.acts or self.virtual is not None
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is done to layers and modules."""
         return bool(self.layers or self.modules or self.vocab_size)
 
     @property
@@ -95,6 +104,8 @@ def num_edit_bytes(package: Package) -> int:
     for bottleneck in package.contents.bottlenecks:
         for part in bottleneck.parts.values():
             num_bytes += 4 * part.num_bytes // ITEM_BYTES[part.dtype]
+    if package.virtual:
+        num_bytes += 4 * package.virtual.count * package.virtual.width
     return num_bytes
 
 

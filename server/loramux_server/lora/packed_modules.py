@@ -27,6 +27,7 @@ from loramux_server.lora.packed_edits import (
     layer_edit,
     weight_rows,
 )
+from loramux_server.lora.packed_virtual import pack_virtual
 
 _ROWS_AT_ONCE = 2048
 
@@ -37,6 +38,8 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     Raises:
         PackageError: It needs something of the base that cannot be had.
     """
+    if package.virtual:
+        return Edits(virtual=pack_virtual(package.virtual, read))
     found = found_by_module(package)
     _drop_what_base_has(package, found, base, read)
     if base.vocabulary.is_tied:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramux_server.lora.edits import Edits
+from loramux_server.lora.virtual import Virtual
 from loramux_server.lora.weight_format import WeightFormat
 
 Int32 = npt.NDArray[np.int32]
@@ -28,6 +29,11 @@ class Residence:
     """Factor of each layer's change."""
     edits: Edits | None = None
     """What the adapter does beside that."""
+
+    @property
+    def virtual(self) -> Virtual | None:
+        """What it puts before every prompt; then it changes nothing else."""
+        return self.edits.virtual if self.edits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ class Segments:
             format_S=np.array([adapter.format for adapter in adapters], np.int32),
             rank_GSP=np.stack([adapter.rank_GP for adapter in adapters], axis=1),
             scale_GSP=np.stack([adapter.scale_GP for adapter in adapters], axis=1),
-            edits=edits if any(edits) else None,
+            edits=edits if any(each and each.acts for each in edits) else None,
         )
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":

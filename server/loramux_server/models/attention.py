@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 from loramux_server.kernels.attention import AttentionForm
 from loramux_server.lora.shard import Shard
+from loramux_server.lora.virtual import VirtualRun
 from loramux_server.models.step import Step
 
 _numbers = itertools.count()
@@ -70,6 +71,14 @@ class AttentionBridge:
     def cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of a layer, as [S, J, D] and [S, J, E]."""
         return self._keys[layer], self._values[layer]
+
+    def fill(self, run: VirtualRun) -> None:
+        """Put keys and values of virtual tokens into the cache, as they are."""
+        for layer, keys_SJD in self._keys.items():
+            slots = run.place_V.to(keys_SJD.device)
+            values_SJE = self._values[layer]
+            keys_SJD[slots] = run.virtual.keys[layer][run.numbers].to(keys_SJD.dtype)
+            values_SJE[slots] = run.virtual.values[layer][run.numbers].to(values_SJE.dtype)
 
     def __call__(
         self,

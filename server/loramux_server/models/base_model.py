@@ -83,6 +83,11 @@ class BaseModel:
     """Which part of its layers this process holds."""
 
     @property
+    def embedding_width(self) -> int:
+        """Numbers of an embedding."""
+        return int(self.module.get_input_embeddings().weight.shape[1])
+
+    @property
     def cache_shapes(self) -> list[CacheShape]:
         """What each layer keeps of a token."""
         return list(self.attention.shapes.values())

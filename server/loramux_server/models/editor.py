@@ -9,6 +9,8 @@ from torch import nn
 
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import ModuleEdit
+from loramux_server.lora.segments import Segments
+from loramux_server.lora.virtual import VirtualRun
 
 Rows = slice | torch.Tensor
 """Which rows of a module's input and output are an adapter's."""
@@ -39,18 +41,9 @@ class Editor:
     @contextmanager
     def editing(self, given: StepInput) -> Iterator[None]:
         """Do the edits of the adapters of `given` while the block runs."""
-        segments = given.segments
-        if segments is None or segments.edits is None:
-            yield
-            return
-        edits_of: dict[str, list[tuple[int, int, ModuleEdit]]] = {}
-        borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
-        for (start, end), edits in zip(borders, segments.edits, strict=True):
-            for name, edit in edits.modules.items() if edits else ():
-                edits_of.setdefault(name, []).append((start, end, edit))
         hooks = []
         try:
-            for name, found in edits_of.items():
+            for name, found in _edits_of(given.segments).items():
                 module = self.modules[name]
                 rows = [(self._rows(module, given, start, end), edit) for start, end, edit in found]
                 token_T = None
@@ -60,6 +53,9 @@ class Editor:
                 hooks.append(
                     module.register_forward_hook(_hook(rows, self._axes.get(name, 1), token_T))
                 )
+            if given.embedded:
+                assert self._embedding is not None
+                hooks.append(self._embedding.register_forward_hook(_embedding_hook(given.embedded)))
             yield
         finally:
             for hook in hooks:
@@ -69,6 +65,30 @@ class Editor:
         if module is not self._output:
             return slice(start, end)
         return ((given.sampled_R >= start) & (given.sampled_R < end)).nonzero()[:, 0]
+
+
+def _edits_of(segments: Segments | None) -> dict[str, list[tuple[int, int, ModuleEdit]]]:
+    """Return first token, token after the last, and edit, of all edits of each module."""
+    if segments is None or segments.edits is None:
+        return {}
+    edits_of: dict[str, list[tuple[int, int, ModuleEdit]]] = {}
+    borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
+    for (start, end), edits in zip(borders, segments.edits, strict=True):
+        for name, edit in edits.modules.items() if edits else ():
+            edits_of.setdefault(name, []).append((start, end, edit))
+    return edits_of
+
+
+def _embedding_hook(runs: tuple[VirtualRun, ...]) -> Callable[..., torch.Tensor]:
+    def embed(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        y = output.clone()
+        for run in runs:
+            assert run.virtual.embedding_VK is not None
+            given_VK = run.virtual.embedding_VK[run.numbers]
+            y[0, run.place_V.to(y.device)] = given_VK.to(y.dtype)
+        return y
+
+    return embed
 
 
 def _hook(

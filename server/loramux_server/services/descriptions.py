@@ -41,6 +41,7 @@ class Descriptions:
             rank=record.rank,
             method=record.method,
             invocation_token_ids=record.invocation,
+            virtual_tokens=record.virtual_tokens,
             target_modules=record.target_modules,
             base_model=record.base_model,
             source=SOURCES[record.source],

@@ -214,7 +214,8 @@ class GenerationService:
     ) -> Iterator[_Call]:
         """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
         params = with_defaults(request.sampling, told.generation, self._model)
-        each = samplings(params, len(tokens), self._model, told.generation)
+        num_virtual = adapters.source.virtual_tokens if adapters.source else 0
+        each = samplings(params, len(tokens), self._model, told.generation, num_virtual=num_virtual)
         tenant = caller().tenant
         most = len(tokens) + sum(sampling.max_tokens for sampling in each)
         with self._quotas.tokens(tenant, most) as reserved:

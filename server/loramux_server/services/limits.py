@@ -65,21 +65,29 @@ def samplings(
     num_prompt: int,
     model: ModelInfo,
     defaults: Mapping[str, object] = MappingProxyType({}),
+    *,
+    num_virtual: int = 0,
 ) -> list[Sampling]:
     """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
 
-    Where `params` name no `max_tokens`, that of `defaults` counts.
+    Args:
+        params: What was asked for.
+        num_prompt: Tokens of the prompt.
+        model: The base model.
+        defaults: Where `params` name no `max_tokens`, that of these counts.
+        num_virtual: Tokens that the adapter puts before the prompt.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
     """
-    room = model.context_length - num_prompt
+    room = model.context_length - num_prompt - num_virtual
     if room < 1:
-        raise _no_room("prompt", num_prompt, model)
+        raise _no_room("prompt", num_prompt, model, num_virtual)
     if params.HasField("max_tokens") and params.max_tokens > room:
         raise InvalidArgumentError(
-            f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens "
-            f"the context of {model.context_length} leaves room for {room}",
+            f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens"
+            f"{_with_virtual(num_virtual)} the context of {model.context_length} leaves room for "
+            f"{room}",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field="sampling.max_tokens",
         )
@@ -222,13 +230,19 @@ def _check_messages(request: generation_pb2.GenerateRequest) -> None:
         raise invalid("parse_special_tokens", True, "false: contents of messages are plain text")
 
 
-def _no_room(field: str, num_prompt: int, model: ModelInfo) -> InvalidArgumentError:
+def _no_room(
+    field: str, num_prompt: int, model: ModelInfo, num_virtual: int = 0
+) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{field} has {num_prompt} tokens; the context of {model.context_length} leaves no room "
-        "for a completion",
+        f"{field} has {num_prompt} tokens{_with_virtual(num_virtual)}; the context of "
+        f"{model.context_length} leaves no room for a completion",
         reason="CONTEXT_LENGTH_EXCEEDED",
         field=field,
     )
+
+
+def _with_virtual(num_virtual: int) -> str:
+    return f" and {num_virtual} virtual tokens of the adapter" if num_virtual else ""
 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:

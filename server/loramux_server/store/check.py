@@ -10,6 +10,7 @@ import numpy as np
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.edits import num_edit_bytes
@@ -49,7 +50,10 @@ class ServedBase:
     """Where tokens go in and come out."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
+    token: TokenShape | None = None
+    """What it makes of a token."""
     context_length: int = 1 << 31
+    """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
 
     @property
     def row_size(self) -> RowSize:
@@ -68,13 +72,20 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     package = read_package(file, size)
     _check_notes(package, base)
     contents = package.contents
-    check_fit(contents, *base.vocabulary.resized(contents, base.layers, base.parameters))
+    layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
+    check_fit(contents, layers, parameters, base.token)
     _check_invocation(contents.invocation, base)
     if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
             "the adapter has more than low-rank changes of the model's layers, which are all that "
             "is served with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    if package.virtual and package.virtual.count > base.context_length - 2:
+        raise PackageError(
+            f"the adapter has {package.virtual.count} virtual tokens; the context of "
+            f"{base.context_length} leaves no room for a prompt and a completion",
+            "ADAPTER_TOO_LARGE",
         )
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
     num_rows = base.row_size.rows_of(package.rank, item_bytes, num_edit_bytes(package))
@@ -102,8 +113,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    parts = [part for each in package.contents.bottlenecks for part in each.parts.values()]
-    for tensor in [*(edit.tensor for edit in package.edits), *parts]:
+    for tensor in contents.other_tensors:
         largest = _largest(file, package.file.data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
@@ -140,6 +150,8 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
         num_bytes=num_bytes(package),
         item_bytes=format_of(package).item_bytes,
         edit_bytes=num_edit_bytes(package),
+        virtual_tokens=package.virtual.count if package.virtual else 0,
+        has_cache=bool(package.virtual and package.virtual.has_cache),
         method=package.method,
         invocation=package.contents.invocation,
         target_modules=tuple(package.target_modules),

@@ -29,6 +29,10 @@ class AdapterRecord:
     """Of `num_bytes`, what is beside A and B."""
     vocab_size: int = 0
     """Tokens that the base has with it; 0 if as many as ever."""
+    virtual_tokens: int = 0
+    """Positions before every prompt that are the adapter's."""
+    has_cache: bool = False
+    """Whether it brings keys and values for them."""
     method: str = "lora"
     """What trained it, as PEFT calls that."""
     invocation: tuple[int, ...] = ()
@@ -88,4 +92,6 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         record.vocab_size,
         record.tenant,
         record.invocation,
+        virtual_tokens=record.virtual_tokens,
+        has_cache=record.has_cache,
     )

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
-FORMAT = 5
-"""1 knew no versions: a table `adapters` had one row for each name. 2 to 4 lacked columns."""
+FORMAT = 6
+"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns."""
 
 metadata = sa.MetaData()
 
@@ -55,6 +55,8 @@ versions = sa.Table(
     sa.Column("invocation", sa.Text, nullable=False, server_default="[]"),
     sa.Column("expires_at", sa.DateTime(timezone=True)),
     sa.Column("origin", sa.Text, nullable=False, server_default=""),
+    sa.Column("virtual_tokens", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("has_cache", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 aliases = sa.Table(

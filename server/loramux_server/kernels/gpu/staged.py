@@ -108,7 +108,9 @@ class Stager:
             is_decode=is_decode,
             path=path,
         )
-        is_edited = given.segments is not None and given.segments.edits is not None
+        is_edited = bool(given.embedded) or (
+            given.segments is not None and given.segments.edits is not None
+        )
         # What adapters do beside low-rank changes lies wherever it lies.
         form: Hashable = (room, width, path) if is_decode and not is_edited else None
         num_sampled = room if is_decode else len(given.sampled_R)

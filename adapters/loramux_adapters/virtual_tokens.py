@@ -1,0 +1,213 @@
+"""Virtual tokens: what prompt tuning, P-tuning, prefix tuning and cartridges put before prompts.
+
+PEFT runs the encoders of P-tuning and of prefix tuning when it saves, so that a file has ready
+embeddings, or ready keys and values, whatever made them.
+
+Sources of the methods: arXiv 2104.08691 (prompt tuning), 2103.10385 (P-tuning), 2303.02861
+(multitask prompt tuning), 2101.00190 (prefix tuning), github.com/HazyResearch/cartridges; of the
+meaning of each field: the configs of PEFT 0.21.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loramux_adapters.contents import Contents, VirtualTokens
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import Fields, integer, invalid, refuse_unserved, text, unsupported
+from loramux_adapters.tensorfile import TensorInfo
+
+MAX_VIRTUAL_TOKENS = 1 << 20
+_MAX_SIZE = 1 << 20
+_COMMON = frozenset({
+    "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+    "inference_mode",
+})  # fmt: skip
+_INITIALISATION = frozenset({
+    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+})  # fmt: skip
+_SHAPE = frozenset({
+    "peft_type", "num_virtual_tokens", "token_dim", "num_transformer_submodules",
+})  # fmt: skip
+_CACHE_SHAPE = frozenset({"num_layers", "num_attention_heads"})
+_REFUSED = {"modules_to_save": "modules trained as a whole are not served"}
+
+PROMPT_FIELDS = Fields(_SHAPE, _COMMON | _CACHE_SHAPE | _INITIALISATION, _REFUSED)
+P_FIELDS = Fields(
+    _SHAPE,
+    _COMMON | _CACHE_SHAPE | {
+        "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",
+        "encoder_dropout",
+    },
+    _REFUSED,
+)  # fmt: skip
+MULTITASK_FIELDS = Fields(
+    _SHAPE | {"num_tasks", "num_ranks"},
+    _COMMON | _CACHE_SHAPE | _INITIALISATION | {
+        "prompt_tuning_init_state_dict_path", "prompt_tuning_init_task",
+    },
+    _REFUSED,
+)  # fmt: skip
+PREFIX_FIELDS = Fields(
+    _SHAPE | _CACHE_SHAPE,
+    _COMMON | {"encoder_hidden_size", "prefix_projection", "init_weights"},
+    _REFUSED,
+)
+CARTRIDGE_FIELDS = Fields(_SHAPE | _CACHE_SHAPE, _COMMON | {"num_frozen_tokens"}, _REFUSED)
+
+_EMBEDDINGS, _COLUMNS, _ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualTokensConfig:
+    """What a checked config says of virtual tokens; sizes are 0 where it does not say them."""
+
+    count: int
+    token_dim: int
+    base_model: str
+    num_ranks: int = 0
+    """Of the factors of a prompt that several tasks share."""
+    num_layers: int = 0
+    """Of the base, where keys and values are given."""
+    num_heads: int = 0
+
+
+def check_prompt(config: Mapping[str, object]) -> VirtualTokensConfig:
+    """Return what `config`, a parsed `adapter_config.json` of prompt tuning, asks for.
+
+    Raises:
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
+            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+    """
+    return _check(config, PROMPT_FIELDS)
+
+
+def check_p_tuning(config: Mapping[str, object]) -> VirtualTokensConfig:
+    """Return what a config of P-tuning asks for; see `check_prompt`."""
+    return _check(config, P_FIELDS)
+
+
+def check_multitask(config: Mapping[str, object]) -> VirtualTokensConfig:
+    """Return what a config of multitask prompt tuning asks for; see `check_prompt`."""
+    if integer(config, "num_tasks", 1, 1, _MAX_SIZE) != 1:
+        raise unsupported(
+            "num_tasks",
+            config["num_tasks"],
+            "a request names no task; save the adapter of one task, with num_tasks 1",
+        )
+    return _check(config, MULTITASK_FIELDS, num_ranks=integer(config, "num_ranks", 1, 1, _MAX_SIZE))
+
+
+def check_prefix(config: Mapping[str, object]) -> VirtualTokensConfig:
+    """Return what a config of prefix tuning asks for; see `check_prompt`."""
+    return _check_cache(config, PREFIX_FIELDS)
+
+
+def check_cartridge(config: Mapping[str, object]) -> VirtualTokensConfig:
+    """Return what a config of a cartridge asks for; see `check_prompt`."""
+    return _check_cache(config, CARTRIDGE_FIELDS)
+
+
+def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
+    """Return the embeddings that `tensors` hold.
+
+    Raises:
+        PackageError: A tensor is missing, is another's, or disagrees with `config`.
+    """
+    count, width = config.count, _needed("token_dim", config.token_dim)
+    if not config.num_ranks:
+        (embeddings,) = _only(tensors, {_EMBEDDINGS: (count, width)})
+        return Contents(virtual=VirtualTokens(embeddings))
+    embeddings, columns, rows = _only(
+        tensors,
+        {
+            _EMBEDDINGS: (count, width),
+            _COLUMNS: (1, count, config.num_ranks),
+            _ROWS: (1, config.num_ranks, width),
+        },
+    )
+    return Contents(virtual=VirtualTokens(embeddings, factors=(columns, rows)))
+
+
+def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
+    """Return the keys and values that `tensors` hold.
+
+    Raises:
+        PackageError: A tensor is missing, is another's, or disagrees with `config`.
+    """
+    num_layers = _needed("num_layers", config.num_layers)
+    num_heads = _needed("num_attention_heads", config.num_heads)
+    width = _needed("token_dim", config.token_dim)
+    if width % num_heads:
+        raise invalid("token_dim", f"is {width}, no multiple of num_attention_heads, {num_heads}")
+    (both,) = _only(tensors, {_EMBEDDINGS: (config.count, 2 * num_layers * width)})
+    return Contents(virtual=VirtualTokens(both, num_layers=num_layers, num_heads=num_heads))
+
+
+def _check_cache(config: Mapping[str, object], fields: Fields) -> VirtualTokensConfig:
+    return _check(
+        config,
+        fields,
+        num_layers=_size(config, "num_layers"),
+        num_heads=_size(config, "num_attention_heads"),
+    )
+
+
+def _check(
+    config: Mapping[str, object],
+    fields: Fields,
+    *,
+    num_ranks: int = 0,
+    num_layers: int = 0,
+    num_heads: int = 0,
+) -> VirtualTokensConfig:
+    refuse_unserved(config, fields)
+    count = integer(config, "num_virtual_tokens", 0, 1, MAX_VIRTUAL_TOKENS)
+    submodules = config.get("num_transformer_submodules")
+    if submodules is not None and (type(submodules) is not int or submodules != 1):
+        raise unsupported(
+            "num_transformer_submodules", submodules, "only decoders are served, which have 1"
+        )
+    return VirtualTokensConfig(
+        count,
+        _size(config, "token_dim"),
+        text(config, "base_model_name_or_path"),
+        num_ranks,
+        num_layers,
+        num_heads,
+    )
+
+
+def _size(config: Mapping[str, object], name: str) -> int:
+    """Return the size `name`; 0 where it is absent, as before PEFT has seen the base."""
+    if config.get(name) is None:
+        return 0
+    return integer(config, name, 0, 1, _MAX_SIZE)
+
+
+def _needed(name: str, size: int) -> int:
+    if not size:
+        raise invalid(name, "is absent; PEFT writes it when it saves an adapter")
+    return size
+
+
+def _only(
+    tensors: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]
+) -> list[TensorInfo]:
+    """Return the tensors of `shapes`, which have to be all of `tensors`."""
+    for name in tensors:
+        if name not in shapes:
+            served = ", ".join(repr(each) for each in shapes)
+            raise PackageError(
+                f"tensor {name} is refused: only {served} of such an adapter",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise PackageError(f"tensor {name} is missing")
+        if tensors[name].shape != shape:
+            raise PackageError(
+                f"tensor {name}: shape {shown(list(tensors[name].shape))} is not {list(shape)}, as "
+                "adapter_config.json says",
+                "INVALID_ADAPTER_CONFIG",
+            )
+    return [tensors[name] for name in shapes]

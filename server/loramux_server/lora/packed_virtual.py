@@ -1,0 +1,32 @@
+"""From the tensors of a package to virtual tokens in memory; legend in `virtual.py`."""
+
+from collections.abc import Callable
+
+import torch
+
+from loramux_adapters import PackageError
+from loramux_adapters.contents import VirtualTokens
+from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.virtual import Virtual
+
+
+def pack_virtual(virtual: VirtualTokens, read: Callable[[TensorInfo], torch.Tensor]) -> Virtual:
+    """Return the embeddings, or keys and values, of `virtual`, whose tensors `read` returns.
+
+    Raises:
+        PackageError: They are not finite.
+    """
+    given_VK = read(virtual.tensor)
+    if virtual.has_cache:
+        shape = (virtual.count, virtual.num_layers, 2, virtual.num_heads, virtual.head_width)
+        keys_LVJD, values_LVJE = given_VK.reshape(shape).permute(2, 1, 0, 3, 4).contiguous()
+        return Virtual(keys=dict(enumerate(keys_LVJD)), values=dict(enumerate(values_LVJE)))
+    if virtual.factors:
+        columns_VR, rows_RK = (read(factor)[0] for factor in virtual.factors)
+        given_VK = given_VK * (columns_VR @ rows_RK)
+        if not given_VK.isfinite().all():
+            raise PackageError(
+                f"tensor {virtual.tensor.name} times the product of its factors is not finite",
+                "ADAPTER_NOT_FINITE",
+            )
+    return Virtual(given_VK)

@@ -1,0 +1,189 @@
+"""Virtual tokens: config and tensors held against each other, against the base, and as files."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import (
+    CartridgeConfig,
+    MultitaskPromptTuningConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from safetensors.torch import load_file, save_file
+
+from loramux_adapters import PackageError, check_fit
+from loramux_adapters.kinds import read_contents
+from loramux_adapters.token_shape import TokenShape, token_shape
+from tests.adapters.test_contents import infos
+from tests.support.adapters import expected, quiet_peft, with_adapter
+from tests.support.command_line import Loramux
+from tests.support.models import CONFIGS, tiny_model
+
+INVALID = "INVALID_ADAPTER_CONFIG"
+UNSUPPORTED = "UNSUPPORTED_ADAPTER_FEATURE"
+FILE = "INVALID_ADAPTER_FILE"
+PROMPT: dict[str, Any] = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5, "token_dim": 8}
+PREFIX = PROMPT | {"peft_type": "PREFIX_TUNING", "num_layers": 3, "num_attention_heads": 2}
+MULTITASK = PROMPT | {"peft_type": "MULTITASK_PROMPT_TUNING", "num_tasks": 1, "num_ranks": 2}
+EMBEDDINGS = "prompt_embeddings"
+FACTORS = {"prefix_task_cols": [1, 5, 2], "prefix_task_rows": [1, 2, 8]}
+LIKE = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
+SAVED: dict[str, PeftConfig] = {
+    "prompt": PromptTuningConfig(**LIKE),
+    "p": PromptEncoderConfig(**LIKE, encoder_hidden_size=6),
+    "multitask": MultitaskPromptTuningConfig(**LIKE, num_tasks=1, num_ranks=2),
+    "prefix": PrefixTuningConfig(**LIKE, prefix_projection=True, encoder_hidden_size=6),
+    "cartridge": CartridgeConfig(**LIKE, num_frozen_tokens=2),
+}
+
+
+def save(config: PeftConfig, folder: Path) -> None:
+    torch.manual_seed(0)
+    with quiet_peft():
+        model = get_peft_model(tiny_model("llama", vocab_size=259), copy.deepcopy(config))
+        model.save_pretrained(str(folder))
+
+
+def test_each_tensor_has_its_meaning() -> None:
+    for method in ("PROMPT_TUNING", "P_TUNING"):
+        _, contents = read_contents(PROMPT | {"peft_type": method}, infos({EMBEDDINGS: [5, 8]}))
+        assert contents.virtual is not None
+        assert (contents.virtual.count, contents.virtual.width) == (5, 8)
+        assert not contents.virtual.has_cache
+        assert not contents.changed_modules
+    _, contents = read_contents(MULTITASK, infos({EMBEDDINGS: [5, 8], **FACTORS}))
+    assert contents.virtual is not None
+    assert contents.virtual.factors is not None
+    assert [tensor.shape for tensor in contents.virtual.factors] == [(1, 5, 2), (1, 2, 8)]
+    _, contents = read_contents(PREFIX, infos({EMBEDDINGS: [5, 48]}))
+    assert contents.virtual is not None
+    assert contents.virtual.has_cache
+    assert contents.virtual.head_width == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "reason", "message"),
+    [
+        (PROMPT | {"num_virtual_tokens": 0}, {}, INVALID, "num_virtual_tokens is 0"),
+        (PROMPT | {"num_virtual_tokens": True}, {}, INVALID, "num_virtual_tokens is True"),
+        (PROMPT | {"num_virtual_tokens": 1 << 21}, {}, INVALID, "an integer from 1 to 1048576"),
+        (PROMPT | {"token_dim": None}, {EMBEDDINGS: [5, 8]}, INVALID, "token_dim is absent"),
+        (PROMPT | {"token_dim": "8"}, {EMBEDDINGS: [5, 8]}, INVALID, "token_dim is '8'"),
+        (
+            PROMPT | {"num_transformer_submodules": 2},
+            {EMBEDDINGS: [10, 8]},
+            UNSUPPORTED,
+            "'num_transformer_submodules' = 2 is refused: only decoders",
+        ),
+        (PROMPT | {"modules_to_save": ["lm_head"]}, {}, UNSUPPORTED, "'modules_to_save'"),
+        (PROMPT, {EMBEDDINGS: [4, 8]}, INVALID, "shape [4, 8] is not [5, 8]"),
+        (PROMPT, {EMBEDDINGS: [40]}, INVALID, "shape [40] is not [5, 8]"),
+        (PROMPT, {}, FILE, "tensor prompt_embeddings is missing"),
+        (PROMPT, {EMBEDDINGS: [5, 8], "lm_head.weight": [9, 8]}, UNSUPPORTED, "lm_head.weight"),
+        (MULTITASK | {"num_tasks": 3}, {}, UNSUPPORTED, "'num_tasks' = 3 is refused: a request"),
+        (MULTITASK, {EMBEDDINGS: [5, 8]}, FILE, "tensor prefix_task_cols is missing"),
+        (
+            MULTITASK | {"num_ranks": 3},
+            {EMBEDDINGS: [5, 8], **FACTORS},
+            INVALID,
+            "prefix_task_cols: shape [1, 5, 2] is not [1, 5, 3]",
+        ),
+        (PREFIX | {"num_layers": None}, {EMBEDDINGS: [5, 48]}, INVALID, "num_layers is absent"),
+        (PREFIX | {"num_attention_heads": 3}, {EMBEDDINGS: [5, 48]}, INVALID, "no multiple of"),
+        (PREFIX, {EMBEDDINGS: [5, 40]}, INVALID, "shape [5, 40] is not [5, 48]"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    config: dict[str, Any], shapes: Mapping[str, list[int]], reason: str, message: str
+) -> None:
+    with pytest.raises(PackageError) as caught:
+        read_contents(config, infos(shapes))
+    assert message in str(caught.value)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "token", "message"),
+    [
+        (PROMPT, 8, TokenShape(9, ()), "an embedding has 8 values, one of the base model 9"),
+        (PREFIX, 48, TokenShape(8, ((2, 4, 4),) * 2), "for 3 layers of 2 heads of width 4"),
+        (PREFIX, 48, TokenShape(8, ((2, 4, 8),) * 3), "keeps 3 layers of 2 heads of 4 and 8"),
+        (PREFIX, 48, TokenShape(8, ((1, 8, 8),) * 3), "keeps 3 layers of 1 heads of 8 and 8"),
+        (PROMPT, 8, None, "it is not known what those of the base model are like"),
+    ],
+)
+def test_virtual_tokens_unlike_those_of_the_base_do_not_fit(
+    config: dict[str, Any], width: int, token: TokenShape | None, message: str
+) -> None:
+    _, contents = read_contents(config, infos({EMBEDDINGS: [5, width]}))
+    with pytest.raises(PackageError) as caught:
+        check_fit(contents, {}, token=token)
+    assert message in str(caught.value)
+    assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
+    check_fit(contents, {}, token=TokenShape(8, ((2, 4, 4),) * 3))
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_config_of_the_base_says_what_its_tokens_are_like(architecture: str) -> None:
+    config = CONFIGS[architecture]()
+    with quiet_peft():
+        model = get_peft_model(tiny_model(architecture), PrefixTuningConfig(**LIKE))
+    fields = model.active_peft_config.to_dict() | {"peft_type": "PREFIX_TUNING"}
+    _, contents = read_contents(
+        fields, infos({EMBEDDINGS: [5, 2 * fields["num_layers"] * fields["token_dim"]]})
+    )
+    check_fit(contents, {}, token=token_shape(json.loads(config.to_json_string(use_diff=False))))
+
+
+def test_a_config_that_says_little_says_nothing() -> None:
+    assert token_shape({"hidden_size": 8, "num_hidden_layers": 2}) is None
+    assert token_shape({"hidden_size": -8, "n_layer": 2, "n_head": 2}) is None
+
+
+@pytest.mark.parametrize("method", SAVED)
+def test_tools_know_what_a_package_of_virtual_tokens_is(
+    loramux: Loramux, tiny_base: Path, tmp_path: Path, method: str
+) -> None:
+    save(SAVED[method], tmp_path / "saved")
+    assert loramux("pack", "saved", "-o", "a.safetensors").code == 0
+    done = loramux("verify", "a.safetensors", "--base", str(tiny_base))
+    assert done.code == 0, done.errors
+    assert "5 virtual tokens" in done.output
+    assert loramux("lint", "a.safetensors").code == 0
+    assert "5 virtual tokens" in loramux("inspect", "a.safetensors").output
+    shown = json.loads(loramux("inspect", "a.safetensors", "--json").output)
+    assert (shown["virtual_tokens"], shown["modules"]) == (5, [])
+    assert loramux("convert", "a.safetensors", "--dtype", "bfloat16", "-o", "b.pkg").code == 0
+    assert loramux("verify", "b.pkg", "--base", str(tiny_base)).code == 0
+    refused = loramux("convert", "a.safetensors", "--rank", "2", "-o", "c.pkg")
+    assert refused.code == 1
+    assert SAVED[method].peft_type.value in refused.errors
+    assert loramux("unpack", "a.safetensors", "-o", "again").code == 0
+    before, after = (
+        load_file(Path(folder) / "adapter_model.safetensors") for folder in ("saved", "again")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    base = tiny_model("llama", vocab_size=259)
+    answers = [expected(with_adapter(base, Path(name)), [5, 6], 3) for name in ("saved", "again")]
+    assert answers[0].tokens == answers[1].tokens
+
+
+def test_a_value_that_is_not_finite_is_found(loramux: Loramux, tmp_path: Path) -> None:
+    save(SAVED["prefix"], tmp_path / "saved")
+    path = tmp_path / "saved" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[EMBEDDINGS][2, 3] = float("nan")
+    save_file(tensors, path)
+    for command in ("verify", "lint"):
+        done = loramux(command, "saved")
+        assert done.code == 1
+        assert "prompt_embeddings" in done.output + done.errors
