@@ -25,7 +25,7 @@ types: .venv/dev
 tests: .venv/dev
 	$(BIN)/pytest
 
-crash: .venv/dev  # ten minutes
+crash: .venv/dev  # ten minutes and more
 	$(BIN)/python -m tests.crash.campaign --output benchmarks/results/$$(date +%F)-crash.json
 
 protos: .venv/dev

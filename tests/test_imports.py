@@ -169,6 +169,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "Generation",
         "LoramuxError",
         "Message",
+        "Mix",
         "SamplingOptions",
         "ServerInfo",
         "Usage",

@@ -123,6 +123,8 @@ class Contents:
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
     virtual: VirtualTokens | None = None
 
     @property

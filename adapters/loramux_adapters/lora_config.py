@@ -46,6 +46,9 @@ class LoraConfig:
     """Ends of the names of embeddings -> the tokens whose rows were trained."""
     ensures_tying: bool = False
     """Whether what is tied to embeddings was adapted with them, though no field names it."""
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on the adapter is active (aLoRA); empty where
+    it is from the beginning."""
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the config gives to `module`."""

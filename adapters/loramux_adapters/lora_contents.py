@@ -50,7 +50,29 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
         edits += _edits(config, module, parts)
     _check_tokens(config, edits)
     check_saved_alone(whole, found.keys())
-    return Contents(modules, edits + sorted(whole, key=lambda edit: edit.tensor.name))
+    edits += sorted(whole, key=lambda edit: edit.tensor.name)
+    _check_activated(config, modules, edits)
+    return Contents(modules, edits, invocation=config.invocation)
+
+
+def _check_activated(config: LoraConfig, modules: list[LoraModule], edits: list[Edit]) -> None:
+    """Demand that what begins with the invocation tokens can begin in the middle of a prompt."""
+    if not config.invocation:
+        return
+    for edit in edits:
+        if edit.kind is not EditKind.ADDED_BIAS:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: beside alora_invocation_tokens a {edit.kind} is not "
+                "served, which PEFT would apply to the whole prompt",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+    for module in modules:
+        if module.is_outer:
+            raise PackageError(
+                f"module {module.module}: beside alora_invocation_tokens only layers between "
+                "embeddings and output are served",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
 
 
 def _is_saved(config: LoraConfig, tensor: TensorInfo) -> bool:

@@ -15,6 +15,7 @@ from loramux.types import (
     FinishReason,
     Generation,
     Message,
+    Mix,
     PositionLogprobs,
     QuarantineEntry,
     SamplingOptions,
@@ -53,6 +54,9 @@ def generate_request(
     add_special_tokens: bool,
     add_generation_prompt: bool,
     routing_key: str = "",
+    adapters: Mix = (),
+    combination: str | None = None,
+    scale: float | None = None,
     **sampling: Unpack[SamplingOptions],
 ) -> generation_pb2.GenerateRequest:
     """Return the message for one request.
@@ -67,6 +71,17 @@ def generate_request(
         request.request_id = request_id
     with _fitting("routing_key"):
         request.routing_key = routing_key
+    for name, weight in _pairs(adapters):
+        with _fitting("adapters"):
+            request.adapters.add(adapter=name, weight=weight)
+    if combination is not None:
+        with _fitting("combination"):
+            request.combination = generation_pb2.Combination.Value(
+                f"COMBINATION_{combination.upper()}"
+            )
+    if scale is not None:
+        with _fitting("scale"):
+            request.scale = scale
     if isinstance(prompt, str):
         with _fitting("prompt"):
             request.prompt = prompt
@@ -90,6 +105,10 @@ def generate_request(
     return request
 
 
+def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
+    return adapters.items() if isinstance(adapters, Mapping) else adapters
+
+
 @contextmanager
 def _fitting(field: str) -> Iterator[None]:
     """Name `field` where a value does not fit it."""
@@ -107,6 +126,7 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
         request_id=response.request_id,
         completions=tuple(_completion(completion) for completion in response.completions),
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(_identity, response.adapters)),
         usage=_usage(response.usage),
         timing=_timing(response.timing),
         sampling=_sampling(response.sampling),
@@ -126,6 +146,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
         request_id=response.request_id,
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(_identity, response.adapters)),
         usage=_usage(response.usage) if response.HasField("usage") else None,
         timing=_timing(response.timing) if response.HasField("timing") else None,
         sampling=_sampling(response.sampling) if response.HasField("sampling") else None,

@@ -15,6 +15,7 @@ from loramux.types import (
     Chunk,
     Generation,
     Message,
+    Mix,
     QuarantineEntry,
     SamplingOptions,
     ServerInfo,
@@ -67,6 +68,9 @@ class AsyncClient:
         add_special_tokens: bool = True,
         add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`; see `Client.generate`."""
@@ -79,6 +83,9 @@ class AsyncClient:
             add_special_tokens,
             add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         with _wire.raising():
@@ -100,6 +107,9 @@ class AsyncClient:
         add_special_tokens: bool = True,
         add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
@@ -112,6 +122,9 @@ class AsyncClient:
             add_special_tokens,
             add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         call = self._generation.StreamGenerate(

@@ -14,6 +14,7 @@ from loramux.types import (
     Chunk,
     Generation,
     Message,
+    Mix,
     QuarantineEntry,
     SamplingOptions,
     ServerInfo,
@@ -87,6 +88,9 @@ class Client:
         add_special_tokens: bool = True,
         add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`.
@@ -104,6 +108,10 @@ class Client:
             add_generation_prompt: End the prompt of `messages` with what begins an answer.
             routing_key: Chooses the version where an alias stands for several: equal keys, such as
                 the id of a user, get the same one. Where empty, chance decides.
+            adapters: References to up to 4 adapters, each with its weight, in place of `adapter`.
+            combination: How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which
+                is what None means, or `linear`.
+            scale: Multiplies what `adapter` changes; None means 1.
             sampling: How tokens are chosen and when to stop.
         """
         request = _wire.generate_request(
@@ -115,6 +123,9 @@ class Client:
             add_special_tokens,
             add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         with _wire.raising():
@@ -136,6 +147,9 @@ class Client:
         add_special_tokens: bool = True,
         add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; closing the iterator cancels the request.
@@ -151,6 +165,9 @@ class Client:
             add_special_tokens,
             add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         call = self._generation.StreamGenerate(

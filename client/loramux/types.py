@@ -2,9 +2,9 @@
 
 import datetime
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 
@@ -19,6 +19,7 @@ __all__ = [
     "FinishReason",
     "Generation",
     "Message",
+    "Mix",
     "PositionLogprobs",
     "QuarantineEntry",
     "SamplingOptions",
@@ -29,6 +30,10 @@ __all__ = [
     "TokenLogprob",
     "Usage",
 ]
+
+
+Mix: TypeAlias = Mapping[str, float] | Sequence[tuple[str, float]]
+"""References to the adapters of a mix, each with its weight."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -145,7 +150,9 @@ class Generation:
     request_id: str
     completions: tuple[Completion, ...]
     adapter: AdapterIdentity | None
-    """None for the base model."""
+    """None for the base model and for a mix."""
+    adapters: tuple[AdapterIdentity, ...]
+    """All that answered, in the order of the request."""
     usage: Usage
     timing: Timing
     sampling: SamplingOptions
@@ -187,7 +194,9 @@ class Chunk:
     request_id: str
     """Set in the first chunk of a stream, empty in the others."""
     adapter: AdapterIdentity | None
-    """Set in the first chunk of a stream, unless the base model answers."""
+    """Set in the first chunk of a stream, unless the base model or a mix answers."""
+    adapters: tuple[AdapterIdentity, ...]
+    """All that answer, in the order of the request; set in the first chunk of a stream."""
     usage: Usage | None
     """Set in the last chunk of a stream."""
     timing: Timing | None
@@ -234,6 +243,8 @@ class Adapter:
     """The largest rank of any module; 0 where there is no low-rank change."""
     method: str
     """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    invocation_token_ids: tuple[int, ...]
+    """Tokens from whose last place in a prompt on it does something; empty where it always does."""
     virtual_tokens: int
     """Positions of the context that it takes before every prompt; usage does not count them."""
     target_modules: tuple[str, ...]

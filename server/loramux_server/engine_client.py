@@ -45,6 +45,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_TOO_LARGE": FailedPreconditionError,
     "ADAPTER_NOT_FINITE": FailedPreconditionError,
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
+    "ADAPTER_NOT_MIXABLE": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
     "STORE_UNAVAILABLE": UnavailableError,
     "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
@@ -149,7 +150,8 @@ class EngineClient:
             UnavailableError: The engine is away.
             FailedPreconditionError: The request or its adapter is in quarantine.
         """
-        work = Work(prompt, adapter.digest if adapter else None, sampling, tenant)
+        parts = tuple(part.digest for part in adapter.parts) if adapter else ()
+        work = Work(prompt, adapter.digest if adapter else None, sampling, tenant, parts)
         self.quarantine.check(work)
         if not self.process.is_ready:
             raise self._unavailable("is starting")

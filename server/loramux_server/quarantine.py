@@ -33,6 +33,8 @@ class Work:
     """Identity of the adapter; None for the base model."""
     sampling: Sampling
     tenant: str = ""
+    parts: tuple[str, ...] = ()
+    """Identities of the adapters that `digest` is a mix of, if it is."""
 
     @property
     def key(self) -> str:
@@ -94,8 +96,9 @@ class Quarantine:
         """
         if not self._entries:
             return
-        if work.digest and (entry := self._entries.get(work.digest)):
-            raise _refusal(entry, f"adapter {work.digest}", "ADAPTER_QUARANTINED", "adapter")
+        for digest in (work.digest, *work.parts):
+            if digest and (entry := self._entries.get(digest)):
+                raise _refusal(entry, f"adapter {digest}", "ADAPTER_QUARANTINED", "adapter")
         if entry := self._entries.get(work.key):
             raise _refusal(entry, "the request", "REQUEST_QUARANTINED", "")
 

@@ -119,10 +119,10 @@ class Server:
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
-            vocab_size=model.vocab_size,
             tokenizer_json=model.tokenizer_json,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
+            vocab_size=model.vocab_size,
             token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
             context_length=model.context_length,
         )

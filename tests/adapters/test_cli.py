@@ -197,5 +197,13 @@ finally:
     loaded = set(done.stderr.split())
     heavy = {"torch", "numpy", "numba", "transformers", "tokenizers", "safetensors", "sqlalchemy"}
     assert loaded & heavy == set()
-    servers = {"server", "services", "store", "models", "kernels", "lora.packed", "engine.engine"}
+    servers = {
+        "server",
+        "services",
+        "store.catalog",
+        "models",
+        "kernels",
+        "lora.packed",
+        "engine.engine",
+    }
     assert loaded & {f"loramux_server.{name}" for name in servers} == set()

@@ -47,12 +47,23 @@ CORPUS = [
     *(
         case(f"B05-{field}", UNSUPPORTED, f"'{field}'", **{field: value})
         for field, value in {
-            "alora_invocation_tokens": [1, 2],
             "layer_replication": [[0, 4], [2, 5]], "target_parameters": ["experts.down_proj"],
             "use_qalora": True, "megatron_config": {"a": 1}, "use_bdlora": {"nblocks": 2},
             "arrow_config": {"top_k": 1}, "kasa_config": {"beta": 1}, "velora_config": {"scale": 1},
             "monteclora_config": {"n": 1}, "init_lora_weights": "pissa",
         }.items()
+    ),
+    *(
+        case(f"B05-alora-{number}", INVALID, "alora_invocation_tokens", alora_invocation_tokens=v)
+        for number, v in enumerate(("ab", 7, {"a": 1}, [True], [-1], ["a"], [1 << 31], [1] * 1025))
+    ),
+    case(
+        "B05-alora-dora", UNSUPPORTED, "'use_dora'", "alora_invocation_tokens",
+        alora_invocation_tokens=[1, 2], use_dora=True,
+    ),
+    case(
+        "B05-alora-classifies", UNSUPPORTED, "'task_type'", "CAUSAL_LM",
+        alora_invocation_tokens=[1, 2], task_type="SEQ_CLS",
     ),
     *(
         # PEFT makes a config of defaults of an empty object: the feature is on.

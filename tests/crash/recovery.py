@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loramux_server.store.record import DIRECTORY
+from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads, id_of
 from tests.crash.disk import Disk, Image
@@ -37,6 +38,7 @@ def check_recovery(folder: Path, allowed: Sequence[Told], *, power_cut: bool) ->
         told = found_in(registry)
         assert told in allowed, f"found {told}, allowed {allowed}"
         check_files(folder, told)
+        check_quotas(registry, told)
         for path in (folder / "staging").iterdir():
             assert path.suffix == ".upload", f"{path.name} is left in staging"
             is_part = any(package.startswith(path.read_bytes()) for package in PACKAGES)
@@ -44,6 +46,7 @@ def check_recovery(folder: Path, allowed: Sequence[Told], *, power_cut: bool) ->
         _go_on(folder, registry, uploads, told)
         _upload_more(registry, told)
         check_files(folder, told)
+        check_quotas(registry, told)
         assert found_in(registry) == told
     finally:
         uploads.close()
@@ -59,6 +62,18 @@ def check_files(folder: Path, told: Told) -> None:
     assert set(found) == told.digests, "bytes are missing, or nobody needs them"
     for digest, content in found.items():
         assert digest == f"sha256:{content}", f"{digest} has other bytes"
+
+
+def check_quotas(registry: Registry, told: Told) -> None:
+    """Demand that each tenant is charged for what it has, and for nothing else."""
+    references = {name: parse_reference(name, "name") for name in told.versions}
+    for tenant in ("public", "team"):
+        names = [name for name, reference in references.items() if reference.tenant == tenant]
+        provided = {record.full_name for record in registry.records() if record.is_provided}
+        own = [name for name in names if name not in provided]
+        numbers = {number for name in own for number in told.versions[name].values()}
+        num_bytes = sum(len(PACKAGES[number]) for number in numbers)
+        assert registry.quotas.taken(tenant) == (num_bytes, len(own))
 
 
 def _go_on(folder: Path, registry: Registry, uploads: Uploads, told: Told) -> None:

@@ -9,8 +9,9 @@ from tests.crash.journal import Journal
 from tests.crash.recovery import Replay
 from tests.crash.story import STORIES, Teller
 
-OUTCOMES = 2
-"""Of a power cut, after each operation; `make crash` tries more."""
+OUTCOMES = 1
+"""Of a power cut, after each operation: nothing is left of what was not synced. `make crash` tries
+more of what may be."""
 
 
 def record(folder: Path, story: Callable[[Teller], None]) -> Journal:
@@ -33,4 +34,4 @@ def test_what_was_acknowledged_survives_a_kill_at_any_moment(disk: Path, name: s
 def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(disk: Path, name: str) -> None:
     replay = Replay(disk)
     replay.power_cuts(record(disk / "recorded", STORIES[name]), OUTCOMES)
-    assert replay.tally.states > 20
+    assert replay.tally.states > 10

@@ -18,7 +18,7 @@ from loramux.v1.adapters_pb2 import (
 )
 from loramux.v1.aliases_pb2 import SetAliasRequest, Split
 from loramux_server.store.registry import Registry
-from tests.crash.recovery import check_files
+from tests.crash.recovery import check_files, check_quotas
 from tests.crash.seen import Op, seen_registry
 from tests.crash.told import PACKAGES, Told, found_in
 from tests.support.services import CONTEXT, InstantEngine, Services
@@ -208,6 +208,7 @@ async def test_a_fault_gives_the_right_status_and_leaves_nothing_partial(
             # It goes on as if nothing had been.
             await call(case.services)
         assert found_in(case.registry) == after
+        check_quotas(case.registry, after)
         case.close()
         check_reopened(case.folder, after)
 
@@ -256,6 +257,7 @@ async def test_a_commit_whose_answer_is_lost_is_found_out(
         await case.services.finish(upload_id)
         after.upload("c", 3)
         assert found_in(case.registry) == after
+        check_quotas(case.registry, after)
         check_files(case.folder, after)
         case.close()
         check_reopened(case.folder, after)

@@ -217,3 +217,15 @@ def test_a_prompt_with_a_token_that_is_not_there_ends_alone(tmp_path: Path) -> N
         1: "INVALID_FIELD",
     }
     assert all(len(harness.output(index)) == 1 for index in (2, 3))
+
+
+def test_adapters_of_no_rank_are_served_by_the_kernels_of_a_gpu_too(tmp_path: Path) -> None:
+    model = make("llama")
+    harness = Harness(copy.deepcopy(model), kernels="triton", rows=256, num_blocks=50)
+    for seed, method in enumerate(("ln tuning", "nothing but tokens")):
+        saved = save(model, configs(model)[method], tmp_path / method, seed)
+        source = pack_source(saved, tmp_path / f"{seed}")
+        case = Case([40, 5, 7], source, expected(with_adapter(model, saved), [40, 5, 7], 2))
+        harness.submit(case.prompt, source, max_tokens=2, num_logprobs=VOCAB)
+        harness.run()
+        check(harness, seed, case, TOLERANCE)

@@ -9,12 +9,14 @@ from typing import Any, BinaryIO
 import pytest
 
 from loramux.errors import NotFoundError
-from loramux_server.services.generation import GenerationService
+from loramux_server.services import generation
+from loramux_server.services.choice import chosen
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.files import Files
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
+from loramux_server.store.quota import Quotas, Reservation
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference
 from loramux_server.store.registry import Registry
@@ -194,15 +196,22 @@ def resolve_a_name_twice(patch: Patch) -> None:
 
 
 def take_the_base_for_an_unknown_adapter(patch: Patch) -> None:
-    resolved = GenerationService._resolved
-
     @contextlib.contextmanager
-    def resolved_(self: GenerationService, request: Any, *rest: Any) -> Iterator[Any]:
+    def chosen_(request: Any, registry: Registry, *rest: Any) -> Iterator[Any]:
         try:
-            self._registry.get(request.adapter)
+            registry.get(request.adapter)
         except NotFoundError:
             request.adapter = ""
-        with resolved(self, request, *rest) as call:
-            yield call
+        with chosen(request, registry, *rest) as choice:
+            yield choice
 
-    patch.setattr(GenerationService, "_resolved", resolved_)
+    patch.setattr(generation, "chosen", chosen_)
+
+
+def give_room_back_twice(patch: Patch) -> None:
+    def give_back(self: Quotas, reservation: Reservation) -> None:
+        account = self._accounts[reservation.reference.tenant]
+        account.reservations.discard(reservation)
+        self._take_name(reservation.reference.tenant, account, reservation.reference.name)
+
+    patch.setattr(Quotas, "give_back", give_back)

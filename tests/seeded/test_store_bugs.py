@@ -13,7 +13,7 @@ from tests.crash.journal import Journal
 from tests.crash.recovery import Replay
 from tests.crash.story import STORIES, Teller
 from tests.seeded import store_bugs as bugs
-from tests.server import test_catalog, test_registry, test_streaming
+from tests.server import test_catalog, test_quota, test_registry, test_streaming
 
 Seed = Callable[[pytest.MonkeyPatch], None]
 
@@ -100,6 +100,14 @@ def test_a_test_of_the_catalog_finds_a_commit_without_sync(
     bugs.commit_without_sync(monkeypatch)
     with pytest.raises(AssertionError):
         test_catalog.test_the_database_loses_nothing_that_it_confirmed(disk)
+
+
+def test_a_test_of_quotas_finds_room_that_is_given_back_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bugs.give_room_back_twice(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_quota.test_what_is_on_its_way_counts_until_it_is_given_back()
 
 
 async def test_a_test_of_requests_finds_the_base_in_place_of_an_unknown_adapter(

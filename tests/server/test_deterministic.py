@@ -1,8 +1,10 @@
 """Tokens and log-probabilities that are the same to the last bit whatever else is in the batch."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from peft import PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
@@ -55,6 +57,17 @@ def test_virtual_tokens_send_nobody_another_way(
     ]
     batches = Batches([*virtual, sources[0]], deterministic=True)
     assert list(batches.differences(8)) == []
+
+
+def test_nor_does_one_where_an_adapter_begins_in_the_prompt(sources: list[AdapterSource]) -> None:
+    batches = Batches(list(sources), deterministic=True)
+    seen = Counter(
+        token for prompt, number in batches.requests if number == 0 for token in set(prompt[1:-1])
+    )
+    ((token, count),) = seen.most_common(1)
+    assert count > 1
+    batches.sources[0] = msgspec.structs.replace(sources[0], invocation=(token,))
+    assert list(batches.differences(NUM_COMPOSITIONS)) == []
 
 
 def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> None:

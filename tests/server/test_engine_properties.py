@@ -24,6 +24,8 @@ VIRTUAL = {5: (6, False), 6: (17, False), 7: (9, True), 1: (2, True)}
 """Adapter -> virtual tokens that it brings, and whether their keys and values."""
 NUM_BLOCKS = 12
 BROKEN = 8
+INVOCATIONS = {2: (7,), 3: (5, 9)}
+"""Adapters that are active only from their invocation tokens on, which BEGINNING has twice."""
 
 
 @dataclasses.dataclass
@@ -37,6 +39,13 @@ class Asked:
     deadline: float
     output: list[int] = dataclasses.field(default_factory=list)
     outcome: str = ""
+
+
+def active_from(asked: Asked) -> int:
+    """Return the position of the first token that the adapter sees."""
+    wanted = list(INVOCATIONS.get(asked.adapter, ()))
+    places = [i for i in range(len(asked.prompt)) if asked.prompt[i:][: len(wanted)] == wanted]
+    return (places[-1] if places else NUM_BLOCKS * BLOCK_SIZE) if wanted else 0
 
 
 BEGINNING = [5, 9, 2, 7, 7, 3, 11, 4, 5, 9, 2, 8, 30, 31, 6, 6, 2, 3]
@@ -90,9 +99,12 @@ class EngineMachine(RuleBasedStateMachine):
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
+        invocation = INVOCATIONS.get(adapter, ())
         source = None
         if adapter:
-            source = fake_source(adapter, RANKS[adapter], num_virtual, has_cache=has_cache)
+            source = fake_source(
+                adapter, RANKS[adapter], invocation, num_virtual=num_virtual, has_cache=has_cache
+            )
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
@@ -162,6 +174,7 @@ class EngineMachine(RuleBasedStateMachine):
         for asked in self.asked:
             alone = completion(
                 asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos,
+                active_from=active_from(asked),
                 num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0],
             )  # fmt: skip
             if asked.outcome == "finished":

@@ -14,7 +14,7 @@ from loramux_server.access.caller import LOCAL_ADMIN, Caller, Role
 from loramux_server.access.certificates import Certificates
 from loramux_server.access.key import key_digest, new_key, parse_key
 from loramux_server.access.key_making import KeyMaking
-from loramux_server.access.key_ring import KeyRing, now_in_utc
+from loramux_server.access.key_ring import KeyRing
 from loramux_server.access.server_secret import (
     SECRET_FILE,
     ServerSecretError,
@@ -22,6 +22,7 @@ from loramux_server.access.server_secret import (
     read_secret,
 )
 from loramux_server.store.catalog import Catalog
+from loramux_server.store.moments import now_in_utc
 
 HOUR = datetime.timedelta(hours=1)
 NEAR_MISSES = 10_000

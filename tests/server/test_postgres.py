@@ -114,12 +114,14 @@ def test_a_catalog_that_cannot_be_opened_is_one_clear_line(
 def test_a_server_keeps_its_catalog_there(
     postgres: Postgres, tmp_path: Path, tiny_base: Path, tiny_adapters: Path
 ) -> None:
-    server = RunningServer(tmp_path, tiny_base, "--catalog", postgres.make_database())
+    url = postgres.make_database()
+    server = RunningServer(tmp_path, tiny_base, "--catalog", url)
     with server, server.client() as client:
         made = client.adapters.upload("kept", tiny_adapters / "small")
-        server.kill()
-        server.start()
-        with server.client() as again:
-            assert again.adapters.get("kept") == made
-            assert again.generate("hi", adapter="kept", max_tokens=1).adapter is not None
+        answer = client.generate("hi", adapter="kept", max_tokens=1)
+        assert answer.adapter is not None
+        assert answer.adapter.digest == made.digest
+    catalog = Catalog(url)
+    assert [record.digest for record in catalog.versions()] == [made.digest]
+    catalog.close()
     assert not (tmp_path / "store" / "catalog.sqlite").exists()

@@ -44,6 +44,14 @@ def test_an_adapter_present_in_two_deaths_in_a_row_is_refused(quarantine: Quaran
     assert is_refused(quarantine, work(9)) is None  # the base is nobody's adapter
 
 
+def test_what_is_refused_is_refused_in_a_mix_too(quarantine: Quarantine) -> None:
+    for _ in range(2):
+        quarantine.engine_died([work(1, A)])
+    mix = Work([1], "sha256:mix", Sampling(max_tokens=4, seed=0), parts=(B, A))
+    assert is_refused(quarantine, mix) == "ADAPTER_QUARANTINED"
+    assert is_refused(quarantine, Work([1], "sha256:mix", mix.sampling, parts=(B,))) is None
+
+
 @pytest.mark.parametrize("between", ["another death", "it ended well"])
 def test_deaths_that_are_not_in_a_row_do_not_count(quarantine: Quarantine, between: str) -> None:
     quarantine.engine_died([work(1, A)])

@@ -153,7 +153,7 @@ def test_the_context_has_room_for_virtual_tokens_prompt_and_completion_together(
 def test_a_prompt_of_virtual_tokens_alone_is_refused() -> None:
     engine, *_ = fake_engine(num_blocks=8, rows=8, executor=InlineExecutor())
     sampling = Sampling(max_tokens=3, seed=0, temperature=0.0)
-    engine.receive([Submit(0, [], fake_source(1, 8, 5), sampling)])
+    engine.receive([Submit(0, [], fake_source(1, 8, num_virtual=5), sampling)])
     (failure,) = engine.step().failures
     assert failure.reason == "INVALID_FIELD"
 
@@ -165,7 +165,9 @@ def test_steps_that_run_ahead_find_them_too(has_cache: bool) -> None:
     )
     sampling = Sampling(max_tokens=6, seed=0, temperature=0.0, ignore_eos=True)
     count = 2 * BLOCK_SIZE + 1
-    engine.receive([Submit(0, [5, 6], fake_source(1, 8, count, has_cache=has_cache), sampling)])
+    engine.receive(
+        [Submit(0, [5, 6], fake_source(1, 8, num_virtual=count, has_cache=has_cache), sampling)]
+    )
     tokens = [token.token for _ in range(12) for token in engine.step().tokens]
     assert tokens == completion([5, 6], 1, 6, eos=False, num_virtual=count)
     assert model.num_ahead
@@ -173,7 +175,7 @@ def test_steps_that_run_ahead_find_them_too(has_cache: bool) -> None:
 
 def test_penalties_know_nothing_of_placeholders() -> None:
     sampling = Sampling(max_tokens=5, seed=0, temperature=0.0, repetition_penalty=2.0)
-    request = Request(0, [2], fake_source(1, 8, 2), sampling)
+    request = Request(0, [2], fake_source(1, 8, num_virtual=2), sampling)
     (sampled,) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request], [1])
     assert sampled.token == 0  # 3.0 as it is, against 5.0 / 2
 
@@ -229,7 +231,7 @@ def test_what_comes_ready_is_not_counted_as_work() -> None:
     _, scheduler, *_ = fake_engine(num_blocks=40, rows=8)
     sampling = Sampling(max_tokens=3, seed=0)
     for number, (count, has_cache, own) in enumerate(((9, False, 12), (9, True, 3))):
-        source = fake_source(number + 1, 8, count, has_cache=has_cache)
+        source = fake_source(number + 1, 8, num_virtual=count, has_cache=has_cache)
         request = Request(number, [5, 6, 7], source, sampling)
         assert scheduler.num_to_compute(request) == own
         scheduler.add(request)

@@ -52,7 +52,7 @@ def source_of(path: Path, vocab_size: int = 0) -> AdapterSource:
     virtual = package.virtual
     return AdapterSource(
         digest, str(path), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
-        vocab_size=vocab_size,
+        vocab_size=vocab_size, invocation=package.contents.invocation,
         virtual_tokens=virtual.count if virtual else 0,
         has_cache=bool(virtual and virtual.has_cache),
     )  # fmt: skip

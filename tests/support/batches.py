@@ -42,7 +42,7 @@ class Batches:
     """The same requests, in one batch after another."""
 
     def __init__(self, sources: list[AdapterSource], **config: Any) -> None:
-        self._sources = sources
+        self.sources = sources
         self._random = random.Random(0)
         self._config = {
             "kernels": "cpu", "max_running": 16, "block_size": 4, "rows": 64, "num_blocks": 400,
@@ -63,7 +63,7 @@ class Batches:
         harness.engine._scheduler._max_batch_tokens = max_batch_tokens
         ids = []
         for prompt, adapter in requests:
-            source = None if adapter is None else self._sources[adapter]
+            source = None if adapter is None else self.sources[adapter]
             ids.append(harness.submit(prompt, source, max_tokens=NUM_TOKENS, num_logprobs=3))
             for _ in range(self._random.choice([0, 0, 0, 1, 2])):
                 harness.step()

@@ -184,26 +184,29 @@ def virtual_tokens(adapter: int, count: int) -> list[int]:
 
 
 def completion(
-    prompt: list[int], adapter: int, max_tokens: int, *, eos: bool, num_virtual: int = 0
-) -> list[int]:
-    """Return what the fake model makes of `prompt`."""
+    prompt: list[int], adapter: int, max_tokens: int, *, eos: bool, active_from: int = 0,
+    num_virtual: int = 0,
+) -> list[int]:  # fmt: skip
+    """Return what the fake model makes of `prompt`, with the adapter from a position on."""
     tokens: list[int] = []
     before = virtual_tokens(adapter, num_virtual)
     acting = 0 if num_virtual else adapter
     while len(tokens) < max_tokens:
-        tokens.append(checksum([(token, acting) for token in [*before, *prompt, *tokens]]))
+        seen = enumerate([*before, *prompt, *tokens])
+        tokens.append(checksum([(t, acting if i >= active_from else 0) for i, t in seen]))
         if eos and tokens[-1] == EOS:
             break
     return tokens
 
 
 def fake_source(
-    number: int, rank: int, num_virtual: int = 0, *, has_cache: bool = False
-) -> AdapterSource:
+    number: int, rank: int, invocation: tuple[int, ...] = (), *, num_virtual: int = 0,
+    has_cache: bool = False,
+) -> AdapterSource:  # fmt: skip
     """Return an adapter that `FakeModel.load` knows; number 0 is the base."""
     return AdapterSource(
-        f"sha256:{number:064x}", str(number), rank, 100 * rank, virtual_tokens=num_virtual,
-        has_cache=has_cache,
+        f"sha256:{number:064x}", str(number), rank, 100 * rank, invocation=invocation,
+        virtual_tokens=num_virtual, has_cache=has_cache,
     )  # fmt: skip
 
 

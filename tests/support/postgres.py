@@ -9,6 +9,7 @@ from typing import Self
 
 import psycopg
 
+from tests.support.memory import memory_folder
 from tests.support.polling import eventually
 
 
@@ -27,7 +28,7 @@ class Postgres:
     def __init__(self, programs: Path) -> None:
         self._programs = programs
         # Names of sockets may have a hundred characters.
-        self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir=memory_folder() or "/tmp"))
         # It does not run as root.
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user:

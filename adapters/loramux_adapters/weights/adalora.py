@@ -34,7 +34,7 @@ _OWN_FIELDS = frozenset({
 
 _UNREAD = {"r", "use_rslora", "rank_pattern"}
 """What PEFT does not look at; the ranks that are left are those of the tensors."""
-_LOST = {"bias", "use_dora", "lora_bias"}
+_LOST = {"bias", "use_dora", "lora_bias", "alora_invocation_tokens"}
 """What is served of LoRA, and would be lost here."""
 FIELDS = Fields(
     honoured=(LORA_FIELDS.honoured - _LOST - _UNREAD) | {"init_r"},

@@ -11,13 +11,17 @@ from rich.console import Console
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.cli.sampling import (
     AdapterOption,
+    AdapterOptions,
+    CombinationOption,
     MaxTokens,
     RoutingKey,
+    Scale,
     Seed,
     Stop,
     Temperature,
     TopK,
     TopP,
+    adapter_options,
     sampling_options,
 )
 from loramux.client import Client
@@ -34,13 +38,13 @@ class Conversation:
         self,
         client: Client,
         *,
-        adapter: str | None,
+        chosen: AdapterOptions,
         routing_key: str,
         system: str,
         sampling: SamplingOptions,
     ) -> None:
         self._client = client
-        self._adapter = adapter
+        self._chosen = chosen
         self._routing_key = routing_key
         self._sampling = sampling
         self._start: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -59,8 +63,8 @@ class Conversation:
         answer: list[str] = []
         chunks = self._client.stream(
             messages=asked,
-            adapter=self._adapter,
             routing_key=self._routing_key,
+            **self._chosen,
             **self._sampling,
         )
         with contextlib.suppress(KeyboardInterrupt):
@@ -77,6 +81,8 @@ def chat(
         typer.Argument(help="First message; with --once, - or none reads it from stdin."),
     ] = None,
     adapter: AdapterOption = None,
+    scale: Scale = None,
+    combination: CombinationOption = None,
     system: Annotated[str, typer.Option(help="System message that begins the conversation.")] = "",
     once: Annotated[
         bool, typer.Option("--once", help="Print the answer to one message, and end.")
@@ -102,7 +108,11 @@ def chat(
     )
     with Client(server) as client:
         conversation = Conversation(
-            client, adapter=adapter, routing_key=routing_key, system=system, sampling=sampling
+            client,
+            chosen=adapter_options(adapter, scale, combination),
+            routing_key=routing_key,
+            system=system,
+            sampling=sampling,
         )
         if once or as_json:
             content = sys.stdin.read() if message in (None, "-") else str(message)

@@ -10,13 +10,16 @@ import typer
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.cli.sampling import (
     AdapterOption,
+    CombinationOption,
     MaxTokens,
     RoutingKey,
+    Scale,
     Seed,
     Stop,
     Temperature,
     TopK,
     TopP,
+    adapter_options,
     sampling_options,
 )
 from loramux.client import Client
@@ -25,6 +28,8 @@ from loramux.client import Client
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
     adapter: AdapterOption = None,
+    scale: Scale = None,
+    combination: CombinationOption = None,
     routing_key: RoutingKey = "",
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -46,12 +51,12 @@ def generate(
         seed=seed,
         stop=stop,
     )
+    chosen = adapter_options(adapter, scale, combination)
     with Client(server) as client:
         if as_json:
-            answer = client.generate(prompt, adapter=adapter, routing_key=routing_key, **sampling)
+            answer = client.generate(prompt, routing_key=routing_key, **chosen, **sampling)
             print(json.dumps(dataclasses.asdict(answer)))
             return
-        chunks = client.stream(prompt, adapter=adapter, routing_key=routing_key, **sampling)
-        for chunk in chunks:
+        for chunk in client.stream(prompt, routing_key=routing_key, **chosen, **sampling):
             print(chunk.text, end="", flush=True)
         print()

@@ -70,6 +70,8 @@ def inspect(
     print(f"digest  {digest}")
     print(f"size    {size / 1e6:.2f} MB")
     print(f"base    {package.config.base_model or '(not recorded)'}")
+    if package.contents.invocation:
+        print(f"begins  at tokens {', '.join(map(str, package.contents.invocation))}")
     for line in _notes(package):
         print(line)
     for kind, number in Counter(edit.kind for edit in package.edits).items():

@@ -124,6 +124,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
     ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 56
     """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
+    ERROR_REASON_ADAPTER_NOT_MIXABLE: _ErrorReason.ValueType  # 60
+    """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -232,6 +234,8 @@ ERROR_REASON_SOURCE_CHANGED: ErrorReason.ValueType  # 55
 """ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
 ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 56
 """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
+ERROR_REASON_ADAPTER_NOT_MIXABLE: ErrorReason.ValueType  # 60
+"""ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,12 +20,14 @@ from rich.table import Table
 
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
-from loramux_server.access.key_making import KeyMaking
-from loramux_server.access.key_ring import now_in_utc
 from loramux_server.access.server_secret import ServerSecretError
 from loramux_server.commands.stores import CatalogUrl, Json, Store, found_store, open_catalog
-from loramux_server.store.key_records import KeyRecord
+from loramux_server.store.moments import now_in_utc
 from loramux_server.store.reference import DEFAULT_TENANT
+
+if TYPE_CHECKING:
+    from loramux_server.access.key_making import KeyMaking
+    from loramux_server.store.key_records import KeyRecord
 
 app = typer.Typer(
     help="Make, list, rotate and revoke the keys of a server.",
@@ -121,8 +123,10 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
 
 
 @contextmanager
-def _making(store: Path | None, url: str | None) -> Iterator[KeyMaking]:
+def _making(store: Path | None, url: str | None) -> "Iterator[KeyMaking]":
     """Work on the keys of a store; what the user can mend ends the command with one line."""
+    from loramux_server.access.key_making import KeyMaking
+
     folder = found_store(store)
     with open_catalog(folder, url) as catalog:
         try:
@@ -138,7 +142,7 @@ def _show(key: Key, what: str) -> None:
     print(key.text)
 
 
-def _state(record: KeyRecord) -> str:
+def _state(record: "KeyRecord") -> str:
     if record.revoked_at:
         return f"revoked {record.revoked_at.astimezone():%Y-%m-%d %H:%M}"
     if record.expires_at is None:
@@ -147,7 +151,7 @@ def _state(record: KeyRecord) -> str:
     return f"{word} {record.expires_at.astimezone():%Y-%m-%d %H:%M}"
 
 
-def _plain(record: KeyRecord) -> dict[str, object]:
+def _plain(record: "KeyRecord") -> dict[str, object]:
     moments = {
         name: moment.isoformat() if (moment := getattr(record, name)) else None
         for name in ("created_at", "expires_at", "revoked_at")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from loramux_adapters import check_adapter_name
 from loramux_server.commands.stores import CatalogUrl, Json, Store, found_store, open_catalog
-from loramux_server.store.policies import Policy
+from loramux_server.store.policy import Policy
 
 app = typer.Typer(
     help="Set and show what tenants may use of a server.",

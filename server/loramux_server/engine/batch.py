@@ -81,8 +81,12 @@ class Batch:
 
 
 def grouped(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Return `chunks` with those of one adapter next to each other, the base first."""
-    return sorted(chunks, key=lambda chunk: chunk.request.digest or "")
+    """Return `chunks` with those of one adapter next to each other, the base first.
+
+    Of those of an adapter, the ones in which it begins come first: what they have of the base parts
+    none of the others.
+    """
+    return sorted(chunks, key=lambda chunk: (chunk.digest or "", not chunk.num_inactive))
 
 
 def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
@@ -128,13 +132,14 @@ def _segments(
     digest: str | None = None
     for i, chunk in enumerate(chunks):
         # Virtual tokens are all that an adapter of them has.
-        if chunk.request.digest is None or chunk.request.num_virtual:
+        if chunk.digest is None or chunk.request.num_virtual:
             continue
-        if chunk.request.digest != digest:
-            digest = chunk.request.digest
+        begin = int(query_start[i]) + chunk.num_inactive
+        if chunk.digest != digest or begin != end[-1]:
+            digest = chunk.digest
             adapters.append(residence(digest))
-            start.append(int(query_start[i]))
-            end.append(0)
+            start.append(begin)
+            end.append(begin)
         end[-1] = int(query_start[i + 1])
     if not adapters:
         return None

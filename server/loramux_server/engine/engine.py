@@ -1,7 +1,6 @@
 """The engine core: an inbox, a step, an outbox. Plain calls; whoever owns it brings the thread."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -171,16 +170,7 @@ class Engine:
         self._residents.check()
 
     def _submit(self, message: Submit) -> None:
-        now = self._clock()
-        request = Request(
-            message.request_id,
-            message.prompt,
-            message.adapter and message.adapter.at_rest(self._resting),
-            message.sampling,
-            message.tenant,
-            arrival=now,
-            deadline=math.inf if message.timeout is None else now + message.timeout,
-        )
+        request = Request.of(message, self._resting, self._clock())
         if refusal := self._admission.refusal(request):
             self._fail(request, *refusal)
             return
@@ -294,5 +284,5 @@ class Engine:
 
 
 def _size(plan: Plan, seconds: float) -> BatchSize:
-    digests = {chunk.request.digest for chunk in plan.chunks} - {None}
+    digests = {chunk.digest for chunk in plan.chunks} - {None}
     return BatchSize(len(plan.chunks), plan.num_tokens, len(digests), seconds)

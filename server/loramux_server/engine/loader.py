@@ -1,12 +1,11 @@
 """Adapters on their way: from a package to memory of the host, and from there to rank rows."""
 
-from pathlib import Path
-
 from loramux_adapters import PackageError
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
-from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.lora.mix import load_source
+from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.shard import WHOLE, cut_adapter
 from loramux_server.lora.slab import Slab
 from loramux_server.lora.weight_format import Resting
@@ -41,10 +40,10 @@ class AdapterLoader:
         """Read an adapter into host memory, where it is whole.
 
         Raises:
-            DamagedError: Its file is absent or not what was registered.
-            PackageError: It does not fit the base model, or is not served here.
+            DamagedError: A file of it is absent or not what was registered.
+            PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
-        packed = load_packed(Path(source.path), source.digest, self._base, self._resting)
+        packed = load_source(source, self._base, self._resting)
         if self._is_deterministic and packed.edits and packed.edits.acts:
             raise PackageError(
                 "the server is deterministic, and serves only what low-rank changes can do",

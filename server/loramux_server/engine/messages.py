@@ -154,12 +154,30 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     ] = 256
 
 
-class AdapterSource(Struct, frozen=True):
-    """One adapter version: what it is and where its bytes are."""
+class Combination(enum.StrEnum):
+    """How the parts of a mix become one adapter, as `add_weighted_adapter` of PEFT defines it."""
+
+    CAT = "cat"
+    """Changes add up, and so do ranks."""
+    LINEAR = "linear"
+    """Factors add up; the ranks are equal."""
+
+
+class Part(Struct, frozen=True):
+    """One adapter of a mix."""
 
     digest: str
-    """Identity: `sha256:` and the digest of the package."""
     path: str
+    weight: float
+
+
+class AdapterSource(Struct, frozen=True):
+    """One adapter version, or a mix of several: what it is and where its bytes are."""
+
+    digest: str
+    """Identity: `sha256:` and the digest of the package, or of what a mix is made of."""
+    path: str
+    """Empty for a mix."""
     rank: int
     """The largest rank of any module."""
     num_bytes: int
@@ -172,6 +190,12 @@ class AdapterSource(Struct, frozen=True):
     """Tokens that the base has with it; 0 if as many as ever."""
     tenant: str = ""
     """Whose share of the device it takes: who brought the content there."""
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on it is active; empty where it always is."""
+    parts: tuple[Part, ...] = ()
+    """What a mix is made of."""
+    combination: Combination = Combination.CAT
+    """How."""
     virtual_tokens: int = 0
     """Positions before every prompt that are the adapter's."""
     has_cache: bool = False

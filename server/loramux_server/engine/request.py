@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
-from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine.activation import last_place
+from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.lora.weight_format import Resting
 
 PLACEHOLDER = 0
 """The token that stands where an adapter says what is."""
@@ -17,9 +19,12 @@ class Request:
     prompt: list[int]
     """What was asked, after a placeholder for each virtual token of the adapter."""
     adapter: AdapterSource | None
+    """None for the base model, also where the prompt lacks what the adapter waits for."""
     sampling: Sampling
     tenant: str = ""
     """Whose it is: only requests of one tenant share KV blocks."""
+    active_from: int = 0
+    """Position of the first token that the adapter sees; those before are the base's."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
     deadline: float = math.inf
@@ -49,6 +54,24 @@ class Request:
     def num_fillable(self) -> int:
         """Virtual tokens whose keys and values the adapter brings."""
         return self.num_virtual if self.adapter and self.adapter.has_cache else 0
+
+    @staticmethod
+    def of(message: Submit, resting: Resting, arrival: float) -> "Request":
+        """Return the request that `message` brings, whose adapter is to rest as `resting` says."""
+        source = message.adapter and message.adapter.at_rest(resting)
+        active_from: int | None = 0
+        if source and source.invocation:
+            active_from = last_place(message.prompt, source.invocation)
+        return Request(
+            message.request_id,
+            message.prompt,
+            None if active_from is None else source,
+            message.sampling,
+            message.tenant,
+            active_from=active_from or 0,
+            arrival=arrival,
+            deadline=math.inf if message.timeout is None else arrival + message.timeout,
+        )
 
     @property
     def num_tokens(self) -> int:

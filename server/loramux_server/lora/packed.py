@@ -106,6 +106,7 @@ class _Buffer(threading.local):
         return data[:end], f"sha256:{digest.hexdigest()}"
 
 
+_NAMES = {form: name for name, form in FORMATS.items()}
 _MAX_KEPT = 32 << 20
 _PIECE = 256 << 10
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
@@ -213,11 +214,16 @@ def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat
     if FORMATS[tensor.dtype] is form:
         values = np.frombuffer(raw, "<f4" if form is WeightFormat.FLOAT32 else "<u2").copy()
     else:
-        values = _rounded(decoded(raw, tensor.dtype), form)
+        values = rounded(decoded(raw, tensor.dtype), form)
     return values.reshape(tensor.shape)
 
 
-def _rounded(values: npt.NDArray[np.float32], form: WeightFormat) -> Weights:
+def widened(values: Weights, form: WeightFormat) -> Array:
+    """Return `values`, which rest in `form`, in float32."""
+    return decoded(values.tobytes(), _NAMES[form]).reshape(values.shape)
+
+
+def rounded(values: npt.NDArray[np.float32], form: WeightFormat) -> Weights:
     """Return finite `values` in `form`, rounded to the nearest number, of two to the even one."""
     if form is WeightFormat.FLOAT32:
         return values.copy()

@@ -10,12 +10,13 @@ from loramux.errors import AlreadyExistsError, DeadlineExceededError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
+from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.adapter_fields import check_adapters
+from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.defaults import used, with_defaults
-from loramux_server.services.descriptions import identity_of
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
@@ -28,7 +29,6 @@ from loramux_server.services.output import Output, join
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
-from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
 
@@ -41,8 +41,7 @@ class _Call:
     tenant: str
     """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
-    adapter: AdapterSource | None
-    identity: generation_pb2.AdapterIdentity | None
+    adapters: Choice
     samplings: list[Sampling]
     used: generation_pb2.SamplingParams
     text: TextOptions
@@ -91,6 +90,7 @@ class GenerationService:
             request_id=first.request_id,
             completions=[join(found) for _, found in sorted(pieces.items())],
             adapter=first.adapter if first.HasField("adapter") else None,
+            adapters=first.adapters,
             usage=last.usage,
             timing=last.timing,
             sampling=first.sampling,
@@ -104,15 +104,13 @@ class GenerationService:
         with (
             self._observed() as observer,
             self._admitted(request) as request_id,
-            self._resolved(request) as adapter,
+            chosen(request, self._registry, self._statuses) as adapters,
         ):
-            told = await self._instructions.of(adapter[1]) if adapter else NONE
+            told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
             tokens = await self._prompts.tokens(request, told)
-            # A tokenizer may know more tokens than the model has.
-            own_size = adapter[0].vocab_size if adapter else 0
-            check_own_tokens(request, tokens, own_size or self._model.vocab_size)
+            check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
-            reserving = self._reserved(request, request_id, adapter, told, tokens, observer)
+            reserving = self._reserved(request, request_id, adapters, told, tokens, observer)
             with reserving as call:
                 async for response in self._run(call, tokenizer, deadline):
                     yield response
@@ -125,7 +123,10 @@ class GenerationService:
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
-            request_id=call.request_id, adapter=call.identity, sampling=call.used
+            request_id=call.request_id,
+            adapter=call.adapters.identity,
+            adapters=call.adapters.identities,
+            sampling=call.used,
         )
         submitted = self._submitted(call, mailbox, deadline)
         with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
@@ -159,7 +160,7 @@ class GenerationService:
                         mailbox,
                         index,
                         call.prompt,
-                        call.adapter,
+                        call.adapters.source,
                         sampling,
                         call.tenant,
                         deadline.remaining,
@@ -184,6 +185,7 @@ class GenerationService:
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
+        check_adapters(request)
         request_id = request.request_id or secrets.token_hex(8)
         tenant = caller().tenant
         key = (tenant, request_id)
@@ -201,49 +203,30 @@ class GenerationService:
             self._live.discard(key)
 
     @contextmanager
-    def _resolved(
-        self, request: generation_pb2.GenerateRequest
-    ) -> Iterator[tuple[AdapterRecord, AdapterSource] | None]:
-        """Resolve the adapter once and keep that version for as long as the block runs."""
-        if not request.adapter:
-            yield None
-            return
-        key = request.routing_key or secrets.token_hex(8)
-        with (
-            self._registry.lease(request.adapter, key=key) as (record, source),
-            self._statuses.used(record.digest, record.tenant),
-        ):
-            yield record, source
-
-    @contextmanager
     def _reserved(
         self,
         request: generation_pb2.GenerateRequest,
         request_id: str,
-        adapter: tuple[AdapterRecord, AdapterSource] | None,
+        adapters: Choice,
         told: Instruction,
         tokens: list[int],
         observer: Observer,
     ) -> Iterator[_Call]:
         """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
         params = with_defaults(request.sampling, told.generation, self._model)
-        record, source = adapter or (None, None)
-        num_virtual = source.virtual_tokens if source else 0
-        chosen = samplings(
-            params, len(tokens), self._model, told.generation, num_virtual=num_virtual
-        )
+        num_virtual = adapters.source.virtual_tokens if adapters.source else 0
+        each = samplings(params, len(tokens), self._model, told.generation, num_virtual=num_virtual)
         tenant = caller().tenant
-        most = len(tokens) + sum(sampling.max_tokens for sampling in chosen)
+        most = len(tokens) + sum(sampling.max_tokens for sampling in each)
         with self._quotas.tokens(tenant, most) as reserved:
-            observer.resolved(record.full_name if record else "", len(tokens))
+            observer.resolved(adapters.label, len(tokens))
             yield _Call(
                 request_id,
                 tenant,
                 tokens,
-                source,
-                identity_of(record) if record else None,
-                chosen,
-                used(params, chosen),
+                adapters,
+                each,
+                used(params, each),
                 text_options(params),
                 observer,
                 reserved,
@@ -257,9 +240,8 @@ class GenerationService:
 
 
 def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
-    decoder = None
-    if tokenizer:
-        decoder = tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
+    skip = call.text.skip_special
+    decoder = tokenizer.decoder(call.prompt, skip_special=skip) if tokenizer else None
     return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
 

@@ -62,6 +62,7 @@ class Intake:
         self.registry = registry
         self._engine = engine
         self._probe_prompt = _probe_prompt(model)
+        self._max_prompt = model.context_length - 1
         self._base = base
         self._max_upload_bytes = max_upload_bytes
 
@@ -134,8 +135,9 @@ class Intake:
         mailbox = Mailbox(on_started=lambda _: None)
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        prompt = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
-        prompt = prompt[: self._base.context_length - source.virtual_tokens - 1]
+        # What waits for its invocation tokens would not be loaded without them.
+        known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
+        prompt = [*known, *source.invocation][-(self._max_prompt - source.virtual_tokens) :]
         request_id = self._engine.submit(mailbox, 0, prompt, source, sampling, record.tenant)
         try:
             await mailbox.take()

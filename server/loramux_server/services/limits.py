@@ -12,7 +12,6 @@ from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
 from loramux_server.engine.messages import ModelInfo, Sampling
-from loramux_server.store.reference import parse_reference
 
 MAX_PROMPT_BYTES = 256 << 10
 MAX_REQUEST_ID = 128
@@ -50,8 +49,6 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
         InvalidArgumentError: One is not; the message names it, its value and what would be right.
     """
     _check_prompt(request, model)
-    if request.adapter:
-        parse_reference(request.adapter, "adapter")
     if len(request.routing_key) > MAX_ROUTING_KEY:
         raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
     if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():

@@ -28,6 +28,10 @@ class CatalogUrlError(Exception):
     """A URL leads to no database that can be opened."""
 
 
+_LISTS = ("target_modules", "invocation")
+"""Columns that are kept as JSON."""
+
+
 class Catalog:
     """Versions, aliases and their moves, durable."""
 
@@ -92,7 +96,8 @@ class Catalog:
         with self._engine.connect() as connection:
             for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
-                values["target_modules"] = tuple(json.loads(values["target_modules"]))
+                for column in _LISTS:
+                    values[column] = tuple(json.loads(values[column]))
                 for moment in ("created_at", "expires_at"):
                     values[moment] = values[moment] and in_utc(values[moment])
                 yield AdapterRecord(**values)
@@ -122,7 +127,7 @@ class Catalog:
     def add(self, record: AdapterRecord, replaced: Collection[AdapterRecord] = ()) -> None:
         """Keep a new version in place of those `replaced`."""
         values = {column.name: getattr(record, column.name) for column in versions.columns}
-        values["target_modules"] = json.dumps(record.target_modules)
+        values |= {column: json.dumps(values[column]) for column in _LISTS}
         number = {"last_version": record.version}
         with self._change() as connection:
             _delete(connection, replaced)

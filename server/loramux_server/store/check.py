@@ -52,7 +52,7 @@ class ServedBase:
     """Whether adapters may do more than low-rank changes."""
     token: TokenShape | None = None
     """What it makes of a token."""
-    context_length: int = 1 << 20
+    context_length: int = 1 << 31
     """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
 
     @property
@@ -74,6 +74,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     contents = package.contents
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
     check_fit(contents, layers, parameters, base.token)
+    _check_invocation(contents.invocation, base)
     if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
             "the adapter has more than low-rank changes of the model's layers, which are all that "
@@ -122,6 +123,22 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     return package
 
 
+def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:
+    unknown = [token for token in invocation if token >= base.vocab_size]
+    if unknown:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens holds token {unknown[0]}; the base has "
+            f"those from 0 to {base.vocab_size - 1}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if len(invocation) >= base.context_length:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens has {len(invocation)} tokens; the "
+            f"context of {base.context_length} leaves no room for a completion",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
 def record_of(reference: Reference, staged: Staged, package: Package) -> AdapterRecord:
     """Return what is to be known of a package that was uploaded and checked."""
     return AdapterRecord(
@@ -136,6 +153,7 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
         virtual_tokens=package.virtual.count if package.virtual else 0,
         has_cache=bool(package.virtual and package.virtual.has_cache),
         method=package.method,
+        invocation=package.contents.invocation,
         target_modules=tuple(package.target_modules),
         base_model=package.config.base_model,
         source=UPLOAD,

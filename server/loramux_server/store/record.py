@@ -35,6 +35,8 @@ class AdapterRecord:
     """Whether it brings keys and values for them."""
     method: str = "lora"
     """What trained it, as PEFT calls that."""
+    invocation: tuple[int, ...] = ()
+    """Tokens of a prompt from which on it is active; empty where it always is."""
     target_modules: tuple[str, ...]
     base_model: str
     source: str
@@ -89,6 +91,7 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         record.edit_bytes,
         record.vocab_size,
         record.tenant,
-        record.virtual_tokens,
-        record.has_cache,
+        record.invocation,
+        virtual_tokens=record.virtual_tokens,
+        has_cache=record.has_cache,
     )

@@ -52,6 +52,7 @@ versions = sa.Table(
     sa.Column("edit_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("method", sa.String(32), nullable=False, server_default="lora"),
     sa.Column("vocab_size", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("invocation", sa.Text, nullable=False, server_default="[]"),
     sa.Column("expires_at", sa.DateTime(timezone=True)),
     sa.Column("origin", sa.Text, nullable=False, server_default=""),
     sa.Column("virtual_tokens", sa.Integer, nullable=False, server_default="0"),
