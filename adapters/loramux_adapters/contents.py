@@ -123,9 +123,9 @@ class Contents:
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
+    virtual: VirtualTokens | None = None
     invocation: tuple[int, ...] = ()
     """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
-    virtual: VirtualTokens | None = None
 
     @property
     def outer_modules(self) -> list[LoraModule]:

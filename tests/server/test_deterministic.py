@@ -40,6 +40,17 @@ def test_no_bit_depends_on_the_batch(sources: list[AdapterSource], prefix_cache:
     assert list(batches.differences(NUM_COMPOSITIONS)) == []
 
 
+def test_nor_does_one_where_an_adapter_begins_in_the_prompt(sources: list[AdapterSource]) -> None:
+    batches = Batches(list(sources), deterministic=True)
+    seen = Counter(
+        token for prompt, number in batches.requests if number == 0 for token in set(prompt[1:-1])
+    )
+    ((token, count),) = seen.most_common(1)
+    assert count > 1
+    batches.sources[0] = msgspec.structs.replace(sources[0], invocation=(token,))
+    assert list(batches.differences(NUM_COMPOSITIONS)) == []
+
+
 def test_virtual_tokens_send_nobody_another_way(
     sources: list[AdapterSource], tmp_path: Path
 ) -> None:
@@ -57,17 +68,6 @@ def test_virtual_tokens_send_nobody_another_way(
     ]
     batches = Batches([*virtual, sources[0]], deterministic=True)
     assert list(batches.differences(8)) == []
-
-
-def test_nor_does_one_where_an_adapter_begins_in_the_prompt(sources: list[AdapterSource]) -> None:
-    batches = Batches(list(sources), deterministic=True)
-    seen = Counter(
-        token for prompt, number in batches.requests if number == 0 for token in set(prompt[1:-1])
-    )
-    ((token, count),) = seen.most_common(1)
-    assert count > 1
-    batches.sources[0] = msgspec.structs.replace(sources[0], invocation=(token,))
-    assert list(batches.differences(NUM_COMPOSITIONS)) == []
 
 
 def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> None:

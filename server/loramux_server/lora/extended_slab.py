@@ -142,7 +142,7 @@ class ExtendedSlab(Slab):
                 targets.append(target)
                 sources.append(blob[at : at + target.numel()].view(target.shape))
                 at += target.numel()
-        if targets:  # an adapter may have nothing but edits
+        if targets:  # not every adapter has a low-rank change
             torch._foreach_copy_(targets, sources)
         number = row // GRANULE
         self.table.size_A[number] = adapter.num_rows

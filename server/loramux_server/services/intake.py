@@ -137,7 +137,7 @@ class Intake:
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         # What waits for its invocation tokens would not be loaded without them.
         known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
-        prompt = [*known, *source.invocation][-(self._max_prompt - source.virtual_tokens) :]
+        prompt = [*known, *source.invocation][source.virtual_tokens - self._max_prompt :]
         request_id = self._engine.submit(mailbox, 0, prompt, source, sampling, record.tenant)
         try:
             await mailbox.take()
