@@ -272,13 +272,14 @@ CORPUS = [
     *(
         refused(id, named(f"base_model.model.{name}"), UNSUPPORTED, f"base_model.model.{name} ")
         for id, name in (
-            ("A44-embedding", "model.embed_tokens.lora_embedding_A"),
             ("A45-base-weight", f"{MODULE}.weight"),
             ("A45-adapter-name-inside", f"{MODULE}.lora_A.default.weight"),
         )
     ),
     refused("A45-no-prefix", named(f"{MODULE}.lora_A.weight"), FILE, MODULE, "base_model.model."),
-    refused("A45-no-module", named("base_model.model.lora_A.weight"), FILE, "lora_A.weight"),
+    refused("A44-embedding", named("base_model.model.model.embed_tokens.lora_embedding_A"), FILE,
+            "module model.embed_tokens has lora_embedding_A but no lora_embedding_B"),
+    refused("A45-no-module", named("base_model.model.lora_A.weight"), MISMATCH, "lora_A.weight"),
     refused("A46-rank-0-declared", of_rank(2, declared=0), ADAPTER_CONFIG, "r is 0"),
     refused("A47-rank-513", of_rank(513), ADAPTER_CONFIG, "r is 513", "512"),
     refused("A47-rank-1000000", of_rank(2, declared=10**6), ADAPTER_CONFIG, "r is 1000000"),
