@@ -131,6 +131,7 @@ class Server:
         for expiring in (
             services.uploads.expire(EXPIRE_SECONDS),
             keep_expiring(registry, SWEEP_SECONDS),
+            services.lag.watch(),
         ):
             self._exit.push_async_callback(_ended, asyncio.create_task(expiring))
         if adapters and self._config.adapters_interval:
@@ -196,7 +197,7 @@ class Server:
     def _on_report(self, report: Report) -> None:
         self._metrics.report(report)
         if self._services:
-            self._services.statuses.report(report)
+            self._services.report(report)
 
     def _on_gone(self, digest: str) -> None:
         self._loop.call_soon_threadsafe(self._drop, digest)

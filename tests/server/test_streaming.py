@@ -30,6 +30,7 @@ from loramux_server.services.generation import GenerationService
 from loramux_server.statuses import Statuses
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
+from tests.support.rooms import open_room
 
 MAX_TOKENS = 1000
 TOKEN = byte_tokenizer()("x").input_ids[-1]
@@ -72,7 +73,7 @@ class Served:
         self._service = GenerationService(
             engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
-            default_timeout=60,
+            room=open_room(), default_timeout=60,
         )  # fmt: skip
 
     def stream(

@@ -3,10 +3,10 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, DeadlineExceededError, InvalidArgumentError
+from loramux.errors import AlreadyExistsError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
@@ -14,6 +14,7 @@ from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.deadline import Deadline
 from loramux_server.services.descriptions import identity_of
 from loramux_server.services.limits import (
     TextOptions,
@@ -27,6 +28,7 @@ from loramux_server.services.output import Output, join
 from loramux_server.statuses import Statuses
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
+from loramux_server.waiting_room import Place, WaitingRoom
 
 OFF_LOOP = 4096
 """Characters from which a prompt is tokenized in a thread."""
@@ -47,6 +49,13 @@ class _Call:
     observer: Observer
     reserved: Reserved
     """Tokens of its tenant's quota."""
+    place: Place
+    """What it takes of the waiting room."""
+
+    def started(self, queue_seconds: float) -> None:
+        """Note that a completion left the engine's queue."""
+        self.place.started()
+        self.observer.started(queue_seconds)
 
 
 class GenerationService:
@@ -61,6 +70,7 @@ class GenerationService:
         metrics: Metrics,
         statuses: Statuses,
         quotas: Quotas,
+        room: WaitingRoom,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -69,6 +79,7 @@ class GenerationService:
         self._metrics = metrics
         self._statuses = statuses
         self._quotas = quotas
+        self._room = room
         self._default_timeout = default_timeout
         self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
         self._live: set[tuple[str, str]] = set()
@@ -95,22 +106,33 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Answer piece by piece."""
-        deadline = self._deadline(context)
-        with self._observed() as observer, self._admitted(request) as request_id:
+        deadline = Deadline.of(context, self._default_timeout)
+        with (
+            self._observed() as observer,
+            self._placed(request) as place,
+            self._admitted(request) as request_id,
+        ):
             tokens = await self._tokenize(request)
-            with self._resolved(request, request_id, tokens, observer) as call:
+            with self._resolved(request, request_id, tokens, observer, place) as call:
                 async for response in self._run(call, deadline):
                     yield response
 
     async def _run(
-        self, call: _Call, deadline: "_Deadline"
+        self, call: _Call, deadline: Deadline
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        mailbox = Mailbox(call.observer.started)
+        mailbox = Mailbox(call.started)
         outputs = [self._output(call, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
             request_id=call.request_id, adapter=call.identity
+        )
+        self._room.enter(
+            call.place,
+            num_completions=len(outputs),
+            num_prompt=len(call.prompt),
+            seconds_left=deadline.remaining,
+            on_lost=mailbox.fail,
         )
         submitted = self._submitted(call, mailbox)
         with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
@@ -124,6 +146,7 @@ class GenerationService:
                     if output.is_finished:
                         num_open -= 1
                         self._engine.cancel(ids[index])
+                        call.place.finished(output.num_tokens)
                     if not num_open:
                         response.usage.prompt_tokens = len(call.prompt)
                         response.usage.completion_tokens = sum(out.num_tokens for out in outputs)
@@ -162,6 +185,11 @@ class GenerationService:
             observer.ended(outcome_of(error))
             raise
         observer.ended("ok")
+
+    def _placed(self, request: generation_pb2.GenerateRequest) -> AbstractContextManager[Place]:
+        tenant = caller().tenant
+        weight = self._quotas.policy(tenant).weight
+        return self._room.place(tenant, weight, request.ByteSize())
 
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
@@ -217,6 +245,7 @@ class GenerationService:
         request_id: str,
         tokens: list[int],
         observer: Observer,
+        place: Place,
     ) -> Iterator[_Call]:
         """Resolve the adapter once and keep that version for as long as the block runs."""
         chosen = samplings(request.sampling, len(tokens), self._model)
@@ -227,8 +256,9 @@ class GenerationService:
             if not request.adapter:
                 observer.resolved("", len(tokens))
                 yield _Call(
-                    request_id, tenant, tokens, None, None, chosen, text, observer, reserved
-                )
+                    request_id, tenant, tokens, None, None, chosen, text, observer, reserved,
+                    place,
+                )  # fmt: skip
                 return
             key = request.routing_key or secrets.token_hex(8)
             with self._registry.lease(request.adapter, key=key) as (record, source):
@@ -237,14 +267,8 @@ class GenerationService:
                 with self._statuses.used(record.digest, record.tenant):
                     yield _Call(
                         request_id, tenant, tokens, source, identity, chosen, text, observer,
-                        reserved,
+                        reserved, place,
                     )  # fmt: skip
-
-    def _deadline(self, context: Context) -> "_Deadline":
-        remaining = context.time_remaining()
-        return _Deadline(
-            self._default_timeout if remaining is None else min(remaining, MAX_TIMEOUT)
-        )
 
 
 @contextmanager
@@ -255,30 +279,3 @@ def _accounted(call: _Call, outputs: list[Output]) -> Iterator[None]:
     finally:
         num_made = sum(output.num_tokens for output in outputs)
         call.reserved.num_used = len(call.prompt) + num_made if num_made else 0
-
-
-MAX_TIMEOUT = 3600.0
-
-
-class _Deadline:
-    """The moment by which a request has to be finished.
-
-    Only the wait for the engine is cut short. Between the pieces of a stream the task is gRPC's,
-    and a stream whose task is cancelled there never ends for its reader.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._when = asyncio.get_running_loop().time() + seconds
-
-    @contextmanager
-    def over(self, mailbox: Mailbox) -> Iterator[None]:
-        """Let `mailbox` fail with DeadlineExceededError when it is time, unless the block ends."""
-        error = DeadlineExceededError(
-            f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"
-        )
-        timer = asyncio.get_running_loop().call_at(self._when, mailbox.fail, error)
-        try:
-            yield
-        finally:
-            timer.cancel()
