@@ -115,8 +115,9 @@ class EngineClient:
         adapter: AdapterSource | None,
         sampling: Sampling,
         tenant: str,
+        weight: int = 1,
     ) -> int:
-        """Start a completion for `tenant`, and return its id.
+        """Start a completion for `tenant`, whose weight is given, and return its id.
 
         Its tokens go to `mailbox` under `index`.
 
@@ -127,7 +128,7 @@ class EngineClient:
             raise _unavailable("is starting")
         self._next_id += 1
         self._calls[self._next_id] = (mailbox, index)
-        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant))
+        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant, weight))
         return self._next_id
 
     def cancel(self, request_id: int) -> None:

@@ -72,14 +72,19 @@ class EngineMachine(RuleBasedStateMachine):
         adapter=st.integers(0, len(RANKS)),
         max_tokens=st.integers(1, 12),
         ignore_eos=st.booleans(),
+        tenant=st.sampled_from(["", "a", "b"]),
     )
-    def submit(self, prompt: list[int], adapter: int, max_tokens: int, ignore_eos: bool) -> None:
+    def submit(
+        self, prompt: list[int], adapter: int, max_tokens: int, ignore_eos: bool, tenant: str
+    ) -> None:
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt))
         source = fake_source(adapter, RANKS[adapter]) if adapter else None
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
-        self.engine.receive([Submit(len(self.asked), prompt, source, sampling)])
+        self.engine.receive(
+            [Submit(len(self.asked), prompt, source, sampling, tenant, 1 + len(tenant))]
+        )
         self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos))
 
     @precondition(lambda self: self.asked)

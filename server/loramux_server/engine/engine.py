@@ -171,6 +171,7 @@ class Engine:
             message.adapter and message.adapter.at_rest(self._resting),
             message.sampling,
             message.tenant,
+            weight=message.weight,
             arrival=self._clock(),
         )
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.

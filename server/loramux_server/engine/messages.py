@@ -222,6 +222,8 @@ class Submit(Struct, frozen=True, tag=True):
     sampling: Sampling
     tenant: str = ""
     """Whose request it is: only their own requests share KV blocks with it."""
+    weight: Positive = 1
+    """The tenant's part of a busy engine, beside the weights of others."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

@@ -15,6 +15,8 @@ class Request:
     sampling: Sampling
     tenant: str = ""
     """Whose it is: only requests of one tenant share KV blocks."""
+    weight: int = 1
+    """Its tenant's part of a busy engine, beside the weights of others."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
     output: list[int] = field(default_factory=list)

@@ -162,7 +162,13 @@ class GenerationService:
             for index, sampling in enumerate(call.samplings):
                 ids.append(
                     self._engine.submit(
-                        mailbox, index, call.prompt, call.adapter, sampling, call.tenant
+                        mailbox,
+                        index,
+                        call.prompt,
+                        call.adapter,
+                        sampling,
+                        call.tenant,
+                        call.place.weight,
                     )
                 )
             yield ids
