@@ -8,7 +8,7 @@ TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
 
-.PHONY: demo test lint types tests protos bench-peft bench-gpu clean
+.PHONY: demo test lint types tests crash protos bench-peft bench-gpu chaos needle clean
 
 demo: .venv/server
 	$(BIN)/loramux demo
@@ -25,11 +25,21 @@ types: .venv/dev
 tests: .venv/dev
 	$(BIN)/pytest
 
+crash: .venv/dev  # ten minutes and more
+	$(BIN)/python -m tests.crash.campaign --output benchmarks/results/$$(date +%F)-crash.json
+
 protos: .venv/dev
 	$(BIN)/python protos/generate.py
 
 bench-peft: .venv/dev
 	$(BIN)/python -m benchmarks.vs_peft
+
+chaos: .venv/dev  # ten minutes: faults under load, with a fake engine and with a real one
+	$(BIN)/python -m tests.chaos --engine fake --seconds 300
+	$(BIN)/python -m tests.chaos --engine real --seconds 300
+
+needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
+	$(BIN)/python -m tests.needle
 
 bench-gpu: .venv/dev  # needs a CUDA device; each command takes some minutes
 	for name in check kernels end_to_end; do \

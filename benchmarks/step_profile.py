@@ -75,8 +75,8 @@ def _mark_kernels() -> None:
 
         return run
 
-    def choose_marked(*arguments: Any) -> Backend:  # noqa: ANN401
-        chosen = choose(*arguments)
+    def choose_marked(*arguments: Any, **options: Any) -> Backend:  # noqa: ANN401
+        chosen = choose(*arguments, **options)
         return replace(
             chosen,
             add_lora=marked("add_lora", chosen.add_lora),
@@ -84,7 +84,7 @@ def _mark_kernels() -> None:
         )
 
     Program.run = run_marked  # type: ignore[method-assign, assignment]
-    build.choose_backend = choose_marked  # type: ignore[attr-defined, assignment]
+    build.choose_backend = choose_marked  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

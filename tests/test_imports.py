@@ -168,6 +168,8 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "FinishReason",
         "Generation",
         "LoramuxError",
+        "Message",
+        "Mix",
         "SamplingOptions",
         "ServerInfo",
         "Usage",

@@ -9,7 +9,8 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.names import check_adapter_name
-from loramux_adapters.package import Package, open_package, pack, read_package
+from loramux_adapters.package import Package, pack, read_package
+from loramux_adapters.sources import open_package, open_source, pack_source
 from loramux_adapters.unpack import unpack
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "check_adapter_name",
     "check_fit",
     "open_package",
+    "open_source",
     "pack",
+    "pack_source",
     "read_package",
     "unpack",
 ]

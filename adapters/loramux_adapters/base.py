@@ -17,6 +17,8 @@ MAX_JSON_BYTES = 100 << 20
 
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+_TIED = frozenset({"lm_head.weight", "embed_out.weight"})
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class BaseLayer:
 
     weight: BaseTensor
     is_transposed: bool
-    """Whether the weight is [in_features, out_features], as that of Conv1D."""
+    """Whether the weight is [in_features, out_features], as that of Conv1D and of embeddings."""
 
     @property
     def features(self) -> tuple[int, int]:
@@ -60,23 +62,41 @@ class BaseFolder:
         """Names of the files that hold the weights."""
         return {tensor.file for tensor in self.tensors.values()}
 
-    def layer(self, module: str) -> BaseLayer | None:
-        """Return the layer `module`; None if the folder has no matrix of that name.
+    def layer(self, module: str, *, is_embedding: bool = False) -> BaseLayer | None:
+        """Return the layer `module`; None if the folder has no matrix of that name."""
+        tensor = self.parameter(f"{module}.weight")
+        if tensor is None or len(tensor.shape) != 2:
+            return None
+        last = module.rpartition(".")[2]
+        is_conv1d = self.model_type in _CONV1D_MODELS and last in _CONV1D_LAYERS
+        return BaseLayer(tensor, is_conv1d or is_embedding)
 
-        A checkpoint of the bare model lacks the first part of the names that adapters use.
+    def parameter(self, name: str) -> BaseTensor | None:
+        """Return the parameter `name`; None if the folder has none.
+
+        A checkpoint of the bare model lacks the first part of the names that adapters use, and an
+        output layer whose weight is that of the embeddings has none of its own.
         """
-        for name in (module, module.partition(".")[2]):
-            tensor = self.tensors.get(f"{name}.weight")
-            if tensor is not None and len(tensor.shape) == 2:
-                last = name.rpartition(".")[2]
-                is_conv1d = self.model_type in _CONV1D_MODELS and last in _CONV1D_LAYERS
-                return BaseLayer(tensor, is_conv1d)
-        return None
+        found = self.tensors.get(name) or self.tensors.get(name.partition(".")[2])
+        if found is None and name in _TIED:
+            tied = [each for key, each in self.tensors.items() if key.endswith(_EMBEDDINGS)]
+            found = tied[0] if len(tied) == 1 else None
+        return found
 
     def features(self, contents: Contents) -> dict[str, tuple[int, int]]:
         """Return (in_features, out_features) of those layers of `contents` that there are."""
-        layers = {module: self.layer(module) for module in contents.changed_modules}
+        embeddings = {module.module for module in contents.modules if module.is_embedding}
+        layers = {
+            module: self.layer(module, is_embedding=module in embeddings)
+            for module in contents.changed_modules
+        }
         return {name: layer.features for name, layer in layers.items() if layer}
+
+    def parameters(self, contents: Contents) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of those parameters that `contents` replaces and that there are."""
+        names = {f"{edit.module}.{edit.parameter or 'bias'}" for edit in contents.edits}
+        found = {name: self.parameter(name) for name in names}
+        return {name: tensor.shape for name, tensor in found.items() if tensor}
 
 
 def read_base(folder: Path) -> BaseFolder:

@@ -1,6 +1,7 @@
 """What an adapter does to the base model, whatever method trained it."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loramux_adapters.lora import LoraModule
@@ -8,7 +9,7 @@ from loramux_adapters.tensorfile import TensorInfo
 
 
 class EditKind(enum.StrEnum):
-    """What a vector of an adapter does to one linear layer."""
+    """What a tensor of an adapter does to one module."""
 
     MAGNITUDE = "magnitude"
     """The length that each output's row of weights is given, the low-rank change included: DoRA."""
@@ -17,27 +18,60 @@ class EditKind(enum.StrEnum):
     INPUT_FACTOR = "input factor"
     """Multiplies the layer's input: IA3 in feed-forward layers."""
     BIAS = "bias"
-    """Takes the place of the layer's bias."""
+    """Takes the place of the module's bias."""
     ADDED_BIAS = "added bias"
     """Is added to the output of B, before its scale."""
+    PARAMETER = "parameter"
+    """Takes the place of a parameter: the module was trained whole."""
+    SHARED_WEIGHT = "shared weight"
+    """Takes the place of the weight of embeddings, also where the base has tied another to it."""
+    TOKENS = "rows of tokens"
+    """Take the place of some tokens' rows in the weight of embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A vector that changes one linear layer beside, or without, a low-rank change."""
+    """A tensor that changes one module beside, or without, a low-rank change."""
 
     module: str
-    """Name of the layer in the base model."""
+    """Name of the module in the base model."""
     kind: EditKind
     tensor: TensorInfo
+    parameter: str = ""
+    """Name of the parameter of the module whose place it takes."""
+    tokens: tuple[int, ...] = ()
+    """The tokens whose rows it has."""
 
     @property
     def width(self) -> int:
-        """How many inputs or outputs of the layer it speaks of."""
+        """How many numbers it has: for a vector, inputs or outputs of the layer."""
         size = 1
         for length in self.tensor.shape:
             size *= length
         return size
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A network of two layers behind attention or the MLP of one decoder layer."""
+
+    layer: str
+    """Name of the decoder layer in the base model."""
+    place: str
+    """What it stands behind; see `bottleneck.PLACES`."""
+    parts: Mapping[str, TensorInfo]
+    """`down`, `up` and `norm`, each with `.weight` and `.bias`, and `scaling`; without what it does
+    not have."""
+
+    @property
+    def module(self) -> str:
+        """Its name."""
+        return f"{self.layer}.{self.place}"
+
+    @property
+    def width(self) -> int:
+        """Width of the base model."""
+        return self.parts["down.weight"].shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +81,23 @@ class Contents:
     modules: list[LoraModule] = field(default_factory=list)
     """Low-rank changes."""
     edits: list[Edit] = field(default_factory=list)
+    bottlenecks: list[Bottleneck] = field(default_factory=list)
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
+
+    @property
+    def outer_modules(self) -> list[LoraModule]:
+        """Low-rank changes of what stands before or behind the model's layers."""
+        return [module for module in self.modules if module.is_outer]
 
     @property
     def changed_modules(self) -> list[str]:
-        """The names of all layers that it changes, sorted."""
+        """The names of all modules that it changes, bottlenecks aside, sorted."""
         return sorted(
             {module.module for module in self.modules} | {edit.module for edit in self.edits}
         )
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything beside low-rank changes."""
+        return bool(self.edits or self.bottlenecks)

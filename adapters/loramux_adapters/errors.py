@@ -10,6 +10,7 @@ Reason = Literal[
     "ADAPTER_BASE_MISMATCH",
     "ADAPTER_NOT_FINITE",
     "ADAPTER_TOO_LARGE",
+    "ADAPTER_NOT_MIXABLE",
 ]
 
 

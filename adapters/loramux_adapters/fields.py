@@ -57,14 +57,24 @@ def split_name(name: str, endings: tuple[str, ...], served: str) -> tuple[str, s
         PackageError: It is no tensor that PEFT saves, or has another ending; `served` says which
             are right.
     """
+    path = path_of(name)
+    for ending in endings:
+        if path.endswith(ending):
+            return path.removesuffix(ending), ending
+    raise PackageError(f"tensor {name} is refused: only {served}", "UNSUPPORTED_ADAPTER_FEATURE")
+
+
+def path_of(name: str) -> str:
+    """Return the tensor `name` without what PEFT puts before it.
+
+    Raises:
+        PackageError: It is no tensor that PEFT saves.
+    """
     if not name.startswith(PREFIX):
         raise PackageError(
             f"tensor {name} does not begin with '{PREFIX}', as tensors saved by PEFT do"
         )
-    for ending in endings:
-        if name.endswith(ending):
-            return name.removeprefix(PREFIX).removesuffix(ending), ending
-    raise PackageError(f"tensor {name} is refused: only {served}", "UNSUPPORTED_ADAPTER_FEATURE")
+    return name.removeprefix(PREFIX)
 
 
 def invalid(name: str, fault: str) -> PackageError:

@@ -2,21 +2,30 @@
 
 from collections.abc import Mapping
 
-from loramux_adapters.contents import Contents, EditKind
+from loramux_adapters.bottleneck import sites
+from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError
 
 
-def check_fit(contents: Contents, base: Mapping[str, tuple[int, int]]) -> None:
-    """Demand that an adapter changes layers that the base has, in their shapes.
+def check_fit(
+    contents: Contents,
+    base: Mapping[str, tuple[int, int]],
+    parameters: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Demand that an adapter changes modules that the base has, in their shapes.
 
     Args:
         contents: The changes of the adapter.
-        base: Name of each layer that can be changed -> (in_features, out_features).
+        base: Name of each layer that can be changed -> (in_features, out_features). For embeddings
+            those are the number of tokens, and of what each becomes.
+        parameters: Name of each parameter that can be replaced -> its shape.
 
     Raises:
-        PackageError: A layer is missing or has another shape.
+        PackageError: A module is missing or has another shape.
     """
-    for name in contents.changed_modules:
+    names = {module.module for module in contents.modules}
+    names |= {edit.module for edit in contents.edits if not _is_of_parameter(edit, base)}
+    for name in sorted(names):
         if name not in base:
             raise PackageError(
                 f"module {name} is no layer of the base model that can be adapted",
@@ -31,11 +40,70 @@ def check_fit(contents: Contents, base: Mapping[str, tuple[int, int]]) -> None:
                 "ADAPTER_BASE_MISMATCH",
             )
     for edit in contents.edits:
-        is_input = edit.kind is EditKind.INPUT_FACTOR
-        wanted = base[edit.module][0 if is_input else 1]
-        if edit.width != wanted:
+        if _is_of_parameter(edit, base):
+            _check_parameter(edit, parameters or {})
+        else:
+            _check_vector(edit, base[edit.module])
+    for bottleneck in contents.bottlenecks:
+        _check_bottleneck(bottleneck, base)
+
+
+def _is_of_parameter(edit: Edit, base: Mapping[str, tuple[int, int]]) -> bool:
+    """Return whether `edit` is held against a parameter of the base, not against a layer."""
+    if edit.kind is EditKind.BIAS:
+        return edit.module not in base  # such as that of a norm
+    return edit.kind in (EditKind.PARAMETER, EditKind.SHARED_WEIGHT, EditKind.TOKENS)
+
+
+def _check_parameter(edit: Edit, parameters: Mapping[str, tuple[int, ...]]) -> None:
+    name = f"{edit.module}.{edit.parameter or 'bias'}"
+    shape = edit.tensor.shape
+    if name not in parameters:
+        raise PackageError(
+            f"tensor {edit.tensor.name}: {name} is no parameter of the base model that an adapter "
+            "can replace",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    wanted = parameters[name]
+    if edit.kind is EditKind.TOKENS:
+        outside = [token for token in edit.tokens if token >= wanted[0]]
+        if outside:
             raise PackageError(
-                f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, the layer "
-                f"of the base model {wanted} {'inputs' if is_input else 'outputs'}",
+                f"tensor {edit.tensor.name}: it has a row for token {outside[0]}, the base model "
+                f"{wanted[0]} tokens",
                 "ADAPTER_BASE_MISMATCH",
             )
+        wanted = (len(edit.tokens), *wanted[1:])
+    if shape != wanted:
+        raise PackageError(
+            f"tensor {edit.tensor.name}: the {edit.kind} has shape {list(shape)}, that of the base "
+            f"model {list(wanted)}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _check_vector(edit: Edit, features: tuple[int, int]) -> None:
+    is_input = edit.kind is EditKind.INPUT_FACTOR
+    wanted = features[0 if is_input else 1]
+    if edit.width != wanted:
+        raise PackageError(
+            f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, the layer "
+            f"of the base model {wanted} {'inputs' if is_input else 'outputs'}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _check_bottleneck(bottleneck: Bottleneck, base: Mapping[str, tuple[int, int]]) -> None:
+    found = [name for _, name in sites(bottleneck.layer, bottleneck.place) if name in base]
+    if not found:
+        raise PackageError(
+            f"module {bottleneck.module}: the base model has no layer {bottleneck.layer}, or "
+            "one of other parts than those of Llama, Mistral, Qwen or GPT-2",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if base[found[0]][1] != bottleneck.width:
+        raise PackageError(
+            f"module {bottleneck.module}: it is {bottleneck.width} wide, the base model "
+            f"{base[found[0]][1]}",
+            "ADAPTER_BASE_MISMATCH",
+        )

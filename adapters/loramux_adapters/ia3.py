@@ -15,22 +15,26 @@ from loramux_adapters.fields import (
     boolean,
     invalid,
     names,
+    path_of,
     refuse_unserved,
-    split_name,
     text,
 )
 from loramux_adapters.matching import tails
+from loramux_adapters.saved import check_saved_alone, saved_edit, saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
-    honoured=frozenset({"peft_type", "target_modules", "exclude_modules", "feedforward_modules"}),
+    honoured=frozenset({
+        "peft_type", "target_modules", "exclude_modules", "feedforward_modules", "modules_to_save",
+    }),
     recorded=frozenset({
         "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "fan_in_fan_out", "init_ia3_weights",
     }),
-    refused={"modules_to_save": "modules trained as a whole are not served"},
+    refused={},
 )  # fmt: skip
 _ENDING = ".ia3_l"
+_SERVED = f"'{_ENDING}' is served of an IA3 adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Ia3Config:
     exclude_modules: frozenset[str]
     feedforward_modules: frozenset[str]
     base_model: str
+    saved: tuple[str, ...] = ()
+    """Ends of the names of modules that were trained whole."""
 
     def targets(self, module: str) -> bool:
         """Return whether PEFT would give `module` an adapter."""
@@ -73,6 +79,7 @@ def check_ia3(config: Mapping[str, object]) -> Ia3Config:
         exclude_modules=frozenset(names(config, "exclude_modules")),
         feedforward_modules=frozenset(names(config, "feedforward_modules")),
         base_model=text(config, "base_model_name_or_path"),
+        saved=saved_names(config),
     )
     if checked.target_modules is not None and not checked.target_modules:
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")
@@ -80,18 +87,23 @@ def check_ia3(config: Mapping[str, object]) -> Ia3Config:
 
 
 def ia3_contents(config: Ia3Config, tensors: Mapping[str, TensorInfo]) -> Contents:
-    """Return the factors that `tensors` hold.
+    """Return what `tensors` hold: factors, and parameters of modules that were trained whole.
 
     Raises:
-        PackageError: A tensor is no factor, or disagrees with `config`.
+        PackageError: A tensor is neither, or disagrees with `config`.
     """
-    found = sorted((_edit(config, tensor) for tensor in tensors.values()), key=lambda e: e.module)
-    return Contents(edits=found)
+    factors, others = [], []
+    for tensor in without_repeats(tensors, config.saved):
+        if tensor.name.endswith(_ENDING):
+            factors.append(_edit(config, tensor))
+        else:
+            others.append(saved_edit(tensor, config.saved, _SERVED))
+    check_saved_alone(others, {edit.module for edit in factors})
+    return Contents(edits=sorted(factors + others, key=lambda edit: edit.module))
 
 
 def _edit(config: Ia3Config, tensor: TensorInfo) -> Edit:
-    module, ending = split_name(tensor.name, (_ENDING,), "'.ia3_l' is served of an IA3 adapter")
-    del ending
+    module = path_of(tensor.name).removesuffix(_ENDING)
     if not config.targets(module):
         raise PackageError(
             f"module {module} has tensors but adapter_config.json does not target it "

@@ -7,15 +7,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from loramux_adapters.bottleneck import FIELDS as BOTTLENECK_FIELDS
+from loramux_adapters.bottleneck import PEFT_TYPE, bottleneck_contents, check_bottleneck
 from loramux_adapters.contents import Contents
 from loramux_adapters.fields import Fields, invalid, unsupported
 from loramux_adapters.ia3 import FIELDS as IA3_FIELDS
 from loramux_adapters.ia3 import check_ia3, ia3_contents
+from loramux_adapters.ln_tuning import FIELDS as LN_TUNING_FIELDS
+from loramux_adapters.ln_tuning import check_ln_tuning, ln_tuning_contents
 from loramux_adapters.lora_contents import lora_contents
 from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import check_config
 from loramux_adapters.strict_json import depth
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.trainable_tokens import FIELDS as TOKENS_FIELDS
+from loramux_adapters.trainable_tokens import (
+    check_trainable_tokens,
+    trainable_tokens_contents,
+)
 
 MAX_CONFIG_DEPTH = 8
 
@@ -42,6 +51,9 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "LORA": Kind(LORA_FIELDS, check_config, lora_contents),
     "IA3": Kind(IA3_FIELDS, check_ia3, ia3_contents),
+    "LN_TUNING": Kind(LN_TUNING_FIELDS, check_ln_tuning, ln_tuning_contents),
+    "TRAINABLE_TOKENS": Kind(TOKENS_FIELDS, check_trainable_tokens, trainable_tokens_contents),
+    PEFT_TYPE: Kind(BOTTLENECK_FIELDS, check_bottleneck, bottleneck_contents),
 }
 """Value of `peft_type` -> its kind."""
 
@@ -70,7 +82,6 @@ REFUSED: Mapping[str, str] = {
     "HIRA": _MULTIPLIES,
     "HRA": _ORTHOGONAL,
     "LILY": _BY_STATE,
-    "LN_TUNING": "norms trained as a whole are not served",
     "MISS": _FULL_RANK,
     "MULTITASK_PROMPT_TUNING": "learned tokens are not served",
     "OFT": _ORTHOGONAL,
@@ -88,7 +99,6 @@ REFUSED: Mapping[str, str] = {
     "SHIRA": _FULL_RANK,
     "SUPERTUNING": _FULL_RANK,
     "TINYLORA": "it needs the singular vectors of the base at each load",
-    "TRAINABLE_TOKENS": "embeddings of single tokens are not served",
     "UNILORA": "its factors are made of a vector by a random projection",
     "VBLORA": "its factors are mixtures of vectors that all layers share",
     "WAVEFT": _FULL_RANK,

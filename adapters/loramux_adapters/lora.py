@@ -16,6 +16,8 @@ class LoraModule:
     """A, of shape [rank, in_features]."""
     b: TensorInfo
     """B, of shape [out_features, rank]."""
+    is_embedding: bool = False
+    """Whether its input is a token, which takes a column of A."""
 
     @property
     def rank(self) -> int:
@@ -31,3 +33,13 @@ class LoraModule:
     def out_features(self) -> int:
         """Width of the layer's output."""
         return self.b.shape[0]
+
+    @property
+    def is_outer(self) -> bool:
+        """Whether it stands before or behind the model's layers."""
+        return is_outer(self.module)
+
+
+def is_outer(module: str) -> bool:
+    """Return whether `module` stands before or behind the model's layers, which have numbers."""
+    return not any(part.isdecimal() for part in module.split("."))

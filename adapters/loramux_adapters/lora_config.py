@@ -6,7 +6,7 @@ Source of the meaning: `peft.LoraConfig`, PEFT 0.21, with literal names where PE
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loramux_adapters.matching import tails
 
@@ -40,6 +40,15 @@ class LoraConfig:
     use_dora: bool = False
     lora_bias: bool = False
     bias: Bias = Bias.NONE
+    saved: tuple[str, ...] = ()
+    """Ends of the names of modules that were trained whole."""
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Ends of the names of embeddings -> the tokens whose rows were trained."""
+    ensures_tying: bool = False
+    """Whether what is tied to embeddings was adapted with them, though no field names it."""
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on the adapter is active (aLoRA); empty where
+    it is from the beginning."""
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the config gives to `module`."""

@@ -4,19 +4,24 @@ from collections.abc import Mapping
 
 from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import split_name
-from loramux_adapters.lora import LoraModule
+from loramux_adapters.fields import path_of
+from loramux_adapters.lora import LoraModule, is_outer
 from loramux_adapters.lora_config import Bias, LoraConfig
 from loramux_adapters.peft_config import MAX_SCALE
+from loramux_adapters.saved import check_saved_alone, is_inside, saved_edit, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.trainable_tokens import ROWS, tokens_edit
 
 _A, _B, _ADDED = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
+_EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 _MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _BIASES = (".base_layer.bias", ".bias")
-_ENDINGS = (_A, _B, _ADDED, *_MAGNITUDES, *_BIASES)
+_ENDINGS = (_A, _B, _ADDED, _EMBEDDING_A, _EMBEDDING_B, *_MAGNITUDES, *_BIASES, ROWS)
+_HALVES = ((_A, _B), (_EMBEDDING_A, _EMBEDDING_B))
 _SERVED = (
-    "'.lora_A.weight', '.lora_B.weight', '.lora_B.bias', '.lora_magnitude_vector' and biases are "
-    "served of a LoRA adapter"
+    "'.lora_A.weight', '.lora_B.weight', '.lora_B.bias', '.lora_embedding_A', "
+    "'.lora_embedding_B', '.lora_magnitude_vector', '.token_adapter.trainable_tokens_delta' and "
+    "biases are served of a LoRA adapter"
 )
 
 
@@ -28,23 +33,61 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
             or with `config`.
     """
     found: dict[str, dict[str, TensorInfo]] = {}
-    for tensor in tensors.values():
-        module, ending = split_name(tensor.name, _ENDINGS, _SERVED)
-        found.setdefault(module, {})[ending] = tensor
+    whole: list[Edit] = []
+    for tensor in without_repeats(tensors, config.saved):
+        path = path_of(tensor.name)
+        ending = next((ending for ending in _ENDINGS if path.endswith(ending)), None)
+        if ending is None or (ending == ".bias" and _is_saved(config, tensor)):
+            whole.append(saved_edit(tensor, config.saved, _SERVED))
+        else:
+            found.setdefault(path.removesuffix(ending), {})[ending] = tensor
     modules: list[LoraModule] = []
     edits: list[Edit] = []
     for module, parts in sorted(found.items()):
-        if _A in parts or _B in parts:
-            modules.append(_join(config, module, parts))
+        for a, b in _HALVES:
+            if a in parts or b in parts:
+                modules.append(_join(config, module, parts, a, b))
         edits += _edits(config, module, parts)
-    return Contents(modules, edits)
+    _check_tokens(config, edits)
+    check_saved_alone(whole, found.keys())
+    edits += sorted(whole, key=lambda edit: edit.tensor.name)
+    _check_activated(config, modules, edits)
+    return Contents(modules, edits, invocation=config.invocation)
 
 
-def _join(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> LoraModule:
-    for half, partner in (("A", "B"), ("B", "A")):
-        if f".lora_{half}.weight" not in parts:
-            raise PackageError(f"module {module} has lora_{partner} but no lora_{half}")
-    a, b = parts[_A], parts[_B]
+def _check_activated(config: LoraConfig, modules: list[LoraModule], edits: list[Edit]) -> None:
+    """Demand that what begins with the invocation tokens can begin in the middle of a prompt."""
+    if not config.invocation:
+        return
+    for edit in edits:
+        if edit.kind is not EditKind.ADDED_BIAS:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: beside alora_invocation_tokens a {edit.kind} is not "
+                "served, which PEFT would apply to the whole prompt",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+    for module in modules:
+        if module.is_outer:
+            raise PackageError(
+                f"module {module.module}: beside alora_invocation_tokens only layers between "
+                "embeddings and output are served",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+
+
+def _is_saved(config: LoraConfig, tensor: TensorInfo) -> bool:
+    """Return whether a bias is that of a module which was trained whole."""
+    return is_inside(path_of(tensor.name).rpartition(".")[0], config.saved)
+
+
+def _join(
+    config: LoraConfig, module: str, parts: dict[str, TensorInfo], a_ending: str, b_ending: str
+) -> LoraModule:
+    for ending, partner in ((a_ending, b_ending), (b_ending, a_ending)):
+        if ending not in parts:
+            half, other = (name.split(".")[1] for name in (ending, partner))
+            raise PackageError(f"module {module} has {other} but no {half}")
+    a, b = parts[a_ending], parts[b_ending]
     for tensor in (a, b):
         if len(tensor.shape) != 2:
             raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 2-D")
@@ -57,7 +100,7 @@ def _join(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> Lora
             f"adapter_config.json says {config.rank_of(module)} (r or rank_pattern)",
             "INVALID_ADAPTER_CONFIG",
         )
-    if not config.targets(module):
+    if not config.targets(module) and not (config.ensures_tying and is_outer(module)):
         raise PackageError(
             f"module {module} has tensors but adapter_config.json does not target it "
             "(target_modules, exclude_modules, layers_to_transform)",
@@ -69,19 +112,21 @@ def _join(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> Lora
             f"module {module}: scale {scale:g} from lora_alpha and r is above {MAX_SCALE:g}",
             "INVALID_ADAPTER_CONFIG",
         )
-    return LoraModule(module, scale, a, b)
+    return LoraModule(module, scale, a, b, is_embedding=a_ending == _EMBEDDING_A)
 
 
 def _edits(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> list[Edit]:
     """Return what `parts` say of `module` beside A and B, all that the config promises."""
-    is_target = _A in parts
+    is_target = _A in parts or _EMBEDDING_A in parts
     magnitude = [parts[ending] for ending in _MAGNITUDES if ending in parts]
     biases = [parts[ending] for ending in _BIASES if ending in parts]
     added = [parts[_ADDED]] if _ADDED in parts else []
+    # That of adapted embeddings is saved with their weight.
+    has_bias = config.bias is not Bias.NONE or (is_outer(module) and ".base_layer.bias" in parts)
     for tensors, field, is_on, needs_all in (
         (magnitude, "use_dora", config.use_dora, True),
         (added, "lora_bias", config.lora_bias, True),
-        (biases, "bias", config.bias is not Bias.NONE, False),
+        (biases, "bias", has_bias, False),
     ):
         if len(tensors) > 1:
             raise PackageError(f"tensors {tensors[0].name} and {tensors[1].name} say the same")
@@ -94,7 +139,21 @@ def _edits(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> lis
                 "INVALID_ADAPTER_CONFIG",
             )
     found = [(magnitude, EditKind.MAGNITUDE), (added, EditKind.ADDED_BIAS), (biases, EditKind.BIAS)]
-    return [Edit(module, kind, _vector(tensor)) for tensors, kind in found for tensor in tensors]
+    edits = [Edit(module, kind, _vector(tensor)) for tensors, kind in found for tensor in tensors]
+    if ROWS in parts:
+        end = next((end for end in config.tokens if module.endswith(end)), None)
+        tokens = () if end is None else config.tokens[end]
+        edits.append(tokens_edit(module, parts[ROWS], tokens, "trainable_token_indices"))
+    return edits
+
+
+def _check_tokens(config: LoraConfig, edits: list[Edit]) -> None:
+    # Of tied modules PEFT saves the rows of one.
+    if config.tokens and not any(edit.kind is EditKind.TOKENS for edit in edits):
+        raise PackageError(
+            f"there is no tensor '{ROWS}', but adapter_config.json has trainable_token_indices",
+            "INVALID_ADAPTER_CONFIG",
+        )
 
 
 def _vector(tensor: TensorInfo) -> TensorInfo:

@@ -9,16 +9,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.generation import check_generation
 from loramux_adapters.strict_json import parse_object
 
 FORMAT_VERSION = 1
 MANIFEST_KEY = "loramux.manifest"
+MAX_TEMPLATE_BYTES = 64 << 10
 NOTES: Mapping[str, tuple[type, str]] = {
     "base": (dict, "an object"),
     "labels": (list, "a list"),
     "chat_template": (str, "a string"),
     "generation": (dict, "an object"),
+    "added_tokens": (list, "a list"),
     "licence": (str, "a string"),
     "provenance": (dict, "an object"),
     "evaluation": (dict, "an object"),
@@ -79,6 +83,18 @@ def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]
             raise PackageError(
                 f"{where}: {name} is {shown(value)}, not {words}", "INVALID_ADAPTER_CONFIG"
             )
+    template, generation = notes.get("chat_template"), notes.get("generation")
+    if isinstance(template, str) and not 1 <= len(template.encode()) <= MAX_TEMPLATE_BYTES:
+        raise PackageError(
+            f"{where}: chat_template has {len(template.encode())} bytes; "
+            f"expected 1 to {MAX_TEMPLATE_BYTES}",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    if isinstance(generation, dict):
+        check_generation(generation, f"{where}: generation")
+    added = notes.get("added_tokens")
+    if isinstance(added, list):
+        parse_added_tokens(added, f"{where}: added_tokens")
     return notes
 
 

@@ -5,20 +5,19 @@ The tensors have the names that PEFT gave them, so any safetensors reader can op
 input gives equal bytes, and the SHA-256 of those bytes is the adapter's identity.
 """
 
-import errno
 import hashlib
 import os
-import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
+from loramux_adapters.added_tokens import added_tokens_of
+from loramux_adapters.companions import companion_notes
 from loramux_adapters.contents import Contents, Edit
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
+from loramux_adapters.files import open_regular, read_object
 from loramux_adapters.kinds import AdapterConfig, kind_of, read_contents
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.manifest import (
@@ -28,7 +27,6 @@ from loramux_adapters.manifest import (
     manifest_text,
     parse_manifest,
 )
-from loramux_adapters.strict_json import parse_object
 from loramux_adapters.tensorfile import (
     ITEM_BYTES,
     MAX_HEADER_BYTES,
@@ -89,7 +87,11 @@ class Package:
     @property
     def target_modules(self) -> list[str]:
         """The last parts of the names of the adapted layers, sorted."""
-        return sorted({module.rpartition(".")[2] for module in self.contents.changed_modules})
+        changed = [
+            *self.contents.changed_modules,
+            *(each.module for each in self.contents.bottlenecks),
+        ]
+        return sorted({module.rpartition(".")[2] for module in changed})
 
 
 def read_package(file: BinaryIO, size: int) -> Package:
@@ -110,24 +112,27 @@ def read_package(file: BinaryIO, size: int) -> Package:
     return Package(checked, manifest.peft_config, manifest.notes, contents, header)
 
 
-def pack(source: Path, output: Output, *, notes: Mapping[str, object] | None = None) -> None:
-    """Write the PEFT folder `source` to `output` as a package, with the notes of `loramux.json`.
+def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None) -> None:
+    """Write the PEFT folder `source` to `output` as a package, with notes as `read_notes` has them.
 
-    Those in `notes` take the place of its own. Memory stays bounded: tensor bytes are copied, never
-    held.
+    Memory stays bounded: tensor bytes are copied, never held.
 
     Raises:
         PackageError: The folder is not an adapter that can be served.
     """
     config = read_config(source)
     kind_of(config).check(config)  # before the tensors: the clearer message comes first
-    noted = read_notes(source)
+    noted = read_notes(source, notes)
     with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
         read = tensor_reader(file, header.data_start)
         if "tensors" in noted:
             check_digests(cast(dict[str, object], noted["tensors"]), header.tensors, read)
-        write_package(config, header.tensors, read, output, notes={**noted, **(notes or {})})
+        if "added_tokens" not in {**noted, **(notes or {})}:
+            _, contents = _read(config, header.tensors)
+            if added := added_tokens_of(source, contents):
+                noted = {**noted, "added_tokens": added}
+        write_package(config, header.tensors, read, output, notes=noted)
 
 
 def write_package(
@@ -175,23 +180,6 @@ def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
     return read
 
 
-@contextmanager
-def open_package(path: Path) -> Iterator[tuple[BinaryIO, Package]]:
-    """Open the package or PEFT folder at `path`; a folder is packed into a temporary file.
-
-    Raises:
-        PackageError: It is not an adapter that can be served.
-        OSError: The path cannot be read.
-    """
-    if not path.is_dir():
-        with path.open("rb") as file:
-            yield file, read_package(file, os.fstat(file.fileno()).st_size)
-        return
-    with tempfile.TemporaryFile(prefix="loramux-") as packed:
-        pack(path, packed)
-        yield packed, read_package(packed, packed.tell())
-
-
 def digest_of(file: BinaryIO) -> str:
     """Return the identity of the package in `file`: `sha256:` and 64 hexadecimal digits."""
     sha256 = hashlib.sha256()
@@ -212,18 +200,26 @@ def read_config(source: Path) -> dict[str, object]:
     Raises:
         PackageError: There is none, or it is malformed.
     """
-    return _read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+    return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
 
 
-def read_notes(source: Path) -> Mapping[str, object]:
-    """Return the notes beside an adapter in the folder `source`, if any.
+def read_notes(
+    source: Path, notes: Mapping[str, object | None] | None = None
+) -> Mapping[str, object]:
+    """Return the notes for an adapter in the folder `source`.
+
+    They are those in `notes`, then those of `loramux.json`, then those of other files beside the
+    adapter. None in `notes` leaves one out.
 
     Raises:
         PackageError: They are malformed.
     """
-    if not (source / NOTES_FILE).exists():
-        return {}
-    return check_notes(_read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
+    noted: Mapping[str, object] = {}
+    if (source / NOTES_FILE).exists():
+        noted = check_notes(read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
+    given = {**noted, **(notes or {})}
+    found = {**companion_notes(source, but=given.keys()), **given}
+    return check_notes({n: note for n, note in found.items() if note is not None}, str(source))
 
 
 def open_tensors(source: Path) -> BinaryIO:
@@ -234,7 +230,7 @@ def open_tensors(source: Path) -> BinaryIO:
     """
     path = source / TENSOR_FILE
     try:
-        return _open_regular(path)
+        return open_regular(path)
     except OSError as error:
         hint = ""
         if (source / "adapter_model.bin").exists():
@@ -263,28 +259,3 @@ def _read(
             f"the config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"
         )
     return read_contents(config, tensors)
-
-
-def _read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
-    try:
-        with _open_regular(source / name) as file:
-            raw = file.read(max_bytes + 1)
-    except OSError as error:
-        raise PackageError(
-            f"{source} has no readable {name} ({error.strerror}): expected a folder "
-            "that PEFT's save_pretrained wrote",
-            "INVALID_ADAPTER_CONFIG",
-        ) from None
-    if len(raw) > max_bytes:
-        raise PackageError(f"{name} is above {max_bytes} bytes", "INVALID_ADAPTER_CONFIG")
-    try:
-        return parse_object(raw, name)
-    except ValueError as error:
-        raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    # Asked before opening: to open a pipe is to wait for whoever writes to it.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    return path.open("rb")

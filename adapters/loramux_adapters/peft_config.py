@@ -17,17 +17,23 @@ from loramux_adapters.fields import (
     names,
     refuse_unserved,
     text,
+    unsupported,
 )
 from loramux_adapters.lora_config import Bias, LoraConfig
+from loramux_adapters.saved import saved_names
+from loramux_adapters.trainable_tokens import token_indices
 
 MAX_RANK = 512
 MAX_SCALE = 1000.0
+MAX_INVOCATION = 1024
+MAX_TOKEN = (1 << 31) - 1
 
 FIELDS = Fields(
     honoured=frozenset({
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_dora",
-        "bias", "lora_bias",
+        "bias", "lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
+        "alora_invocation_tokens",
     }),
     # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
     # before training. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
@@ -35,15 +41,11 @@ FIELDS = Fields(
     recorded=frozenset({
         "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config",
-        "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying", "megatron_core",
-        "qalora_group_size",
+        "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
     }),
     refused={
         "init_lora_weights": "the adapter starts from the base, whose weights PEFT changes again "
         "at each load: save it with path_initial_model_for_weight_conversion, as a LoRA of its own",
-        "modules_to_save": "modules trained as a whole are not served",
-        "trainable_token_indices": "embeddings of single tokens are not served",
-        "alora_invocation_tokens": "an adapter that begins in the middle of a prompt is not served",
         "target_parameters": "parameters that are not a layer's weight, such as those of experts, "
         "are not served",
         "layer_replication": "it makes a base of other layers: replicate them in the base's own "
@@ -95,10 +97,34 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         use_dora=boolean(config, "use_dora"),
         lora_bias=boolean(config, "lora_bias"),
         bias=_bias(config),
+        saved=saved_names(config),
+        tokens=token_indices(config),
+        ensures_tying=boolean(config, "ensure_weight_tying"),
+        invocation=_invocation(config),
     )
     if checked.target_modules is not None and not checked.target_modules:
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")
     return checked
+
+
+def _invocation(config: Mapping[str, object]) -> tuple[int, ...]:
+    """Return the tokens that switch the adapter on; none where it is on from the beginning."""
+    name = "alora_invocation_tokens"
+    value = config.get(name) or []
+    if not isinstance(value, list) or len(value) > MAX_INVOCATION:
+        raise invalid(name, f"is {shown(value)}, not a list of at most {MAX_INVOCATION} tokens")
+    for token in value:
+        if type(token) is not int or not 0 <= token <= MAX_TOKEN:
+            raise invalid(name, f"holds {shown(token)}, not a token id from 0 to {MAX_TOKEN}")
+    if not value:
+        return ()
+    if config.get("use_dora"):
+        raise unsupported("use_dora", True, f"PEFT does not combine it with {name}")
+    task = config.get("task_type")
+    if task != "CAUSAL_LM":
+        # In a model for another task PEFT looks for no tokens, and the adapter is never active.
+        raise unsupported("task_type", task, f"{name} needs 'CAUSAL_LM'")
+    return tuple(value)
 
 
 def _bias(config: Mapping[str, object]) -> Bias:

@@ -29,4 +29,11 @@ def require_low_rank(package: Package, action: str) -> LoraConfig:
             f"{edit.tensor.name}, its {edit.kind}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
+    embeddings = [module.module for module in package.modules if module.is_embedding]
+    if embeddings:
+        raise PackageError(
+            f"{action} takes low-rank changes of linear layers; module {embeddings[0]} is an "
+            "embedding",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     return config

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import grpc
 
+from loramux._channel import Targets, address, each, options
 from loramux.errors import InvalidArgumentError
 
 KEY_VARIABLE = "LORAMUX_API_KEY"
@@ -19,7 +20,6 @@ Tls = bool | str | Path | None
 """Whether the connection is encrypted: with the authorities of the system, or those of a file."""
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-_Options = list[tuple[str, int]]
 
 
 class _Keyed:
@@ -41,12 +41,12 @@ class _Keyed:
 
 
 def open_channel(
-    target: str,
-    options: _Options,
+    target: Targets,
     *,
     key: str | None,
     tls: Tls,
     credentials: grpc.ChannelCredentials | None,
+    retries: bool,
 ) -> grpc.Channel:
     """Return a channel to `target`; see `Client` for the arguments.
 
@@ -56,29 +56,31 @@ def open_channel(
     """
     key = _checked_key(key)
     credentials = _credentials(target, key, tls, credentials)
+    place, settings = address(target), options(target, retries=retries)
     channel = (
-        grpc.secure_channel(target, credentials, options)
+        grpc.secure_channel(place, credentials, settings)
         if credentials
-        else grpc.insecure_channel(target, options)
+        else grpc.insecure_channel(place, settings)
     )
     return cast(grpc.Channel, _Keyed(channel, key)) if key else channel
 
 
 def open_aio_channel(
-    target: str,
-    options: _Options,
+    target: Targets,
     *,
     key: str | None,
     tls: Tls,
     credentials: grpc.ChannelCredentials | None,
+    retries: bool,
 ) -> grpc.aio.Channel:
     """Return a channel for an event loop; see `open_channel`."""
     key = _checked_key(key)
     credentials = _credentials(target, key, tls, credentials)
+    place, settings = address(target), options(target, retries=retries)
     channel = (
-        grpc.aio.secure_channel(target, credentials, options)
+        grpc.aio.secure_channel(place, credentials, settings)
         if credentials
-        else grpc.aio.insecure_channel(target, options)
+        else grpc.aio.insecure_channel(place, settings)
     )
     return cast(grpc.aio.Channel, _Keyed(channel, key)) if key else channel
 
@@ -98,7 +100,7 @@ def _checked_key(key: str | None) -> str:
 
 
 def _credentials(
-    target: str, key: str, tls: Tls, credentials: grpc.ChannelCredentials | None
+    target: Targets, key: str, tls: Tls, credentials: grpc.ChannelCredentials | None
 ) -> grpc.ChannelCredentials | None:
     """Return what encrypts the connection; None for plaintext."""
     if credentials is not None:
@@ -111,10 +113,11 @@ def _credentials(
         return grpc.ssl_channel_credentials()
     if tls:
         return grpc.ssl_channel_credentials(Path(tls).read_bytes())
-    if key and tls is None and not _is_local(target):
+    remote = [place for place in each(target) if not _is_local(place)]
+    if key and tls is None and remote:
         raise InvalidArgumentError(
-            f"a key would go to {target} in plaintext; set tls=True, or the path of the server's "
-            "authority, or tls=False where nobody else can read it",
+            f"a key would go to {remote[0]} in plaintext; set tls=True, or the path of the "
+            "server's authority, or tls=False where nobody else can read it",
             reason="INVALID_FIELD",
             field="tls",
         )

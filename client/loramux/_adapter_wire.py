@@ -45,6 +45,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         size_bytes=message.size_bytes,
         rank=message.rank,
         method=message.method,
+        invocation_token_ids=tuple(message.invocation_token_ids),
         target_modules=tuple(message.target_modules),
         base_model=message.base_model,
         source=_SOURCES.get(message.source, ""),

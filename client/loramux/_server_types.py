@@ -1,5 +1,6 @@
 """The values that say what a server is and does; public in `loramux.types`."""
 
+import datetime
 from dataclasses import dataclass
 
 
@@ -18,6 +19,8 @@ class ServerInfo:
     vocab_size: int
     has_tokenizer: bool
     num_parameters: int
+    has_chat_template: bool
+    """Whether messages can be continued without an adapter that has a template of its own."""
     max_running_requests: int
     max_upload_bytes: int
 
@@ -66,3 +69,17 @@ class ServerLoad:
     """Requests in each step, added up."""
     step_adapters: int
     """Distinct adapters in each step, added up."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineEntry:
+    """A request or adapter that a server does not run any more."""
+
+    key: str
+    """The digest of an adapter, or `request:` and a digest of the request."""
+    adapters: tuple[str, ...]
+    """The versions that have this digest."""
+    cause: str
+    """What happened."""
+    since: datetime.datetime
+    """In UTC."""

@@ -6,7 +6,6 @@ An upload whose connection breaks goes on where the server says that it came to.
 import datetime
 import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from loramux.errors import (
     UnavailableError,
 )
 from loramux.v1 import adapters_pb2, uploads_pb2
-from loramux_adapters import PackageError, pack, read_package
+from loramux_adapters import PackageError, open_source, read_package
 
 CHUNK_BYTES = 512 << 10
 MAX_FAILURES = 10
@@ -115,7 +114,7 @@ def open_upload(
         OSError: The path cannot be read.
     """
     try:
-        with _open_package(Path(path)) as file:
+        with open_source(Path(path)) as file:
             size = os.fstat(file.fileno()).st_size
             read_package(file, size)
             file.seek(0)
@@ -133,15 +132,3 @@ def open_upload(
             yield Upload(file, header, progress, time.monotonic() + timeout)
     except PackageError as error:
         raise InvalidArgumentError(f"{path}: {error}", reason=error.reason) from None
-
-
-@contextmanager
-def _open_package(path: Path) -> Iterator[BinaryIO]:
-    if not path.is_dir():
-        with path.open("rb") as file:
-            yield file
-        return
-    with tempfile.TemporaryFile(prefix="loramux-") as packed:
-        pack(path, packed)
-        packed.flush()
-        yield packed

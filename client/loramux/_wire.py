@@ -1,8 +1,9 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Unpack
+from typing import Unpack, cast
 
 import grpc
 
@@ -13,7 +14,10 @@ from loramux.types import (
     Completion,
     FinishReason,
     Generation,
+    Message,
+    Mix,
     PositionLogprobs,
+    QuarantineEntry,
     SamplingOptions,
     ServerInfo,
     ServerLoad,
@@ -22,17 +26,13 @@ from loramux.types import (
     TokenLogprob,
     Usage,
 )
-from loramux.v1 import errors_pb2, generation_pb2, server_pb2
+from loramux.v1 import errors_pb2, generation_pb2, quarantine_pb2, server_pb2
 
 ERROR_KEY = "loramux-error-bin"
 """Trailing metadata that holds an ErrorDetail."""
 
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    # An answer with log-probabilities can be large; a request cannot.
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-]
+_HUNG_UP = (grpc.StatusCode.CANCELLED, "CANCELLED")
+"""What gRPC makes of a call that reaches a server in the moment in which it closes."""
 
 _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
@@ -46,12 +46,17 @@ _ERRORS = {
 
 
 def generate_request(
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[Message] | None,
     adapter: str | None,
     request_id: str,
     parse_special_tokens: bool,
     add_special_tokens: bool,
+    add_generation_prompt: bool,
     routing_key: str = "",
+    adapters: Mix = (),
+    combination: str | None = None,
+    scale: float | None = None,
     **sampling: Unpack[SamplingOptions],
 ) -> generation_pb2.GenerateRequest:
     """Return the message for one request.
@@ -66,14 +71,30 @@ def generate_request(
         request.request_id = request_id
     with _fitting("routing_key"):
         request.routing_key = routing_key
+    for name, weight in _pairs(adapters):
+        with _fitting("adapters"):
+            request.adapters.add(adapter=name, weight=weight)
+    if combination is not None:
+        with _fitting("combination"):
+            request.combination = generation_pb2.Combination.Value(
+                f"COMBINATION_{combination.upper()}"
+            )
+    if scale is not None:
+        with _fitting("scale"):
+            request.scale = scale
     if isinstance(prompt, str):
         with _fitting("prompt"):
             request.prompt = prompt
-    else:
+    elif prompt is not None:
         with _fitting("prompt_token_ids"):
             request.prompt_token_ids.extend(prompt)
+    for index, message in enumerate(messages or ()):
+        with _fitting(f"messages[{index}]"):
+            request.messages.add(role=message["role"], content=message["content"])
     if not add_special_tokens:
         request.add_special_tokens = False
+    if not add_generation_prompt:
+        request.add_generation_prompt = False
     options = dict(sampling)
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = [stop]
@@ -82,6 +103,10 @@ def generate_request(
             one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
             request.sampling.MergeFrom(one)
     return request
+
+
+def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
+    return adapters.items() if isinstance(adapters, Mapping) else adapters
 
 
 @contextmanager
@@ -101,8 +126,10 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
         request_id=response.request_id,
         completions=tuple(_completion(completion) for completion in response.completions),
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(_identity, response.adapters)),
         usage=_usage(response.usage),
         timing=_timing(response.timing),
+        sampling=_sampling(response.sampling),
     )
 
 
@@ -119,8 +146,10 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
         request_id=response.request_id,
         adapter=_identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(_identity, response.adapters)),
         usage=_usage(response.usage) if response.HasField("usage") else None,
         timing=_timing(response.timing) if response.HasField("timing") else None,
+        sampling=_sampling(response.sampling) if response.HasField("sampling") else None,
     )
 
 
@@ -138,8 +167,19 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         vocab_size=base.vocab_size,
         has_tokenizer=base.has_tokenizer,
         num_parameters=base.num_parameters,
+        has_chat_template=base.has_chat_template,
         max_running_requests=message.max_running_requests,
         max_upload_bytes=message.max_upload_bytes,
+    )
+
+
+def quarantine_entry(message: quarantine_pb2.QuarantineEntry) -> QuarantineEntry:
+    """Return the value of something that is refused."""
+    return QuarantineEntry(
+        key=message.key,
+        adapters=tuple(message.adapters),
+        cause=message.cause,
+        since=message.since.ToDatetime(tzinfo=datetime.UTC),
     )
 
 
@@ -173,6 +213,8 @@ def error_of(error: grpc.RpcError) -> errors.LoramuxError:
     """Return the error that the server raised, from what gRPC raised here."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     kind = _ERRORS.get(error.code(), errors.InternalError)
+    if (error.code(), error.details()) == _HUNG_UP:
+        kind = errors.UnavailableError
     if kind is errors.LoramuxError:
         kind = errors.InternalError
     detail = _detail(error.trailing_metadata())
@@ -240,6 +282,17 @@ def _identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
 
 def _usage(message: generation_pb2.Usage) -> Usage:
     return Usage(message.prompt_tokens, message.completion_tokens)
+
+
+def _sampling(message: generation_pb2.SamplingParams) -> SamplingOptions:
+    """Return what `message` says; fields without a value are left out."""
+    found: dict[str, object] = {}
+    for field, value in message.ListFields():
+        if field.name == "logit_bias":
+            found[field.name] = dict(value)
+        else:
+            found[field.name] = list(value) if isinstance(value, Sequence) else value
+    return cast(SamplingOptions, found)
 
 
 def _timing(message: generation_pb2.Timing) -> Timing:

@@ -9,10 +9,21 @@ import grpc
 from loramux import _wire
 from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
+from loramux._channel import Targets
 from loramux.client import DEFAULT_TIMEOUT
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo, ServerLoad
-from loramux.v1 import server_pb2
+from loramux.types import (
+    Chunk,
+    Generation,
+    Message,
+    Mix,
+    QuarantineEntry,
+    SamplingOptions,
+    ServerInfo,
+    ServerLoad,
+)
+from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
 __all__ = ["AsyncClient"]
@@ -26,42 +37,55 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str,
+        target: Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
+        retries: bool = True,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
-        options = _wire.CHANNEL_OPTIONS
-        self._channel = open_aio_channel(target, options, key=key, tls=tls, credentials=credentials)
+        self._channel = open_aio_channel(
+            target, key=key, tls=tls, credentials=credentials, retries=retries
+        )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
+        self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = AsyncAdapters(self._channel, timeout)
         """The adapters that are registered with the server."""
 
     async def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`; see `Client.generate`."""
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         with _wire.raising():
@@ -73,24 +97,34 @@ class AsyncClient:
 
     async def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         call = self._generation.StreamGenerate(
@@ -102,6 +136,26 @@ class AsyncClient:
                     yield _wire.chunk(response)
         finally:
             call.cancel()
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        adapter: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        routing_key: str = "",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generation:
+        """Return the next turn of a conversation; see `Client.chat`."""
+        return await self.generate(
+            messages=messages,
+            adapter=adapter,
+            timeout=timeout,
+            request_id=request_id,
+            routing_key=routing_key,
+            **sampling,
+        )
 
     async def info(self) -> ServerInfo:
         """Return what the server is and serves."""
@@ -119,6 +173,21 @@ class AsyncClient:
                 await self._server.GetServerLoad(
                     server_pb2.GetServerLoadRequest(), timeout=self._timeout
                 )
+            )
+
+    async def quarantined(self) -> list[QuarantineEntry]:
+        """Return the requests and adapters that the server does not run any more."""
+        with _wire.raising():
+            response = await self._quarantine.ListQuarantined(
+                quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
+            )
+            return [_wire.quarantine_entry(entry) for entry in response.entries]
+
+    async def clear_quarantined(self, key: str) -> None:
+        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        with _wire.raising():
+            await self._quarantine.ClearQuarantined(
+                quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     async def close(self) -> None:

@@ -9,9 +9,20 @@ import grpc
 from loramux import _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
-from loramux.types import Chunk, Generation, SamplingOptions, ServerInfo, ServerLoad
-from loramux.v1 import server_pb2
+from loramux._channel import Targets
+from loramux.types import (
+    Chunk,
+    Generation,
+    Message,
+    Mix,
+    QuarantineEntry,
+    SamplingOptions,
+    ServerInfo,
+    ServerLoad,
+)
+from loramux.v1 import quarantine_pb2, server_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
 __all__ = ["Client"]
@@ -27,71 +38,94 @@ class Client:
 
     def __init__(
         self,
-        target: str,
+        target: Targets,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
+        retries: bool = True,
     ) -> None:
         """Connect to `target` when the first call is made.
 
         Args:
-            target: `HOST:PORT` of the server.
+            target: `HOST:PORT` of the server, or a list of several that serve the same: they take
+                turns, and who cannot serve is left out.
             timeout: Seconds that a call may take, unless it says otherwise.
             key: API key, `lmx_…`; None takes the one in LORAMUX_API_KEY, if there is one.
             tls: True to trust the authorities of the system, a path for those of a PEM file, False
-                for plaintext; None takes the path in LORAMUX_CA, or else plaintext, in which a key
-                goes to this machine alone.
+                 for plaintext; None takes the path in LORAMUX_CA, or else plaintext, in which a key
+                 goes to this machine alone.
             credentials: In place of `tls`, what `grpc.ssl_channel_credentials` returns, such as
-                with a certificate of the client.
+                 with a certificate of the client.
+            retries: Make calls that change nothing again where the server was away before it began
+                to answer; with patience, and not so often that it would add much to its load.
 
         Raises:
             InvalidArgumentError: The key cannot be one, or would go in plaintext to another
-                machine.
+                machine; or `target` names several, and one of them cannot be found.
             OSError: The file that `tls` names cannot be read.
         """
-        options = _wire.CHANNEL_OPTIONS
-        self._channel = open_channel(target, options, key=key, tls=tls, credentials=credentials)
+        self._channel = open_channel(
+            target, key=key, tls=tls, credentials=credentials, retries=retries
+        )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
+        self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = Adapters(self._channel, timeout)
         """The adapters that are registered with the server."""
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`.
 
         Args:
             prompt: Text, or token ids of the base model.
+            messages: A conversation instead, of which the chat template of the adapter, or else of
+                the base model, makes the prompt.
             adapter: Reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`, where the tag
                 is a version or an alias; None for the base model alone.
             timeout: Seconds that the call may take.
             request_id: Names the request in replies and logs.
             parse_special_tokens: Let text such as `</s>` in the prompt be a control token.
             add_special_tokens: Put the tokenizer's own prefix before a text prompt.
+            add_generation_prompt: End the prompt of `messages` with what begins an answer.
             routing_key: Chooses the version where an alias stands for several: equal keys, such as
                 the id of a user, get the same one. Where empty, chance decides.
+            adapters: References to up to 4 adapters, each with its weight, in place of `adapter`.
+            combination: How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which
+                is what None means, or `linear`.
+            scale: Multiplies what `adapter` changes; None means 1.
             sampling: How tokens are chosen and when to stop.
         """
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         with _wire.raising():
@@ -103,14 +137,19 @@ class Client:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
         request_id: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
         routing_key: str = "",
+        adapters: Mix = (),
+        combination: str | None = None,
+        scale: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; closing the iterator cancels the request.
@@ -119,11 +158,16 @@ class Client:
         """
         request = _wire.generate_request(
             prompt,
+            messages,
             adapter,
             request_id,
             parse_special_tokens,
             add_special_tokens,
+            add_generation_prompt,
             routing_key,
+            adapters,
+            combination,
+            scale,
             **sampling,
         )
         call = self._generation.StreamGenerate(
@@ -135,6 +179,26 @@ class Client:
                     yield _wire.chunk(response)
         finally:
             call.cancel()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        adapter: str | None = None,
+        timeout: float | None = None,
+        request_id: str = "",
+        routing_key: str = "",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generation:
+        """Return the next turn of a conversation; the arguments are those of `generate`."""
+        return self.generate(
+            messages=messages,
+            adapter=adapter,
+            timeout=timeout,
+            request_id=request_id,
+            routing_key=routing_key,
+            **sampling,
+        )
 
     def info(self) -> ServerInfo:
         """Return what the server is and serves."""
@@ -148,6 +212,21 @@ class Client:
         with _wire.raising():
             return _wire.server_load(
                 self._server.GetServerLoad(server_pb2.GetServerLoadRequest(), timeout=self._timeout)
+            )
+
+    def quarantined(self) -> list[QuarantineEntry]:
+        """Return the requests and adapters that the server does not run any more."""
+        with _wire.raising():
+            response = self._quarantine.ListQuarantined(
+                quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
+            )
+            return [_wire.quarantine_entry(entry) for entry in response.entries]
+
+    def clear_quarantined(self, key: str) -> None:
+        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        with _wire.raising():
+            self._quarantine.ClearQuarantined(
+                quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     def close(self) -> None:

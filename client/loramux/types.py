@@ -2,11 +2,11 @@
 
 import datetime
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
-from loramux._server_types import ServerInfo, ServerLoad, TierLoad
+from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 
 __all__ = [
     "Adapter",
@@ -18,7 +18,10 @@ __all__ = [
     "Completion",
     "FinishReason",
     "Generation",
+    "Message",
+    "Mix",
     "PositionLogprobs",
+    "QuarantineEntry",
     "SamplingOptions",
     "ServerInfo",
     "ServerLoad",
@@ -27,6 +30,10 @@ __all__ = [
     "TokenLogprob",
     "Usage",
 ]
+
+
+Mix: TypeAlias = Mapping[str, float] | Sequence[tuple[str, float]]
+"""References to the adapters of a mix, each with its weight."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -53,6 +60,14 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int
     skip_special_tokens: bool
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
+    content: str
 
 
 class FinishReason(enum.StrEnum):
@@ -135,9 +150,13 @@ class Generation:
     request_id: str
     completions: tuple[Completion, ...]
     adapter: AdapterIdentity | None
-    """None for the base model."""
+    """None for the base model and for a mix."""
+    adapters: tuple[AdapterIdentity, ...]
+    """All that answered, in the order of the request."""
     usage: Usage
     timing: Timing
+    sampling: SamplingOptions
+    """What was used: what the call said, and the defaults of the adapter or the server."""
 
     @property
     def text(self) -> str:
@@ -175,11 +194,15 @@ class Chunk:
     request_id: str
     """Set in the first chunk of a stream, empty in the others."""
     adapter: AdapterIdentity | None
-    """Set in the first chunk of a stream, unless the base model answers."""
+    """Set in the first chunk of a stream, unless the base model or a mix answers."""
+    adapters: tuple[AdapterIdentity, ...]
+    """All that answer, in the order of the request; set in the first chunk of a stream."""
     usage: Usage | None
     """Set in the last chunk of a stream."""
     timing: Timing | None
     """Set in the last chunk of a stream."""
+    sampling: SamplingOptions | None
+    """Set in the first chunk of a stream: what is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +243,8 @@ class Adapter:
     """The largest rank of any module; 0 where there is no low-rank change."""
     method: str
     """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    invocation_token_ids: tuple[int, ...]
+    """Tokens from whose last place in a prompt on it does something; empty where it always does."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

@@ -37,11 +37,25 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "0 looks only at the start.",
         ),
     ] = 5.0
+    adapter_templates: Annotated[
+        bool,
+        Meta(
+            description="Render conversations by the chat template of an adapter's package, where "
+            "it has one; otherwise they are refused for such an adapter."
+        ),
+    ] = True
     store: Annotated[
         str | None,
         Meta(
             description="Directory for uploaded adapters; by default one for each base model "
             "below the user's data directory."
+        ),
+    ] = None
+    catalog: Annotated[
+        str | None,
+        Meta(
+            description="SQLAlchemy URL of the database for names and versions, such as "
+            "postgresql+psycopg://user@host/name; by default SQLite in the store."
         ),
     ] = None
     listen: Annotated[str, Meta(description="HOST:PORT for gRPC; port 0 takes a free one.")] = (
@@ -165,6 +179,30 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "requests are refused. 0 means no limit.",
         ),
     ] = 1.0
+    watchdog: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds without a sign of life after which the engine is replaced; more "
+            "where its steps have been slow. 0 means never.",
+        ),
+    ] = 30.0
+    quarantine_deaths: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="A request or adapter that so many deaths of the engine in a row had under "
+            "way is refused until an operator clears it; 0 means never.",
+        ),
+    ] = 2
+    probe_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds without work after which a token is made to see whether the "
+            "engine still can, which is what health checks tell; 0 means never.",
+        ),
+    ] = 5.0
     drain_timeout: Annotated[
         float, Meta(ge=0, description="Seconds that requests get to finish after SIGTERM.")
     ] = 45.0

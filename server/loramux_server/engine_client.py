@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from loramux.errors import (
     DataLossError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
@@ -27,6 +30,7 @@ from loramux_server.engine.messages import (
     Unpin,
 )
 from loramux_server.engine_process import EngineProcess
+from loramux_server.quarantine import Quarantine, Work
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +38,17 @@ RETRY_DELAY = 1.0
 
 _FAILURES: dict[str, type[LoramuxError]] = {
     "QUEUE_FULL": ResourceExhaustedError,
+    "DEADLINE_EXCEEDED": DeadlineExceededError,
+    "DEADLINE_UNREACHABLE": ResourceExhaustedError,
     "INVALID_FIELD": InvalidArgumentError,
     "CONTEXT_LENGTH_EXCEEDED": InvalidArgumentError,
     "ADAPTER_TOO_LARGE": FailedPreconditionError,
     "ADAPTER_NOT_FINITE": FailedPreconditionError,
     "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
+    "ADAPTER_NOT_MIXABLE": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
+    "STORE_UNAVAILABLE": UnavailableError,
+    "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
 }
 
 
@@ -84,6 +93,15 @@ class Mailbox:
             self._waiter.set_result(None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A completion that the engine works on, and where its tokens go."""
+
+    mailbox: Mailbox
+    index: int
+    work: Work
+
+
 class EngineClient:
     """Owns the calls that wait for the engine."""
 
@@ -93,6 +111,8 @@ class EngineClient:
         *,
         on_report: Callable[[Report], None],
         on_ready: Callable[[bool], None],
+        watchdog: float = 0.0,
+        quarantine: Quarantine | None = None,
     ) -> None:
         """Prepare; nothing is started before `process.start`.
 
@@ -100,11 +120,16 @@ class EngineClient:
             config: What the engine is told.
             on_report: Called with each report.
             on_ready: Called with whether the engine answers, whenever that changes.
+            watchdog: Seconds of silence after which the engine is replaced; 0 means never.
+            quarantine: Refuses what the engine does not survive.
         """
-        self.process = EngineProcess(config, on_report=self._dispatch, on_ready=self._ready_or_dead)
+        self.process = EngineProcess(
+            config, on_report=self._dispatch, on_ready=self._ready_or_dead, watchdog=watchdog
+        )
+        self.quarantine = quarantine or Quarantine(max_deaths=0)
         self._on_report = on_report
         self._on_ready = on_ready
-        self._calls: dict[int, tuple[Mailbox, int]] = {}
+        self._calls: dict[int, _Call] = {}
         self._next_id = 0
 
     def submit(
@@ -115,6 +140,7 @@ class EngineClient:
         adapter: AdapterSource | None,
         sampling: Sampling,
         tenant: str,
+        timeout: float | None = None,
         weight: int = 1,
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
@@ -123,13 +149,23 @@ class EngineClient:
 
         Raises:
             UnavailableError: The engine is away.
+            FailedPreconditionError: The request or its adapter is in quarantine.
         """
+        parts = tuple(part.digest for part in adapter.parts) if adapter else ()
+        work = Work(prompt, adapter.digest if adapter else None, sampling, tenant, parts)
+        self.quarantine.check(work)
         if not self.process.is_ready:
-            raise _unavailable("is starting")
+            raise self._unavailable("is starting")
         self._next_id += 1
-        self._calls[self._next_id] = (mailbox, index)
-        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant, weight))
+        self._calls[self._next_id] = _Call(mailbox, index, work)
+        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant, timeout, weight))
         return self._next_id
+
+    def finish(self, request_id: int) -> None:
+        """End a completion that is as long as it has to be, if it is still going on."""
+        if call := self._calls.get(request_id):
+            self.quarantine.ended_well(call.work)
+            self.cancel(request_id)
 
     def cancel(self, request_id: int) -> None:
         """End a completion if it is still going on."""
@@ -152,39 +188,55 @@ class EngineClient:
         if self.process.is_ready:
             self.process.send(Unpin(digest))
 
+    def close(self) -> None:
+        """End what is still under way, because the server does."""
+        self._end_all(
+            UnavailableError(
+                "the server is ending; try again",
+                reason="ENGINE_UNAVAILABLE",
+                retry_delay=RETRY_DELAY,
+            )
+        )
+
     def _dispatch(self, report: Report) -> None:
         for started in report.started:
             if call := self._calls.get(started.request_id):
-                call[0].on_started(started.queue_seconds)
+                call.mailbox.on_started(started.queue_seconds)
         for token in report.tokens:
             if call := self._calls.get(token.request_id):
-                mailbox, index = call
-                mailbox.put(index, token)
+                call.mailbox.put(call.index, token)
                 if token.finish:
                     del self._calls[token.request_id]
+                    self.quarantine.ended_well(call.work)
         for failure in report.failures:
-            call = self._calls.pop(failure.request_id, None)
-            if call:
-                call[0].fail(_error_of(failure))
+            if call := self._calls.pop(failure.request_id, None):
+                if failure.reason == "ADAPTER_NOT_FINITE" and call.work.digest:
+                    self.quarantine.was_not_finite(call.work.digest)
+                call.mailbox.fail(_error_of(failure))
         self._on_report(report)
 
     def _ready_or_dead(self, is_ready: bool) -> None:
         self._on_ready(is_ready)
-        if is_ready or not self._calls:
-            return
+        if not is_ready:
+            self.quarantine.engine_died(call.work for call in self._calls.values())
+            self._end_all(self._unavailable("died"))
+
+    def _end_all(self, error: LoramuxError) -> None:
         calls, self._calls = self._calls, {}
-        for mailbox, _ in calls.values():
-            mailbox.fail(_unavailable("died"))
-        _log.error("%d completions ended with the engine", len(calls))
+        for call in calls.values():
+            call.mailbox.fail(error)
+        if calls:
+            _log.error("%d completions ended: %s", len(calls), error)
 
-
-def _unavailable(what: str) -> UnavailableError:
-    return UnavailableError(
-        f"the engine {what}; try again", reason="ENGINE_UNAVAILABLE", retry_delay=RETRY_DELAY
-    )
+    def _unavailable(self, what: str) -> UnavailableError:
+        # Not for all at the same moment: they would come back together.
+        delay = self.process.seconds_to_ready * random.uniform(1.0, 1.5)
+        return UnavailableError(
+            f"the engine {what}; try again", reason="ENGINE_UNAVAILABLE", retry_delay=delay
+        )
 
 
 def _error_of(failure: Failure) -> LoramuxError:
     kind = _FAILURES.get(failure.reason, InternalError)
-    delay = RETRY_DELAY if kind is ResourceExhaustedError else None
+    delay = RETRY_DELAY if kind in (ResourceExhaustedError, UnavailableError) else None
     return kind(failure.message, reason=failure.reason, retry_delay=delay)

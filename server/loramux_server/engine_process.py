@@ -18,6 +18,7 @@ from loramux_server.engine.messages import (
     EngineConfig,
     FromEngine,
     ModelInfo,
+    Ping,
     Ready,
     Report,
     StartFailed,
@@ -25,12 +26,16 @@ from loramux_server.engine.messages import (
     decode_from_engine,
     encode,
 )
+from loramux_server.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
 MAX_DEATHS = 5
 DEATH_WINDOW = 60.0
 """So many deaths in so many seconds mean that starting again will not help."""
+MIN_START_PATIENCE = 60.0
+START_PATIENCE = 10.0
+"""An engine that replaces another gets so many times as long to start as the first one took."""
 
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -56,6 +61,7 @@ class EngineProcess:
         *,
         on_report: Callable[[Report], None],
         on_ready: Callable[[bool], None],
+        watchdog: float = 0.0,
     ) -> None:
         """Prepare; nothing is started yet.
 
@@ -63,8 +69,11 @@ class EngineProcess:
             config: What the engine is told.
             on_report: Called with each report.
             on_ready: Called with whether the engine answers, whenever that changes.
+            watchdog: Seconds of silence after which the engine is replaced; see `Watchdog`. 0 means
+                that it may be silent for ever.
         """
         self._config = config
+        self._watchdog = Watchdog(watchdog, config.max_batch_tokens) if watchdog else None
         self._on_report = on_report
         self._on_ready = on_ready
         self._process: asyncio.subprocess.Process | None = None
@@ -73,11 +82,19 @@ class EngineProcess:
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._supervisor: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self._start_seconds: float | None = None
+        """How long the first engine took to be ready; None before that."""
 
     @property
     def is_ready(self) -> bool:
         """Whether the engine answers."""
         return self._writer is not None
+
+    @property
+    def seconds_to_ready(self) -> float:
+        """Seconds that a new engine will probably take to be ready, 1 at least."""
+        since = time.monotonic() - self._deaths[-1] if self._deaths else 0.0
+        return max(1.0, (self._start_seconds or 0.0) - since)
 
     @property
     def pid(self) -> int | None:
@@ -120,9 +137,12 @@ class EngineProcess:
     def send(self, message: ToEngine) -> None:
         """Tell the engine something; it must be ready."""
         assert self._writer is not None
-        self._writer.write(frame(encode(message)))
+        # Of an engine that has just gone the calls are about to end.
+        if not self._writer.is_closing():
+            self._writer.write(frame(encode(message)))
 
     async def _spawn(self) -> tuple[asyncio.StreamReader, ModelInfo]:
+        begin = time.monotonic()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
@@ -135,7 +155,7 @@ class EngineProcess:
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         writer.write(frame(encode(self._config)))
-        first = await _read(reader)
+        first = await self._first_message(reader)
         if isinstance(first, Ready):
             try:
                 self._keep(first.model)
@@ -143,6 +163,7 @@ class EngineProcess:
                 writer.close()
                 raise
             self._writer = writer
+            self._start_seconds = self._start_seconds or time.monotonic() - begin
             self._on_ready(True)
             return reader, first.model
         writer.close()
@@ -150,6 +171,20 @@ class EngineProcess:
         if isinstance(first, StartFailed):
             raise ConfigError(first.message)
         raise EngineDiedError(f"the engine ended with exit code {code} before it was ready")
+
+    async def _first_message(self, reader: asyncio.StreamReader) -> FromEngine | None:
+        """Return what a new engine says first, or None when it is gone or does not get ready."""
+        assert self._process is not None
+        patience = None
+        if self._start_seconds is not None:
+            patience = max(MIN_START_PATIENCE, START_PATIENCE * self._start_seconds)
+        try:
+            async with asyncio.timeout(patience):
+                return await _read(reader)
+        except TimeoutError:
+            _log.error("the engine did not get ready within %.3g s", patience)
+            self._process.kill()
+            return None
 
     def _keep(self, model: ModelInfo) -> None:
         """Hold every engine to what the first one served: callers were told, adapters checked.
@@ -172,13 +207,44 @@ class EngineProcess:
 
     async def _supervise(self, reader: asyncio.StreamReader) -> None:
         while True:
-            while isinstance(report := await _read(reader), Report):
-                self._on_report(report)
+            await self._follow(reader)
             await self._bury()
             again = await self._start_again()
             if again is None:
                 return
             reader = again
+
+    async def _follow(self, reader: asyncio.StreamReader) -> None:
+        """Pass on what the engine reports until it is gone, or silent for too long."""
+        # Of an engine that hangs nothing may be left to wait for, its socket least of all.
+        tasks = {asyncio.create_task(self._pass_on(reader)), asyncio.create_task(self._watch())}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        for task in done:
+            task.result()
+
+    async def _pass_on(self, reader: asyncio.StreamReader) -> None:
+        while isinstance(report := await _read(reader), Report):
+            if self._watchdog:
+                self._watchdog.heard(report.batch)
+            self._on_report(report)
+
+    async def _watch(self) -> None:
+        """Return when the engine has been silent for too long."""
+        watchdog = self._watchdog
+        if watchdog is None:
+            await asyncio.Event().wait()
+            return
+        watchdog.begin(time.monotonic())
+        while True:
+            await asyncio.sleep(watchdog.interval)
+            if watchdog.look(time.monotonic()):
+                _log.error("the engine gave no sign of life for %.3g s", watchdog.patience)
+                return
+            self.send(Ping())
 
     async def _start_again(self) -> asyncio.StreamReader | None:
         """Return what a new engine writes to, or None if there will be none."""
@@ -204,13 +270,13 @@ class EngineProcess:
         if self._writer:
             self._writer.close()
             self._writer = None
+        self._deaths.append(time.monotonic())
         self._on_ready(False)
         assert self._process is not None
         # Its end of the socket is closed; whatever is left of it must go before the next starts.
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         code = await self._process.wait()
-        self._deaths.append(time.monotonic())
         if not self._is_stopping:
             _log.error("the engine died with exit code %s", code)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -37,17 +37,26 @@ LAST_WORDS = 1.0
 class Listener:
     """Owns the gRPC server: its port, its health, and the calls under way."""
 
-    def __init__(self, address: str, *, gate: Gate, drain_timeout: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        gate: Gate,
+        drain_timeout: float,
+        on_overtime: Callable[[], None] = lambda: None,
+    ) -> None:
         """Prepare; who connects is refused until `open`.
 
         Args:
             address: HOST:PORT; port 0 takes a free one.
             gate: What every call passes first.
             drain_timeout: Seconds that calls get to finish at the end.
+            on_overtime: Called when they did not; lets them fail.
         """
         self.address = address
         """HOST:PORT, with the port that was taken once it is open."""
         self._drain_timeout = drain_timeout
+        self._on_overtime = on_overtime
         self._calls = Calls()
         self._health = health.aio.HealthServicer()
         self._service_names: list[str] = []
@@ -102,8 +111,9 @@ class Listener:
         """Refuse new calls, let those under way finish, then stop."""
         await self._health.enter_graceful_shutdown()
         # gRPC itself would cancel calls that come meanwhile, and wait for who watches the health.
-        is_idle = await self._calls.close(self._drain_timeout)
-        await self._grpc.stop(LAST_WORDS if is_idle else None)
+        if not await self._calls.close(self._drain_timeout):
+            self._on_overtime()
+        await self._grpc.stop(LAST_WORDS)
 
 
 @contextlib.contextmanager

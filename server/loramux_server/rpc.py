@@ -27,6 +27,8 @@ from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES
 
 STATUS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""When gRPC itself makes a call again, if it may: its retry design, gRFC A6."""
 DOMAIN = "loramux"
 
 _log = logging.getLogger(__name__)
@@ -177,11 +179,12 @@ async def abort(context: Context, error: Exception, method: str) -> NoReturn:
     await context.abort(error.code, str(error), status_metadata(error))
 
 
-def status_metadata(error: LoramuxError) -> tuple[tuple[str, bytes], ...]:
+def status_metadata(error: LoramuxError) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailing metadata that says in detail what went wrong.
 
     `google.rpc` details for any gRPC tool, and our own smaller message for clients without them.
     """
+    pushback: tuple[tuple[str, str | bytes], ...] = ()
     reason = error.reason or "UNSPECIFIED"
     detail = errors_pb2.ErrorDetail(
         reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"),
@@ -206,7 +209,9 @@ def status_metadata(error: LoramuxError) -> tuple[tuple[str, bytes], ...]:
         )
         detail.retry_delay.CopyFrom(delay)
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        pushback = ((PUSHBACK_KEY, str(round(1000 * error.retry_delay))),)
     return (
+        *pushback,
         (STATUS_KEY, status.SerializeToString()),
         (ERROR_KEY, detail.SerializeToString()),
     )

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy.exc
@@ -20,17 +20,21 @@ from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
+from loramux_server.probe import Probe
+from loramux_server.quarantine import Quarantine
+from loramux_server.ready_file import write_ready_file
 from loramux_server.services.build import Services, build_services
 from loramux_server.services.expiry import expire, keep_expiring
-from loramux_server.services.storage import stoppable
 from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.blobs import StoreLockedError
+from loramux_server.store.catalog import Catalog, CatalogUrlError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.places import stores_folder
 from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
+from loramux_server.watching import ended, look, watch
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +51,13 @@ class Server:
         self._config = config
         self._metrics = Metrics()
         self._engine = EngineClient(
-            config.engine, on_report=self._on_report, on_ready=self._on_ready
+            config.engine,
+            on_report=self._on_report,
+            on_ready=self._on_ready,
+            watchdog=config.watchdog,
+            quarantine=Quarantine(config.quarantine_deaths),
         )
+        self._probe: Probe | None = None
         self._listener: Listener | None = None
         self._entrance: Entrance | None = None
         self._services: Services | None = None
@@ -104,14 +113,19 @@ class Server:
         _claim(registry, model)
         base = ServedBase(
             layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
+            parameters={name: tuple(shape) for name, shape in model.parameters.items()},
+            vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
             max_host_bytes=self._config.host_adapter_memory,
             resting=model.resting,
+            tokenizer_json=model.tokenizer_json,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
+            vocab_size=model.vocab_size,
+            context_length=model.context_length,
         )
         directory = Directory(adapters, registry, base)
-        await _look(directory, settles=False)
+        await look(directory, settles=False)
         assert self._entrance is not None
         services = build_services(
             registry=registry,
@@ -128,29 +142,37 @@ class Server:
         services.pins.resume()
         self._services = services
         self._exit.callback(services.uploads.close)
+        self._exit.push_async_callback(services.prompts.close)
         for expiring in (
             services.uploads.expire(EXPIRE_SECONDS),
             keep_expiring(registry, SWEEP_SECONDS),
             services.lag.watch(),
         ):
-            self._exit.push_async_callback(_ended, asyncio.create_task(expiring))
+            self._exit.push_async_callback(ended, asyncio.create_task(expiring))
         if adapters and self._config.adapters_interval:
             self._exit.push_async_callback(
-                _ended, asyncio.create_task(_watch(directory, self._config.adapters_interval))
+                ended, asyncio.create_task(watch(directory, self._config.adapters_interval))
             )
         listener = Listener(
             self._config.listen,
             gate=self._entrance.gate,
             drain_timeout=self._config.drain_timeout,
+            on_overtime=self._engine.close,
         )
-        self._exit.push_async_callback(_ended, asyncio.create_task(self._entrance.watch(tls)))
+        self._exit.push_async_callback(ended, asyncio.create_task(self._entrance.watch(tls)))
         self._exit.push_async_callback(listener.close)
         # Before that, so that nobody waits for who only watches.
         self._exit.callback(services.changes.close)
         await listener.open(services.by_descriptor, tls)
         self._listener = listener
         self.grpc_address = listener.address
-        self._write_ready_file()
+        if self._config.ready_file:
+            write_ready_file(
+                self._config.ready_file, grpc=self.grpc_address, metrics=self.metrics_address
+            )
+        if interval := self._config.probe_interval:
+            self._probe = Probe(self._engine, model, interval=interval, on_result=self._show_health)
+            self._exit.callback(asyncio.create_task(self._probe.run()).cancel)
         listener.show_health(self._engine.process.is_ready)
         _log.info("serving %s on %s", model.name, self.grpc_address)
 
@@ -158,11 +180,17 @@ class Server:
         limits = StorageLimits(self._config.max_tenant_bytes, self._config.max_tenant_adapters)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            registry = Registry(folder, Quotas(lambda _: limits))
+            registry = Registry(
+                folder,
+                Quotas(lambda _: limits),
+                catalog=partial(Catalog.at, self._config.catalog),
+            )
         except OSError as error:
             raise ConfigError(f"--store {folder}: {error.strerror}") from None
         except NewerFormatError as error:
             raise ConfigError(f"--store {folder}: {error}") from None
+        except CatalogUrlError as error:
+            raise ConfigError(str(error)) from None
         except sqlalchemy.exc.DatabaseError as error:
             raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
         self._exit.callback(registry.close)
@@ -171,31 +199,25 @@ class Server:
         self._metrics.registered.set_function(lambda: len(registry))
         return registry
 
-    def _write_ready_file(self) -> None:
-        if not self._config.ready_file:
-            return
-        path = Path(self._config.ready_file)
-        addresses = {"grpc": self.grpc_address, "metrics": self.metrics_address}
-        # Renamed into place: whoever waits for it never reads half of it.
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(addresses), encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise ConfigError(f"--ready-file {path}: {error.strerror}") from None
+    def _show_health(self, is_well: bool) -> None:
+        if self._listener:
+            self._listener.show_health(is_well and self._engine.process.is_ready)
 
     def _on_ready(self, is_ready: bool) -> None:
         self._metrics.engine_ready(is_ready)
+        if self._probe and is_ready:
+            self._probe.begin()
         if self._services:
             if is_ready:
                 self._services.pins.resume()
             else:
                 self._services.statuses.engine_died()
-        if self._listener:
-            self._listener.show_health(is_ready)
+        self._show_health(is_ready)
 
     def _on_report(self, report: Report) -> None:
         self._metrics.report(report)
+        if self._probe:
+            self._probe.report(report)
         if self._services:
             self._services.report(report)
 
@@ -241,27 +263,6 @@ async def _run(config: ServerConfig) -> None:
     async with Server(config) as server:
         print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")
         await server.wait_failed()
-
-
-async def _look(directory: Directory, *, settles: bool) -> None:
-    """Take in what is in `directory`; when cancelled, end with the entry at hand."""
-    await stoppable(lambda is_cancelled: directory.look(settles=settles, is_cancelled=is_cancelled))
-
-
-async def _watch(directory: Directory, interval: float) -> None:
-    """Take in, again and again, what is in `directory`."""
-    while True:
-        await asyncio.sleep(interval)
-        try:
-            await _look(directory, settles=True)
-        except (OSError, sqlalchemy.exc.OperationalError) as error:
-            _log.warning("--adapters is looked at again later: %s", error)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """End `task`, and return when it has ended."""
-    task.cancel()
-    await asyncio.wait([task])
 
 
 def _default_store(model: ModelInfo) -> Path:

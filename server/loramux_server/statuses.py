@@ -66,11 +66,17 @@ class Statuses:
         return self._usage.get(digest, {}).get(tenant) or Usage()
 
     @contextmanager
-    def used(self, digest: str, tenant: str) -> Iterator[None]:
-        """Note a request for what `tenant` has with a digest, that lasts as long as the block."""
+    def used(self, digest: str, tenant: str, within: str | None = None) -> Iterator[None]:
+        """Note a request that lasts as long as the block.
+
+        Args:
+            digest: What it asks for.
+            tenant: Whose that is.
+            within: The mix of which that is a part, if it is.
+        """
         usage = self._usage.setdefault(digest, {}).setdefault(tenant, Usage())
         usage.requests += 1
-        usage.hits += self.of(digest).tier == DEVICE
+        usage.hits += self.of(within or digest).tier == DEVICE
         usage.last_used = datetime.datetime.now(datetime.UTC)
         try:
             yield

@@ -1,13 +1,18 @@
 """Text -> tokens, and tokens -> text as they come."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 
+from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer
 
 from loramux.errors import InvalidArgumentError
+from loramux_adapters.added_tokens import AddedToken
 
 MAX_UNBROKEN = 16 << 10
 """Longest run of characters without white space: what some tokenizers take quadratic time for."""
+OFF_LOOP = 4096
+"""Characters from which a text is tokenized in a thread."""
 _MAX_CONTEXT = 6
 """Tokens at the end of a prompt that are looked at, to know whether a text goes on."""
 _MAX_BYTES = 4
@@ -17,15 +22,24 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextTokenizer:
-    """The base model's tokenizer."""
+    """The base model's tokenizer, with tokens of an adapter."""
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, added: Sequence[AddedToken] = ()) -> None:
+        """Make it ready; a large vocabulary takes a second.
+
+        Args:
+            tokenizer_json: The base model's.
+            added: An adapter's own tokens, by their ids; those that the base has are no others.
+
+        Raises:
+            ValueError: They do not follow the base's.
+        """
         # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
-        self._control = _load(tokenizer_json)
-        self._plain = _load(tokenizer_json)
+        self._control = _load(tokenizer_json, added)
+        self._plain = _load(tokenizer_json, added)
         self._plain.encode_special_tokens = True
-        added = self._control.get_added_tokens_decoder()
-        self._special = frozenset(token for token, about in added.items() if about.special)
+        known = self._control.get_added_tokens_decoder()
+        self._special = frozenset(token for token, about in known.items() if about.special)
 
     def encode(self, text: str, *, parse_special: bool, add_special: bool) -> list[int]:
         """Return the tokens of `text`.
@@ -38,23 +52,14 @@ class TextTokenizer:
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
         """
-        longest = max(map(len, text.split()), default=0)
-        if longest > MAX_UNBROKEN:
-            raise InvalidArgumentError(
-                f"prompt has {longest} characters without white space; at most {MAX_UNBROKEN}",
-                reason="INVALID_FIELD",
-                field="prompt",
-            )
+        check_unbroken(text, "prompt")
         tokenizer = self._control if parse_special else self._plain
-        try:
+        with panics_refused("prompt"):
             return list(tokenizer.encode(text, add_special_tokens=add_special).ids)
-        # A panic in the library is a BaseException, and another user's server must not stop for it.
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise InvalidArgumentError(
-                "prompt cannot be tokenized", reason="INVALID_FIELD", field="prompt"
-            ) from None
+
+    def lacking(self, added: Sequence[AddedToken]) -> tuple[AddedToken, ...]:
+        """Return those of `added` that this tokenizer does not have."""
+        return tuple(token for token in added if self._control.id_to_token(token.id) is None)
 
     def decoder(self, prompt: Sequence[int], *, skip_special: bool) -> "TextDecoder":
         """Return a decoder for what follows `prompt`."""
@@ -113,8 +118,61 @@ class TextDecoder:
         return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
 
-def _load(tokenizer_json: str) -> Tokenizer:
+def check_unbroken(text: str, field: str) -> None:
+    """Demand that `text`, of the request field `field`, has white space in it now and then.
+
+    Raises:
+        InvalidArgumentError: It has not.
+    """
+    longest = max(map(len, text.split()), default=0)
+    if longest > MAX_UNBROKEN:
+        raise InvalidArgumentError(
+            f"{field} has {longest} characters without white space; at most {MAX_UNBROKEN}",
+            reason="INVALID_FIELD",
+            field=field,
+        )
+
+
+@contextmanager
+def panics_refused(field: str) -> Iterator[None]:
+    """Turn what the library raises for a text of `field` into an error of the caller.
+
+    Raises:
+        InvalidArgumentError: The text cannot be tokenized.
+    """
+    try:
+        yield
+    # A panic in the library is a BaseException, and another user's server must not stop for it.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise InvalidArgumentError(
+            f"{field} cannot be tokenized", reason="INVALID_FIELD", field=field
+        ) from None
+
+
+def _load(tokenizer_json: str, added: Sequence[AddedToken]) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json)
+    for token in added:
+        _add(tokenizer, token)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _add(tokenizer: Tokenizer, token: AddedToken) -> None:
+    there = tokenizer.id_to_token(token.id)
+    if there is not None and there != token.content:
+        raise ValueError(f"token {token.id} is {token.content!r}, that of the base {there!r}")
+    if there is not None:
+        return
+    tokenizer.add_tokens([
+        LibraryToken(
+            token.content, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip,
+            normalized=token.normalized, single_word=token.single_word,
+        )
+    ])  # fmt: skip
+    if (found := tokenizer.token_to_id(token.content)) != token.id:
+        raise ValueError(
+            f"token {token.content!r} has id {token.id}, but with the base's tokenizer {found}"
+        )

@@ -65,10 +65,10 @@ def test_each_tensor_has_its_meaning() -> None:
         (IA3 | {"exclude_modules": ["q_proj"]}, {FACTOR: [3, 1]}, INVALID, "does not target it"),
         (IA3 | {"target_modules": []}, {FACTOR: [3, 1]}, INVALID, "target_modules is empty"),
         (
-            IA3 | {"modules_to_save": ["lm_head"]},
+            IA3 | {"modules_to_save": ["score"], "task_type": "SEQ_CLS"},
             {FACTOR: [3, 1]},
             "UNSUPPORTED_ADAPTER_FEATURE",
-            "'modules_to_save'",
+            "'task_type'",
         ),
         (IA3, {A: [2, 4]}, "UNSUPPORTED_ADAPTER_FEATURE", "'.ia3_l' is served"),
     ],

@@ -9,12 +9,11 @@ import torch
 from peft import LoHaConfig, LoKrConfig, PeftConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from loramux_adapters import PackageError, open_package, unpack
+from loramux_adapters import PackageError, open_package, pack_source, unpack
 from loramux_adapters.base import BaseFolder, read_base
 from loramux_adapters.package import read_package
 from loramux_adapters.weights import fold, lycoris
 from loramux_adapters.weights.fold import Folded
-from loramux_adapters.weights.sources import pack_source
 from tests.support.adapters import quiet_peft, with_adapter
 from tests.support.command_line import Loramux
 from tests.support.models import tiny_model

@@ -47,13 +47,23 @@ CORPUS = [
     *(
         case(f"B05-{field}", UNSUPPORTED, f"'{field}'", **{field: value})
         for field, value in {
-            "alora_invocation_tokens": [1, 2],
-            "layer_replication": [[0, 4], [2, 5]], "modules_to_save": ["lm_head"],
-            "trainable_token_indices": [7], "target_parameters": ["experts.down_proj"],
+            "layer_replication": [[0, 4], [2, 5]], "target_parameters": ["experts.down_proj"],
             "use_qalora": True, "megatron_config": {"a": 1}, "use_bdlora": {"nblocks": 2},
             "arrow_config": {"top_k": 1}, "kasa_config": {"beta": 1}, "velora_config": {"scale": 1},
             "monteclora_config": {"n": 1}, "init_lora_weights": "pissa",
         }.items()
+    ),
+    *(
+        case(f"B05-alora-{number}", INVALID, "alora_invocation_tokens", alora_invocation_tokens=v)
+        for number, v in enumerate(("ab", 7, {"a": 1}, [True], [-1], ["a"], [1 << 31], [1] * 1025))
+    ),
+    case(
+        "B05-alora-dora", UNSUPPORTED, "'use_dora'", "alora_invocation_tokens",
+        alora_invocation_tokens=[1, 2], use_dora=True,
+    ),
+    case(
+        "B05-alora-classifies", UNSUPPORTED, "'task_type'", "CAUSAL_LM",
+        alora_invocation_tokens=[1, 2], task_type="SEQ_CLS",
     ),
     *(
         # PEFT makes a config of defaults of an empty object: the feature is on.
@@ -150,7 +160,9 @@ GOOD: dict[str, list[Any]] = {
     "lora_bias": [False, None, True],
     "init_lora_weights": [True, False, "gaussian", "eva", "orthogonal", "mica"],
     "use_dora": [False, None, True],
-    "modules_to_save": [None, []],
+    "modules_to_save": [None, [], ["lm_head", "model.norm"]],
+    "trainable_token_indices": [None, [], [7], {"embed_tokens": [7, 0]}],
+    "ensure_weight_tying": [None, True],
     "of_a_later_peft": [None, False, 0, "", [], {}],
     "loftq_config": [{"loftq_bits": 4}],
     # B12 and B13: recorded, whatever they name.

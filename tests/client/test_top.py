@@ -50,7 +50,7 @@ def test_a_server_that_started_again_counts_from_there() -> None:
 
 def test_a_look_is_readable() -> None:
     info = ServerInfo(
-        "1", "tiny", "Llama", "sha256:0", "float32", "cpu", 100, 259, True, 1000, 64, 1 << 30
+        "1", "tiny", "Llama", "sha256:0", "float32", "cpu", 100, 259, True, 1000, False, 64, 1 << 30
     )
     load = later(uptime_seconds=3725.0, running_requests=3)
     console = Console(width=160, record=True, file=io.StringIO())

@@ -9,13 +9,14 @@ import pytest
 
 from loramux import _adapter_wire, _wire
 from loramux.cli.app import run
+from loramux.cli.sampling import adapter_options
 from loramux.errors import InvalidArgumentError, NotFoundError
 from loramux.types import FinishReason
 from loramux.v1 import adapters_pb2, errors_pb2, generation_pb2
 
 
 def request(prompt: Any = "hello", adapter: str = "", **sampling: Any) -> Any:
-    return _wire.generate_request(prompt, adapter, "", False, True, **sampling)
+    return _wire.generate_request(prompt, None, adapter, "", False, True, True, **sampling)
 
 
 def test_sampling_options_arrive() -> None:
@@ -23,6 +24,33 @@ def test_sampling_options_arrive() -> None:
     assert (sent.max_tokens, list(sent.stop), dict(sent.logit_bias)) == (3, ["end"], {4: 1.5})
     assert sent.HasField("temperature")
     assert not sent.HasField("top_p")
+
+
+def test_a_mix_arrives_in_order() -> None:
+    for adapters in ({"b": 0.5, "a": -1.0}, [("b", 0.5), ("a", -1.0)]):
+        sent = request(adapters=adapters, combination="linear")
+        assert [(each.adapter, each.weight) for each in sent.adapters] == [("b", 0.5), ("a", -1.0)]
+        assert sent.combination == generation_pb2.COMBINATION_LINEAR
+    assert not request(adapter="a").HasField("scale")
+    assert request(adapter="a", scale=0.0).HasField("scale")
+
+
+@pytest.mark.parametrize(
+    ("given", "adapter", "mix"),
+    [
+        ([], None, []),
+        (["a:3"], "a:3", []),
+        (["a:stable", "b"], None, [("a:stable", 1.0), ("b", 1.0)]),
+        (["a:0.7", "b:-.3"], None, [("a", 0.7), ("b", -0.3)]),
+        (["a:3=2", "b:stable:0.5"], None, [("a:3", 2.0), ("b:stable", 0.5)]),
+    ],
+)
+def test_the_command_line_tells_weights_from_tags(
+    given: list[str], adapter: str | None, mix: list[tuple[str, float]]
+) -> None:
+    options = adapter_options(given, 0.5, "linear")
+    assert (options["adapter"], options["adapters"]) == (adapter, mix)
+    assert (options["scale"], options["combination"]) == (0.5, "linear")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +63,8 @@ def test_sampling_options_arrive() -> None:
         ("prompt", {"prompt": "\udc80"}),
         ("prompt_token_ids", {"prompt": [1, 1 << 64]}),
         ("adapter", {"adapter": "\udc80"}),
+        ("adapters", {"adapters": {"\udc80": 1.0}}),
+        ("combination", {"combination": "svd"}),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(field: str, values: dict[str, Any]) -> None:

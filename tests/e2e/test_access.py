@@ -17,6 +17,7 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     generation_pb2,
+    quarantine_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -155,6 +156,14 @@ METHODS: dict[str, Method] = {
     ),
     f"/{V1}.ResidencyService/PrefetchAdapter": Method(
         USER, "see", lambda name: residency_pb2.PrefetchAdapterRequest(name=name)
+    ),
+    f"/{V1}.QuarantineService/ListQuarantined": Method(
+        ADMIN, "none", lambda name: quarantine_pb2.ListQuarantinedRequest()
+    ),
+    f"/{V1}.QuarantineService/ClearQuarantined": Method(
+        ADMIN, "none",
+        lambda name: quarantine_pb2.ClearQuarantinedRequest(key=f"sha256:{DIGEST}"),
+        frozenset({NOT_FOUND}),
     ),
     f"/{V1}.ServerService/GetServerInfo": Method(
         VIEWER, "none", lambda name: server_pb2.GetServerInfoRequest()
@@ -378,6 +387,30 @@ def test_watchers_hear_of_what_they_may_see(tenants: Tenants) -> None:
     changes.cancel()
     names = [f"{change.adapter.tenant}/{change.adapter.name}" for change in heard]
     assert names == ["acme/poet", "public/judge", "acme/poet"]
+    # What it has to say itself to mean them.
+    assert [change.adapter.reference for change in heard] == ["poet:1", "public/judge:1", "poet:1"]
+
+
+@pytest.mark.parametrize("adapter", ["", "public/judge"])
+def test_tenants_share_no_key_and_value_blocks(tenants: Tenants, adapter: str) -> None:
+    def hits() -> float:
+        return tenants.server.metrics()["loramux_prefix_cache_hit_tokens_total"]
+
+    def generate(tenant: str) -> float:
+        """Return how many tokens of the same prompt were there already."""
+        request = generation_pb2.GenerateRequest(
+            adapter=adapter, prompt="x" * 100,
+            sampling=generation_pb2.SamplingParams(max_tokens=1),
+        )  # fmt: skip
+        before = hits()
+        path = "/loramux.v1.GenerationService/Generate"
+        key = tenants.good[tenant, USER].text
+        assert call(tenants.channel, path, [request], key, streams=(False, False)).code is OK
+        return hits() - before
+
+    assert generate("acme") == 0
+    assert generate("other") == 0
+    assert generate("acme") == generate("other") == 96
 
 
 def test_the_same_id_of_a_request_is_free_for_each_tenant(tenants: Tenants) -> None:

@@ -19,7 +19,13 @@ import pytest
 
 from loramux import Client, Generation
 from loramux.errors import AlreadyExistsError, DeadlineExceededError, LoramuxError
-from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
+from loramux.v1.generation_pb2 import (
+    COMBINATION_CAT,
+    COMBINATION_LINEAR,
+    GenerateRequest,
+    SamplingParams,
+    WeightedAdapter,
+)
 from tests.conftest import ADAPTERS
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
@@ -49,6 +55,10 @@ def request(sampling: dict[str, Any] | None = None, **fields: Any) -> GenerateRe
     return GenerateRequest(sampling=SamplingParams(**(sampling or {})), **fields)
 
 
+def part(adapter: str, weight: float | None = None) -> WeightedAdapter:
+    return WeightedAdapter(adapter=adapter, weight=weight)
+
+
 def row(
     name: str, message: GenerateRequest, field: str, says: str, reason: str = "INVALID_FIELD",
     code: grpc.StatusCode = INVALID,
@@ -62,8 +72,27 @@ def sampling_row(name: str, says: object, /, **sampling: Any) -> Any:
     return row(f"{name}-{field}-{says}", request(sampling), f"sampling.{field}", str(says))
 
 
+MIXES: list[tuple[GenerateRequest, str, str]] = [
+    (request(adapter="small", adapters=[part("wide")]), "adapters", "both set"),
+    (request(adapters=[part("small")] * 5), "adapters", "5 entries"),
+    (request(adapters=[part("small"), part("")]), "adapters[1].adapter", "''"),
+    (request(adapters=[part("small"), part("small:1", 0.5)]), "adapters[1].adapter", "small:1"),
+    (request(adapters=[part("small")], combination=9), "combination", "9"),
+    (request(adapter="small", combination=COMBINATION_CAT), "combination", "COMBINATION_CAT"),
+    (request(scale=0.5), "scale", "0.5"),
+    (request(adapters=[part("small")], scale=0.5), "scale", "0.5"),
+    *(
+        (request(adapters=[part("wide"), part("small", value)]), "adapters[1].weight", str(value))
+        for value in (10.5, -11.0, NAN, INF)
+    ),
+    *(
+        (request(adapter="small", scale=value), "scale", str(value))
+        for value in (10.5, -11.0, NAN, INF)
+    ),
+]
+
 FIELDS = [
-    row("D01-empty", request(prompt=""), "prompt", "both empty"),
+    row("D01-empty", request(prompt=""), "prompt", "all empty"),
     row("D02-both", request(prompt="a", prompt_token_ids=[1]), "prompt", "both set"),
     row("D04-256-KiB", request(prompt="a " * (1 << 17) + "a"), "prompt", "262145 bytes"),
     *(
@@ -119,6 +148,16 @@ FIELDS = [
                 ("a" * 64, "64 characters"),
             ]
         )
+    ),
+    *(
+        row(f"mix-{number}", message, field, says)
+        for number, (message, field, says) in enumerate(MIXES)
+    ),
+    row(
+        "mix-of-ranks",
+        request(adapters=[part("small"), part("wide")], combination=COMBINATION_LINEAR),
+        "combination", "4, 13", "ADAPTER_NOT_MIXABLE",
+        grpc.StatusCode.FAILED_PRECONDITION,
     ),
     row("D20-long", request(request_id="i" * 1024), "request_id", "iiii"),
     row("D20-control", request(request_id="a\x00b\x1b[31m"), "request_id", r"a\x00b\x1b[31m"),

@@ -44,7 +44,7 @@ MAX_WAITING = 16
 DEFAULT_TIMEOUT = 1.5
 SERVICES = [
     f"loramux.v1.{name}Service"
-    for name in ("Adapter", "Alias", "Generation", "Residency", "Server", "Upload")
+    for name in ("Adapter", "Alias", "Generation", "Quarantine", "Residency", "Server", "Upload")
 ]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

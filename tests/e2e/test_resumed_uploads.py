@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -55,7 +55,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterat
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     # One port, so that a client finds the server again after a restart.
-    with RunningServer(folder, roomy_base, "--listen", f"127.0.0.1:{port}") as server:
+    arguments = ("--listen", f"127.0.0.1:{port}", "--drain-timeout", "0.5")
+    with RunningServer(folder, roomy_base, *arguments) as server:
         yield server
 
 
@@ -118,15 +119,19 @@ def test_an_upload_goes_on_after_its_stream_broke(
     assert staged(server) == []
 
 
-def test_an_upload_survives_a_kill_of_the_server(
-    server: RunningServer, client: Client, packages: list[Path]
+@pytest.mark.parametrize("end", [RunningServer.kill, RunningServer.stop], ids=["kill", "drain"])
+def test_an_upload_survives_the_end_of_the_server(
+    server: RunningServer,
+    client: Client,
+    packages: list[Path],
+    end: Callable[[RunningServer], object],
 ) -> None:
     sent: list[int] = []
 
     def progress(done: int, total: int) -> None:
         sent.append(done)
         if len(sent) == 2:
-            server.kill()
+            end(server)
             server.start()
 
     adapter = client.adapters.upload("hardy", packages[0], progress=progress)

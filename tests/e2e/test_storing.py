@@ -63,6 +63,7 @@ def server(
     with RunningServer(
         tmp_path_factory.mktemp("server"), roomy_base, "--max-tenant-bytes", str(quota),
         "--max-tenant-adapters", "2", "--upload-idle-timeout", "2", "--min-upload-rate", "100M",
+        "--eviction", "cost", "--max-tenant-share", "0.5",
     ) as server:  # fmt: skip
         yield server
 

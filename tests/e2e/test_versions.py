@@ -1,10 +1,13 @@
 """Versions, aliases and references, over the real socket."""
 
+import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from loramux import AsyncClient, Client
 from loramux.errors import (
     AbortedError,
+    AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -23,6 +27,7 @@ from tests.support.models import tiny_model
 from tests.support.server import RunningServer
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
+NUM_RACERS = 64
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +236,78 @@ def test_the_command_line_moves_aliases(server: RunningServer, client: Client) -
     assert next(a["version"] for a in listed if a["name"] == "bot") == last
     assert loramux(server, "alias", "rm", "bot", "stable").returncode == 0
     assert client.adapters.aliases("bot") == {}
+
+
+# Many at once
+
+
+def race(server: RunningServer, call: Callable[[Client, int], object]) -> list[int]:
+    """Let clients with a connection each call at once, and return those who were not refused."""
+    begin = threading.Barrier(NUM_RACERS)
+
+    def run(number: int) -> bool:
+        with server.client() as client:
+            client.info()
+            begin.wait(timeout=60)
+            try:
+                call(client, number)
+            except (AbortedError, AlreadyExistsError):
+                return False
+            return True
+
+    with ThreadPoolExecutor(NUM_RACERS) as pool:
+        return [number for number, won in enumerate(pool.map(run, range(NUM_RACERS))) if won]
+
+
+def test_of_64_clients_who_move_an_alias_one_does(server: RunningServer, client: Client) -> None:
+    last = newest(client)
+    client.adapters.set_alias("bot", "raced", version=last - 2)
+
+    def move(racer: Client, number: int) -> None:
+        version = last - number % 2
+        racer.adapters.set_alias(
+            "bot", "raced", version=version, expected=last - 2, by=f"racer {number}"
+        )
+
+    (winner,) = race(server, move)
+    assert client.adapters.aliases("bot")["raced"] == {last - winner % 2: 1}
+    moves = client.adapters.alias_moves("bot", "raced")
+    assert [move.moved_by for move in moves][:1] == [f"racer {winner}"]
+    assert len(moves) == 2
+    client.adapters.delete_alias("bot", "raced")
+
+
+def test_of_64_clients_who_want_a_new_name_with_other_content_one_gets_it(
+    server: RunningServer, client: Client, packages: list[Path]
+) -> None:
+    def upload(racer: Client, number: int) -> None:
+        racer.adapters.upload("wanted", packages[number % 3], must_not_exist=True)
+
+    winners = race(server, upload)
+    # Who brings the very same content as the first is no rival of it.
+    assert len({number % 3 for number in winners}) == 1
+    (made,) = client.adapters.list(all_versions=True, name_prefix="wanted")
+    digest = f"sha256:{hashlib.sha256(packages[winners[0] % 3].read_bytes()).hexdigest()}"
+    assert (made.version, made.digest) == (1, digest)
+
+
+def test_streams_go_on_unchanged_while_a_version_is_published(
+    client: Client, packages: list[Path]
+) -> None:
+    long: dict[str, Any] = {**GREEDY, "max_tokens": 200}
+    client.adapters.upload("news", packages[0])
+    alone = client.generate("hello", adapter="news", **long).token_ids
+    streams = [client.stream("hello", adapter="news", **long) for _ in range(4)]
+    tokens = [next(stream).token_ids for stream in streams]
+    made = client.adapters.upload("news", packages[1])
+    assert made.version == 2
+    new = client.generate("hello", adapter="news", **long)
+    assert new.adapter is not None
+    assert (new.adapter.version, new.token_ids == alone) == (2, False)
+    for number, stream in enumerate(streams):
+        for chunk in stream:
+            tokens[number] += chunk.token_ids
+    assert tokens == [alone] * 4
+    # And it is what it is alone, too: nothing of the old version was found in the cache.
+    client.adapters.upload("apart", packages[1])
+    assert client.generate("hello", adapter="apart", **long).token_ids == new.token_ids

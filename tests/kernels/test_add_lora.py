@@ -75,10 +75,10 @@ def problem(
     num_parts = len(outputs)
     columns = np.cumsum([0, *outputs], dtype=np.int32)
     adapters, row = [], 8
-    for part_ranks, form in zip(ranks, itertools.cycle(formats), strict=False):
+    for number, (part_ranks, form) in enumerate(zip(ranks, itertools.cycle(formats), strict=False)):
         size = RowSize().rows_of(max(1, *part_ranks), form.item_bytes)
         rank_GP = np.array([part_ranks], np.int32)
-        scale_GP = np.linspace(0.25, 1.5, num_parts, dtype=np.float32)[None]
+        scale_GP = np.linspace(0.25, 1.5, num_parts, dtype=np.float32)[None] * (1 + number % 3 / 4)
         adapters.append(Residence(row, size, form, rank_GP, scale_GP))
         row += size
     a = torch.full((num_parts * (row + 8), width), float("nan"))
@@ -135,6 +135,21 @@ def test_it_is_what_float64_gives(form: str, name: str, formats: list[WeightForm
     bound = 4e-5 * (1 + wanted.abs()) * max(1.0, width / 64) ** 0.5
     # A rank row or a column too many would be NaN here.
     assert ((given.run(FORMS[form]()).double() - wanted).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_threads_share_the_work_and_do_none_of_it_twice(name: str) -> None:
+    given = problem(*PROBLEMS[name])
+    num_threads = torch.get_num_threads()
+    made = []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            made.append(given.run(AddLoraCpu()))
+    finally:
+        torch.set_num_threads(num_threads)
+    for other in made[1:]:
+        torch.testing.assert_close(other, made[0], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from loramux_server.engine.messages import AdapterSource
 from tests.parity.test_peft import Case, check, target_modules
+from tests.parity.test_saved import last_part, norms
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import CONFIGS, VOCAB, tiny_model
@@ -26,12 +27,17 @@ def lora(**fields: Any) -> LoraConfig:
 def configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
     """Return a config of each method for `model`."""
     names = target_modules(model)[0]
+    embedding = last_part(model, model.get_input_embeddings())
+    output = last_part(model, model.get_output_embeddings())
     first, last = names[: len(names) // 2], names[len(names) // 2 :]
     return {
         "lora": lora(target_modules=names),
         "dora": lora(target_modules=names, use_dora=True),
         "dora, some layers": lora(target_modules=first, use_dora=True, use_rslora=True),
         "lora_bias": lora(target_modules=names, lora_bias=True),
+        "modules_to_save": lora(
+            target_modules=first, modules_to_save=[*norms(model), embedding, output, last[-1]]
+        ),
         "ia3": IA3Config(task_type="CAUSAL_LM", target_modules=names, feedforward_modules=last),
         "ia3, some layers": IA3Config(
             task_type="CAUSAL_LM", target_modules=last, feedforward_modules=last[:1]
@@ -48,6 +54,8 @@ def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) ->
         for name, weight in wrapped.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:
                 weight.normal_(std=0.5 / weight.shape[-1] ** 0.5)
+            elif ".modules_to_save." in name:
+                weight.add_(torch.randn_like(weight) * 0.2)
             elif "magnitude" in name or "ia3_l" in name:
                 weight.mul_(torch.empty_like(weight).uniform_(0.5, 1.5))
     with quiet_peft():  # it takes the bias of B for a broken matrix

@@ -70,7 +70,7 @@ def check(
     assert harness.output(request_id) == case.expected.tokens
     for token, logprob_V in zip(harness.tokens[request_id], case.expected.logprobs, strict=True):
         assert token.logprobs is not None
-        ours = torch.full((VOCAB,), float("nan"))
+        ours = torch.full_like(logprob_V, float("nan"))
         for top, logprob in token.logprobs.top:
             ours[top] = logprob
         torch.testing.assert_close(ours, logprob_V, rtol=0, atol=tolerance)

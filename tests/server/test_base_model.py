@@ -246,7 +246,7 @@ def test_the_fingerprint_tells_weights_and_tokenizers_apart(tmp_path: Path) -> N
     other = prepare(tiny_model("llama", seed=1, vocab_size=259))
     assert with_tokenizer.fingerprint == again.fingerprint
     assert len({m.fingerprint for m in (with_tokenizer, without, other)}) == 3
-    assert without.tokenizer_json is None
+    assert without.text.tokenizer_json is None
     assert with_tokenizer.eos_token_ids == [2]
 
 

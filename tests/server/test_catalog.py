@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from loramux.errors import ResourceExhaustedError
+from loramux_server.services.storage import storage_errors
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import FORMAT, NewerFormatError
@@ -71,7 +73,7 @@ def test_a_catalog_of_format_2_gets_the_columns_that_it_lacks(tmp_path: Path) ->
     publish(registry, "a", small_package(0))
     registry.close()
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
-    for column in ("edit_bytes", "method"):
+    for column in ("edit_bytes", "vocab_size", "method", "invocation"):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("UPDATE store SET value = '2' WHERE key = 'format'")
     connection.commit()
@@ -79,7 +81,7 @@ def test_a_catalog_of_format_2_gets_the_columns_that_it_lacks(tmp_path: Path) ->
     for _ in range(2):
         registry = Registry(tmp_path)
         found = registry.get("a")
-        assert (found.edit_bytes, found.method) == (0, "lora")
+        assert (found.edit_bytes, found.method, found.invocation) == (0, "lora", ())
         assert registry.catalog.note("format") == str(FORMAT)
         registry.close()
 
@@ -114,3 +116,26 @@ def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:
         ]
     catalog.close()
     assert found == ["wal", 2]
+
+
+def test_a_database_that_is_full_is_known_to_be_unsure(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    kept = publish(registry, "a", small_package(0))
+    with registry.catalog._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    def fill() -> None:
+        for number in range(1000):
+            publish(registry, f"n{number}", small_package(1))
+
+    with pytest.raises(ResourceExhaustedError, match="full") as caught, storage_errors():
+        fill()
+    assert caught.value.reason == "STORE_FULL"
+    assert registry.catalog.is_unsure
+    # Deleting makes the room that is needed, and what is there is known again then.
+    num_kept = len(registry)
+    registry.delete("n0")
+    assert not registry.catalog.is_unsure
+    assert (len(registry), registry.get("a")) == (num_kept - 1, kept)
+    registry.close()

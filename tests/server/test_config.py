@@ -39,7 +39,9 @@ def test_every_field_has_a_flag() -> None:
         max_tenant_adapters=17, eviction="cost",
         max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
         tls_cert="e", tls_key="f", tls_client_ca="g",
-        tls_client_domain="h.i", insecure=True,
+        tls_client_domain="h.i", insecure=True, catalog="sqlite://",
+        adapter_templates=False, deterministic=True,
+        watchdog=15.0, quarantine_deaths=3, probe_interval=16.0,
         max_waiting_tokens=18, max_waiting_bytes=19, max_lag=0.25,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from loramux_adapters import Package
 from loramux_server.store.check import ServedBase, check_package
@@ -57,6 +58,28 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 def test_what_is_in_the_directory_is_served(directory: Path, registry: Registry) -> None:
     assert import_directory(directory, registry, BASE) == 2
     assert registry.names() == ["folder", "package"]
+
+
+def test_what_other_tools_saved_is_served_as_well(directory: Path, registry: Registry) -> None:
+    tensors = load_file(directory / "folder" / "adapter_model.safetensors")
+    halves = {"lora_A": "lora_down", "lora_B": "lora_up"}
+    kohya = {
+        f"{module}.{halves[half]}.weight": weight
+        for name, weight in tensors.items()
+        for module, half in [name.removeprefix("base_model.model.").rsplit(".", 2)[:2]]
+    }
+    save_file(kohya, directory / "kohya.safetensors")
+    assert import_directory(directory, registry, BASE) == 3
+    assert registry.names() == ["folder", "kohya", "package"]
+
+
+def test_a_template_that_comes_to_a_folder_makes_a_version(
+    directory: Path, registry: Registry
+) -> None:
+    import_directory(directory, registry, BASE)
+    (directory / "folder" / "chat_template.jinja").write_text("{{ messages }}")
+    import_directory(directory, registry, BASE)
+    assert registry.get("folder").version == 2
 
 
 def test_what_has_left_the_directory_is_forgotten(directory: Path, registry: Registry) -> None:

@@ -45,7 +45,7 @@ def step(*edits: Edits | None) -> StepInput:
 def test_rows_of_an_adapter_are_edited_and_no_others() -> None:
     torch.manual_seed(0)
     embedding, output = nn.Embedding(5, 3), nn.Linear(3, 2)
-    editor = Editor({"embed": embedding, "head": output}, output)
+    editor = Editor({"embed": embedding, "head": output}, output, {"embed": 1, "head": 1})
     one, two = torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 20])
     given = step(Edits(modules={"embed": Plus(one)}), Edits(modules={"head": Plus(two)}))
     tokens, hidden = torch.arange(5)[None], torch.randn(1, 3, 3)

@@ -1,8 +1,17 @@
 """What the engine refuses by itself, whatever the frontend let through."""
 
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
 import pytest
 
-from loramux_server.engine.messages import Report, Sampling, Submit
+from loramux.errors import UnavailableError
+from loramux_server.engine.messages import Failure, Report, Sampling, Submit
+from loramux_server.engine_client import _error_of
+from loramux_server.lora import packed
+from loramux_server.lora.packed import DamagedError, UnreadableError
 from tests.support.engine import InlineExecutor
 from tests.support.fake import BLOCK_SIZE, completion, fake_engine, fake_source
 
@@ -62,3 +71,25 @@ def test_while_the_device_is_full_who_finds_its_adapter_there_goes_first_but_not
     for _ in range(30):
         step()
     assert starts == [0, 2, 3, 1, 4]
+
+
+def test_an_adapter_that_cannot_be_read_for_a_moment_is_not_called_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = Path("/nowhere")
+
+    def failing(code: int) -> Callable[[Path], NoReturn]:
+        def read(path: Path) -> NoReturn:
+            raise OSError(code, "injected")
+
+        return read
+
+    for code, kind in ((errno.EMFILE, UnreadableError), (errno.EIO, DamagedError)):
+        monkeypatch.setattr(packed._buffer, "read", failing(code))
+        with pytest.raises(DamagedError, match="injected") as caught:
+            packed.load_packed(path, "sha256:0", cast(Any, None))
+        assert type(caught.value) is kind
+    failure = Failure(1, UnreadableError.reason, "cannot be read")
+    error = _error_of(failure)
+    assert isinstance(error, UnavailableError)
+    assert (error.reason, error.retry_delay) == ("STORE_UNAVAILABLE", 1.0)

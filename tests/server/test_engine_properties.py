@@ -1,6 +1,7 @@
 """Whatever arrives, is cancelled or ends, in any order: nothing leaks, nothing is mixed up."""
 
 import dataclasses
+import math
 
 import hypothesis.strategies as st
 import msgspec
@@ -12,6 +13,7 @@ from tests.support.fake import (
     BLOCK_SIZE,
     VOCAB,
     HeldExecutor,
+    ManualClock,
     completion,
     fake_engine,
     fake_source,
@@ -20,6 +22,8 @@ from tests.support.fake import (
 RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16), start=1))
 NUM_BLOCKS = 12
 BROKEN = 8
+INVOCATIONS = {2: (7,), 3: (5, 9)}
+"""Adapters that are active only from their invocation tokens on, which BEGINNING has twice."""
 
 
 @dataclasses.dataclass
@@ -30,8 +34,16 @@ class Asked:
     adapter: int
     max_tokens: int
     ignore_eos: bool
+    deadline: float
     output: list[int] = dataclasses.field(default_factory=list)
     outcome: str = ""
+
+
+def active_from(asked: Asked) -> int:
+    """Return the position of the first token that the adapter sees."""
+    wanted = list(INVOCATIONS.get(asked.adapter, ()))
+    places = [i for i in range(len(asked.prompt)) if asked.prompt[i:][: len(wanted)] == wanted]
+    return (places[-1] if places else NUM_BLOCKS * BLOCK_SIZE) if wanted else 0
 
 
 BEGINNING = [5, 9, 2, 7, 7, 3, 11, 4, 5, 9, 2, 8, 30, 31, 6, 6, 2, 3]
@@ -59,10 +71,11 @@ class EngineMachine(RuleBasedStateMachine):
         self, rows: int, bypassed: int, runs_ahead: bool, eviction: str, share: float
     ) -> None:
         self.executor = HeldExecutor()
+        self.clock = ManualClock()
         self.engine, self.scheduler, self.cache, model = fake_engine(
             num_blocks=NUM_BLOCKS, rows=rows, host_bytes=6400, max_bypassed=bypassed,
             executor=self.executor, runs_ahead=runs_ahead, eviction=eviction,
-            max_tenant_share=share,
+            max_tenant_share=share, clock=self.clock,
         )  # fmt: skip
         model.broken = {BROKEN}
         self.asked: list[Asked] = []
@@ -72,20 +85,30 @@ class EngineMachine(RuleBasedStateMachine):
         adapter=st.integers(0, len(RANKS)),
         max_tokens=st.integers(1, 12),
         ignore_eos=st.booleans(),
+        timeout=st.none() | st.integers(1, 20),
         tenant=st.sampled_from(["", "a", "b"]),
     )
     def submit(
-        self, prompt: list[int], adapter: int, max_tokens: int, ignore_eos: bool, tenant: str
+        self,
+        prompt: list[int],
+        adapter: int,
+        max_tokens: int,
+        ignore_eos: bool,
+        timeout: float | None,
+        tenant: str,
     ) -> None:
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt))
-        source = fake_source(adapter, RANKS[adapter]) if adapter else None
+        invocation = INVOCATIONS.get(adapter, ())
+        source = fake_source(adapter, RANKS[adapter], invocation) if adapter else None
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
+        weight = 1 + len(tenant)
         self.engine.receive(
-            [Submit(len(self.asked), prompt, source, sampling, tenant, 1 + len(tenant))]
+            [Submit(len(self.asked), prompt, source, sampling, tenant, timeout, weight)]
         )
-        self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos))
+        deadline = self.clock() + (math.inf if timeout is None else timeout)
+        self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos, deadline))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -104,6 +127,10 @@ class EngineMachine(RuleBasedStateMachine):
     def finish_a_load(self, data: st.DataObject) -> None:
         self.executor.finish(data.draw(st.integers(0, len(self.executor) - 1)))
 
+    @rule(seconds=st.integers(1, 9))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+
     @rule(count=st.integers(1, 5))
     def step(self, count: int) -> None:
         for _ in range(count):
@@ -111,13 +138,17 @@ class EngineMachine(RuleBasedStateMachine):
             for token in report.tokens:
                 asked = self.asked[token.request_id]
                 assert not asked.outcome, "a token after the end"
+                assert asked.deadline > self.clock(), "a token after the deadline"
                 asked.output.append(token.token)
                 if token.finish:
                     asked.outcome = "finished"
             for failure in report.failures:
-                assert self.asked[failure.request_id].adapter == BROKEN
-                assert failure.reason == "ADAPTER_DAMAGED"
-                self.asked[failure.request_id].outcome = "failed"
+                asked = self.asked[failure.request_id]
+                if failure.reason == "DEADLINE_EXCEEDED":
+                    assert asked.deadline <= self.clock()
+                else:
+                    assert (asked.adapter, failure.reason) == (BROKEN, "ADAPTER_DAMAGED")
+                asked.outcome = "failed"
 
     @invariant()
     def nothing_leaks(self) -> None:
@@ -140,8 +171,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
             alone = completion(
-                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos
-            )
+                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos,
+                active_from=active_from(asked),
+            )  # fmt: skip
             if asked.outcome == "finished":
                 assert asked.output == alone
             else:

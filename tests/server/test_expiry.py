@@ -14,7 +14,8 @@ from loramux_adapters import read_package
 from loramux_server.services.expiry import end_of, ttl_of
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_reference
-from loramux_server.store.registry import REMOVED, Registry
+from loramux_server.store.registry import Registry
+from loramux_server.store.writing import REMOVED
 from tests.support.packages import publish, small_package
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -50,7 +51,7 @@ def test_what_stayed_long_enough_goes_and_nothing_else(registry: Registry) -> No
     put(registry, "b", 2, NOW)
     put(registry, "c", 3, NOW + 2 * HOUR)
     gone: list[tuple[str, AdapterRecord]] = []
-    registry.on_change = lambda what, record: gone.append((what, record))
+    registry.follow(lambda what, record: gone.append((what, record)))
     assert expired(registry, NOW - HOUR) == []
     assert expired(registry, NOW) == ["b:1"]
     assert expired(registry, NOW + HOUR) == ["a:1"]

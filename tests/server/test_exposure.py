@@ -134,7 +134,8 @@ def test_files_that_change_are_taken_when_they_match(
 def test_a_certificate_names_one_caller_or_none(names: list[str], tenant: str | None) -> None:
     peer = {
         "x509_common_name": [b"spiffe://a.org/tenant/cn/role/admin"],
-        "x509_subject_alternative_name": [name.encode() for name in names],
+        "x509_subject_alternative_name": [b"spiffe://a.org/tenant/dns/role/admin"],
+        "peer_uri": [name.encode() for name in names],
     }
     found = Certificates("a.org").caller(peer)
     assert (found.tenant if found else None) == tenant

@@ -121,6 +121,17 @@ def test_without_a_store_the_only_one_is_meant(
         assert ("2 stores" in loramux("keys", "ls").errors) is (name == "two")
 
 
+def test_a_catalog_elsewhere_is_meant_where_it_is_named(loramux: Loramux, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'elsewhere.sqlite'}"
+    loramux("keys", "create", "--tenant", "acme", "--catalog", url)
+    loramux("tenants", "set", "acme", "--weight", "2", "--catalog", url)
+    assert json.loads(loramux("keys", "ls", "--json").output) == []
+    for command in ("keys", "tenants"):
+        (found,) = json.loads(loramux(command, "ls", "--json", "--catalog", url).output)
+        assert found["tenant"] == "acme"
+    assert "--catalog" in loramux("keys", "ls", "--catalog", "nonsense").errors
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("0s", 0), ("90s", 90), ("5m", 300), ("24h", 86400), ("7d", 604800)]
 )

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from loramux.errors import UnauthenticatedError
+from loramux.errors import PermissionDeniedError, UnauthenticatedError
 from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import LOCAL_ADMIN, Caller, Role
+from loramux_server.access.certificates import Certificates
 from loramux_server.access.key import key_digest, new_key, parse_key
 from loramux_server.access.key_making import KeyMaking
-from loramux_server.access.key_ring import KeyRing, now_in_utc
+from loramux_server.access.key_ring import KeyRing
 from loramux_server.access.server_secret import (
     SECRET_FILE,
     ServerSecretError,
@@ -21,6 +22,7 @@ from loramux_server.access.server_secret import (
     read_secret,
 )
 from loramux_server.store.catalog import Catalog
+from loramux_server.store.moments import now_in_utc
 
 HOUR = datetime.timedelta(hours=1)
 NEAR_MISSES = 10_000
@@ -128,6 +130,22 @@ def near_miss(key: str, other: str, draw: random.Random) -> str:
         lambda: key[:17] + "".join(draw.sample(key[17:], len(key) - 17)),
     ]
     return draw.choice(kinds)()
+
+
+def test_key_and_certificate_have_to_be_of_one_tenant(setup: Setup) -> None:
+    shown = [("authorization", f"Bearer {setup.make('acme', Role.PUBLISHER)}")]
+    authenticator = Authenticator(setup.ring, Certificates("a.org"))
+
+    def identify(tenant: str, metadata: list[tuple[str, str]]) -> Caller:
+        peer = {"peer_uri": [f"spiffe://a.org/tenant/{tenant}/role/viewer".encode()]}
+        return authenticator.identify(metadata, lambda: peer)
+
+    assert identify("acme", []) == Caller("acme", Role.VIEWER)
+    assert identify("acme", shown).role is Role.PUBLISHER
+    with pytest.raises(PermissionDeniedError, match="different tenants"):
+        identify("other", shown)
+    with pytest.raises(UnauthenticatedError):
+        identify("acme", [("authorization", "Bearer lmx_")])
 
 
 def test_what_is_nearly_a_key_opens_nothing(setup: Setup) -> None:

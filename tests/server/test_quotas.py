@@ -9,7 +9,7 @@ from loramux.errors import ResourceExhaustedError
 from loramux_server.access.quotas import Quotas
 from loramux_server.access.token_bucket import TokenBucket
 from loramux_server.store.catalog import Catalog
-from loramux_server.store.policies import Policy
+from loramux_server.store.policy import Policy
 from tests.support.fake import ManualClock
 from tests.support.policies import KeptPolicies
 

@@ -85,7 +85,9 @@ OTHER = "sha256:" + "f" * 64
 def names() -> Names:
     versions = [record(1, OTHER), record(2, DIGEST), record(4, OTHER), record(1, DIGEST, "b", "t")]
     splits = [(("public", "a"), "stable", Split.of({2: 1}))]
-    return Names(versions, {("public", "a"): 5}, splits)
+    names = Names()
+    names.read(versions, {("public", "a"): 5}, splits)
+    return names
 
 
 @pytest.mark.parametrize(

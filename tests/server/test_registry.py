@@ -11,16 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from loramux.errors import (
-    AbortedError,
-    AlreadyExistsError,
-    FailedPreconditionError,
-    NotFoundError,
-)
+from loramux.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from loramux_adapters import read_package
 from loramux_server.store.blobs import Blobs, Staged, StoreLockedError
 from loramux_server.store.record import AdapterRecord, directory_record
@@ -209,6 +201,29 @@ def test_a_lease_keeps_the_version_that_it_began_with(registry: Registry, folder
     assert blobs(folder) == set()
 
 
+def test_a_lease_is_given_back_once_also_by_a_call_that_fails(
+    registry: Registry, folder: Path
+) -> None:
+    put(registry, "a", 0)
+    with contextlib.suppress(ConnectionError), registry.lease("a"):
+        raise ConnectionError
+    assert registry.leases.num_requests(registry.get("a")) == 0
+    with registry.lease("a"):
+        with registry.lease("a"):
+            registry.delete("a")
+        time.sleep(0.05)  # for bytes to go that must not
+        assert blobs(folder) == {DIGESTS[0]}
+    assert eventually(lambda: blobs(folder) == set())
+
+
+def test_a_lease_on_an_older_version_has_the_bytes_of_that_version(registry: Registry) -> None:
+    for number in (0, 1):
+        put(registry, "a", number)
+    with registry.lease("a:1") as (record, source):
+        assert (record.version, record.digest, source.digest) == (1, DIGESTS[0], DIGESTS[0])
+        assert Path(source.path).read_bytes() == PACKAGES[0]
+
+
 def test_names_share_bytes_until_the_last_of_them_goes(registry: Registry, folder: Path) -> None:
     gone: list[str] = []
     registry.leases.on_gone = gone.append
@@ -230,6 +245,19 @@ def test_what_was_not_registered_leaves_nothing(registry: Registry, folder: Path
         pass
     assert blobs(folder) == {DIGESTS[1]}
     assert files(folder, "staging") == set()
+
+
+def test_uploads_that_come_at_once_keep_apart(registry: Registry) -> None:
+    with staging(registry) as first, staging(registry) as second:
+        for number, staged in enumerate((first, second)):
+            staged.write(PACKAGES[number])
+        for number, staged in enumerate((first, second)):
+            checked = read_package(staged.file, staged.size)
+            record = registry.publish(f"n{number}", staged, checked)
+            registry.register(record)
+        for number in range(2):
+            path = Path(registry.source_of(registry.get(f"n{number}")).path)
+            assert path.read_bytes() == PACKAGES[number]
 
 
 def test_what_failed_while_it_came_leaves_nothing(registry: Registry, folder: Path) -> None:
@@ -306,148 +334,6 @@ def test_what_was_deleted_in_use_is_gone_after_a_crash(registry: Registry, folde
             assert (recovered.names(), blobs(copy)) == ([], set())
 
 
-class Uses(RuleBasedStateMachine):
-    """Any order of uploads, deletes, moves, leases and crashes, beside a model of all that."""
-
-    names = st.sampled_from(["a", "b", "team/a"])
-    numbers = st.integers(0, len(PACKAGES) - 1)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        self.registry = Registry(self.folder)
-        self.versions: dict[str, dict[int, int]] = {}
-        self.last: dict[str, int] = {}
-        self.aliases: dict[tuple[str, str], int] = {}
-        self.leases: list[tuple[contextlib.ExitStack, AdapterRecord, int]] = []
-
-    @rule(name=names, number=numbers, must_not_exist=st.booleans())
-    def upload(self, name: str, number: int, must_not_exist: bool) -> None:
-        versions = self.versions.get(name, {})
-        is_newest = bool(versions) and versions[max(versions)] == number
-        if must_not_exist and versions and not is_newest:
-            with pytest.raises(AlreadyExistsError):
-                put(self.registry, name, number, must_not_exist=True)
-            return
-        record = put(self.registry, name, number, must_not_exist=must_not_exist)
-        if not is_newest:
-            self.last[name] = self.last.get(name, 0) + 1
-            self.versions.setdefault(name, {})[self.last[name]] = number
-        assert record.version == max(self.versions[name])
-
-    @rule(name=names, number=numbers)
-    def upload_and_give_up(self, name: str, number: int) -> None:
-        with published(self.registry, name, PACKAGES[number]):
-            pass
-
-    @rule(name=names)
-    def delete(self, name: str) -> None:
-        if name in self.versions:
-            self.registry.delete(name)
-            del self.versions[name]
-            self.aliases = {key: v for key, v in self.aliases.items() if key[0] != name}
-        else:
-            with pytest.raises(NotFoundError):
-                self.registry.delete(name)
-
-    @precondition(lambda self: self.versions)
-    @rule(data=st.data())
-    def delete_a_version(self, data: st.DataObject) -> None:
-        name, version = self.draw_version(data)
-        if any(key[0] == name and held == version for key, held in self.aliases.items()):
-            with pytest.raises(FailedPreconditionError, match="move it first"):
-                self.registry.delete(f"{name}:{version}")
-            return
-        self.registry.delete(f"{name}:{version}")
-        del self.versions[name][version]
-        if not self.versions[name]:
-            del self.versions[name]
-
-    @precondition(lambda self: self.versions)
-    @rule(data=st.data(), alias=st.sampled_from(["stable", "canary"]), expected=st.integers(0, 3))
-    def move_an_alias(self, data: st.DataObject, alias: str, expected: int) -> None:
-        name, version = self.draw_version(data)
-        before = self.aliases.get((name, alias), 0)
-
-        def move() -> None:
-            self.registry.aliases.set(
-                parse_reference(name, "name"), alias, {version: 1},
-                by="me", expected={expected: 1} if expected else {},
-            )  # fmt: skip
-
-        if before == expected:
-            move()
-            self.aliases[name, alias] = version
-        else:
-            with pytest.raises(AbortedError):
-                move()
-
-    @precondition(lambda self: self.versions)
-    @rule(data=st.data())
-    def lease(self, data: st.DataObject) -> None:
-        name, version = self.draw_version(data)
-        stack = contextlib.ExitStack()
-        record, _ = stack.enter_context(self.registry.lease(f"{name}:{version}"))
-        self.leases.append((stack, record, self.versions[name][version]))
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
-        stack, _, _ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
-        stack.close()
-
-    @rule()
-    def crash(self) -> None:
-        # The copy is what a crash leaves; what comes after it in the original does not count.
-        copy = Path(tempfile.mkdtemp()) / "store"
-        shutil.copytree(self.folder, copy)
-        self.teardown()
-        self.folder, self.registry = copy, Registry(copy)
-
-    @invariant()
-    def versions_and_aliases_stand_for_what_they_were_given(self) -> None:
-        found: dict[str, dict[int, str]] = {}
-        for record in self.registry.records(all_versions=True):
-            found.setdefault(record.full_name, {})[record.version] = record.digest
-        assert found == {
-            name: {version: DIGESTS[number] for version, number in versions.items()}
-            for name, versions in self.versions.items()
-        }
-        for name, versions in self.versions.items():
-            assert self.registry.get(name).version == max(versions)
-            aliases = self.registry.aliases.of(self.registry.get(name).adapter)
-            expected = {a: (v,) for (n, a), v in self.aliases.items() if n == name}
-            assert {alias: split.versions for alias, split in aliases.items()} == expected
-
-    @invariant()
-    def a_lease_keeps_its_version(self) -> None:
-        for _, record, number in self.leases:
-            assert record.digest == DIGESTS[number]
-            assert Path(self.registry.source_of(record).path).read_bytes() == PACKAGES[number]
-
-    @invariant()
-    def bytes_are_there_for_versions_and_leases_and_for_nothing_else(self) -> None:
-        named = {number for versions in self.versions.values() for number in versions.values()}
-        needed = named | {number for _, _, number in self.leases}
-        assert eventually(lambda: blobs(self.folder) == {DIGESTS[number] for number in needed})
-        assert files(self.folder, "staging") == set()
-
-    def draw_version(self, data: st.DataObject) -> tuple[str, int]:
-        name = data.draw(st.sampled_from(sorted(self.versions)))
-        return name, data.draw(st.sampled_from(sorted(self.versions[name])))
-
-    def teardown(self) -> None:
-        for stack, _, _ in self.leases:
-            stack.close()
-        self.leases = []
-        self.registry.close()
-        shutil.rmtree(self.folder)
-
-
-Uses.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
-TestUses = Uses.TestCase
-
-
 # Threads
 
 
@@ -515,3 +401,11 @@ def test_bytes_that_come_back_while_they_go_are_there(
     deleting.result()
     again.result()
     assert (registry.names(), blobs(folder)) == (["b"], {DIGESTS[0]})
+
+
+def test_what_a_crash_left_of_an_import_goes(registry: Registry, folder: Path) -> None:
+    with registry.blobs.scratch() as scratch:
+        (scratch / "adapter_config.json").write_text("{}")
+        with after_a_crash(folder) as (_, copy):
+            assert list((copy / "staging").iterdir()) == []
+    assert list((folder / "staging").iterdir()) == []

@@ -6,11 +6,21 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Cancel, Drop, Report, Sampling, Submit
+from loramux_server.engine.messages import (
+    AdapterSource,
+    Cancel,
+    Combination,
+    Drop,
+    Report,
+    Sampling,
+    Submit,
+)
 from loramux_server.engine.residents import loader_threads
+from loramux_server.lora.mix import mixed
 from tests.support.engine import InlineExecutor
 from tests.support.fake import HeldExecutor, ManualClock, fake_engine, fake_source
 
@@ -65,6 +75,40 @@ def test_what_is_dropped_is_stored_only() -> None:
     subject.check()
     assert report.tiers == {A.digest: "stored"}
     assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
+
+
+def mix_of_both() -> AdapterSource:
+    mix = mixed([A, B], [0.5, 0.5], Combination.CAT)
+    assert mix is not None
+    return msgspec.structs.replace(mix, path="3", rank=8)  # the fake loader goes by the path
+
+
+def test_mixes_go_with_any_of_their_parts() -> None:
+    subject, mix = engine(), mix_of_both()
+    subject.receive([Submit(0, [5], mix, Sampling(max_tokens=1, seed=0, ignore_eos=True))])
+    while not subject.step().tokens:
+        subject.check()
+    subject.receive([Drop(fake_source(7, 8).digest)])
+    assert subject.step().stats.device.resident == 1
+    subject.receive([Drop(B.digest)])
+    report = subject.step()
+    subject.check()
+    assert report.tiers == dict.fromkeys((B.digest, mix.digest), "stored")
+    assert (report.stats.device.resident, report.stats.host.used_bytes) == (0, 0)
+
+
+def test_a_mix_that_loads_goes_with_a_part_when_it_has_come() -> None:
+    executor, mix = HeldExecutor(), mix_of_both()
+    subject = fake_engine(num_blocks=8, rows=8, executor=executor)[0]
+    subject.receive([Submit(0, [5], mix, Sampling(max_tokens=1, seed=0))])
+    subject.step()
+    subject.receive([Cancel(0), Drop(A.digest)])
+    assert subject.step().tiers == {A.digest: "stored"}
+    executor.finish()
+    report = subject.step()
+    subject.check()
+    assert report.tiers == {mix.digest: "stored"}
+    assert report.stats.host.used_bytes == 0
 
 
 def test_what_is_dropped_while_it_is_used_goes_afterwards() -> None:

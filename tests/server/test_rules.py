@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 import loramux.v1
 from loramux.errors import NotFoundError, PermissionDeniedError
 from loramux.v1.adapters_pb2 import DeleteAdapterRequest, GetAdapterRequest, UploadAdapterRequest
+from loramux.v1.generation_pb2 import GenerateRequest, WeightedAdapter
 from loramux_server.access.caller import Caller, Permission, Role, acting, caller
 from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES, Access, Rule, check_rules, method_name
@@ -57,16 +58,15 @@ def named_fields(message: Descriptor, path: str = "") -> Iterator[str]:
             yield path + field.name
         inner = field.message_type
         if inner is not None and not inner.GetOptions().map_entry:
-            yield from named_fields(inner, f"{path}{field.name}.")
+            mark = "[]" if field.is_repeated else ""
+            yield from named_fields(inner, f"{path}{field.name}{mark}.")
 
 
 @pytest.mark.parametrize("method", list(methods()), ids=lambda method: method.full_name)
 def test_every_field_that_names_an_adapter_is_looked_at(method: MethodDescriptor) -> None:
     if not method.full_name.startswith("loramux."):
         return
-    assert list(named_fields(method.input_type)) == [
-        field for field in [RULES[method.full_name].field] if field
-    ]
+    assert tuple(named_fields(method.input_type)) == RULES[method.full_name].fields
 
 
 def test_only_health_is_for_everybody() -> None:
@@ -128,6 +128,17 @@ def test_what_another_tenant_has_is_not_there() -> None:
 def test_nothing_is_brought_to_another_tenant() -> None:
     with pytest.raises(PermissionDeniedError, match="'other'"):
         settled("other/poet", CREATE, USER)
+
+
+def test_every_adapter_of_a_mix_is_the_callers_or_a_public_one() -> None:
+    rule = RULES["loramux.v1.GenerationService.Generate"]
+    request = GenerateRequest(adapters=[WeightedAdapter(adapter=n) for n in ("a", "public/b")])
+    settle_name(request, rule, USER)
+    assert [each.adapter for each in request.adapters] == ["acme/a", "public/b"]
+    request.adapters[1].adapter = "other/b"
+    with pytest.raises(NotFoundError, match="'other/b'") as caught:
+        settle_name(request, rule, USER)
+    assert caught.value.field == "adapters[1].adapter"
 
 
 @pytest.mark.parametrize("text", ["", "Poet", "a/b/c", "poet:", "../poet", "other/Poet"])

@@ -36,6 +36,16 @@ def frequencies(logits: list[float], **sampling: object) -> list[float]:
 LOGITS = [2.0, 1.0, 0.0, -1.0, 3.0]
 
 
+def test_tokens_that_others_have_change_nothing() -> None:
+    wide = [*LOGITS, float("-inf"), float("-inf")]
+    for options in ({"temperature": 0.0, "num_logprobs": 5}, {"top_p": 0.9}, {"min_tokens": 3}):
+        for seed in range(20):
+            asked = request(seed=seed, stop_token_ids=frozenset({6}), **options)
+            alone = sample(torch.tensor([LOGITS]), [asked], EOS, 5)
+            beside = sample(torch.tensor([wide]), [asked], EOS, 5)
+            assert beside == alone
+
+
 def test_sampling_follows_the_softmax() -> None:
     wanted = torch.softmax(torch.tensor(LOGITS), 0).tolist()
     assert frequencies(LOGITS) == pytest.approx(wanted, abs=0.03)

@@ -47,6 +47,24 @@ def test_only_requests_that_found_it_on_the_device_are_hits() -> None:
     assert found.last_used >= begin
 
 
+def test_a_part_of_a_mix_is_hit_where_the_mix_is() -> None:
+    statuses = Statuses()
+    statuses.report(report(tiers={"mix": "device"}))
+    with statuses.used("a", "acme", "mix"), statuses.used("b", "acme", "another"):
+        pass
+    found = [statuses.usage_of(each, "acme") for each in "ab"]
+    assert [(usage.requests, usage.hits) for usage in found] == [(1, 1), (1, 0)]
+
+
+def test_a_mix_that_cannot_be_loaded_is_forgotten() -> None:
+    statuses = Statuses(is_registered=lambda digest: digest == "a")
+    for digest in ("a", "mix"):
+        statuses.report(report(loading=[digest]))
+        statuses.report(report(failed_loads={digest: "unequal ranks"}))
+    assert statuses.of("a").load_failure
+    assert not statuses.of("mix").load_failure
+
+
 def test_a_tenant_does_not_see_what_others_do_with_the_same_content() -> None:
     statuses = Statuses()
     with statuses.used("a", "acme"):

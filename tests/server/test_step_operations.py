@@ -89,7 +89,9 @@ class Setup:
 def setup(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     slab = Slab()
     monkeypatch.setattr(
-        build, "choose_backend", lambda *which: slab.watched(choose_backend(*which))
+        build,
+        "choose_backend",
+        lambda *which, **how: slab.watched(choose_backend(*which, **how)),
     )
     model = tiny_model("llama")
     folder = save_adapter(model, tmp_path / "a", seed=1, r=RANK, target_modules=TARGETS)

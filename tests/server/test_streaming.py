@@ -3,18 +3,25 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loramux.errors import DeadlineExceededError, UnavailableError
+from loramux.errors import (
+    DeadlineExceededError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine.messages import (
     CacheStats,
     Cancel,
     EngineConfig,
+    Failure,
     Finish,
     ModelInfo,
     Report,
@@ -27,7 +34,9 @@ from loramux_server.engine.messages import (
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.registry import Registry
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
@@ -48,7 +57,9 @@ class Engine(EngineClient):
             EngineConfig(model=""), on_report=metrics.report, on_ready=metrics.engine_ready
         )
         self.sent: list[ToEngine] = []
-        self.process: Any = SimpleNamespace(is_ready=True, send=self.sent.append)
+        self.process: Any = SimpleNamespace(
+            is_ready=True, send=self.sent.append, seconds_to_ready=1.0
+        )
 
     @property
     def ids(self) -> list[int]:
@@ -61,7 +72,7 @@ class Engine(EngineClient):
 class Served:
     """The service over an engine of tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Registry | None = None) -> None:
         self.metrics = Metrics()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
@@ -70,20 +81,22 @@ class Served:
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
             adapter_rows=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
-        self._service = GenerationService(
-            engine=self.engine, registry=None, model=model,  # type: ignore[arg-type]
+        self.service = GenerationService(
+            engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
-            room=open_room(), default_timeout=60,
+            room=open_room(), prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(
-        self, *, timeout: float | None = None, **sampling: Any
+        self, *, timeout: float | None = None, adapter: str = "", **sampling: Any
     ) -> AsyncIterator[StreamGenerateResponse]:
         request = GenerateRequest(
-            prompt_token_ids=[5], sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling)
+            prompt_token_ids=[5],
+            adapter=adapter,
+            sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
         )
         context: Any = SimpleNamespace(time_remaining=lambda: timeout)
-        return self._service.StreamGenerate(request, context)
+        return self.service.StreamGenerate(request, context)
 
     def count(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"loramux_{name}", {"adapter": "base"})
@@ -194,3 +207,45 @@ async def test_the_time_in_the_queue_is_noted_once_for_a_request(served: Served)
     await first
     assert (await anext(stream)).timing.queue_seconds == 0.5
     assert served.metrics.registry.get_sample_value("loramux_queue_seconds_count") == 1
+
+
+async def test_an_adapter_that_is_not_there_is_never_the_base(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "store")
+    served = Served(registry)
+    try:
+        for name in ("nobody", "team/nobody:3", f"nobody@sha256:{'0' * 64}"):
+            with pytest.raises(NotFoundError):
+                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=1)
+        assert served.engine.sent == []
+    finally:
+        registry.close()
+
+
+async def test_who_gives_up_between_the_last_token_and_the_status_leaves_nothing_behind(
+    served: Served,
+) -> None:
+    stream = served.stream()
+    await begun(served, stream)
+    served.engine.report(Token(served.engine.ids[0], TOKEN, Finish.LENGTH))
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert served.engine._calls == {}
+    # The engine has let go of it already.
+    assert not any(isinstance(message, Cancel) for message in served.engine.sent)
+
+
+async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) -> None:
+    await begun(served, served.stream(timeout=7.0))
+    (submit,) = (message for message in served.engine.sent if isinstance(message, Submit))
+    assert submit.timeout is not None
+    assert 0 < submit.timeout <= 7.0
+
+
+async def test_who_would_be_late_because_of_others_is_told_to_try_again(served: Served) -> None:
+    first = asyncio.ensure_future(anext(served.stream(timeout=7.0)))
+    await asyncio.sleep(0)
+    failure = Failure(served.engine.ids[0], "DEADLINE_UNREACHABLE", "not within 7 s")
+    served.engine.report(failures=[failure])
+    with pytest.raises(ResourceExhaustedError, match="not within 7 s") as caught:
+        await first
+    assert caught.value.reason == "DEADLINE_UNREACHABLE"
+    assert caught.value.retry_delay

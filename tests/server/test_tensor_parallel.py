@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.engine.messages import AdapterSource, Combination, EngineConfig
 from loramux_server.engine.model_part import load_model, load_whole
 from loramux_server.engine.team import Team
+from loramux_server.lora.mix import mixed
 from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import UnservableModelError, load_base_model
 from tests.support.adapters import pack_source, save_adapter
@@ -100,6 +102,19 @@ def test_a_mixed_batch_gives_the_same(setup: Setup) -> None:
     )
     assert max(arrivals.values()) > 1
     assert max(r.batch.adapters for r in setup.together.reports if r.batch) > 1
+
+
+def test_mixes_and_adapters_that_begin_later_give_the_same(setup: Setup) -> None:
+    small, other = setup.sources[0], setup.sources[3]
+    mix = mixed([small, other], [0.5, -1.5], Combination.CAT)
+    later = msgspec.structs.replace(setup.sources[1], invocation=(30,))
+    asked = [(p, s) for p in PROMPTS for s in (mix, mixed([small], [2.5], Combination.CAT), later)]
+    pairs = [setup.submit(prompt, source) for prompt, source in asked]
+    setup.alone.run()
+    setup.together.run()
+    for alone, together in pairs:
+        assert setup.together.output(together) == setup.alone.output(alone)
+    assert len({tuple(setup.alone.output(alone)) for alone, _ in pairs}) > len(PROMPTS)
 
 
 def test_each_process_takes_less_and_the_frontend_is_told_of_whole_layers(setup: Setup) -> None:

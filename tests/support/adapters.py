@@ -36,17 +36,23 @@ def save_adapter(
     return folder
 
 
-def pack_source(folder: Path, output: Path) -> AdapterSource:
+def pack_source(folder: Path, output: Path, vocab_size: int = 0) -> AdapterSource:
     """Pack the PEFT folder and return what the engine is told about the package."""
     with output.open("w+b") as file:
         pack(folder, file)
-        size = file.tell()
-        package = read_package(file, size)
+    return source_of(output, vocab_size)
+
+
+def source_of(path: Path, vocab_size: int = 0) -> AdapterSource:
+    """Return what the engine is told about the package at `path`."""
+    with path.open("rb") as file:
+        package = read_package(file, path.stat().st_size)
         digest = digest_of(file)
     item_bytes = format_of(package).item_bytes
     return AdapterSource(
-        digest, str(output), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package)
-    )
+        digest, str(path), package.rank, num_bytes(package), item_bytes, num_edit_bytes(package),
+        vocab_size=vocab_size, invocation=package.contents.invocation,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

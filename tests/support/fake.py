@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
@@ -159,19 +160,24 @@ def one_hot(token: int) -> torch.Tensor:
     return logits
 
 
-def completion(prompt: list[int], adapter: int, max_tokens: int, *, eos: bool) -> list[int]:
-    """Return what the fake model makes of `prompt`."""
+def completion(
+    prompt: list[int], adapter: int, max_tokens: int, *, eos: bool, active_from: int = 0
+) -> list[int]:
+    """Return what the fake model makes of `prompt`, with the adapter from a position on."""
     tokens: list[int] = []
     while len(tokens) < max_tokens:
-        tokens.append(checksum([(token, adapter) for token in [*prompt, *tokens]]))
+        seen = enumerate([*prompt, *tokens])
+        tokens.append(checksum([(t, adapter if i >= active_from else 0) for i, t in seen]))
         if eos and tokens[-1] == EOS:
             break
     return tokens
 
 
-def fake_source(number: int, rank: int) -> AdapterSource:
+def fake_source(number: int, rank: int, invocation: tuple[int, ...] = ()) -> AdapterSource:
     """Return an adapter that `FakeModel.load` knows; number 0 is the base."""
-    return AdapterSource(f"sha256:{number:064x}", str(number), rank, 100 * rank)
+    return AdapterSource(
+        f"sha256:{number:064x}", str(number), rank, 100 * rank, invocation=invocation
+    )
 
 
 def fake_engine(
@@ -196,9 +202,17 @@ def fake_engine(
         context_length=num_blocks * BLOCK_SIZE,
         eos_token_ids=frozenset({EOS}),
     )
+    pace = Pace(max_stall)
     engine = Engine(
         scheduler=scheduler,
-        pace=Pace(max_stall),
+        admission=Admission(
+            scheduler=scheduler,
+            pace=pace,
+            memory=cache,
+            context_length=num_blocks * BLOCK_SIZE,
+            max_waiting=max_waiting,
+        ),
+        pace=pace,
         cache=cache,
         loader=model,
         runner=model,
@@ -207,8 +221,6 @@ def fake_engine(
         wake=lambda: None,
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
-        context_length=num_blocks * BLOCK_SIZE,
-        max_waiting=max_waiting,
         clock=clock,
     )
     return engine, scheduler, cache, model

@@ -1,6 +1,7 @@
 """Policies without a catalog."""
 
-from loramux_server.store.policies import Policies, Policy
+from loramux_server.store.policies import Policies
+from loramux_server.store.policy import Policy
 
 
 class KeptPolicies(Policies):

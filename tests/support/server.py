@@ -9,7 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -33,7 +33,8 @@ class RunningServer:
             sys.executable, "-m", "loramux.cli", "serve", "--model", str(model),
             "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0",
             "--ready-file", str(self._ready), "--store", str(folder / "store"),
-            "--threads", "1", "--drain-timeout", "5", *arguments,
+            # A token now and then would be among those that tests count.
+            "--threads", "1", "--drain-timeout", "5", "--probe-interval", "0", *arguments,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.target = ""
@@ -82,8 +83,9 @@ class RunningServer:
         (engine,) = [child for child in children if "engine.process" in " ".join(child.cmdline())]
         return int(engine.pid)
 
-    def client(self, **options: float) -> Client:
-        return Client(self.target, **options)  # type: ignore[arg-type]
+    def client(self, **options: Any) -> Client:
+        """Return a client that shows every failure, unless `options` say otherwise."""
+        return Client(self.target, **{"retries": False, **options})
 
     def metrics(self) -> dict[str, float]:
         """Return every sample of /metrics, by its name with labels as it is printed."""
@@ -91,6 +93,14 @@ class RunningServer:
             lines = page.read().decode().splitlines()
         samples = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in samples}
+
+    def stay_at_address(self) -> None:
+        """Be where it is now after each restart too."""
+        self._command += ["--listen", self.target]
+
+    def kill_engine(self) -> None:
+        """Let the engine die as if memory had run out."""
+        os.kill(self.engine_pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """End the frontend as a power cut would."""

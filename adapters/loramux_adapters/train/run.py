@@ -29,12 +29,12 @@ from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fingerprint import fingerprint
 from loramux_adapters.manifest import with_step
 from loramux_adapters.package import Output
+from loramux_adapters.sources import pack_source
 from loramux_adapters.train.curve import Curve, Progress, Recorder
 from loramux_adapters.train.examples import Examples, read_examples
 from loramux_adapters.train.methods import peft_config
 from loramux_adapters.train.plan import Plan
 from loramux_adapters.train.rows import Collator, Row, rows_of, split
-from loramux_adapters.weights.sources import pack_source
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises; it falls as a cosine afterwards."""

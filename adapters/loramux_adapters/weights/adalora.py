@@ -34,7 +34,7 @@ _OWN_FIELDS = frozenset({
 
 _UNREAD = {"r", "use_rslora", "rank_pattern"}
 """What PEFT does not look at; the ranks that are left are those of the tensors."""
-_LOST = {"bias", "use_dora", "lora_bias"}
+_LOST = {"bias", "use_dora", "lora_bias", "alora_invocation_tokens"}
 """What is served of LoRA, and would be lost here."""
 FIELDS = Fields(
     honoured=(LORA_FIELDS.honoured - _LOST - _UNREAD) | {"init_r"},
@@ -61,7 +61,7 @@ def as_lora_config(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def pack_adalora(
-    source: Path, output: Output, *, notes: Mapping[str, object] | None = None
+    source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
 ) -> None:
     """Write the AdaLoRA folder `source` to `output` as a package that adds the very same.
 
@@ -91,7 +91,7 @@ def pack_adalora(
     if not updates:
         raise PackageError(f"{source}: every rank is masked; the adapter changes nothing")
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
-    write_updates(config, updates, dtype, output, notes={**read_notes(source), **(notes or {})})
+    write_updates(config, updates, dtype, output, notes=read_notes(source, notes))
 
 
 def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:

@@ -25,13 +25,12 @@ from loramux_adapters.package import (
     tensor_reader,
 )
 from loramux_adapters.peft_config import MAX_RANK, check_config
+from loramux_adapters.sources import MAX_ERROR
 from loramux_adapters.tensorfile import TensorInfo, read_header
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_adapters.weights.spectrum import Factors, Wide, norm
 from loramux_adapters.weights.update import Update, write_updates
 
-MAX_ERROR = 0.01
-"""Of what a layer adds, by norm, this share may be lost where the rank is too high."""
 MAX_DENSE = 1 << 27
 """Numbers of the largest matrix that is formed."""
 _KEPT = (
@@ -89,7 +88,7 @@ def fold(
     output: Output,
     method: Method,
     *,
-    notes: Mapping[str, object] | None = None,
+    notes: Mapping[str, object | None] | None = None,
     max_error: float = MAX_ERROR,
     base: BaseFolder | None = None,
 ) -> list[Folded]:
@@ -140,8 +139,7 @@ def fold(
     if not updates:
         raise PackageError(f"{source} has no tensors of an adapter")
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
-    all_notes = {**read_notes(source), **(notes or {})}
-    write_updates(as_lora, updates, dtype, output, notes=all_notes)
+    write_updates(as_lora, updates, dtype, output, notes=read_notes(source, notes))
     return done
 
 

@@ -33,6 +33,12 @@ def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: 
         OSError: A file cannot be read, or the folder exists or cannot be written.
     """
     require_low_rank(package, "merge into the base")
+    if package.contents.invocation:
+        raise PackageError(
+            "the adapter is active behind its alora_invocation_tokens only; in a base it would be "
+            "everywhere",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     check_fit(package.contents, base.features(package.contents))
     _check_tied(package, base)
     folder.mkdir()

@@ -104,7 +104,7 @@ def _of_updates(file: BinaryIO, package: Package) -> Iterator[Finding]:
         elif not update.b_OR.any() or not update.a_RI.any():
             half = "A" if update.b_OR.any() else "B"
             dead.append(Finding("dead-module", f"{half} is all zeros", update.module))
-    if len(dead) == len(package.modules):
+    if len(dead) == len(package.modules) and not package.edits:
         yield Finding("dead-adapter", "every module is zero: the adapter changes nothing")
     else:
         yield from dead

@@ -98,6 +98,11 @@ def merge(
     packages = [package for _, package in sources]
     configs = [require_low_rank(package, "merge") for package in packages]
     _check_bases(packages)
+    if len({config.invocation for config in configs}) > 1:
+        raise PackageError(
+            "the adapters have different alora_invocation_tokens: what is merged begins with one",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     draw = draw or seeded(options.seed)
     rank = options.rank or max(package.rank for package in packages)
     tables = [{module.module: module for module in package.modules} for package in packages]

@@ -53,7 +53,8 @@ def verify(
     _check_finite(file, package)
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
-        check_fit(package.contents, base.features(package.contents))
+        contents = package.contents
+        check_fit(contents, base.features(contents), base.parameters(contents))
         done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
         if "base" in package.notes:
             check_fingerprint(cast(dict[str, object], package.notes["base"]), base)

@@ -19,13 +19,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from loramux.cli.hub import local
 from loramux.cli.options import DEFAULT_SERVER, TTL, Json, Reference, Server, parse_ttl
 from loramux.client import Client
 from loramux.types import Adapter
 
 
 def push(
-    path: Annotated[Path, typer.Argument(help="PEFT folder or package.")],
+    source: Annotated[
+        str, typer.Argument(help="Package, or what `pack` takes: a folder, a file, hf://ORG/NAME.")
+    ],
     name: Annotated[
         str | None, typer.Option("--name", "-n", help="Name; that of the path if left out.")
     ] = None,
@@ -38,8 +41,12 @@ def push(
 ) -> None:
     """Upload an adapter and register it under a name."""
     stays = None if ttl is None else parse_ttl(ttl)
-    with Client(server) as client, _bar(as_json) as bar:
-        chosen = name or (path.name if path.is_dir() else path.stem)
+    with (
+        Client(server) as client,
+        local(source, quiet=as_json) as (path, known_as),
+        _bar(as_json) as bar,
+    ):
+        chosen = name or (known_as if path.is_dir() else path.stem)
         adapter = client.adapters.upload(
             chosen, path, must_not_exist=must_not_exist, ttl=stays, progress=_progress(bar, chosen)
         )

@@ -14,11 +14,13 @@ from loramux.cli import (
     adapters,
     alias,
     bench,
+    chat,
     checks,
     generate,
     inspection,
     merging,
     packages,
+    quarantine,
     residency,
     signing,
     top,
@@ -116,6 +118,7 @@ _server_command("demo", "Start a server with the embedded model and show what it
 _server_command("keys", "Make, list, rotate and revoke the keys of a server.")
 _server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)
 app.command("inspect")(inspection.inspect)
@@ -138,6 +141,7 @@ app.command("prefetch")(residency.prefetch)
 app.command("watch")(residency.watch)
 app.command("top")(top.top)
 app.add_typer(alias.app, name="alias")
+app.add_typer(quarantine.app, name="quarantine")
 app.command("bench")(bench.bench)
 
 

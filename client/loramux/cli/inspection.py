@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +56,10 @@ def inspect(
                     "rank": package.rank,
                     "targets": _by_target(measured),
                     "modules": [dataclasses.asdict(entry) for entry in measured],
+                    "edits": [
+                        {"module": e.module, "kind": e.kind, "shape": e.tensor.shape}
+                        for e in package.edits
+                    ],
                     "notes": package.notes,
                     "peft_config": package.peft_config,
                 }
@@ -65,8 +69,12 @@ def inspect(
     print(f"digest  {digest}")
     print(f"size    {size / 1e6:.2f} MB")
     print(f"base    {package.config.base_model or '(not recorded)'}")
+    if package.contents.invocation:
+        print(f"begins  at tokens {', '.join(map(str, package.contents.invocation))}")
     for line in _notes(package):
         print(line)
+    for kind, number in Counter(edit.kind for edit in package.edits).items():
+        print(f"edits   {number} of kind {kind}")
     if modules:
         show(
             "module >rank used >effective >norm >largest >scale >in >out dtype",

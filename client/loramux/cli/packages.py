@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from loramux.cli.hub import local
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file, whole_folder
-from loramux_adapters import open_package
+from loramux.cli.use_notes import use_notes
+from loramux_adapters import open_package, pack_source
 from loramux_adapters import unpack as write_folder
 from loramux_adapters.base import read_base
 from loramux_adapters.fingerprint import fingerprint
@@ -18,9 +20,10 @@ from loramux_adapters.package import digest_of
 
 def pack(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="Folder that PEFT's save_pretrained wrote; notes from its loramux.json, if any."
+            help="Folder that PEFT or the adapters library saved, a kohya-style LoRA file, or "
+            "hf://ORG/NAME; notes from a loramux.json, if there is one."
         ),
     ],
     output: Annotated[
@@ -30,7 +33,31 @@ def pack(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the base model; its fingerprint is noted for `verify`. VeRA needs it."
+            help="Folder of the base model; its fingerprint is noted for `verify`. VeRA needs it, "
+            "and kohya-style names can."
+        ),
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Chat template of the adapter; by default that of the folder's "
+            "chat_template.jinja or tokenizer_config.json; none for none.",
+        ),
+    ] = None,
+    generation_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where its generation defaults come from; by default the folder's "
+            "generation_config.json; none for nowhere.",
+        ),
+    ] = None,
+    default: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="A generation default, such as temperature=0.2 or stop=END; repeatable.",
         ),
     ] = None,
     max_error: Annotated[
@@ -44,20 +71,20 @@ def pack(
     ] = 0.01,
     as_json: Json = False,
 ) -> None:
-    """Make one file of a PEFT folder; equal input gives equal bytes.
+    """Make one file of an adapter; equal input gives equal bytes.
 
     AdaLoRA, LoHa, LoKr and VeRA are folded to LoRA that adds the same. Where that takes a rank
     above 512, the nearest of rank 512 is taken and what it lacks is told.
     """
-    from loramux_adapters.weights.sources import pack_source
-
-    target = output or Path(f"{source.resolve().name}.safetensors")
     model = read_base(base) if base else None
-    notes = {"base": fingerprint(model)} if model else {}
-    with whole_file(target) as file:
-        folded = pack_source(source, file, notes=notes, max_error=max_error, base=model)
-        digest = digest_of(file)
-        size = file.tell()
+    notes: dict[str, object] = {"base": fingerprint(model)} if model else {}
+    notes |= use_notes(chat_template, generation_config, default or [])
+    with local(source, quiet=as_json) as (path, name):
+        target = output or Path(f"{name}.safetensors")
+        with whole_file(target) as file:
+            folded = pack_source(path, file, notes=notes, max_error=max_error, base=model)
+            digest = digest_of(file)
+            size = file.tell()
     if as_json:
         layers = [dataclasses.asdict(layer) for layer in folded]
         found = {"path": str(target), "digest": digest, "size_bytes": size}

@@ -109,23 +109,28 @@ def render(view: View) -> Group:
     load, rates = view.load, view.rates
     head = Text(f"{view.info.base_model} on {view.info.device}, ", style="bold")
     head.append(f"up {_duration(load.uptime_seconds)}")
-    figures = Table.grid(padding=(0, 3))
-    figures.add_row(
+    held = (
         f"running {load.running_requests}/{view.info.max_running_requests}",
         f"waiting {load.waiting_requests}",
         f"KV blocks {load.kv_blocks_used}/{load.kv_blocks}",
+    )
+    steps = (
         f"batch {_number(rates.mean_batch)}",
         f"adapters in it {_number(rates.mean_adapters)}",
         f"step {_milliseconds(rates.step_seconds)}",
+        f"steps/s {rates.steps_per_second:.1f}",
     )
-    figures.add_row(
+    flow = (
         f"requests/s {rates.requests_per_second:.1f}",
         f"tokens/s {rates.tokens_per_second:.1f}",
         f"prompt tokens/s {rates.prompt_tokens_per_second:.1f}",
+    )
+    waits = (
         f"first token {_milliseconds(rates.first_token_seconds)}",
         f"between tokens {_milliseconds(rates.inter_token_seconds)}",
     )
-    return Group(head, figures, "", _tiers(load), "", _adapters(view.adapters))
+    lines = [Text("   ".join(parts)) for parts in (held, steps, flow, waits)]
+    return Group(head, *lines, "", _tiers(load), "", _adapters(view.adapters))
 
 
 def _watch(
@@ -202,7 +207,7 @@ def _adapters(adapters: list[Adapter]) -> Table:
             str(adapter.rank),
             f"{status.memory_bytes / 1e6:.1f} MB",
             *map(str, numbers),
-            when(status.last_used_at),
+            when(status.last_used_at)[-8:],  # the time alone
         )
     return table
 

@@ -660,6 +660,7 @@ class Adapter(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    INVOCATION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the name, without tenant and tag."""
     digest: _builtins.str
@@ -675,7 +676,7 @@ class Adapter(_message.Message):
     tier: Global___AdapterTier.ValueType
     """tier is the fastest place that holds the weights now."""
     tenant: _builtins.str
-    """tenant is whose it is; `public` where nobody said."""
+    """tenant is whose it is; what `public` has is for all to use."""
     version: _builtins.int
     """version is its number, from 1."""
     is_pinned: _builtins.bool
@@ -710,6 +711,12 @@ class Adapter(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """expires_at is when it is taken away; absent where nothing but a call does that."""
 
+    @_builtins.property
+    def invocation_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """invocation_token_ids are the tokens from whose last place in a prompt on an activated LoRA does
+        something; empty where an adapter does from the beginning.
+        """
+
     def __init__(
         self,
         *,
@@ -731,10 +738,11 @@ class Adapter(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         origin: _builtins.str = ...,
         reference: _builtins.str = ...,
+        invocation_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "created_at", b"created_at", "expires_at", b"expires_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "invocation_token_ids", b"invocation_token_ids", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015

@@ -31,7 +31,8 @@ class AdapterServiceStub(object):
     Adapters are named by references in the form of container images:
     `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
     means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is `public`.
+    given twice. Without a tenant it is the caller's own, which is `public` where a server has
+    no keys. What tenant `public` has is for all to use.
     """
 
     def __init__(self, channel):
@@ -88,7 +89,8 @@ class AdapterServiceServicer(object):
     Adapters are named by references in the form of container images:
     `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
     means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is `public`.
+    given twice. Without a tenant it is the caller's own, which is `public` where a server has
+    no keys. What tenant `public` has is for all to use.
     """
 
     def UploadAdapter(self, request_iterator, context):
@@ -206,7 +208,8 @@ class AdapterService(object):
     Adapters are named by references in the form of container images:
     `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
     means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is `public`.
+    given twice. Without a tenant it is the caller's own, which is `public` where a server has
+    no keys. What tenant `public` has is for all to use.
     """
 
     @staticmethod

@@ -32,7 +32,8 @@ class AdapterServiceStub:
     Adapters are named by references in the form of container images:
     `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
     means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is `public`.
+    given twice. Without a tenant it is the caller's own, which is `public` where a server has
+    no keys. What tenant `public` has is for all to use.
     """
 
     @_typing.overload
@@ -67,7 +68,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     Adapters are named by references in the form of container images:
     `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
     means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is `public`.
+    given twice. Without a tenant it is the caller's own, which is `public` where a server has
+    no keys. What tenant `public` has is for all to use.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -98,7 +100,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     Adapters are named by references in the form of container images:
     `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
     means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is `public`.
+    given twice. Without a tenant it is the caller's own, which is `public` where a server has
+    no keys. What tenant `public` has is for all to use.
     """
 
     @_abc_1.abstractmethod

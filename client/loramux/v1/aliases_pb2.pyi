@@ -109,7 +109,9 @@ class SetAliasRequest(_message.Message):
     alias: _builtins.str
     """alias is the tag to move."""
     moved_by: _builtins.str
-    """moved_by says who moves it, for the history; the address of the caller where empty."""
+    """moved_by says who moves it, for the history; the id of the key is put behind it. Where
+    there is neither, it is the address of the caller.
+    """
     @_builtins.property
     def split(self) -> Global___Split:
         """split is what it is to stand for."""
@@ -178,7 +180,9 @@ class DeleteAliasRequest(_message.Message):
     alias: _builtins.str
     """alias is the tag."""
     moved_by: _builtins.str
-    """moved_by says who does it, for the history; the address of the caller where empty."""
+    """moved_by says who does it, for the history; the id of the key is put behind it. Where
+    there is neither, it is the address of the caller.
+    """
     @_builtins.property
     def expected(self) -> Global___Split:
         """expected makes the call fail with ABORTED where the alias stands for something else."""
@@ -232,7 +236,9 @@ class RollBackAliasRequest(_message.Message):
     alias: _builtins.str
     """alias is the tag."""
     moved_by: _builtins.str
-    """moved_by says who does it, for the history; the address of the caller where empty."""
+    """moved_by says who does it, for the history; the id of the key is put behind it. Where
+    there is neither, it is the address of the caller.
+    """
     def __init__(
         self,
         *,
@@ -345,7 +351,7 @@ class AliasMove(_message.Message):
     MOVED_AT_FIELD_NUMBER: _builtins.int
     MOVED_BY_FIELD_NUMBER: _builtins.int
     moved_by: _builtins.str
-    """moved_by is who, as they said, or their address."""
+    """moved_by is who, as they said, and the id of their key, or their address."""
     @_builtins.property
     def before(self) -> Global___Split:
         """before is what it stood for; without weights where it was new."""

@@ -92,6 +92,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
     """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+    ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 40
+    """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
+    template that the server may run.
+    """
+    ERROR_REASON_CHAT_TEMPLATE_FAILED: _ErrorReason.ValueType  # 41
+    """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
+    ERROR_REASON_NOT_QUARANTINED: _ErrorReason.ValueType  # 42
+    """ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+    ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 43
+    """ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
+    ERROR_REASON_ADAPTER_QUARANTINED: _ErrorReason.ValueType  # 44
+    """ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
+    clears it: the engine died again and again with it, or its logits were never finite.
+    """
+    ERROR_REASON_REQUEST_QUARANTINED: _ErrorReason.ValueType  # 45
+    """ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
+    request, and that it is not run any more until an operator clears it.
+    """
     ERROR_REASON_STORAGE_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
     """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
     ERROR_REASON_UPLOAD_TOO_SLOW: _ErrorReason.ValueType  # 51
@@ -106,6 +124,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
     ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 56
     """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
+    ERROR_REASON_ADAPTER_NOT_MIXABLE: _ErrorReason.ValueType  # 60
+    """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
     ERROR_REASON_MEMORY_UNREACHABLE: _ErrorReason.ValueType  # 61
     """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 62
@@ -188,6 +208,24 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
 """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
 """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 40
+"""ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
+template that the server may run.
+"""
+ERROR_REASON_CHAT_TEMPLATE_FAILED: ErrorReason.ValueType  # 41
+"""ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
+ERROR_REASON_NOT_QUARANTINED: ErrorReason.ValueType  # 42
+"""ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 43
+"""ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
+ERROR_REASON_ADAPTER_QUARANTINED: ErrorReason.ValueType  # 44
+"""ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
+clears it: the engine died again and again with it, or its logits were never finite.
+"""
+ERROR_REASON_REQUEST_QUARANTINED: ErrorReason.ValueType  # 45
+"""ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
+request, and that it is not run any more until an operator clears it.
+"""
 ERROR_REASON_STORAGE_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
 """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
 ERROR_REASON_UPLOAD_TOO_SLOW: ErrorReason.ValueType  # 51
@@ -202,6 +240,8 @@ ERROR_REASON_SOURCE_CHANGED: ErrorReason.ValueType  # 55
 """ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
 ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 56
 """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
+ERROR_REASON_ADAPTER_NOT_MIXABLE: ErrorReason.ValueType  # 60
+"""ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
 ERROR_REASON_MEMORY_UNREACHABLE: ErrorReason.ValueType  # 61
 """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 62

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bloramux/v1/generation.proto\x12\nloramux.v1\"\xf9\x01\n\x0fGenerateRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x03\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.loramux.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x06 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0brouting_key\x18\x08 \x01(\tB\x15\n\x13_add_special_tokens\"\xd7\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12=\n\nlogit_bias\x18\n \x03(\x0b\x32).loramux.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\x03\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x14\n\x0cinclude_stop\x18\x0f \x01(\x08\x12\x0e\n\x01n\x18\x10 \x01(\x05H\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x05H\x0b\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x12 \x01(\x08H\x0c\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokens\"\xd8\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x16.loramux.v1.Completion\x12\x31\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentityH\x00\x88\x01\x01\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.loramux.v1.TimingB\n\n\x08_adapter\"\xf7\x01\n\x16StreamGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentityH\x00\x88\x01\x01\x12%\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x16.loramux.v1.Completion\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.UsageH\x01\x88\x01\x01\x12\'\n\x06timing\x18\x05 \x01(\x0b\x32\x12.loramux.v1.TimingH\x02\x88\x01\x01\x42\n\n\x08_adapterB\x08\n\x06_usageB\t\n\x07_timing\"\xf5\x01\n\nCompletion\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x03\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.loramux.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rstop_token_id\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12.\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1c.loramux.v1.PositionLogprobsB\x0e\n\x0c_stop_stringB\x10\n\x0e_stop_token_id\"c\n\x10PositionLogprobs\x12(\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x18.loramux.v1.TokenLogprob\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.loramux.v1.TokenLogprob\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x03\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"P\n\x0f\x41\x64\x61pterIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x05\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"[\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x02 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x03 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xaf\x01\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1b.loramux.v1.GenerateRequest\x1a\x1c.loramux.v1.GenerateResponse\x12S\n\x0eStreamGenerate\x12\x1b.loramux.v1.GenerateRequest\x1a\".loramux.v1.StreamGenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bloramux/v1/generation.proto\x12\nloramux.v1\"\xdd\x03\n\x0fGenerateRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x03\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.loramux.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x06 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0brouting_key\x18\x08 \x01(\t\x12)\n\x08messages\x18\t \x03(\x0b\x32\x17.loramux.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\n \x01(\x08H\x01\x88\x01\x01\x12-\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x1b.loramux.v1.WeightedAdapter\x12,\n\x0b\x63ombination\x18\r \x01(\x0e\x32\x17.loramux.v1.Combination\x12\x12\n\x05scale\x18\x0e \x01(\x02H\x02\x88\x01\x01\x42\x15\n\x13_add_special_tokensB\x18\n\x16_add_generation_promptB\x08\n\x06_scale\"B\n\x0fWeightedAdapter\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xd7\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12=\n\nlogit_bias\x18\n \x03(\x0b\x32).loramux.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\x03\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x14\n\x0cinclude_stop\x18\x0f \x01(\x08\x12\x0e\n\x01n\x18\x10 \x01(\x05H\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x05H\x0b\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x12 \x01(\x08H\x0c\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokens\"\xb5\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x16.loramux.v1.Completion\x12\x31\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentityH\x00\x88\x01\x01\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.loramux.v1.Timing\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.loramux.v1.SamplingParams\x12-\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32\x1b.loramux.v1.AdapterIdentityB\n\n\x08_adapter\"\xe6\x02\n\x16StreamGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentityH\x00\x88\x01\x01\x12%\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x16.loramux.v1.Completion\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.UsageH\x01\x88\x01\x01\x12\'\n\x06timing\x18\x05 \x01(\x0b\x32\x12.loramux.v1.TimingH\x02\x88\x01\x01\x12\x31\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.loramux.v1.SamplingParamsH\x03\x88\x01\x01\x12-\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32\x1b.loramux.v1.AdapterIdentityB\n\n\x08_adapterB\x08\n\x06_usageB\t\n\x07_timingB\x0b\n\t_sampling\"\xf5\x01\n\nCompletion\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x03\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.loramux.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rstop_token_id\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12.\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1c.loramux.v1.PositionLogprobsB\x0e\n\x0c_stop_stringB\x10\n\x0e_stop_token_id\"c\n\x10PositionLogprobs\x12(\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x18.loramux.v1.TokenLogprob\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.loramux.v1.TokenLogprob\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x03\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"P\n\x0f\x41\x64\x61pterIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x05\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"[\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x02 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x03 \x01(\x01*W\n\x0b\x43ombination\x12\x1b\n\x17\x43OMBINATION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43OMBINATION_CAT\x10\x01\x12\x16\n\x12\x43OMBINATION_LINEAR\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xaf\x01\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1b.loramux.v1.GenerateRequest\x1a\x1c.loramux.v1.GenerateResponse\x12S\n\x0eStreamGenerate\x12\x1b.loramux.v1.GenerateRequest\x1a\".loramux.v1.StreamGenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2128
-  _globals['_FINISHREASON']._serialized_end=2223
+  _globals['_COMBINATION']._serialized_start=2674
+  _globals['_COMBINATION']._serialized_end=2761
+  _globals['_FINISHREASON']._serialized_start=2763
+  _globals['_FINISHREASON']._serialized_end=2858
   _globals['_GENERATEREQUEST']._serialized_start=44
-  _globals['_GENERATEREQUEST']._serialized_end=293
-  _globals['_SAMPLINGPARAMS']._serialized_start=296
-  _globals['_SAMPLINGPARAMS']._serialized_end=1023
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=781
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=829
-  _globals['_GENERATERESPONSE']._serialized_start=1026
-  _globals['_GENERATERESPONSE']._serialized_end=1242
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1245
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1492
-  _globals['_COMPLETION']._serialized_start=1495
-  _globals['_COMPLETION']._serialized_end=1740
-  _globals['_POSITIONLOGPROBS']._serialized_start=1742
-  _globals['_POSITIONLOGPROBS']._serialized_end=1841
-  _globals['_TOKENLOGPROB']._serialized_start=1843
-  _globals['_TOKENLOGPROB']._serialized_end=1892
-  _globals['_ADAPTERIDENTITY']._serialized_start=1894
-  _globals['_ADAPTERIDENTITY']._serialized_end=1974
-  _globals['_USAGE']._serialized_start=1976
-  _globals['_USAGE']._serialized_end=2033
-  _globals['_TIMING']._serialized_start=2035
-  _globals['_TIMING']._serialized_end=2126
-  _globals['_GENERATIONSERVICE']._serialized_start=2226
-  _globals['_GENERATIONSERVICE']._serialized_end=2401
+  _globals['_GENERATEREQUEST']._serialized_end=521
+  _globals['_WEIGHTEDADAPTER']._serialized_start=523
+  _globals['_WEIGHTEDADAPTER']._serialized_end=589
+  _globals['_CHATMESSAGE']._serialized_start=591
+  _globals['_CHATMESSAGE']._serialized_end=635
+  _globals['_SAMPLINGPARAMS']._serialized_start=638
+  _globals['_SAMPLINGPARAMS']._serialized_end=1365
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1123
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1171
+  _globals['_GENERATERESPONSE']._serialized_start=1368
+  _globals['_GENERATERESPONSE']._serialized_end=1677
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1680
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=2038
+  _globals['_COMPLETION']._serialized_start=2041
+  _globals['_COMPLETION']._serialized_end=2286
+  _globals['_POSITIONLOGPROBS']._serialized_start=2288
+  _globals['_POSITIONLOGPROBS']._serialized_end=2387
+  _globals['_TOKENLOGPROB']._serialized_start=2389
+  _globals['_TOKENLOGPROB']._serialized_end=2438
+  _globals['_ADAPTERIDENTITY']._serialized_start=2440
+  _globals['_ADAPTERIDENTITY']._serialized_end=2520
+  _globals['_USAGE']._serialized_start=2522
+  _globals['_USAGE']._serialized_end=2579
+  _globals['_TIMING']._serialized_start=2581
+  _globals['_TIMING']._serialized_end=2672
+  _globals['_GENERATIONSERVICE']._serialized_start=2861
+  _globals['_GENERATIONSERVICE']._serialized_end=3036
 # @@protoc_insertion_point(module_scope)

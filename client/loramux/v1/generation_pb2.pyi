@@ -19,6 +19,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Combination:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CombinationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Combination.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMBINATION_UNSPECIFIED: _Combination.ValueType  # 0
+    """COMBINATION_UNSPECIFIED means COMBINATION_CAT."""
+    COMBINATION_CAT: _Combination.ValueType  # 1
+    """COMBINATION_CAT adds up the changes of all adapters, each times its weight. Their ranks add up."""
+    COMBINATION_LINEAR: _Combination.ValueType  # 2
+    """COMBINATION_LINEAR adds up the factors of all adapters, each times the root of its weight. They
+    need equal ranks, which is that of the mix; the result is not the sum of their changes.
+    """
+
+class Combination(_Combination, metaclass=_CombinationEnumTypeWrapper):
+    """Combination says how adapters are mixed, as `add_weighted_adapter` of PEFT defines it."""
+
+COMBINATION_UNSPECIFIED: Combination.ValueType  # 0
+"""COMBINATION_UNSPECIFIED means COMBINATION_CAT."""
+COMBINATION_CAT: Combination.ValueType  # 1
+"""COMBINATION_CAT adds up the changes of all adapters, each times its weight. Their ranks add up."""
+COMBINATION_LINEAR: Combination.ValueType  # 2
+"""COMBINATION_LINEAR adds up the factors of all adapters, each times the root of its weight. They
+need equal ranks, which is that of the mix; the result is not the sum of their changes.
+"""
+Global___Combination: _TypeAlias = Combination  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -57,12 +85,17 @@ class GenerateRequest(_message.Message):
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    COMBINATION_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`; empty means the
     base model alone. It is resolved once: the request keeps that version to its end.
     """
     prompt: _builtins.str
-    """prompt is the text to continue. Set either prompt or prompt_token_ids."""
+    """prompt is the text to continue. Set one of prompt, prompt_token_ids and messages."""
     request_id: _builtins.str
     """request_id names the request in replies and logs; made by the server where empty."""
     parse_special_tokens: _builtins.bool
@@ -77,6 +110,14 @@ class GenerateRequest(_message.Message):
     """routing_key chooses the version where an alias stands for several: equal keys, such as the id
     of a user, get the same one while its weights stay. Where empty, chance decides.
     """
+    add_generation_prompt: _builtins.bool
+    """add_generation_prompt ends the prompt of messages with what begins an answer; true where absent."""
+    combination: Global___Combination.ValueType
+    """combination says how adapters are mixed."""
+    scale: _builtins.float
+    """scale multiplies what adapter changes, from -10 to 10; 0 leaves the base model as it is. Absent
+    means 1.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """prompt_token_ids is the prompt as token ids of the base model, taken as they are."""
@@ -84,6 +125,20 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """sampling says how tokens are chosen and when to stop."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """messages is a conversation to continue: the chat template of the adapter, or else of the base
+        model, makes a prompt of it. What the template writes may be control tokens, and what the
+        contents hold is plain text.
+        """
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightedAdapter]:
+        """adapters is a weighted mix of up to 4 adapters to continue the prompt with, in place of adapter.
+        Each is resolved once, as adapter is. Only adapters that are low-rank changes can be mixed. The
+        one that weighs most gives the chat template and the defaults of sampling.
+        """
 
     def __init__(
         self,
@@ -96,21 +151,90 @@ class GenerateRequest(_message.Message):
         parse_special_tokens: _builtins.bool = ...,
         add_special_tokens: _builtins.bool | None = ...,
         routing_key: _builtins.str = ...,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        add_generation_prompt: _builtins.bool | None = ...,
+        adapters: _abc.Iterable[Global___WeightedAdapter] | None = ...,
+        combination: Global___Combination.ValueType = ...,
+        scale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_scale", b"_scale", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "sampling", b"sampling", "scale", b"scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "parse_special_tokens", b"parse_special_tokens", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_scale", b"_scale", "adapter", b"adapter", "adapters", b"adapters", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "combination", b"combination", "messages", b"messages", "parse_special_tokens", b"parse_special_tokens", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "scale", b"scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
+    _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_generation_prompt) -> _WhichOneofReturnType__add_generation_prompt | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_special_tokens) -> _WhichOneofReturnType__add_special_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
+class WeightedAdapter(_message.Message):
+    """WeightedAdapter is one adapter of a mix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    adapter: _builtins.str
+    """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`."""
+    weight: _builtins.float
+    """weight multiplies what the adapter changes, from -10 to 10; absent means 1."""
+    def __init__(
+        self,
+        *,
+        adapter: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "adapter", b"adapter", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___WeightedAdapter: _TypeAlias = WeightedAdapter  # noqa: Y015
+
+@_typing.final
+class ChatMessage(_message.Message):
+    """ChatMessage is one turn of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """role says whose turn it is: system, developer, user, assistant or tool."""
+    content: _builtins.str
+    """content is what was said."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
+
+@_typing.final
 class SamplingParams(_message.Message):
     """SamplingParams says how tokens are chosen and when a completion ends. An absent field has the
-    default named with it, which is why most are optional.
+    default that the adapter's package gives it, or else the one named with it, which is why most are
+    optional. The defaults of stop and stop_token_ids take their place where they are empty.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -297,6 +421,8 @@ class GenerateResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """request_id is the id of the request, the caller's own if there was one."""
     @_builtins.property
@@ -305,7 +431,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def adapter(self) -> Global___AdapterIdentity:
-        """adapter is the adapter that answered; absent for the base model."""
+        """adapter is the adapter that answered; absent for the base model and for a mix."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
@@ -315,6 +441,14 @@ class GenerateResponse(_message.Message):
     def timing(self) -> Global___Timing:
         """timing says where the time went."""
 
+    @_builtins.property
+    def sampling(self) -> Global___SamplingParams:
+        """sampling is what was used: the fields of the request, and defaults where it had none."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterIdentity]:
+        """adapters names all adapters that answered, in the order of the request."""
+
     def __init__(
         self,
         *,
@@ -323,10 +457,12 @@ class GenerateResponse(_message.Message):
         adapter: Global___AdapterIdentity | None = ...,
         usage: Global___Usage | None = ...,
         timing: Global___Timing | None = ...,
+        sampling: Global___SamplingParams | None = ...,
+        adapters: _abc.Iterable[Global___AdapterIdentity] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "adapter", b"adapter", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "adapter", b"adapter", "sampling", b"sampling", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "adapter", b"adapter", "completions", b"completions", "request_id", b"request_id", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "adapter", b"adapter", "adapters", b"adapters", "completions", b"completions", "request_id", b"request_id", "sampling", b"sampling", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter: _TypeAlias = _typing.Literal["adapter"]  # noqa: Y015
     _WhichOneofArgType__adapter: _TypeAlias = _typing.Literal["_adapter", b"_adapter"]  # noqa: Y015
@@ -345,11 +481,15 @@ class StreamGenerateResponse(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """request_id is the id of the request; set in the first message."""
     @_builtins.property
     def adapter(self) -> Global___AdapterIdentity:
-        """adapter is the adapter that answers; set in the first message, absent for the base model."""
+        """adapter is the adapter that answers; set in the first message, absent for the base model and for
+        a mix.
+        """
 
     @_builtins.property
     def delta(self) -> Global___Completion:
@@ -365,6 +505,14 @@ class StreamGenerateResponse(_message.Message):
     def timing(self) -> Global___Timing:
         """timing says where the time went; set in the last message."""
 
+    @_builtins.property
+    def sampling(self) -> Global___SamplingParams:
+        """sampling is what is used; set in the first message."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterIdentity]:
+        """adapters names all adapters that answer, in the order of the request; set in the first message."""
+
     def __init__(
         self,
         *,
@@ -373,19 +521,25 @@ class StreamGenerateResponse(_message.Message):
         delta: Global___Completion | None = ...,
         usage: Global___Usage | None = ...,
         timing: Global___Timing | None = ...,
+        sampling: Global___SamplingParams | None = ...,
+        adapters: _abc.Iterable[Global___AdapterIdentity] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_timing", b"_timing", "_usage", b"_usage", "adapter", b"adapter", "delta", b"delta", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_sampling", b"_sampling", "_timing", b"_timing", "_usage", b"_usage", "adapter", b"adapter", "delta", b"delta", "sampling", b"sampling", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_timing", b"_timing", "_usage", b"_usage", "adapter", b"adapter", "delta", b"delta", "request_id", b"request_id", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_sampling", b"_sampling", "_timing", b"_timing", "_usage", b"_usage", "adapter", b"adapter", "adapters", b"adapters", "delta", b"delta", "request_id", b"request_id", "sampling", b"sampling", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter: _TypeAlias = _typing.Literal["adapter"]  # noqa: Y015
     _WhichOneofArgType__adapter: _TypeAlias = _typing.Literal["_adapter", b"_adapter"]  # noqa: Y015
+    _WhichOneofReturnType__sampling: _TypeAlias = _typing.Literal["sampling"]  # noqa: Y015
+    _WhichOneofArgType__sampling: _TypeAlias = _typing.Literal["_sampling", b"_sampling"]  # noqa: Y015
     _WhichOneofReturnType__timing: _TypeAlias = _typing.Literal["timing"]  # noqa: Y015
     _WhichOneofArgType__timing: _TypeAlias = _typing.Literal["_timing", b"_timing"]  # noqa: Y015
     _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
     _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter) -> _WhichOneofReturnType__adapter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sampling) -> _WhichOneofReturnType__sampling | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timing) -> _WhichOneofReturnType__timing | None: ...
     @_typing.overload

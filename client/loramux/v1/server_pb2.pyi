@@ -243,6 +243,7 @@ class BaseModel(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     HAS_TOKENIZER_FIELD_NUMBER: _builtins.int
     NUM_PARAMETERS_FIELD_NUMBER: _builtins.int
+    HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the folder or hub id that the server was started with, its last part only."""
     architecture: _builtins.str
@@ -263,6 +264,8 @@ class BaseModel(_message.Message):
     """has_tokenizer is false where only token ids are accepted as prompts."""
     num_parameters: _builtins.int
     """num_parameters is the number of weights."""
+    has_chat_template: _builtins.bool
+    """has_chat_template says whether messages can be continued without an adapter that has its own."""
     def __init__(
         self,
         *,
@@ -275,10 +278,11 @@ class BaseModel(_message.Message):
         vocab_size: _builtins.int = ...,
         has_tokenizer: _builtins.bool = ...,
         num_parameters: _builtins.int = ...,
+        has_chat_template: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_tokenizer", b"has_tokenizer", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

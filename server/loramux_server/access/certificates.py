@@ -1,7 +1,8 @@
 """What certificates of clients say of their callers.
 
 The name is the URI `spiffe://DOMAIN/tenant/TENANT/role/ROLE` among the certificate's alternative
-names, never its common name. The transport has checked the certificate.
+names; neither its common name nor a name of another kind that looks so. The transport has checked
+the certificate.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from loramux_adapters import PackageError, check_adapter_name
 from loramux_server.access.caller import Caller, Role
 
-_NAMES = "x509_subject_alternative_name"
+_URIS = "peer_uri"
 
 
 class Certificates:
@@ -24,7 +25,7 @@ class Certificates:
 
     def caller(self, peer: Mapping[str, Iterable[bytes]]) -> Caller | None:
         """Return the caller that a certificate names, or None if it names none, or several."""
-        found = {caller for name in peer.get(_NAMES, ()) if (caller := self._read(name))}
+        found = {caller for name in peer.get(_URIS, ()) if (caller := self._read(name))}
         return found.pop() if len(found) == 1 else None
 
     def _read(self, name: bytes) -> Caller | None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from loramux_adapters import check_adapter_name
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, key_digest, new_key
-from loramux_server.access.key_ring import now_in_utc
 from loramux_server.access.server_secret import make_secret, read_secret
 from loramux_server.store.key_records import KeyRecord, KeyRecords
+from loramux_server.store.moments import now_in_utc
 
 MAX_LABEL = 128
 

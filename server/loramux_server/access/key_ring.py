@@ -13,14 +13,10 @@ from loramux_server.access.caller import Caller, Role
 from loramux_server.access.key import key_digest, parse_key
 from loramux_server.access.server_secret import read_secret
 from loramux_server.store.key_records import KeyRecord, KeyRecords
+from loramux_server.store.moments import now_in_utc
 
 _NOBODY = "0" * 64
 """Stands for the digest of a key that is not known, so that it is compared like any other."""
-
-
-def now_in_utc() -> datetime.datetime:
-    """Return the wall-clock time: what a key expires by."""
-    return datetime.datetime.now(datetime.UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 Services see full references only, so none of them can forget whose name it is.
 """
 
+from collections.abc import Iterator
+
 from google.protobuf.message import Message
 
 from loramux.errors import InvalidArgumentError, PermissionDeniedError
@@ -13,42 +15,50 @@ from loramux_server.store.reference import Reference, parse_reference
 
 
 def settle_name(request: Message, rule: Rule, caller: Caller) -> None:
-    """Put the tenant into the adapter's name that `request` brings, unless it says one itself.
+    """Put the tenant into each adapter's name that `request` brings, unless it says one itself.
 
     A name that is no reference stays as it is: the service says what is wrong with it.
 
     Raises:
-        NotFoundError: The name belongs to a tenant that the caller must not know of, whatever is
+        NotFoundError: A name belongs to a tenant that the caller must not know of, whatever is
             there.
         PermissionDeniedError: The call would change what is not the caller's.
     """
-    if not rule.field:
-        return
-    *way, field = rule.field.split(".")
-    for step in way:
-        if not request.HasField(step):
-            return
-        request = getattr(request, step)
-    text = getattr(request, field)
-    if not text:
-        return
-    try:
-        reference = parse_reference(text, rule.field, caller.tenant)
-    except InvalidArgumentError:
-        return
-    _demand(reference, rule, caller)
-    if "/" not in text:
-        setattr(request, field, str(reference))
+    for path in rule.fields:
+        for message, field, shown in _named(request, path):
+            text = getattr(message, field)
+            if not text:
+                continue
+            try:
+                reference = parse_reference(text, shown, caller.tenant)
+            except InvalidArgumentError:
+                continue
+            _demand(reference, shown, rule.access, caller)
+            if "/" not in text:
+                setattr(message, field, str(reference))
 
 
-def _demand(reference: Reference, rule: Rule, caller: Caller) -> None:
+def _named(message: Message, path: str, shown: str = "") -> Iterator[tuple[Message, str, str]]:
+    """Yield each message in which `path` ends, the name of the field there, and the path taken."""
+    step, _, rest = path.partition(".")
+    if not rest:
+        yield message, step, shown + step
+    elif step.endswith("[]"):
+        step = step.removesuffix("[]")
+        for i, each in enumerate(getattr(message, step)):
+            yield from _named(each, rest, f"{shown}{step}[{i}].")
+    elif message.HasField(step):
+        yield from _named(getattr(message, step), rest, f"{shown}{step}.")
+
+
+def _demand(reference: Reference, field: str, access: Access, caller: Caller) -> None:
     tenant = reference.tenant
-    if caller.sees(tenant) if rule.access is Access.SEE else caller.owns(tenant):
+    if caller.sees(tenant) if access is Access.SEE else caller.owns(tenant):
         return
-    if rule.access is Access.CREATE or caller.sees(tenant):
+    if access is Access.CREATE or caller.sees(tenant):
         raise PermissionDeniedError(
-            f"{rule.field} belongs to tenant {tenant!r}, and the caller to {caller.tenant!r}",
+            f"{field} belongs to tenant {tenant!r}, and the caller to {caller.tenant!r}",
             reason="PERMISSION_DENIED",
-            field=rule.field,
+            field=field,
         )
-    raise not_registered(reference, rule.field)
+    raise not_registered(reference, field)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from loramux.errors import ResourceExhaustedError
 from loramux_server.access.token_bucket import TokenBucket
-from loramux_server.store.policies import Policies, Policy
+from loramux_server.store.policies import Policies
+from loramux_server.store.policy import Policy
 
 _MINUTE = 60.0
 _BUSY_DELAY = 1.0

@@ -26,16 +26,26 @@ class Rule:
 
     permission: Permission
     field: str = ""
-    """Path of the request field that names an adapter; empty if none does."""
+    """Path of the request field that names an adapter; empty if none does. `[]` ends the name of
+    one that is repeated."""
     access: Access = Access.SEE
+    more: tuple[str, ...] = ()
+    """Paths of further such fields."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All paths."""
+        return (self.field, *self.more) if self.field else ()
 
 
 _SEE, _CHANGE, _CREATE = Access
 _NONE, _VIEW, _GENERATE, _PUBLISH, _ADMINISTER = Permission
 
+_MIX = ("adapters[].adapter",)
+
 RULES = {
-    "loramux.v1.GenerationService.Generate": Rule(_GENERATE, "adapter", _SEE),
-    "loramux.v1.GenerationService.StreamGenerate": Rule(_GENERATE, "adapter", _SEE),
+    "loramux.v1.GenerationService.Generate": Rule(_GENERATE, "adapter", _SEE, _MIX),
+    "loramux.v1.GenerationService.StreamGenerate": Rule(_GENERATE, "adapter", _SEE, _MIX),
     "loramux.v1.AdapterService.UploadAdapter": Rule(_PUBLISH, "header.name", _CREATE),
     "loramux.v1.AdapterService.ImportAdapter": Rule(_PUBLISH, "name", _CREATE),
     "loramux.v1.AdapterService.GetAdapter": Rule(_VIEW, "name", _SEE),
@@ -56,6 +66,9 @@ RULES = {
     "loramux.v1.ResidencyService.PinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
     "loramux.v1.ResidencyService.UnpinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
     "loramux.v1.ResidencyService.PrefetchAdapter": Rule(_GENERATE, "name", _SEE),
+    # Deaths of the engine concern all tenants.
+    "loramux.v1.QuarantineService.ListQuarantined": Rule(_ADMINISTER),
+    "loramux.v1.QuarantineService.ClearQuarantined": Rule(_ADMINISTER),
     "loramux.v1.ServerService.GetServerInfo": Rule(_VIEW),
     # It adds up what all tenants do.
     "loramux.v1.ServerService.GetServerLoad": Rule(_ADMINISTER),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,12 +20,14 @@ from rich.table import Table
 
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
-from loramux_server.access.key_making import KeyMaking
-from loramux_server.access.key_ring import now_in_utc
 from loramux_server.access.server_secret import ServerSecretError
-from loramux_server.commands.stores import Json, Store, found_store, open_catalog
-from loramux_server.store.key_records import KeyRecord
+from loramux_server.commands.stores import CatalogUrl, Json, Store, found_store, open_catalog
+from loramux_server.store.moments import now_in_utc
 from loramux_server.store.reference import DEFAULT_TENANT
+
+if TYPE_CHECKING:
+    from loramux_server.access.key_making import KeyMaking
+    from loramux_server.store.key_records import KeyRecord
 
 app = typer.Typer(
     help="Make, list, rotate and revoke the keys of a server.",
@@ -71,9 +73,10 @@ def create(
         str | None, typer.Option(metavar="TIME", help="It is good for so long, such as 90d.")
     ] = None,
     store: Store = None,
+    url: CatalogUrl = None,
 ) -> None:
     """Make a key and print it; it cannot be shown again."""
-    with _making(store) as making:
+    with _making(store, url) as making:
         lifetime = parse_duration(expires) if expires else None
         try:
             key = making.make(tenant=tenant, role=role, label=label, lifetime=lifetime)
@@ -89,24 +92,25 @@ def rotate(
         str, typer.Option(metavar="TIME", help="The old key stays good for so long.")
     ] = "24h",
     store: Store = None,
+    url: CatalogUrl = None,
 ) -> None:
     """Make a key that takes the place of another, and print it."""
-    with _making(store) as making:
+    with _making(store, url) as making:
         key = making.rotate(key_id, grace=parse_duration(grace))
     _show(key, f"in place of {key_id}, which is good for {grace} from now on")
 
 
 @app.command("revoke")
-def revoke(key_id: KeyId, store: Store = None) -> None:
+def revoke(key_id: KeyId, store: Store = None, url: CatalogUrl = None) -> None:
     """Let a key open nothing any more; a running server ends its calls within a second."""
-    with _making(store) as making:
+    with _making(store, url) as making:
         making.revoke(key_id)
 
 
 @app.command("ls")
-def ls(store: Store = None, as_json: Json = False) -> None:
+def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> None:
     """List all keys that were ever made, never the keys themselves."""
-    with open_catalog(found_store(store)) as catalog:
+    with open_catalog(found_store(store), url) as catalog:
         records = catalog.keys.all()
     if as_json:
         print(json.dumps([_plain(record) for record in records]))
@@ -119,10 +123,12 @@ def ls(store: Store = None, as_json: Json = False) -> None:
 
 
 @contextmanager
-def _making(store: Path | None) -> Iterator[KeyMaking]:
+def _making(store: Path | None, url: str | None) -> "Iterator[KeyMaking]":
     """Work on the keys of a store; what the user can mend ends the command with one line."""
+    from loramux_server.access.key_making import KeyMaking
+
     folder = found_store(store)
-    with open_catalog(folder) as catalog:
+    with open_catalog(folder, url) as catalog:
         try:
             yield KeyMaking(catalog.keys, folder)
         except (LookupError, ServerSecretError) as error:
@@ -136,7 +142,7 @@ def _show(key: Key, what: str) -> None:
     print(key.text)
 
 
-def _state(record: KeyRecord) -> str:
+def _state(record: "KeyRecord") -> str:
     if record.revoked_at:
         return f"revoked {record.revoked_at.astimezone():%Y-%m-%d %H:%M}"
     if record.expires_at is None:
@@ -145,7 +151,7 @@ def _state(record: KeyRecord) -> str:
     return f"{word} {record.expires_at.astimezone():%Y-%m-%d %H:%M}"
 
 
-def _plain(record: KeyRecord) -> dict[str, object]:
+def _plain(record: "KeyRecord") -> dict[str, object]:
     moments = {
         name: moment.isoformat() if (moment := getattr(record, name)) else None
         for name in ("created_at", "expires_at", "revoked_at")

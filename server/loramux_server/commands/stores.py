@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import sqlalchemy.exc
 import typer
 
-from loramux_server.store.catalog import Catalog
 from loramux_server.store.places import stores_folder
-from loramux_server.store.schema import NewerFormatError
+
+if TYPE_CHECKING:
+    from loramux_server.store.catalog import Catalog
 
 Store = Annotated[
     Path | None,
@@ -22,6 +22,15 @@ Store = Annotated[
 ]
 
 
+CatalogUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--catalog",
+        envvar="LORAMUX_CATALOG",
+        metavar="URL",
+        help="The server's --catalog, if it has one.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -44,18 +53,24 @@ def found_store(store: Path | None) -> Path:
 
 
 @contextmanager
-def open_catalog(folder: Path) -> Iterator[Catalog]:
-    """Open the catalog of the store in `folder`, made if it is not there.
+def open_catalog(folder: Path, url: str | None) -> "Iterator[Catalog]":
+    """Open the catalog at `url`, or that of the store in `folder`, made if it is not there.
 
     A server may run on it.
 
     Raises:
         OSError: It cannot be opened; the message says why.
     """
+    # Imported when asked for: `loramux --help` is to be quick.
+    import sqlalchemy.exc
+
+    from loramux_server.store.catalog import Catalog, CatalogUrlError
+    from loramux_server.store.schema import NewerFormatError
+
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        catalog = Catalog.in_folder(folder)
-    except NewerFormatError as error:
+        catalog = Catalog.at(url, folder)
+    except (NewerFormatError, CatalogUrlError) as error:
         raise OSError(f"{folder}: {error}") from None
     except sqlalchemy.exc.DatabaseError as error:
         raise OSError(f"{folder}: the catalog cannot be opened: {error.orig}") from None

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from loramux_adapters import check_adapter_name
-from loramux_server.commands.stores import Json, Store, found_store, open_catalog
-from loramux_server.store.policies import Policy
+from loramux_server.commands.stores import CatalogUrl, Json, Store, found_store, open_catalog
+from loramux_server.store.policy import Policy
 
 app = typer.Typer(
     help="Set and show what tenants may use of a server.",
@@ -46,6 +46,7 @@ def set_policy(
         typer.Option(min=1, max=10_000, help="Its part of a busy server, beside those of others."),
     ] = None,
     store: Store = None,
+    url: CatalogUrl = None,
 ) -> None:
     """Set limits of a tenant; those that are not given stay as they are."""
     check_adapter_name(tenant)
@@ -58,24 +59,24 @@ def set_policy(
         given["concurrent_requests"] = _count(concurrent)
     if weight is not None:
         given["weight"] = weight
-    with open_catalog(found_store(store)) as catalog:
+    with open_catalog(found_store(store), url) as catalog:
         known = {policy.tenant: policy for policy in catalog.policies.all()}
         catalog.policies.set(replace(known.get(tenant, Policy(tenant=tenant)), **given))  # type: ignore[arg-type]
 
 
 @app.command("clear")
-def clear(tenant: Tenant, store: Store = None) -> None:
+def clear(tenant: Tenant, store: Store = None, url: CatalogUrl = None) -> None:
     """Let a tenant use what it wants."""
-    with open_catalog(found_store(store)) as catalog:
+    with open_catalog(found_store(store), url) as catalog:
         if not catalog.policies.remove(tenant):
             print(f"loramux: tenant {tenant!r} has no limits", file=sys.stderr)
             raise typer.Exit(1)
 
 
 @app.command("ls")
-def ls(store: Store = None, as_json: Json = False) -> None:
+def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> None:
     """List the tenants that have keys or limits."""
-    with open_catalog(found_store(store)) as catalog:
+    with open_catalog(found_store(store), url) as catalog:
         known = {policy.tenant: policy for policy in catalog.policies.all()}
         tenants = sorted({record.tenant for record in catalog.keys.all()} | known.keys())
     policies = [known.get(tenant, Policy(tenant=tenant)) for tenant in tenants]

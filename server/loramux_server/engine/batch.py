@@ -77,8 +77,12 @@ class Batch:
 
 
 def grouped(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Return `chunks` with those of one adapter next to each other, the base first."""
-    return sorted(chunks, key=lambda chunk: chunk.request.digest or "")
+    """Return `chunks` with those of one adapter next to each other, the base first.
+
+    Of those of an adapter, the ones in which it begins come first: what they have of the base parts
+    none of the others.
+    """
+    return sorted(chunks, key=lambda chunk: (chunk.digest or "", not chunk.num_inactive))
 
 
 def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
@@ -95,13 +99,14 @@ def _segments(
     adapters: list[Residence] = []
     digest: str | None = None
     for i, chunk in enumerate(chunks):
-        if chunk.request.digest is None:
+        if chunk.digest is None:
             continue
-        if chunk.request.digest != digest:
-            digest = chunk.request.digest
+        begin = int(query_start[i]) + chunk.num_inactive
+        if chunk.digest != digest or begin != end[-1]:
+            digest = chunk.digest
             adapters.append(residence(digest))
-            start.append(int(query_start[i]))
-            end.append(0)
+            start.append(begin)
+            end.append(begin)
         end[-1] = int(query_start[i + 1])
     if not adapters:
         return None

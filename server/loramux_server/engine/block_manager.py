@@ -46,6 +46,10 @@ class BlockManager:
             table.append(block)
         return True
 
+    def num_known(self, names: Sequence[bytes]) -> int:
+        """Return how many of the full blocks at a beginning are there already."""
+        return len(self._known(names))
+
     def can_begin(self, names: Sequence[bytes], num_tokens: int) -> bool:
         """Return whether `begin` has the room that it needs."""
         shared = self._known(names)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import psutil
 import torch
 
+from loramux_server.engine.admission import Admission
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
@@ -104,10 +105,20 @@ def build_engine(
         eos_token_ids=frozenset(model.eos_token_ids),
         shares_prefixes=config.prefix_cache,
     )
-    loader = AdapterLoader(model, runner.slab, resting)
+    pace = Pace(config.max_stall)
+    admission = Admission(
+        scheduler=scheduler,
+        pace=pace,
+        memory=cache,
+        context_length=context_length,
+        max_waiting=config.max_waiting,
+        vocab_size=model.vocab_size,
+    )
+    loader = AdapterLoader(model, runner.slab, resting, is_deterministic=config.deterministic)
     engine = Engine(
         scheduler=scheduler,
-        pace=Pace(config.max_stall),
+        admission=admission,
+        pace=pace,
         cache=cache,
         loader=TeamLoader(loader, team) if team else loader,
         runner=team.running(runner) if team else runner,
@@ -117,8 +128,7 @@ def build_engine(
         wake=wake,
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
-        context_length=context_length,
-        max_waiting=config.max_waiting,
+        vocab_size=model.vocab_size,
         resting=resting,
     )
     return engine, _model_info(
@@ -139,11 +149,32 @@ def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig, backend:
             f"kernels {config.kernels!r} compute something else on this machine than the model's "
             f"own forward: logits differ by {runner.difference:.2g} of their spread"
         )
+    if config.deterministic and not (runner.is_invariant and _takes_adapters(model)):
+        raise UnservableModelError(
+            f"deterministic: logits of {model.architecture} depend on how a batch is made up, "
+            "because some of its layers are not computed by kernels of ours"
+        )
+
+
+def _takes_adapters(model: BaseModel) -> bool:
+    """Return whether kernels 'cpu' compute the change of adapters for all layers of `model`."""
+    from loramux_server.kernels.add_lora_cpu import serves
+
+    return all(
+        serves(group.shape.in_features, group.projection().columns) for group in model.groups
+    )
 
 
 def _backend(config: EngineConfig, device: torch.device) -> Backend:
     try:
-        return choose_backend(config.kernels, device, Quantization(config.quantization))
+        if config.deterministic and config.tensor_parallel > 1:
+            raise ValueError("deterministic: tensor_parallel can only be 1")
+        return choose_backend(
+            config.kernels,
+            device,
+            Quantization(config.quantization),
+            is_deterministic=config.deterministic,
+        )
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
 
@@ -186,6 +217,8 @@ def _model_info(
     for name, place in model.places.items():
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
+    known = model.replaceable
+    layers |= {name: Layer(*features) for name, features in known.outer_layers.items()}
     return ModelInfo(
         name=model.name,
         architecture=model.architecture,
@@ -196,8 +229,12 @@ def _model_info(
         vocab_size=model.vocab_size,
         num_parameters=model.num_parameters,
         eos_token_ids=model.eos_token_ids,
-        tokenizer_json=model.tokenizer_json,
+        tokenizer_json=model.text.tokenizer_json,
+        chat_template=model.text.chat_template,
+        special_tokens=model.text.special_tokens,
         layers=layers,
+        parameters={name: list(shape) for name, shape in known.shapes.items()},
+        vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,
         resting=resting,

@@ -9,13 +9,16 @@ from typing import Any, Protocol
 import torch
 
 from loramux_adapters import PackageError
+from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch, grouped
+from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.flight import Flight, Outcome
 from loramux_server.engine.messages import (
     AdapterSource,
     BatchSize,
     Cancel,
     Failure,
+    Ping,
     Report,
     Started,
     Stats,
@@ -63,6 +66,7 @@ class Engine:
         self,
         *,
         scheduler: Scheduler,
+        admission: Admission,
         pace: Pace,
         cache: AdapterCache,
         loader: Loader,
@@ -72,8 +76,7 @@ class Engine:
         wake: Callable[[], None],
         block_size: int,
         eos_token_ids: list[int],
-        context_length: int,
-        max_waiting: int,
+        vocab_size: int | None = None,
         resting: Resting = AS_SAVED,
         clock: Clock = time.perf_counter,
     ) -> None:
@@ -81,6 +84,7 @@ class Engine:
 
         Args:
             scheduler: Decides what runs.
+            admission: Decides what may wait to run.
             pace: Decides how much of a prompt runs beside decode.
             cache: Decides which adapters are resident.
             loader: Brings adapters to memory; called on `executor`.
@@ -90,8 +94,7 @@ class Engine:
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             block_size: Tokens in a KV block.
             eos_token_ids: The tokens with which the model ends a text.
-            context_length: Tokens that a prompt and its completion may have; the blocks hold them.
-            max_waiting: Most requests in the queue.
+            vocab_size: Tokens of the base; None if no adapter has others.
             resting: In which format an adapter rests in memory.
             clock: Seconds, monotonic.
         """
@@ -105,8 +108,8 @@ class Engine:
         self._starter = starter
         self._block_size = block_size
         self._eos_token_ids = eos_token_ids
-        self._context_length = context_length
-        self._max_waiting = max_waiting
+        self._admission = admission
+        self._vocab_size = vocab_size
         self._resting = resting
         self._clock = clock
         self._requests: dict[int, Request] = {}
@@ -114,6 +117,7 @@ class Engine:
         self._flight: Flight | None = None
         """The step that runs while the next one is planned."""
         self._landed_at = 0.0
+        self._deadlines = Deadlines()
         self._is_stuck = True
 
     @property
@@ -129,11 +133,12 @@ class Engine:
                 self._submit(message)
             elif isinstance(message, Cancel):
                 self._end(message.request_id)
-            else:
+            elif not isinstance(message, Ping):
                 self._residents.steer(message)
 
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
+        self._end_late()
         landed = self._residents.land()
         for source, error in landed.failed:
             self._fail_waiting(source, error)
@@ -165,36 +170,19 @@ class Engine:
         self._residents.check()
 
     def _submit(self, message: Submit) -> None:
-        request = Request(
-            message.request_id,
-            message.prompt,
-            message.adapter and message.adapter.at_rest(self._resting),
-            message.sampling,
-            message.tenant,
-            weight=message.weight,
-            arrival=self._clock(),
-        )
-        # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
-        if not request.prompt:
-            self._fail(request, "INVALID_FIELD", "the prompt has no tokens")
-        elif len(request.prompt) >= self._context_length:
-            self._fail(
-                request,
-                "CONTEXT_LENGTH_EXCEEDED",
-                f"the prompt has {len(request.prompt)} tokens; the context of "
-                f"{self._context_length} leaves no room for a completion",
-            )
-        elif self._scheduler.num_queued >= self._max_waiting:
-            self._fail(request, "QUEUE_FULL", f"{self._max_waiting} requests are waiting already")
-        elif request.adapter and not self._cache.fits(request.adapter):
-            self._fail(
-                request,
-                "ADAPTER_TOO_LARGE",
-                f"an adapter of rank {request.adapter.rank} does not fit the adapter memory",
-            )
-        else:
-            self._requests[request.request_id] = request
-            self._scheduler.add(request)
+        request = Request.of(message, self._resting, self._clock())
+        if refusal := self._admission.refusal(request):
+            self._fail(request, *refusal)
+            return
+        self._requests[request.request_id] = request
+        self._deadlines.note(request)
+        self._scheduler.add(request)
+
+    def _end_late(self) -> None:
+        for request in self._deadlines.late(self._requests.values(), self._clock()):
+            seconds = request.deadline - request.arrival
+            message = f"the request did not finish within {seconds:.3g} s"
+            self._fail(request, "DEADLINE_EXCEEDED", message)
 
     def _end(self, request_id: int) -> None:
         """Forget a request wherever it is; unknown ones have ended already."""
@@ -226,7 +214,8 @@ class Engine:
     def _run(self, plan: Plan) -> list[Token]:
         batch = self._lay_out(plan, None)
         logits_RV = self._runner.run(batch)
-        return self._commit(plan, batch, sample(logits_RV, batch.requests, self._eos_token_ids))
+        sampled = sample(logits_RV, batch.requests, self._eos_token_ids, self._vocab_size)
+        return self._commit(plan, batch, sampled)
 
     def _lay_out(self, plan: Plan, before: Batch | None) -> Batch:
         chunks = grouped(plan.chunks)
@@ -256,9 +245,7 @@ class Engine:
     def _fail_waiting(self, source: AdapterSource, error: BaseException) -> None:
         """Fail the requests that wait for an adapter that could not be loaded."""
         reason = "INTERNAL"
-        if isinstance(error, DamagedError):
-            reason = "ADAPTER_DAMAGED"
-        elif isinstance(error, PackageError):
+        if isinstance(error, DamagedError | PackageError):
             reason = error.reason
         else:
             _log.error("loading %s failed", source.digest, exc_info=error)
@@ -297,5 +284,5 @@ class Engine:
 
 
 def _size(plan: Plan, seconds: float) -> BatchSize:
-    digests = {chunk.request.digest for chunk in plan.chunks} - {None}
+    digests = {chunk.digest for chunk in plan.chunks} - {None}
     return BatchSize(len(plan.chunks), plan.num_tokens, len(digests), seconds)

@@ -1,11 +1,11 @@
 """Adapters on their way: from a package to memory of the host, and from there to rank rows."""
 
-from pathlib import Path
-
+from loramux_adapters import PackageError
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
-from loramux_server.lora.packed import PackedAdapter, load_packed
+from loramux_server.lora.mix import load_source
+from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.shard import WHOLE, cut_adapter
 from loramux_server.lora.slab import Slab
 from loramux_server.lora.weight_format import Resting
@@ -16,7 +16,19 @@ from loramux_server.models.base_model import BaseModel
 class AdapterLoader:
     """Loads adapters for a model, or for the part of it that this process holds."""
 
-    def __init__(self, model: BaseModel, slab: Slab, resting: Resting) -> None:
+    def __init__(
+        self, model: BaseModel, slab: Slab, resting: Resting, *, is_deterministic: bool = False
+    ) -> None:
+        """Load into `slab`, as `resting` says.
+
+        Args:
+            model: The base model.
+            slab: Rank rows.
+            resting: In which format adapters rest.
+            is_deterministic: Refuse adapters that make a step go another way: their neighbours
+                would differ in the last bits.
+        """
+        self._is_deterministic = is_deterministic
         self._base = BaseLayers(model)
         self._device = model.device
         self._splits = [group.split for group in model.groups]
@@ -28,10 +40,15 @@ class AdapterLoader:
         """Read an adapter into host memory, where it is whole.
 
         Raises:
-            DamagedError: Its file is absent or not what was registered.
-            PackageError: It does not fit the base model.
+            DamagedError: A file of it is absent or not what was registered.
+            PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
-        packed = load_packed(Path(source.path), source.digest, self._base, self._resting)
+        packed = load_source(source, self._base, self._resting)
+        if self._is_deterministic and packed.edits:
+            raise PackageError(
+                "the server is deterministic, and serves only what low-rank changes can do",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
         return self._slab.pack(packed) if self._shard == WHOLE else packed
 
     def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:

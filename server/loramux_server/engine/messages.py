@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -46,6 +47,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             "fp8 by torchao.",
         ),
     ] = "none"
+    deterministic: Annotated[
+        bool,
+        Meta(
+            description="Tokens and log-probabilities that are the same to the last bit whatever "
+            "else is in the batch; on a CPU, in one process. Refused where it cannot be had.",
+        ),
+    ] = False
     tensor_parallel: Annotated[
         int,
         Meta(
@@ -146,12 +154,30 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     ] = 256
 
 
-class AdapterSource(Struct, frozen=True):
-    """One adapter version: what it is and where its bytes are."""
+class Combination(enum.StrEnum):
+    """How the parts of a mix become one adapter, as `add_weighted_adapter` of PEFT defines it."""
+
+    CAT = "cat"
+    """Changes add up, and so do ranks."""
+    LINEAR = "linear"
+    """Factors add up; the ranks are equal."""
+
+
+class Part(Struct, frozen=True):
+    """One adapter of a mix."""
 
     digest: str
-    """Identity: `sha256:` and the digest of the package."""
     path: str
+    weight: float
+
+
+class AdapterSource(Struct, frozen=True):
+    """One adapter version, or a mix of several: what it is and where its bytes are."""
+
+    digest: str
+    """Identity: `sha256:` and the digest of the package, or of what a mix is made of."""
+    path: str
+    """Empty for a mix."""
     rank: int
     """The largest rank of any module."""
     num_bytes: int
@@ -160,8 +186,16 @@ class AdapterSource(Struct, frozen=True):
     """Bytes of one of those in A and B: less if all were saved in 16 bits."""
     edit_bytes: int = 0
     """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
+    vocab_size: int = 0
+    """Tokens that the base has with it; 0 if as many as ever."""
     tenant: str = ""
     """Whose share of the device it takes: who brought the content there."""
+    invocation: tuple[int, ...] = ()
+    """Tokens from whose last occurrence in a prompt on it is active; empty where it always is."""
+    parts: tuple[Part, ...] = ()
+    """What a mix is made of."""
+    combination: Combination = Combination.CAT
+    """How."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
@@ -222,6 +256,8 @@ class Submit(Struct, frozen=True, tag=True):
     sampling: Sampling
     tenant: str = ""
     """Whose request it is: only their own requests share KV blocks with it."""
+    timeout: float | None = None
+    """Seconds from now in which it has to be finished: clocks of processes may differ."""
     weight: Positive = 1
     """The tenant's part of a busy engine, beside the weights of others."""
 
@@ -254,6 +290,10 @@ class Unpin(Struct, frozen=True, tag=True):
     digest: str
 
 
+class Ping(Struct, frozen=True, tag=True):
+    """Give a sign of life: a report follows, as after every message."""
+
+
 class Layer(Struct, frozen=True):
     """A layer of the base that adapters can change."""
 
@@ -275,7 +315,15 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
     tokenizer_json: str | None
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+    """What a chat template may name, such as `bos_token` -> the text of the token."""
     layers: dict[str, Layer]
+    """What can be adapted; embeddings map the number of tokens to the width of each."""
+    parameters: dict[str, list[int]] = {}
+    """Shapes of what an adapter may bring its own of."""
+    vocabulary: BaseVocabulary = BaseVocabulary()
+    """Where tokens go in and come out."""
     adapter_rows: int
     """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
     row_bytes: int = 1
@@ -406,7 +454,7 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     batch: BatchSize | None = None
 
 
-ToEngine = Submit | Cancel | Drop | Pin | Unpin
+ToEngine = Submit | Cancel | Drop | Pin | Unpin | Ping
 FromEngine = Ready | StartFailed | Report
 
 encode = msgspec.msgpack.Encoder().encode

@@ -8,6 +8,7 @@ from loramux_server.engine.graphs import Graphs
 from loramux_server.engine.sampler import likeliest
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
@@ -34,6 +35,8 @@ class ModelRunner:
         model.output.attach(backend)
         self.difference = model.check.difference(model.stack)
         """How far its logits are from the model's own, relative to their spread."""
+        self.is_invariant = backend.is_deterministic and model.check.is_invariant(model.stack)
+        """Whether its logits are known to be the same to the last bit in every batch."""
         model.attention.allocate(num_slots, model.dtype, model.device)
         if model.stack:
             model.stack.prepare()
@@ -77,7 +80,31 @@ class ModelRunner:
                 logits_to_keep=given.sampled_R,
             )
         logits_RV: torch.Tensor = output.logits[0]
-        return logits_RV.float()
+        return masked(logits_RV.float(), given, self._model.vocab_size)
+
+
+def masked(logits_RV: torch.Tensor, given: StepInput, vocab_size: int) -> torch.Tensor:
+    """Return `logits_RV` with -inf for tokens that a row's base lacks with its adapter.
+
+    Args:
+        logits_RV: Logits of as many tokens as any of the adapters has.
+        given: The step.
+        vocab_size: Tokens of the base.
+    """
+    segments = given.segments
+    if segments is None or segments.edits is None or not any(map(_own_size, segments.edits)):
+        return logits_RV
+    size_R = torch.full_like(given.sampled_R, vocab_size)
+    borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
+    for (start, end), edits in zip(borders, segments.edits, strict=True):
+        is_own_R = (given.sampled_R >= start) & (given.sampled_R < end)
+        size_R = torch.where(is_own_R, _own_size(edits) or vocab_size, size_R)
+    token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
+    return logits_RV.masked_fill(token_V >= size_R[:, None], float("-inf"))
+
+
+def _own_size(edits: Edits | None) -> int:
+    return edits.vocab_size if edits else 0
 
 
 def _make_slab(model: BaseModel, backend: Backend, adapter_memory: int) -> Slab:

@@ -42,6 +42,11 @@ class Pace:
         seconds = self._max_stall - self._decode_cost
         return max(_MIN_TOKENS, int(seconds / median_low(self._token_seconds)))
 
+    def least_seconds(self, prompt_tokens: int, decode_tokens: int) -> float:
+        """Return what so many tokens take if nothing else runs; 0 where that is not known yet."""
+        token = median_low(self._token_seconds) if self._token_seconds else 0.0
+        return prompt_tokens * token + decode_tokens * self._decode_cost
+
     def learn(self, prompt_tokens: int, decode_tokens: int, seconds: float) -> None:
         """Take in what a step cost."""
         if not prompt_tokens:

@@ -21,6 +21,17 @@ class Chunk:
         return self.start + self.num_tokens
 
     @property
+    def digest(self) -> str | None:
+        """The adapter of its last token; None for the base model."""
+        return self.request.digest if self.end > self.request.active_from else None
+
+    @property
+    def num_inactive(self) -> int:
+        """Tokens at its beginning that come before the adapter begins."""
+        active_from = self.request.active_from
+        return min(active_from - self.start, self.num_tokens) if active_from > self.start else 0
+
+    @property
     def samples(self) -> bool:
         """Whether the step ends with a new token for this request."""
         return self.is_ahead or self.end == self.request.num_tokens

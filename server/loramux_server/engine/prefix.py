@@ -16,11 +16,14 @@ def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[byte
     """Return the names of the full blocks in the first `num_tokens` tokens of `request`.
 
     They are computed once and kept with the request. Two blocks have the same name only if tenant,
-    adapter and tokens are the same: the digest is a cryptographic one.
+    adapter and tokens are the same: the digest is a cryptographic one. Blocks before the one in
+    which an adapter begins are those of the base.
     """
     names = request.block_names
     for start in range(len(names) * block_size, num_tokens - block_size + 1, block_size):
         before = names[-1] if names else _root(request)
+        if request.active_from and start <= request.active_from < start + block_size:
+            before = _activated(before, request)
         tokens = array("q", request.tokens(start, start + block_size)).tobytes()
         names.append(hashlib.blake2b(before + tokens, digest_size=32).digest())
     return names[: num_tokens // block_size]
@@ -28,8 +31,15 @@ def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[byte
 
 def _root(request: Request) -> bytes:
     """Return what comes before the first token: whose request it is, and of which adapter."""
-    tenant, digest = request.tenant.encode(), (request.digest or "").encode()
+    adapter = None if request.active_from else request.digest
+    tenant, digest = request.tenant.encode(), (adapter or "").encode()
     # With its length before it, neither can pass for the end or the beginning of the other.
     return hashlib.blake2b(
         b"".join(len(part).to_bytes(8) + part for part in (tenant, digest)), digest_size=32
     ).digest()
+
+
+def _activated(before: bytes, request: Request) -> bytes:
+    """Return what comes before a block in which the adapter of `request` begins."""
+    what = (request.digest or "").encode() + request.active_from.to_bytes(8)
+    return hashlib.blake2b(before + what, digest_size=32, person=b"activated").digest()

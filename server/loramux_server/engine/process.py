@@ -5,6 +5,7 @@ when the other end closes, the process ends.
 """
 
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -125,6 +126,7 @@ def inherited_socket(name: str) -> socket.socket:
 
 def main() -> int:
     """Serve on the inherited socket and return the exit code."""
+    faulthandler.enable()  # a crash in compiled code says where
     connection = inherited_socket("engine")
     first = read_message(connection)
     if first is None:

@@ -1,8 +1,11 @@
 """One completion on its way through the engine."""
 
+import math
 from dataclasses import dataclass, field
 
-from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine.activation import last_place
+from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.lora.weight_format import Resting
 
 
 @dataclass(slots=True, eq=False)
@@ -12,13 +15,18 @@ class Request:
     request_id: int
     prompt: list[int]
     adapter: AdapterSource | None
+    """None for the base model, also where the prompt lacks what the adapter waits for."""
     sampling: Sampling
     tenant: str = ""
     """Whose it is: only requests of one tenant share KV blocks."""
+    active_from: int = 0
+    """Position of the first token that the adapter sees; those before are the base's."""
     weight: int = 1
     """Its tenant's part of a busy engine, beside the weights of others."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
+    deadline: float = math.inf
+    """When it has to be finished, on the same clock."""
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Its block table: the KV block of every `block_size` tokens, in order."""
@@ -32,6 +40,25 @@ class Request:
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
     """Whether it ever left the queue."""
+
+    @staticmethod
+    def of(message: Submit, resting: Resting, arrival: float) -> "Request":
+        """Return the request that `message` brings, whose adapter is to rest as `resting` says."""
+        source = message.adapter and message.adapter.at_rest(resting)
+        active_from: int | None = 0
+        if source and source.invocation:
+            active_from = last_place(message.prompt, source.invocation)
+        return Request(
+            message.request_id,
+            message.prompt,
+            None if active_from is None else source,
+            message.sampling,
+            message.tenant,
+            active_from=active_from or 0,
+            weight=message.weight,
+            arrival=arrival,
+            deadline=math.inf if message.timeout is None else arrival + message.timeout,
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -47,6 +74,11 @@ class Request:
     def digest(self) -> str | None:
         """Identity of its adapter; None for the base model."""
         return self.adapter.digest if self.adapter else None
+
+    @property
+    def own_vocab_size(self) -> int:
+        """Tokens that the base has with its adapter; 0 if as many as ever."""
+        return self.adapter.vocab_size if self.adapter else 0
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Return the tokens of positions `start` to `end`, across prompt and output."""

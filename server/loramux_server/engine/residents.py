@@ -98,6 +98,8 @@ class Residents:
         self._packed: dict[str, PackedAdapter] = {}
         self._residence: dict[str, Residence] = {}
         self._flights: dict[str, _Flight] = {}
+        self._mixes: dict[str, AdapterSource] = {}
+        """Those in memory."""
         self._moved: set[str] = set()
         self._begun: list[str] = []
         self._reloads = {tier: Reloads() for tier in (Tier.HOST, Tier.DEVICE)}
@@ -121,6 +123,7 @@ class Residents:
             held = self._residence if order.tier is Tier.DEVICE else self._packed
             for digest in order.evicted:
                 del held[digest]
+                self._forget_mix(digest)
             self._moved.update(order.evicted)
             begin = self._clock()
             reloads = self._reloads[order.tier]
@@ -147,6 +150,8 @@ class Residents:
             else:
                 packed, edits = self._packed[source.digest], flight.future.result()
                 self._residence[source.digest] = packed.at(order.row, edits)
+            if source.parts:
+                self._mixes[source.digest] = source
             seconds = self._clock() - flight.begin
             self._cache.loaded(order, seconds)
             self._moved.add(source.digest)
@@ -160,7 +165,7 @@ class Residents:
         elif isinstance(message, Unpin):
             self._cache.unpin(message.digest)
         else:
-            self._leaving.add(message.digest)
+            self._leaving.update([message.digest, *self._mixes_of(message.digest)])
 
     def take_moved(self) -> dict[str, str]:
         """Return, once, the fastest tier of each adapter that moved.
@@ -185,6 +190,7 @@ class Residents:
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
+        assert self._mixes.keys() <= self._residence.keys() | self._packed.keys()
 
     def _let_go(self) -> None:
         for digest in list(self._leaving):
@@ -192,7 +198,17 @@ class Residents:
                 self._leaving.remove(digest)
                 self._packed.pop(digest, None)
                 self._residence.pop(digest, None)
+                self._forget_mix(digest)
                 self._moved.add(digest)
+
+    def _mixes_of(self, digest: str) -> list[str]:
+        """Return the mixes that are here, or on their way, and have an adapter in them."""
+        known = [*self._mixes.values(), *(flight.order.source for flight in self._flights.values())]
+        return [mix.digest for mix in known if digest in (part.digest for part in mix.parts)]
+
+    def _forget_mix(self, digest: str) -> None:
+        if digest not in self._packed and digest not in self._residence:
+            self._mixes.pop(digest, None)
 
     def _submit(self, order: LoadOrder) -> Future[Any]:
         source = order.source

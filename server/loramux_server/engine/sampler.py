@@ -32,23 +32,31 @@ class Sampled:
 
 
 def sample(
-    logits_RV: torch.Tensor, requests: Sequence[Request], eos_token_ids: Sequence[int]
+    logits_RV: torch.Tensor,
+    requests: Sequence[Request],
+    eos_token_ids: Sequence[int],
+    vocab_size: int | None = None,
 ) -> list[Sampled]:
-    """Choose the next token of each of `requests` from its row of `logits_RV` (float32)."""
+    """Choose the next token of each of `requests` from its row of `logits_RV` (float32).
+
+    Rows end with tokens that the model has with another adapter only; `vocab_size` are those of the
+    base.
+    """
     tokens_R = likeliest(logits_RV)
     # The maximum is NaN if any logit is, and infinite if the row overflowed.
     finite = torch.isfinite(logits_RV.gather(1, tokens_R[:, None])[:, 0]).tolist()
     greedy = tokens_R.tolist()
     results = []
     for i, request in enumerate(requests):
+        logits_V = logits_RV[i, : request.own_vocab_size or vocab_size]
         if not finite[i]:
             results.append(Sampled(0, fault="ADAPTER_NOT_FINITE"))
             continue
         try:
             token = greedy[i]
             if request.sampling.changes_logits or not request.sampling.is_greedy:
-                token = _choose(logits_RV[i], request, eos_token_ids)
-            results.append(Sampled(token, logprobs=_logprobs(logits_RV[i], token, request)))
+                token = _choose(logits_V, request, eos_token_ids)
+            results.append(Sampled(token, logprobs=_logprobs(logits_V, token, request)))
         except Exception:
             # Whatever it is, it is of this request's parameters: the others must not end for it.
             _log.exception("no token could be chosen with %s", request.sampling)
@@ -105,7 +113,7 @@ def _changed(
         ends = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends.update(eos_token_ids)
-        logits_V[list(ends)] = float("-inf")
+        logits_V[[token for token in ends if token < len(logits_V)]] = float("-inf")
     if sampling.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*request.prompt, *request.output}), device=logits_V.device)
         values = logits_V[seen]

@@ -74,6 +74,24 @@ class Scheduler:
         """Waiting requests for which the next step has no place among the running ones."""
         return max(0, len(self.waiting) + len(self.running) - self._max_running)
 
+    def num_to_compute(self, request: Request) -> int:
+        """Return how many tokens of a request that has not started have to be computed."""
+        known = self._blocks.num_known(self._prefix(request))
+        return request.num_tokens - known * self._blocks.block_size
+
+    def num_to_compute_before(self) -> int:
+        """Return how many tokens the queue has to compute; what requests share counts once."""
+        names: set[bytes] = set()
+        num_tokens = 0
+        for request in self.waiting:
+            if request.num_bypassed:  # it waits for its adapter, and others go before it
+                continue
+            found = self._prefix(request)
+            names.update(found)
+            num_tokens += request.num_tokens - len(found) * self._blocks.block_size
+        unknown = sum(not self._blocks.num_known([name]) for name in names)
+        return num_tokens + unknown * self._blocks.block_size
+
     def add(self, request: Request) -> None:
         """Put `request` at the end of its tenant's line."""
         if request.adapter:

@@ -33,12 +33,12 @@ LORA_JOB = np.dtype(
         for name in (
             "y", "x", "a", "b", "h", "columns", "start", "end", "row", "size", "format", "rank",
             "scale", "num_segments", "num_parts", "max_parts", "in_features", "out_features",
-            "max_rank", "ones", "zeros",
+            "max_rank", "ones", "zeros", "few",
         )
     ],
     align=True,
 )  # fmt: skip
-_FEW = 4
+FEW = 4
 """Tokens of a segment up to which its B rows are read as long streams, and not by panels."""
 _RUN = 32 * WIDTH
 """Outputs of such a segment that are done together."""
@@ -122,13 +122,14 @@ def expand(pointer: Any) -> None:
             panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
             first = columns[p] + PANEL * first_unit(mine, work, r * tokens, panels)
             last = columns[p] + PANEL * first_unit(others, work, r * tokens, panels)
-            last = min(last, columns[p + 1])
+            # The last panel may be a part of one; who begins behind it has nothing to do.
+            first, last = min(first, columns[p + 1]), min(last, columns[p + 1])
             work += panels * r * tokens
             b = job.b + row[s] * width * 4
             h = job.h + (start[s] * num_parts + p) * job.max_rank * 4
             h_stride = num_parts * job.max_rank * 4
             y, b_n = job.y + (start[s] * width + first) * 4, b + first * item_bytes
-            if tokens > _FEW:
+            if tokens > job.few:
                 _add_tiles(job, y, b_n, form[s], h, h_stride, r, tokens, last - first)
                 continue
             for n in range(0, last - first, _RUN):
@@ -238,8 +239,15 @@ def serves(in_features: int, columns: Int32) -> bool:
 class AddLoraCpu:
     """`add_lora` for float32 on a CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, few: int = FEW) -> None:
+        """Compile the loops.
+
+        Args:
+            few: Tokens of a segment up to which its B rows are read as long streams. The two ways
+                add up in another order: with 0 there is one, however many tokens there are.
+        """
         self._job = np.zeros(1, LORA_JOB)
+        self._job["few"] = few
         self._shrink = Kernel(shrink, self._job)
         self._expand = Kernel(expand, self._job)
         self._h = torch.empty(0)

@@ -106,6 +106,8 @@ class Backend:
     """Brings what a step is given to the device."""
     extends: bool = False
     """Whether A rows lie behind the base weights."""
+    is_deterministic: bool = False
+    """Whether a token's result is the same to the last bit however many tokens there are."""
 
 
 DEFINITIONS = Backend(
@@ -123,7 +125,11 @@ def resolve(name: str, device: torch.device) -> str:
 
 
 def choose_backend(
-    name: str, device: torch.device, quantization: Quantization = Quantization.NONE
+    name: str,
+    device: torch.device,
+    quantization: Quantization = Quantization.NONE,
+    *,
+    is_deterministic: bool = False,
 ) -> Backend:
     """Return the backend called `name`; `auto` means the fastest one for `device`.
 
@@ -131,11 +137,16 @@ def choose_backend(
         name: Which one.
         device: Where it is to run.
         quantization: How the one of a CPU rounds weights; others take them as they are.
+        is_deterministic: Whether the one of a CPU adds up in the same order for every number of
+            tokens; others have no such form.
 
     Raises:
-        ValueError: The backend does not run on `device`, or does not round weights so.
+        ValueError: The backend does not run on `device`, does not round weights so, or has no
+            deterministic form.
     """
     name = resolve(name, device)
+    if is_deterministic and name != "cpu":
+        raise ValueError(f"kernels {name!r} have no deterministic form; kernels 'cpu' do")
     if name == "torch":
         return DEFINITIONS
     if name == "triton":
@@ -148,17 +159,18 @@ def choose_backend(
             f"{', '.join(AT_REST)}; kernels 'torch' let torchao do it"
         )
     # Imported when asked for: compiling takes a second or two.
-    from loramux_server.kernels.add_lora_cpu import AddLoraCpu
+    from loramux_server.kernels.add_lora_cpu import FEW, AddLoraCpu
     from loramux_server.kernels.attention_cpu import PagedAttentionCpu
     from loramux_server.kernels.decoder_cpu import make_decoder_cpu
     from loramux_server.kernels.linear_cpu import make_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
     from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
+    few = 0 if is_deterministic else FEW
     return Backend(
-        "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(), project,
+        "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(few), project,
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
-        make_decoder_cpu,
+        partial(make_decoder_cpu, few=few), is_deterministic=is_deterministic,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from loramux_server.kernels.add_lora_cpu import LORA_JOB, SegmentJobs, expand, serves, shrink
+from loramux_server.kernels.add_lora_cpu import FEW, LORA_JOB, SegmentJobs, expand, serves, shrink
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.attention_cpu import (
     ATTEND_JOB,
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from loramux_server.kernels.backend import Backend
 
 
-def make_decoder_cpu(layers: Sequence[DecoderLayer], backend: "Backend") -> Decoder:
-    """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
+def make_decoder_cpu(layers: Sequence[DecoderLayer], backend: "Backend", few: int = FEW) -> Decoder:
+    """Do what `loramux_server.kernels.decoder.make_decoder` defines; for `few` see `AddLoraCpu`."""
     is_served = all(map(_is_served, layers)) and len(set(map(_shape, layers))) == 1
-    return DecoderCpu(layers) if is_served else make_decoder(layers, backend)
+    return DecoderCpu(layers, few) if is_served else make_decoder(layers, backend)
 
 
 def _is_served(layer: DecoderLayer) -> bool:
@@ -70,7 +70,7 @@ def _shape(layer: DecoderLayer) -> tuple[object, ...]:
 class DecoderCpu:
     """`make_decoder` for float32 on a CPU."""
 
-    def __init__(self, layers: Sequence[DecoderLayer]) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], few: int = FEW) -> None:
         self._layers = layers
         first, count = layers[0], len(layers)
         self._kv_heads, self._width = first.keys_SJD.shape[1:]
@@ -81,6 +81,7 @@ class DecoderCpu:
         self._attention = np.zeros(count, ATTEND_JOB)
         self._linears = np.zeros(4 * count, LINEAR_JOB)
         self._loras = np.zeros(4 * count, LORA_JOB)
+        self._loras["few"] = few
         self._gates = np.zeros(count, GATE_JOB)
         self._groups = np.array([
             projection.group

@@ -12,21 +12,26 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
+from loramux_adapters.tensorfile import ITEM_BYTES
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+_FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
 _SHIFTING = frozenset({EditKind.MAGNITUDE, EditKind.BIAS, EditKind.ADDED_BIAS})
+_SHARED = frozenset({EditKind.SHARED_WEIGHT, EditKind.TOKENS})
 
 
 @dataclass(frozen=True, slots=True)
 class LayerEdit:
     """What is done to one linear layer: `y = layer(x * input) * output + shift`.
 
-    The layer has its low-rank change in it. What is None is not done.
+    The layer has its low-rank change in it. Where there is a weight, the layer is `x @ weight.T`.
+    What is None is not done.
     """
 
+    weight_NK: "torch.Tensor | None" = None
     input_K: "torch.Tensor | None" = None
     output_N: "torch.Tensor | None" = None
     shift_N: "torch.Tensor | None" = None
@@ -47,15 +52,20 @@ class ModuleEdit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """Everything that one adapter does beside its low-rank changes; tensors of float32."""
+    """Everything that one adapter does beside its low-rank changes of layers in the slab.
+
+    Tensors are of float32, weights that take the place of the base's in its number format.
+    """
 
     layers: Mapping[int, Mapping[int, LayerEdit]] = field(default_factory=dict)
     """Number of a group of layers -> number of a layer in it -> what is done to that."""
     modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of another module in the base model -> what is done to that."""
+    vocab_size: int = 0
+    """Tokens that the base has with this adapter; 0 if as many as ever."""
 
     def __bool__(self) -> bool:
-        return bool(self.layers or self.modules)
+        return bool(self.layers or self.modules or self.vocab_size)
 
     @property
     def num_bytes(self) -> int:
@@ -68,17 +78,24 @@ class Edits:
 
 
 def num_edit_bytes(package: Package) -> int:
-    """Return the most bytes that `package` takes in memory beside A and B."""
-    factors = shifts = 0
+    """Return the most bytes that `package` takes in memory beside A and B in the slab."""
+    num_bytes = 0
     shifted: set[str] = set()
     for edit in package.edits:
-        if edit.kind in (EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR):
-            factors += edit.width
+        if edit.kind in _FACTORS or edit.kind is EditKind.PARAMETER:
+            num_bytes += 4 * edit.width
+        elif edit.kind in _SHARED:  # once for each of two modules that may be tied
+            num_bytes += 2 * (4 * edit.width + 8 * len(edit.tokens))
         # DoRA moves the bias that the base has.
         if edit.kind in _SHIFTING and edit.module not in shifted:
             shifted.add(edit.module)
-            shifts += edit.width
-    return 4 * (factors + shifts)
+            num_bytes += 4 * edit.width
+    for module in package.contents.outer_modules:
+        num_bytes += 4 * module.rank * (module.in_features + module.out_features)
+    for bottleneck in package.contents.bottlenecks:
+        for part in bottleneck.parts.values():
+            num_bytes += 4 * part.num_bytes // ITEM_BYTES[part.dtype]
+    return num_bytes
 
 
 Value = TypeVar("Value")

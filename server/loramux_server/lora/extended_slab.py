@@ -142,7 +142,8 @@ class ExtendedSlab(Slab):
                 targets.append(target)
                 sources.append(blob[at : at + target.numel()].view(target.shape))
                 at += target.numel()
-        torch._foreach_copy_(targets, sources)
+        if targets:  # an adapter may have nothing but edits
+            torch._foreach_copy_(targets, sources)
         number = row // GRANULE
         self.table.size_A[number] = adapter.num_rows
         self.table.rank_GAP[:, number] = torch.from_numpy(adapter.rank_GP).to(self._device)

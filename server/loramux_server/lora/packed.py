@@ -1,5 +1,6 @@
 """An adapter in host memory: its weights in the order in which the slab takes them."""
 
+import errno
 import hashlib
 import io
 import os
@@ -105,13 +106,24 @@ class _Buffer(threading.local):
         return data[:end], f"sha256:{digest.hexdigest()}"
 
 
+_NAMES = {form: name for name, form in FORMATS.items()}
 _MAX_KEPT = 32 << 20
 _PIECE = 256 << 10
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
+"""Errors that say nothing of the file."""
 _buffer = _Buffer()
 
 
 class DamagedError(Exception):
     """The stored bytes are not those that were registered."""
+
+    reason = "ADAPTER_DAMAGED"
+
+
+class UnreadableError(DamagedError):
+    """The stored bytes cannot be read at present; they may be right."""
+
+    reason = "STORE_UNAVAILABLE"
 
 
 class Base(Protocol):
@@ -130,7 +142,7 @@ class Base(Protocol):
         """Most layers of a group."""
 
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
-        """Return what `package`, whose tensors `read` returns, does beside low-rank changes.
+        """Return what `package`, whose tensors `read` returns, does beside the slab.
 
         Raises:
             PackageError: That cannot be done to the base.
@@ -148,12 +160,14 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
 
     Raises:
         DamagedError: The file is absent or its bytes do not have `digest`.
+        UnreadableError: They cannot be read for a cause that may pass.
         PackageError: The package does not fit the base model.
     """
     try:
         data, found = _buffer.read(path)
     except OSError as error:
-        raise DamagedError(f"cannot be read: {error.strerror}") from None
+        kind = UnreadableError if error.errno in _PASSING else DamagedError
+        raise kind(f"cannot be read: {error.strerror}") from None
     if found != digest:
         raise DamagedError("its bytes do not have the digest that it was registered with")
     header = data[: 8 + int.from_bytes(data[:8], "little")]
@@ -172,6 +186,8 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
 
     for module in package.modules:
         place = base.places.get(module.module)
+        if place is None and module.is_outer:
+            continue  # an edit
         if place is None:
             raise PackageError(f"module {module.module} is not in the base model")
         rank_GP[place.group, place.part] = module.rank
@@ -198,11 +214,16 @@ def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat
     if FORMATS[tensor.dtype] is form:
         values = np.frombuffer(raw, "<f4" if form is WeightFormat.FLOAT32 else "<u2").copy()
     else:
-        values = _rounded(decoded(raw, tensor.dtype), form)
+        values = rounded(decoded(raw, tensor.dtype), form)
     return values.reshape(tensor.shape)
 
 
-def _rounded(values: npt.NDArray[np.float32], form: WeightFormat) -> Weights:
+def widened(values: Weights, form: WeightFormat) -> Array:
+    """Return `values`, which rest in `form`, in float32."""
+    return decoded(values.tobytes(), _NAMES[form]).reshape(values.shape)
+
+
+def rounded(values: npt.NDArray[np.float32], form: WeightFormat) -> Weights:
     """Return finite `values` in `form`, rounded to the nearest number, of two to the even one."""
     if form is WeightFormat.FLOAT32:
         return values.copy()

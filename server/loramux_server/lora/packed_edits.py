@@ -1,18 +1,19 @@
-"""From the tensors of a package to what is done to the layers of the base at hand.
+"""From the tensors of a package to what is done to the modules of the base at hand.
 
 Legend: R rank, K input width, N output width of a layer.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from loramux_adapters import LoraModule, Package, PackageError
-from loramux_adapters.contents import EditKind
+from loramux_adapters.contents import Edit, EditKind
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_server.lora.edits import Edits, LayerEdit
+from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.lora.edits import LayerEdit
 from loramux_server.lora.packed import LayerPlace
 
 _ROWS_AT_ONCE = 2048
@@ -21,96 +22,145 @@ Read = Callable[[TensorInfo], torch.Tensor]
 
 
 class BaseLayers(Protocol):
-    """What methods need to know of the layers that they change."""
+    """What methods need to know of the modules that they change."""
+
+    vocabulary: BaseVocabulary
+    """Where tokens go in and come out."""
+    dtype: torch.dtype
+    """The number format of the weights."""
 
     @property
     def places(self) -> Mapping[str, LayerPlace]:
-        """Where each layer is that an adapter may change."""
+        """Where each layer is that an adapter may change in the slab."""
 
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
 
     def rows(self, module: str, start: int, end: int) -> torch.Tensor:
-        """Return some rows of the weight of a layer, [rows, K], float32 in memory of the host.
+        """Return some rows of the weight of a layer or of the embeddings.
+
+        They are [rows, K], float32 in memory of the host.
 
         Raises:
             PackageError: They cannot be had.
         """
 
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The tensors that change one layer."""
-
-    kinds: Mapping[EditKind, TensorInfo]
-    low_rank: LoraModule | None
+    def as_held(self, module: str, parameter: str, value: torch.Tensor) -> torch.Tensor:
+        """Return a parameter of `module`, as PEFT saves it, as the module holds it here."""
 
 
-def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
-    """Return what `package` does beside its low-rank changes; None if that is nothing.
+@dataclass(slots=True)
+class Found:
+    """The tensors that change one module."""
 
-    Raises:
-        PackageError: It needs something of the base that cannot be had.
-    """
-    if not package.edits:
-        return None
-    low_rank = {module.module: module for module in package.modules}
-    by_module: dict[str, dict[EditKind, TensorInfo]] = {}
+    kinds: dict[EditKind, TensorInfo] = field(default_factory=dict)
+    """Vectors."""
+    parameters: dict[str, TensorInfo] = field(default_factory=dict)
+    """What takes the place of the module's parameters."""
+    tokens: Edit | None = None
+    low_rank: LoraModule | None = None
+
+    @property
+    def is_low_rank_alone(self) -> bool:
+        """Whether the slab can have all of it."""
+        return not (self.kinds or self.parameters or self.tokens)
+
+
+def found_by_module(package: Package) -> dict[str, Found]:
+    """Return what `package` has for each module that needs more than the slab."""
+    found: dict[str, Found] = {}
     for edit in package.edits:
-        by_module.setdefault(edit.module, {})[edit.kind] = edit.tensor
-    layers: dict[int, dict[int, LayerEdit]] = {}
-    for module, kinds in by_module.items():
-        place = base.places.get(module)
-        if place is None:
-            raise PackageError(f"module {module} is not in the base model")
-        found = _Found(kinds, low_rank.get(module))
-        layers.setdefault(place.group, {})[place.part] = _layer_edit(module, found, base, read)
-    return Edits(layers=layers)
+        of_module = found.setdefault(edit.module, Found())
+        if edit.kind is EditKind.TOKENS:
+            of_module.tokens = edit
+        elif edit.kind in (EditKind.PARAMETER, EditKind.SHARED_WEIGHT):
+            of_module.parameters[edit.parameter] = edit.tensor
+        elif edit.kind is EditKind.BIAS:
+            of_module.parameters["bias"] = edit.tensor
+        else:
+            of_module.kinds[edit.kind] = edit.tensor
+    for module in package.modules:
+        if module.is_outer or module.module in found:
+            found.setdefault(module.module, Found()).low_rank = module
+    return found
 
 
-def _layer_edit(module: str, found: _Found, base: BaseLayers, read: Read) -> LayerEdit:
-    """Return what `found` does to `module`.
+def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> LayerEdit:
+    """Return what `found` does to the linear layer `module`.
 
     A layer makes `y = Wx + b` and the low-rank change is added to that. IA3 makes `f * y` of it,
     DoRA `m * (y - b) + b`, where m gives each row of the changed weights the learned length.
+
+    Raises:
+        PackageError: That cannot be done to the base.
     """
-    kinds, low_rank = found.kinds, found.low_rank
+    kinds, low_rank, parameters = found.kinds, found.low_rank, found.parameters
     bias_N = base.bias(module)
-    new_bias_N = read(kinds[EditKind.BIAS]) if EditKind.BIAS in kinds else bias_N
-    output_N = input_K = None
-    if EditKind.OUTPUT_FACTOR in kinds:
-        output_N = read(kinds[EditKind.OUTPUT_FACTOR]).reshape(-1)
+    new_bias_N = read(parameters["bias"]) if "bias" in parameters else bias_N
+    output_N = input_K = weight_NK = None
+    if "weight" in parameters:
+        weight_NK = base.as_held(module, "weight", read(parameters["weight"]))
+        bias_N = None  # the weight alone comes before what follows
+        if new_bias_N is not None and len(new_bias_N) != len(weight_NK):
+            raise PackageError(
+                f"module {module}: the adapter has a weight of {len(weight_NK)} rows and no bias "
+                f"for them, and the base model one of {len(new_bias_N)}",
+                "ADAPTER_BASE_MISMATCH",
+            )
     if EditKind.INPUT_FACTOR in kinds:
         input_K = read(kinds[EditKind.INPUT_FACTOR]).reshape(-1)
     shift_N = None
-    if EditKind.MAGNITUDE in kinds:
-        assert low_rank is not None
-        lengths_N = _row_lengths(module, low_rank, base, read)
-        output_N = read(kinds[EditKind.MAGNITUDE]) / lengths_N
-        if not output_N.isfinite().all():
-            raise PackageError(
-                f"module {module}: the magnitude of DoRA over the length of a row of weights is "
-                "not finite",
-                "ADAPTER_NOT_FINITE",
-            )
-        if new_bias_N is not None:
-            shift_N = new_bias_N - (0 if bias_N is None else output_N * bias_N)
-    elif EditKind.BIAS in kinds:
+    if new_bias_N is not bias_N:
         assert new_bias_N is not None
         shift_N = new_bias_N - (0 if bias_N is None else bias_N)
+    if EditKind.OUTPUT_FACTOR in kinds:
+        output_N = read(kinds[EditKind.OUTPUT_FACTOR]).reshape(-1)
+        shift_N = None if shift_N is None else shift_N * output_N
+    if EditKind.MAGNITUDE in kinds:
+        output_N = read(kinds[EditKind.MAGNITUDE]) / _row_lengths(module, found, base, read)
+        check_factor(module, output_N)
+        if new_bias_N is not None:
+            shift_N = new_bias_N - (0 if bias_N is None else output_N * bias_N)
     if EditKind.ADDED_BIAS in kinds:
         assert low_rank is not None
         added_N = low_rank.scale * read(kinds[EditKind.ADDED_BIAS])
         shift_N = added_N if shift_N is None else shift_N + added_N
-    return LayerEdit(input_K, output_N, shift_N)
+    return LayerEdit(weight_NK, input_K, output_N, shift_N)
 
 
-def _row_lengths(module: str, low_rank: LoraModule, base: BaseLayers, read: Read) -> torch.Tensor:
+def check_factor(module: str, factor_N: torch.Tensor) -> None:
+    """Demand that what DoRA multiplies the output of `module` with is finite.
+
+    Raises:
+        PackageError: It is not.
+    """
+    if not factor_N.isfinite().all():
+        raise PackageError(
+            f"module {module}: the magnitude of DoRA over the length of a row of weights is not "
+            "finite",
+            "ADAPTER_NOT_FINITE",
+        )
+
+
+def weight_rows(
+    module: str, found: Found, base: BaseLayers, read: Read
+) -> Callable[[int, int], torch.Tensor]:
+    """Return what gives rows of the weight on which the low-rank change of `module` stands."""
+    if "weight" not in found.parameters:
+        return lambda start, end: base.rows(module, start, end)
+    weight_NK = read(found.parameters["weight"])
+    return lambda start, end: weight_NK[start:end]
+
+
+def _row_lengths(module: str, found: Found, base: BaseLayers, read: Read) -> torch.Tensor:
     """Return the length of each row of the weight with its low-rank change, [N]."""
+    low_rank = found.low_rank
+    assert low_rank is not None
+    rows = weight_rows(module, found, base, read)
     a_RK, b_NR = read(low_rank.a), read(low_rank.b) * low_rank.scale
     pieces = []
     for start in range(0, len(b_NR), _ROWS_AT_ONCE):
         end = min(start + _ROWS_AT_ONCE, len(b_NR))
-        changed_NK = torch.addmm(base.rows(module, start, end), b_NR[start:end], a_RK)
+        changed_NK = torch.addmm(rows(start, end), b_NR[start:end], a_RK)
         pieces.append(torch.linalg.vector_norm(changed_NK, dim=1))
     return torch.cat(pieces)

@@ -9,32 +9,46 @@ from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import LayerPlace
-from loramux_server.lora.packed_edits import pack_edits
+from loramux_server.lora.packed_modules import pack_edits
 from loramux_server.models.base_model import BaseModel
+from loramux_server.models.fused import RmsNorm
 
 
 class BaseLayers:
     """What a package is packed for: see `lora.packed.Base` and `lora.packed_edits.BaseLayers`."""
 
     def __init__(self, model: BaseModel) -> None:
+        self._model = model
         self._groups = model.groups
         self.places: Mapping[str, LayerPlace] = model.places
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
+        self.vocabulary = model.replaceable.vocabulary
+        self.dtype = model.dtype
 
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
+        if module == self.vocabulary.output:
+            return self._model.output.bias
         place = self.places[module]
         return self._groups[place.group].bias(place.part)
 
     def rows(self, module: str, start: int, end: int) -> torch.Tensor:
-        """Return some rows of the weight of a layer, [rows, K], float32 in memory of the host.
+        """Return some rows of the weight of a layer or of the embeddings.
+
+        They are [rows, K], float32 in memory of the host.
 
         Raises:
             PackageError: They cannot be had.
         """
-        place = self.places[module]
         try:
+            if module == self.vocabulary.embedding:
+                weight_VK = self._model.module.get_input_embeddings().weight
+                rows_NK: torch.Tensor = weight_VK[start:end].float().cpu()
+                return rows_NK
+            if module == self.vocabulary.output:
+                return self._model.output.rows(start, end).cpu()
+            place = self.places[module]
             return self._groups[place.group].rows(place.part, start, end).cpu()
         except ValueError:
             raise PackageError(
@@ -42,8 +56,18 @@ class BaseLayers:
                 "UNSUPPORTED_ADAPTER_FEATURE",
             ) from None
 
+    def as_held(self, module: str, parameter: str, value: torch.Tensor) -> torch.Tensor:
+        """Return a parameter of `module`, as PEFT saves it, as the module holds it here."""
+        if module in self._model.replaceable.transposed and parameter == "weight":
+            value = value.T.contiguous()
+        if module in self.places or module in (self.vocabulary.embedding, self.vocabulary.output):
+            return value.to(self.dtype)
+        part = self._model.editor.modules[module]
+        held = value.to(getattr(part, parameter).dtype)
+        return held + part.offset if isinstance(part, RmsNorm) else held
+
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
-        """Return what `package`, whose tensors `read` returns, does beside low-rank changes.
+        """Return what `package`, whose tensors `read` returns, does beside the slab.
 
         Raises:
             PackageError: That cannot be done to the base.

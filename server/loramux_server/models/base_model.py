@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
@@ -33,8 +33,10 @@ from loramux_server.models.quantized import (
     is_saved_quantized,
     torchao_config,
 )
+from loramux_server.models.replaceable import Replaceable, find_replaceable
 from loramux_server.models.self_check import SelfCheck
 from loramux_server.models.step import Step
+from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat, read_text_format
 
 _DTYPES = {
     "float32": torch.float32,
@@ -65,6 +67,8 @@ class BaseModel:
     check: SelfCheck
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> where it is among the groups."""
+    replaceable: Replaceable
+    """What adapters can do beside that."""
     name: str
     architecture: str
     fingerprint: str
@@ -74,7 +78,7 @@ class BaseModel:
     vocab_size: int
     num_parameters: int
     eos_token_ids: list[int]
-    tokenizer_json: str | None
+    text: TextFormat
     shard: Shard = WHOLE
     """Which part of its layers this process holds."""
 
@@ -139,7 +143,7 @@ def load_base_model(
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     if not stays_on_host:
         module = module.to(target)
-    return prepare(module, name=Path(path).name, tokenizer_json=_tokenizer_json(path))
+    return prepare(module, name=Path(path).name, text=read_text_format(path))
 
 
 def _device(name: str) -> torch.device:
@@ -157,7 +161,7 @@ def _device(name: str) -> torch.device:
 
 
 def prepare(
-    module: PreTrainedModel, *, name: str = "", tokenizer_json: str | None = None
+    module: PreTrainedModel, *, name: str = "", text: TextFormat = WITHOUT_TEXT
 ) -> BaseModel:
     """Put our attention and packed layers into `module`, which is changed in place.
 
@@ -166,12 +170,12 @@ def prepare(
     """
     module.eval().requires_grad_(False)
     num_parameters = module.num_parameters()
-    digest = fingerprint(module, tokenizer_json)
+    digest = fingerprint(module, text.tokenizer_json)
     config = module.config.get_text_config()
     step = Step(module.device)
     bridge = AttentionBridge(step)
     with _refused(module):
-        calls, vocab_size = probe(module, bridge)
+        probed = probe(module, bridge)
     if sorted(bridge.shapes) != list(range(config.num_hidden_layers)):
         raise UnservableModelError(
             f"{type(module).__name__}: only layers {sorted(bridge.shapes)} of "
@@ -181,14 +185,16 @@ def prepare(
     _check_arguments(module)
     with _refused(module):
         check = SelfCheck(module, step, bridge)
+    replaceable = find_replaceable(module, probed)
     try:
-        groups, places = pack(module, calls, step)
+        groups, places = pack(module, probed.calls, step)
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
     _own(module)
     output = _replace_output(module)
     fuse(module, step)
-    editor = Editor(dict(module.named_modules()), output)
+    modules = dict(module.named_modules())
+    editor = Editor(modules, output, replaceable.axes, module.get_input_embeddings())
     stack, difference = _checked_stack(module, step, bridge, check)
     if stack is None:
         with _refused(module):
@@ -216,10 +222,11 @@ def prepare(
         dtype=module.dtype,
         device=module.device,
         context_length=context_length(config, windows),
-        vocab_size=vocab_size,
+        vocab_size=probed.vocab_size,
         num_parameters=num_parameters,
-        eos_token_ids=_eos_token_ids(module, vocab_size),
-        tokenizer_json=tokenizer_json,
+        replaceable=replaceable,
+        eos_token_ids=_eos_token_ids(module, probed.vocab_size),
+        text=text,
     )
 
 
@@ -292,12 +299,3 @@ def _eos_token_ids(module: PreTrainedModel, vocab_size: int) -> list[int]:
         if ids is not None:
             found.update([ids] if isinstance(ids, int) else ids)
     return sorted(token for token in found if 0 <= token < vocab_size)
-
-
-def _tokenizer_json(path: str) -> str | None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else str(backend.to_str())

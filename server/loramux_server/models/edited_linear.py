@@ -22,6 +22,8 @@ def project_edited(
 
         y[t0:t1, n0:n1] = project(x[t0:t1] * input)[:, n0:n1] * output + shift
 
+    Where there is a weight, x[t0:t1] @ weight.T takes the place of what is projected.
+
     Args:
         project: The layers, low-rank changes included; rows do not depend on each other.
         x_TK: Their input.
@@ -52,6 +54,8 @@ def project_edited(
                 whole = x_TK.clone()
                 whole[start:end] = x_of_layer[start, part]
                 y.copy_(project(whole)[start:end, n0:n1])
+            if edit.weight_NK is not None:
+                y.copy_(torch.nn.functional.linear(x_TK[start:end], edit.weight_NK))
             if edit.output_N is not None:
                 y.copy_(y * edit.output_N)
             if edit.shift_N is not None:

@@ -17,14 +17,23 @@ Rows = slice | torch.Tensor
 class Editor:
     """Puts the edits of a step's adapters behind the modules that they are for."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], output: nn.Module) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], output: nn.Module, axes: Mapping[str, int],
+        embedding: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         """Know the modules by name.
 
         Args:
             modules: Name in the base model -> what stands there.
             output: What makes logits; it sees the rows alone whose logits are needed.
+            axes: Name -> the dimension of the tokens in what a module takes and makes, from 0 to 2;
+                1 where nothing is said. Before them is the one sequence that all tokens are.
+            embedding: What takes tokens, of which an adapter may have more than the base.
         """
-        self._modules = modules
+        self._embedding = embedding
+        self._axes = axes
+        self.modules = modules
+        """What stands under each name, however layers are run."""
         self._output = output
 
     @contextmanager
@@ -42,9 +51,15 @@ class Editor:
         hooks = []
         try:
             for name, found in edits_of.items():
-                module = self._modules[name]
+                module = self.modules[name]
                 rows = [(self._rows(module, given, start, end), edit) for start, end, edit in found]
-                hooks.append(module.register_forward_hook(_hook(rows)))
+                token_T = None
+                if module is self._embedding:
+                    token_T = given.token_T
+                    hooks.append(module.register_forward_pre_hook(_known_tokens))
+                hooks.append(
+                    module.register_forward_hook(_hook(rows, self._axes.get(name, 1), token_T))
+                )
             yield
         finally:
             for hook in hooks:
@@ -56,12 +71,32 @@ class Editor:
         return ((given.sampled_R >= start) & (given.sampled_R < end)).nonzero()[:, 0]
 
 
-def _hook(found: list[tuple[Rows, ModuleEdit]]) -> Callable[..., torch.Tensor]:
+def _hook(
+    found: list[tuple[Rows, ModuleEdit]], axis: int, token_T: torch.Tensor | None
+) -> Callable[..., torch.Tensor]:
     def edit_output(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
-        x: torch.Tensor = arguments[0][0]
-        y: torch.Tensor = output[0].clone()
-        for rows, edit in found:
-            y[rows] = edit(module, x[rows], y[rows]).to(y.dtype)
-        return y[None]
+        x_T = _by_token(arguments[0], axis) if token_T is None else token_T
+        y_T = _by_token(output, axis)
+        made = [(rows, edit(module, x_T[rows], y_T[rows])) for rows, edit in found]
+        width = max(piece.shape[-1] for _, piece in made)
+        # Some adapters have logits for more tokens; whoever reads them knows how many a row has.
+        y = nn.functional.pad(output, (0, max(0, width - output.shape[-1])))
+        y = y if y is not output else output.clone()
+        y_T = _by_token(y, axis)
+        for rows, piece in made:
+            y_T[rows, ..., : piece.shape[-1]] = piece.to(y.dtype)
+        return y
 
     return edit_output
+
+
+def _by_token(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return `tensor` with the tokens as its first dimension, and without that of sequences."""
+    return tensor if axis == 0 else tensor[0].movedim(axis - 1, 0)
+
+
+def _known_tokens(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[torch.Tensor]:
+    """Return tokens that the base has: those that it lacks have rows of the adapter's own."""
+    (token_T,) = arguments
+    num_tokens = module.get_parameter("weight").shape[0]
+    return (token_T.clamp(max=num_tokens - 1),)

@@ -21,9 +21,11 @@ _TOLERANCE = 1e-5
 class RmsNorm(nn.Module):
     """Stands where a norm of the model stood."""
 
-    def __init__(self, weight_K: torch.Tensor, epsilon: float, step: Step) -> None:
+    def __init__(self, weight_K: torch.Tensor, epsilon: float, step: Step, offset: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight_K, requires_grad=False)
+        self.weight = nn.Parameter(weight_K + offset if offset else weight_K, requires_grad=False)
+        self.offset = offset
+        """What the weight has been given that the model's own does not have."""
         self.epsilon = epsilon
         self._step = step
 
@@ -66,7 +68,7 @@ def _norm(part: nn.Module, step: Step) -> RmsNorm | None:
         return None
     x = _random(1, 3, len(weight), like=weight)
     # Gemma keeps what is to be added to one.
-    for candidate in (RmsNorm(weight, epsilon, step), RmsNorm(1 + weight, epsilon, step)):
+    for candidate in (RmsNorm(weight, epsilon, step), RmsNorm(weight, epsilon, step, offset=1)):
         if _same(part, candidate, x):
             return candidate
     return None

@@ -179,10 +179,12 @@ class PackedPart(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """Stands where the layer stood that makes logits; no adapter changes it."""
+    """Stands where the layer stood that makes logits; the slab has nothing for it."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
+        self.bias = None if layer.bias is None else layer.bias.float().cpu()
+        """Float32 in memory of the host; None if it has none."""
         self._weights: Weights | None = None
         self._linear: Linear
         if is_quantized(layer):
@@ -201,8 +203,18 @@ class OutputLayer(nn.Module):
 
     def attach(self, backend: Backend) -> None:
         """Compute with the operations of `backend`."""
-        if self._weights is not None and self._weights[0].nbytes <= _MAX_COPY_BYTES:
+        if self._weights is None:
+            return
+        if backend.is_deterministic or self._weights[0].nbytes <= _MAX_COPY_BYTES:
             self._linear = backend.make_linear(*self._weights)
+
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Return the weights of logits `start` to `end`, [rows, K], float32.
+
+        Raises:
+            ValueError: They cannot be told.
+        """
+        return self._linear.rows(start, end)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of `x`."""

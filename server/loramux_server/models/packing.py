@@ -3,7 +3,9 @@
 Nothing is read of modelling code: layers that are called with the same tensor belong together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,33 +17,54 @@ from loramux_server.models.packed_linear import PackedLinear, PackedPart
 from loramux_server.models.quantized import is_linear
 from loramux_server.models.step import Step
 
+_NUM_TOKENS = 7
+"""No usual number of heads, with which they would be confused."""
 
-def probe(
-    module: PreTrainedModel, bridge: AttentionBridge
-) -> tuple[list[tuple[str, torch.Tensor]], int]:
-    """Run `module` on two tokens with our attention.
 
-    Returns:
-        (name, input) for each linear layer, in the order of the calls; the inputs are
-        kept so that two of them are the same object only if they are the same tensor. And the
-        number of logits.
-    """
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a run of a model has shown."""
+
+    calls: list[tuple[str, torch.Tensor]]
+    """(name, input) for each linear layer, in the order of the calls; the inputs are kept so that
+    two of them are the same object only if they are the same tensor."""
+    vocab_size: int
+    """The number of logits."""
+    plain: Mapping[str, int]
+    """Other modules with parameters of their own that make one tensor of another -> the dimension
+    of the tokens in both."""
+
+
+def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
+    """Run `module` on a few tokens with our attention."""
     output_layer = module.get_output_embeddings()
     calls: list[tuple[str, torch.Tensor]] = []
+    axes: dict[str, set[int | None]] = {}
     hooks = []
     for name, layer in module.named_modules():
         if is_linear(layer) and layer is not output_layer:
             hooks.append(layer.register_forward_pre_hook(_recorder(calls, name)))
+        elif next(layer.parameters(recurse=False), None) is not None:
+            hooks.append(
+                layer.register_forward_hook(_judge(axes.setdefault(name, set())), with_kwargs=True)
+            )
     try:
         module.set_attn_implementation(bridge.name)
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=module.device)
-        positions = torch.arange(2, device=module.device)[None]
+        tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=module.device)
+        positions = torch.arange(_NUM_TOKENS, device=module.device)[None]
         with torch.inference_mode():
             output = module(input_ids=tokens, position_ids=positions, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return calls, output.logits.shape[-1]
+    plain = {
+        name: axis
+        for name, found in axes.items()
+        if len(found) == 1
+        for axis in found
+        if axis is not None
+    }
+    return Probed(calls, output.logits.shape[-1], plain)
 
 
 def _recorder(
@@ -51,6 +74,23 @@ def _recorder(
         calls.append((name, arguments[0]))
 
     return record
+
+
+def _judge(axes: set[int | None]) -> Callable[..., None]:
+    def judge(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], y: object) -> None:
+        is_alone = len(arguments) == 1 and not named
+        axis = _token_axis(y)
+        axes.add(axis if is_alone and axis == _token_axis(arguments[0]) else None)
+
+    return judge
+
+
+def _token_axis(tensor: object) -> int | None:
+    """Return the dimension of the probe's tokens, behind that of sequences if there is one."""
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    axes = [axis for axis, size in enumerate(tensor.shape[:3]) if size == _NUM_TOKENS]
+    return axes[0] if len(axes) == 1 and (axes[0] == 0 or len(tensor) == 1) else None
 
 
 def pack(

@@ -6,7 +6,7 @@ in a way of its own, and would then be wrong without a word; so two short sequen
 when it is loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -69,6 +69,25 @@ class SelfCheck:
         spread = torch.where(is_score, own_TV - own_TV.mean(-1, keepdim=True), 0.0)
         return float(error.norm() / spread.norm())
 
+    def is_invariant(self, stack: DecoderStack | None) -> bool:
+        """Return whether the logits are the same to the last bit however the work is cut up."""
+        numbers = range(len(_LENGTHS))
+        with self._small_cache():
+            if stack:
+                stack.prepare()
+            first = self._serve([(0, split) for split in _SPLITS])
+            rest = self._serve(list(zip(_SPLITS, _LENGTHS, strict=True)))
+            together = [torch.cat(pieces) for pieces in zip(first, rest, strict=True)]
+            whole = [self._serve([(0, _LENGTHS[n])], [n])[0] for n in numbers]
+            one_by_one = [
+                torch.cat([self._serve([(t, t + 1)], [n])[0] for t in range(_LENGTHS[n])])
+                for n in numbers
+            ]
+        return all(
+            torch.equal(together[n], whole[n]) and torch.equal(together[n], one_by_one[n])
+            for n in numbers
+        )
+
     @property
     def tolerance(self) -> float:
         """The largest difference that rounding explains."""
@@ -89,17 +108,20 @@ class SelfCheck:
             self._step.attention = None
             self._bridge.release()
 
-    def _serve(self, spans: list[tuple[int, int]]) -> list[torch.Tensor]:
-        """Return the logits of one span of each sequence, computed in one batch."""
+    def _serve(
+        self, spans: list[tuple[int, int]], numbers: Sequence[int] = (0, 1)
+    ) -> list[torch.Tensor]:
+        """Return the logits of one span of each sequence of `numbers`, computed in one batch."""
+        table_BM = _TABLE_BM[list(numbers)]
         starts, ends = (np.array(side, np.int32) for side in zip(*spans, strict=True))
         query_start = np.cumsum([0, *(ends - starts)], dtype=np.int32)
         positions = [np.arange(start, end) for start, end in spans]
         slots = [
             blocks[at // _BLOCK_SIZE].astype(np.int64) * _BLOCK_SIZE + at % _BLOCK_SIZE
-            for blocks, at in zip(_TABLE_BM, positions, strict=True)
+            for blocks, at in zip(table_BM, positions, strict=True)
         ]
         tokens = torch.cat([
-            tokens[start:end] for tokens, (start, end) in zip(self._sequences, spans, strict=True)
+            self._sequences[n][start:end] for n, (start, end) in zip(numbers, spans, strict=True)
         ])  # fmt: skip
         given = self._step.take(
             StepInput(
@@ -110,7 +132,7 @@ class SelfCheck:
                 attention=AttentionBatch(
                     query_start_B=query_start,
                     context_B=ends,
-                    table_BM=_TABLE_BM,
+                    table_BM=table_BM,
                     block_size=_BLOCK_SIZE,
                     slot_T=torch.from_numpy(np.concatenate(slots)),
                 ),

@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import BinaryIO
 
+from loramux.errors import DataLossError
 from loramux.v1 import adapters_pb2
 from loramux_server.access.caller import caller
-from loramux_server.engine.messages import AdapterSource
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.changes import Changes
@@ -134,11 +133,11 @@ class AdapterService:
         self, request: adapters_pb2.DownloadAdapterRequest, context: Context
     ) -> AsyncIterator[adapters_pb2.DownloadAdapterResponse]:
         """Send a package; its bytes stay until the call ends, whatever is deleted meanwhile."""
-        with self._registry.lease(request.name, field="name") as (record, source):
+        with self._registry.lease(request.name, field="name") as (record, _):
             if not 0 <= request.offset <= record.size_bytes:
                 raise invalid("offset", request.offset, f"0 to {record.size_bytes}")
             yield adapters_pb2.DownloadAdapterResponse(adapter=self._descriptions.of(record))
-            with storage_errors(), _open_blob(source) as file:
+            with storage_errors(), self._open(record) as file:
                 file.seek(request.offset)
                 while chunk := await asyncio.to_thread(file.read, DOWNLOAD_BYTES):
                     yield adapters_pb2.DownloadAdapterResponse(chunk=chunk)
@@ -167,6 +166,19 @@ class AdapterService:
                 yield change
         finally:
             self._changes.leave(watcher)
+
+    def _open(self, record: AdapterRecord) -> BinaryIO:
+        """Open the bytes of a version that is leased.
+
+        Raises:
+            DataLossError: They are not there.
+        """
+        try:
+            return self._registry.blobs.open(record.digest)
+        except FileNotFoundError:
+            raise DataLossError(
+                f"the bytes of {str(record)!r} are gone", reason="ADAPTER_DAMAGED", field="name"
+            ) from None
 
     async def _is_free(self, record: AdapterRecord) -> None:
         """Return when no call uses a version, and no memory holds what nobody else needs of it."""
@@ -228,8 +240,3 @@ class AdapterService:
                 f"{staged.size} bytes came; header.size_bytes is {header.size_bytes}",
                 "header.size_bytes",
             )
-
-
-def _open_blob(source: AdapterSource) -> BinaryIO:
-    """Open the bytes of a version that is leased."""
-    return Path(source.path).open("rb")

@@ -11,6 +11,7 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     generation_pb2,
+    quarantine_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -31,6 +32,8 @@ from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
+from loramux_server.services.prompts import Prompts
+from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
@@ -40,8 +43,9 @@ from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import full_name
-from loramux_server.store.registry import ADDED, REMOVED, UPDATED, Registry
+from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
+from loramux_server.store.writing import ADDED, REMOVED, UPDATED
 from loramux_server.waiting_room import WaitingRoom
 
 _KINDS = {
@@ -61,6 +65,7 @@ class Services:
     pins: Pins
     changes: Changes
     metrics: Metrics
+    prompts: Prompts
     room: WaitingRoom
     lag: LoopLag
 
@@ -88,7 +93,7 @@ class Services:
             moved_kind = adapters_pb2.ADAPTER_CHANGE_MOVED
             self.changes.tell(moved_kind, registry.with_digest(digest))
 
-        registry.on_change = lambda what, record: loop.call_soon_threadsafe(happened, what, record)
+        registry.follow(lambda what, record: loop.call_soon_threadsafe(happened, what, record))
         registry.aliases.on_move = lambda move: loop.call_soon_threadsafe(moved, move)
         self.statuses.on_move = elsewhere
 
@@ -119,12 +124,14 @@ def build_services(
     )
     lag = LoopLag()
     room = _waiting_room(model, config, metrics, lag)
+    prompts = Prompts(model, adapter_templates=config.adapter_templates)
     generation = GenerationService(
         engine=engine,
         registry=registry,
         model=model,
         metrics=metrics,
         statuses=statuses,
+        prompts=prompts,
         quotas=quotas,
         room=room,
         default_timeout=config.default_timeout,
@@ -146,6 +153,7 @@ def build_services(
         metrics=metrics,
         chunks=chunks,
     )
+    quarantine = QuarantineService(engine.quarantine, registry)
     return Services(
         {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
@@ -153,6 +161,7 @@ def build_services(
             uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,
             aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
+            quarantine_pb2.DESCRIPTOR.services_by_name["QuarantineService"]: quarantine,
             server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
                 model, config, metrics.totals
             ),
@@ -162,6 +171,7 @@ def build_services(
         pins,
         changes,
         metrics,
+        prompts,
         room,
         lag,
     )

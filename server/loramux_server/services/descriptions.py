@@ -40,6 +40,7 @@ class Descriptions:
             size_bytes=record.size_bytes,
             rank=record.rank,
             method=record.method,
+            invocation_token_ids=record.invocation,
             target_modules=record.target_modules,
             base_model=record.base_model,
             source=SOURCES[record.source],

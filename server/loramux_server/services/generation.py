@@ -1,37 +1,37 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, InvalidArgumentError
+from loramux.errors import AlreadyExistsError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
+from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
+from loramux_server.services.adapter_fields import check_adapters
+from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.deadline import Deadline
-from loramux_server.services.descriptions import identity_of
+from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
-    check_tokens,
+    check_own_tokens,
     samplings,
     text_options,
 )
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.output import Output, join
+from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
 from loramux_server.waiting_room import Place, WaitingRoom
-
-OFF_LOOP = 4096
-"""Characters from which a prompt is tokenized in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class _Call:
     tenant: str
     """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
-    adapter: AdapterSource | None
-    identity: generation_pb2.AdapterIdentity | None
+    adapters: Choice
     samplings: list[Sampling]
+    used: generation_pb2.SamplingParams
     text: TextOptions
     observer: Observer
     reserved: Reserved
@@ -69,6 +69,7 @@ class GenerationService:
         model: ModelInfo,
         metrics: Metrics,
         statuses: Statuses,
+        prompts: Prompts,
         quotas: Quotas,
         room: WaitingRoom,
         default_timeout: float,
@@ -81,7 +82,8 @@ class GenerationService:
         self._quotas = quotas
         self._room = room
         self._default_timeout = default_timeout
-        self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
+        self._prompts = prompts
+        self._instructions = Instructions()
         self._live: set[tuple[str, str]] = set()
         """Tenant and id of each request under way."""
 
@@ -98,8 +100,10 @@ class GenerationService:
             request_id=first.request_id,
             completions=[join(found) for _, found in sorted(pieces.items())],
             adapter=first.adapter if first.HasField("adapter") else None,
+            adapters=first.adapters,
             usage=last.usage,
             timing=last.timing,
+            sampling=first.sampling,
         )
 
     async def StreamGenerate(
@@ -111,21 +115,29 @@ class GenerationService:
             self._observed() as observer,
             self._placed(request) as place,
             self._admitted(request) as request_id,
+            chosen(request, self._registry, self._statuses) as adapters,
         ):
-            tokens = await self._tokenize(request)
-            with self._resolved(request, request_id, tokens, observer, place) as call:
-                async for response in self._run(call, deadline):
+            told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
+            tokens = await self._prompts.tokens(request, told)
+            check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
+            tokenizer = await self._prompts.tokenizer(told)
+            reserving = self._reserved(request, request_id, adapters, told, tokens, observer, place)
+            with reserving as call:
+                async for response in self._run(call, tokenizer, deadline):
                     yield response
 
     async def _run(
-        self, call: _Call, deadline: Deadline
+        self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Yield the pieces of all completions of `call` until each has ended."""
         mailbox = Mailbox(call.started)
-        outputs = [self._output(call, index) for index in range(len(call.samplings))]
+        outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
-            request_id=call.request_id, adapter=call.identity
+            request_id=call.request_id,
+            adapter=call.adapters.identity,
+            adapters=call.adapters.identities,
+            sampling=call.used,
         )
         self._room.enter(
             call.place,
@@ -134,7 +146,7 @@ class GenerationService:
             seconds_left=deadline.remaining,
             on_lost=mailbox.fail,
         )
-        submitted = self._submitted(call, mailbox)
+        submitted = self._submitted(call, mailbox, deadline)
         with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
@@ -145,7 +157,7 @@ class GenerationService:
                     call.observer.tokens(index, len(response.delta.token_ids))
                     if output.is_finished:
                         num_open -= 1
-                        self._engine.cancel(ids[index])
+                        self._engine.finish(ids[index])
                         call.place.finished(output.num_tokens)
                     if not num_open:
                         response.usage.prompt_tokens = len(call.prompt)
@@ -155,7 +167,7 @@ class GenerationService:
                     response = generation_pb2.StreamGenerateResponse()
 
     @contextmanager
-    def _submitted(self, call: _Call, mailbox: Mailbox) -> Iterator[list[int]]:
+    def _submitted(self, call: _Call, mailbox: Mailbox, deadline: Deadline) -> Iterator[list[int]]:
         """Start the completions of `call`, and end for the engine what the block leaves open."""
         ids: list[int] = []
         try:
@@ -165,9 +177,10 @@ class GenerationService:
                         mailbox,
                         index,
                         call.prompt,
-                        call.adapter,
+                        call.adapters.source,
                         sampling,
                         call.tenant,
+                        deadline.remaining,
                         call.place.weight,
                     )
                 )
@@ -175,12 +188,6 @@ class GenerationService:
         finally:
             for request_id in ids:
                 self._engine.cancel(request_id)
-
-    def _output(self, call: _Call, index: int) -> Output:
-        decoder = None
-        if self._tokenizer:
-            decoder = self._tokenizer.decoder(call.prompt, skip_special=call.text.skip_special)
-        return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
     @contextmanager
     def _observed(self) -> Iterator[Observer]:
@@ -201,6 +208,7 @@ class GenerationService:
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
+        check_adapters(request)
         request_id = request.request_id or secrets.token_hex(8)
         tenant = caller().tenant
         key = (tenant, request_id)
@@ -217,64 +225,42 @@ class GenerationService:
         finally:
             self._live.discard(key)
 
-    async def _tokenize(self, request: generation_pb2.GenerateRequest) -> list[int]:
-        if not request.prompt:
-            return list(request.prompt_token_ids)
-        assert self._tokenizer is not None
-
-        def encode() -> list[int]:
-            assert self._tokenizer is not None
-            return self._tokenizer.encode(
-                request.prompt,
-                parse_special=request.parse_special_tokens,
-                add_special=(
-                    request.add_special_tokens if request.HasField("add_special_tokens") else True
-                ),
-            )
-
-        is_short = len(request.prompt) < OFF_LOOP
-        tokens = encode() if is_short else await asyncio.to_thread(encode)
-        if not tokens:
-            raise InvalidArgumentError(
-                "prompt has no tokens: the tokenizer makes none of this text",
-                reason="INVALID_FIELD",
-                field="prompt",
-            )
-        # A tokenizer may know more tokens than the model has.
-        check_tokens("prompt", tokens, self._model)
-        return tokens
-
     @contextmanager
-    def _resolved(
+    def _reserved(
         self,
         request: generation_pb2.GenerateRequest,
         request_id: str,
+        adapters: Choice,
+        told: Instruction,
         tokens: list[int],
         observer: Observer,
         place: Place,
     ) -> Iterator[_Call]:
-        """Resolve the adapter once and keep that version for as long as the block runs."""
-        chosen = samplings(request.sampling, len(tokens), self._model)
-        text = text_options(request.sampling)
+        """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
+        params = with_defaults(request.sampling, told.generation, self._model)
+        each = samplings(params, len(tokens), self._model, told.generation)
         tenant = caller().tenant
-        most = len(tokens) + sum(sampling.max_tokens for sampling in chosen)
+        most = len(tokens) + sum(sampling.max_tokens for sampling in each)
         with self._quotas.tokens(tenant, most) as reserved:
-            if not request.adapter:
-                observer.resolved("", len(tokens))
-                yield _Call(
-                    request_id, tenant, tokens, None, None, chosen, text, observer, reserved,
-                    place,
-                )  # fmt: skip
-                return
-            key = request.routing_key or secrets.token_hex(8)
-            with self._registry.lease(request.adapter, key=key) as (record, source):
-                observer.resolved(record.full_name, len(tokens))
-                identity = identity_of(record)
-                with self._statuses.used(record.digest, record.tenant):
-                    yield _Call(
-                        request_id, tenant, tokens, source, identity, chosen, text, observer,
-                        reserved, place,
-                    )  # fmt: skip
+            observer.resolved(adapters.label, len(tokens))
+            yield _Call(
+                request_id,
+                tenant,
+                tokens,
+                adapters,
+                each,
+                used(params, each),
+                text_options(params),
+                observer,
+                reserved,
+                place,
+            )
+
+
+def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
+    skip = call.text.skip_special
+    decoder = tokenizer.decoder(call.prompt, skip_special=skip) if tokenizer else None
+    return Output(index, decoder, call.text, call.samplings[index].min_tokens)
 
 
 @contextmanager

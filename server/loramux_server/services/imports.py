@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from loramux.errors import CancelledError, InvalidArgumentError
 from loramux.v1 import adapters_pb2
-from loramux_adapters import PackageError, pack
+from loramux_adapters import PackageError, pack_source
 from loramux_server.services.expiry import ttl_of
 from loramux_server.services.intake import Intake, Registration
 from loramux_server.services.limits import invalid
@@ -32,6 +33,8 @@ class Imports:
         self._sources = sources
         self._max_bytes = max_bytes
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
+        # Apart from the threads of all others, for which nobody is to wait who only writes a file.
+        self._threads = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="import")
 
     async def take(self, request: adapters_pb2.ImportAdapterRequest) -> tuple[AdapterRecord, bool]:
         """Fetch what `request` names and make a version of it; see `Registry.register`.
@@ -51,7 +54,8 @@ class Imports:
             staged = self._registry.stage()
             try:
                 origin = await stoppable(
-                    lambda is_cancelled: self._fetch(opening, reference, staged, is_cancelled)
+                    lambda is_cancelled: self._fetch(opening, reference, staged, is_cancelled),
+                    self._threads,
                 )
                 with self._registry.quotas.reserved(reference, staged.digest, staged.size):
                     return await self._intake.take(
@@ -95,7 +99,7 @@ class Imports:
                 with (folder / name).open("xb") as file:
                     _copy(_pieces(snapshot, name, is_cancelled), file)
             try:
-                pack(folder, staged)
+                pack_source(folder, staged)
             except PackageError as error:
                 raise InvalidArgumentError(str(error), reason=error.reason, field="uri") from None
 

@@ -62,6 +62,7 @@ class Intake:
         self.registry = registry
         self._engine = engine
         self._probe_prompt = _probe_prompt(model)
+        self._max_prompt = model.context_length - 1
         self._base = base
         self._max_upload_bytes = max_upload_bytes
 
@@ -134,9 +135,10 @@ class Intake:
         mailbox = Mailbox(on_started=lambda _: None)
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        request_id = self._engine.submit(
-            mailbox, 0, self._probe_prompt, source, sampling, record.tenant
-        )
+        # What waits for its invocation tokens would not be loaded without them.
+        known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
+        prompt = [*known, *source.invocation][-self._max_prompt :]
+        request_id = self._engine.submit(mailbox, 0, prompt, source, sampling, record.tenant)
         try:
             await mailbox.take()
         finally:
@@ -150,7 +152,8 @@ class Intake:
             raise InvalidArgumentError(
                 str(error), reason=error.reason, field=wanted.field
             ) from None
-        return self.registry.publish(wanted.name, staged, package)
+        record = self.registry.publish(wanted.name, staged, package)
+        return replace(record, vocab_size=self._base.vocabulary.size_for(package.contents))
 
     async def _try_out(self, record: AdapterRecord, field: str) -> None:
         """Make a token with the adapter, so that what is registered is known to run."""

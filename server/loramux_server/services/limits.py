@@ -2,28 +2,27 @@
 
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import cast
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
+from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
 from loramux_server.engine.messages import ModelInfo, Sampling
-from loramux_server.store.reference import parse_reference
 
 MAX_PROMPT_BYTES = 256 << 10
 MAX_REQUEST_ID = 128
 MAX_COMPLETIONS = 8
-MAX_STOPS = 8
-MAX_STOP_BYTES = 256
-MAX_STOP_TOKENS = 128
+MAX_MESSAGES = 1024
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Whose turn a message can be. A template may put the role into a control token, so that no text of
+a caller's own can be one."""
 MAX_BIASES = 300
 MAX_BIAS = 100.0
 MAX_LOGPROBS = 20
-MAX_TEMPERATURE = 100.0
-MIN_REPETITION_PENALTY = 0.001
-"""Below this a logit that is divided by it may leave float32."""
-MAX_REPETITION_PENALTY = 100.0
 DEFAULT_MAX_TOKENS = 256
 MAX_ROUTING_KEY = 256
 MAX_PAGE = 1000
@@ -44,12 +43,12 @@ class TextOptions:
 def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
     """Demand that every field of `request` is within its limits.
 
+    Which tokens there are depends on the adapter: see `check_own_tokens`.
+
     Raises:
         InvalidArgumentError: One is not; the message names it, its value and what would be right.
     """
     _check_prompt(request, model)
-    if request.adapter:
-        parse_reference(request.adapter, "adapter")
     if len(request.routing_key) > MAX_ROUTING_KEY:
         raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
     if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
@@ -62,9 +61,14 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
 
 
 def samplings(
-    params: generation_pb2.SamplingParams, num_prompt: int, model: ModelInfo
+    params: generation_pb2.SamplingParams,
+    num_prompt: int,
+    model: ModelInfo,
+    defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> list[Sampling]:
     """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
+
+    Where `params` name no `max_tokens`, that of `defaults` counts.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
@@ -79,7 +83,9 @@ def samplings(
             reason="CONTEXT_LENGTH_EXCEEDED",
             field="sampling.max_tokens",
         )
-    max_tokens = params.max_tokens if params.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    max_tokens = cast(int, defaults.get("max_tokens", DEFAULT_MAX_TOKENS))
+    if params.HasField("max_tokens"):
+        max_tokens = params.max_tokens
     seed = params.seed if params.HasField("seed") else secrets.randbits(63)
     return [
         Sampling(
@@ -125,16 +131,36 @@ def page_size(asked: int) -> int:
     return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
-def check_tokens(field: str, tokens: Iterable[int], model: ModelInfo) -> None:
-    """Demand that the base model has each of `tokens`.
+def check_own_tokens(
+    request: generation_pb2.GenerateRequest, prompt: Sequence[int], vocab_size: int
+) -> None:
+    """Demand that the model has each token of a request with the adapter that it names.
+
+    Args:
+        request: The request.
+        prompt: The tokens of its prompt.
+        vocab_size: How many tokens there are.
+
+    Raises:
+        InvalidArgumentError: It lacks one; the message names the field and the token.
+    """
+    fields = ("prompt_token_ids", "messages")
+    field = next((name for name in fields if getattr(request, name)), "prompt")
+    check_tokens(field, prompt, vocab_size)
+    check_tokens("sampling.logit_bias", request.sampling.logit_bias, vocab_size)
+    check_tokens("sampling.stop_token_ids", request.sampling.stop_token_ids, vocab_size)
+
+
+def check_tokens(field: str, tokens: Iterable[int], vocab_size: int) -> None:
+    """Demand that the model has each of `tokens`.
 
     Raises:
         InvalidArgumentError: It lacks one; the message names `field` and the token.
     """
     for token in tokens:
-        if not 0 <= token < model.vocab_size:
+        if not 0 <= token < vocab_size:
             raise InvalidArgumentError(
-                f"{field} holds token {token}; expected ids from 0 to {model.vocab_size - 1}",
+                f"{field} holds token {token}; expected ids from 0 to {vocab_size - 1}",
                 reason="INVALID_FIELD",
                 field=field,
             )
@@ -148,24 +174,28 @@ def invalid(field: str, value: object, expected: str) -> InvalidArgumentError:
 
 
 def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
-    if request.prompt and request.prompt_token_ids:
+    given = {
+        "prompt": request.prompt,
+        "prompt_token_ids": request.prompt_token_ids,
+        "messages": request.messages,
+    }
+    fields = [name for name, value in given.items() if value]
+    if len(fields) != 1:
         raise InvalidArgumentError(
-            "prompt and prompt_token_ids are both set; set one of them",
+            f"{' and '.join(fields)} are both set; set one of them"
+            if fields
+            else "prompt, prompt_token_ids and messages are all empty; set one of them",
             reason="INVALID_FIELD",
-            field="prompt",
+            field=fields[0] if fields else "prompt",
         )
-    if not request.prompt and not request.prompt_token_ids:
+    if fields[0] != "prompt_token_ids" and model.tokenizer_json is None:
         raise InvalidArgumentError(
-            "prompt and prompt_token_ids are both empty; set one of them",
+            f"{fields[0]} is text, but the base model came without a tokenizer; "
+            "set prompt_token_ids",
             reason="INVALID_FIELD",
-            field="prompt",
+            field=fields[0],
         )
-    if request.prompt and model.tokenizer_json is None:
-        raise InvalidArgumentError(
-            "prompt is text, but the base model came without a tokenizer; set prompt_token_ids",
-            reason="INVALID_FIELD",
-            field="prompt",
-        )
+    _check_messages(request)
     size = len(request.prompt.encode("utf-8", "surrogatepass"))
     if size > MAX_PROMPT_BYTES:
         raise InvalidArgumentError(
@@ -176,7 +206,20 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
     # Before they are looked at one by one: a message may hold millions.
     if len(request.prompt_token_ids) >= model.context_length:
         raise _no_room("prompt_token_ids", len(request.prompt_token_ids), model)
-    check_tokens("prompt_token_ids", request.prompt_token_ids, model)
+
+
+def _check_messages(request: generation_pb2.GenerateRequest) -> None:
+    if len(request.messages) > MAX_MESSAGES:
+        raise invalid("messages", f"{len(request.messages)} messages", f"at most {MAX_MESSAGES}")
+    size = 0
+    for index, message in enumerate(request.messages):
+        if message.role not in ROLES:
+            raise invalid(f"messages[{index}].role", message.role, f"one of {', '.join(ROLES)}")
+        size += len(message.content.encode("utf-8", "surrogatepass"))
+    if size > MAX_PROMPT_BYTES:
+        raise invalid("messages", f"{size} bytes of content", f"at most {MAX_PROMPT_BYTES}")
+    if request.messages and request.parse_special_tokens:
+        raise invalid("parse_special_tokens", True, "false: contents of messages are plain text")
 
 
 def _no_room(field: str, num_prompt: int, model: ModelInfo) -> InvalidArgumentError:
@@ -200,18 +243,13 @@ def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
 
 
 def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    _check_number(params, "temperature", 0.0, MAX_TEMPERATURE)
     _check_integer(params, "top_k", -1, model.vocab_size)
-    _check_number(params, "top_p", 0.0, 1.0, above=True)
-    _check_number(params, "min_p", 0.0, 1.0)
-    _check_number(params, "repetition_penalty", MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
-    _check_number(params, "presence_penalty", -2.0, 2.0)
-    _check_number(params, "frequency_penalty", -2.0, 2.0)
+    for name, (low, high) in NUMBERS.items():
+        _check_number(params, name, low, high, above=name == "top_p")
     if len(params.logit_bias) > MAX_BIASES:
         raise invalid(
             "sampling.logit_bias", f"{len(params.logit_bias)} entries", f"at most {MAX_BIASES}"
         )
-    check_tokens("sampling.logit_bias", params.logit_bias, model)
     for token, bias in params.logit_bias.items():
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise invalid(
@@ -233,7 +271,6 @@ def _check_stops(params: generation_pb2.SamplingParams, model: ModelInfo) -> Non
             f"{len(params.stop_token_ids)} tokens",
             f"at most {MAX_STOP_TOKENS}",
         )
-    check_tokens("sampling.stop_token_ids", params.stop_token_ids, model)
 
 
 def _check_integer(params: generation_pb2.SamplingParams, name: str, low: int, high: int) -> None:

@@ -30,6 +30,7 @@ class ServerService:
                 vocab_size=model.vocab_size,
                 has_tokenizer=model.tokenizer_json is not None,
                 num_parameters=model.num_parameters,
+                has_chat_template=model.chat_template is not None,
             ),
             max_running_requests=config.max_running,
             max_upload_bytes=config.max_upload,

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from loramux.errors import LoramuxError, ResourceExhaustedError, UnavailableErro
 T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_POSTGRES_FULL = "53100"
 
 
 @contextmanager
@@ -27,7 +29,9 @@ def storage_errors() -> Iterator[None]:
         if isinstance(error, OSError):
             is_full, cause = error.errno in _FULL, error.strerror
         else:
-            is_full, cause = "full" in str(error.orig), "the database cannot be written"
+            state = getattr(error.orig, "sqlstate", None)
+            is_full = state == _POSTGRES_FULL or "disk is full" in str(error.orig)
+            cause = "the database cannot be written"
         if is_full:
             raise ResourceExhaustedError(
                 "the store is full", reason="STORE_FULL", retry_delay=60.0
@@ -50,17 +54,20 @@ async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
         raise
 
 
-async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
-    """Run `work`, which blocks, in a thread, and return what it returns.
+async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor | None = None) -> T:
+    """Run `work`, which blocks, in a thread of `executor`, and return what it returns.
 
     A caller that is cancelled meanwhile is so when it has ended; `work` can ask whether it is by
     what it is given.
     """
     cancelled = threading.Event()
-    task = asyncio.create_task(asyncio.to_thread(work, cancelled.is_set))
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(executor, work, cancelled.is_set)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
         cancelled.set()
-        await asyncio.wait([task])
+        await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody asks any more why nothing came of it
         raise

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from loramux.errors import InvalidArgumentError, UnavailableError
+from loramux.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from loramux.v1 import adapters_pb2, uploads_pb2
 from loramux_server.access.caller import caller
 from loramux_server.metrics import Metrics
@@ -148,6 +148,7 @@ class UploadService:
             self._uploads.get(upload_id)
             upload.is_finishing, upload.touched = True, time.monotonic()
             try:
+                self._check_inherited(upload, declared.header)
                 result = await self._intake.take_upload(upload.staged, declared.header)
                 await finished(asyncio.to_thread(self._uploads.end, upload, result))
             except (UnavailableError, asyncio.CancelledError):
@@ -159,6 +160,20 @@ class UploadService:
             finally:
                 upload.is_finishing = False
             return result
+
+    def _check_inherited(self, upload: Upload, header: adapters_pb2.UploadHeader) -> None:
+        """Demand that what an earlier server left was not damaged, as a power cut may have.
+
+        Raises:
+            NotFoundError: It was; the caller has to begin again, and nothing is wrong with that.
+        """
+        if upload.staged.is_inherited and upload.is_hopeless(f"sha256:{header.sha256}"):
+            raise NotFoundError(
+                "what came before the server was started again is damaged; begin with StartUpload "
+                "again",
+                reason="UPLOAD_NOT_FOUND",
+                field="upload_id",
+            )
 
     def _own(self, upload_id: str) -> Upload:
         """Return an upload of the caller's.

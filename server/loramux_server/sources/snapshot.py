@@ -10,10 +10,11 @@ from loramux.errors import (
     NotFoundError,
     UnavailableError,
 )
+from loramux_adapters.companions import COMPANIONS
 from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
 
 PACKAGE_SUFFIX = ".safetensors"
-REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), (NOTES_FILE,)
+REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), (NOTES_FILE, *COMPANIONS)
 """The files of a PEFT folder."""
 
 

@@ -15,6 +15,7 @@ from loramux_server.store.alias import Move, Split
 from loramux_server.store.names import Names
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference, check_alias
+from loramux_server.store.writing import Writing
 
 if TYPE_CHECKING:
     from loramux_server.store.catalog import Catalog
@@ -24,7 +25,7 @@ class Aliases:
     """The aliases of all adapters. Threads may share it; all that changes something may block."""
 
     def __init__(
-        self, catalog: "Catalog", names: Names, writing: threading.Lock, lock: threading.Lock
+        self, catalog: "Catalog", names: Names, writing: Writing, lock: threading.Lock
     ) -> None:
         """Work on what the registry owns.
 

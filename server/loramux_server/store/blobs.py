@@ -4,9 +4,8 @@ A blob is staged, synced, linked to its final name and the folder synced, in thi
 below `blobs` always has all of its bytes, whatever moment the power failed.
 """
 
-import fcntl
 import hashlib
-import os
+import logging
 import secrets
 import shutil
 import tempfile
@@ -14,6 +13,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from loramux_adapters.package import digest_of
+from loramux_server.store.files import Files
+
+_log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
 _RESUMABLE = ".upload"
@@ -32,6 +36,8 @@ class Staged:
         self.file = file
         """Readable and writable; what is checked through it is what is published."""
         self.size = 0
+        self.is_inherited = False
+        """Whether an earlier server wrote a part of it, which a power cut may have damaged."""
         self.is_leased = False
         """Whether it keeps the blob of its content, until it is discarded."""
         self._sha256 = hashlib.sha256()
@@ -52,26 +58,29 @@ class Staged:
         while piece := self.file.read(_PIECE):
             self._sha256.update(piece)
             self.size += len(piece)
+        self.is_inherited = self.size > 0
 
 
 class Blobs:
     """A folder of packages: `blobs/ab/ab…`, and `staging` beside it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Files) -> None:
         """Open the store in `folder` and keep others out of it.
 
         Raises:
             StoreLockedError: Another server uses it.
         """
+        self._files = files
         self._blobs = folder / "blobs"
         self._staging = folder / "staging"
-        for path in (self._blobs, self._staging):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
+        for path in (folder, self._blobs, self._staging):
+            files.make_folder(path)
+            files.sync_folder(path.parent)
+        self._durable: set[Path] = set()
+        """Folders of blobs whose own names are known to survive a power cut."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = files.lock(folder / "lock")
         except BlockingIOError:
-            self._lock.close()
             raise StoreLockedError(f"{folder} is in use by another server") from None
 
     def path(self, digest: str) -> Path:
@@ -82,8 +91,7 @@ class Blobs:
     def stage(self) -> Staged:
         """Open a new file to write to."""
         path = self._staging / f"{secrets.token_hex(16)}.part"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return Staged(path, os.fdopen(os.open(path, flags, 0o600), "w+b"))
+        return Staged(path, self._files.create(path, must_not_exist=True))
 
     def has_upload(self, upload_id: str) -> bool:
         """Return whether there is a file of an upload that may go on."""
@@ -92,9 +100,12 @@ class Blobs:
     def resume(self, upload_id: str) -> Staged:
         """Open the file of an upload that may have begun earlier; what came of it is read."""
         path = self._upload(upload_id)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        staged = Staged(path, os.fdopen(os.open(path, flags, 0o600), "r+b"))
-        staged.catch_up()
+        staged = Staged(path, self._files.create(path, must_not_exist=False))
+        try:
+            staged.catch_up()
+        except BaseException:
+            staged.file.close()
+            raise
         return staged
 
     @contextmanager
@@ -103,69 +114,80 @@ class Blobs:
         with tempfile.TemporaryDirectory(dir=self._staging) as folder:
             yield Path(folder)
 
+    def open(self, digest: str) -> BinaryIO:
+        """Open a blob to read.
+
+        Raises:
+            FileNotFoundError: It is gone, though it should be there.
+        """
+        return self._files.open(self.path(digest))
+
     def drop_uploads(self, before: float, in_use: Collection[Path]) -> None:
         """Delete files of uploads, except those `in_use`, that nobody wrote to since `before`."""
-        for path in self._staging.glob(f"*{_RESUMABLE}"):
-            if path not in in_use and path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
-
-    def _upload(self, upload_id: str) -> Path:
-        return self._staging / f"{upload_id}{_RESUMABLE}"
+        for path in self._files.entries(self._staging):
+            is_left = path.suffix == _RESUMABLE and path not in in_use
+            # One that ends meanwhile is no error.
+            with suppress(FileNotFoundError):
+                if is_left and self._files.modified(path) < before:
+                    self._files.remove(path)
 
     def is_whole(self, digest: str) -> bool:
-        """Return whether a blob is there with the bytes that its name says; reads all of them."""
+        """Return whether a blob can be read and has the bytes that its name says."""
         try:
-            with self.path(digest).open("rb") as file:
-                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
-        except FileNotFoundError:
+            with self.open(digest) as file:
+                return digest_of(file) == digest
+        except OSError:
             return False
 
     def discard(self, staged: Staged) -> None:
         """Close and delete what was staged; if it was published, the blob stays."""
-        staged.path.unlink(missing_ok=True)
+        try:
+            self._files.remove(staged.path)
+        except OSError as error:
+            _log.warning("%s is left for a later start to delete: %s", staged.path.name, error)
         # What could not be written is of no use any more.
         with suppress(OSError):
             staged.file.close()
 
     def publish(self, staged: Staged) -> Path:
         """Make what was staged durable under its digest and return its path."""
-        staged.file.flush()
-        os.fsync(staged.file.fileno())
+        self._files.sync(staged.file)
         target = self.path(staged.digest)
-        if not target.parent.exists():
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(self._blobs)
+        # A folder that is there may be one whose name was not durable yet when a server ended.
+        if target.parent not in self._durable:
+            self._files.make_folder(target.parent)
+            self._files.sync_folder(self._blobs)
+            self._durable.add(target.parent)
         try:
-            target.hardlink_to(staged.path)
+            self._files.link(staged.path, target)
         except FileExistsError:
             # The same content, or a damaged copy of it: either way this one is right.
-            staged.path.replace(target)
-        _sync_folder(target.parent)
+            self._files.replace(staged.path, target)
+        self._files.sync_folder(target.parent)
         return target
 
     def remove(self, digest: str) -> None:
-        """Delete a blob; it is no error if there is none."""
-        self.path(digest).unlink(missing_ok=True)
+        """Delete a blob; one that cannot be deleted is left to the next start."""
+        try:
+            self._files.remove(self.path(digest))
+        except OSError as error:
+            _log.warning("%s is left for the next start to delete: %s", digest, error)
 
     def recover(self, referenced: Collection[str]) -> None:
         """Delete what a crash left and nothing goes on with: staged files and blobs."""
-        for path in self._staging.iterdir():
+        for path in self._files.entries(self._staging):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.suffix != _RESUMABLE:
-                path.unlink()
-        for path in self._blobs.glob("*/*"):
-            if f"sha256:{path.name}" not in referenced:
-                path.unlink()
+                self._files.remove(path)
+        for folder in filter(Path.is_dir, self._files.entries(self._blobs)):
+            for path in self._files.entries(folder):
+                if f"sha256:{path.name}" not in referenced:
+                    self._files.remove(path)
+
+    def _upload(self, upload_id: str) -> Path:
+        return self._staging / f"{upload_id}{_RESUMABLE}"
 
     def close(self) -> None:
         """Let another server use the store."""
         self._lock.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ something has returned from survives a crash and a power cut.
 
 import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,6 +19,18 @@ from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.schema import aliases, moves, names, prepare, store, versions
 
+Contents = tuple[
+    list[AdapterRecord], dict[tuple[str, str], int], list[tuple[tuple[str, str], str, Split]]
+]
+
+
+class CatalogUrlError(Exception):
+    """A URL leads to no database that can be opened."""
+
+
+_LISTS = ("target_modules", "invocation")
+"""Columns that are kept as JSON."""
+
 
 class Catalog:
     """Versions, aliases and their moves, durable."""
@@ -28,7 +41,10 @@ class Catalog:
         Raises:
             NewerFormatError: A newer version of the server wrote it.
         """
-        self._engine = sa.create_engine(url)
+        # A database elsewhere may have been started again since the last question.
+        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        self.is_unsure = False
+        """Whether a write failed that may have come through all the same; who knows clears it."""
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
             # The driver's own transactions leave out what changes tables.
@@ -49,13 +65,39 @@ class Catalog:
         """Open the SQLite catalog in `folder`."""
         return cls(f"sqlite:///{folder / 'catalog.sqlite'}")
 
+    @classmethod
+    def at(cls, url: str | None, folder: Path) -> "Catalog":
+        """Open the catalog at `url`, or the one in `folder` if there is none.
+
+        Raises:
+            CatalogUrlError: There is no database, or no driver for it; the message says which.
+            NewerFormatError: A newer version of the server wrote it.
+        """
+        if url is None:
+            return cls.in_folder(folder)
+        try:
+            return cls(url)
+        except sa.exc.OperationalError as error:
+            (cause, *_) = str(error.orig).splitlines() or [""]
+            raise CatalogUrlError(f"--catalog cannot be opened: {cause}") from None
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise CatalogUrlError(
+                f"--catalog: {error}; it is a URL of SQLAlchemy, and for postgresql+psycopg:// "
+                "pip install 'loramux[postgres]' brings the driver"
+            ) from None
+
+    def contents(self) -> Contents:
+        """Return all that references stand for: versions, the newest numbers, and aliases."""
+        return list(self.versions()), self.last_versions(), list(self.aliases())
+
     def versions(self) -> Iterator[AdapterRecord]:
         """Yield every version, those of a name in order."""
         order = (versions.c.tenant, versions.c.name, versions.c.version)
         with self._engine.connect() as connection:
             for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
-                values["target_modules"] = tuple(json.loads(values["target_modules"]))
+                for column in _LISTS:
+                    values[column] = tuple(json.loads(values[column]))
                 for moment in ("created_at", "expires_at"):
                     values[moment] = values[moment] and in_utc(values[moment])
                 yield AdapterRecord(**values)
@@ -85,9 +127,9 @@ class Catalog:
     def add(self, record: AdapterRecord, replaced: Collection[AdapterRecord] = ()) -> None:
         """Keep a new version in place of those `replaced`."""
         values = {column.name: getattr(record, column.name) for column in versions.columns}
-        values["target_modules"] = json.dumps(record.target_modules)
+        values |= {column: json.dumps(values[column]) for column in _LISTS}
         number = {"last_version": record.version}
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             _delete(connection, replaced)
             connection.execute(sa.insert(versions).values(values))
             update = sa.update(names).where(_of(names, record.adapter)).values(number)
@@ -102,12 +144,12 @@ class Catalog:
         changed = {
             column: getattr(record, column) for column in ("stamp", "is_pinned", "expires_at")
         }
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             connection.execute(sa.update(versions).where(found).values(changed))
 
     def remove(self, records: Collection[AdapterRecord]) -> None:
         """Forget versions; with the last one of an adapter go its aliases and their moves."""
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             _delete(connection, records)
             for adapter in {record.adapter for record in records}:
                 left = sa.select(sa.func.count()).select_from(versions)
@@ -119,7 +161,7 @@ class Catalog:
         """Let an alias stand for something else, and keep how it came to that."""
         adapter = (move.tenant, move.name)
         which = {"tenant": move.tenant, "name": move.name, "alias": move.alias}
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             connection.execute(
                 sa.delete(aliases).where(_of(aliases, adapter) & (aliases.c.alias == move.alias))
             )
@@ -142,13 +184,23 @@ class Catalog:
 
     def keep_note(self, key: str, value: str) -> None:
         """Keep `value` under `key`."""
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             connection.execute(sa.delete(store).where(store.c.key == key))
             connection.execute(sa.insert(store).values(key=key, value=value))
 
     def close(self) -> None:
         """Close the database."""
         self._engine.dispose()
+
+    @contextmanager
+    def _change(self) -> Iterator[sa.Connection]:
+        """Make one transaction of the block."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except BaseException:
+            self.is_unsure = True
+            raise
 
 
 def _of(table: sa.Table, adapter: tuple[str, str]) -> sa.ColumnElement[bool]:

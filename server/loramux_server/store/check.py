@@ -2,13 +2,16 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
+from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
@@ -16,6 +19,7 @@ from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
+from loramux_server.tokenizer import TextTokenizer
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
@@ -33,10 +37,19 @@ class ServedBase:
     """Bytes that fit the host's adapter memory."""
     resting: Resting = AS_SAVED
     """In which format an adapter rests there."""
+    vocab_size: int = 1 << 31
+    """Tokens that the model has."""
+    tokenizer_json: str | None = None
+    """Its tokenizer; None where it has none."""
     row_bytes: int = 1 << 20
     """Bytes of a rank row over all layers."""
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each parameter that can be replaced -> its shape."""
+    vocabulary: BaseVocabulary = field(default_factory=BaseVocabulary)
+    """Where tokens go in and come out."""
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
+    context_length: int = 1 << 31
 
     @property
     def row_size(self) -> RowSize:
@@ -53,11 +66,14 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     package = read_package(file, size)
-    check_fit(package.contents, base.layers)
-    if package.edits and not base.takes_edits:
+    _check_notes(package, base)
+    contents = package.contents
+    check_fit(contents, *base.vocabulary.resized(contents, base.layers, base.parameters))
+    _check_invocation(contents.invocation, base)
+    if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
-            f"the adapter has a tensor {package.edits[0].tensor.name}: only low-rank changes are "
-            "served with tensor_parallel above 1",
+            "the adapter has more than low-rank changes of the model's layers, which are all that "
+            "is served with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
@@ -86,14 +102,31 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    for edit in package.edits:
-        largest = _largest(file, package.file.data_start, edit.tensor)
+    parts = [part for each in package.contents.bottlenecks for part in each.parts.values()]
+    for tensor in [*(edit.tensor for edit in package.edits), *parts]:
+        largest = _largest(file, package.file.data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
-                f"tensor {edit.tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
+                f"tensor {tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
     return package
+
+
+def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:
+    unknown = [token for token in invocation if token >= base.vocab_size]
+    if unknown:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens holds token {unknown[0]}; the base has "
+            f"those from 0 to {base.vocab_size - 1}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if len(invocation) >= base.context_length:
+        raise PackageError(
+            f"adapter_config.json: alora_invocation_tokens has {len(invocation)} tokens; the "
+            f"context of {base.context_length} leaves no room for a completion",
+            "ADAPTER_BASE_MISMATCH",
+        )
 
 
 def record_of(reference: Reference, staged: Staged, package: Package) -> AdapterRecord:
@@ -108,6 +141,7 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
         item_bytes=format_of(package).item_bytes,
         edit_bytes=num_edit_bytes(package),
         method=package.method,
+        invocation=package.contents.invocation,
         target_modules=tuple(package.target_modules),
         base_model=package.config.base_model,
         source=UPLOAD,
@@ -118,9 +152,38 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
 def num_bytes(package: Package) -> int:
     """Return the bytes that the weights of `package` take in memory."""
     num_weights = sum(
-        module.rank * (module.in_features + module.out_features) for module in package.modules
+        module.rank * (module.in_features + module.out_features)
+        for module in package.modules
+        if not module.is_outer
     )
     return num_weights * format_of(package).item_bytes + num_edit_bytes(package)
+
+
+def _check_notes(package: Package, base: ServedBase) -> None:
+    """Demand that requests can be served as the package wants where they do not say."""
+    template, generation = (package.notes.get(name) for name in ("chat_template", "generation"))
+    if isinstance(template, str):
+        try:
+            check_syntax(template)
+        except FailedTemplateError as error:
+            raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
+    stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    vocab_size = base.vocabulary.size_for(package.contents) or base.vocab_size
+    added = parse_added_tokens(cast(list[object], package.notes.get("added_tokens", [])), "")
+    if added and base.tokenizer_json is not None:
+        try:
+            if added[-1].id >= vocab_size:
+                raise ValueError(f"token {added[-1].id} is beyond the {vocab_size} that there are")
+            TextTokenizer(base.tokenizer_json, added)
+        except ValueError as error:
+            raise PackageError(f"added_tokens: {error}", "ADAPTER_BASE_MISMATCH") from None
+    for token in stops:
+        if token >= vocab_size:
+            raise PackageError(
+                f"generation: stop_token_ids holds token {token}; the base model has tokens from "
+                f"0 to {vocab_size - 1}",
+                "ADAPTER_BASE_MISMATCH",
+            )
 
 
 def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:

@@ -5,18 +5,20 @@ same in two looks, and while they are read, and they have to be a whole package.
 """
 
 import logging
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from loramux_adapters import PackageError, check_adapter_name, pack
+from loramux_adapters import PackageError, check_adapter_name, pack_source
+from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
+from loramux_adapters.companions import COMPANIONS
 from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import directory_record
 from loramux_server.store.registry import Registry
 
 _log = logging.getLogger(__name__)
-_FILES = (CONFIG_FILE, TENSOR_FILE, NOTES_FILE)
+_FILES = (CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, NOTES_FILE, *COMPANIONS)
 
 
 class Directory:
@@ -101,15 +103,14 @@ class Directory:
             raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
         staged = self._registry.stage()
         try:
-            if path.is_dir():
-                pack(path, staged)
-            else:
-                with path.open("rb") as file:
-                    shutil.copyfileobj(file, staged, 1 << 20)
+            pack_source(path, staged)
             package = check_package(staged.file, staged.size, self._base)
             if _stamp(path) != stamp:
                 return  # it is still being written: the next look takes it
-            record = self._registry.publish(name, staged, package)
+            record = replace(
+                self._registry.publish(name, staged, package),
+                vocab_size=self._base.vocabulary.size_for(package.contents),
+            )
             self._registry.register(directory_record(record, stamp))
         except PackageError:
             self._refused[name] = stamp

@@ -3,7 +3,6 @@
 Leases of requests are taken and given back on the event loop: they wait for no disk.
 """
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,22 +11,18 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from loramux_server.store.blobs import Blobs
-from loramux_server.store.names import Names
+from loramux_server.store.names import Key, Names
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference
+from loramux_server.store.writing import Writing
 
-_log = logging.getLogger(__name__)
-
-Key = tuple[str, str, int]
 K = TypeVar("K", str, Key)
 
 
 class Leases:
     """Counts what keeps bytes, and the requests for each version. Threads may share it."""
 
-    def __init__(
-        self, names: Names, blobs: Blobs, writing: threading.Lock, lock: threading.Lock
-    ) -> None:
+    def __init__(self, names: Names, blobs: Blobs, writing: Writing, lock: threading.Lock) -> None:
         """Work on what the registry owns.
 
         Args:
@@ -45,6 +40,9 @@ class Leases:
         self._requests: Counter[Key] = Counter()
         """Version -> how many requests resolved to it and go on."""
         self._when_idle: dict[Key, list[Callable[[], object]]] = {}
+        self._doubtful: set[str] = set()
+        """What may have a name that only the catalog knows."""
+        writing.on_sure = self._clear_doubtful
         self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="sweep")
         """Deletes the bytes that a request was the last to use."""
         self.on_gone: Callable[[str], None] = lambda digest: None
@@ -79,18 +77,21 @@ class Leases:
 
     def keep(self, digest: str) -> None:
         """Keep these bytes, which are about to come, until `let_go`."""
-        with self._writing, self._lock:
+        with self._writing.mutex, self._lock:
             self._bytes[digest] += 1
 
     def let_go(self, digest: str) -> None:
         """Undo one `keep`; the bytes go if they have no name by now."""
-        with self._writing:
+        with self._writing.mutex:
             with self._lock:
                 _take(self._bytes, digest)
             self.clear(digest)
 
     def clear(self, digest: str) -> None:
         """Delete the bytes of a version that is not used; only who is writing may call this."""
+        if self._writing.is_unsure:
+            self._doubtful.add(digest)
+            return
         with self._lock:
             if self._is_used(digest):
                 return
@@ -117,12 +118,14 @@ class Leases:
         self._sweeper.shutdown()
 
     def _sweep(self, digest: str, waiting: list[Callable[[], object]]) -> None:
-        try:
-            with self._writing:
-                self.clear(digest)
-        except OSError as error:
-            _log.warning("%s is left for the next start to delete: %s", digest, error)
+        with self._writing.mutex:
+            self.clear(digest)
         _call(waiting)
+
+    def _clear_doubtful(self, gone: set[str]) -> None:
+        doubtful, self._doubtful = self._doubtful | gone, set()
+        for digest in doubtful:
+            self.clear(digest)
 
     def _is_used(self, digest: str) -> bool:
         return self._names.has_digest(digest) or digest in self._bytes

@@ -13,6 +13,8 @@ from loramux_server.store.reference import LATEST, Reference, full_name
 
 Adapter = tuple[str, str]
 """Tenant and name."""
+Key = tuple[str, str, int]
+"""What no other version has."""
 
 
 @dataclass(slots=True)
@@ -30,20 +32,26 @@ class _Entry:
 class Names:
     """Reference -> version."""
 
-    def __init__(
+    def __init__(self) -> None:
+        self._entries: dict[Adapter, _Entry] = {}
+        self._order: list[Adapter] = []
+        """The keys of the entries, in order."""
+        self._last: dict[Adapter, int] = {}
+        self._by_digest: defaultdict[str, dict[Key, AdapterRecord]] = defaultdict(dict)
+        self._ends: list[tuple[datetime.datetime, Key]] = []
+        """When versions expire, and which ones, soonest first."""
+
+    def read(
         self,
         versions: Iterable[AdapterRecord],
         last_versions: Mapping[Adapter, int],
         aliases: Iterable[tuple[Adapter, str, Split]],
     ) -> None:
-        self._entries: dict[Adapter, _Entry] = {}
-        self._order: list[Adapter] = []
-        """The keys of the entries, in order."""
+        """Take this in place of what was there."""
+        self._entries.clear()
+        self._by_digest.clear()
+        self._ends.clear()
         self._last = dict(last_versions)
-        self._by_digest: defaultdict[str, dict[tuple[str, str, int], AdapterRecord]]
-        self._by_digest = defaultdict(dict)
-        self._ends: list[tuple[datetime.datetime, tuple[str, str, int]]] = []
-        """When versions expire, and which ones, soonest first."""
         for record in versions:
             self._put(record)
         self._order = sorted(self._entries)
@@ -124,6 +132,11 @@ class Names:
             if moment > now:
                 return
             yield self._entries[tenant, name].versions[version]
+
+    def by_key(self) -> dict[Key, AdapterRecord]:
+        """Return all versions."""
+        entries = self._entries.values()
+        return {record.key: record for entry in entries for record in entry.versions.values()}
 
     def after(self, adapter: Adapter | None) -> Iterator[Adapter]:
         """Yield the adapters that come behind `adapter`, or at it, in the order of their names."""

@@ -1,26 +1,12 @@
 """What tenants may use, as the catalog keeps it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import sqlalchemy as sa
 
+from loramux_server.store.policy import Policy
 from loramux_server.store.revision import mark_change, read_revision
 from loramux_server.store.schema import policies
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What one tenant may use; None means as much as it wants."""
-
-    tenant: str
-    requests_per_second: float | None = None
-    """Requests that may begin; a second's worth of them may come at once."""
-    tokens_per_minute: int | None = None
-    """Tokens of prompts and completions; a minute's worth of them may come at once."""
-    concurrent_requests: int | None = None
-    """Requests under way."""
-    weight: int = 1
-    """Its part of a server that is busy, beside the weights of others."""
 
 
 class Policies:

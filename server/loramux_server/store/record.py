@@ -27,8 +27,12 @@ class AdapterRecord:
     item_bytes: int
     edit_bytes: int = 0
     """Of `num_bytes`, what is beside A and B."""
+    vocab_size: int = 0
+    """Tokens that the base has with it; 0 if as many as ever."""
     method: str = "lora"
     """What trained it, as PEFT calls that."""
+    invocation: tuple[int, ...] = ()
+    """Tokens of a prompt from which on it is active; empty where it always is."""
     target_modules: tuple[str, ...]
     base_model: str
     source: str
@@ -81,5 +85,7 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         record.num_bytes,
         record.item_bytes,
         record.edit_bytes,
+        record.vocab_size,
         record.tenant,
+        record.invocation,
     )

@@ -10,56 +10,69 @@ block.
 import datetime
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loramux.errors import AlreadyExistsError, FailedPreconditionError
 from loramux_adapters import Package
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
+from loramux_server.store.files import Files
 from loramux_server.store.leases import Leases
 from loramux_server.store.names import Names
 from loramux_server.store.quota import Quotas
 from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.store.reference import parse_name, parse_reference
+from loramux_server.store.refusals import in_use, read_only, taken
+from loramux_server.store.writing import ADDED, REMOVED, UPDATED, Writing
 
-ADDED, UPDATED, REMOVED = "added", "updated", "removed"
+if TYPE_CHECKING:
+    from loramux_server.store.catalog import Catalog
 
 
 class Registry:
     """Reference -> version, with the bytes behind it. Threads may share it."""
 
-    def __init__(self, folder: Path, quotas: Quotas | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        quotas: Quotas | None = None,
+        *,
+        files: Files | None = None,
+        catalog: "Callable[[Path], Catalog] | None" = None,
+    ) -> None:
         """Open the registry in `folder` and clear away what a crash left behind.
 
-        `quotas` counts what is stored; by default it has no limits.
+        Args:
+            folder: Where the bytes are; the folder above it has to be there.
+            quotas: Counts what is stored; by default it has no limits.
+            files: What is done to the folder.
+            catalog: Opens the catalog, by default that in the folder, once the folder is ours.
 
         Raises:
             StoreLockedError: Another server uses the folder.
             NewerFormatError: A newer version of the server wrote it.
         """
-        self.blobs = Blobs(folder)
         # Imported here, and so is SQLAlchemy: the rest of the store is loaded in half of the time.
         from loramux_server.store.catalog import Catalog
 
-        self.catalog = Catalog.in_folder(folder)
-        self._names = Names(
-            self.catalog.versions(), self.catalog.last_versions(), self.catalog.aliases()
-        )
+        with ExitStack() as opened:
+            self.blobs = opened.enter_context(closing(Blobs(folder, files or Files())))
+            self.catalog = opened.enter_context(closing((catalog or Catalog.in_folder)(folder)))
+            self._names = Names()
+            self._names.read(*self.catalog.contents())
+            self.blobs.recover(self._names.digests())
+            self._opened = opened.pop_all()
         self._lock = threading.Lock()
         """Held to look at or change what is in memory; never while the disk works."""
-        self._writing = threading.Lock()
-        """Held to change names on disk and in memory alike, and while unused bytes go."""
-        self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
-        self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
-        self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
-        """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
         self.quotas = quotas or Quotas()
         for record in self.records(all_versions=True):
             self.quotas.add(record)
-        self.blobs.recover(self._names.digests())
+        self._writing = Writing(self.catalog, self._names, self.quotas, self._lock)
+        self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
+        self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -81,6 +94,10 @@ class Registry:
         reference = parse_name(name, field)
         with self._lock:
             return self._names.versions((reference.tenant, reference.name))
+
+    def follow(self, on_change: Callable[[str, AdapterRecord], object]) -> None:
+        """Call `on_change`, in any thread, with what happens: ADDED, UPDATED or REMOVED."""
+        self._writing.on_change = on_change
 
     def names(self) -> list[str]:
         """Return the references to all adapters in the order of tenants and names."""
@@ -162,11 +179,7 @@ class Registry:
         reference = parse_name(name, field)
         newest = self._names.newest((reference.tenant, reference.name))
         if newest and newest.is_provided:
-            raise FailedPreconditionError(
-                f"adapter {name!r} comes from the --adapters directory; change it there",
-                reason="ADAPTER_READ_ONLY",
-                field=field,
-            )
+            raise read_only(name, field)
 
     def register(
         self, record: AdapterRecord, *, must_not_exist: bool = False
@@ -189,11 +202,7 @@ class Registry:
                 same = replace(old, stamp=record.stamp, expires_at=record.expires_at)
                 return (old if same == old else self._update(same)), False
             if old and must_not_exist:
-                raise AlreadyExistsError(
-                    f"adapter {record.full_name!r} exists with other content, {old.digest}",
-                    reason="ADAPTER_EXISTS",
-                    field="header.name",
-                )
+                raise taken(old)
             record = replace(record, version=self._names.next_version(record.adapter))
             replaced = self._outdated(record)
             self.catalog.add(record, replaced)
@@ -202,7 +211,7 @@ class Registry:
                 self.quotas.add(record)
                 for version in replaced:
                     self._names.remove(version)
-            self.on_change(ADDED, record)
+            self._writing.on_change(ADDED, record)
             self._went(replaced)
             return record, True
 
@@ -235,11 +244,7 @@ class Registry:
             if parse_reference(reference, "name").is_bare:
                 return self._forget(self._names.versions(record.adapter))
             if aliases := self.aliases.of_version(record):
-                raise FailedPreconditionError(
-                    f"alias {aliases[0]!r} stands for {str(record)!r}; move it first",
-                    reason="VERSION_IN_USE",
-                    field="name",
-                )
+                raise in_use(record, aliases[0])
             return self._forget([record])
 
     def expire(self, now: datetime.datetime) -> list[AdapterRecord]:
@@ -261,8 +266,7 @@ class Registry:
     def close(self) -> None:
         """Close the database and let another server use the folder."""
         self.leases.close()
-        self.catalog.close()
-        self.blobs.close()
+        self._opened.close()
 
     def _outdated(self, record: AdapterRecord) -> list[AdapterRecord]:
         """Return the versions that go when `record` comes: of files that are there no more."""
@@ -276,7 +280,7 @@ class Registry:
         self.catalog.update(record)
         with self._lock:
             self._names.add(record)
-        self.on_change(UPDATED, record)
+        self._writing.on_change(UPDATED, record)
         return record
 
     def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
@@ -291,5 +295,5 @@ class Registry:
     def _went(self, records: list[AdapterRecord]) -> None:
         for record in records:
             self.quotas.remove(record)
-            self.on_change(REMOVED, record)
+            self._writing.on_change(REMOVED, record)
             self.leases.clear(record.digest)

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
-FORMAT = 4
-"""1 knew no versions: a table `adapters` had one row for each name. 2 and 3 lacked columns."""
+FORMAT = 5
+"""1 knew no versions: a table `adapters` had one row for each name. 2 to 4 lacked columns."""
 
 metadata = sa.MetaData()
 
@@ -51,6 +51,8 @@ versions = sa.Table(
     sa.Column("is_pinned", sa.Boolean, nullable=False, default=False),
     sa.Column("edit_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("method", sa.String(32), nullable=False, server_default="lora"),
+    sa.Column("vocab_size", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("invocation", sa.Text, nullable=False, server_default="[]"),
     sa.Column("expires_at", sa.DateTime(timezone=True)),
     sa.Column("origin", sa.Text, nullable=False, server_default=""),
 )

@@ -48,6 +48,20 @@ class Upload:
         """Whether all bytes came."""
         return self.staged.size == self.size
 
+    def is_hopeless(self, digest: str) -> bool:
+        """Return whether what came cannot become the content `digest`.
+
+        A power cut can leave that of bytes that were right.
+        """
+        return self.staged.size > self.size or (self.is_complete and self.staged.digest != digest)
+
+
+def id_of(name: str, digest: str, size: int) -> str:
+    """Return the id of the upload that declares this."""
+    reference = parse_name(name, "header.name")
+    declared = f"{reference.tenant}/{reference.name} {digest} {size}"
+    return hashlib.sha256(declared.encode()).hexdigest()[:32]
+
 
 class Uploads:
     """Owns the files of uploads that can go on. Threads may share it; all of it may block."""
@@ -110,8 +124,7 @@ class Uploads:
             ResourceExhaustedError: Too many are under way, or the tenant stores too much.
         """
         reference = parse_name(name, "header.name")
-        declared = f"{reference.tenant}/{reference.name} {digest} {size}"
-        upload_id = hashlib.sha256(declared.encode()).hexdigest()[:32]
+        upload_id = id_of(name, digest, size)
         with self._lock:
             upload = self._open.get(upload_id)
             if upload is None:
@@ -122,8 +135,8 @@ class Uploads:
                     upload = self._open[upload_id] = self._begin(upload_id, reference.tenant, size)
                 finally:
                     self._give_back()
-        if upload.staged.size > size:
-            self.end(upload)  # no prefix of what was declared
+        if not upload.is_finishing and upload.is_hopeless(digest):
+            self.end(upload)
             return self.start(name, digest, size)
         upload.touched = time.monotonic()
         return upload

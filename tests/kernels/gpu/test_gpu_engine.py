@@ -16,8 +16,9 @@ from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
 from loramux_server.lora.slab import GroupShape
 from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models import base_model
+from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_peft import cases, check
-from tests.support.adapters import pack_source, save_adapter
+from tests.support.adapters import Expected, pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 
@@ -54,6 +55,19 @@ def test_a_mixed_batch_equals_peft_alone(
         check(harness, request_id, case)
     assert harness.reports[-1].stats.device.evictions > 0
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 1
+
+
+def test_an_adapter_begins_in_the_middle_of_a_chunk(device: torch.device, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    requests = activated_cases(model, tmp_path)[::7]
+    harness = harness_of(model, device, rows=64, num_blocks=60, max_batch_tokens=200)
+    for case in requests:
+        harness.submit(case.prompt, case.source, max_tokens=1, num_logprobs=VOCAB)
+    harness.run()
+    assert sum(bool(case.source and case.source.invocation) for case in requests) > 1
+    for request_id, case in enumerate(requests):
+        wanted = Expected(case.expected.tokens[:1], case.expected.logprobs[:1])
+        check(harness, request_id, replace(case, expected=wanted))
 
 
 @pytest.fixture

@@ -1,0 +1,186 @@
+"""Folders of the `adapters` library (AdapterHub), by the architecture that their config names.
+
+Source of the meaning: `adapters.LoRAConfig` and `adapters.methods.lora`, version 1. A layer adds
+alpha / r * B A. Tensors are called `<layer>.loras.<adapter>.lora_A` and `lora_B`.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from loramux_adapters.bottleneck import PEFT_TYPE as BOTTLENECK
+from loramux_adapters.bottleneck import PLACES
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import (
+    PREFIX,
+    Fields,
+    alpha,
+    integer,
+    invalid,
+    refuse_unserved,
+    unsupported,
+)
+from loramux_adapters.files import open_regular
+from loramux_adapters.package import (
+    Output,
+    is_peft_folder,
+    read_config,
+    read_notes,
+    tensor_reader,
+    write_package,
+)
+from loramux_adapters.peft_config import MAX_RANK
+from loramux_adapters.renamed import Halves, write_renamed
+from loramux_adapters.tensorfile import TensorInfo, read_header
+
+TENSOR_FILE = "adapter.safetensors"
+PICKLE_FILE = "pytorch_adapter.bin"
+HEAD_FILES = ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+
+LORA = Fields(
+    honoured=frozenset({"architecture", "r", "alpha"}),
+    # Which layers there are the tensors say, and the rest matters in training alone.
+    recorded=frozenset({
+        "selfattn_lora", "intermediate_lora", "output_lora", "attn_matrices", "leave_out",
+        "dropout", "init_weights", "dtype",
+    }),
+    refused=dict.fromkeys(
+        ("composition_mode", "use_gating", "vera_d", "vera_b"), "it would change results"
+    ),
+    harmless={"composition_mode": ("add",)},
+)  # fmt: skip
+"""What becomes of the fields of the architecture `lora`."""
+
+_NETWORK = re.compile(
+    rf"(?P<module>.+\.(?:{'|'.join(PLACES)}))\.adapters\.(?P<adapter>[^.]+)\.(?P<part>.+)"
+)
+_NAME = re.compile(r"(?P<layer>.+)\.loras\.(?P<adapter>[^.]+)\.(?P<half>lora_[AB])")
+
+
+def is_adapters_library(source: Path) -> bool:
+    """Return whether `source` is a folder that the library saved."""
+    return is_peft_folder(source) and "config" in read_config(source)
+
+
+def pack_adapters_library(
+    source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
+) -> None:
+    """Write the folder `source` to `output` as a package that adds the very same.
+
+    Raises:
+        PackageError: It is of an architecture that is not served, or has a field that is not.
+    """
+    config = read_config(source).get("config")
+    if not isinstance(config, dict):
+        raise invalid("config", f"is {shown(config)}, not an object")
+    architecture = config.get("architecture") or "bottleneck"
+    pack_architecture = _ARCHITECTURES.get(str(architecture))
+    if pack_architecture is None:
+        raise unsupported(
+            "architecture", architecture, f"{' and '.join(_ARCHITECTURES)} are served"
+        )
+    for name in HEAD_FILES:
+        if (source / name).exists():
+            raise PackageError(
+                f"{source} has a prediction head ({name}), which is not served; save the adapter "
+                "with with_head=False",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+    pack_architecture(source, config, output, read_notes(source, notes))
+
+
+def _pack_lora(
+    source: Path, config: Mapping[str, object], output: Output, notes: Mapping[str, object]
+) -> None:
+    refuse_unserved(config, LORA)
+    rank = integer(config, "r", 8, 1, MAX_RANK)
+    scale = alpha(config.get("alpha", 8), "alpha")
+    with _open_tensors(source) as file:
+        header = read_header(file, os.fstat(file.fileno()).st_size)
+        modules: dict[str, Halves] = {}
+        for layer, halves in sorted(_halves(header.tensors).items()):
+            for half in ("lora_A", "lora_B"):
+                if half not in halves:
+                    raise PackageError(f"layer {layer} has no {half}")
+            a, b = halves["lora_A"], halves["lora_B"]
+            if a.shape[0] != rank:
+                raise PackageError(
+                    f"layer {layer}: lora_A has {a.shape[0]} rows for r = {rank}: updates of one "
+                    "layer for several projections are not served",
+                    "UNSUPPORTED_ADAPTER_FEATURE",
+                )
+            modules[layer] = Halves(a, b, scale)
+        write_renamed(modules, file, header, output, notes=notes)
+
+
+def _pack_bottleneck(
+    source: Path, config: Mapping[str, object], output: Output, notes: Mapping[str, object]
+) -> None:
+    base_model = read_config(source).get("model_name") or ""
+    as_peft = {**config, "peft_type": BOTTLENECK, "base_model_name_or_path": base_model}
+    as_peft = {field: value for field, value in as_peft.items() if value is not None}
+    with _open_tensors(source) as file:
+        header = read_header(file, os.fstat(file.fileno()).st_size)
+        old: dict[str, TensorInfo] = {}
+        adapters = set()
+        for tensor in header.tensors.values():
+            parts = _NETWORK.fullmatch(tensor.name)
+            if not parts:
+                raise PackageError(
+                    f"tensor {tensor.name} is refused: of a bottleneck of the adapters library, "
+                    f"'….{'|'.join(PLACES)}.adapters.<adapter>.…' is served",
+                    "UNSUPPORTED_ADAPTER_FEATURE",
+                )
+            adapters.add(parts["adapter"])
+            old[f"{PREFIX}{parts['module']}.{parts['part']}"] = tensor
+        _check_single(adapters)
+        read = tensor_reader(file, header.data_start)
+        tensors = {name: replace(tensor, name=name) for name, tensor in old.items()}
+        write_package(as_peft, tensors, lambda new: read(old[new.name]), output, notes=notes)
+
+
+def _check_single(adapters: set[str]) -> None:
+    if len(adapters) > 1:
+        raise PackageError(f"{TENSOR_FILE} holds several adapters: {shown(sorted(adapters))}")
+
+
+_ARCHITECTURES: Mapping[
+    str, Callable[[Path, Mapping[str, object], Output, Mapping[str, object]], None]
+] = {"lora": _pack_lora, "bottleneck": _pack_bottleneck}
+"""Architecture -> what packs folders of it."""
+
+
+def _halves(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Return the halves of each layer."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    adapters = set()
+    for name, tensor in tensors.items():
+        parts = _NAME.fullmatch(name)
+        if not parts:
+            raise PackageError(
+                f"tensor {name} is refused: of the adapters library, "
+                "'….loras.<adapter>.lora_A' and '.lora_B' are served",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+        adapters.add(parts["adapter"])
+        found.setdefault(parts["layer"], {})[parts["half"]] = tensor
+    _check_single(adapters)
+    return found
+
+
+def _open_tensors(source: Path) -> BinaryIO:
+    try:
+        return open_regular(source / TENSOR_FILE)
+    except OSError as error:
+        hint = ""
+        if (source / PICKLE_FILE).exists():
+            hint = (
+                f"; {PICKLE_FILE} is a pickle, which can run code: save the adapter again with "
+                "use_safetensors=True"
+            )
+        raise PackageError(
+            f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
+        ) from None

@@ -1,0 +1,195 @@
+"""Bottleneck adapters, as the `adapters` library trains and saves them.
+
+Source of the methods: Houlsby et al. (arXiv 1902.00751), Pfeiffer et al. (arXiv 2005.00247) and He
+et al. (arXiv 2110.04366); of the meaning of each field: `adapters.BnConfig`, version 1.3.
+
+Between the output h of attention or of the MLP and the sum with what came in, x, stands a network
+of two layers, narrow in the middle. In sequence it sees h, or h + x, in parallel x.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loramux_adapters.contents import Bottleneck, Contents
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import PREFIX, Fields, boolean, invalid, refuse_unserved, text
+from loramux_adapters.tensorfile import TensorInfo
+
+PEFT_TYPE = "BOTTLENECK"
+"""What the config of a package says; PEFT has no such method."""
+ACTIVATIONS = frozenset({
+    "gelu", "gelu_new", "leakyrelu", "linear", "relu", "sigmoid", "silu", "swish", "tanh",
+})  # fmt: skip
+PLACES = ("attention_adapters", "output_adapters")
+"""Behind attention, and behind the MLP."""
+FIELDS = Fields(
+    honoured=frozenset({
+        "peft_type", "non_linearity", "original_ln_before", "residual_before_ln", "ln_after",
+        "adapter_residual_before_ln", "is_parallel", "scaling",
+    }),
+    # Where there are tensors, and of which shape, says more than the first five.
+    recorded=frozenset({
+        "mh_adapter", "output_adapter", "reduction_factor", "leave_out", "architecture", "dropout",
+        "stochastic_depth", "init_weights", "init_weights_seed", "phm_dim", "factorized_phm_W",
+        "shared_W_phm", "shared_phm_rule", "factorized_phm_rule", "phm_c_init", "phm_init_range",
+        "learn_phm", "hypercomplex_nonlinearity", "phm_rank", "phm_bias", "dtype",
+        "inv_adapter_reduction_factor", "base_model_name_or_path", "library",
+    }),
+    refused={
+        "original_ln_after": "what came in would not be added to the output",
+        "ln_before": "the library cannot save its norm as safetensors",
+        "use_gating": "its gate is a mean over all tokens, later ones included",
+        "phm_layer": "layers of Kronecker products are not served",
+        "inv_adapter": "adapters of the embedding are not served",
+        "cross_adapter": "decoders have no cross attention",
+    },
+    harmless={"original_ln_after": (True,)},
+)  # fmt: skip
+_PART = re.compile(
+    rf"{re.escape(PREFIX)}(?P<layer>.+)\.(?P<place>{'|'.join(PLACES)})\.(?P<part>[a-z0-9_.]+)"
+)
+_SITES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "attention_adapters": (("input_layernorm", "self_attn.o_proj"), ("ln_1", "attn.c_proj")),
+    "output_adapters": (("post_attention_layernorm", "mlp.down_proj"), ("ln_2", "mlp.c_proj")),
+}
+"""Place -> for each kind of layer, the norm that x goes into and the layer that h comes out of."""
+
+
+@dataclass(frozen=True, slots=True)
+class BottleneckConfig:
+    """What a checked config says about every bottleneck of an adapter."""
+
+    activation: str
+    is_parallel: bool
+    sees_sum: bool
+    """Whether the network sees h + x, not h alone."""
+    adds_sum: bool
+    """Whether what it sees is added to what it makes, not h."""
+    has_norm_after: bool
+    adds_before_norm: bool
+    """Whether that is added before the norm behind it."""
+    scale: float | None
+    """Factor of what the network makes; None where it was learned."""
+    base_model: str
+
+
+def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
+    """Return what `config` asks for, the fields of the library's config with a `peft_type`.
+
+    Raises:
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
+            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+    """
+    refuse_unserved(config, FIELDS)
+    if not config.get("original_ln_after", True):
+        raise PackageError(
+            "adapter_config.json: original_ln_after = False is refused: "
+            f"{FIELDS.refused['original_ln_after']}",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    activation = config.get("non_linearity")
+    if not isinstance(activation, str) or activation.lower() not in ACTIVATIONS:
+        raise invalid(
+            "non_linearity", f"is {shown(activation)}, not one of {', '.join(sorted(ACTIVATIONS))}"
+        )
+    scale = config.get("scaling", 1.0)
+    if scale not in ("learned", "channel") and type(scale) not in (int, float):
+        raise invalid("scaling", f"is {shown(scale)}, not a number, 'learned' or 'channel'")
+    before = config.get("residual_before_ln", True)
+    if type(before) is not bool:
+        raise invalid("residual_before_ln", f"is {shown(before)}, not true or false")
+    return BottleneckConfig(
+        activation=activation.lower(),
+        is_parallel=boolean(config, "is_parallel"),
+        sees_sum=boolean(config, "original_ln_before"),
+        adds_sum=not before,
+        has_norm_after=boolean(config, "ln_after"),
+        adds_before_norm=boolean(config, "adapter_residual_before_ln"),
+        scale=None if isinstance(scale, str) else float(scale),  # type: ignore[arg-type]
+        base_model=text(config, "base_model_name_or_path"),
+    )
+
+
+def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
+    """Return the networks that `tensors` hold.
+
+    Raises:
+        PackageError: A tensor is no part of one, is missing, or disagrees with another.
+    """
+    found: dict[tuple[str, str], dict[str, TensorInfo]] = {}
+    for tensor in tensors.values():
+        name = _PART.fullmatch(tensor.name)
+        if not name:
+            raise PackageError(
+                f"tensor {tensor.name} is refused: only parts of {' and '.join(PLACES)} are served "
+                "of a bottleneck adapter",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+        found.setdefault((name["layer"], name["place"]), {})[name["part"]] = tensor
+    return Contents(
+        bottlenecks=[
+            _bottleneck(config, layer, place, parts)
+            for (layer, place), parts in sorted(found.items())
+        ]
+    )
+
+
+def sites(layer: str, place: str) -> list[tuple[str, str]]:
+    """Return the norm that x goes into, and the layer that h comes out of, as they may be called.
+
+    Args:
+        layer: Name of a decoder layer.
+        place: One of `PLACES`.
+    """
+    return [(f"{layer}.{norm}", f"{layer}.{output}") for norm, output in _SITES[place]]
+
+
+def _bottleneck(
+    config: BottleneckConfig, layer: str, place: str, parts: dict[str, TensorInfo]
+) -> Bottleneck:
+    where = f"{layer}.{place}"
+    wanted = {"down": "adapter_down.0", "up": "adapter_up"}
+    if config.has_norm_after:
+        wanted["norm"] = "adapter_norm_after"
+    taken = {}
+    for ours, theirs in wanted.items():
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" not in parts:
+                raise PackageError(f"module {where} has no {theirs}.{kind}")
+            taken[f"{ours}.{kind}"] = parts[f"{theirs}.{kind}"]
+    if config.scale is None:
+        if "scaling" not in parts:
+            raise PackageError(f"module {where} has no scaling")
+        taken["scaling"] = parts["scaling"]
+    for tensor in parts.values():
+        if tensor not in taken.values():
+            raise PackageError(
+                f"tensor {tensor.name} is refused: adapter_config.json knows no such part",
+                "INVALID_ADAPTER_CONFIG",
+            )
+    _check_shapes(where, taken)
+    return Bottleneck(layer, place, taken)
+
+
+def _check_shapes(where: str, parts: Mapping[str, TensorInfo]) -> None:
+    shape = parts["down.weight"].shape
+    if len(shape) != 2:
+        raise PackageError(f"tensor {parts['down.weight'].name}: shape {shown(shape)} is not 2-D")
+    narrow, wide = shape
+    for name, tensor in parts.items():
+        fitting: tuple[tuple[int, ...], ...] = ((wide,),)
+        if name == "down.weight":
+            fitting = (shape,)
+        elif name == "down.bias":
+            fitting = ((narrow,),)
+        elif name == "up.weight":
+            fitting = ((wide, narrow),)
+        elif name == "scaling":
+            fitting = ((1,), (wide,))
+        if tensor.shape not in fitting:
+            raise PackageError(
+                f"module {where}: tensor {tensor.name} has shape {shown(tensor.shape)}, and beside "
+                f"{shown(shape)} of the first layer it has to be "
+                f"{' or '.join(map(shown, fitting))}"
+            )

@@ -1,0 +1,66 @@
+"""What trainers save beside an adapter, and its package keeps: a chat template, how to sample."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.files import read_bounded, read_object
+from loramux_adapters.generation_config import FILE as GENERATION_FILE
+from loramux_adapters.generation_config import MAX_BYTES as MAX_GENERATION_BYTES
+from loramux_adapters.generation_config import defaults_of
+from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
+
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILE = "tokenizer_config.json"
+MAX_TOKENIZER_BYTES = 16 << 20
+COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE)
+"""All files that are looked at."""
+
+
+def companion_notes(source: Path, but: Collection[str] = ()) -> dict[str, object]:
+    """Return the notes, except those in `but`, that files in the folder `source` give.
+
+    Raises:
+        PackageError: One is malformed, or asks for something that is not served.
+    """
+    notes: dict[str, object] = {}
+    if "chat_template" not in but and (template := read_template(source)) is not None:
+        notes["chat_template"] = template
+    if "generation" not in but and (source / GENERATION_FILE).exists():
+        defaults = defaults_of(read_object(source, GENERATION_FILE, MAX_GENERATION_BYTES))
+        if defaults:
+            notes["generation"] = defaults
+    return notes
+
+
+def read_template(source: Path) -> str | None:
+    """Return the chat template that is in the folder `source`, if there is one.
+
+    Raises:
+        PackageError: It cannot be read.
+    """
+    if (source / TEMPLATE_FILE).exists():
+        raw = read_bounded(source, TEMPLATE_FILE, MAX_TEMPLATE_BYTES)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise PackageError(f"{TEMPLATE_FILE} is not UTF-8", "INVALID_ADAPTER_CONFIG") from None
+    if not (source / TOKENIZER_FILE).exists():
+        return None
+    config = read_object(source, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
+    return _template_in(config.get("chat_template"))
+
+
+def _template_in(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):  # several, each with a name
+        for entry in value:
+            match entry:
+                case {"name": "default", "template": str(template)}:
+                    return template
+    raise PackageError(
+        f"{TOKENIZER_FILE}: chat_template is {shown(value)}, neither a template nor a list with "
+        "one named 'default'",
+        "INVALID_ADAPTER_CONFIG",
+    )

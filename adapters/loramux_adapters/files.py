@@ -1,0 +1,55 @@
+"""Files of a folder from strangers, read within bounds."""
+
+import errno
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.strict_json import parse_object
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open `path` if it is a regular file.
+
+    Raises:
+        OSError: It is not, or cannot be read.
+    """
+    # Asked before opening: to open a pipe is to wait for whoever writes to it.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.open("rb")
+
+
+def read_bounded(source: Path, name: str, max_bytes: int) -> bytes:
+    """Return what is in the file `name` of the folder `source`.
+
+    Raises:
+        PackageError: It cannot be read, or is above `max_bytes`.
+    """
+    try:
+        with open_regular(source / name) as file:
+            raw = file.read(max_bytes + 1)
+    except OSError as error:
+        raise PackageError(
+            f"{source} has no readable {name} ({error.strerror}): expected a folder "
+            "that PEFT's save_pretrained wrote",
+            "INVALID_ADAPTER_CONFIG",
+        ) from None
+    if len(raw) > max_bytes:
+        raise PackageError(f"{name} is above {max_bytes} bytes", "INVALID_ADAPTER_CONFIG")
+    return raw
+
+
+def read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
+    """Return the JSON object in the file `name` of the folder `source`.
+
+    Raises:
+        PackageError: It cannot be read, is above `max_bytes`, or is no JSON object.
+    """
+    try:
+        return parse_object(read_bounded(source, name, max_bytes), name)
+    except PackageError:
+        raise
+    except ValueError as error:
+        raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None

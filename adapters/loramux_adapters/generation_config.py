@@ -1,0 +1,104 @@
+"""transformers' `generation_config.json`: every field is honoured or refused by name.
+
+Source of the meaning: `transformers.GenerationConfig`, transformers 5. Only what the file says
+counts: `generate` of transformers fills in a `top_k` of 50, and nothing is filled in here. Where
+`do_sample` is missing, the file's temperature is taken as it is.
+"""
+
+from collections.abc import Mapping
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.generation import check_generation
+
+FILE = "generation_config.json"
+MAX_BYTES = 64 << 10
+
+HONOURED: Mapping[str, str] = {
+    "do_sample": "",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "stop_strings": "stop",
+    "eos_token_id": "stop_token_ids",
+}
+"""Field -> the default that it becomes; without sampling that is a temperature of 0."""
+
+RECORDED = frozenset({
+    "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id",
+    "decoder_start_token_id", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    "return_dict_in_generate", "compile_config", "disable_compile", "continuous_batching_config",
+    "low_memory", "prefill_chunk_size", "renormalize_logits", "remove_invalid_values",
+    "early_stopping", "length_penalty", "use_mtp", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens",
+    "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
+    "speculation_type",
+})  # fmt: skip
+"""Fields that do not change which tokens come of one prompt without beams: left out."""
+
+_OFF: Mapping[str, tuple[object, ...]] = {
+    "max_length": (20,),  # what transformers 4 saved where nothing was set
+    "min_length": (0,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "diversity_penalty": (0,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "penalty_alpha": (0,),
+    "guidance_scale": (1,),
+    "token_healing": (False,),
+}
+"""Values of refused fields, beside null, that change nothing."""
+
+REFUSED = frozenset({
+    "max_time", "top_h", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "sequence_bias", "watermarking_config", "assistant_ensemble_weight", "dola_layers",
+    "constraints", "force_words_ids", *_OFF,
+})  # fmt: skip
+"""Fields that would change the result and are not served: refused unless switched off."""
+
+
+def defaults_of(config: Mapping[str, object]) -> dict[str, object]:
+    """Return the generation defaults that `config`, a parsed `generation_config.json`, asks for.
+
+    Raises:
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
+            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+    """
+    for field, value in config.items():
+        is_known = field in HONOURED or field in RECORDED
+        if not is_known and value is not None and value not in _OFF.get(field, ()):
+            why = "it is not served" if field in REFUSED else "the field is not known"
+            raise PackageError(
+                f"{FILE}: {shown(field)} = {shown(value)} is refused: {why}; take it out of the "
+                "file, or pack without it (--generation-config none)",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+    samples = config.get("do_sample")
+    if samples is not None and type(samples) is not bool:
+        raise PackageError(
+            f"{FILE}: do_sample is {shown(samples)}, not true or false", "INVALID_ADAPTER_CONFIG"
+        )
+    found = {
+        name: config[field]
+        for field, name in HONOURED.items()
+        if name and config.get(field) is not None
+    }
+    for name in ("stop", "stop_token_ids"):
+        if name in found and not isinstance(found[name], list):
+            found[name] = [found[name]]
+    if samples is False:
+        for name in ("top_k", "top_p", "min_p"):
+            found.pop(name, None)
+        found["temperature"] = 0.0
+    return dict(check_generation(found, FILE))

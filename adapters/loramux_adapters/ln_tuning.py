@@ -1,0 +1,81 @@
+"""Norms trained whole: `LN_TUNING`.
+
+Source of the method: Zhao et al., "Tuning LayerNorm in Attention" (arXiv 2312.11420); of the
+meaning of each field: `peft.LNTuningConfig`, PEFT 0.21.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loramux_adapters.contents import Contents, Edit, EditKind
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import Fields, names, path_of, refuse_unserved, text
+from loramux_adapters.matching import tails
+from loramux_adapters.saved import saved_edit, saved_names, without_repeats
+from loramux_adapters.tensorfile import TensorInfo
+
+FIELDS = Fields(
+    honoured=frozenset({"peft_type", "target_modules", "exclude_modules", "modules_to_save"}),
+    recorded=frozenset({
+        "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+        "inference_mode",
+    }),
+    refused={},
+)  # fmt: skip
+_INFIX = ".ln_tuning_layers."
+_SERVED = f"'{_INFIX}weight' and '{_INFIX}bias' are served of an LN_TUNING adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class LnTuningConfig:
+    """What a checked config of this method says."""
+
+    target_modules: frozenset[str]
+    """Names of norms, whole or the last parts of them."""
+    exclude_modules: frozenset[str]
+    base_model: str
+    saved: tuple[str, ...] = ()
+    """Ends of the names of other modules that were trained whole."""
+
+    def targets(self, module: str) -> bool:
+        """Return whether PEFT would train `module`."""
+        known = tails(module)
+        is_excluded = not self.exclude_modules.isdisjoint(known)
+        return not is_excluded and not self.target_modules.isdisjoint(known)
+
+
+def check_ln_tuning(config: Mapping[str, object]) -> LnTuningConfig:
+    """Return what `config`, a parsed `adapter_config.json`, asks for.
+
+    Raises:
+        PackageError: A field is malformed or asks for something that is not served.
+    """
+    refuse_unserved(config, FIELDS)
+    return LnTuningConfig(
+        target_modules=frozenset(names(config, "target_modules")),
+        exclude_modules=frozenset(names(config, "exclude_modules")),
+        base_model=text(config, "base_model_name_or_path"),
+        saved=saved_names(config),
+    )
+
+
+def ln_tuning_contents(config: LnTuningConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
+    """Return the norms that `tensors` hold.
+
+    Raises:
+        PackageError: A tensor is of something else, or disagrees with `config`.
+    """
+    edits = []
+    for tensor in without_repeats(tensors, config.saved):
+        module, infix, parameter = path_of(tensor.name).rpartition(_INFIX)
+        if not infix or "." in parameter:
+            edits.append(saved_edit(tensor, config.saved, _SERVED))
+            continue
+        if not config.targets(module):
+            raise PackageError(
+                f"module {module} has tensors but adapter_config.json does not target it "
+                "(target_modules, exclude_modules)",
+                "INVALID_ADAPTER_CONFIG",
+            )
+        edits.append(Edit(module, EditKind.PARAMETER, tensor, parameter))
+    return Contents(edits=sorted(edits, key=lambda edit: (edit.module, edit.parameter)))

@@ -1,0 +1,104 @@
+"""Modules that were trained whole, and saved beside an adapter: `modules_to_save`.
+
+PEFT also saves the embeddings when the vocabulary was resized or they are adapted. Source of the
+meaning: `peft.utils.save_and_load` and `ModulesToSaveWrapper`, PEFT 0.21.
+"""
+
+from collections.abc import Collection, Mapping
+
+from loramux_adapters.contents import Edit, EditKind
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import invalid, names, path_of, unsupported
+from loramux_adapters.lora import is_outer
+from loramux_adapters.tensorfile import TensorInfo
+
+MAX_SAVED_NAMES = 64
+_OF_OTHER_TASKS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
+_BASE_WEIGHT = ".base_layer.weight"
+_TOKEN_ADAPTER = ".token_adapter"
+_AGAIN = (".modules_to_save.", ".original_module.")
+
+
+def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the names in `modules_to_save` of a parsed config.
+
+    Raises:
+        PackageError: The field is malformed, or the modules are heads of another task.
+    """
+    found = names(config, "modules_to_save")
+    task = config.get("task_type")
+    if found and task in _OF_OTHER_TASKS:
+        raise unsupported(
+            "task_type", task,
+            "its head (modules_to_save) makes no text; adapters of task CAUSAL_LM are served",
+        )  # fmt: skip
+    if len(found) > MAX_SAVED_NAMES:
+        raise invalid("modules_to_save", f"has {len(found)} names, at most {MAX_SAVED_NAMES}")
+    return found
+
+
+def saved_edit(tensor: TensorInfo, saved: tuple[str, ...], served: str) -> Edit:
+    """Return what `tensor` takes the place of.
+
+    Args:
+        tensor: A tensor that is no part of what the method trains.
+        saved: The names of `modules_to_save`.
+        served: Which other tensors would be right.
+
+    Raises:
+        PackageError: It is neither of a module in `saved` nor the weight of embeddings.
+    """
+    path = path_of(tensor.name)
+    module, _, parameter = path.rpartition(".")
+    if path.endswith(_BASE_WEIGHT):
+        module = path.removesuffix(_BASE_WEIGHT).removesuffix(_TOKEN_ADAPTER)
+        return Edit(module, EditKind.SHARED_WEIGHT, tensor, "weight")
+    if is_inside(module, saved):
+        return Edit(module, EditKind.PARAMETER, tensor, parameter)
+    if module and parameter == "weight" and is_outer(module):
+        return Edit(module, EditKind.SHARED_WEIGHT, tensor, parameter)
+    raise PackageError(
+        f"tensor {tensor.name} is refused: only {served}, and those of modules in modules_to_save",
+        "UNSUPPORTED_ADAPTER_FEATURE",
+    )
+
+
+def without_repeats(tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]) -> list[TensorInfo]:
+    """Return `tensors` without those that PEFT saves twice.
+
+    Of a module in `saved` that is asked for in another way, too, such as by bias or because the
+    vocabulary was resized, it also saves what the module was before training, and a copy.
+    """
+    return [tensor for tensor in tensors.values() if not _is_repeat(tensor, tensors, saved)]
+
+
+def _is_repeat(
+    tensor: TensorInfo, tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]
+) -> bool:
+    for infix in _AGAIN:
+        module, found, parameter = tensor.name.rpartition(infix)
+        if found and f"{module}.{parameter}" in tensors:
+            return is_inside(path_of(module), saved)
+    return False
+
+
+def check_saved_alone(edits: list[Edit], adapted: Collection[str]) -> None:
+    """Demand that no module is both trained whole and `adapted` otherwise; PEFT does one of them.
+
+    Raises:
+        PackageError: One is.
+    """
+    for edit in edits:
+        if edit.kind is EditKind.PARAMETER and edit.module in adapted:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: module {edit.module} is in modules_to_save of "
+                "adapter_config.json and adapted, too",
+                "INVALID_ADAPTER_CONFIG",
+            )
+
+
+def is_inside(module: str, saved: tuple[str, ...]) -> bool:
+    """Return whether `module` or what it is a part of is in `saved`."""
+    # PEFT asks for the end of the name, not for whole parts of it.
+    parts = module.split(".")
+    return any(".".join(parts[:end]).endswith(saved) for end in range(1, len(parts) + 1))

@@ -1,0 +1,135 @@
+"""Adapters as any tool saved them: which tool that was, and how they become packages."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from loramux_adapters.adapters_library import is_adapters_library, pack_adapters_library
+from loramux_adapters.base import BaseFolder
+from loramux_adapters.errors import PackageError
+from loramux_adapters.files import open_regular
+from loramux_adapters.kohya import is_kohya, pack_kohya
+from loramux_adapters.package import (
+    Output,
+    Package,
+    is_peft_folder,
+    pack,
+    read_config,
+    read_package,
+)
+
+if TYPE_CHECKING:
+    from loramux_adapters.weights.fold import Folded
+
+FOLDED = frozenset({"ADALORA", "LOHA", "LOKR", "VERA"})
+"""Values of `peft_type` that become a LoRA, which needs numpy."""
+MAX_ERROR = 0.01
+"""Of what a layer adds, by norm, this share may be lost where the rank is too high."""
+_COPY_BYTES = 1 << 20
+
+
+def pack_source(
+    source: Path,
+    output: Output,
+    *,
+    notes: Mapping[str, object | None] | None = None,
+    max_error: float = MAX_ERROR,
+    base: BaseFolder | None = None,
+) -> "list[Folded]":
+    """Write `source`, whichever tool saved it, to `output` as a package.
+
+    What is served of PEFT is packed as it is, and LoRA of the adapters library and of kohya-style
+    trainers under the names of PEFT. AdaLoRA, LoHa, LoKr and VeRA are folded to LoRA.
+
+    Args:
+        source: A folder, a file of tensors, or a package.
+        output: What to write to.
+        notes: Notes in place of those that the source has; None leaves one out.
+        max_error: Share of a layer's change that may be lost where its rank is too high for LoRA.
+        base: The model that it is for. VeRA needs it, and kohya-style names can.
+
+    Returns:
+        What became of each layer of LoHa, LoKr or VeRA.
+
+    Raises:
+        PackageError: It is not an adapter that can be served.
+        OSError: It cannot be read.
+    """
+    if is_kohya(source):
+        pack_kohya(source, output, notes=notes, base=base)
+    elif source.is_file():
+        _copy(source, output, notes)
+    elif is_adapters_library(source):
+        pack_adapters_library(source, output, notes=notes)
+    elif _is_folded(source):
+        return _fold(source, output, notes, max_error, base)
+    else:
+        pack(source, output, notes=notes)
+    return []
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` as the file of a package; what is not one is packed into a temporary file.
+
+    Raises:
+        PackageError: It is not an adapter that can be served.
+        OSError: The path cannot be read.
+    """
+    if not path.is_dir() and not is_kohya(path):
+        with open_regular(path) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile(prefix="loramux-") as packed:
+        pack_source(path, packed)
+        packed.flush()
+        yield packed
+
+
+@contextmanager
+def open_package(path: Path) -> Iterator[tuple[BinaryIO, Package]]:
+    """Open the package, or the adapter that some tool saved, at `path`.
+
+    Raises:
+        PackageError: It is not an adapter that can be served.
+        OSError: The path cannot be read.
+    """
+    with open_source(path) as file:
+        yield file, read_package(file, os.fstat(file.fileno()).st_size)
+
+
+def _copy(source: Path, output: Output, notes: Mapping[str, object | None] | None) -> None:
+    """Write the package `source`, which is checked, to `output`."""
+    with open_regular(source) as file:
+        read_package(file, os.fstat(file.fileno()).st_size)
+        if notes:
+            raise PackageError(f"{source} is a package already; unpack it to change its notes")
+        file.seek(0)
+        while piece := file.read(_COPY_BYTES):
+            output.write(piece)
+
+
+def _is_folded(source: Path) -> bool:
+    return is_peft_folder(source) and read_config(source).get("peft_type") in FOLDED
+
+
+def _fold(
+    source: Path,
+    output: Output,
+    notes: Mapping[str, object | None] | None,
+    max_error: float,
+    base: BaseFolder | None,
+) -> "list[Folded]":
+    try:
+        from loramux_adapters.weights.sources import fold_source
+    except ImportError as error:
+        if error.name != "numpy":
+            raise
+        raise PackageError(
+            "to fold an adapter to LoRA needs numpy: pip install 'loramux[cli]'",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        ) from None
+    return fold_source(source, output, notes=notes, max_error=max_error, base=base)

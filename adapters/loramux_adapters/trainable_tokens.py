@@ -1,0 +1,123 @@
+"""Rows of single tokens in the embeddings: `trainable_token_indices`, and a method of its own.
+
+Source of the meaning: `peft.TrainableTokensConfig` and `TrainableTokensLayer`, PEFT 0.21. The rows
+are the weights themselves, no differences.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loramux_adapters.contents import Contents, Edit, EditKind
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import Fields, invalid, names, path_of, refuse_unserved, text
+from loramux_adapters.saved import saved_edit
+from loramux_adapters.tensorfile import TensorInfo
+
+FIELDS = Fields(
+    honoured=frozenset({"peft_type", "token_indices", "target_modules"}),
+    recorded=frozenset({
+        "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+        "inference_mode", "init_weights",
+    }),
+    refused={},
+)  # fmt: skip
+ROWS = ".token_adapter.trainable_tokens_delta"
+"""How the names of such tensors end beside those of LoRA."""
+_OWN_ROWS = ".trainable_tokens_delta"
+_SERVED = f"'{_OWN_ROWS}' is served of a TRAINABLE_TOKENS adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableTokensConfig:
+    """What a checked config of this method says."""
+
+    tokens: tuple[int, ...]
+    target_modules: frozenset[str]
+    """Ends of the names of embeddings; empty for the model's own."""
+    base_model: str
+
+
+def check_trainable_tokens(config: Mapping[str, object]) -> TrainableTokensConfig:
+    """Return what `config`, a parsed `adapter_config.json`, asks for.
+
+    Raises:
+        PackageError: A field is malformed or asks for something that is not served.
+    """
+    refuse_unserved(config, FIELDS)
+    return TrainableTokensConfig(
+        tokens=token_list(config.get("token_indices"), "token_indices"),
+        # PEFT writes the name of the embeddings as a string, if none was given.
+        target_modules=frozenset(names(config, "target_modules", text_is_name=True)),
+        base_model=text(config, "base_model_name_or_path"),
+    )
+
+
+def trainable_tokens_contents(
+    config: TrainableTokensConfig, tensors: Mapping[str, TensorInfo]
+) -> Contents:
+    """Return the rows that `tensors` hold.
+
+    Raises:
+        PackageError: A tensor is something else, or disagrees with `config`.
+    """
+    edits = []
+    for tensor in tensors.values():
+        if tensor.name.endswith(_OWN_ROWS):
+            module = path_of(tensor.name).removesuffix(_OWN_ROWS)
+            edits.append(tokens_edit(module, tensor, config.tokens, "token_indices"))
+        else:
+            edits.append(saved_edit(tensor, (), _SERVED))
+    # PEFT saves the rows also for what is tied to the embeddings, which no field names.
+    targets = tuple(config.target_modules) or ("",)
+    if not any(e.kind is EditKind.TOKENS and e.module.endswith(targets) for e in edits):
+        raise PackageError(
+            f"there is no tensor '{_OWN_ROWS}' of a module that target_modules names",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    return Contents(edits=sorted(edits, key=lambda edit: (edit.module, edit.kind)))
+
+
+def token_indices(config: Mapping[str, object]) -> Mapping[str, tuple[int, ...]]:
+    """Return `trainable_token_indices`: ends of names of modules -> tokens.
+
+    A list is for the embeddings, whatever their name, and stands under the empty end.
+
+    Raises:
+        PackageError: The field is malformed.
+    """
+    field = "trainable_token_indices"
+    value = config.get(field)
+    if value is None or value == [] or value == {}:
+        return {}
+    if isinstance(value, list):
+        return {"": token_list(value, field)}
+    if not isinstance(value, dict):
+        raise invalid(field, f"is {shown(value)}, not a list of tokens or an object of such")
+    return {name: token_list(each, f"{field}[{shown(name)}]") for name, each in value.items()}
+
+
+def token_list(value: object, label: str) -> tuple[int, ...]:
+    """Return the tokens in the list `value`.
+
+    Raises:
+        PackageError: It is no list of different tokens.
+    """
+    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+        raise invalid(label, f"is {shown(value)}, not a list of token ids from 0")
+    if not value or len(set(value)) != len(value):
+        raise invalid(label, "is empty" if not value else "has a token twice")
+    return tuple(value)
+
+
+def tokens_edit(module: str, tensor: TensorInfo, tokens: tuple[int, ...], label: str) -> Edit:
+    """Return the edit of `module` that `tensor` is, which has the rows of `tokens`.
+
+    Raises:
+        PackageError: It has another number of rows; `label` is the field that says how many.
+    """
+    if len(tensor.shape) != 2 or tensor.shape[0] != len(tokens):
+        raise PackageError(
+            f"tensor {tensor.name}: shape {list(tensor.shape)} is not one row for each of the "
+            f"{len(tokens)} tokens in {label} of adapter_config.json"
+        )
+    return Edit(module, EditKind.TOKENS, tensor, "weight", tokens)

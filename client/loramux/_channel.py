@@ -1,0 +1,118 @@
+"""How a client reaches its servers: addresses, and what is tried again when.
+
+Calls that change nothing are made again where the server was not there, or said so before its
+answer began: gRPC itself does that, waits as long as the server says or longer each time, and
+spends at most a part of what succeeds on it, so that a crowd of clients cannot double the load of
+a server that fails.
+"""
+
+import ipaddress
+import json
+import socket
+from collections.abc import Sequence
+
+from loramux.errors import InvalidArgumentError
+
+Targets = str | Sequence[str]
+"""`HOST:PORT` of a server, or of several that serve the same."""
+
+MAX_ATTEMPTS = 5
+RETRY_TOKENS = 100
+"""A failure takes one; from half on nothing is tried again."""
+RETRY_RATIO = 0.1
+"""A success brings so much of one back."""
+
+_OPTIONS: list[tuple[str, int]] = [
+    # An answer with log-probabilities can be large; a request cannot.
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A server that starts again is back within seconds.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+_REPEATABLE = {
+    "loramux.v1.GenerationService": ["Generate", "StreamGenerate"],
+    "loramux.v1.AdapterService": ["GetAdapter", "ListAdapters", "DownloadAdapter"],
+    "loramux.v1.AliasService": ["ListAliasMoves"],
+    "loramux.v1.ResidencyService": ["PinAdapter", "UnpinAdapter", "PrefetchAdapter"],
+    "loramux.v1.ServerService": ["GetServerInfo", "GetServerLoad"],
+    "loramux.v1.QuarantineService": ["ListQuarantined"],
+}
+"""What does no more the second time than the first."""
+_POLICY = {
+    "maxAttempts": MAX_ATTEMPTS,
+    "initialBackoff": "0.4s",
+    "maxBackoff": "4s",
+    "backoffMultiplier": 2,
+    # The latter is how a call ends that reaches a server in the moment in which it closes; who
+    # gives up a call does not hear of it any more.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+}
+
+
+def each(targets: Targets) -> list[str]:
+    """Return every one of `targets`."""
+    return [targets] if isinstance(targets, str) else list(targets)
+
+
+def address(targets: Targets) -> str:
+    """Return the address of `targets` as gRPC takes it; names of several are looked up now.
+
+    Raises:
+        InvalidArgumentError: There is none, or one of several is no HOST:PORT that can be found.
+    """
+    targets = each(targets)
+    if len(targets) == 1:
+        return targets[0]
+    if not targets:
+        raise InvalidArgumentError("target is an empty list; give HOST:PORT of a server")
+    found = [_resolved(target) for target in targets]
+    for version, scheme in ((4, "ipv4"), (6, "ipv6")):
+        if all(version in addresses for addresses in found):
+            return f"{scheme}:{','.join(addresses[version] for addresses in found)}"
+    raise InvalidArgumentError(
+        f"target is {', '.join(targets)}; give addresses that are all of IPv4, or all of IPv6"
+    )
+
+
+def options(targets: Targets, *, retries: bool) -> list[tuple[str, int | str]]:
+    """Return the options of a channel to `targets`, on which gRPC makes calls again or does not."""
+    config: dict[str, object] = {}
+    if retries:
+        config["methodConfig"] = [
+            {
+                "name": [
+                    {"service": service, "method": method}
+                    for service, methods in _REPEATABLE.items()
+                    for method in methods
+                ],
+                "retryPolicy": _POLICY,
+            }
+        ]
+        config["retryThrottling"] = {"maxTokens": RETRY_TOKENS, "tokenRatio": RETRY_RATIO}
+    more: list[tuple[str, int | str]] = [("grpc.enable_retries", int(retries))]
+    targets = each(targets)
+    if len(targets) > 1:
+        # Who drains or has lost its engine says so, and is left out until it is back.
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+        config["healthCheckConfig"] = {"serviceName": "loramux.v1.GenerationService"}
+        more.append(("grpc.default_authority", targets[0]))
+    more.append(("grpc.service_config", json.dumps(config)))
+    return [*_OPTIONS, *more]
+
+
+def _resolved(target: str) -> dict[int, str]:
+    """Return an address of `target` for each version of IP in which it has one."""
+    host, colon, port = target.rpartition(":")
+    if not (colon and host and port.isdecimal()):
+        raise InvalidArgumentError(f"target {target!r} is not HOST:PORT")
+    try:
+        infos = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise InvalidArgumentError(f"target {target!r} cannot be found: {error}") from None
+    found: dict[int, str] = {}
+    for *_, where in infos:
+        ip = ipaddress.ip_address(str(where[0]).partition("%")[0])
+        found.setdefault(ip.version, f"{ip}:{port}" if ip.version == 4 else f"[{ip}]:{port}")
+    return found

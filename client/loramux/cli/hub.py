@@ -1,0 +1,65 @@
+"""`hf://ORG/NAME[@REVISION]` in place of a path: an adapter of the Hugging Face hub.
+
+Only the files that packing reads are fetched, by name: no pickle and no code.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loramux.cli.options import needs
+from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
+from loramux_adapters.companions import COMPANIONS
+from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
+
+SCHEME = "hf://"
+_FILES = (CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, NOTES_FILE, *COMPANIONS)
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/(?P<name>[\w.-]+))(@(?P<revision>[\w./-]+))?")
+
+
+class HubError(OSError):
+    """An adapter cannot be fetched."""
+
+
+@contextmanager
+def local(source: str, *, quiet: bool) -> Iterator[tuple[Path, str]]:
+    """Yield the path of `source`, which is fetched if it is of the hub, and what it is called.
+
+    Args:
+        source: A path, or an address of the hub.
+        quiet: Show no progress.
+
+    Raises:
+        HubError: There is no such adapter, or the hub cannot be reached.
+    """
+    if not source.startswith(SCHEME):
+        path = Path(source)
+        yield path, path.resolve().name
+        return
+    found = _ADDRESS.fullmatch(source)
+    if not found:
+        raise HubError(f"{source!r} is no address of the hub; write hf://ORG/NAME[@REVISION]")
+    yield _fetched(source, found["repository"], found["revision"], quiet=quiet), found["name"]
+
+
+def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool) -> Path:
+    with needs("huggingface_hub", extra="hub", what="hf://"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+    if quiet:
+        disable_progress_bars()
+    try:
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
+    except RepositoryNotFoundError:
+        raise HubError(f"{source}: there is no such repository, or it is not for you") from None
+    except RevisionNotFoundError:
+        raise HubError(f"{source}: there is no such revision") from None
+    # The library raises errors of HTTP, of files and of its own, each with a text of many lines.
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise HubError(f"{source} cannot be fetched: {first}") from None
+    if not any((path / name).exists() for name in (TENSOR_FILE, LIBRARY_TENSOR_FILE)):
+        raise HubError(f"{source} has no {TENSOR_FILE}; pickles (.bin) are not read")
+    return path

@@ -1,0 +1,63 @@
+"""Options of `loramux pack` -> the notes that say how an adapter is to be used."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from loramux_adapters import PackageError
+from loramux_adapters.errors import shown
+from loramux_adapters.files import read_bounded, read_object
+from loramux_adapters.generation import LISTS, check_generation
+from loramux_adapters.generation_config import MAX_BYTES, defaults_of
+from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
+
+NONE = "none"
+"""Given in place of a file, leaves out what a folder has."""
+
+
+def use_notes(
+    chat_template: str | None, generation_config: str | None, defaults: Iterable[str]
+) -> dict[str, object]:
+    """Return the notes that the options give; None where one is to be left out.
+
+    Raises:
+        PackageError: A file or a default is malformed.
+    """
+    notes: dict[str, object] = {}
+    if chat_template == NONE:
+        notes["chat_template"] = None
+    elif chat_template:
+        path = Path(chat_template)
+        raw = read_bounded(path.parent, path.name, MAX_TEMPLATE_BYTES)
+        try:
+            notes["chat_template"] = raw.decode()
+        except UnicodeDecodeError:
+            raise PackageError(f"{path} is not UTF-8", "INVALID_ADAPTER_CONFIG") from None
+    found: dict[str, object] = {}
+    if generation_config not in (None, NONE):
+        path = Path(str(generation_config))
+        found = defaults_of(read_object(path.parent, path.name, MAX_BYTES))
+    for text in defaults:
+        name, value = _parsed(text)
+        if name in LISTS:
+            before = found.get(name)
+            found[name] = [*(before if isinstance(before, list) else []), value]
+        else:
+            found[name] = value
+    if found:
+        notes["generation"] = check_generation(found, "--default")
+    elif generation_config == NONE:
+        notes["generation"] = None
+    return notes
+
+
+def _parsed(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise PackageError(f"--default {shown(text)} is not FIELD=VALUE", "INVALID_FIELD")
+    if name == "stop":
+        return name, value
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

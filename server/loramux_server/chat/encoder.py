@@ -1,0 +1,96 @@
+"""What a template wrote -> tokens: its own control tokens are such, and contents are plain text."""
+
+import json
+import secrets
+from collections.abc import Sequence
+
+from tokenizers import AddedToken, Tokenizer
+
+from loramux.errors import InvalidArgumentError
+from loramux_server.chat.messages import Piece, Setup
+from loramux_server.tokenizer import check_unbroken, panics_refused
+
+
+class ChatEncoder:
+    """Encodes pieces as the base model's tokenizer encodes the text that they make together.
+
+    Between its added tokens a tokenizer takes each stretch of text by itself, the first one in
+    another way than the others. So all is encoded in one go, in which a token that a template
+    wrote has a stand-in: a text that nobody can guess and no content holds.
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        described = json.loads(tokenizer_json)
+        added = described.get("added_tokens", [])
+        self._numbers = {str(token["content"]): int(token["id"]) for token in added}
+        self._control = {str(token["content"]) for token in added if token["special"]}
+        # Any text may need the one for what the tokenizer does not know.
+        self._forged = {self._numbers[content] for content in self._control - {_unknown(described)}}
+        for token in added:
+            token["special"] = True
+        self._tokenizer = Tokenizer.from_str(json.dumps(described))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # No added token is found in a text any more, but the stand-ins.
+        self._tokenizer.encode_special_tokens = True
+        secret = secrets.token_hex(8)
+        self._stand_ins = {
+            str(token["content"]): f"{secret}x{number}x" for number, token in enumerate(added)
+        }
+        self._tokenizer.add_tokens(
+            [
+                AddedToken(
+                    self._stand_ins[str(token["content"])],
+                    lstrip=bool(token["lstrip"]),
+                    rstrip=bool(token["rstrip"]),
+                    normalized=False,
+                )
+                for token in added
+            ]
+        )
+        self._meant = {
+            self._tokenizer.token_to_id(stand_in): self._numbers[content]
+            for content, stand_in in self._stand_ins.items()
+        }
+
+    def setup(self, variables: dict[str, str]) -> Setup:
+        """Return what a renderer of templates needs to know of the tokenizer."""
+        return Setup(
+            control=sorted(self._control),
+            added=sorted(self._numbers.keys() - self._control),
+            variables=variables,
+        )
+
+    def encode(self, pieces: Sequence[Piece]) -> list[int]:
+        """Return the tokens of `pieces`.
+
+        Raises:
+            InvalidArgumentError: They cannot be tokenized, or the tokenizer makes a control token
+                of plain text.
+        """
+        for piece in pieces:
+            check_unbroken(piece.text, "messages")
+        text = "".join(
+            self._stand_ins.get(piece.text, "") if piece.is_token else piece.text
+            for piece in pieces
+        )
+        with panics_refused("messages"):
+            found = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if forged := self._forged.intersection(found):
+            raise InvalidArgumentError(
+                f"messages hold a text of which the tokenizer makes control token {min(forged)}",
+                reason="INVALID_FIELD",
+                field="messages",
+            )
+        return [self._meant.get(token, token) for token in found]
+
+
+def _unknown(described: dict[str, dict[str, object]]) -> str:
+    """Return the token for what the tokenizer does not know; empty if it has none."""
+    unknown = described["model"].get("unk_token")
+    if isinstance(unknown, str):
+        return unknown
+    number, entries = described["model"].get("unk_id"), described["model"].get("vocab")
+    if isinstance(number, int) and isinstance(entries, list):
+        return str(entries[number][0])
+    return ""

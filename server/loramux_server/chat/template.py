@@ -1,0 +1,181 @@
+"""Chat templates as transformers runs them: Jinja2 in its sandbox, with the same helpers.
+
+Source of the meaning: `apply_chat_template` of transformers 5.
+"""
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MAX_RENDERED = 1 << 20
+"""Most characters that a template may write."""
+
+
+class RefusedMessagesError(Exception):
+    """A template called `raise_exception`: it does not take these messages."""
+
+
+class FailedTemplateError(Exception):
+    """A template cannot be parsed, failed, or broke one of its limits."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks, for training, what the model wrote: here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja only reads it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _PlainNamespace(Namespace):
+    """Jinja's namespace, without a way to attributes of Python's own."""
+
+    def __init__(self, *args: Iterable[tuple[str, object]], **attributes: object) -> None:
+        values = dict(*args, **attributes)
+        for name in values:
+            _refuse_underscore(name)
+        super().__init__(values)
+
+    def __setitem__(self, name: str, value: object) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+class Template:
+    """A compiled template."""
+
+    def __init__(self, source: str) -> None:
+        """Compile `source`.
+
+        Raises:
+            FailedTemplateError: It is no template.
+        """
+        self.source = source
+        environment = _environment()
+        tree = _parsed(environment, source)
+        self.literals = {
+            found.value for found in tree.find_all(nodes.Const) if isinstance(found.value, str)
+        }
+        """Strings that the template may look for in a content."""
+        try:
+            self._compiled = environment.from_string(tree)
+        except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:
+            raise FailedTemplateError(_said(error)) from None
+
+    def render(
+        self,
+        turns: Iterable[tuple[str, str]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, str],
+    ) -> str:
+        """Return what the template makes of `turns`, which are role and content.
+
+        Raises:
+            RefusedMessagesError: It says that it does not take them.
+            FailedTemplateError: It failed, or wrote more than MAX_RENDERED characters.
+        """
+        pieces: list[str] = []
+        length = 0
+        try:
+            for piece in self._compiled.generate(
+                messages=[{"role": role, "content": content} for role, content in turns],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            ):
+                length += len(piece)
+                if length > MAX_RENDERED:
+                    raise FailedTemplateError(f"it wrote more than {MAX_RENDERED} characters")
+                pieces.append(piece)
+        except (RefusedMessagesError, FailedTemplateError):
+            raise
+        # A template is a program: it can raise whatever Python's operators and methods do.
+        except Exception as error:
+            raise FailedTemplateError(_said(error)) from None
+        return "".join(pieces)
+
+
+def check_syntax(source: str) -> None:
+    """Demand that `source` can be parsed; it is neither compiled nor run.
+
+    Raises:
+        FailedTemplateError: It is no template.
+    """
+    _parsed(_environment(), source)
+
+
+def _parsed(environment: jinja2.Environment, source: str) -> nodes.Template:
+    try:
+        # What the environment itself does for a fault compiles a line of Python to point at it.
+        return Parser(environment, source).parse()
+    except jinja2.TemplateSyntaxError as error:
+        raise FailedTemplateError(f"line {error.lineno}: {error.message}") from None
+    except RecursionError:
+        raise FailedTemplateError("it nests too deeply") from None
+
+
+def _said(error: BaseException) -> str:
+    """Return what `error` says, short: a template may put a whole conversation into it."""
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}")
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise RefusedMessagesError(str(message)[:1000])
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own escapes what has a meaning in HTML.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+class _PlainDict:
+    """Python's `dict` to call, and not the class with all that hangs on it."""
+
+    def __call__(self, *args: Iterable[tuple[str, object]], **entries: object) -> dict[str, object]:
+        return dict(*args, **entries)
+
+
+def _environment() -> jinja2.Environment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["dict"] = _PlainDict()
+    environment.globals["namespace"] = _PlainNamespace
+    return environment

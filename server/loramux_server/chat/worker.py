@@ -1,0 +1,125 @@
+"""The process that renders templates: `python -m loramux_server.chat.worker FD`.
+
+Templates are programs of strangers, and a sandbox may have a hole. So this process has nothing:
+once it is ready, an audit hook lets it open no file, socket or process and import nothing; its
+memory and the processor time of one rendering are limited by the system, and the frontend ends it
+where it does not answer.
+"""
+
+import contextlib
+import functools
+import resource
+import signal
+import socket
+import sys
+
+from loramux_server.chat.messages import (
+    Answer,
+    Failed,
+    Refused,
+    Render,
+    Rendered,
+    Setup,
+    Turn,
+    decode_render,
+    decode_setup,
+    encode,
+)
+from loramux_server.chat.shield import Shield, Tokens
+from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
+from loramux_server.engine.channel import read_message, write_message
+
+MEMORY = 1 << 30
+"""Bytes of address space, Python's own among them."""
+KEPT = 64
+"""Templates that stay compiled."""
+
+_FORBIDDEN = (
+    "open", "import", "os.", "socket.", "subprocess.", "shutil.", "ctypes.", "pickle.", "marshal.",
+    "mmap.", "pty.", "signal.", "fcntl.", "tempfile.", "glob.", "urllib.", "http.", "sqlite3.",
+    "webbrowser.", "syslog.", "setopencodehook", "sys.settrace", "gc.",
+)  # fmt: skip
+"""What audit events begin with that end a rendering."""
+
+
+class Renderer:
+    """Renders with the tokens and variables of one base model."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._variables = setup.variables
+        self._tokens = Tokens(setup)
+        self._prepared = functools.lru_cache(KEPT)(self._prepare)
+
+    def answer(self, request: Render) -> Answer:
+        """Return what the template makes of the messages, or why it makes nothing."""
+        try:
+            template, shield = self._prepared(request.template)
+            render = functools.partial(
+                template.render,
+                add_generation_prompt=request.add_generation_prompt,
+                variables=self._variables,
+            )
+            return Rendered(
+                shield.pieces(
+                    request.turns,
+                    lambda turns: render((turn.role, turn.content) for turn in turns),
+                )
+            )
+        except RefusedMessagesError as error:
+            return Refused(str(error))
+        except FailedTemplateError as error:
+            return Failed(str(error))
+        except (MemoryError, RecursionError) as error:
+            return Failed(type(error).__name__)
+
+    def _prepare(self, source: str) -> tuple[Template, Shield]:
+        template = Template(source)
+        return template, Shield(self._tokens, source, template.literals)
+
+
+def main(descriptor: int) -> None:
+    """Render what comes on the socket `descriptor` until the other side closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the frontend says when it is over
+    connection = socket.socket(fileno=descriptor)
+    first = read_message(connection)
+    if first is None:
+        return
+    setup = decode_setup(first)
+    renderer = Renderer(setup)
+    _warm(renderer)
+    _close_doors()
+    write_message(connection, encode(Rendered([])))
+    while (message := read_message(connection)) is not None:
+        request = decode_render(message)
+        # The default action of the signal ends the process, also in the middle of an operation.
+        signal.setitimer(signal.ITIMER_PROF, setup.cpu_seconds)
+        answer = encode(renderer.answer(request))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        write_message(connection, answer)
+
+
+def _warm(renderer: Renderer) -> None:
+    """Import now what Jinja imports when it first needs it."""
+    used = "{{ messages | tojson }}{{ strftime_now('%Y') }}{{ messages[0].content | title }}"
+    for source in (used, "{{ raise_exception('no') }}", "{{ none() }}", "{% if %}"):
+        renderer.answer(Render(source, [Turn("user", "<s>")], True))
+
+
+def _close_doors() -> None:
+    for limit, size in (
+        (resource.RLIMIT_AS, MEMORY),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # a lower one holds already
+            resource.setrlimit(limit, (size, size))
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple[object, ...]) -> None:
+    if event.startswith(_FORBIDDEN):
+        raise PermissionError(f"a template must not use {event}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,104 @@
+"""Whether a request may be queued: what can never run, or not in time, is refused at once.
+
+Knows nothing of tensors or clocks.
+"""
+
+import math
+from typing import Protocol
+
+from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.pace import Pace
+from loramux_server.engine.request import Request
+from loramux_server.engine.scheduler import Scheduler
+
+Refusal = tuple[str, str]
+"""A name of `loramux.v1.ErrorReason` without its prefix, and a message."""
+
+
+class Memory(Protocol):
+    """What has to be known of the adapter memory."""
+
+    def fits(self, source: AdapterSource) -> bool:
+        """Return whether an adapter could ever be resident."""
+
+
+class Admission:
+    """Refuses requests before anything is held for them."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        pace: Pace,
+        memory: Memory,
+        context_length: int,
+        max_waiting: int,
+        vocab_size: int | None = None,
+    ) -> None:
+        """Put together what decides.
+
+        Args:
+            scheduler: Has the queue.
+            pace: Knows what steps cost.
+            memory: That of adapters.
+            context_length: Tokens that a prompt and its completion may have; the blocks hold them.
+            max_waiting: Most requests in the queue.
+            vocab_size: Tokens of the base; None where any will do.
+        """
+        self._scheduler = scheduler
+        self._pace = pace
+        self._memory = memory
+        self._context_length = context_length
+        self._max_waiting = max_waiting
+        self._vocab_size = vocab_size
+
+    def refusal(self, request: Request) -> Refusal | None:
+        """Return why `request` may not be queued, or None if it may."""
+        # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
+        if not request.prompt:
+            return "INVALID_FIELD", "the prompt has no tokens"
+        if self._vocab_size and max(request.prompt) >= (request.own_vocab_size or self._vocab_size):
+            return "INVALID_FIELD", "the prompt has a token that the model lacks"
+        if len(request.prompt) >= self._context_length:
+            return (
+                "CONTEXT_LENGTH_EXCEEDED",
+                f"the prompt has {len(request.prompt)} tokens; the context of "
+                f"{self._context_length} leaves no room for a completion",
+            )
+        if self._scheduler.num_queued >= self._max_waiting:
+            return "QUEUE_FULL", f"{self._max_waiting} requests are waiting already"
+        if request.adapter and not self._memory.fits(request.adapter):
+            return (
+                "ADAPTER_TOO_LARGE",
+                f"an adapter of rank {request.adapter.rank} does not fit the adapter memory",
+            )
+        return self._lateness(request)
+
+    def _lateness(self, request: Request) -> Refusal | None:
+        """Return why `request` cannot be finished in time at the rate of the last steps.
+
+        It may end after one token. So no more is counted than what has to be done in any case: the
+        prompts before it in the queue, its own as far as its keys are not there, a first token,
+        and those that it may not end before.
+        """
+        timeout = request.deadline - request.arrival
+        # What steps cost is learnt from steps. An engine without work tries: if it went by costs of
+        # a bad moment, it would refuse for ever.
+        if timeout == math.inf or not (self._scheduler.running or self._scheduler.waiting):
+            return None
+        least_tokens = max(1, request.sampling.min_tokens)
+        own = self._pace.least_seconds(self._scheduler.num_to_compute(request), least_tokens)
+        if own > timeout:
+            return (
+                "DEADLINE_EXCEEDED",
+                f"the request cannot be finished within {timeout:.3g} s: at the present rate "
+                f"prompt and first tokens alone take {own:.3g} s",
+            )
+        before = self._pace.least_seconds(self._scheduler.num_to_compute_before(), 0)
+        if own + before > timeout:
+            return (
+                "DEADLINE_UNREACHABLE",
+                f"the request cannot be finished within {timeout:.3g} s: the prompts that wait "
+                f"before it take {before:.3g} s",
+            )
+        return None

@@ -1,0 +1,154 @@
+"""One adapter out of several, each times a weight: what it is called, and how it is packed.
+
+From where it is packed a mix is an adapter like any other, with rank rows and a prefix cache of its
+own; a step knows nothing of it. The meaning is that of PEFT's `add_weighted_adapter`, with the
+scale of each part taken in and 1 as that of the result.
+
+Legend: R rank, K input width, N output width of a layer.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from loramux_adapters import PackageError
+from loramux_adapters.weights.dtypes import Array
+from loramux_server.engine.messages import AdapterSource, Combination, Part
+from loramux_server.lora.give_way import give_way
+from loramux_server.lora.packed import (
+    Base,
+    LayerPlace,
+    PackedAdapter,
+    PackedLayer,
+    load_packed,
+    rounded,
+    widened,
+)
+from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
+
+NOT_MIXABLE: Final = "ADAPTER_NOT_MIXABLE"
+_Found = tuple[PackedLayer, WeightFormat, float]
+"""What a part does to a layer, the format of that, and its factor."""
+
+
+def mixed(
+    sources: Sequence[AdapterSource], weights: Sequence[float], combination: Combination
+) -> AdapterSource | None:
+    """Return the mix of low-rank adapters, each times its weight; None if that changes nothing.
+
+    They have the same invocation tokens.
+    Several adapters become one of float32, with the sum of their ranks or, where they are summed
+    up factor by factor, the largest.
+    """
+    pairs = [(source, weight) for source, weight in zip(sources, weights, strict=True) if weight]
+    if not pairs:
+        return None
+    if len(pairs) == 1 and pairs[0][1] == 1:
+        return pairs[0][0]
+    pairs.sort(key=lambda pair: (pair[0].digest, pair[1]))
+    parts = tuple(Part(source.digest, source.path, weight) for source, weight in pairs)
+    found = [source for source, _ in pairs]
+    if len(pairs) == 1:
+        return AdapterSource(
+            _digest(parts, Combination.CAT), "", found[0].rank, found[0].num_bytes,
+            found[0].item_bytes, invocation=found[0].invocation, parts=parts,
+        )  # fmt: skip
+    ranks = [source.rank for source in found]
+    return AdapterSource(
+        _digest(parts, combination),
+        "",
+        sum(ranks) if combination is Combination.CAT else max(ranks),
+        sum(source.num_bytes * 4 // source.item_bytes for source in found),
+        invocation=found[0].invocation,
+        parts=parts,
+        combination=combination,
+    )
+
+
+def load_source(source: AdapterSource, base: Base, resting: Resting) -> PackedAdapter:
+    """Read an adapter, or all parts of a mix, into memory and pack it; see `load_packed`.
+
+    Raises:
+        DamagedError: A file is absent or not what was registered.
+        PackageError: It does not fit the base model, or its parts cannot be mixed.
+    """
+    if not source.parts:
+        return load_packed(Path(source.path), source.digest, base, resting)
+    if len(source.parts) == 1:
+        part = source.parts[0]
+        packed = load_packed(Path(part.path), part.digest, base, resting)
+        _check_plain(packed, part)
+        return replace(packed, scale_GP=packed.scale_GP * np.float32(part.weight))
+    parts = []
+    for part in source.parts:
+        packed = load_packed(Path(part.path), part.digest, base, AS_SAVED)
+        _check_plain(packed, part)
+        parts.append((packed, part.weight))
+    return _pack(source, parts, resting)
+
+
+def _digest(parts: Sequence[Part], combination: Combination) -> str:
+    lines = [f"mix {combination}", *(f"{part.digest} {part.weight.hex()}" for part in parts)]
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _check_plain(packed: PackedAdapter, part: Part) -> None:
+    if packed.edits:
+        raise PackageError(
+            f"{part.digest} does more than low-rank changes: it cannot be mixed or scaled",
+            NOT_MIXABLE,
+        )
+
+
+def _pack(
+    source: AdapterSource, parts: Sequence[tuple[PackedAdapter, float]], resting: Resting
+) -> PackedAdapter:
+    """Return the mix of `parts`, each with its weight."""
+    found: dict[LayerPlace, list[_Found]] = {}
+    for packed, weight in parts:
+        for layer in packed.layers:
+            place = layer.place
+            factor = float(packed.scale_GP[place.group, place.part]) * weight
+            found.setdefault(place, []).append((layer, packed.format, factor))
+    form = resting.of(WeightFormat.FLOAT32)
+    rank_GP = np.zeros_like(parts[0][0].rank_GP)
+    scale_GP = np.zeros_like(parts[0][0].scale_GP)
+    layers = []
+    join = _join if source.combination is Combination.CAT else _add
+    for place, changes in found.items():
+        a_RK, b_RN = join(changes)
+        rank_GP[place.group, place.part], scale_GP[place.group, place.part] = len(a_RK), 1
+        layers.append(PackedLayer(place, rounded(a_RK, form), rounded(b_RN, form)))
+        give_way()
+    return PackedAdapter(source.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes)
+
+
+def _join(changes: Sequence[_Found]) -> tuple[Array, Array]:
+    """Return A and B of a layer whose changes are summed up."""
+    a = [widened(layer.a_RK, form) * np.float32(factor) for layer, form, factor in changes]
+    b = [widened(layer.b_RN, form) for layer, form, _ in changes]
+    return np.concatenate(a), np.concatenate(b)
+
+
+def _add(changes: Sequence[_Found]) -> tuple[Array, Array]:
+    """Return A and B of a layer, each summed up: half of each factor, its sign with that of A."""
+    ranks = sorted({len(layer.a_RK) for layer, _, _ in changes})
+    if len(ranks) > 1:
+        raise PackageError(
+            f"linear takes adapters of equal ranks, and in one layer they are "
+            f"{', '.join(map(str, ranks))}; cat takes any",
+            NOT_MIXABLE,
+        )
+    a_RK, b_RN = (
+        np.zeros(half.shape, np.float32) for half in (changes[0][0].a_RK, changes[0][0].b_RN)
+    )
+    for layer, form, factor in changes:
+        root = np.float32(math.sqrt(abs(factor)))
+        a_RK += widened(layer.a_RK, form) * np.copysign(root, np.float32(factor))
+        b_RN += widened(layer.b_RN, form) * root
+    return a_RK, b_RN

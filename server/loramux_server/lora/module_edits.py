@@ -1,0 +1,117 @@
+"""What adapters do to modules that are no layers of the slab: embeddings, output, norms and others.
+
+Legend: T tokens, V tokens of the vocabulary, E tokens that have rows of their own, R rank, K input
+width, N output width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from loramux_server.lora.edits import LayerEdit
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A low-rank change beside the slab; B has its scale in it."""
+
+    a_RK: torch.Tensor
+    b_NR: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows of some tokens in the weight of embeddings, tokens in ascending order."""
+
+    token_E: torch.Tensor
+    row_EK: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterEdit:
+    """The module with parameters of the adapter in place of its own."""
+
+    parameters: Mapping[str, torch.Tensor]
+
+    def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return what `module` makes of `x` with these parameters."""
+        del y
+        return computed(module, self.parameters, x)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingEdit:
+    """Embeddings: another weight, rows of some tokens, then a low-rank change and a factor.
+
+    What is None is not done.
+    """
+
+    weight_VK: torch.Tensor | None = None
+    rows: TokenRows | None = None
+    a_VR: torch.Tensor | None = None
+    b_KR: torch.Tensor | None = None
+    """With the scale of the change."""
+    output_K: torch.Tensor | None = None
+
+    def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of the tokens `x`, [T], in place of `y`, [T, K]."""
+        if self.weight_VK is not None:
+            y = computed(module, {"weight": self.weight_VK}, x)
+        # Some models multiply embeddings in the module itself.
+        scale = getattr(module, "embed_scale", 1.0)
+        if self.rows is not None:
+            index_T = torch.searchsorted(self.rows.token_E, x).clamp(max=len(self.rows.token_E) - 1)
+            is_own_T = self.rows.token_E[index_T] == x
+            y = torch.where(is_own_T[:, None], self.rows.row_EK[index_T].to(y.dtype) * scale, y)
+        if self.a_VR is not None and self.b_KR is not None:
+            y = y + self.a_VR[x] @ self.b_KR.T * scale
+        return y if self.output_K is None else y * self.output_K
+
+
+@dataclass(frozen=True, slots=True)
+class OutputEdit:
+    """The layer that makes logits, which sees the rows alone whose logits are needed."""
+
+    layer: LayerEdit
+    low_rank: LowRank | None = None
+    rows: TokenRows | None = None
+
+    def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the logits of `x`, [T, K], in place of `y`, [T, N]."""
+        layer = self.layer
+        if layer.input_K is not None:
+            x = (x * layer.input_K).to(x.dtype)
+            y = module.forward(x)
+        if layer.weight_NK is not None:
+            y = nn.functional.linear(x, layer.weight_NK)
+        if self.low_rank is not None:
+            y = y + x.float() @ self.low_rank.a_RK.T @ self.low_rank.b_NR.T
+        if layer.output_N is not None:
+            y = y * layer.output_N
+        if layer.shift_N is not None:
+            y = y + layer.shift_N
+        if self.rows is not None:
+            num_more = int(self.rows.token_E[-1]) + 1 - y.shape[1]
+            y = nn.functional.pad(y, (0, max(0, num_more)))
+            y = y.index_copy(1, self.rows.token_E, nn.functional.linear(x, self.rows.row_EK))
+        return y
+
+
+def computed(
+    module: nn.Module, parameters: Mapping[str, torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    """Return what `module` makes of one row `x` of tokens with `parameters` in place of its own.
+
+    Hooks of the module are not called.
+    """
+    own = {name: getattr(module, name) for name in parameters}
+    try:
+        for name, value in parameters.items():
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+        y: torch.Tensor = module.forward(x[None])
+        return y[0]
+    finally:
+        for name, value in own.items():
+            setattr(module, name, value)

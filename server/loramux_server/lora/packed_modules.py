@@ -1,0 +1,172 @@
+"""From a package to all that it does beside the slab: to layers, embeddings and other modules.
+
+Legend: V tokens of the vocabulary, R rank, K width of an embedding, N output width of a layer.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from loramux_adapters import Package, PackageError
+from loramux_adapters.contents import Edit, EditKind
+from loramux_server.lora.bottleneck import pack_bottlenecks
+from loramux_server.lora.edits import Edits, LayerEdit
+from loramux_server.lora.module_edits import (
+    EmbeddingEdit,
+    LowRank,
+    OutputEdit,
+    ParameterEdit,
+    TokenRows,
+)
+from loramux_server.lora.packed_edits import (
+    BaseLayers,
+    Found,
+    Read,
+    check_factor,
+    found_by_module,
+    layer_edit,
+    weight_rows,
+)
+
+_ROWS_AT_ONCE = 2048
+
+
+def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
+    """Return what `package` does beside its low-rank changes in the slab; None if that is nothing.
+
+    Raises:
+        PackageError: It needs something of the base that cannot be had.
+    """
+    found = found_by_module(package)
+    _drop_what_base_has(package, found, base, read)
+    if base.vocabulary.is_tied:
+        _share(package, found, base)
+    layers: dict[int, dict[int, LayerEdit]] = {}
+    modules = pack_bottlenecks(package, base.places, read)
+    for module, of_module in found.items():
+        place = base.places.get(module)
+        if of_module.is_low_rank_alone and (place or of_module.low_rank is None):
+            continue
+        if place:
+            edit = layer_edit(module, of_module, base, read)
+            layers.setdefault(place.group, {})[place.part] = edit
+        elif module == base.vocabulary.embedding:
+            modules[module] = _embedding_edit(module, of_module, base, read)
+        elif module == base.vocabulary.output:
+            modules[module] = _output_edit(module, of_module, base, read)
+        else:
+            modules[module] = _parameter_edit(module, of_module, base, read)
+    edits = Edits(layers, modules, base.vocabulary.size_for(package.contents))
+    return edits if edits else None
+
+
+def _drop_what_base_has(
+    package: Package, found: dict[str, Found], base: BaseLayers, read: Read
+) -> None:
+    """Forget weights of embeddings that are those of the base: PEFT saves them to be sure."""
+    for edit in package.edits:
+        if edit.kind is EditKind.SHARED_WEIGHT and edit.module in (
+            base.vocabulary.embedding,
+            base.vocabulary.output,
+        ):
+            value_NK = base.as_held(edit.module, "weight", read(edit.tensor)).float()
+            spans = range(0, len(value_NK), _ROWS_AT_ONCE)
+            if all(
+                torch.equal(
+                    value_NK[at : at + _ROWS_AT_ONCE],
+                    base.rows(edit.module, at, min(at + _ROWS_AT_ONCE, len(value_NK))),
+                )
+                for at in spans
+            ):
+                del found[edit.module].parameters["weight"]
+
+
+def _share(package: Package, found: dict[str, Found], base: BaseLayers) -> None:
+    """Give the module that is tied to another what that has, unless it has its own."""
+    for edit in package.edits:
+        if edit.kind is EditKind.TOKENS and edit.module == base.vocabulary.embedding:
+            other = found.setdefault(base.vocabulary.output, Found())
+            other.tokens = other.tokens or edit
+        elif edit.kind is EditKind.SHARED_WEIGHT and found[edit.module].parameters:
+            name = (
+                base.vocabulary.output
+                if edit.module == base.vocabulary.embedding
+                else base.vocabulary.embedding
+            )
+            found.setdefault(name, Found()).parameters.setdefault("weight", edit.tensor)
+
+
+def _embedding_edit(module: str, found: Found, base: BaseLayers, read: Read) -> EmbeddingEdit:
+    """Return what `found` does to the embeddings.
+
+    DoRA gives each column of the changed weight the learned length.
+    """
+    low_rank = found.low_rank
+    if found.kinds.keys() - {EditKind.MAGNITUDE} or (low_rank and not low_rank.is_embedding):
+        raise PackageError(
+            f"module {module} is an embedding, which only LoRA for embeddings changes",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    edit = EmbeddingEdit(rows=_rows(module, found, base, read))
+    if "weight" in found.parameters:
+        edit = replace(
+            edit, weight_VK=base.as_held(module, "weight", read(found.parameters["weight"]))
+        )
+    if low_rank is None:
+        return edit
+    a_VR, b_KR = read(low_rank.a).T.contiguous(), low_rank.scale * read(low_rank.b)
+    output_K = None
+    if EditKind.MAGNITUDE in found.kinds:
+        squares_K = torch.zeros(len(b_KR))
+        rows = weight_rows(module, found, base, read)
+        for start in range(0, len(a_VR), _ROWS_AT_ONCE):
+            end = min(start + _ROWS_AT_ONCE, len(a_VR))
+            squares_K += torch.addmm(rows(start, end), a_VR[start:end], b_KR.T).square().sum(0)
+        output_K = read(found.kinds[EditKind.MAGNITUDE]) / squares_K.sqrt()
+        check_factor(module, output_K)
+    return replace(edit, a_VR=a_VR, b_KR=b_KR, output_K=output_K)
+
+
+def _output_edit(module: str, found: Found, base: BaseLayers, read: Read) -> OutputEdit:
+    layer = layer_edit(module, found, base, read)
+    low_rank = None
+    if found.low_rank is not None:
+        if found.low_rank.is_embedding:
+            raise PackageError(
+                f"module {module} makes logits, but has LoRA for embeddings",
+                "ADAPTER_BASE_MISMATCH",
+            )
+        a_RK, b_NR = read(found.low_rank.a), read(found.low_rank.b)
+        low_rank = LowRank(a_RK, found.low_rank.scale * b_NR)
+    rows = _rows(module, found, base, read)
+    bias_N = base.bias(module)
+    if rows is not None and bias_N is not None:
+        # PEFT leaves the bias out of a layer some of whose rows were trained.
+        without_N = 0 if layer.weight_NK is not None else -bias_N
+        layer = replace(layer, shift_N=without_N + torch.zeros_like(bias_N))
+    return OutputEdit(layer, low_rank, rows)
+
+
+def _parameter_edit(module: str, found: Found, base: BaseLayers, read: Read) -> ParameterEdit:
+    if found.kinds or found.tokens or found.low_rank:
+        raise PackageError(
+            f"module {module} is no layer of the base model that can be adapted",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    return ParameterEdit({
+        name: base.as_held(module, name, read(tensor)) for name, tensor in found.parameters.items()
+    })  # fmt: skip
+
+
+def _rows(module: str, found: Found, base: BaseLayers, read: Read) -> TokenRows | None:
+    edit: Edit | None = found.tokens
+    if edit is None:
+        return None
+    if found.low_rank is not None:
+        raise PackageError(
+            f"module {module} has a low-rank change, and rows of single tokens: PEFT does one of "
+            "the two",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    token_E, order_E = torch.tensor(edit.tokens).sort()
+    return TokenRows(token_E, base.as_held(module, "weight", read(edit.tensor)[order_E]))

@@ -1,0 +1,35 @@
+"""How a base model takes text: its tokenizer, and the template that makes a prompt of a chat."""
+
+from dataclasses import dataclass, field
+
+from transformers import AutoTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """What the folder of a base model says about text."""
+
+    tokenizer_json: str | None = None
+    """The tokenizer in the format of the tokenizers library; None where the base has none."""
+    chat_template: str | None = None
+    """Its chat template; None where the base has none."""
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    """What a template may name, such as `bos_token` -> the text of the token."""
+
+
+WITHOUT_TEXT = TextFormat()
+
+
+def read_text_format(path: str) -> TextFormat:
+    """Return what the folder or hub id `path` says; nothing if it holds no tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        return WITHOUT_TEXT
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return WITHOUT_TEXT
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    return TextFormat(str(backend.to_str()), template or None, dict(tokenizer.special_tokens_map))

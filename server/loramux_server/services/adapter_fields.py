@@ -1,0 +1,54 @@
+"""Whether the fields of a request that name adapters are within their limits."""
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_server.engine.messages import Combination
+from loramux_server.services.limits import invalid
+from loramux_server.store.reference import parse_reference
+
+MAX_ADAPTERS = 4
+MAX_ADAPTER_WEIGHT = 10.0
+COMBINATIONS: dict[int, Combination] = {
+    generation_pb2.COMBINATION_UNSPECIFIED: Combination.CAT,
+    generation_pb2.COMBINATION_CAT: Combination.CAT,
+    generation_pb2.COMBINATION_LINEAR: Combination.LINEAR,
+}
+
+
+def check_adapters(request: generation_pb2.GenerateRequest) -> None:
+    """Demand that the adapters of `request` may be looked for.
+
+    Raises:
+        InvalidArgumentError: A field is out of its limits; the message names it, its value and what
+            would be right.
+    """
+    if request.adapter and request.adapters:
+        raise InvalidArgumentError(
+            "adapter and adapters are both set; set one of them",
+            reason="INVALID_FIELD",
+            field="adapters",
+        )
+    if request.adapter:
+        parse_reference(request.adapter, "adapter")
+    if request.HasField("scale"):
+        if not request.adapter:
+            raise invalid("scale", request.scale, "none without adapter; adapters have weights")
+        _check_weight("scale", request.scale)
+    if request.combination not in COMBINATIONS:
+        raise invalid("combination", request.combination, "COMBINATION_CAT or COMBINATION_LINEAR")
+    if request.combination and not request.adapters:
+        name = generation_pb2.Combination.Name(request.combination)
+        raise invalid("combination", name, "none without adapters")
+    if len(request.adapters) > MAX_ADAPTERS:
+        raise invalid("adapters", f"{len(request.adapters)} entries", f"at most {MAX_ADAPTERS}")
+    for i, each in enumerate(request.adapters):
+        parse_reference(each.adapter, f"adapters[{i}].adapter")
+        if each.HasField("weight"):
+            _check_weight(f"adapters[{i}].weight", each.weight)
+
+
+def _check_weight(field: str, value: float) -> None:
+    # Written so that NaN fails.
+    if not -MAX_ADAPTER_WEIGHT <= value <= MAX_ADAPTER_WEIGHT:
+        most = f"{MAX_ADAPTER_WEIGHT:g}"
+        raise invalid(field, value, f"a number from -{most} to {most}")

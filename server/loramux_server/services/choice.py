@@ -1,0 +1,156 @@
+"""What a request is answered with: no adapter, one, or a mix of several."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+
+from loramux.errors import FailedPreconditionError
+from loramux.v1 import generation_pb2
+from loramux_adapters.errors import shown
+from loramux_adapters.peft_config import MAX_RANK
+from loramux_server.access.caller import caller
+from loramux_server.engine.messages import AdapterSource, Combination
+from loramux_server.lora.mix import NOT_MIXABLE, mixed
+from loramux_server.services.adapter_fields import COMBINATIONS
+from loramux_server.services.descriptions import identity_of
+from loramux_server.services.limits import invalid
+from loramux_server.statuses import Statuses
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The adapters of a request, each as the version that it keeps to its end."""
+
+    records: list[AdapterRecord] = field(default_factory=list)
+    """In the order of the request."""
+    source: AdapterSource | None = None
+    """What the engine loads; None for the base model, also where all weights are 0."""
+    is_mix: bool = False
+    leading: AdapterSource | None = None
+    """The adapter that weighs most: its chat template and its defaults are used."""
+    label: str = ""
+    """Whose the request counts as: that adapter's name; empty for the base model."""
+
+    @property
+    def identity(self) -> generation_pb2.AdapterIdentity | None:
+        """The adapter, unless there is none or there are several."""
+        return None if self.is_mix or not self.records else identity_of(self.records[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model has with the adapter; 0 if as many as ever."""
+        return max((record.vocab_size for record in self.records), default=0)
+
+    @property
+    def identities(self) -> list[generation_pb2.AdapterIdentity]:
+        """All adapters."""
+        return [identity_of(record) for record in self.records]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An adapter that a request names."""
+
+    reference: str
+    field: str
+    weight: float
+
+
+@contextmanager
+def chosen(
+    request: generation_pb2.GenerateRequest, registry: Registry, statuses: Statuses
+) -> Iterator[Choice]:
+    """Resolve each adapter of a checked request once, and keep it for as long as the block runs.
+
+    Raises:
+        NotFoundError: A reference stands for nothing.
+        InvalidArgumentError: Two stand for the same version.
+        FailedPreconditionError: The adapters cannot be mixed or scaled as asked.
+    """
+    asked = _asked(request)
+    if not asked:
+        yield Choice()
+        return
+    key = request.routing_key or secrets.token_hex(8)
+    with ExitStack() as leases:
+        found = [
+            leases.enter_context(registry.lease(one.reference, key=key, field=one.field))
+            for one in asked
+        ]
+        records = [record for record, _ in found]
+        sources = [source for _, source in found]
+        source = _source(asked, records, sources, request)
+        for record in records:
+            where = source.digest if source else record.digest
+            leases.enter_context(statuses.used(record.digest, record.tenant, where))
+        heaviest = max(range(len(asked)), key=lambda i: abs(asked[i].weight))
+        label = records[heaviest].full_name
+        yield Choice(records, source, bool(request.adapters), sources[heaviest], label)
+
+
+def _asked(request: generation_pb2.GenerateRequest) -> list[_Asked]:
+    if request.adapter:
+        scale = request.scale if request.HasField("scale") else 1.0
+        return [_Asked(request.adapter, "adapter", scale)]
+    return [
+        _Asked(
+            each.adapter, f"adapters[{i}].adapter", each.weight if each.HasField("weight") else 1.0
+        )
+        for i, each in enumerate(request.adapters)
+    ]
+
+
+def _source(
+    asked: list[_Asked],
+    records: list[AdapterRecord],
+    sources: list[AdapterSource],
+    request: generation_pb2.GenerateRequest,
+) -> AdapterSource | None:
+    """Return what the engine loads."""
+    combination = COMBINATIONS[request.combination]
+    weights = [one.weight for one in asked]
+    if weights == [1.0]:
+        return sources[0]
+    for i, (one, record) in enumerate(zip(asked, records, strict=True)):
+        if record.key in (other.key for other in records[:i]):
+            raise invalid(one.field, one.reference, f"each version once; it is {record}")
+        _check_plain(one, record)
+    if len({record.invocation for record in records}) > 1:
+        raise _not_mixable(
+            "adapters begin at different alora_invocation_tokens: a mix begins at one place",
+            "adapters",
+        )
+    ranks = [record.rank for record in records]
+    if combination is Combination.LINEAR and len(set(ranks)) > 1:
+        raise _not_mixable(
+            "combination is COMBINATION_LINEAR, which needs equal ranks; those of adapters are "
+            f"{', '.join(map(str, ranks))} (COMBINATION_CAT takes any)",
+            "combination",
+        )
+    if combination is Combination.CAT and sum(ranks) > MAX_RANK:
+        raise _not_mixable(
+            f"the ranks of adapters add up to {sum(ranks)}; at most {MAX_RANK}", "adapters"
+        )
+    source = mixed(sources, weights, combination)
+    if source and source.parts:
+        # Whoever asks for it takes the room, whosever its parts are.
+        return msgspec.structs.replace(source, tenant=caller().tenant)
+    return source
+
+
+def _check_plain(one: _Asked, record: AdapterRecord) -> None:
+    if record.edit_bytes or not record.rank:
+        raise _not_mixable(
+            f"{one.field} {shown(one.reference)} ({record}, method {record.method}) does more than "
+            "low-rank changes: it cannot be mixed or scaled",
+            one.field,
+        )
+
+
+def _not_mixable(message: str, field: str) -> FailedPreconditionError:
+    return FailedPreconditionError(message, reason=NOT_MIXABLE, field=field)

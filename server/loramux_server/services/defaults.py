@@ -1,0 +1,50 @@
+"""How tokens are chosen where a request does not say: as its adapter wants, else as always."""
+
+from collections.abc import Mapping, Sequence
+
+from loramux.v1 import generation_pb2
+from loramux_adapters.generation import INTEGERS, LISTS, NUMBERS
+from loramux_server.engine.messages import ModelInfo, Sampling
+
+_CLIPPED = ("max_tokens", "min_tokens", "top_k")
+"""Defaults that give way to what the request and the base model allow."""
+
+
+def with_defaults(
+    params: generation_pb2.SamplingParams, defaults: Mapping[str, object], model: ModelInfo
+) -> generation_pb2.SamplingParams:
+    """Return `params` with the generation defaults of a package for what they do not say.
+
+    `max_tokens` is left to `samplings`, which knows how much the context leaves.
+    """
+    if not defaults:
+        return params
+    merged = generation_pb2.SamplingParams()
+    for name, value in defaults.items():
+        if name in LISTS:
+            getattr(merged, name).extend([] if getattr(params, name) else value)
+        elif name not in _CLIPPED:
+            setattr(merged, name, value)
+    merged.MergeFrom(params)
+    top_k, min_tokens = defaults.get("top_k"), defaults.get("min_tokens")
+    if isinstance(top_k, int) and not params.HasField("top_k"):
+        merged.top_k = min(top_k, model.vocab_size)
+    if isinstance(min_tokens, int) and not params.HasField("min_tokens"):
+        most = params.max_tokens if params.HasField("max_tokens") else model.context_length
+        merged.min_tokens = min(min_tokens, most)
+    return merged
+
+
+def used(
+    params: generation_pb2.SamplingParams, chosen: Sequence[Sampling]
+) -> generation_pb2.SamplingParams:
+    """Return what is used for completions that `params` led to `chosen` for."""
+    first = chosen[0]
+    result = generation_pb2.SamplingParams()
+    result.CopyFrom(params)
+    for name in (*INTEGERS, *NUMBERS, "seed"):
+        setattr(result, name, getattr(first, name))
+    result.n = len(chosen)
+    if not result.HasField("skip_special_tokens"):
+        result.skip_special_tokens = True
+    return result

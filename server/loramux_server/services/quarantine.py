@@ -1,0 +1,84 @@
+"""QuarantineService: what is not run any more."""
+
+import asyncio
+import logging
+
+import sqlalchemy.exc
+
+from loramux.errors import NotFoundError
+from loramux.v1 import quarantine_pb2
+from loramux_adapters.errors import shown
+from loramux_server.quarantine import REQUEST, Entry, Quarantine, dump, load
+from loramux_server.rpc import Context
+from loramux_server.services.limits import invalid
+from loramux_server.services.storage import finished, storage_errors
+from loramux_server.store.registry import Registry
+
+_log = logging.getLogger(__name__)
+
+_NOTE = "quarantine"
+_MAX_KEY = 512
+
+
+class QuarantineService:
+    """Implements `loramux.v1.QuarantineService`, and keeps what is refused across restarts."""
+
+    def __init__(self, quarantine: Quarantine, registry: Registry) -> None:
+        self._quarantine = quarantine
+        self._registry = registry
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        if kept := registry.catalog.note(_NOTE):
+            quarantine.restore(load(kept))
+        quarantine.on_refused = self._keep
+
+    async def ListQuarantined(
+        self, request: quarantine_pb2.ListQuarantinedRequest, context: Context
+    ) -> quarantine_pb2.ListQuarantinedResponse:
+        """List what is refused."""
+        entries = [self._message(entry) for entry in self._quarantine.entries]
+        return quarantine_pb2.ListQuarantinedResponse(entries=entries)
+
+    async def ClearQuarantined(
+        self, request: quarantine_pb2.ClearQuarantinedRequest, context: Context
+    ) -> quarantine_pb2.ClearQuarantinedResponse:
+        """Let something run again."""
+        if not 0 < len(request.key) <= _MAX_KEY:
+            raise invalid("key", request.key, f"1 to {_MAX_KEY} characters")
+        key = request.key
+        if not key.startswith((REQUEST, "sha256:")):
+            key = self._registry.get(key, field="key").digest
+        if not self._quarantine.clear(key):
+            raise NotFoundError(
+                f"{shown(request.key)} is not in quarantine",
+                reason="NOT_QUARANTINED",
+                field="key",
+            )
+        with storage_errors():
+            await finished(asyncio.create_task(self._write()))
+        return quarantine_pb2.ClearQuarantinedResponse()
+
+    def _message(self, entry: Entry) -> quarantine_pb2.QuarantineEntry:
+        message = quarantine_pb2.QuarantineEntry(
+            key=entry.key,
+            adapters=[str(record) for record in self._registry.with_digest(entry.key)],
+            cause=entry.cause,
+        )
+        message.since.FromDatetime(entry.since)
+        return message
+
+    def _keep(self) -> None:
+        task = asyncio.create_task(self._try_to_write())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _try_to_write(self) -> None:
+        try:
+            await self._write()
+        except sqlalchemy.exc.OperationalError as error:
+            _log.error("the quarantine is not kept for a restart: %s", error.orig)
+
+    async def _write(self) -> None:
+        async with self._writing:
+            text = dump(self._quarantine.entries)
+            await asyncio.to_thread(self._registry.catalog.keep_note, _NOTE, text)

@@ -1,0 +1,79 @@
+"""What packages say about their use beside their weights: a chat template, generation defaults."""
+
+import asyncio
+import json
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from loramux_adapters import PackageError
+from loramux_adapters.added_tokens import AddedToken, parse_added_tokens
+from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
+from loramux_adapters.tensorfile import MAX_HEADER_BYTES
+from loramux_server.engine.messages import AdapterSource
+
+KEPT = 4096
+"""Packages whose instructions stay in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What a package says about its use."""
+
+    chat_template: str | None = None
+    generation: Mapping[str, object] = field(default_factory=dict)
+    """Field of the sampling parameters -> its default."""
+    added_tokens: tuple[AddedToken, ...] = ()
+    """Tokens that its tokenizer adds to that of the base."""
+
+
+NONE = Instruction()
+"""That of the base model, and of packages that say nothing."""
+
+
+class Instructions:
+    """Reads them when an adapter is first used; for one event loop."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Instruction] = OrderedDict()
+        # Not the threads of uploads: requests wait for this.
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="instructions")
+
+    async def of(self, source: AdapterSource) -> Instruction:
+        """Return those of a package whose bytes a lease keeps."""
+        known = self._known.get(source.digest)
+        if known is None:
+            loop = asyncio.get_running_loop()
+            known = await loop.run_in_executor(self._readers, _read, Path(source.path))
+            if known is None:
+                return NONE
+            self._known[source.digest] = known
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(source.digest)
+        return known
+
+
+def _read(path: Path) -> Instruction | None:
+    """Return what the package at `path` says; None where it is damaged, as its load will find."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+        notes = parse_manifest(header["__metadata__"][MANIFEST_KEY]).notes
+        added = parse_added_tokens(cast(list[object], notes.get("added_tokens", [])), "the package")
+    except (OSError, ValueError, KeyError, TypeError, struct.error, PackageError):
+        return None
+    template, generation = notes.get("chat_template"), notes.get("generation")
+    if template is None and not generation and not added:
+        return NONE
+    return Instruction(
+        template if isinstance(template, str) else None,
+        generation if isinstance(generation, dict) else {},
+        added,
+    )

@@ -1,0 +1,161 @@
+"""An adapter's own vocabulary: how many tokens there are with it, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux_adapters import PackageError, check_fit, open_package
+from loramux_adapters.added_tokens import added_tokens_of
+from loramux_adapters.contents import Contents
+from loramux_adapters.kinds import read_contents
+from loramux_adapters.manifest import check_notes
+from loramux_adapters.unpack import unpack
+from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.store.check import ServedBase, check_package
+from tests.adapters.files import CONFIG, MODULE, write_folder
+from tests.adapters.test_contents import LORA, infos
+from tests.adapters.test_saved import EMBED, HEAD, P
+from tests.support.models import byte_tokenizer
+
+BOTH = CONFIG | {"modules_to_save": ["embed_tokens", "lm_head"]}
+WEIGHT = f"{EMBED}.weight"
+ROWS = ".token_adapter.trainable_tokens_delta"
+UNTIED = BaseVocabulary("model.embed_tokens", "lm_head", 9, 9)
+TIED = BaseVocabulary("model.embed_tokens", "lm_head", 9, 9, is_tied=True)
+
+
+def tokens(*added: int) -> dict[str, Any]:
+    return CONFIG | {"trainable_token_indices": list(added)}
+
+
+@pytest.mark.parametrize(
+    ("base", "config", "shapes", "size"),
+    [
+        (UNTIED, CONFIG, {}, 0),
+        (UNTIED, BOTH, {WEIGHT: [9, 4], HEAD: [9, 4]}, 0),
+        (UNTIED, BOTH, {WEIGHT: [11, 4], HEAD: [11, 4]}, 11),
+        (UNTIED, BOTH, {WEIGHT: [8, 4], HEAD: [8, 4]}, 8),
+        (TIED, CONFIG, {f"{EMBED}.base_layer.weight": [11, 4]}, 11),
+        (TIED, tokens(10, 9, 2), {f"{EMBED}{ROWS}": [3, 4]}, 11),
+        (UNTIED, tokens(2), {f"{EMBED}{ROWS}": [1, 4]}, 0),
+        (UNTIED, tokens(9), {f"{EMBED}{ROWS}": [1, 4], f"{P}lm_head{ROWS}": [1, 4]}, 10),
+        # Rows are those of the resized weight.
+        (TIED, tokens(10), {f"{EMBED}{ROWS}": [1, 4], f"{EMBED}.base_layer.weight": [11, 4]}, 11),
+    ],
+)
+def test_the_rows_say_how_many_tokens_there_are(
+    base: BaseVocabulary, config: dict[str, Any], shapes: dict[str, list[int]], size: int
+) -> None:
+    _, contents = read_contents(config, infos(LORA | shapes))
+    assert base.size_for(contents) == size
+    layers = {MODULE: (4, 3), "model.embed_tokens": (9, 4), "lm_head": (4, 9)}
+    parameters = {"model.embed_tokens.weight": (9, 4), "lm_head.weight": (9, 4)}
+    check_fit(contents, *base.resized(contents, layers, parameters))
+
+
+@pytest.mark.parametrize(
+    ("base", "config", "shapes", "message"),
+    [
+        (
+            UNTIED,
+            BOTH,
+            {WEIGHT: [11, 4]},
+            "11 tokens in module model.embed_tokens and 9 in lm_head",
+        ),
+        (TIED, BOTH, {WEIGHT: [11, 4]}, "with a resized vocabulary save both of them"),
+        (UNTIED, tokens(9), {f"{EMBED}{ROWS}": [1, 4]}, "10 tokens in module model.embed_tokens"),
+        (TIED, tokens(10), {f"{EMBED}{ROWS}": [1, 4]}, "a row for token 10 and none for 9"),
+    ],
+)
+def test_a_vocabulary_that_is_there_in_part_is_refused(
+    base: BaseVocabulary, config: dict[str, Any], shapes: dict[str, list[int]], message: str
+) -> None:
+    _, contents = read_contents(config, infos(LORA | shapes))
+    with pytest.raises(PackageError) as caught:
+        base.size_for(contents)
+    assert message in str(caught.value)
+    assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
+
+
+def write_tokenizer(folder: Path, *added: object) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": list(added)}))
+
+
+def packed(folder: Path) -> Any:
+    with open_package(folder) as (_, package):
+        return package.notes.get("added_tokens")
+
+
+def write_adapter(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> Path:
+    zeros = {
+        name: ("F32", shape, bytes(4 * math.prod(shape))) for name, shape in (LORA | shapes).items()
+    }
+    return write_folder(folder, zeros, config)
+
+
+def test_tokens_that_a_tokenizer_adds_are_noted_where_embeddings_change(tmp_path: Path) -> None:
+    call = {"id": 9, "content": "<call>", "special": False, "lstrip": True, "rstrip": False}
+    end = {"id": 10, "content": "<end>", "special": True}
+    plain = write_adapter(tmp_path / "plain", CONFIG, {})
+    write_tokenizer(plain, call, end)
+    assert packed(plain) is None
+    whole = write_adapter(tmp_path / "whole", BOTH, {WEIGHT: [11, 4], HEAD: [11, 4]})
+    write_tokenizer(whole, end, call)
+    noted = [{"id": 9, "content": "<call>", "lstrip": True}, end]
+    assert packed(whole) == noted
+    rows = write_adapter(tmp_path / "rows", tokens(9), {f"{EMBED}{ROWS}": [1, 4]})
+    write_tokenizer(rows, call, end)
+    assert packed(rows) == noted[:1]
+    with open_package(whole) as (file, package):
+        unpack(file, package, tmp_path / "again")
+    assert packed(tmp_path / "again") == noted
+    assert added_tokens_of(tmp_path, Contents()) == []
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ([{"id": -1, "content": "a"}], "is not an id from 0"),
+        ([{"id": True, "content": "a"}], "is not an id from 0"),
+        ([{"id": 9, "content": ""}], "a content of 1 to 256 characters"),
+        ([{"id": 9, "content": "a" * 257}], "a content of 1 to 256 characters"),
+        ([{"id": 9, "content": "a", "special": 1}], "true or false for special"),
+        ([7], "added token 7"),
+        ([{"id": 9, "content": "a"}, {"id": 9, "content": "b"}], "two added tokens have one id"),
+        ([{"id": 9, "content": "a"}, {"id": 8, "content": "a"}], "have one content"),
+        ([{"id": n, "content": str(n)} for n in range(1025)], "1025 added tokens; at most 1024"),
+    ],
+)
+def test_malformed_tokens_are_refused(added: list[object], message: str) -> None:
+    with pytest.raises(PackageError) as caught:
+        check_notes({"added_tokens": added}, "loramux.json")
+    assert message in str(caught.value)
+    assert caught.value.reason == "INVALID_ADAPTER_CONFIG"
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"id": 9, "content": "<call>"}, "token 9 is '<call>', that of the base"),
+        ({"id": 261, "content": "<call>"}, "has id 261, but with the base's tokenizer 259"),
+        ({"id": 262, "content": "<call>"}, "token 262 is beyond the 262 that there are"),
+    ],
+)
+def test_tokens_that_do_not_follow_the_base_are_refused(
+    added: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "a", BOTH, {WEIGHT: [262, 4], HEAD: [262, 4]})
+    write_tokenizer(folder, added)
+    base = ServedBase(
+        {MODULE: (4, 3), "model.embed_tokens": (259, 4), "lm_head": (4, 259)}, 64, 1 << 20,
+        parameters={"model.embed_tokens.weight": (259, 4), "lm_head.weight": (259, 4)},
+        vocabulary=BaseVocabulary("model.embed_tokens", "lm_head", 259, 259), vocab_size=259,
+        tokenizer_json=byte_tokenizer().backend_tokenizer.to_str(),
+    )  # fmt: skip
+    with open_package(folder) as (file, _), pytest.raises(PackageError) as caught:
+        check_package(file, file.seek(0, 2), base)
+    assert message in str(caught.value)
+    assert caught.value.reason == "ADAPTER_BASE_MISMATCH"

@@ -1,0 +1,98 @@
+"""Tokens and log-probabilities that are the same to the last bit whatever else is in the batch."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from safetensors.torch import load_file, save_file
+
+from loramux_server.engine.messages import AdapterSource
+from loramux_server.models.base_model import UnservableModelError
+from tests.parity.test_methods import lora, save
+from tests.support.adapters import pack_source, save_adapter
+from tests.support.batches import NUM_ADAPTERS, Batches, content, model, saved_sources
+from tests.support.engine import Harness
+
+NUM_COMPOSITIONS = 25
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[AdapterSource]:
+    return saved_sources(tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> AdapterSource:
+    """An adapter with finite weights whose keys and values overflow."""
+    folder = tmp_path_factory.mktemp("poisoned")
+    saved = save_adapter(model(), folder / "a", seed=9, r=8, target_modules="all-linear")
+    path = saved / "adapter_model.safetensors"
+    save_file({name: weight * 1e18 for name, weight in load_file(path).items()}, path)
+    return pack_source(saved, folder / "a.package")
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_no_bit_depends_on_the_batch(sources: list[AdapterSource], prefix_cache: bool) -> None:
+    batches = Batches(sources, deterministic=True, prefix_cache=prefix_cache)
+    assert list(batches.differences(NUM_COMPOSITIONS)) == []
+
+
+def test_nor_does_one_where_an_adapter_begins_in_the_prompt(sources: list[AdapterSource]) -> None:
+    batches = Batches(list(sources), deterministic=True)
+    seen = Counter(
+        token for prompt, number in batches.requests if number == 0 for token in set(prompt[1:-1])
+    )
+    ((token, count),) = seen.most_common(1)
+    assert count > 1
+    batches.sources[0] = msgspec.structs.replace(sources[0], invocation=(token,))
+    assert list(batches.differences(NUM_COMPOSITIONS)) == []
+
+
+def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> None:
+    """So the test above can fail."""
+    batches = Batches(sources, deterministic=False)
+    assert next(batches.differences(NUM_COMPOSITIONS), None) is not None
+
+
+def test_neighbours_of_a_poisoned_adapter_and_who_comes_after_it_are_what_they_were(
+    sources: list[AdapterSource], poisoned: AdapterSource
+) -> None:
+    # There is room for two adapters and little more than one batch: all of it is used again.
+    batches = Batches([*sources, poisoned], deterministic=True, rows=40, num_blocks=60)
+    alone = batches.alone()
+    for number in range(12):
+        clean = batches.requests[number : number + 4]
+        bad = [(prompt, NUM_ADAPTERS) for prompt, _ in batches.requests[:2]]
+        found = batches.run([*bad, *clean, *bad], may_fail=True)
+        for request, tokens in zip(clean, found[2:6], strict=True):
+            assert content(tokens) == alone[request]
+        assert [len(tokens) for tokens in found[:2] + found[6:]] == [0, 0, 0, 0]
+    assert batches.alone() == alone
+
+
+def test_an_adapter_that_sends_its_neighbours_another_way_is_refused(
+    sources: list[AdapterSource], tmp_path: Path
+) -> None:
+    dora = lora(target_modules=["q_proj"], use_dora=True)
+    saved = save(model(), dora, tmp_path / "a", seed=1)
+    batches = Batches([pack_source(saved, tmp_path / "a.package")], deterministic=True)
+    assert batches.run([((5, 6, 7), 0), ((5, 6, 7), None)], may_fail=True)[0] == []
+    (failure,) = batches.failures
+    assert failure.reason == "UNSUPPORTED_ADAPTER_FEATURE"
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "message"),
+    [
+        pytest.param({}, {"kernels": "torch"}, "no deterministic form", id="other-kernels"),
+        pytest.param({"intermediate_size": 40}, {}, "depend on how a batch", id="odd-width"),
+        pytest.param({}, {"tensor_parallel": 2}, "tensor_parallel can only be 1", id="parallel"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_at_the_start(
+    changes: dict[str, Any], config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnservableModelError, match=message):
+        Harness(model(**changes), **{"kernels": "cpu", "deterministic": True, **config})

@@ -1,0 +1,123 @@
+"""What becomes of an import that ends before it is registered."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from loramux.errors import UnavailableError
+from loramux.v1.adapters_pb2 import ImportAdapterRequest
+from loramux_server.engine.messages import Token
+from loramux_server.engine_client import Mailbox
+from loramux_server.services.imports import Imports
+from loramux_server.services.intake import Intake
+from loramux_server.sources.policy import Opening, Sources
+from loramux_server.store.check import ServedBase
+from loramux_server.store.registry import Registry
+from tests.support.packages import small_package
+
+PACKAGE = small_package(0)
+REQUEST = ImportAdapterRequest(name="a", uri="s3://bucket/a.safetensors")
+
+
+class Held:
+    """A source of one package, which waits before its second half."""
+
+    origin = REQUEST.uri
+
+    def __init__(self, said: int = len(PACKAGE)) -> None:
+        self.sizes: Mapping[str, int] = {"a.safetensors": said}
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+        self.was_read_on = False
+
+    def read(self, name: str) -> Iterator[bytes]:
+        yield PACKAGE[:100]
+        self.has_begun.set()
+        assert self.may_end.wait(30)
+        yield PACKAGE[100:]
+        self.was_read_on = True
+
+
+class OneSource(Sources):
+    """Allows everything, and finds the same everywhere."""
+
+    def __init__(self, snapshot: Held) -> None:
+        super().__init__()
+        self._snapshot = snapshot
+
+    def find(self, uri: str) -> Opening:
+        return lambda: self._snapshot
+
+
+class Engine:
+    """Makes a token of every request."""
+
+    def submit(self, mailbox: Mailbox, index: int, *_: object) -> int:
+        mailbox.put(index, Token(1, 1))
+        return 1
+
+    def cancel(self, request_id: int) -> None:
+        pass
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(tmp_path)
+    yield registry
+    registry.close()
+
+
+def imports(registry: Registry, snapshot: Held) -> Imports:
+    intake = Intake(
+        registry=registry,
+        engine=cast(Any, Engine()),
+        model=cast(Any, SimpleNamespace(vocab_size=100, context_length=100)),
+        base=ServedBase({"model.layers.0.self_attn.q_proj": (3, 4)}, 64, 1 << 20),
+        max_upload_bytes=1 << 20,
+    )
+    return Imports(intake, OneSource(snapshot), 1 << 20)
+
+
+def staged(folder: Path) -> list[Path]:
+    return list((folder / "staging").iterdir())
+
+
+async def test_an_import_that_is_cancelled_leaves_nothing(
+    registry: Registry, tmp_path: Path
+) -> None:
+    snapshot = Held()
+    task = asyncio.create_task(imports(registry, snapshot).take(REQUEST))
+    assert await asyncio.to_thread(snapshot.has_begun.wait, 30)
+    assert registry.quotas.taken("public") == (len(PACKAGE), 1)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()  # the thread has its hands on the file
+    snapshot.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not snapshot.was_read_on
+    assert (staged(tmp_path), registry.names()) == ([], [])
+    assert registry.quotas.taken("public") == (0, 0)
+
+
+@pytest.mark.parametrize("said", [len(PACKAGE) - 1, len(PACKAGE) + 1])
+async def test_other_sizes_than_announced_are_not_taken(
+    registry: Registry, tmp_path: Path, said: int
+) -> None:
+    snapshot = Held(said)
+    snapshot.may_end.set()
+    with pytest.raises(UnavailableError, match=f"other than the {said} bytes"):
+        await imports(registry, snapshot).take(REQUEST)
+    assert (staged(tmp_path), registry.names()) == ([], [])
+
+
+async def test_what_came_whole_is_registered_with_its_origin(registry: Registry) -> None:
+    snapshot = Held()
+    snapshot.may_end.set()
+    record, is_new = await imports(registry, snapshot).take(REQUEST)
+    assert (is_new, record.origin, record.source) == (True, REQUEST.uri, "import")
+    assert registry.get("a") == record

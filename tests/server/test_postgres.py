@@ -1,0 +1,127 @@
+"""The catalog in a PostgreSQL, instead of SQLite: the same behaviour, and what happens when it is
+away.
+"""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loramux.errors import UnavailableError
+from loramux_server.store.catalog import Catalog
+from loramux_server.store.registry import Registry
+from tests.crash.seen import Op
+from tests.crash.story import STORIES, Teller
+from tests.crash.told import PACKAGES, Told, found_in
+from tests.support.packages import publish
+from tests.support.postgres import Postgres, binaries
+from tests.support.server import RunningServer
+from tests.support.services import InstantEngine, Services
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    programs = binaries()
+    if programs is None:
+        pytest.skip("the programs of PostgreSQL are not installed")
+    postgres = Postgres(programs).start()
+    yield postgres
+    postgres.close()
+
+
+class Nobody:
+    """Listens to nothing."""
+
+    def before(self, op: Op) -> None:
+        pass
+
+    def after(self, op: Op) -> None:
+        pass
+
+    def change(self, after: Told) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_every_story_ends_as_callers_were_told(
+    postgres: Postgres, tmp_path: Path, name: str
+) -> None:
+    url = postgres.make_database()
+    teller = Teller(tmp_path / "store", Nobody(), url)
+    STORIES[name](teller)
+    assert found_in(teller.registry) == teller.told
+    teller.close()
+    registry = Registry(tmp_path / "store", catalog=lambda _: Catalog(url))
+    assert found_in(registry) == teller.told
+    registry.close()
+    assert not (tmp_path / "store" / "catalog.sqlite").exists()
+
+
+async def test_a_database_that_is_away_is_waited_for(postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.make_database()
+    registry = Registry(tmp_path / "store", catalog=lambda _: Catalog(url))
+    services = Services(registry, InstantEngine())
+    first = publish(registry, "a", PACKAGES[0])
+    upload_id = await services.send("a", PACKAGES[1])
+    postgres.stop()
+    try:
+        with pytest.raises(UnavailableError) as caught:
+            await services.finish(upload_id)
+        assert (caught.value.reason, str(tmp_path) in str(caught.value)) == (
+            "STORE_UNAVAILABLE", False,
+        )  # fmt: skip
+        # What is registered goes on without it.
+        with registry.lease("a") as (record, _):
+            assert record == first
+    finally:
+        postgres.start()
+    upload_id = await services.send("a", PACKAGES[1])
+    assert (await services.finish(upload_id)).adapter.version == 2
+    services.uploads.close()
+    registry.close()
+    again = Registry(tmp_path / "store", catalog=lambda _: Catalog(url))
+    assert [record.version for record in again.versions("a")] == [1, 2]
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "could not parse"),
+        ("nosuch://localhost/x", "loramux[postgres]"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "cannot be opened"),
+    ],
+)
+def test_a_catalog_that_cannot_be_opened_is_one_clear_line(
+    tmp_path: Path, tiny_base: Path, url: str, message: str
+) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "loramux.cli", "serve", "--model", str(tiny_base),
+            "--store", str(tmp_path / "store"), "--catalog", url,
+        ],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr.lower()
+    assert "secret" not in done.stderr
+
+
+def test_a_server_keeps_its_catalog_there(
+    postgres: Postgres, tmp_path: Path, tiny_base: Path, tiny_adapters: Path
+) -> None:
+    url = postgres.make_database()
+    server = RunningServer(tmp_path, tiny_base, "--catalog", url)
+    with server, server.client() as client:
+        made = client.adapters.upload("kept", tiny_adapters / "small")
+        answer = client.generate("hi", adapter="kept", max_tokens=1)
+        assert answer.adapter is not None
+        assert answer.adapter.digest == made.digest
+    catalog = Catalog(url)
+    assert [record.digest for record in catalog.versions()] == [made.digest]
+    catalog.close()
+    assert not (tmp_path / "store" / "catalog.sqlite").exists()

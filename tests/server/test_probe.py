@@ -1,0 +1,105 @@
+"""What health checks are told of an engine that does nothing."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from loramux_server.engine.messages import (
+    BatchSize,
+    CacheStats,
+    Cancel,
+    EngineConfig,
+    Finish,
+    Report,
+    Stats,
+    Submit,
+    ToEngine,
+    Token,
+)
+from loramux_server.engine_client import EngineClient
+from loramux_server.probe import Probe
+
+STATS = Stats(
+    running=0, waiting=0, used_blocks=0, preemptions=0, prompt_tokens=0, shared_tokens=0,
+    device=CacheStats(), host=CacheStats(),
+)  # fmt: skip
+INTERVAL = 0.02
+
+
+class Engine(EngineClient):
+    """An engine that makes tokens, or does not."""
+
+    def __init__(self) -> None:
+        super().__init__(EngineConfig(model=""), on_report=print, on_ready=print)
+        self.sent: list[ToEngine] = []
+        self.is_well = True
+        self.process: Any = SimpleNamespace(is_ready=True, send=self._take, seconds_to_ready=1.0)
+
+    @property
+    def num_probes(self) -> int:
+        return sum(isinstance(message, Submit) for message in self.sent)
+
+    def _take(self, message: ToEngine) -> None:
+        self.sent.append(message)
+        if self.is_well and isinstance(message, Submit):
+            token = Token(message.request_id, 1, Finish.LENGTH)
+            self._dispatch(Report(stats=STATS, tokens=[token]))
+
+
+class Probed:
+    """An engine, and what was told of it."""
+
+    def __init__(self) -> None:
+        self.engine = Engine()
+        self.told: list[bool] = []
+        model: Any = SimpleNamespace(vocab_size=64)
+        self.probe = Probe(
+            self.engine, model, interval=INTERVAL, on_result=self.told.append, patience=INTERVAL
+        )
+
+
+@pytest.fixture
+async def probed() -> Any:
+    probed = Probed()
+    task = asyncio.create_task(probed.probe.run())
+    yield probed
+    task.cancel()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - told by nobody
+            await asyncio.sleep(INTERVAL / 4)
+
+
+async def test_an_engine_that_makes_no_token_is_not_well_until_it_does(probed: Probed) -> None:
+    probed.engine.is_well = False
+    await until(lambda: probed.told == [False])
+    assert isinstance(probed.engine.sent[-1], Cancel)  # nothing is left behind
+    probed.engine.is_well = True
+    await until(lambda: probed.told == [False, True])
+
+
+async def test_work_of_callers_is_proof_enough(probed: Probed) -> None:
+    probed.engine.is_well = False
+    for _ in range(20):
+        probed.probe.report(Report(stats=STATS, batch=BatchSize(1, 1, 0, 0.1)))
+        await asyncio.sleep(INTERVAL / 4)
+    assert probed.told == []
+    assert probed.engine.num_probes == 0
+
+
+async def test_an_engine_that_is_away_is_left_alone(probed: Probed) -> None:
+    probed.engine.process.is_ready = False
+    await asyncio.sleep(4 * INTERVAL)
+    assert probed.engine.num_probes == 0
+    assert probed.told == []
+
+
+async def test_the_next_engine_is_well_until_it_shows_otherwise(probed: Probed) -> None:
+    probed.engine.is_well = False
+    await until(lambda: probed.told == [False])
+    probed.probe.begin()
+    await until(lambda: probed.told == [False, False])

@@ -1,0 +1,46 @@
+"""Steps of the wall clock: no request ends early for them, and none lives on."""
+
+import asyncio
+import time
+
+import grpc
+import pytest
+
+from loramux.v1 import generation_pb2
+from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux_server.engine.messages import Token
+from loramux_server.rpc import Calls, generic_handler
+from tests.server.test_streaming import TOKEN, Served
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
+    monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    served = Served()
+    server = grpc.aio.server()
+    service = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+    server.add_generic_rpc_handlers((generic_handler(service, served.service, Calls()),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    request = generation_pb2.GenerateRequest(
+        prompt_token_ids=[5], sampling=generation_pb2.SamplingParams(max_tokens=1000)
+    )
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = GenerationServiceStub(channel).StreamGenerate(request, timeout=0.6)
+        async with asyncio.timeout(10):
+            while not served.engine.ids:  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(0.01)
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + step)
+        served.engine.report(Token(served.engine.ids[0], TOKEN))
+        first = await call.read()
+        assert isinstance(first, generation_pb2.StreamGenerateResponse)
+        assert first.delta.token_ids
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with asyncio.timeout(30):
+                await call.read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await server.stop(None)

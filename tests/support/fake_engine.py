@@ -1,0 +1,113 @@
+"""The engine process of `FakeServer`: speaks as an engine does, and adds up numbers."""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from loramux_server.engine.channel import read_message, write_message
+from loramux_server.engine.messages import (
+    BatchSize,
+    CacheStats,
+    Cancel,
+    EngineConfig,
+    Finish,
+    ModelInfo,
+    Ready,
+    Report,
+    Stats,
+    Submit,
+    Token,
+    decode_config,
+    decode_to_engine,
+    encode,
+)
+from tests.support.fake_server import CONTEXT, DIES, HANGS, RAISES, STOPS, VOCAB, answer
+
+
+class FakeEngine:
+    """Serves on one end of a socket pair."""
+
+    def __init__(self, connection: socket.socket, step_seconds: float) -> None:
+        self._connection = connection
+        self._step_seconds = step_seconds
+        self._running: dict[int, Submit] = {}
+        self._made: dict[int, int] = {}
+
+    def run(self) -> None:
+        while True:
+            timeout = 0 if self._running else None
+            while select.select([self._connection], [], [], timeout)[0]:
+                raw = read_message(self._connection)
+                if raw is None:
+                    return
+                self._receive(raw)
+                timeout = 0
+            write_message(self._connection, encode(self._step()))
+
+    def _receive(self, raw: bytes) -> None:
+        message = decode_to_engine(raw)
+        if isinstance(message, Submit):
+            self._running[message.request_id] = message
+            self._made[message.request_id] = 0
+            misbehave(message.prompt[0])
+        elif isinstance(message, Cancel):
+            self._running.pop(message.request_id, None)
+
+    def _step(self) -> Report:
+        tokens = []
+        batch = None
+        if self._running:
+            time.sleep(self._step_seconds)
+            batch = BatchSize(len(self._running), len(self._running), 0, self._step_seconds)
+        for request_id, submit in list(self._running.items()):
+            self._made[request_id] += 1
+            count = self._made[request_id]
+            is_last = count == submit.sampling.max_tokens
+            token = answer(submit.prompt, count)[-1]
+            tokens.append(Token(request_id, token, Finish.LENGTH if is_last else None))
+            if is_last:
+                del self._running[request_id]
+        stats = Stats(
+            running=len(self._running), waiting=0, used_blocks=len(self._running), preemptions=0,
+            prompt_tokens=0, shared_tokens=0, device=CacheStats(), host=CacheStats(),
+        )  # fmt: skip
+        return Report(stats=stats, tokens=tokens, batch=batch)
+
+
+def misbehave(token: int) -> None:
+    if token == DIES:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif token == HANGS:
+        time.sleep(1e6)
+    elif token == RAISES:
+        raise RuntimeError("a defect")
+    elif token == STOPS:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def model(config: EngineConfig) -> ModelInfo:
+    return ModelInfo(
+        name="fake", architecture="Fake", fingerprint="sha256:fake", dtype="float32", device="cpu",
+        context_length=CONTEXT, vocab_size=VOCAB, num_parameters=1, eos_token_ids=[],
+        tokenizer_json=None, layers={}, adapter_rows=8, num_blocks=64, kv_memory=64,
+    )  # fmt: skip
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[3]))
+    first = read_message(connection)
+    assert first is not None
+    config = decode_config(first)
+    state = json.loads(Path(config.model).read_text())
+    write_message(connection, encode(Ready(model(config))))
+    try:
+        FakeEngine(connection, state["step_seconds"]).run()
+    except BrokenPipeError:
+        return

@@ -1,0 +1,61 @@
+"""A real frontend, in a process of its own, before an engine that has no model.
+
+It is there within a second, and does what no engine should when a prompt says so.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from tests.support.load import Ask
+from tests.support.server import RunningServer
+
+VOCAB = 256
+CONTEXT = 4096
+# What a prompt that begins with one of these does to the engine.
+DIES, HANGS, RAISES, STOPS = 240, 241, 242, 243
+
+ENGINE = """#!{python}
+import sys
+sys.path[:0] = {path}
+from tests.support.fake_engine import main
+main()
+"""
+
+SERVE = """
+import sys
+sys.executable = sys.argv.pop(1)
+from loramux.cli import main
+sys.exit(main())
+"""
+
+
+def answer(prompt: list[int], count: int) -> tuple[int, ...]:
+    """Return what the engine makes of `prompt`."""
+    return tuple((sum(prompt) + 7 * position) % DIES for position in range(count))
+
+
+def asked(choice: random.Random) -> Ask:
+    """Return something that does the engine no harm."""
+    return tuple(choice.randrange(DIES) for _ in range(5)), None
+
+
+def answered(ask: Ask, count: int) -> tuple[int, ...]:
+    """Return what comes of it."""
+    prompt = ask[0]
+    assert not isinstance(prompt, str)
+    return answer(list(prompt), count)
+
+
+class FakeServer(RunningServer):
+    """`loramux serve` whose engine makes a token every `step_seconds` for each request."""
+
+    def __init__(self, folder: Path, *arguments: str, step_seconds: float = 0.005) -> None:
+        state = folder / "engine.json"
+        super().__init__(folder, state, *arguments)
+        state.write_text(json.dumps({"step_seconds": step_seconds}))
+        engine = folder / "engine"
+        engine.write_text(ENGINE.format(python=sys.executable, path=sys.path))
+        engine.chmod(0o700)
+        self._command[1:3] = ["-c", SERVE, str(engine)]
