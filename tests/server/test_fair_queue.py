@@ -19,7 +19,7 @@ def request(
     request_id: int, tenant: str, *, weight: int = 1, num_prompt: int = 4, max_tokens: int = 4
 ) -> Request:
     sampling = Sampling(max_tokens=max_tokens, seed=0, ignore_eos=True)
-    return Request(request_id, [5] * num_prompt, None, sampling, tenant, weight)
+    return Request(request_id, [5] * num_prompt, None, sampling, tenant, weight=weight)
 
 
 class Setup:
