@@ -155,6 +155,30 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     default_timeout: Annotated[
         float, Meta(gt=0, description="Seconds for a call that has no deadline.")
     ] = 600.0
+    max_waiting_tokens: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Most prompt tokens of requests in the queue, all together; a prompt that "
+            "is longer waits alone.",
+        ),
+    ] = 1 << 18
+    max_waiting_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Most bytes of requests in the queue, as they came.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 64 << 20
+    max_lag: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds by which the frontend may be behind for a while; beyond that "
+            "requests are refused. 0 means no limit.",
+        ),
+    ] = 1.0
     watchdog: Annotated[
         float,
         Meta(

@@ -141,8 +141,9 @@ class EngineClient:
         sampling: Sampling,
         tenant: str,
         timeout: float | None = None,
+        weight: int = 1,
     ) -> int:
-        """Start a completion for `tenant`, and return its id.
+        """Start a completion for `tenant`, whose weight is given, and return its id.
 
         Its tokens go to `mailbox` under `index`.
 
@@ -157,7 +158,7 @@ class EngineClient:
             raise self._unavailable("is starting")
         self._next_id += 1
         self._calls[self._next_id] = _Call(mailbox, index, work)
-        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant, timeout))
+        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant, timeout, weight))
         return self._next_id
 
     def finish(self, request_id: int) -> None:

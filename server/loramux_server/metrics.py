@@ -53,6 +53,7 @@ class Metrics:
         self.registered = Gauge(
             "loramux_adapters_registered", "Adapters that requests can name.", registry=registry
         )
+        self.room = RoomMetrics(registry)
         self.engine_up = Gauge(
             "loramux_engine_up", "1 while the engine answers.", registry=registry
         )
@@ -117,6 +118,28 @@ class AdapterSeries:
         self.first_token = metrics.first_token.labels(label)
         self.inter_token = metrics.inter_token.labels(label)
         self.duration = metrics.duration.labels(label)
+
+
+class RoomMetrics:
+    """What waits for the engine, and what was refused because too much did."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.shed = Counter(
+            "loramux_requests_shed",
+            "Requests refused because of overload, by what there was too much of: requests, "
+            "tokens, bytes, memory, lag, or a share of the queue.",
+            ("cause",), registry=registry,
+        )  # fmt: skip
+        self.tokens = Gauge(
+            "loramux_waiting_prompt_tokens", "Prompt tokens of requests that have not started.",
+            registry=registry,
+        )  # fmt: skip
+        self.bytes = Gauge(
+            "loramux_waiting_bytes", "Bytes of requests that have not started.", registry=registry
+        )
+        self.lag = Gauge(
+            "loramux_loop_lag_seconds", "How late the frontend is at present.", registry=registry
+        )
 
 
 class EngineMetrics:

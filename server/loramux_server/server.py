@@ -148,6 +148,7 @@ class Server:
         for expiring in (
             services.uploads.expire(EXPIRE_SECONDS),
             keep_expiring(registry, SWEEP_SECONDS),
+            services.lag.watch(),
         ):
             self._exit.push_async_callback(ended, asyncio.create_task(expiring))
         if adapters and self._config.adapters_interval:
@@ -220,7 +221,7 @@ class Server:
         if self._probe:
             self._probe.report(report)
         if self._services:
-            self._services.statuses.report(report)
+            self._services.report(report)
 
     def _on_gone(self, digest: str) -> None:
         self._loop.call_soon_threadsafe(self._drop, digest)

@@ -42,6 +42,7 @@ def test_every_field_has_a_flag() -> None:
         tls_client_domain="h.i", insecure=True, catalog="sqlite://",
         adapter_templates=False, deterministic=True,
         watchdog=15.0, quarantine_deaths=3, probe_interval=16.0,
+        max_waiting_tokens=18, max_waiting_bytes=19, max_lag=0.25,
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())

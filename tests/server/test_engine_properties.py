@@ -88,6 +88,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         ignore_eos=st.booleans(),
         timeout=st.none() | st.integers(1, 20),
+        tenant=st.sampled_from(["", "a", "b"]),
     )
     def submit(
         self,
@@ -96,6 +97,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens: int,
         ignore_eos: bool,
         timeout: float | None,
+        tenant: str,
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
@@ -108,7 +110,10 @@ class EngineMachine(RuleBasedStateMachine):
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
-        self.engine.receive([Submit(len(self.asked), prompt, source, sampling, timeout=timeout)])
+        weight = 1 + len(tenant)
+        self.engine.receive(
+            [Submit(len(self.asked), prompt, source, sampling, tenant, timeout, weight)]
+        )
         deadline = self.clock() + (math.inf if timeout is None else timeout)
         self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos, deadline))
 

@@ -272,6 +272,6 @@ def test_who_waits_for_an_adapter_takes_no_remembered_block_away() -> None:
     assert run(subject) == [(0, 15)]  # all four blocks; three are remembered
     subject.add(request(1, num_prompt=15, adapter="away"))
     assert run(subject) == []
-    subject.remove(subject.waiting[0])
+    subject.remove(next(iter(subject.waiting)))
     subject.add(request(2, num_prompt=15, max_tokens=1))
     assert run(subject) == [(2, 3)]

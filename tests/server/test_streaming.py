@@ -39,6 +39,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.registry import Registry
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
+from tests.support.rooms import open_room
 
 MAX_TOKENS = 1000
 TOKEN = byte_tokenizer()("x").input_ids[-1]
@@ -83,7 +84,7 @@ class Served:
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
-            prompts=Prompts(model), default_timeout=60,
+            room=open_room(), prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(

@@ -59,7 +59,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 16
     """ERROR_REASON_STORE_UNAVAILABLE means that the store cannot write at present."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 17
-    """ERROR_REASON_QUEUE_FULL means that too many requests are waiting."""
+    """ERROR_REASON_QUEUE_FULL means that too many requests, prompt tokens or bytes are waiting."""
     ERROR_REASON_ENGINE_UNAVAILABLE: _ErrorReason.ValueType  # 18
     """ERROR_REASON_ENGINE_UNAVAILABLE means that the engine is starting, restarting or draining."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 19
@@ -126,6 +126,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
     ERROR_REASON_ADAPTER_NOT_MIXABLE: _ErrorReason.ValueType  # 60
     """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
+    ERROR_REASON_MEMORY_UNREACHABLE: _ErrorReason.ValueType  # 61
+    """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
+    ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 62
+    """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+    ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 63
+    """ERROR_REASON_READER_TOO_SLOW means that the caller did not take what was made for it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -169,7 +175,7 @@ ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 15
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 16
 """ERROR_REASON_STORE_UNAVAILABLE means that the store cannot write at present."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 17
-"""ERROR_REASON_QUEUE_FULL means that too many requests are waiting."""
+"""ERROR_REASON_QUEUE_FULL means that too many requests, prompt tokens or bytes are waiting."""
 ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason.ValueType  # 18
 """ERROR_REASON_ENGINE_UNAVAILABLE means that the engine is starting, restarting or draining."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
@@ -236,6 +242,12 @@ ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 56
 """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
 ERROR_REASON_ADAPTER_NOT_MIXABLE: ErrorReason.ValueType  # 60
 """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
+ERROR_REASON_MEMORY_UNREACHABLE: ErrorReason.ValueType  # 61
+"""ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
+ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 62
+"""ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 63
+"""ERROR_REASON_READER_TOO_SLOW means that the caller did not take what was made for it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -262,6 +262,8 @@ class Submit(Struct, frozen=True, tag=True):
     """Whose request it is: only their own requests share KV blocks with it."""
     timeout: float | None = None
     """Seconds from now in which it has to be finished: clocks of processes may differ."""
+    weight: Positive = 1
+    """The tenant's part of a busy engine, beside the weights of others."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

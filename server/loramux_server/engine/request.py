@@ -25,6 +25,8 @@ class Request:
     """Whose it is: only requests of one tenant share KV blocks."""
     active_from: int = 0
     """Position of the first token that the adapter sees; those before are the base's."""
+    weight: int = 1
+    """Its tenant's part of a busy engine, beside the weights of others."""
     arrival: float = 0.0
     """When it came, on the engine's clock."""
     deadline: float = math.inf
@@ -69,6 +71,7 @@ class Request:
             message.sampling,
             message.tenant,
             active_from=active_from or 0,
+            weight=message.weight,
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
         )

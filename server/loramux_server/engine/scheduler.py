@@ -2,14 +2,15 @@
 
 Knows nothing of tensors or clocks. Decode goes before prefill; prompts run in chunks; a request
 whose adapter is not resident lets others pass, but only a bounded number of times; when blocks run
-out the request that started last starts over later.
+out the request that started last starts over later. Tenants take turns by what they were served
+(`fair_queue.py`).
 """
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
 from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.fair_queue import FairQueue
 from loramux_server.engine.messages import AdapterSource, Finish
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.prefix import name_blocks
@@ -47,7 +48,7 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         shares_prefixes: bool = True,
     ) -> None:
-        self.waiting: deque[Request] = deque()
+        self.waiting = FairQueue()
         self.running: list[Request] = []
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
@@ -92,7 +93,7 @@ class Scheduler:
         return num_tokens + size * sum(not self._blocks.num_known([name]) for name in names)
 
     def add(self, request: Request) -> None:
-        """Put `request` at the end of the queue."""
+        """Put `request` at the end of its tenant's line."""
         if request.adapter:
             self._adapters.want(request.adapter)
         self.waiting.append(request)
@@ -102,8 +103,10 @@ class Scheduler:
         if request in self.running:
             self.running.remove(request)
             self._release(request)
+            self.waiting.ended(request)
         elif request in self.waiting:
             self.waiting.remove(request)
+            self.waiting.ended(request)
             if request.digest:
                 self._adapters.unwant(request.digest)
 
@@ -172,6 +175,7 @@ class Scheduler:
                 continue
             token = next(new)
             request.output.append(token)
+            self.waiting.charge_output(request)
             finish = self._finish_reason(request, token)
             if finish:
                 self.remove(request)
@@ -213,12 +217,12 @@ class Scheduler:
         # Whether one of `passed` let enough others pass: then only base requests start, the
         # leases run out, and its adapter fits.
         is_draining = False
-        while self.waiting and budget and len(self.running) < self._max_running:
-            request = self.waiting[0]
+        if not budget or len(self.running) >= self._max_running:
+            return started
+        for request in self.waiting.turns():
             names = self._prefix(request)
             if not self._blocks.can_begin(names, request.num_tokens):
                 break
-            self.waiting.popleft()
             if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
                 passed.append(request)
                 is_draining = is_draining or self._was_passed_enough(request)
@@ -226,6 +230,7 @@ class Scheduler:
             request.blocks, num_shared = self._blocks.begin(names, request.num_tokens)
             request.num_named = num_shared
             request.num_computed = num_shared * self._blocks.block_size
+            self.waiting.remove(request)
             self.num_prompt_tokens += request.num_tokens
             self.num_shared_tokens += request.num_computed
             self.running.append(request)
@@ -233,10 +238,12 @@ class Scheduler:
             if not request.has_started:
                 request.has_started = True
                 started.append(request)
+                self.waiting.charge_prompt(request)
             for other in passed:
                 other.num_bypassed += 1
                 is_draining = is_draining or self._was_passed_enough(other)
-        self.waiting.extendleft(reversed(passed))
+            if not budget or len(self.running) >= self._max_running:
+                break
         return started
 
     def _prefix(self, request: Request) -> list[bytes]:
@@ -257,12 +264,13 @@ class Scheduler:
 
     def _whose_turn(self) -> str | None:
         """Return the adapter of the first request that let enough others pass, if one did."""
-        for request in self.waiting:
-            if self._was_passed_enough(request):
-                return request.digest
-            if request.adapter and not request.has_started:
-                # Those behind it came later, and nobody passed them who did not pass it.
-                break
+        for line in self.waiting.lines():
+            for request in line:
+                if self._was_passed_enough(request):
+                    return request.digest
+                if request.adapter and not request.has_started:
+                    # Those behind it came later, and nobody passed them who did not pass it.
+                    break
         return None
 
     def _was_passed_enough(self, request: Request) -> bool:
@@ -273,7 +281,7 @@ class Scheduler:
         self._release(request)
         if request.adapter:
             self._adapters.want(request.adapter)
-        self.waiting.appendleft(request)
+        self.waiting.put_back(request)
         self.num_preemptions += 1
 
     def _release(self, request: Request) -> None:

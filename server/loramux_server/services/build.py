@@ -1,6 +1,7 @@
 """All services of a server, put together."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,9 +18,11 @@ from loramux.v1 import (
 )
 from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
+from loramux_server.loop_lag import LoopLag
 from loramux_server.metrics import Metrics
+from loramux_server.room_limits import RoomLimits
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.aliases import AliasService
 from loramux_server.services.changes import Changes
@@ -43,6 +46,7 @@ from loramux_server.store.reference import full_name
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED
+from loramux_server.waiting_room import WaitingRoom
 
 _KINDS = {
     ADDED: adapters_pb2.ADAPTER_CHANGE_REGISTERED,
@@ -62,6 +66,13 @@ class Services:
     changes: Changes
     metrics: Metrics
     prompts: Prompts
+    room: WaitingRoom
+    lag: LoopLag
+
+    def report(self, report: Report) -> None:
+        """Take in what one step of the engine had to tell."""
+        self.statuses.report(report)
+        self.room.report(report.stats)
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -111,6 +122,8 @@ def build_services(
         base=base,
         max_upload_bytes=config.max_upload,
     )
+    lag = LoopLag()
+    room = _waiting_room(model, config, metrics, lag)
     prompts = Prompts(model, adapter_templates=config.adapter_templates)
     generation = GenerationService(
         engine=engine,
@@ -120,6 +133,7 @@ def build_services(
         statuses=statuses,
         prompts=prompts,
         quotas=quotas,
+        room=room,
         default_timeout=config.default_timeout,
     )
     adapters = AdapterService(
@@ -158,4 +172,22 @@ def build_services(
         changes,
         metrics,
         prompts,
+        room,
+        lag,
     )
+
+
+def _waiting_room(
+    model: ModelInfo, config: ServerConfig, metrics: Metrics, lag: LoopLag
+) -> WaitingRoom:
+    metrics.room.lag.set_function(lambda: lag.seconds)
+    limits = RoomLimits(
+        max_running=config.max_running,
+        max_waiting=config.max_waiting,
+        max_tokens=config.max_waiting_tokens,
+        max_bytes=config.max_waiting_bytes,
+        max_lag=config.max_lag,
+        block_size=config.block_size,
+        num_blocks=model.num_blocks,
+    )
+    return WaitingRoom(limits, metrics=metrics.room, clock=time.monotonic, lag=lambda: lag.seconds)

@@ -1,12 +1,11 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, DeadlineExceededError
+from loramux.errors import AlreadyExistsError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
@@ -16,6 +15,7 @@ from loramux_server.metrics import Metrics
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.choice import Choice, chosen
+from loramux_server.services.deadline import Deadline
 from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.limits import (
     TextOptions,
@@ -31,6 +31,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
+from loramux_server.waiting_room import Place, WaitingRoom
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ class _Call:
     observer: Observer
     reserved: Reserved
     """Tokens of its tenant's quota."""
+    place: Place
+    """What it takes of the waiting room."""
+
+    def started(self, queue_seconds: float) -> None:
+        """Note that a completion left the engine's queue."""
+        self.place.started()
+        self.observer.started(queue_seconds)
 
 
 class GenerationService:
@@ -63,6 +71,7 @@ class GenerationService:
         statuses: Statuses,
         prompts: Prompts,
         quotas: Quotas,
+        room: WaitingRoom,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -71,6 +80,7 @@ class GenerationService:
         self._metrics = metrics
         self._statuses = statuses
         self._quotas = quotas
+        self._room = room
         self._default_timeout = default_timeout
         self._prompts = prompts
         self._instructions = Instructions()
@@ -100,9 +110,10 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Answer piece by piece."""
-        deadline = self._deadline(context)
+        deadline = Deadline.of(context, self._default_timeout)
         with (
             self._observed() as observer,
+            self._placed(request) as place,
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
@@ -110,16 +121,16 @@ class GenerationService:
             tokens = await self._prompts.tokens(request, told)
             check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
-            reserving = self._reserved(request, request_id, adapters, told, tokens, observer)
+            reserving = self._reserved(request, request_id, adapters, told, tokens, observer, place)
             with reserving as call:
                 async for response in self._run(call, tokenizer, deadline):
                     yield response
 
     async def _run(
-        self, call: _Call, tokenizer: TextTokenizer | None, deadline: "_Deadline"
+        self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        mailbox = Mailbox(call.observer.started)
+        mailbox = Mailbox(call.started)
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
@@ -127,6 +138,13 @@ class GenerationService:
             adapter=call.adapters.identity,
             adapters=call.adapters.identities,
             sampling=call.used,
+        )
+        self._room.enter(
+            call.place,
+            num_completions=len(outputs),
+            num_prompt=len(call.prompt),
+            seconds_left=deadline.remaining,
+            on_lost=mailbox.fail,
         )
         submitted = self._submitted(call, mailbox, deadline)
         with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
@@ -140,6 +158,7 @@ class GenerationService:
                     if output.is_finished:
                         num_open -= 1
                         self._engine.finish(ids[index])
+                        call.place.finished(output.num_tokens)
                     if not num_open:
                         response.usage.prompt_tokens = len(call.prompt)
                         response.usage.completion_tokens = sum(out.num_tokens for out in outputs)
@@ -148,9 +167,7 @@ class GenerationService:
                     response = generation_pb2.StreamGenerateResponse()
 
     @contextmanager
-    def _submitted(
-        self, call: _Call, mailbox: Mailbox, deadline: "_Deadline"
-    ) -> Iterator[list[int]]:
+    def _submitted(self, call: _Call, mailbox: Mailbox, deadline: Deadline) -> Iterator[list[int]]:
         """Start the completions of `call`, and end for the engine what the block leaves open."""
         ids: list[int] = []
         try:
@@ -164,6 +181,7 @@ class GenerationService:
                         sampling,
                         call.tenant,
                         deadline.remaining,
+                        call.place.weight,
                     )
                 )
             yield ids
@@ -180,6 +198,11 @@ class GenerationService:
             observer.ended(outcome_of(error))
             raise
         observer.ended("ok")
+
+    def _placed(self, request: generation_pb2.GenerateRequest) -> AbstractContextManager[Place]:
+        tenant = caller().tenant
+        weight = self._quotas.policy(tenant).weight
+        return self._room.place(tenant, weight, request.ByteSize())
 
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
@@ -211,6 +234,7 @@ class GenerationService:
         told: Instruction,
         tokens: list[int],
         observer: Observer,
+        place: Place,
     ) -> Iterator[_Call]:
         """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
         params = with_defaults(request.sampling, told.generation, self._model)
@@ -230,13 +254,8 @@ class GenerationService:
                 text_options(params),
                 observer,
                 reserved,
+                place,
             )
-
-    def _deadline(self, context: Context) -> "_Deadline":
-        remaining = context.time_remaining()
-        return _Deadline(
-            self._default_timeout if remaining is None else min(remaining, MAX_TIMEOUT)
-        )
 
 
 def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
@@ -253,35 +272,3 @@ def _accounted(call: _Call, outputs: list[Output]) -> Iterator[None]:
     finally:
         num_made = sum(output.num_tokens for output in outputs)
         call.reserved.num_used = len(call.prompt) + num_made if num_made else 0
-
-
-MAX_TIMEOUT = 3600.0
-
-
-class _Deadline:
-    """The moment by which a request has to be finished.
-
-    Only the wait for the engine is cut short. Between the pieces of a stream the task is gRPC's,
-    and a stream whose task is cancelled there never ends for its reader.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._when = asyncio.get_running_loop().time() + seconds
-
-    @property
-    def remaining(self) -> float:
-        """Seconds that are left."""
-        return max(0.0, self._when - asyncio.get_running_loop().time())
-
-    @contextmanager
-    def over(self, mailbox: Mailbox) -> Iterator[None]:
-        """Let `mailbox` fail with DeadlineExceededError when it is time, unless the block ends."""
-        error = DeadlineExceededError(
-            f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"
-        )
-        timer = asyncio.get_running_loop().call_at(self._when, mailbox.fail, error)
-        try:
-            yield
-        finally:
-            timer.cancel()

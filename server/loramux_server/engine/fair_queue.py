@@ -1,0 +1,117 @@
+"""The queue: in each tenant's line who came first goes first, and the lines share what runs.
+
+Knows nothing of adapters or blocks. A tenant has a counter of what it was served, prompt tokens and
+twice the generated ones by its weight, and the line with the smallest goes first: the virtual token
+counter of Sheng et al., "Fairness in serving large language models" (OSDI 2024, arXiv:2401.00588).
+Who comes back is not paid for the time away: its counter is lifted to the smallest in the queue.
+So of two tenants that always wait, none is ahead by more than two full batches.
+"""
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from loramux_server.engine.request import Request
+
+OUTPUT_COST = 2
+"""What a generated token counts, where one of a prompt counts 1."""
+
+
+class FairQueue:
+    """Owns the lines and the counters; a tenant that has nothing under way is soon forgotten."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, deque[Request]] = {}
+        """Tenant -> those who wait; no line is empty."""
+        self._served: dict[str, float] = {}
+        self._num_live: Counter[str] = Counter()
+        """Requests of each tenant, waiting or running."""
+        self._level = 0.0
+        """What the tenant had that was the last to go."""
+        self._num_waiting = 0
+
+    def __len__(self) -> int:
+        return self._num_waiting
+
+    def __iter__(self) -> Iterator[Request]:
+        """Yield those who wait in the order of `lines`."""
+        for line in self.lines():
+            yield from line
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._lines.get(request.tenant, ())
+
+    def lines(self) -> list[deque[Request]]:
+        """Return the lines, which are not to be changed; the tenant with the least comes first."""
+        if len(self._lines) == 1:
+            return list(self._lines.values())
+        return [self._lines[tenant] for tenant in sorted(self._lines, key=self._served.__getitem__)]
+
+    def turns(self) -> Iterator[Request]:
+        """Yield those who wait in the order in which they may start.
+
+        Who starts is charged and removed before the next one is asked for; who cannot start yet
+        stays, and the one behind it follows.
+        """
+        heap = [(self._served[tenant], i, tenant) for i, tenant in enumerate(self._lines)]
+        heapq.heapify(heap)
+        walks: dict[str, Iterator[Request]] = {}
+        while heap:
+            _, i, tenant = heap[0]
+            if tenant not in walks:
+                walks[tenant] = iter(tuple(self._lines[tenant]))
+            request = next(walks[tenant], None)
+            if request is None:
+                heapq.heappop(heap)
+                continue
+            yield request
+            heapq.heapreplace(heap, (self._served[tenant], i, tenant))
+
+    def append(self, request: Request) -> None:
+        """Put a request that arrives at the end of its tenant's line."""
+        tenant = request.tenant
+        if tenant not in self._lines:
+            waiting = (self._served[other] for other in self._lines)
+            self._served[tenant] = max(
+                self._served.get(tenant, 0.0), min(waiting, default=self._level)
+            )
+        self._num_live[tenant] += 1
+        self._lines.setdefault(tenant, deque()).append(request)
+        self._num_waiting += 1
+
+    def put_back(self, request: Request) -> None:
+        """Put a request that was here before at the beginning of its tenant's line."""
+        self._lines.setdefault(request.tenant, deque()).appendleft(request)
+        self._num_waiting += 1
+
+    def remove(self, request: Request) -> None:
+        """Take a request out that waits."""
+        line = self._lines[request.tenant]
+        line.remove(request)
+        self._num_waiting -= 1
+        if not line:
+            del self._lines[request.tenant]
+
+    def charge_prompt(self, request: Request) -> None:
+        """Count what has to be computed for a request that starts."""
+        self._level = max(self._level, self._served[request.tenant])
+        self._served[request.tenant] += request.num_uncomputed / request.weight
+
+    def charge_output(self, request: Request) -> None:
+        """Count a generated token."""
+        self._served[request.tenant] += OUTPUT_COST / request.weight
+
+    def ended(self, request: Request) -> None:
+        """Note that a request neither waits nor runs any more."""
+        self._num_live[request.tenant] -= 1
+        if self._num_live[request.tenant]:
+            return
+        del self._num_live[request.tenant]
+        if not self._num_live:
+            self._served.clear()
+            self._level = 0.0
+            return
+        # What is above the level is kept, or to come and go would be a way to the front.
+        away = [t for t, n in self._served.items() if n <= self._level and t not in self._num_live]
+        for tenant in away:
+            del self._served[tenant]

@@ -1,0 +1,57 @@
+"""What may wait for the engine at most."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Taken:
+    """What is taken of the room, or is to be."""
+
+    completions: int = 0
+    """Those that have not ended."""
+    tokens: int = 0
+    """Of the prompts of completions that have not started."""
+    bytes: int = 0
+    """Of the messages of calls that have not started."""
+
+    def less(self, other: "Taken") -> "Taken":
+        """Return it without `other`."""
+        return Taken(
+            self.completions - other.completions,
+            self.tokens - other.tokens,
+            self.bytes - other.bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomLimits:
+    """The settings of a waiting room."""
+
+    max_running: int
+    """Completions that run at once; as many are no queue."""
+    max_waiting: int
+    """Completions beyond those."""
+    max_tokens: int
+    """Prompt tokens of all that have not started."""
+    max_bytes: int
+    """Bytes of the messages of all calls that have not started."""
+    max_lag: float
+    """Seconds by which the event loop may be late; 0 means any."""
+    block_size: int
+    """Tokens of a KV block."""
+    num_blocks: int
+    """KV blocks."""
+
+    def over(self, taken: Taken, more: Taken) -> tuple[str, str] | None:
+        """Return which limit does not hold with `more`, and what is to be said of it.
+
+        What is too large by itself may wait alone.
+        """
+        if taken.completions + more.completions > self.max_running + self.max_waiting:
+            return "requests", f"{self.max_waiting} requests may wait, and there is no room"
+        if more.tokens > 0 and taken.tokens and taken.tokens + more.tokens > self.max_tokens:
+            said = f"{taken.tokens} of at most {self.max_tokens} prompt tokens are waiting"
+            return "tokens", said
+        if more.bytes > 0 and taken.bytes and taken.bytes + more.bytes > self.max_bytes:
+            return "bytes", f"{taken.bytes} of at most {self.max_bytes} bytes are waiting"
+        return None

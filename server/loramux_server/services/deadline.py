@@ -1,0 +1,47 @@
+"""Until when a request has to be finished."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from loramux.errors import DeadlineExceededError
+from loramux_server.engine_client import Mailbox
+from loramux_server.rpc import Context
+
+MAX_TIMEOUT = 3600.0
+"""Seconds that a request may take at most, whatever its deadline."""
+
+
+class Deadline:
+    """The moment by which a request has to be finished.
+
+    Only the wait for the engine is cut short. Between the pieces of a stream the task is gRPC's,
+    and a stream whose task is cancelled there never ends for its reader.
+    """
+
+    @staticmethod
+    def of(context: Context, default: float) -> "Deadline":
+        """Return that of a call, or the moment in `default` seconds if it has none."""
+        remaining = context.time_remaining()
+        return Deadline(default if remaining is None else min(remaining, MAX_TIMEOUT))
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._when = asyncio.get_running_loop().time() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self._when - asyncio.get_running_loop().time())
+
+    @contextmanager
+    def over(self, mailbox: Mailbox) -> Iterator[None]:
+        """Let `mailbox` fail with DeadlineExceededError when it is time, unless the block ends."""
+        error = DeadlineExceededError(
+            f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"
+        )
+        timer = asyncio.get_running_loop().call_at(self._when, mailbox.fail, error)
+        try:
+            yield
+        finally:
+            timer.cancel()

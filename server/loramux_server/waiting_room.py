@@ -1,0 +1,252 @@
+"""Who may wait for the engine: refused early is what the server has no room for.
+
+Lives on the event loop, and is asked before anything is allocated for a request. While all limits
+hold it costs two additions. When a tenant finds the room full of others who have more of it than
+their part, those give way who came last and have not started.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from loramux.errors import ResourceExhaustedError
+from loramux_server.busy_rate import BusyRate
+from loramux_server.engine.messages import Stats
+from loramux_server.metrics import RoomMetrics
+from loramux_server.room_limits import RoomLimits, Taken
+
+MIN_DELAY, MAX_DELAY = 0.1, 60.0
+"""Bounds in seconds of what is told about when to try again."""
+UNKNOWN_DELAY = 1.0
+"""Told as long as no rate has been measured."""
+
+
+class Place:
+    """What one call takes of the room, from its arrival to its end."""
+
+    def __init__(self, room: "WaitingRoom", tenant: str, weight: int, num_bytes: int) -> None:
+        self._room = room
+        self.tenant = tenant
+        self.weight = weight
+        self.num_bytes = num_bytes
+        """Of its message, until all completions have started."""
+        self.num_prompt = 0
+        self.num_open = 0
+        """Completions that have not ended."""
+        self.num_unstarted = 0
+        self.has_started = False
+        """Whether any completion has; who has does not give way."""
+        self.on_lost: Callable[[ResourceExhaustedError], None] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens of the completions that have not started."""
+        return self.num_prompt * self.num_unstarted
+
+    def started(self) -> None:
+        """Note that one completion left the engine's queue."""
+        self._room.started(self)
+
+    def finished(self, num_output: int) -> None:
+        """Note that one completion ended with `num_output` tokens."""
+        self._room.finished(self, num_output)
+
+
+class WaitingRoom:
+    """Counts what waits, and measures how fast it goes on."""
+
+    def __init__(
+        self,
+        limits: RoomLimits,
+        *,
+        metrics: RoomMetrics,
+        clock: Callable[[], float],
+        lag: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Open an empty room.
+
+        Args:
+            limits: What may wait.
+            metrics: Where it is told who was refused, and why.
+            clock: Seconds, monotonic.
+            lag: How many seconds the event loop is late.
+        """
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._lag = lag
+        self._places: dict[Place, None] = {}
+        """Everybody in the room, in order of arrival."""
+        self._num_unstarted = 0
+        self._taken = Taken()
+        self._starts = BusyRate()
+        """Completions that leave the queue."""
+        self._freed = BusyRate()
+        """Tokens whose KV memory becomes free."""
+        self._looked_at = clock()
+        self._num_free_blocks = limits.num_blocks
+
+    @contextmanager
+    def place(self, tenant: str, weight: int, num_bytes: int) -> Iterator[Place]:
+        """Take in a call for as long as the block runs; its completions come with `enter`.
+
+        Raises:
+            ResourceExhaustedError: There is no room for one more; nobody gave way.
+        """
+        self._check_lag()
+        place = Place(self, tenant, weight, num_bytes)
+        # Nobody gives way to a request that may turn out to be none.
+        self._who_gives_way(place, Taken(1, 0, num_bytes))
+        self._places[place] = None
+        self._taken.bytes += num_bytes
+        self._show()
+        try:
+            yield place
+        finally:
+            self._leave(place)
+
+    def enter(
+        self,
+        place: Place,
+        *,
+        num_completions: int,
+        num_prompt: int,
+        seconds_left: float,
+        on_lost: Callable[[ResourceExhaustedError], None],
+    ) -> None:
+        """Let completions of the call at `place` wait.
+
+        Args:
+            place: Where.
+            num_completions: How many.
+            num_prompt: Tokens of their prompt.
+            seconds_left: Until the deadline.
+            on_lost: Told the error if they have to give way before any of them started.
+
+        Raises:
+            ResourceExhaustedError: There is no room for them.
+        """
+        self._pass_time()
+        self._check_memory(num_prompt, seconds_left)
+        more = Taken(num_completions, num_completions * num_prompt, 0)
+        for other in self._who_gives_way(place, more):
+            self._give_way(other)
+        place.num_prompt, place.on_lost = num_prompt, on_lost
+        place.num_open = place.num_unstarted = num_completions
+        self._taken.completions += num_completions
+        self._num_unstarted += num_completions
+        self._taken.tokens += place.num_tokens
+        self._show()
+
+    def started(self, place: Place) -> None:
+        """Note that a completion of `place` left the engine's queue."""
+        if not place.num_unstarted:
+            return
+        self._pass_time()
+        self._starts.add(1)
+        place.has_started = True
+        place.num_unstarted -= 1
+        self._num_unstarted -= 1
+        self._taken.tokens -= place.num_prompt
+        if not place.num_unstarted:
+            self._taken.bytes -= place.num_bytes
+            place.num_bytes = 0
+        self._show()
+
+    def finished(self, place: Place, num_output: int) -> None:
+        """Note that a completion of `place` ended with `num_output` tokens."""
+        self._pass_time()
+        self._freed.add(place.num_prompt + num_output)
+        place.num_open -= 1
+        self._taken.completions -= 1
+
+    def report(self, stats: Stats) -> None:
+        """Take in what a step left of the KV memory."""
+        self._num_free_blocks = self._limits.num_blocks - stats.used_blocks
+
+    def _leave(self, place: Place) -> None:
+        self._pass_time()
+        self._places.pop(place, None)
+        self._taken.completions -= place.num_open
+        self._num_unstarted -= place.num_unstarted
+        self._taken.tokens -= place.num_tokens
+        self._taken.bytes -= place.num_bytes
+        place.num_open = place.num_unstarted = place.num_bytes = 0
+        self._show()
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        if self._num_unstarted:
+            self._starts.pass_time(now - self._looked_at)
+            self._freed.pass_time(now - self._looked_at)
+        self._looked_at = now
+
+    def _check_lag(self) -> None:
+        limit, lag = self._limits.max_lag, self._lag()
+        if limit and lag > limit:
+            raise self._shed("lag", "SERVER_BUSY", f"the server is {lag:.3g} s late", lag)
+
+    def _check_memory(self, num_prompt: int, seconds_left: float) -> None:
+        """Refuse a prompt for which KV memory would become free too late."""
+        num_free = self._num_free_blocks * self._limits.block_size
+        missing = self._taken.tokens + num_prompt - num_free
+        rate = self._freed.per_second
+        if missing <= 0 or not self._num_unstarted or rate is None:
+            return
+        wait = missing / rate
+        if wait > seconds_left:
+            raise self._shed(
+                "memory",
+                "MEMORY_UNREACHABLE",
+                f"memory for the {num_prompt} tokens of the prompt becomes free in about "
+                f"{wait:.3g} s, after the deadline in {seconds_left:.3g} s",
+                wait - seconds_left,
+            )
+
+    def _who_gives_way(self, place: Place, more: Taken) -> list[Place]:
+        """Return who has to go so that there is room for `more`; refuse it if too few can."""
+        over = self._limits.over(self._taken, more)
+        if over is None:
+            return []
+        going: list[Place] = []
+        shares = self._shares()
+        mine = shares.get(place.tenant, 0.0) + more.completions / place.weight
+        for other in reversed(self._places):
+            if other.has_started or other.on_lost is None or shares[other.tenant] <= mine:
+                continue
+            shares[other.tenant] -= other.num_unstarted / other.weight
+            going.append(other)
+            more = more.less(Taken(other.num_open, other.num_tokens, other.num_bytes))
+            if not self._limits.over(self._taken, more):
+                return going
+        cause, message = over
+        raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
+
+    def _give_way(self, place: Place) -> None:
+        on_lost = place.on_lost
+        assert on_lost is not None
+        self._leave(place)
+        message = f"{place.tenant!r} has more requests waiting than its part, and others came"
+        on_lost(self._shed("share", "QUEUE_FULL", message, self._drain_seconds))
+
+    def _shares(self) -> dict[str, float]:
+        """Return what each tenant has of the room, by its weight."""
+        shares: dict[str, float] = {}
+        for place in self._places:
+            used = place.num_unstarted / place.weight
+            shares[place.tenant] = shares.get(place.tenant, 0.0) + used
+        return shares
+
+    @property
+    def _drain_seconds(self) -> float:
+        """Seconds in which all that waits has started, at the rate of late."""
+        rate = self._starts.per_second
+        return UNKNOWN_DELAY if rate is None else max(1, self._num_unstarted) / rate
+
+    def _shed(self, cause: str, reason: str, message: str, delay: float) -> ResourceExhaustedError:
+        self._metrics.shed.labels(cause).inc()
+        delay = min(max(delay, MIN_DELAY), MAX_DELAY)
+        return ResourceExhaustedError(message, reason=reason, retry_delay=delay)
+
+    def _show(self) -> None:
+        self._metrics.tokens.set(self._taken.tokens)
+        self._metrics.bytes.set(self._taken.bytes)

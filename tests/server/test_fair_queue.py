@@ -1,0 +1,140 @@
+"""Tenants take turns by what they were served, and one alone notices nothing."""
+
+from collections import Counter
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+
+from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.fair_queue import OUTPUT_COST, FairQueue
+from loramux_server.engine.messages import Sampling
+from loramux_server.engine.request import Request
+from loramux_server.engine.scheduler import Scheduler
+from tests.server.test_scheduler import Adapters
+
+MAX_RUNNING = 3
+
+
+def request(
+    request_id: int, tenant: str, *, weight: int = 1, num_prompt: int = 4, max_tokens: int = 4
+) -> Request:
+    sampling = Sampling(max_tokens=max_tokens, seed=0, ignore_eos=True)
+    return Request(request_id, [5] * num_prompt, None, sampling, tenant, weight=weight)
+
+
+class Setup:
+    """A scheduler that runs, and what it gave each tenant."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(
+            blocks=BlockManager(500, 4), adapters=Adapters(), max_running=MAX_RUNNING,
+            max_batch_tokens=64, max_bypassed=2, context_length=1000,
+            eos_token_ids=frozenset(), shares_prefixes=False,
+        )  # fmt: skip
+        self.started: list[int] = []
+        self.served: Counter[str] = Counter()
+
+    def add(self, *requests: Request) -> None:
+        for one in requests:
+            self.scheduler.add(one)
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            plan = self.scheduler.plan()
+            self.started += [one.request_id for one in plan.started]
+            for one in plan.started:
+                self.served[one.tenant] += len(one.prompt)
+            samples = [9] * sum(chunk.samples for chunk in plan.chunks)
+            for one, _, _ in self.scheduler.commit(plan, samples):
+                self.served[one.tenant] += OUTPUT_COST
+            self.scheduler.check()
+
+
+def test_tenants_take_turns() -> None:
+    setup = Setup()
+    setup.add(*(request(i, "noisy") for i in range(10)))
+    setup.add(request(10, "quiet"), request(11, "quiet"))
+    setup.step()
+    assert setup.started == [0, 10, 1]
+    setup.step(4)
+    assert setup.started[3:] == [11, 2, 3]
+
+
+def test_a_tenant_alone_is_served_in_the_order_of_arrival() -> None:
+    setup = Setup()
+    setup.add(*(request(i, "only", num_prompt=1 + 7 * i % 5) for i in range(20)))
+    setup.step(60)
+    assert setup.started == list(range(20))
+
+
+def test_who_was_away_is_not_paid_for_it() -> None:
+    setup = Setup()
+    setup.add(*(request(i, "noisy") for i in range(100)))
+    setup.add(request(100, "late"))
+    setup.step(60)
+    setup.add(*(request(i, "late") for i in range(101, 110)))
+    begin = len(setup.started)
+    setup.step(20)
+    lately = ["late" if i > 100 else "noisy" for i in setup.started[begin:]]
+    assert abs(lately.count("late") - lately.count("noisy")) <= 2 * MAX_RUNNING
+
+
+def test_to_come_and_go_is_no_way_to_the_front() -> None:
+    queue = FairQueue()
+    waiting = request(0, "waiting")
+    queue.append(waiting)
+    for i in range(1, 5):
+        greedy = request(i, "greedy")
+        queue.append(greedy)
+        queue.remove(greedy)
+        queue.charge_prompt(greedy)
+        queue.ended(greedy)
+    again = request(9, "greedy")
+    queue.append(again)
+    assert list(queue.turns()) == [waiting, again]
+
+
+def test_nothing_is_kept_of_tenants_that_have_gone() -> None:
+    setup = Setup()
+    for i in range(50):
+        setup.add(request(i, f"tenant-{i}"))
+    setup.step(100)
+    assert len(setup.started) == 50
+    assert not setup.scheduler.waiting._served
+    assert not setup.scheduler.waiting._num_live
+
+
+TENANTS = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 8)), min_size=2, max_size=4
+)
+"""Weight, tokens of a prompt and of a completion of each tenant."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(tenants=TENANTS, excess=st.integers(1, 10), num_steps=st.integers(10, 80))
+def test_who_always_waits_gets_its_part(
+    tenants: list[tuple[int, int, int]], excess: int, num_steps: int
+) -> None:
+    setup = Setup()
+    num_added = 0
+    for _ in range(num_steps):
+        for index, (weight, num_prompt, max_tokens) in enumerate(tenants):
+            # The first asks for more than the others; all always have some that wait.
+            wanted = MAX_RUNNING * (excess if index == 0 else 1)
+            waiting = sum(one.tenant == str(index) for one in setup.scheduler.waiting)
+            for _ in range(wanted - waiting):
+                num_added += 1
+                setup.add(
+                    request(
+                        num_added, str(index), weight=weight, num_prompt=num_prompt,
+                        max_tokens=max_tokens,
+                    )
+                )  # fmt: skip
+        setup.step()
+    # Theorem 4.4 of the paper, by weight.
+    unit = max(
+        max(num_prompt, OUTPUT_COST * MAX_RUNNING * max_tokens) / weight
+        for weight, num_prompt, max_tokens in tenants
+    )
+    parts = [setup.served[str(i)] / weight for i, (weight, _, _) in enumerate(tenants)]
+    assert max(parts) - min(parts) <= 2 * unit

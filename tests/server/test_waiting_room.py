@@ -1,0 +1,231 @@
+"""Who may wait, who is refused, and who gives way."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from loramux.errors import ResourceExhaustedError
+from loramux_server.busy_rate import HALF_LIFE, BusyRate
+from loramux_server.engine.messages import CacheStats, Stats
+from loramux_server.loop_lag import NUM_LOOKS, LoopLag
+from loramux_server.waiting_room import MAX_DELAY, UNKNOWN_DELAY, Place
+from tests.support.fake import ManualClock
+from tests.support.rooms import open_room
+
+
+class Room:
+    """A room whose guests leave when they are told to."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.clock = ManualClock()
+        self.registry = CollectorRegistry()
+        self.lag = 0.0
+        self.room = open_room(
+            registry=self.registry, clock=self.clock, lag=lambda: self.lag, **limits
+        )
+        self._exits: dict[Place, ExitStack] = {}
+        self.lost: dict[Place, ResourceExhaustedError] = {}
+
+    def come(
+        self, tenant: str = "acme", *, count: int = 1, prompt: int = 1, size: int = 1,
+        weight: int = 1, seconds_left: float = 60.0,
+    ) -> Place:  # fmt: skip
+        with ExitStack() as exits:
+            place = exits.enter_context(self.room.place(tenant, weight, size))
+            self.room.enter(
+                place, num_completions=count, num_prompt=prompt, seconds_left=seconds_left,
+                on_lost=lambda error: self.lost.__setitem__(place, error),
+            )  # fmt: skip
+            self._exits[place] = exits.pop_all()
+        return place
+
+    def go(self, place: Place) -> None:
+        self._exits.pop(place).close()
+
+    def refused(self, tenant: str = "acme", **request: Any) -> ResourceExhaustedError:
+        with pytest.raises(ResourceExhaustedError) as caught:
+            self.come(tenant, **request)
+        return caught.value
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"loramux_{name}", labels)
+
+    def shed(self, cause: str) -> float:
+        return self.sample("requests_shed_total", cause=cause) or 0.0
+
+
+def test_completions_beyond_the_queue_are_refused_until_one_ends() -> None:
+    room = Room(max_running=2, max_waiting=3)
+    first = room.come(count=4)
+    room.come()
+    error = room.refused()
+    assert error.reason == "QUEUE_FULL"
+    assert "3 requests may wait" in str(error)
+    assert error.retry_delay == UNKNOWN_DELAY
+    assert room.shed("requests") == 1
+    first.started()
+    room.refused()
+    first.finished(5)
+    room.come()
+    room.refused()
+    room.go(first)
+    room.come(count=3)
+    room.refused()
+
+
+def test_prompt_tokens_count_until_the_completion_starts() -> None:
+    room = Room(max_tokens=10)
+    place = room.come(count=2, prompt=4)
+    assert "8 of at most 10 prompt tokens" in str(room.refused(prompt=3))
+    assert room.shed("tokens") == 1
+    place.started()
+    assert room.sample("waiting_prompt_tokens") == 4
+    room.come(prompt=3)
+
+
+def test_what_alone_is_above_a_limit_waits_alone() -> None:
+    room = Room(max_tokens=10, max_bytes=10)
+    place = room.come(prompt=100, size=100)
+    assert room.refused().reason == "QUEUE_FULL"
+    place.started()
+    room.come()
+
+
+def test_bytes_count_until_all_completions_have_started() -> None:
+    room = Room(max_bytes=10)
+    place = room.come(count=2, size=8)
+    place.started()
+    assert "8 of at most 10 bytes" in str(room.refused(size=3))
+    assert room.shed("bytes") == 1
+    place.started()
+    assert room.sample("waiting_bytes") == 0
+    room.come(size=3)
+
+
+def test_who_goes_leaves_nothing() -> None:
+    room = Room(max_running=1, max_waiting=3, max_tokens=10, max_bytes=10)
+    for _ in range(3):
+        place = room.come(count=2, prompt=5, size=10)
+        place.started()
+        place.finished(1)
+        room.go(place)
+        assert room.sample("waiting_prompt_tokens") == room.sample("waiting_bytes") == 0
+    room.come(count=4)
+
+
+def test_a_late_event_loop_takes_nothing_more() -> None:
+    room = Room(max_lag=0.5)
+    room.lag = 0.75
+    error = room.refused()
+    assert (error.reason, error.retry_delay) == ("SERVER_BUSY", 0.75)
+    assert room.shed("lag") == 1
+    room.lag = 0.5
+    room.come()
+    unlimited = Room(max_lag=0.0)
+    unlimited.lag = 100.0
+    unlimited.come()
+
+
+def test_a_single_pause_is_no_lag() -> None:
+    lag = LoopLag()
+    for seconds in (3.0, 0.0, 3.0):
+        lag.note(seconds)
+    assert lag.seconds == 0.0
+    for _ in range(NUM_LOOKS):
+        lag.note(3.0)
+    assert lag.seconds == 3.0
+
+
+def test_the_delay_follows_the_measured_rate() -> None:
+    room = Room(max_running=0, max_waiting=12)
+    places = [room.come() for _ in range(12)]
+    for place in places[:4]:
+        room.clock.now += 0.5
+        place.started()
+    # Two in a second, and eight wait.
+    assert room.refused().retry_delay == pytest.approx(4.0, rel=0.1)
+    room.clock.now += 1000.0
+    places[4].started()
+    assert room.refused().retry_delay == MAX_DELAY
+
+
+def test_a_prompt_whose_memory_comes_too_late_is_refused() -> None:
+    room = Room(block_size=4, num_blocks=10)
+    running = [room.come(prompt=1) for _ in range(9)]
+    for place in running:
+        place.started()
+    room.room.report(used_blocks(10))
+    room.come(prompt=10)
+    room.come(prompt=10, seconds_left=0.0)  # nothing is known of the rate
+    for place in running[:4]:
+        room.clock.now += 1.0
+        place.finished(9)  # ten tokens in a second
+    error = room.refused(prompt=10, seconds_left=2.0)
+    assert error.reason == "MEMORY_UNREACHABLE"
+    assert error.retry_delay == pytest.approx(1.0, rel=0.2)
+    assert room.shed("memory") == 1
+    room.come(prompt=10, seconds_left=5.0)
+    room.room.report(used_blocks(0))
+    room.come(prompt=10, seconds_left=0.1)
+
+
+def used_blocks(count: int) -> Stats:
+    return Stats(
+        running=0, waiting=0, used_blocks=count, preemptions=0, prompt_tokens=0, shared_tokens=0,
+        device=CacheStats(), host=CacheStats(),
+    )  # fmt: skip
+
+
+def test_a_rate_counts_the_time_in_which_somebody_waits_and_forgets() -> None:
+    rate = BusyRate()
+    rate.pass_time(4.0)
+    rate.add(7)
+    assert rate.per_second is None
+    for _ in range(3):
+        rate.add(0)
+    assert rate.per_second == pytest.approx(2.0, rel=0.2)
+    for _ in range(100):
+        rate.add(HALF_LIFE)
+        rate.pass_time(1.0)
+    assert rate.per_second == pytest.approx(HALF_LIFE, rel=0.05)
+
+
+def test_the_last_of_a_tenant_with_more_than_its_part_give_way() -> None:
+    room = Room(max_running=0, max_waiting=6)
+    noisy = [room.come("noisy") for _ in range(6)]
+    assert room.refused("noisy").reason == "QUEUE_FULL"
+    noisy[5].started()
+    for _ in range(2):
+        room.come("quiet")
+    assert list(room.lost) == [noisy[4], noisy[3]]
+    error = room.lost[noisy[4]]
+    assert (error.reason, error.retry_delay) == ("QUEUE_FULL", UNKNOWN_DELAY)
+    assert room.shed("share") == 2
+    assert room.refused("quiet").reason == "QUEUE_FULL"  # the other waits with three, too
+
+
+def test_a_heavier_tenant_gives_way_later() -> None:
+    room = Room(max_running=0, max_waiting=6)
+    heavy = [room.come("heavy", weight=5) for _ in range(6)]
+    room.come("light")
+    assert list(room.lost) == [heavy[5]]
+    room.refused("light")
+
+
+def test_nobody_gives_way_where_that_would_not_be_enough() -> None:
+    room = Room(max_running=0, max_waiting=6)
+    for _ in range(6):
+        room.come("noisy")
+    room.refused("quiet", count=8)
+    room.refused("quiet", count=4)  # then it would have more than the other
+    assert not room.lost
+
+
+def test_nobody_gives_way_to_a_call_that_asks_for_nothing_valid() -> None:
+    room = Room(max_running=0, max_waiting=2)
+    for _ in range(2):
+        room.come("noisy")
+    with room.room.place("quiet", 1, 1):
+        assert not room.lost
