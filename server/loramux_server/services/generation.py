@@ -13,6 +13,7 @@ from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
+from loramux_server.observe.call_record import note
 from loramux_server.rpc import Context
 from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.descriptions import identity_of
@@ -194,6 +195,7 @@ class GenerationService:
                 field="request_id",
             )
         self._live.add(key)
+        note(generation_id=request_id)
         try:
             with self._quotas.request(tenant):
                 yield request_id
@@ -213,6 +215,7 @@ class GenerationService:
             self._registry.lease(request.adapter, key=key) as (record, source),
             self._statuses.used(record.digest, record.tenant),
         ):
+            note(digest=record.digest)
             yield record, source
 
     @contextmanager
