@@ -146,6 +146,20 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "s3://BUCKET/adapters; can be given several times. By default none."
         ),
     ] = ()
+    log_format: Annotated[
+        str,
+        Meta(
+            pattern="^(text|json)$",
+            description="How the log is written: text, or json, where each call has a line, too.",
+        ),
+    ] = "text"
+    audit_log: Annotated[
+        str | None,
+        Meta(
+            description="File that gets a line of JSON for each act that changes something: who, "
+            "what, when, and what came of it. It is written before the caller is answered."
+        ),
+    ] = None
     upload_expiry: Annotated[
         float,
         Meta(

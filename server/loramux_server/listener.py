@@ -14,6 +14,7 @@ from loramux_server.access.gate import Gate
 from loramux_server.access.rules import check_rules
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, split_address
+from loramux_server.observe.call_log import CallLog
 from loramux_server.rpc import Calls, generic_handler
 
 _OPTIONS: list[tuple[str, int]] = [
@@ -41,6 +42,7 @@ class Listener:
         self,
         address: str,
         *,
+        call_log: CallLog,
         gate: Gate,
         drain_timeout: float,
         on_overtime: Callable[[], None] = lambda: None,
@@ -49,7 +51,8 @@ class Listener:
 
         Args:
             address: HOST:PORT; port 0 takes a free one.
-            gate: What every call passes first.
+            call_log: What sees each call from begin to end.
+            gate: What every call passes next.
             drain_timeout: Seconds that calls get to finish at the end.
             on_overtime: Called when they did not; lets them fail.
         """
@@ -61,7 +64,7 @@ class Listener:
         self._health = health.aio.HealthServicer()
         self._service_names: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._grpc = grpc.aio.server(interceptors=[gate], options=_OPTIONS)
+        self._grpc = grpc.aio.server(interceptors=[call_log, gate], options=_OPTIONS)
 
     async def open(
         self, services: Mapping[ServiceDescriptor, object], tls: ServerTls | None

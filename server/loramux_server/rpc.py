@@ -25,6 +25,8 @@ from loramux.v1 import errors_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES
+from loramux_server.observe.acts import targets
+from loramux_server.observe.call_record import REQUEST_ID_KEY, current, note
 
 STATUS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -164,7 +166,11 @@ def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message
             f"the bytes of the request are no {method.input_type.full_name}",
             reason="MALFORMED_REQUEST",
         )
-    settle_name(request, RULES[method.full_name], caller())
+    try:
+        settle_name(request, RULES[method.full_name], caller())
+    finally:
+        if target := targets(method.full_name, request):
+            note(target=target)
     return request
 
 
@@ -176,7 +182,11 @@ async def abort(context: Context, error: Exception, method: str) -> NoReturn:
         incident = secrets.token_hex(8)
         _log.error("incident %s in %s", incident, method, exc_info=error)
         error = InternalError(f"internal error, incident {incident}", reason="INTERNAL")
-    await context.abort(error.code, str(error), status_metadata(error))
+    metadata = status_metadata(error)
+    if record := current():
+        record.reason = error.reason or "UNSPECIFIED"
+        metadata = ((REQUEST_ID_KEY, record.request_id), *metadata)
+    await context.abort(error.code, str(error), metadata)
 
 
 def status_metadata(error: LoramuxError) -> tuple[tuple[str, str | bytes], ...]:

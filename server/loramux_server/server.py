@@ -21,6 +21,8 @@ from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
+from loramux_server.observe.audit import Audit, AuditFile
+from loramux_server.observe.call_log import CallLog
 from loramux_server.probe import Probe
 from loramux_server.quarantine import Quarantine
 from loramux_server.ready_file import write_ready_file
@@ -105,6 +107,7 @@ class Server:
         self.metrics_address = serve_metrics(
             self._config.metrics, self._metrics.registry, tls, self._exit
         )
+        audit = self._audit()
         self._exit.enter_context(held_port(self._config.listen))
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
@@ -157,6 +160,7 @@ class Server:
             )
         listener = Listener(
             self._config.listen,
+            call_log=CallLog(audit, logs_calls=self._config.log_format == "json"),
             gate=self._entrance.gate,
             drain_timeout=self._config.drain_timeout,
             on_overtime=self._engine.close,
@@ -177,6 +181,15 @@ class Server:
             self._exit.callback(asyncio.create_task(self._probe.run()).cancel)
         listener.show_health(self._engine.process.is_ready)
         _log.info("serving %s on %s", model.name, self.grpc_address)
+
+    def _audit(self) -> Audit:
+        path = self._config.audit_log
+        try:
+            audit = Audit(AuditFile(path) if path else None)
+        except OSError as error:
+            raise ConfigError(f"--audit-log {path}: {error.strerror}") from None
+        self._exit.callback(audit.close)
+        return audit
 
     def _open_registry(self, folder: Path) -> Registry:
         limits = StorageLimits(self._config.max_tenant_bytes, self._config.max_tenant_adapters)

@@ -11,6 +11,7 @@ import grpc
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, new_key
 from loramux_server.access.key_making import KeyMaking
+from loramux_server.observe.call_record import REQUEST_ID_KEY
 from loramux_server.store.catalog import Catalog
 from tests.support.wire import refusal
 
@@ -91,6 +92,8 @@ def call(
             answer.cancel()
     except grpc.RpcError as error:
         found = refusal(error)
-        told = tuple(sorted((pair[0], pair[1]) for pair in trailing(error)))
+        told = tuple(
+            sorted((name, value) for name, value in trailing(error) if name != REQUEST_ID_KEY)
+        )
         return Outcome(found.code, found.message, told, found.reason)
     return Outcome(grpc.StatusCode.OK, "", ())

@@ -1,7 +1,6 @@
 """The gate that every call passes before its handler runs: who is it, and may they?"""
 
 import asyncio
-import inspect
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -13,17 +12,8 @@ from loramux.errors import LoramuxError, PermissionDeniedError
 from loramux_server.access.authenticator import Authenticator, unauthenticated
 from loramux_server.access.caller import Caller, Permission, enter
 from loramux_server.access.rules import RULES, method_name
+from loramux_server.interception import Handler, around
 from loramux_server.rpc import Context, abort
-
-_Handler = Any  # of gRPC: its own type tells nothing of the four kinds
-
-_KINDS = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
-"""(request streams, response streams) -> what gRPC calls that, and makes a handler of it."""
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -38,18 +28,15 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
+    ) -> Handler:
         """Return the handler of a call, behind the gate."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        name, make = _KINDS[handler.request_streaming, handler.response_streaming]
-        behaviour = self._behind(
-            getattr(handler, name), method_name(str(handler_call_details.method))
+        method = method_name(str(handler_call_details.method))
+        return around(
+            await continuation(handler_call_details),
+            lambda context: self._admitted(context, method),
         )
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
     def shut_out(self) -> None:
         """End the calls whose callers are valid no more."""
@@ -58,22 +45,6 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._shut_out |= tasks
                 for task in tasks:
                     task.cancel()
-
-    def _behind(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        if inspect.isasyncgenfunction(behaviour):
-
-            async def stream(request: object, context: Context) -> AsyncIterator[object]:
-                async with self._admitted(context, method):
-                    async for response in behaviour(request, context):
-                        yield response
-
-            return stream
-
-        async def call(request: object, context: Context) -> object:
-            async with self._admitted(context, method):
-                return await behaviour(request, context)
-
-        return call
 
     @asynccontextmanager
     async def _admitted(self, context: Context, method: str) -> AsyncIterator[None]:
@@ -85,7 +56,6 @@ class Gate(grpc.aio.ServerInterceptor):
         if who is None:
             yield
             return
-        enter(who)
         task = asyncio.current_task()
         assert task is not None
         self._running[who].add(task)
@@ -104,7 +74,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 del self._running[who]
 
     def _caller(self, context: Context, method: str) -> Caller | None:
-        """Return who makes the call, or None where that does not matter.
+        """Return who makes the call, from now on the caller, or None where that does not matter.
 
         Raises:
             UnauthenticatedError: The caller is not known.
@@ -115,6 +85,7 @@ class Gate(grpc.aio.ServerInterceptor):
             return None
         metadata = cast(Iterable[tuple[str, str | bytes]], context.invocation_metadata() or ())
         who = self._authenticator.identify(metadata, context.auth_context)
+        enter(who)  # before it is refused, so that the log tells whose call it was
         if rule is None or not who.may(rule.permission):
             raise PermissionDeniedError(
                 f"a caller with role {str(who.role)!r} may not call {method}",

@@ -21,7 +21,15 @@ from rich.table import Table
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
 from loramux_server.access.server_secret import ServerSecretError
-from loramux_server.commands.stores import CatalogUrl, Json, Store, found_store, open_catalog
+from loramux_server.commands.stores import (
+    AuditLog,
+    CatalogUrl,
+    Json,
+    Store,
+    found_store,
+    open_catalog,
+    written_down,
+)
 from loramux_server.store.moments import now_in_utc
 from loramux_server.store.reference import DEFAULT_TENANT
 
@@ -74,14 +82,17 @@ def create(
     ] = None,
     store: Store = None,
     url: CatalogUrl = None,
+    audit_log: AuditLog = None,
 ) -> None:
     """Make a key and print it; it cannot be shown again."""
-    with _making(store, url) as making:
-        lifetime = parse_duration(expires) if expires else None
+    lifetime = parse_duration(expires) if expires else None
+    act = written_down(audit_log, "key.create", tenant=tenant, role=str(role))
+    with _making(store, url) as making, act as told:
         try:
             key = making.make(tenant=tenant, role=role, label=label, lifetime=lifetime)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
+        told["key"] = key.id
     _show(key, f"{role} of tenant {tenant}")
 
 
@@ -93,17 +104,22 @@ def rotate(
     ] = "24h",
     store: Store = None,
     url: CatalogUrl = None,
+    audit_log: AuditLog = None,
 ) -> None:
     """Make a key that takes the place of another, and print it."""
-    with _making(store, url) as making:
+    act = written_down(audit_log, "key.rotate", key=key_id, grace=grace)
+    with _making(store, url) as making, act as told:
         key = making.rotate(key_id, grace=parse_duration(grace))
+        told["replaced_by"] = key.id
     _show(key, f"in place of {key_id}, which is good for {grace} from now on")
 
 
 @app.command("revoke")
-def revoke(key_id: KeyId, store: Store = None, url: CatalogUrl = None) -> None:
+def revoke(
+    key_id: KeyId, store: Store = None, url: CatalogUrl = None, audit_log: AuditLog = None
+) -> None:
     """Let a key open nothing any more; a running server ends its calls within a second."""
-    with _making(store, url) as making:
+    with _making(store, url) as making, written_down(audit_log, "key.revoke", key=key_id):
         making.revoke(key_id)
 
 

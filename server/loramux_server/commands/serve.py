@@ -1,13 +1,13 @@
 """`loramux serve`."""
 
 import asyncio
-import logging
 import sys
 
 import typer
 
 from loramux_server.commands.flags import takes_config
 from loramux_server.config import ConfigError, ServerConfig, make_config
+from loramux_server.observe.json_lines import set_up_logging
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: something in the configuration is wrong."""
@@ -18,7 +18,7 @@ EXIT_BUSY = 75
 @takes_config(ServerConfig)
 def serve(settings: dict[str, object]) -> None:
     """Serve a base model and its adapters over gRPC."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging(log_format=str(settings["log_format"]))
     raise typer.Exit(run(settings))
 
 

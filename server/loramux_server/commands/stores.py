@@ -1,12 +1,14 @@
 """Which store a command means, and its catalog."""
 
+import getpass
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loramux_server.observe.audit import audited
 from loramux_server.store.places import stores_folder
 
 if TYPE_CHECKING:
@@ -31,6 +33,15 @@ CatalogUrl = Annotated[
         help="The server's --catalog, if it has one.",
     ),
 ]
+AuditLog = Annotated[
+    str | None,
+    typer.Option(
+        "--audit-log",
+        envvar="LORAMUX_AUDIT_LOG",
+        metavar="FILE",
+        help="The server's --audit-log, which tells of this, too.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -50,6 +61,13 @@ def found_store(store: Path | None) -> Path:
             f"{what} in {folder}; give --store DIR, as `loramux serve` gets it"
         )
     return found[0]
+
+
+def written_down(
+    path: str | None, act: str, **fields: object
+) -> AbstractContextManager[dict[str, object]]:
+    """Return a block whose act goes to the audit log at `path`; see `audited`."""
+    return audited(path, act, user=getpass.getuser(), **fields)
 
 
 @contextmanager

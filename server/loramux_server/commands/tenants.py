@@ -15,7 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from loramux_adapters import check_adapter_name
-from loramux_server.commands.stores import CatalogUrl, Json, Store, found_store, open_catalog
+from loramux_server.commands.stores import (
+    AuditLog,
+    CatalogUrl,
+    Json,
+    Store,
+    found_store,
+    open_catalog,
+    written_down,
+)
 from loramux_server.store.policy import Policy
 
 app = typer.Typer(
@@ -47,6 +55,7 @@ def set_policy(
     ] = None,
     store: Store = None,
     url: CatalogUrl = None,
+    audit_log: AuditLog = None,
 ) -> None:
     """Set limits of a tenant; those that are not given stay as they are."""
     check_adapter_name(tenant)
@@ -59,15 +68,22 @@ def set_policy(
         given["concurrent_requests"] = _count(concurrent)
     if weight is not None:
         given["weight"] = weight
-    with open_catalog(found_store(store), url) as catalog:
+    act = written_down(audit_log, "tenant.set", tenant=tenant, **given)
+    with open_catalog(found_store(store), url) as catalog, act:
         known = {policy.tenant: policy for policy in catalog.policies.all()}
         catalog.policies.set(replace(known.get(tenant, Policy(tenant=tenant)), **given))  # type: ignore[arg-type]
 
 
 @app.command("clear")
-def clear(tenant: Tenant, store: Store = None, url: CatalogUrl = None) -> None:
+def clear(
+    tenant: Tenant,
+    store: Store = None,
+    url: CatalogUrl = None,
+    audit_log: AuditLog = None,
+) -> None:
     """Let a tenant use what it wants."""
-    with open_catalog(found_store(store), url) as catalog:
+    act = written_down(audit_log, "tenant.clear", tenant=tenant)
+    with open_catalog(found_store(store), url) as catalog, act:
         if not catalog.policies.remove(tenant):
             print(f"loramux: tenant {tenant!r} has no limits", file=sys.stderr)
             raise typer.Exit(1)

@@ -7,7 +7,6 @@ when the other end closes, the process ends.
 import ctypes
 import faulthandler
 import gc
-import logging
 import os
 import queue
 import signal
@@ -33,6 +32,7 @@ from loramux_server.engine.model_part import load_model
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
 from loramux_server.models.base_model import UnservableModelError
+from loramux_server.observe.json_lines import set_up_logging
 
 _SWITCH_SECONDS = 2e-4
 """How long a load may keep Python from a step each time; by default it is half of a step."""
@@ -119,8 +119,7 @@ def inherited_socket(name: str) -> socket.socket:
     # when the engine ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    form = f"%(asctime)s {name} %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form)
+    set_up_logging(name)
     return socket.socket(fileno=int(sys.argv[1]))
 
 

@@ -12,6 +12,7 @@ from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.metrics import Metrics
+from loramux_server.observe.call_record import note
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.choice import Choice, chosen
@@ -117,6 +118,8 @@ class GenerationService:
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
+            if adapters.source:
+                note(digest=adapters.source.digest)
             told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
             tokens = await self._prompts.tokens(request, told)
             check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
@@ -219,6 +222,7 @@ class GenerationService:
                 field="request_id",
             )
         self._live.add(key)
+        note(generation_id=request_id)
         try:
             with self._quotas.request(tenant):
                 yield request_id

@@ -15,6 +15,7 @@ from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
 from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.engine_client import EngineClient, Mailbox
+from loramux_server.observe.call_record import note
 from loramux_server.services.expiry import end_of, ttl_of
 from loramux_server.services.limits import invalid
 from loramux_server.services.storage import finished
@@ -124,7 +125,9 @@ class Intake:
         registering = asyncio.to_thread(
             self.registry.register, record, must_not_exist=wanted.must_not_exist
         )
-        return await finished(registering)
+        registered, is_new = await finished(registering)
+        note(adapter=str(registered), digest=registered.digest)
+        return registered, is_new
 
     async def load(self, record: AdapterRecord) -> None:
         """Return when the weights of a version are on the device and made a token.

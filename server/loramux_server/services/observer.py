@@ -9,6 +9,7 @@ from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.adapter_labels import NONE
 from loramux_server.metrics import AdapterSeries, Metrics
+from loramux_server.observe.call_record import note
 
 
 def outcome_of(error: BaseException) -> str:
@@ -39,10 +40,13 @@ class Observer:
         self._queued: float | None = None
         self._first: float | None = None
         self._last: dict[int, float] = {}
+        self._num_prompt = 0
+        self._num_made = 0
 
     def resolved(self, adapter: str, num_prompt: int) -> None:
         """Note the request's adapter, empty for the base, and the length of its prompt."""
         self._adapter = adapter
+        self._num_prompt = num_prompt
         self._metrics.labels.count(adapter)
         self._series.prompt_tokens.inc(num_prompt)
         self._metrics.totals.prompt_tokens += num_prompt
@@ -69,6 +73,7 @@ class Observer:
         totals.gaps += gaps
         totals.gap_seconds += gaps * gap
         self._last[index] = now
+        self._num_made += count
         series.generated_tokens.inc(count)
         totals.generated_tokens += count
 
@@ -78,8 +83,18 @@ class Observer:
         if self._adapter is None:  # refused before it was known what it asks for
             self._metrics.requests.labels(NONE, outcome).inc()
             return
+        self._note()
         self._metrics.requests.labels(self._metrics.labels.label(self._adapter), outcome).inc()
         self._series.duration.observe(time.monotonic() - self._arrival)
+
+    def _note(self) -> None:
+        note(
+            adapter=self._adapter or None,
+            prompt_tokens=self._num_prompt,
+            completion_tokens=self._num_made,
+            queue_seconds=None if self._queued is None else round(self._queued, 6),
+            first_token_seconds=None if self._first is None else round(self._first, 6),
+        )
 
     def timing(self) -> generation_pb2.Timing:
         """Return where the time went so far."""

@@ -1,0 +1,112 @@
+"""The audit log: who changed what, when, and what came of it."""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from loramux_server.observe.json_lines import now
+
+_log = logging.getLogger("loramux.audit")
+
+
+class AuditFile:
+    """A file that gets a line for each act, and only ever grows."""
+
+    def __init__(self, path: str) -> None:
+        """Open it, made if it is not there, for its owner only.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def append(self, act: Mapping[str, object]) -> None:
+        """Add a line, and return when the disk has it.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        line = (json.dumps(act) + "\n").encode()
+        # One write: several servers may share the file, and lines stay whole.
+        if os.write(self._descriptor, line) != len(line):
+            raise OSError("only a part of the line could be written")
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
+
+
+class Audit:
+    """Writes acts to the log, and to the audit file if there is one."""
+
+    def __init__(self, file: AuditFile | None = None) -> None:
+        self._file = file
+        self._thread = ThreadPoolExecutor(1, "audit") if file else None
+
+    async def tell(self, act: str, **fields: object) -> None:
+        """Write down an act; when this returns, it lasts. A caller that is cancelled waits, too."""
+        writing = self.begin(act, **fields)
+        if writing is None:
+            return
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            raise
+
+    def begin(self, act: str, **fields: object) -> "asyncio.Future[None] | None":
+        """Write down an act; return what ends when the disk has it, or None without a file."""
+        entry = {"time": now(), "act": act, **fields}
+        _say(entry)
+        if self._file is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._thread, self._append, entry)
+
+    def close(self) -> None:
+        """Write what is begun, and close the file."""
+        if self._thread:
+            self._thread.shutdown()
+        if self._file:
+            self._file.close()
+
+    def _append(self, entry: Mapping[str, object]) -> None:
+        assert self._file is not None
+        try:
+            self._file.append(entry)
+        except OSError as error:  # the act is done: to refuse it would be a lie
+            _log.error("the audit log lacks the line above: %s", error.strerror or error)
+
+
+@contextmanager
+def audited(path: str | None, act: str, **fields: object) -> Iterator[dict[str, object]]:
+    """Write down the act of the block and how it ended, in the file at `path` if there is one.
+
+    The block may add to what is told. A file that cannot be opened ends it before it begins.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if path is None:
+        yield fields
+        return
+    file = AuditFile(path)
+    try:
+        try:
+            yield fields
+        except BaseException:
+            file.append({"time": now(), "act": act, **fields, "outcome": "failed"})
+            raise
+        file.append({"time": now(), "act": act, **fields, "outcome": "ok"})
+    finally:
+        file.close()
+
+
+def _say(entry: Mapping[str, object]) -> None:
+    told = " ".join(f"{name}={value}" for name, value in entry.items() if name != "time")
+    _log.info("audit: %s", ascii(told)[1:-1], extra={"fields": {"audit": entry}})

@@ -1,0 +1,133 @@
+"""The interceptor before all others: gives each call an id, and writes down how it ended."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from loramux_server.access.caller import Caller, Permission, caller
+from loramux_server.access.rules import RULES, method_name
+from loramux_server.interception import around
+from loramux_server.observe.acts import ACTS
+from loramux_server.observe.audit import Audit
+from loramux_server.observe.call_record import REQUEST_ID_KEY, CallRecord, begin
+
+MAX_REQUEST_ID = 128
+
+_log = logging.getLogger("loramux.calls")
+_STATUSES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class CallLog(grpc.aio.ServerInterceptor):
+    """Sees every call from its first moment to its last."""
+
+    def __init__(self, audit: Audit, *, logs_calls: bool) -> None:
+        """Prepare.
+
+        Args:
+            audit: Is told of calls that change something.
+            logs_calls: Whether each call gets a line in the log.
+        """
+        self._audit = audit
+        self._logs_calls = logs_calls
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:  # noqa: ANN401
+        """Return the handler of a call, within a record of it."""
+        method = method_name(str(handler_call_details.method))
+        return around(
+            await continuation(handler_call_details), lambda context: self._told(context, method)
+        )
+
+    @asynccontextmanager
+    async def _told(
+        self, context: "grpc.aio.ServicerContext[Any, Any]", method: str
+    ) -> AsyncIterator[None]:
+        """Run the block as a call of `method`, and tell of it in the end."""
+        record = CallRecord(method, _request_id(context))
+        begin(record)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, record.request_id),))
+        started = time.monotonic()
+        is_cancelled = False
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            is_cancelled = True
+            raise
+        except grpc.aio.BaseError:
+            # Without a status of ours: the other side is gone.
+            is_cancelled = not context.code()
+            raise
+        finally:
+            status = "CANCELLED" if is_cancelled else _status(context)
+            if self._logs_calls and not _is_routine(method, status):
+                _write(record, status, time.monotonic() - started)
+            if act := ACTS.get(method):
+                await self._audit.tell(act.name, **_act_of(record, status))
+
+
+def _request_id(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    """Return the id that the caller gives the call, or another one if that is none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str):
+            if 0 < len(value) <= MAX_REQUEST_ID and value.isascii() and value.isprintable():
+                return value
+            break
+    return secrets.token_hex(8)
+
+
+def _status(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    code = context.code() or 0
+    return _STATUSES.get(code, "UNKNOWN") if isinstance(code, int) else code.name
+
+
+def _is_routine(method: str, status: str) -> bool:
+    """Return whether it is one of the health checks that come every few seconds."""
+    rule = RULES.get(method)
+    is_open = rule is not None and rule.permission is Permission.NONE
+    return is_open and status in ("OK", "CANCELLED")
+
+
+def _write(record: CallRecord, status: str, seconds: float) -> None:
+    who = _caller()
+    told = {
+        "request_id": record.request_id,
+        "method": record.method,
+        "tenant": who.tenant if who else None,
+        "key": who.key_id or None if who else None,
+        "status": status,
+        "reason": record.reason or None,
+        "seconds": round(seconds, 6),
+        **{name: value for name, value in record.notes.items() if name != "target"},
+    }
+    fields = {name: value for name, value in told.items() if value is not None}
+    _log.info("call", extra={"fields": fields})
+
+
+def _act_of(record: CallRecord, status: str) -> dict[str, object]:
+    who = _caller()
+    return {
+        "tenant": who.tenant if who else "",
+        "key": who.key_id if who else "",
+        "role": str(who.role) if who else "",
+        "request_id": record.request_id,
+        **{name: record.notes[name] for name in ("target", "adapter", "digest")
+           if name in record.notes},
+        "outcome": status,
+        "reason": record.reason,
+    }  # fmt: skip
+
+
+def _caller() -> Caller | None:
+    try:
+        return caller()
+    except LookupError:
+        return None

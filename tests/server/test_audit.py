@@ -1,0 +1,114 @@
+"""What counts as an act, what its line holds, and that it is on the disk before the answer."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loramux.v1 import aliases_pb2
+from loramux_server.access.caller import Permission
+from loramux_server.access.rules import RULES
+from loramux_server.observe.acts import ACTS, MAX_SHOWN, targets
+from loramux_server.observe.audit import Audit, AuditFile, audited
+from loramux_server.observe.json_lines import JsonLines, without_paths
+
+QUIET = {
+    "loramux.v1.UploadService.SendChunks",
+    "loramux.v1.AliasService.ListAliasMoves",
+    "loramux.v1.QuarantineService.ListQuarantined",
+    "loramux.v1.ServerService.GetServerLoad",
+}
+"""What takes a publisher or an administrator, and changes nothing that others see."""
+
+
+def test_every_call_that_changes_something_is_an_act() -> None:
+    grave = (Permission.PUBLISH, Permission.ADMINISTER)
+    changing = {method for method, rule in RULES.items() if rule.permission in grave}
+    assert set(ACTS) | QUIET >= changing
+    assert set(ACTS) <= changing
+
+
+def test_what_is_too_long_for_a_name_is_not_told() -> None:
+    request = aliases_pb2.DeleteAliasRequest(name="n" * (MAX_SHOWN + 1), alias="a\nb")
+    told = targets("loramux.v1.AliasService.DeleteAlias", request)
+    assert told == {"name": f"{MAX_SHOWN + 1} characters", "alias": "a b"}
+
+
+async def test_an_act_is_synced_before_it_counts_as_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit"
+    path.write_text('{"act": "earlier"}\n')
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.read_text()))
+    audit = Audit(AuditFile(str(path)))
+    await audit.tell("adapter.delete", outcome="OK")
+    assert [json.loads(line)["act"] for line in synced[0].splitlines()] == [
+        "earlier", "adapter.delete"
+    ]  # fmt: skip
+    audit.close()
+
+
+async def test_a_full_disk_is_logged_and_fails_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    audit = Audit(AuditFile(str(tmp_path / "audit")))
+    await audit.tell("adapter.delete", outcome="OK")
+    audit.close()
+    assert "No space left" in caplog.text
+
+
+def test_a_command_that_failed_is_told_as_failed(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    with pytest.raises(LookupError), audited(str(path), "key.revoke", key="abc"):
+        raise LookupError
+    with audited(str(path), "key.create") as told:
+        told["key"] = "def"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(e["act"], e["key"], e["outcome"]) for e in entries] == [
+        ("key.revoke", "abc", "failed"), ("key.create", "def", "ok")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("cannot open '/home/me/store/catalog.sqlite'", "cannot open '…/catalog.sqlite'"),
+    ("/etc/passwd is there", "…/passwd is there"),
+    ("s3://bucket/a/b and 1/2 and acme/poet", "s3://bucket/a/b and 1/2 and acme/poet"),
+    ("<Thing at 0x7f0012345678>", "<Thing at 0x…>"),
+])  # fmt: skip
+def test_paths_and_addresses_do_not_get_into_json(text: str, shown: str) -> None:
+    assert without_paths(text) == shown
+
+
+def test_a_process_writes_as_the_one_that_started_it() -> None:
+    child = "from loramux_server.observe.json_lines import set_up_logging as s; import logging; "
+    child += "s('engine'); logging.error('no')"
+    run = "from loramux_server.observe.json_lines import set_up_logging as s; import sys; "
+    run += "import subprocess; s(log_format='json'); "
+    run += f"subprocess.run([sys.executable, '-c', {child!r}])"
+    ran = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    told = json.loads(ran.stderr)
+    assert (told["process"], told["level"], told["message"]) == ("engine", "error", "no")
+
+
+def test_an_exception_is_told_without_what_it_says() -> None:
+    try:
+        raise ValueError("the prompt")
+    except ValueError:
+        error = sys.exc_info()
+    record = logging.LogRecord("x", logging.ERROR, __file__, 1, "two\nlines", None, error)
+    line = JsonLines("frontend").format(record)
+    told = json.loads(line)
+    assert "\n" not in line
+    assert "the prompt" not in line
+    assert (told["exception"], told["message"]) == ("ValueError", "two\nlines")
+    assert len(told["stack"]) == 1
+    assert str(Path(__file__).parent) not in line
