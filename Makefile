@@ -8,7 +8,7 @@ TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
 
-.PHONY: demo test lint types tests crash protos bench-peft bench-gpu chaos needle clean
+.PHONY: demo test lint types tests crash fuzz protos bench-peft bench-gpu chaos needle clean
 
 demo: .venv/server
 	$(BIN)/loramux demo
@@ -27,6 +27,9 @@ tests: .venv/dev
 
 crash: .venv/dev  # ten minutes and more
 	$(BIN)/python -m tests.crash.campaign --output benchmarks/results/$$(date +%F)-crash.json
+
+fuzz: .venv/dev  # five minutes: files, messages and metadata that nobody would write
+	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.fuzz --seconds 300
 
 protos: .venv/dev
 	$(BIN)/python protos/generate.py

@@ -42,7 +42,7 @@ class Told:
     ) -> grpc.StatusCode:
         """Make a call, keep the id that came back under `name`, and return the status."""
         kind = channel.stream_unary if isinstance(request, list) else channel.unary_unary
-        method = kind(path, request_serializer=lambda m: m if isinstance(m, bytes)
+        method: Any = kind(path, request_serializer=lambda m: m if isinstance(m, bytes)
                       else m.SerializeToString())  # fmt: skip
         metadata = (*shown(key.text if key else None), (REQUEST_ID_KEY, f"call-{name}"))
         given = iter(request) if isinstance(request, list) else request
