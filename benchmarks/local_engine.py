@@ -11,11 +11,11 @@ from benchmarks.fixture import Shape, make_base
 from loramux_adapters import read_package
 from loramux_adapters.package import digest_of, pack
 from loramux_server.engine.build import build_engine
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     AdapterSource,
     Cancel,
     Drop,
-    EngineConfig,
     Report,
     Sampling,
     Submit,

@@ -22,7 +22,8 @@ import typer
 from benchmarks import machine
 from benchmarks.fixture import SHAPES
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
-from loramux_server.engine.messages import EngineConfig, Sampling, Submit
+from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.messages import Sampling, Submit
 from loramux_server.kernels.resting import Quantization
 from loramux_server.tokenizer import TextTokenizer
 

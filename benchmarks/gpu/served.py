@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 from benchmarks.fixture import Shape, make_adapters
 from benchmarks.local_engine import LocalEngine, packaged
 from loramux_adapters.package import digest_of
-from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.messages import AdapterSource
 from loramux_server.models.base_model import prepare
 
 _MOST_RANK = 64

@@ -14,7 +14,7 @@ from benchmarks.local_engine import LocalEngine
 from benchmarks.setting import AdapterSet, Setting
 from loramux_server.engine import batch
 from loramux_server.engine import engine as engine_module
-from loramux_server.engine.messages import EngineConfig
+from loramux_server.engine.config import EngineConfig
 from loramux_server.models.packed_linear import PackedLinear
 
 ADAPTERS = AdapterSet(32)

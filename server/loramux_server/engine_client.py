@@ -16,11 +16,11 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     AdapterSource,
     Cancel,
     Drop,
-    EngineConfig,
     Failure,
     Pin,
     Report,

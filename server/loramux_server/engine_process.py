@@ -14,8 +14,8 @@ import msgspec
 
 from loramux_server.config import ConfigError
 from loramux_server.engine.channel import LENGTH, frame
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
-    EngineConfig,
     FromEngine,
     ModelInfo,
     Ping,

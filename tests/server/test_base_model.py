@@ -36,7 +36,8 @@ from transformers import (
 
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.messages import EngineConfig, Sampling
+from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.messages import Sampling
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from loramux_server.engine.messages import EngineConfig
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.process import num_cores
 from loramux_server.engine_process import MAX_DEATHS, EngineProcess
 from tests.support.polling import eventually
@@ -21,7 +21,8 @@ ENGINE = """#!{python}
 import json, socket, sys
 sys.path[:0] = {path}
 from loramux_server.engine.channel import read_message, write_message
-from loramux_server.engine.messages import ModelInfo, Ready, decode_config, encode
+from loramux_server.engine.config import decode_config
+from loramux_server.engine.messages import ModelInfo, Ready, encode
 
 connection = socket.socket(fileno=int(sys.argv[3]))
 config = decode_config(read_message(connection))

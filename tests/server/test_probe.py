@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     BatchSize,
     CacheStats,
     Cancel,
-    EngineConfig,
     Finish,
     Report,
     Stats,

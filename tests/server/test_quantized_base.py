@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loramux_server.engine.messages import EngineConfig
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.model_part import load_model
 from loramux_server.kernels.backend import choose_backend
 from loramux_server.kernels.resting import Quantization

@@ -17,10 +17,10 @@ from loramux.errors import (
 )
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from loramux_server.access.quotas import Quotas
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     CacheStats,
     Cancel,
-    EngineConfig,
     Failure,
     Finish,
     ModelInfo,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
-from loramux_server.engine.messages import AdapterSource, Combination, EngineConfig
+from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.messages import AdapterSource, Combination
 from loramux_server.engine.model_part import load_model, load_whole
 from loramux_server.engine.team import Team
 from loramux_server.lora.mix import mixed

@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from loramux_server.engine.build import build_engine
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     AdapterSource,
     Cancel,
-    EngineConfig,
     Failure,
     Report,
     Sampling,

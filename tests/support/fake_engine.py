@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 from loramux_server.engine.channel import read_message, write_message
+from loramux_server.engine.config import EngineConfig, decode_config
 from loramux_server.engine.messages import (
     BatchSize,
     CacheStats,
     Cancel,
-    EngineConfig,
     Finish,
     ModelInfo,
     Ready,
@@ -22,7 +22,6 @@ from loramux_server.engine.messages import (
     Stats,
     Submit,
     Token,
-    decode_config,
     decode_to_engine,
     encode,
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from loramux_server.engine.messages import EngineConfig
+from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.team import Team
 from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import join

@@ -19,12 +19,11 @@ import torch
 
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.channel import read_message, write_message
+from loramux_server.engine.config import EngineConfig, decode_config
 from loramux_server.engine.messages import (
-    EngineConfig,
     Ready,
     StartFailed,
     ToEngine,
-    decode_config,
     decode_to_engine,
     encode,
 )

@@ -35,7 +35,8 @@ from loramux_server.engine.commands import (
     decode_done,
     encode,
 )
-from loramux_server.engine.messages import AdapterSource, EngineConfig
+from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.messages import AdapterSource
 from loramux_server.kernels import shard_group
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.shard import Shard

@@ -1,0 +1,148 @@
+"""The settings of an engine."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """What the engine needs to know before it starts. Sizes are in bytes, times in seconds."""
+
+    model: Annotated[str, Meta(description="Folder or hub id of the base model.")]
+    dtype: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|float32|bfloat16|float16)$",
+            description="Number format of the base: auto, float32, bfloat16 or float16. "
+            "auto means float32 on a CPU and the saved format on a GPU.",
+        ),
+    ] = "auto"
+    device: Annotated[str, Meta(description="Where the model runs: auto, cpu, cuda or cuda:N.")] = (
+        "auto"
+    )
+    kernels: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|torch|cpu|triton)$",
+            description="Kernels: torch (plain definitions), cpu (compiled), triton (for a GPU), "
+            "or auto.",
+        ),
+    ] = "auto"
+    quantization: Annotated[
+        str,
+        Meta(
+            pattern="^(none|bfloat16|int8|fp8)$",
+            description="How weights of the base are rounded, adapters not with them: none (which "
+            "loses nothing), by kernels cpu bfloat16 or int8, for others, and so on a GPU, int8 or "
+            "fp8 by torchao.",
+        ),
+    ] = "none"
+    deterministic: Annotated[
+        bool,
+        Meta(
+            description="Tokens and log-probabilities that are the same to the last bit whatever "
+            "else is in the batch; on a CPU, in one process. Refused where it cannot be had.",
+        ),
+    ] = False
+    tensor_parallel: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Processes that hold the base together, each a part of every layer: "
+            "one for each GPU, or all on the CPU.",
+        ),
+    ] = 1
+    threads: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="CPU threads of the engine, all of its processes together; 0 means one "
+            "for each core.",
+        ),
+    ] = 0
+    max_context: Annotated[
+        int,
+        Meta(ge=0, description="Most tokens of prompt and completion; 0 means the model's own."),
+    ] = 0
+    max_running: Annotated[int, Meta(ge=1, description="Most requests in one batch.")] = 64
+    max_batch_tokens: Annotated[
+        int, Meta(ge=1, description="Most tokens in one batch; longer prompts run in chunks.")
+    ] = 512
+    max_stall: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Longest wait in seconds for a stream's next token because of others' "
+            "prompts: their chunks shrink for it, but not below 64 tokens. 0 means no limit.",
+        ),
+    ] = 0.5
+    max_waiting: Annotated[int, Meta(ge=1, description="Most requests in the queue.")] = 1024
+    block_size: Annotated[int, Meta(ge=1, description="Tokens in one KV block.")] = 16
+    kv_memory: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Memory for KV blocks, of each process; 0 means enough for max_running "
+            "contexts, up to a quarter of what is free (nine tenths of what adapters leave of a "
+            "GPU).",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 0
+    prefix_cache: Annotated[
+        bool,
+        Meta(description="Share KV blocks of equal beginnings under the same adapter."),
+    ] = True
+    adapter_memory: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Memory for adapters beside the base model, on its device, of each "
+            "process.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 1 << 30
+    host_adapter_memory: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Memory for adapters packed on the host.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 4 << 30
+    adapter_dtype: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|bfloat16|float16)$",
+            description="How adapters rest in memory: auto (as they were saved), or rounded to "
+            "bfloat16 or float16, which halves what those of float32 take and cost.",
+        ),
+    ] = "auto"
+    eviction: Annotated[
+        str,
+        Meta(
+            pattern="^(lru|cost)$",
+            description="Which adapters leave memory first: lru (those not used for longest) or "
+            "cost (those that cost least to bring back: load time x popularity, by size).",
+        ),
+    ] = "lru"
+    max_tenant_share: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Part of --adapter-memory beyond which a tenant's adapters give way to "
+            "others first, and its loads take the place of its own; 1 means no limit.",
+        ),
+    ] = 1.0
+    max_bypassed: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How many later requests may start before one whose adapter is not "
+            "loaded yet; then the batch drains until it fits.",
+        ),
+    ] = 256
+
+
+decode_config = msgspec.msgpack.Decoder(EngineConfig).decode
