@@ -120,7 +120,7 @@ def test_who_always_waits_gets_its_part(
     for _ in range(num_steps):
         for index, (weight, num_prompt, max_tokens) in enumerate(tenants):
             # The first asks for more than the others; all always have some that wait.
-            wanted = MAX_RUNNING * (excess if index == 0 else 1)
+            wanted = (MAX_RUNNING + 1) * (excess if index == 0 else 1)
             waiting = sum(one.tenant == str(index) for one in setup.scheduler.waiting)
             for _ in range(wanted - waiting):
                 num_added += 1
@@ -131,9 +131,9 @@ def test_who_always_waits_gets_its_part(
                     )
                 )  # fmt: skip
         setup.step()
-    # Theorem 4.4 of the paper, by weight.
+    # Theorem 4.4 of the paper, by weight, with whole prompts in a batch.
     unit = max(
-        max(num_prompt, OUTPUT_COST * MAX_RUNNING * max_tokens) / weight
+        MAX_RUNNING * (num_prompt + OUTPUT_COST * max_tokens) / weight
         for weight, num_prompt, max_tokens in tenants
     )
     parts = [setup.served[str(i)] / weight for i, (weight, _, _) in enumerate(tenants)]

@@ -1,5 +1,6 @@
 """The command `loramux`. Needs the extra `cli`; without it, it says so."""
 
+import os
 import sys
 
 
@@ -14,6 +15,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    # gRPC looks at this when it is imported. Every process that is started here is a program of its
+    # own, and nothing goes on in a fork; to hold gRPC's threads still for one may hang the child.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from loramux.cli.app import run
 
     return run()
