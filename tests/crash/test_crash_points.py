@@ -7,7 +7,7 @@ import pytest
 
 from tests.crash.journal import Journal
 from tests.crash.recovery import Replay
-from tests.crash.story import STORIES, Teller
+from tests.crash.story import STORIES, Teller, ramble
 
 OUTCOMES = 1
 """Of a power cut, after each operation: nothing is left of what was not synced. `make crash` tries
@@ -35,3 +35,10 @@ def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(disk: Path, na
     replay = Replay(disk)
     replay.power_cuts(record(disk / "recorded", STORIES[name]), OUTCOMES)
     assert replay.tally.states > 10
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_so_does_what_random_calls_were_told(disk: Path, seed: int) -> None:
+    replay = Replay(disk)
+    replay.kills(record(disk / "recorded", ramble(seed, 24)))
+    assert replay.tally.states > 40
