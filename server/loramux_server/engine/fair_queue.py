@@ -4,7 +4,7 @@ Knows nothing of adapters or blocks. A tenant has a counter of what it was serve
 twice the generated ones by its weight, and the line with the smallest goes first: the virtual token
 counter of Sheng et al., "Fairness in serving large language models" (OSDI 2024, arXiv:2401.00588).
 Who comes back is not paid for the time away: its counter is lifted to the smallest in the queue.
-So of two tenants that always wait, none is ahead by more than two full batches.
+So of two tenants that always wait, none gets ahead by more than a prompt and a full batch.
 """
 
 import heapq
