@@ -143,7 +143,7 @@ KEYS = [
 ]
 VALUES = [
     "", " ", "Bearer", "Bearer ", "bearer lmx_", "Bearer lmx_a_b", "Bearer lmx_" + "a" * 60, "1S",
-    "99999999H", "-1n", "00-0-0-00", "a" * 129, "a" * 4000, "lmx_abcdefghijkl_" + "b" * 43,
+    "99999999H", "-1n", "00-0-0-00", "a" * 129, "a" * 4000, "\x7f", "lmx_abcdefghijkl_" + "b" * 43,
 ]  # fmt: skip
 
 
