@@ -82,12 +82,6 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
             that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
     refuse_unserved(config, FIELDS)
-    if not config.get("original_ln_after", True):
-        raise PackageError(
-            "adapter_config.json: original_ln_after = False is refused: "
-            f"{FIELDS.refused['original_ln_after']}",
-            "UNSUPPORTED_ADAPTER_FEATURE",
-        )
     activation = config.get("non_linearity")
     if not isinstance(activation, str) or activation.lower() not in ACTIVATIONS:
         raise invalid(

@@ -27,12 +27,12 @@ class Fields:
     refused: Mapping[str, str]
     """Would change the result and are not served: refused, unless switched off, because of this."""
     harmless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    """Values of refused fields that change nothing."""
+    """Of refused fields that are not off when empty or False: the values that change nothing."""
 
     def is_off(self, name: str, value: object) -> bool:
         """Return whether the refused field `name` changes nothing when it is `value`."""
         # To PEFT an empty object is a config with its defaults, which is on.
-        return value in (None, False, "", []) or value in self.harmless.get(name, ())
+        return value in self.harmless.get(name, (None, False, "", []))
 
 
 def refuse_unserved(config: Mapping[str, object], fields: Fields) -> None:

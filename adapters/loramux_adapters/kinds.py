@@ -78,7 +78,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 FOLDED = frozenset({"ADALORA", "LOHA", "LOKR", "VERA"})
-"""Methods that `loramux_adapters.weights.sources` folds to LoRA."""
+"""Methods that `loramux_adapters.weights.sources` folds to LoRA, which needs numpy."""
 _ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a base of its own"
 _FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
 _MULTIPLIES = "it multiplies the weights of the base; merge it into a base of its own"

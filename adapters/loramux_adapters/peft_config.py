@@ -60,7 +60,7 @@ FIELDS = Fields(
     },
     # The other initialisations take their start out of the base: PEFT changes its weights again at
     # each load.
-    harmless={"init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica")},
+    harmless={"init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica")},
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from loramux_adapters.adapters_library import is_adapters_library, pack_adapters
 from loramux_adapters.base import BaseFolder
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular
+from loramux_adapters.kinds import FOLDED
 from loramux_adapters.kohya import is_kohya, pack_kohya
 from loramux_adapters.package import (
     Output,
@@ -24,8 +25,6 @@ from loramux_adapters.package import (
 if TYPE_CHECKING:
     from loramux_adapters.weights.fold import Folded
 
-FOLDED = frozenset({"ADALORA", "LOHA", "LOKR", "VERA"})
-"""Values of `peft_type` that become a LoRA, which needs numpy."""
 MAX_ERROR = 0.01
 """Of what a layer adds, by norm, this share may be lost where the rank is too high."""
 _COPY_BYTES = 1 << 20
@@ -41,8 +40,9 @@ def pack_source(
 ) -> "list[Folded]":
     """Write `source`, whichever tool saved it, to `output` as a package.
 
-    What is served of PEFT is packed as it is, and LoRA of the adapters library and of kohya-style
-    trainers under the names of PEFT. AdaLoRA, LoHa, LoKr and VeRA are folded to LoRA.
+    What is served of PEFT is packed as it is, LoRA of the adapters library and of kohya-style
+    trainers under the names of PEFT, and the bottlenecks of that library under their own. AdaLoRA,
+    LoHa, LoKr and VeRA are folded to LoRA.
 
     Args:
         source: A folder, a file of tensors, or a package.

@@ -78,7 +78,7 @@ def refusal(folder: Path) -> str:
         ({"phm_layer": True}, "'phm_layer' = True is refused"),
         ({"inv_adapter": "nice"}, "'inv_adapter' = 'nice' is refused"),
         ({"ln_before": True}, "'ln_before' = True is refused"),
-        ({"original_ln_after": False}, "original_ln_after = False is refused"),
+        ({"original_ln_after": False}, "'original_ln_after' = False is refused"),
         ({"non_linearity": "maxout"}, "non_linearity is 'maxout', not one of gelu"),
         ({"residual_before_ln": "post_add"}, "residual_before_ln is 'post_add', not true or false"),
         ({"scaling": "wide"}, "scaling is 'wide', not a number, 'learned' or 'channel'"),

@@ -183,6 +183,19 @@ def test_a_deadline_that_the_queue_makes_impossible_is_refused_to_be_tried_again
     assert refused(place, [60] * 50, 200.0) is None
 
 
+@pytest.mark.parametrize(("other", "reason"), [(20, None), (21, "DEADLINE_UNREACHABLE")])
+def test_what_requests_of_the_queue_share_is_waited_for_once(
+    other: int, reason: str | None
+) -> None:
+    place = experienced()
+    for number in range(2):
+        place.engine.receive([Submit(number, [9, number], None, greedy())])
+    place.step()
+    for number, token in ((2, 20), (3, other)):
+        place.engine.receive([Submit(number, [token] * 200, None, greedy())])
+    assert refused(place, [60] * 50, 40.0) == reason
+
+
 def test_what_is_there_already_takes_no_time() -> None:
     place = busy()
     known = [2] * 100  # of a request that ended

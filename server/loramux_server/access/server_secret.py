@@ -9,6 +9,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from loramux_server.store.files import Files
+
 SECRET_FILE = "key-secret"
 _BYTES = 32
 
@@ -66,13 +68,5 @@ def make_secret(folder: Path) -> bytes:
                 path.hardlink_to(partial)
         finally:
             partial.unlink(missing_ok=True)
-        _sync_folder(folder)
+        Files().sync_folder(folder)
     return read_secret(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -94,6 +94,9 @@ class Admission:
                 f"the request cannot be finished within {timeout:.3g} s: at the present rate "
                 f"prompt and first tokens alone take {own:.3g} s",
             )
+        # The exact count looks at every block of the queue; mostly this one answers.
+        if own + self._pace.least_seconds(self._scheduler.num_waiting_tokens(), 0) <= timeout:
+            return None
         before = self._pace.least_seconds(self._scheduler.num_to_compute_before(), 0)
         if own + before > timeout:
             return (

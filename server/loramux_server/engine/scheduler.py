@@ -79,6 +79,10 @@ class Scheduler:
         known = self._blocks.num_known(self._prefix(request))
         return request.num_tokens - max(request.num_fillable, known * self._blocks.block_size)
 
+    def num_waiting_tokens(self) -> int:
+        """Return how many tokens the queue has, of which `num_to_compute_before` may be fewer."""
+        return sum(request.num_tokens for request in self.waiting)
+
     def num_to_compute_before(self) -> int:
         """Return how many tokens the queue has to compute; what requests share counts once."""
         names: set[bytes] = set()

@@ -36,7 +36,17 @@ class Passage:
     """Where one edit leaves for another what went by, within a step."""
 
     def __init__(self) -> None:
-        self.x_TK: torch.Tensor | None = None
+        self._x_TK: torch.Tensor | None = None
+
+    def leave(self, x: torch.Tensor) -> None:
+        """Keep `x` until it is taken."""
+        self._x_TK = x
+
+    def take(self) -> torch.Tensor:
+        """Return what was left, which is kept no longer."""
+        assert self._x_TK is not None, "the norm in front did not run"
+        x, self._x_TK = self._x_TK, None
+        return x
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,7 @@ class Tap:
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return `y` as it is."""
-        self.passage.x_TK = x
+        self.passage.leave(x)
         return y
 
 
@@ -63,8 +73,7 @@ class Network:
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return what is added to what came in, in place of `y`."""
         config, parts = self.config, self.parts
-        assert self.passage.x_TK is not None
-        came_in_TK, h_TK = self.passage.x_TK.float(), y.float()
+        came_in_TK, h_TK = self.passage.take().float(), y.float()
         seen_TK = came_in_TK if config.is_parallel else h_TK
         if config.sees_sum and not config.is_parallel:
             seen_TK = h_TK + came_in_TK

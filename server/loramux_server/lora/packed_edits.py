@@ -16,7 +16,8 @@ from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.edits import LayerEdit
 from loramux_server.lora.packed import LayerPlace
 
-_ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 2048
+"""Of a weight that is only looked at, so many are in memory at a time."""
 Read = Callable[[TensorInfo], torch.Tensor]
 """Tensor of a package -> its values, float32 in memory of the host."""
 
@@ -159,8 +160,8 @@ def _row_lengths(module: str, found: Found, base: BaseLayers, read: Read) -> tor
     rows = weight_rows(module, found, base, read)
     a_RK, b_NR = read(low_rank.a), read(low_rank.b) * low_rank.scale
     pieces = []
-    for start in range(0, len(b_NR), _ROWS_AT_ONCE):
-        end = min(start + _ROWS_AT_ONCE, len(b_NR))
+    for start in range(0, len(b_NR), ROWS_AT_ONCE):
+        end = min(start + ROWS_AT_ONCE, len(b_NR))
         changed_NK = torch.addmm(rows(start, end), b_NR[start:end], a_RK)
         pieces.append(torch.linalg.vector_norm(changed_NK, dim=1))
     return torch.cat(pieces)

@@ -19,6 +19,7 @@ from loramux_server.lora.module_edits import (
     TokenRows,
 )
 from loramux_server.lora.packed_edits import (
+    ROWS_AT_ONCE,
     BaseLayers,
     Found,
     Read,
@@ -28,8 +29,6 @@ from loramux_server.lora.packed_edits import (
     weight_rows,
 )
 from loramux_server.lora.packed_virtual import pack_virtual
-
-_ROWS_AT_ONCE = 2048
 
 
 def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
@@ -73,11 +72,11 @@ def _drop_what_base_has(
             base.vocabulary.output,
         ):
             value_NK = base.as_held(edit.module, "weight", read(edit.tensor)).float()
-            spans = range(0, len(value_NK), _ROWS_AT_ONCE)
+            spans = range(0, len(value_NK), ROWS_AT_ONCE)
             if all(
                 torch.equal(
-                    value_NK[at : at + _ROWS_AT_ONCE],
-                    base.rows(edit.module, at, min(at + _ROWS_AT_ONCE, len(value_NK))),
+                    value_NK[at : at + ROWS_AT_ONCE],
+                    base.rows(edit.module, at, min(at + ROWS_AT_ONCE, len(value_NK))),
                 )
                 for at in spans
             ):
@@ -122,8 +121,8 @@ def _embedding_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
     if EditKind.MAGNITUDE in found.kinds:
         squares_K = torch.zeros(len(b_KR))
         rows = weight_rows(module, found, base, read)
-        for start in range(0, len(a_VR), _ROWS_AT_ONCE):
-            end = min(start + _ROWS_AT_ONCE, len(a_VR))
+        for start in range(0, len(a_VR), ROWS_AT_ONCE):
+            end = min(start + ROWS_AT_ONCE, len(a_VR))
             squares_K += torch.addmm(rows(start, end), a_VR[start:end], b_KR.T).square().sum(0)
         output_K = read(found.kinds[EditKind.MAGNITUDE]) / squares_K.sqrt()
         check_factor(module, output_K)
