@@ -4,7 +4,7 @@ import datetime
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("loramux", "torch", "transformers", "peft", "numba", "grpcio")
@@ -18,7 +18,7 @@ def describe() -> dict[str, object]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: version_of(package) for package in PACKAGES},
     }
 
 
@@ -40,3 +40,11 @@ def commit(folder: Path) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def version_of(package: str) -> str:
+    """Return the version of `package`, which a checkout may be used without installing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

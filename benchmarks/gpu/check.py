@@ -21,7 +21,7 @@ import typer
 from benchmarks.gpu import device as on
 from benchmarks.gpu.race import race
 
-TESTS = ("tests/kernels/gpu", "tests/server/test_gpu_engine.py")
+TESTS = ("tests/kernels/gpu",)
 
 
 def main(

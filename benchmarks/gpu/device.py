@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 
 import torch
@@ -21,7 +20,11 @@ def choose() -> torch.device:
 
 def describe(device: torch.device) -> dict[str, object]:
     """Return what `benchmarks.machine` says, and the same of the device."""
-    found: dict[str, object] = {**machine.describe(), "device": str(device), "triton": _triton()}
+    found: dict[str, object] = {
+        **machine.describe(),
+        "device": str(device),
+        "triton": machine.version_of("triton"),
+    }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found["gpu"] = properties.name
@@ -29,13 +32,6 @@ def describe(device: torch.device) -> dict[str, object]:
         found["memory_bytes"] = properties.total_memory
         found["cuda"] = torch.version.cuda
     return found
-
-
-def _triton() -> str:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return "none"
 
 
 def seconds(device: torch.device, calls: Sequence[Callable[[], object]]) -> float:

@@ -27,6 +27,7 @@ from benchmarks.gpu.served import Served
 
 _PLOT_ADAPTERS = (1, 2, 4, 8, 16, 32)
 _BASE = "loramux, base only"
+_SHOWN_KERNELS = 14
 
 
 def main(
@@ -52,6 +53,12 @@ def main(
         for goal in goals.measure():
             found.append(goal)
             print(_line(goal), flush=True)
+        for name, kernels in goals.kernels.items():
+            for kernel in kernels[:_SHOWN_KERNELS]:
+                print(
+                    f"{name:20} {kernel.launches:6.1f} x {kernel.microseconds:9.1f} µs "
+                    f"{kernel.name[:80]}"
+                )
         series = {"loramux": _scaling(served, batch)}
         alone = batch / served.step(batch, None, 0)
         series[_BASE] = [(count, alone) for count, _ in series["loramux"]]
@@ -74,6 +81,10 @@ def main(
             "prompt": prompt,
             "copy_bytes_per_second": rate,
             "goals": [asdict(goal) for goal in found],
+            "kernels": {
+                name: [asdict(kernel) for kernel in kernels]
+                for name, kernels in goals.kernels.items()
+            },
             "tokens_per_second_by_adapters": series,
             "continuous_batching": baseline,
             "machine": on.describe(device),

@@ -18,8 +18,8 @@ from loramux_server.kernels.attention import AttentionBatch, AttentionForm
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
 from loramux_server.kernels.gpu.expand import expand_triton
-from loramux_server.kernels.gpu.plan import Plan
-from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
+from loramux_server.kernels.gpu.plan import Cut, Plan
+from loramux_server.kernels.gpu.residual_norm import NormScratch, residual_norm_triton
 from loramux_server.kernels.gpu.rope_write import rope_write_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
 from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
@@ -35,13 +35,12 @@ Calls = tuple[list[Callable[[], object]], int]
 """Calls that do the same on operands of their own, and the bytes that one has to move."""
 SCALE = 2.0
 """Factor of every change."""
-_PLANES = 8
 _BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
 class LoraOperands:
-    """A decode step for adapters in turn, on one group of layers."""
+    """A step for adapters in turn, on one group of layers."""
 
     width: int
     outputs: tuple[int, ...]
@@ -68,8 +67,14 @@ class LoraOperands:
         ranks: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        chunk: int = 1,
+        planes: int = 8,
     ) -> "LoraOperands":
-        """Return operands of random numbers for `tokens` requests and adapters of `ranks`."""
+        """Return operands of random numbers for `tokens` tokens and adapters of `ranks`.
+
+        They are of requests with `chunk` tokens each; h comes in `planes` planes.
+        """
         sizes, num_parts = list(map(RowSize().rows_of, ranks)), len(outputs)
         *rows, num_rows = np.cumsum([0, *sizes]).tolist()
         table = AdapterTable.empty(1, num_rows, num_parts, device)
@@ -100,11 +105,16 @@ class LoraOperands:
             tuple(ranks),
             tuple(rows),
             tuple(borders),
-            stage([1] * tokens, [_BLOCK] * tokens, device, segments),
+            stage(
+                [chunk] * (tokens // chunk),
+                [max(chunk, _BLOCK)] * (tokens // chunk),
+                device,
+                segments,
+            ),
             table.group(0),
             slabs,
             torch.randn(tokens, width, dtype=dtype, device=device),
-            torch.randn(_PLANES, tokens, num_parts * max(sizes), device=device),
+            torch.randn(planes, tokens, num_parts * max(sizes), device=device),
             torch.randn(tokens, sum(outputs), dtype=dtype, device=device),
         )
 
@@ -195,6 +205,7 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[s
     num_parts, outputs = len(of.outputs), sum(of.outputs)
     device, dtype = of.x_TK.device, of.x_TK.dtype
     planes_STJ, y_TN, tiles = of.planes_STJ, of.y_TN, of.staged.tiles
+    cut = plan.cuts[tiles.size]
 
     def low_rank(b_RN: torch.Tensor) -> LowRank:
         return LowRank(planes_STJ, False, b_RN, of.table)
@@ -205,23 +216,23 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[s
     calls: dict[str, Calls] = {
         "shrink": (
             [partial(shrink_triton, of.x_TK, a, num_parts, tiles, of.table, planes_STJ,
-                     blocks=plan.shrink)
+                     blocks=cut.shrink)
              for a, _ in of.slabs],
             a_bytes + of.x_TK.nbytes + h_bytes,
         ),
         "expand": (
-            [partial(expand_triton, y_TN, of.columns, low_rank(b), tiles, blocks=plan.expand)
+            [partial(expand_triton, y_TN, of.columns, low_rank(b), tiles, blocks=cut.expand)
              for _, b in of.slabs],
             b_bytes + h_bytes + 2 * y_TN.nbytes,
         ),
     }  # fmt: skip
     if group == "qkv":
-        calls["rope_write"] = _rope(shape, of, low_rank, b_bytes + h_bytes, plan)
+        calls["rope_write"] = _rope(shape, of, low_rank, b_bytes + h_bytes, cut)
     elif group == "gate_up":
         out_TN = torch.empty(tokens, outputs // 2, dtype=dtype, device=device)
         calls["silu_mul"] = (
             [
-                partial(silu_mul_triton, y_TN, low_rank(b), tiles, out_TN, blocks=plan.silu_mul)
+                partial(silu_mul_triton, y_TN, low_rank(b), tiles, out_TN, blocks=cut.silu_mul)
                 for _, b in of.slabs
             ],
             b_bytes + h_bytes + y_TN.nbytes + out_TN.nbytes,
@@ -229,9 +240,10 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[s
     else:
         hidden_TK, out_TK = torch.zeros_like(y_TN), torch.zeros_like(y_TN)
         norm = Norm(torch.ones(outputs, dtype=dtype, device=device), 1e-5)
+        scratch = NormScratch.make(tokens, outputs, device)
         calls["residual_norm"] = (
             [partial(residual_norm_triton, hidden_TK, y_TN, low_rank(b), tiles, norm, out_TK,
-                     blocks=plan.residual_norm)
+                     scratch, blocks=cut.residual_norm)
              for _, b in of.slabs],
             b_bytes + h_bytes + 4 * y_TN.nbytes,
         )  # fmt: skip
@@ -243,11 +255,11 @@ def _rope(
     of: LoraOperands,
     low_rank: Callable[[torch.Tensor], LowRank],
     read: int,
-    plan: Plan,
+    cut: Cut,
 ) -> Calls:
     y_TN, width, tokens = of.y_TN, shape.hidden // shape.heads, len(of.x_TK)
     device, dtype = y_TN.device, y_TN.dtype
-    slots = len(of.staged.batch.context_B) * _BLOCK
+    slots = of.staged.batch.table_BM.numel() * _BLOCK
     k_SJD, v_SJD = torch.zeros(2, slots, shape.kv_heads, width, dtype=dtype, device=device).unbind()
     q_THD = torch.empty(tokens, shape.heads, width, dtype=dtype, device=device)
     angle_TD = torch.randn(tokens, width, dtype=dtype, device=device)
@@ -255,7 +267,7 @@ def _rope(
     calls: list[Callable[[], object]] = [
         partial(
             rope_write_triton, y_TN, low_rank(b), of.staged.tiles, None, angle_TD, angle_TD, slot_T,
-            q_THD, k_SJD, v_SJD, blocks=plan.rope_write,
+            q_THD, k_SJD, v_SJD, blocks=cut.rope_write,
         )
         for _, b in of.slabs
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +25,21 @@ _SHORT = 32
 """Tokens of a prompt where its length is not what counts."""
 _MOST_RUNS = 5
 """Steps before those that are measured, and prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """What the launches of one kernel take in a step."""
+
+    name: str
+    launches: float
+    microseconds: float
+    """Of all launches together."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is no kernel, but moves or sets memory."""
+        return self.name.startswith(("Memcpy", "Memset"))
 
 
 class Served:
@@ -83,19 +99,23 @@ class Served:
         self._engine.clear()
         return seconds
 
-    def profiled_step(self, batch: int, rank: int | None, distinct: int) -> int:
-        """Return how many kernels a decode step runs."""
+    def kernels(self, batch: int, rank: int | None, distinct: int) -> list[KernelTime]:
+        """Return what a decode step runs, those first that take longest."""
         self._engine.fill(batch, self.sources(rank, distinct) if rank else [], self.context)
         self._engine.time_steps(self._runs)
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profiler:
-            self._engine.time_steps(1)
+            self._engine.time_steps(self._runs)
         self._engine.clear()
-        return sum(
-            event.device_type == torch._C._autograd.DeviceType.CUDA
-            and not event.name.startswith(("Memcpy", "Memset"))
-            for event in profiler.events() or ()
-        )
+        found: dict[str, list[float]] = {}
+        for event in profiler.events() or ():
+            if event.device_type == torch._C._autograd.DeviceType.CUDA:
+                found.setdefault(event.name, []).append(event.device_time)
+        times = [
+            KernelTime(name, len(times) / self._runs, sum(times) / self._runs)
+            for name, times in found.items()
+        ]
+        return sorted(times, key=lambda kernel: -kernel.microseconds)
 
     def prefill(self, tokens: int, rank: int | None) -> float:
         """Return the seconds to the first token of a prompt of `tokens` tokens."""

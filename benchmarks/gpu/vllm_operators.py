@@ -3,13 +3,14 @@
 Only their files are run. vLLM's package asks for much more when it is imported, compiled for CUDA,
 so that stand-ins take the place of what is around the operators; these launch the same kernels.
 
-Tried with vLLM 0.32.0, in Triton's interpreter.
+Tried with vLLM 0.32.0 and 0.33.0, in Triton's interpreter.
 
 Legend: T tokens, R rank, S adapters, N output width of a part, P parts.
 """
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
@@ -85,6 +86,9 @@ def _stand_ins(path: Path) -> None:
     parts = _OPERATORS.split(".")
     for depth in range(1, len(parts) + 1):
         stand_in(".".join(parts[:depth]), path.joinpath(*parts[:depth]))
+    # As where no variable is set: each of those that are asked for is off by default.
+    stand_in("vllm.envs", __getattr__=lambda _: None)
+    sys.modules["vllm"].envs = sys.modules["vllm.envs"]  # type: ignore[attr-defined]
     logger = logging.getLogger("vllm")
     messages = {name: getattr(logger, name) for name in ("debug", "info", "warning", "error")}
     once = {f"{name}_once": cache(message) for name, message in messages.items()}

@@ -180,10 +180,11 @@ def test_kernels_are_measured_against_their_floors(tmp_path: Path) -> None:
 def test_what_is_tuned_is_written_as_a_plan(tmp_path: Path) -> None:
     plans = tmp_path / "plans.json"
     plans.write_text(json.dumps({"default": {"max_spare_rows": 1}}))
-    tune.main(shape="tiny", batch=[1], only=["expand"], plans=plans)
+    tune.main(shape="tiny", batch=[1], chunk=[4], only=["expand"], plans=plans)
     entries = json.loads(plans.read_text())
     assert entries["default"] == {"max_spare_rows": 1}
-    assert entries["cpu"]["expand"]["n"] in (32, 64, 128, 256)
+    for phase in ("decode", "prefill"):
+        assert entries["cpu"][phase]["expand"]["n"] in (32, 64, 128, 256, 512)
 
 
 def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:

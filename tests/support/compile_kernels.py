@@ -1,7 +1,7 @@
 """Compile the kernels of a GPU for an H100, which takes none, and print what became of each.
 
-One JSON object a line: `name`, `has_adapter` (whether for a batch with adapters; null where that is
-all the same) and `has_mma` (whether it multiplies matrices).
+One JSON object a line: `name`, `tile` (tokens of a tile; null where there is none), `has_adapter`
+(whether for a batch with adapters) and `has_mma` (whether it multiplies matrices).
 """
 
 import json
@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 from loramux_server.kernels.attention import AttentionForm
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.expand import expand_triton
-from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
+from loramux_server.kernels.gpu.residual_norm import NormScratch, residual_norm_triton
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
@@ -46,24 +46,27 @@ class H100:
 def main() -> None:
     driver.set_active(H100())
     run = JITFunction.run
-    has_adapter: bool | None = None
+    tile: int | None = None
+    has_adapter = False
 
     def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         assert kernel.asm["cubin"]
-        has_mma = "mma" in kernel.asm["ptx"]
-        print(
-            json.dumps({"name": self.__name__, "has_adapter": has_adapter, "has_mma": has_mma}),
-            flush=True,
-        )
+        found = {
+            "name": self.__name__,
+            "tile": tile,
+            "has_adapter": has_adapter,
+            "has_mma": "mma" in kernel.asm["ptx"],
+        }
+        print(json.dumps(found), flush=True)
         return kernel
 
     JITFunction.run = compiled
     rms_norm_triton(_zeros(TOKENS, WIDTH), _zeros(WIDTH), 1e-5)
     launch_attention()
-    for size, num_planes in ((16, None), (16, 1), (16, 8), (64, 8)):
+    for tile, num_planes in ((1, None), (1, 1), (1, 8), (16, 1), (16, 8), (64, 1)):
         has_adapter = num_planes is not None
-        launch_layers(size, num_planes)
+        launch_layers(tile, num_planes)
 
 
 def launch_attention() -> None:
@@ -100,7 +103,8 @@ def launch_layers(size: int, num_planes: int | None) -> None:
         rope_write_triton(y, half(heads), tiles, norms, cos, cos, slot, q, k, v)
     silu_mul_triton(_zeros(TOKENS, 2 * WIDTH), half(halves), tiles, x)
     for norm, out in ((None, None), (weight, x)):
-        residual_norm_triton(x, x, half(whole), tiles, norm, out)
+        scratch = NormScratch.make(TOKENS, WIDTH, x.device)
+        residual_norm_triton(x, x, half(whole), tiles, norm, out, scratch)
 
 
 def _zeros(*shape: int) -> torch.Tensor:

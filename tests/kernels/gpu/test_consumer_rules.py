@@ -36,7 +36,8 @@ def _silu(y: torch.Tensor, low_rank: LowRank | None, tiles: Tiles, first: int) -
 def _residual(y: torch.Tensor, low_rank: LowRank | None, tiles: Tiles, first: int) -> Outputs:
     hidden, out = _rows(y.shape, y, first), torch.zeros_like(y)
     norm = Norm(_rows((1, y.shape[1]), y, 0)[0], 1e-5)
-    residual_norm.residual_norm_triton(hidden, y, low_rank, tiles, norm, out)
+    scratch = residual_norm.NormScratch.make(len(y), y.shape[1], y.device)
+    residual_norm.residual_norm_triton(hidden, y, low_rank, tiles, norm, out, scratch)
     return hidden, out
 
 
@@ -53,7 +54,7 @@ def _rope(y: torch.Tensor, low_rank: LowRank | None, tiles: Tiles, first: int) -
 
 CONSUMERS: dict[str, tuple[Callable[..., Outputs], Any, list[int]]] = {
     "silu_mul": (_silu, silu_mul._silu_mul, [70, 70]),
-    "residual_norm": (_residual, residual_norm._residual_norm, [300]),
+    "residual_norm": (_residual, residual_norm._residual_norm, [1300]),
     "rope_write": (_rope, rope_write._rope_write, [72, 48, 48]),
 }
 
@@ -113,20 +114,4 @@ def test_launched_again_it_does_what_the_memory_then_says(
     if consumer == "residual_norm":
         found[0].copy_(_rows(y.shape, y, 0))
     replay()
-    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
-
-
-@pytest.mark.usefixtures("rows_alike")
-@pytest.mark.parametrize("rows", [1, 16, 64])
-def test_a_residual_is_the_same_whoever_shares_a_program(rows: int, device: torch.device) -> None:
-    adapters = residents([[8], [21]], [300], INPUT, device=device)
-    y = normal((40, 300), torch.float32, device, seed=1)
-    norm = Norm(_rows((1, 300), y, 0)[0], 1e-5)
-    tiles = adapters.tiles([(37, 0), (2, None), (1, 1)], 32)
-    low_rank = adapters.gathered(normal((40, INPUT), y.dtype, device, seed=2), tiles, shrink, 2)
-    wanted = _residual(y, low_rank, tiles, 0)
-    found = _rows(y.shape, y, 0), torch.zeros_like(y)
-    residual_norm.residual_norm_triton(
-        found[0], y, low_rank, tiles, norm, found[1], blocks=residual_norm.Blocks(rows=rows)
-    )
     assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))

@@ -1,13 +1,17 @@
 """Kernels that read a layer's output and add its low-rank change there, against float64."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from loramux_server.kernels.decoder import Norm
-from loramux_server.kernels.gpu.residual_norm import residual_norm, residual_norm_triton
+from loramux_server.kernels.gpu.residual_norm import (
+    NormScratch,
+    residual_norm,
+    residual_norm_triton,
+)
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write, rope_write_triton
 from loramux_server.kernels.gpu.shrink import shrink
@@ -26,10 +30,14 @@ BATCHES: dict[str, tuple[list[Run], int]] = {
     "one-token": ([(1, 0)], 16),
     "base": ([(3, None)], 16),
     "decode": ([(2, 0), (1, None), (1, 2), (9, 1)], 16),
+    "single": ([(2, 0), (1, None), (1, 2), (3, 1)], 1),
     "prefill": ([(1, 2), (37, 0), (3, None), (17, 1)], 32),
 }
 SILU = {"definition": silu_mul, "triton": silu_mul_triton}
-RESIDUAL = {"definition": residual_norm, "triton": residual_norm_triton}
+RESIDUAL: dict[str, Callable[..., None]] = {
+    "definition": residual_norm,
+    "triton": residual_norm_triton,
+}
 ROPE = {"definition": rope_write, "triton": rope_write_triton}
 NORMS = {"definition": rms_norm, "triton": rms_norm_triton}
 
@@ -74,23 +82,24 @@ def test_residual_norm(
     batch: str, form: str, half: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     runs, size = BATCHES[batch]
-    width = 300
+    width = 1300
     adapters = residents([[8], [20], [33]], [width], INPUT, dtype, device)
     given = _output(adapters, runs, size, half, dtype, device)
     before = normal((len(given.y), width), dtype, device, seed=3)
     weight = normal((width,), dtype, device, seed=4)
     hidden, out = guarded(before), guarded(torch.full_like(before, NAN))
-    RESIDUAL[form](
-        hidden.inner, given.y, given.low_rank, given.tiles, Norm(weight, EPSILON), out.inner
-    )
+    scratch = NormScratch.make(len(given.y), width, device)
+    norm = Norm(weight, EPSILON)
+    RESIDUAL[form](hidden.inner, given.y, given.low_rank, given.tiles, norm, out.inner, scratch)
     assert_close(hidden.inner, before.double().cpu() + given.changed64, INPUT)
     assert_close(out.inner, _norm64(hidden.inner, weight), 64)
     assert hidden.is_intact()
     assert out.is_intact()
 
     alone = before.clone()
-    RESIDUAL[form](alone, given.y, given.low_rank, given.tiles, None, None)
+    RESIDUAL[form](alone, given.y, given.low_rank, given.tiles, None, None, scratch)
     assert torch.equal(alone, hidden.inner)
+    assert not scratch.arrived_T.any()
 
 
 @pytest.mark.parametrize("form", NORMS)
@@ -115,7 +124,8 @@ def test_a_norm_rounds_before_its_weight_is_applied(device: torch.device) -> Non
     hidden, out = x.clone(), torch.empty_like(x)
     tiles = residents([[1]], [96], 1, device=device).tiles([(40, None)], 16)
     norm = Norm(weight, EPSILON)
-    residual_norm_triton(hidden, torch.zeros_like(x), None, tiles, norm, out)
+    scratch = NormScratch.make(len(x), x.shape[1], device)
+    residual_norm_triton(hidden, torch.zeros_like(x), None, tiles, norm, out, scratch)
     assert _share_equal(out, twice) > 0.99
 
 

@@ -17,8 +17,9 @@ from loramux_server.kernels.gpu.decoder import make_decoder_gpu
 from loramux_server.kernels.gpu.device_batch import tile_size
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.linear import LinearGpu, make_linear_gpu
-from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.kernels.gpu.plan import Cut, Plan
 from loramux_server.kernels.gpu.prefill_attention import prefill_attention_triton
+from loramux_server.kernels.gpu.residual_norm import NormScratch
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
 from loramux_server.kernels.gpu.staged import Staged, Stager, power
@@ -40,12 +41,18 @@ class GpuOperations:
         self._staged: Staged | None = None
         self._device = device
         self._scratch: dict[tuple[int, int, int], DecodeScratch] = {}
+        self._norm_scratch: dict[tuple[int, int], NormScratch] = {}
 
     @property
     def staged(self) -> Staged:
         """The step that runs."""
         assert self._staged is not None, "no step is staged"
         return self._staged
+
+    @property
+    def cut(self) -> Cut:
+        """How kernels are cut for the step that runs."""
+        return self.plan.cuts[self.staged.tiles.size]
 
     def stage(self, given: StepInput, device: torch.device) -> StepInput:
         """Bring a step to the device; it runs from now on."""
@@ -74,16 +81,16 @@ class GpuOperations:
             planes_STJ = h_TJ[None]
         else:
             y_TN = linear(x_TK)
-            plan = self.plan
-            num_planes = plan.decode_planes if self.staged.is_decode else plan.prefill_planes
             planes_STJ = torch.empty(
-                num_planes, len(x_TK), num_parts * path.num_rows,
+                self.cut.planes, len(x_TK), num_parts * path.num_rows,
                 dtype=torch.float32, device=x_TK.device,
             )  # fmt: skip
             shrink_triton(
                 x_TK, projection.a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
-                blocks=self.plan.shrink,
+                blocks=self.cut.shrink,
             )  # fmt: skip
+            if not self.staged.is_decode:  # many programs read h then, and it is not small
+                planes_STJ = planes_STJ.sum(0, keepdim=True)
         return y_TN, LowRank(planes_STJ, is_merged, projection.b_RN, projection.table)
 
     def project(
@@ -95,10 +102,14 @@ class GpuOperations:
     ) -> torch.Tensor:
         """Do what `loramux_server.kernels.projection.project` defines."""
         del backend, segments
+        return self.whole(projection, x_TK)
+
+    def whole(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
+        """Return what the layers make of `x_TK`, adapters included."""
         y_TN, low_rank = self.halves(projection, x_TK)
         if low_rank is not None:
             columns, tiles = projection.columns.tolist(), self.staged.tiles
-            expand_triton(y_TN, columns, low_rank, tiles, blocks=self.plan.expand)
+            expand_triton(y_TN, columns, low_rank, tiles, blocks=self.cut.expand)
         return y_TN
 
     def write_cache(
@@ -139,6 +150,13 @@ class GpuOperations:
         if size not in self._scratch:
             self._scratch[size] = DecodeScratch.make(*size, self.plan.decode_shares, self._device)
         return self._scratch[size]
+
+    def norm_scratch(self, num_tokens: int, width: int) -> NormScratch:
+        """Return room for so many rows; it stays, likewise."""
+        size = (power(num_tokens), width)
+        if size not in self._norm_scratch:
+            self._norm_scratch[size] = NormScratch.make(*size, self._device)
+        return self._norm_scratch[size]
 
     def make_decoder(self, layers: Sequence[DecoderLayer], backend: Backend) -> Decoder:
         """Do what `loramux_server.kernels.decoder.make_decoder` defines."""

@@ -1,7 +1,7 @@
 """Attention of one query token per request, with the context cut among programs.
 
 Every program takes one share of a request's context for all query heads of one key and value head,
-so that keys and values are read once. A second kernel puts the shares together.
+so that keys and values are read once. Whichever of them is done last puts the shares together.
 
 Source: Flash-Decoding (Dao et al., 2023) for the shares.
 
@@ -10,7 +10,6 @@ value width, S cache slots, P shares, R rows (query heads of one key and value h
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -33,12 +32,14 @@ class DecodeBlocks(Blocks):
 class DecodeScratch:
     """What the shares of a context give, until they are put together; float32.
 
-    Made once: no step needs it filled with anything, and steps may share it in turn.
+    Made once: each launch leaves it as it has to be for the next, and steps may share it in turn.
     """
 
     out_BHPE: torch.Tensor
     weight_BHP: torch.Tensor
     """Logarithm, to base two, of the sum of a share's weights."""
+    arrived_BH: torch.Tensor
+    """Shares that are done, int32; 0 before and after a launch. Some heads have one in common."""
 
     @staticmethod
     def make(
@@ -52,6 +53,7 @@ class DecodeScratch:
         return DecodeScratch(
             torch.empty(*size, value_width, dtype=torch.float32, device=device),
             torch.empty(size, dtype=torch.float32, device=device),
+            torch.zeros(size[:2], dtype=torch.int32, device=device),
         )
 
 
@@ -99,24 +101,16 @@ def decode_attention_triton(
     blocks = blocks or DecodeBlocks.fitting(k_SJD, v_SJE, rows)
     num_shares = scratch.weight_BHP.shape[2]
     scale, bound = score_factors(form)
-    shared: dict[str, Any] = {
-        "E": value_width, "BLOCK_C": blocks.context, "WINDOW": form.window, "SHARES": num_shares,
-        "LEAST": blocks.least_share,
-    }  # fmt: skip
     _attend_shares[num_requests, kv_heads, num_shares](
         q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
         batch.query_start_B, batch.context_B, batch.table_BM, batch.table_BM.stride(0), scale,
-        out_THE, out_THE.stride(), scratch.out_BHPE, scratch.weight_BHP,
-        GROUPS=num_heads // kv_heads, D=key_width, BLOCK_R=rows,
-        BLOCK_D=padded(key_width), BLOCK_E=padded(value_width), BLOCK_SIZE=batch.block_size,
-        BOUND=bound, **shared, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        out_THE, out_THE.stride(), scratch.out_BHPE, scratch.weight_BHP, scratch.arrived_BH,
+        GROUPS=num_heads // kv_heads, D=key_width, E=value_width, BLOCK_R=rows,
+        BLOCK_D=padded(key_width), BLOCK_E=padded(value_width), BLOCK_C=blocks.context,
+        BLOCK_SIZE=batch.block_size, WINDOW=form.window, BOUND=bound, SHARES=num_shares,
+        BLOCK_P=triton.next_power_of_2(num_shares), LEAST=blocks.least_share,
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
-    if num_shares > 1:
-        _combine_shares[num_requests, num_heads](
-            scratch.out_BHPE, scratch.weight_BHP, batch.query_start_B, batch.context_B,
-            out_THE, out_THE.stride(), BLOCK_P=triton.next_power_of_2(num_shares),
-            BLOCK_E=triton.next_power_of_2(value_width), **shared,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -152,6 +146,7 @@ def _attend_shares(
     out_stride: tl.tuple,
     p_share: tl.tensor,
     p_weight: tl.tensor,
+    p_arrived: tl.tensor,
     GROUPS: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -163,6 +158,7 @@ def _attend_shares(
     WINDOW: tl.constexpr,
     BOUND: tl.constexpr,
     SHARES: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     LEAST: tl.constexpr,
 ) -> None:
     request, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -171,9 +167,10 @@ def _attend_shares(
     if (context == 0) | (tl.load(p_query_start + request + 1) - token != 1):
         return
     begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)
-    begin += share * length
-    if begin >= context:
+    num_shares = tl.cdiv(context - begin, length)
+    if share >= num_shares:
         return
+    begin += share * length
     o_R = tl.arange(0, BLOCK_R)
     m_R = o_R < GROUPS
     head_R = kv_head * GROUPS + o_R
@@ -191,47 +188,32 @@ def _attend_shares(
     o_E = tl.arange(0, BLOCK_E)
     out_RE = sum_RE / sum_R[:, None]
     m_RE = m_R[:, None] & (o_E < E)[None, :]
-    if SHARES == 1:
-        p_RE = p_out + token.to(tl.int64) * out_stride[0] + head_R[:, None] * out_stride[1]
-        tl.store(p_RE + o_E[None, :], out_RE.to(p_out.dtype.element_ty), mask=m_RE)
-    else:
+    if (SHARES > 1) and (num_shares > 1):
         num_heads = tl.num_programs(1) * GROUPS
-        at_R = (request.to(tl.int64) * num_heads + head_R) * SHARES + share
-        tl.store(p_share + at_R[:, None] * E + o_E[None, :], out_RE, mask=m_RE)
-        tl.store(p_weight + at_R, max_R + tl.log2(sum_R), mask=m_R)
-
-
-@triton.jit(do_not_specialize=["p_query_start", "p_context"])
-def _combine_shares(
-    p_share: tl.tensor,
-    p_weight: tl.tensor,
-    p_query_start: tl.tensor,
-    p_context: tl.tensor,
-    p_out: tl.tensor,
-    out_stride: tl.tuple,
-    E: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SHARES: tl.constexpr,
-    LEAST: tl.constexpr,
-) -> None:
-    request, head = tl.program_id(0), tl.program_id(1)
-    context = tl.load(p_context + request)
-    token = tl.load(p_query_start + request)
-    if (context == 0) | (tl.load(p_query_start + request + 1) - token != 1):
-        return
-    begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)
-    o_P = tl.arange(0, BLOCK_P)
-    m_P = begin + o_P * length < context
-    o_E = tl.arange(0, BLOCK_E)
-    m_E = o_E < E
-    at_P = (request.to(tl.int64) * tl.num_programs(1) + head) * SHARES + o_P
-    weight_P = tl.load(p_weight + at_P, mask=m_P, other=float("-inf"))
-    weight_P = tl.exp2(weight_P - tl.max(weight_P, 0))
-    m_PE = m_P[:, None] & m_E[None, :]
-    share_PE = tl.load(p_share + at_P[:, None] * E + o_E[None, :], mask=m_PE, other=0.0)
-    out_E = tl.sum(share_PE * weight_P[:, None], 0) / tl.sum(weight_P, 0)
-    p_E = p_out + token.to(tl.int64) * out_stride[0] + head * out_stride[1] + o_E
-    tl.store(p_E, out_E.to(p_out.dtype.element_ty), mask=m_E)
+        at_R = (request.to(tl.int64) * num_heads + head_R) * SHARES
+        p_RE = p_share + at_R[:, None] * E + o_E[None, :]
+        tl.store(p_RE + share * E, out_RE, mask=m_RE)
+        tl.store(p_weight + at_R + share, max_R + tl.log2(sum_R), mask=m_R)
+        # All threads have stored before one of them says so.
+        tl.debug_barrier()
+        p_arrived += request * num_heads + kv_head * GROUPS
+        if tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") < num_shares - 1:
+            return
+        tl.store(p_arrived, 0)
+        # What other programs wrote lies in the cache that all have in common.
+        o_P = tl.arange(0, BLOCK_P)
+        m_RP = m_R[:, None] & (o_P < num_shares)[None, :]
+        p_RP = p_weight + at_R[:, None] + o_P[None, :]
+        weight_RP = tl.load(p_RP, mask=m_RP, other=float("-inf"), cache_modifier=".cg")
+        # A row of no head is not to become NaN.
+        most_R = tl.where(m_R, tl.max(weight_RP, 1), 0.0)
+        weight_RP = tl.exp2(weight_RP - most_R[:, None])
+        all_R = tl.where(m_R, tl.sum(weight_RP, 1), 1.0)
+        out_RE = tl.zeros((BLOCK_R, BLOCK_E), tl.float32)
+        for other in tl.static_range(SHARES):
+            weight_R = tl.sum(tl.where(o_P[None, :] == other, weight_RP, 0.0), 1) / all_R
+            m_other = m_RE & (tl.full((1, 1), other, tl.int32) < num_shares)
+            share_RE = tl.load(p_RE + other * E, mask=m_other, other=0.0, cache_modifier=".cg")
+            out_RE += share_RE * weight_R[:, None]
+    p_RE = p_out + token.to(tl.int64) * out_stride[0] + head_R[:, None] * out_stride[1]
+    tl.store(p_RE + o_E[None, :], out_RE.to(p_out.dtype.element_ty), mask=m_RE)

@@ -1,7 +1,7 @@
 """A run of decoder layers on a GPU: what follows a matmul also adds the adapters' changes.
 
-A layer has four matmuls, its attention and four kernels; adapters add none where A rows are part of
-the matmuls, and one to each matmul elsewhere.
+A layer has four matmuls, its attention and four kernels. In decode adapters add none where A rows
+are part of the matmuls, and one to each matmul elsewhere.
 
 Legend: T tokens, K model width, H query heads, D head width, N output width.
 """
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from loramux_server.kernels.attention import AttentionBatch
-from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
+from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, make_decoder
 from loramux_server.kernels.gpu.linear import LinearGpu
 from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write_triton
 from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
 from loramux_server.kernels.own_linear import OwnLinear
+from loramux_server.kernels.projection import Projection
 from loramux_server.lora.segments import Segments
 
 if TYPE_CHECKING:
@@ -63,19 +64,39 @@ class DecoderGpu:
         following = [*(layer.attention_norm for layer in self._layers[1:]), None]
         for layer, norm in zip(self._layers, following, strict=True):
             seen_TN = self._attend(layer, x_TK, cos_TD, sin_TD, batch)
-            y_TK, low_rank = self._operations.halves(layer.output, seen_TN)
-            tiles, plan = self._operations.staged.tiles, self._operations.plan
-            residual_norm_triton(
-                hidden_TK, y_TK, low_rank, tiles, layer.mlp_norm, x_TK, blocks=plan.residual_norm
-            )
-            y_TN, low_rank = self._operations.halves(layer.gate_up, x_TK)
-            act_TN = y_TN.new_empty(len(y_TN), y_TN.shape[1] // 2)
-            silu_mul_triton(y_TN, low_rank, tiles, act_TN, blocks=plan.silu_mul)
-            y_TK, low_rank = self._operations.halves(layer.down, act_TN)
-            residual_norm_triton(
-                hidden_TK, y_TK, low_rank, tiles, norm, x_TK, blocks=plan.residual_norm
-            )
+            self._add(layer.output, seen_TN, hidden_TK, layer.mlp_norm, x_TK)
+            act_TN = self._gate(layer.gate_up, x_TK)
+            self._add(layer.down, act_TN, hidden_TK, norm, x_TK)
         return hidden_TK
+
+    def _add(
+        self,
+        projection: Projection,
+        x_TN: torch.Tensor,
+        hidden_TK: torch.Tensor,
+        norm: Norm | None,
+        out_TK: torch.Tensor,
+    ) -> None:
+        """Add what `projection` makes of `x_TN` to the residual, and write its norm to `out_TK`."""
+        operations, low_rank = self._operations, None
+        if operations.staged.is_decode:
+            y_TK, low_rank = operations.halves(projection, x_TN)
+        else:  # many tokens have an adapter in common: B is not to be read for each of them
+            y_TK = operations.whole(projection, x_TN)
+        residual_norm_triton(
+            hidden_TK, y_TK, low_rank, operations.staged.tiles, norm, out_TK,
+            operations.norm_scratch(*hidden_TK.shape), blocks=operations.cut.residual_norm,
+        )  # fmt: skip
+
+    def _gate(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
+        """Return SiLU of the gate times up, as [T, N / 2]."""
+        operations = self._operations
+        y_TN, low_rank = operations.halves(projection, x_TK)
+        act_TN = y_TN.new_empty(len(y_TN), y_TN.shape[1] // 2)
+        silu_mul_triton(
+            y_TN, low_rank, operations.staged.tiles, act_TN, blocks=operations.cut.silu_mul
+        )
+        return act_TN
 
     def _attend(
         self,
@@ -94,7 +115,7 @@ class DecoderGpu:
         rope_write_triton(
             qkv_TN, low_rank, operations.staged.tiles, _head_norms(layer),
             cos_TD, sin_TD, batch.slot_T, q_THD, layer.keys_SJD, layer.values_SJD,
-            blocks=operations.plan.rope_write,
+            blocks=operations.cut.rope_write,
         )  # fmt: skip
         seen_THD = operations.paged_attention(
             q_THD, layer.keys_SJD, layer.values_SJD, batch, layer.form

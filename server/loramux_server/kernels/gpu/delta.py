@@ -67,18 +67,19 @@ def delta_block(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """Return `delta` of the tokens `o_T` (int64) and columns `o_N`, all of one part."""
+    """Return `delta` of the tokens `o_T` (int64) and columns `o_N`, all of one part.
+
+    Several tokens take a matrix product, which has 16 rows or more; one token takes none.
+    """
     is_adapter = adapter >= 0
     o_part = adapter * low_rank.adapter_stride + part
     rank = tl.load(low_rank.rank_AP + o_part, mask=is_adapter, other=0)
     scale = tl.load(low_rank.scale_AP + o_part, mask=is_adapter, other=0.0)
-    size = tl.load(low_rank.size_A + adapter, mask=is_adapter, other=0)
-    row = adapter.to(tl.int64) * ROWS
-    first = part * size
+    first = part * tl.load(low_rank.size_A + adapter, mask=is_adapter, other=0)
     if low_rank.is_merged:
         first += NUM_PARTS * adapter * ROWS
     p_T = low_rank.planes_STJ + o_T * low_rank.token_stride + first
-    p_N = low_rank.b_RN + row * low_rank.row_stride + o_N
+    p_N = low_rank.b_RN + adapter.to(tl.int64) * ROWS * low_rank.row_stride + o_N
     sum_TN = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     begin = 0
     while begin < rank:
@@ -92,7 +93,11 @@ def delta_block(
             p_TJ += low_rank.plane_stride
             h_TJ += tl.load(p_TJ, mask=m_TJ, other=0.0).to(tl.float32)
         p_JN = p_N[None, :] + o_J.to(tl.int64)[:, None] * low_rank.row_stride
-        b_JN = tl.load(p_JN, mask=m_J[:, None] & m_N[None, :], other=0.0)
-        sum_TN = tl.dot(h_TJ.to(DTYPE), b_JN.to(DTYPE), sum_TN, input_precision="ieee")
+        b_JN = tl.load(p_JN, mask=m_J[:, None] & m_N[None, :], other=0.0).to(DTYPE)
+        if BLOCK_T == 1:
+            h_J = tl.sum(h_TJ, 0).to(DTYPE).to(tl.float32)
+            sum_TN += tl.sum(h_J[:, None] * b_JN.to(tl.float32), 0)[None, :]
+        else:
+            sum_TN = tl.dot(h_TJ.to(DTYPE), b_JN, sum_TN, input_precision="ieee")
         begin += 16
     return sum_TN * scale

@@ -30,9 +30,27 @@ BLOCKS: dict[str, type[Any]] = {
     "rope_write": RopeBlocks,
     "silu_mul": SiluBlocks,
     "residual_norm": NormBlocks,
-    "decode_attention": DecodeBlocks,
 }
-"""Fields of `Plan` that say how a kernel is cut -> what they are made of."""
+"""Fields of `Cut` that say how a kernel is cut -> what they are made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the kernels that apply adapters are cut, for tiles of one size."""
+
+    planes: int
+    """Parts into which the input width is split for h."""
+    shrink: ShrinkBlocks = SHRINK
+    expand: ExpandBlocks = EXPAND
+    rope_write: RopeBlocks = ROPE
+    silu_mul: SiluBlocks = SILU
+    residual_norm: NormBlocks = NORM
+
+    @staticmethod
+    def parse(entry: dict[str, Any]) -> "Cut":
+        """Return what an entry of the file describes."""
+        blocks = {name: BLOCKS[name](**value) for name, value in entry.items() if name in BLOCKS}
+        return Cut(**(entry | blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +61,10 @@ class Plan:
     """Rank rows of nobody in the batch that a matmul may read rather than leave to a kernel."""
     max_merged_tokens: int
     """Beyond these a matmul is bound by operations, and rows for others are not free."""
-    decode_planes: int
-    """Parts into which the input width is split for h of a decode step."""
-    prefill_planes: int
     decode_shares: int
     """Parts of a context that are attended to side by side."""
-    shrink: ShrinkBlocks = SHRINK
-    expand: ExpandBlocks = EXPAND
-    rope_write: RopeBlocks = ROPE
-    silu_mul: SiluBlocks = SILU
-    residual_norm: NormBlocks = NORM
+    cuts: dict[int, Cut]
+    """Tokens of a tile -> how the rest is cut."""
     decode_attention: DecodeBlocks | None = None
     """None: whatever fits the heads of the model."""
 
@@ -65,10 +77,12 @@ class Plan:
     @staticmethod
     def parse(entry: dict[str, Any]) -> "Plan":
         """Return the plan that an entry of the file describes."""
+        attention = entry.get("decode_attention")
         return Plan(
-            **{
-                name: BLOCKS[name](**value) if name in BLOCKS else value
-                for name, value in entry.items()
+            **entry
+            | {
+                "cuts": {int(size): Cut.parse(cut) for size, cut in entry["cuts"].items()},
+                "decode_attention": DecodeBlocks(**attention) if attention else None,
             }
         )
 

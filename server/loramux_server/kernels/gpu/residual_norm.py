@@ -18,17 +18,38 @@ from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut; powers of two."""
+    """How the work is cut."""
 
-    rows: int = 4
-    """Tokens of a program, which has whole rows: B is read once for these."""
-    k: int = 256
-    """Part of the width that is in flight at once, 16 or more."""
+    k: int = 512
+    """Columns of a program where an adapter is applied; a power of two, 16 or more."""
     num_warps: int = 4
-    num_stages: int = 2
+    """Of such a program."""
+    row_warps: int = 8
+    """Of a program that has a whole row, which it holds in registers."""
 
 
 DEFAULT = Blocks()
+
+
+@dataclass(frozen=True, slots=True)
+class NormScratch:
+    """What the programs of a row tell each other.
+
+    Made once: each launch leaves it as it has to be for the next.
+    """
+
+    square_TS: torch.Tensor
+    """Sum of squares of each piece of a row, float32."""
+    arrived_T: torch.Tensor
+    """Pieces that are done, int32; 0 before and after a launch."""
+
+    @staticmethod
+    def make(num_tokens: int, width: int, device: torch.device) -> "NormScratch":
+        """Make room for rows of `width`, in pieces as small as they may be."""
+        return NormScratch(
+            torch.empty(num_tokens, triton.cdiv(width, 16), dtype=torch.float32, device=device),
+            torch.zeros(num_tokens, dtype=torch.int32, device=device),
+        )
 
 
 def residual_norm(
@@ -38,11 +59,12 @@ def residual_norm(
     tiles: Tiles,
     norm: Norm | None,
     out_TK: torch.Tensor | None,
+    scratch: NormScratch | None = None,
 ) -> None:
     """Add `y_TK` and its low-rank change to `hidden_TK`, in place, and write its norm to `out_TK`.
 
     The sum is rounded once; what is normalised is the rounded sum. This concerns the tokens of
-    `tiles`. Without a norm there is only the sum.
+    `tiles`. Without a norm there is only the sum. `scratch` is for the kernel.
     """
     token_T = tokens(tiles)
     sum_TK = hidden_TK.float() + y_TK.float() + delta(low_rank, (0, y_TK.shape[1]), tiles, y_TK)
@@ -58,18 +80,28 @@ def residual_norm_triton(
     tiles: Tiles,
     norm: Norm | None,
     out_TK: torch.Tensor | None,
+    scratch: NormScratch,
     *,
     blocks: Blocks = DEFAULT,
 ) -> None:
-    """Do what `residual_norm` defines."""
-    rows = min(blocks.rows, tiles.size)
-    _residual_norm[(len(tiles.start_I), tiles.size // rows)](
+    """Do what `residual_norm` defines.
+
+    With adapters a row is cut among programs, so that one does not read all of B alone; whichever
+    of them is done last has the norm to write. Sums of squares are added in the order of columns.
+    """
+    width = hidden_TK.shape[1]
+    row = triton.next_power_of_2(width)
+    block = row if low_rank is None else min(blocks.k, row)
+    num_pieces = triton.cdiv(width, block)
+    _residual_norm[(len(tiles.start_I), tiles.size, num_pieces)](
         hidden_TK, hidden_TK.stride(0), y_TK, y_TK.stride(0),
         low_rank_arguments(low_rank), tile_arguments(tiles),
         norm and norm.weight_K, norm and norm.epsilon,
         out_TK, None if out_TK is None else out_TK.stride(0),
-        WIDTH=hidden_TK.shape[1], ROWS=rows, BLOCK_T=max(16, rows), BLOCK_K=blocks.k,
-        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        scratch.square_TS, scratch.square_TS.stride(0), scratch.arrived_T,
+        WIDTH=width, BLOCK_K=block, BLOCK_ROW=row, PIECES=num_pieces,
+        BLOCK_P=triton.next_power_of_2(num_pieces),
+        num_warps=blocks.row_warps if num_pieces == 1 else blocks.num_warps,
     )  # fmt: skip
 
 
@@ -85,49 +117,59 @@ def _residual_norm(
     epsilon: tl.tensor,
     p_out: tl.tensor,
     out_stride: tl.tensor,
+    p_square: tl.tensor,
+    square_stride: tl.tensor,
+    p_arrived: tl.tensor,
     WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_ROW: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ) -> None:
-    i_tile = tl.program_id(0)
-    first = tl.program_id(1) * ROWS
-    count = tl.load(tiles.count_I + i_tile) - first
-    if count <= 0:
+    i_tile, within, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start, count = tl.load(tiles.start_I + i_tile), tl.load(tiles.count_I + i_tile)
+    adapter = tl.load(tiles.adapter_I + i_tile)
+    if within >= count:
         return
     dtype: tl.constexpr = p_hidden.dtype.element_ty
-    o_T = tl.arange(0, BLOCK_T)
-    # A matrix product takes 16 rows or more.
-    m_T = (o_T < count) & (o_T < ROWS)
-    token_T = (tl.load(tiles.start_I + i_tile) + first + o_T).to(tl.int64)
-    adapter = tl.load(tiles.adapter_I + i_tile)
-    p_T = p_hidden + token_T * hidden_stride
-    square_T = tl.zeros((BLOCK_T,), tl.float32)
-    for k in range(0, WIDTH, BLOCK_K):
-        o_K = k + tl.arange(0, BLOCK_K)
-        m_K = o_K < WIDTH
-        m_TK = m_T[:, None] & m_K[None, :]
-        p_TK = p_T[:, None] + o_K[None, :]
-        sum_TK = tl.load(p_TK, mask=m_TK, other=0.0).to(tl.float32)
-        p_y_TK = p_y + token_T[:, None] * y_stride + o_K[None, :]
-        sum_TK += tl.load(p_y_TK, mask=m_TK, other=0.0).to(tl.float32)
-        if low_rank is not None:
-            sum_TK += delta_block(
-                low_rank, adapter, 0, token_T, m_T, o_K, m_K,
-                1, p_y.dtype.element_ty, BLOCK_T, BLOCK_K,
-            )  # fmt: skip
-        hidden_TK = sum_TK.to(dtype)
-        tl.store(p_TK, hidden_TK, mask=m_TK)
-        square_T += tl.sum(hidden_TK.to(tl.float32) * hidden_TK.to(tl.float32), 1)
+    token = (start + within).to(tl.int64)
+    o_K = piece * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_K = o_K < WIDTH
+    p_row = p_hidden + token * hidden_stride
+    sum_K = tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32)
+    sum_K += tl.load(p_y + token * y_stride + o_K, mask=m_K, other=0.0).to(tl.float32)
+    if low_rank is not None:
+        o_T = tl.arange(0, 1)
+        delta_TK = delta_block(
+            low_rank, adapter, 0, token + o_T, o_T == 0, o_K, m_K,
+            1, p_y.dtype.element_ty, 1, BLOCK_K,
+        )  # fmt: skip
+        sum_K += tl.sum(delta_TK, 0)
+    hidden_K = sum_K.to(dtype)
+    tl.store(p_row + o_K, hidden_K, mask=m_K)
     if p_weight is not None:
-        # Another thread may read what this one has written.
-        tl.debug_barrier()
-        factor_T = tl.rsqrt(square_T / WIDTH + epsilon)
-        for k in range(0, WIDTH, BLOCK_K):
-            o_K = k + tl.arange(0, BLOCK_K)
-            m_K = o_K < WIDTH
-            m_TK = m_T[:, None] & m_K[None, :]
-            x_TK = tl.load(p_T[:, None] + o_K[None, :], mask=m_TK, other=0.0).to(tl.float32)
+        x_K = hidden_K.to(tl.float32)
+        square = tl.sum(x_K * x_K, 0)
+        if PIECES == 1:
             weight_K = tl.load(p_weight + o_K, mask=m_K, other=0.0)
-            out_TK = (x_TK * factor_T[:, None]).to(dtype) * weight_K[None, :]
-            tl.store(p_out + token_T[:, None] * out_stride + o_K[None, :], out_TK, mask=m_TK)
+            out_K = (x_K * tl.rsqrt(square / WIDTH + epsilon)).to(dtype) * weight_K
+            tl.store(p_out + token * out_stride + o_K, out_K, mask=m_K)
+        else:
+            p_piece = p_square + token * square_stride
+            tl.store(p_piece + piece, square)
+            # All threads have stored before one of them says so.
+            tl.debug_barrier()
+            if tl.atomic_add(p_arrived + token, 1, sem="acq_rel", scope="gpu") == PIECES - 1:
+                tl.store(p_arrived + token, 0)
+                o_P = tl.arange(0, BLOCK_P)
+                # What other programs wrote lies in the cache that all have in common.
+                square_P = tl.load(
+                    p_piece + o_P, mask=o_P < PIECES, other=0.0, cache_modifier=".cg"
+                )
+                factor = tl.rsqrt(tl.sum(square_P, 0) / WIDTH + epsilon)
+                o_all = tl.arange(0, BLOCK_ROW)
+                m_all = o_all < WIDTH
+                weight = tl.load(p_weight + o_all, mask=m_all, other=0.0)
+                row = tl.load(p_row + o_all, mask=m_all, other=0.0, cache_modifier=".cg")
+                out = (row.to(tl.float32) * factor).to(dtype) * weight
+                tl.store(p_out + token * out_stride + o_all, out, mask=m_all)

@@ -4,6 +4,7 @@ Legend: T tokens, N = (H + 2 * J) * D, H query heads, J key and value heads, D h
 slots.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +21,10 @@ from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut: a program has one head of the tokens of a tile."""
+    """How the work is cut."""
 
+    heads: int = 1
+    """Most heads of a program, which has all tokens of a tile; a power of two."""
     num_warps: int = 4
     num_stages: int = 2
 
@@ -104,7 +107,9 @@ def rope_write_triton(
 ) -> None:
     """Do what `rope_write` defines."""
     (_, num_heads, width), key_heads = q_THD.shape, k_SJD.shape[1]
-    _rope_write[(len(tiles.start_I), num_heads + 2 * key_heads)](
+    # Queries, keys and values are not mixed in a program.
+    heads = math.gcd(blocks.heads, num_heads, key_heads)
+    _rope_write[(len(tiles.start_I), (num_heads + 2 * key_heads) // heads)](
         qkv_TN, qkv_TN.stride(0), low_rank_arguments(low_rank), tile_arguments(tiles),
         norms and _NormArguments(
             norms.query.weight_K, norms.query.epsilon, norms.key.weight_K, norms.key.epsilon
@@ -112,7 +117,7 @@ def rope_write_triton(
         cos_TD, cos_TD.stride(0), sin_TD, sin_TD.stride(0), slot_T,
         *(_HeadArguments(x, x.stride(0), x.stride(1)) for x in (q_THD, k_SJD, v_SJD)),
         QUERY_HEADS=num_heads, KEY_HEADS=key_heads, WIDTH=width,
-        BLOCK_T=tiles.size, BLOCK_D=max(16, triton.next_power_of_2(width // 2)),
+        HEADS=heads, BLOCK_T=tiles.size, BLOCK_D=max(16, triton.next_power_of_2(width // 2)),
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
 
@@ -148,10 +153,11 @@ def _rope_write(
     QUERY_HEADS: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    i_tile, head = tl.program_id(0), tl.program_id(1)
+    i_tile, head = tl.program_id(0), tl.program_id(1) * HEADS
     count = tl.load(tiles.count_I + i_tile)
     if count == 0:
         return
@@ -162,10 +168,12 @@ def _rope_write(
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
     token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
-    o_D = tl.arange(0, BLOCK_D)
+    # Columns D are those of the first halves of all heads, one head after the other.
+    o_H = tl.arange(0, HEADS * BLOCK_D) // BLOCK_D
+    o_D = tl.arange(0, HEADS * BLOCK_D) % BLOCK_D
     m_D = o_D < HALF
     m_TD = m_T[:, None] & m_D[None, :]
-    o_N = head * WIDTH + o_D
+    o_N = (head + o_H) * WIDTH + o_D
     p_TD = p_qkv + token_T[:, None] * qkv_stride + o_N[None, :]
     a_TD = tl.load(p_TD, mask=m_TD, other=0.0).to(tl.float32)
     b_TD = tl.load(p_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
@@ -173,26 +181,30 @@ def _rope_write(
         adapter = tl.load(tiles.adapter_I + i_tile)
         part = tl.where(is_query, 0, tl.where(is_value, 2, 1))
         a_TD += delta_block(
-            low_rank, adapter, part, token_T, m_T, o_N, m_D, 3, dtype, BLOCK_T, BLOCK_D
+            low_rank, adapter, part, token_T, m_T, o_N, m_D, 3, dtype, BLOCK_T, HEADS * BLOCK_D
         )
         b_TD += delta_block(
-            low_rank, adapter, part, token_T, m_T, o_N + HALF, m_D, 3, dtype, BLOCK_T, BLOCK_D
-        )
+            low_rank, adapter, part, token_T, m_T, o_N + HALF, m_D,
+            3, dtype, BLOCK_T, HEADS * BLOCK_D,
+        )  # fmt: skip
     slot_T = tl.load(p_slot + token_T, mask=m_T, other=0)
     if is_value:
         # Each branch stores for itself: what comes out of either would pass through another layout.
-        p_T = v.memory + slot_T * v.stride + (head - QUERY_HEADS - KEY_HEADS) * v.head_stride
-        _store_halves(p_T, a_TD, b_TD, o_D, m_TD, HALF)
+        p_T = v.memory + slot_T * v.stride
+        o_N = (head - QUERY_HEADS - KEY_HEADS + o_H) * v.head_stride + o_D
+        _store_halves(p_T, a_TD, b_TD, o_N, m_TD, HALF)
         return
     if norms is not None:
-        square_T = tl.sum(a_TD * a_TD, 1) + tl.sum(b_TD * b_TD, 1)
+        square_THD = tl.reshape(a_TD * a_TD + b_TD * b_TD, (BLOCK_T, HEADS, BLOCK_D))
         epsilon = tl.where(is_query, norms.query_epsilon, norms.key_epsilon)
-        factor_T = tl.rsqrt(square_T / WIDTH + epsilon)
+        factor_TH = tl.rsqrt(tl.sum(square_THD, 2) / WIDTH + epsilon)
+        factor_THD = tl.broadcast_to(factor_TH[:, :, None], (BLOCK_T, HEADS, BLOCK_D))
+        factor_TD = tl.reshape(factor_THD, (BLOCK_T, HEADS * BLOCK_D))
         p_D = tl.where(is_query, norms.query_weight_D, norms.key_weight_D) + o_D
         a_D = tl.load(p_D, mask=m_D, other=0.0).to(tl.float32)
         b_D = tl.load(p_D + HALF, mask=m_D, other=0.0).to(tl.float32)
-        a_TD = (a_TD * factor_T[:, None]).to(dtype).to(tl.float32) * a_D[None, :]
-        b_TD = (b_TD * factor_T[:, None]).to(dtype).to(tl.float32) * b_D[None, :]
+        a_TD = (a_TD * factor_TD).to(dtype).to(tl.float32) * a_D[None, :]
+        b_TD = (b_TD * factor_TD).to(dtype).to(tl.float32) * b_D[None, :]
     p_cos_TD = p_cos + token_T[:, None] * cos_stride + o_D[None, :]
     p_sin_TD = p_sin + token_T[:, None] * sin_stride + o_D[None, :]
     cos_a = tl.load(p_cos_TD, mask=m_TD, other=0.0).to(tl.float32)
@@ -202,11 +214,13 @@ def _rope_write(
     turned_a_TD = a_TD * cos_a - b_TD * sin_a
     turned_b_TD = b_TD * cos_b + a_TD * sin_b
     if is_query:
-        p_T = q.memory + token_T * q.stride + head * q.head_stride
-        _store_halves(p_T, turned_a_TD, turned_b_TD, o_D, m_TD, HALF)
+        p_T = q.memory + token_T * q.stride
+        o_N = (head + o_H) * q.head_stride + o_D
+        _store_halves(p_T, turned_a_TD, turned_b_TD, o_N, m_TD, HALF)
     else:
-        p_T = k.memory + slot_T * k.stride + (head - QUERY_HEADS) * k.head_stride
-        _store_halves(p_T, turned_a_TD, turned_b_TD, o_D, m_TD, HALF)
+        p_T = k.memory + slot_T * k.stride
+        o_N = (head - QUERY_HEADS + o_H) * k.head_stride + o_D
+        _store_halves(p_T, turned_a_TD, turned_b_TD, o_N, m_TD, HALF)
 
 
 @triton.jit
@@ -214,10 +228,10 @@ def _store_halves(
     p_T: tl.tensor,
     a_TD: tl.tensor,
     b_TD: tl.tensor,
-    o_D: tl.tensor,
+    o_N: tl.tensor,
     m_TD: tl.tensor,
     HALF: tl.constexpr,
 ) -> None:
-    p_TD = p_T[:, None] + o_D[None, :]
+    p_TD = p_T[:, None] + o_N[None, :]
     tl.store(p_TD, a_TD.to(p_T.dtype.element_ty), mask=m_TD)
     tl.store(p_TD + HALF, b_TD.to(p_T.dtype.element_ty), mask=m_TD)

@@ -23,7 +23,7 @@ class Blocks:
     """How the work is cut; powers of two, block sizes 16 or more."""
 
     columns: int = 16
-    """Rank columns of a program."""
+    """Most rank columns of a program."""
     k: int = 128
     """Part of the input width that is in flight at once."""
     num_warps: int = 4
@@ -78,12 +78,13 @@ def shrink_triton(
     """Do what `shrink` defines; plane s is what the s-th part of the input width gives."""
     num_planes, _, num_columns = out_STJ.shape
     width = x_TK.shape[1]
-    grid = (len(tiles.start_I), triton.cdiv(num_columns, blocks.columns), num_planes)
+    columns = max(16, min(blocks.columns, triton.next_power_of_2(num_columns)))
+    grid = (len(tiles.start_I), triton.cdiv(num_columns, columns), num_planes)
     _shrink[grid](
         x_TK, x_TK.stride(0), a_RK, a_RK.stride(0), out_STJ, out_STJ.stride(0), out_STJ.stride(1),
         tile_arguments(tiles), table.size_A, table.rank_AP, table.rank_AP.stride(0),
         WIDTH=width, BLOCKS_PER_PLANE=triton.cdiv(triton.cdiv(width, blocks.k), num_planes),
-        NUM_PARTS=num_parts, BLOCK_T=tiles.size, BLOCK_J=blocks.columns, BLOCK_K=blocks.k,
+        NUM_PARTS=num_parts, BLOCK_T=max(16, tiles.size), BLOCK_J=columns, BLOCK_K=blocks.k,
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
 

@@ -16,7 +16,10 @@ from loramux_server.kernels.gpu.tiles import Tiles, cut
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Segments
 
-DECODE_TILE, PREFILL_TILE = 16, 64
+SINGLE_TILE, SHARED_TILE, PREFILL_TILE = 1, 16, 64
+"""Tokens of a tile: of decode, of decode where many requests have few adapters, and of prefill."""
+_SHARED = 4
+"""Requests of one tile, on average, that make tiles of several worth while."""
 _ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Batches of decode are filled up to one of these, or to a multiple of the last."""
 _FEWEST_ROWS = 128
@@ -65,13 +68,19 @@ class Stager:
             key = (room, width)
             if key not in self._decode:
                 self._decode[key] = self._make(room, room, width, room, 0)
-            staging, tile_size = self._decode[key], DECODE_TILE
+            staging = self._decode[key]
+            tile_size, num_tiles = SHARED_TILE, room // _SHARED
+            tiles = cut(given.segments, num_tokens, tile_size)
+            if given.segments is None or len(tiles[0]) > num_tiles:
+                tile_size, num_tiles = SINGLE_TILE, room
+                tiles = cut(given.segments, num_tokens, tile_size)
         else:
             room, width, tile_size = num_tokens, num_blocks, PREFILL_TILE
-        tiles = cut(given.segments, num_tokens, tile_size)
+            tiles = cut(given.segments, num_tokens, tile_size)
+            num_tiles = len(tiles[0])
         queries = cut_queries(attention.query_start_B, self.query_tile, shortest=2)
         if not is_decode:
-            staging = self._make(room, num_requests, width, len(tiles[0]), len(queries[0]))
+            staging = self._make(room, num_requests, width, num_tiles, len(queries[0]))
         here = staging.begin()
         for array in here.values():
             array[...] = 0
@@ -94,7 +103,12 @@ class Stager:
         there = staging.on_device
         path = self._path(given.segments, num_tokens)
         staged = Staged(
-            tiles=Tiles(there["start"], there["count"], there["adapter"], tile_size),
+            tiles=Tiles(
+                start_I=there["start"][:num_tiles],
+                count_I=there["count"][:num_tiles],
+                adapter_I=there["adapter"][:num_tiles],
+                size=tile_size,
+            ),
             batch=DeviceBatch(
                 query_start_B=there["query_start"],
                 context_B=there["context"],
@@ -112,7 +126,9 @@ class Stager:
             given.segments is not None and given.segments.edits is not None
         )
         # What adapters do beside low-rank changes lies wherever it lies.
-        form: Hashable = (room, width, path) if is_decode and not is_edited else None
+        form: Hashable = None
+        if is_decode and not is_edited:
+            form = (room, width, path, tile_size)
         num_sampled = room if is_decode else len(given.sampled_R)
         step = replace(
             given,

@@ -32,7 +32,7 @@ class Tiles:
     adapter_I: torch.Tensor
     """Number of the adapter, or `BASE`."""
     size: int
-    """Tokens that a kernel takes at a time: 16 or a larger power of two."""
+    """Tokens that a kernel takes at a time: one, 16 or a larger power of two."""
 
 
 @dataclass(frozen=True, slots=True)
