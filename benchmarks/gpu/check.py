@@ -26,11 +26,12 @@ TESTS = ("tests/kernels/gpu",)
 
 def main(
     seconds: Annotated[float, typer.Option(help="How long adapters race against steps.")] = 60,
+    workers: Annotated[int, typer.Option(help="Of tests, with pytest-xdist.")] = 0,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Run tests and race; exit with 1 if anything is wrong."""
     device = on.choose()
-    tests = _run_tests()
+    tests = _run_tests(workers)
     print(f"tests: {tests}", flush=True)
     raced = race(device, seconds)
     print(f"race: {raced}", flush=True)
@@ -46,12 +47,15 @@ def main(
         raise SystemExit(1)
 
 
-def _run_tests() -> dict[str, object]:
+def _run_tests(workers: int) -> dict[str, object]:
     """Return counts of the tests, and the names of those that failed."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *TESTS, f"--junit-xml={report}"]
+        # What other versions of what we use warn of is not what is asked here.
+        command = [sys.executable, "-m", "pytest", "-q", "-W", "default", f"--junit-xml={report}"]
+        command += [f"-n{workers}", "--dist=worksteal"] if workers else []
+        command += TESTS
         subprocess.run(command, check=False)
         cases = list(ElementTree.parse(report).iter("testcase"))
     failures = [

@@ -14,7 +14,7 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,7 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens of each context.")] = 1024,
     batch: Annotated[int, typer.Option(help="Requests of most goals.")] = 32,
     large_batch: Annotated[int, typer.Option(help="Requests of goal 6.")] = 64,
+    large_rank: Annotated[list[int] | None, typer.Option(help="Of 64 and 16, for goal 6.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of goal 9; at most 2048.", max=2048)] = 2048,
     steps: Annotated[int, typer.Option(help="Steps of each measurement; the median counts.")] = 30,
     only_own: Annotated[bool, typer.Option(help="Leave out PEFT and transformers.")] = False,
@@ -47,8 +48,10 @@ def main(
     chosen, device = SHAPES[shape], on.choose()
     rate = on.bandwidth(device)
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
-        served = Served(chosen, device, Path(name), large_batch, context, steps)
-        goals = Goals(served, rate, batch, large_batch, prompt)
+        ranks = large_rank or [64, 16]
+        most = max(ranks)
+        served = Served(chosen, device, Path(name), large_batch, context, steps, most)
+        goals = Goals(served, rate, batch, large_batch, ranks, prompt)
         found = []
         for goal in goals.measure():
             found.append(goal)
@@ -63,17 +66,7 @@ def main(
         alone = batch / served.step(batch, None, 0)
         series[_BASE] = [(count, alone) for count, _ in series["loramux"]]
         served.close()
-        baseline = None
-        if not only_own:
-            series["PEFT"] = others.peft(chosen, device, served.folders(16), batch, context)
-            baseline = others.continuous_batching(chosen, device, batch, context)
-            print(f"transformers' continuous batching, base: {baseline}", flush=True)
-    for label, points in series.items():
-        print(f"{label:20}", " ".join(f"{n}: {rate:.0f}" for n, rate in points), flush=True)
-    if plot:
-        _draw(plot, series)
-    if output:
-        record = {
+        record: dict[str, Any] = {
             "command": "python -m benchmarks.gpu.end_to_end",
             "shape": shape,
             "context": context,
@@ -86,9 +79,26 @@ def main(
                 for name, kernels in goals.kernels.items()
             },
             "tokens_per_second_by_adapters": series,
-            "continuous_batching": baseline,
+            "continuous_batching": None,
             "machine": on.describe(device),
         }
+        _write(record, output)
+        if not only_own:
+            series["PEFT"] = others.peft(chosen, device, served.folders(16), batch, context)
+            _write(record, output)
+            found_there = others.continuous_batching(chosen, device, batch, context)
+            record["continuous_batching"] = found_there
+            print(f"transformers' continuous batching, base: {found_there}", flush=True)
+            _write(record, output)
+    for label, points in series.items():
+        print(f"{label:20}", " ".join(f"{n}: {rate:.0f}" for n, rate in points), flush=True)
+    if plot:
+        _draw(plot, series)
+
+
+def _write(record: dict[str, Any], output: Path | None) -> None:
+    """Keep what there is by now: a peer may take longer than there is time for."""
+    if output:
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

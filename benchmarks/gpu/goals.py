@@ -13,6 +13,8 @@ from loramux_server.engine.messages import AdapterSource
 
 _MIXED = (8, 16, 32, 64)
 _MISSES = 5
+_LARGE = {64: 0.48, 16: 0.75}
+"""Rank -> goal 6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,24 @@ class Goals:
     """Measures goals 1 to 9 and 11 to 14; 10 is about a server (`benchmarks.ratios`, `many`)."""
 
     def __init__(
-        self, served: Served, rate: float, batch: int, large_batch: int, prompt: int
+        self,
+        served: Served,
+        rate: float,
+        batch: int,
+        large_batch: int,
+        large_ranks: list[int],
+        prompt: int,
     ) -> None:
         """Measure with `served`, on a device that copies at `rate` bytes per second.
 
-        Most goals with `batch` requests, goal 6 with `large_batch`, goal 9 with a prompt of
-        `prompt` tokens.
+        Most goals with `batch` requests, goal 6 with `large_batch` and adapters of `large_ranks`,
+        goal 9 with a prompt of `prompt` tokens.
         """
         self._served = served
         self._rate = rate
         self._batch = batch
         self._large = large_batch
+        self._large_ranks = sorted(large_ranks, reverse=True)
         self._prompt = prompt
         self.kernels: dict[str, list[KernelTime]] = {}
         """What decode steps consist of, by what they are of; known when all is measured."""
@@ -52,8 +61,9 @@ class Goals:
         served, batch, large = self._served, self._batch, self._large
         wide = served.step(large, None, 0)
         # These fill all rows. Where others have been, what is left may lie in pieces too small.
-        yield self._ratio(6, large, served.sources(64, large), wide, 0.48)
-        yield self._ratio(6, large, served.sources(16, large), wide, 0.75)
+        for large_rank in self._large_ranks:
+            sources = served.sources(large_rank, large)
+            yield self._ratio(6, large, sources, wide, _LARGE[large_rank])
         base = served.step(batch, None, 0)
         yield Goal(12, f"base, {batch}: step ÷ floor", base / self._floor(batch, []), 1, 1.35, True)
         for number, adapters, goal in ((3, 1, 0.96), (4, min(8, batch), 0.92), (5, batch, 0.82)):
@@ -88,7 +98,8 @@ class Goals:
         prefill = served.prefill(self._prompt, None) / served.prefill(self._prompt, 16)
         yield Goal(9, f"prompt of {self._prompt} tokens, r16", prefill, 0.99, 0.95)
         # One at a time they find room. Those of the goals above are left on the host only.
-        served.visit(served.sources(64, large))
+        most = self._large_ranks[0]
+        served.visit(served.sources(most, large) if most > mean else served.sources(mean, batch))
         for number, on_disk, floor, goal in ((13, False, 1.5, 5), (14, True, 19, 40)):
             where = "on disk" if on_disk else "on the host"
             taken = [self._miss(source, on_disk=on_disk) for source in sources[:_MISSES]]

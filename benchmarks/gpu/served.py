@@ -17,7 +17,6 @@ from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.models.base_model import prepare
 
-_MOST_RANK = 64
 _BLOCK = 16
 _MARGIN = 256
 """Tokens of a context beyond those that it begins with."""
@@ -43,10 +42,17 @@ class KernelTime:
 
 
 class Served:
-    """An engine with room for `batch` contexts, and for as many adapters of rank 64."""
+    """An engine with room for `batch` contexts, and for as many adapters of `most_rank`."""
 
     def __init__(
-        self, shape: Shape, device: torch.device, folder: Path, batch: int, context: int, steps: int
+        self,
+        shape: Shape,
+        device: torch.device,
+        folder: Path,
+        batch: int,
+        context: int,
+        steps: int,
+        most_rank: int = 64,
     ) -> None:
         """Make model and engine; adapters are made when they are asked for, in `folder`.
 
@@ -65,7 +71,7 @@ class Served:
         config = EngineConfig(
             model="", max_running=batch, block_size=_BLOCK, prefix_cache=False,
             max_batch_tokens=2048, max_context=max(room, 2048 + _MARGIN),
-            adapter_memory=row_bytes * batch * _MOST_RANK, host_adapter_memory=64 << 30,
+            adapter_memory=row_bytes * batch * most_rank, host_adapter_memory=64 << 30,
             kv_memory=batch * room * shape.kv_bytes // 4 * self.item_bytes,
         )  # fmt: skip
         self._engine = LocalEngine(base, config)

@@ -1,41 +1,43 @@
 """Find how kernels are best cut on the device at hand, and write it to the package's plans.
 
-One number after the other of each kernel is tried at the shapes of an 8B model, at several batch
-sizes, with one adapter for all and one for each; what is kept is what makes the sum of all times,
-each relative to its floor, least. Serving only reads the result.
+Each kernel is tried in every way at the shapes of an 8B model: with tiles of each size, at several
+batch sizes, with few adapters and with many. Kept is what takes least on average, relative to the
+best that was found for each of these. Serving only reads the result.
 
-    python -m benchmarks.gpu.tune
+    python -m benchmarks.gpu.tune --processes 8
 """
 
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from triton.runtime.errors import OutOfResources
 
 from benchmarks.fixture import SHAPES, Shape
 from benchmarks.gpu import device as on
 from benchmarks.gpu.operands import Calls, LoraOperands, attention_calls, groups, lora_calls
 from loramux_server.kernels import gpu
 from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
-from loramux_server.kernels.gpu.plan import BLOCKS, FILE, Plan, capability
+from loramux_server.kernels.gpu.plan import FILE, Plan, capability
 from loramux_server.kernels.gpu.staged import PREFILL_TILE, SHARED_TILE, SINGLE_TILE
 
-_CHOICES: dict[str, Sequence[int]] = {
-    "columns": (16, 32, 64),
-    "k": (64, 128, 256),
-    "n": (32, 64, 128, 256, 512),
-    "heads": (1, 2, 4, 8),
-    "context": (32, 64, 128),
-    "least_share": (64, 128, 256, 512),
-    "num_warps": (1, 2, 4, 8),
-    "row_warps": (4, 8, 16),
-    "num_stages": (1, 2, 3, 4),
+_ATTENTION = "decode_attention"
+_CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
+    "shrink": {"columns": (16, 64), "k": (64, 128), "num_stages": (3, 4)},
+    "expand": {"n": (64, 128, 256), "num_warps": (2, 4, 8)},
+    "rope_write": {"heads": (1, 2, 4), "num_warps": (1, 2, 4, 8)},
+    "silu_mul": {"n": (32, 64, 128, 256), "num_warps": (1, 2, 4, 8)},
+    "residual_norm": {"k": (256, 512, 1024, 4096), "num_warps": (1, 2, 4, 8)},
+    _ATTENTION: {"context": (64, 128), "least_share": (64, 128, 256), "num_stages": (2, 3)},
 }
 _GROUP_OF = {
     "shrink": ("qkv", "down"),
@@ -45,18 +47,20 @@ _GROUP_OF = {
     "residual_norm": ("o",),
 }
 """Where each kernel is tried."""
-_RANK = 16
-_ATTENTION = "decode_attention"
 _TILES = (SINGLE_TILE, SHARED_TILE, PREFILL_TILE)
+_RANK = 16
+_CONTEXTS = (1024, 4096)
+Make = Callable[[Plan], Calls]
 
 
 def main(
     shape: Annotated[str, typer.Option(help=f"Layers of: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
     batch: Annotated[list[int] | None, typer.Option(help="Tokens of a decode step.")] = None,
     chunk: Annotated[list[int] | None, typer.Option(help="Tokens of a prefill step.")] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(BLOCKS)}, {_ATTENTION}.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(_CHOICES)}.")] = None,
+    tile: Annotated[list[int] | None, typer.Option(help=f"Of {_TILES}.")] = None,
+    processes: Annotated[int, typer.Option(help="Compile in so many first.")] = 0,
+    compile_only: Annotated[bool, typer.Option("--compile-only", help="Measure nothing.")] = False,
     plans: Annotated[Path | None, typer.Option(help="File to change; the package's own.")] = None,
 ) -> None:
     """Tune all kernels and print what changed."""
@@ -64,18 +68,44 @@ def main(
     path = plans or Path(str(gpu.__path__[0])) / FILE
     plan = Plan.of(device)
     plan = replace(plan, decode_attention=plan.decode_attention or DecodeBlocks())
-    trials = Trials(chosen, device, batch or [1, 8, 32, 64], chunk or [512, 2048])
-    for kernel in only or [*BLOCKS, _ATTENTION]:
-        for tile in _TILES if kernel in BLOCKS else (SINGLE_TILE,):
-            plan = trials.tuned(plan, kernel, tile)
+    kernels = only or list(_CHOICES)
+    batches, chunks = batch or [1, 8, 32, 64], chunk or [512, 2048]
+    steps = Steps(chosen, device, batches, chunks)
+    if processes:
+        sizes = [f"--batch={number}" for number in batches] + [f"--chunk={n}" for n in chunks]
+        _compile(kernels, [f"--shape={shape}", *sizes], processes)
+    for kernel, size in itertools.product(kernels, tile or _TILES):
+        makes = list(steps.of(kernel, size, plan))
+        if compile_only:
+            for make, candidate in itertools.product(makes, _candidates(plan, kernel, size)):
+                _seconds(device, make, candidate, is_timed=False)
+        elif makes:
+            plan = _tuned(plan, kernel, size, device, makes)
+    if compile_only:
+        return
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     entries[capability(device)] = asdict(plan)
     path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     print(f"{capability(device)} is in {path}")
 
 
-class Trials:
-    """Times kernels as plans have them cut."""
+def _compile(kernels: list[str], arguments: list[str], processes: int) -> None:
+    """Bring what is to be measured to Triton's cache: one core takes minutes for it."""
+    command = [sys.executable, "-m", "benchmarks.gpu.tune", *arguments, "--compile-only"]
+    waiting = [
+        [*command, f"--only={kernel}", f"--tile={tile}"]
+        for kernel, tile in itertools.product(kernels, _TILES)
+    ]
+    running: list[subprocess.Popen[bytes]] = []
+    while waiting or running:
+        while waiting and len(running) < processes:
+            running.append(subprocess.Popen(waiting.pop()))
+        if running.pop(0).wait():
+            raise SystemExit("a kernel could not be compiled; see above")
+
+
+class Steps:
+    """What kernels are tried on."""
 
     def __init__(
         self, shape: Shape, device: torch.device, batches: list[int], chunks: list[int]
@@ -86,40 +116,19 @@ class Trials:
         self._dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._batches, self._chunks = batches, chunks
 
-    def tuned(self, plan: Plan, kernel: str, tile: int) -> Plan:
-        """Return `plan` with the best of what was tried for `kernel` and tiles of one size."""
-        best, cost = plan, self._cost(plan, kernel, tile)
-        first = cost
-        for number in (field.name for field in fields(_blocks(plan, tile, kernel))):
-            for value in _CHOICES[number]:
-                candidate = _changed(best, kernel, tile, number, value)
-                found = self._cost(candidate, kernel, tile)
-                if found < cost:
-                    best, cost = candidate, found
-        now = asdict(_blocks(best, tile, kernel))
-        print(f"{kernel:18} {tile:3} {cost / first:.2f} of before: {now}", flush=True)
-        return best
-
-    def _cost(self, plan: Plan, kernel: str, tile: int) -> float:
-        """Return the mean of seconds per byte; infinite where the device has no room for it."""
-        costs = []
-        for calls, moved in self._calls(plan, kernel, tile):
-            try:
-                costs.append(on.seconds(self._device, calls) / moved)
-            except RuntimeError as error:  # of CUDA, or Triton's out of resources
-                if "out of resource" not in str(error):
-                    raise
-                return math.inf
-        return sum(costs) / max(1, len(costs))
-
-    def _calls(self, plan: Plan, kernel: str, tile: int) -> Iterator[Calls]:
+    def of(self, kernel: str, tile: int, plan: Plan) -> Iterator[Make]:
+        """Yield what makes calls of `kernel` out of a plan, for each step with such tiles."""
+        if kernel == "residual_norm" and tile == PREFILL_TILE:
+            return  # there B is applied before
+        if kernel == _ATTENTION and tile != SINGLE_TILE:
+            return
         shape, device, dtype = self._shape, self._device, self._dtype
         if kernel == _ATTENTION:
-            for tokens, context in itertools.product(self._batches, (1024, 4096)):
-                yield attention_calls(shape, device, dtype, tokens, context, plan)
+            for tokens, context in itertools.product(self._batches, _CONTEXTS):
+                yield partial(attention_calls, shape, device, dtype, tokens, context)
             return
         for group, (tokens, chunk, adapters) in itertools.product(
-            _GROUP_OF[kernel], self._steps(tile)
+            _GROUP_OF[kernel], self._sizes(tile)
         ):
             width, outputs = groups(shape)[group]
             of = LoraOperands.make(
@@ -127,10 +136,10 @@ class Trials:
                 chunk=chunk, planes=plan.cuts[tile].planes,
             )  # fmt: skip
             if of.staged.tiles.size == tile:
-                yield lora_calls(group, shape, of, plan)[kernel]
+                yield partial(_calls_of, kernel, group, shape, of)
 
-    def _steps(self, tile: int) -> Iterator[tuple[int, int, int]]:
-        """Return (tokens, tokens of a request, adapters) of steps that have tiles of `tile`."""
+    def _sizes(self, tile: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (tokens, tokens of a request, adapters) of steps that have tiles of `tile`."""
         if tile == PREFILL_TILE:
             for tokens, adapters in itertools.product(self._chunks, (1, 4)):
                 yield tokens, tokens // adapters, adapters
@@ -140,17 +149,53 @@ class Trials:
                 yield tokens, 1, adapters
 
 
+def _calls_of(kernel: str, group: str, shape: Shape, of: LoraOperands, plan: Plan) -> Calls:
+    return lora_calls(group, shape, of, plan)[kernel]
+
+
+def _tuned(plan: Plan, kernel: str, tile: int, device: torch.device, makes: list[Make]) -> Plan:
+    """Return `plan` with the best way to cut `kernel` for tiles of one size."""
+    candidates = [plan, *_candidates(plan, kernel, tile)]
+    taken = [[_seconds(device, make, candidate) for make in makes] for candidate in candidates]
+    least = [min(column) for column in zip(*taken, strict=True)]
+    costs = [
+        sum(found / best for found, best in zip(row, least, strict=True)) / len(least)
+        for row in taken
+    ]
+    best = min(range(len(costs)), key=costs.__getitem__)
+    now = asdict(_blocks(candidates[best], tile, kernel))
+    times = " ".join(f"{1e6 * found:.1f}" for found in taken[best])
+    before = " ".join(f"{1e6 * found:.1f}" for found in taken[0])
+    print(f"{kernel:16} {tile:3} {now}: {times} µs, before {before}", flush=True)
+    return candidates[best]
+
+
+def _candidates(plan: Plan, kernel: str, tile: int) -> Iterator[Plan]:
+    choices = _CHOICES[kernel]
+    for numbers in itertools.product(*choices.values()):
+        blocks = replace(_blocks(plan, tile, kernel), **dict(zip(choices, numbers, strict=True)))
+        if kernel == _ATTENTION:
+            yield replace(plan, decode_attention=blocks)
+        else:
+            cut = replace(plan.cuts[tile], **{kernel: blocks})
+            yield replace(plan, cuts=plan.cuts | {tile: cut})
+
+
+def _seconds(device: torch.device, make: Make, plan: Plan, *, is_timed: bool = True) -> float:
+    """Return what a call takes; infinite where the device has no room for it."""
+    calls, _ = make(plan)
+    try:
+        if is_timed:
+            return on.seconds(device, calls)
+        calls[0]()
+    except OutOfResources:
+        pass
+    return math.inf
+
+
 def _blocks(plan: Plan, tile: int, kernel: str) -> Any:  # noqa: ANN401
     """Return how `kernel` is cut."""
     return plan.decode_attention if kernel == _ATTENTION else getattr(plan.cuts[tile], kernel)
-
-
-def _changed(plan: Plan, kernel: str, tile: int, number: str, value: int) -> Plan:
-    """Return `plan` with another number for how `kernel` is cut."""
-    blocks = replace(_blocks(plan, tile, kernel), **{number: value})
-    if kernel == _ATTENTION:
-        return replace(plan, decode_attention=blocks)
-    return replace(plan, cuts=plan.cuts | {tile: replace(plan.cuts[tile], **{kernel: blocks})})
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def _stand_ins(path: Path) -> None:
         "vllm.platforms",
         current_platform=SimpleNamespace(
             is_cuda=torch.cuda.is_available,
-            has_device_capability=_has_capability,
+            has_device_capability=lambda number: _capability() >= number,
+            is_device_capability=lambda number: _capability() == number,
         ),
     )
     stand_in("vllm.triton_utils", triton=triton, tl=tl, HAS_TRITON=True)
@@ -115,9 +116,9 @@ def _stand_ins(path: Path) -> None:
     )
 
 
-def _has_capability(number: int) -> bool:
+def _capability() -> int:
     major, minor = torch.cuda.get_device_capability()
-    return 10 * major + minor >= number
+    return 10 * major + minor
 
 
 def _register(*_: object, **__: object) -> None:

@@ -56,7 +56,8 @@ class Residents:
         start_I, count_I, adapter_I = torch.tensor(
             cut, dtype=torch.int32, device=device
         ).T.contiguous()
-        return Tiles(start_I, count_I, adapter_I, size)
+        adapter_T = adapter_I.repeat_interleave(count_I)
+        return Tiles(start_I, count_I, adapter_I, adapter_T, size)
 
     def gathered(
         self, x_TK: torch.Tensor, tiles: Tiles, shrink: Callable[..., None], num_planes: int = 1

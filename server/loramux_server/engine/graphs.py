@@ -1,17 +1,22 @@
 """Steps that the device repeats as it recorded them, without a word from the host."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+PLAIN_RUNS = 1
+"""Steps of a form that just run: one that never comes again is not worth a record."""
+MOST_GRAPHS = 512
+"""Forms that are recorded; a record takes a megabyte or two."""
 _log = logging.getLogger(__name__)
 
 
 class Graphs(Generic[Result]):
-    """One CUDA graph for each form of a step, recorded when the form first comes up.
+    """One CUDA graph for each form of a step, recorded when the form comes up again.
 
     A graph repeats the same kernels on the same memory, so all that differs between two steps of
     one form must lie in memory that stays where it is. Elsewhere than on CUDA steps just run.
@@ -21,6 +26,7 @@ class Graphs(Generic[Result]):
         self._is_used = device.type == "cuda"
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
+        self._runs = Counter[Hashable]()
 
     def run(self, form: Hashable, step: Callable[[], Result]) -> Result:
         """Run `step`, or repeat what an equal step recorded, and return its result.
@@ -30,6 +36,9 @@ class Graphs(Generic[Result]):
         if form is None or not self._is_used:
             return step()
         if form not in self._graphs:
+            self._runs[form] += 1
+            if self._runs[form] <= PLAIN_RUNS or len(self._graphs) >= MOST_GRAPHS:
+                return step()
             try:
                 self._record(form, step)
             except RuntimeError as error:

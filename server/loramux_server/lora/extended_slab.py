@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
-from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.packed import PackedAdapter, Weights
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.slab import DTYPES, GroupShape, Slab
 from loramux_server.lora.weight_format import Resting
@@ -95,23 +95,29 @@ class ExtendedSlab(Slab):
             self._fence = event
 
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
-        """Return `adapter` with all of its weights in one piece of memory, for one copy."""
-        arrays = [array for layer in adapter.layers for array in (layer.a_RK, layer.b_RN)]
-        dtype = DTYPES[adapter.format]
-        blob = torch.empty(
-            sum(array.size for array in arrays), dtype=dtype, pin_memory=self._stream is not None
-        )
-        at = 0
-        views = []
-        for array in arrays:
-            view = blob[at : at + array.size].view(array.shape)
-            view.copy_(torch.from_numpy(array).view(dtype))
-            views.append(view.view(_BITS[array.dtype.itemsize]).numpy().view(array.dtype))
-            at += array.size
-        layers = [
-            replace(layer, a_RK=a, b_RN=b)
-            for layer, a, b in zip(adapter.layers, views[0::2], views[1::2], strict=True)
-        ]
+        """Return `adapter` with its weights as they will lie here, in one piece, for one copy.
+
+        What its rows have and nobody reads is left as the memory was.
+        """
+        dtype, pieces = DTYPES[adapter.format], self._pieces(adapter)
+        sizes = [shape.numel() for shape in pieces.values()]
+        blob = torch.empty(sum(sizes), dtype=dtype, pin_memory=self._stream is not None)
+        held = {
+            key: piece.view(shape)
+            for (key, shape), piece in zip(
+                pieces.items(), blob.split_with_sizes(sizes), strict=True
+            )
+        }
+        layers = []
+        for layer in adapter.layers:
+            group, part, rank = layer.place.group, layer.place.part, len(layer.a_RK)
+            first = part * adapter.num_rows
+            n0, n1 = self._columns[group][part : part + 2]
+            a = held[group, 0][first : first + rank]
+            b = held[group, 1][:rank, n0:n1]
+            a.copy_(torch.from_numpy(layer.a_RK).view(dtype))
+            b.copy_(torch.from_numpy(layer.b_RN).view(dtype))
+            layers.append(replace(layer, a_RK=_array(a, layer.a_RK), b_RN=_array(b, layer.b_RN)))
         return replace(adapter, layers=layers, blob=blob)
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
@@ -128,26 +134,35 @@ class ExtendedSlab(Slab):
     def _write(self, row: int, adapter: PackedAdapter) -> None:
         assert adapter.blob is not None
         assert self.table is not None
+        size = adapter.num_rows
         blob = adapter.blob.to(self._device, non_blocking=True)
-        at = 0
-        targets, sources = [], []
-        for layer in adapter.layers:
-            group, part, rank = layer.place.group, layer.place.part, len(layer.a_RK)
-            first = self.shapes[group].num_parts * row + part * adapter.num_rows
-            n0, n1 = self._columns[group][part : part + 2]
-            for target in (
-                self.a[group][first : first + rank],
-                self.b[group][row : row + rank, n0:n1],
-            ):
-                targets.append(target)
-                sources.append(blob[at : at + target.numel()].view(target.shape))
-                at += target.numel()
+        targets = []
+        for group, half in self._pieces(adapter):
+            stack = 1 if half else self.shapes[group].num_parts
+            rows = (self.b if half else self.a)[group]
+            targets.append(rows[stack * row : stack * (row + size)].view(-1))
         if targets:  # not every adapter has a low-rank change
-            torch._foreach_copy_(targets, sources)
+            sources = blob.split_with_sizes([target.numel() for target in targets])
+            torch._foreach_copy_(targets, list(sources))
         number = row // GRANULE
-        self.table.size_A[number] = adapter.num_rows
+        self.table.size_A[number] = size
         self.table.rank_GAP[:, number] = torch.from_numpy(adapter.rank_GP).to(self._device)
         self.table.scale_GAP[:, number] = torch.from_numpy(adapter.scale_GP).to(self._device)
 
+    def _pieces(self, adapter: PackedAdapter) -> dict[tuple[int, int], torch.Size]:
+        """Return (group, 0 for A or 1 for B) -> shape of the rows that `adapter` has here."""
+        size, pieces = adapter.num_rows, {}
+        for group in sorted({layer.place.group for layer in adapter.layers}):
+            shape = self.shapes[group]
+            pieces[group, 0] = torch.Size((shape.num_parts * size, shape.in_features))
+            pieces[group, 1] = torch.Size((size, sum(shape.out_features)))
+        return pieces
+
 
 _BITS = {2: torch.int16, 4: torch.int32}
+
+
+def _array(values: torch.Tensor, like: Weights) -> Weights:
+    """Return `values` as an array of the type of `like`, in the same memory."""
+    array: Weights = values.view(_BITS[like.dtype.itemsize]).numpy().view(like.dtype)
+    return array

@@ -60,7 +60,7 @@ class PackedAdapter:
     row_item_bytes: int = 4
     """Bytes of a weight for which the rows of the slab are made."""
     blob: "torch.Tensor | None" = None
-    """The memory in which all weights lie, layer by layer, A before B; None if each has its own."""
+    """The memory in which all weights lie, as a slab has them; None if each has its own."""
     edits: Edits | None = None
     """What it does beside its low-rank changes."""
 

@@ -109,6 +109,7 @@ def test_launched_again_it_does_what_the_memory_then_says(
         (tiles.start_I, then_tiles.start_I),
         (tiles.count_I, then_tiles.count_I),
         (tiles.adapter_I, then_tiles.adapter_I),
+        (tiles.adapter_T, then_tiles.adapter_T),
     ):
         static.copy_(content)
     if consumer == "residual_norm":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from loramux_server.engine import graphs
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
@@ -17,7 +18,7 @@ from loramux_server.lora.slab import GroupShape
 from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models import base_model
 from tests.parity.test_activated import cases as activated_cases
-from tests.parity.test_peft import cases, check
+from tests.parity.test_peft import LOGPROB_TOLERANCE, cases, check
 from tests.support.adapters import Expected, pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
@@ -32,6 +33,11 @@ pytestmark = pytest.mark.filterwarnings(
 def single_precision(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.fixture(autouse=True)
+def recorded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "PLAIN_RUNS", 0)
 
 
 def harness_of(model: PreTrainedModel, device: torch.device, **config: Any) -> Harness:
@@ -51,8 +57,10 @@ def test_a_mixed_batch_equals_peft_alone(
             case.prompt, case.source, max_tokens=len(case.expected.tokens), num_logprobs=VOCAB
         )
     harness.run()
+    # A GPU adds in another order than PEFT on a CPU does, and gemma2 makes more of it than others.
+    tolerance = LOGPROB_TOLERANCE if device.type == "cpu" else 2e-4
     for request_id, case in enumerate(requests):
-        check(harness, request_id, case)
+        check(harness, request_id, case, tolerance)
     assert harness.reports[-1].stats.device.evictions > 0
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 1
 
@@ -171,8 +179,10 @@ def test_an_adapter_is_put_in_its_rows_and_nowhere_else(device: torch.device) ->
             (slab.b[group][where], layer.b_RN),
         ):
             assert torch.equal(found.cpu(), torch.from_numpy(wanted).view(torch.float16))
-            found.fill_(float("nan"))
     for group, base in enumerate(bases):
+        stack = shapes[group].num_parts
+        slab.a[group][stack * 8 : stack * 24] = float("nan")
+        slab.b[group][8:24] = float("nan")
         extended = slab.extended[group]
         assert extended is not None
         assert torch.equal(extended[:16], base)

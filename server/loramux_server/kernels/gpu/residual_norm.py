@@ -11,9 +11,9 @@ import triton.language as tl
 
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.decoder import Norm
-from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
+from loramux_server.kernels.gpu.arguments import low_rank_arguments
 from loramux_server.kernels.gpu.delta import delta, delta_block
-from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
+from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,13 @@ def residual_norm(
 ) -> None:
     """Add `y_TK` and its low-rank change to `hidden_TK`, in place, and write its norm to `out_TK`.
 
-    The sum is rounded once; what is normalised is the rounded sum. This concerns the tokens of
-    `tiles`. Without a norm there is only the sum. `scratch` is for the kernel.
+    The sum is rounded once; what is normalised is the rounded sum. Without a norm there is only the
+    sum. `scratch` is for the kernel.
     """
-    token_T = tokens(tiles)
     sum_TK = hidden_TK.float() + y_TK.float() + delta(low_rank, (0, y_TK.shape[1]), tiles, y_TK)
-    hidden_TK[token_T] = sum_TK[token_T].to(hidden_TK.dtype)
+    hidden_TK.copy_(sum_TK)
     if norm is not None and out_TK is not None:
-        out_TK[token_T] = pointwise.rms_norm(hidden_TK[token_T], norm.weight_K, norm.epsilon)
+        out_TK.copy_(pointwise.rms_norm(hidden_TK, norm.weight_K, norm.epsilon))
 
 
 def residual_norm_triton(
@@ -93,9 +92,9 @@ def residual_norm_triton(
     row = triton.next_power_of_2(width)
     block = row if low_rank is None else min(blocks.k, row)
     num_pieces = triton.cdiv(width, block)
-    _residual_norm[(len(tiles.start_I), tiles.size, num_pieces)](
+    _residual_norm[(len(hidden_TK), num_pieces)](
         hidden_TK, hidden_TK.stride(0), y_TK, y_TK.stride(0),
-        low_rank_arguments(low_rank), tile_arguments(tiles),
+        low_rank_arguments(low_rank), tiles.adapter_T,
         norm and norm.weight_K, norm and norm.epsilon,
         out_TK, None if out_TK is None else out_TK.stride(0),
         scratch.square_TS, scratch.square_TS.stride(0), scratch.arrived_T,
@@ -112,7 +111,7 @@ def _residual_norm(
     p_y: tl.tensor,
     y_stride: tl.tensor,
     low_rank: tl.tuple,
-    tiles: tl.tuple,
+    p_adapter: tl.tensor,
     p_weight: tl.tensor,
     epsilon: tl.tensor,
     p_out: tl.tensor,
@@ -126,19 +125,15 @@ def _residual_norm(
     PIECES: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ) -> None:
-    i_tile, within, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    start, count = tl.load(tiles.start_I + i_tile), tl.load(tiles.count_I + i_tile)
-    adapter = tl.load(tiles.adapter_I + i_tile)
-    if within >= count:
-        return
     dtype: tl.constexpr = p_hidden.dtype.element_ty
-    token = (start + within).to(tl.int64)
+    token, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_K = piece * BLOCK_K + tl.arange(0, BLOCK_K)
     m_K = o_K < WIDTH
     p_row = p_hidden + token * hidden_stride
     sum_K = tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32)
     sum_K += tl.load(p_y + token * y_stride + o_K, mask=m_K, other=0.0).to(tl.float32)
     if low_rank is not None:
+        adapter = tl.load(p_adapter + token)
         o_T = tl.arange(0, 1)
         delta_TK = delta_block(
             low_rank, adapter, 0, token + o_T, o_T == 0, o_K, m_K,

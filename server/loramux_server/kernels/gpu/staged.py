@@ -1,9 +1,6 @@
-"""A step as kernels on a GPU find it: what came with it, cut into tiles, in memory of the device.
+"""A step as kernels on a GPU find it: cut into tiles, in memory of the device."""
 
-Legend: M tokens that there is room for, I tiles, B requests, W blocks of a request.
-"""
-
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +9,9 @@ import torch
 from loramux_server.kernels.gpu.device_batch import DeviceBatch, cut_queries
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.kernels.gpu.staging import Staging
-from loramux_server.kernels.gpu.tiles import Tiles, cut
+from loramux_server.kernels.gpu.tiles import BASE, Tiles, cut
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.lora.segments import Segments
+from loramux_server.lora.segments import Int32, Segments
 
 SINGLE_TILE, SHARED_TILE, PREFILL_TILE = 1, 16, 64
 """Tokens of a tile: of decode, of decode where many requests have few adapters, and of prefill."""
@@ -22,8 +19,23 @@ _SHARED = 4
 """Requests of one tile, on average, that make tiles of several worth while."""
 _ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Batches of decode are filled up to one of these, or to a multiple of the last."""
+_CHUNK_ROOMS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""And those with prompts to one of these; beyond, launches take less time than what they launch."""
 _FEWEST_ROWS = 128
 """Least A rows that a matmul goes on through; fewer would mean more forms of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of everything there is room for. Steps that have the same have the same memory."""
+
+    tokens: int
+    requests: int
+    width: int
+    """Blocks of a request."""
+    tiles: int
+    queries: int
+    """Tiles of attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +68,28 @@ class Stager:
         self._plan = plan
         self.query_tile = 8
         """Tokens of a tile of queries: at most 128 rows of 16 heads each."""
-        self._decode: dict[tuple[int, int], Staging] = {}
+        self._kept: dict[Room, Staging] = {}
 
     def stage(self, given: StepInput) -> tuple[StepInput, Staged]:
         """Return `given` with its tensors on the device, and what kernels need beside them."""
         num_tokens, attention = len(given.token_T), given.attention
         num_requests, num_blocks = attention.table_BM.shape
         is_decode = num_tokens == num_requests
-        if is_decode:
-            room, width = _room(num_tokens), _width(num_blocks)
-            key = (room, width)
-            if key not in self._decode:
-                self._decode[key] = self._make(room, room, width, room, 0)
-            staging = self._decode[key]
-            tile_size, num_tiles = SHARED_TILE, room // _SHARED
-            tiles = cut(given.segments, num_tokens, tile_size)
-            if given.segments is None or len(tiles[0]) > num_tiles:
-                tile_size, num_tiles = SINGLE_TILE, room
-                tiles = cut(given.segments, num_tokens, tile_size)
-        else:
-            room, width, tile_size = num_tokens, num_blocks, PREFILL_TILE
-            tiles = cut(given.segments, num_tokens, tile_size)
-            num_tiles = len(tiles[0])
+        tile_size, tiles = _tiles(given.segments, num_tokens, is_decode=is_decode)
         queries = cut_queries(attention.query_start_B, self.query_tile, shortest=2)
-        if not is_decode:
-            staging = self._make(room, num_requests, width, num_tiles, len(queries[0]))
+        is_edited = bool(given.embedded) or (
+            given.segments is not None and given.segments.edits is not None
+        )
+        room = self._room(given, len(tiles[0]), len(queries[0]))
+        if is_edited and not is_decode:
+            room = None
+        if room:
+            if room not in self._kept:
+                self._kept[room] = _make(room, self._device)
+            staging = self._kept[room]
+        else:
+            exact = Room(num_tokens, num_requests, num_blocks, len(tiles[0]), len(queries[0]))
+            staging = _make(exact, self._device)
         here = staging.begin()
         for array in here.values():
             array[...] = 0
@@ -97,16 +106,22 @@ class Stager:
         here["table"][:num_requests, :num_blocks] = attention.table_BM
         for name, values in zip(("start", "count", "adapter"), tiles, strict=True):
             here[name][: len(values)] = values
-        if not is_decode:
-            here["query_request"][:], here["query_first"][:] = queries
+        here["token_adapter"][:] = BASE
+        here["token_adapter"][:num_tokens] = np.repeat(tiles[2], tiles[1])
+        here["query_request"][:] = -1
+        here["query_request"][: len(queries[0])], here["query_first"][: len(queries[1])] = queries
         staging.send()
         there = staging.on_device
+        num_tiles = len(there["start"])
+        if tile_size == SHARED_TILE:
+            num_tiles //= _SHARED
         path = self._path(given.segments, num_tokens)
         staged = Staged(
             tiles=Tiles(
                 start_I=there["start"][:num_tiles],
                 count_I=there["count"][:num_tiles],
                 adapter_I=there["adapter"][:num_tiles],
+                adapter_T=there["token_adapter"],
                 size=tile_size,
             ),
             batch=DeviceBatch(
@@ -122,14 +137,9 @@ class Stager:
             is_decode=is_decode,
             path=path,
         )
-        is_edited = bool(given.embedded) or (
-            given.segments is not None and given.segments.edits is not None
-        )
         # What adapters do beside low-rank changes lies wherever it lies.
-        form: Hashable = None
-        if is_decode and not is_edited:
-            form = (room, width, path, tile_size)
-        num_sampled = room if is_decode else len(given.sampled_R)
+        form: Hashable = (room, path, tile_size) if room and not is_edited else None
+        num_sampled = room.requests if room else len(given.sampled_R)
         step = replace(
             given,
             token_T=there["token"],
@@ -141,28 +151,25 @@ class Stager:
         )
         return step, staged
 
-    def _make(
-        self, num_tokens: int, num_requests: int, width: int, num_tiles: int, num_queries: int
-    ) -> Staging:
-        wide, narrow = torch.int64, torch.int32
-        return Staging(
-            {
-                "token": (wide, (num_tokens,)),
-                "position": (wide, (num_tokens,)),
-                "slot": (wide, (num_tokens,)),
-                "sampled": (wide, (num_tokens,)),
-                "carried": (wide, (num_tokens,)),
-                "context": (narrow, (num_requests,)),
-                "query_start": (narrow, (num_requests + 1,)),
-                "table": (narrow, (num_requests, width)),
-                "start": (narrow, (num_tiles,)),
-                "count": (narrow, (num_tiles,)),
-                "adapter": (narrow, (num_tiles,)),
-                "query_request": (narrow, (num_queries,)),
-                "query_first": (narrow, (num_queries,)),
-            },
-            self._device,
-        )
+    def _room(self, given: StepInput, num_tiles: int, num_queries: int) -> Room | None:
+        """Return the room for a step that others are like; None for one that stands alone."""
+        num_tokens = len(given.token_T)
+        num_requests, num_blocks = given.attention.table_BM.shape
+        width = _width(num_blocks)
+        if num_tokens == num_requests:
+            tokens = _fitting(num_tokens, _ROOMS)
+            return Room(tokens, tokens, width, tokens, 0)
+        if num_tokens > _CHUNK_ROOMS[-1]:
+            return None
+        tokens, requests = _fitting(num_tokens, _CHUNK_ROOMS), 4
+        while requests < num_requests:
+            requests *= 4
+        # Whoever begins in the middle of a tile takes another one.
+        tiles = tokens // PREFILL_TILE + requests + 1
+        queries = tokens // self.query_tile + requests
+        if num_tiles > tiles or num_queries > queries or len(given.sampled_R) > requests:
+            return None
+        return Room(tokens, requests, width, tiles, queries)
 
     def _path(self, segments: Segments | None, num_tokens: int) -> Path | None:
         if segments is None:
@@ -175,10 +182,45 @@ class Stager:
         return Path(is_merged=False, num_rows=power(int(segments.size_S.max())))
 
 
-def _room(num_tokens: int) -> int:
-    largest = _ROOMS[-1]
-    fitting = (room for room in _ROOMS if room >= num_tokens)
-    return next(fitting, -(-num_tokens // largest) * largest)
+def _tiles(
+    segments: Segments | None, num_tokens: int, *, is_decode: bool
+) -> tuple[int, tuple[Int32, Int32, Int32]]:
+    """Return the size of tiles, and the tiles as `cut` gives them."""
+    if not is_decode:
+        return PREFILL_TILE, cut(segments, num_tokens, PREFILL_TILE)
+    shared = cut(segments, num_tokens, SHARED_TILE)
+    if segments is not None and len(shared[0]) <= _fitting(num_tokens, _ROOMS) // _SHARED:
+        return SHARED_TILE, shared
+    return SINGLE_TILE, cut(segments, num_tokens, SINGLE_TILE)
+
+
+def _make(room: Room, device: torch.device) -> Staging:
+    wide, narrow = torch.int64, torch.int32
+    return Staging(
+        {
+            "token": (wide, (room.tokens,)),
+            "position": (wide, (room.tokens,)),
+            "slot": (wide, (room.tokens,)),
+            "sampled": (wide, (room.tokens,)),
+            "carried": (wide, (room.tokens,)),
+            "context": (narrow, (room.requests,)),
+            "query_start": (narrow, (room.requests + 1,)),
+            "table": (narrow, (room.requests, room.width)),
+            "start": (narrow, (room.tiles,)),
+            "count": (narrow, (room.tiles,)),
+            "adapter": (narrow, (room.tiles,)),
+            "token_adapter": (narrow, (room.tokens,)),
+            "query_request": (narrow, (room.queries,)),
+            "query_first": (narrow, (room.queries,)),
+        },
+        device,
+    )
+
+
+def _fitting(number: int, rooms: Sequence[int]) -> int:
+    """Return the least of `rooms` for `number`, or of the multiples of the last one."""
+    fitting = (room for room in rooms if room >= number)
+    return next(fitting, -(-number // rooms[-1]) * rooms[-1])
 
 
 def _width(num_blocks: int) -> int:

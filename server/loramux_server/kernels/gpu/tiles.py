@@ -31,6 +31,8 @@ class Tiles:
     """Tokens."""
     adapter_I: torch.Tensor
     """Number of the adapter, or `BASE`."""
+    adapter_T: torch.Tensor
+    """The same of every token that there is room for."""
     size: int
     """Tokens that a kernel takes at a time: one, 16 or a larger power of two."""
 
