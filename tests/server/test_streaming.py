@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +36,8 @@ from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.policy import Policy
+from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.registry import Registry
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
@@ -72,7 +74,9 @@ class Engine(EngineClient):
 class Served:
     """The service over an engine of tests."""
 
-    def __init__(self, registry: Registry | None = None) -> None:
+    def __init__(
+        self, registry: Registry | None = None, policies: KeptPolicies | None = None
+    ) -> None:
         self.metrics = Metrics()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
@@ -83,13 +87,13 @@ class Served:
         )  # fmt: skip
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
-            metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
+            metrics=self.metrics, statuses=Statuses(), quotas=Quotas(policies or KeptPolicies()),
             room=open_room(), prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(
         self, *, timeout: float | None = None, adapter: str = "", **sampling: Any
-    ) -> AsyncIterator[StreamGenerateResponse]:
+    ) -> AsyncGenerator[StreamGenerateResponse, None]:
         request = GenerateRequest(
             prompt_token_ids=[5],
             adapter=adapter,
@@ -227,10 +231,21 @@ async def test_who_gives_up_between_the_last_token_and_the_status_leaves_nothing
     stream = served.stream()
     await begun(served, stream)
     served.engine.report(Token(served.engine.ids[0], TOKEN, Finish.LENGTH))
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     assert served.engine._calls == {}
     # The engine has let go of it already.
     assert not any(isinstance(message, Cancel) for message in served.engine.sent)
+
+
+async def test_who_gives_up_pays_for_what_it_got() -> None:
+    served = Served(policies=KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=1001)))
+    stream = served.stream()
+    await begun(served, stream)
+    await stream.aclose()
+    # A token of the prompt and one of the answer are gone.
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await anext(served.stream())
+    assert caught.value.reason == "QUOTA_EXCEEDED"
 
 
 async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) -> None:

@@ -1,8 +1,8 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 
 from loramux.errors import AlreadyExistsError
@@ -109,7 +109,7 @@ class GenerationService:
 
     async def StreamGenerate(
         self, request: generation_pb2.GenerateRequest, context: Context
-    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
+    ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Answer piece by piece."""
         deadline = Deadline.of(context, self._default_timeout)
         with (
@@ -126,14 +126,17 @@ class GenerationService:
             tokenizer = await self._prompts.tokenizer(told)
             reserving = self._reserved(request, request_id, adapters, told, tokens, observer, place)
             with reserving as call:
-                async for response in self._run(call, tokenizer, deadline):
-                    yield response
+                # Closed here, and not some time later: what it counts belongs to the reservation.
+                async with aclosing(self._run(call, tokenizer, deadline)) as pieces:
+                    async for piece in pieces:
+                        yield piece
 
     async def _run(
         self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline
-    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
+    ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        mailbox = Mailbox(call.started)
+        ids: list[int] = []
+        mailbox = Mailbox(call.started, lambda is_full: self._engine.pause(ids, is_full))
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
@@ -149,8 +152,8 @@ class GenerationService:
             seconds_left=deadline.remaining,
             on_lost=mailbox.fail,
         )
-        submitted = self._submitted(call, mailbox, deadline)
-        with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
+        submitted = self._submitted(call, mailbox, deadline, ids)
+        with _accounted(call, outputs), submitted, deadline.over(mailbox):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
                     output = outputs[index]
@@ -170,9 +173,13 @@ class GenerationService:
                     response = generation_pb2.StreamGenerateResponse()
 
     @contextmanager
-    def _submitted(self, call: _Call, mailbox: Mailbox, deadline: Deadline) -> Iterator[list[int]]:
-        """Start the completions of `call`, and end for the engine what the block leaves open."""
-        ids: list[int] = []
+    def _submitted(
+        self, call: _Call, mailbox: Mailbox, deadline: Deadline, ids: list[int]
+    ) -> Iterator[None]:
+        """Start the completions of `call`, and end for the engine what the block leaves open.
+
+        Their `ids` are filled in.
+        """
         try:
             for index, sampling in enumerate(call.samplings):
                 ids.append(
@@ -187,7 +194,7 @@ class GenerationService:
                         call.place.weight,
                     )
                 )
-            yield ids
+            yield
         finally:
             for request_id in ids:
                 self._engine.cancel(request_id)
