@@ -36,6 +36,8 @@ class ConnectionLimits:
         options = [
             ("grpc.keepalive_time_ms", _ms(self.keepalive)),
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout)),
+            # The former has no effect of its own where this is a minute, as it is by default.
+            ("grpc.http2.ping_timeout_ms", _ms(self.keepalive_timeout)),
             ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.min_ping_interval)),
             ("grpc.http2.max_ping_strikes", 2),
             ("grpc.max_connection_idle_ms", _ms(self.max_idle)),
