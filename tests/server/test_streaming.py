@@ -16,6 +16,7 @@ from loramux.errors import (
     UnavailableError,
 )
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
+from loramux_server.access.caller import Caller, Role, acting
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
@@ -39,6 +40,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.registry import Registry
+from loramux_server.waiting_room import WaitingRoom
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
@@ -75,8 +77,9 @@ class Served:
     """The service over an engine of tests."""
 
     def __init__(
-        self, registry: Registry | None = None, policies: KeptPolicies | None = None
-    ) -> None:
+        self, registry: Registry | None = None, policies: KeptPolicies | None = None,
+        room: WaitingRoom | None = None,
+    ) -> None:  # fmt: skip
         self.metrics = Metrics()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
@@ -88,7 +91,7 @@ class Served:
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(policies or KeptPolicies()),
-            room=open_room(), prompts=Prompts(model), default_timeout=60,
+            room=room or open_room(), prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(
@@ -246,6 +249,24 @@ async def test_who_gives_up_pays_for_what_it_got() -> None:
     with pytest.raises(ResourceExhaustedError) as caught:
         await anext(served.stream())
     assert caught.value.reason == "QUOTA_EXCEEDED"
+
+
+async def test_who_gives_way_has_left_the_engine_before_its_place_is_taken() -> None:
+    served = Served(room=open_room(max_running=0, max_waiting=2))
+    streams = [served.stream() for _ in range(3)]
+    tasks = []
+    for tenant, stream in zip(("noisy", "noisy", "quiet"), streams, strict=True):
+        with acting(Caller(tenant, Role.USER)):
+            tasks.append(asyncio.ensure_future(anext(stream)))
+            await asyncio.sleep(0)
+    first, second, third = served.engine.ids
+    assert [m for m in served.engine.sent if isinstance(m, Cancel)] == [Cancel(second)]
+    assert [m.request_id for m in served.engine.sent] == [first, second, second, third]  # type: ignore[union-attr]
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await tasks[1]
+    assert caught.value.reason == "QUEUE_FULL"
+    for task in tasks:
+        task.cancel()
 
 
 async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) -> None:

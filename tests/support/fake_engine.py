@@ -109,7 +109,7 @@ def model(config: EngineConfig) -> ModelInfo:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[3]))
+    connection = socket.socket(fileno=int(sys.argv[1]))
     first = read_message(connection)
     assert first is not None
     config = decode_config(first)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError
+from loramux.errors import AlreadyExistsError, LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
@@ -137,6 +137,13 @@ class GenerationService:
         """Yield the pieces of all completions of `call` until each has ended."""
         ids: list[int] = []
         mailbox = Mailbox(call.started, lambda is_full: self._engine.pause(ids, is_full))
+
+        def give_way(error: LoramuxError) -> None:
+            mailbox.fail(error)
+            # At once: whoever takes the place in the queue is sent there next.
+            for request_id in ids:
+                self._engine.cancel(request_id)
+
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
@@ -150,7 +157,7 @@ class GenerationService:
             num_completions=len(outputs),
             num_prompt=len(call.prompt),
             seconds_left=deadline.remaining,
-            on_lost=mailbox.fail,
+            on_lost=give_way,
         )
         submitted = self._submitted(call, mailbox, deadline, ids)
         with _accounted(call, outputs), submitted, deadline.over(mailbox):
