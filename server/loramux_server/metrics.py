@@ -131,7 +131,7 @@ class RoomMetrics:
         self.shed = Counter(
             "loramux_requests_shed",
             "Requests refused because of overload, by what there was too much of: requests, "
-            "tokens, bytes, memory, lag, or a share of the queue.",
+            "tokens, bytes, memory, time, lag, or a share of the queue.",
             ("cause",), registry=registry,
         )  # fmt: skip
         self.tokens = Gauge(

@@ -114,7 +114,7 @@ class GenerationService:
         deadline = Deadline.of(context, self._default_timeout)
         with (
             self._observed() as observer,
-            self._placed(request) as place,
+            self._placed(request, deadline) as place,
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
@@ -216,10 +216,17 @@ class GenerationService:
             raise
         observer.ended("ok")
 
-    def _placed(self, request: generation_pb2.GenerateRequest) -> AbstractContextManager[Place]:
+    def _placed(
+        self, request: generation_pb2.GenerateRequest, deadline: Deadline
+    ) -> AbstractContextManager[Place]:
         tenant = caller().tenant
-        weight = self._quotas.policy(tenant).weight
-        return self._room.place(tenant, weight, request.ByteSize())
+        return self._room.place(
+            tenant,
+            self._quotas.policy(tenant).weight,
+            request.ByteSize(),
+            max_tokens=request.sampling.max_tokens or self._model.context_length,
+            seconds_left=deadline.remaining,
+        )
 
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
