@@ -23,25 +23,28 @@ class Forecast:
         self._token_seconds: deque[float] = deque(maxlen=_MEMORY)
 
     def pass_time(self, seconds: float) -> None:
-        """Note that somebody waited for so long."""
+        """Note that somebody waited for so long until others end."""
         self._starts.pass_time(seconds)
         self._freed.pass_time(seconds)
 
     def started(self) -> None:
-        """Note that a completion left the queue."""
+        """Note that a completion left the queue while others waited."""
         self._starts.add(1)
 
-    def finished(self, num_prompt: int, num_output: int, seconds: float) -> None:
-        """Note that a completion ended, so many seconds after its start."""
-        self._freed.add(num_prompt + num_output)
+    def freed(self, num_tokens: int) -> None:
+        """Note that the memory of so many tokens became free while somebody waited."""
+        self._freed.add(num_tokens)
+
+    def ran(self, num_output: int, seconds: float) -> None:
+        """Note that a completion made so many tokens, so many seconds after its start."""
         if num_output:
             self._lengths.append(num_output)
             self._token_seconds.append(seconds / num_output)
 
-    def start_seconds(self, num_before: float) -> float | None:
+    def start_seconds(self, count: float) -> float | None:
         """Return in how many seconds so many completions have left the queue, if that is known."""
         rate = self._starts.per_second
-        return None if rate is None else num_before / rate
+        return None if rate is None else count / rate
 
     def free_seconds(self, num_tokens: int) -> float | None:
         """Return in how many seconds the memory of so many tokens is free, if that is known."""

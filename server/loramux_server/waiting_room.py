@@ -157,7 +157,8 @@ class WaitingRoom:
         if not place.num_unstarted:
             return
         self._pass_time()
-        self._forecast.started()
+        if self._is_full:
+            self._forecast.started()
         place.has_started, place.started_at = True, self._looked_at
         place.num_unstarted -= 1
         self._wait(place, -1)
@@ -170,8 +171,9 @@ class WaitingRoom:
     def finished(self, place: Place, num_output: int) -> None:
         """Note that a completion of `place` ended with `num_output` tokens."""
         self._pass_time()
-        seconds = self._looked_at - place.started_at
-        self._forecast.finished(place.num_prompt, num_output, seconds)
+        self._forecast.ran(num_output, self._looked_at - place.started_at)
+        if self._is_full:
+            self._forecast.freed(place.num_prompt + num_output)
         place.num_open -= 1
         self._taken.completions -= 1
 
@@ -191,9 +193,17 @@ class WaitingRoom:
 
     def _pass_time(self) -> None:
         now = self._clock()
-        if self._num_unstarted:
+        if self._is_full:
             self._forecast.pass_time(now - self._looked_at)
         self._looked_at = now
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether some wait until others end, and not just for the next step."""
+        if not self._num_unstarted:
+            return False
+        num_free = self._num_free_blocks * self._limits.block_size
+        return self._taken.completions >= self._limits.max_running or self._taken.tokens > num_free
 
     def _wait(self, place: Place, more: int) -> None:
         """Count `more` completions at `place` that wait."""
@@ -227,12 +237,11 @@ class WaitingRoom:
     def _check_time(self, place: Place, max_tokens: int, seconds_left: float) -> None:
         """Refuse what would end too late, as it is with others of late.
 
-        Only where some wait for others to end: it is tried otherwise, or a bad moment would have
-        no end.
+        Where nobody waits all is tried, or a bad moment would have no end.
         """
-        wait = self._forecast.start_seconds(self._num_before(place))
-        is_full = self._taken.completions >= self._limits.max_running
-        if not self._num_unstarted or not is_full or wait is None:
+        num_starts = self._num_before(place) + 1
+        wait = self._forecast.start_seconds(num_starts) if self._is_full else None
+        if wait is None:
             return
         seconds = CAUTION * (wait + self._forecast.run_seconds(max_tokens))
         if seconds > seconds_left:

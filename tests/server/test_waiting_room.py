@@ -193,22 +193,24 @@ def queue() -> Room:
 
 def test_what_would_end_too_late_behind_others_is_refused() -> None:
     room = queue()
-    # Six before it, a second each, then its own ten tokens in one; and a quarter more.
-    error = room.refused("noisy", max_tokens=10, seconds_left=8.0)
+    # It is the seventh, with a second for each; then its ten tokens in one; and a quarter more.
+    error = room.refused("noisy", max_tokens=10, seconds_left=9.0)
     assert error.reason == "DEADLINE_UNREACHABLE"
-    assert error.retry_delay == pytest.approx(8.75 - 8.0, abs=0.4)
+    assert error.retry_delay == pytest.approx(10.0 - 9.0, abs=0.5)
     assert room.shed("time") == 1
-    room.come("noisy", max_tokens=10, seconds_left=9.0)
-    room.refused("noisy", max_tokens=20, seconds_left=10.0)
-    room.come("noisy", max_tokens=3000, seconds_left=11.5)  # but others make twenty
+    room.come("noisy", max_tokens=10, seconds_left=10.5)
+    room.refused("noisy", max_tokens=20, seconds_left=11.0)
+    room.come("noisy", max_tokens=3000, seconds_left=13.0)  # but others make twenty
 
 
 def test_those_of_another_tenant_count_as_far_as_they_take_turns() -> None:
     room = queue()
-    assert room.refused("quiet", seconds_left=2.2).reason == "DEADLINE_UNREACHABLE"
-    room.come("quiet", seconds_left=2.8)  # one before it, and it runs for one
-    room.refused("quiet", seconds_left=4.5)
-    room.come("heavy", weight=4, seconds_left=2.2)
+    assert room.refused("quiet", seconds_left=3.2).reason == "DEADLINE_UNREACHABLE"
+    room.come("quiet", seconds_left=4.0)  # after one of the other's, and it runs for a second
+    room.refused("quiet", seconds_left=5.5)
+    room.come("quiet", seconds_left=7.0)
+    room.refused("light", seconds_left=3.5)
+    room.come("heavy", weight=4, seconds_left=3.5)
 
 
 def test_where_nobody_waits_for_others_to_end_all_is_tried() -> None:
