@@ -41,7 +41,7 @@ chaos: .venv/dev  # ten minutes: faults under load, with a fake engine and with 
 	$(BIN)/python -m tests.chaos --engine fake --seconds 300
 	$(BIN)/python -m tests.chaos --engine real --seconds 300
 
-overload: .venv/dev  # two minutes: up to five times of what can be served
+overload: .venv/dev  # three minutes: up to five times of what can be served
 	$(BIN)/python -m tests.overload --seconds 30
 
 needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
