@@ -13,7 +13,6 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 ACK = END_STREAM = 1
 END_HEADERS = 4
 INITIAL_WINDOW_SIZE = 4
-REFUSED_STREAM, ENHANCE_YOUR_CALM = 7, 11
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,6 @@ class Frame:
     flags: int
     stream: int
     payload: bytes
-
-    @property
-    def is_ack(self) -> bool:
-        return self.kind in (PING, SETTINGS) and bool(self.flags & ACK)
-
-    @property
-    def error_code(self) -> int:
-        """Of RST_STREAM or GOAWAY."""
-        begin = 0 if self.kind == RST_STREAM else 4
-        return int.from_bytes(self.payload[begin : begin + 4])
 
 
 class RawConnection:
