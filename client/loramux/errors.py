@@ -122,7 +122,7 @@ class OutOfRangeError(LoramuxError):
 
 
 class ResourceExhaustedError(LoramuxError):
-    """A queue, a quota or a disk is full."""
+    """A queue, a quota or a disk is full, or a stream was not read."""
 
     code = _Code("RESOURCE_EXHAUSTED")
 

@@ -193,6 +193,30 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "requests are refused. 0 means no limit.",
         ),
     ] = 1.0
+    keepalive: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Seconds without a byte after which a client with calls under way has to "
+            "give a sign of life.",
+        ),
+    ] = 60.0
+    max_connection_age: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds after which a client has to connect again, so that clients spread "
+            "over all servers behind a name; its calls under way go on. 0 means never.",
+        ),
+    ] = 1800.0
+    reader_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Longest wait in seconds for the reader of a stream to take what was sent "
+            "to it; then the stream ends.",
+        ),
+    ] = 10.0
     watchdog: Annotated[
         float,
         Meta(

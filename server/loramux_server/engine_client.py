@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loramux.errors import (
@@ -22,8 +22,10 @@ from loramux_server.engine.messages import (
     Cancel,
     Drop,
     Failure,
+    Pause,
     Pin,
     Report,
+    Resume,
     Sampling,
     Submit,
     Token,
@@ -35,6 +37,8 @@ from loramux_server.quarantine import Quarantine, Work
 _log = logging.getLogger(__name__)
 
 RETRY_DELAY = 1.0
+MAX_BEHIND = 1024
+"""Tokens and log-probabilities that may wait for the reader of a call: some 100 KB."""
 
 _FAILURES: dict[str, type[LoramuxError]] = {
     "QUEUE_FULL": ResourceExhaustedError,
@@ -55,9 +59,22 @@ _FAILURES: dict[str, type[LoramuxError]] = {
 class Mailbox:
     """The tokens of one call that its reader has not taken yet."""
 
-    def __init__(self, on_started: Callable[[float], None]) -> None:
-        """Wait for nothing yet; `on_started` is told the seconds that a completion was queued."""
+    def __init__(
+        self,
+        on_started: Callable[[float], None],
+        on_full: Callable[[bool], None] = lambda is_full: None,
+    ) -> None:
+        """Wait for nothing yet.
+
+        Args:
+            on_started: Told the seconds that a completion was queued.
+            on_full: Told when no more may come, since the reader is behind, and when it may again.
+        """
         self.on_started = on_started
+        self._on_full = on_full
+        self._is_full = False
+        self._size = 0
+        """Tokens and log-probabilities that wait."""
         self._tokens: dict[int, list[Token]] = {}
         self._error: LoramuxError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -75,18 +92,27 @@ class Mailbox:
             await self._waiter
         if self._error:
             raise self._error
-        tokens, self._tokens = self._tokens, {}
+        tokens, self._tokens, self._size = self._tokens, {}, 0
+        self._fill(False)
         return tokens
 
     def put(self, index: int, token: Token) -> None:
         """Add a token of the completion at `index`."""
         self._tokens.setdefault(index, []).append(token)
+        self._size += 1 + (len(token.logprobs.top) if token.logprobs else 0)
+        if self._size > MAX_BEHIND:
+            self._fill(True)
         self._wake()
 
     def fail(self, error: LoramuxError) -> None:
         """Make `take` raise `error`."""
         self._error = error
         self._wake()
+
+    def _fill(self, is_full: bool) -> None:
+        if is_full != self._is_full:
+            self._is_full = is_full
+            self._on_full(is_full)
 
     def _wake(self) -> None:
         if self._waiter and not self._waiter.done():
@@ -171,6 +197,12 @@ class EngineClient:
         """End a completion if it is still going on."""
         if self._calls.pop(request_id, None) and self.process.is_ready:
             self.process.send(Cancel(request_id))
+
+    def pause(self, request_ids: Iterable[int], is_paused: bool) -> None:
+        """Let completions wait while `is_paused`, and then go on, if they have not ended."""
+        for request_id in request_ids:
+            if request_id in self._calls and self.process.is_ready:
+                self.process.send(Pause(request_id) if is_paused else Resume(request_id))
 
     def drop(self, digest: str) -> bool:
         """Let the engine forget an adapter once it is not in use; False if the engine is away."""

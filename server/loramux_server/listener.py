@@ -14,22 +14,10 @@ from loramux_server.access.gate import Gate
 from loramux_server.access.rules import check_rules
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, split_address
+from loramux_server.connection_limits import ConnectionLimits
 from loramux_server.observe.call_log import CallLog
+from loramux_server.readers import Readers
 from loramux_server.rpc import Calls, generic_handler
-
-_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", 4 << 20),
-    # Soft = hard: what is too large is refused each time, not at random.
-    ("grpc.max_metadata_size", 8 << 10),
-    ("grpc.absolute_max_metadata_size", 8 << 10),
-    ("grpc.max_concurrent_streams", 1024),
-    # Identity only: an inflated message has no bound.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-    ("grpc.so_reuseport", 0),
-]
 
 LAST_WORDS = 1.0
 """Seconds for answers that are made but not yet sent, at the end."""
@@ -44,6 +32,8 @@ class Listener:
         *,
         call_log: CallLog,
         gate: Gate,
+        readers: Readers,
+        limits: ConnectionLimits,
         drain_timeout: float,
         on_overtime: Callable[[], None] = lambda: None,
     ) -> None:
@@ -53,6 +43,8 @@ class Listener:
             address: HOST:PORT; port 0 takes a free one.
             call_log: What sees each call from begin to end.
             gate: What every call passes next.
+            readers: How long streams wait for who reads them.
+            limits: What a connection may ask.
             drain_timeout: Seconds that calls get to finish at the end.
             on_overtime: Called when they did not; lets them fail.
         """
@@ -61,10 +53,14 @@ class Listener:
         self._drain_timeout = drain_timeout
         self._on_overtime = on_overtime
         self._calls = Calls()
+        self._readers = readers
         self._health = health.aio.HealthServicer()
         self._service_names: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._grpc = grpc.aio.server(interceptors=[call_log, gate], options=_OPTIONS)
+        self._grpc = grpc.aio.server(
+            interceptors=[call_log, gate],
+            options=[*limits.options(), ("grpc.so_reuseport", 0)],
+        )
 
     async def open(
         self, services: Mapping[ServiceDescriptor, object], tls: ServerTls | None
@@ -79,7 +75,7 @@ class Listener:
         check_rules([*services, *health_pb2.DESCRIPTOR.services_by_name.values(), *reflected])
         self._grpc.add_generic_rpc_handlers(
             tuple(
-                generic_handler(descriptor, service, self._calls)
+                generic_handler(descriptor, service, self._calls, self._readers)
                 for descriptor, service in services.items()
             )
         )

@@ -54,6 +54,10 @@ class Metrics:
             "loramux_adapters_registered", "Adapters that requests can name.", registry=registry
         )
         self.room = RoomMetrics(registry)
+        self.lost_readers = Counter(
+            "loramux_streams_unread", "Streams that ended because they were not read.",
+            registry=registry,
+        )  # fmt: skip
         self.engine_up = Gauge(
             "loramux_engine_up", "1 while the engine answers.", registry=registry
         )
@@ -127,7 +131,7 @@ class RoomMetrics:
         self.shed = Counter(
             "loramux_requests_shed",
             "Requests refused because of overload, by what there was too much of: requests, "
-            "tokens, bytes, memory, lag, or a share of the queue.",
+            "tokens, bytes, memory, time, lag, or a share of the queue.",
             ("cause",), registry=registry,
         )  # fmt: skip
         self.tokens = Gauge(
@@ -152,6 +156,9 @@ class EngineMetrics:
         )
         self.waiting = Gauge(
             "loramux_requests_waiting", "Requests in the queue.", registry=registry
+        )
+        self.paused = Gauge(
+            "loramux_requests_paused", "Requests whose readers are behind.", registry=registry
         )
         self.batch_size = Histogram(
             "loramux_batch_requests", "Requests in one step.", buckets=_SIZES, registry=registry
@@ -225,6 +232,7 @@ class EngineMetrics:
         stats, last = report.stats, self._last
         self.running.set(stats.running)
         self.waiting.set(stats.waiting)
+        self.paused.set(stats.paused)
         self.blocks_used.set(stats.used_blocks)
         self.preemptions.inc(stats.preemptions - last.preemptions)
         self.prefix_tokens.inc(stats.prompt_tokens - last.prompt_tokens)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -27,6 +27,7 @@ from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES
 from loramux_server.observe.acts import targets
 from loramux_server.observe.call_record import REQUEST_ID_KEY, current, note
+from loramux_server.readers import Readers
 
 STATUS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -76,11 +77,11 @@ class Calls:
 
 
 def generic_handler(
-    service: ServiceDescriptor, implementation: object, calls: Calls
+    service: ServiceDescriptor, implementation: object, calls: Calls, readers: Readers
 ) -> grpc.GenericRpcHandler:
     """Return a handler for every method of `service`; `implementation` has one of each name."""
     handlers = {
-        method.name: _method_handler(method, getattr(implementation, method.name), calls)
+        method.name: _method_handler(method, getattr(implementation, method.name), calls, readers)
         for method in service.methods
     }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -91,7 +92,7 @@ class _Malformed:
 
 
 def _method_handler(
-    method: MethodDescriptor, behaviour: Callable[..., Any], calls: Calls
+    method: MethodDescriptor, behaviour: Callable[..., Any], calls: Calls, readers: Readers
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     request_class = GetMessageClass(method.input_type)
 
@@ -105,7 +106,7 @@ def _method_handler(
         handler = _client_stream(behaviour, method, calls)
         return grpc.stream_unary_rpc_method_handler(handler, parse, _serialize)
     if method.server_streaming:
-        handler = _server_stream(behaviour, method, calls)
+        handler = _server_stream(behaviour, method, calls, readers)
         return grpc.unary_stream_rpc_method_handler(handler, parse, _serialize)
     handler = _unary(behaviour, method, calls)
     return grpc.unary_unary_rpc_method_handler(handler, parse, _serialize)
@@ -129,14 +130,17 @@ def _unary(
 
 
 def _server_stream(
-    behaviour: Callable[..., AsyncGenerator[Message, None]], method: MethodDescriptor, calls: Calls
+    behaviour: Callable[..., AsyncGenerator[Message, None]],
+    method: MethodDescriptor,
+    calls: Calls,
+    readers: Readers,
 ) -> Any:  # noqa: ANN401
     async def handle(request: Message | _Malformed, context: Context) -> None:
         try:
-            with calls.one_more():
-                async with aclosing(behaviour(_checked(request, method), context)) as responses:
-                    async for response in responses:
-                        await context.write(response)
+            with ExitStack() as under_way:
+                under_way.enter_context(calls.one_more())
+                responses = behaviour(_checked(request, method), context)
+                await readers.send(responses, context.write, on_lost=under_way.close)
         except Exception as error:
             await abort(context, error, method.full_name)
 

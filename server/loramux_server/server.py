@@ -16,6 +16,7 @@ from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, ServerConfig
+from loramux_server.connection_limits import ConnectionLimits
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.listener import Listener, held_port
@@ -25,8 +26,10 @@ from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.observe.call_log import CallLog
 from loramux_server.probe import Probe
 from loramux_server.quarantine import Quarantine
+from loramux_server.readers import Readers
 from loramux_server.ready_file import write_ready_file
 from loramux_server.services.build import Services, build_services
+from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.expiry import expire, keep_expiring
 from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.blobs import StoreLockedError
@@ -162,6 +165,12 @@ class Server:
             self._config.listen,
             call_log=CallLog(audit, logs_calls=self._config.log_format == "json"),
             gate=self._entrance.gate,
+            readers=Readers(self._config.reader_timeout, self._metrics.lost_readers.inc),
+            limits=ConnectionLimits(
+                keepalive=self._config.keepalive,
+                max_age=self._config.max_connection_age,
+                max_age_grace=MAX_TIMEOUT,
+            ),
             drain_timeout=self._config.drain_timeout,
             on_overtime=self._engine.close,
         )

@@ -5,12 +5,13 @@ hold it costs two additions. When a tenant finds the room full of others who hav
 their part, those give way who came last and have not started.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from loramux.errors import ResourceExhaustedError
-from loramux_server.busy_rate import BusyRate
 from loramux_server.engine.messages import Stats
+from loramux_server.forecast import CAUTION, Forecast
 from loramux_server.metrics import RoomMetrics
 from loramux_server.room_limits import RoomLimits, Taken
 
@@ -35,6 +36,8 @@ class Place:
         self.num_unstarted = 0
         self.has_started = False
         """Whether any completion has; who has does not give way."""
+        self.started_at = 0.0
+        """When the last one did, on the room's clock."""
         self.on_lost: Callable[[ResourceExhaustedError], None] | None = None
 
     @property
@@ -76,24 +79,36 @@ class WaitingRoom:
         self._lag = lag
         self._places: dict[Place, None] = {}
         """Everybody in the room, in order of arrival."""
+        self._unstarted: Counter[str] = Counter()
+        """Completions of each tenant that wait."""
+        self._weights: dict[str, int] = {}
+        """Of the tenants of which some do."""
         self._num_unstarted = 0
         self._taken = Taken()
-        self._starts = BusyRate()
-        """Completions that leave the queue."""
-        self._freed = BusyRate()
-        """Tokens whose KV memory becomes free."""
+        self._forecast = Forecast()
         self._looked_at = clock()
         self._num_free_blocks = limits.num_blocks
 
     @contextmanager
-    def place(self, tenant: str, weight: int, num_bytes: int) -> Iterator[Place]:
+    def place(
+        self, tenant: str, weight: int, num_bytes: int, *, max_tokens: int, seconds_left: float
+    ) -> Iterator[Place]:
         """Take in a call for as long as the block runs; its completions come with `enter`.
 
+        Args:
+            tenant: Whose call it is.
+            weight: The tenant's.
+            num_bytes: Of its message.
+            max_tokens: Most tokens that it wants of a completion.
+            seconds_left: Until the deadline.
+
         Raises:
-            ResourceExhaustedError: There is no room for one more; nobody gave way.
+            ResourceExhaustedError: There is no room for one more, nobody gave way, or it would
+                take too long.
         """
         self._check_lag()
         place = Place(self, tenant, weight, num_bytes)
+        self._check_time(place, max_tokens, seconds_left)
         # Nobody gives way to a request that may turn out to be none.
         self._who_gives_way(place, Taken(1, 0, num_bytes))
         self._places[place] = None
@@ -133,7 +148,7 @@ class WaitingRoom:
         place.num_prompt, place.on_lost = num_prompt, on_lost
         place.num_open = place.num_unstarted = num_completions
         self._taken.completions += num_completions
-        self._num_unstarted += num_completions
+        self._wait(place, num_completions)
         self._taken.tokens += place.num_tokens
         self._show()
 
@@ -142,10 +157,11 @@ class WaitingRoom:
         if not place.num_unstarted:
             return
         self._pass_time()
-        self._starts.add(1)
-        place.has_started = True
+        if self._is_full:
+            self._forecast.started()
+        place.has_started, place.started_at = True, self._looked_at
         place.num_unstarted -= 1
-        self._num_unstarted -= 1
+        self._wait(place, -1)
         self._taken.tokens -= place.num_prompt
         if not place.num_unstarted:
             self._taken.bytes -= place.num_bytes
@@ -155,7 +171,9 @@ class WaitingRoom:
     def finished(self, place: Place, num_output: int) -> None:
         """Note that a completion of `place` ended with `num_output` tokens."""
         self._pass_time()
-        self._freed.add(place.num_prompt + num_output)
+        self._forecast.ran(num_output, self._looked_at - place.started_at)
+        if self._is_full:
+            self._forecast.freed(place.num_prompt + num_output)
         place.num_open -= 1
         self._taken.completions -= 1
 
@@ -167,7 +185,7 @@ class WaitingRoom:
         self._pass_time()
         self._places.pop(place, None)
         self._taken.completions -= place.num_open
-        self._num_unstarted -= place.num_unstarted
+        self._wait(place, -place.num_unstarted)
         self._taken.tokens -= place.num_tokens
         self._taken.bytes -= place.num_bytes
         place.num_open = place.num_unstarted = place.num_bytes = 0
@@ -175,10 +193,25 @@ class WaitingRoom:
 
     def _pass_time(self) -> None:
         now = self._clock()
-        if self._num_unstarted:
-            self._starts.pass_time(now - self._looked_at)
-            self._freed.pass_time(now - self._looked_at)
+        if self._is_full:
+            self._forecast.pass_time(now - self._looked_at)
         self._looked_at = now
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether some wait until others end, and not just for the next step."""
+        if not self._num_unstarted:
+            return False
+        num_free = self._num_free_blocks * self._limits.block_size
+        return self._taken.completions >= self._limits.max_running or self._taken.tokens > num_free
+
+    def _wait(self, place: Place, more: int) -> None:
+        """Count `more` completions at `place` that wait."""
+        self._num_unstarted += more
+        self._unstarted[place.tenant] += more
+        self._weights[place.tenant] = place.weight
+        if not self._unstarted[place.tenant]:
+            del self._unstarted[place.tenant], self._weights[place.tenant]
 
     def _check_lag(self) -> None:
         limit, lag = self._limits.max_lag, self._lag()
@@ -189,10 +222,9 @@ class WaitingRoom:
         """Refuse a prompt for which KV memory would become free too late."""
         num_free = self._num_free_blocks * self._limits.block_size
         missing = self._taken.tokens + num_prompt - num_free
-        rate = self._freed.per_second
-        if missing <= 0 or not self._num_unstarted or rate is None:
+        wait = self._forecast.free_seconds(missing)
+        if missing <= 0 or not self._num_unstarted or wait is None:
             return
-        wait = missing / rate
         if wait > seconds_left:
             raise self._shed(
                 "memory",
@@ -201,6 +233,35 @@ class WaitingRoom:
                 f"{wait:.3g} s, after the deadline in {seconds_left:.3g} s",
                 wait - seconds_left,
             )
+
+    def _check_time(self, place: Place, max_tokens: int, seconds_left: float) -> None:
+        """Refuse what would end too late, as it is with others of late.
+
+        Where nobody waits all is tried, or a bad moment would have no end.
+        """
+        num_starts = self._num_before(place) + 1
+        wait = self._forecast.start_seconds(num_starts) if self._is_full else None
+        if wait is None:
+            return
+        seconds = CAUTION * (wait + self._forecast.run_seconds(max_tokens))
+        if seconds > seconds_left:
+            raise self._shed(
+                "time",
+                "DEADLINE_UNREACHABLE",
+                f"the request cannot be finished within {seconds_left:.3g} s: those before it "
+                f"would let it take about {seconds:.3g} s",
+                seconds - seconds_left,
+            )
+
+    def _num_before(self, place: Place) -> float:
+        """Return how many completions start before one of `place`: tenants take turns."""
+        own = self._unstarted[place.tenant]
+        turns = (own + 1) / place.weight
+        return own + sum(
+            min(count, turns * self._weights[tenant])
+            for tenant, count in self._unstarted.items()
+            if tenant != place.tenant
+        )
 
     def _who_gives_way(self, place: Place, more: Taken) -> list[Place]:
         """Return who has to go so that there is room for `more`; refuse it if too few can."""
@@ -239,8 +300,8 @@ class WaitingRoom:
     @property
     def _drain_seconds(self) -> float:
         """Seconds in which all that waits has started, at the rate of late."""
-        rate = self._starts.per_second
-        return UNKNOWN_DELAY if rate is None else max(1, self._num_unstarted) / rate
+        seconds = self._forecast.start_seconds(max(1, self._num_unstarted))
+        return UNKNOWN_DELAY if seconds is None else seconds
 
     def _shed(self, cause: str, reason: str, message: str, delay: float) -> ResourceExhaustedError:
         self._metrics.shed.labels(cause).inc()

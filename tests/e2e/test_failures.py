@@ -30,11 +30,13 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from loramux.types import Chunk
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from loramux_adapters import pack
 from tests.support.polling import eventually, is_alive
 from tests.support.server import RunningServer
+from tests.support.unread import Unread
 from tests.support.wire import GENERATE, STREAM_GENERATE, chunks, refusal, send, upload_header
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
@@ -285,9 +287,7 @@ def test_a_lost_connection_frees_what_it_held(server: RunningServer) -> None:
 
 
 def test_a_request_cancelled_in_the_queue_never_runs(server: RunningServer, client: Client) -> None:
-    running = [client.stream("hello", n=8, **LONG) for _ in range(MAX_RUNNING // 8)]
-    for stream in running:
-        next(stream)
+    running = all_running(client)
     with ThreadPoolExecutor(1) as pool, server.client() as other:
         waiting = pool.submit(other.generate, "hello", n=8, **GREEDY)
         assert eventually(lambda: server.metrics()["loramux_requests_waiting"] == 8)
@@ -335,14 +335,38 @@ def test_a_call_without_a_deadline_has_that_of_the_server(
     assert eventually(lambda: is_idle(server))
 
 
+def test_a_stream_that_is_not_read_holds_nothing_and_goes_on_when_it_is(
+    server: RunningServer, client: Client
+) -> None:
+    options = {**GREEDY, "max_tokens": 400}
+    alone = client.generate("hello", adapter="wide", **options).token_ids
+    sampling = SamplingParams(n=8, **options)
+    request = GenerateRequest(prompt="hello", adapter="wide", sampling=sampling)
+    with Unread(server.target, request) as stream:
+        assert eventually(lambda: server.metrics()["loramux_requests_paused"] == 8)
+        assert is_idle(server)
+        stream.read()
+    assert [tuple(tokens) for tokens in stream.tokens.values()] == [alone] * 8
+    assert eventually(lambda: is_idle(server))
+
+
+def all_running(client: Client) -> list[Iterator[Chunk]]:
+    """Return as many streams as can run, all of which do.
+
+    Each is one completion: what comes of it has room on the way, though nobody reads it.
+    """
+    streams = [client.stream("hello", **LONG) for _ in range(MAX_RUNNING)]
+    for stream in streams:
+        next(stream)
+    return streams
+
+
 # Too much at once, and what must not reach the engine
 
 
 def test_a_full_queue_refuses_and_goes_on(server: RunningServer, client: Client) -> None:
     """F23."""
-    running = [client.stream("hello", n=8, **LONG) for _ in range(MAX_RUNNING // 8)]
-    for stream in running:
-        next(stream)
+    running = all_running(client)
     waiting = [client.stream("hello", n=8, **LONG) for _ in range(MAX_WAITING // 8)]
     with ThreadPoolExecutor(len(waiting)) as pool:
         started = [pool.submit(next, stream) for stream in waiting]

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from loramux_server.engine.messages import Cancel, Drop, Sampling, Submit
+from loramux_server.engine.messages import Cancel, Drop, Pause, Resume, Sampling, Submit
 from tests.support.fake import (
     BLOCK_SIZE,
     VOCAB,
@@ -81,6 +81,7 @@ class EngineMachine(RuleBasedStateMachine):
         )  # fmt: skip
         model.broken = {BROKEN}
         self.asked: list[Asked] = []
+        self.paused: set[int] = set()
 
     @rule(
         prompt=PROMPTS,
@@ -125,6 +126,16 @@ class EngineMachine(RuleBasedStateMachine):
         if not self.asked[request_id].outcome:
             self.asked[request_id].outcome = "cancelled"
 
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), kind=st.sampled_from([Pause, Resume]))
+    def pause_or_resume(self, data: st.DataObject, kind: type[Pause | Resume]) -> None:
+        request_id = data.draw(st.integers(0, len(self.asked) - 1))
+        self.engine.receive([kind(request_id)])
+        if kind is Pause and not self.asked[request_id].outcome:
+            self.paused.add(request_id)
+        else:
+            self.paused.discard(request_id)
+
     @rule(adapter=st.integers(1, len(RANKS)))
     def drop(self, adapter: int) -> None:
         self.engine.receive([Drop(fake_source(adapter, 8).digest)])
@@ -145,13 +156,17 @@ class EngineMachine(RuleBasedStateMachine):
             for token in report.tokens:
                 asked = self.asked[token.request_id]
                 assert not asked.outcome, "a token after the end"
+                assert token.request_id not in self.paused, "a token of one that is paused"
                 assert asked.deadline > self.clock(), "a token after the deadline"
                 asked.output.append(token.token)
                 if token.finish:
                     asked.outcome = "finished"
             for failure in report.failures:
                 asked = self.asked[failure.request_id]
-                if failure.reason == "DEADLINE_EXCEEDED":
+                if "cannot be finished" in failure.message:  # steps have taken too long of late
+                    assert asked.deadline < math.inf
+                    assert not asked.output
+                elif failure.reason == "DEADLINE_EXCEEDED":
                     assert asked.deadline <= self.clock()
                 else:
                     assert (asked.adapter, failure.reason) == (BROKEN, "ADAPTER_DAMAGED")
@@ -169,6 +184,8 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        self.engine.receive([Resume(request_id) for request_id in self.paused])
+        self.paused = set()
         for _ in range(3000):
             if all(asked.outcome for asked in self.asked):
                 break

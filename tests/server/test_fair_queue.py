@@ -94,6 +94,69 @@ def test_to_come_and_go_is_no_way_to_the_front() -> None:
     assert list(queue.turns()) == [waiting, again]
 
 
+def test_who_was_paused_is_not_paid_for_it() -> None:
+    setup = Setup()
+    slow = request(0, "slow", max_tokens=1000)
+    setup.add(slow, *(request(i, "other") for i in range(1, 200)))
+    setup.step()
+    setup.scheduler.pause(slow)
+    setup.step(60)
+    setup.scheduler.resume(slow)
+    setup.add(*(request(i, "slow") for i in range(200, 300)))
+    begin = len(setup.started)
+    setup.step(30)
+    lately = ["slow" if i >= 200 else "other" for i in setup.started[begin:]]
+    # Its long request runs all the time, so that it starts fewer others, and no more.
+    assert 0 < lately.count("slow") <= lately.count("other")
+
+
+def test_what_goes_before_a_request_is_its_own_line_and_the_turns_of_others() -> None:
+    queue = FairQueue()
+    noisy = [request(i, "noisy", num_prompt=10) for i in range(50)]
+    for one in noisy:
+        queue.append(one)
+    assert list(queue.before("quiet")) == []
+    quiet = [request(50 + i, "quiet", num_prompt=15) for i in range(2)]
+    for one in quiet:
+        queue.append(one)
+    # Until quiet was served 30 tokens, noisy is too: three prompts.
+    assert list(queue.before("quiet")) == [*quiet, *noisy[:3]]
+    assert list(queue.before("noisy")) == [*noisy, *quiet]
+    heavy = request(99, "heavy", num_prompt=30, weight=10)
+    queue.append(heavy)
+    assert list(queue.before("heavy")) == [heavy, noisy[0], quiet[0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(
+        st.tuples(st.integers(1, 4), st.lists(st.integers(1, 30), max_size=8)),
+        min_size=1, max_size=4,
+    ),
+    num_steps=st.integers(0, 6),
+)  # fmt: skip
+def test_what_is_thought_to_go_before_does_so(
+    lines: list[tuple[int, list[int]]], num_steps: int
+) -> None:
+    setup = Setup()
+    number = 0
+    for index, (weight, prompts) in enumerate(lines):
+        for num_prompt in prompts:
+            number += 1
+            setup.add(
+                request(number, str(index), weight=weight, num_prompt=num_prompt, max_tokens=1)
+            )
+    setup.step(num_steps)
+    thought = {one.request_id for one in setup.scheduler.waiting.before("0")}
+    begin = len(setup.started)
+    setup.add(request(0, "0", weight=lines[0][0], max_tokens=1))
+    while 0 not in setup.started:
+        setup.step()
+    before = setup.started[begin : setup.started.index(0)]
+    # Who has the same turn may go first, and what others generate costs them turns.
+    assert len(thought.symmetric_difference(before)) <= 2 * len(lines)
+
+
 def test_nothing_is_kept_of_tenants_that_have_gone() -> None:
     setup = Setup()
     for i in range(50):

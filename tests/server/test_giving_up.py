@@ -138,9 +138,11 @@ def test_only_who_is_late_ends() -> None:
     assert len(place.tokens[1]) == 40
 
 
-def refused(place: Place, prompt: list[int], timeout: float, min_tokens: int = 0) -> str | None:
+def refused(
+    place: Place, prompt: list[int], timeout: float, min_tokens: int = 0, tenant: str = ""
+) -> str | None:
     sampling = greedy(min_tokens=min_tokens)
-    place.engine.receive([Submit(99, prompt, None, sampling, timeout=timeout)])
+    place.engine.receive([Submit(99, prompt, None, sampling, tenant, timeout)])
     report = place.step()
     place.engine.receive([Cancel(99)])
     return report.failures[0].reason if report.failures else None
@@ -181,6 +183,7 @@ def test_a_deadline_that_the_queue_makes_impossible_is_refused_to_be_tried_again
         place.engine.receive([Submit(number, [20 + number] * 200, None, greedy())])
     assert refused(place, [60] * 50, 20.0) == "DEADLINE_UNREACHABLE"
     assert refused(place, [60] * 50, 200.0) is None
+    assert refused(place, [60] * 50, 20.0, tenant="other") is None  # they do not go before it
 
 
 @pytest.mark.parametrize(("other", "reason"), [(20, None), (21, "DEADLINE_UNREACHABLE")])

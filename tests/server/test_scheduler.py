@@ -120,6 +120,43 @@ def test_when_blocks_run_out_the_last_to_start_starts_over() -> None:
     assert run(subject) == [(1, 5)]  # the prompt, and the token that it had
 
 
+def test_a_paused_request_holds_nothing_and_goes_on_where_it_was() -> None:
+    adapters = Adapters("here")
+    subject = scheduler(adapters, num_blocks=3, max_running=1)
+    slow = request(0, num_prompt=4, adapter="here")
+    subject.add(slow)
+    run(subject)
+    subject.pause(slow)
+    assert (subject.num_used_blocks, adapters.leases) == (0, [])
+    subject.add(request(1, num_prompt=4))
+    assert run(subject) == [(1, 4)]  # its place is another's
+    subject.resume(slow)
+    assert run(subject) == [(1, 1)]
+    subject.remove(subject.running[0])
+    assert run(subject) == [(0, 5)]  # the prompt, and the token that it had
+    assert slow.output == [9, 9]
+    assert subject.num_preemptions == 0
+
+
+def test_a_request_paused_in_the_queue_does_not_start() -> None:
+    subject = scheduler(max_running=1)
+    subject.add(request(0))
+    waiting = request(1)
+    subject.add(waiting)
+    run(subject)
+    for _ in range(2):
+        subject.pause(waiting)
+    subject.remove(subject.running[0])
+    assert run(subject) == []
+    for _ in range(2):
+        subject.resume(waiting)
+    assert run(subject) == [(1, 3)]
+    subject.pause(waiting)
+    subject.remove(waiting)
+    subject.resume(waiting)
+    assert not (subject.paused or subject.waiting or subject.running)
+
+
 def test_a_request_whose_adapter_is_away_lets_others_pass_a_bounded_number_of_times() -> None:
     adapters = Adapters("here")
     subject = scheduler(adapters, max_bypassed=2)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from loramux.errors import (
     UnavailableError,
 )
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
+from loramux_server.access.caller import Caller, Role, acting
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
@@ -36,7 +37,10 @@ from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.policy import Policy
+from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.registry import Registry
+from loramux_server.waiting_room import WaitingRoom
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
@@ -72,7 +76,10 @@ class Engine(EngineClient):
 class Served:
     """The service over an engine of tests."""
 
-    def __init__(self, registry: Registry | None = None) -> None:
+    def __init__(
+        self, registry: Registry | None = None, policies: KeptPolicies | None = None,
+        room: WaitingRoom | None = None,
+    ) -> None:  # fmt: skip
         self.metrics = Metrics()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
@@ -83,13 +90,13 @@ class Served:
         )  # fmt: skip
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
-            metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
-            room=open_room(), prompts=Prompts(model), default_timeout=60,
+            metrics=self.metrics, statuses=Statuses(), quotas=Quotas(policies or KeptPolicies()),
+            room=room or open_room(), prompts=Prompts(model), default_timeout=60,
         )  # fmt: skip
 
     def stream(
         self, *, timeout: float | None = None, adapter: str = "", **sampling: Any
-    ) -> AsyncIterator[StreamGenerateResponse]:
+    ) -> AsyncGenerator[StreamGenerateResponse, None]:
         request = GenerateRequest(
             prompt_token_ids=[5],
             adapter=adapter,
@@ -227,10 +234,39 @@ async def test_who_gives_up_between_the_last_token_and_the_status_leaves_nothing
     stream = served.stream()
     await begun(served, stream)
     served.engine.report(Token(served.engine.ids[0], TOKEN, Finish.LENGTH))
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     assert served.engine._calls == {}
     # The engine has let go of it already.
     assert not any(isinstance(message, Cancel) for message in served.engine.sent)
+
+
+async def test_who_gives_up_pays_for_what_it_got() -> None:
+    served = Served(policies=KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=1001)))
+    stream = served.stream()
+    await begun(served, stream)
+    await stream.aclose()
+    # A token of the prompt and one of the answer are gone.
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await anext(served.stream())
+    assert caught.value.reason == "QUOTA_EXCEEDED"
+
+
+async def test_who_gives_way_has_left_the_engine_before_its_place_is_taken() -> None:
+    served = Served(room=open_room(max_running=0, max_waiting=2))
+    streams = [served.stream() for _ in range(3)]
+    tasks = []
+    for tenant, stream in zip(("noisy", "noisy", "quiet"), streams, strict=True):
+        with acting(Caller(tenant, Role.USER)):
+            tasks.append(asyncio.ensure_future(anext(stream)))
+            await asyncio.sleep(0)
+    first, second, third = served.engine.ids
+    assert [m for m in served.engine.sent if isinstance(m, Cancel)] == [Cancel(second)]
+    assert [m.request_id for m in served.engine.sent] == [first, second, second, third]  # type: ignore[union-attr]
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await tasks[1]
+    assert caught.value.reason == "QUEUE_FULL"
+    for task in tasks:
+        task.cancel()
 
 
 async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) -> None:

@@ -236,4 +236,4 @@ def test_what_comes_ready_is_not_counted_as_work() -> None:
         assert scheduler.num_to_compute(request) == own
         scheduler.add(request)
         # Of a block that is filled in part no more is known than that it is begun.
-        assert scheduler.num_to_compute_before() == 12
+        assert scheduler.num_to_compute_before("") == 12

@@ -30,10 +30,14 @@ class Room:
 
     def come(
         self, tenant: str = "acme", *, count: int = 1, prompt: int = 1, size: int = 1,
-        weight: int = 1, seconds_left: float = 60.0,
+        weight: int = 1, seconds_left: float = 60.0, max_tokens: int = 10,
     ) -> Place:  # fmt: skip
         with ExitStack() as exits:
-            place = exits.enter_context(self.room.place(tenant, weight, size))
+            place = exits.enter_context(
+                self.room.place(
+                    tenant, weight, size, max_tokens=max_tokens, seconds_left=seconds_left
+                )
+            )
             self.room.enter(
                 place, num_completions=count, num_prompt=prompt, seconds_left=seconds_left,
                 on_lost=lambda error: self.lost.__setitem__(place, error),
@@ -171,6 +175,53 @@ def test_a_prompt_whose_memory_comes_too_late_is_refused() -> None:
     room.come(prompt=10, seconds_left=0.1)
 
 
+def queue() -> Room:
+    """Return a room of which it is known: one starts in a second, and runs for two, or 20 tokens.
+
+    Two of the noisy tenant run in it, and six wait.
+    """
+    room = Room(max_running=2, max_waiting=100)
+    places = [room.come("noisy") for _ in range(16)]
+    for number, place in enumerate(places[:10]):
+        room.clock.now += 1.0
+        place.started()
+        if number >= 2:
+            places[number - 2].finished(20)
+            room.go(places[number - 2])
+    return room
+
+
+def test_what_would_end_too_late_behind_others_is_refused() -> None:
+    room = queue()
+    # It is the seventh, with a second for each; then its ten tokens in one; and a quarter more.
+    error = room.refused("noisy", max_tokens=10, seconds_left=9.0)
+    assert error.reason == "DEADLINE_UNREACHABLE"
+    assert error.retry_delay == pytest.approx(10.0 - 9.0, abs=0.5)
+    assert room.shed("time") == 1
+    room.come("noisy", max_tokens=10, seconds_left=10.5)
+    room.refused("noisy", max_tokens=20, seconds_left=11.0)
+    room.come("noisy", max_tokens=3000, seconds_left=13.0)  # but others make twenty
+
+
+def test_those_of_another_tenant_count_as_far_as_they_take_turns() -> None:
+    room = queue()
+    assert room.refused("quiet", seconds_left=3.2).reason == "DEADLINE_UNREACHABLE"
+    room.come("quiet", seconds_left=4.0)  # after one of the other's, and it runs for a second
+    room.refused("quiet", seconds_left=5.5)
+    room.come("quiet", seconds_left=7.0)
+    room.refused("light", seconds_left=3.5)
+    room.come("heavy", weight=4, seconds_left=3.5)
+
+
+def test_where_nobody_waits_for_others_to_end_all_is_tried() -> None:
+    room = queue()
+    for place in list(room.room._places):
+        room.go(place)
+    room.come(seconds_left=0.1)
+    room.come(seconds_left=0.1)
+    room.refused(seconds_left=0.1)
+
+
 def used_blocks(count: int) -> Stats:
     return Stats(
         running=0, waiting=0, used_blocks=count, preemptions=0, prompt_tokens=0, shared_tokens=0,
@@ -227,5 +278,5 @@ def test_nobody_gives_way_to_a_call_that_asks_for_nothing_valid() -> None:
     room = Room(max_running=0, max_waiting=2)
     for _ in range(2):
         room.come("noisy")
-    with room.room.place("quiet", 1, 1):
+    with room.room.place("quiet", 1, 1, max_tokens=1, seconds_left=60.0):
         assert not room.lost

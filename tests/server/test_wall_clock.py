@@ -9,6 +9,7 @@ import pytest
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.engine.messages import Token
+from loramux_server.readers import Readers
 from loramux_server.rpc import Calls, generic_handler
 from tests.server.test_streaming import TOKEN, Served
 
@@ -22,7 +23,9 @@ async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
     served = Served()
     server = grpc.aio.server()
     service = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-    server.add_generic_rpc_handlers((generic_handler(service, served.service, Calls()),))
+    readers = Readers(30.0, lambda: None)
+    handler = generic_handler(service, served.service, Calls(), readers)
+    server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     request = generation_pb2.GenerateRequest(

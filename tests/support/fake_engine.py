@@ -17,8 +17,10 @@ from loramux_server.engine.messages import (
     Cancel,
     Finish,
     ModelInfo,
+    Pause,
     Ready,
     Report,
+    Resume,
     Stats,
     Submit,
     Token,
@@ -35,6 +37,7 @@ class FakeEngine:
         self._connection = connection
         self._step_seconds = step_seconds
         self._running: dict[int, Submit] = {}
+        self._paused: dict[int, Submit] = {}
         self._made: dict[int, int] = {}
 
     def run(self) -> None:
@@ -56,6 +59,11 @@ class FakeEngine:
             misbehave(message.prompt[0])
         elif isinstance(message, Cancel):
             self._running.pop(message.request_id, None)
+            self._paused.pop(message.request_id, None)
+        elif isinstance(message, Pause) and message.request_id in self._running:
+            self._paused[message.request_id] = self._running.pop(message.request_id)
+        elif isinstance(message, Resume) and message.request_id in self._paused:
+            self._running[message.request_id] = self._paused.pop(message.request_id)
 
     def _step(self) -> Report:
         tokens = []
@@ -72,8 +80,9 @@ class FakeEngine:
             if is_last:
                 del self._running[request_id]
         stats = Stats(
-            running=len(self._running), waiting=0, used_blocks=len(self._running), preemptions=0,
-            prompt_tokens=0, shared_tokens=0, device=CacheStats(), host=CacheStats(),
+            running=len(self._running), waiting=0, paused=len(self._paused),
+            used_blocks=len(self._running), preemptions=0, prompt_tokens=0, shared_tokens=0,
+            device=CacheStats(), host=CacheStats(),
         )  # fmt: skip
         return Report(stats=stats, tokens=tokens, batch=batch)
 
@@ -100,7 +109,7 @@ def model(config: EngineConfig) -> ModelInfo:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[3]))
+    connection = socket.socket(fileno=int(sys.argv[1]))
     first = read_message(connection)
     assert first is not None
     config = decode_config(first)

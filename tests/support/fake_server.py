@@ -19,7 +19,8 @@ DIES, HANGS, RAISES, STOPS = 240, 241, 242, 243
 ENGINE = """#!{python}
 import sys
 sys.path[:0] = {path}
-from tests.support.fake_engine import main
+del sys.argv[1:3]  # -m and the module of the real one
+from {module} import main
 main()
 """
 
@@ -51,11 +52,15 @@ def answered(ask: Ask, count: int) -> tuple[int, ...]:
 class FakeServer(RunningServer):
     """`loramux serve` whose engine makes a token every `step_seconds` for each request."""
 
-    def __init__(self, folder: Path, *arguments: str, step_seconds: float = 0.005) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, module: str = "tests.support.fake_engine",
+        step_seconds: float = 0.005, **more: float,
+    ) -> None:  # fmt: skip
+        """Prepare; `module` has the engine's `main`, which is told times in a file."""
         state = folder / "engine.json"
         super().__init__(folder, state, *arguments)
-        state.write_text(json.dumps({"step_seconds": step_seconds}))
+        state.write_text(json.dumps({"step_seconds": step_seconds, **more}))
         engine = folder / "engine"
-        engine.write_text(ENGINE.format(python=sys.executable, path=sys.path))
+        engine.write_text(ENGINE.format(python=sys.executable, path=sys.path, module=module))
         engine.chmod(0o700)
         self._command[1:3] = ["-c", SERVE, str(engine)]

@@ -130,6 +130,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 62
     """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+    ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 63
+    """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -244,6 +246,8 @@ ERROR_REASON_MEMORY_UNREACHABLE: ErrorReason.ValueType  # 61
 """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 62
 """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 63
+"""ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

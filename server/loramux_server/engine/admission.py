@@ -78,8 +78,8 @@ class Admission:
         """Return why `request` cannot be finished in time at the rate of the last steps.
 
         It may end after one token. So no more is counted than what has to be done in any case: the
-        prompts before it in the queue, its own as far as its keys are not there, a first token,
-        and those that it may not end before.
+        prompts that go before it in the queue, its own as far as its keys are not there, a first
+        token, and those that it may not end before.
         """
         timeout = request.deadline - request.arrival
         # What steps cost is learnt from steps. An engine without work tries: if it went by costs of
@@ -97,7 +97,7 @@ class Admission:
         # The exact count looks at every block of the queue; mostly this one answers.
         if own + self._pace.least_seconds(self._scheduler.num_waiting_tokens(), 0) <= timeout:
             return None
-        before = self._pace.least_seconds(self._scheduler.num_to_compute_before(), 0)
+        before = self._pace.least_seconds(self._scheduler.num_to_compute_before(request.tenant), 0)
         if own + before > timeout:
             return (
                 "DEADLINE_UNREACHABLE",

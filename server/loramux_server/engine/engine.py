@@ -18,8 +18,10 @@ from loramux_server.engine.messages import (
     BatchSize,
     Cancel,
     Failure,
+    Pause,
     Ping,
     Report,
+    Resume,
     Started,
     Stats,
     Submit,
@@ -133,6 +135,8 @@ class Engine:
                 self._submit(message)
             elif isinstance(message, Cancel):
                 self._end(message.request_id)
+            elif isinstance(message, Pause | Resume):
+                self._pause_or_resume(message)
             elif not isinstance(message, Ping):
                 self._residents.steer(message)
 
@@ -189,6 +193,13 @@ class Engine:
         request = self._requests.pop(request_id, None)
         if request:
             self._scheduler.remove(request)
+
+    def _pause_or_resume(self, message: Pause | Resume) -> None:
+        request = self._requests.get(message.request_id)
+        if request and isinstance(message, Pause):
+            self._scheduler.pause(request)
+        elif request:
+            self._scheduler.resume(request)
 
     def _fail(self, request: Request, reason: str, message: str) -> None:
         self._end(request.request_id)
@@ -266,6 +277,7 @@ class Engine:
             stats=Stats(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
+                paused=len(self._scheduler.paused),
                 used_blocks=self._scheduler.num_used_blocks,
                 preemptions=self._scheduler.num_preemptions,
                 prompt_tokens=self._scheduler.num_prompt_tokens,

@@ -69,20 +69,20 @@ class FairQueue:
 
     def append(self, request: Request) -> None:
         """Put a request that arrives at the end of its tenant's line."""
-        tenant = request.tenant
-        if tenant not in self._lines:
-            waiting = (self._served[other] for other in self._lines)
-            self._served[tenant] = max(
-                self._served.get(tenant, 0.0), min(waiting, default=self._level)
-            )
-        self._num_live[tenant] += 1
-        self._lines.setdefault(tenant, deque()).append(request)
+        self._served[request.tenant] = self._counter(request.tenant)
+        self._num_live[request.tenant] += 1
+        self._lines.setdefault(request.tenant, deque()).append(request)
         self._num_waiting += 1
 
     def put_back(self, request: Request) -> None:
         """Put a request that was here before at the beginning of its tenant's line."""
         self._lines.setdefault(request.tenant, deque()).appendleft(request)
         self._num_waiting += 1
+
+    def come_back(self, request: Request) -> None:
+        """Do the same with one that was away by itself, for which its tenant is not paid."""
+        self._served[request.tenant] = self._counter(request.tenant)
+        self.put_back(request)
 
     def remove(self, request: Request) -> None:
         """Take a request out that waits."""
@@ -91,6 +91,22 @@ class FairQueue:
         self._num_waiting -= 1
         if not line:
             del self._lines[request.tenant]
+
+    def before(self, tenant: str) -> Iterator[Request]:
+        """Yield those who wait and go before a request of `tenant` that would come now.
+
+        Prompts alone are counted: what others will generate meanwhile is not known.
+        """
+        own = self._lines.get(tenant, ())
+        turn = self._counter(tenant) + sum(_prompt_cost(request) for request in own)
+        yield from own
+        for other, line in self._lines.items():
+            served = self._served[other]
+            for request in line if other != tenant else ():
+                if served >= turn:
+                    break
+                yield request
+                served += _prompt_cost(request)
 
     def charge_prompt(self, request: Request) -> None:
         """Count what has to be computed for a request that starts."""
@@ -115,3 +131,16 @@ class FairQueue:
         away = [t for t, n in self._served.items() if n <= self._level and t not in self._num_live]
         for tenant in away:
             del self._served[tenant]
+
+    def _counter(self, tenant: str) -> float:
+        """Return the counter of `tenant` if it joins the queue now, where it may be already."""
+        served = self._served.get(tenant, 0.0)
+        if tenant in self._lines:
+            return served
+        waiting = (self._served[other] for other in self._lines)
+        return max(served, min(waiting, default=self._level))
+
+
+def _prompt_cost(request: Request) -> float:
+    """Return what a request that waits is charged when it starts, if it shares no blocks."""
+    return request.num_uncomputed / request.weight if request.owes_prompt else 0.0

@@ -133,6 +133,18 @@ class Cancel(Struct, frozen=True, tag=True):
     request_id: int
 
 
+class Pause(Struct, frozen=True, tag=True):
+    """The reader is behind: free everything that the request holds, and make no more tokens."""
+
+    request_id: int
+
+
+class Resume(Struct, frozen=True, tag=True):
+    """The reader has caught up; go on where the request was."""
+
+    request_id: int
+
+
 class Drop(Struct, frozen=True, tag=True):
     """The adapter is no longer registered; free its memory once no request uses it.
 
@@ -276,6 +288,8 @@ class Stats(Struct, frozen=True, kw_only=True):
 
     running: int
     waiting: int
+    paused: int = 0
+    """Requests whose readers are behind."""
     used_blocks: int
     preemptions: int
     """Since the engine started."""
@@ -322,7 +336,7 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     batch: BatchSize | None = None
 
 
-ToEngine = Submit | Cancel | Drop | Pin | Unpin | Ping
+ToEngine = Submit | Cancel | Pause | Resume | Drop | Pin | Unpin | Ping
 FromEngine = Ready | StartFailed | Report
 
 encode = msgspec.msgpack.Encoder().encode

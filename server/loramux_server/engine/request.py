@@ -44,6 +44,8 @@ class Request:
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
     """Whether it ever left the queue."""
+    owes_prompt: bool = True
+    """Whether what it has to compute before its next token is still to be charged."""
     num_virtual: int = field(init=False)
     """Virtual tokens that its adapter puts before the prompt."""
 

@@ -34,7 +34,7 @@ class Adapters(Protocol):
 
 
 class Scheduler:
-    """Owns the two queues, `waiting` and `running`."""
+    """Owns the two queues, `waiting` and `running`, and who is in neither, `paused`."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Scheduler:
     ) -> None:
         self.waiting = FairQueue()
         self.running: list[Request] = []
+        self.paused: set[Request] = set()
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         """Tokens that requests brought when they started."""
@@ -83,11 +84,14 @@ class Scheduler:
         """Return how many tokens the queue has, of which `num_to_compute_before` may be fewer."""
         return sum(request.num_tokens for request in self.waiting)
 
-    def num_to_compute_before(self) -> int:
-        """Return how many tokens the queue has to compute; what requests share counts once."""
+    def num_to_compute_before(self, tenant: str) -> int:
+        """Return how many tokens are computed before a request of `tenant` that comes now.
+
+        What requests share counts once.
+        """
         names: set[bytes] = set()
         num_tokens, size = 0, self._blocks.block_size
-        for request in self.waiting:
+        for request in self.waiting.before(tenant):
             if request.num_bypassed:  # it waits for its adapter, and others go before it
                 continue
             num_filled = -(-request.num_fillable // size)
@@ -98,21 +102,36 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Put `request` at the end of its tenant's line."""
-        if request.adapter:
-            self._adapters.want(request.adapter)
+        self._want(request)
         self.waiting.append(request)
 
     def remove(self, request: Request) -> None:
         """Take `request` out wherever it is and free what it holds."""
+        self.pause(request)
+        if request in self.paused:
+            self.paused.remove(request)
+            self.waiting.ended(request)
+
+    def pause(self, request: Request) -> None:
+        """Take `request` out of its queue and free what it holds; its tokens are kept."""
         if request in self.running:
             self.running.remove(request)
             self._release(request)
-            self.waiting.ended(request)
         elif request in self.waiting:
             self.waiting.remove(request)
-            self.waiting.ended(request)
             if request.digest:
                 self._adapters.unwant(request.digest)
+        else:
+            return
+        self.paused.add(request)
+
+    def resume(self, request: Request) -> None:
+        """Let a paused `request` wait again; its tenant pays for what is computed once more."""
+        if request in self.paused:
+            self.paused.remove(request)
+            request.owes_prompt = True
+            self._want(request)
+            self.waiting.come_back(request)
 
     def plan(self, max_prompt_tokens: int | None = None) -> Plan:
         """Return what the next step computes; blocks and leases for it are taken.
@@ -189,7 +208,8 @@ class Scheduler:
     def check(self) -> None:
         """Assert that blocks are held by running requests only."""
         self._blocks.check([request.blocks for request in self.running])
-        assert not any(request.blocks for request in self.waiting), "a waiting request holds blocks"
+        idle = [*self.waiting, *self.paused]
+        assert not any(request.blocks for request in idle), "one that does not run holds blocks"
         enough = (r.digest for r in self.waiting if self._was_passed_enough(r))
         assert next(enough, None) == self._whose_turn(), "one was passed more often than before it"
 
@@ -239,10 +259,12 @@ class Scheduler:
             self.num_shared_tokens += request.num_computed
             self.running.append(request)
             budget -= self._add_chunk(chunks, request, budget)
+            if request.owes_prompt:
+                request.owes_prompt = False
+                self.waiting.charge_prompt(request)
             if not request.has_started:
                 request.has_started = True
                 started.append(request)
-                self.waiting.charge_prompt(request)
             for other in passed:
                 other.num_bypassed += 1
                 is_draining = is_draining or self._was_passed_enough(other)
@@ -283,10 +305,13 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
         self._release(request)
-        if request.adapter:
-            self._adapters.want(request.adapter)
+        self._want(request)
         self.waiting.put_back(request)
         self.num_preemptions += 1
+
+    def _want(self, request: Request) -> None:
+        if request.adapter:
+            self._adapters.want(request.adapter)
 
     def _release(self, request: Request) -> None:
         self._blocks.release(request.blocks)

@@ -1,11 +1,11 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError
+from loramux.errors import AlreadyExistsError, LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
@@ -109,12 +109,12 @@ class GenerationService:
 
     async def StreamGenerate(
         self, request: generation_pb2.GenerateRequest, context: Context
-    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
+    ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Answer piece by piece."""
         deadline = Deadline.of(context, self._default_timeout)
         with (
             self._observed() as observer,
-            self._placed(request) as place,
+            self._placed(request, deadline) as place,
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
@@ -126,14 +126,24 @@ class GenerationService:
             tokenizer = await self._prompts.tokenizer(told)
             reserving = self._reserved(request, request_id, adapters, told, tokens, observer, place)
             with reserving as call:
-                async for response in self._run(call, tokenizer, deadline):
-                    yield response
+                # Closed here, and not some time later: what it counts belongs to the reservation.
+                async with aclosing(self._run(call, tokenizer, deadline)) as pieces:
+                    async for piece in pieces:
+                        yield piece
 
     async def _run(
         self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline
-    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
+    ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        mailbox = Mailbox(call.started)
+        ids: list[int] = []
+        mailbox = Mailbox(call.started, lambda is_full: self._engine.pause(ids, is_full))
+
+        def give_way(error: LoramuxError) -> None:
+            mailbox.fail(error)
+            # At once: whoever takes the place in the queue is sent there next.
+            for request_id in ids:
+                self._engine.cancel(request_id)
+
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
@@ -147,10 +157,10 @@ class GenerationService:
             num_completions=len(outputs),
             num_prompt=len(call.prompt),
             seconds_left=deadline.remaining,
-            on_lost=mailbox.fail,
+            on_lost=give_way,
         )
-        submitted = self._submitted(call, mailbox, deadline)
-        with _accounted(call, outputs), submitted as ids, deadline.over(mailbox):
+        submitted = self._submitted(call, mailbox, deadline, ids)
+        with _accounted(call, outputs), submitted, deadline.over(mailbox):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
                     output = outputs[index]
@@ -170,9 +180,13 @@ class GenerationService:
                     response = generation_pb2.StreamGenerateResponse()
 
     @contextmanager
-    def _submitted(self, call: _Call, mailbox: Mailbox, deadline: Deadline) -> Iterator[list[int]]:
-        """Start the completions of `call`, and end for the engine what the block leaves open."""
-        ids: list[int] = []
+    def _submitted(
+        self, call: _Call, mailbox: Mailbox, deadline: Deadline, ids: list[int]
+    ) -> Iterator[None]:
+        """Start the completions of `call`, and end for the engine what the block leaves open.
+
+        Their `ids` are filled in.
+        """
         try:
             for index, sampling in enumerate(call.samplings):
                 ids.append(
@@ -187,7 +201,7 @@ class GenerationService:
                         call.place.weight,
                     )
                 )
-            yield ids
+            yield
         finally:
             for request_id in ids:
                 self._engine.cancel(request_id)
@@ -202,10 +216,17 @@ class GenerationService:
             raise
         observer.ended("ok")
 
-    def _placed(self, request: generation_pb2.GenerateRequest) -> AbstractContextManager[Place]:
+    def _placed(
+        self, request: generation_pb2.GenerateRequest, deadline: Deadline
+    ) -> AbstractContextManager[Place]:
         tenant = caller().tenant
-        weight = self._quotas.policy(tenant).weight
-        return self._room.place(tenant, weight, request.ByteSize())
+        return self._room.place(
+            tenant,
+            self._quotas.policy(tenant).weight,
+            request.ByteSize(),
+            max_tokens=request.sampling.max_tokens or self._model.context_length,
+            seconds_left=deadline.remaining,
+        )
 
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:

@@ -1,0 +1,259 @@
+"""What callers are told over a socket when too much comes, and whose trouble that is."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from loramux.errors import ResourceExhaustedError
+from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
+from loramux_server.access.caller import Role
+from tests.overload import MAX_GROWTH, campaign, table
+from tests.support.access import Keys, shown
+from tests.support.fake_server import FakeServer
+from tests.support.polling import eventually
+from tests.support.wire import GENERATE, Refusal, refusal
+
+MAX_RUNNING = 2
+MAX_WAITING = 30
+MAX_TOKENS = 1000
+MAX_BYTES = 700
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def keys(folder: Path) -> dict[str, str]:
+    """Tenant -> key."""
+    making = Keys(folder / "store")
+    made = {tenant: making.make(tenant, Role.USER).text for tenant in ("noisy", "quiet")}
+    making.close()
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, keys: dict[str, str]) -> Iterator[FakeServer]:
+    with FakeServer(
+        folder, "--block-size", "4", "--max-batch-tokens", "128",
+        "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
+        "--max-waiting-tokens", str(MAX_TOKENS), "--max-waiting-bytes", str(MAX_BYTES),
+        module="tests.support.queueing_engine", step_seconds=0.004, token_seconds=0.001,
+    ) as server:  # fmt: skip
+        yield server
+
+
+class Crowd:
+    """Requests of one tenant, several at once."""
+
+    def __init__(self, server: FakeServer, key: str) -> None:
+        self._server = server
+        self._exits = contextlib.ExitStack()
+        self.client = self._exits.enter_context(server.client(key=key))
+        self._pool = ThreadPoolExecutor(64)
+        self._calls: list[Future[Any]] = []
+        self.num_answers = 0
+
+    def run(self, num_prompt: int = 1) -> None:
+        """Let as many run as can, for as long as there is the crowd."""
+        for number in range(MAX_RUNNING):  # each its own: equal ones share memory
+            stream = self.client.stream(
+                [50 + number] * num_prompt, max_tokens=1000, ignore_eos=True, timeout=60
+            )
+            next(stream)
+            self._exits.callback(stream.close)  # type: ignore[attr-defined]
+
+    def ask(self, prompt: int, num_prompt: int, *, n: int = 1, max_tokens: int = 20) -> None:
+        """Ask for what will take its time."""
+        self._calls.append(self._pool.submit(self._answered, [prompt] * num_prompt, n, max_tokens))
+
+    def _answered(self, prompt: list[int], n: int, max_tokens: int) -> None:
+        with contextlib.suppress(ResourceExhaustedError):
+            self.client.generate(prompt, n=n, max_tokens=max_tokens, ignore_eos=True, timeout=60)
+            self.num_answers += 1
+
+    def waits(self, num_tokens: int) -> bool:
+        metric = "loramux_waiting_prompt_tokens"
+        return eventually(lambda: self._server.metrics()[metric] == num_tokens)
+
+    def __enter__(self) -> "Crowd":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+        self._pool.shutdown()
+        for call in self._calls:
+            with contextlib.suppress(Exception):
+                call.result()
+        assert eventually(lambda: not self._server.metrics()["loramux_requests_running"])
+
+
+def refused(
+    server: FakeServer, key: str, num_prompt: int, *, n: int = 1, timeout: float = 60.0
+) -> Refusal:
+    """Return what a request is told that has to be refused."""
+    sampling = SamplingParams(max_tokens=1, n=n, ignore_eos=True)
+    request = GenerateRequest(prompt_token_ids=[9] * num_prompt, sampling=sampling)
+    with grpc.insecure_channel(server.target) as channel:
+        unary: Any = channel.unary_unary(GENERATE)
+        with pytest.raises(grpc.RpcError) as caught:
+            unary(request.SerializeToString(), timeout=timeout, metadata=shown(key))
+    found = refusal(caught.value)
+    assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert found.retry_delay
+    return found
+
+
+def test_too_many_waiting_tokens(server: FakeServer, keys: dict[str, str]) -> None:
+    key = keys["noisy"]
+    with Crowd(server, key) as crowd:
+        crowd.run()
+        crowd.ask(7, 300, n=2)
+        assert crowd.waits(600)
+        found = refused(server, key, 250, n=2)
+        assert found.reason == "QUEUE_FULL"
+        assert found.message == "600 of at most 1000 prompt tokens are waiting"
+
+
+def test_too_many_waiting_bytes(server: FakeServer, keys: dict[str, str]) -> None:
+    key = keys["noisy"]
+    with Crowd(server, key) as crowd:
+        crowd.run()
+        crowd.ask(7, 500)
+        assert crowd.waits(500)
+        found = refused(server, key, 300)
+        assert found.reason == "QUEUE_FULL"
+        assert "of at most 700 bytes are waiting" in found.message
+
+
+def test_too_many_waiting_requests(server: FakeServer, keys: dict[str, str]) -> None:
+    key = keys["noisy"]
+    with Crowd(server, key) as crowd:
+        crowd.run()
+        for number in range(MAX_WAITING // 6):
+            crowd.ask(number, 1, n=6)
+        assert crowd.waits(MAX_WAITING)
+        found = refused(server, key, 1)
+        assert found.reason == "QUEUE_FULL"
+        assert found.message == f"{MAX_WAITING} requests may wait, and there is no room"
+
+
+def test_memory_that_would_be_free_too_late(server: FakeServer, keys: dict[str, str]) -> None:
+    key = keys["noisy"]
+    with Crowd(server, key) as crowd:
+        for number in range(16):  # so that it is known how fast memory becomes free
+            crowd.ask(number, 10, max_tokens=30)
+        assert eventually(lambda: crowd.num_answers == 16)
+        crowd.run(900)
+        crowd.ask(7, 500)
+        assert crowd.waits(500)
+        # One goes before it, which is soon; but there is no room for both.
+        found = refused(server, keys["quiet"], 100, timeout=0.4)
+        assert found.reason == "MEMORY_UNREACHABLE"
+        assert "memory for the 100 tokens of the prompt becomes free in about" in found.message
+
+
+def test_a_deadline_that_those_before_make_impossible(
+    server: FakeServer, keys: dict[str, str]
+) -> None:
+    key = keys["noisy"]
+    with Crowd(server, key) as crowd:
+        crowd.client.generate([3] * 500, max_tokens=1)  # so that it is known what a token costs
+        crowd.run()
+        crowd.ask(7, 600)
+        assert crowd.waits(600)
+        found = refused(server, key, 1, timeout=0.4)
+        assert found.reason == "DEADLINE_UNREACHABLE"
+        assert "the request cannot be finished within" in found.message
+
+
+@contextlib.contextmanager
+def stuttering(pid: int) -> Iterator[None]:
+    """Let a process stand still most of the time."""
+    is_over = threading.Event()
+
+    def stutter() -> None:
+        while not is_over.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            is_over.wait(0.3)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=stutter)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_a_frontend_that_is_behind(tmp_path: Path) -> None:
+    errors: list[ResourceExhaustedError] = []
+    with FakeServer(tmp_path, "--max-lag", "0.01") as server, server.client() as client:
+
+        def is_refused() -> bool:
+            try:
+                client.generate([5], max_tokens=1)
+            except ResourceExhaustedError as error:
+                errors.append(error)
+            return bool(errors)
+
+        with stuttering(server.pid):
+            assert eventually(is_refused, seconds=30)
+        assert server.metrics()['loramux_requests_shed_total{cause="lag"}'] >= 1
+    (error,) = errors
+    assert error.reason == "SERVER_BUSY"
+    assert "s late" in str(error)
+    assert error.retry_delay
+
+
+def test_a_tenant_that_floods_the_server_makes_nobody_else_wait_long(
+    server: FakeServer, keys: dict[str, str]
+) -> None:
+    flood = 2 * MAX_WAITING
+    with Crowd(server, keys["noisy"]) as noisy, server.client(key=keys["quiet"]) as quiet:
+        for number in range(flood):
+            noisy.ask(number, 1)
+        assert eventually(lambda: server.metrics()["loramux_requests_waiting"] > 20)
+        waited = []
+        for _ in range(4):
+            before = noisy.num_answers
+            assert len(quiet.generate([9], max_tokens=20, ignore_eos=True).token_ids) == 20
+            waited.append(noisy.num_answers - before)
+        assert server.metrics()["loramux_requests_waiting"], "nobody had to wait"
+    # Those that run, as many as end beside its own, and some whose answers are on their way.
+    assert max(waited) <= 3 * MAX_RUNNING
+    assert noisy.num_answers < flood
+    shed = server.metrics()
+    assert shed['loramux_requests_shed_total{cause="requests"}'] >= flood - MAX_WAITING - 10
+
+
+def test_five_times_of_what_can_be_served_harms_nothing(
+    server: FakeServer, keys: dict[str, str]
+) -> None:
+    """`make overload` looks at more, and for longer."""
+    outcome = asyncio.run(
+        campaign(
+            server, lambda choice: ((choice.randrange(64),), None), seconds=2.0, max_tokens=20,
+            max_running=MAX_RUNNING, levels=[5.0], key=keys["noisy"],
+        )
+    )  # fmt: skip
+    (level,) = outcome.levels
+    reasons = {answer.reason for answer in level.answers}
+    assert reasons <= {"", "DEADLINE_EXCEEDED", "DEADLINE_UNREACHABLE", "QUEUE_FULL"}
+    assert "DEADLINE_UNREACHABLE" in reasons
+    assert not level.num_hung
+    assert level.share >= 0.5, table(outcome)
+    assert level.memory <= outcome.memory + MAX_GROWTH
