@@ -13,6 +13,7 @@ from loramux_server.engine.messages import (
     Cancel,
     Failure,
     Report,
+    Scores,
     Sampling,
     Submit,
     Token,
@@ -53,6 +54,7 @@ class Harness:
             base, EngineConfig(model="tiny", **config), self.executor, lambda: None, team
         )
         self.tokens: dict[int, list[Token]] = {}
+        self.scores: dict[int, Scores] = {}
         self.failures: dict[int, Failure] = {}
         self.reports: list[Report] = []
         self._finished: set[int] = set()
@@ -81,6 +83,9 @@ class Harness:
             self.tokens[token.request_id].append(token)
             if token.finish:
                 self._finished.add(token.request_id)
+        for scores in report.scores:
+            self.scores[scores.request_id] = scores
+            self._finished.add(scores.request_id)
         for failure in report.failures:
             self.failures[failure.request_id] = failure
             self._finished.add(failure.request_id)

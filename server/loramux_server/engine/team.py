@@ -249,3 +249,8 @@ class _TeamRunner:
         """Return the logits of the rows that need them, float32, as [R, V]."""
         self._team.start_step(batch)
         return self._runner.run(batch)
+
+    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what heads make of each of `batch.classified`, on the host."""
+        self._team.start_step(batch)
+        return self._runner.classify(batch)
