@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from loramux.errors import (
     DataLossError,
@@ -26,7 +27,6 @@ from loramux_server.engine.messages import (
     Report,
     Sampling,
     Submit,
-    Token,
     Unpin,
 )
 from loramux_server.engine_process import EngineProcess
@@ -52,35 +52,38 @@ _FAILURES: dict[str, type[LoramuxError]] = {
 }
 
 
-class Mailbox:
-    """The tokens of one call that its reader has not taken yet."""
+Item = TypeVar("Item")
+
+
+class Mailbox(Generic[Item]):
+    """What the engine made for one call, tokens or scores, that its reader has not taken yet."""
 
     def __init__(self, on_started: Callable[[float], None]) -> None:
         """Wait for nothing yet; `on_started` is told the seconds that a completion was queued."""
         self.on_started = on_started
-        self._tokens: dict[int, list[Token]] = {}
+        self._items: dict[int, list[Item]] = {}
         self._error: LoramuxError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    async def take(self) -> dict[int, list[Token]]:
-        """Wait, and return the tokens that have arrived, in order, by the completion's index.
+    async def take(self) -> dict[int, list[Item]]:
+        """Wait, and return what has arrived, in order, by the completion's index.
 
         There is more than one of a completion if the reader is slow.
 
         Raises:
             LoramuxError: A completion failed, or the engine died.
         """
-        if not (self._tokens or self._error):
+        if not (self._items or self._error):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._error:
             raise self._error
-        tokens, self._tokens = self._tokens, {}
-        return tokens
+        items, self._items = self._items, {}
+        return items
 
-    def put(self, index: int, token: Token) -> None:
-        """Add a token of the completion at `index`."""
-        self._tokens.setdefault(index, []).append(token)
+    def put(self, index: int, item: Item) -> None:
+        """Add what was made for the completion at `index`."""
+        self._items.setdefault(index, []).append(item)
         self._wake()
 
     def fail(self, error: LoramuxError) -> None:
@@ -97,7 +100,7 @@ class Mailbox:
 class _Call:
     """A completion that the engine works on, and where its tokens go."""
 
-    mailbox: Mailbox
+    mailbox: Mailbox[Any]
     index: int
     work: Work
 
@@ -134,7 +137,7 @@ class EngineClient:
 
     def submit(
         self,
-        mailbox: Mailbox,
+        mailbox: Mailbox[Any],
         index: int,
         prompt: list[int],
         adapter: AdapterSource | None,
@@ -145,7 +148,7 @@ class EngineClient:
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
-        Its tokens go to `mailbox` under `index`.
+        Its tokens go to `mailbox` under `index`, or its scores where `adapter` classifies.
 
         Raises:
             UnavailableError: The engine is away.
@@ -208,6 +211,10 @@ class EngineClient:
                 if token.finish:
                     del self._calls[token.request_id]
                     self.quarantine.ended_well(call.work)
+        for scores in report.scores:
+            if call := self._calls.pop(scores.request_id, None):
+                call.mailbox.put(call.index, scores)
+                self.quarantine.ended_well(call.work)
         for failure in report.failures:
             if call := self._calls.pop(failure.request_id, None):
                 if failure.reason == "ADAPTER_NOT_FINITE" and call.work.digest:

@@ -79,7 +79,11 @@ def cases(model: PreTrainedModel, folder: Path) -> list[Case]:
         source = None
         if seed % 3:
             saved = save_adapter(
-                model, folder / f"{seed}", seed=seed, r=4 * seed, target_modules=names[seed % 2 :: 2]
+                model,
+                folder / f"{seed}",
+                seed=seed,
+                r=4 * seed,
+                target_modules=names[seed % 2 :: 2],
             )
             wrapped, source = with_adapter(model, saved), pack_source(saved, folder / f"{seed}.pkg")
         prompt = [rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 20))]
@@ -103,9 +107,9 @@ def test_texts_and_prompts_in_one_batch_equal_peft_alone(architecture: str, tmp_
         max_running=8, host_adapter_memory=1 << 20,
     )  # fmt: skip
     asked: dict[int, Text] = {}
-    order = [*prompts, *classified]
+    order: list[Text | Case] = [*prompts, *classified]
     random.Random(2).shuffle(order)
-    written = {}
+    written: dict[int, Case] = {}
     for index, each in enumerate(order):
         if isinstance(each, Text):
             asked[harness.submit(each.prompt, each.source)] = each

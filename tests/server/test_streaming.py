@@ -33,9 +33,11 @@ from loramux_server.engine.messages import (
 )
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
+from loramux_server.services.calls import Calls
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import Instructions
 from loramux_server.store.registry import Registry
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
@@ -81,10 +83,11 @@ class Served:
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
             adapter_rows=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
+        quotas, room = Quotas(KeptPolicies()), open_room()
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
-            metrics=self.metrics, statuses=Statuses(), quotas=Quotas(KeptPolicies()),
-            room=open_room(), prompts=Prompts(model), default_timeout=60,
+            calls=Calls(self.metrics, quotas, room), statuses=Statuses(), quotas=quotas,
+            room=room, prompts=Prompts(model), instructions=Instructions(), default_timeout=60,
         )  # fmt: skip
 
     def stream(

@@ -13,8 +13,8 @@ from loramux_server.engine.messages import (
     Cancel,
     Failure,
     Report,
-    Scores,
     Sampling,
+    Scores,
     Submit,
     Token,
 )

@@ -130,6 +130,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 62
     """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+    ERROR_REASON_ADAPTER_TASK_MISMATCH: _ErrorReason.ValueType  # 70
+    """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
+    or the other way round.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -244,6 +248,10 @@ ERROR_REASON_MEMORY_UNREACHABLE: ErrorReason.ValueType  # 61
 """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 62
 """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+ERROR_REASON_ADAPTER_TASK_MISMATCH: ErrorReason.ValueType  # 70
+"""ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
+or the other way round.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

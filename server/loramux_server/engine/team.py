@@ -54,6 +54,9 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them."""
 
+    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what heads make of each of `batch.classified`."""
+
 
 class Team:
     """Owns the followers and the channels to them; use it in a `with`."""

@@ -22,7 +22,9 @@ class Head:
     def __call__(self, hidden_TK: torch.Tensor) -> torch.Tensor:
         """Return the logits of each label, float32, as [T, L]."""
         # A product for each token: its bits do not depend on how many tokens a step has.
-        rows = [torch.addmv(self.bias_L, self.weight_LK, hidden_K) for hidden_K in hidden_TK.float()]
+        rows = [
+            torch.addmv(self.bias_L, self.weight_LK, hidden_K) for hidden_K in hidden_TK.float()
+        ]
         return torch.stack(rows)
 
 
