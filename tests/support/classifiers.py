@@ -35,14 +35,14 @@ def classifier(base: PreTrainedModel, task: Task, num_labels: int) -> PreTrained
 def save_classifier(
     model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed: int
 ) -> PeftModel:
-    """Save a random adapter for the classifier `model` to `folder`, and return it as PEFT has it."""
+    """Save a random adapter for the classifier `model`, and return it as PEFT loads it."""
     torch.manual_seed(seed)
     with quiet_peft():
         wrapped = get_peft_model(copy.deepcopy(model), config)
         with torch.no_grad():
             for weight in wrapped.parameters():
                 if weight.requires_grad:
-                    weight.add_(torch.randn_like(weight) * 0.2)
+                    weight.add_(torch.randn_like(weight) * 0.5 / weight.shape[-1] ** 0.5)
         wrapped.save_pretrained(str(folder))
         return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 
