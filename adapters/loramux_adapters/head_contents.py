@@ -46,7 +46,9 @@ def take_head(
     if "weight" not in parts:
         names = " or ".join(f"'{name}.weight'" for name in HEAD_NAMES)
         raise unsupported(
-            "task_type", task, f"there is no head ({names}), which PEFT saves with modules_to_save"
+            "task_type",
+            str(task),
+            f"there is no head ({names}), which PEFT saves with modules_to_save",
         )
     head = Head(task, parts["weight"], parts.get("bias"))
     _check_shapes(head)
@@ -55,14 +57,14 @@ def take_head(
 
 
 def _check_shapes(head: Head) -> None:
-    shape = head.weight.shape
-    if len(shape) != 2 or not 1 <= shape[0] <= MAX_LABELS or not shape[1]:
+    shape = list(head.weight.shape)
+    if len(shape) != 2 or not 1 <= shape[0] <= MAX_LABELS:
         raise PackageError(
-            f"tensor {head.weight.name}: shape {shown(shape)} is not that of a head, [labels, "
-            f"width], with 1 to {MAX_LABELS} labels"
+            f"tensor {head.weight.name}: shape {shown(shape)} is not that of a head, "
+            f"[labels, width], with 1 to {MAX_LABELS} labels"
         )
     if head.bias and head.bias.shape != (head.num_labels,):
         raise PackageError(
-            f"tensor {head.bias.name}: shape {shown(head.bias.shape)} is not [{head.num_labels}], "
-            "a number for each label"
+            f"tensor {head.bias.name}: shape {shown(list(head.bias.shape))} is not "
+            f"[{head.num_labels}], a number for each label"
         )

@@ -81,8 +81,8 @@ def labels_of(head: Head, notes: Mapping[str, object]) -> Labels:
     problem = ProblemType(given.get("problem_type") or default)
     if head.task is Task.TOKENS and problem is not ProblemType.SINGLE_LABEL:
         raise _invalid(
-            f"classification: problem_type is {shown(problem)}; tokens (task_type {head.task}) "
-            f"have one label each, {shown(ProblemType.SINGLE_LABEL)}"
+            f"classification: problem_type is {str(problem)!r}; tokens (task_type {head.task}) "
+            f"have one label each, {str(ProblemType.SINGLE_LABEL)!r}"
         )
     return Labels(tuple(names), problem)
 
