@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from loramux_server.engine.build import build_engine
@@ -98,6 +100,11 @@ class Harness:
                 return
             self.step()
         raise AssertionError(f"requests still open after {max_steps} steps")
+
+    def logits(self, request_id: int, num_labels: int) -> torch.Tensor:
+        """Return what a head made of a text, or of each of its tokens, [R, labels]."""
+        found = np.frombuffer(self.scores[request_id].logits, np.float32)
+        return torch.from_numpy(found.copy()).reshape(-1, num_labels)
 
     def output(self, request_id: int) -> list[int]:
         return [token.token for token in self.tokens[request_id]]
