@@ -29,6 +29,7 @@ EVERY_METHOD = frozenset({"llama", "gpt2"})
 class Text:
     """A text to classify, and what PEFT makes of it."""
 
+    method: str
     prompt: list[int]
     source: AdapterSource
     logits: torch.Tensor
@@ -64,7 +65,8 @@ def texts(model: PreTrainedModel, folder: Path, *, every: bool) -> list[Text]:
             source = pack_source(saved, folder / f"{task}-{seed}.pkg")
             for length in (rng.choice([1, 4, 9]), rng.randint(10, 30)):
                 prompt = [rng.randrange(3, VOCAB) for _ in range(length)]
-                found.append(Text(prompt, source, expected_logits(wrapped, prompt)))
+                logits = expected_logits(wrapped, prompt)
+                found.append(Text(f"{task}, {name}", prompt, source, logits))
     return found
 
 
