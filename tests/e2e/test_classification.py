@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,8 @@ class Served:
     server: RunningServer
     adapters: dict[str, PeftModel]
     tokenizer: Any
+    folder: Path
+    """Where PEFT saved the adapters."""
 
     def logits(self, name: str, text: str) -> torch.Tensor:
         return expected_logits(self.adapters[name], self.tokenizer(text).input_ids)
@@ -81,7 +84,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
     server_folder = tmp_path_factory.mktemp("server")
     with RunningServer(server_folder, DEMO / "base", "--adapters", str(folder)) as server:
-        yield Served(server, adapters, tokenizer)
+        yield Served(server, adapters, tokenizer, folder)
 
 
 @pytest.fixture
@@ -250,6 +253,27 @@ def test_a_bad_request_is_told_what_is_wrong(
         stub.Classify(request, timeout=30)
     assert (caught.value.reason, caught.value.field) == (reason, field)
     assert message in str(caught.value)
+
+
+def test_an_upload_is_tried_and_keeps_its_labels(
+    served: Served, client: Client, tmp_path: Path
+) -> None:
+    for name in ("tags", "overflows"):
+        shutil.copytree(served.folder / name, tmp_path / name)
+        # Content that the server has already is not tried again.
+        (tmp_path / name / "loramux.json").write_text('{"licence": "MIT"}')
+    wanted = client.classify(TEXTS, adapter="tags", logits=True)
+    uploaded = client.adapters.upload("uploaded", tmp_path / "tags")
+    try:
+        assert (uploaded.task, uploaded.tier) == ("TOKEN_CLS", "device")
+        assert uploaded.digest != wanted.adapter.digest
+        found = client.classify(TEXTS, adapter="uploaded:1", logits=True)
+        assert (found.results, found.labels) == (wanted.results, tuple(LABELS["tags"]))
+    finally:
+        client.adapters.delete("uploaded")
+    with pytest.raises(InvalidArgumentError) as caught:
+        client.adapters.upload("uploaded", tmp_path / "overflows")
+    assert caught.value.reason == "ADAPTER_NOT_FINITE"
 
 
 def test_a_deadline_that_cannot_be_met_ends_the_call(client: Client) -> None:
