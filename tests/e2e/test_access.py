@@ -97,7 +97,9 @@ METHODS: dict[str, Method] = {
     ),
     f"/{V1}.ClassificationService/Classify": Method(
         USER, "see",
-        lambda name: classification_pb2.ClassifyRequest(adapter=name, inputs=[{"text": "a"}]),
+        lambda name: classification_pb2.ClassifyRequest(
+            adapter=name, inputs=[classification_pb2.ClassifyInput(text="a")]
+        ),
         frozenset({grpc.StatusCode.FAILED_PRECONDITION}),
     ),
     f"/{V1}.AdapterService/UploadAdapter": Method(

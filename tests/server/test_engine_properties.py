@@ -173,7 +173,9 @@ class EngineMachine(RuleBasedStateMachine):
             for failure in report.failures:
                 asked = self.asked[failure.request_id]
                 if failure.reason == "DEADLINE_EXCEEDED":
-                    assert asked.deadline <= self.clock()
+                    # It may be refused at once, where the clock says that steps take long.
+                    is_late = asked.deadline <= self.clock()
+                    assert is_late or "at the present rate" in failure.message
                 else:
                     assert (asked.adapter, failure.reason) == (BROKEN, "ADAPTER_DAMAGED")
                 asked.outcome = "failed"
