@@ -163,6 +163,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "AdapterIdentity",
         "AsyncClient",
         "Chunk",
+        "Classification",
         "Client",
         "Completion",
         "FinishReason",

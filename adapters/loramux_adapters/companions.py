@@ -8,12 +8,13 @@ from loramux_adapters.files import read_bounded, read_object
 from loramux_adapters.generation_config import FILE as GENERATION_FILE
 from loramux_adapters.generation_config import MAX_BYTES as MAX_GENERATION_BYTES
 from loramux_adapters.generation_config import defaults_of
+from loramux_adapters.labels import CONFIG_FILE as MODEL_FILE
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer_config.json"
 MAX_TOKENIZER_BYTES = 16 << 20
-COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE)
+COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE)
 """All files that are looked at."""
 
 

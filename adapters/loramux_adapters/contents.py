@@ -4,6 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from loramux_adapters.head import Head
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.tensorfile import TensorInfo
 
@@ -126,6 +127,8 @@ class Contents:
     virtual: VirtualTokens | None = None
     invocation: tuple[int, ...] = ()
     """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
+    head: Head | None = None
+    """What classifies in place of the layer of logits; it changes no module of the base."""
 
     @property
     def outer_modules(self) -> list[LoraModule]:
@@ -146,9 +149,10 @@ class Contents:
             *(edit.tensor for edit in self.edits),
             *(part for bottleneck in self.bottlenecks for part in bottleneck.parts.values()),
             *(self.virtual.tensors if self.virtual else ()),
+            *(self.head.tensors if self.head else ()),
         ]
 
     @property
     def has_more(self) -> bool:
-        """Whether there is anything beside low-rank changes."""
-        return bool(self.other_tensors)
+        """Whether anything is done to the base beside low-rank changes."""
+        return bool(self.edits or self.bottlenecks or self.virtual)

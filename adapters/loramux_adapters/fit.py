@@ -28,6 +28,12 @@ def check_fit(
     """
     if contents.virtual:
         _check_virtual(contents.virtual, token)
+    if contents.head and token and contents.head.width != token.width:
+        raise PackageError(
+            f"tensor {contents.head.weight.name}: the head takes {contents.head.width} values of a "
+            f"token, the base model gives {token.width}",
+            "ADAPTER_BASE_MISMATCH",
+        )
     names = {module.module for module in contents.modules}
     names |= {edit.module for edit in contents.edits if not _is_of_parameter(edit, base)}
     for name in sorted(names):

@@ -26,9 +26,10 @@ from loramux_adapters.tensorfile import TensorInfo
 FIELDS = Fields(
     honoured=frozenset({
         "peft_type", "target_modules", "exclude_modules", "feedforward_modules", "modules_to_save",
+        "task_type",
     }),
     recorded=frozenset({
-        "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+        "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "fan_in_fan_out", "init_ia3_weights",
     }),
     refused={},

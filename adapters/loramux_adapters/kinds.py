@@ -4,13 +4,14 @@ A method has a config, which is checked, and says what its tensors mean.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from loramux_adapters.bottleneck import FIELDS as BOTTLENECK_FIELDS
 from loramux_adapters.bottleneck import PEFT_TYPE, bottleneck_contents, check_bottleneck
 from loramux_adapters.contents import Contents
 from loramux_adapters.fields import Fields, invalid, unsupported
+from loramux_adapters.head_contents import take_head
 from loramux_adapters.ia3 import FIELDS as IA3_FIELDS
 from loramux_adapters.ia3 import check_ia3, ia3_contents
 from loramux_adapters.ln_tuning import FIELDS as LN_TUNING_FIELDS
@@ -144,7 +145,8 @@ def read_contents(
     """
     kind = kind_of(config)
     checked: AdapterConfig = kind.check(config)
-    return checked, kind.contents(checked, tensors)
+    head, others = take_head(config, tensors)
+    return checked, replace(kind.contents(checked, others), head=head)
 
 
 def _why_not(name: object) -> str:

@@ -15,9 +15,11 @@ from loramux_adapters.saved import saved_edit, saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
-    honoured=frozenset({"peft_type", "target_modules", "exclude_modules", "modules_to_save"}),
+    honoured=frozenset({
+        "peft_type", "target_modules", "exclude_modules", "modules_to_save", "task_type",
+    }),
     recorded=frozenset({
-        "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+        "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode",
     }),
     refused={},

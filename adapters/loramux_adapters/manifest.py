@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.generation import check_generation
+from loramux_adapters.labels import check_labels
 from loramux_adapters.strict_json import parse_object
 
 FORMAT_VERSION = 1
@@ -23,6 +24,7 @@ NOTES: Mapping[str, tuple[type, str]] = {
     "chat_template": (str, "a string"),
     "generation": (dict, "an object"),
     "added_tokens": (list, "a list"),
+    "classification": (dict, "an object"),
     "licence": (str, "a string"),
     "provenance": (dict, "an object"),
     "evaluation": (dict, "an object"),
@@ -92,6 +94,9 @@ def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]
         )
     if isinstance(generation, dict):
         check_generation(generation, f"{where}: generation")
+    classification = notes.get("classification")
+    if isinstance(classification, dict):
+        check_labels(classification, f"{where}: classification")
     added = notes.get("added_tokens")
     if isinstance(added, list):
         parse_added_tokens(added, f"{where}: added_tokens")

@@ -18,7 +18,9 @@ from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular, read_object
+from loramux_adapters.head import Head
 from loramux_adapters.kinds import AdapterConfig, kind_of, read_contents
+from loramux_adapters.labels import Labels, labels_beside, labels_of
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.manifest import (
     MANIFEST_KEY,
@@ -80,6 +82,16 @@ class Package:
         return self.contents.virtual
 
     @property
+    def head(self) -> Head | None:
+        """What it classifies with; None where it continues text."""
+        return self.contents.head
+
+    @property
+    def labels(self) -> Labels | None:
+        """What the outputs of its head mean; None where it has none."""
+        return labels_of(self.head, self.notes) if self.head else None
+
+    @property
     def method(self) -> str:
         """What trained it, as PEFT calls that, in lower case."""
         return str(self.peft_config["peft_type"]).lower()
@@ -114,6 +126,7 @@ def read_package(file: BinaryIO, size: int) -> Package:
         )
     manifest = parse_manifest(header.metadata[MANIFEST_KEY])
     checked, contents = _read(manifest.peft_config, header.tensors)
+    _check_labels(contents, manifest.notes)
     return Package(checked, manifest.peft_config, manifest.notes, contents, header)
 
 
@@ -133,10 +146,12 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
         read = tensor_reader(file, header.data_start)
         if "tensors" in noted:
             check_digests(cast(dict[str, object], noted["tensors"]), header.tensors, read)
-        if "added_tokens" not in {**noted, **(notes or {})}:
-            _, contents = _read(config, header.tensors)
-            if added := added_tokens_of(source, contents):
-                noted = {**noted, "added_tokens": added}
+        _, contents = _read(config, header.tensors)
+        given = {**noted, **(notes or {})}
+        if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
+            noted = {**noted, "added_tokens": added}
+        if "classification" not in given and contents.head and (told := labels_beside(source)):
+            noted = {**noted, "classification": told}
         write_package(config, header.tensors, read, output, notes=noted)
 
 
@@ -155,7 +170,8 @@ def write_package(
     Raises:
         PackageError: Config and tensors are not an adapter that can be served.
     """
-    _read(peft_config, tensors)
+    _, contents = _read(peft_config, tensors)
+    _check_labels(contents, notes)
     # Wide items first, so that every tensor is aligned; then by name.
     order = sorted(tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
     if notes and "tensors" not in notes:
@@ -253,6 +269,17 @@ def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
     for tensor in tensors:
         yield replace(tensor, offset=end)
         end += tensor.num_bytes
+
+
+def _check_labels(contents: Contents, notes: Mapping[str, object]) -> None:
+    if contents.head:
+        labels_of(contents.head, notes)
+    elif "classification" in notes:
+        raise PackageError(
+            "classification is noted of an adapter without a head: its task_type is neither "
+            "SEQ_CLS nor TOKEN_CLS",
+            "INVALID_ADAPTER_CONFIG",
+        )
 
 
 def _read(

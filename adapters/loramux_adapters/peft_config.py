@@ -33,13 +33,13 @@ FIELDS = Fields(
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_dora",
         "bias", "lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
-        "alora_invocation_tokens",
+        "alora_invocation_tokens", "task_type",
     }),
     # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
     # before training. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
     # imports one.
     recorded=frozenset({
-        "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+        "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config",
         "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
     }),

@@ -29,6 +29,12 @@ def require_low_rank(package: Package, action: str) -> LoraConfig:
             f"{edit.tensor.name}, its {edit.kind}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
+    if package.head:
+        raise PackageError(
+            f"{action} takes low-rank changes alone; the adapter has a head, "
+            f"{package.head.weight.name}",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     embeddings = [module.module for module in package.modules if module.is_embedding]
     if embeddings:
         raise PackageError(

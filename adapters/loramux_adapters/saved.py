@@ -13,7 +13,6 @@ from loramux_adapters.lora import is_outer
 from loramux_adapters.tensorfile import TensorInfo
 
 MAX_SAVED_NAMES = 64
-_OF_OTHER_TASKS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
 _BASE_WEIGHT = ".base_layer.weight"
 _TOKEN_ADAPTER = ".token_adapter"
 _AGAIN = (".modules_to_save.", ".original_module.")
@@ -23,14 +22,15 @@ def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
     """Return the names in `modules_to_save` of a parsed config.
 
     Raises:
-        PackageError: The field is malformed, or the modules are heads of another task.
+        PackageError: The field is malformed, or the modules are a head that is not served.
     """
     found = names(config, "modules_to_save")
     task = config.get("task_type")
-    if found and task in _OF_OTHER_TASKS:
+    if found and task == "QUESTION_ANS":
         raise unsupported(
             "task_type", task,
-            "its head (modules_to_save) makes no text; adapters of task CAUSAL_LM are served",
+            "its head (qa_outputs) marks a span in one of two texts; adapters of tasks CAUSAL_LM, "
+            "SEQ_CLS and TOKEN_CLS are served",
         )  # fmt: skip
     if len(found) > MAX_SAVED_NAMES:
         raise invalid("modules_to_save", f"has {len(found)} names, at most {MAX_SAVED_NAMES}")

@@ -14,9 +14,9 @@ from loramux_adapters.saved import saved_edit
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
-    honoured=frozenset({"peft_type", "token_indices", "target_modules"}),
+    honoured=frozenset({"peft_type", "task_type", "token_indices", "target_modules"}),
     recorded=frozenset({
-        "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+        "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "init_weights",
     }),
     refused={},

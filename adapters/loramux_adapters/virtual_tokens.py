@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from loramux_adapters.contents import Contents, VirtualTokens
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import Fields, integer, invalid, refuse_unserved, text, unsupported
+from loramux_adapters.head import Task
 from loramux_adapters.tensorfile import TensorInfo
 
 MAX_VIRTUAL_TOKENS = 1 << 20
 _MAX_SIZE = 1 << 20
 _COMMON = frozenset({
-    "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
+    "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
     "inference_mode",
 })  # fmt: skip
 _INITIALISATION = frozenset({
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
 })  # fmt: skip
 _SHAPE = frozenset({
-    "peft_type", "num_virtual_tokens", "token_dim", "num_transformer_submodules",
+    "peft_type", "task_type", "num_virtual_tokens", "token_dim", "num_transformer_submodules",
 })  # fmt: skip
 _CACHE_SHAPE = frozenset({"num_layers", "num_attention_heads"})
 _REFUSED = {"modules_to_save": "modules trained as a whole are not served"}
@@ -161,6 +162,9 @@ def _check(
     num_heads: int = 0,
 ) -> VirtualTokensConfig:
     refuse_unserved(config, fields)
+    task = config.get("task_type")
+    if task in set(Task):
+        raise unsupported("task_type", task, "a head is not served beside virtual tokens")
     count = integer(config, "num_virtual_tokens", 0, 1, MAX_VIRTUAL_TOKENS)
     submodules = config.get("num_transformer_submodules")
     if submodules is not None and (type(submodules) is not int or submodules != 1):

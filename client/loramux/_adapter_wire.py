@@ -47,6 +47,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         method=message.method,
         invocation_token_ids=tuple(message.invocation_token_ids),
         virtual_tokens=message.virtual_tokens,
+        task=message.task,
         target_modules=tuple(message.target_modules),
         base_model=message.base_model,
         source=_SOURCES.get(message.source, ""),

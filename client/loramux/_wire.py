@@ -65,31 +65,31 @@ def generate_request(
         InvalidArgumentError: A value does not fit its field.
     """
     request = generation_pb2.GenerateRequest(parse_special_tokens=parse_special_tokens)
-    with _fitting("adapter"):
+    with fitting("adapter"):
         request.adapter = adapter or ""
-    with _fitting("request_id"):
+    with fitting("request_id"):
         request.request_id = request_id
-    with _fitting("routing_key"):
+    with fitting("routing_key"):
         request.routing_key = routing_key
     for name, weight in _pairs(adapters):
-        with _fitting("adapters"):
+        with fitting("adapters"):
             request.adapters.add(adapter=name, weight=weight)
     if combination is not None:
-        with _fitting("combination"):
+        with fitting("combination"):
             request.combination = generation_pb2.Combination.Value(
                 f"COMBINATION_{combination.upper()}"
             )
     if scale is not None:
-        with _fitting("scale"):
+        with fitting("scale"):
             request.scale = scale
     if isinstance(prompt, str):
-        with _fitting("prompt"):
+        with fitting("prompt"):
             request.prompt = prompt
     elif prompt is not None:
-        with _fitting("prompt_token_ids"):
+        with fitting("prompt_token_ids"):
             request.prompt_token_ids.extend(prompt)
     for index, message in enumerate(messages or ()):
-        with _fitting(f"messages[{index}]"):
+        with fitting(f"messages[{index}]"):
             request.messages.add(role=message["role"], content=message["content"])
     if not add_special_tokens:
         request.add_special_tokens = False
@@ -99,7 +99,7 @@ def generate_request(
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = [stop]
     for name, value in options.items():
-        with _fitting(f"sampling.{name}"):
+        with fitting(f"sampling.{name}"):
             one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
             request.sampling.MergeFrom(one)
     return request
@@ -110,7 +110,7 @@ def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
 
 
 @contextmanager
-def _fitting(field: str) -> Iterator[None]:
+def fitting(field: str) -> Iterator[None]:
     """Name `field` where a value does not fit it."""
     try:
         yield
@@ -125,10 +125,10 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
     return Generation(
         request_id=response.request_id,
         completions=tuple(_completion(completion) for completion in response.completions),
-        adapter=_identity(response.adapter) if response.HasField("adapter") else None,
-        adapters=tuple(map(_identity, response.adapters)),
-        usage=_usage(response.usage),
-        timing=_timing(response.timing),
+        adapter=identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(identity, response.adapters)),
+        usage=usage(response.usage),
+        timing=timing(response.timing),
         sampling=_sampling(response.sampling),
     )
 
@@ -145,10 +145,10 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         stop_string=delta.stop_string if delta.HasField("stop_string") else None,
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
         request_id=response.request_id,
-        adapter=_identity(response.adapter) if response.HasField("adapter") else None,
-        adapters=tuple(map(_identity, response.adapters)),
-        usage=_usage(response.usage) if response.HasField("usage") else None,
-        timing=_timing(response.timing) if response.HasField("timing") else None,
+        adapter=identity(response.adapter) if response.HasField("adapter") else None,
+        adapters=tuple(map(identity, response.adapters)),
+        usage=usage(response.usage) if response.HasField("usage") else None,
+        timing=timing(response.timing) if response.HasField("timing") else None,
         sampling=_sampling(response.sampling) if response.HasField("sampling") else None,
     )
 
@@ -276,11 +276,13 @@ def _logprobs(
     )
 
 
-def _identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
+def identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
+    """Return the value of an adapter's identity."""
     return AdapterIdentity(message.name, message.digest, message.tenant, message.version)
 
 
-def _usage(message: generation_pb2.Usage) -> Usage:
+def usage(message: generation_pb2.Usage) -> Usage:
+    """Return the value of counts of tokens."""
     return Usage(message.prompt_tokens, message.completion_tokens)
 
 
@@ -295,5 +297,6 @@ def _sampling(message: generation_pb2.SamplingParams) -> SamplingOptions:
     return cast(SamplingOptions, found)
 
 
-def _timing(message: generation_pb2.Timing) -> Timing:
+def timing(message: generation_pb2.Timing) -> Timing:
+    """Return the value of times."""
     return Timing(message.queue_seconds, message.time_to_first_token_seconds, message.total_seconds)

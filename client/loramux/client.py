@@ -6,12 +6,14 @@ from typing import Self, Unpack
 
 import grpc
 
-from loramux import _wire
+from loramux import _classification_wire, _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
 from loramux._channel import Targets
+from loramux._classification_wire import Text
 from loramux.types import (
     Chunk,
+    Classification,
     Generation,
     Message,
     Mix,
@@ -21,6 +23,7 @@ from loramux.types import (
     ServerLoad,
 )
 from loramux.v1 import quarantine_pb2, server_pb2
+from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -71,6 +74,7 @@ class Client:
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
+        self._classification = ClassificationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
         self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = Adapters(self._channel, timeout)
@@ -199,6 +203,50 @@ class Client:
             routing_key=routing_key,
             **sampling,
         )
+
+    def classify(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        adapter: str,
+        top_k: int | None = None,
+        logits: bool = False,
+        timeout: float | None = None,
+        request_id: str = "",
+        routing_key: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Classification:
+        """Return what an adapter that was trained to classify makes of each of `texts`.
+
+        Args:
+            texts: One text, or several; token ids of the base model can stand for each of several.
+            adapter: Reference to the adapter, as `generate` takes it.
+            top_k: How many labels come with each text or token; None means all of a text and one of
+                a token.
+            logits: Add the logits of all labels.
+            timeout: Seconds that the call may take.
+            request_id: Names the request in replies and logs.
+            routing_key: Chooses the version where an alias stands for several.
+            parse_special_tokens: Let text such as `</s>` be a control token.
+            add_special_tokens: Put the tokenizer's own prefix before each text.
+        """
+        request = _classification_wire.classify_request(
+            texts,
+            adapter,
+            top_k,
+            logits,
+            request_id,
+            routing_key,
+            parse_special_tokens,
+            add_special_tokens,
+        )
+        with _wire.raising():
+            return _classification_wire.classification(
+                self._classification.Classify(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
+            )
 
     def info(self) -> ServerInfo:
         """Return what the server is and serves."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypedDict
 
+from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "AdapterStatus",
     "AliasMove",
     "Chunk",
+    "Classification",
     "Completion",
     "FinishReason",
     "Generation",
+    "LabelScore",
     "Message",
     "Mix",
     "PositionLogprobs",
@@ -25,8 +28,10 @@ __all__ = [
     "SamplingOptions",
     "ServerInfo",
     "ServerLoad",
+    "TextLabels",
     "TierLoad",
     "Timing",
+    "TokenLabels",
     "TokenLogprob",
     "Usage",
 ]
@@ -247,6 +252,8 @@ class Adapter:
     """Tokens from whose last place in a prompt on it does something; empty where it always does."""
     virtual_tokens: int
     """Positions of the context that it takes before every prompt; usage does not count them."""
+    task: str
+    """What it classifies: `SEQ_CLS` texts, `TOKEN_CLS` tokens; empty if it continues text."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

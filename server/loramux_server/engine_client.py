@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from loramux.errors import (
     DataLossError,
@@ -56,8 +57,11 @@ _FAILURES: dict[str, type[LoramuxError]] = {
 }
 
 
-class Mailbox:
-    """The tokens of one call that its reader has not taken yet."""
+Item = TypeVar("Item")
+
+
+class Mailbox(Generic[Item]):
+    """What the engine made for one call, tokens or scores, that its reader has not taken yet."""
 
     def __init__(
         self,
@@ -75,31 +79,31 @@ class Mailbox:
         self._is_full = False
         self._size = 0
         """Tokens and log-probabilities that wait."""
-        self._tokens: dict[int, list[Token]] = {}
+        self._items: dict[int, list[Item]] = {}
         self._error: LoramuxError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    async def take(self) -> dict[int, list[Token]]:
-        """Wait, and return the tokens that have arrived, in order, by the completion's index.
+    async def take(self) -> dict[int, list[Item]]:
+        """Wait, and return what has arrived, in order, by the completion's index.
 
         There is more than one of a completion if the reader is slow.
 
         Raises:
             LoramuxError: A completion failed, or the engine died.
         """
-        if not (self._tokens or self._error):
+        if not (self._items or self._error):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._error:
             raise self._error
-        tokens, self._tokens, self._size = self._tokens, {}, 0
+        items, self._items, self._size = self._items, {}, 0
         self._fill(False)
-        return tokens
+        return items
 
-    def put(self, index: int, token: Token) -> None:
-        """Add a token of the completion at `index`."""
-        self._tokens.setdefault(index, []).append(token)
-        self._size += 1 + (len(token.logprobs.top) if token.logprobs else 0)
+    def put(self, index: int, item: Item) -> None:
+        """Add what was made for the completion at `index`."""
+        self._items.setdefault(index, []).append(item)
+        self._size += _size(item)
         if self._size > MAX_BEHIND:
             self._fill(True)
         self._wake()
@@ -119,11 +123,18 @@ class Mailbox:
             self._waiter.set_result(None)
 
 
+def _size(item: object) -> int:
+    """Return the tokens and log-probabilities of `item`."""
+    if isinstance(item, Token) and item.logprobs:
+        return 1 + len(item.logprobs.top)
+    return 1
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """A completion that the engine works on, and where its tokens go."""
 
-    mailbox: Mailbox
+    mailbox: Mailbox[Any]
     index: int
     work: Work
 
@@ -160,7 +171,7 @@ class EngineClient:
 
     def submit(
         self,
-        mailbox: Mailbox,
+        mailbox: Mailbox[Any],
         index: int,
         prompt: list[int],
         adapter: AdapterSource | None,
@@ -171,7 +182,7 @@ class EngineClient:
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
-        Its tokens go to `mailbox` under `index`.
+        Its tokens go to `mailbox` under `index`, or its scores where `adapter` classifies.
 
         Raises:
             UnavailableError: The engine is away.
@@ -240,6 +251,10 @@ class EngineClient:
                 if token.finish:
                     del self._calls[token.request_id]
                     self.quarantine.ended_well(call.work)
+        for scores in report.scores:
+            if call := self._calls.pop(scores.request_id, None):
+                call.mailbox.put(call.index, scores)
+                self.quarantine.ended_well(call.work)
         for failure in report.failures:
             if call := self._calls.pop(failure.request_id, None):
                 if failure.reason == "ADAPTER_NOT_FINITE" and call.work.digest:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from loramux.errors import LoramuxError
-from loramux_server.engine.messages import ModelInfo, Report, Sampling
+from loramux_server.engine.messages import ModelInfo, Report, Sampling, Token
 from loramux_server.engine_client import EngineClient, Mailbox
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Probe:
                 self._tell(await self._makes_a_token())
 
     async def _makes_a_token(self) -> bool:
-        mailbox = Mailbox(on_started=lambda _: None)
+        mailbox = Mailbox[Token](on_started=lambda _: None)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         request_id = 0
         try:

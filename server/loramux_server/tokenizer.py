@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 
 from tokenizers import AddedToken as LibraryToken
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
@@ -13,6 +13,8 @@ MAX_UNBROKEN = 16 << 10
 """Longest run of characters without white space: what some tokenizers take quadratic time for."""
 OFF_LOOP = 4096
 """Characters from which a text is tokenized in a thread."""
+Span = tuple[int, int]
+"""First character and the one after the last, in code points."""
 _MAX_CONTEXT = 6
 """Tokens at the end of a prompt that are looked at, to know whether a text goes on."""
 _MAX_BYTES = 4
@@ -52,10 +54,26 @@ class TextTokenizer:
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
         """
-        check_unbroken(text, "prompt")
+        return list(self._encoding(text, "prompt", parse_special, add_special).ids)
+
+    def encode_placed(
+        self, text: str, field: str, *, parse_special: bool, add_special: bool
+    ) -> tuple[list[int], list[Span | None]]:
+        """Return the tokens of `text`, the request field `field`, and where in it each is.
+
+        Tokens that share a character share its place; None stands for those that are of no text.
+        The arguments, and what is raised, are else those of `encode`.
+        """
+        found = self._encoding(text, field, parse_special, add_special)
+        is_added = found.special_tokens_mask if add_special else [0] * len(found.ids)
+        places = [None if own else span for own, span in zip(is_added, found.offsets, strict=True)]
+        return list(found.ids), places
+
+    def _encoding(self, text: str, field: str, parse_special: bool, add_special: bool) -> Encoding:
+        check_unbroken(text, field)
         tokenizer = self._control if parse_special else self._plain
-        with panics_refused("prompt"):
-            return list(tokenizer.encode(text, add_special_tokens=add_special).ids)
+        with panics_refused(field):
+            return tokenizer.encode(text, add_special_tokens=add_special)
 
     def lacking(self, added: Sequence[AddedToken]) -> tuple[AddedToken, ...]:
         """Return those of `added` that this tokenizer does not have."""

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
+    classification_pb2,
     generation_pb2,
     quarantine_pb2,
     residency_pb2,
@@ -93,6 +94,13 @@ METHODS: dict[str, Method] = {
     f"/{V1}.GenerationService/Generate": Method(USER, "see", generation),
     f"/{V1}.GenerationService/StreamGenerate": Method(
         USER, "see", generation, streams=(False, True)
+    ),
+    f"/{V1}.ClassificationService/Classify": Method(
+        USER, "see",
+        lambda name: classification_pb2.ClassifyRequest(
+            adapter=name, inputs=[classification_pb2.ClassifyInput(text="a")]
+        ),
+        frozenset({grpc.StatusCode.FAILED_PRECONDITION}),
     ),
     f"/{V1}.AdapterService/UploadAdapter": Method(
         PUBLISHER, "create", lambda name: adapters_pb2.UploadAdapterRequest(header=header(name)),

@@ -22,7 +22,7 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from tests.parity import test_methods, test_saved
+from tests.parity import test_classifiers, test_methods, test_saved
 from tests.support.adapters import Expected, expected, pack_source, quiet_peft, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
@@ -39,12 +39,13 @@ class Cell:
     """What was found of one method on one architecture."""
 
     alone: float
-    """Largest difference of a log-probability from PEFT with the adapter alone."""
+    """Largest difference of a log-probability, or of a label's logit, from PEFT with the adapter
+    alone."""
     merged: float | None
     """The same from the merged model; None where PEFT does not merge it, NaN where what it merges
     is not what it computed before."""
     has_same_tokens: bool
-    """Whether the greedy tokens are those of PEFT alone."""
+    """Whether the greedy tokens, or the likeliest labels, are those of PEFT alone."""
 
     def __str__(self) -> str:
         merged = "-" if self.merged is None else f"{self.merged:.0e}".replace("nan", "†")
@@ -106,6 +107,10 @@ def measure(architecture: str, folder: Path) -> dict[str, Cell | None]:
             prompt, source, max_tokens=NUM_TOKENS, num_logprobs=alone.logprobs.shape[1]
         )
         asked[name] = request_id, alone, whole
+    classified = {
+        harness.submit(text.prompt, text.source): text
+        for text in test_classifiers.texts(model, folder, every=True)
+    }
     harness.run()
     for name, (request_id, alone, whole) in asked.items():
         found[name] = Cell(
@@ -113,7 +118,18 @@ def measure(architecture: str, folder: Path) -> dict[str, Cell | None]:
             _merged_distance(harness, request_id, alone, whole) if whole else None,
             harness.output(request_id) == alone.tokens,
         )
+    for request_id, text in classified.items():
+        name = f"classification: {text.method}"
+        cell = _cell_of_labels(harness, request_id, text)
+        before = found.get(name)
+        found[name] = cell if before is None or cell.alone > before.alone else before
     return found
+
+
+def _cell_of_labels(harness: Harness, request_id: int, text: test_classifiers.Text) -> Cell:
+    ours = harness.logits(request_id, text.logits.shape[-1]).reshape(text.logits.shape)
+    same = torch.equal(ours.argmax(-1), text.logits.argmax(-1))
+    return Cell(float((ours - text.logits).abs().max()), None, same)
 
 
 def _merged_distance(harness: Harness, request_id: int, alone: Expected, whole: Expected) -> float:
@@ -140,11 +156,12 @@ def _lines(columns: Mapping[str, Mapping[str, Cell | None]]) -> list[str]:
         f"{NUM_TOKENS} greedy tokens",
         "and the whole vocabulary, float32, tiny models with seeded weights. An empty cell is what",
         "PEFT itself does not do, - what it does not merge, † where its merged model is not what",
-        "it computed before: with tied weights it adds to both.",
+        "it computed before: with tied weights it adds to both. Of adapters that classify it is",
+        "the largest difference of a label's logit, over two texts or all of their tokens.",
         "",
         f"PEFT {version('peft')}, transformers {version('transformers')}, torch "
         f"{version('torch')}. Worst of {len(cells)} cells: "
-        f"{max(cell.alone for cell in cells):.1e}; greedy tokens equal in "
+        f"{max(cell.alone for cell in cells):.1e}; greedy tokens and likeliest labels equal in "
         f"{sum(cell.has_same_tokens for cell in cells)} of them.",
         "`python -m tests.parity.table --output docs/parity.md` makes this page.",
         "",

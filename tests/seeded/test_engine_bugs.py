@@ -16,7 +16,7 @@ Seed = Callable[[pytest.MonkeyPatch], None]
 
 SETTINGS = settings(
     max_examples=200, stateful_step_count=40, deadline=None, derandomize=True, database=None,
-    phases=[Phase.generate],
+    phases=[Phase.generate], report_multiple_bugs=False,
 )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     registry.close()
 
 
-@pytest.mark.parametrize("form", ["2", "3", "4", "5"])
+@pytest.mark.parametrize("form", ["2", "3", "4", "5", "6"])
 def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     tmp_path: Path, form: str
 ) -> None:
@@ -78,6 +78,7 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     lacking = {"3": ["edit_bytes", "method"], "4": ["expires_at", "origin"]}
     lacking |= {"5": ["vocab_size"], "6": ["invocation", "virtual_tokens", "has_cache"]}
+    lacking |= {"7": ["task"]}
     for column in (name for later, names in lacking.items() if later > form for name in names):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("UPDATE store SET value = ? WHERE key = 'format'", (form,))
@@ -87,7 +88,7 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
         registry = Registry(tmp_path)
         found = registry.get("a")
         assert (found.edit_bytes, found.method, found.invocation) == (0, "lora", ())
-        assert (found.virtual_tokens, found.has_cache) == (0, False)
+        assert (found.virtual_tokens, found.has_cache, found.task) == (0, False, "")
         assert registry.catalog.note("format") == str(FORMAT)
         registry.close()
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from peft import PrefixTuningConfig, PromptTuningConfig
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
+from loramux_adapters.head import Task
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.models.base_model import UnservableModelError
 from tests.parity.test_methods import lora, save
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.batches import NUM_ADAPTERS, Batches, content, model, saved_sources
+from tests.support.classifiers import classifier, save_classifier
 from tests.support.engine import Harness
 
 NUM_COMPOSITIONS = 25
@@ -68,6 +70,29 @@ def test_virtual_tokens_send_nobody_another_way(
     ]
     batches = Batches([*virtual, sources[0]], deterministic=True)
     assert list(batches.differences(8)) == []
+
+
+@pytest.mark.parametrize("task", Task)
+def test_no_bit_of_a_label_depends_on_the_batch(
+    sources: list[AdapterSource], tmp_path: Path, task: Task
+) -> None:
+    config = LoraConfig(task_type=str(task), r=4, target_modules=["q_proj", "down_proj"])
+    save_classifier(classifier(model(), task, 3), config, tmp_path / "a", seed=1)
+    source = pack_source(tmp_path / "a", tmp_path / "a.package")
+    texts = [[5 + i % 30 for i in range(length)] for length in (1, 7, 40)]
+    found = set()
+    for max_batch_tokens in (8, 13, 64):
+        for num_others in (0, 1, 5):
+            harness = Harness(
+                model(), kernels="cpu", deterministic=True, num_blocks=200,
+                max_batch_tokens=max_batch_tokens,
+            )  # fmt: skip
+            for number in range(num_others):
+                harness.submit([7 + number] * 9, sources[number % NUM_ADAPTERS], max_tokens=4)
+            asked = [harness.submit(text, source) for text in texts]
+            harness.run()
+            found.add(tuple(harness.scores[request_id].logits for request_id in asked))
+    assert len(found) == 1
 
 
 def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> None:

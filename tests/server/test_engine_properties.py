@@ -5,9 +5,11 @@ import math
 
 import hypothesis.strategies as st
 import msgspec
+import numpy as np
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from loramux_adapters.head import Task
 from loramux_server.engine.messages import Cancel, Drop, Pause, Resume, Sampling, Submit
 from tests.support.fake import (
     BLOCK_SIZE,
@@ -19,11 +21,13 @@ from tests.support.fake import (
     fake_source,
 )
 
-RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16), start=1))
+RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16, 12, 4), start=1))
 VIRTUAL = {5: (6, False), 6: (17, False), 7: (9, True), 1: (2, True)}
 """Adapter -> virtual tokens that it brings, and whether their keys and values."""
 NUM_BLOCKS = 12
 BROKEN = 8
+TASKS = {9: Task.SEQUENCE, 10: Task.TOKENS}
+"""Adapters that classify."""
 INVOCATIONS = {2: (7,), 3: (5, 9)}
 """Adapters that are active only from their invocation tokens on, which BEGINNING has twice."""
 
@@ -46,6 +50,16 @@ def active_from(asked: Asked) -> int:
     wanted = list(INVOCATIONS.get(asked.adapter, ()))
     places = [i for i in range(len(asked.prompt)) if asked.prompt[i:][: len(wanted)] == wanted]
     return (places[-1] if places else NUM_BLOCKS * BLOCK_SIZE) if wanted else 0
+
+
+def classified(asked: Asked) -> list[int]:
+    """Return what the fake model makes of a text that is classified, or of each of its tokens."""
+    size = len(asked.prompt)
+    ends = {Task.SEQUENCE: [size], Task.TOKENS: range(1, size + 1)}
+    return [
+        completion(asked.prompt[:end], asked.adapter, 1, eos=False)[0]
+        for end in (ends[TASKS[asked.adapter]] if asked.adapter in TASKS else [])
+    ]
 
 
 BEGINNING = [5, 9, 2, 7, 7, 3, 11, 4, 5, 9, 2, 8, 30, 31, 6, 6, 2, 3]
@@ -106,8 +120,9 @@ class EngineMachine(RuleBasedStateMachine):
         source = None
         if adapter:
             source = fake_source(
-                adapter, RANKS[adapter], invocation, num_virtual=num_virtual, has_cache=has_cache
-            )
+                adapter, RANKS[adapter], invocation, num_virtual=num_virtual, has_cache=has_cache,
+                task=TASKS.get(adapter),
+            )  # fmt: skip
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
@@ -161,6 +176,12 @@ class EngineMachine(RuleBasedStateMachine):
                 asked.output.append(token.token)
                 if token.finish:
                     asked.outcome = "finished"
+            for scores in report.scores:
+                asked = self.asked[scores.request_id]
+                assert not asked.outcome, "scores after the end"
+                assert asked.deadline > self.clock(), "scores after the deadline"
+                asked.output = np.frombuffer(scores.logits, np.float32).astype(int).tolist()
+                asked.outcome = "finished"
             for failure in report.failures:
                 asked = self.asked[failure.request_id]
                 if "cannot be finished" in failure.message:  # steps have taken too long of late
@@ -194,7 +215,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.step(1)
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
-            alone = completion(
+            alone = classified(asked) or completion(
                 asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos,
                 active_from=active_from(asked),
                 num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0],

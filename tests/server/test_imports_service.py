@@ -56,7 +56,7 @@ class OneSource(Sources):
 class Engine:
     """Makes a token of every request."""
 
-    def submit(self, mailbox: Mailbox, index: int, *_: object) -> int:
+    def submit(self, mailbox: Mailbox[Any], index: int, *_: object) -> int:
         mailbox.put(index, Token(1, 1))
         return 1
 

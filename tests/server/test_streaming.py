@@ -34,9 +34,11 @@ from loramux_server.engine.messages import (
 )
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
+from loramux_server.services.calls import Calls
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import Instructions
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.registry import Registry
@@ -88,10 +90,11 @@ class Served:
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
             adapter_rows=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
+        quotas, room = Quotas(policies or KeptPolicies()), room or open_room()
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
-            metrics=self.metrics, statuses=Statuses(), quotas=Quotas(policies or KeptPolicies()),
-            room=room or open_room(), prompts=Prompts(model), default_timeout=60,
+            calls=Calls(self.metrics, quotas, room), statuses=Statuses(), quotas=quotas,
+            room=room, prompts=Prompts(model), instructions=Instructions(), default_timeout=60,
         )  # fmt: skip
 
     def stream(

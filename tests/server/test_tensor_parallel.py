@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
+from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
+from loramux_adapters.head import Task
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import AdapterSource, Combination
 from loramux_server.engine.model_part import load_model, load_whole
@@ -20,6 +21,7 @@ from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import UnservableModelError, load_base_model
 from tests.parity.test_methods import save
 from tests.support.adapters import pack_source, save_adapter
+from tests.support.classifiers import classifier, expected_logits, save_classifier
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
 from tests.support.polling import is_alive
@@ -147,6 +149,24 @@ def test_an_adapter_that_only_the_leader_can_read_ends_its_requests_alone(
     together.run()
     assert len(together.output(before)) == len(together.output(base)) == 8
     assert together.failures[after].reason == "ADAPTER_DAMAGED"
+
+
+@pytest.mark.parametrize("task", Task)
+def test_texts_are_classified_the_same(setup: Setup, tmp_path: Path, task: Task) -> None:
+    base = tiny_model("qwen3" if "Qwen3" in setup.together.info.architecture else "llama-bias")
+    config = LoraConfig(task_type=str(task), r=4, target_modules=["q_proj", "down_proj"])
+    model = save_classifier(classifier(base, task, 3), config, tmp_path / "a", seed=1)
+    source = pack_source(tmp_path / "a", tmp_path / "a.package")
+    prompts = [[5], list(range(3, 40))]
+    asked = [setup.submit(prompt, source) for prompt in prompts]
+    setup.submit([5, 6], setup.sources[0])
+    setup.alone.run()
+    setup.together.run()
+    for prompt, (alone, together) in zip(prompts, asked, strict=True):
+        wanted = expected_logits(model, prompt).reshape(-1, 3)
+        for harness, request_id in ((setup.alone, alone), (setup.together, together)):
+            found = harness.logits(request_id, 3)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])

@@ -55,6 +55,7 @@ def source_of(path: Path, vocab_size: int = 0) -> AdapterSource:
         vocab_size=vocab_size, invocation=package.contents.invocation,
         virtual_tokens=virtual.count if virtual else 0,
         has_cache=bool(virtual and virtual.has_cache),
+        task=package.head.task if package.head else None,
     )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from loramux_server.engine.build import build_engine
@@ -14,6 +16,7 @@ from loramux_server.engine.messages import (
     Failure,
     Report,
     Sampling,
+    Scores,
     Submit,
     Token,
 )
@@ -53,6 +56,7 @@ class Harness:
             base, EngineConfig(model="tiny", **config), self.executor, lambda: None, team
         )
         self.tokens: dict[int, list[Token]] = {}
+        self.scores: dict[int, Scores] = {}
         self.failures: dict[int, Failure] = {}
         self.reports: list[Report] = []
         self._finished: set[int] = set()
@@ -81,6 +85,9 @@ class Harness:
             self.tokens[token.request_id].append(token)
             if token.finish:
                 self._finished.add(token.request_id)
+        for scores in report.scores:
+            self.scores[scores.request_id] = scores
+            self._finished.add(scores.request_id)
         for failure in report.failures:
             self.failures[failure.request_id] = failure
             self._finished.add(failure.request_id)
@@ -93,6 +100,11 @@ class Harness:
                 return
             self.step()
         raise AssertionError(f"requests still open after {max_steps} steps")
+
+    def logits(self, request_id: int, num_labels: int) -> torch.Tensor:
+        """Return what a head made of a text, or of each of its tokens, [R, labels]."""
+        found = np.frombuffer(self.scores[request_id].logits, np.float32)
+        return torch.from_numpy(found.copy()).reshape(-1, num_labels)
 
     def output(self, request_id: int) -> list[int]:
         return [token.token for token in self.tokens[request_id]]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from loramux_adapters.head import Task
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.block_manager import BlockManager
@@ -23,6 +24,7 @@ from loramux_server.engine.sampler import Sampled
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.edits import Edits
+from loramux_server.lora.head import Head
 from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.virtual import Virtual
@@ -88,6 +90,8 @@ class FakeModel:
         assert source.path == str(adapter.number)  # type: ignore[attr-defined]
         assert isinstance(adapter, FakePacked)
         self._rows[row] = adapter.number  # type: ignore[attr-defined]
+        if source.task:
+            return Edits(head=Head(torch.ones(1, 1), torch.zeros(1)))
         if not source.virtual_tokens:
             return None
         tokens = virtual_tokens(adapter.number, source.virtual_tokens)  # type: ignore[attr-defined]
@@ -121,6 +125,18 @@ class FakeModel:
             context = given.attention.context_slots(ends.index(index))
             rows.append(one_hot(checksum([self._cache[int(slot)] for slot in context])))
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
+
+    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        logits_RV, attention = self.run(batch), batch.input.attention
+        read = []
+        for part in batch.classified:
+            rows = range(part.rows.start, part.rows.stop)
+            number = int(np.searchsorted(attention.query_start_B, part.rows.start, "right")) - 1
+            context = attention.context_slots(number).tolist()
+            seen = [context[: int(batch.input.position_T[row]) + 1] for row in rows]
+            sums = [float(checksum([self._cache[slot] for slot in slots])) for slots in seen]
+            read.append(torch.tensor(sums)[:, None])
+        return logits_RV, read
 
     def start(self, batch: Batch, before: "FakeOutcome | None") -> "FakeOutcome":
         if before is not None:
@@ -201,12 +217,12 @@ def completion(
 
 def fake_source(
     number: int, rank: int, invocation: tuple[int, ...] = (), *, num_virtual: int = 0,
-    has_cache: bool = False,
+    has_cache: bool = False, task: Task | None = None,
 ) -> AdapterSource:  # fmt: skip
     """Return an adapter that `FakeModel.load` knows; number 0 is the base."""
     return AdapterSource(
         f"sha256:{number:064x}", str(number), rank, 100 * rank, invocation=invocation,
-        virtual_tokens=num_virtual, has_cache=has_cache,
+        virtual_tokens=num_virtual, has_cache=has_cache, task=task,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class InstantEngine:
     def __init__(self) -> None:
         self.error: LoramuxError | None = None
 
-    def submit(self, mailbox: Mailbox, index: int, *_: object) -> int:
+    def submit(self, mailbox: Mailbox[Token], index: int, *_: object) -> int:
         if self.error:
             raise self.error
         mailbox.put(index, Token(1, 1))

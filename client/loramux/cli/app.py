@@ -16,6 +16,7 @@ from loramux.cli import (
     bench,
     chat,
     checks,
+    classify,
     generate,
     inspection,
     merging,
@@ -119,6 +120,7 @@ _server_command("keys", "Make, list, rotate and revoke the keys of a server.")
 _server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("classify")(classify.classify)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)
 app.command("inspect")(inspection.inspect)

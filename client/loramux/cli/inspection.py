@@ -61,6 +61,7 @@ def inspect(
                         {"module": e.module, "kind": e.kind, "shape": e.tensor.shape}
                         for e in package.edits
                     ],
+                    "head": _head(package),
                     "notes": package.notes,
                     "peft_config": package.peft_config,
                 }
@@ -76,6 +77,10 @@ def inspect(
         print(line)
     for kind, number in Counter(edit.kind for edit in package.edits).items():
         print(f"edits   {number} of kind {kind}")
+    if package.head and package.labels:
+        print(
+            f"labels  {len(package.labels.names)} by {package.head.task}, {package.labels.problem}"
+        )
     if package.virtual:
         given = "keys and values" if package.virtual.has_cache else "embeddings"
         print(f"before  {given} of {package.virtual.count} virtual tokens")
@@ -95,6 +100,11 @@ def _in_order(entry: "Measured") -> list[tuple[int, str]]:
     """Return what sorts layer 2 before layer 10."""
     parts = entry.module.split(".")
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _head(package: Package) -> dict[str, object] | None:
+    head, labels = package.head, package.labels
+    return {"task": str(head.task), **labels.note} if head and labels else None
 
 
 def _notes(package: Package) -> Iterable[str]:

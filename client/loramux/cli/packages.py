@@ -10,11 +10,12 @@ import typer
 from loramux.cli.hub import local
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file, whole_folder
-from loramux.cli.use_notes import use_notes
+from loramux.cli.use_notes import label_notes, use_notes
 from loramux_adapters import open_package, pack_source
 from loramux_adapters import unpack as write_folder
 from loramux_adapters.base import read_base
 from loramux_adapters.fingerprint import fingerprint
+from loramux_adapters.labels import ProblemType
 from loramux_adapters.package import digest_of
 
 
@@ -60,6 +61,21 @@ def pack(
             help="A generation default, such as temperature=0.2 or stop=END; repeatable.",
         ),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="Names of the labels of an adapter that classifies, in order; by default id2label "
+            "of the folder's config.json, or LABEL_0, LABEL_1, …",
+        ),
+    ] = None,
+    problem_type: Annotated[
+        ProblemType | None,
+        typer.Option(
+            help="How its scores come of logits; by default what config.json says, or regression "
+            "for one label and softmax for several."
+        ),
+    ] = None,
     max_error: Annotated[
         float,
         typer.Option(
@@ -80,6 +96,7 @@ def pack(
     notes: dict[str, object] = {"base": fingerprint(model)} if model else {}
     notes |= use_notes(chat_template, generation_config, default or [])
     with local(source, quiet=as_json) as (path, name):
+        notes |= label_notes(path, labels, problem_type)
         target = output or Path(f"{name}.safetensors")
         with whole_file(target) as file:
             folded = pack_source(path, file, notes=notes, max_error=max_error, base=model)

@@ -9,6 +9,7 @@ from loramux_adapters.errors import shown
 from loramux_adapters.files import read_bounded, read_object
 from loramux_adapters.generation import LISTS, check_generation
 from loramux_adapters.generation_config import MAX_BYTES, defaults_of
+from loramux_adapters.labels import ProblemType, check_labels, labels_beside
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 
 NONE = "none"
@@ -49,6 +50,27 @@ def use_notes(
     elif generation_config == NONE:
         notes["generation"] = None
     return notes
+
+
+def label_notes(
+    source: Path, labels: str | None, problem_type: ProblemType | None
+) -> dict[str, object]:
+    """Return the notes of labels that the options give for an adapter in the folder `source`.
+
+    What they leave open is what the folder says.
+
+    Raises:
+        PackageError: They are malformed.
+    """
+    given: dict[str, object] = {}
+    if labels is not None:
+        given["labels"] = labels.split(",")
+    if problem_type is not None:
+        given["problem_type"] = str(problem_type)
+    if not given:
+        return {}
+    check_labels(given, "--labels")
+    return {"classification": {**labels_beside(source), **given}}
 
 
 def _parsed(text: str) -> tuple[str, object]:

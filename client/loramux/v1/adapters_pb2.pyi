@@ -662,6 +662,7 @@ class Adapter(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     INVOCATION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the name, without tenant and tag."""
     digest: _builtins.str
@@ -695,6 +696,10 @@ class Adapter(_message.Message):
     virtual_tokens: _builtins.int
     """virtual_tokens is how many positions of the context it takes before every prompt, as prompt and
     prefix tuning do; usage does not count them.
+    """
+    task: _builtins.str
+    """task is what the adapter classifies, as PEFT calls that: `SEQ_CLS` for texts, `TOKEN_CLS` for
+    tokens; empty where it continues text.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -745,10 +750,11 @@ class Adapter(_message.Message):
         reference: _builtins.str = ...,
         invocation_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         virtual_tokens: _builtins.int = ...,
+        task: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "created_at", b"created_at", "expires_at", b"expires_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "invocation_token_ids", b"invocation_token_ids", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "tenant", b"tenant", "tier", b"tier", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "invocation_token_ids", b"invocation_token_ids", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "task", b"task", "tenant", b"tenant", "tier", b"tier", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015

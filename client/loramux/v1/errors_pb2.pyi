@@ -132,6 +132,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
     ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 63
     """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
+    ERROR_REASON_ADAPTER_TASK_MISMATCH: _ErrorReason.ValueType  # 70
+    """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
+    or the other way round.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -248,6 +252,10 @@ ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 62
 """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
 ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 63
 """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
+ERROR_REASON_ADAPTER_TASK_MISMATCH: ErrorReason.ValueType  # 70
+"""ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
+or the other way round.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -59,11 +59,13 @@ class Admission:
             return "INVALID_FIELD", "the prompt has no tokens"
         if self._vocab_size and max(request.prompt) >= (request.own_vocab_size or self._vocab_size):
             return "INVALID_FIELD", "the prompt has a token that the model lacks"
-        if len(request.prompt) >= self._context_length:
+        room = self._context_length - (request.task is None)
+        if len(request.prompt) > room:
+            rest = " leaves no room for a completion" if request.task is None else " is smaller"
             return (
                 "CONTEXT_LENGTH_EXCEEDED",
                 f"the prompt has {len(request.prompt)} tokens with those of its adapter; the "
-                f"context of {self._context_length} leaves no room for a completion",
+                f"context of {self._context_length}{rest}",
             )
         if self._scheduler.num_queued >= self._max_waiting:
             return "QUEUE_FULL", f"{self._max_waiting} requests are waiting already"

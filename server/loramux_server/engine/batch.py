@@ -10,12 +10,26 @@ from itertools import chain
 import numpy as np
 import torch
 
+from loramux_adapters.head import Task
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.head import Head
 from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.virtual import VirtualRun
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """Tokens of one request whose hidden states the head of its adapter reads."""
+
+    request: Request
+    head: Head
+    first: int
+    """How many of its tokens were read before."""
+    rows: slice
+    """Where the tokens are in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +39,8 @@ class Batch:
     input: StepInput
     requests: list[Request]
     """The requests of the tokens whose logits are needed, in the same order."""
+    classified: tuple[Classified, ...] = ()
+    """The tokens whose hidden states heads read."""
 
     @staticmethod
     def build(
@@ -77,6 +93,7 @@ class Batch:
                 carried_T=_carried(chunks, before) if before else None,
             ),
             requests=[chunks[i].request for i in sampled],
+            classified=_classified(chunks, query_start, residence),
         )
 
 
@@ -121,6 +138,24 @@ def _virtual_runs(
             rows = torch.arange(count) + int(query_start[i])
             embedded.append(VirtualRun(virtual, first, rows))
     return tuple(embedded), tuple(cached)
+
+
+def _classified(
+    chunks: Sequence[Chunk], query_start: Int32, residence: Callable[[str], Residence]
+) -> tuple[Classified, ...]:
+    """Return what heads read."""
+    found: list[Classified] = []
+    for begin, chunk in zip(query_start.tolist(), chunks, strict=False):
+        positions = chunk.classified
+        if not positions:
+            continue
+        assert chunk.digest is not None
+        head = residence(chunk.digest).head
+        assert head is not None
+        row = begin + positions.start - chunk.start
+        first = positions.start if chunk.request.task is Task.TOKENS else 0
+        found.append(Classified(chunk.request, head, first, slice(row, row + len(positions))))
+    return tuple(found)
 
 
 def _segments(

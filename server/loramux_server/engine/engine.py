@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from loramux_server.engine.messages import (
     Ping,
     Report,
     Resume,
+    Scores,
     Started,
     Stats,
     Submit,
@@ -52,6 +53,9 @@ class Runner(Protocol):
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
+
+    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what heads make of each of `batch.classified`, on the host."""
 
 
 class Starter(Protocol):
@@ -158,15 +162,16 @@ class Engine:
         self._residents.start_loads(plan.urgent)
         self._is_stuck = not (plan.chunks or landed.loads or landed.failed)
         tokens: list[Token] = []
+        scores: list[Scores] = []
         size = None
         if plan.chunks and self._may_run_ahead(plan):
             self._flight = self._start(plan, before)
             if before:
                 tokens, size = self._land(before)
         elif plan.chunks:
-            tokens = self._run(plan)
+            tokens, scores = self._run(plan)
             size = self._learn(plan, now)
-        return self._report(started, tokens, size, landed)
+        return self._report(started, tokens, size, landed, scores)
 
     def check(self) -> None:
         """Assert that nothing leaked: blocks, rows, bytes, waits and leases."""
@@ -207,7 +212,7 @@ class Engine:
 
     def _may_run_ahead(self, plan: Plan) -> bool:
         """Return whether the device alone can tell what the tokens of `plan` are."""
-        plain = (chunk.request.sampling.is_plain for chunk in plan.chunks)
+        plain = (c.request.sampling.is_plain and c.request.task is None for c in plan.chunks)
         return self._starter is not None and all(plain)
 
     def _start(self, plan: Plan, before: Flight | None) -> Flight:
@@ -222,11 +227,15 @@ class Engine:
         tokens = self._commit(flight.plan, flight.batch, flight.outcome.wait())
         return tokens, self._learn(flight.plan, max(flight.begin, self._landed_at))
 
-    def _run(self, plan: Plan) -> list[Token]:
+    def _run(self, plan: Plan) -> tuple[list[Token], list[Scores]]:
         batch = self._lay_out(plan, None)
-        logits_RV = self._runner.run(batch)
+        read: list[torch.Tensor] = []
+        if batch.classified:
+            logits_RV, read = self._runner.classify(batch)
+        else:
+            logits_RV = self._runner.run(batch)
         sampled = sample(logits_RV, batch.requests, self._eos_token_ids, self._vocab_size)
-        return self._commit(plan, batch, sampled)
+        return self._commit(plan, batch, sampled), self._take_scores(batch, read)
 
     def _lay_out(self, plan: Plan, before: Batch | None) -> Batch:
         chunks = grouped(plan.chunks)
@@ -253,6 +262,21 @@ class Engine:
                 del self._requests[request.request_id]
         return tokens
 
+    def _take_scores(self, batch: Batch, read: list[torch.Tensor]) -> list[Scores]:
+        """Keep what heads made of tokens, and end the requests that have no others."""
+        done: list[Scores] = []
+        for part, logits_TL in zip(batch.classified, read, strict=True):
+            request = part.request
+            if not logits_TL.isfinite().all():
+                self._fail(request, "ADAPTER_NOT_FINITE", _FAULTS["ADAPTER_NOT_FINITE"])
+                continue
+            # Who lost its blocks begins anew.
+            request.scores[part.first :] = [row.tobytes() for row in logits_TL.numpy()]
+            if not request.num_uncomputed:
+                done.append(Scores(request.request_id, b"".join(request.scores)))
+                self._end(request.request_id)
+        return done
+
     def _fail_waiting(self, source: AdapterSource, error: BaseException) -> None:
         """Fail the requests that wait for an adapter that could not be loaded."""
         reason = "INTERNAL"
@@ -270,6 +294,7 @@ class Engine:
         tokens: list[Token],
         size: BatchSize | None,
         landed: Landed,
+        scores: Sequence[Scores] = (),
     ) -> Report:
         failures, self._failures = self._failures, []
         return Report(
@@ -286,6 +311,7 @@ class Engine:
                 host=self._residents.stats(Tier.HOST),
             ),
             tokens=tokens,
+            scores=list(scores),
             failures=failures,
             started=started,
             loads=landed.loads,

@@ -51,7 +51,8 @@ class AdapterLoader:
             )
         if self._shard == WHOLE:
             return self._slab.pack(packed)
-        if packed.edits:  # registered when one process held the model
+        # Registered when one process held the model.
+        if packed.edits and (packed.edits.acts or packed.edits.virtual):
             raise PackageError(
                 "it has more than low-rank changes, which are all that is served with "
                 "tensor_parallel above 1",

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from loramux_adapters.head import Task
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
@@ -61,6 +62,8 @@ class AdapterSource(Struct, frozen=True):
     """Positions before every prompt that are the adapter's."""
     has_cache: bool = False
     """Whether it brings keys and values for them; else it is embeddings."""
+    task: Task | None = None
+    """What it classifies; None where it continues text."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
@@ -113,7 +116,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
 
 class Submit(Struct, frozen=True, tag=True):
-    """Generate one completion."""
+    """Generate one completion, or classify one text if that is what the adapter does."""
 
     request_id: int
     prompt: list[int]
@@ -254,6 +257,14 @@ class Token(Struct, frozen=True, array_like=True):
     logprobs: Logprobs | None = None
 
 
+class Scores(Struct, frozen=True, array_like=True):
+    """What an adapter made of a text, which ends the request."""
+
+    request_id: int
+    logits: bytes
+    """Those of each label, float32: of the text as a whole, or of each of its tokens in order."""
+
+
 class Failure(Struct, frozen=True, array_like=True):
     """A request ended without a result."""
 
@@ -324,6 +335,7 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
 
     stats: Stats
     tokens: list[Token] = []
+    scores: list[Scores] = []
     failures: list[Failure] = []
     started: list[Started] = []
     loads: list[Load] = []

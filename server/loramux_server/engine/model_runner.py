@@ -12,6 +12,7 @@ from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
+from loramux_server.models.hidden import last_hidden
 
 
 class ModelRunner:
@@ -53,6 +54,17 @@ class ModelRunner:
             logits_RV, _ = self._graphs.run(given.form, lambda: self._chosen(given))
         self.slab.note_step()
         return logits_RV[: len(batch.requests)]
+
+    @torch.inference_mode()
+    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what heads make of each of `batch.classified`, on the host."""
+        given = self._take(batch)
+        with last_hidden(self._model.module) as found:
+            logits_RV = self._logits(given)  # never recorded: heads are in no form
+        self.slab.note_step()
+        (hidden_TK,) = found
+        read = [part.head(hidden_TK[part.rows]).cpu() for part in batch.classified]
+        return logits_RV[: len(batch.requests)], read
 
     @torch.inference_mode()
     def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:

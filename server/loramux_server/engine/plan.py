@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from loramux_adapters.head import Task
 from loramux_server.engine.request import Request
 
 
@@ -36,7 +37,21 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether the step ends with a new token for this request."""
-        return self.is_ahead or self.end == self.request.num_tokens
+        return self.is_ahead or (self.is_last and self.request.task is None)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of the request is left to be computed."""
+        return self.end == self.request.num_tokens
+
+    @property
+    def classified(self) -> range:
+        """Positions whose hidden states the head of its adapter reads."""
+        if self.request.task is Task.TOKENS:
+            return range(self.start, self.end)
+        if self.request.task is Task.SEQUENCE and self.is_last:
+            return range(self.end - 1, self.end)
+        return range(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
 from loramux_server.engine.messages import AdapterSource, Sampling, Submit
 from loramux_server.lora.weight_format import Resting
@@ -46,6 +47,8 @@ class Request:
     """Whether it ever left the queue."""
     owes_prompt: bool = True
     """Whether what it has to compute before its next token is still to be charged."""
+    scores: list[bytes] = field(default_factory=list)
+    """Logits of the labels, for each token that a head has read; float32."""
     num_virtual: int = field(init=False)
     """Virtual tokens that its adapter puts before the prompt."""
 
@@ -92,6 +95,11 @@ class Request:
     def digest(self) -> str | None:
         """Identity of its adapter; None for the base model."""
         return self.adapter.digest if self.adapter else None
+
+    @property
+    def task(self) -> Task | None:
+        """What it classifies; None where it continues its prompt."""
+        return self.adapter.task if self.adapter else None
 
     @property
     def own_vocab_size(self) -> int:

@@ -9,6 +9,7 @@ out the request that started last starts over later. Tenants take turns by what 
 from collections.abc import Sequence
 from typing import Protocol
 
+from loramux_adapters.head import Task
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.fair_queue import FairQueue
 from loramux_server.engine.messages import AdapterSource, Finish
@@ -194,7 +195,7 @@ class Scheduler:
                 continue
             request.num_computed = chunk.end
             self._name_blocks(request)
-            if chunk.end < request.num_tokens:
+            if not chunk.samples:
                 continue
             token = next(new)
             request.output.append(token)
@@ -274,7 +275,8 @@ class Scheduler:
 
     def _prefix(self, request: Request) -> list[bytes]:
         """Return the names of the blocks that a request which starts need not compute."""
-        if not self._shares_prefixes:
+        # Whose every token is classified needs the hidden states of all of them.
+        if not self._shares_prefixes or request.task is Task.TOKENS:
             return []
         # At least one token has to be computed, to choose the next one.
         return name_blocks(request, self._blocks.block_size, request.num_tokens - 1)

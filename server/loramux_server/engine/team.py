@@ -54,6 +54,9 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them."""
 
+    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what heads make of each of `batch.classified`."""
+
 
 class Team:
     """Owns the followers and the channels to them; use it in a `with`."""
@@ -249,3 +252,8 @@ class _TeamRunner:
         """Return the logits of the rows that need them, float32, as [R, V]."""
         self._team.start_step(batch)
         return self._runner.run(batch)
+
+    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what heads make of each of `batch.classified`, on the host."""
+        self._team.start_step(batch)
+        return self._runner.classify(batch)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from loramux_server.lora.head import Head
+
 _FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
 _SHIFTING = frozenset({EditKind.MAGNITUDE, EditKind.BIAS, EditKind.ADDED_BIAS})
 _SHARED = frozenset({EditKind.SHARED_WEIGHT, EditKind.TOKENS})
@@ -67,9 +69,11 @@ class Edits:
     """Tokens that the base has with this adapter; 0 if as many as ever."""
     virtual: Virtual | None = None
     """What stands before every prompt; who has it does nothing else."""
+    head: "Head | None" = None
+    """What reads hidden states in place of the layer of logits."""
 
     def __bool__(self) -> bool:
-        return self.acts or self.virtual is not None
+        return self.acts or self.virtual is not None or self.head is not None
 
     @property
     def acts(self) -> bool:
@@ -106,6 +110,8 @@ def num_edit_bytes(package: Package) -> int:
             num_bytes += 4 * part.num_bytes // ITEM_BYTES[part.dtype]
     if package.virtual:
         num_bytes += 4 * package.virtual.count * package.virtual.width
+    if package.head:
+        num_bytes += 4 * package.head.num_labels * (package.head.width + 1)
     return num_bytes
 
 

@@ -11,6 +11,7 @@ from loramux_adapters import Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
 from loramux_server.lora.bottleneck import pack_bottlenecks
 from loramux_server.lora.edits import Edits, LayerEdit
+from loramux_server.lora.head import pack_head
 from loramux_server.lora.module_edits import (
     EmbeddingEdit,
     LowRank,
@@ -58,7 +59,12 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
             modules[module] = _output_edit(module, of_module, base, read)
         else:
             modules[module] = _parameter_edit(module, of_module, base, read)
-    edits = Edits(layers, modules, base.vocabulary.size_for(package.contents))
+    edits = Edits(
+        layers,
+        modules,
+        base.vocabulary.size_for(package.contents),
+        head=pack_head(package.head, read) if package.head else None,
+    )
     return edits if edits else None
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,9 @@ import numpy.typing as npt
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.virtual import Virtual
 from loramux_server.lora.weight_format import WeightFormat
+
+if TYPE_CHECKING:
+    from loramux_server.lora.head import Head
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -34,6 +38,11 @@ class Residence:
     def virtual(self) -> Virtual | None:
         """What it puts before every prompt; then it changes nothing else."""
         return self.edits.virtual if self.edits else None
+
+    @property
+    def head(self) -> "Head | None":
+        """What it classifies with."""
+        return self.edits.head if self.edits else None
 
 
 @dataclass(frozen=True, slots=True)

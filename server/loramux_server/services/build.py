@@ -10,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
+    classification_pb2,
     generation_pb2,
     quarantine_pb2,
     residency_pb2,
@@ -25,8 +26,10 @@ from loramux_server.metrics import Metrics
 from loramux_server.room_limits import RoomLimits
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.aliases import AliasService
+from loramux_server.services.calls import Calls
 from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
+from loramux_server.services.classification import ClassificationService
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
@@ -41,6 +44,7 @@ from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
+from loramux_server.store.instructions import Instructions
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import full_name
 from loramux_server.store.registry import Registry
@@ -125,15 +129,29 @@ def build_services(
     lag = LoopLag()
     room = _waiting_room(model, config, metrics, lag)
     prompts = Prompts(model, adapter_templates=config.adapter_templates)
+    calls, instructions = Calls(metrics, quotas, room), Instructions()
     generation = GenerationService(
         engine=engine,
         registry=registry,
         model=model,
-        metrics=metrics,
+        calls=calls,
         statuses=statuses,
         prompts=prompts,
         quotas=quotas,
         room=room,
+        instructions=instructions,
+        default_timeout=config.default_timeout,
+    )
+    classification = ClassificationService(
+        engine=engine,
+        registry=registry,
+        model=model,
+        calls=calls,
+        statuses=statuses,
+        prompts=prompts,
+        quotas=quotas,
+        room=room,
+        instructions=instructions,
         default_timeout=config.default_timeout,
     )
     adapters = AdapterService(
@@ -157,6 +175,7 @@ def build_services(
     return Services(
         {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
+            classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]: classification,
             adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: adapters,
             uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,

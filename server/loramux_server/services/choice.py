@@ -17,6 +17,7 @@ from loramux_server.lora.mix import NOT_MIXABLE, mixed
 from loramux_server.services.adapter_fields import COMBINATIONS
 from loramux_server.services.descriptions import identity_of
 from loramux_server.services.limits import invalid
+from loramux_server.services.tasks import check_continues
 from loramux_server.statuses import Statuses
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
@@ -70,7 +71,7 @@ def chosen(
     Raises:
         NotFoundError: A reference stands for nothing.
         InvalidArgumentError: Two stand for the same version.
-        FailedPreconditionError: The adapters cannot be mixed or scaled as asked.
+        FailedPreconditionError: The adapters cannot be mixed or scaled as asked, or classify.
     """
     asked = _asked(request)
     if not asked:
@@ -83,6 +84,8 @@ def chosen(
             for one in asked
         ]
         records = [record for record, _ in found]
+        for one, record in zip(asked, records, strict=True):
+            check_continues(record, one.field)
         sources = [source for _, source in found]
         source = _source(asked, records, sources, request)
         for record in records:

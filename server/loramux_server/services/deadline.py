@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from loramux.errors import DeadlineExceededError
 from loramux_server.engine_client import Mailbox
@@ -35,7 +36,7 @@ class Deadline:
         return max(0.0, self._when - asyncio.get_running_loop().time())
 
     @contextmanager
-    def over(self, mailbox: Mailbox) -> Iterator[None]:
+    def over(self, mailbox: Mailbox[Any]) -> Iterator[None]:
         """Let `mailbox` fail with DeadlineExceededError when it is time, unless the block ends."""
         error = DeadlineExceededError(
             f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"

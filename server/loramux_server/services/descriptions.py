@@ -42,6 +42,7 @@ class Descriptions:
             method=record.method,
             invocation_token_ids=record.invocation,
             virtual_tokens=record.virtual_tokens,
+            task=record.task,
             target_modules=record.target_modules,
             base_model=record.base_model,
             source=SOURCES[record.source],

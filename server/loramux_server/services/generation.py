@@ -1,20 +1,19 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
-import secrets
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import AlreadyExistsError, LoramuxError
+from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
-from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.engine.messages import ModelInfo, Sampling, Token
 from loramux_server.engine_client import EngineClient, Mailbox
-from loramux_server.metrics import Metrics
 from loramux_server.observe.call_record import note
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
+from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.defaults import used, with_defaults
@@ -25,7 +24,7 @@ from loramux_server.services.limits import (
     samplings,
     text_options,
 )
-from loramux_server.services.observer import Observer, outcome_of
+from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
 from loramux_server.services.prompts import Prompts
 from loramux_server.statuses import Statuses
@@ -68,25 +67,24 @@ class GenerationService:
         engine: EngineClient,
         registry: Registry,
         model: ModelInfo,
-        metrics: Metrics,
+        calls: Calls,
         statuses: Statuses,
         prompts: Prompts,
         quotas: Quotas,
         room: WaitingRoom,
+        instructions: Instructions,
         default_timeout: float,
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._model = model
-        self._metrics = metrics
+        self._calls = calls
         self._statuses = statuses
         self._quotas = quotas
         self._room = room
         self._default_timeout = default_timeout
         self._prompts = prompts
-        self._instructions = Instructions()
-        self._live: set[tuple[str, str]] = set()
-        """Tenant and id of each request under way."""
+        self._instructions = instructions
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -113,8 +111,10 @@ class GenerationService:
         """Answer piece by piece."""
         deadline = Deadline.of(context, self._default_timeout)
         with (
-            self._observed() as observer,
-            self._placed(request, deadline) as place,
+            self._calls.observed() as observer,
+            self._calls.placed(
+                request, request.sampling.max_tokens or self._model.context_length, deadline
+            ) as place,
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
@@ -136,7 +136,7 @@ class GenerationService:
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the pieces of all completions of `call` until each has ended."""
         ids: list[int] = []
-        mailbox = Mailbox(call.started, lambda is_full: self._engine.pause(ids, is_full))
+        mailbox = Mailbox[Token](call.started, lambda is_full: self._engine.pause(ids, is_full))
 
         def give_way(error: LoramuxError) -> None:
             mailbox.fail(error)
@@ -181,7 +181,7 @@ class GenerationService:
 
     @contextmanager
     def _submitted(
-        self, call: _Call, mailbox: Mailbox, deadline: Deadline, ids: list[int]
+        self, call: _Call, mailbox: Mailbox[Token], deadline: Deadline, ids: list[int]
     ) -> Iterator[None]:
         """Start the completions of `call`, and end for the engine what the block leaves open.
 
@@ -207,48 +207,12 @@ class GenerationService:
                 self._engine.cancel(request_id)
 
     @contextmanager
-    def _observed(self) -> Iterator[Observer]:
-        observer = Observer(self._metrics)
-        try:
-            yield observer
-        except BaseException as error:
-            observer.ended(outcome_of(error))
-            raise
-        observer.ended("ok")
-
-    def _placed(
-        self, request: generation_pb2.GenerateRequest, deadline: Deadline
-    ) -> AbstractContextManager[Place]:
-        tenant = caller().tenant
-        return self._room.place(
-            tenant,
-            self._quotas.policy(tenant).weight,
-            request.ByteSize(),
-            max_tokens=request.sampling.max_tokens or self._model.context_length,
-            seconds_left=deadline.remaining,
-        )
-
-    @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
         check_adapters(request)
-        request_id = request.request_id or secrets.token_hex(8)
-        tenant = caller().tenant
-        key = (tenant, request_id)
-        if key in self._live:
-            raise AlreadyExistsError(
-                f"request_id {request_id!r} is that of a request still running",
-                reason="REQUEST_EXISTS",
-                field="request_id",
-            )
-        self._live.add(key)
-        note(generation_id=request_id)
-        try:
-            with self._quotas.request(tenant):
-                yield request_id
-        finally:
-            self._live.discard(key)
+        with self._calls.live(request.request_id) as request_id:
+            yield request_id
 
     @contextmanager
     def _reserved(

@@ -13,7 +13,7 @@ from loramux.errors import (
 )
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
-from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.engine.messages import ModelInfo, Sampling, Scores, Token
 from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.observe.call_record import note
 from loramux_server.services.expiry import end_of, ttl_of
@@ -130,12 +130,12 @@ class Intake:
         return registered, is_new
 
     async def load(self, record: AdapterRecord) -> None:
-        """Return when the weights of a version are on the device and made a token.
+        """Return when the weights of a version are on the device and made a token, or scores.
 
         Raises:
             LoramuxError: They cannot be loaded, or the engine is away.
         """
-        mailbox = Mailbox(on_started=lambda _: None)
+        mailbox: Mailbox[Token | Scores] = Mailbox(on_started=lambda _: None)
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         # What waits for its invocation tokens would not be loaded without them.

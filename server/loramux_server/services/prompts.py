@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from functools import partial
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
@@ -10,7 +11,7 @@ from loramux_server.chat.chat import Chat
 from loramux_server.chat.messages import Turn
 from loramux_server.engine.messages import ModelInfo
 from loramux_server.store.instructions import Instruction
-from loramux_server.tokenizer import OFF_LOOP, TextTokenizer
+from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
 
 KEPT = 4
 """Tokenizers of adapters that stay in memory: one may take a hundred megabytes."""
@@ -77,12 +78,33 @@ class Prompts:
             else:
                 tokens = await asyncio.to_thread(_of_text, request, tokenizer)
         if not tokens:
-            raise InvalidArgumentError(
-                f"{field} has no tokens: the tokenizer makes none of this text",
-                reason="INVALID_FIELD",
-                field=field,
-            )
+            raise _no_tokens(field)
         return tokens
+
+    async def placed(
+        self,
+        text: str,
+        field: str,
+        told: Instruction,
+        *,
+        parse_special: bool,
+        add_special: bool,
+    ) -> tuple[list[int], list[Span | None]]:
+        """Return the tokens of `text`, the request field `field`, and where in it each is.
+
+        Raises:
+            InvalidArgumentError: There are none, or it cannot be tokenized.
+        """
+        tokenizer = await self.tokenizer(told)
+        assert tokenizer is not None
+        encode = partial(
+            tokenizer.encode_placed, text, field, parse_special=parse_special,
+            add_special=add_special,
+        )  # fmt: skip
+        found = encode() if len(text) < OFF_LOOP else await asyncio.to_thread(encode)
+        if not found[0]:
+            raise _no_tokens(field)
+        return found
 
     async def close(self) -> None:
         """End the processes that render templates."""
@@ -118,6 +140,14 @@ class Prompts:
                 request.add_generation_prompt if request.HasField("add_generation_prompt") else True
             ),
         )
+
+
+def _no_tokens(field: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{field} has no tokens: the tokenizer makes none of this text",
+        reason="INVALID_FIELD",
+        field=field,
+    )
 
 
 def _of_text(request: generation_pb2.GenerateRequest, tokenizer: TextTokenizer) -> list[int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from loramux_adapters import PackageError
+from loramux_adapters import PackageError, read_package
 from loramux_adapters.added_tokens import AddedToken, parse_added_tokens
+from loramux_adapters.head import Task
+from loramux_adapters.labels import Labels
 from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
 from loramux_adapters.tensorfile import MAX_HEADER_BYTES
 from loramux_server.engine.messages import AdapterSource
@@ -29,6 +32,8 @@ class Instruction:
     """Field of the sampling parameters -> its default."""
     added_tokens: tuple[AddedToken, ...] = ()
     """Tokens that its tokenizer adds to that of the base."""
+    labels: Labels | None = None
+    """What the outputs of its head mean; None where it has none."""
 
 
 NONE = Instruction()
@@ -65,15 +70,20 @@ def _read(path: Path) -> Instruction | None:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
-        notes = parse_manifest(header["__metadata__"][MANIFEST_KEY]).notes
+            manifest = parse_manifest(header["__metadata__"][MANIFEST_KEY])
+            labels = None
+            if manifest.peft_config.get("task_type") in set(Task):
+                labels = read_package(file, os.fstat(file.fileno()).st_size).labels
+        notes = manifest.notes
         added = parse_added_tokens(cast(list[object], notes.get("added_tokens", [])), "the package")
     except (OSError, ValueError, KeyError, TypeError, struct.error, PackageError):
         return None
     template, generation = notes.get("chat_template"), notes.get("generation")
-    if template is None and not generation and not added:
+    if template is None and not generation and not added and labels is None:
         return NONE
     return Instruction(
         template if isinstance(template, str) else None,
         generation if isinstance(generation, dict) else {},
         added,
+        labels,
     )

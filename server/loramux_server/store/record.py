@@ -4,6 +4,7 @@ import datetime
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loramux_adapters.head import Task
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
 
@@ -33,6 +34,8 @@ class AdapterRecord:
     """Positions before every prompt that are the adapter's."""
     has_cache: bool = False
     """Whether it brings keys and values for them."""
+    task: str = ""
+    """What it classifies, as PEFT's `task_type` calls that; empty where it continues text."""
     method: str = "lora"
     """What trained it, as PEFT calls that."""
     invocation: tuple[int, ...] = ()
@@ -94,4 +97,5 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         record.invocation,
         virtual_tokens=record.virtual_tokens,
         has_cache=record.has_cache,
+        task=Task(record.task) if record.task else None,
     )

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
-FORMAT = 6
-"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns."""
+FORMAT = 7
+"""1 knew no versions: a table `adapters` had one row for each name. 2 to 6 lacked columns."""
 
 metadata = sa.MetaData()
 
@@ -57,6 +57,7 @@ versions = sa.Table(
     sa.Column("origin", sa.Text, nullable=False, server_default=""),
     sa.Column("virtual_tokens", sa.Integer, nullable=False, server_default="0"),
     sa.Column("has_cache", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("task", sa.String(16), nullable=False, server_default=""),
 )
 
 aliases = sa.Table(

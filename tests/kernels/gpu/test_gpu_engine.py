@@ -18,6 +18,7 @@ from loramux_server.lora.slab import GroupShape
 from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models import base_model
 from tests.parity.test_activated import cases as activated_cases
+from tests.parity.test_classifiers import check_logits, texts
 from tests.parity.test_peft import LOGPROB_TOLERANCE, cases, check
 from tests.support.adapters import Expected, pack_source, save_adapter
 from tests.support.engine import Harness
@@ -76,6 +77,20 @@ def test_an_adapter_begins_in_the_middle_of_a_chunk(device: torch.device, tmp_pa
     for request_id, case in enumerate(requests):
         wanted = Expected(case.expected.tokens[:1], case.expected.logprobs[:1])
         check(harness, request_id, replace(case, expected=wanted))
+
+
+def test_texts_are_classified_beside_prompts(device: torch.device, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    classified = texts(model, tmp_path, every=False)
+    harness = harness_of(model, device, rows=64, num_blocks=60, max_batch_tokens=20)
+    harness.submit([5, 6], max_tokens=4)
+    asked = {harness.submit(text.prompt, text.source): text for text in classified}
+    one = [harness.submit(text.prompt[:1], text.source) for text in classified[::2]]
+    harness.run()  # those of one token are in a step that has the form of decode
+    for request_id, text in asked.items():
+        check_logits(harness, request_id, text)
+    assert all(len(harness.scores[request_id].logits) for request_id in one)
+    assert len(harness.output(0)) == 4
 
 
 @pytest.fixture

@@ -1,0 +1,251 @@
+"""Heads of classification in packages: what is read of them, and what they mean."""
+
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from loramux_adapters import PackageError, check_fit, open_package
+from loramux_adapters.head import MAX_LABELS, Task
+from loramux_adapters.kinds import read_contents
+from loramux_adapters.labels import ProblemType
+from loramux_adapters.package import read_package
+from loramux_adapters.plain import require_low_rank
+from loramux_adapters.token_shape import TokenShape
+from loramux_adapters.unpack import unpack
+from tests.adapters.files import (
+    CONFIG,
+    TENSORS,
+    Tensors,
+    header,
+    manifest,
+    tensor_file,
+    write_folder,
+)
+from tests.adapters.test_contents import FILE, IA3, INVALID, LORA, infos
+from tests.support.command_line import Loramux
+from tests.support.models import tiny_model
+
+P = "base_model.model."
+UNSUPPORTED = "UNSUPPORTED_ADAPTER_FEATURE"
+TEXTS = CONFIG | {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]}
+TOKENS = TEXTS | {"task_type": "TOKEN_CLS"}
+SCORE = f"{P}score.weight"
+PROMPT = {
+    "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "token_dim": 4, "task_type": "SEQ_CLS",
+}  # fmt: skip
+
+
+def with_head(num_labels: int = 3, **more: list[int]) -> Tensors:
+    shapes = {
+        SCORE: [num_labels, 4],
+        **{P + name.replace("__", "."): s for name, s in more.items()},
+    }
+    found = dict(TENSORS)
+    for name, shape in shapes.items():
+        size = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        found[name] = ("F32", shape, struct.pack(f"<{size}f", *range(size)))
+    return found
+
+
+def test_a_head_is_no_change_of_the_base() -> None:
+    for name in ("score", "classifier"):
+        shapes = LORA | {f"{P}{name}.weight": [3, 4], f"{P}{name}.bias": [3]}
+        _, contents = read_contents(TOKENS, infos(shapes))
+        head = contents.head
+        assert head is not None
+        assert (head.task, head.num_labels, head.width) == (Task.TOKENS, 3, 4)
+        assert [tensor.name for tensor in head.tensors] == [f"{P}{name}.weight", f"{P}{name}.bias"]
+        assert not contents.edits
+        assert not contents.has_more
+        assert contents.changed_modules == ["model.layers.0.self_attn.q_proj"]
+
+
+def test_what_peft_saves_twice_counts_once() -> None:
+    # With bias="all", PEFT saves what the head was before, and a copy of what it is.
+    again = {f"{P}score.original_module.bias": [3], f"{P}score.modules_to_save.bias": [3]}
+    shapes = LORA | {SCORE: [3, 4], f"{P}score.bias": [3]} | again
+    _, contents = read_contents(TOKENS | {"bias": "all"}, infos(shapes))
+    assert contents.head is not None
+    assert contents.head.bias is not None
+    assert contents.head.bias.name == f"{P}score.bias"
+
+
+def test_other_modules_that_were_trained_whole_stay_edits() -> None:
+    config = TEXTS | {"modules_to_save": ["norm", "classifier", "score"]}
+    shapes = LORA | {SCORE: [3, 4], f"{P}model.norm.weight": [4]}
+    _, contents = read_contents(config, infos(shapes))
+    assert [edit.module for edit in contents.edits] == ["model.norm"]
+    assert contents.head is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "reason", "message"),
+    [
+        (TEXTS, LORA, UNSUPPORTED, "'SEQ_CLS' is refused: there is no head ('score.weight' or"),
+        (TEXTS, LORA | {SCORE: [4]}, FILE, "score.weight: shape [4] is not that of a head"),
+        (TEXTS, LORA | {SCORE: [MAX_LABELS + 1, 4]}, FILE, f"1 to {MAX_LABELS} labels"),
+        (TEXTS, LORA | {SCORE: [3, 4], f"{P}score.bias": [4]}, FILE, "shape [4] is not [3]"),
+        (TEXTS, LORA | {SCORE: [3, 4], f"{P}classifier.weight": [3, 4]}, FILE, "of two heads"),
+        (TEXTS, LORA | {f"{P}classifier.dense.weight": [4, 4], f"{P}classifier.out_proj.weight":
+         [3, 4]}, UNSUPPORTED, "a head is served that is one linear layer"),
+        (TEXTS, LORA | {f"{P}score.lora_A.weight": [2, 4], f"{P}score.lora_B.weight": [3, 2]},
+         UNSUPPORTED, "score.lora_A.weight is refused: a head is served"),
+        (TEXTS | {"task_type": "QUESTION_ANS"}, LORA | {f"{P}qa_outputs.weight": [2, 4]},
+         UNSUPPORTED, "marks a span in one of two texts"),
+        (TEXTS | {"alora_invocation_tokens": [1]}, LORA | {SCORE: [3, 4]}, UNSUPPORTED,
+         "alora_invocation_tokens needs 'CAUSAL_LM'"),
+        (PROMPT, {"prompt_embeddings": [2, 4], SCORE: [3, 4]}, UNSUPPORTED,
+         "a head is not served beside virtual tokens"),
+        (IA3 | {"task_type": "TOKEN_CLS"}, {f"{P}model.layers.0.self_attn.q_proj.ia3_l": [3, 1]},
+         UNSUPPORTED, "'TOKEN_CLS' is refused: there is no head"),
+    ],
+)  # fmt: skip
+def test_what_is_no_head_is_refused(
+    config: dict[str, Any], shapes: dict[str, list[int]], reason: str, message: str
+) -> None:
+    with pytest.raises(PackageError) as caught:
+        read_contents(config, infos(shapes))
+    assert message in str(caught.value)
+    assert caught.value.reason == reason
+
+
+def test_a_head_has_to_be_as_wide_as_the_base() -> None:
+    _, contents = read_contents(TEXTS, infos(LORA | {SCORE: [3, 8]}))
+    base = {"model.layers.0.self_attn.q_proj": (4, 3)}
+    check_fit(contents, base, token=TokenShape(8, ()))
+    with pytest.raises(PackageError, match="the head takes 8 values of a token, the base model gi"):
+        check_fit(contents, base, token=TokenShape(4, ()))
+
+
+def test_only_low_rank_changes_are_calculated_with(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", with_head(), TEXTS)
+    with (
+        open_package(folder) as (_, package),
+        pytest.raises(
+            PackageError, match=r"merge takes low-rank changes alone; the adapter has a h"
+        ),
+    ):
+        require_low_rank(package, "merge")
+
+
+def test_labels_have_the_names_of_the_config_of_the_model(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", with_head(), TEXTS)
+    names = {0: "bad", 1: "so-so", 2: "good"}
+    config = tiny_model("llama").config
+    config.num_labels, config.id2label, config.pad_token_id = 3, names, 0
+    config.problem_type = "multi_label_classification"
+    AutoModelForSequenceClassification.from_config(config).config.save_pretrained(str(folder))
+    with open_package(folder) as (file, package):
+        assert package.labels is not None
+        assert package.labels.names == ("bad", "so-so", "good")
+        assert package.labels.problem is ProblemType.MULTI_LABEL
+        before = file.seek(0) or file.read()
+        unpack(file, package, tmp_path / "b")
+    with open_package(tmp_path / "b") as (file, _):
+        file.seek(0)
+        assert file.read() == before
+
+
+@pytest.mark.parametrize(
+    ("config", "num_labels", "problem"),
+    [
+        (TEXTS, 1, ProblemType.REGRESSION),
+        (TEXTS, 3, ProblemType.SINGLE_LABEL),
+        (TOKENS, 1, ProblemType.SINGLE_LABEL),
+    ],
+)
+def test_labels_without_names_are_numbered(
+    tmp_path: Path, config: dict[str, Any], num_labels: int, problem: ProblemType
+) -> None:
+    with open_package(write_folder(tmp_path / "a", with_head(num_labels), config)) as (_, package):
+        assert package.labels is not None
+        assert package.labels.names == tuple(f"LABEL_{i}" for i in range(num_labels))
+        assert package.labels.problem is problem
+        assert "classification" not in package.notes
+
+
+def test_an_adapter_that_continues_text_has_no_use_for_that_config(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a")
+    (folder / "config.json").write_text("not JSON")
+    with open_package(folder) as (_, package):
+        assert (package.head, package.labels) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("note", "config", "message"),
+    [
+        (
+            {"labels": ["a", "b"]},
+            TEXTS,
+            "labels has 2 names; the head (base_model.model.score.weig",
+        ),
+        ({"labels": []}, TEXTS, "labels is [], not a list of 1 to 4096 names"),
+        ({"labels": ["a", "", "c"]}, TEXTS, "labels holds '', not 1 to 256 characters"),
+        ({"labels": "a,b,c"}, TEXTS, "labels is 'a,b,c', not a list"),
+        ({"problem_type": "softmax"}, TEXTS, "expected one of single_label_classification, multi_"),
+        ({"problem_type": 1}, TEXTS, "problem_type is 1; expected"),
+        ({"names": []}, TEXTS, "'names' is not known; known are labels, problem_type"),
+        (
+            {"problem_type": "regression"},
+            TOKENS,
+            "tokens (task_type TOKEN_CLS) have one label each",
+        ),
+        ({"labels": ["a"]}, CONFIG, "classification is noted of an adapter without a head"),
+    ],
+)
+def test_notes_of_labels_are_checked(note: dict[str, Any], config: Any, message: str) -> None:
+    tensors = TENSORS if config is CONFIG else with_head()
+    text = manifest(config, classification=note)
+    file = tensor_file(
+        header(tensors, {"loramux.manifest": text}), b"".join(raw for _, _, raw in tensors.values())
+    )
+    with pytest.raises(PackageError) as caught:
+        read_package(io.BytesIO(file), len(file))
+    assert message in str(caught.value)
+    assert caught.value.reason == INVALID
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "config.json: id2label is"),
+        ({"id2label": ["a", "b", "c"]}, "config.json: id2label is"),
+        ({"id2label": {"0": "a", "1": 1, "2": "c"}}, "config.json: labels holds 1"),
+        ({"id2label": {"0": "a", "1": "b"}}, "labels has 2 names"),
+        ({"problem_type": "x"}, "config.json: problem_type is 'x'"),
+        ("[", "config.json"),
+    ],
+)
+def test_a_config_of_other_labels_is_refused(tmp_path: Path, config: Any, message: str) -> None:
+    folder = write_folder(tmp_path / "a", with_head(), TEXTS)
+    (folder / "config.json").write_text(config if config == "[" else json.dumps(config))
+    with pytest.raises(PackageError) as caught, open_package(folder):
+        pass
+    assert message in str(caught.value)
+
+
+def test_pack_takes_names_from_the_command_line(tmp_path: Path, loramux: Loramux) -> None:
+    folder = str(write_folder(tmp_path / "a", with_head(), TEXTS))
+    config = {"id2label": {"0": "x", "1": "y", "2": "z"}, "problem_type": None}
+    (Path(folder) / "config.json").write_text(json.dumps(config))
+    output = str(tmp_path / "a.safetensors")
+    done = loramux("pack", folder, "-o", output, "--labels", "bad,so-so,good")
+    assert done.code == 0
+    told = json.loads(loramux("inspect", output, "--json").output)["head"]
+    assert told == {
+        "task": "SEQ_CLS", "labels": ["bad", "so-so", "good"],
+        "problem_type": "single_label_classification",
+    }  # fmt: skip
+    done = loramux("pack", folder, "-o", output, "--problem-type", "multi_label_classification")
+    told = json.loads(loramux("inspect", output, "--json").output)["head"]
+    assert (told["labels"], told["problem_type"]) == (["x", "y", "z"], "multi_label_classification")
+    assert "labels  3 by SEQ_CLS, multi_label_classification" in loramux("inspect", output).output
+    wrong = loramux("pack", folder, "-o", "b.safetensors", "--labels", "bad,good")
+    assert (wrong.code, "labels has 2 names" in wrong.errors) == (1, True)
+    plain = loramux("pack", str(write_folder(tmp_path / "c")), "--labels", "a,b")
+    assert (plain.code, "without a head" in plain.errors) == (1, True)
