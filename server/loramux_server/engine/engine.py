@@ -12,6 +12,7 @@ from loramux_adapters import PackageError
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
+from loramux_server.engine.exhaustion import is_out_of_memory
 from loramux_server.engine.flight import Flight, Outcome
 from loramux_server.engine.messages import (
     AdapterSource,
@@ -247,6 +248,8 @@ class Engine:
         reason = "INTERNAL"
         if isinstance(error, DamagedError | PackageError):
             reason = error.reason
+        elif is_out_of_memory(error):
+            reason = "ENGINE_OUT_OF_MEMORY"
         else:
             _log.error("loading %s failed", source.digest, exc_info=error)
         for request in list(self._scheduler.waiting):
