@@ -8,7 +8,7 @@ TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
 
-.PHONY: demo test lint types tests crash fuzz protos bench-peft bench-gpu chaos needle clean
+.PHONY: demo test lint types tests crash fuzz protos bench-peft bench-gpu chaos soak needle clean
 
 demo: .venv/server
 	$(BIN)/loramux demo
@@ -40,6 +40,9 @@ bench-peft: .venv/dev
 chaos: .venv/dev  # ten minutes: faults under load, with a fake engine and with a real one
 	$(BIN)/python -m tests.chaos --engine fake --seconds 300
 	$(BIN)/python -m tests.chaos --engine real --seconds 300
+
+soak: .venv/dev  # ten minutes: everything that clients do, and whether anything of it stays
+	$(BIN)/python -m tests.soak --seconds 600
 
 needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
 	$(BIN)/python -m tests.needle
