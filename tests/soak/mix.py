@@ -107,9 +107,9 @@ class Mix:
         """Yield everything with every adapter once, and from then on what comes."""
         kinds = [kind for kind in WEIGHTS if kind != "chat" or self._setting.chats]
         adapters = [None, *self._setting.adapters]
-        tour = [(kind, adapter) for kind in kinds for adapter in adapters]
-        choice.shuffle(tour)
-        yield from tour
+        # In the same order for all workers: what is done by all at once takes the most memory that
+        # it ever will, and an allocator keeps that.
+        yield from itertools.product(kinds, adapters)
         self._toured.release()
         weights = [WEIGHTS[kind] for kind in kinds]
         while True:
