@@ -18,6 +18,7 @@ from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
+from loramux_server.heap import return_large_pieces
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
@@ -259,6 +260,7 @@ async def serve(config: ServerConfig) -> int:
     Returns:
         The exit code: 0, or 1 if the engine could not be kept alive.
     """
+    return_large_pieces()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from tests.soak.samples import Sample
 
-MAX_SLOPE = 1.0
+MAX_SLOPE = 2.0
 """MiB of memory that a process may gain with a thousand things done, at the upper end of the 95 %
-interval."""
+interval. Some thousand things do not fill every cache that has a bound, such as that of uploads
+whose result is told again, and leave the allocator of C with holes."""
 MEMORY = ("frontend", "engine", "helpers")
 SPARE = {
     "descriptors": 6, "threads": 4, "processes": 0, "tasks": 0, "leases": 0, "requests": 0,
