@@ -47,7 +47,10 @@ def test_adapters_come_change_and_go_while_the_server_runs(
         assert eventually(lambda: names(client) == ["small"])
         with pytest.raises(NotFoundError):
             client.generate("hello", adapter="wide")
-    acts = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    log = tmp_path / "audit.jsonl"
+    # What a directory brings is served first, and told then.
+    assert eventually(lambda: len(log.read_text().splitlines()) == 4)
+    acts = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(act["act"], act["adapter"]) for act in acts] == [
         ("directory.add", "small:1"), ("directory.add", "wide:1"), ("directory.add", "small:2"),
         ("directory.remove", "wide:1"),
