@@ -8,7 +8,8 @@ TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
 
-.PHONY: demo test lint types tests crash fuzz protos bench-peft bench-gpu chaos overload needle clean
+.PHONY: demo test lint types tests crash fuzz protos bench-peft bench-gpu chaos overload soak needle \
+	clean
 
 demo: .venv/server
 	$(BIN)/loramux demo
@@ -43,6 +44,9 @@ chaos: .venv/dev  # ten minutes: faults under load, with a fake engine and with 
 
 overload: .venv/dev  # three minutes: up to five times of what can be served
 	$(BIN)/python -m tests.overload --seconds 30
+
+soak: .venv/dev  # ten minutes: everything that clients do, and whether anything of it stays
+	$(BIN)/python -m tests.soak --seconds 600
 
 needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
 	$(BIN)/python -m tests.needle

@@ -19,15 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loramux.errors import UnavailableError
+from tests.support.demo import DEMO
 from tests.support.fake_server import FakeServer, answered, asked
 from tests.support.load import Answer, Ask, Load, Stream
 from tests.support.server import RunningServer
+from tests.support.table import markdown
 
 WATCHDOG = 2.0
 NUM_THREADS = 8
 MIN_STREAMS = 24
 """So many have to end well between two faults."""
-DEMO = Path(__file__).parent.parent / "server" / "loramux_server" / "demo"
 CYCLE = ("killed", "crashed", "stopped", "drained")
 """A server gives up after five deaths of its engine within a minute; a drain begins a new count."""
 
@@ -44,7 +45,7 @@ class Faults:
     lost: int = 0
     """Streams that ended without a result though a drain had to let them finish."""
 
-    def row(self) -> dict[str, float | int]:
+    def row(self) -> dict[str, object]:
         return {
             "faults": self.count,
             "streams": len(self.seconds_to_status),
@@ -190,12 +191,7 @@ def known_answers(
 
 
 def table(outcome: Outcome) -> str:
-    rows = {kind: faults.row() for kind, faults in outcome.faults.items()}
-    heads = list(next(iter(rows.values())))
-    lines = [" | ".join(["", "fault", *heads, ""]).strip()]
-    lines.append("| " + " | ".join("---" for _ in [0, *heads]) + " |")
-    for kind, row in rows.items():
-        lines.append("| " + " | ".join([kind, *map(str, row.values())]) + " |")
+    lines = [markdown([{"fault": kind} | f.row() for kind, f in outcome.faults.items()])]
     durations = [s.end - s.begin for s in outcome.streams if not s.error] or [0.0]
     lines.append(
         f"\n{len(outcome.streams)} streams, {len(durations)} of them finished (median "

@@ -22,7 +22,8 @@ import psutil
 
 from loramux.aio import AsyncClient
 from loramux.errors import LoramuxError
-from tests.chaos import DEMO, percentile
+from tests.chaos import percentile
+from tests.support.demo import DEMO
 from tests.support.load import Ask
 from tests.support.server import RunningServer
 

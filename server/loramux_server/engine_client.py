@@ -53,6 +53,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_NOT_MIXABLE": FailedPreconditionError,
     "ADAPTER_DAMAGED": DataLossError,
     "STORE_UNAVAILABLE": UnavailableError,
+    "ENGINE_OUT_OF_MEMORY": UnavailableError,
     "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
 }
 
@@ -266,7 +267,10 @@ class EngineClient:
         self._on_ready(is_ready)
         if not is_ready:
             self.quarantine.engine_died(call.work for call in self._calls.values())
-            self._end_all(self._unavailable("died"))
+            if self.process.ran_out_of_memory:
+                self._end_all(self._unavailable("ran out of memory", "ENGINE_OUT_OF_MEMORY"))
+            else:
+                self._end_all(self._unavailable("died"))
 
     def _end_all(self, error: LoramuxError) -> None:
         calls, self._calls = self._calls, {}
@@ -275,12 +279,10 @@ class EngineClient:
         if calls:
             _log.error("%d completions ended: %s", len(calls), error)
 
-    def _unavailable(self, what: str) -> UnavailableError:
+    def _unavailable(self, what: str, reason: str = "ENGINE_UNAVAILABLE") -> UnavailableError:
         # Not for all at the same moment: they would come back together.
         delay = self.process.seconds_to_ready * random.uniform(1.0, 1.5)
-        return UnavailableError(
-            f"the engine {what}; try again", reason="ENGINE_UNAVAILABLE", retry_delay=delay
-        )
+        return UnavailableError(f"the engine {what}; try again", reason=reason, retry_delay=delay)
 
 
 def _error_of(failure: Failure) -> LoramuxError:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -18,6 +19,7 @@ from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     FromEngine,
     ModelInfo,
+    OutOfMemory,
     Ping,
     Ready,
     Report,
@@ -82,6 +84,8 @@ class EngineProcess:
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._supervisor: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self.ran_out_of_memory = False
+        """Whether the last engine that died said so."""
         self._start_seconds: float | None = None
         """How long the first engine took to be ready; None before that."""
 
@@ -207,6 +211,7 @@ class EngineProcess:
 
     async def _supervise(self, reader: asyncio.StreamReader) -> None:
         while True:
+            self.ran_out_of_memory = False
             await self._follow(reader)
             await self._bury()
             again = await self._start_again()
@@ -227,10 +232,11 @@ class EngineProcess:
             task.result()
 
     async def _pass_on(self, reader: asyncio.StreamReader) -> None:
-        while isinstance(report := await _read(reader), Report):
+        while isinstance(message := await _read(reader), Report):
             if self._watchdog:
-                self._watchdog.heard(report.batch)
-            self._on_report(report)
+                self._watchdog.heard(message.batch)
+            self._on_report(message)
+        self.ran_out_of_memory = isinstance(message, OutOfMemory)
 
     async def _watch(self) -> None:
         """Return when the engine has been silent for too long."""
@@ -278,7 +284,16 @@ class EngineProcess:
             self._process.kill()
         code = await self._process.wait()
         if not self._is_stopping:
-            _log.error("the engine died with exit code %s", code)
+            _log.error("the engine died with %s", _cause(code, self.ran_out_of_memory))
+
+
+def _cause(code: int, ran_out_of_memory: bool) -> str:
+    """Return what may be said of an end with exit code `code`, negative for a signal."""
+    if ran_out_of_memory:
+        return "no memory left"
+    if code == -signal.SIGKILL:
+        return "SIGKILL, as the kernel's out-of-memory killer sends it"
+    return f"exit code {code}"
 
 
 async def _read(reader: asyncio.StreamReader) -> FromEngine | None:

@@ -53,6 +53,13 @@ class Metrics:
         self.registered = Gauge(
             "loramux_adapters_registered", "Adapters that requests can name.", registry=registry
         )
+        self.leases = Gauge(
+            "loramux_adapter_leases", "Requests and uploads that keep bytes of adapters.",
+            registry=registry,
+        )  # fmt: skip
+        self.tasks = Gauge(
+            "loramux_loop_tasks", "Tasks of the frontend's event loop.", registry=registry
+        )
         self.room = RoomMetrics(registry)
         self.lost_readers = Counter(
             "loramux_streams_unread", "Streams that ended because they were not read.",

@@ -76,8 +76,8 @@ class Quarantine:
         self._deaths: dict[str, int] = {}
         """Deaths in a row, of what was present in the last one and has not ended well since."""
         self._not_finite: dict[str, int] = {}
-        self.on_refused: Callable[[], None] = lambda: None
-        """Called when something begins to be refused."""
+        self.on_refused: Callable[[Entry], None] = lambda entry: None
+        """Called with what begins to be refused."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -140,10 +140,10 @@ class Quarantine:
         return self._entries.pop(key, None) is not None
 
     def _refuse(self, key: str, cause: str) -> None:
-        self._entries[key] = Entry(key, cause, datetime.datetime.now(datetime.UTC))
+        entry = self._entries[key] = Entry(key, cause, datetime.datetime.now(datetime.UTC))
         if len(self._entries) > MAX_ENTRIES:
             del self._entries[next(iter(self._entries))]
-        self.on_refused()
+        self.on_refused(entry)
 
 
 def dump(entries: list[Entry]) -> str:

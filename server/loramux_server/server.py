@@ -19,9 +19,11 @@ from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.connection_limits import ConnectionLimits
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
+from loramux_server.heap import return_large_pieces
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
+from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.observe.call_log import CallLog
 from loramux_server.probe import Probe
@@ -38,8 +40,10 @@ from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.places import stores_folder
 from loramux_server.store.quota import Quotas, StorageLimits
+from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
+from loramux_server.store.writing import ADDED
 from loramux_server.watching import ended, look, watch
 
 _log = logging.getLogger(__name__)
@@ -132,7 +136,7 @@ class Server:
             token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
             context_length=model.context_length,
         )
-        directory = Directory(adapters, registry, base)
+        directory = Directory(adapters, registry, base, partial(_write_down, audit))
         await look(directory, settles=False)
         assert self._entrance is not None
         services = build_services(
@@ -143,6 +147,7 @@ class Server:
             sources=sources,
             metrics=self._metrics,
             quotas=self._entrance.quotas,
+            audit=audit,
             config=self._config,
         )
         await asyncio.to_thread(expire, registry)
@@ -221,6 +226,8 @@ class Server:
         self._entrance = Entrance(registry.catalog, folder, self._config)
         registry.leases.on_gone = self._on_gone
         self._metrics.registered.set_function(lambda: len(registry))
+        self._metrics.leases.set_function(lambda: len(registry.leases))
+        self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
         return registry
 
     def _show_health(self, is_well: bool) -> None:
@@ -262,6 +269,7 @@ async def serve(config: ServerConfig) -> int:
     Returns:
         The exit code: 0, or 1 if the engine could not be kept alive.
     """
+    return_large_pieces()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -304,6 +312,12 @@ def _claim(registry: Registry, model: ModelInfo) -> None:
             f"--store holds adapters of another base model ({served}), not of {model.name} "
             f"({model.fingerprint}); give each base a store of its own"
         )
+
+
+def _write_down(audit: Audit, what: str, record: AdapterRecord) -> None:
+    """Tell the audit log what the directory brought or took away."""
+    act = DIRECTORY_ADD if what == ADDED else DIRECTORY_REMOVE
+    audit.write(act, tenant=record.tenant, adapter=str(record), digest=record.digest, outcome="OK")
 
 
 def _sources(config: ServerConfig) -> Sources:

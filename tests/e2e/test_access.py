@@ -26,6 +26,7 @@ from loramux.v1 import (
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, new_key
 from loramux_server.access.rules import RULES
+from loramux_server.store.moments import now_in_utc
 from tests.support.access import Keys, Outcome, call, shown
 from tests.support.packages import packed
 from tests.support.server import RunningServer
@@ -198,6 +199,8 @@ class Tenants:
 
     def __init__(self, keys: Keys) -> None:
         self.admin = keys.make("public", ADMIN)
+        self.disabled = {role: keys.make("barred", role) for role in Role}
+        keys.catalog.disabled_tenants.add("barred", now_in_utc())
         self.good = {(tenant, role): keys.make(tenant, role) for tenant in ("acme", "other")
                      for role in Role}  # fmt: skip
         some = self.good["acme", ADMIN]
@@ -330,6 +333,23 @@ def test_who_is_not_known_gets_the_same_answer_whatever_it_asks(
         assert outcome.code is OK
     else:
         assert (outcome.code, outcome.reason) == (UNKNOWN_CALLER, "UNAUTHENTICATED")
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_a_disabled_tenant_gets_the_same_answer_whatever_it_asks(
+    tenants: Tenants, path: str
+) -> None:
+    targets = [*TARGETS.values(), "barred/poet"]
+    found = {
+        tenants.call(path, name, key.text)
+        for name in targets
+        for key in (tenants.disabled[VIEWER], tenants.disabled[ADMIN])
+    }
+    (outcome,) = found
+    if METHODS[path].least is None:
+        assert outcome.code is OK
+    else:
+        assert (outcome.code, outcome.reason) == (DENIED, "TENANT_DISABLED")
 
 
 @pytest.mark.parametrize("path", METHODS)

@@ -1,5 +1,6 @@
 """Engines that crash, raise, hang or stop: callers are told at once, and another engine comes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -105,7 +106,8 @@ def test_a_server_that_was_stopped_with_its_engine_goes_on_with_it(
 def test_a_request_that_the_engine_did_not_survive_twice_is_refused_until_it_is_cleared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with FakeServer(tmp_path) as server:
+    audit_log = tmp_path / "audit.jsonl"
+    with FakeServer(tmp_path, "--audit-log", str(audit_log)) as server:
         with server.client() as client:
             key = refused_after_two_deaths(client)
         # What is refused is so after a restart.
@@ -123,6 +125,14 @@ def test_a_request_that_the_engine_did_not_survive_twice_is_refused_until_it_is_
             assert caught.value.reason == "NOT_QUARANTINED"
             assert isinstance(end_of(client, DEADLY)[0], UnavailableError)
         assert eventually(lambda: not is_alive(engine))
+    acts = [json.loads(line) for line in audit_log.read_text().splitlines()]
+    assert [(act["act"], act["target"], act["outcome"]) for act in acts] == [
+        ("quarantine.set", {"key": key}, "OK"),
+        ("quarantine.clear", {"key": key}, "OK"),
+        ("quarantine.clear", {"key": key}, "NOT_FOUND"),
+    ]
+    assert acts[0]["by"] == "server"
+    assert "died 2 times" in acts[0]["cause"]
 
 
 def refused_after_two_deaths(client: Client) -> str:

@@ -113,6 +113,43 @@ def test_streams_of_a_revoked_key_end_and_others_go_on(store: Store) -> None:
         next(streams[1])
 
 
+def test_a_disabled_tenant_loses_its_calls_and_nothing_else(
+    store: Store, tiny_adapters: Path
+) -> None:
+    barred, admin = store.keys.make("barred", Role.PUBLISHER), store.keys.make("acme", Role.ADMIN)
+    assert eventually(lambda: store.is_known(admin))
+    with store.client(barred) as calling, store.client(admin) as other:
+        digest = calling.adapters.upload("poet", tiny_adapters / "small").digest
+        streams = [client.stream("a", **LONG) for client in (calling, other)]
+        for stream in streams:
+            next(stream)
+        store.loramux("tenants", "disable", "barred")
+        with pytest.raises(PermissionDeniedError, match="'barred' is disabled") as caught:
+            for _ in streams[0]:
+                pass
+        assert caught.value.reason == "TENANT_DISABLED"
+        for call in (calling.info, lambda: calling.generate("a"), lambda: calling.adapters.list()):
+            with pytest.raises(PermissionDeniedError) as caught:
+                call()
+            assert caught.value.reason == "TENANT_DISABLED"
+        next(streams[1])  # of another tenant
+        streams[1].close()  # type: ignore[attr-defined]
+        assert other.adapters.get("barred/poet").digest == digest
+        assert not store.is_known(store.keys.with_another_secret(barred))
+        store.loramux("tenants", "enable", "barred")
+        assert eventually(lambda: may_call(calling))
+        assert calling.generate("a", adapter="poet", max_tokens=1).token_ids
+        calling.adapters.delete("poet")
+
+
+def may_call(client: Client) -> bool:
+    try:
+        client.info()
+    except PermissionDeniedError:
+        return False
+    return True
+
+
 def test_no_request_fails_while_a_key_is_rotated(store: Store) -> None:
     old = store.keys.make("acme", Role.USER)
     assert eventually(lambda: store.is_known(old))

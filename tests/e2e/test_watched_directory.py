@@ -1,5 +1,6 @@
 """The `--adapters` directory of a server that runs."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ def server(tmp_path: Path, tiny_base: Path, tiny_adapters: Path) -> Iterator[Run
     shutil.copytree(tiny_adapters / "small", tmp_path / "adapters" / "small")
     with RunningServer(
         tmp_path / "server", tiny_base, "--adapters", str(tmp_path / "adapters"),
-        "--adapters-interval", "0.2",
+        "--adapters-interval", "0.2", "--audit-log", str(tmp_path / "audit.jsonl"),
     ) as server:  # fmt: skip
         yield server
 
@@ -46,5 +47,17 @@ def test_adapters_come_change_and_go_while_the_server_runs(
         assert eventually(lambda: names(client) == ["small"])
         with pytest.raises(NotFoundError):
             client.generate("hello", adapter="wide")
+    log = tmp_path / "audit.jsonl"
+    # What a directory brings is served first, and told then.
+    assert eventually(lambda: len(log.read_text().splitlines()) == 4)
+    acts = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(act["act"], act["adapter"]) for act in acts] == [
+        ("directory.add", "small:1"), ("directory.add", "wide:1"), ("directory.add", "small:2"),
+        ("directory.remove", "wide:1"),
+    ]  # fmt: skip
+    assert {(act["by"], act["tenant"], act["outcome"]) for act in acts} == {
+        ("server", "public", "OK")
+    }
+    assert acts[0]["digest"] == old.digest
     said = server.log.read_text()
     assert "Traceback" not in said

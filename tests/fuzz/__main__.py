@@ -14,6 +14,7 @@ import grpc
 from tests.fuzz.target import Result, fuzz
 from tests.fuzz.targets import file_targets, wire_targets
 from tests.support.fake_server import FakeServer
+from tests.support.table import markdown
 
 
 def campaign(seconds: float, corpus: Path | None, first_seed: int) -> list[Result]:
@@ -33,9 +34,7 @@ def campaign(seconds: float, corpus: Path | None, first_seed: int) -> list[Resul
 
 def table(results: list[Result]) -> str:
     """Return the figures as a table in Markdown."""
-    rows = [result.row() for result in results]
-    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
-    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
+    lines = [markdown([result.row() for result in results])]
     for result in results:
         lines += [f"{result.name}: {found['error']}" for found in result.findings]
     return "\n".join(lines)

@@ -8,12 +8,12 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from loramux.errors import UnavailableError
-from loramux_server.engine.messages import Failure, Report, Sampling, Submit
+from loramux_server.engine.messages import AdapterSource, Failure, Report, Sampling, Submit
 from loramux_server.engine_client import _error_of
 from loramux_server.lora import packed
 from loramux_server.lora.packed import DamagedError, UnreadableError
 from tests.support.engine import InlineExecutor
-from tests.support.fake import BLOCK_SIZE, completion, fake_engine, fake_source
+from tests.support.fake import BLOCK_SIZE, FakeModel, completion, fake_engine, fake_source
 
 NUM_BLOCKS = 4
 CONTEXT = NUM_BLOCKS * BLOCK_SIZE
@@ -71,6 +71,29 @@ def test_while_the_device_is_full_who_finds_its_adapter_there_goes_first_but_not
     for _ in range(30):
         step()
     assert starts == [0, 2, 3, 1, 4]
+
+
+class Exhausted(FakeModel):
+    """Has no memory for any adapter."""
+
+    def load(self, source: AdapterSource) -> NoReturn:
+        raise MemoryError
+
+
+def test_a_load_without_memory_ends_who_waits_for_it_and_nobody_else() -> None:
+    engine, *_ = fake_engine(
+        num_blocks=NUM_BLOCKS, rows=8, executor=InlineExecutor(), model=Exhausted()
+    )
+    engine.receive([Submit(0, [5], fake_source(1, 8), GREEDY), Submit(1, [7, 8], None, GREEDY)])
+    reports = [engine.step() for _ in range(6)]
+    engine.check()
+    (failure,) = [failure for report in reports for failure in report.failures]
+    assert (failure.request_id, failure.reason) == (0, "ENGINE_OUT_OF_MEMORY")
+    tokens = [token.token for report in reports for token in report.tokens]
+    assert tokens == completion([7, 8], 0, 3, eos=False)
+    error = _error_of(failure)
+    assert isinstance(error, UnavailableError)
+    assert error.retry_delay
 
 
 def test_an_adapter_that_cannot_be_read_for_a_moment_is_not_called_damaged(

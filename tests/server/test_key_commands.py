@@ -75,6 +75,9 @@ def test_rotation_and_revocation_show_in_the_list(loramux: Loramux) -> None:
         (["tenants", "set", "acme", "--concurrent", "1.5"], "'1.5' is no whole number"),
         (["tenants", "set", "acme", "--tokens-per-minute", "nan"], "'nan' is no number"),
         (["tenants", "clear", "acme"], "tenant 'acme' has no limits"),
+        (["tenants", "disable", "Acme"], "'Acme'"),
+        (["tenants", "disable", "public"], "'public' is shared by all tenants"),
+        (["tenants", "enable", "acme"], "tenant 'acme' is not disabled"),
     ],
 )
 def test_what_is_wrong_is_said_and_changes_nothing(
@@ -86,6 +89,7 @@ def test_what_is_wrong_is_said_and_changes_nothing(
     catalog = Catalog.in_folder(tmp_path / "store") if (tmp_path / "store").exists() else None
     if catalog is not None:
         assert (catalog.keys.all(), catalog.policies.all()) == ([], [])
+        assert catalog.disabled_tenants.all() == {}
         catalog.close()
 
 
@@ -97,16 +101,42 @@ def test_limits_are_set_one_by_one(loramux: Loramux) -> None:
     assert listed == [
         {
             "tenant": "acme", "requests_per_second": 0.5, "tokens_per_minute": 1000000,
-            "concurrent_requests": None, "weight": 1,
+            "concurrent_requests": None, "weight": 1, "disabled_at": None,
         },
         {
             "tenant": "free", "requests_per_second": None, "tokens_per_minute": None,
-            "concurrent_requests": None, "weight": 1,
+            "concurrent_requests": None, "weight": 1, "disabled_at": None,
         },
     ]  # fmt: skip
     assert "1,000,000" in loramux("tenants", "ls").output
     assert loramux("tenants", "clear", "acme").code == 0
     assert "acme" not in loramux("tenants", "ls").output
+
+
+def test_a_tenant_is_disabled_and_enabled_again_with_all_that_it_has(
+    loramux: Loramux, tmp_path: Path
+) -> None:
+    log = tmp_path / "audit.jsonl"
+    loramux("keys", "create", "--tenant", "acme")
+    loramux("tenants", "set", "acme", "--weight", "3")
+    done = loramux("tenants", "disable", "acme", "--audit-log", str(log))
+    assert (done.code, done.output) == (0, "")
+    assert "it has 1 valid keys" in done.errors
+    assert "disabled already" in loramux("tenants", "disable", "acme").errors
+    loramux("tenants", "clear", "acme")  # limits are another matter
+    loramux("tenants", "set", "acme", "--weight", "3")
+    (listed,) = json.loads(loramux("tenants", "ls", "--json").output)
+    assert (listed["weight"], listed["disabled_at"] is None) == (3, False)
+    assert "disabled 20" in loramux("tenants", "ls").output
+    assert loramux("tenants", "enable", "acme", "--audit-log", str(log)).code == 0
+    (listed,) = json.loads(loramux("tenants", "ls", "--json").output)
+    assert (listed["weight"], listed["disabled_at"]) == (3, None)
+    (key,) = json.loads(loramux("keys", "ls", "--json").output)
+    assert key["is_valid"]
+    acts = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(act["act"], act["tenant"], act["outcome"]) for act in acts] == [
+        ("tenant.disable", "acme", "ok"), ("tenant.enable", "acme", "ok")
+    ]  # fmt: skip
 
 
 def test_without_a_store_the_only_one_is_meant(

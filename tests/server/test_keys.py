@@ -1,10 +1,11 @@
 """Which keys open a server, and which do not."""
 
 import datetime
+import hmac
 import random
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,7 @@ from loramux_server.access.server_secret import (
     make_secret,
     read_secret,
 )
+from loramux_server.access.tenants import Tenants
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.moments import now_in_utc
 
@@ -53,7 +55,8 @@ class Setup:
         self.making = KeyMaking(catalog.keys, folder)
         self.wall = Wall()
         self.ring = KeyRing(catalog.keys, folder, self.wall)
-        self.authenticator = Authenticator(self.ring)
+        self.tenants = Tenants(catalog.disabled_tenants)
+        self.authenticator = Authenticator(self.ring, self.tenants)
 
     def make(self, tenant: str = "acme", role: Role = Role.USER) -> str:
         text = self.making.make(tenant=tenant, role=role).text
@@ -134,7 +137,7 @@ def near_miss(key: str, other: str, draw: random.Random) -> str:
 
 def test_key_and_certificate_have_to_be_of_one_tenant(setup: Setup) -> None:
     shown = [("authorization", f"Bearer {setup.make('acme', Role.PUBLISHER)}")]
-    authenticator = Authenticator(setup.ring, Certificates("a.org"))
+    authenticator = Authenticator(setup.ring, setup.tenants, Certificates("a.org"))
 
     def identify(tenant: str, metadata: list[tuple[str, str]]) -> Caller:
         peer = {"peer_uri": [f"spiffe://a.org/tenant/{tenant}/role/viewer".encode()]}
@@ -276,20 +279,92 @@ def test_a_lost_secret_is_made_anew_only_when_no_key_needs_it(
     assert setup.caller(f"Bearer {new}") is not None
 
 
-def test_unknown_ids_and_wrong_secrets_are_compared_alike(
+def shown_in_all_ways(setup: Setup) -> dict[str, str]:
+    """Return keys of the right form, only the first of which is good."""
+    good, revoked, expired = setup.make(), setup.make(), setup.make()
+    setup.making.revoke(revoked.split("_")[1])
+    setup.making.rotate(expired.split("_")[1], grace=-HOUR)
+    setup.ring.refresh()
+    return {
+        "good": good,
+        "unknown": new_key().text,
+        "first letter wrong": good[:-43] + other_letter(good[-43]) + good[-42:],
+        "last letter wrong": good[:-1] + other_letter(good[-1]),
+        "all wrong": good[:-43] + new_key().text[-43:],
+        "revoked": revoked,
+        "expired": expired,
+    }
+
+
+def other_letter(letter: str) -> str:
+    return "b" if letter == "a" else "a"
+
+
+def test_the_same_work_is_done_for_every_key_of_the_right_form(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = setup.make()
-    compared: list[tuple[int, int]] = []
+    shown = shown_in_all_ways(setup)
+    work: list[tuple[str, int, int]] = []
+
+    def digest(secret: bytes, text: bytes, name: str) -> bytes:
+        work.append(("digest", len(secret), len(text)))
+        return hmac.digest(secret, text, name)
 
     def compare(left: bytes, right: bytes) -> bool:
-        compared.append((len(left), len(right)))
-        return secrets.compare_digest(left, right)
+        work.append(("compare", len(left), len(right)))
+        return hmac.compare_digest(left, right)
 
-    monkeypatch.setattr("loramux_server.access.key_ring.hmac.compare_digest", compare)
-    for text in (key, new_key().text, key[:-43] + new_key().text[-43:]):
-        setup.caller(f"Bearer {text}")
-    assert compared == [(32, 32)] * 3
+    counted = SimpleNamespace(digest=digest, compare_digest=compare)
+    for module in ("key", "key_ring"):
+        monkeypatch.setattr(f"loramux_server.access.{module}.hmac", counted)
+    for way, text in shown.items():
+        work.clear()
+        assert (setup.caller(f"Bearer {text}") is not None) is (way == "good"), way
+        assert work == [("digest", 32, len(text)), ("compare", 32, 32)], way
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_nothing_but_the_comparison_in_constant_time_tells_right_from_wrong(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, says: bool
+) -> None:
+    shown = shown_in_all_ways(setup)
+    compared = SimpleNamespace(digest=hmac.digest, compare_digest=lambda left, right: says)
+    monkeypatch.setattr("loramux_server.access.key_ring.hmac", compared)
+    opened = {way for way, text in shown.items() if setup.caller(f"Bearer {text}")}
+    wrong = {"first letter wrong", "last letter wrong", "all wrong"}
+    assert opened == ({"good", *wrong} if says else set())
+
+
+def test_a_disabled_tenant_may_not_call_and_others_may(setup: Setup, catalog: Catalog) -> None:
+    callers = {name: setup.caller(f"Bearer {setup.make(name)}") for name in ("acme", "other")}
+    catalog.disabled_tenants.add("acme", now_in_utc())
+    setup.tenants.refresh()
+    found = {}
+    for name, who in callers.items():
+        assert who is not None
+        found[name] = setup.authenticator.refusal(who)
+    assert found["other"] is None
+    assert isinstance(found["acme"], PermissionDeniedError)
+    assert found["acme"].reason == "TENANT_DISABLED"
+    # A key that is valid no more tells nothing of its tenant.
+    assert callers["acme"] is not None
+    setup.making.revoke(callers["acme"].key_id)
+    setup.ring.refresh()
+    assert isinstance(setup.authenticator.refusal(callers["acme"]), UnauthenticatedError)
+    assert catalog.disabled_tenants.remove("acme")
+    setup.tenants.refresh()
+    assert not setup.tenants.is_disabled("acme")
+
+
+def test_a_certificate_of_a_disabled_tenant_opens_nothing(setup: Setup, catalog: Catalog) -> None:
+    setup.make()
+    authenticator = Authenticator(setup.ring, setup.tenants, Certificates("a.org"))
+    peer = {"peer_uri": [b"spiffe://a.org/tenant/acme/role/admin"]}
+    who = authenticator.identify([], lambda: peer)
+    assert authenticator.refusal(who) is None
+    catalog.disabled_tenants.add("acme", now_in_utc())
+    setup.tenants.refresh()
+    assert isinstance(authenticator.refusal(who), PermissionDeniedError)
 
 
 def test_keys_stay_while_the_catalog_cannot_be_read(setup: Setup, tmp_path: Path) -> None:

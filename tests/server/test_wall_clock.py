@@ -1,11 +1,14 @@
 """Steps of the wall clock: no request ends early for them, and none lives on."""
 
+import ast
 import asyncio
 import time
+from pathlib import Path
 
 import grpc
 import pytest
 
+import loramux_server
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.engine.messages import Token
@@ -47,3 +50,45 @@ async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
                 await call.read()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await server.stop(None)
+
+
+ASK_THE_WALL_CLOCK = {
+    "access/key_ring.py",  # when a key expires
+    "chat/template.py",  # what templates may ask for
+    "commands/keys.py",
+    "commands/tenants.py",
+    "observe/json_lines.py",
+    "quarantine.py",  # since when something is refused
+    "services/expiry.py",  # the end of a version
+    "statuses.py",  # when an adapter was last used
+    "store/aliases.py",
+    "store/check.py",
+    "store/moments.py",
+    "store/uploads.py",  # the age of files
+    "access/key_making.py",
+}
+"""Modules that ask for the date, all of them for people or for what outlives a process."""
+
+
+def test_nothing_but_dates_comes_from_the_wall_clock() -> None:
+    root = Path(loramux_server.__file__).parent
+    asking = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if any(_asks_the_wall_clock(node) for node in ast.walk(ast.parse(path.read_text())))
+    }
+    assert asking == ASK_THE_WALL_CLOCK
+
+
+def _asks_the_wall_clock(node: ast.AST) -> bool:
+    """Return whether `node` is `time.time`, `datetime.now` or `now_in_utc`, called or passed on."""
+    if isinstance(node, ast.ImportFrom):
+        return any(alias.name == "now_in_utc" for alias in node.names)
+    if not isinstance(node, ast.Attribute):
+        return False
+    owner = node.value.attr if isinstance(node.value, ast.Attribute) else None
+    owner = node.value.id if isinstance(node.value, ast.Name) else owner
+    return (owner, node.attr) in {
+        ("time", "time"), ("time", "time_ns"), ("time", "gmtime"), ("time", "localtime"),
+        ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today"),
+    }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.config import EngineConfig, decode_config
+from loramux_server.engine.exhaustion import last_words
 from loramux_server.engine.messages import (
     BatchSize,
     CacheStats,
@@ -27,7 +28,16 @@ from loramux_server.engine.messages import (
     decode_to_engine,
     encode,
 )
-from tests.support.fake_server import CONTEXT, DIES, HANGS, RAISES, STOPS, VOCAB, answer
+from tests.support.fake_server import (
+    CONTEXT,
+    DIES,
+    EXHAUSTS,
+    HANGS,
+    RAISES,
+    STOPS,
+    VOCAB,
+    answer,
+)
 
 
 class FakeEngine:
@@ -56,7 +66,8 @@ class FakeEngine:
         if isinstance(message, Submit):
             self._running[message.request_id] = message
             self._made[message.request_id] = 0
-            misbehave(message.prompt[0])
+            with last_words(self._connection):
+                misbehave(message.prompt[0])
         elif isinstance(message, Cancel):
             self._running.pop(message.request_id, None)
             self._paused.pop(message.request_id, None)
@@ -94,6 +105,8 @@ def misbehave(token: int) -> None:
         time.sleep(1e6)
     elif token == RAISES:
         raise RuntimeError("a defect")
+    elif token == EXHAUSTS:
+        bytearray(1 << 62)
     elif token == STOPS:
         os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -14,7 +14,7 @@ from tests.support.server import RunningServer
 VOCAB = 256
 CONTEXT = 4096
 # What a prompt that begins with one of these does to the engine.
-DIES, HANGS, RAISES, STOPS = 240, 241, 242, 243
+DIES, HANGS, RAISES, STOPS, EXHAUSTS = 240, 241, 242, 243, 244
 
 ENGINE = """#!{python}
 import sys

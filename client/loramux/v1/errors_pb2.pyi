@@ -92,6 +92,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
     """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+    ERROR_REASON_TENANT_DISABLED: _ErrorReason.ValueType  # 33
+    """ERROR_REASON_TENANT_DISABLED means that the caller is known, and that nobody of its tenant may
+    call at present.
+    """
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 40
     """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
     template that the server may run.
@@ -130,7 +134,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 62
     """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
-    ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 63
+    ERROR_REASON_ENGINE_OUT_OF_MEMORY: _ErrorReason.ValueType  # 63
+    """ERROR_REASON_ENGINE_OUT_OF_MEMORY means that memory ran out in the engine; the next try may do."""
+    ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 64
     """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
     ERROR_REASON_ADAPTER_TASK_MISMATCH: _ErrorReason.ValueType  # 70
     """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
@@ -212,6 +218,10 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
 """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
 """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+ERROR_REASON_TENANT_DISABLED: ErrorReason.ValueType  # 33
+"""ERROR_REASON_TENANT_DISABLED means that the caller is known, and that nobody of its tenant may
+call at present.
+"""
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 40
 """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
 template that the server may run.
@@ -250,7 +260,9 @@ ERROR_REASON_MEMORY_UNREACHABLE: ErrorReason.ValueType  # 61
 """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 62
 """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
-ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 63
+ERROR_REASON_ENGINE_OUT_OF_MEMORY: ErrorReason.ValueType  # 63
+"""ERROR_REASON_ENGINE_OUT_OF_MEMORY means that memory ran out in the engine; the next try may do."""
+ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 64
 """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
 ERROR_REASON_ADAPTER_TASK_MISMATCH: ErrorReason.ValueType  # 70
 """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,

@@ -2,21 +2,31 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from loramux.errors import PermissionDeniedError, UnauthenticatedError
+from loramux.errors import LoramuxError, PermissionDeniedError, UnauthenticatedError
 from loramux_server.access.caller import LOCAL_ADMIN, Caller
 from loramux_server.access.certificates import Certificates
 from loramux_server.access.key_ring import KeyRing
+from loramux_server.access.tenants import Tenants, tenant_disabled
 
 _HEADER = "authorization"
 _SCHEME = "bearer"
 
 
 class Authenticator:
-    """Knows callers by their keys and certificates."""
+    """Knows callers by their keys and certificates, and whose calls may go on."""
 
-    def __init__(self, ring: KeyRing, certificates: Certificates | None = None) -> None:
-        """Ask `ring` for keys, and `certificates` for what certificates of clients say, if any."""
+    def __init__(
+        self, ring: KeyRing, tenants: Tenants, certificates: Certificates | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            ring: Asked for keys.
+            tenants: Asked which tenants are disabled.
+            certificates: Asked what certificates of clients say, if that counts.
+        """
         self.ring = ring
+        self._tenants = tenants
         self._certificates = certificates
 
     @property
@@ -56,8 +66,14 @@ class Authenticator:
             )
         return keyed
 
-    def is_valid(self, caller: Caller) -> bool:
-        """Return whether a call of `caller` may go on."""
+    def refusal(self, caller: Caller) -> LoramuxError | None:
+        """Return why a call of `caller`, once identified, may not go on; None if it may."""
+        if not self._is_valid(caller):
+            return unauthenticated()
+        # Told to those alone who are known.
+        return tenant_disabled(caller.tenant) if self._tenants.is_disabled(caller.tenant) else None
+
+    def _is_valid(self, caller: Caller) -> bool:
         if self.is_open:
             return True
         if caller.key_id:

@@ -13,6 +13,7 @@ from loramux_server.access.gate import Gate
 from loramux_server.access.key_ring import KeyRing
 from loramux_server.access.quotas import Quotas
 from loramux_server.access.server_secret import ServerSecretError
+from loramux_server.access.tenants import Tenants
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.services.storage import finished
@@ -21,7 +22,7 @@ from loramux_server.store.catalog import Catalog
 _log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.25
-"""How often keys are looked at: what was revoked opens nothing after that."""
+"""How often keys and tenants are looked at: what was revoked opens nothing after that."""
 
 
 class Entrance:
@@ -44,12 +45,13 @@ class Entrance:
             _log.warning("--insecure without keys: whoever reaches the server is its administrator")
         self._said = ""
         self.quotas = Quotas(catalog.policies)
-        self.gate = Gate(Authenticator(self._ring, certificates))
+        self._tenants = Tenants(catalog.disabled_tenants)
+        self.gate = Gate(Authenticator(self._ring, self._tenants, certificates))
 
     async def watch(self, tls: ServerTls | None) -> None:
-        """Take in, again and again, which keys and certificates there are.
+        """Take in, again and again, which keys, tenants and certificates there are.
 
-        Calls of keys that are not there any more end.
+        Calls of keys that are not there any more end, and those of tenants that were disabled.
         """
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
@@ -60,6 +62,7 @@ class Entrance:
         try:
             self._ring.refresh()
             self.quotas.refresh()
+            self._tenants.refresh()
         except Exception as error:  # whatever it is, keys must be looked at again
             self._say(_cause(error))
         else:
@@ -70,7 +73,7 @@ class Entrance:
     def _say(self, cause: str) -> None:
         """Log why keys could not be looked at, once as long as it is the same."""
         if cause != self._said:
-            _log.warning("keys and policies stay as they were: %s", cause)
+            _log.warning("keys, policies and tenants stay as they were: %s", cause)
             self._said = cause
 
 

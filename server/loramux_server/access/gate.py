@@ -9,7 +9,7 @@ from typing import Any, cast
 import grpc
 
 from loramux.errors import LoramuxError, PermissionDeniedError
-from loramux_server.access.authenticator import Authenticator, unauthenticated
+from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import Caller, Permission, enter
 from loramux_server.access.rules import RULES, method_name
 from loramux_server.interception import Handler, around
@@ -17,14 +17,14 @@ from loramux_server.rpc import Context, abort
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Lets calls through whose callers may make them, and ends those of keys that were revoked."""
+    """Lets calls through whose callers may make them, and ends those of callers who may not now."""
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
         self._running: defaultdict[Caller, set[asyncio.Task[Any]]] = defaultdict(set)
         """Caller -> the tasks of its calls."""
-        self._shut_out: set[asyncio.Task[Any]] = set()
-        """Tasks that end because their caller is valid no more."""
+        self._shut_out: dict[asyncio.Task[Any], LoramuxError] = {}
+        """Tasks that end because their caller may not call any more -> why."""
 
     async def intercept_service(
         self,
@@ -39,11 +39,11 @@ class Gate(grpc.aio.ServerInterceptor):
         )
 
     def shut_out(self) -> None:
-        """End the calls whose callers are valid no more."""
+        """End the calls whose callers may not call any more."""
         for caller, tasks in self._running.items():
-            if not self._authenticator.is_valid(caller):
-                self._shut_out |= tasks
+            if why := self._authenticator.refusal(caller):
                 for task in tasks:
+                    self._shut_out[task] = why
                     task.cancel()
 
     @asynccontextmanager
@@ -62,13 +62,14 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             yield
         except asyncio.CancelledError:
-            if task not in self._shut_out:
+            why = self._shut_out.get(task)
+            if why is None:
                 raise
             # gRPC would leave the other side waiting for a status.
             task.uncancel()
-            await abort(context, unauthenticated(), method)
+            await abort(context, why, method)
         finally:
-            self._shut_out.discard(task)
+            self._shut_out.pop(task, None)
             self._running[who].discard(task)
             if not self._running[who]:
                 del self._running[who]
@@ -78,7 +79,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         Raises:
             UnauthenticatedError: The caller is not known.
-            PermissionDeniedError: The caller may not call this.
+            PermissionDeniedError: The caller may not call this, or not at all at present.
         """
         rule = RULES.get(method)
         if rule and rule.permission is Permission.NONE:
@@ -86,6 +87,8 @@ class Gate(grpc.aio.ServerInterceptor):
         metadata = cast(Iterable[tuple[str, str | bytes]], context.invocation_metadata() or ())
         who = self._authenticator.identify(metadata, context.auth_context)
         enter(who)  # before it is refused, so that the log tells whose call it was
+        if why := self._authenticator.refusal(who):
+            raise why
         if rule is None or not who.may(rule.permission):
             raise PermissionDeniedError(
                 f"a caller with role {str(who.role)!r} may not call {method}",

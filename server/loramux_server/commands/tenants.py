@@ -1,9 +1,10 @@
-"""`loramux tenants`: what tenants may use of a server.
+"""`loramux tenants`: what tenants may use of a server, and which may call at all.
 
 As `loramux keys`, the commands work on the catalog in the server's store, whether a server runs on
 it or not; one that runs notices within a second.
 """
 
+import datetime
 import json
 import math
 import sys
@@ -24,10 +25,12 @@ from loramux_server.commands.stores import (
     open_catalog,
     written_down,
 )
+from loramux_server.store.moments import now_in_utc
 from loramux_server.store.policy import Policy
+from loramux_server.store.reference import DEFAULT_TENANT
 
 app = typer.Typer(
-    help="Set and show what tenants may use of a server.",
+    help="Set and show what tenants may use of a server, and disable them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -89,26 +92,81 @@ def clear(
             raise typer.Exit(1)
 
 
+@app.command("disable")
+def disable(
+    tenant: Tenant,
+    store: Store = None,
+    url: CatalogUrl = None,
+    audit_log: AuditLog = None,
+) -> None:
+    """Refuse all calls of a tenant; a running server ends those under way within a second.
+
+    Its keys, limits and adapters stay as they are.
+    """
+    check_adapter_name(tenant)
+    if tenant == DEFAULT_TENANT:
+        raise typer.BadParameter(
+            f"{tenant!r} is shared by all tenants and cannot be disabled; "
+            "`loramux keys revoke` ends its keys one by one"
+        )
+    act = written_down(audit_log, "tenant.disable", tenant=tenant)
+    with open_catalog(found_store(store), url) as catalog, act:
+        now = now_in_utc()
+        if not catalog.disabled_tenants.add(tenant, now):
+            print(f"loramux: tenant {tenant!r} is disabled already", file=sys.stderr)
+            raise typer.Exit(1)
+        held = [record for record in catalog.keys.all() if record.tenant == tenant]
+        num_keys = sum(record.is_valid(now) for record in held)
+    # A number that is not expected tells of a name that was not meant.
+    print(f"tenant {tenant} is disabled; it has {num_keys} valid keys", file=sys.stderr)
+
+
+@app.command("enable")
+def enable(
+    tenant: Tenant,
+    store: Store = None,
+    url: CatalogUrl = None,
+    audit_log: AuditLog = None,
+) -> None:
+    """Let a tenant that was disabled call again, with the keys that it has."""
+    act = written_down(audit_log, "tenant.enable", tenant=tenant)
+    with open_catalog(found_store(store), url) as catalog, act:
+        if not catalog.disabled_tenants.remove(tenant):
+            print(f"loramux: tenant {tenant!r} is not disabled", file=sys.stderr)
+            raise typer.Exit(1)
+
+
 @app.command("ls")
 def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> None:
-    """List the tenants that have keys or limits."""
+    """List the tenants that have keys or limits, or are disabled."""
     with open_catalog(found_store(store), url) as catalog:
         known = {policy.tenant: policy for policy in catalog.policies.all()}
-        tenants = sorted({record.tenant for record in catalog.keys.all()} | known.keys())
+        disabled = catalog.disabled_tenants.all()
+        holders = {record.tenant for record in catalog.keys.all()}
+    tenants = sorted(holders | known.keys() | disabled.keys())
     policies = [known.get(tenant, Policy(tenant=tenant)) for tenant in tenants]
     if as_json:
-        print(json.dumps([asdict(policy) for policy in policies]))
+        since = {tenant: moment.isoformat() for tenant, moment in disabled.items()}
+        print(json.dumps([asdict(p) | {"disabled_at": since.get(p.tenant)} for p in policies]))
         return
     table = Table(
-        "tenant", "requests/s", "tokens/min", "at once", "weight", box=None, pad_edge=False
+        "tenant", "requests/s", "tokens/min", "at once", "weight", "state", box=None, pad_edge=False
     )
     for policy in policies:
         limits = (
             policy.requests_per_second, policy.tokens_per_minute, policy.concurrent_requests
         )  # fmt: skip
         shown = [_ANY if limit is None else f"{limit:,}" for limit in limits]
-        table.add_row(policy.tenant, *shown, str(policy.weight))
+        table.add_row(
+            policy.tenant, *shown, str(policy.weight), _state(disabled.get(policy.tenant))
+        )
     Console().print(table)
+
+
+def _state(disabled_at: datetime.datetime | None) -> str:
+    if disabled_at is None:
+        return "may call"
+    return f"disabled {disabled_at.astimezone():%Y-%m-%d %H:%M}"
 
 
 def _limit(text: str) -> float | None:

@@ -12,6 +12,7 @@ from loramux_adapters import PackageError
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
+from loramux_server.engine.exhaustion import is_out_of_memory
 from loramux_server.engine.flight import Flight, Outcome
 from loramux_server.engine.messages import (
     AdapterSource,
@@ -279,14 +280,16 @@ class Engine:
 
     def _fail_waiting(self, source: AdapterSource, error: BaseException) -> None:
         """Fail the requests that wait for an adapter that could not be loaded."""
-        reason = "INTERNAL"
+        reason, why = "INTERNAL", str(error)
         if isinstance(error, DamagedError | PackageError):
             reason = error.reason
+        elif is_out_of_memory(error):
+            reason, why = "ENGINE_OUT_OF_MEMORY", "no memory is left for it at present"
         else:
             _log.error("loading %s failed", source.digest, exc_info=error)
         for request in list(self._scheduler.waiting):
             if request.digest == source.digest:
-                self._fail(request, reason, f"the stored adapter cannot be loaded: {error}")
+                self._fail(request, reason, f"the stored adapter cannot be loaded: {why}")
 
     def _report(
         self,

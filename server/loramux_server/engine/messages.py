@@ -348,8 +348,12 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     batch: BatchSize | None = None
 
 
+class OutOfMemory(Struct, frozen=True, tag=True):
+    """The last message of an engine that has no more memory and cannot go on."""
+
+
 ToEngine = Submit | Cancel | Pause | Resume | Drop | Pin | Unpin | Ping
-FromEngine = Ready | StartFailed | Report
+FromEngine = Ready | StartFailed | Report | OutOfMemory
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

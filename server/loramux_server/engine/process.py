@@ -20,6 +20,7 @@ import torch
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.config import EngineConfig, decode_config
+from loramux_server.engine.exhaustion import last_words
 from loramux_server.engine.messages import (
     Ready,
     StartFailed,
@@ -44,7 +45,9 @@ class Inbox:
         self._connection = connection
         self._queue: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
         self.is_closed = False
-        """Whether the frontend is gone."""
+        """Whether nothing more will come: the frontend is gone, or reading failed."""
+        self.error: Exception | None = None
+        """Why reading failed, if it did."""
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def wake(self) -> None:
@@ -62,8 +65,11 @@ class Inbox:
 
     def _read(self) -> None:
         try:
-            while (message := read_message(self._connection)) is not None:
-                self._queue.put(decode_to_engine(message))
+            with suppress(ConnectionError):  # which is the frontend's end as well
+                while (message := read_message(self._connection)) is not None:
+                    self._queue.put(decode_to_engine(message))
+        except Exception as error:  # for the thread that serves to raise
+            self.error = error
         finally:
             self.is_closed = True
             self.wake()
@@ -87,9 +93,12 @@ def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -
         engine, info = build_engine(model, config, executor, inbox.wake, team)
         return_memory()
         write_message(connection, encode(Ready(info)))
-        while not inbox.is_closed:
-            engine.receive(inbox.take(wait=not engine.can_step))
-            write_message(connection, encode(engine.step()))
+        with last_words(connection):
+            while not inbox.is_closed:
+                engine.receive(inbox.take(wait=not engine.can_step))
+                write_message(connection, encode(engine.step()))
+            if inbox.error:
+                raise inbox.error
 
 
 def set_threads(config: EngineConfig) -> None:

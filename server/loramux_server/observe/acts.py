@@ -1,4 +1,4 @@
-"""Which calls change something, and what the audit log tells of them."""
+"""What changes something, calls and the server by itself, and what the audit log tells of it."""
 
 from dataclasses import dataclass
 
@@ -35,6 +35,13 @@ ACTS = {
     "loramux.v1.QuarantineService.ClearQuarantined": Act("quarantine.clear", ("key",)),
 }
 """Full name of the method -> what it does."""
+
+QUARANTINE_SET = "quarantine.set"
+"""The server refuses something from now on."""
+DIRECTORY_ADD = "directory.add"
+"""The server serves what it found in its directory of adapters."""
+DIRECTORY_REMOVE = "directory.remove"
+"""It serves it no more, because it is not there any more."""
 
 
 def targets(method: str, request: Message) -> dict[str, str]:

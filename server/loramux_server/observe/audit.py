@@ -68,6 +68,13 @@ class Audit:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._thread, self._append, entry)
 
+    def write(self, act: str, **fields: object) -> None:
+        """Write down what the server did by itself; blocks until the disk has it."""
+        entry = {"time": now(), "act": act, "by": "server", **fields}
+        _say(entry)
+        if self._file:
+            self._append(entry)
+
     def close(self) -> None:
         """Write what is begun, and close the file."""
         if self._thread:

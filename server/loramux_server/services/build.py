@@ -23,6 +23,7 @@ from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.loop_lag import LoopLag
 from loramux_server.metrics import Metrics
+from loramux_server.observe.audit import Audit
 from loramux_server.room_limits import RoomLimits
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.aliases import AliasService
@@ -111,6 +112,7 @@ def build_services(
     sources: Sources,
     metrics: Metrics,
     quotas: Quotas,
+    audit: Audit,
     config: ServerConfig,
 ) -> Services:
     """Return the services of a server of `model`."""
@@ -171,7 +173,7 @@ def build_services(
         metrics=metrics,
         chunks=chunks,
     )
-    quarantine = QuarantineService(engine.quarantine, registry)
+    quarantine = QuarantineService(engine.quarantine, registry, audit)
     return Services(
         {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,

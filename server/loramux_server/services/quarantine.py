@@ -8,6 +8,8 @@ import sqlalchemy.exc
 from loramux.errors import NotFoundError
 from loramux.v1 import quarantine_pb2
 from loramux_adapters.errors import shown
+from loramux_server.observe.acts import QUARANTINE_SET
+from loramux_server.observe.audit import Audit
 from loramux_server.quarantine import REQUEST, Entry, Quarantine, dump, load
 from loramux_server.rpc import Context
 from loramux_server.services.limits import invalid
@@ -23,9 +25,10 @@ _MAX_KEY = 512
 class QuarantineService:
     """Implements `loramux.v1.QuarantineService`, and keeps what is refused across restarts."""
 
-    def __init__(self, quarantine: Quarantine, registry: Registry) -> None:
+    def __init__(self, quarantine: Quarantine, registry: Registry, audit: Audit) -> None:
         self._quarantine = quarantine
         self._registry = registry
+        self._audit = audit
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         if kept := registry.catalog.note(_NOTE):
@@ -61,18 +64,29 @@ class QuarantineService:
     def _message(self, entry: Entry) -> quarantine_pb2.QuarantineEntry:
         message = quarantine_pb2.QuarantineEntry(
             key=entry.key,
-            adapters=[str(record) for record in self._registry.with_digest(entry.key)],
+            adapters=self._names(entry),
             cause=entry.cause,
         )
         message.since.FromDatetime(entry.since)
         return message
 
-    def _keep(self) -> None:
-        task = asyncio.create_task(self._try_to_write())
+    def _names(self, entry: Entry) -> list[str]:
+        return [str(record) for record in self._registry.with_digest(entry.key)]
+
+    def _keep(self, entry: Entry) -> None:
+        task = asyncio.create_task(self._written_down(entry, self._names(entry)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _try_to_write(self) -> None:
+    async def _written_down(self, entry: Entry, adapters: list[str]) -> None:
+        await asyncio.to_thread(
+            self._audit.write,
+            QUARANTINE_SET,
+            target={"key": entry.key},
+            adapters=adapters,
+            cause=entry.cause,
+            outcome="OK",
+        )
         try:
             await self._write()
         except sqlalchemy.exc.OperationalError as error:

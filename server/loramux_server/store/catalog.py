@@ -12,6 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from loramux_server.store.alias import Move, Split
+from loramux_server.store.disabled_tenants import DisabledTenants
 from loramux_server.store.key_records import KeyRecords
 from loramux_server.store.moments import in_utc
 from loramux_server.store.policies import Policies
@@ -59,6 +60,8 @@ class Catalog:
         """Who may call."""
         self.policies = Policies(self._engine)
         """What tenants may use."""
+        self.disabled_tenants = DisabledTenants(self._engine)
+        """Who may not call whatever key is shown."""
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Catalog":

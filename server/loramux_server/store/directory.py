@@ -14,8 +14,9 @@ from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
 from loramux_adapters.companions import COMPANIONS
 from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
 from loramux_server.store.check import ServedBase, check_package
-from loramux_server.store.record import directory_record
+from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry
+from loramux_server.store.writing import ADDED, REMOVED
 
 _log = logging.getLogger(__name__)
 _FILES = (CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, NOTES_FILE, *COMPANIONS)
@@ -24,17 +25,25 @@ _FILES = (CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, NOTES_FILE, *COMPANIONS
 class Directory:
     """Keeps a registry in step with a directory. One thread at a time may use it; it blocks."""
 
-    def __init__(self, path: Path | None, registry: Registry, base: ServedBase) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        registry: Registry,
+        base: ServedBase,
+        on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None,
+    ) -> None:
         """Begin with what the registry has of it.
 
         Args:
             path: The directory; none provides nothing.
             registry: Where its adapters go.
             base: What they have to fit.
+            on_change: Called with each version that it brought or took away: ADDED or REMOVED.
         """
         self._path = path
         self._registry = registry
         self._base = base
+        self._on_change = on_change
         self._registered = {r.full_name: r.stamp for r in registry.records() if r.is_provided}
         """Adapter -> the state of its files that is registered."""
         self._seen: dict[str, str] = {}
@@ -75,7 +84,8 @@ class Directory:
         # What is replaced by hand is away for a moment.
         gone = self._registered.keys() - seen.keys()
         for name in gone - self._seen.keys() if settles else gone:
-            self._registry.forget_directory(name)
+            for record in self._registry.forget_directory(name):
+                self._on_change(REMOVED, record)
             del self._registered[name]
         self._seen = seen
         return len(self._registered)
@@ -111,13 +121,15 @@ class Directory:
                 self._registry.publish(name, staged, package),
                 vocab_size=self._base.vocabulary.size_for(package.contents),
             )
-            self._registry.register(directory_record(record, stamp))
+            served, is_new = self._registry.register(directory_record(record, stamp))
         except PackageError:
             self._refused[name] = stamp
             raise
         finally:
             self._registry.discard(staged)
         self._registered[name] = stamp
+        if is_new:
+            self._on_change(ADDED, served)
 
     def _say(self, entry: str, message: str) -> None:
         """Log `message` unless it was the last about this entry."""

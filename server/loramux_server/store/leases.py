@@ -98,6 +98,11 @@ class Leases:
         self._blobs.remove(digest)
         self.on_gone(digest)
 
+    def __len__(self) -> int:
+        """Return how many requests and uploads keep bytes now."""
+        with self._lock:
+            return self._bytes.total()
+
     def num_requests(self, record: AdapterRecord) -> int:
         """Return how many requests use a version now."""
         return self._requests.get(record.key, 0)

@@ -258,10 +258,10 @@ class Registry:
             gone = [record for record in due if not self.aliases.of_version(record)]
             return self._forget(gone) if gone else []
 
-    def forget_directory(self, name: str) -> None:
-        """Forget an adapter whose files have left the directory."""
+    def forget_directory(self, name: str) -> list[AdapterRecord]:
+        """Forget an adapter whose files have left the directory, and return what went."""
         with self._writing:
-            self._forget(self._names.versions(self.get(name).adapter))
+            return self._forget(self._names.versions(self.get(name).adapter))
 
     def close(self) -> None:
         """Close the database and let another server use the folder."""

@@ -1,4 +1,4 @@
-"""A mark on keys and policies that is cheap to look at, because another process may change them."""
+"""A mark on who may call, cheap to look at, because another process may change that."""
 
 import secrets
 
@@ -10,13 +10,13 @@ _KEY = "access_revision"
 
 
 def read_revision(engine: sa.Engine) -> str:
-    """Return what is another text after each change of keys or policies."""
+    """Return what is another text after each change of keys, policies or tenants."""
     with engine.connect() as connection:
         return connection.scalar(sa.select(store.c.value).where(store.c.key == _KEY)) or ""
 
 
 def mark_change(connection: sa.Connection) -> None:
-    """Note, first in a transaction, that it changes keys or policies.
+    """Note, first in a transaction, that it changes keys, policies or tenants.
 
     First, because a writer that began by reading could not wait for another one to end.
     """

@@ -4,7 +4,8 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
 FORMAT = 7
-"""1 knew no versions: a table `adapters` had one row for each name. 2 to 6 lacked columns."""
+"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns, and 6
+knew no tasks and no disabled tenants: it would let them in."""
 
 metadata = sa.MetaData()
 
@@ -104,6 +105,13 @@ policies = sa.Table(
     sa.Column("tokens_per_minute", sa.BigInteger),
     sa.Column("concurrent_requests", sa.Integer),
     sa.Column("weight", sa.Integer, nullable=False),
+)
+
+disabled_tenants = sa.Table(
+    "disabled_tenants",
+    metadata,
+    sa.Column("tenant", sa.String(63), primary_key=True),
+    sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=False),
 )
 
 _adapters = sa.Table(
