@@ -26,6 +26,7 @@ from tests.chaos import percentile
 from tests.support.demo import DEMO
 from tests.support.load import Ask
 from tests.support.server import RunningServer
+from tests.support.table import markdown
 
 LEVELS = (1.0, 2.0, 5.0)
 MAX_RUNNING = 16
@@ -266,12 +267,12 @@ def demo_server(folder: Path) -> Iterator[RunningServer]:
 
 def table(outcome: Outcome) -> str:
     rows = [level.row() for level in outcome.levels]
-    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
     for row in rows:
-        failed = row.pop("failed")
+        failed = row["failed"]
         assert isinstance(failed, dict)
-        named = ", ".join(f"{count} {reason}" for reason, count in failed.items()) or "none"
-        lines.append("| " + " | ".join([*map(str, row.values()), named]) + " |")
+        named = (f"{count} {reason}" for reason, count in failed.items())
+        row["failed"] = ", ".join(named) or "none"
+    lines = [markdown(rows)]
     lines.append(f"\n{'; '.join(outcome.faults) or 'All is as it should be'}.")
     return "\n".join(lines)
 
