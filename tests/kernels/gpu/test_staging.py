@@ -1,9 +1,23 @@
-"""What a step tells the device: arrays in one piece of memory."""
+"""What a step tells the device: arrays in one piece of memory, the same for like steps."""
+
+import itertools
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
+import pytest
 import torch
 
+from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.kernels.gpu.staged import SHARED_TILE, Stager
 from loramux_server.kernels.gpu.staging import Staging
+from loramux_server.kernels.gpu.tiles import BASE, tokens
+from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.segments import Residence, Segments
+from loramux_server.lora.weight_format import WeightFormat
+
+BLOCK = 16
 
 
 def test_arrays_arrive_and_begin_where_no_kernel_is_compiled_again(device: torch.device) -> None:
@@ -25,3 +39,72 @@ def test_arrays_arrive_and_begin_where_no_kernel_is_compiled_again(device: torch
         assert (there.dtype, tuple(there.shape)) == (dtype, shape)
         assert there.data_ptr() % 16 == 0
         assert np.array_equal(there.cpu().numpy(), here[name])
+
+
+def step(lengths: list[int], residences: list[Residence | None] | None = None) -> StepInput:
+    """Return a step of requests with so many tokens each, all from the beginning of a context."""
+    border = np.cumsum([0, *lengths], dtype=np.int32)
+    blocks = -(-max(lengths) // BLOCK)
+    tokens = torch.arange(int(border[-1]))
+    segments, runs = None, []
+    for row, group in itertools.groupby(enumerate(residences or []), lambda pair: pair[1]):
+        numbers = [number for number, _ in group]
+        if row:
+            runs.append((int(border[numbers[0]]), int(border[numbers[-1] + 1]), row))
+    if runs:
+        segments = Segments.build(*map(list, zip(*runs, strict=True)))
+    return StepInput(
+        token_T=tokens,
+        position_T=tokens,
+        sampled_R=torch.from_numpy(border[1:].astype(np.int64) - 1),
+        attention=AttentionBatch(
+            border, np.array(lengths, np.int32), np.zeros((len(lengths), blocks), np.int32), BLOCK,
+            tokens,
+        ),
+        segments=segments,
+    )  # fmt: skip
+
+
+@cache
+def residence(row: int) -> Residence:
+    ranks, scales = np.full((1, 1), 8, np.int32), np.ones((1, 1), np.float32)
+    return Residence(row, 8, WeightFormat.FLOAT32, ranks, scales)
+
+
+def test_steps_with_prompts_of_like_size_have_one_form_and_one_memory(device: torch.device) -> None:
+    stager = Stager(device, Plan.of(device))
+    first, _ = stager.stage(step([30, 1]))
+    second, staged = stager.stage(step([20, 5, 3]))
+    assert first.form == second.form is not None
+    assert first.token_T.data_ptr() == second.token_T.data_ptr()
+    assert second.token_T.tolist() == [*range(28), *[0] * 4]
+    assert second.attention.slot_T.tolist() == [*range(28), *[-1] * 4]
+    assert second.sampled_R.tolist() == [19, 24, 27, 0]
+    assert staged.tiles.count_I.tolist()[1:] == [0] * (len(staged.tiles.count_I) - 1)
+    assert staged.batch.context_B.tolist() == [20, 5, 3, 0]
+    assert staged.batch.query_start_B.tolist() == [0, 20, 25, 28, 28]
+    there = staged.batch.tile_request_I.tolist()
+    assert there.count(0) == -(-20 // stager.query_tile)
+    assert there[-1] == -1
+    # What has a form of its own each time is none.
+    assert stager.stage(step([600, 1]))[0].form is None
+    asked = replace(step([30, 1]), sampled_R=torch.arange(31))
+    assert stager.stage(asked)[0].form is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [([0] * 8, SHARED_TILE), ([0, 0, 0, 0, 8, 8, 8, 8], SHARED_TILE), ([*range(0, 64, 8)], 1),
+     ([0, 0, None, 8, 8, None, 16, 16], 1), ([None] * 8, 1)],
+)  # fmt: skip
+def test_tiles_of_decode_are_as_long_as_adapters_are_shared(
+    rows: list[int | None], size: int, device: torch.device
+) -> None:
+    residences = [None if row is None else residence(row) for row in rows]
+    given, staged = Stager(device, Plan.of(device)).stage(step([1] * 8, residences))
+    assert staged.tiles.size == size
+    adapters = [BASE if row is None else row // 8 for row in rows]
+    assert staged.tiles.adapter_T.tolist() == adapters
+    covered = tokens(staged.tiles).tolist()
+    assert covered == [*range(8)]
+    assert given.form is not None
