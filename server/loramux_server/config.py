@@ -160,6 +160,14 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "what, when, and what came of it. It is written before the caller is answered."
         ),
     ] = None
+    tracing_endpoint: Annotated[
+        str | None,
+        Meta(
+            pattern="^https?://[^/?#]+",
+            description="URL of an OpenTelemetry collector that gets traces, such as "
+            "http://127.0.0.1:4317; the OTEL_… variables say the rest. By default there are none.",
+        ),
+    ] = None
     upload_expiry: Annotated[
         float,
         Meta(

@@ -53,6 +53,12 @@ class Metrics:
         self.registered = Gauge(
             "loramux_adapters_registered", "Adapters that requests can name.", registry=registry
         )
+        self.spans = Counter(
+            "loramux_spans",
+            "Spans of traces, by what became of them: exported, failed or dropped, because too "
+            "many waited.",
+            ("outcome",), registry=registry,
+        )  # fmt: skip
         self.room = RoomMetrics(registry)
         self.lost_readers = Counter(
             "loramux_streams_unread", "Streams that ended because they were not read.",

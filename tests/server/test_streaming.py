@@ -36,6 +36,7 @@ from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.prompts import Prompts
+from loramux_server.services.request_spans import RequestSpans
 from loramux_server.statuses import Statuses
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
@@ -81,6 +82,7 @@ class Served:
         room: WaitingRoom | None = None,
     ) -> None:  # fmt: skip
         self.metrics = Metrics()
+        self.spans = RequestSpans()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
             name="", architecture="", fingerprint="", dtype="", device="", vocab_size=259,
@@ -91,7 +93,8 @@ class Served:
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             metrics=self.metrics, statuses=Statuses(), quotas=Quotas(policies or KeptPolicies()),
-            room=room or open_room(), prompts=Prompts(model), default_timeout=60,
+            room=room or open_room(), prompts=Prompts(model), spans=self.spans,
+            default_timeout=60,
         )  # fmt: skip
 
     def stream(

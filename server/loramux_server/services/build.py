@@ -34,6 +34,7 @@ from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
+from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
@@ -67,12 +68,14 @@ class Services:
     metrics: Metrics
     prompts: Prompts
     room: WaitingRoom
+    spans: RequestSpans
     lag: LoopLag
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
         self.statuses.report(report)
         self.room.report(report.stats)
+        self.spans.report(report)
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -124,6 +127,7 @@ def build_services(
     )
     lag = LoopLag()
     room = _waiting_room(model, config, metrics, lag)
+    spans = RequestSpans()
     prompts = Prompts(model, adapter_templates=config.adapter_templates)
     generation = GenerationService(
         engine=engine,
@@ -134,6 +138,7 @@ def build_services(
         prompts=prompts,
         quotas=quotas,
         room=room,
+        spans=spans,
         default_timeout=config.default_timeout,
     )
     adapters = AdapterService(
@@ -173,6 +178,7 @@ def build_services(
         metrics,
         prompts,
         room,
+        spans,
         lag,
     )
 
