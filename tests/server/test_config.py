@@ -82,6 +82,8 @@ def test_every_field_is_described() -> None:
         ("drain_timeout", -1.0, "--drain-timeout is -1.0"),
         ("listen", "", "--listen is '', not HOST:PORT"),
         ("metrics", "host:http", "--metrics is 'host:http', not HOST:PORT"),
+        ("tracing_endpoint", "h:4317", "--tracing-endpoint is 'h:4317'; expected a URL"),
+        ("tracing_endpoint", "https:///v1", "--tracing-endpoint is 'https:///v1'"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(

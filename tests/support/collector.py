@@ -1,7 +1,6 @@
 """A collector of traces: OpenTelemetry's own service, on a socket."""
 
 import socket
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -11,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-PATIENCE = 20.0
+from tests.support.polling import eventually
 
 
 def plain(value: common_pb2.AnyValue) -> Any:
@@ -59,16 +58,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def wait(self, is_there: Callable[[list[Got]], bool]) -> list[Got]:
         """Return the spans, as soon as they are what a test waits for."""
-        deadline = time.monotonic() + PATIENCE
-        while not is_there(self.spans):
-            assert time.monotonic() < deadline, [span.name for span in self.spans]
-            time.sleep(0.02)
+        assert eventually(lambda: is_there(self.spans)), [span.name for span in self.spans]
         return list(self.spans)
 
-    def of(self, trace_id: str, *, root: str = "rpc.method") -> list[Got]:
+    def of(self, trace_id: str) -> list[Got]:
         """Return the spans of a trace, once that of the call is there, which ends last."""
         found = self.wait(
-            lambda spans: any(s.trace_id == trace_id and root in s.told for s in spans)
+            lambda spans: any(s.trace_id == trace_id and "rpc.method" in s.told for s in spans)
         )
         return [span for span in found if span.trace_id == trace_id]
 

@@ -8,6 +8,7 @@ it.
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 
@@ -145,10 +146,12 @@ class Telemetry:
 
     async def close(self) -> None:
         """Send what is left, as far as patience goes."""
-        ending = asyncio.create_task(asyncio.to_thread(self._provider.shutdown))
-        await asyncio.wait([ending], timeout=self._patience)
-        self._exporter.shutdown()  # ends what it still tries
-        await ending
+        # A daemon, for it may hang in a request of which no exporter lets go.
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, self._patience)
+        self._exporter.shutdown()  # so that it tries no more
+        await asyncio.to_thread(ending.join, self._patience)
 
 
 class _Bounded(SpanProcessor):

@@ -21,7 +21,9 @@ MAX_LOADS = 8
 class RequestSpans:
     """Owns the spans of the requests that the engine works on, where their calls have any."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with none; `clock` is that of the spans."""
+        self._clock = clock
         self._live: dict[int, _Completion] = {}
         """By the engine's ids."""
 
@@ -48,7 +50,7 @@ class RequestSpans:
         if record is None or record.span is None or not record.span.is_recorded:
             yield
             return
-        now = time.monotonic()
+        now = self._clock()
         whole = record.span.child(name, now, asked())
         mine = {each: _Completion(whole, index, digest, now) for index, each in enumerate(ids)}
         self._live |= mine
@@ -59,7 +61,7 @@ class RequestSpans:
             error = outcome_of(failure).upper()
             raise
         finally:
-            now = time.monotonic()
+            now = self._clock()
             for each, completion in mine.items():
                 completion.ended(now, error)
                 del self._live[each]
@@ -69,7 +71,7 @@ class RequestSpans:
         """Take in what one step of the engine had to tell."""
         if not self._live:
             return
-        now = time.monotonic()
+        now = self._clock()
         # When the step began that the report is of. Before it, loads were taken in and requests
         # left the queue.
         begin = now - (report.batch.seconds if report.batch else 0.0)
