@@ -1,5 +1,6 @@
 """Fixtures for tests that need a server of their own."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +36,10 @@ def observed(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapters: Path
 ) -> "Iterator[Observed]":
     """A server of `tiny_base` with keys, whose logs and traces are kept."""
-    from tests.support.observed import observed_server
+    from tests.support.observed import observed_server, write_damaged_entry
 
     folder = tmp_path_factory.mktemp("observed")
-    with observed_server(folder, tiny_base, "--adapters", str(tiny_adapters)) as observed:
+    adapters = shutil.copytree(tiny_adapters, folder / "adapters")
+    write_damaged_entry(adapters)
+    with observed_server(folder, tiny_base, "--adapters", str(adapters)) as observed:
         yield observed

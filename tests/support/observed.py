@@ -14,6 +14,10 @@ from tests.support.collector import Collector
 from tests.support.server import RunningServer
 
 TENANT, OTHER = "acme", "umbrella"
+SECRET = "canary-of-the-files"
+"""What is in files that the server reads and nobody may be told."""
+STORE_SECRET = "canary-of-the-cloud"
+"""What the server is trusted with for its sources."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class Observed:
         return [line for line in lines if line["logger"] == "loramux.calls"]
 
 
+def write_damaged_entry(adapters: Path) -> None:
+    """Put something into a directory of adapters that is none, with SECRET in it."""
+    folder = adapters / "damaged"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 4, "lora_alpha": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"revision": SECRET}))
+    (folder / "adapter_model.safetensors").write_bytes(SECRET.encode())
+
+
 @contextmanager
 def observed_server(folder: Path, model: Path, *arguments: str) -> Iterator[Observed]:
     """Serve `model`; spans are sent at once."""
@@ -50,7 +63,11 @@ def observed_server(folder: Path, model: Path, *arguments: str) -> Iterator[Obse
         server = RunningServer(
             folder, model, "--log-format", "json", "--audit-log", str(audit),
             "--tracing-endpoint", collector.endpoint, *arguments,
-            OTEL_BSP_SCHEDULE_DELAY="50",
+            "--hub-allow", "acme/*", "--object-allow", "s3://acme",
+            OTEL_BSP_SCHEDULE_DELAY="50", HF_TOKEN=STORE_SECRET,
+            # Nobody listens there.
+            AWS_ENDPOINT="http://127.0.0.1:1", AWS_ALLOW_HTTP="true", AWS_REGION="eu",
+            AWS_ACCESS_KEY_ID=STORE_SECRET, AWS_SECRET_ACCESS_KEY=STORE_SECRET,
         )  # fmt: skip
         with server:
             yield Observed(server, keys, collector, audit)

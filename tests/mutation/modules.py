@@ -1,0 +1,45 @@
+"""What is mutated, and the tests that should notice: the quickest to do so first."""
+
+from pathlib import Path
+
+from tests.mutation.trial import ROOT
+
+_STORE = (
+    "registry", "references", "catalog", "aliases", "expiry", "quota", "partial_uploads",
+    "upload_service", "directory", "instructions", "adapter_service", "storage", "lifecycle",
+)  # fmt: skip
+_ACCESS = ("keys", "rules", "quotas", "exposure", "key_commands", "audit")
+_VALIDATOR = (
+    "tensor_file", "package", "contents", "companions", "virtual_tokens", "vocabulary",
+    "hostile_packages", "base", "checks", "saved",
+)  # fmt: skip
+
+GROUPS: dict[str, tuple[list[str], list[str]]] = {
+    "validator": (
+        [f"adapters/loramux_adapters/{name}.py"
+         for name in ("tensorfile", "package", "manifest", "strict_json", "fit")],
+        [f"tests/adapters/test_{name}.py" for name in _VALIDATOR],
+    ),
+    "access": (
+        ["server/loramux_server/access/*.py"],
+        [f"tests/server/test_{name}.py" for name in _ACCESS],
+    ),
+    "store": (
+        ["server/loramux_server/store/*.py"],
+        [f"tests/server/test_{name}.py" for name in _STORE]
+        + ["tests/crash/test_faults.py", "tests/seeded/test_store_bugs.py"],
+    ),
+}  # fmt: skip
+"""Name -> its files, and their tests."""
+
+
+def files_of(group: str) -> list[str]:
+    """Return the files of `group`, from the root of the repository."""
+    found = [path for pattern in GROUPS[group][0] for path in sorted(ROOT.glob(pattern))]
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def tests_of(group: str, path: str) -> list[str]:
+    """Return the tests of a file, those first that name it."""
+    stem = Path(path).stem
+    return sorted(GROUPS[group][1], key=lambda test: stem.rstrip("s") not in test)
