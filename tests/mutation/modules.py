@@ -8,7 +8,7 @@ _STORE = (
     "registry", "references", "catalog", "aliases", "expiry", "quota", "partial_uploads",
     "upload_service", "directory", "instructions", "adapter_service", "storage", "lifecycle",
 )  # fmt: skip
-_ACCESS = ("keys", "rules", "quotas", "exposure", "key_commands", "audit")
+_ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit")
 _VALIDATOR = (
     "tensor_file", "package", "contents", "companions", "virtual_tokens", "vocabulary",
     "hostile_packages", "base", "checks", "saved",
