@@ -23,7 +23,8 @@ from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
 from loramux_server.observe.audit import Audit, AuditFile
-from loramux_server.observe.call_log import CallLog, Tracing
+from loramux_server.observe.call_log import CallLog
+from loramux_server.observe.tracing import Tracing, tracing_to
 from loramux_server.probe import Probe
 from loramux_server.quarantine import Quarantine
 from loramux_server.readers import Readers
@@ -110,7 +111,10 @@ class Server:
         self.metrics_address = serve_metrics(
             self._config.metrics, self._metrics.registry, tls, self._exit
         )
-        tracing = self._tracing()
+        tracing: Tracing | None = None
+        if self._config.tracing_endpoint:
+            tracing = tracing_to(self._config.tracing_endpoint, self._metrics.spans)
+            self._exit.push_async_callback(tracing.close)
         audit = self._audit()
         self._exit.enter_context(held_port(self._config.listen))
         self._exit.push_async_callback(self._engine.process.stop)
@@ -200,21 +204,6 @@ class Server:
             raise ConfigError(f"--audit-log {path}: {error.strerror}") from None
         self._exit.callback(audit.close)
         return audit
-
-    def _tracing(self) -> Tracing | None:
-        endpoint = self._config.tracing_endpoint
-        if endpoint is None:
-            return None
-        try:
-            # Here: who wants no traces need not have OpenTelemetry, and never loads it.
-            from loramux_server.observe.telemetry import Telemetry, exporter_to
-        except ImportError:
-            raise ConfigError(
-                "--tracing-endpoint needs OpenTelemetry: pip install 'loramux[tracing]'"
-            ) from None
-        telemetry = Telemetry(exporter_to(endpoint), self._metrics.spans)
-        self._exit.push_async_callback(telemetry.close)
-        return telemetry
 
     def _open_registry(self, folder: Path) -> Registry:
         limits = StorageLimits(self._config.max_tenant_bytes, self._config.max_tenant_adapters)

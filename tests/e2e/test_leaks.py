@@ -169,8 +169,8 @@ def others(package: bytes, other: bytes) -> Iterator[tuple[str, str, list[Any], 
         "hf://acme/missing", f"hf://acme/x@{WORD}/../..", "s3://acme/missing.safetensors",
         f"s3://{WORD}/x", f"s3://acme/../{WORD}", f"gs://{WORD}/x", "", WORD,
     ):  # fmt: skip
-        asked = adapters_pb2.ImportAdapterRequest(name="imported", uri=uri)
-        yield f"import {uri}", f"{adapters}/ImportAdapter", [asked], UNARY
+        bring = adapters_pb2.ImportAdapterRequest(name="imported", uri=uri)
+        yield f"import {uri}", f"{adapters}/ImportAdapter", [bring], UNARY
     split = aliases_pb2.Split(weights={1: 1})
     for name, alias in (("scanned", "stable"), (WORD, "stable"), ("scanned", "LATEST !")):
         move = aliases_pb2.SetAliasRequest(name=name, alias=alias, split=split, moved_by=WORD)
@@ -234,7 +234,7 @@ def said(observed: Observed, tiny_adapters: Any) -> Said:
             path = f"{V1}.GenerationService/StreamGenerate"
             made(f"key: {name}", path, [generate()], key, STREAMS)
         # The bytes of a request that is none.
-        junk = channel.unary_unary(f"{V1}.GenerationService/Generate")
+        junk: Any = channel.unary_unary(f"{V1}.GenerationService/Generate")
         with pytest.raises(grpc.RpcError):
             junk(b"\xff" + PROMPT.encode(), metadata=(("authorization", f"Bearer {stranger}"),))
     # What is no method has no span, and the junk has one.

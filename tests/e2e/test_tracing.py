@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -223,7 +224,7 @@ def test_what_the_program_does_not_record_the_server_does_not_either(
 def test_a_collector_that_does_not_answer_costs_no_call_anything(tmp_path: Path) -> None:
     endpoint, listener = deaf_endpoint()
     arguments = ("--tracing-endpoint", endpoint)
-    settings = {
+    settings: dict[str, Any] = {
         "OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_BSP_MAX_QUEUE_SIZE": "16",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8", "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }  # fmt: skip

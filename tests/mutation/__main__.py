@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.mutation.modules import GROUPS, files_of, tests_of
+from tests.mutation.modules import GROUPS, files_in, who_tests
 from tests.mutation.mutants import Mutant, mutants
 from tests.mutation.trial import MIN_PATIENCE, PATIENCE, SURVIVED, Copy, load_libraries, run_tests
 
@@ -38,7 +38,7 @@ def chosen(group: str, count: int | None, seed: int, only: str) -> list[tuple[st
     """Return `count` mutants of `group` in random order, or all of them."""
     found = [
         (path, mutant)
-        for path in files_of(group)
+        for path in files_in(group)
         if only in path
         for mutant in mutants(Path(path).read_text(encoding="utf-8"))
     ]
@@ -64,11 +64,15 @@ def campaign(
                 if time.monotonic() - begin > seconds / len(groups):
                     break
                 with tree.having(path, mutant.source):
-                    outcome, took = run_tests(tests_of(group, path), patience)
+                    outcome, took = run_tests(who_tests(group, path), patience)
                 result = Result(group, path, mutant.line, mutant.change, outcome, round(took, 2))
                 results.append(result)
                 if outcome == SURVIVED:
                     print(f"{path}:{mutant.line}: {mutant.change}", flush=True)
+            print(
+                f"{group}: {len(results)} mutants so far, in {time.monotonic() - begin:.0f} s",
+                flush=True,
+            )
     return results
 
 

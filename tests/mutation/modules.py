@@ -33,13 +33,13 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
 """Name -> its files, and their tests."""
 
 
-def files_of(group: str) -> list[str]:
+def files_in(group: str) -> list[str]:
     """Return the files of `group`, from the root of the repository."""
     found = [path for pattern in GROUPS[group][0] for path in sorted(ROOT.glob(pattern))]
     return [str(path.relative_to(ROOT)) for path in found]
 
 
-def tests_of(group: str, path: str) -> list[str]:
+def who_tests(group: str, path: str) -> list[str]:
     """Return the tests of a file, those first that name it."""
     stem = Path(path).stem
     return sorted(GROUPS[group][1], key=lambda test: stem.rstrip("s") not in test)

@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDERS = ("client", "server", "adapters")
@@ -42,7 +43,7 @@ class Copy:
         os.chdir(self.root)
 
     @contextlib.contextmanager
-    def having(self, path: str, source: str):
+    def having(self, path: str, source: str) -> Iterator[None]:
         """Let the file at `path` be `source` for the block."""
         place = self.root / path
         original = place.read_bytes()
@@ -85,8 +86,8 @@ def run_tests(tests: Sequence[str], patience: float) -> tuple[str, float]:
     return HUNG, time.monotonic() - begin
 
 
-def _run(tests: Sequence[str]) -> None:
-    """Run `tests` and end this process with pytest's exit code."""
+def _run(tests: Sequence[str]) -> NoReturn:
+    """Run `tests` and end this process with pytest's exit code; MUTATION_OUTPUT shows its words."""
     import pytest
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:

@@ -97,12 +97,13 @@ class Guarded:
 
     async def unlisted(self, key: Key) -> grpc.StatusCode:
         """Call a method about which nobody decided, and return its status."""
-        method = self._channel.unary_unary(f"/{NOBODY}/Anything")
+        method: Any = self._channel.unary_unary(f"/{NOBODY}/Anything")
         with suppress(grpc.aio.AioRpcError):
             await method(b"", metadata=shown(key.text), timeout=10)
             return OK
         call = method(b"", metadata=shown(key.text), timeout=10)
-        return await call.code()
+        code: grpc.StatusCode = await call.code()
+        return code
 
 
 @asynccontextmanager
@@ -264,7 +265,7 @@ async def test_a_server_with_keys_only_that_are_over_is_open_to_nobody(
     keys.revoked("acme", Role.ADMIN)
     async with guarded(tmp_path, keys) as server:
         assert (await server.call(None))[0] is UNKNOWN_CALLER
-    settings = {"model": "", "listen": "0.0.0.0:1"}
+    settings: dict[str, object] = {"model": "", "listen": "0.0.0.0:1"}
     with pytest.raises(ConfigError, match="keys: make one"):
         Entrance(keys.catalog, tmp_path, make_config(settings))
 

@@ -54,7 +54,7 @@ def observed_server(folder: Path, model: Path, *arguments: str) -> Iterator[Obse
     """Serve `model`; spans are sent at once."""
     making = Keys(folder / "store")
     # Before it starts: a server without keys takes anybody for its administrator.
-    keys = {role: making.make(TENANT, role) for role in Role}
+    keys: dict[str, Key] = {role: making.make(TENANT, role) for role in Role}
     keys |= {OTHER: making.make(OTHER, Role.PUBLISHER)}
     keys |= {"revoked": making.revoked(TENANT, Role.USER)}
     making.close()

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import grpc
 
@@ -17,6 +17,7 @@ from loramux_server.observe.acts import ACTS
 from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_record import REQUEST_ID_KEY, CallRecord, begin
 from loramux_server.observe.spans import CallSpan
+from loramux_server.observe.tracing import Tracing
 
 MAX_REQUEST_ID = 128
 
@@ -26,15 +27,6 @@ _FAULTS = {
     "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"
 }  # fmt: skip
 """What to a trace is a failure of the server, not of who calls."""
-
-
-class Tracing(Protocol):
-    """What makes traces."""
-
-    def call(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]], begin: float
-    ) -> CallSpan:
-        """Return the span of a call that began at `begin` of the monotonic clock."""
 
 
 class CallLog(grpc.aio.ServerInterceptor):
