@@ -265,9 +265,11 @@ async def test_a_server_with_keys_only_that_are_over_is_open_to_nobody(
     keys.revoked("acme", Role.ADMIN)
     async with guarded(tmp_path, keys) as server:
         assert (await server.call(None))[0] is UNKNOWN_CALLER
-    settings: dict[str, object] = {"model": "", "listen": "0.0.0.0:1"}
-    with pytest.raises(ConfigError, match="keys: make one"):
-        Entrance(keys.catalog, tmp_path, make_config(settings))
+    with pytest.raises(ConfigError, match=r"lacks TLS: .* and keys: make one"):
+        Entrance(keys.catalog, tmp_path, make_config({"model": "", "listen": "0.0.0.0:1"}))
+    keys.make("acme", Role.USER)
+    with pytest.raises(ConfigError, match=r"--tls-cert and --tls-key\. Or"):
+        Entrance(keys.catalog, tmp_path, make_config({"model": "", "listen": "0.0.0.0:1"}))
 
 
 def test_a_secret_that_cannot_be_trusted_keeps_the_server_from_starting(

@@ -1,8 +1,10 @@
 """Which keys open a server, and which do not."""
 
 import datetime
+import os
 import random
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,6 +244,19 @@ def test_the_secret_is_made_once_and_for_the_owner_alone(tmp_path: Path) -> None
     assert make_secret(tmp_path) == read_secret(tmp_path) == secret
     assert [path.name for path in tmp_path.iterdir()] == [SECRET_FILE]
     assert (tmp_path / SECRET_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_that_was_made_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(_kind(number)))
+    make_secret(tmp_path)
+    assert synced == ["file", "folder"]  # its bytes, then its name
+
+
+def _kind(descriptor: int) -> str:
+    return "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
 
 
 @pytest.mark.parametrize("damage", ["open", "short", "link", "gone"])
