@@ -96,7 +96,7 @@ def test_a_pair_that_cannot_serve_is_refused(authority: Authority, tmp_path: Pat
 def test_a_config_without_a_certificate_has_no_tls(authority: Authority) -> None:
     assert ServerTls.of(make_config({"model": ""})) is None
     certificate, key = authority.issue("one")
-    settings = {"model": "", "tls_cert": str(certificate), "tls_key": str(key)}
+    settings: dict[str, object] = {"model": "", "tls_cert": str(certificate), "tls_key": str(key)}
     tls = ServerTls.of(make_config(settings))
     assert tls
     assert (tls.certificate, tls.key, tls.client_ca) == (certificate, key, None)

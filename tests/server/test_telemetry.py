@@ -1,8 +1,10 @@
 """Spans of calls: their parents, what is recorded of them, and what a bad collector can do."""
 
 import asyncio
+import os
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -37,6 +39,27 @@ class Deaf(SpanExporter):
 
     def shutdown(self) -> None:
         self.given_up.set()
+
+
+class Moody(SpanExporter):
+    """Takes spans when it is well."""
+
+    def __init__(self) -> None:
+        self.is_well = True
+        self._asked = threading.Event()
+
+    def was_asked(self) -> None:
+        """Return when it got spans once more."""
+        assert self._asked.wait(10)
+        self._asked.clear()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = SpanExportResult.SUCCESS if self.is_well else SpanExportResult.FAILURE
+        self._asked.set()
+        return result
+
+    def shutdown(self) -> None:
+        pass
 
 
 class Broken(SpanExporter):
@@ -201,7 +224,35 @@ def test_what_is_wrong_with_the_environment_is_said_at_start(
         exporter_to("http://h:1")
 
 
-def test_a_queue_smaller_than_a_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
-    with pytest.raises(ConfigError, match="OTEL_BSP"):
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "\u0664"])
+def test_a_queue_has_a_positive_size(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", value)
+    with pytest.raises(ConfigError, match=r"OTEL_BSP_MAX_QUEUE_SIZE is .*positive"):
         Made(Kept())
+
+
+async def test_a_collector_that_is_back_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
+    moody = Moody()
+    made = Made(moody)
+    with caplog.at_level("INFO"):
+        for is_well in (True, False, False, True, True):
+            moody.is_well = is_well
+            made.call()
+            await asyncio.to_thread(moody.was_asked)
+    await made.telemetry.close()
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+    assert (made.count("exported"), made.count("failed")) == (3, 2)
+
+
+def test_nothing_of_it_goes_on_in_a_fork() -> None:
+    made = Made(Kept())
+    made.call()
+    with warnings.catch_warnings(action="ignore"):  # that there are threads is the point
+        child = os.fork()
+    if not child:
+        os._exit(threading.active_count() - 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    asyncio.run(made.telemetry.close())

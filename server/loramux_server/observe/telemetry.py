@@ -8,19 +8,17 @@ it.
 import asyncio
 import logging
 import os
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.environment_variables import (
-    OTEL_BSP_MAX_QUEUE_SIZE,
     OTEL_EXPORTER_OTLP_PROTOCOL,
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
 )
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import (
     SpanKind,
@@ -35,14 +33,11 @@ from prometheus_client import Counter
 
 from loramux import __version__
 from loramux_server.config import ConfigError
+from loramux_server.observe.span_queue import SpanQueue
 from loramux_server.observe.spans import NO_ATTRIBUTES, Attributes
-
-_log = logging.getLogger(__name__)
 
 LAST_SPANS = 2.0
 """Seconds that spans get to reach the collector at the end."""
-DEFAULT_QUEUE = 2048
-"""Spans that wait for it at most, unless OTEL_BSP_MAX_QUEUE_SIZE says otherwise."""
 
 _W3C = TraceContextTextMapPropagator()
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -113,15 +108,15 @@ class Telemetry:
         """
         # Its own words would quote what callers sent, and repeat themselves for every span.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        self._exporter = exporter
+        self._queue = SpanQueue(exporter, spans)
         self._patience = patience
         # What the environment says goes before.
         resource = Resource.create({"service.name": "loramux", "service.version": __version__})
-        self._provider = TracerProvider(
+        provider = TracerProvider(
             resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
-        self._provider.add_span_processor(_Bounded(exporter, spans))
-        self._tracer = self._provider.get_tracer("loramux", __version__)
+        provider.add_span_processor(self._queue)
+        self._tracer = provider.get_tracer("loramux", __version__)
 
     def call(self, method: str, metadata: Metadata, begin: float) -> RecordedSpan:
         """Return the span of a call of `method`, below the one that its metadata name, if any.
@@ -146,71 +141,7 @@ class Telemetry:
 
     async def close(self) -> None:
         """Send what is left, as far as patience goes."""
-        # A daemon, for it may hang in a request of which no exporter lets go.
-        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
-        ending.start()
-        await asyncio.to_thread(ending.join, self._patience)
-        self._exporter.shutdown()  # so that it tries no more
-        await asyncio.to_thread(ending.join, self._patience)
-
-
-class _Bounded(SpanProcessor):
-    """Hands spans to the SDK's queue, as many as it takes, and counts the others.
-
-    The SDK drops the oldest where its queue is full and keeps that to itself.
-    """
-
-    def __init__(self, exporter: SpanExporter, spans: Counter) -> None:
-        self._max_waiting = _max_queue()
-        self._dropped = spans.labels("dropped")
-        self._counting = _Counting(exporter, spans)
-        self._num_taken = 0
-        try:
-            self._batches = BatchSpanProcessor(self._counting)
-        except ValueError as error:
-            raise ConfigError(f"the OTEL_BSP_… variables: {error}") from None
-
-    def on_end(self, span: ReadableSpan) -> None:
-        if not (span.context and span.context.trace_flags.sampled):
-            return
-        if self._num_taken - self._counting.num_seen >= self._max_waiting:
-            self._dropped.inc()
-            return
-        self._num_taken += 1
-        self._batches.on_end(span)
-
-    def shutdown(self) -> None:
-        self._batches.shutdown()  # type: ignore[no-untyped-call]
-
-
-class _Counting(SpanExporter):
-    """Counts what another exporter does, and says when that begins or ceases to fail."""
-
-    def __init__(self, exporter: SpanExporter, spans: Counter) -> None:
-        self._exporter = exporter
-        self._exported, self._failed = spans.labels("exported"), spans.labels("failed")
-        self._is_failing = False
-        self.num_seen = 0
-        """Spans that left the queue."""
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.num_seen += len(spans)
-        fault = ""
-        try:
-            result = self._exporter.export(spans)
-        except Exception as error:  # whatever is the matter with it, calls go on
-            result, fault = SpanExportResult.FAILURE, f" ({type(error).__name__})"
-        is_failing = result is not SpanExportResult.SUCCESS
-        (self._failed if is_failing else self._exported).inc(len(spans))
-        if is_failing and not self._is_failing:
-            _log.warning("the collector takes no spans%s: they are counted and dropped", fault)
-        elif self._is_failing and not is_failing:
-            _log.info("the collector takes spans again")
-        self._is_failing = is_failing
-        return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
+        await asyncio.to_thread(self._queue.close, self._patience)
 
 
 def exporter_to(endpoint: str) -> SpanExporter:
@@ -238,13 +169,6 @@ def exporter_to(endpoint: str) -> SpanExporter:
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"--tracing-endpoint {endpoint}: {error}") from None
     raise ConfigError(f"{name} is {protocol!r}; expected grpc or http/protobuf")
-
-
-def _max_queue() -> int:
-    try:
-        return int(os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE, DEFAULT_QUEUE))
-    except ValueError:  # as the SDK does
-        return DEFAULT_QUEUE
 
 
 def _known(attributes: Attributes) -> dict[str, str | int | float | bool | list[str]]:
