@@ -3,6 +3,7 @@
 import datetime
 import os
 import random
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from loramux.errors import PermissionDeniedError, UnauthenticatedError
 from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import LOCAL_ADMIN, Caller, Role
 from loramux_server.access.certificates import Certificates
-from loramux_server.access.key import key_digest, new_key, parse_key
+from loramux_server.access.key import Key, key_digest, new_key, parse_key
 from loramux_server.access.key_making import KeyMaking
 from loramux_server.access.key_ring import KeyRing
 from loramux_server.access.server_secret import (
@@ -144,8 +145,9 @@ def test_key_and_certificate_have_to_be_of_one_tenant(setup: Setup) -> None:
 
     assert identify("acme", []) == Caller("acme", Role.VIEWER)
     assert identify("acme", shown).role is Role.PUBLISHER
-    with pytest.raises(PermissionDeniedError, match="different tenants"):
+    with pytest.raises(PermissionDeniedError, match="different tenants") as caught:
         identify("other", shown)
+    assert caught.value.reason == "PERMISSION_DENIED"
     with pytest.raises(UnauthenticatedError):
         identify("acme", [("authorization", "Bearer lmx_")])
 
@@ -226,6 +228,12 @@ def test_the_catalog_holds_no_key(setup: Setup, tmp_path: Path) -> None:
     assert text.encode() not in held
     assert text.rpartition("_")[2].encode() not in held
     assert text.split("_")[1].encode() in held
+
+
+def test_keys_stay_as_they_are_built() -> None:
+    key = new_key()
+    assert re.fullmatch(r"lmx_[a-z0-9]{12}_[A-Za-z0-9]{43}", key.text)
+    assert parse_key(f"lmx_{'a1' * 6}_{'Z' * 43}") == Key("a1" * 6, f"lmx_{'a1' * 6}_{'Z' * 43}")
 
 
 def test_a_key_does_not_show_itself(setup: Setup) -> None:
