@@ -10,8 +10,8 @@ _STORE = (
 )  # fmt: skip
 _ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit")
 _VALIDATOR = (
-    "tensor_file", "package", "contents", "companions", "virtual_tokens", "vocabulary",
-    "hostile_packages", "base", "checks", "saved",
+    "tensor_file", "fit", "manifest", "package", "contents", "companions", "virtual_tokens",
+    "vocabulary", "hostile_packages", "base", "checks", "saved",
 )  # fmt: skip
 
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
