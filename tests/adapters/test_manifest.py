@@ -96,7 +96,8 @@ def test_a_package_says_what_trained_it_and_what_it_changes(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("\ufeff{}", "is not valid JSON"), ("[1]", "is not a JSON object"), ("7", "is not a JSON object"),
+    ("\ufeff{}", "is not valid JSON"), ("[1]", "is not a JSON object"),
+    ("7", "is not a JSON object"),
     ('{"a": -0}', "-0 is not an integer"), ('{"a": Infinity}', "Infinity is not JSON"),
     ('{"a": 1e999}', "1e999 is out of range"), ('{"a": 1, "a": 2}', "key 'a' appears twice"),
     ('{"a": "\\ud800"}', "half of a surrogate pair"), ("{" * 99_999, "the thing"),
