@@ -2,12 +2,14 @@
 
 import io
 import json
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from loramux_adapters import PackageError
+from loramux_adapters.contents import Contents
 from loramux_adapters.manifest import (
     MAX_TEMPLATE_BYTES,
     check_notes,
@@ -15,8 +17,9 @@ from loramux_adapters.manifest import (
     parse_manifest,
     with_step,
 )
-from loramux_adapters.package import read_package
+from loramux_adapters.package import Package, read_package
 from loramux_adapters.strict_json import MAX_DEPTH, depth, parse_object
+from loramux_adapters.tensorfile import TensorFile, read_header
 from tests.adapters.files import CONFIG, write_folder
 from tests.support.packages import packed
 
@@ -93,6 +96,18 @@ def test_a_package_says_what_trained_it_and_what_it_changes(tmp_path: Path) -> N
     assert package.method == "lora"
     assert package.rank == CONFIG["r"]
     assert package.target_modules == sorted(CONFIG["target_modules"])
+
+
+def test_a_package_without_low_rank_changes_has_no_rank() -> None:
+    file = TensorFile({}, {}, 0)
+    package = Package(cast(Any, None), {"peft_type": "IA3"}, {}, Contents(), file)
+    assert (package.method, package.rank, package.target_modules) == ("ia3", 0, [])
+
+
+def test_a_header_that_ends_early_is_noticed() -> None:
+    content = struct.pack("<Q", 100) + b"{" + b" " * 50
+    with pytest.raises(PackageError, match="the file ends inside the header, after 59 bytes"):
+        read_header(io.BytesIO(content), 1000)
 
 
 @pytest.mark.parametrize(("text", "says"), [

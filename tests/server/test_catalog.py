@@ -113,6 +113,17 @@ def test_a_catalog_of_a_later_version_is_refused(tmp_path: Path) -> None:
         Catalog.in_folder(tmp_path)
 
 
+def test_tables_are_those_of_their_format(tmp_path: Path) -> None:
+    """Other servers have such tables on their disks: who changes one raises FORMAT, too."""
+    Catalog.in_folder(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite")
+    query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type DESC, name"
+    found = [" ".join(sql.split()) + ";" for (sql,) in connection.execute(query)]
+    connection.close()
+    assert FORMAT == 6
+    assert found == Path(__file__).with_name("catalog.sql").read_text().splitlines()
+
+
 def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:
     catalog = Catalog.in_folder(tmp_path)
     with catalog._engine.connect() as connection:
