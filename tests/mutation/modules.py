@@ -39,7 +39,9 @@ def files_in(group: str) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in found]
 
 
-def who_tests(group: str, path: str) -> list[str]:
-    """Return the tests of a file, those first that name it."""
-    stem = Path(path).stem
-    return sorted(GROUPS[group][1], key=lambda test: stem.rstrip("s") not in test)
+def who_tests(group: str, path: str) -> list[list[str]]:
+    """Return the tests of a file: first those that are called like it, then the others."""
+    stem = Path(path).stem.rstrip("s").replace("_", "")
+    named = [test for test in GROUPS[group][1] if stem in test.replace("_", "")]
+    others = [test for test in GROUPS[group][1] if test not in named]
+    return [tests for tests in (named, others) if tests]

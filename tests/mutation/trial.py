@@ -15,9 +15,9 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDERS = ("client", "server", "adapters")
 LIBRARIES = (
-    "torch", "numpy", "grpc", "grpc_health.v1", "grpc_reflection.v1alpha", "hypothesis", "msgspec",
-    "pytest", "sqlalchemy", "transformers", "typer", "uvloop", "psutil",
-    "prometheus_client", "cryptography", "tokenizers", "google.rpc.status_pb2", "asyncio",
+    "torch", "numpy", "peft", "safetensors.torch", "transformers", "tokenizers", "grpc",
+    "grpc_health.v1", "grpc_reflection.v1alpha", "google.rpc.status_pb2", "hypothesis", "pytest",
+    "msgspec", "sqlalchemy", "typer", "uvloop", "psutil", "prometheus_client", "cryptography",
 )  # fmt: skip
 MIN_PATIENCE = 20.0
 PATIENCE = 6.0
@@ -56,6 +56,7 @@ class Copy:
 
 def load_libraries() -> None:
     """Import what takes long, once."""
+    os.environ["TRITON_INTERPRET"] = "1"  # as tests do, before peft is loaded
     for name in LIBRARIES:
         importlib.import_module(name)
     import hypothesis
