@@ -135,6 +135,25 @@ def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:
     assert found == ["wal", 2]
 
 
+def test_what_an_unsure_catalog_turns_out_to_hold_is_told(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for number, name in enumerate(("same", "changed", "gone")):
+        publish(registry, name, small_package(number))
+    told: list[tuple[str, str]] = []
+    registry.follow(lambda what, record: told.append((what, record.name)))
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite")
+    connection.execute("UPDATE versions SET is_pinned = 1 WHERE name = 'changed'")
+    connection.execute("DELETE FROM versions WHERE name = 'gone'")
+    connection.commit()
+    connection.close()
+    registry.catalog.is_unsure = True
+    publish(registry, "new", small_package(3))
+    assert told == [("removed", "gone"), ("updated", "changed"), ("added", "new")]
+    assert registry.names() == ["changed", "new", "same"]
+    assert registry.get("changed").is_pinned
+    registry.close()
+
+
 def test_a_database_that_is_full_is_known_to_be_unsure(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     kept = publish(registry, "a", small_package(0))
