@@ -66,6 +66,11 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     registry = Registry(folder)
     assert publish(registry, "a", small_package(1)).version == 2
     registry.close()
+    connection = sqlite3.connect(folder / "catalog.sqlite")
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    connection.close()
+    assert "versions" in tables
+    assert "adapters" not in tables  # nothing would keep it true
 
 
 @pytest.mark.parametrize("form", ["2", "3", "4", "5"])
