@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -224,11 +223,11 @@ def test_what_the_program_does_not_record_the_server_does_not_either(
 def test_a_collector_that_does_not_answer_costs_no_call_anything(tmp_path: Path) -> None:
     endpoint, listener = deaf_endpoint()
     arguments = ("--tracing-endpoint", endpoint)
-    settings: dict[str, Any] = {
+    settings = {
         "OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_BSP_MAX_QUEUE_SIZE": "16",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8", "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }  # fmt: skip
-    with listener, FakeServer(tmp_path, *arguments, **settings) as server:
+    with listener, FakeServer(tmp_path, *arguments, environment=settings) as server:
         with server.client() as client:
             for number in range(40):
                 assert len(client.generate([number], max_tokens=2).completions) == 1
@@ -255,7 +254,7 @@ def test_a_server_without_traces_never_loads_opentelemetry(tmp_path: Path) -> No
     package = tmp_path / "opentelemetry"
     package.mkdir()
     (package / "__init__.py").write_text(IMPORTED)
-    with FakeServer(tmp_path / "server", PYTHONPATH=str(tmp_path)) as server:
+    with FakeServer(tmp_path / "server", environment={"PYTHONPATH": str(tmp_path)}) as server:
         program = f"""
 from loramux import Client
 with Client({server.target!r}, retries=False) as client:
@@ -265,7 +264,10 @@ with Client({server.target!r}, retries=False) as client:
         subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     assert not (package / "who").exists()
     missing = FakeServer(
-        tmp_path / "other", "--tracing-endpoint", "http://h:1", PYTHONPATH=str(tmp_path)
+        tmp_path / "other",
+        "--tracing-endpoint",
+        "http://h:1",
+        environment={"PYTHONPATH": str(tmp_path)},
     )
     with pytest.raises(AssertionError, match=r"pip install 'loramux\[tracing\]'"):
         missing.start()
