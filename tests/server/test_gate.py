@@ -18,6 +18,7 @@ from loramux_server.access.entrance import Entrance
 from loramux_server.access.key import Key
 from loramux_server.access.server_secret import SECRET_FILE
 from loramux_server.config import ConfigError, make_config
+from loramux_server.readers import Readers
 from loramux_server.rpc import Calls, Context, generic_handler
 from tests.support.access import Keys, shown
 
@@ -123,7 +124,7 @@ async def guarded(
 
     server.add_generic_rpc_handlers(
         (
-            generic_handler(service, answers, Calls()),
+            generic_handler(service, answers, Calls(), Readers(30.0, lambda: None)),
             grpc.method_handlers_generic_handler(
                 NOBODY, {"Anything": grpc.unary_unary_rpc_method_handler(cast(Any, anything))}
             ),

@@ -177,7 +177,7 @@ async def test_the_service_tells_what_was_asked_and_what_came_of_it() -> None:
     begin(CallRecord("method", "1", span=call))
     stream = served.stream(temperature=0.5, seed=3, n=2)
     await begun(served, stream)
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     (whole,) = call.parts
     for _ in range(5):  # the loop's next turns end what it ran in
         await asyncio.sleep(0)
