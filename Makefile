@@ -8,8 +8,8 @@ TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
 
-.PHONY: demo test lint types tests crash fuzz protos bench-peft bench-gpu chaos overload soak needle \
-	clean
+.PHONY: demo test lint types tests crash fuzz mutation protos bench-peft bench-gpu chaos overload \
+	soak needle clean
 
 demo: .venv/server
 	$(BIN)/loramux demo
@@ -31,6 +31,10 @@ crash: .venv/dev  # ten minutes and more
 
 fuzz: .venv/dev  # five minutes: files, messages and metadata that nobody would write
 	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.fuzz --seconds 300
+
+mutation: .venv/dev  # an hour and more; `--count 50` of each group are ten minutes
+	$(BIN)/python -m tests.mutation --seconds 7200 \
+		--output benchmarks/results/$$(date +%F)-mutation.json
 
 protos: .venv/dev
 	$(BIN)/python protos/generate.py

@@ -229,8 +229,18 @@ print(sorted({name.partition(".")[0] for name in sys.modules}))
     assert found & {"torch", "numpy", "sqlalchemy", "grpc", "google", "asyncio"} == set()
 
 
-def test_the_frontend_process_has_no_torch() -> None:
-    program = "import sys, loramux_server.server; print('torch' in sys.modules)"
+def test_the_frontend_process_has_neither_torch_nor_traces_by_default() -> None:
+    program = """
+import sys
+import loramux_server.server
+print({name.partition(".")[0] for name in sys.modules} & {"torch", "opentelemetry"})
+"""
     run = [sys.executable, "-c", program]
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "set()\n"
+
+
+def test_two_files_of_the_server_have_to_do_with_opentelemetry() -> None:
+    assert "opentelemetry" in imported_by(ROOT / "server")
+    apart = ("telemetry.py", "span_queue.py")
+    assert "opentelemetry" not in imported_by(ROOT / "server", but=apart)

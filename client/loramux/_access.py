@@ -1,16 +1,18 @@
 """How a client shows who it is, and makes sure of who answers."""
 
-import functools
 import ipaddress
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import grpc
 
+from loramux._calling import Calling, Metadata
 from loramux._channel import Targets, address, each, options
 from loramux.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 KEY_VARIABLE = "LORAMUX_API_KEY"
 CA_VARIABLE = "LORAMUX_CA"
@@ -18,26 +20,6 @@ PLAINTEXT_VARIABLE = "LORAMUX_PLAINTEXT"
 
 Tls = bool | str | Path | None
 """Whether the connection is encrypted: with the authorities of the system, or those of a file."""
-
-_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-
-class _Keyed:
-    """A channel whose calls all show a key."""
-
-    def __init__(self, channel: grpc.Channel | grpc.aio.Channel, key: str) -> None:
-        self._channel = channel
-        self._metadata = (("authorization", f"Bearer {key}"),)
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
-        made = getattr(self._channel, name)
-        return self._showing_key(made) if name in _KINDS else made
-
-    def _showing_key(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        def made(*arguments: object, **options: object) -> object:
-            return functools.partial(make(*arguments, **options), metadata=self._metadata)
-
-        return made
 
 
 def open_channel(
@@ -47,6 +29,7 @@ def open_channel(
     tls: Tls,
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
+    tracer_provider: "TracerProvider | None",
 ) -> grpc.Channel:
     """Return a channel to `target`; see `Client` for the arguments.
 
@@ -62,7 +45,7 @@ def open_channel(
         if credentials
         else grpc.insecure_channel(place, settings)
     )
-    return cast(grpc.Channel, _Keyed(channel, key)) if key else channel
+    return cast(grpc.Channel, Calling(channel, _showing(key), tracer_provider))
 
 
 def open_aio_channel(
@@ -72,6 +55,7 @@ def open_aio_channel(
     tls: Tls,
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
+    tracer_provider: "TracerProvider | None",
 ) -> grpc.aio.Channel:
     """Return a channel for an event loop; see `open_channel`."""
     key = _checked_key(key)
@@ -82,7 +66,11 @@ def open_aio_channel(
         if credentials
         else grpc.aio.insecure_channel(place, settings)
     )
-    return cast(grpc.aio.Channel, _Keyed(channel, key)) if key else channel
+    return cast(grpc.aio.Channel, Calling(channel, _showing(key), tracer_provider))
+
+
+def _showing(key: str) -> Metadata:
+    return (("authorization", f"Bearer {key}"),) if key else ()
 
 
 def _checked_key(key: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
@@ -29,6 +29,9 @@ from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 __all__ = ["AsyncClient"]
 
 
@@ -47,10 +50,16 @@ class AsyncClient:
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
         self._channel = open_aio_channel(
-            target, key=key, tls=tls, credentials=credentials, retries=retries
+            target,
+            key=key,
+            tls=tls,
+            credentials=credentials,
+            retries=retries,
+            tracer_provider=tracer_provider,
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)

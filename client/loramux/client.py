@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
@@ -28,6 +28,9 @@ from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 __all__ = ["Client"]
 
 DEFAULT_TIMEOUT = 600.0
@@ -48,6 +51,7 @@ class Client:
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Connect to `target` when the first call is made.
 
@@ -63,6 +67,8 @@ class Client:
                  with a certificate of the client.
             retries: Make calls that change nothing again where the server was away before it began
                 to answer; with patience, and not so often that it would add much to its load.
+            tracer_provider: OpenTelemetry's, which gets a span of each call; None takes the global
+                one where the program has loaded OpenTelemetry, and makes no spans elsewhere.
 
         Raises:
             InvalidArgumentError: The key cannot be one, or would go in plaintext to another
@@ -70,7 +76,12 @@ class Client:
             OSError: The file that `tls` names cannot be read.
         """
         self._channel = open_channel(
-            target, key=key, tls=tls, credentials=credentials, retries=retries
+            target,
+            key=key,
+            tls=tls,
+            credentials=credentials,
+            retries=retries,
+            tracer_provider=tracer_provider,
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)

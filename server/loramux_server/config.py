@@ -9,6 +9,7 @@ from msgspec import Meta
 from loramux_server.engine.config import EngineConfig
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_ENDPOINT = re.compile(r"https?://[^\s/?#]+")
 _TOGETHER = (
     ("tls_cert", "tls_key"),
     ("tls_key", "tls_cert"),
@@ -160,6 +161,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "what, when, and what came of it. It is written before the caller is answered."
         ),
     ] = None
+    tracing_endpoint: Annotated[
+        str | None,
+        Meta(
+            description="URL of an OpenTelemetry collector that gets traces, such as "
+            "http://127.0.0.1:4317; the OTEL_… variables say the rest. By default there are none.",
+        ),
+    ] = None
     upload_expiry: Annotated[
         float,
         Meta(
@@ -268,6 +276,11 @@ def make_config(settings: dict[str, object]) -> ServerConfig:
     domain = config.tls_client_domain
     if domain is not None and not _DOMAIN.fullmatch(domain):
         raise ConfigError(f"--tls-client-domain is {domain!r}; expected one such as example.org")
+    endpoint = config.tracing_endpoint
+    if endpoint is not None and not _ENDPOINT.match(endpoint):
+        raise ConfigError(
+            f"--tracing-endpoint is {endpoint!r}; expected a URL such as http://127.0.0.1:4317"
+        )
     for name, needed in _TOGETHER:
         if getattr(config, name) is not None and getattr(config, needed) is None:
             raise ConfigError(f"{_flag(name)} is set; set {_flag(needed)}, too")

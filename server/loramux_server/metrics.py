@@ -60,6 +60,12 @@ class Metrics:
         self.tasks = Gauge(
             "loramux_loop_tasks", "Tasks of the frontend's event loop.", registry=registry
         )
+        self.spans = Counter(
+            "loramux_spans",
+            "Spans of traces, by what became of them: exported, failed or dropped, because too "
+            "many waited.",
+            ("outcome",), registry=registry,
+        )  # fmt: skip
         self.room = RoomMetrics(registry)
         self.lost_readers = Counter(
             "loramux_streams_unread", "Streams that ended because they were not read.",

@@ -26,6 +26,7 @@ from loramux_server.metrics_server import serve_metrics
 from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.observe.call_log import CallLog
+from loramux_server.observe.tracing import Tracing, tracing_to
 from loramux_server.probe import Probe
 from loramux_server.quarantine import Quarantine
 from loramux_server.readers import Readers
@@ -114,6 +115,10 @@ class Server:
         self.metrics_address = serve_metrics(
             self._config.metrics, self._metrics.registry, tls, self._exit
         )
+        tracing: Tracing | None = None
+        if self._config.tracing_endpoint:
+            tracing = tracing_to(self._config.tracing_endpoint, self._metrics.spans)
+            self._exit.push_async_callback(tracing.close)
         audit = self._audit()
         self._exit.enter_context(held_port(self._config.listen))
         self._exit.push_async_callback(self._engine.process.stop)
@@ -168,7 +173,7 @@ class Server:
             )
         listener = Listener(
             self._config.listen,
-            call_log=CallLog(audit, logs_calls=self._config.log_format == "json"),
+            call_log=CallLog(audit, logs_calls=self._config.log_format == "json", tracing=tracing),
             gate=self._entrance.gate,
             readers=Readers(self._config.reader_timeout, self._metrics.lost_readers.inc),
             limits=ConnectionLimits(

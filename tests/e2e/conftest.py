@@ -1,8 +1,14 @@
 """Fixtures for tests that need a server of their own."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.observed import Observed
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +29,17 @@ def roomy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("␀", "")
     tokenizer.save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def observed(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapters: Path
+) -> "Iterator[Observed]":
+    """A server of `tiny_base` with keys, whose logs and traces are kept."""
+    from tests.support.observed import observed_server, write_damaged_entry
+
+    folder = tmp_path_factory.mktemp("observed")
+    adapters = shutil.copytree(tiny_adapters, folder / "adapters")
+    write_damaged_entry(adapters)
+    with observed_server(folder, tiny_base, "--adapters", str(adapters)) as observed:
+        yield observed

@@ -13,9 +13,10 @@ from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
 from loramux_server.observe.call_record import REQUEST_ID_KEY
-from tests.support.access import Keys, shown
+from tests.support.access import shown
+from tests.support.observed import Observed
 from tests.support.packages import packed
-from tests.support.server import RunningServer
+from tests.support.polling import eventually
 from tests.support.wire import chunks, upload_header
 
 V1 = "/loramux.v1"
@@ -29,10 +30,10 @@ PROMPT = "the weather in Oslo"
 class Told:
     """A server that was called in many ways, and what it wrote down of that."""
 
-    def __init__(self, folder: Path, keys: Keys) -> None:
-        self.publisher = keys.make("acme", Role.PUBLISHER)
-        self.user = keys.make("acme", Role.USER)
-        self.audit_file = folder / "audit.jsonl"
+    def __init__(self, observed: Observed) -> None:
+        self.publisher = observed.keys[Role.PUBLISHER]
+        self.user = observed.keys[Role.USER]
+        self.audit_file = observed.audit
         self.ids: dict[str, str] = {}
         self.secrets: list[str] = []
         self.log = ""
@@ -63,7 +64,8 @@ class Told:
         return line
 
     def acts(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.audit_file.read_text().splitlines()]
+        acts = [json.loads(line) for line in self.audit_file.read_text().splitlines()]
+        return [act for act in acts if act["request_id"].startswith("call-")]
 
 
 def generate(**fields: Any) -> generation_pb2.GenerateRequest:
@@ -72,16 +74,10 @@ def generate(**fields: Any) -> generation_pb2.GenerateRequest:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapters: Path) -> Told:
-    folder = tmp_path_factory.mktemp("server")
-    keys = Keys(folder / "store")
-    told = Told(folder, keys)
+def told(observed: Observed, tiny_adapters: Path) -> Told:
+    told = Told(observed)
     package = packed(tiny_adapters / "small")
-    arguments = ("--log-format", "json", "--audit-log", str(told.audit_file))
-    with (
-        RunningServer(folder, tiny_base, *arguments) as server,
-        grpc.insecure_channel(server.target) as channel,
-    ):
+    with grpc.insecure_channel(observed.server.target) as channel:
 
         def call(name: str, path: str, request: Any, key: Key | None) -> grpc.StatusCode:
             return told.call(channel, name, path, request, key)
@@ -109,8 +105,9 @@ def told(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapter
         gone = adapters_pb2.DeleteAdapterRequest(name="poet")
         assert call("delete", DELETE, gone, told.publisher) is grpc.StatusCode.OK
         told.secrets = [key.text[-43:] for key in (told.publisher, told.user, stranger)]
-    told.log = server.log.read_text()
-    keys.close()
+    log = observed.server.log
+    assert eventually(lambda: '"request_id": "call-delete"' in log.read_text())
+    told.log = log.read_text()
     return told
 
 

@@ -32,10 +32,13 @@ def test_every_call_that_changes_something_is_an_act() -> None:
     assert set(ACTS) <= changing
 
 
-def test_what_is_too_long_for_a_name_is_not_told() -> None:
-    request = aliases_pb2.DeleteAliasRequest(name="n" * (MAX_SHOWN + 1), alias="a\nb")
+@pytest.mark.parametrize("name", [
+    "n" * (MAX_SHOWN + 1), "a\nb", "/etc/passwd", "../x", "lmx_7a_Q2", "two words", "ä",
+])  # fmt: skip
+def test_of_what_is_no_name_only_the_length_is_told(name: str) -> None:
+    request = aliases_pb2.DeleteAliasRequest(name=name, alias="stable-2")
     told = targets("loramux.v1.AliasService.DeleteAlias", request)
-    assert told == {"name": f"{MAX_SHOWN + 1} characters", "alias": "a b"}
+    assert told == {"name": f"{len(name)} characters", "alias": "stable-2"}
 
 
 async def test_an_act_is_synced_before_it_counts_as_told(

@@ -66,6 +66,11 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     registry = Registry(folder)
     assert publish(registry, "a", small_package(1)).version == 2
     registry.close()
+    connection = sqlite3.connect(folder / "catalog.sqlite")
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    connection.close()
+    assert "versions" in tables
+    assert "adapters" not in tables  # nothing would keep it true
 
 
 @pytest.mark.parametrize("form", ["2", "3", "4", "5", "6"])
@@ -114,6 +119,17 @@ def test_a_catalog_of_a_later_version_is_refused(tmp_path: Path) -> None:
         Catalog.in_folder(tmp_path)
 
 
+def test_tables_are_those_of_their_format(tmp_path: Path) -> None:
+    """Other servers have such tables on their disks: who changes one raises FORMAT, too."""
+    Catalog.in_folder(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite")
+    query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type DESC, name"
+    found = [" ".join(sql.split()) + ";" for (sql,) in connection.execute(query)]
+    connection.close()
+    assert FORMAT == 6
+    assert found == Path(__file__).with_name("catalog.sql").read_text().splitlines()
+
+
 def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:
     catalog = Catalog.in_folder(tmp_path)
     with catalog._engine.connect() as connection:
@@ -123,6 +139,25 @@ def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:
         ]
     catalog.close()
     assert found == ["wal", 2]
+
+
+def test_what_an_unsure_catalog_turns_out_to_hold_is_told(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for number, name in enumerate(("same", "changed", "gone")):
+        publish(registry, name, small_package(number))
+    told: list[tuple[str, str]] = []
+    registry.follow(lambda what, record: told.append((what, record.name)))
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite")
+    connection.execute("UPDATE versions SET is_pinned = 1 WHERE name = 'changed'")
+    connection.execute("DELETE FROM versions WHERE name = 'gone'")
+    connection.commit()
+    connection.close()
+    registry.catalog.is_unsure = True
+    publish(registry, "new", small_package(3))
+    assert told == [("removed", "gone"), ("updated", "changed"), ("added", "new")]
+    assert registry.names() == ["changed", "new", "same"]
+    assert registry.get("changed").is_pinned
+    registry.close()
 
 
 def test_a_database_that_is_full_is_known_to_be_unsure(tmp_path: Path) -> None:

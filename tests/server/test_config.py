@@ -41,7 +41,7 @@ def test_every_field_has_a_flag() -> None:
         tls_cert="e", tls_key="f", tls_client_ca="g",
         tls_client_domain="h.i", insecure=True, catalog="sqlite://",
         adapter_templates=False, deterministic=True,
-        log_format="json", audit_log="j",
+        log_format="json", audit_log="j", tracing_endpoint="http://k:1",
         watchdog=15.0, quarantine_deaths=3, probe_interval=16.0,
         max_waiting_tokens=18, max_waiting_bytes=19, max_lag=0.25, reader_timeout=20.0,
         keepalive=21.0, max_connection_age=22.0,
@@ -82,6 +82,8 @@ def test_every_field_is_described() -> None:
         ("drain_timeout", -1.0, "--drain-timeout is -1.0"),
         ("listen", "", "--listen is '', not HOST:PORT"),
         ("metrics", "host:http", "--metrics is 'host:http', not HOST:PORT"),
+        ("tracing_endpoint", "h:4317", "--tracing-endpoint is 'h:4317'; expected a URL"),
+        ("tracing_endpoint", "https:///v1", "--tracing-endpoint is 'https:///v1'"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(

@@ -93,6 +93,18 @@ def test_a_pair_that_cannot_serve_is_refused(authority: Authority, tmp_path: Pat
         ServerTls(certificate, key, junk)
 
 
+def test_a_config_without_a_certificate_has_no_tls(authority: Authority) -> None:
+    assert ServerTls.of(make_config({"model": ""})) is None
+    certificate, key = authority.issue("one")
+    settings: dict[str, object] = {"model": "", "tls_cert": str(certificate), "tls_key": str(key)}
+    tls = ServerTls.of(make_config(settings))
+    assert tls
+    assert (tls.certificate, tls.key, tls.client_ca) == (certificate, key, None)
+    tls = ServerTls.of(make_config(settings | {"tls_client_ca": str(authority.path)}))
+    assert tls
+    assert tls.client_ca == authority.path
+
+
 def test_files_that_change_are_taken_when_they_match(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,10 @@
 
 import datetime
 import hmac
+import os
 import random
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ from loramux.errors import PermissionDeniedError, UnauthenticatedError
 from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import LOCAL_ADMIN, Caller, Role
 from loramux_server.access.certificates import Certificates
-from loramux_server.access.key import key_digest, new_key, parse_key
+from loramux_server.access.key import Key, key_digest, new_key, parse_key
 from loramux_server.access.key_making import KeyMaking
 from loramux_server.access.key_ring import KeyRing
 from loramux_server.access.server_secret import (
@@ -145,8 +148,9 @@ def test_key_and_certificate_have_to_be_of_one_tenant(setup: Setup) -> None:
 
     assert identify("acme", []) == Caller("acme", Role.VIEWER)
     assert identify("acme", shown).role is Role.PUBLISHER
-    with pytest.raises(PermissionDeniedError, match="different tenants"):
+    with pytest.raises(PermissionDeniedError, match="different tenants") as caught:
         identify("other", shown)
+    assert caught.value.reason == "PERMISSION_DENIED"
     with pytest.raises(UnauthenticatedError):
         identify("acme", [("authorization", "Bearer lmx_")])
 
@@ -229,6 +233,12 @@ def test_the_catalog_holds_no_key(setup: Setup, tmp_path: Path) -> None:
     assert text.split("_")[1].encode() in held
 
 
+def test_keys_stay_as_they_are_built() -> None:
+    key = new_key()
+    assert re.fullmatch(r"lmx_[a-z0-9]{12}_[A-Za-z0-9]{43}", key.text)
+    assert parse_key(f"lmx_{'a1' * 6}_{'Z' * 43}") == Key("a1" * 6, f"lmx_{'a1' * 6}_{'Z' * 43}")
+
+
 def test_a_key_does_not_show_itself(setup: Setup) -> None:
     key = new_key()
     assert key.text.rpartition("_")[2] not in f"{key} {key!r}"
@@ -245,6 +255,19 @@ def test_the_secret_is_made_once_and_for_the_owner_alone(tmp_path: Path) -> None
     assert make_secret(tmp_path) == read_secret(tmp_path) == secret
     assert [path.name for path in tmp_path.iterdir()] == [SECRET_FILE]
     assert (tmp_path / SECRET_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_that_was_made_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(_kind(number)))
+    make_secret(tmp_path)
+    assert synced == ["file", "folder"]  # its bytes, then its name
+
+
+def _kind(descriptor: int) -> str:
+    return "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
 
 
 @pytest.mark.parametrize("damage", ["open", "short", "link", "gone"])

@@ -10,6 +10,7 @@ import pytest
 
 from loramux.errors import (
     AlreadyExistsError,
+    InvalidArgumentError,
     NotFoundError,
     OutOfRangeError,
     ResourceExhaustedError,
@@ -159,6 +160,12 @@ def test_a_write_that_fails_loses_nothing_that_was_there(
     assert HALF <= again.staged.size <= HALF + 7
     uploads.write(again, HALF, PACKAGE[HALF:])
     assert again.staged.digest == DIGEST
+
+
+def test_what_is_no_name_is_refused_before_anything_is_looked_for(uploads: Uploads) -> None:
+    with pytest.raises(InvalidArgumentError, match="without tag and digest") as caught:
+        uploads.adopt("a:1", DIGEST, must_not_exist=False)
+    assert caught.value.field == "header.name"
 
 
 def test_known_content_is_registered_without_its_bytes(

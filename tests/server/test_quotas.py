@@ -115,6 +115,13 @@ def test_tokens_that_were_not_used_come_back() -> None:
     assert setup.tokens(50) is None
 
 
+def test_tokens_of_a_request_that_fails_at_once_come_back() -> None:
+    setup = Setup(tokens_per_minute=60)
+    with pytest.raises(ValueError, match="at once"), setup.quotas.tokens("acme", 60):
+        raise ValueError("at once")
+    assert setup.tokens(60) is None
+
+
 def test_waiting_does_not_help_who_wants_more_than_there_ever_is() -> None:
     error = Setup(tokens_per_minute=60).tokens(61)
     assert error is not None

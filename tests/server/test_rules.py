@@ -113,8 +113,9 @@ def test_public_adapters_are_seen_by_all_and_changed_by_their_own() -> None:
     assert settled("public/poet", SEE, USER) == "public/poet"
     for rule in (CHANGE, CREATE):
         assert settled("public/poet", rule, ADMIN) == "public/poet"
-        with pytest.raises(PermissionDeniedError, match=rule.field):
+        with pytest.raises(PermissionDeniedError, match=rule.field) as caught:
             settled("public/poet", rule, USER)
+        assert (caught.value.reason, caught.value.field) == ("PERMISSION_DENIED", rule.field)
 
 
 def test_what_another_tenant_has_is_not_there() -> None:

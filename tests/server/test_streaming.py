@@ -37,6 +37,7 @@ from loramux_server.metrics import Metrics
 from loramux_server.services.calls import Calls
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.prompts import Prompts
+from loramux_server.services.request_spans import RequestSpans
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import Instructions
 from loramux_server.store.policy import Policy
@@ -83,6 +84,7 @@ class Served:
         room: WaitingRoom | None = None,
     ) -> None:  # fmt: skip
         self.metrics = Metrics()
+        self.spans = RequestSpans()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
             name="", architecture="", fingerprint="", dtype="", device="", vocab_size=259,
@@ -94,7 +96,8 @@ class Served:
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             calls=Calls(self.metrics, quotas, room), statuses=Statuses(), quotas=quotas,
-            room=room, prompts=Prompts(model), instructions=Instructions(), default_timeout=60,
+            room=room, prompts=Prompts(model), instructions=Instructions(), spans=self.spans,
+            default_timeout=60,
         )  # fmt: skip
 
     def stream(

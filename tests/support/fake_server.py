@@ -54,11 +54,11 @@ class FakeServer(RunningServer):
 
     def __init__(
         self, folder: Path, *arguments: str, module: str = "tests.support.fake_engine",
-        step_seconds: float = 0.005, **more: float,
+        step_seconds: float = 0.005, environment: dict[str, str] | None = None, **more: float,
     ) -> None:  # fmt: skip
         """Prepare; `module` has the engine's `main`, which is told times in a file."""
         state = folder / "engine.json"
-        super().__init__(folder, state, *arguments)
+        super().__init__(folder, state, *arguments, **(environment or {}))
         state.write_text(json.dumps({"step_seconds": step_seconds, **more}))
         engine = folder / "engine"
         engine.write_text(ENGINE.format(python=sys.executable, path=sys.path, module=module))

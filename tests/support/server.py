@@ -21,11 +21,12 @@ START_SECONDS = 90
 class RunningServer:
     """`loramux serve`, from start to stop. Leaving the `with` sends SIGTERM and expects exit 0."""
 
-    def __init__(self, folder: Path, model: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, model: Path, *arguments: str, **environment: str) -> None:
         """Prepare to serve `model`; files of the server are kept in `folder`.
 
         Starting twice on one folder is a restart: the store is kept.
         """
+        self._environment = environment
         folder.mkdir(parents=True, exist_ok=True)
         self._ready = folder / "ready.json"
         self.log = folder / "server.log"
@@ -46,8 +47,9 @@ class RunningServer:
         self._ready.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, start_new_session=True
-            )
+                self._command, stdout=log, stderr=log, start_new_session=True,
+                env=os.environ | self._environment,
+            )  # fmt: skip
         return self
 
     def start(self) -> Self:

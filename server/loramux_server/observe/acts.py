@@ -1,11 +1,15 @@
 """What changes something, calls and the server by itself, and what the audit log tells of it."""
 
+import re
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
 MAX_SHOWN = 200
 """Characters of a value that are told; what is longer is no name of anything."""
+
+_NAMING = re.compile(r"[a-z0-9][a-z0-9._:@/-]*")
+"""Of what names, digests and ids consist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,5 +59,8 @@ def _value(message: Message, path: str) -> str:
     *way, field = path.split(".")
     for step in way:
         message = getattr(message, step)
-    text = " ".join(str(getattr(message, field)).split())
-    return text if len(text) <= MAX_SHOWN else f"{len(text)} characters"
+    value = getattr(message, field)
+    text = " ".join(str(value).split())
+    # What is no name may be anything, such as a path or a key in the wrong place.
+    is_telling = not text or not isinstance(value, str) or _NAMING.fullmatch(value)
+    return text if is_telling and len(text) <= MAX_SHOWN else f"{len(text)} characters"

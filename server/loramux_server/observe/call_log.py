@@ -4,9 +4,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -16,25 +16,33 @@ from loramux_server.interception import around
 from loramux_server.observe.acts import ACTS
 from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_record import REQUEST_ID_KEY, CallRecord, begin
+from loramux_server.observe.spans import CallSpan
+from loramux_server.observe.tracing import Tracing
 
 MAX_REQUEST_ID = 128
 
 _log = logging.getLogger("loramux.calls")
 _STATUSES = {code.value[0]: code.name for code in grpc.StatusCode}
+_FAULTS = {
+    "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"
+}  # fmt: skip
+"""What to a trace is a failure of the server, not of who calls."""
 
 
 class CallLog(grpc.aio.ServerInterceptor):
     """Sees every call from its first moment to its last."""
 
-    def __init__(self, audit: Audit, *, logs_calls: bool) -> None:
+    def __init__(self, audit: Audit, *, logs_calls: bool, tracing: Tracing | None = None) -> None:
         """Prepare.
 
         Args:
             audit: Is told of calls that change something.
             logs_calls: Whether each call gets a line in the log.
+            tracing: Makes a span of each call; None makes none.
         """
         self._audit = audit
         self._logs_calls = logs_calls
+        self._tracing = tracing
 
     async def intercept_service(
         self,
@@ -56,6 +64,9 @@ class CallLog(grpc.aio.ServerInterceptor):
         begin(record)
         context.set_trailing_metadata(((REQUEST_ID_KEY, record.request_id),))
         started = time.monotonic()
+        if self._tracing and not _is_open(method):
+            metadata = cast(Iterable[tuple[str, str | bytes]], context.invocation_metadata() or ())
+            record.span = self._tracing.call(method, metadata, started)
         is_cancelled = False
         try:
             yield
@@ -68,8 +79,12 @@ class CallLog(grpc.aio.ServerInterceptor):
             raise
         finally:
             status = "CANCELLED" if is_cancelled else _status(context)
-            if self._logs_calls and not _is_routine(method, status):
-                _write(record, status, time.monotonic() - started)
+            now = time.monotonic()
+            if record.span:
+                _end_span(record.span, record, status, now)
+            # But for the health checks that come every few seconds.
+            if self._logs_calls and not (_is_open(method) and status in ("OK", "CANCELLED")):
+                _write(record, status, now - started)
             if act := ACTS.get(method):
                 await self._audit.tell(act.name, **_act_of(record, status))
 
@@ -89,17 +104,28 @@ def _status(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
     return _STATUSES.get(code, "UNKNOWN") if isinstance(code, int) else code.name
 
 
-def _is_routine(method: str, status: str) -> bool:
-    """Return whether it is one of the health checks that come every few seconds."""
+def _is_open(method: str) -> bool:
+    """Return whether anybody may call it, as is so of health checks."""
     rule = RULES.get(method)
-    is_open = rule is not None and rule.permission is Permission.NONE
-    return is_open and status in ("OK", "CANCELLED")
+    return rule is not None and rule.permission is Permission.NONE
+
+
+def _end_span(span: CallSpan, record: CallRecord, status: str, now: float) -> None:
+    who = _caller()
+    told = {
+        "rpc.response.status_code": status,
+        "loramux.request_id": record.request_id,
+        "loramux.tenant": who.tenant if who else None,
+        "loramux.reason": record.reason or None,
+    }
+    span.end(now, told, error=status if status in _FAULTS else "")
 
 
 def _write(record: CallRecord, status: str, seconds: float) -> None:
     who = _caller()
     told = {
         "request_id": record.request_id,
+        "trace_id": record.span.trace_id or None if record.span else None,
         "method": record.method,
         "tenant": who.tenant if who else None,
         "key": who.key_id or None if who else None,

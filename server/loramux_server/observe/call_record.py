@@ -1,7 +1,9 @@
-"""What is known of the call being handled, for those who write it down. Imports nothing of ours."""
+"""What is known of the call being handled, for those who write it down."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+
+from loramux_server.observe.spans import CallSpan
 
 REQUEST_ID_KEY = "x-request-id"
 """Metadata that brings a call's id, and takes it back."""
@@ -17,6 +19,8 @@ class CallRecord:
     """The `ErrorInfo.reason` of its status, where that is not OK."""
     notes: dict[str, object] = field(default_factory=dict)
     """What else is told of it: never a prompt, a key or a path."""
+    span: CallSpan | None = None
+    """Its part of a trace, where the server makes traces."""
 
 
 _current: ContextVar[CallRecord | None] = ContextVar("call", default=None)

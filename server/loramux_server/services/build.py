@@ -38,6 +38,7 @@ from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
+from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
@@ -72,12 +73,14 @@ class Services:
     metrics: Metrics
     prompts: Prompts
     room: WaitingRoom
+    spans: RequestSpans
     lag: LoopLag
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
         self.statuses.report(report)
         self.room.report(report.stats)
+        self.spans.report(report)
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -130,6 +133,7 @@ def build_services(
     )
     lag = LoopLag()
     room = _waiting_room(model, config, metrics, lag)
+    spans = RequestSpans()
     prompts = Prompts(model, adapter_templates=config.adapter_templates)
     calls, instructions = Calls(metrics, quotas, room), Instructions()
     generation = GenerationService(
@@ -142,6 +146,7 @@ def build_services(
         quotas=quotas,
         room=room,
         instructions=instructions,
+        spans=spans,
         default_timeout=config.default_timeout,
     )
     classification = ClassificationService(
@@ -194,6 +199,7 @@ def build_services(
         metrics,
         prompts,
         room,
+        spans,
         lag,
     )
 

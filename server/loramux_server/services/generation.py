@@ -1,7 +1,7 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 
 from loramux.errors import LoramuxError
@@ -17,6 +17,7 @@ from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.defaults import used, with_defaults
+from loramux_server.services.gen_ai import answered, asked, operation_of
 from loramux_server.services.limits import (
     TextOptions,
     check_fields,
@@ -27,6 +28,7 @@ from loramux_server.services.limits import (
 from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
 from loramux_server.services.prompts import Prompts
+from loramux_server.services.request_spans import RequestSpans
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
@@ -51,6 +53,8 @@ class _Call:
     """Tokens of its tenant's quota."""
     place: Place
     """What it takes of the waiting room."""
+    operation: str
+    """What traces call it."""
 
     def started(self, queue_seconds: float) -> None:
         """Note that a completion left the engine's queue."""
@@ -73,6 +77,7 @@ class GenerationService:
         quotas: Quotas,
         room: WaitingRoom,
         instructions: Instructions,
+        spans: RequestSpans,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -82,6 +87,7 @@ class GenerationService:
         self._statuses = statuses
         self._quotas = quotas
         self._room = room
+        self._spans = spans
         self._default_timeout = default_timeout
         self._prompts = prompts
         self._instructions = instructions
@@ -160,7 +166,12 @@ class GenerationService:
             on_lost=give_way,
         )
         submitted = self._submitted(call, mailbox, deadline, ids)
-        with _accounted(call, outputs), submitted, deadline.over(mailbox):
+        with (
+            _accounted(call, outputs),
+            submitted,
+            self._followed(call, outputs, ids),
+            deadline.over(mailbox),
+        ):
             while num_open:
                 for index, tokens in (await mailbox.take()).items():
                     output = outputs[index]
@@ -206,6 +217,27 @@ class GenerationService:
             for request_id in ids:
                 self._engine.cancel(request_id)
 
+    def _followed(
+        self, call: _Call, outputs: list[Output], ids: list[int]
+    ) -> AbstractContextManager[None]:
+        """Let a trace that there may be of `call` tell what becomes of it."""
+        digest = call.adapters.source.digest if call.adapters.source else None
+        return self._spans.following(
+            f"{call.operation} {self._model.name}",
+            lambda: asked(
+                operation=call.operation,
+                model=self._model.name,
+                request_id=call.request_id,
+                sampling=call.used,
+                num_prompt=len(call.prompt),
+                adapter=call.adapters.label,
+                digest=digest,
+            ),
+            lambda: answered(outputs, call.observer.timing()),
+            ids=ids,
+            digest=digest,
+        )
+
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
@@ -244,6 +276,7 @@ class GenerationService:
                 observer,
                 reserved,
                 place,
+                operation_of(request),
             )
 
 

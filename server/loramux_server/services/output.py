@@ -25,7 +25,12 @@ class Output:
         self._stops = StopStrings(options.stops, include=options.include_stop)
         self._min_tokens = min_tokens
         self.num_tokens = 0
-        self.is_finished = False
+        self.finish_reason = generation_pb2.FINISH_REASON_UNSPECIFIED
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing may follow."""
+        return bool(self.finish_reason)
 
     def push(self, tokens: Iterable[Token], piece: generation_pb2.Completion) -> None:
         """Fill in the piece that `tokens` make; the engine may send more after a stop string.
@@ -42,7 +47,7 @@ class Output:
             if self._decode(token, text, piece):
                 break
         piece.text = "".join(text)
-        self.is_finished = bool(piece.finish_reason)
+        self.finish_reason = piece.finish_reason
 
     def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
         """Append the text of `token`, note in `piece` whether it ends here, and return that."""

@@ -91,8 +91,8 @@ def parse_name(text: str, field: str) -> Reference:
     return reference
 
 
-def check_alias(alias: str, field: str) -> str:
-    """Return `alias` if an alias may be called so.
+def check_alias(alias: str, field: str) -> None:
+    """Demand that an alias may be called `alias`, which came in `field`.
 
     Raises:
         InvalidArgumentError: It may not.
@@ -103,7 +103,7 @@ def check_alias(alias: str, field: str) -> str:
         pass
     else:
         if not alias.isdecimal() and alias != LATEST:
-            return alias
+            return
     raise InvalidArgumentError(
         f"{field} is {shown(alias)}; an alias is built like a name, and neither a number nor "
         f"{LATEST!r}",

@@ -1,0 +1,104 @@
+"""What goes along with every call of a client: its key, and the trace that it is part of.
+
+OpenTelemetry is not needed, and not loaded: a program that has traces did that itself.
+"""
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from loramux import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, TracerProvider
+
+Metadata = tuple[tuple[str, str], ...]
+
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+
+class Calling:
+    """A channel whose calls all bring metadata, and each of which is a span where there are any."""
+
+    def __init__(
+        self,
+        channel: grpc.Channel | grpc.aio.Channel,
+        metadata: Metadata,
+        provider: "TracerProvider | None",
+    ) -> None:
+        """Wrap `channel`; without a provider, the global one is asked for when there is a call."""
+        self._channel = channel
+        self._metadata = metadata
+        self._provider = provider
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
+        made = getattr(self._channel, name)
+        return self._methods(made) if name in _KINDS else made
+
+    def _methods(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+            call = make(path, *arguments, **options)
+            name = path.removeprefix("/")
+
+            def begin(request: object, *, timeout: float | None = None) -> object:
+                if "opentelemetry.trace" not in sys.modules:
+                    return call(request, timeout=timeout, metadata=self._metadata)
+                return self._traced(call, name, request, timeout)
+
+            return begin
+
+        return made
+
+    def _traced(
+        self, call: Callable[..., Any], name: str, request: object, timeout: float | None
+    ) -> object:
+        from opentelemetry.trace import SpanKind, get_tracer, set_span_in_context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        span = get_tracer("loramux", __version__, self._provider).start_span(
+            name,
+            kind=SpanKind.CLIENT,
+            attributes={"rpc.system.name": "grpc", "rpc.method": name},
+        )
+        carrier: dict[str, str] = {}
+        TraceContextTextMapPropagator().inject(carrier, set_span_in_context(span))
+        metadata = (*self._metadata, *carrier.items())
+        try:
+            answer = call(request, timeout=timeout, metadata=metadata)
+        except grpc.RpcError as error:
+            _end(span, error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN)
+            raise
+        except BaseException:
+            _end(span, grpc.StatusCode.UNKNOWN)
+            raise
+        if isinstance(answer, grpc.aio.Call):
+            answer.add_done_callback(lambda ended: _end(span, _known(ended.code())))
+        elif not isinstance(answer, grpc.Call):
+            _end(span, grpc.StatusCode.OK)
+        elif not answer.add_callback(lambda: _end(span, answer.code())):
+            _end(span, answer.code())
+        return answer
+
+
+def _end(span: "Span", code: grpc.StatusCode) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    span.set_attribute("rpc.response.status_code", code.name)
+    if code is not grpc.StatusCode.OK:
+        span.set_attribute("error.type", code.name)
+        # Without the status's message, which may tell what the request was.
+        span.set_status(Status(StatusCode.ERROR))
+    span.end()
+
+
+def _known(code: Coroutine[Any, Any, grpc.StatusCode]) -> grpc.StatusCode:
+    """Return what a call that has ended gives at once, though it is asked as if it waited."""
+    try:
+        code.send(None)
+    except StopIteration as told:
+        found: grpc.StatusCode = told.value
+        return found
+    code.close()
+    return grpc.StatusCode.UNKNOWN

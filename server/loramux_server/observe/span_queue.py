@@ -1,0 +1,102 @@
+"""Spans on their way to the collector: a bounded queue, and a thread that empties it.
+
+The SDK has one, too, which starts its thread anew in every fork of the process, also in the one
+that is about to become an engine, where that may hang; and what it drops, it keeps to itself.
+"""
+
+import logging
+import os
+import threading
+from collections import deque
+
+from opentelemetry.sdk.environment_variables import (
+    OTEL_BSP_MAX_EXPORT_BATCH_SIZE,
+    OTEL_BSP_MAX_QUEUE_SIZE,
+    OTEL_BSP_SCHEDULE_DELAY,
+)
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from prometheus_client import Counter
+
+from loramux_server.config import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+class SpanQueue(SpanProcessor):
+    """Takes spans on any thread, at once, and sends them on a thread of its own."""
+
+    def __init__(self, exporter: SpanExporter, spans: Counter) -> None:
+        """Begin.
+
+        Args:
+            exporter: What sends spans.
+            spans: Counts them by what became of them.
+
+        Raises:
+            ConfigError: An OTEL_BSP_… variable is no positive number.
+        """
+        self._exporter = exporter
+        self._max_waiting = _setting(OTEL_BSP_MAX_QUEUE_SIZE, 2048)
+        self._batch_size = _setting(OTEL_BSP_MAX_EXPORT_BATCH_SIZE, 512)
+        self._delay = _setting(OTEL_BSP_SCHEDULE_DELAY, 5000) / 1000
+        self._dropped, self._exported, self._failed = map(
+            spans.labels, ("dropped", "exported", "failed")
+        )
+        self._waiting: deque[ReadableSpan] = deque()
+        self._wake = threading.Event()
+        self._is_ending = False
+        self._is_failing = False
+        # A daemon, for it may hang in a request of which no exporter lets go.
+        self._thread = threading.Thread(target=self._send, name="spans", daemon=True)
+        self._thread.start()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Take a span that is recorded, if there is room for it."""
+        if not (span.context and span.context.trace_flags.sampled):
+            return
+        if len(self._waiting) >= self._max_waiting:
+            self._dropped.inc()
+            return
+        self._waiting.append(span)
+        if len(self._waiting) >= self._batch_size:
+            self._wake.set()
+
+    def close(self, patience: float) -> None:
+        """Send what waits, for `patience` seconds; what is left then fails."""
+        self._is_ending = True
+        self._wake.set()
+        self._thread.join(patience)
+        self._exporter.shutdown()  # so that it tries no more
+        self._thread.join(patience)
+
+    def _send(self) -> None:
+        is_last = False
+        while not is_last:
+            self._wake.wait(self._delay)
+            self._wake.clear()
+            is_last = self._is_ending  # before the queue is emptied: what came until then goes
+            while self._waiting:
+                count = min(self._batch_size, len(self._waiting))
+                self._export([self._waiting.popleft() for _ in range(count)])
+
+    def _export(self, spans: list[ReadableSpan]) -> None:
+        fault = ""
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:  # whatever is the matter with it, calls go on
+            result, fault = SpanExportResult.FAILURE, f" ({type(error).__name__})"
+        is_failing = result is not SpanExportResult.SUCCESS
+        (self._failed if is_failing else self._exported).inc(len(spans))
+        if is_failing and not self._is_failing:
+            _log.warning("the collector takes no spans%s: they are counted and dropped", fault)
+        elif self._is_failing and not is_failing:
+            _log.info("the collector takes spans again")
+        self._is_failing = is_failing
+
+
+def _setting(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise ConfigError(f"{name} is {text!r}; expected a positive integer")
+    return int(text)

@@ -1,0 +1,58 @@
+"""What a span tells of a request: OpenTelemetry's conventions for generative AI, and no text."""
+
+from collections.abc import Sequence
+
+from loramux.v1 import generation_pb2
+from loramux_server.observe.spans import Attributes
+from loramux_server.services.output import Output
+
+_FINISH = {
+    generation_pb2.FINISH_REASON_STOP: "stop",
+    generation_pb2.FINISH_REASON_LENGTH: "length",
+}
+
+
+def operation_of(request: generation_pb2.GenerateRequest) -> str:
+    """Return what the conventions call that which `request` asks for."""
+    return "chat" if request.messages else "text_completion"
+
+
+def asked(
+    *,
+    operation: str,
+    model: str,
+    request_id: str,
+    sampling: generation_pb2.SamplingParams,
+    num_prompt: int,
+    adapter: str,
+    digest: str | None,
+) -> Attributes:
+    """Return what is known when the engine gets it; `sampling` is what is used for it."""
+    return {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": "loramux",
+        "gen_ai.request.model": model,
+        "gen_ai.response.model": model,
+        "gen_ai.response.id": request_id,
+        "gen_ai.request.choice.count": sampling.n,
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_k": sampling.top_k,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.presence_penalty": sampling.presence_penalty,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+        "gen_ai.request.seed": sampling.seed,
+        "gen_ai.usage.input_tokens": num_prompt,
+        "loramux.adapter.name": adapter or None,
+        "loramux.adapter.digest": digest,
+    }
+
+
+def answered(outputs: Sequence[Output], timing: generation_pb2.Timing) -> Attributes:
+    """Return what is known of the answer, so far as there is one."""
+    reasons = [_FINISH[output.finish_reason] for output in outputs if output.is_finished]
+    return {
+        "gen_ai.usage.output_tokens": sum(output.num_tokens for output in outputs),
+        "gen_ai.response.finish_reasons": reasons or None,
+        "gen_ai.response.time_to_first_chunk": timing.time_to_first_token_seconds or None,
+    }

@@ -1,0 +1,141 @@
+"""The spans of requests in the engine: what they waited for, and the steps that served them.
+
+The engine knows nothing of traces. Its reports tell how long things took, and that a step ended
+when its report came; so moments are as true as the way of a report is short. Where steps overlap,
+on a device, a load may have ended up to a step later than its span says.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from loramux_server.engine.messages import BatchSize, Load, Report
+from loramux_server.observe.call_record import current
+from loramux_server.observe.spans import Attributes, Span
+from loramux_server.services.observer import outcome_of
+
+MAX_LOADS = 8
+"""Load spans of a completion: it has one for each tier, and more only if it starts over."""
+
+
+class RequestSpans:
+    """Owns the spans of the requests that the engine works on, where their calls have any."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with none; `clock` is that of the spans."""
+        self._clock = clock
+        self._live: dict[int, _Completion] = {}
+        """By the engine's ids."""
+
+    @contextmanager
+    def following(
+        self,
+        name: str,
+        asked: Callable[[], Attributes],
+        answered: Callable[[], Attributes],
+        *,
+        ids: Sequence[int],
+        digest: str | None,
+    ) -> Iterator[None]:
+        """Follow a request, which was just submitted and ends with the block.
+
+        Args:
+            name: Of its span.
+            asked: Returns what is told of it.
+            answered: Returns what is told of its answer, which may be a part of one.
+            ids: The engine's ids of its completions, in order.
+            digest: Identity of its adapter, None for the base.
+        """
+        record = current()
+        if record is None or record.span is None or not record.span.is_recorded:
+            yield
+            return
+        now = self._clock()
+        whole = record.span.child(name, now, asked())
+        mine = {each: _Completion(whole, index, digest, now) for index, each in enumerate(ids)}
+        self._live |= mine
+        error = ""
+        try:
+            yield
+        except BaseException as failure:
+            error = outcome_of(failure).upper()
+            raise
+        finally:
+            now = self._clock()
+            for each, completion in mine.items():
+                completion.ended(now, error)
+                del self._live[each]
+            whole.end(now, answered(), error=error)
+
+    def report(self, report: Report) -> None:
+        """Take in what one step of the engine had to tell."""
+        if not self._live:
+            return
+        now = self._clock()
+        # When the step began that the report is of. Before it, loads were taken in and requests
+        # left the queue.
+        begin = now - (report.batch.seconds if report.batch else 0.0)
+        for load in report.loads:
+            for each in self._live.values():
+                each.loaded(load, begin)
+        for started in report.started:
+            if completion := self._live.get(started.request_id):
+                completion.started(begin, started.queue_seconds)
+        for token in report.tokens:
+            if completion := self._live.get(token.request_id):
+                completion.token(report.batch, begin, now)
+
+
+class _Completion:
+    """One completion in the engine: first in the queue, then in prefill, then in decode."""
+
+    __slots__ = ("_digest", "_index", "_last", "_num_loads", "_num_tokens", "_phase", "_whole")
+
+    def __init__(self, whole: Span, index: int, digest: str | None, now: float) -> None:
+        self._whole = whole
+        self._index = index
+        self._digest = digest
+        self._num_tokens = 0
+        self._num_loads = 0
+        self._last = now
+        """When its last token was made."""
+        self._phase = self._begun("queue", now)
+
+    def loaded(self, load: Load, end: float) -> None:
+        """Note a load that ended, which may be of somebody else's adapter."""
+        if load.digest == self._digest and self._num_loads < MAX_LOADS:
+            self._num_loads += 1
+            told = {"loramux.adapter.tier": load.tier, "loramux.adapter.digest": load.digest}
+            self._phase.child("adapter load", end - load.seconds, told).end(end)
+
+    def started(self, moment: float, queue_seconds: float) -> None:
+        """Note that it left the queue, in which it was for so long by the engine's clock."""
+        self._phase.end(moment, {"loramux.queue.seconds": queue_seconds})
+        self._phase = self._begun("prefill", moment)
+
+    def token(self, batch: BatchSize | None, begin: float, end: float) -> None:
+        """Note a token, made between two moments by a step of `batch`."""
+        self._num_tokens += 1
+        if self._num_tokens == 2:
+            self._phase = self._begun("decode", self._last)
+        # The steps of tokens 1, 2, 4, 8, …: a long answer has few spans, and a short one some.
+        if batch and self._num_tokens & (self._num_tokens - 1) == 0:
+            told: Attributes = {
+                "loramux.token.number": self._num_tokens,
+                "loramux.batch.requests": batch.requests,
+                "loramux.batch.tokens": batch.tokens,
+                "loramux.batch.adapters": batch.adapters,
+            }
+            self._phase.child("engine step", begin, told).end(end)
+        if self._num_tokens == 1:
+            self._phase.end(end)
+        self._last = end
+
+    def ended(self, now: float, error: str) -> None:
+        """Note the end of the request, which may come later than that of this completion."""
+        if self._num_tokens != 1:  # after the first token, no phase is open before the second
+            told = {"loramux.completion.tokens": self._num_tokens}
+            self._phase.end(now if error else self._last, told, error=error)
+
+    def _begun(self, name: str, begin: float) -> Span:
+        return self._whole.child(name, begin, {"loramux.completion.index": self._index})

@@ -1,0 +1,9 @@
+CREATE TABLE aliases ( tenant VARCHAR(63) NOT NULL, name VARCHAR(63) NOT NULL, alias VARCHAR(63) NOT NULL, split TEXT NOT NULL, PRIMARY KEY (tenant, name, alias) );
+CREATE TABLE keys ( id VARCHAR(63) NOT NULL, tenant VARCHAR(63) NOT NULL, role VARCHAR(16) NOT NULL, label TEXT NOT NULL, digest VARCHAR(64) NOT NULL, created_at DATETIME NOT NULL, expires_at DATETIME, revoked_at DATETIME, PRIMARY KEY (id) );
+CREATE TABLE moves ( number INTEGER NOT NULL, tenant VARCHAR(63) NOT NULL, name VARCHAR(63) NOT NULL, alias VARCHAR(63) NOT NULL, "before" TEXT NOT NULL, "after" TEXT NOT NULL, moved_at DATETIME NOT NULL, moved_by TEXT NOT NULL, PRIMARY KEY (number) );
+CREATE TABLE names ( tenant VARCHAR(63) NOT NULL, name VARCHAR(63) NOT NULL, last_version INTEGER NOT NULL, PRIMARY KEY (tenant, name) );
+CREATE TABLE policies ( tenant VARCHAR(63) NOT NULL, requests_per_second FLOAT, tokens_per_minute BIGINT, concurrent_requests INTEGER, weight INTEGER NOT NULL, PRIMARY KEY (tenant) );
+CREATE TABLE store ( "key" VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY ("key") );
+CREATE TABLE versions ( tenant VARCHAR(63) NOT NULL, name VARCHAR(63) NOT NULL, version INTEGER NOT NULL, digest VARCHAR(71) NOT NULL, size_bytes BIGINT NOT NULL, rank INTEGER NOT NULL, num_bytes BIGINT NOT NULL, item_bytes INTEGER NOT NULL, target_modules TEXT NOT NULL, base_model TEXT NOT NULL, source VARCHAR(16) NOT NULL, stamp TEXT NOT NULL, created_at DATETIME NOT NULL, is_pinned BOOLEAN NOT NULL, edit_bytes BIGINT DEFAULT '0' NOT NULL, method VARCHAR(32) DEFAULT 'lora' NOT NULL, vocab_size INTEGER DEFAULT '0' NOT NULL, invocation TEXT DEFAULT '[]' NOT NULL, expires_at DATETIME, origin TEXT DEFAULT '' NOT NULL, virtual_tokens INTEGER DEFAULT '0' NOT NULL, has_cache BOOLEAN DEFAULT 0 NOT NULL, PRIMARY KEY (tenant, name, version) );
+CREATE INDEX ix_versions_digest ON versions (digest);
+CREATE INDEX moves_of_alias ON moves (tenant, name, alias, number);
