@@ -126,7 +126,7 @@ def test_tables_are_those_of_their_format(tmp_path: Path) -> None:
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type DESC, name"
     found = [" ".join(sql.split()) + ";" for (sql,) in connection.execute(query)]
     connection.close()
-    assert FORMAT == 6
+    assert FORMAT == 7
     assert found == Path(__file__).with_name("catalog.sql").read_text().splitlines()
 
 

@@ -65,7 +65,10 @@ class Engine(EngineClient):
         )
         self.sent: list[ToEngine] = []
         self.process: Any = SimpleNamespace(
-            is_ready=True, send=self.sent.append, seconds_to_ready=1.0
+            is_ready=True,
+            send=self.sent.append,
+            seconds_to_ready=1.0,
+            ran_out_of_memory=False,
         )
 
     @property
