@@ -2,16 +2,14 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import DataLossError, LoramuxError
+from loramux.errors import DataLossError
 from loramux.v1 import classification_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Scores
-from loramux_server.engine_client import EngineClient, Mailbox
+from loramux_server.engine_client import EngineClient
 from loramux_server.observe.call_record import note
 from loramux_server.rpc import Context
 from loramux_server.services.calls import Calls
@@ -22,6 +20,7 @@ from loramux_server.services.limits import check_tokens, invalid
 from loramux_server.services.observer import Observer
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.scoring import PROBLEMS, Scoring, Text
+from loramux_server.services.submission import Asked, Submission
 from loramux_server.services.tasks import check_classifies
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import Instruction, Instructions
@@ -149,26 +148,24 @@ class ClassificationService:
         self, call: _Call, deadline: Deadline
     ) -> list[classification_pb2.Classification]:
         """Return what is told of each text of `call`."""
-        ids: list[int] = []
-        mailbox = Mailbox[Scores](call.started)
-
-        def give_way(error: LoramuxError) -> None:
-            mailbox.fail(error)
-            # At once: whoever takes the place in the queue is sent there next.
-            for request_id in ids:
-                self._engine.cancel(request_id)
-
+        submission = Submission[Scores](self._engine, call.started)
         self._room.enter(
             call.place,
             num_completions=len(call.texts),
             num_prompt=-(-call.num_tokens // len(call.texts)),
             seconds_left=deadline.remaining,
-            on_lost=give_way,
+            on_lost=submission.give_way,
         )
         found: dict[int, bytes] = {}
-        with self._submitted(call, mailbox, deadline, ids), deadline.over(mailbox):
+        running = submission.running(
+            [Asked(text.tokens, call.source, _SAMPLING) for text in call.texts],
+            tenant=caller().tenant,
+            seconds_left=deadline.remaining,
+            weight=call.place.weight,
+        )
+        with running, deadline.over(submission.mailbox):
             while len(found) < len(call.texts):
-                for index, (scores,) in (await mailbox.take()).items():
+                for index, (scores,) in (await submission.mailbox.take()).items():
                     found[index] = scores.logits
                     call.reserved.num_used += len(call.texts[index].tokens)
                     call.place.finished(0)
@@ -179,33 +176,6 @@ class ClassificationService:
         if sum(map(len, found.values())) < 4 * OFF_LOOP:
             return results()
         return await asyncio.to_thread(results)
-
-    @contextmanager
-    def _submitted(
-        self, call: _Call, mailbox: Mailbox[Scores], deadline: Deadline, ids: list[int]
-    ) -> Iterator[None]:
-        """Start all texts of `call`, and end for the engine what the block leaves open.
-
-        Their `ids` are filled in.
-        """
-        try:
-            for index, text in enumerate(call.texts):
-                ids.append(
-                    self._engine.submit(
-                        mailbox,
-                        index,
-                        text.tokens,
-                        call.source,
-                        _SAMPLING,
-                        caller().tenant,
-                        deadline.remaining,
-                        call.place.weight,
-                    )
-                )
-            yield
-        finally:
-            for request_id in ids:
-                self._engine.cancel(request_id)
 
 
 def _scoring(

@@ -4,12 +4,11 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import ModelInfo, Sampling, Token
-from loramux_server.engine_client import EngineClient, Mailbox
+from loramux_server.engine_client import EngineClient
 from loramux_server.observe.call_record import note
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
@@ -29,6 +28,7 @@ from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
+from loramux_server.services.submission import Asked, Submission
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
@@ -141,15 +141,7 @@ class GenerationService:
         self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        ids: list[int] = []
-        mailbox = Mailbox[Token](call.started, lambda is_full: self._engine.pause(ids, is_full))
-
-        def give_way(error: LoramuxError) -> None:
-            mailbox.fail(error)
-            # At once: whoever takes the place in the queue is sent there next.
-            for request_id in ids:
-                self._engine.cancel(request_id)
-
+        submission = Submission[Token](self._engine, call.started)
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
@@ -163,17 +155,18 @@ class GenerationService:
             num_completions=len(outputs),
             num_prompt=len(call.prompt),
             seconds_left=deadline.remaining,
-            on_lost=give_way,
+            on_lost=submission.give_way,
         )
-        submitted = self._submitted(call, mailbox, deadline, ids)
-        with (
-            _accounted(call, outputs),
-            submitted,
-            self._followed(call, outputs, ids),
-            deadline.over(mailbox),
-        ):
+        running = submission.running(
+            [Asked(call.prompt, call.adapters.source, sampling) for sampling in call.samplings],
+            tenant=call.tenant,
+            seconds_left=deadline.remaining,
+            weight=call.place.weight,
+        )
+        followed = self._followed(call, outputs, submission.ids)
+        with _accounted(call, outputs), running, followed, deadline.over(submission.mailbox):
             while num_open:
-                for index, tokens in (await mailbox.take()).items():
+                for index, tokens in (await submission.mailbox.take()).items():
                     output = outputs[index]
                     if output.is_finished:
                         continue
@@ -181,7 +174,7 @@ class GenerationService:
                     call.observer.tokens(index, len(response.delta.token_ids))
                     if output.is_finished:
                         num_open -= 1
-                        self._engine.finish(ids[index])
+                        self._engine.finish(submission.ids[index])
                         call.place.finished(output.num_tokens)
                     if not num_open:
                         response.usage.prompt_tokens = len(call.prompt)
@@ -189,33 +182,6 @@ class GenerationService:
                         response.timing.CopyFrom(call.observer.timing())
                     yield response
                     response = generation_pb2.StreamGenerateResponse()
-
-    @contextmanager
-    def _submitted(
-        self, call: _Call, mailbox: Mailbox[Token], deadline: Deadline, ids: list[int]
-    ) -> Iterator[None]:
-        """Start the completions of `call`, and end for the engine what the block leaves open.
-
-        Their `ids` are filled in.
-        """
-        try:
-            for index, sampling in enumerate(call.samplings):
-                ids.append(
-                    self._engine.submit(
-                        mailbox,
-                        index,
-                        call.prompt,
-                        call.adapters.source,
-                        sampling,
-                        call.tenant,
-                        deadline.remaining,
-                        call.place.weight,
-                    )
-                )
-            yield
-        finally:
-            for request_id in ids:
-                self._engine.cancel(request_id)
 
     def _followed(
         self, call: _Call, outputs: list[Output], ids: list[int]

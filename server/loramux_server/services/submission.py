@@ -1,0 +1,64 @@
+"""What one call has at the engine: a request for each completion, or for each text."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Generic, NamedTuple
+
+from loramux.errors import LoramuxError
+from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine_client import EngineClient, Item, Mailbox
+
+
+class Asked(NamedTuple):
+    """What is asked of the engine."""
+
+    prompt: list[int]
+    source: AdapterSource | None
+    """The adapter; None for the base."""
+    sampling: Sampling
+
+
+class Submission(Generic[Item]):
+    """The requests of one call, and where their answers come in."""
+
+    def __init__(self, engine: EngineClient, on_started: Callable[[float], None]) -> None:
+        """Submit nothing yet; `on_started` is told the seconds that each request was queued."""
+        self._engine = engine
+        self.ids: list[int] = []
+        """The engine's ids, in the order of what is asked; filled in by `running`."""
+        self.mailbox = Mailbox[Item](on_started, self._pause)
+
+    @contextmanager
+    def running(
+        self, asked: Iterable[Asked], *, tenant: str, seconds_left: float, weight: int
+    ) -> Iterator[None]:
+        """Start what is `asked`, and end for the engine what the block leaves open.
+
+        Args:
+            asked: The requests.
+            tenant: Whose they are.
+            seconds_left: Until the deadline.
+            weight: The tenant's.
+        """
+        try:
+            for index, (prompt, source, sampling) in enumerate(asked):
+                self.ids.append(
+                    self._engine.submit(
+                        self.mailbox, index, prompt, source, sampling, tenant, seconds_left, weight
+                    )
+                )
+            yield
+        finally:
+            self._cancel()
+
+    def give_way(self, error: LoramuxError) -> None:
+        """End with `error`, at once: whoever takes the place in the queue is sent there next."""
+        self.mailbox.fail(error)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        for request_id in self.ids:
+            self._engine.cancel(request_id)
+
+    def _pause(self, is_full: bool) -> None:
+        self._engine.pause(self.ids, is_full)
