@@ -44,10 +44,11 @@ LONG: dict[str, Any] = {**GREEDY, "max_tokens": 3000}
 MAX_RUNNING = 16
 MAX_WAITING = 16
 DEFAULT_TIMEOUT = 1.5
-SERVICES = [
-    f"loramux.v1.{name}Service"
-    for name in ("Adapter", "Alias", "Generation", "Quarantine", "Residency", "Server", "Upload")
-]
+_NAMES = (
+    "Adapter", "Alias", "Classification", "Generation", "Quarantine", "Residency", "Server",
+    "Upload",
+)  # fmt: skip
+SERVICES = [f"loramux.v1.{name}Service" for name in _NAMES]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

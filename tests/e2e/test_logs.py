@@ -65,7 +65,8 @@ class Told:
 
     def acts(self) -> list[dict[str, Any]]:
         acts = [json.loads(line) for line in self.audit_file.read_text().splitlines()]
-        return [act for act in acts if act["request_id"].startswith("call-")]
+        # The server's own acts belong to no call.
+        return [act for act in acts if act.get("request_id", "").startswith("call-")]
 
 
 def generate(**fields: Any) -> generation_pb2.GenerateRequest:
