@@ -1,6 +1,7 @@
 """What the engine refuses by itself, whatever the frontend let through."""
 
 import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -94,6 +95,30 @@ def test_a_load_without_memory_ends_who_waits_for_it_and_nobody_else() -> None:
     error = _error_of(failure)
     assert isinstance(error, UnavailableError)
     assert error.retry_delay
+
+
+class Defective(FakeModel):
+    """Fails as nobody expects."""
+
+    def load(self, source: AdapterSource) -> NoReturn:
+        raise RuntimeError("a bug at 0x7f00 in /srv/private")
+
+
+def test_of_a_load_that_fails_by_a_defect_callers_get_a_number_and_the_log_the_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine, *_ = fake_engine(
+        num_blocks=NUM_BLOCKS, rows=8, executor=InlineExecutor(), model=Defective()
+    )
+    engine.receive([Submit(0, [5], fake_source(1, 8), GREEDY)])
+    reports = [engine.step() for _ in range(3)]
+    (failure,) = [failure for report in reports for failure in report.failures]
+    (why,) = [why for report in reports for why in report.failed_loads.values()]
+    assert failure.reason == "INTERNAL"
+    assert failure.message == f"the stored adapter cannot be loaded: {why}"
+    assert re.fullmatch("internal error, incident [0-9a-f]{16}", why)
+    assert why.rpartition(" ")[2] in caplog.text
+    assert "/srv/private" in caplog.text
 
 
 def test_an_adapter_that_cannot_be_read_for_a_moment_is_not_called_damaged(

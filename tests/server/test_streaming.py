@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from loramux.errors import (
     DeadlineExceededError,
+    InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
@@ -18,6 +20,7 @@ from loramux.errors import (
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from loramux_server.access.caller import Caller, Role, acting
 from loramux_server.access.quotas import Quotas
+from loramux_server.adapter_labels import NONE
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     CacheStats,
@@ -44,6 +47,8 @@ from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.registry import Registry
 from loramux_server.waiting_room import WaitingRoom
+from tests.crash.story import publish
+from tests.crash.told import DIGESTS, PACKAGES
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
@@ -84,13 +89,13 @@ class Served:
 
     def __init__(
         self, registry: Registry | None = None, policies: KeptPolicies | None = None,
-        room: WaitingRoom | None = None,
+        room: WaitingRoom | None = None, vocab_size: int = 259,
     ) -> None:  # fmt: skip
         self.metrics = Metrics()
         self.spans = RequestSpans()
         self.engine = Engine(self.metrics)
         model = ModelInfo(
-            name="", architecture="", fingerprint="", dtype="", device="", vocab_size=259,
+            name="", architecture="", fingerprint="", dtype="", device="", vocab_size=vocab_size,
             context_length=2 * MAX_TOKENS, num_parameters=1, eos_token_ids=[2], layers={},
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
             adapter_rows=8, num_blocks=8, kv_memory=8,
@@ -104,10 +109,10 @@ class Served:
         )  # fmt: skip
 
     def stream(
-        self, *, timeout: float | None = None, adapter: str = "", **sampling: Any
+        self, *, timeout: float | None = None, adapter: str = "", prompt: int = 5, **sampling: Any
     ) -> AsyncGenerator[StreamGenerateResponse, None]:
         request = GenerateRequest(
-            prompt_token_ids=[5],
+            prompt_token_ids=[prompt],
             adapter=adapter,
             sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
         )
@@ -116,6 +121,12 @@ class Served:
 
     def count(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"loramux_{name}", {"adapter": "base"})
+
+    @property
+    def counted(self) -> set[str]:
+        """What requests are counted under."""
+        samples = [sample for m in self.metrics.registry.collect() for sample in m.samples]
+        return {sample.labels["adapter"] for sample in samples if "adapter" in sample.labels}
 
 
 @pytest.fixture
@@ -235,6 +246,73 @@ async def test_an_adapter_that_is_not_there_is_never_the_base(tmp_path: Path) ->
         assert served.engine.sent == []
     finally:
         registry.close()
+
+
+async def test_a_name_that_is_not_registered_is_no_label(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "store")
+    served = Served(registry)
+    try:
+        for name in ("nobody", "nobody:3", "No Body"):
+            with pytest.raises((InvalidArgumentError, NotFoundError)):
+                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=1)
+    finally:
+        registry.close()
+    assert served.counted == {NONE}
+
+
+async def test_an_adapter_counts_under_its_name_however_it_was_asked_for(tmp_path: Path) -> None:
+    with ExitStack() as exits:
+        registry = exits.enter_context(closing(Registry(tmp_path / "store")))
+        staged = registry.stage()
+        exits.callback(registry.discard, staged)
+        staged.write(PACKAGES[0])
+        publish(registry, "poet", staged)
+        served = Served(registry)
+        for number, name in enumerate(("poet", "poet:1", "poet:latest", f"poet@{DIGESTS[0]}")):
+            first = asyncio.ensure_future(anext(served.stream(adapter=name)))
+            async with asyncio.timeout(10):
+                while len(served.engine.ids) == number:  # noqa: ASYNC110 - told by nobody
+                    await asyncio.sleep(0.01)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+    assert served.counted == {"poet"}
+
+
+@pytest.mark.parametrize("vocab_size", [250, 300])
+async def test_the_model_says_which_tokens_there_are_and_not_its_tokenizer(vocab_size: int) -> None:
+    served = Served(vocab_size=vocab_size)
+    last = vocab_size - 1
+    fine = served.stream(prompt=last, stop_token_ids=[last], logit_bias={last: 1.0})
+    going_on = asyncio.ensure_future(anext(fine))
+    await asyncio.sleep(0)
+    assert len(served.engine.ids) == 1
+    for field, beyond in (
+        ("prompt_token_ids", served.stream(prompt=vocab_size)),
+        ("sampling.stop_token_ids", served.stream(stop_token_ids=[vocab_size])),
+        ("sampling.logit_bias", served.stream(logit_bias={vocab_size: 1.0})),
+    ):
+        refused = asyncio.ensure_future(anext(beyond))
+        await asyncio.sleep(0)
+        assert refused.done()
+        with pytest.raises(InvalidArgumentError, match=f"{field} holds token {vocab_size}"):
+            await refused
+    going_on.cancel()
+
+
+@pytest.mark.parametrize("is_queued", [True, False])
+async def test_what_its_caller_gives_up_ends_in_the_engine(served: Served, is_queued: bool) -> None:
+    stream = served.stream(n=2)
+    if not is_queued:
+        await begun(served, stream)
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    ids = served.engine.ids
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert [m for m in served.engine.sent if isinstance(m, Cancel)] == [Cancel(i) for i in ids]
+    assert served.engine._calls == {}
 
 
 async def test_who_gives_up_between_the_last_token_and_the_status_leaves_nothing_behind(

@@ -16,6 +16,7 @@ CONTEXT = 4096
 # What a prompt that begins with one of these does to the engine.
 DIES, HANGS, RAISES, STOPS, EXHAUSTS = 240, 241, 242, 243, 244
 
+FAKE_ENGINE = "tests.support.fake_engine"
 ENGINE = """#!{python}
 import sys
 sys.path[:0] = {path}
@@ -49,18 +50,26 @@ def answered(ask: Ask, count: int) -> tuple[int, ...]:
     return answer(list(prompt), count)
 
 
+def write_engine(
+    folder: Path, module: str = FAKE_ENGINE, *, step_seconds: float = 0.005, **more: float
+) -> tuple[Path, Path]:
+    """Write what the engine is told in place of a model, and a program to start in its place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state, engine = folder / "engine.json", folder / "engine"
+    state.write_text(json.dumps({"step_seconds": step_seconds, **more}))
+    engine.write_text(ENGINE.format(python=sys.executable, path=sys.path, module=module))
+    engine.chmod(0o700)
+    return state, engine
+
+
 class FakeServer(RunningServer):
     """`loramux serve` whose engine makes a token every `step_seconds` for each request."""
 
     def __init__(
-        self, folder: Path, *arguments: str, module: str = "tests.support.fake_engine",
+        self, folder: Path, *arguments: str, module: str = FAKE_ENGINE,
         step_seconds: float = 0.005, environment: dict[str, str] | None = None, **more: float,
     ) -> None:  # fmt: skip
         """Prepare; `module` has the engine's `main`, which is told times in a file."""
-        state = folder / "engine.json"
+        state, engine = write_engine(folder, module, step_seconds=step_seconds, **more)
         super().__init__(folder, state, *arguments, **(environment or {}))
-        state.write_text(json.dumps({"step_seconds": step_seconds, **more}))
-        engine = folder / "engine"
-        engine.write_text(ENGINE.format(python=sys.executable, path=sys.path, module=module))
-        engine.chmod(0o700)
         self._command[1:3] = ["-c", SERVE, str(engine)]

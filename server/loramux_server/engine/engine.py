@@ -1,6 +1,7 @@
 """The engine core: an inbox, a step, an outbox. Plain calls; whoever owns it brings the thread."""
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -121,6 +122,8 @@ class Engine:
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._failures: list[Failure] = []
+        self._failed_loads: dict[str, str] = {}
+        """Digest -> why, in words for callers."""
         self._flight: Flight | None = None
         """The step that runs while the next one is planned."""
         self._landed_at = 0.0
@@ -280,13 +283,15 @@ class Engine:
 
     def _fail_waiting(self, source: AdapterSource, error: BaseException) -> None:
         """Fail the requests that wait for an adapter that could not be loaded."""
-        reason, why = "INTERNAL", str(error)
         if isinstance(error, DamagedError | PackageError):
-            reason = error.reason
+            reason, why = error.reason, str(error)
         elif is_out_of_memory(error):
             reason, why = "ENGINE_OUT_OF_MEMORY", "no memory is left for it at present"
         else:
-            _log.error("loading %s failed", source.digest, exc_info=error)
+            incident = secrets.token_hex(8)
+            reason, why = "INTERNAL", f"internal error, incident {incident}"
+            _log.error("incident %s: loading %s failed", incident, source.digest, exc_info=error)
+        self._failed_loads[source.digest] = why
         for request in list(self._scheduler.waiting):
             if request.digest == source.digest:
                 self._fail(request, reason, f"the stored adapter cannot be loaded: {why}")
@@ -300,6 +305,7 @@ class Engine:
         scores: Sequence[Scores] = (),
     ) -> Report:
         failures, self._failures = self._failures, []
+        failed_loads, self._failed_loads = self._failed_loads, {}
         return Report(
             tiers=self._residents.take_moved(),  # before the figures: adapters go with it
             stats=Stats(
@@ -319,7 +325,7 @@ class Engine:
             started=started,
             loads=landed.loads,
             loading=self._residents.take_begun(),
-            failed_loads={source.digest: str(error) for source, error in landed.failed},
+            failed_loads=failed_loads,
             batch=size,
         )
 

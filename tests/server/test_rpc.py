@@ -1,0 +1,85 @@
+"""What a defect of a handler looks like from outside, over a real socket."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from loramux.v1 import generation_pb2
+from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux_server.access.caller import LOCAL_ADMIN, enter
+from loramux_server.readers import Readers
+from loramux_server.rpc import Calls, Context, generic_handler
+
+SECRET = "a bug at 0x7f00 in /srv/private"
+
+
+class Defective:
+    """Fails as nobody expects."""
+
+    async def Generate(
+        self, request: generation_pb2.GenerateRequest, context: Context
+    ) -> generation_pb2.GenerateResponse:
+        raise RuntimeError(SECRET)
+
+    async def StreamGenerate(
+        self, request: generation_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
+        yield generation_pb2.StreamGenerateResponse()
+        raise RuntimeError(SECRET)
+
+
+class Everybody(grpc.aio.ServerInterceptor):
+    """Lets all calls pass, as the administrator's."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        enter(LOCAL_ADMIN)
+        return await continuation(handler_call_details)
+
+
+@asynccontextmanager
+async def defective() -> AsyncIterator[Any]:
+    server = grpc.aio.server(interceptors=[Everybody()])
+    service = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+    readers = Readers(30.0, lambda: None)
+    server.add_generic_rpc_handlers((generic_handler(service, Defective(), Calls(), readers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield GenerationServiceStub(channel)
+    await server.stop(None)
+
+
+async def ended(call: Any) -> grpc.aio.AioRpcError:
+    """Return with what `call` fails, which may have answered something before."""
+    try:
+        if isinstance(call, grpc.aio.UnaryStreamCall):
+            _ = [response async for response in call]
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_of_a_defect_callers_get_a_number_and_the_log_the_text(
+    caplog: pytest.LogCaptureFixture, is_stream: bool
+) -> None:
+    request = generation_pb2.GenerateRequest()
+    async with defective() as stub:
+        call = (stub.StreamGenerate if is_stream else stub.Generate)(request, timeout=30)
+        error = await ended(call)
+    said = error.details() or ""
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert re.fullmatch("internal error, incident [0-9a-f]{16}", said)
+    assert SECRET not in repr(error.trailing_metadata())
+    assert said.rpartition(" ")[2] in caplog.text
+    assert SECRET in caplog.text
