@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from loramux.errors import ResourceExhaustedError
 from loramux_server.busy_rate import HALF_LIFE, BusyRate
 from loramux_server.engine.messages import CacheStats, Stats
+from loramux_server.forecast import CAUTION
 from loramux_server.loop_lag import NUM_LOOKS, LoopLag
 from loramux_server.waiting_room import MAX_DELAY, UNKNOWN_DELAY, Place
 from tests.support.fake import ManualClock
@@ -193,24 +194,24 @@ def queue() -> Room:
 
 def test_what_would_end_too_late_behind_others_is_refused() -> None:
     room = queue()
-    # It is the seventh, with a second for each; then its ten tokens in one; and a quarter more.
-    error = room.refused("noisy", max_tokens=10, seconds_left=9.0)
+    # It is the seventh, with a second for each; then its ten tokens in one; and caution.
+    error = room.refused("noisy", max_tokens=10, seconds_left=11.5)
     assert error.reason == "DEADLINE_UNREACHABLE"
-    assert error.retry_delay == pytest.approx(10.0 - 9.0, abs=0.5)
+    assert error.retry_delay == pytest.approx(CAUTION * 8.0 - 11.5, abs=0.5)
     assert room.shed("time") == 1
-    room.come("noisy", max_tokens=10, seconds_left=10.5)
-    room.refused("noisy", max_tokens=20, seconds_left=11.0)
-    room.come("noisy", max_tokens=3000, seconds_left=13.0)  # but others make twenty
+    room.come("noisy", max_tokens=10, seconds_left=13.5)
+    room.refused("noisy", max_tokens=20, seconds_left=14.2)
+    room.come("noisy", max_tokens=3000, seconds_left=16.5)  # but others make twenty
 
 
 def test_those_of_another_tenant_count_as_far_as_they_take_turns() -> None:
     room = queue()
-    assert room.refused("quiet", seconds_left=3.2).reason == "DEADLINE_UNREACHABLE"
-    room.come("quiet", seconds_left=4.0)  # after one of the other's, and it runs for a second
-    room.refused("quiet", seconds_left=5.5)
-    room.come("quiet", seconds_left=7.0)
-    room.refused("light", seconds_left=3.5)
-    room.come("heavy", weight=4, seconds_left=3.5)
+    assert room.refused("quiet", seconds_left=4.1).reason == "DEADLINE_UNREACHABLE"
+    room.come("quiet", seconds_left=5.1)  # after one of the other's, and it runs for a second
+    room.refused("quiet", seconds_left=7.0)
+    room.come("quiet", seconds_left=9.0)
+    room.refused("light", seconds_left=4.5)
+    room.come("heavy", weight=4, seconds_left=4.5)
 
 
 def test_where_nobody_waits_for_others_to_end_all_is_tried() -> None:
