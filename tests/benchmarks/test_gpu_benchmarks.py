@@ -14,7 +14,7 @@ import torch
 if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
     pytest.skip("these are for Triton's interpreter", allow_module_level=True)
 
-from benchmarks.gpu import end_to_end, kernels, peer_kernels, tune
+from benchmarks.gpu import check, end_to_end, kernels, peer_kernels, tune
 from benchmarks.gpu.peer_kernels import Name
 
 VLLM = {
@@ -175,6 +175,12 @@ def test_kernels_are_measured_against_their_floors(tmp_path: Path) -> None:
     experiments = {row["experiment"] for row in record["rows"]}
     assert experiments == {"matmul", "launch", "attention", "kernels"}
     assert all(row["microseconds"] > 0 for row in record["rows"])
+
+
+def test_what_is_checked_on_a_gpu_is_there() -> None:
+    # pytest runs nothing at all if one of its arguments is not.
+    root = Path(check.__file__).parents[2]
+    assert all(list((root / folder).glob("test_*.py")) for folder in check.TESTS)
 
 
 def test_what_is_tuned_is_written_as_a_plan(tmp_path: Path) -> None:

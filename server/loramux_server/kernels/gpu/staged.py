@@ -80,9 +80,9 @@ class Stager:
         is_edited = bool(given.embedded) or (
             given.segments is not None and given.segments.edits is not None
         )
-        room = self._room(given, len(tiles[0]), len(queries[0]))
-        if is_edited and not is_decode:
-            room = None
+        room = None
+        if is_decode or not is_edited:
+            room = self._room(given, len(tiles[0]), len(queries[0]))
         if room:
             if room not in self._kept:
                 self._kept[room] = _make(room, self._device)
@@ -188,9 +188,10 @@ def _tiles(
     """Return the size of tiles, and the tiles as `cut` gives them."""
     if not is_decode:
         return PREFILL_TILE, cut(segments, num_tokens, PREFILL_TILE)
-    shared = cut(segments, num_tokens, SHARED_TILE)
-    if segments is not None and len(shared[0]) <= _fitting(num_tokens, _ROOMS) // _SHARED:
-        return SHARED_TILE, shared
+    if segments is not None:
+        shared = cut(segments, num_tokens, SHARED_TILE)
+        if len(shared[0]) <= _fitting(num_tokens, _ROOMS) // _SHARED:
+            return SHARED_TILE, shared
     return SINGLE_TILE, cut(segments, num_tokens, SINGLE_TILE)
 
 
