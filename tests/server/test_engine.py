@@ -133,7 +133,7 @@ def test_an_adapter_that_cannot_be_read_for_a_moment_is_not_called_damaged(
         return read
 
     for code, kind in ((errno.EMFILE, UnreadableError), (errno.EIO, DamagedError)):
-        monkeypatch.setattr(packed._buffer, "read", failing(code))
+        monkeypatch.setattr(packed._reader, "reading", failing(code))
         with pytest.raises(DamagedError, match="injected") as caught:
             packed.load_packed(path, "sha256:0", cast(Any, None))
         assert type(caught.value) is kind

@@ -1,10 +1,8 @@
 """An adapter in host memory: its weights in the order in which the slab takes them."""
 
 import errno
-import hashlib
 import io
-import os
-import threading
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy.typing as npt
 from loramux_adapters import Package, PackageError, read_package
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded
+from loramux_server.lora.arriving import Arriving, Reader
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import RowSize
@@ -79,39 +78,12 @@ class PackedAdapter:
         return Residence(row, self.num_rows, self.format, self.rank_GP, self.scale_GP, edits)
 
 
-class _Buffer(threading.local):
-    """Room for the bytes of a package on each thread: new memory costs more than what is read."""
-
-    def __init__(self) -> None:
-        self._kept = bytearray()
-
-    def read(self, path: Path) -> tuple[memoryview, str]:
-        """Return the bytes of the file at `path`, and their digest.
-
-        The bytes stay until the next call on this thread.
-        """
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            size = os.fstat(descriptor).st_size
-            if hasattr(os, "posix_fadvise"):  # the disk goes on reading while what came is hashed
-                os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
-            room = self._kept if size <= len(self._kept) else bytearray(size)
-            if size <= _MAX_KEPT:
-                self._kept = room
-            data, end, digest = memoryview(room)[:size], 0, hashlib.sha256()
-            while count := file.readinto(data[end : end + _PIECE]):
-                digest.update(data[end : end + count])
-                end += count
-                give_way()
-        return data[:end], f"sha256:{digest.hexdigest()}"
-
-
 _NAMES = {form: name for name, form in FORMATS.items()}
-_MAX_KEPT = 32 << 20
-_PIECE = 256 << 10
+_ITEMS = {form: np.dtype("<f4" if form is WeightFormat.FLOAT32 else "<u2") for form in WeightFormat}
+"""What numpy calls the weights of each format."""
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
 """Errors that say nothing of the file."""
-_buffer = _Buffer()
+_reader = Reader()
 
 
 class DamagedError(Exception):
@@ -164,42 +136,69 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
         PackageError: The package does not fit the base model.
     """
     try:
-        data, found = _buffer.read(path)
+        with _reader.reading(path) as file:
+            return _packed(file, digest, base, resting)
     except OSError as error:
         kind = UnreadableError if error.errno in _PASSING else DamagedError
         raise kind(f"cannot be read: {error.strerror}") from None
-    if found != digest:
-        raise DamagedError("its bytes do not have the digest that it was registered with")
-    header = data[: 8 + int.from_bytes(data[:8], "little")]
-    package = read_package(io.BytesIO(header), len(data))
-    form = resting.of(format_of(package))
-    rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
-    scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
-    layers = []
 
-    def raw(tensor: TensorInfo) -> memoryview:
-        begin = package.file.data_start + tensor.offset
-        return data[begin : begin + tensor.num_bytes]
+
+def _packed(file: Arriving, digest: str, base: Base, resting: Resting) -> PackedAdapter:
+    """Pack what is in `file` as it comes; nobody gets anything of it before its digest is known."""
+    try:
+        header = file[: 8 + int.from_bytes(file[:8], "little")]
+        package = read_package(io.BytesIO(header), len(file))
+        form = resting.of(format_of(package))
+        rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
+        scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
+        layers = []
+        room = _Room(package, form)
+
+        def raw(tensor: TensorInfo) -> memoryview:
+            begin = package.file.data_start + tensor.offset
+            return file[begin : begin + tensor.num_bytes]
+
+        for module in package.modules:
+            place = base.places.get(module.module)
+            if place is None and module.is_outer:
+                continue  # an edit
+            if place is None:
+                raise PackageError(f"module {module.module} is not in the base model")
+            rank_GP[place.group, place.part] = module.rank
+            scale_GP[place.group, place.part] = module.scale
+            a_RK = room.copy(read_weights(module.a, raw(module.a), form))
+            b_RN = room.copy(read_weights(module.b, raw(module.b), form).T)
+            layers.append(PackedLayer(place, a_RK, b_RN))
+            give_way()
+    finally:
+        # Whatever was found wrong: of other bytes than the registered ones nothing more is said.
+        if file.digest() != digest:
+            raise DamagedError("its bytes do not have the digest that it was registered with")
 
     def values(tensor: TensorInfo) -> Array:
         return decoded(raw(tensor), tensor.dtype).reshape(tensor.shape)
 
-    for module in package.modules:
-        place = base.places.get(module.module)
-        if place is None and module.is_outer:
-            continue  # an edit
-        if place is None:
-            raise PackageError(f"module {module.module} is not in the base model")
-        rank_GP[place.group, place.part] = module.rank
-        scale_GP[place.group, place.part] = module.scale
-        a_RK = read_weights(module.a, raw(module.a), form)
-        b_RN = read_weights(module.b, raw(module.b), form).T.copy()
-        layers.append(PackedLayer(place, a_RK, b_RN))
-        give_way()
     return PackedAdapter(
         package.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes,
         edits=base.edits(package, values),
     )  # fmt: skip
+
+
+class _Room:
+    """Memory for all weights of an adapter in one piece, which the system gives in large pages."""
+
+    def __init__(self, package: Package, form: WeightFormat) -> None:
+        size = sum(
+            math.prod(tensor.shape) for module in package.modules for tensor in (module.a, module.b)
+        )
+        self._free: Weights = np.empty(size, _ITEMS[form])
+
+    def copy(self, values: Weights) -> Weights:
+        """Return a copy of `values` in this memory."""
+        taken = self._free[: values.size].reshape(values.shape)
+        self._free = self._free[values.size :]
+        taken[...] = values
+        return taken
 
 
 def format_of(package: Package) -> WeightFormat:
@@ -209,10 +208,13 @@ def format_of(package: Package) -> WeightFormat:
 
 
 def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat) -> Weights:
-    """Return a copy of `tensor`, whose bytes are `raw`, in its own shape and in `form`."""
+    """Return `tensor`, whose bytes are `raw`, in its own shape and in `form`.
+
+    It may lie where the bytes lie.
+    """
     values: Weights
     if FORMATS[tensor.dtype] is form:
-        values = np.frombuffer(raw, "<f4" if form is WeightFormat.FLOAT32 else "<u2").copy()
+        values = np.frombuffer(raw, _ITEMS[form])
     else:
         values = rounded(decoded(raw, tensor.dtype), form)
     return values.reshape(tensor.shape)

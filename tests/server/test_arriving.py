@@ -1,0 +1,82 @@
+import errno
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from loramux_server.lora import arriving
+from loramux_server.lora.arriving import Reader
+
+CONTENT = os.urandom((5 << 20) + 3)
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_bytes_can_be_used_before_all_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    opened: list[int] = []
+    thread = threading.Thread(target=lambda: opened.append(os.open(path, os.O_WRONLY)))
+    thread.start()
+    # A FIFO has no size of its own: it is told where its reader asks.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fstat", lambda _: os.stat_result((0, 0, 0, 0, 0, 0, 8, 0, 0, 0)))
+        patch.delattr(os, "posix_fadvise")
+        with Reader().reading(path) as file:
+            thread.join()
+            os.write(opened[0], b"head")
+            assert bytes(file[:4]) == b"head"
+            assert not file.reading.done()
+            os.write(opened[0], b"rest")
+            os.close(opened[0])
+            assert (bytes(file[2:8]), file.digest()) == (b"adrest", digest_of(b"headrest"))
+
+
+def test_a_file_is_read_whole_and_its_room_is_used_again(tmp_path: Path) -> None:
+    reader = Reader()
+    for content in (CONTENT, CONTENT[::-1], CONTENT[:10], b""):
+        (tmp_path / "file").write_bytes(content)
+        with reader.reading(tmp_path / "file") as file:
+            assert len(file) == len(content)
+            assert file[:] == content
+            assert file[7 : 2 << 20] == content[7 : 2 << 20]
+            assert file[: 1 << 40] == content
+            assert file.digest() == digest_of(content)
+
+
+def test_what_a_file_lacks_is_not_made_up(tmp_path: Path) -> None:
+    """Another process cut it since it was opened."""
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fstat", lambda _: os.stat_result((0, 0, 0, 0, 0, 0, 6 << 20, 0, 0, 0)))
+        with Reader().reading(path) as file:
+            assert file[:] == CONTENT
+            assert file[5 << 20 : 6 << 20] == CONTENT[5 << 20 :]
+            assert file.digest() == digest_of(CONTENT)
+
+
+def test_an_error_of_the_disk_reaches_who_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    reader = Reader()
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arriving, "give_way", fail)  # after the first piece
+        with reader.reading(path) as file:
+            assert bytes(file[:9]) == CONTENT[:9]
+            with pytest.raises(OSError, match="injected"):
+                file[:]
+            with pytest.raises(OSError, match="injected"):
+                file.digest()
+    with reader.reading(path) as file:  # and the next file is read as ever
+        assert file.digest() == digest_of(CONTENT)
