@@ -51,7 +51,7 @@ class Forecast:
         rate = self._starts.per_second
         return None if rate is None else count / rate
 
-    def free_seconds(self, num_tokens: int) -> float | None:
+    def free_seconds(self, num_tokens: float) -> float | None:
         """Return in how many seconds the memory of so many tokens is free, if that is known."""
         rate = self._freed.per_second
         return None if rate is None else num_tokens / rate

@@ -13,45 +13,13 @@ from loramux.errors import ResourceExhaustedError
 from loramux_server.engine.messages import Stats
 from loramux_server.forecast import CAUTION, Forecast
 from loramux_server.metrics import RoomMetrics
+from loramux_server.place import Place
 from loramux_server.room_limits import RoomLimits, Taken
 
 MIN_DELAY, MAX_DELAY = 0.1, 60.0
 """Bounds in seconds of what is told about when to try again."""
 UNKNOWN_DELAY = 1.0
 """Told as long as no rate has been measured."""
-
-
-class Place:
-    """What one call takes of the room, from its arrival to its end."""
-
-    def __init__(self, room: "WaitingRoom", tenant: str, weight: int, num_bytes: int) -> None:
-        self._room = room
-        self.tenant = tenant
-        self.weight = weight
-        self.num_bytes = num_bytes
-        """Of its message, until all completions have started."""
-        self.num_prompt = 0
-        self.num_open = 0
-        """Completions that have not ended."""
-        self.num_unstarted = 0
-        self.has_started = False
-        """Whether any completion has; who has does not give way."""
-        self.started_at = 0.0
-        """When the last one did, on the room's clock."""
-        self.on_lost: Callable[[ResourceExhaustedError], None] | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """Prompt tokens of the completions that have not started."""
-        return self.num_prompt * self.num_unstarted
-
-    def started(self) -> None:
-        """Note that one completion left the engine's queue."""
-        self._room.started(self)
-
-    def finished(self, num_output: int) -> None:
-        """Note that one completion ended with `num_output` tokens."""
-        self._room.finished(self, num_output)
 
 
 class WaitingRoom:
@@ -83,7 +51,6 @@ class WaitingRoom:
         """Completions of each tenant that wait."""
         self._weights: dict[str, int] = {}
         """Of the tenants of which some do."""
-        self._num_unstarted = 0
         self._taken = Taken()
         self._forecast = Forecast()
         self._looked_at = clock()
@@ -141,7 +108,7 @@ class WaitingRoom:
             ResourceExhaustedError: There is no room for them.
         """
         self._pass_time()
-        self._check_memory(num_prompt, seconds_left)
+        self._check_memory(place, num_prompt, seconds_left)
         more = Taken(num_completions, num_completions * num_prompt, 0)
         for other in self._who_gives_way(place, more):
             self._give_way(other)
@@ -200,14 +167,13 @@ class WaitingRoom:
     @property
     def _is_full(self) -> bool:
         """Whether some wait until others end, and not just for the next step."""
-        if not self._num_unstarted:
+        if not self._unstarted:
             return False
         num_free = self._num_free_blocks * self._limits.block_size
         return self._taken.completions >= self._limits.max_running or self._taken.tokens > num_free
 
     def _wait(self, place: Place, more: int) -> None:
         """Count `more` completions at `place` that wait."""
-        self._num_unstarted += more
         self._unstarted[place.tenant] += more
         self._weights[place.tenant] = place.weight
         if not self._unstarted[place.tenant]:
@@ -218,14 +184,14 @@ class WaitingRoom:
         if limit and lag > limit:
             raise self._shed("lag", "SERVER_BUSY", f"the server is {lag:.3g} s late", lag)
 
-    def _check_memory(self, num_prompt: int, seconds_left: float) -> None:
+    def _check_memory(self, place: Place, num_prompt: int, seconds_left: float) -> None:
         """Refuse a prompt for which KV memory would become free too late."""
         num_free = self._num_free_blocks * self._limits.block_size
-        missing = self._taken.tokens + num_prompt - num_free
-        wait = self._forecast.free_seconds(missing)
-        if missing <= 0 or not self._num_unstarted or wait is None:
+        if self._taken.tokens + num_prompt <= num_free or not self._unstarted:
             return
-        if wait > seconds_left:
+        missing = self._num_tokens_before(place) + num_prompt - num_free
+        wait = self._forecast.free_seconds(missing)
+        if missing > 0 and wait is not None and wait > seconds_left:
             raise self._shed(
                 "memory",
                 "MEMORY_UNREACHABLE",
@@ -239,7 +205,7 @@ class WaitingRoom:
 
         Where nobody waits all is tried, or a bad moment would have no end.
         """
-        num_starts = self._num_before(place) + 1
+        num_starts = sum(self._before(place).values()) + 1
         wait = self._forecast.start_seconds(num_starts) if self._is_full else None
         if wait is None:
             return
@@ -253,15 +219,24 @@ class WaitingRoom:
                 seconds - seconds_left,
             )
 
-    def _num_before(self, place: Place) -> float:
-        """Return how many completions start before one of `place`: tenants take turns."""
+    def _before(self, place: Place) -> dict[str, float]:
+        """Return how many of each tenant start before one of `place`: tenants take turns."""
         own = self._unstarted[place.tenant]
         turns = (own + 1) / place.weight
-        return own + sum(
-            min(count, turns * self._weights[tenant])
+        return {
+            tenant: own if tenant == place.tenant else min(count, turns * self._weights[tenant])
             for tenant, count in self._unstarted.items()
-            if tenant != place.tenant
-        )
+        }
+
+    def _num_tokens_before(self, place: Place) -> float:
+        """Return the prompt tokens of those who start before one of `place`."""
+        left = self._before(place)
+        num_tokens = 0.0
+        for other in self._places:
+            if num_starts := min(other.num_unstarted, left.get(other.tenant, 0.0)):
+                left[other.tenant] -= num_starts
+                num_tokens += num_starts * other.num_prompt
+        return num_tokens
 
     def _who_gives_way(self, place: Place, more: Taken) -> list[Place]:
         """Return who has to go so that there is room for `more`; refuse it if too few can."""
@@ -300,7 +275,7 @@ class WaitingRoom:
     @property
     def _drain_seconds(self) -> float:
         """Seconds in which all that waits has started, at the rate of late."""
-        seconds = self._forecast.start_seconds(max(1, self._num_unstarted))
+        seconds = self._forecast.start_seconds(max(1, self._unstarted.total()))
         return UNKNOWN_DELAY if seconds is None else seconds
 
     def _shed(self, cause: str, reason: str, message: str, delay: float) -> ResourceExhaustedError:

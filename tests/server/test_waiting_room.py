@@ -11,7 +11,8 @@ from loramux_server.busy_rate import HALF_LIFE, BusyRate
 from loramux_server.engine.messages import CacheStats, Stats
 from loramux_server.forecast import CAUTION
 from loramux_server.loop_lag import NUM_LOOKS, LoopLag
-from loramux_server.waiting_room import MAX_DELAY, UNKNOWN_DELAY, Place
+from loramux_server.place import Place
+from loramux_server.waiting_room import MAX_DELAY, UNKNOWN_DELAY
 from tests.support.fake import ManualClock
 from tests.support.rooms import open_room
 
@@ -174,6 +175,24 @@ def test_a_prompt_whose_memory_comes_too_late_is_refused() -> None:
     room.come(prompt=10, seconds_left=5.0)
     room.room.report(used_blocks(0))
     room.come(prompt=10, seconds_left=0.1)
+
+
+def test_memory_of_another_tenant_counts_as_far_as_it_takes_turns() -> None:
+    room = Room(block_size=4, num_blocks=10)
+    running = [room.come("noisy") for _ in range(5)]
+    for place in running:
+        place.started()
+    room.room.report(used_blocks(10))
+    for _ in range(10):
+        room.come("noisy", prompt=10)
+    for place in running[:4]:
+        room.clock.now += 1.0
+        place.finished(9)  # ten tokens in a second
+    assert room.refused("noisy", prompt=10, seconds_left=5.0).reason == "MEMORY_UNREACHABLE"
+    assert room.refused("quiet", prompt=10, seconds_left=1.5).reason == "MEMORY_UNREACHABLE"
+    room.come("heavy", weight=4, prompt=10, seconds_left=1.5)  # it has four turns to one
+    room.come("quiet", prompt=10, seconds_left=3.0)  # after one of each
+    room.refused("quiet", prompt=10, seconds_left=3.0)
 
 
 def queue() -> Room:

@@ -11,9 +11,10 @@ from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
 from loramux_server.metrics import Metrics
 from loramux_server.observe.call_record import note
+from loramux_server.place import Place
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.observer import Observer, outcome_of
-from loramux_server.waiting_room import Place, WaitingRoom
+from loramux_server.waiting_room import WaitingRoom
 
 
 class Calls:

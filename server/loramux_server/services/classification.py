@@ -11,6 +11,7 @@ from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Scores
 from loramux_server.engine_client import EngineClient
 from loramux_server.observe.call_record import note
+from loramux_server.place import Place
 from loramux_server.rpc import Context
 from loramux_server.services.calls import Calls
 from loramux_server.services.classification_limits import check_request, check_sizes
@@ -25,7 +26,7 @@ from loramux_server.services.tasks import check_classifies
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import Instruction, Instructions
 from loramux_server.store.registry import Registry
-from loramux_server.waiting_room import Place, WaitingRoom
+from loramux_server.waiting_room import WaitingRoom
 
 _SAMPLING = Sampling(max_tokens=1, seed=0)
 """Of a request that ends before a token is chosen."""

@@ -10,6 +10,7 @@ from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import ModelInfo, Sampling, Token
 from loramux_server.engine_client import EngineClient
 from loramux_server.observe.call_record import note
+from loramux_server.place import Place
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
@@ -33,7 +34,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
-from loramux_server.waiting_room import Place, WaitingRoom
+from loramux_server.waiting_room import WaitingRoom
 
 
 @dataclass(frozen=True, slots=True)

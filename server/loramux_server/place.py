@@ -1,0 +1,49 @@
+"""What one call takes of the waiting room."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from loramux.errors import ResourceExhaustedError
+
+
+class Room(Protocol):
+    """Whoever counts what is at its places."""
+
+    def started(self, place: "Place") -> None:
+        """Note that a completion of `place` left the engine's queue."""
+
+    def finished(self, place: "Place", num_output: int) -> None:
+        """Note that a completion of `place` ended with `num_output` tokens."""
+
+
+class Place:
+    """What one call takes of the room, from its arrival to its end."""
+
+    def __init__(self, room: Room, tenant: str, weight: int, num_bytes: int) -> None:
+        self._room = room
+        self.tenant = tenant
+        self.weight = weight
+        self.num_bytes = num_bytes
+        """Of its message, until all completions have started."""
+        self.num_prompt = 0
+        self.num_open = 0
+        """Completions that have not ended."""
+        self.num_unstarted = 0
+        self.has_started = False
+        """Whether any completion has; who has does not give way."""
+        self.started_at = 0.0
+        """When the last one did, on the room's clock."""
+        self.on_lost: Callable[[ResourceExhaustedError], None] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens of the completions that have not started."""
+        return self.num_prompt * self.num_unstarted
+
+    def started(self) -> None:
+        """Note that one completion left the engine's queue."""
+        self._room.started(self)
+
+    def finished(self, num_output: int) -> None:
+        """Note that one completion ended with `num_output` tokens."""
+        self._room.finished(self, num_output)

@@ -1,0 +1,29 @@
+"""The server of the campaign, and what it is asked."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.demo import DEMO
+from tests.support.load import Ask
+from tests.support.server import RunningServer
+
+MAX_RUNNING = 16
+MAX_WAITING = 128
+
+
+def demo_asks(choice: random.Random) -> Ask:
+    """Return a prompt, and an adapter or the base."""
+    words = ["abandon ->", "cat ->", "window ->", "seven ->"]
+    return choice.choice(words), choice.choice([None, "reverse", "upper", "sort", "title"])
+
+
+@contextlib.contextmanager
+def demo_server(folder: Path) -> Iterator[RunningServer]:
+    """Yield a server of the demo's base."""
+    with RunningServer(
+        folder, DEMO / "base", "--adapters", str(DEMO / "adapters"),
+        "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
+    ) as server:  # fmt: skip
+        yield server

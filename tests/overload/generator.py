@@ -1,0 +1,145 @@
+"""What asks a server, in processes of its own: nothing that it does delays who measures.
+
+Requests come at random moments, whatever became of those before them.
+"""
+
+import asyncio
+import gc
+import multiprocessing
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from loramux.aio import AsyncClient
+from loramux.errors import LoramuxError
+from tests.support.load import Ask
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request."""
+
+    due: float
+    """When it had to be sent; all moments are those of the monotonic clock."""
+    begin: float
+    """When it was sent: what is later than `due` is not the server's doing."""
+    first: float
+    """When its first token came; its end where none did."""
+    end: float
+    reason: str = ""
+    """Why it failed; empty if it did not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Whom to ask, and what."""
+
+    target: str
+    asks: Callable[[random.Random], Ask]
+    """A function of a module: it has to be found by its name in another process."""
+    max_tokens: int
+    key: str | None = None
+    num_clients: int = 1
+    retries: bool = False
+
+
+Asked = Coroutine[Any, Any, Answer]
+
+
+class Generator:
+    """Keeps processes that ask, until the block ends."""
+
+    def __init__(self, asking: Asking, num_processes: int) -> None:
+        self._asking = asking
+        self._pool = ProcessPoolExecutor(
+            num_processes, multiprocessing.get_context("spawn"), initializer=gc.freeze
+        )
+
+    def busy(self, count: int, seconds: float) -> "Future[list[Answer]]":
+        """Keep `count` requests under way for so long."""
+        return self._pool.submit(_busy, self._asking, count, seconds)
+
+    def offer(
+        self, rate: float, seconds: float, deadline: float, seed: int
+    ) -> "Future[list[Answer]]":
+        """Send so many requests a second for so long, each with a deadline in seconds."""
+        return self._pool.submit(_offer, self._asking, rate, seconds, deadline, seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _busy(asking: Asking, count: int, seconds: float) -> list[Answer]:
+    async def run() -> list[Answer]:
+        end = time.monotonic() + seconds
+        async with _asker(asking, seed=0) as ask:
+
+            async def one_after_the_other() -> list[Answer]:
+                answers = []
+                while (now := time.monotonic()) < end:
+                    answers.append(await ask(now, 60.0))
+                return answers
+
+            found = await asyncio.gather(*(one_after_the_other() for _ in range(count)))
+        return [answer for answers in found for answer in answers]
+
+    return asyncio.run(run())
+
+
+def _offer(asking: Asking, rate: float, seconds: float, deadline: float, seed: int) -> list[Answer]:
+    async def run() -> list[Answer]:
+        choice = random.Random(seed)
+        async with _asker(asking, seed) as ask:
+            begin = due = time.monotonic()
+            tasks = []
+            # Who comes too late does not catch up: then less is offered, and that is seen.
+            while (due := due + choice.expovariate(rate)) < begin + seconds > time.monotonic():
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                tasks.append(asyncio.create_task(ask(due, deadline)))
+            return await asyncio.gather(*tasks)
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _asker(asking: Asking, seed: int) -> AsyncIterator[Callable[[float, float], Asked]]:
+    """Yield what sends a request that is due at a moment, with a deadline in seconds."""
+    choice = random.Random(seed)
+    clients = [
+        AsyncClient(asking.target, retries=asking.retries, key=asking.key)
+        for _ in range(asking.num_clients)
+    ]
+
+    async def ask(due: float, deadline: float) -> Answer:
+        (prompt, adapter), first, reason = asking.asks(choice), 0.0, ""
+        client = choice.choice(clients)
+        begin = time.monotonic()
+        try:
+            async for _ in client.stream(
+                prompt, adapter=adapter, timeout=deadline, max_tokens=asking.max_tokens,
+                temperature=0.0, ignore_eos=True,
+            ):  # fmt: skip
+                first = first or time.monotonic()
+        except LoramuxError as error:
+            reason = error.reason or error.code.name
+        end = time.monotonic()
+        return Answer(due, begin, first or end, end, reason)
+
+    try:
+        yield ask
+    finally:
+        for client in clients:
+            await client.close()

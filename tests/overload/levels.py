@@ -1,0 +1,161 @@
+"""Some times of what can be served: how much of it is, and how soon the rest is told so."""
+
+import contextlib
+import statistics
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+from tests.chaos import percentile
+from tests.overload.generator import Answer, Generator
+from tests.support.server import RunningServer
+
+DEADLINES = 4.0
+"""Deadline of a request, in times of what one takes where the server is busy and none waits."""
+PATIENCE = 5.0
+"""Seconds after its deadline until which a request has to end."""
+DEADLINE = "DEADLINE_EXCEEDED"
+"""How those end that were let in and not finished in time."""
+PROBES = 20.0
+"""Requests a second, a quarter of all at most, from a process that does nothing else.
+
+What reads streams all the time sees late that a request was refused.
+"""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a busy server does."""
+
+    capacity: float
+    """Requests a second that it finishes."""
+    seconds: float
+    """What one takes."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that a request gets."""
+        return DEADLINES * self.seconds
+
+
+@dataclass(frozen=True)
+class Level:
+    """What came of one rate."""
+
+    factor: float
+    """Of what can be served."""
+    pace: Pace
+    """That of the server right before this."""
+    begin: float
+    seconds: float
+    answers: list[Answer]
+    probes: list[Answer]
+    """Those of the answers by which refusals are measured."""
+    memory: float
+    """The most MiB that both processes had."""
+
+    @property
+    def offered(self) -> float:
+        """Requests a second."""
+        return len(self.answers) / self.seconds
+
+    @property
+    def goodput(self) -> float:
+        """Requests a second that were finished by their deadline, while others came."""
+        end = self.begin + self.seconds
+        return sum(not a.reason and a.end < end for a in self.answers) / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Goodput as a part of what can be served."""
+        return self.goodput / self.pace.capacity
+
+    @property
+    def refusals(self) -> list[float]:
+        """Seconds until each probe that was not let in was told so."""
+        return [a.end - a.begin for a in self.probes if a.reason and a.reason != DEADLINE]
+
+    @property
+    def num_hung(self) -> int:
+        return sum(a.end - a.begin > self.pace.deadline + PATIENCE for a in self.answers)
+
+    def row(self) -> dict[str, object]:
+        served = [a for a in self.answers if not a.reason]
+        first, whole = ([a.first - a.begin for a in served], [a.end - a.begin for a in served])
+        return {
+            "load": f"{self.factor:g}x",
+            "can be /s": round(self.pace.capacity, 1),
+            "offered /s": round(self.offered, 1),
+            "goodput /s": round(self.goodput, 1),
+            "p50 first s": round(percentile(first, 0.5), 3),
+            "p99 first s": round(percentile(first, 0.99), 3),
+            "p50 whole s": round(percentile(whole, 0.5), 3),
+            "p99 whole s": round(percentile(whole, 0.99), 3),
+            "refusals timed": len(self.refusals),
+            "p50 refusal s": round(percentile(self.refusals, 0.5), 4),
+            "p99 refusal s": round(percentile(self.refusals, 0.99), 4),
+            "p99 sent late s": round(percentile([a.begin - a.due for a in self.answers], 0.99), 4),
+            "MiB": round(self.memory),
+            "failed": dict(Counter(a.reason for a in self.answers if a.reason).most_common()),
+        }
+
+
+def find_pace(generator: Generator, count: int, seconds: float) -> Pace:
+    """Find out what can be served of which `count` run; on a shared machine that changes."""
+    answers = generator.busy(count, seconds).result()
+    assert not any(answer.reason for answer in answers), answers
+    taken = max(a.end for a in answers) - min(a.begin for a in answers)
+    return Pace(len(answers) / taken, statistics.median(a.end - a.begin for a in answers))
+
+
+def offer(
+    server: RunningServer, generator: Generator, *, factor: float, count: int, seconds: float
+) -> Level:
+    """Let requests come at random moments, and wait for all.
+
+    Args:
+        server: Is asked.
+        generator: Asks; it needs two processes.
+        factor: Times of what can be served, which is found out before.
+        count: Requests that run at once.
+        seconds: How long they come.
+    """
+    pace = find_pace(generator, count, seconds / 2)
+    rate = factor * pace.capacity
+    probes = min(PROBES, rate / 4)
+    with sampled_memory(server) as memory:
+        calls = [
+            generator.offer(each, seconds, pace.deadline, seed)
+            for seed, each in enumerate((rate - probes, probes))
+        ]
+        answers, probed = (call.result() for call in calls)
+    begin = min(answer.due for answer in answers)
+    return Level(factor, pace, begin, seconds, answers + probed, probed, max(memory))
+
+
+@contextlib.contextmanager
+def sampled_memory(server: RunningServer) -> Iterator[list[float]]:
+    """Yield what both processes have again and again."""
+    samples = [memory_of(server)]
+    is_over = threading.Event()
+
+    def sample() -> None:
+        while not is_over.wait(0.2):
+            samples.append(memory_of(server))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def memory_of(server: RunningServer) -> float:
+    """Return the MiB that both processes of `server` have."""
+    pids = (server.pid, server.engine_pid)
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids) / (1 << 20)
