@@ -46,7 +46,7 @@ chaos: .venv/dev  # ten minutes: faults under load, with a fake engine and with 
 	$(BIN)/python -m tests.chaos --engine fake --seconds 300
 	$(BIN)/python -m tests.chaos --engine real --seconds 300
 
-overload: .venv/dev  # three minutes: up to five times of what can be served
+overload: .venv/dev  # seven minutes: up to ten times of what can be served
 	$(BIN)/python -m tests.overload --seconds 30
 
 soak: .venv/dev  # ten minutes: everything that clients do, and whether anything of it stays

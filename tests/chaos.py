@@ -6,7 +6,6 @@ fault counts only if streams were under way.
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import signal
@@ -22,6 +21,7 @@ from loramux.errors import UnavailableError
 from tests.support.demo import DEMO
 from tests.support.fake_server import FakeServer, answered, asked
 from tests.support.load import Answer, Ask, Load, Stream
+from tests.support.report import write_report
 from tests.support.server import RunningServer
 from tests.support.table import markdown
 
@@ -221,7 +221,7 @@ def main() -> int:
         )  # fmt: skip
     print(table(outcome))
     if arguments.output:
-        arguments.output.write_text(json.dumps(outcome.report(), indent=2) + "\n")
+        write_report(arguments.output, outcome.report())
     bad = outcome.num_hung + outcome.num_wrong + len(outcome.surprises)
     return int(bad + sum(faults.lost for faults in outcome.faults.values()) > 0)
 

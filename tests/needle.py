@@ -1,22 +1,29 @@
 """Whether a bit of any answer depends on the batch, with `--deterministic` and without.
 
-`make needle`, or `python -m tests.needle COUNT`: so many random batches, each request held against
-itself alone. Prints what differs, which without the option has to be something.
+`make needle`, or `python -m tests.needle --help`: so many random batches, each request held against
+itself alone. Prints what differs, which without the option has to be something, and writes JSON if
+told where.
 """
 
+import argparse
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.support.batches import Batches, saved_sources
+from tests.support.report import write_report
 
 FEW = 50
 """Batches that are enough to find a difference where there are any."""
 
 
 def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    parser = argparse.ArgumentParser(prog="python -m tests.needle", description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000, help="batches")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    arguments = parser.parse_args()
+    count = arguments.count
     with tempfile.TemporaryDirectory() as folder:
         sources = saved_sources(Path(folder))
         begin = time.monotonic()
@@ -25,6 +32,12 @@ def main() -> int:
         print(f"deterministic: {wrong} answers differ in {count} batches ({seconds:.0f} s)")
         control = len(list(Batches(sources, deterministic=False).differences(FEW)))
         print(f"otherwise: {control} answers differ in {FEW} batches")
+    if arguments.output:
+        found = {
+            "deterministic": {"batches": count, "differ": wrong, "seconds": round(seconds, 1)},
+            "otherwise": {"batches": FEW, "differ": control},
+        }
+        write_report(arguments.output, found)
     return int(wrong > 0 or control == 0)
 
 

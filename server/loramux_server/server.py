@@ -19,7 +19,7 @@ from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.connection_limits import ConnectionLimits
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
-from loramux_server.heap import return_large_pieces
+from loramux_server.heap import keep_what_is_there, return_large_pieces
 from loramux_server.listener import Listener, held_port
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
@@ -298,6 +298,7 @@ async def serve(config: ServerConfig) -> int:
 async def _run(config: ServerConfig) -> None:
     """Start, say so, and serve until the engine cannot be kept alive or the task is cancelled."""
     async with Server(config) as server:
+        keep_what_is_there()
         print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")
         await server.wait_failed()
 

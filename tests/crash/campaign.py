@@ -5,7 +5,6 @@ Prints a table of what was tried, and stops at the first thing that is wrong.
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from dataclasses import asdict
@@ -14,13 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe
 from tests.crash.journal import Journal
 from tests.crash.kills import end_processes
 from tests.crash.recovery import Replay, Tally
 from tests.crash.server_kills import Kills
 from tests.crash.story import STORIES, Teller, ramble
 from tests.support.memory import memory_folder
+from tests.support.report import write_report
 
 
 def replay(folder: Path, *, kills: int, power_cuts: int) -> dict[str, Tally]:
@@ -76,8 +75,7 @@ def main() -> None:
     }
     _show(result)
     if options.output:
-        document = {"machine": describe(), "result": result}
-        options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_report(options.output, result)
 
 
 def _show(result: dict[str, object]) -> None:

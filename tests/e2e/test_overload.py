@@ -1,7 +1,7 @@
 """What callers are told over a socket when too much comes, and whose trouble that is."""
 
-import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -17,9 +17,11 @@ import pytest
 from loramux.errors import ResourceExhaustedError
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from loramux_server.access.caller import Role
-from tests.overload import MAX_GROWTH, campaign, table
+from tests.overload.campaign import MAX_GROWTH, offer_all, table
+from tests.overload.generator import Asking, Generator
+from tests.overload.storm import storm
 from tests.support.access import Keys, shown
-from tests.support.fake_server import FakeServer
+from tests.support.fake_server import FakeServer, asked
 from tests.support.polling import eventually
 from tests.support.wire import GENERATE, Refusal, refusal
 
@@ -244,12 +246,8 @@ def test_five_times_of_what_can_be_served_harms_nothing(
     server: FakeServer, keys: dict[str, str]
 ) -> None:
     """`make overload` looks at more, and for longer."""
-    outcome = asyncio.run(
-        campaign(
-            server, lambda choice: ((choice.randrange(64),), None), seconds=2.0, max_tokens=20,
-            max_running=MAX_RUNNING, levels=[5.0], key=keys["noisy"],
-        )
-    )  # fmt: skip
+    asking = Asking(target=server.target, asks=asked, max_tokens=20, key=keys["noisy"])
+    outcome = offer_all(server, asking, count=MAX_RUNNING, seconds=2.0, levels=[5.0])
     (level,) = outcome.levels
     reasons = {answer.reason for answer in level.answers}
     assert reasons <= {"", "DEADLINE_EXCEEDED", "DEADLINE_UNREACHABLE", "QUEUE_FULL"}
@@ -257,3 +255,18 @@ def test_five_times_of_what_can_be_served_harms_nothing(
     assert not level.num_hung
     assert level.share >= 0.5, table(outcome)
     assert level.memory <= outcome.memory + MAX_GROWTH
+
+
+def test_a_crowd_that_tries_again_leaves_a_server_that_serves(
+    server: FakeServer, keys: dict[str, str]
+) -> None:
+    steady = Asking(target=server.target, asks=asked, max_tokens=20, key=keys["quiet"])
+    crowd = dataclasses.replace(steady, key=keys["noisy"], num_clients=4, retries=True)
+    with Generator(steady, 1) as generator:
+        found = storm(
+            server, crowd, generator, factor=5.0, count=MAX_RUNNING, seconds=2.0, deadline=5.0,
+            recovery=0.5, num_processes=1,
+        )  # fmt: skip
+    assert found.num_attempts <= 2 * len(found.during)
+    assert any(not answer.reason for answer in found.during)
+    assert any(not answer.reason for answer in found.after)

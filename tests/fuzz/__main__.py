@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import grpc
 from tests.fuzz.target import Result, fuzz
 from tests.fuzz.targets import file_targets, wire_targets
 from tests.support.fake_server import FakeServer
+from tests.support.report import write_report
 from tests.support.table import markdown
 
 
@@ -52,7 +52,7 @@ def main() -> int:
     print(table(results))
     if arguments.output:
         found = [r.row() | {"outcomes": r.outcomes, "found": r.findings} for r in results]
-        arguments.output.write_text(json.dumps(found, indent=2) + "\n")
+        write_report(arguments.output, found)
     return int(any(result.findings for result in results))
 
 

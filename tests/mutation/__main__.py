@@ -5,7 +5,6 @@ survived, and ends with 1 if too many did.
 """
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from tests.mutation.modules import GROUPS, files_in, who_tests
 from tests.mutation.mutants import Mutant, mutants
 from tests.mutation.trial import MIN_PATIENCE, PATIENCE, SURVIVED, Copy, load_libraries, run_tests
+from tests.support.report import write_report
 
 BAR = 0.85
 """What part of the mistakes has to be noticed."""
@@ -114,7 +114,7 @@ def main() -> int:
     results = campaign(groups, given.count, given.seconds, given.seed, given.only)
     print(table(results))
     if output:
-        output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+        write_report(output, [asdict(result) for result in results])
     made = Counter(result.group for result in results)
     missed = Counter(result.group for result in results if result.outcome == SURVIVED)
     return int(any(missed[group] > (1 - BAR) * made[group] for group in made))

@@ -20,10 +20,10 @@ def demo_asks(choice: random.Random) -> Ask:
 
 
 @contextlib.contextmanager
-def demo_server(folder: Path) -> Iterator[RunningServer]:
-    """Yield a server of the demo's base."""
+def demo_server(folder: Path, *more: str) -> Iterator[RunningServer]:
+    """Yield a server of the demo's base, with `more` arguments."""
     with RunningServer(
         folder, DEMO / "base", "--adapters", str(DEMO / "adapters"),
-        "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
+        "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING), *more,
     ) as server:  # fmt: skip
         yield server

@@ -51,14 +51,18 @@ class Asking:
 Asked = Coroutine[Any, Any, Answer]
 
 
+START_SECONDS = 1.0
+"""A process that starts meanwhile takes work of its own."""
+
+
 class Generator:
     """Keeps processes that ask, until the block ends."""
 
     def __init__(self, asking: Asking, num_processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
         self._asking = asking
-        self._pool = ProcessPoolExecutor(
-            num_processes, multiprocessing.get_context("spawn"), initializer=gc.freeze
-        )
+        self._pool = ProcessPoolExecutor(num_processes, context, initializer=gc.freeze)
+        self._num_processes = num_processes
 
     def busy(self, count: int, seconds: float) -> "Future[list[Answer]]":
         """Keep `count` requests under way for so long."""
@@ -69,6 +73,14 @@ class Generator:
     ) -> "Future[list[Answer]]":
         """Send so many requests a second for so long, each with a deadline in seconds."""
         return self._pool.submit(_offer, self._asking, rate, seconds, deadline, seed)
+
+    def ready(self) -> None:
+        """Return when all processes have started."""
+        list(self._pool.map(time.sleep, [START_SECONDS] * self._num_processes))
+
+    def gaps(self, count: int, seconds: float) -> "Future[list[float]]":
+        """Do as `busy`, and tell the seconds between the pieces of each stream."""
+        return self._pool.submit(_gaps, self._asking, count, seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -84,19 +96,37 @@ class Generator:
 
 def _busy(asking: Asking, count: int, seconds: float) -> list[Answer]:
     async def run() -> list[Answer]:
-        end = time.monotonic() + seconds
         async with _asker(asking, seed=0) as ask:
-
-            async def one_after_the_other() -> list[Answer]:
-                answers = []
-                while (now := time.monotonic()) < end:
-                    answers.append(await ask(now, 60.0))
-                return answers
-
-            found = await asyncio.gather(*(one_after_the_other() for _ in range(count)))
-        return [answer for answers in found for answer in answers]
+            return await _one_after_the_other(ask, count, seconds)
 
     return asyncio.run(run())
+
+
+def _gaps(asking: Asking, count: int, seconds: float) -> list[float]:
+    gaps: list[float] = []
+
+    async def run() -> None:
+        async with _asker(asking, seed=0, gaps=gaps) as ask:
+            await _one_after_the_other(ask, count, seconds)
+
+    asyncio.run(run())
+    return gaps
+
+
+async def _one_after_the_other(
+    ask: Callable[[float, float], Asked], count: int, seconds: float
+) -> list[Answer]:
+    """Keep `count` requests under way."""
+    end = time.monotonic() + seconds
+
+    async def line() -> list[Answer]:
+        answers = []
+        while (now := time.monotonic()) < end:
+            answers.append(await ask(now, 60.0))
+        return answers
+
+    found = await asyncio.gather(*(line() for _ in range(count)))
+    return [answer for answers in found for answer in answers]
 
 
 def _offer(asking: Asking, rate: float, seconds: float, deadline: float, seed: int) -> list[Answer]:
@@ -115,7 +145,9 @@ def _offer(asking: Asking, rate: float, seconds: float, deadline: float, seed: i
 
 
 @asynccontextmanager
-async def _asker(asking: Asking, seed: int) -> AsyncIterator[Callable[[float, float], Asked]]:
+async def _asker(
+    asking: Asking, seed: int, gaps: list[float] | None = None
+) -> AsyncIterator[Callable[[float, float], Asked]]:
     """Yield what sends a request that is due at a moment, with a deadline in seconds."""
     choice = random.Random(seed)
     clients = [
@@ -126,13 +158,16 @@ async def _asker(asking: Asking, seed: int) -> AsyncIterator[Callable[[float, fl
     async def ask(due: float, deadline: float) -> Answer:
         (prompt, adapter), first, reason = asking.asks(choice), 0.0, ""
         client = choice.choice(clients)
-        begin = time.monotonic()
+        begin = last = time.monotonic()
         try:
             async for _ in client.stream(
                 prompt, adapter=adapter, timeout=deadline, max_tokens=asking.max_tokens,
                 temperature=0.0, ignore_eos=True,
             ):  # fmt: skip
-                first = first or time.monotonic()
+                now = time.monotonic()
+                if first and gaps is not None:
+                    gaps.append(now - last)
+                first, last = first or now, now
         except LoramuxError as error:
             reason = error.reason or error.code.name
         end = time.monotonic()

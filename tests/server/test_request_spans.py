@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loramux.errors import UnavailableError
-from loramux_server.engine.messages import BatchSize, Load, Report, Started, Token
+from loramux_server.engine.messages import BatchSize, Load, Report, Scores, Started, Token
 from loramux_server.observe.call_record import CallRecord, begin
 from loramux_server.observe.spans import NO_ATTRIBUTES, Attributes
 from loramux_server.services.request_spans import MAX_LOADS, RequestSpans
@@ -116,6 +116,21 @@ def test_an_answer_of_one_token_has_no_decode(followed: Followed) -> None:
         followed.report(1.0, started=[Started(7, 0.0)])
         followed.report(2.0, tokens=[Token(7, 1)])
     assert followed.whole.spent() == [("queue", 0.0, 1.0), ("prefill", 1.0, 2.0)]
+
+
+def test_a_text_that_is_classified_ends_with_its_prefill(followed: Followed) -> None:
+    with followed.request(7, 8):
+        followed.report(2.0, seconds=0.5, started=[Started(7, 1.25), Started(8, 1.25)])
+        followed.report(3.0, seconds=0.5, scores=[Scores(7, b"")])
+        followed.report(4.0, seconds=0.5, scores=[Scores(8, b"")])
+        followed.clock.now = 9.0
+    assert followed.whole.spent() == [
+        ("queue", 0.0, 1.5), ("queue", 0.0, 1.5), ("prefill", 1.5, 3.0), ("prefill", 1.5, 4.0)
+    ]  # fmt: skip
+    for number, prefill in enumerate(followed.whole.parts[2:]):
+        assert prefill.spent() == [("engine step", 2.5 + number, 3.0 + number)]
+        assert prefill.parts[0].told["loramux.batch.requests"] == 3
+        assert prefill.told["loramux.completion.index"] == number
 
 
 def test_only_loads_of_its_adapter_are_a_requests_own(followed: Followed) -> None:

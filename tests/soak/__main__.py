@@ -16,6 +16,7 @@ from loramux_adapters import pack
 from tests.soak.campaign import Outcome, campaign
 from tests.soak.mix import Setting
 from tests.support.demo import DEMO
+from tests.support.report import write_report
 from tests.support.server import RunningServer
 from tests.support.table import markdown
 
@@ -66,7 +67,7 @@ def main() -> int:
     for finding in outcome.findings:
         print(finding)
     if arguments.output:
-        arguments.output.write_text(json.dumps(outcome.report(), indent=2) + "\n")
+        write_report(arguments.output, outcome.report())
     return int(bool(outcome.findings))
 
 

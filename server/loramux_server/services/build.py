@@ -159,6 +159,7 @@ def build_services(
         quotas=quotas,
         room=room,
         instructions=instructions,
+        spans=spans,
         default_timeout=config.default_timeout,
     )
     adapters = AdapterService(

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from loramux.errors import DataLossError
@@ -17,9 +18,11 @@ from loramux_server.services.calls import Calls
 from loramux_server.services.classification_limits import check_request, check_sizes
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.descriptions import identity_of
+from loramux_server.services.gen_ai import CLASSIFY, asked_to_classify
 from loramux_server.services.limits import check_tokens, invalid
 from loramux_server.services.observer import Observer
 from loramux_server.services.prompts import Prompts
+from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.scoring import PROBLEMS, Scoring, Text
 from loramux_server.services.submission import Asked, Submission
 from loramux_server.services.tasks import check_classifies
@@ -38,7 +41,10 @@ OFF_LOOP = 4096
 class _Call:
     """Checked texts, on their way."""
 
+    request_id: str
     texts: list[Text]
+    adapter: str
+    """Its full name."""
     source: AdapterSource
     scoring: Scoring
     observer: Observer
@@ -73,6 +79,7 @@ class ClassificationService:
         quotas: Quotas,
         room: WaitingRoom,
         instructions: Instructions,
+        spans: RequestSpans,
         default_timeout: float,
     ) -> None:
         self._engine = engine
@@ -84,6 +91,7 @@ class ClassificationService:
         self._quotas = quotas
         self._room = room
         self._instructions = instructions
+        self._spans = spans
         self._default_timeout = default_timeout
 
     async def Classify(
@@ -111,8 +119,17 @@ class ClassificationService:
                 with self._quotas.tokens(
                     caller().tenant, sum(len(text.tokens) for text in texts)
                 ) as reserved:
-                    call = _Call(texts, source, scoring, observer, reserved, place)
-                    observer.resolved(record.full_name, call.num_tokens)
+                    call = _Call(
+                        request_id,
+                        texts,
+                        record.full_name,
+                        source,
+                        scoring,
+                        observer,
+                        reserved,
+                        place,
+                    )
+                    observer.resolved(call.adapter, call.num_tokens)
                     results = await self._run(call, deadline)
                 response = classification_pb2.ClassifyResponse(
                     request_id=request_id,
@@ -164,7 +181,8 @@ class ClassificationService:
             seconds_left=deadline.remaining,
             weight=call.place.weight,
         )
-        with running, deadline.over(submission.mailbox):
+        followed = self._followed(call, submission.ids)
+        with running, followed, deadline.over(submission.mailbox):
             while len(found) < len(call.texts):
                 for index, (scores,) in (await submission.mailbox.take()).items():
                     found[index] = scores.logits
@@ -177,6 +195,23 @@ class ClassificationService:
         if sum(map(len, found.values())) < 4 * OFF_LOOP:
             return results()
         return await asyncio.to_thread(results)
+
+    def _followed(self, call: _Call, ids: list[int]) -> AbstractContextManager[None]:
+        """Let a trace that there may be of `call` tell what becomes of its texts."""
+        return self._spans.following(
+            f"{CLASSIFY} {self._model.name}",
+            lambda: asked_to_classify(
+                model=self._model.name,
+                request_id=call.request_id,
+                num_texts=len(call.texts),
+                num_tokens=call.num_tokens,
+                adapter=call.adapter,
+                digest=call.source.digest,
+            ),
+            dict,
+            ids=ids,
+            digest=call.source.digest,
+        )
 
 
 def _scoring(

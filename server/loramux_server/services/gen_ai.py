@@ -11,6 +11,8 @@ _FINISH = {
     generation_pb2.FINISH_REASON_LENGTH: "length",
 }
 
+CLASSIFY = "classify"
+
 
 def operation_of(request: generation_pb2.GenerateRequest) -> str:
     """Return what the conventions call that which `request` asks for."""
@@ -44,6 +46,23 @@ def asked(
         "gen_ai.request.seed": sampling.seed,
         "gen_ai.usage.input_tokens": num_prompt,
         "loramux.adapter.name": adapter or None,
+        "loramux.adapter.digest": digest,
+    }
+
+
+def asked_to_classify(
+    *, model: str, request_id: str, num_texts: int, num_tokens: int, adapter: str, digest: str
+) -> Attributes:
+    """Return the same of texts to classify, for which the conventions have no name."""
+    return {
+        "gen_ai.operation.name": CLASSIFY,
+        "gen_ai.provider.name": "loramux",
+        "gen_ai.request.model": model,
+        "gen_ai.response.model": model,
+        "gen_ai.response.id": request_id,
+        "gen_ai.usage.input_tokens": num_tokens,
+        "loramux.texts": num_texts,
+        "loramux.adapter.name": adapter,
         "loramux.adapter.digest": digest,
     }
 

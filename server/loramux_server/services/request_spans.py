@@ -84,12 +84,20 @@ class RequestSpans:
         for token in report.tokens:
             if completion := self._live.get(token.request_id):
                 completion.token(report.batch, begin, now)
+        for scores in report.scores:
+            if completion := self._live.get(scores.request_id):
+                completion.scored(report.batch, begin, now)
 
 
 class _Completion:
-    """One completion in the engine: first in the queue, then in prefill, then in decode."""
+    """One completion in the engine: first in the queue, then in prefill, then in decode.
 
-    __slots__ = ("_digest", "_index", "_last", "_num_loads", "_num_tokens", "_phase", "_whole")
+    A text that is classified ends with its prefill.
+    """
+
+    __slots__ = (
+        "_digest", "_index", "_is_open", "_last", "_num_loads", "_num_tokens", "_phase", "_whole"
+    )  # fmt: skip
 
     def __init__(self, whole: Span, index: int, digest: str | None, now: float) -> None:
         self._whole = whole
@@ -119,23 +127,37 @@ class _Completion:
         if self._num_tokens == 2:
             self._phase = self._begun("decode", self._last)
         # The steps of tokens 1, 2, 4, 8, …: a long answer has few spans, and a short one some.
-        if batch and self._num_tokens & (self._num_tokens - 1) == 0:
-            told: Attributes = {
-                "loramux.token.number": self._num_tokens,
+        if self._num_tokens & (self._num_tokens - 1) == 0:
+            self._step(batch, begin, end, {"loramux.token.number": self._num_tokens})
+        if self._num_tokens == 1:
+            self._close(end)
+        self._last = end
+
+    def scored(self, batch: BatchSize | None, begin: float, end: float) -> None:
+        """Note that a text was classified, by a step of `batch` that was the last of its prompt."""
+        self._step(batch, begin, end, {})
+        self._close(end)
+
+    def ended(self, now: float, error: str) -> None:
+        """Note the end of the request, which may come later than that of this completion."""
+        if self._is_open:
+            told = {"loramux.completion.tokens": self._num_tokens}
+            self._phase.end(now if error else self._last, told, error=error)
+
+    def _step(self, batch: BatchSize | None, begin: float, end: float, told: Attributes) -> None:
+        if batch:
+            sizes: Attributes = {
                 "loramux.batch.requests": batch.requests,
                 "loramux.batch.tokens": batch.tokens,
                 "loramux.batch.adapters": batch.adapters,
             }
-            self._phase.child("engine step", begin, told).end(end)
-        if self._num_tokens == 1:
-            self._phase.end(end)
-        self._last = end
-
-    def ended(self, now: float, error: str) -> None:
-        """Note the end of the request, which may come later than that of this completion."""
-        if self._num_tokens != 1:  # after the first token, no phase is open before the second
-            told = {"loramux.completion.tokens": self._num_tokens}
-            self._phase.end(now if error else self._last, told, error=error)
+            self._phase.child("engine step", begin, {**sizes, **told}).end(end)
 
     def _begun(self, name: str, begin: float) -> Span:
+        self._is_open = True
         return self._whole.child(name, begin, {"loramux.completion.index": self._index})
+
+    def _close(self, end: float) -> None:
+        """End the phase, after which there need not be another."""
+        self._phase.end(end)
+        self._is_open = False
