@@ -31,6 +31,7 @@ from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux_adapters.head import Task
 from loramux_server.commands.demo import DEMO
 from tests.support.classifiers import classifier, expected_logits, save_classifier
+from tests.support.collector import Collector, Got
 from tests.support.server import RunningServer
 
 TOLERANCE = 1e-4
@@ -55,6 +56,7 @@ class Served:
     tokenizer: Any
     folder: Path
     """Where PEFT saved the adapters."""
+    collector: Collector
 
     def logits(self, name: str, text: str) -> torch.Tensor:
         return expected_logits(self.adapters[name], self.tokenizer(text).input_ids)
@@ -84,8 +86,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     shutil.copytree(DEMO / "adapters", folder, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
     server_folder = tmp_path_factory.mktemp("server")
-    with RunningServer(server_folder, DEMO / "base", "--adapters", str(folder)) as server:
-        yield Served(server, adapters, tokenizer, folder)
+    with (
+        Collector() as collector,
+        RunningServer(
+            server_folder, DEMO / "base", "--adapters", str(folder),
+            "--tracing-endpoint", collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50",
+        ) as server,
+    ):  # fmt: skip
+        yield Served(server, adapters, tokenizer, folder, collector)
 
 
 @pytest.fixture
@@ -135,6 +143,35 @@ def test_texts_are_classified_in_one_batch_with_prompts_that_are_continued(
     steps = after["loramux_batch_adapters_count"] - before["loramux_batch_adapters_count"]
     adapters = after["loramux_batch_adapters_sum"] - before["loramux_batch_adapters_sum"]
     assert adapters > steps  # they were together
+
+
+def test_texts_have_spans_of_their_way_through_the_engine(served: Served, client: Client) -> None:
+    def is_whole(spans: list[Got]) -> bool:
+        return any(span.told.get("gen_ai.response.id") == "traced" for span in spans)
+
+    answer = client.classify(TEXTS, adapter="mood", request_id="traced")
+    (trace_id,) = {
+        span.trace_id
+        for span in served.collector.wait(is_whole)
+        if span.told.get("gen_ai.response.id") == "traced"
+    }
+    found = served.collector.of(trace_id)
+    (whole,) = [span for span in found if span.told.get("gen_ai.response.id") == "traced"]
+    assert whole.name.startswith("classify ")
+    assert whole.told["gen_ai.usage.input_tokens"] == answer.usage.prompt_tokens
+    assert whole.told["loramux.texts"] == len(TEXTS)
+    assert whole.told["loramux.adapter.digest"] == answer.adapter.digest
+    assert not any(text in span.text for text in TEXTS[:2] for span in found)
+    parts = [span for span in found if span.parent == whole.id]
+    for name in ("queue", "prefill"):
+        told = [span.told["loramux.completion.index"] for span in parts if span.name == name]
+        assert sorted(told) == list(range(len(TEXTS)))
+    ids = {span.id for span in parts if span.name == "prefill"}
+    steps = [span for span in found if span.name == "engine step" and span.parent in ids]
+    assert {step.parent for step in steps} == ids
+    assert all(step.told["loramux.batch.adapters"] >= 1 for step in steps)
+    (call,) = [span for span in found if span.id == whole.parent]
+    assert call.name == "loramux.v1.ClassificationService/Classify"
 
 
 def test_scores_come_of_logits_as_the_package_says(served: Served, client: Client) -> None:

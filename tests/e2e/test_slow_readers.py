@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 import psutil
@@ -9,7 +10,9 @@ import pytest
 
 from loramux import Client
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
-from tests.support.fake_server import FakeServer, answer
+from tests.overload.generator import Asking, Generator
+from tests.overload.readers import beside_stalled
+from tests.support.fake_server import FakeServer, answer, asked_shortly
 from tests.support.polling import eventually
 from tests.support.unread import Unread
 from tests.support.wire import refusal
@@ -68,6 +71,19 @@ def test_a_stream_that_is_read_late_is_paused_and_whole_in_the_end(
         stream.read()
     assert is_right(stream, 7)
     assert [len(tokens) for tokens in stream.tokens.values()] == [MAX_TOKENS] * N
+
+
+def test_streams_are_read_beside_others_that_are_not(tmp_path: Path) -> None:
+    """`make overload` says at what pace."""
+    with FakeServer(tmp_path, "--reader-timeout", "100", step_seconds=0.002) as server:
+        asking = Asking(target=server.target, asks=asked_shortly, max_tokens=20)
+        with Generator(asking, 1) as generator:
+            found = beside_stalled(
+                server, generator, num_stalled=2, num_fast=2, rounds=1, seconds=0.3,
+                max_tokens=MAX_TOKENS,
+            )  # fmt: skip
+    assert len(found.without) >= 19  # what is between twenty pieces
+    assert len(found.beside) >= 19
 
 
 def test_streams_that_are_not_read_end_and_others_do_not_notice(

@@ -57,13 +57,13 @@ def beside_stalled(
     without: list[float] = []
     beside: list[float] = []
     sampling = SamplingParams(max_tokens=max_tokens, n=N, ignore_eos=True)
+    paused = num_stalled * N
     for _ in range(rounds):
         without += generator.gaps(num_fast, seconds).result()
         with ExitStack() as exits:
             for number in range(num_stalled):
                 request = GenerateRequest(prompt_token_ids=[5 + number], sampling=sampling)
                 exits.enter_context(Unread(server.target, request))
-            paused = num_stalled * N
             assert eventually(lambda: _paused(server) == paused, START_SECONDS), server.metrics()
             beside += generator.gaps(num_fast, seconds).result()
             assert _paused(server) == paused, "some were let go meanwhile"

@@ -1,8 +1,8 @@
 """A crowd that tries again, at a server with too much to do whose engine dies, too.
 
-Refusals are not tried again by the client; that an engine is away is, as often as its budget allows.
-What is offered in all, tries included, must not be much more than what was asked for; and when the
-crowd has gone the server is what it was.
+The client does not try again what was refused, but what an engine did not take that was away, as
+often as its budget allows. What is offered in all must not be much more than what was asked for;
+and when the crowd has gone the server is what it was.
 """
 
 import time

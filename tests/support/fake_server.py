@@ -43,6 +43,11 @@ def asked(choice: random.Random) -> Ask:
     return tuple(choice.randrange(DIES) for _ in range(5)), None
 
 
+def asked_shortly(choice: random.Random) -> Ask:
+    """Return one token that an engine with a small vocabulary has, too."""
+    return (choice.randrange(64),), None
+
+
 def answered(ask: Ask, count: int) -> tuple[int, ...]:
     """Return what comes of it."""
     prompt = ask[0]
