@@ -30,7 +30,8 @@ crash: .venv/dev  # ten minutes and more
 	$(BIN)/python -m tests.crash.campaign --output benchmarks/results/$$(date +%F)-crash.json
 
 fuzz: .venv/dev  # five minutes: files, messages and metadata that nobody would write
-	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.fuzz --seconds 300
+	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.fuzz --seconds 300 \
+		--output benchmarks/results/$$(date +%F)-fuzz.json
 
 mutation: .venv/dev  # an hour and more; `--count 50` of each group are ten minutes
 	$(BIN)/python -m tests.mutation --seconds 7200 \
@@ -47,13 +48,14 @@ chaos: .venv/dev  # ten minutes: faults under load, with a fake engine and with 
 	$(BIN)/python -m tests.chaos --engine real --seconds 300
 
 overload: .venv/dev  # seven minutes: up to ten times of what can be served
-	$(BIN)/python -m tests.overload --seconds 30
+	$(BIN)/python -m tests.overload --seconds 30 \
+		--output benchmarks/results/$$(date +%F)-overload.json
 
 soak: .venv/dev  # ten minutes: everything that clients do, and whether anything of it stays
 	$(BIN)/python -m tests.soak --seconds 600
 
 needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
-	$(BIN)/python -m tests.needle
+	$(BIN)/python -m tests.needle --output benchmarks/results/$$(date +%F)-needle.json
 
 bench-gpu: .venv/dev  # needs a CUDA device; each command takes some minutes
 	for name in check kernels end_to_end; do \

@@ -151,6 +151,8 @@ def test_too_many_waiting_requests(server: FakeServer, keys: dict[str, str]) -> 
         found = refused(server, key, 1)
         assert found.reason == "QUEUE_FULL"
         assert found.message == f"{MAX_WAITING} requests may wait, and there is no room"
+        # Nobody looks at the prompt before that: this one is none that could ever run.
+        assert refused(server, key, 100_000).message == found.message
 
 
 def test_memory_that_would_be_free_too_late(server: FakeServer, keys: dict[str, str]) -> None:

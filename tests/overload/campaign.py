@@ -42,6 +42,7 @@ class Outcome:
         """What should not be."""
         peak, last = max(level.share for level in self.levels), self.levels[-1]
         refusal = percentile(last.refusals, 0.99)
+        late = percentile(last.late, 0.99)
         growth = max(level.memory for level in self.levels) - self.memory
         num_hung = sum(level.num_hung for level in self.levels)
         planned = last.factor * last.pace.capacity
@@ -52,7 +53,8 @@ class Outcome:
             f"goodput at {last.factor:g}x is {last.share / peak:.0%} of the peak": (
                 last.share < MIN_GOODPUT * peak
             ),
-            f"refusals take {refusal:.3f} s": refusal > MAX_REFUSAL,
+            f"refusals take {refusal:.3f} s, where who sleeps is {late:.3f} s late": refusal
+            > MAX_REFUSAL,
             f"{num_hung} requests hung": num_hung > 0,
             f"memory grew by {growth:.0f} MiB": growth > MAX_GROWTH,
             "nothing was refused": not last.refusals,

@@ -24,6 +24,7 @@ def demo_server(folder: Path, *more: str) -> Iterator[RunningServer]:
     """Yield a server of the demo's base, with `more` arguments."""
     with RunningServer(
         folder, DEMO / "base", "--adapters", str(DEMO / "adapters"),
-        "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING), *more,
+        "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
+        "--log-format", "json", *more,
     ) as server:  # fmt: skip
         yield server

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from tests.chaos import percentile
+from tests.overload.clocks import log_size, own_refusals, sleeper
 from tests.overload.generator import Answer, Generator
 from tests.support.server import RunningServer
 
@@ -54,6 +55,10 @@ class Level:
     answers: list[Answer]
     probes: list[Answer]
     """Those of the answers by which refusals are measured."""
+    own_refusals: list[float]
+    """Seconds of each refusal by the server's log."""
+    late: list[float]
+    """By how many seconds a process that sleeps woke up late meanwhile."""
     memory: float
     """The most MiB that both processes had."""
 
@@ -97,6 +102,8 @@ class Level:
             "refusals timed": len(self.refusals),
             "p50 refusal s": round(percentile(self.refusals, 0.5), 4),
             "p99 refusal s": round(percentile(self.refusals, 0.99), 4),
+            "p99 by the server s": round(percentile(self.own_refusals, 0.99), 4),
+            "p99 of a sleeper s": round(percentile(self.late, 0.99), 4),
             "p99 sent late s": round(percentile([a.begin - a.due for a in self.answers], 0.99), 4),
             "MiB": round(self.memory),
             "failed": dict(Counter(a.reason for a in self.answers if a.reason).most_common()),
@@ -126,14 +133,17 @@ def offer(
     pace = find_pace(generator, count, seconds / 2)
     rate = factor * pace.capacity
     probes = min(PROBES, rate / 4)
-    with sampled_memory(server) as memory:
+    begin = log_size(server)
+    with sampled_memory(server) as memory, sleeper() as late:
         calls = [
             generator.offer(each, seconds, pace.deadline, seed)
             for seed, each in enumerate((rate - probes, probes))
         ]
         answers, probed = (call.result() for call in calls)
-    begin = min(answer.due for answer in answers)
-    return Level(factor, pace, begin, seconds, answers + probed, probed, max(memory))
+    return Level(
+        factor, pace, min(answer.due for answer in answers), seconds, answers + probed, probed,
+        own_refusals(server, begin), late, max(memory),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
