@@ -29,8 +29,8 @@ from tests.support.wire import GENERATE, Refusal, refusal
 
 MAX_RUNNING = 2
 MAX_WAITING = 30
-MAX_TOKENS = 1000
-MAX_BYTES = 700
+MAX_TOKENS = 1400
+MAX_BYTES = 1400
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +123,22 @@ def test_too_many_waiting_tokens(server: FakeServer, keys: dict[str, str]) -> No
     key = keys["noisy"]
     with Crowd(server, key) as crowd:
         crowd.run()
-        crowd.ask(7, 300, n=2)
-        assert crowd.waits(600)
-        found = refused(server, key, 250, n=2)
+        crowd.ask(7, 400, n=2)
+        assert crowd.waits(800)
+        found = refused(server, key, 350, n=2)
         assert found.reason == "QUEUE_FULL"
-        assert found.message == "600 of at most 1000 prompt tokens are waiting"
+        assert found.message == f"800 of at most {MAX_TOKENS} prompt tokens are waiting"
 
 
 def test_too_many_waiting_bytes(server: FakeServer, keys: dict[str, str]) -> None:
     key = keys["noisy"]
     with Crowd(server, key) as crowd:
         crowd.run()
-        crowd.ask(7, 500)
-        assert crowd.waits(500)
-        found = refused(server, key, 300)
+        crowd.ask(7, 1000)
+        assert crowd.waits(1000)
+        found = refused(server, key, 500)
         assert found.reason == "QUEUE_FULL"
-        assert "of at most 700 bytes are waiting" in found.message
+        assert f"of at most {MAX_BYTES} bytes are waiting" in found.message
 
 
 def test_too_many_waiting_requests(server: FakeServer, keys: dict[str, str]) -> None:
@@ -158,16 +158,19 @@ def test_too_many_waiting_requests(server: FakeServer, keys: dict[str, str]) -> 
 def test_memory_that_would_be_free_too_late(server: FakeServer, keys: dict[str, str]) -> None:
     key = keys["noisy"]
     with Crowd(server, key) as crowd:
+        begin = time.monotonic()
         for number in range(16):  # so that it is known how fast memory becomes free
             crowd.ask(number, 10, max_tokens=30)
         assert eventually(lambda: crowd.num_answers == 16)
-        crowd.run(900)
-        crowd.ask(7, 500)
-        assert crowd.waits(500)
-        # One goes before it, which is soon; but there is no room for both.
-        found = refused(server, keys["quiet"], 100, timeout=0.4)
+        taken = time.monotonic() - begin
+        crowd.run(700)
+        crowd.ask(7, 650)
+        assert crowd.waits(650)
+        # One goes before it, which is soon: a quarter of that. But there is no room for both, and
+        # so much memory becomes free in about all of it.
+        found = refused(server, keys["quiet"], 650, timeout=taken / 2)
         assert found.reason == "MEMORY_UNREACHABLE"
-        assert "memory for the 100 tokens of the prompt becomes free in about" in found.message
+        assert "memory for the 650 tokens of the prompt becomes free in about" in found.message
 
 
 def test_a_deadline_that_those_before_make_impossible(

@@ -104,6 +104,7 @@ class Level:
             "p99 refusal s": round(percentile(self.refusals, 0.99), 4),
             "p99 by the server s": round(percentile(self.own_refusals, 0.99), 4),
             "p99 of a sleeper s": round(percentile(self.late, 0.99), 4),
+            "worst of a sleeper s": round(max(self.late, default=0.0), 4),
             "p99 sent late s": round(percentile([a.begin - a.due for a in self.answers], 0.99), 4),
             "MiB": round(self.memory),
             "failed": dict(Counter(a.reason for a in self.answers if a.reason).most_common()),
