@@ -236,7 +236,7 @@ class Tenants:
         assert outcome.code is OK, outcome
 
     def call(self, path: str, target: str, key: str | None, *, is_silent: bool = False) -> Outcome:
-        """Return how a call ends, which need not be soon; `is_silent` means only by its deadline."""
+        """Return how a call ends; of one that `is_silent` nothing is expected, nor waited for."""
         method = METHODS[path]
         if method.mode == "upload":
             target = self.upload_ids.get(target if "/" in target else f"acme/{target}", NO_UPLOAD)

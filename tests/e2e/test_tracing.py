@@ -171,7 +171,8 @@ def test_a_refused_call_has_a_span_that_says_why(
 def test_a_stream_that_is_left_is_cancelled_in_its_trace(
     observed: Observed, client: Client, tracer: Tracer
 ) -> None:
-    stream = client.stream("x", max_tokens=50, ignore_eos=True)
+    # More than has room on its way to who does not read: it cannot end by itself.
+    stream = client.stream("x", max_tokens=200, n=8, logprobs=20, ignore_eos=True)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     trace_id, _ = ids_of(tracer.span())
