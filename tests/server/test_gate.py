@@ -20,6 +20,7 @@ from loramux_server.access.server_secret import SECRET_FILE
 from loramux_server.config import ConfigError, make_config
 from loramux_server.readers import Readers
 from loramux_server.rpc import Calls, Context, generic_handler
+from loramux_server.store.moments import now_in_utc
 from tests.support.access import Keys, shown
 
 OK, DENIED = grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED
@@ -172,6 +173,16 @@ async def test_who_is_not_known_or_may_not_is_sent_away(tmp_path: Path, keys: Ke
             "a caller with role 'viewer' may not call loramux.v1.GenerationService.Generate"
         )
         assert (await server.call(user))[0] is OK
+
+
+async def test_who_belongs_to_a_disabled_tenant_is_refused(tmp_path: Path, keys: Keys) -> None:
+    user, admin = keys.make("acme", Role.USER), keys.make("acme", Role.ADMIN)
+    keys.catalog.disabled_tenants.add("acme", now_in_utc())
+    async with guarded(tmp_path, keys) as server:
+        for key in (user, admin):
+            code, said = await server.call(key)
+            assert code is DENIED
+            assert "acme" in said
 
 
 async def test_nobody_may_call_what_nobody_decided_about(tmp_path: Path, keys: Keys) -> None:
