@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from loramux_adapters import Package, PackageError
-from loramux_adapters.tensorfile import read_header
+from loramux_adapters import Package, PackageError, tensorfile
+from loramux_adapters.tensorfile import encode_header, read_header
 from loramux_server.store.check import ServedBase, check_package
 from tests.adapters.files import (
     CONFIG,
@@ -387,3 +387,16 @@ def test_a_file_shorter_than_its_declared_size_is_refused(left: int) -> None:
     with pytest.raises(PackageError) as caught:
         read_header(io.BytesIO(raw[:left]), len(raw))
     assert caught.value.reason == FILE
+
+
+def test_a_header_is_written_up_to_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encode_header([], {"note": "x" * 100})
+    monkeypatch.setattr(tensorfile, "MAX_HEADER_BYTES", len(whole) - 8)
+    assert encode_header([], {"note": "x" * 100}) == whole
+    with pytest.raises(PackageError, match=f"the limit is {len(whole) - 8}"):
+        encode_header([], {"note": "x" * 108})
+
+
+def test_the_shortest_header_is_one() -> None:
+    with pytest.raises(PackageError, match="the file holds no tensors"):
+        read_header(io.BytesIO(struct.pack("<Q", 2) + b"{}"), 10)

@@ -50,7 +50,7 @@ class Publisher:
         else:
             number = self._chance.randrange(len(self._packages))
             with self._change(lambda told: told.upload(self.name, number)):
-                made = client.adapters.upload(self.name, self._packages[number], timeout=8)
+                made = client.adapters.upload(self.name, self._packages[number], timeout=30)
                 assert self.under_way is not None
                 assert made.version == self.under_way.newest(self.name)
 
@@ -132,7 +132,7 @@ class Kills:
     def _repeat(
         self, call: Callable[[Client], None], stop: threading.Event, calls: list[str]
     ) -> None:
-        with closing(self.server.client(timeout=30)) as client:
+        with closing(self.server.client(timeout=60)) as client:
             while not stop.is_set():
                 try:
                     call(client)

@@ -9,7 +9,7 @@ from tests.support.fake_server import answered, asked
 def test_no_stream_hangs_and_no_drain_loses_one(tmp_path: Path) -> None:
     with started("fake", tmp_path) as server:
         outcome = campaign(
-            server, answered, asked, cycles=1, seconds=60, max_tokens=(5, 40), min_streams=8
+            server, answered, asked, cycles=1, seconds=240, max_tokens=(5, 40), min_streams=8
         )
     assert outcome.num_hung == outcome.num_wrong == 0, table(outcome)
     assert outcome.surprises == []

@@ -104,7 +104,7 @@ def client(served: Served) -> Iterator[Client]:
 
 def run(*arguments: str) -> str:
     command = [sys.executable, "-m", "loramux.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 
 
@@ -288,7 +288,7 @@ def test_a_bad_request_is_told_what_is_wrong(
     from loramux import _wire
 
     with pytest.raises(LoramuxError) as caught, _wire.raising():
-        stub.Classify(request, timeout=30)
+        stub.Classify(request, timeout=60)
     assert (caught.value.reason, caught.value.field) == (reason, field)
     assert message in str(caught.value)
 

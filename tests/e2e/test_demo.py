@@ -91,10 +91,10 @@ def test_the_demo_can_go_on_serving() -> None:
         answer = subprocess.run(
             [sys.executable, "-m", "loramux.cli", "generate", "abandon ->", "-a", "upper",
              "--temperature", "0", "--server", call],
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
         assert answer.stdout == " ABANDON\n"
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0, rest
     assert rest.rstrip().endswith("Server stopped.")

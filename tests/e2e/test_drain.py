@@ -55,14 +55,14 @@ def test_neither_an_idle_connection_nor_who_gives_up_keeps_it_waiting(tmp_path: 
         server.client() as client,
     ):
         idle.info()
-        grpc.channel_ready_future(connected).result(timeout=10)
+        grpc.channel_ready_future(connected).result(timeout=60)
         stream = client.stream([5], max_tokens=LONG)
         next(stream)
         os.kill(server.pid, signal.SIGTERM)
         assert eventually(lambda: is_refused(idle))
         assert process_of(server).poll() is None  # the stream is still under way
         stream.close()  # type: ignore[attr-defined]
-        assert process_of(server).wait(timeout=30) == 0
+        assert process_of(server).wait(timeout=60) == 0
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
@@ -76,5 +76,5 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         os.kill(server.pid, signal.SIGTERM)
         with pytest.raises(UnavailableError):
             list(stream)
-    assert process_of(server).wait(timeout=10) == 1
+    assert process_of(server).wait(timeout=60) == 1
     assert eventually(lambda: not is_alive(engine))

@@ -186,7 +186,7 @@ def test_a_template_runs_in_neither_process(
 def test_bytes_that_are_no_http2_end_the_connection_alone(watched: Watched, raw: bytes) -> None:
     """F03."""
     host, port = watched.server.target.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(raw)
         while connection.recv(4096):
             pass
@@ -197,7 +197,7 @@ def call(watched: Watched, method: str, message: bytes = b"", **options: Any) ->
     with grpc.insecure_channel(watched.server.target) as channel:
         unary: Any = channel.unary_unary(method)
         with pytest.raises(grpc.RpcError) as caught:
-            unary(message, timeout=30, **options)
+            unary(message, timeout=60, **options)
     return refusal(caught.value)
 
 

@@ -47,7 +47,7 @@ class Told:
                       else m.SerializeToString())  # fmt: skip
         metadata = (*shown(key.text if key else None), (REQUEST_ID_KEY, f"call-{name}"))
         given = iter(request) if isinstance(request, list) else request
-        future = method.future(given, metadata=metadata, timeout=30)
+        future = method.future(given, metadata=metadata, timeout=60)
         code: grpc.StatusCode = future.code()
         self.ids[name] = str(dict(future.trailing_metadata()).get(REQUEST_ID_KEY))
         return code

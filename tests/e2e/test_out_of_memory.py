@@ -27,7 +27,7 @@ def test_callers_are_told_that_memory_ran_out(tmp_path: Path) -> None:
         with ThreadPoolExecutor(2) as pool:
             other = pool.submit(end_of, client, [5])
             assert eventually(lambda: server.metrics()["loramux_requests_running"] == 1)
-            ends = [end_of(client, [EXHAUSTS]), other.result(timeout=20)]
+            ends = [end_of(client, [EXHAUSTS]), other.result(timeout=60)]
         for error in ends:
             assert isinstance(error, UnavailableError)
             assert error.reason == "ENGINE_OUT_OF_MEMORY"
@@ -36,8 +36,9 @@ def test_callers_are_told_that_memory_ran_out(tmp_path: Path) -> None:
         assert eventually(lambda: serves(client))
         assert client.generate([5], max_tokens=3).token_ids == answer([5], 3)
         # Not the reason of the next death, too.
+        starts = server.metrics()["loramux_engine_starts_total"]
         server.kill_engine()
-        assert eventually(lambda: not serves(client))
+        assert eventually(lambda: server.metrics()["loramux_engine_starts_total"] > starts)
         assert eventually(lambda: serves(client))
     log = server.log.read_text()
     assert "the engine died with no memory left" in log

@@ -48,7 +48,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterat
     folder = tmp_path_factory.mktemp("server")
     groups = prepare(tiny_model("llama", vocab_size=259)).groups
     row_bytes = 4 * sum(group.shape.row_weights for group in groups)
-    with RunningServer(folder, roomy_base, "--adapter-memory", str(ROWS * row_bytes)) as server:
+    with RunningServer(
+        folder, roomy_base, "--adapter-memory", str(ROWS * row_bytes), "--drain-timeout", "100"
+    ) as server:
         yield server
 
 
@@ -69,7 +71,7 @@ def tiers(client: Client) -> dict[str, str]:
 
 def loramux(server: RunningServer, *arguments: str) -> str:
     command = [sys.executable, "-m", "loramux.cli", *arguments, "--server", server.target]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 
 
@@ -132,7 +134,7 @@ def test_more_than_fits_is_not_pinned_and_nobody_waits_for_ever(client: Client) 
     assert (caught.value.reason, caught.value.field) == ("PINS_FULL", "name")
     assert not client.adapters.get("wide").is_pinned
     # It finds no room but that of what is pinned, which comes back afterwards.
-    answer = client.generate("hello", adapter="wide", max_tokens=2, timeout=30)
+    answer = client.generate("hello", adapter="wide", max_tokens=2, timeout=60)
     assert answer.adapter is not None
     assert eventually(
         lambda: {name for name, tier in tiers(client).items() if tier == "device"} >= {"one", "two"}
@@ -203,7 +205,7 @@ def test_a_delete_can_wait_for_the_last_request(client: Client) -> None:
     assert eventually(is_gone)  # at once, for others
     was_waiting = deleting.is_alive()
     tokens = first.token_ids + sum((chunk.token_ids for chunk in stream), ())
-    deleting.join(timeout=30)
+    deleting.join(timeout=60)
     assert not deleting.is_alive()
     assert was_waiting
     assert len(tokens) == LONG["max_tokens"]
@@ -229,7 +231,7 @@ def test_a_watcher_is_told_of_everything(client: Client, folders: dict[str, Path
     client.adapters.unpin(f"watched:{first}")
     client.adapters.delete_alias("watched", "stable")
     client.adapters.delete(f"watched:{first + 1}")
-    assert is_over.wait(30)
+    assert is_over.wait(60)
     kinds = [change for change in told if change[0] != "moved"]
     assert kinds == [
         ("existing", f"watched:{first}"), ("registered", f"watched:{first + 1}"),
@@ -299,5 +301,5 @@ def test_a_watcher_does_not_hold_up_the_end(server: RunningServer, client: Clien
     threading.Thread(target=lambda: stopped.append(server.stop())).start()
     with pytest.raises(UnavailableError, match="watch again"):
         list(watching)
-    assert eventually(lambda: stopped == [0], seconds=4)  # of the 5 s that a drain may take
+    assert eventually(lambda: stopped == [0])  # long before the drain would have ended it
     server.start()

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -52,11 +51,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    # One port, so that a client finds the server again after a restart.
-    arguments = ("--listen", f"127.0.0.1:{port}", "--drain-timeout", "0.5")
-    with RunningServer(folder, roomy_base, *arguments) as server:
+    with RunningServer(folder, roomy_base, "--drain-timeout", "0.5") as server:
+        server.stay_at_address()  # so that a client finds it again after a restart
         yield server
 
 
@@ -233,7 +229,7 @@ def test_the_command_line_uploads(
             sys.executable, "-m", "loramux.cli", "push", str(packages[0]), "--name", "pushed",
             "--server", server.target,
         ],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert done.stdout == f"pushed:1 {client.adapters.get('pushed').digest}\n"
 
@@ -241,6 +237,14 @@ def test_the_command_line_uploads(
 def test_an_upload_waits_for_an_engine_that_died(
     server: RunningServer, client: Client, packages: list[Path]
 ) -> None:
+    before = server.metrics()["loramux_engine_starts_total"]
     os.kill(server.engine_pid, signal.SIGKILL)
+
+    def is_noticed() -> bool:
+        metrics = server.metrics()
+        return not metrics["loramux_engine_up"] or metrics["loramux_engine_starts_total"] > before
+
+    # An upload that is tried on the one that dies is not one that waits.
+    assert eventually(is_noticed)
     assert client.adapters.upload("waits", packages[1]).name == "waits"
     assert client.generate("hello", adapter="waits", max_tokens=1).adapter is not None

@@ -74,7 +74,7 @@ def test_a_call_outlives_a_death_of_the_engine_only_before_its_first_token(
             server.kill_engine()
             with pytest.raises(UnavailableError):
                 list(stream)
-            assert whole.result(timeout=30).token_ids == answer([6], 150)
+            assert whole.result(timeout=60).token_ids == answer([6], 150)
 
 
 @pytest.mark.parametrize("targets", [[], ["127.0.0.1:1", "nowhere"], ["127.0.0.1:1", "[::1]:1"]])

@@ -79,7 +79,9 @@ def client(server: RunningServer) -> Iterator[Client]:
 def loramux(server: RunningServer, *arguments: str) -> Any:
     command = [sys.executable, "-m", "loramux.cli", *arguments, "--server", server.target]
     wide = os.environ | {"COLUMNS": "250"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=wide)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, env=wide
+    )
     return json.loads(done.stdout) if "--json" in arguments else done.stdout
 
 
@@ -90,7 +92,7 @@ def test_what_expires_goes_while_requests_go_on(client: Client, packages: list[P
     assert begin + HOUR <= adapter.expires_at <= datetime.datetime.now(datetime.UTC) + HOUR
     stream = client.stream("hello", adapter="brief", **LONG)
     first = next(stream)
-    watch = client.adapters.watch("brief", include_existing=True, timeout=30)
+    watch = client.adapters.watch("brief", include_existing=True, timeout=120)
     assert next(watch).kind == "existing"
     shortened = client.adapters.set_ttl("brief:1", SECOND)
     assert shortened.expires_at is not None
@@ -166,7 +168,7 @@ def test_a_delete_that_waits_leaves_no_row(
     assert not figures
     for _ in stream:
         pass
-    deleting.join(timeout=30)
+    deleting.join(timeout=60)
     (after,) = figures
     for tier in ("device", "host"):
         assert after[f'loramux_adapters_resident{{tier="{tier}"}}'] == 0

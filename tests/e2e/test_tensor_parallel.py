@@ -50,7 +50,7 @@ def test_a_follower_that_dies_ends_the_engine_and_another_comes(server: RunningS
         with pytest.raises(UnavailableError):
             list(stream)
         assert eventually(lambda: not is_alive(engine))
-        assert eventually(lambda: bool(server.metrics()["loramux_engine_up"]), 60)
+        assert eventually(lambda: bool(server.metrics()["loramux_engine_up"]), 120)
         assert [completion(client, name) for name in names] == before
         assert followers(server) != [follower]
 

@@ -49,7 +49,7 @@ class Site:
     def client(self, pair: Pair | None, key: str = "") -> Client:
         mine = (pair[1].read_bytes(), pair[0].read_bytes()) if pair else (None, None)
         credentials = grpc.ssl_channel_credentials(self.authority.path.read_bytes(), *mine)
-        return Client(self.target, key=key, credentials=credentials, timeout=20)
+        return Client(self.target, key=key, credentials=credentials, timeout=60)
 
     def named(self, name: str) -> Pair:
         self._num_named += 1
@@ -116,7 +116,7 @@ def test_who_has_no_certificate_cannot_connect(site: Site) -> None:
     stranger = Authority(site.folder / "strangers", "stranger")
     assert outcome(site.client(None, site.key.text)) == "UNAVAILABLE"
     assert outcome(site.client(stranger.issue("client"), site.key.text)) == "UNAVAILABLE"
-    assert outcome(Client(site.target, key=site.key.text, tls=False, timeout=20)) == "UNAVAILABLE"
+    assert outcome(Client(site.target, key=site.key.text, tls=False, timeout=60)) == "UNAVAILABLE"
 
 
 def test_the_metrics_want_a_certificate_too(site: Site) -> None:
@@ -154,7 +154,7 @@ def test_what_would_be_open_to_all_does_not_start(tmp_path: Path) -> None:
         sys.executable, "-m", "loramux.cli", "serve", "--model", "none",
         "--store", str(tmp_path / "store"), "--listen", "0.0.0.0:0",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 78
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("loramux:")]
     assert "TLS: set --tls-cert and --tls-key" in line

@@ -29,7 +29,7 @@ def test_one_look_has_what_went_on_meanwhile(tiny_server: RunningServer) -> None
     try:
         done = subprocess.run(
             command(tiny_server, "--once", "--json", "--interval", "2"),
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
     finally:
         is_over.set()

@@ -171,7 +171,8 @@ def test_a_refused_call_has_a_span_that_says_why(
 def test_a_stream_that_is_left_is_cancelled_in_its_trace(
     observed: Observed, client: Client, tracer: Tracer
 ) -> None:
-    stream = client.stream("x", max_tokens=50, ignore_eos=True)
+    # More than has room on its way to who does not read: it cannot end by itself.
+    stream = client.stream("x", max_tokens=200, n=8, logprobs=20, ignore_eos=True)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     trace_id, _ = ids_of(tracer.span())
@@ -189,7 +190,7 @@ async def test_the_asynchronous_client_has_the_same_spans(
             pass
         with pytest.raises(LoramuxError):
             await client.generate("x", max_tokens=0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(tracer.kept.get_finished_spans()) < 3:  # noqa: ASYNC110 - told by nobody
             await asyncio.sleep(0.01)
     spans = tracer.kept.get_finished_spans()
@@ -225,20 +226,17 @@ def test_a_collector_that_does_not_answer_costs_no_call_anything(tmp_path: Path)
     arguments = ("--tracing-endpoint", endpoint)
     settings = {
         "OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_BSP_MAX_QUEUE_SIZE": "16",
-        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8", "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8", "OTEL_EXPORTER_OTLP_TIMEOUT": "30",
     }  # fmt: skip
     with listener, FakeServer(tmp_path, *arguments, environment=settings) as server:
         with server.client() as client:
             for number in range(40):
                 assert len(client.generate([number], max_tokens=2).completions) == 1
-        outcomes = {
-            name: server.metrics().get(f'loramux_spans_total{{outcome="{name}"}}', 0.0)
-            for name in ("exported", "failed", "dropped")
-        }
-        assert outcomes["exported"] == 0
-        assert outcomes["dropped"] > 0
+        spans = server.metrics()
+        assert spans.get('loramux_spans_total{outcome="exported"}', 0.0) == 0
+        assert spans['loramux_spans_total{outcome="dropped"}'] > 0
         begin = time.monotonic()
-    assert time.monotonic() - begin < 15  # that it ends well, the server's `with` says
+    assert time.monotonic() - begin < 60  # that it ends well, the server's `with` says
     assert "http" not in server.log.read_text().replace("huggingface", "")
 
 

@@ -480,7 +480,7 @@ def test_an_upload_that_stalls_ends(
         Interrupted(service, server, packages["wide"].read_bytes()) as upload,
         pytest.raises(grpc.RpcError) as caught,
     ):
-        upload.call.result(timeout=30)
+        upload.call.result(timeout=60)
     refused = refusal(caught.value)
     assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert refused.reason == "DEADLINE_EXCEEDED"
@@ -509,7 +509,7 @@ def test_an_upload_that_pauses_briefly_succeeds(
         with pytest.raises(NotFoundError):
             client.adapters.get("interrupted")
         upload.go_on()
-        assert upload.call.result(timeout=30).adapter.name == "interrupted"
+        assert upload.call.result(timeout=60).adapter.name == "interrupted"
     assert client.generate("hello", adapter="interrupted", **GREEDY).adapter is not None
 
 
@@ -625,7 +625,7 @@ def test_a_kill_loses_nothing_that_was_confirmed_and_keeps_nothing_else(
         kept = client.adapters.upload("kept", packages["one"])
         server.kill()
         with pytest.raises(grpc.RpcError):
-            upload.call.result(timeout=10)
+            upload.call.result(timeout=60)
     assert staged(server)
     server.start()
     assert staged(server) == []
@@ -677,7 +677,7 @@ def serve(*arguments: str) -> tuple[int, str]:
             sys.executable, "-m", "loramux.cli", "serve", "--listen", "127.0.0.1:0",
             "--metrics", "127.0.0.1:0", "--threads", "1", *arguments,
         ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     return done.returncode, done.stderr
 

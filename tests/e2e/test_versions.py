@@ -80,7 +80,7 @@ def newest(client: Client) -> int:
 def loramux(server: RunningServer, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "loramux.cli", *arguments, "--server", server.target],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 

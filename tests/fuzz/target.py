@@ -70,14 +70,21 @@ def fuzz(target: Target, seconds: float, corpus: Path | None = None, first_seed:
     for kept in _kept(target.name, corpus):
         one(kept)
     number = first_seed
-    while time.monotonic() < begin + seconds:
-        _batch(target.inputs, one, number, begin + seconds)
+
+    def is_over() -> bool:
+        # Where one input takes longer than all may, it is tried.
+        return bool(result.seconds) and time.monotonic() >= begin + seconds
+
+    while not is_over():
+        _batch(target.inputs, one, number, is_over)
         number += 1
     result.rss_growth = process.memory_info().rss - base[0] if base else 0
     return result
 
 
-def _batch(inputs: st.SearchStrategy[Any], one: Callable[[Any], None], n: int, end: float) -> None:
+def _batch(
+    inputs: st.SearchStrategy[Any], one: Callable[[Any], None], n: int, is_over: Callable[[], bool]
+) -> None:
     @seed(n)
     @settings(
         max_examples=BATCH, database=None, deadline=None, phases=[Phase.generate],
@@ -85,7 +92,7 @@ def _batch(inputs: st.SearchStrategy[Any], one: Callable[[Any], None], n: int, e
     )  # fmt: skip
     @given(inputs)
     def run(given_input: Any) -> None:
-        if time.monotonic() < end:
+        if not is_over():
             one(given_input)
 
     run()

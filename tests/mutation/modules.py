@@ -9,11 +9,12 @@ _STORE = (
     "upload_service", "directory", "instructions", "adapter_service", "storage", "lifecycle",
     "quotas", "keys",
 )  # fmt: skip
-_ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit")
+_ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit", "tls")
 _VALIDATOR = (
     "tensor_file", "fit", "manifest", "package", "contents", "companions", "virtual_tokens",
-    "vocabulary", "hostile_packages", "base", "checks", "saved",
+    "vocabulary", "hostile_packages", "base", "checks", "saved", "heads",
 )  # fmt: skip
+_FITS = ("activated", "vocabulary", "heads", "virtual_tokens")
 
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "validator": (
@@ -28,8 +29,8 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "store": (
         ["server/loramux_server/store/*.py"],
         [f"tests/server/test_{name}.py" for name in _STORE]
-        # Two of packages, which an upload has to fit to the base.
-        + [f"tests/adapters/test_{name}.py" for name in ("activated", "vocabulary")]
+        # Those of packages, which an upload has to fit to the base.
+        + [f"tests/adapters/test_{name}.py" for name in _FITS]
         + ["tests/crash/test_faults.py", "tests/seeded/test_store_bugs.py"],
     ),
 }  # fmt: skip

@@ -147,3 +147,19 @@ def test_a_key_keeps_its_version_while_the_weights_stay(registry: Registry) -> N
         assert len(chosen) == 1
         found |= chosen
     assert found == {1, 2}
+
+
+def test_what_is_no_alias_cannot_be_rolled_back(registry: Registry) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        registry.aliases.roll_back(A, "7", by="me")
+    assert caught.value.field == "alias"
+
+
+def test_an_alias_that_never_stood_for_anything_cannot_be_rolled_back(registry: Registry) -> None:
+    with pytest.raises(NotFoundError):
+        registry.aliases.roll_back(A, "stable", by="me")
+
+
+def test_the_heaviest_version_stands_for_a_split() -> None:
+    assert Split.of({1: 95, 2: 5}).heaviest == 1
+    assert Split.of({1: 50, 2: 50}).heaviest == 2  # the newest of equal ones

@@ -8,7 +8,7 @@ import pytest
 
 from loramux.errors import ResourceExhaustedError
 from loramux_server.services.storage import storage_errors
-from loramux_server.store.catalog import Catalog
+from loramux_server.store.catalog import Catalog, CatalogUrlError
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import FORMAT, NewerFormatError
 from tests.support.packages import publish, small_package
@@ -181,3 +181,13 @@ def test_a_database_that_is_full_is_known_to_be_unsure(tmp_path: Path) -> None:
     assert not registry.catalog.is_unsure
     assert (len(registry), registry.get("a")) == (num_kept - 1, kept)
     registry.close()
+
+
+@pytest.mark.parametrize(("url", "says"), [
+    ("nothing", "it is a URL of SQLAlchemy"),
+    ("nobody://host/name", "it is a URL of SQLAlchemy"),
+    ("sqlite:////nowhere/at/all.sqlite", "--catalog cannot be opened: unable to open"),
+])  # fmt: skip
+def test_a_catalog_that_is_nowhere_is_told_of(tmp_path: Path, url: str, says: str) -> None:
+    with pytest.raises(CatalogUrlError, match=says):
+        Catalog.at(url, tmp_path)

@@ -37,7 +37,7 @@ class Held:
     def read(self, name: str) -> Iterator[bytes]:
         yield PACKAGE[:100]
         self.has_begun.set()
-        assert self.may_end.wait(30)
+        assert self.may_end.wait(60)
         yield PACKAGE[100:]
         self.was_read_on = True
 

@@ -195,6 +195,14 @@ def test_a_key_expires(setup: Setup) -> None:
     assert not setup.ring.has_valid_key()
 
 
+def test_a_key_is_good_until_its_end_and_not_at_it(setup: Setup, catalog: Catalog) -> None:
+    setup.making.make(tenant="acme", role=Role.USER, lifetime=HOUR)
+    (record,) = catalog.keys.all()
+    assert record.expires_at is not None
+    assert record.is_valid(record.expires_at - datetime.timedelta(microseconds=1))
+    assert not record.is_valid(record.expires_at)
+
+
 def test_both_keys_of_a_rotation_are_good_for_a_while(setup: Setup, catalog: Catalog) -> None:
     old = setup.make("acme", Role.PUBLISHER)
     new = setup.making.rotate(old.split("_")[1], grace=HOUR).text

@@ -103,7 +103,7 @@ def test_a_catalog_that_cannot_be_opened_is_one_clear_line(
             sys.executable, "-m", "loramux.cli", "serve", "--model", str(tiny_base),
             "--store", str(tmp_path / "store"), "--catalog", url,
         ],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 78
     assert done.stderr.count("\n") == 1

@@ -69,7 +69,7 @@ async def probed() -> Any:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - told by nobody
             await asyncio.sleep(INTERVAL / 4)
 

@@ -154,3 +154,8 @@ def test_policies_are_kept_in_the_catalog(tmp_path: Any) -> None:
     assert not catalog.policies.remove("acme")
     assert catalog.policies.all() == []
     catalog.close()
+
+
+def test_a_tenant_that_may_use_any_number_of_tokens_is_not_counted() -> None:
+    setup = Setup(requests_per_second=2)
+    assert setup.tokens(1 << 40) is None

@@ -346,7 +346,7 @@ def lease_and_give_back(registry: Registry, name: str) -> bool:
 
     thread = threading.Thread(target=use)
     thread.start()
-    thread.join(timeout=2)
+    thread.join(timeout=20)
     return not thread.is_alive()
 
 
@@ -363,7 +363,7 @@ def test_leases_do_not_wait_for_the_database(
             slow(monkeypatch, registry.catalog, method) as has_begun,
         ):
             writing = pool.submit(change)
-            assert has_begun.wait(timeout=30)
+            assert has_begun.wait(timeout=60)
             was_free = lease_and_give_back(registry, "a")
         writing.result()
         assert was_free
@@ -379,8 +379,8 @@ def test_leases_do_not_wait_for_files_to_go(
         with registry.lease("a"):
             deleting = threading.Thread(target=registry.delete, args=["a"])
             deleting.start()
-            deleting.join(timeout=30)
-        assert has_begun.wait(timeout=30)
+            deleting.join(timeout=60)
+        assert has_begun.wait(timeout=60)
         assert lease_and_give_back(registry, "b")
         assert blobs(folder) == {DIGESTS[0], DIGESTS[1]}
     assert eventually(lambda: blobs(folder) == {DIGESTS[1]})
@@ -395,7 +395,7 @@ def test_bytes_that_come_back_while_they_go_are_there(
         slow(monkeypatch, Blobs, "remove") as has_begun,
     ):
         deleting = pool.submit(registry.delete, "a")
-        assert has_begun.wait(timeout=30)
+        assert has_begun.wait(timeout=60)
         again = pool.submit(put, registry, "b", 0)
         time.sleep(0.05)  # for it to come as far as it can
     deleting.result()

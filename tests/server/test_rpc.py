@@ -75,7 +75,7 @@ async def test_of_a_defect_callers_get_a_number_and_the_log_the_text(
 ) -> None:
     request = generation_pb2.GenerateRequest()
     async with defective() as stub:
-        call = (stub.StreamGenerate if is_stream else stub.Generate)(request, timeout=30)
+        call = (stub.StreamGenerate if is_stream else stub.Generate)(request, timeout=60)
         error = await ended(call)
     said = error.details() or ""
     assert error.code() is grpc.StatusCode.INTERNAL

@@ -151,3 +151,13 @@ def test_messages_without_a_header_name_nothing() -> None:
     request = UploadAdapterRequest(chunk=b"x")
     settle_name(request, CREATE, USER)
     assert not request.HasField("header")
+
+
+def test_a_part_of_a_mix_without_a_name_hides_none_that_follows() -> None:
+    rule = RULES["loramux.v1.GenerationService.Generate"]
+    request = GenerateRequest(adapters=[WeightedAdapter(), WeightedAdapter(adapter="poet")])
+    settle_name(request, rule, USER)
+    assert [part.adapter for part in request.adapters] == ["", "acme/poet"]
+    theirs = GenerateRequest(adapters=[WeightedAdapter(), WeightedAdapter(adapter="other/poet")])
+    with pytest.raises(NotFoundError):
+        settle_name(theirs, rule, USER)

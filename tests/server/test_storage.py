@@ -57,7 +57,7 @@ async def test_work_in_a_thread_is_over_before_its_caller_gives_up() -> None:
 
     def work() -> str:
         started.set()
-        may_end.wait(timeout=30)
+        may_end.wait(timeout=60)
         events.append("done")
         return "result"
 

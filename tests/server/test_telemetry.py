@@ -50,7 +50,7 @@ class Moody(SpanExporter):
 
     def was_asked(self) -> None:
         """Return when it got spans once more."""
-        assert self._asked.wait(10)
+        assert self._asked.wait(60)
         self._asked.clear()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -165,7 +165,7 @@ async def test_what_waits_for_the_collector_is_bounded_and_the_rest_is_counted(
     begin = time.monotonic()
     for _ in range(100):
         made.call()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30  # nothing like the minute that the exporter takes
     # The queue, and up to a batch that the exporter had taken out of it.
     assert 100 - 8 - 4 <= made.count("dropped") <= 100 - 8
     await made.telemetry.close()
@@ -177,7 +177,7 @@ async def test_a_collector_that_never_answers_holds_up_the_end_for_a_moment_only
     made.call()
     begin = time.monotonic()
     await made.telemetry.close()
-    assert time.monotonic() - begin < PATIENCE + 5
+    assert time.monotonic() - begin < PATIENCE + 30
     assert made.count("failed") == 1
 
 
@@ -193,7 +193,7 @@ async def test_so_it_is_with_real_exporters(
     with listener:
         made = Made(exporter_to(endpoint))
         made.call()
-        async with asyncio.timeout(2 * PATIENCE + 5):
+        async with asyncio.timeout(2 * PATIENCE + 60):
             await made.telemetry.close()
     assert made.count("exported") == 0
 

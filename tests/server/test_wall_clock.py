@@ -35,19 +35,25 @@ async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
         prompt_token_ids=[5], sampling=generation_pb2.SamplingParams(max_tokens=1000)
     )
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = GenerationServiceStub(channel).StreamGenerate(request, timeout=0.6)
-        async with asyncio.timeout(10):
+        stub = GenerationServiceStub(channel)
+        patient = stub.StreamGenerate(request, timeout=HOUR / 2)
+        async with asyncio.timeout(60):
             while not served.engine.ids:  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(0.01)
+        brief = stub.StreamGenerate(request, timeout=0.6)
+        async with asyncio.timeout(60):
+            while len(served.engine.ids) < 2 and not brief.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         wall = time.time
         monkeypatch.setattr(time, "time", lambda: wall() + step)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:  # not an hour later
+            async with asyncio.timeout(60):
+                await brief.read()
         served.engine.report(Token(served.engine.ids[0], TOKEN))
-        first = await call.read()
+        first = await patient.read()  # nor an hour earlier
         assert isinstance(first, generation_pb2.StreamGenerateResponse)
         assert first.delta.token_ids
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async with asyncio.timeout(30):
-                await call.read()
+        patient.cancel()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await server.stop(None)
 

@@ -13,7 +13,7 @@ from tests.support.server import RunningServer
 
 WARM_UP = 0.2
 """Part of the time after which pools, caches and tables have the size that they keep."""
-QUIET_SECONDS = 15.0
+QUIET_SECONDS = 60.0
 """A server may take so long to let go what nobody uses any more."""
 MAX_KEPT = 50
 """About so many samples are in a report."""
@@ -90,6 +90,7 @@ def campaign(
     begin = time.monotonic()
     with mix, Sampler(lambda: take(server, store, mix.num_done), interval) as sampler:
         time.sleep((1 - WARM_UP) * seconds)
+        assert mix.toured(max(120.0, seconds)), "\n".join(mix.surprises)
         worked = time.monotonic() - begin
     eventually(lambda: not left(before, take(server, store, 0)), QUIET_SECONDS)
     return Outcome(

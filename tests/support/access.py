@@ -79,7 +79,7 @@ def call(
     key: str | None,
     *,
     streams: tuple[bool, bool],
-    timeout: float = 10,
+    timeout: float = 60,
 ) -> Outcome:
     """Send messages to any method and return how that ended; of a stream, one message counts."""
     kind = f"{'stream' if streams[0] else 'unary'}_{'stream' if streams[1] else 'unary'}"

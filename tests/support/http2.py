@@ -29,7 +29,7 @@ class RawConnection:
     def __init__(self, target: str, *, window: int = 65535) -> None:
         """Connect; `window` bytes of each stream may come."""
         host, port = target.rsplit(":", 1)
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
+        self._socket = socket.create_connection((host, int(port)), timeout=60)
         self._next_stream = 1
         settings = struct.pack(">HI", INITIAL_WINDOW_SIZE, window)
         self._socket.sendall(PREFACE + _frame(SETTINGS, 0, 0, settings))

@@ -6,8 +6,12 @@ from collections.abc import Callable
 import psutil
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
-    """Return whether `condition` holds within `seconds`, as soon as it does."""
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    """Return whether `condition` holds within `seconds`, as soon as it does.
+
+    A busy machine may take long for anything: what is never true costs the whole time, and what
+    is soon true costs nothing of it.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -49,7 +49,7 @@ class Postgres:
         self._process = subprocess.Popen(
             command, user=self._user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        assert eventually(self._answers, seconds=30)
+        assert eventually(self._answers)
         return self
 
     def stop(self) -> None:

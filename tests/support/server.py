@@ -91,7 +91,7 @@ class RunningServer:
 
     def metrics(self) -> dict[str, float]:
         """Return every sample of /metrics, by its name with labels as it is printed."""
-        with urllib.request.urlopen(f"http://{self.metrics_target}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://{self.metrics_target}/metrics", timeout=60) as page:
             lines = page.read().decode().splitlines()
         samples = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in samples}
@@ -115,7 +115,7 @@ class RunningServer:
         assert self._process is not None
         if self._process.poll() is None:
             (os.killpg if whole_group else os.kill)(self.pid, number)
-        return self._process.wait(timeout=60)
+        return self._process.wait(timeout=120)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -17,7 +17,7 @@ def slow(
 
     def delayed(*args: object) -> object:
         has_begun.set()
-        assert may_end.wait(timeout=30)
+        assert may_end.wait(timeout=60)
         return work(*args)
 
     monkeypatch.setattr(subject, method, delayed)

@@ -118,7 +118,7 @@ class ServerTls:
 
     def _what_is_wrong(self, error: Exception) -> str:
         if isinstance(error, ssl.SSLError):
-            why = (error.reason or "not PEM").lower().replace("_", " ")
+            why = error.reason.lower().replace("_", " ") if error.reason else "not PEM"
         elif isinstance(error, OSError):
             why = f"{error.filename or 'a file'}: {error.strerror}"
         else:

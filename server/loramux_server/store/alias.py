@@ -1,7 +1,9 @@
 """Aliases: tags that move from version to version, or stand for several by weight."""
 
+import bisect
 import datetime
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,13 +57,9 @@ class Split:
         if len(self.weights) == 1:
             return self.weights[0][0]
         digest = hashlib.sha256(key.encode()).digest()
-        total = sum(weight for _, weight in self.weights)
-        place = int.from_bytes(digest[:8]) * total // _HASH_SPACE
-        for version, weight in self.weights:
-            if place < weight:
-                return version
-            place -= weight
-        raise AssertionError("the weights do not add up")
+        ends = list(itertools.accumulate(weight for _, weight in self.weights))
+        place = int.from_bytes(digest[:8]) * ends[-1] // _HASH_SPACE
+        return self.weights[bisect.bisect_right(ends, place)][0]
 
     def dump(self) -> str:
         """Return it as text for the catalog."""
