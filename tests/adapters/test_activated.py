@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from loramux_adapters import Package, PackageError, read_package
 from loramux_adapters.contents import EditKind
 from loramux_adapters.weights.merge import MergeOptions, merge
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from tests.adapters.files import CONFIG, MODULE, TENSORS, B, package, pair
 from tests.parity.test_methods import lora, save
 from tests.support.adapters import with_adapter
+from tests.support.bases import ROOMY
 from tests.support.command_line import Loramux
 from tests.support.models import tiny_model
 
@@ -26,8 +28,8 @@ THREE = ("F32", [3], struct.pack("<3f", 1, 2, 3))
 
 def check(vocab_size: int, context_length: int) -> Package:
     raw = package(config=ACTIVATED)
-    base = ServedBase(
-        {MODULE: (4, 3)}, 64, 1 << 20, vocab_size=vocab_size, context_length=context_length
+    base = replace(
+        ROOMY, layers={MODULE: (4, 3)}, vocab_size=vocab_size, context_length=context_length
     )
     return check_package(io.BytesIO(raw), len(raw), base)
 

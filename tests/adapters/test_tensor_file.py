@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from loramux_adapters import Package, PackageError, tensorfile
 from loramux_adapters.tensorfile import encode_header, read_header
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from tests.adapters.files import (
     CONFIG,
     MODULE,
@@ -31,15 +32,15 @@ from tests.adapters.files import (
     pair,
     tensor_file,
 )
+from tests.support.bases import ROOMY
 
-BASE = ServedBase(
+BASE = replace(
+    ROOMY,
     layers={
         f"model.layers.{layer}.self_attn.{name}": (4, 3)
         for layer in range(2)
         for name in ("q_proj", "v_proj")
     },
-    max_rows=64,
-    max_host_bytes=1 << 20,
 )
 FILE = "INVALID_ADAPTER_FILE"
 ADAPTER_CONFIG = "INVALID_ADAPTER_CONFIG"
@@ -373,9 +374,9 @@ def test_a08_a_header_of_100_mb_is_refused_unread(tmp_path: Path) -> None:
 def test_a53_an_adapter_may_fill_the_host_memory_and_no_more() -> None:
     raw = package(pair(MODULE, 4), CONFIG | {"r": 4})
     size = 4 * 4 * (4 + 3)  # float32, rank, features in and out
-    room = ServedBase(BASE.layers, BASE.max_rows, max_host_bytes=size)
+    room = replace(BASE, max_host_bytes=size)
     assert check_package(io.BytesIO(raw), len(raw), room).rank == 4
-    room = ServedBase(BASE.layers, BASE.max_rows, max_host_bytes=size - 1)
+    room = replace(BASE, max_host_bytes=size - 1)
     with pytest.raises(PackageError, match=f"takes {size} bytes .* holds {size - 1};") as caught:
         check_package(io.BytesIO(raw), len(raw), room)
     assert caught.value.reason == TOO_LARGE

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from loramux_adapters.kinds import read_contents
 from loramux_adapters.manifest import check_notes
 from loramux_adapters.unpack import unpack
 from loramux_adapters.vocabulary import BaseVocabulary
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from tests.adapters.files import CONFIG, MODULE, write_folder
 from tests.adapters.test_contents import LORA, infos
 from tests.adapters.test_saved import EMBED, HEAD, P
+from tests.support.bases import ROOMY
 from tests.support.models import byte_tokenizer
 
 BOTH = CONFIG | {"modules_to_save": ["embed_tokens", "lm_head"]}
@@ -149,8 +151,8 @@ def test_tokens_that_do_not_follow_the_base_are_refused(
 ) -> None:
     folder = write_adapter(tmp_path / "a", BOTH, {WEIGHT: [262, 4], HEAD: [262, 4]})
     write_tokenizer(folder, added)
-    base = ServedBase(
-        {MODULE: (4, 3), "model.embed_tokens": (259, 4), "lm_head": (4, 259)}, 64, 1 << 20,
+    base = replace(
+        ROOMY, layers={MODULE: (4, 3), "model.embed_tokens": (259, 4), "lm_head": (4, 259)},
         parameters={"model.embed_tokens.weight": (259, 4), "lm_head.weight": (259, 4)},
         vocabulary=BaseVocabulary("model.embed_tokens", "lm_head", 259, 259), vocab_size=259,
         tokenizer_json=byte_tokenizer().backend_tokenizer.to_str(),

@@ -25,8 +25,9 @@ from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux_adapters import PackageError
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from tests.adapters.files import package, pair
+from tests.support.bases import ROOMY
 from tests.support.hostile import CORPUS, WITNESS, Event, Hostile, events, with_notes
 from tests.support.server import RunningServer
 from tests.support.wire import Refusal, chunks, refusal, upload_header
@@ -123,9 +124,8 @@ def expected(case: Hostile) -> set[str]:
     """Return the reason that `case` has on a base which it does not fit."""
     if not case.raw:
         return {"INVALID_FIELD"}
-    nothing = ServedBase(layers={}, max_rows=64, max_host_bytes=1 << 30)
     with pytest.raises(PackageError) as caught:
-        check_package(io.BytesIO(case.raw), len(case.raw), nothing)
+        check_package(io.BytesIO(case.raw), len(case.raw), ROOMY)
     if caught.value.reason != "ADAPTER_BASE_MISMATCH":
         assert caught.value.reason == case.reason, case.id
     return {caught.value.reason}

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loramux_server.engine.messages import AdapterSource
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from tests.parity.test_peft import Case, check, target_modules
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter
+from tests.support.bases import ROOMY
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 
@@ -109,9 +111,10 @@ def fits(harness: Harness, cases: list[Case]) -> None:
     """Check each adapter as an upload would be."""
     layers = {name: (x.in_features, x.out_features) for name, x in harness.info.layers.items()}
     parameters = {name: tuple(shape) for name, shape in harness.info.parameters.items()}
-    base = ServedBase(
-        layers, 4096, 1 << 30, parameters=parameters, vocabulary=harness.info.vocabulary
-    )
+    base = replace(
+        ROOMY, layers=layers, max_rows=4096, parameters=parameters,
+        vocabulary=harness.info.vocabulary,
+    )  # fmt: skip
     for source in filter(None, (case.source for case in cases)):
         with Path(source.path).open("rb") as file:
             check_package(file, Path(source.path).stat().st_size, base)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,8 +21,8 @@ from loramux_server.services.intake import Intake
 from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Blobs
-from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
+from tests.support.bases import ROOMY, SMALL
 from tests.support.packages import small_package
 from tests.support.slow import slow
 from tests.support.wire import chunks, upload_header
@@ -48,7 +49,7 @@ def service(registry: Registry, submit: Callable[..., int] = unavailable) -> Ada
         registry=registry,
         engine=cast(Any, engine),
         model=cast(Any, model),
-        base=ServedBase({"model.layers.0.self_attn.q_proj": (3, 4)}, 64, 1 << 20),
+        base=replace(ROOMY, layers=SMALL),
         max_upload_bytes=1 << 20,
     )
     statuses = Statuses()

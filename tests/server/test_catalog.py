@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import sqlalchemy.exc
 
 from loramux.errors import ResourceExhaustedError
 from loramux_server.services.storage import storage_errors
@@ -149,14 +150,37 @@ def test_what_an_unsure_catalog_turns_out_to_hold_is_told(tmp_path: Path) -> Non
     registry.follow(lambda what, record: told.append((what, record.name)))
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     connection.execute("UPDATE versions SET is_pinned = 1 WHERE name = 'changed'")
-    connection.execute("DELETE FROM versions WHERE name = 'gone'")
+    connection.execute("UPDATE versions SET name = 'came' WHERE name = 'gone'")
     connection.commit()
     connection.close()
     registry.catalog.is_unsure = True
     publish(registry, "new", small_package(3))
-    assert told == [("removed", "gone"), ("updated", "changed"), ("added", "new")]
-    assert registry.names() == ["changed", "new", "same"]
+    assert told == [
+        ("removed", "gone"), ("added", "came"), ("updated", "changed"), ("added", "new"),
+    ]  # fmt: skip
+    assert registry.names() == ["came", "changed", "new", "same"]
     assert registry.get("changed").is_pinned
+    stored = sum(record.size_bytes for record in registry.records())
+    assert registry.quotas.taken("public") == (stored, 4)
+    registry.close()
+
+
+def test_nothing_changes_while_an_unsure_catalog_cannot_be_read(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    kept = publish(registry, "a", small_package(0))
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite", isolation_level=None)
+    connection.execute("ALTER TABLE versions RENAME TO elsewhere")
+    registry.catalog.is_unsure = True
+    for _ in range(2):  # and nobody waits for ever for who failed
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="no such table: versions"):
+            registry.delete("a")
+    assert registry.catalog.is_unsure
+    assert registry.get("a") == kept
+    connection.execute("ALTER TABLE elsewhere RENAME TO versions")
+    connection.close()
+    registry.delete("a")
+    assert not registry.catalog.is_unsure
+    assert registry.names() == []
     registry.close()
 
 

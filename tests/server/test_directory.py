@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
 from tests.support.adapters import pack_source, save_adapter
+from tests.support.bases import ROOMY
 from tests.support.models import tiny_model
 from tests.support.packages import publish, small_package
 
@@ -23,7 +25,7 @@ LAYERS = {
     for name, layer in MODEL.named_modules()
     if name.endswith("q_proj")
 }
-BASE = ServedBase(layers=LAYERS, max_rows=64, max_host_bytes=1 << 30)
+BASE = replace(ROOMY, layers=LAYERS)
 
 
 def import_directory(
@@ -58,6 +60,17 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 def test_what_is_in_the_directory_is_served(directory: Path, registry: Registry) -> None:
     assert import_directory(directory, registry, BASE) == 2
     assert registry.names() == ["folder", "package"]
+
+
+def test_what_is_no_adapter_is_passed_over_without_a_word(
+    directory: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "README.md").write_text("Adapters of ours.")
+    (directory / "checkpoints").mkdir()
+    (directory / "checkpoints.safetensors").mkdir()
+    assert import_directory(directory, registry, BASE) == 2
+    assert registry.names() == ["folder", "package"]
+    assert caplog.messages == []
 
 
 def test_what_other_tools_saved_is_served_as_well(directory: Path, registry: Registry) -> None:

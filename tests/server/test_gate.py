@@ -15,6 +15,7 @@ from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.access.caller import Caller, Role, caller
 from loramux_server.access.entrance import Entrance
+from loramux_server.access.gate import Gate
 from loramux_server.access.key import Key
 from loramux_server.access.server_secret import SECRET_FILE
 from loramux_server.config import ConfigError, make_config
@@ -64,8 +65,9 @@ class Certificates:
 class Guarded:
     """A server behind an entrance, and what calls it."""
 
-    def __init__(self, keys: Keys, channel: grpc.aio.Channel, answers: Answers) -> None:
+    def __init__(self, keys: Keys, gate: Gate, channel: grpc.aio.Channel, answers: Answers) -> None:
         self.keys = keys
+        self.gate = gate
         self.answers = answers
         self._channel = channel
         self._stub = GenerationServiceStub(channel)
@@ -136,7 +138,7 @@ async def guarded(
     await server.start()
     watching = asyncio.create_task(entrance.watch(cast(Any, tls)))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Guarded(keys, channel, answers)
+        yield Guarded(keys, entrance.gate, channel, answers)
     watching.cancel()
     await server.stop(None)
 
@@ -183,6 +185,35 @@ async def test_who_belongs_to_a_disabled_tenant_is_refused(tmp_path: Path, keys:
             code, said = await server.call(key)
             assert code is DENIED
             assert "acme" in said
+
+
+async def test_calls_of_a_tenant_that_is_disabled_meanwhile_end(tmp_path: Path, keys: Keys) -> None:
+    leaving, staying = keys.make("acme", Role.USER), keys.make("umbrella", Role.USER)
+    async with guarded(tmp_path, keys) as server:
+        ended, going_on = server.stream(leaving), server.stream(staying)
+        assert await ended.read() is not grpc.aio.EOF
+        assert await going_on.read() is not grpc.aio.EOF
+        keys.catalog.disabled_tenants.add("acme", now_in_utc())
+        with pytest.raises(grpc.aio.AioRpcError, match="acme") as caught:
+            await asyncio.wait_for(ended.read(), 60)
+        assert caught.value.code() is DENIED
+        assert (await server.call(leaving))[0] is DENIED
+        assert not going_on.done()
+        keys.catalog.disabled_tenants.remove("acme")
+        await server.becomes(leaving, OK)
+
+
+async def test_nothing_is_kept_of_calls_that_were_ended(tmp_path: Path, keys: Keys) -> None:
+    user = keys.make("acme", Role.USER)
+    async with guarded(tmp_path, keys) as server:
+        stream = server.stream(user)
+        assert await stream.read() is not grpc.aio.EOF
+        keys.making.revoke(user.id)
+        assert await stream.code() is UNKNOWN_CALLER
+        gate = server.gate
+        async with asyncio.timeout(60):
+            while gate._running or gate._shut_out:  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(0.01)
 
 
 async def test_nobody_may_call_what_nobody_decided_about(tmp_path: Path, keys: Keys) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,8 +17,8 @@ from loramux_server.engine_client import Mailbox
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.sources.policy import Opening, Sources
-from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
+from tests.support.bases import ROOMY, SMALL
 from tests.support.packages import small_package
 
 PACKAGE = small_package(0)
@@ -76,7 +77,7 @@ def imports(registry: Registry, snapshot: Held) -> Imports:
         registry=registry,
         engine=cast(Any, Engine()),
         model=cast(Any, SimpleNamespace(vocab_size=100, context_length=100)),
-        base=ServedBase({"model.layers.0.self_attn.q_proj": (3, 4)}, 64, 1 << 20),
+        base=replace(ROOMY, layers=SMALL),
         max_upload_bytes=1 << 20,
     )
     return Imports(intake, OneSource(snapshot), 1 << 20)

@@ -3,11 +3,16 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from loramux_adapters import pack
+from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.store.instructions import NONE, Instruction, Instructions
-from tests.adapters.files import write_folder
+from tests.adapters.files import CONFIG, TENSORS, Tensors, write_folder
+from tests.adapters.test_heads import TEXTS, with_head
 
 
 def damage(source: AdapterSource, raw: bytes) -> None:
@@ -18,9 +23,12 @@ def content(source: AdapterSource) -> bytes:
     return Path(source.path).read_bytes()
 
 
-def packed(folder: Path, notes: dict[str, object], number: int = 1) -> AdapterSource:
+def packed(
+    folder: Path, notes: dict[str, object], number: int = 1, *, tensors: Tensors = TENSORS,
+    config: dict[str, Any] = CONFIG,
+) -> AdapterSource:  # fmt: skip
     """Return a package with `notes`, which was stored earlier."""
-    source = write_folder(folder / f"source{number}")
+    source = write_folder(folder / f"source{number}", tensors, config)
     (source / "loramux.json").write_text(json.dumps(notes))
     output = io.BytesIO()
     pack(source, output)
@@ -41,6 +49,30 @@ async def test_a_package_is_read_once(tmp_path: Path) -> None:
 
 async def test_a_package_that_says_nothing_has_none(tmp_path: Path) -> None:
     assert await Instructions().of(packed(tmp_path, {"licence": "MIT"})) == NONE
+
+
+async def test_a_package_that_classifies_says_what_its_outputs_mean(tmp_path: Path) -> None:
+    source = packed(tmp_path, {}, tensors=with_head(2), config=TEXTS)
+    assert await Instructions().of(source) == Instruction(
+        labels=Labels(("LABEL_0", "LABEL_1"), ProblemType.SINGLE_LABEL)
+    )
+
+
+async def test_what_was_not_used_for_longest_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loramux_server.store.instructions.KEPT", 2)
+    first, second, third = (
+        packed(tmp_path, {"chat_template": str(number)}, number) for number in range(3)
+    )
+    known = Instructions()
+    for source in (first, second, first, third):
+        await known.of(source)
+    for source in (first, second, third):
+        damage(source, b"")
+    assert [(await known.of(source)).chat_template for source in (first, third, second)] == [
+        "0", "2", None,
+    ]  # fmt: skip
 
 
 async def test_a_damaged_package_is_left_to_its_load(tmp_path: Path) -> None:

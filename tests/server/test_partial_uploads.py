@@ -117,6 +117,25 @@ def test_what_is_declared_again_is_not_finished(registry: Registry, uploads: Upl
     assert uploads.finished(upload.id) is None
 
 
+def test_the_results_of_the_latest_uploads_are_known(
+    registry: Registry, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loramux_server.store.uploads._REMEMBERED", 2)
+    record = publish(registry, "a", PACKAGE)
+    ended = [uploads.start(name, DIGEST, len(PACKAGE)) for name in ("b", "c", "d")]
+    for upload in ended:
+        uploads.end(upload, (record, True))
+    known = [uploads.finished(upload.id) for upload in ended]
+    assert known == [None, (record, True), (record, True)]
+
+
+def test_an_upload_ends_once(registry: Registry, uploads: Uploads) -> None:
+    upload = uploads.start("a", DIGEST, len(PACKAGE))
+    uploads.end(upload)
+    uploads.end(upload, (publish(registry, "a", PACKAGE), True))
+    assert uploads.finished(upload.id) is None
+
+
 def test_a_file_that_is_too_long_begins_anew(uploads: Uploads, tmp_path: Path) -> None:
     upload = uploads.start("a", DIGEST, len(PACKAGE))
     uploads.end(upload)

@@ -73,7 +73,8 @@ def test_any_text_is_a_reference_or_is_refused(text: str) -> None:
 def record(version: int, digest: str, name: str = "a", tenant: str = "public") -> AdapterRecord:
     return AdapterRecord(
         tenant=tenant, name=name, version=version, digest=digest, size_bytes=1, rank=1,
-        num_bytes=1, item_bytes=4, target_modules=(), base_model="", source=UPLOAD,
+        num_bytes=1, item_bytes=4, edit_bytes=0, virtual_tokens=0, has_cache=False, task="",
+        method="lora", invocation=(), target_modules=(), base_model="", source=UPLOAD,
         created_at=datetime.datetime.now(datetime.UTC),
     )  # fmt: skip
 

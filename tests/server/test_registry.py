@@ -272,6 +272,43 @@ def test_what_failed_while_it_came_leaves_nothing(registry: Registry, folder: Pa
     assert files(folder, "staging") == set()
 
 
+def test_requests_and_uploads_that_keep_bytes_are_counted(registry: Registry) -> None:
+    put(registry, "a", 0)
+    with registry.lease("a"), registry.lease("a:1"), published(registry, "b", PACKAGES[1]):
+        assert len(registry.leases) == 3
+    assert len(registry.leases) == 0
+
+
+def test_who_waits_for_a_version_is_told_when_its_last_request_ends(registry: Registry) -> None:
+    told: list[str] = []
+    record = put(registry, "a", 0)
+    put(registry, "b", 0)  # other requests for the same bytes do not count
+    with registry.lease("b"):
+        registry.leases.when_idle(record, lambda: told.append("at once"))
+        assert told == ["at once"]
+        with registry.lease("a"):
+            with registry.lease("a"):
+                registry.leases.when_idle(record, lambda: told.append("first"))
+                registry.leases.when_idle(record, lambda: told.append("second"))
+            assert told == ["at once"]
+        assert told == ["at once", "first", "second"]
+    with registry.lease("a"):
+        pass
+    assert told == ["at once", "first", "second"]
+
+
+def test_who_waits_for_a_deleted_version_is_told_when_its_bytes_are_gone(
+    registry: Registry, folder: Path
+) -> None:
+    found: list[set[str]] = []
+    record = put(registry, "a", 0)
+    with registry.lease("a"):
+        registry.delete("a")
+        registry.leases.when_idle(record, lambda: found.append(blobs(folder)))
+        assert found == []
+    assert eventually(lambda: found == [set()])
+
+
 def test_an_upload_heals_bytes_that_were_damaged(registry: Registry) -> None:
     put(registry, "a", 0)
     with registry.lease("a") as (_, source):

@@ -1,10 +1,13 @@
 """Which files of certificates a server takes, at its start and while it runs."""
 
+import asyncio
 import logging
 import os
 import shutil
-from pathlib import Path
+import ssl
+from pathlib import Path, PosixPath
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 
@@ -51,6 +54,64 @@ def test_files_that_cannot_be_used_keep_it_from_starting(
     with pytest.raises(ConfigError, match=says) as caught:
         ServerTls(certificate, key, authority.path)
     assert f"--tls-client-ca {authority.path} cannot be used" in str(caught.value)
+
+
+class Growing(PosixPath):
+    """A file that somebody writes whenever it is read."""
+
+    def read_bytes(self) -> bytes:
+        content = super().read_bytes()
+        with self.open("ab") as file:
+            file.write(b"\n")
+        return content
+
+
+def test_files_that_change_while_they_are_read_are_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = Authority(tmp_path).issue("server")
+    with pytest.raises(ConfigError, match="they change"):
+        ServerTls(certificate, Growing(key), None)
+    tls = ServerTls(certificate, key, None)
+    changes: list[bool] = []
+    tls.on_change = lambda: changes.append(True)
+    key.touch()
+    tls.key = Growing(key)
+    tls.refresh()
+    assert "the certificate in use stays" in caplog.messages[-1]
+    assert changes == []
+    tls.key = key
+    tls.refresh()
+    assert changes == [True]
+
+
+async def shown(port: int, authority: Authority) -> str:
+    """Return the certificate, as PEM, that a server shows to who connects now."""
+    context = ssl.create_default_context(cafile=authority.path)
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    raw = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return ssl.DER_cert_to_PEM_cert(raw)
+
+
+async def test_every_handshake_takes_what_was_read_last(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    first, second = authority.issue("first"), authority.issue("second")
+    used = [Path(shutil.copy(path, tmp_path / f"used{path.suffix}")) for path in first]
+    tls = ServerTls(used[0], used[1], None)
+    server = grpc.aio.server()
+    port = server.add_secure_port("127.0.0.1:0", tls.credentials())
+    await server.start()
+    for _ in range(2):
+        assert await shown(port, authority) == first[0].read_text()
+    for source, target in zip(second, used, strict=True):
+        shutil.copy(source, target)
+    assert await shown(port, authority) == first[0].read_text()  # nobody looked at the files yet
+    tls.refresh()
+    for _ in range(2):
+        assert await shown(port, authority) == second[0].read_text()
+    await server.stop(None)
 
 
 def test_files_that_change_are_taken_in_and_what_is_wrong_with_them_is_said_once(

@@ -1,26 +1,20 @@
 """Virtual tokens in the engine: shared, brought again, cut into chunks, and then forgotten."""
 
 import copy
-import io
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import PreTrainedModel
 
-from loramux_adapters import PackageError
-from loramux_adapters.token_shape import TokenShape
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.messages import AdapterSource, Sampling, Submit
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
-from loramux_server.store.check import ServedBase, check_package
-from tests.adapters.files import header, manifest, tensor_file
 from tests.parity.test_methods import save
 from tests.support.adapters import Expected, expected, pack_source, with_adapter
 from tests.support.engine import Harness, InlineExecutor
@@ -178,33 +172,6 @@ def test_penalties_know_nothing_of_placeholders() -> None:
     request = Request(0, [2], fake_source(1, 8, num_virtual=2), sampling)
     (sampled,) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request], [1])
     assert sampled.token == 0  # 3.0 as it is, against 5.0 / 2
-
-
-def test_virtual_tokens_that_cannot_be_served_are_refused() -> None:
-    token = TokenShape(8, ((2, 4, 4),) * 3)
-    base = ServedBase({}, 1 << 10, 1 << 20, token=token, context_length=20, row_bytes=1 << 10)
-
-    def refused(count: int, last: float = 1.0, **limits: object) -> tuple[str, str]:
-        values = np.full((count, 8), 1, np.float32)
-        values[-1, -1] = last
-        config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": count, "token_dim": 8}
-        tensors = {"prompt_embeddings": ("F32", [count, 8], values.tobytes())}
-        written = {"loramux.manifest": manifest(config, kind="prompt_tuning")}
-        data = tensor_file(header(tensors, written), values.tobytes())
-        served = replace(base, **limits)  # type: ignore[arg-type]
-        with pytest.raises(PackageError) as caught:
-            check_package(io.BytesIO(data), len(data), served)
-        return caught.value.reason, str(caught.value)
-
-    reason, message = refused(19)
-    assert reason == "ADAPTER_TOO_LARGE"
-    assert "19 virtual tokens; the context of 20 leaves no room" in message
-    assert refused(18, np.nan)[0] == refused(18, 2e30)[0] == "ADAPTER_NOT_FINITE"
-    reason, message = refused(18, takes_edits=False)
-    assert reason == "UNSUPPORTED_ADAPTER_FEATURE"
-    assert "more than low-rank changes" in message
-    assert refused(18, max_host_bytes=18 * 8 * 4 - 1)[0] == "ADAPTER_TOO_LARGE"
-    assert refused(18, token=TokenShape(9, ()))[0] == "ADAPTER_BASE_MISMATCH"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,13 +21,11 @@ from loramux_server.services.intake import Intake
 from loramux_server.services.uploads import UploadService
 from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
-from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
+from tests.support.bases import ROOMY, SMALL
 
 CONTEXT = cast(Any, SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:1"))
-BASE = ServedBase({"model.layers.0.self_attn.q_proj": (3, 4)}, 64, 1 << 20)
-"""Which the packages of tests/support/packages.py fit."""
 
 
 class InstantEngine:
@@ -53,7 +52,7 @@ class Services:
             registry=registry,
             engine=cast(Any, engine),
             model=cast(Any, SimpleNamespace(vocab_size=100, context_length=100)),
-            base=BASE,
+            base=replace(ROOMY, layers=SMALL),
             max_upload_bytes=1 << 20,
         )
         statuses = Statuses()

@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -16,7 +16,7 @@ from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
-from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
+from loramux_server.lora.weight_format import Resting, WeightFormat
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
@@ -26,7 +26,7 @@ MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServedBase:
     """What the base model allows an adapter to be."""
 
@@ -36,23 +36,23 @@ class ServedBase:
     """Rank rows that fit the adapter memory."""
     max_host_bytes: int
     """Bytes that fit the host's adapter memory."""
-    resting: Resting = AS_SAVED
+    resting: Resting
     """In which format an adapter rests there."""
-    vocab_size: int = 1 << 31
+    vocab_size: int
     """Tokens that the model has."""
-    tokenizer_json: str | None = None
+    tokenizer_json: str | None
     """Its tokenizer; None where it has none."""
-    row_bytes: int = 1 << 20
+    row_bytes: int
     """Bytes of a rank row over all layers."""
-    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    parameters: Mapping[str, tuple[int, ...]]
     """Name of each parameter that can be replaced -> its shape."""
-    vocabulary: BaseVocabulary = field(default_factory=BaseVocabulary)
+    vocabulary: BaseVocabulary
     """Where tokens go in and come out."""
-    takes_edits: bool = True
+    takes_edits: bool
     """Whether adapters may do more than low-rank changes."""
-    token: TokenShape | None = None
+    token: TokenShape
     """What it makes of a token."""
-    context_length: int = 1 << 31
+    context_length: int
     """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
 
     @property

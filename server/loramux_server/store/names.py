@@ -61,9 +61,6 @@ class Names:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, adapter: Adapter) -> bool:
-        return adapter in self._entries
-
     def find(self, reference: Reference, *, field: str, key: str | None = None) -> AdapterRecord:
         """Return the version that `reference`, of the request field `field`, stands for now.
 

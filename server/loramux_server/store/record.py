@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loramux_adapters.head import Task
 from loramux_server.engine.messages import AdapterSource
-from loramux_server.store.reference import DEFAULT_TENANT, full_name
+from loramux_server.store.reference import full_name
 
 UPLOAD = "upload"
 DIRECTORY = "directory"
@@ -17,7 +17,7 @@ IMPORT = "import"
 class AdapterRecord:
     """One version of an adapter; its content never changes."""
 
-    tenant: str = DEFAULT_TENANT
+    tenant: str
     name: str
     version: int = 0
     """Its number, from 1; 0 until it is registered."""
@@ -26,19 +26,19 @@ class AdapterRecord:
     rank: int
     num_bytes: int
     item_bytes: int
-    edit_bytes: int = 0
+    edit_bytes: int
     """Of `num_bytes`, what is beside A and B."""
     vocab_size: int = 0
     """Tokens that the base has with it; 0 if as many as ever."""
-    virtual_tokens: int = 0
+    virtual_tokens: int
     """Positions before every prompt that are the adapter's."""
-    has_cache: bool = False
+    has_cache: bool
     """Whether it brings keys and values for them."""
-    task: str = ""
+    task: str
     """What it classifies, as PEFT's `task_type` calls that; empty where it continues text."""
-    method: str = "lora"
+    method: str
     """What trained it, as PEFT calls that."""
-    invocation: tuple[int, ...] = ()
+    invocation: tuple[int, ...]
     """Tokens of a prompt from which on it is active; empty where it always is."""
     target_modules: tuple[str, ...]
     base_model: str
