@@ -114,6 +114,15 @@ async def test_every_handshake_takes_what_was_read_last(tmp_path: Path) -> None:
     await server.stop(None)
 
 
+def test_a_handshake_is_told_once_of_what_changed(tmp_path: Path) -> None:
+    tls = ServerTls(*Authority(tmp_path).issue("server"), None)
+    assert tls._newest() is None
+    tls.key.touch()
+    tls.refresh()
+    assert tls._newest() is not None
+    assert tls._newest() is None
+
+
 def test_files_that_change_are_taken_in_and_what_is_wrong_with_them_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
