@@ -54,6 +54,12 @@ def test_an_alias_moves_and_every_move_is_kept(registry: Registry, tmp_path: Pat
     again.close()
 
 
+def test_an_alias_that_is_set_to_where_it_is_has_not_moved(registry: Registry) -> None:
+    for who in ("ann", "bob"):
+        registry.aliases.set(A, "stable", {1: 1}, by=who)
+    assert history(registry) == [("no version", "version 1", "ann")]
+
+
 @pytest.mark.parametrize("expected", [{}, {2: 1}, {1: 1, 2: 1}])
 def test_an_alias_that_is_not_where_it_is_expected_stays(
     registry: Registry, expected: dict[int, int]
