@@ -2,7 +2,6 @@
 
 import errno
 import io
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +151,6 @@ def _packed(file: Arriving, digest: str, base: Base, resting: Resting) -> Packed
         rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
         scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
         layers = []
-        room = _Room(package, form)
 
         def raw(tensor: TensorInfo) -> memoryview:
             begin = package.file.data_start + tensor.offset
@@ -166,8 +164,8 @@ def _packed(file: Arriving, digest: str, base: Base, resting: Resting) -> Packed
                 raise PackageError(f"module {module.module} is not in the base model")
             rank_GP[place.group, place.part] = module.rank
             scale_GP[place.group, place.part] = module.scale
-            a_RK = room.copy(read_weights(module.a, raw(module.a), form))
-            b_RN = room.copy(read_weights(module.b, raw(module.b), form).T)
+            a_RK = read_weights(module.a, raw(module.a), form).copy()
+            b_RN = read_weights(module.b, raw(module.b), form).T.copy()
             layers.append(PackedLayer(place, a_RK, b_RN))
             give_way()
     finally:
@@ -182,23 +180,6 @@ def _packed(file: Arriving, digest: str, base: Base, resting: Resting) -> Packed
         package.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes,
         edits=base.edits(package, values),
     )  # fmt: skip
-
-
-class _Room:
-    """Memory for all weights of an adapter in one piece, which the system gives in large pages."""
-
-    def __init__(self, package: Package, form: WeightFormat) -> None:
-        size = sum(
-            math.prod(tensor.shape) for module in package.modules for tensor in (module.a, module.b)
-        )
-        self._free: Weights = np.empty(size, _ITEMS[form])
-
-    def copy(self, values: Weights) -> Weights:
-        """Return a copy of `values` in this memory."""
-        taken = self._free[: values.size].reshape(values.shape)
-        self._free = self._free[values.size :]
-        taken[...] = values
-        return taken
 
 
 def format_of(package: Package) -> WeightFormat:
