@@ -251,7 +251,7 @@ async def test_an_adapter_that_is_not_there_is_never_the_base(tmp_path: Path) ->
     try:
         for name in ("nobody", "team/nobody:3", f"nobody@sha256:{'0' * 64}"):
             with pytest.raises(NotFoundError):
-                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=60)
+                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=10)
         assert served.engine.sent == []
     finally:
         registry.close()
@@ -263,7 +263,7 @@ async def test_a_name_that_is_not_registered_is_no_label(tmp_path: Path) -> None
     try:
         for name in ("nobody", "nobody:3", "No Body"):
             with pytest.raises((InvalidArgumentError, NotFoundError)):
-                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=60)
+                await asyncio.wait_for(anext(served.stream(adapter=name)), timeout=10)
     finally:
         registry.close()
     assert served.counted == {NONE}
