@@ -4,12 +4,30 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.support.server import RunningServer
 
 TICK = 0.005
 """Seconds that the sleeper sleeps."""
+
+
+@contextlib.contextmanager
+def repeating(act: Callable[[], None]) -> Iterator[None]:
+    """Do `act` again and again on a thread of its own while the block runs."""
+    is_over = threading.Event()
+
+    def repeat() -> None:
+        while not is_over.is_set():
+            act()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -19,21 +37,14 @@ def sleeper() -> Iterator[list[float]]:
     No process that waits for a message can be woken up sooner.
     """
     late: list[float] = []
-    is_over = threading.Event()
 
     def sleep() -> None:
-        while not is_over.is_set():
-            due = time.monotonic() + TICK
-            time.sleep(TICK)
-            late.append(time.monotonic() - due)
+        due = time.monotonic() + TICK
+        time.sleep(TICK)
+        late.append(time.monotonic() - due)
 
-    thread = threading.Thread(target=sleep)
-    thread.start()
-    try:
+    with repeating(sleep):
         yield late
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def log_size(server: RunningServer) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 import statistics
-import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from tests.chaos import percentile
-from tests.overload.clocks import log_size, own_refusals, sleeper
+from tests.overload.clocks import log_size, own_refusals, repeating, sleeper
 from tests.overload.generator import Answer, Generator
 from tests.support.server import RunningServer
 
@@ -25,6 +25,9 @@ PROBES = 20.0
 
 What reads streams all the time sees late that a request was refused.
 """
+
+SAMPLE_SECONDS = 0.2
+"""Between two looks at the memory."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +154,13 @@ def offer(
 def sampled_memory(server: RunningServer) -> Iterator[list[float]]:
     """Yield what both processes have again and again."""
     samples = [memory_of(server)]
-    is_over = threading.Event()
 
     def sample() -> None:
-        while not is_over.wait(0.2):
-            samples.append(memory_of(server))
+        time.sleep(SAMPLE_SECONDS)
+        samples.append(memory_of(server))
 
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
+    with repeating(sample):
         yield samples
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def memory_of(server: RunningServer) -> float:
