@@ -205,8 +205,10 @@ class WaitingRoom:
 
         Where nobody waits all is tried, or a bad moment would have no end.
         """
+        if not self._is_full:
+            return
         num_starts = sum(self._before(place).values()) + 1
-        wait = self._forecast.start_seconds(num_starts) if self._is_full else None
+        wait = self._forecast.start_seconds(num_starts)
         if wait is None:
             return
         seconds = CAUTION * (wait + self._forecast.run_seconds(max_tokens))
