@@ -144,7 +144,8 @@ class RoomMetrics:
         self.shed = Counter(
             "loramux_requests_shed",
             "Requests refused because of overload, by what there was too much of: requests, "
-            "tokens, bytes, memory, time, lag, or a share of the queue.",
+            "tokens, bytes, memory, time, lag, or a share of the queue; late: those that waited "
+            "until they could not be finished any more.",
             ("cause",), registry=registry,
         )  # fmt: skip
         self.tokens = Gauge(

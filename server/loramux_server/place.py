@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from loramux.errors import ResourceExhaustedError
+from loramux.errors import LoramuxError
 
 
 class Room(Protocol):
@@ -19,12 +19,25 @@ class Room(Protocol):
 class Place:
     """What one call takes of the room, from its arrival to its end."""
 
-    def __init__(self, room: Room, tenant: str, weight: int, num_bytes: int) -> None:
+    def __init__(
+        self,
+        room: Room,
+        tenant: str,
+        weight: int,
+        num_bytes: int,
+        *,
+        max_tokens: int,
+        deadline: float,
+    ) -> None:
         self._room = room
         self.tenant = tenant
         self.weight = weight
         self.num_bytes = num_bytes
         """Of its message, until all completions have started."""
+        self.max_tokens = max_tokens
+        """Most tokens that it wants of a completion."""
+        self.deadline = deadline
+        """When it has to be finished, on the room's clock."""
         self.num_prompt = 0
         self.num_open = 0
         """Completions that have not ended."""
@@ -33,7 +46,7 @@ class Place:
         """Whether any completion has; who has does not give way."""
         self.started_at = 0.0
         """When the last one did, on the room's clock."""
-        self.on_lost: Callable[[ResourceExhaustedError], None] | None = None
+        self.on_lost: Callable[[LoramuxError], None] | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from loramux.errors import ResourceExhaustedError
+from loramux.errors import DeadlineExceededError, LoramuxError, ResourceExhaustedError
 from loramux_server.engine.messages import Stats
 from loramux_server.forecast import CAUTION, Forecast
 from loramux_server.metrics import RoomMetrics
@@ -74,8 +74,9 @@ class WaitingRoom:
                 take too long.
         """
         self._check_lag()
-        place = Place(self, tenant, weight, num_bytes)
-        self._check_time(place, max_tokens, seconds_left)
+        deadline = self._clock() + seconds_left
+        place = Place(self, tenant, weight, num_bytes, max_tokens=max_tokens, deadline=deadline)
+        self._check_time(place, seconds_left)
         # Nobody gives way to a request that may turn out to be none.
         self._who_gives_way(place, Taken(1, 0, num_bytes))
         self._places[place] = None
@@ -93,7 +94,7 @@ class WaitingRoom:
         num_completions: int,
         num_prompt: int,
         seconds_left: float,
-        on_lost: Callable[[ResourceExhaustedError], None],
+        on_lost: Callable[[LoramuxError], None],
     ) -> None:
         """Let completions of the call at `place` wait.
 
@@ -111,7 +112,9 @@ class WaitingRoom:
         self._check_memory(place, num_prompt, seconds_left)
         more = Taken(num_completions, num_completions * num_prompt, 0)
         for other in self._who_gives_way(place, more):
-            self._give_way(other)
+            message = f"{other.tenant!r} has more requests waiting than its part, and others came"
+            error = self._shed("share", "QUEUE_FULL", message, self._drain_seconds)
+            self._give_way(other, error)
         place.num_prompt, place.on_lost = num_prompt, on_lost
         place.num_open = place.num_unstarted = num_completions
         self._taken.completions += num_completions
@@ -120,10 +123,16 @@ class WaitingRoom:
         self._show()
 
     def started(self, place: Place) -> None:
-        """Note that a completion of `place` left the engine's queue."""
+        """Note that a completion of `place` left the engine's queue.
+
+        If it waited for so long that it would be cut off, it gives way to those behind it.
+        """
         if not place.num_unstarted:
             return
         self._pass_time()
+        if not place.has_started and (error := self._lateness(place)):
+            self._give_way(place, error)
+            return
         if self._is_full:
             self._forecast.started()
         place.has_started, place.started_at = True, self._looked_at
@@ -200,7 +209,7 @@ class WaitingRoom:
                 wait - seconds_left,
             )
 
-    def _check_time(self, place: Place, max_tokens: int, seconds_left: float) -> None:
+    def _check_time(self, place: Place, seconds_left: float) -> None:
         """Refuse what would end too late, as it is with others of late.
 
         Where nobody waits all is tried, or a bad moment would have no end.
@@ -211,7 +220,7 @@ class WaitingRoom:
         wait = self._forecast.start_seconds(num_starts)
         if wait is None:
             return
-        seconds = CAUTION * (wait + self._forecast.run_seconds(max_tokens))
+        seconds = CAUTION * (wait + self._forecast.run_seconds(place.max_tokens))
         if seconds > seconds_left:
             raise self._shed(
                 "time",
@@ -220,6 +229,21 @@ class WaitingRoom:
                 f"would let it take about {seconds:.3g} s",
                 seconds - seconds_left,
             )
+
+    def _lateness(self, place: Place) -> DeadlineExceededError | None:
+        """Return why `place` is not worth a start, if others wait who may be."""
+        if not self._is_full or self._unstarted.total() <= place.num_unstarted:
+            return None
+        seconds = self._forecast.run_seconds(place.max_tokens)
+        seconds_left = place.deadline - self._looked_at
+        if seconds <= seconds_left:
+            return None
+        self._metrics.shed.labels("late").inc()
+        return DeadlineExceededError(
+            f"the request waited too long: it has {max(0.0, seconds_left):.3g} s left and would "
+            f"take about {seconds:.3g} s",
+            reason="DEADLINE_EXCEEDED",
+        )
 
     def _before(self, place: Place) -> dict[str, float]:
         """Return how many of each tenant start before one of `place`: tenants take turns."""
@@ -259,12 +283,11 @@ class WaitingRoom:
         cause, message = over
         raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
 
-    def _give_way(self, place: Place) -> None:
+    def _give_way(self, place: Place, error: LoramuxError) -> None:
         on_lost = place.on_lost
         assert on_lost is not None
         self._leave(place)
-        message = f"{place.tenant!r} has more requests waiting than its part, and others came"
-        on_lost(self._shed("share", "QUEUE_FULL", message, self._drain_seconds))
+        on_lost(error)
 
     def _shares(self) -> dict[str, float]:
         """Return what each tenant has of the room, by its weight."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.chaos import percentile
 from tests.overload.generator import Asking, Generator
-from tests.overload.levels import Level, memory_of, offer
+from tests.overload.levels import Level, memory_of, offer_each
 from tests.overload.readers import Beside
 from tests.overload.storm import Storm
 from tests.support.server import RunningServer
@@ -45,7 +45,7 @@ class Outcome:
         late = percentile(last.late, 0.99)
         growth = max(level.memory for level in self.levels) - self.memory
         num_hung = sum(level.num_hung for level in self.levels)
-        planned = last.factor * last.pace.capacity
+        planned = last.factor * last.capacity
         found = {
             f"only {last.offered:.0f} of {planned:.0f} requests a second were offered": (
                 last.offered < MIN_OFFERED * planned
@@ -86,16 +86,16 @@ class Outcome:
 
 def offer_all(
     server: RunningServer, asking: Asking, *, count: int, seconds: float,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = LEVELS, rounds: int = 1,
 ) -> Outcome:  # fmt: skip
-    """Find out what a server can serve of which `count` run, and offer it some times that."""
+    """Find out what a server can serve of which `count` run, and offer it some times that.
+
+    For so many `seconds` each, in so many `rounds`.
+    """
     with Generator(asking, 2) as generator:
         generator.busy(count, seconds / 4).result()  # everything is loaded and warm after that
         before = memory_of(server)
-        found = [
-            offer(server, generator, factor=factor, count=count, seconds=seconds)
-            for factor in levels
-        ]
+        found = offer_each(server, generator, levels, count=count, seconds=seconds, rounds=rounds)
     return Outcome(before, found)
 
 

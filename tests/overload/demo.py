@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.overload.cores import halves, starting_on
 from tests.support.demo import DEMO
 from tests.support.load import Ask
 from tests.support.server import RunningServer
@@ -21,10 +22,14 @@ def demo_asks(choice: random.Random) -> Ask:
 
 @contextlib.contextmanager
 def demo_server(folder: Path, *more: str) -> Iterator[RunningServer]:
-    """Yield a server of the demo's base, with `more` arguments."""
-    with RunningServer(
+    """Yield a server of the demo's base, with `more` arguments, on one half of the cores."""
+    server = RunningServer(
         folder, DEMO / "base", "--adapters", str(DEMO / "adapters"),
         "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
         "--log-format", "json", *more,
-    ) as server:  # fmt: skip
+    )  # fmt: skip
+    cores, _ = halves()
+    with contextlib.ExitStack() as running:
+        with starting_on(cores):
+            running.enter_context(server)
         yield server

@@ -1,4 +1,4 @@
-"""What asks a server, in processes of its own: nothing that it does delays who measures.
+"""What asks a server, in processes of its own, on half of the cores: nothing delays who measures.
 
 Requests come at random moments, whatever became of those before them.
 """
@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from loramux.aio import AsyncClient
 from loramux.errors import LoramuxError
+from tests.overload.cores import halves, stay_on
 from tests.support.load import Ask
 
 
@@ -43,6 +44,8 @@ class Asking:
     asks: Callable[[random.Random], Ask]
     """A function of a module: it has to be found by its name in another process."""
     max_tokens: int
+    n: int = 1
+    """Completions of each request."""
     key: str | None = None
     num_clients: int = 1
     retries: bool = False
@@ -61,7 +64,10 @@ class Generator:
     def __init__(self, asking: Asking, num_processes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._asking = asking
-        self._pool = ProcessPoolExecutor(num_processes, context, initializer=gc.freeze)
+        _, cores = halves()
+        self._pool = ProcessPoolExecutor(
+            num_processes, context, initializer=_begin, initargs=(cores,)
+        )
         self._num_processes = num_processes
 
     def busy(self, count: int, seconds: float) -> "Future[list[Answer]]":
@@ -92,6 +98,11 @@ class Generator:
         traceback: TracebackType | None,
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+def _begin(cores: set[int]) -> None:
+    stay_on(cores)
+    gc.freeze()
 
 
 def _busy(asking: Asking, count: int, seconds: float) -> list[Answer]:
@@ -162,7 +173,7 @@ async def _asker(
         try:
             async for _ in client.stream(
                 prompt, adapter=adapter, timeout=deadline, max_tokens=asking.max_tokens,
-                temperature=0.0, ignore_eos=True,
+                n=asking.n, temperature=0.0, ignore_eos=True,
             ):  # fmt: skip
                 now = time.monotonic()
                 if first and gaps is not None:

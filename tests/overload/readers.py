@@ -10,7 +10,7 @@ from tests.support.polling import eventually
 from tests.support.server import RunningServer
 from tests.support.unread import Unread
 
-N = 8
+NUM_UNREAD = 8
 """Completions of each stream that is not read."""
 START_SECONDS = 60.0
 """Until all of those are paused."""
@@ -48,7 +48,7 @@ def beside_stalled(
     Args:
         server: Is asked; nobody else may ask it.
         generator: Reads.
-        num_stalled: Streams that are not read, of N completions each.
+        num_stalled: Streams that are not read, of NUM_UNREAD completions each.
         num_fast: Streams that are, at once.
         rounds: How often.
         seconds: Of each half of a round.
@@ -56,8 +56,8 @@ def beside_stalled(
     """
     without: list[float] = []
     beside: list[float] = []
-    sampling = SamplingParams(max_tokens=max_tokens, n=N, ignore_eos=True)
-    paused = num_stalled * N
+    sampling = SamplingParams(max_tokens=max_tokens, n=NUM_UNREAD, ignore_eos=True)
+    paused = num_stalled * NUM_UNREAD
     for _ in range(rounds):
         without += generator.gaps(num_fast, seconds).result()
         with ExitStack() as exits:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from loramux.errors import ResourceExhaustedError
+from loramux.errors import LoramuxError, ResourceExhaustedError
 from loramux_server.busy_rate import HALF_LIFE, BusyRate
 from loramux_server.engine.messages import CacheStats, Stats
 from loramux_server.forecast import CAUTION
@@ -28,7 +28,7 @@ class Room:
             registry=self.registry, clock=self.clock, lag=lambda: self.lag, **limits
         )
         self._exits: dict[Place, ExitStack] = {}
-        self.lost: dict[Place, ResourceExhaustedError] = {}
+        self.lost: dict[Place, LoramuxError] = {}
 
     def come(
         self, tenant: str = "acme", *, count: int = 1, prompt: int = 1, size: int = 1,
@@ -240,6 +240,37 @@ def test_where_nobody_waits_for_others_to_end_all_is_tried() -> None:
     room.come(seconds_left=0.1)
     room.come(seconds_left=0.1)
     room.refused(seconds_left=0.1)
+
+
+def test_who_waited_too_long_to_be_finished_is_not_started_where_others_wait() -> None:
+    room = queue()
+    late = room.come("noisy", count=2, max_tokens=20, seconds_left=15.0)
+    room.clock.now += 13.5  # what it may make takes two seconds
+    late.started()
+    error = room.lost[late]
+    assert error.reason == "DEADLINE_EXCEEDED"
+    assert "it has 1.5 s left and would take about 2 s" in str(error)
+    assert room.shed("late") == 1
+    assert late.num_open == late.num_unstarted == 0
+
+
+def test_who_may_be_finished_or_has_begun_or_keeps_nobody_waiting_is_started() -> None:
+    room = queue()
+    begun = room.come("noisy", count=2, max_tokens=20, seconds_left=15.0)
+    begun.started()
+    soon = room.come("noisy", max_tokens=20, seconds_left=16.5)
+    short = room.come("noisy", max_tokens=10, seconds_left=16.0)
+    room.clock.now += 14.5
+    for place in (soon, short, begun):
+        place.started()
+    for place in list(room.room._places):
+        room.go(place)
+    for _ in range(2):
+        room.come().started()
+    alone = room.come(count=2, max_tokens=20, seconds_left=60.0)
+    room.clock.now += 59.0
+    alone.started()
+    assert not room.lost
 
 
 def used_blocks(count: int) -> Stats:
