@@ -44,6 +44,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Output tokens of each.")] = 256,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "small",
     repeats: Annotated[int, typer.Option(help="Runs; medians count.")] = 5,
+    interval: Annotated[int, typer.Option(help="The server's --stream-interval.")] = 1,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Print the processor time of the frontend for each token that it streams."""
@@ -52,7 +53,9 @@ def main(
         base = make_base(folder / "base", SHAPES[shape])
         write_tokenizer(base, SHAPES[shape].vocab)
         # One thread: what is measured must have a core.
-        arguments = ("--max-running", str(streams), "--threads", "1")
+        arguments = (
+            "--max-running", str(streams), "--threads", "1", "--stream-interval", str(interval),
+        )  # fmt: skip
         with server.running(folder / "server", base, *arguments) as own:
             frontend = psutil.Process(own.pid)
             _, *runs = [  # the first warms up
@@ -70,6 +73,7 @@ def main(
             "shape": shape,
             "streams": streams,
             "tokens": tokens,
+            "interval": interval,
             "median": middle,
             "runs": [asdict(run) for run in runs],
             "machine": machine.describe(),

@@ -217,6 +217,14 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "over all servers behind a name; its calls under way go on. 0 means never.",
         ),
     ] = 1800.0
+    stream_interval: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Tokens of a stream that are sent together; the first one goes at once.",
+        ),
+    ] = 1
     reader_timeout: Annotated[
         float,
         Meta(

@@ -68,15 +68,23 @@ class Mailbox(Generic[Item]):
         self,
         on_started: Callable[[float], None],
         on_full: Callable[[bool], None] = lambda is_full: None,
+        interval: int = 1,
     ) -> None:
         """Wait for nothing yet.
 
         Args:
             on_started: Told the seconds that a completion was queued.
             on_full: Told when no more may come, since the reader is behind, and when it may again.
+            interval: Tokens for which the reader is woken; for the first
+                and the last of a completion it always is.
         """
         self.on_started = on_started
         self._on_full = on_full
+        self._interval = interval
+        self._is_due = False
+        """Whether there is enough to take."""
+        self._begun: set[int] = set()
+        """Completions of which something was taken."""
         self._is_full = False
         self._size = 0
         """Tokens and log-probabilities that wait."""
@@ -92,12 +100,14 @@ class Mailbox(Generic[Item]):
         Raises:
             LoramuxError: A completion failed, or the engine died.
         """
-        if not (self._items or self._error):
+        if not (self._is_due or self._error):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._error:
             raise self._error
         items, self._items, self._size = self._items, {}, 0
+        self._is_due = False
+        self._begun.update(items)
         self._fill(False)
         return items
 
@@ -107,7 +117,9 @@ class Mailbox(Generic[Item]):
         self._size += _size(item)
         if self._size > MAX_BEHIND:
             self._fill(True)
-        self._wake()
+        if index not in self._begun or self._size >= self._interval or _is_last(item):
+            self._is_due = True
+            self._wake()
 
     def fail(self, error: LoramuxError) -> None:
         """Make `take` raise `error`."""
@@ -122,6 +134,10 @@ class Mailbox(Generic[Item]):
     def _wake(self) -> None:
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _is_last(item: object) -> bool:
+    return not isinstance(item, Token) or item.finish is not None
 
 
 def _size(item: object) -> int:

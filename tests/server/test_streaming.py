@@ -17,7 +17,12 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
+from loramux.v1.generation_pb2 import (
+    GenerateRequest,
+    GenerateResponse,
+    SamplingParams,
+    StreamGenerateResponse,
+)
 from loramux_server.access.caller import Caller, Role, acting
 from loramux_server.access.quotas import Quotas
 from loramux_server.adapter_labels import NONE
@@ -38,7 +43,7 @@ from loramux_server.engine.messages import (
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
 from loramux_server.services.calls import Calls
-from loramux_server.services.generation import GenerationService
+from loramux_server.services.generation import WHOLE_INTERVAL, GenerationService
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.statuses import Statuses
@@ -89,7 +94,7 @@ class Served:
 
     def __init__(
         self, registry: Registry | None = None, policies: KeptPolicies | None = None,
-        room: WaitingRoom | None = None, vocab_size: int = 259,
+        room: WaitingRoom | None = None, vocab_size: int = 259, stream_interval: int = 1,
     ) -> None:  # fmt: skip
         self.metrics = Metrics()
         self.spans = RequestSpans()
@@ -105,19 +110,18 @@ class Served:
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             calls=Calls(self.metrics, quotas, room), statuses=Statuses(), quotas=quotas,
             room=room, prompts=Prompts(model), instructions=Instructions(), spans=self.spans,
-            default_timeout=60,
+            default_timeout=60, stream_interval=stream_interval,
         )  # fmt: skip
 
     def stream(
         self, *, timeout: float | None = None, adapter: str = "", prompt: int = 5, **sampling: Any
     ) -> AsyncGenerator[StreamGenerateResponse, None]:
-        request = GenerateRequest(
-            prompt_token_ids=[prompt],
-            adapter=adapter,
-            sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
-        )
         context: Any = SimpleNamespace(time_remaining=lambda: timeout)
-        return self.service.StreamGenerate(request, context)
+        return self.service.StreamGenerate(_asked(prompt, adapter, **sampling), context)
+
+    async def whole(self, **sampling: Any) -> GenerateResponse:
+        context: Any = SimpleNamespace(time_remaining=lambda: None)
+        return await self.service.Generate(_asked(5, "", **sampling), context)
 
     def count(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"loramux_{name}", {"adapter": "base"})
@@ -127,6 +131,14 @@ class Served:
         """What requests are counted under."""
         samples = [sample for m in self.metrics.registry.collect() for sample in m.samples]
         return {sample.labels["adapter"] for sample in samples if "adapter" in sample.labels}
+
+
+def _asked(prompt: int, adapter: str, **sampling: Any) -> GenerateRequest:
+    return GenerateRequest(
+        prompt_token_ids=[prompt],
+        adapter=adapter,
+        sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
+    )
 
 
 @pytest.fixture
@@ -153,6 +165,55 @@ async def test_a_reader_that_keeps_up_gets_each_token_at_once(served: Served) ->
         response = await anext(stream)
     assert response.usage.completion_tokens == 4
     assert await anext(stream, None) is None
+
+
+async def woken(waiting: "asyncio.Future[Any]") -> bool:
+    """Return whether who waits goes on by what there is."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return waiting.done()
+
+
+async def test_some_tokens_of_a_stream_may_go_together_but_first_and_last_at_once() -> None:
+    served = Served(stream_interval=4)
+    stream = served.stream(n=2)
+    assert len((await begun(served, stream)).delta.token_ids) == 1
+    one, other = served.engine.ids
+    following = asyncio.ensure_future(anext(stream))
+    for _ in range(3):
+        served.engine.report(Token(one, TOKEN))
+        assert not await woken(following)
+    served.engine.report(Token(one, TOKEN))
+    assert len((await following).delta.token_ids) == 4
+    for reports in ([Token(other, TOKEN)], [Token(one, TOKEN), Token(one, TOKEN, Finish.LENGTH)]):
+        following = asyncio.ensure_future(anext(stream))
+        for token in reports:
+            assert not await woken(following)
+            served.engine.report(token)
+        assert len((await following).delta.token_ids) == len(reports)
+    await stream.aclose()
+
+
+async def test_who_gets_all_at_the_end_is_looked_after_less_often(served: Served) -> None:
+    whole = asyncio.ensure_future(served.whole())
+    await asyncio.sleep(0)
+    for counted in [1] * WHOLE_INTERVAL + [1 + WHOLE_INTERVAL]:
+        served.engine.report(Token(served.engine.ids[0], TOKEN))
+        assert not await woken(whole)
+        assert served.count("generated_tokens_total") == counted
+    served.engine.report(Token(served.engine.ids[0], TOKEN, Finish.LENGTH))
+    (completion,) = (await whole).completions
+    assert list(completion.token_ids) == [TOKEN] * (2 + WHOLE_INTERVAL)
+
+
+async def test_a_stop_string_ends_at_once_what_is_sent_at_the_end(served: Served) -> None:
+    whole = asyncio.ensure_future(served.whole(stop=["xxx"]))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        assert not await woken(whole)
+        served.engine.report(Token(served.engine.ids[0], TOKEN))
+    assert len((await whole).completions[0].token_ids) == 3
+    assert Cancel(served.engine.ids[0]) in served.engine.sent
 
 
 async def test_a_reader_that_is_behind_gets_all_that_came_in_one_message(served: Served) -> None:

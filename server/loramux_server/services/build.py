@@ -148,6 +148,7 @@ def build_services(
         instructions=instructions,
         spans=spans,
         default_timeout=config.default_timeout,
+        stream_interval=config.stream_interval,
     )
     classification = ClassificationService(
         engine=engine,

@@ -36,6 +36,10 @@ from loramux_server.store.registry import Registry
 from loramux_server.tokenizer import TextTokenizer
 from loramux_server.waiting_room import WaitingRoom
 
+WHOLE_INTERVAL = 16
+"""Tokens that are taken at once for who gets them all at the end: who hangs up before that has used
+more than is known, but not much."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -80,6 +84,7 @@ class GenerationService:
         instructions: Instructions,
         spans: RequestSpans,
         default_timeout: float,
+        stream_interval: int = 1,
     ) -> None:
         self._engine = engine
         self._registry = registry
@@ -90,6 +95,7 @@ class GenerationService:
         self._room = room
         self._spans = spans
         self._default_timeout = default_timeout
+        self._stream_interval = stream_interval
         self._prompts = prompts
         self._instructions = instructions
 
@@ -97,7 +103,7 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> generation_pb2.GenerateResponse:
         """Answer when every completion is finished."""
-        responses = [response async for response in self.StreamGenerate(request, context)]
+        responses = [piece async for piece in self._pieces(request, context, WHOLE_INTERVAL)]
         pieces: dict[int, list[generation_pb2.Completion]] = {}
         for response in responses:
             pieces.setdefault(response.delta.index, []).append(response.delta)
@@ -112,10 +118,16 @@ class GenerationService:
             sampling=first.sampling,
         )
 
-    async def StreamGenerate(
+    def StreamGenerate(
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Answer piece by piece."""
+        return self._pieces(request, context, self._stream_interval)
+
+    async def _pieces(
+        self, request: generation_pb2.GenerateRequest, context: Context, interval: int
+    ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
+        """Yield the answer, `interval` tokens at once where nothing ends before them."""
         deadline = Deadline.of(context, self._default_timeout)
         with (
             self._calls.observed() as observer,
@@ -134,15 +146,17 @@ class GenerationService:
             reserving = self._reserved(request, request_id, adapters, told, tokens, observer, place)
             with reserving as call:
                 # Closed here, and not some time later: what it counts belongs to the reservation.
-                async with aclosing(self._run(call, tokenizer, deadline)) as pieces:
+                async with aclosing(self._run(call, tokenizer, deadline, interval)) as pieces:
                     async for piece in pieces:
                         yield piece
 
     async def _run(
-        self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline
+        self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline, interval: int
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        submission = Submission[Token](self._engine, call.started)
+        # What follows a stop string would be made in vain.
+        at_once = self._stream_interval if call.text.stops else interval
+        submission = Submission[Token](self._engine, call.started, at_once)
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(

@@ -21,12 +21,20 @@ class Asked(NamedTuple):
 class Submission(Generic[Item]):
     """The requests of one call, and where their answers come in."""
 
-    def __init__(self, engine: EngineClient, on_started: Callable[[float], None]) -> None:
-        """Submit nothing yet; `on_started` is told the seconds that each request was queued."""
+    def __init__(
+        self, engine: EngineClient, on_started: Callable[[float], None], interval: int = 1
+    ) -> None:
+        """Submit nothing yet.
+
+        Args:
+            engine: Does what is asked.
+            on_started: Told the seconds that each request was queued.
+            interval: Tokens that are taken at once; see `Mailbox`.
+        """
         self._engine = engine
         self.ids: list[int] = []
         """The engine's ids, in the order of what is asked; filled in by `running`."""
-        self.mailbox = Mailbox[Item](on_started, self._pause)
+        self.mailbox = Mailbox[Item](on_started, self._pause, interval)
 
     @contextmanager
     def running(
