@@ -38,7 +38,7 @@ class TextTokenizer:
         """
         # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
         self._control = _load(tokenizer_json, added)
-        self._plain = _load(tokenizer_json, added)
+        self._plain = _twin(self._control)
         self._plain.encode_special_tokens = True
         known = self._control.get_added_tokens_decoder()
         self._special = frozenset(token for token, about in known.items() if about.special)
@@ -176,6 +176,16 @@ def _load(tokenizer_json: str, added: Sequence[AddedToken]) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _twin(tokenizer: Tokenizer) -> Tokenizer:
+    """Return another with the same parts: a large vocabulary takes tens of megabytes."""
+    twin = Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        setattr(twin, part, getattr(tokenizer, part))
+    twin.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    assert twin.get_added_tokens_decoder().keys() == tokenizer.get_added_tokens_decoder().keys()
+    return twin
 
 
 def _add(tokenizer: Tokenizer, token: AddedToken) -> None:

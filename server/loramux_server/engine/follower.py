@@ -30,8 +30,9 @@ from loramux_server.engine.commands import (
 from loramux_server.engine.loader import AdapterLoader
 from loramux_server.engine.model_part import divide, load_whole
 from loramux_server.engine.model_runner import ModelRunner
-from loramux_server.engine.process import inherited_socket, return_memory, set_threads
+from loramux_server.engine.process import inherited_socket, set_threads
 from loramux_server.engine.residents import loader_threads
+from loramux_server.heap import return_large_pieces, return_once
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.shard import Shard
@@ -111,6 +112,7 @@ def prepare(leader: Leader) -> Part:
     assert isinstance(load, Load)
     config, shard = load.config, Shard(load.index, load.config.tensor_parallel)
     set_threads(config)
+    return_large_pieces()
     model = load_whole(config, shard)
     leader.say(Done())
     command = leader.take()
@@ -121,7 +123,7 @@ def prepare(leader: Leader) -> Part:
     assert isinstance(command, Allocate)
     runner = make_runner(model, config, command.num_slots)
     loader = AdapterLoader(model, runner.slab, resting_of(runner, config))
-    return_memory()
+    return_once()
     leader.say(Done())
     return Part(runner, loader)
 

@@ -34,6 +34,7 @@ class ModelRunner:
         for group in model.groups:
             group.attach(self.slab, backend)
         model.output.attach(backend)
+        model.embedding.attach(model.output)
         self.difference = model.check.difference(model.stack)
         """How far its logits are from the model's own, relative to their spread."""
         self.is_invariant = backend.is_deterministic and model.check.is_invariant(model.stack)

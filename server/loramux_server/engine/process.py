@@ -4,9 +4,7 @@ FD is one end of a socket pair that the process inherits. The first message on i
 when the other end closes, the process ends.
 """
 
-import ctypes
 import faulthandler
-import gc
 import os
 import queue
 import signal
@@ -31,6 +29,7 @@ from loramux_server.engine.messages import (
 from loramux_server.engine.model_part import load_model
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
+from loramux_server.heap import return_large_pieces, return_once
 from loramux_server.models.base_model import UnservableModelError
 from loramux_server.observe.json_lines import set_up_logging
 
@@ -82,6 +81,7 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
         UnservableModelError: The model or the config leaves nothing to serve.
     """
     set_threads(config)
+    return_large_pieces()
     with Team(config) if config.tensor_parallel > 1 else nullcontext() as team:
         _serve(connection, config, team)
 
@@ -91,7 +91,7 @@ def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -
     inbox = Inbox(connection)
     with loader_threads() as executor:
         engine, info = build_engine(model, config, executor, inbox.wake, team)
-        return_memory()
+        return_once()
         write_message(connection, encode(Ready(info)))
         with last_words(connection):
             while not inbox.is_closed:
@@ -105,13 +105,6 @@ def set_threads(config: EngineConfig) -> None:
     """Let this process use its share of the cores, and its threads take turns often enough."""
     torch.set_num_threads(max(1, (config.threads or num_cores()) // config.tensor_parallel))
     sys.setswitchinterval(_SWITCH_SECONDS)
-
-
-def return_memory() -> None:
-    """Give back what was only needed to load the model; C libraries keep it unless told so."""
-    gc.collect()
-    with suppress(AttributeError):  # of glibc's alone
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def num_cores() -> int:

@@ -3,11 +3,15 @@
 Legend: T tokens, K input width, N output width.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import torch
 
 from loramux_server.kernels.resting import Quantization, at_rest, widened
+
+Lookup: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Numbers of outputs, [T] -> their rows of the weight, [T, K], float32."""
 
 
 class Linear(Protocol):
@@ -23,9 +27,15 @@ class Linear(Protocol):
             ValueError: They cannot be told.
         """
 
+    @property
+    def lookup(self) -> Lookup | None:
+        """What tells outputs of the weight to the last bit, from a copy that it has; else None."""
+
 
 class PlainLinear:
     """A linear layer whose weights lie as they are."""
+
+    lookup = None
 
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> None:
         self._weight_NK = weight_NK

@@ -121,6 +121,7 @@ class LinearCpu:
         """What runs on a job."""
         self._kernel = Kernel(self.loop, self._job)
         self.describe(self._job)
+        self.lookup = self._picked if quantization is Quantization.NONE else None
 
     @property
     def num_bytes(self) -> int:
@@ -156,6 +157,9 @@ class LinearCpu:
         scale_N = self._scale[first * PANEL : last * PANEL]
         rows_NK = values_NK.float() * scale_N[:, None]
         return rows_NK[start - first * PANEL : end - first * PANEL]
+
+    def _picked(self, row_T: torch.Tensor) -> torch.Tensor:
+        return self._panels[row_T // PANEL, :, row_T % PANEL].float()
 
 
 def make_linear_cpu(

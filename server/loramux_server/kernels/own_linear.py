@@ -15,6 +15,8 @@ from torch import nn
 class OwnLinear:
     """Does what `loramux_server.kernels.linear.make_linear` defines, for several layers."""
 
+    lookup = None
+
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._layers = layers
 

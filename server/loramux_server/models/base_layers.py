@@ -43,9 +43,7 @@ class BaseLayers:
         """
         try:
             if module == self.vocabulary.embedding:
-                weight_VK = self._model.module.get_input_embeddings().weight
-                rows_NK: torch.Tensor = weight_VK[start:end].float().cpu()
-                return rows_NK
+                return self._model.embedding.rows(start, end).cpu()
             if module == self.vocabulary.output:
                 return self._model.output.rows(start, end).cpu()
             place = self.places[module]

@@ -26,6 +26,7 @@ from loramux_server.models.decoder_stack import DecoderStack, find_layers
 from loramux_server.models.editor import Editor
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.fused import fuse
+from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear
 from loramux_server.models.packing import pack, probe
 from loramux_server.models.quantized import (
@@ -59,6 +60,7 @@ class BaseModel:
     step: Step
     attention: AttentionBridge
     groups: list[PackedLinear]
+    embedding: InputEmbedding
     output: OutputLayer
     editor: Editor
     """Does what adapters do to other modules than those."""
@@ -85,7 +87,7 @@ class BaseModel:
     @property
     def embedding_width(self) -> int:
         """Numbers of an embedding."""
-        return int(self.module.get_input_embeddings().weight.shape[1])
+        return self.replaceable.width[0]
 
     @property
     def cache_shapes(self) -> list[CacheShape]:
@@ -196,6 +198,10 @@ def prepare(
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
     _own(module)
+    vocabulary = replaceable.vocabulary
+    embedding = InputEmbedding(
+        module.get_input_embeddings(), is_tied=vocabulary.is_tied and bool(vocabulary.embedding)
+    )
     output = _replace_output(module)
     fuse(module, step)
     modules = dict(module.named_modules())
@@ -216,6 +222,7 @@ def prepare(
         step=step,
         attention=bridge,
         groups=groups,
+        embedding=embedding,
         output=output,
         editor=editor,
         stack=stack,

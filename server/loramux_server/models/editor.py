@@ -49,7 +49,8 @@ class Editor:
                 token_T = None
                 if module is self._embedding:
                     token_T = given.token_T
-                    hooks.append(module.register_forward_pre_hook(_known_tokens))
+                    # Before the one that looks up their rows, if there is one.
+                    hooks.append(module.register_forward_pre_hook(_known_tokens, prepend=True))
                 hooks.append(
                     module.register_forward_hook(_hook(rows, self._axes.get(name, 1), token_T))
                 )
@@ -118,5 +119,5 @@ def _by_token(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 def _known_tokens(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[torch.Tensor]:
     """Return tokens that the base has: those that it lacks have rows of the adapter's own."""
     (token_T,) = arguments
-    num_tokens = module.get_parameter("weight").shape[0]
-    return (token_T.clamp(max=num_tokens - 1),)
+    assert isinstance(module, nn.Embedding)
+    return (token_T.clamp(max=module.num_embeddings - 1),)

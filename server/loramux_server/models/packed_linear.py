@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.kernels.backend import Backend
-from loramux_server.kernels.linear import Linear, make_linear
+from loramux_server.kernels.linear import Linear, Lookup, make_linear
 from loramux_server.kernels.own_linear import OwnLinear
 from loramux_server.kernels.projection import Projection
 from loramux_server.lora.shard import Shard, Split, cut_shape
@@ -19,8 +19,6 @@ from loramux_server.models.step import Step
 
 Layer: TypeAlias = nn.Linear
 """Or transformers' Conv1D, which has the transposed weight."""
-_MAX_COPY_BYTES = 1 << 30
-"""Largest output layer that is packed: the embedding mostly holds the same weights already."""
 Weights: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """Weight [N, K] and bias [N]."""
 
@@ -202,11 +200,15 @@ class OutputLayer(nn.Module):
         self._hold(_moved(self._weights, device))
 
     def attach(self, backend: Backend) -> None:
-        """Compute with the operations of `backend`."""
-        if self._weights is None:
-            return
-        if backend.is_deterministic or self._weights[0].nbytes <= _MAX_COPY_BYTES:
+        """Let `backend` take the weights; once."""
+        if self._weights is not None:
             self._linear = backend.make_linear(*self._weights)
+            self._weights = None
+
+    @property
+    def lookup(self) -> Lookup | None:
+        """What tells rows of the weight, if it has them in a copy of its own; else None."""
+        return self._linear.lookup
 
     def rows(self, start: int, end: int) -> torch.Tensor:
         """Return the weights of logits `start` to `end`, [rows, K], float32.
