@@ -75,6 +75,8 @@ RULES = {
     "loramux.v1.ServerService.GetServerLoad": Rule(_ADMINISTER),
     "grpc.health.v1.Health.Check": Rule(_NONE),
     "grpc.health.v1.Health.Watch": Rule(_NONE),
+    # Of later versions of grpcio-health-checking.
+    "grpc.health.v1.Health.List": Rule(_NONE),
     "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo": Rule(_VIEW),
 }
 """Full name of the method -> what it takes."""
