@@ -26,18 +26,20 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class TextTokenizer:
     """The base model's tokenizer, with tokens of an adapter."""
 
-    def __init__(self, tokenizer_json: str, added: Sequence[AddedToken] = ()) -> None:
-        """Make it ready; a large vocabulary takes a second.
+    def __init__(self, base: "str | TextTokenizer", added: Sequence[AddedToken] = ()) -> None:
+        """Make it ready; to read a large vocabulary takes a second.
 
         Args:
-            tokenizer_json: The base model's.
+            base: The base model's: its tokenizer.json, or what was made of that, to share it.
             added: An adapter's own tokens, by their ids; those that the base has are no others.
 
         Raises:
             ValueError: They do not follow the base's.
         """
         # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
-        self._control = _load(tokenizer_json, added)
+        self._control = _load(base) if isinstance(base, str) else _twin(base._control)
+        for token in added:
+            _add(self._control, token)
         self._plain = _twin(self._control)
         self._plain.encode_special_tokens = True
         known = self._control.get_added_tokens_decoder()
@@ -169,10 +171,8 @@ def panics_refused(field: str) -> Iterator[None]:
         ) from None
 
 
-def _load(tokenizer_json: str, added: Sequence[AddedToken]) -> Tokenizer:
+def _load(tokenizer_json: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    for token in added:
-        _add(tokenizer, token)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from loramux.errors import InvalidArgumentError
+from loramux_adapters.added_tokens import AddedToken
 from loramux_server.tokenizer import MAX_UNBROKEN, TextTokenizer
 from tests.support.models import byte_tokenizer
 
 BYTES = byte_tokenizer().backend_tokenizer
 SPECIALS = {"<pad>": 0, "<s>": 1, "</s>": 2}
+NEW = AddedToken(BYTES.get_vocab_size(), "<new>", special=True)
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,26 @@ def test_a_tokenizer_that_would_cut_or_fill_does_neither() -> None:
     cutting.enable_padding(length=16)
     tokenizer = TextTokenizer(cutting.to_str())
     assert len(tokenizer.encode("x" * 10, parse_special=False, add_special=False)) == 10
+
+
+def test_a_vocabulary_is_in_memory_once(tokenizer: TextTokenizer) -> None:
+    grown = TextTokenizer(tokenizer, [NEW])
+    models_of = [of for made in (tokenizer, grown) for of in (made._control, made._plain)]
+    tokenizer._control.model.dropout = 0.5  # of the model, and of nothing else
+    try:
+        assert [of.model.dropout for of in models_of] == [0.5] * 4
+    finally:
+        tokenizer._control.model.dropout = None
+
+
+def test_tokenizers_that_share_a_vocabulary_keep_their_tokens_apart(
+    tokenizer: TextTokenizer,
+) -> None:
+    grown = TextTokenizer(tokenizer, [AddedToken(1, "<s>", special=True), NEW])
+    alone = TextTokenizer(BYTES.to_str(), [NEW])
+    for parse in (False, True):
+        for text in ("a<new>b", "<s>a</s>", " <new></s>"):
+            theirs = alone.encode(text, parse_special=parse, add_special=True)
+            assert grown.encode(text, parse_special=parse, add_special=True) == theirs
+    assert NEW.id in grown.encode("<new>", parse_special=True, add_special=False)
+    assert NEW.id not in tokenizer.encode("<new>", parse_special=True, add_special=False)

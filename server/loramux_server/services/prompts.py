@@ -46,8 +46,8 @@ class Prompts:
         async with self._preparing:
             own = self._own.get(added)
             if own is None:
-                assert self._model.tokenizer_json is not None
-                own = await asyncio.to_thread(TextTokenizer, self._model.tokenizer_json, added)
+                assert self._tokenizer is not None
+                own = await asyncio.to_thread(TextTokenizer, self._tokenizer, added)
                 self._own[added] = own
                 if len(self._own) > KEPT:
                     self._own.popitem(last=False)
