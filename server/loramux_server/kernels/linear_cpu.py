@@ -20,7 +20,7 @@ from loramux_server.kernels.parallel import (
     thread_number,
 )
 from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
-from loramux_server.kernels.resting import Quantization, at_rest
+from loramux_server.kernels.resting import Quantization, at_rest, floats_at_rest
 from loramux_server.kernels.simd import BFLOAT16, FLOAT16, FLOAT32, INT8
 
 LINEAR_JOB = np.dtype(
@@ -108,16 +108,20 @@ class LinearCpu:
     def __init__(
         self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, quantization: Quantization
     ) -> None:
-        values_NK, scale_N = at_rest(weight_NK, quantization)
-        self.outputs, self.depth = values_NK.shape
-        self._panels = _panels(values_NK)
+        self.outputs, self.depth = weight_NK.shape
+        if quantization is Quantization.INT8:
+            values_NK, scale_N = at_rest(weight_NK, quantization)
+            self._panels = _panels(values_NK, values_NK.dtype)
+        else:  # rounded on the way, without a copy of all weights in between
+            scale_N = None
+            self._panels = _panels(weight_NK, floats_at_rest(weight_NK, quantization))
         padding = self._panels.shape[0] * PANEL
         scale = torch.ones(self.outputs) if scale_N is None else scale_N
         bias = torch.zeros(self.outputs) if bias_N is None else bias_N
         self._scale, self._bias = _padded(scale, padding), _padded(bias, padding)
         self._scratch = torch.empty(torch.get_num_threads() * MAX_ROWS * PANEL)
         self._job = np.zeros(1, LINEAR_JOB)
-        self.loop = _LOOPS[values_NK.dtype]
+        self.loop = _LOOPS[self._panels.dtype]
         """What runs on a job."""
         self._kernel = Kernel(self.loop, self._job)
         self.describe(self._job)
@@ -173,10 +177,10 @@ def make_linear_cpu(
     return LinearCpu(weight_NK, bias_N, quantization)
 
 
-def _panels(values_NK: torch.Tensor) -> torch.Tensor:
+def _panels(values_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the weights as panels of [K, PANEL]; outputs that are not there are zero."""
     outputs, depth = values_NK.shape
-    panels = values_NK.new_zeros(-(-outputs // PANEL), depth, PANEL)
+    panels = values_NK.new_zeros(-(-outputs // PANEL), depth, PANEL, dtype=dtype)
     whole = outputs // PANEL
     panels[:whole] = values_NK[: whole * PANEL].view(whole, PANEL, depth).transpose(1, 2)
     if whole < len(panels):

@@ -35,13 +35,19 @@ def at_rest(
     if quantization is Quantization.INT8:
         scale_N = weight_NK.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         return (weight_NK / scale_N[:, None]).round_().to(torch.int8), scale_N
+    return weight_NK.to(floats_at_rest(weight_NK, quantization)), None
+
+
+def floats_at_rest(weight_NK: torch.Tensor, quantization: Quantization) -> torch.dtype:
+    """Return the format of float32 weights that rest as such numbers, and not as integers."""
+    assert quantization is not Quantization.INT8
     if quantization is Quantization.BFLOAT16:
-        return weight_NK.bfloat16(), None
+        return torch.bfloat16
     for dtype in (torch.bfloat16, torch.float16):
         # A few rows at a time: mostly the first say it, and no copy of everything is needed.
         if all(torch.equal(rows.to(dtype).float(), rows) for rows in torch.split(weight_NK, _ROWS)):
-            return weight_NK.to(dtype), None
-    return weight_NK, None
+            return dtype
+    return weight_NK.dtype
 
 
 def widened(values_NK: torch.Tensor, scale_N: torch.Tensor | None) -> torch.Tensor:
