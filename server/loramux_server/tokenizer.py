@@ -37,7 +37,7 @@ class TextTokenizer:
             ValueError: They do not follow the base's.
         """
         # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
-        self._control = _load(base) if isinstance(base, str) else _twin(base._control)
+        self._control: Tokenizer = _load(base) if isinstance(base, str) else _twin(base._control)
         for token in added:
             _add(self._control, token)
         self._plain = _twin(self._control)
