@@ -75,7 +75,7 @@ class Mailbox(Generic[Item]):
         Args:
             on_started: Told the seconds that a completion was queued.
             on_full: Told when no more may come, since the reader is behind, and when it may again.
-            interval: Tokens for which the reader is woken; for the first
+            interval: Tokens of one completion for which the reader is woken; for the first
                 and the last of a completion it always is.
         """
         self.on_started = on_started
@@ -98,12 +98,12 @@ class Mailbox(Generic[Item]):
         There is more than one of a completion if the reader is slow.
 
         Raises:
-            LoramuxError: A completion failed, or the engine died.
+            LoramuxError: A completion failed, or the engine died, and nothing is left to take.
         """
         if not (self._is_due or self._error):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        if self._error:
+        if self._error and not self._items:
             raise self._error
         items, self._items, self._size = self._items, {}, 0
         self._is_due = False
@@ -111,13 +111,18 @@ class Mailbox(Generic[Item]):
         self._fill(False)
         return items
 
+    def num_waiting(self, index: int) -> int:
+        """Return how many items of the completion at `index` nobody has taken."""
+        return len(self._items.get(index, ()))
+
     def put(self, index: int, item: Item) -> None:
         """Add what was made for the completion at `index`."""
-        self._items.setdefault(index, []).append(item)
+        items = self._items.setdefault(index, [])
+        items.append(item)
         self._size += _size(item)
         if self._size > MAX_BEHIND:
             self._fill(True)
-        if index not in self._begun or self._size >= self._interval or _is_last(item):
+        if index not in self._begun or len(items) >= self._interval or _is_last(item):
             self._is_due = True
             self._wake()
 

@@ -231,8 +231,9 @@ class WaitingRoom:
             )
 
     def _lateness(self, place: Place) -> DeadlineExceededError | None:
-        """Return why `place` is not worth a start, if others wait who may be."""
-        if not self._is_full or self._unstarted.total() <= place.num_unstarted:
+        """Return why `place` is not worth a start, if somebody else waits for room to run."""
+        is_crowded = self._taken.completions > self._limits.max_running
+        if not is_crowded or self._unstarted.total() <= place.num_unstarted:
             return None
         seconds = self._forecast.run_seconds(place.max_tokens)
         seconds_left = place.deadline - self._looked_at

@@ -85,7 +85,7 @@ def test_every_bit_is_what_it_was(architecture: str, dtype: str) -> None:
     assert torch.equal(embedded(base.module), wanted)
     layers = BaseLayers(base)
     for name in (layers.vocabulary.embedding, layers.vocabulary.output):
-        for start, end in ((0, VOCAB), (5, 40), (VOCAB - 3, VOCAB)):
+        for start, end in ((0, VOCAB), (5, 40), (VOCAB - 3, VOCAB), (VOCAB - 3, VOCAB + 1)):
             assert torch.equal(layers.rows(name, start, end), weight[start:end])
 
 
@@ -98,6 +98,14 @@ def test_an_output_layer_that_rounds_leaves_embeddings_as_they_are(
     base = attached(model, quantization)
     assert torch.equal(embedded(base.module), wanted)
     assert len(base.module.get_input_embeddings().weight) == VOCAB
+
+
+def test_rounding_to_what_weights_are_already_leaves_them_once() -> None:
+    model = saved_as("bfloat16")
+    wanted = embedded(model)
+    base = attached(model, Quantization.BFLOAT16)
+    assert torch.equal(embedded(base.module), wanted)
+    assert len(base.module.get_input_embeddings().weight) < VOCAB
 
 
 class Numbered(nn.Embedding):

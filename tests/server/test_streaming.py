@@ -194,6 +194,52 @@ async def test_some_tokens_of_a_stream_may_go_together_but_first_and_last_at_onc
     await stream.aclose()
 
 
+async def test_each_completion_of_a_stream_has_an_interval_of_its_own() -> None:
+    served = Served(stream_interval=3)
+    stream = served.stream(n=2)
+    await begun(served, stream)
+    one, other = served.engine.ids
+    served.engine.report(Token(other, TOKEN))
+    assert len((await anext(stream)).delta.token_ids) == 1
+    following = asyncio.ensure_future(anext(stream))
+    for _ in range(3):
+        assert not await woken(following)
+        served.engine.report(Token(one, TOKEN), Token(other, TOKEN))
+    found = [await following, await anext(stream)]
+    assert [len(response.delta.token_ids) for response in found] == [3, 3]
+    await stream.aclose()
+
+
+async def test_what_was_made_before_the_engine_died_is_sent_and_paid_for() -> None:
+    policies = KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=1004))
+    served = Served(policies=policies, stream_interval=9)
+    stream = served.stream()
+    await begun(served, stream)
+    for _ in range(3):
+        served.engine.report(Token(served.engine.ids[0], TOKEN))
+    served.engine._ready_or_dead(False)
+    assert len((await anext(stream)).delta.token_ids) == 3
+    with pytest.raises(UnavailableError):
+        await anext(stream)
+    # Of 1004 tokens a prompt of one and four of the answer are gone.
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await anext(served.stream())
+    assert caught.value.reason == "QUOTA_EXCEEDED"
+
+
+async def test_who_hangs_up_pays_for_what_was_made() -> None:
+    policies = KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=1004))
+    served = Served(policies=policies, stream_interval=9)
+    stream = served.stream()
+    await begun(served, stream)
+    for _ in range(3):
+        served.engine.report(Token(served.engine.ids[0], TOKEN))
+    await stream.aclose()
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await anext(served.stream())
+    assert caught.value.reason == "QUOTA_EXCEEDED"
+
+
 async def test_who_gets_all_at_the_end_is_looked_after_less_often(served: Served) -> None:
     whole = asyncio.ensure_future(served.whole())
     await asyncio.sleep(0)
@@ -272,6 +318,8 @@ async def test_a_deadline_holds_whether_or_not_the_reader_is_behind(
     ahead = 600.0
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # the first is for the timer
+    if is_behind:
+        assert len((await anext(stream)).delta.token_ids) == 1
     with pytest.raises(DeadlineExceededError):
         await (late or anext(stream))
     assert Cancel(served.engine.ids[0]) in served.engine.sent
@@ -289,6 +337,7 @@ async def test_a_death_of_the_engine_ends_who_waits_and_who_is_behind(served: Se
     served.engine.report(Token(served.engine.ids[1], TOKEN))
     await asyncio.sleep(0)
     served.engine._ready_or_dead(False)
+    assert len((await anext(behind)).delta.token_ids) == 1
     for late in (blocked, anext(behind)):
         with pytest.raises(UnavailableError):
             await late

@@ -273,6 +273,16 @@ def test_who_may_be_finished_or_has_begun_or_keeps_nobody_waiting_is_started() -
     assert not room.lost
 
 
+def test_those_that_start_together_keep_nobody_waiting() -> None:
+    room = queue()
+    for place in list(room.room._places):
+        room.go(place)
+    pair = [room.come(max_tokens=20, seconds_left=1.5) for _ in range(2)]  # and take two seconds
+    for place in pair:
+        place.started()
+    assert not room.lost
+
+
 def used_blocks(count: int) -> Stats:
     return Stats(
         running=0, waiting=0, used_blocks=count, preemptions=0, prompt_tokens=0, shared_tokens=0,

@@ -125,7 +125,11 @@ class LinearCpu:
         """What runs on a job."""
         self._kernel = Kernel(self.loop, self._job)
         self.describe(self._job)
-        self.lookup = self._picked if quantization is Quantization.NONE else None
+        is_exact = quantization is Quantization.NONE or (
+            quantization is Quantization.BFLOAT16
+            and floats_at_rest(weight_NK, Quantization.NONE) is torch.bfloat16
+        )
+        self.lookup = self._picked if is_exact else None
 
     @property
     def num_bytes(self) -> int:
@@ -155,7 +159,8 @@ class LinearCpu:
         return y_TN
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Return outputs `start` to `end` of the weight, as they rest."""
+        """Return outputs `start` to `end` of the weight, as far as there are, as they rest."""
+        end = min(end, self.outputs)
         first, last = start // PANEL, -(-end // PANEL)
         values_NK = self._panels[first:last].transpose(1, 2).reshape(-1, self.depth)
         scale_N = self._scale[first * PANEL : last * PANEL]

@@ -8,7 +8,7 @@ from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import ModelInfo, Sampling, Token
-from loramux_server.engine_client import EngineClient
+from loramux_server.engine_client import EngineClient, Mailbox
 from loramux_server.observe.call_record import note
 from loramux_server.place import Place
 from loramux_server.rpc import Context
@@ -37,8 +37,7 @@ from loramux_server.tokenizer import TextTokenizer
 from loramux_server.waiting_room import WaitingRoom
 
 WHOLE_INTERVAL = 16
-"""Tokens that are taken at once for who gets them all at the end: who hangs up before that has used
-more than is known, but not much."""
+"""Tokens that are taken at once for who gets them all at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +164,7 @@ class GenerationService:
             adapters=call.adapters.identities,
             sampling=call.used,
         )
+        call.place.max_tokens = max(sampling.max_tokens for sampling in call.samplings)
         self._room.enter(
             call.place,
             num_completions=len(outputs),
@@ -179,7 +179,12 @@ class GenerationService:
             weight=call.place.weight,
         )
         followed = self._followed(call, outputs, submission.ids)
-        with _accounted(call, outputs), running, followed, deadline.over(submission.mailbox):
+        with (
+            _accounted(call, outputs, submission.mailbox),
+            running,
+            followed,
+            deadline.over(submission.mailbox),
+        ):
             while num_open:
                 for index, tokens in (await submission.mailbox.take()).items():
                     output = outputs[index]
@@ -268,10 +273,16 @@ def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
 
 
 @contextmanager
-def _accounted(call: _Call, outputs: list[Output]) -> Iterator[None]:
-    """Note in the end what of the quota was used; a request that got no token used nothing."""
+def _accounted(call: _Call, outputs: list[Output], mailbox: Mailbox[Token]) -> Iterator[None]:
+    """Note in the end what of the quota was used; a request for which no token was made used none.
+
+    What was made and not taken counts, but for what follows a stop string.
+    """
     try:
         yield
     finally:
-        num_made = sum(output.num_tokens for output in outputs)
+        num_made = sum(
+            output.num_tokens + (0 if output.is_finished else mailbox.num_waiting(index))
+            for index, output in enumerate(outputs)
+        )
         call.reserved.num_used = len(call.prompt) + num_made if num_made else 0

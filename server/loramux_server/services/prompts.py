@@ -14,7 +14,7 @@ from loramux_server.store.instructions import Instruction
 from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
 
 KEPT = 4
-"""Tokenizers of adapters that stay in memory: one may take a hundred megabytes."""
+"""Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
 
 
 class Prompts:
