@@ -222,7 +222,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=256,
-            description="Tokens of a completion that a stream sends together; the first goes at once.",
+            description="Tokens of a completion that are sent together; the first goes at once.",
         ),
     ] = 1
     reader_timeout: Annotated[
