@@ -338,7 +338,8 @@ async def test_a_death_of_the_engine_ends_who_waits_and_who_is_behind(served: Se
     await asyncio.sleep(0)
     served.engine._ready_or_dead(False)
     assert len((await anext(behind)).delta.token_ids) == 1
-    for late in (blocked, anext(behind)):
+    for late in (blocked, asyncio.ensure_future(anext(behind))):
+        assert await woken(late)
         with pytest.raises(UnavailableError):
             await late
 
