@@ -69,7 +69,7 @@ def main(
     print(f"{middle['tokens_per_second']:.0f} tokens/s")
     if output:
         record = {
-            "command": "python -m benchmarks.frontend",
+            "command": f"python -m benchmarks.frontend --shape {shape} --interval {interval}",
             "shape": shape,
             "streams": streams,
             "tokens": tokens,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from loramux.errors import LoramuxError
 from loramux_server.engine.messages import ModelInfo, Report, Sampling, Token
-from loramux_server.engine_client import EngineClient, Mailbox
+from loramux_server.engine_client import EngineClient
+from loramux_server.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
 

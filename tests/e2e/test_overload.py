@@ -19,6 +19,7 @@ from loramux.errors import ResourceExhaustedError
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from loramux_server.access.caller import Role
 from tests.overload.campaign import MAX_GROWTH, offer_all, table
+from tests.overload.clocks import repeating
 from tests.overload.generator import Asking, Generator
 from tests.overload.levels import PATIENCE
 from tests.overload.storm import storm
@@ -208,22 +209,15 @@ def test_a_deadline_that_those_before_make_impossible(
 @contextlib.contextmanager
 def stuttering(pid: int) -> Iterator[None]:
     """Let a process stand still most of the time."""
-    is_over = threading.Event()
 
     def stutter() -> None:
-        while not is_over.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            is_over.wait(0.3)
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(0.02)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.02)
 
-    thread = threading.Thread(target=stutter)
-    thread.start()
-    try:
+    with repeating(stutter):
         yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def test_a_frontend_that_is_behind(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import ImportAdapterRequest
 from loramux_server.engine.messages import Token
-from loramux_server.engine_client import Mailbox
+from loramux_server.mailbox import Mailbox
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.sources.policy import Opening, Sources

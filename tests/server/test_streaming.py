@@ -32,7 +32,9 @@ from loramux_server.engine.messages import (
     Cancel,
     Failure,
     Finish,
+    Logprobs,
     ModelInfo,
+    Pause,
     Report,
     Started,
     Stats,
@@ -210,34 +212,55 @@ async def test_each_completion_of_a_stream_has_an_interval_of_its_own() -> None:
     await stream.aclose()
 
 
-async def test_what_was_made_before_the_engine_died_is_sent_and_paid_for() -> None:
-    policies = KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=1004))
-    served = Served(policies=policies, stream_interval=9)
+HELD_BACK = 200
+
+
+async def held_back() -> tuple[Served, AsyncGenerator[StreamGenerateResponse, None]]:
+    """Return a stream of which tokens wait, and whose tenant cannot pay for them and another."""
+    policies = KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=MAX_TOKENS + 10))
+    served = Served(policies=policies, stream_interval=HELD_BACK + 1)
     stream = served.stream()
     await begun(served, stream)
-    for _ in range(3):
+    for _ in range(HELD_BACK):
         served.engine.report(Token(served.engine.ids[0], TOKEN))
+    return served, stream
+
+
+async def test_what_was_made_before_the_engine_died_is_sent_and_paid_for() -> None:
+    served, stream = await held_back()
     served.engine._ready_or_dead(False)
-    assert len((await anext(stream)).delta.token_ids) == 3
+    assert len((await anext(stream)).delta.token_ids) == HELD_BACK
     with pytest.raises(UnavailableError):
         await anext(stream)
-    # Of 1004 tokens a prompt of one and four of the answer are gone.
-    with pytest.raises(ResourceExhaustedError) as caught:
-        await anext(served.stream())
-    assert caught.value.reason == "QUOTA_EXCEEDED"
+    await check_quota_is_used(served)
 
 
 async def test_who_hangs_up_pays_for_what_was_made() -> None:
-    policies = KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=1004))
-    served = Served(policies=policies, stream_interval=9)
-    stream = served.stream()
-    await begun(served, stream)
-    for _ in range(3):
-        served.engine.report(Token(served.engine.ids[0], TOKEN))
+    served, stream = await held_back()
     await stream.aclose()
+    await check_quota_is_used(served)
+
+
+async def check_quota_is_used(served: Served) -> None:
     with pytest.raises(ResourceExhaustedError) as caught:
         await anext(served.stream())
     assert caught.value.reason == "QUOTA_EXCEEDED"
+
+
+async def test_many_log_probabilities_wake_who_gets_all_at_the_end_before_they_are_too_many(
+    served: Served,
+) -> None:
+    whole = asyncio.ensure_future(served.whole(n=4, logprobs=20))
+    await asyncio.sleep(0)
+    logprobs = Logprobs(chosen=-1.0, top=[(TOKEN, -1.0)] * 20)
+    for number in range(50):
+        finish = Finish.LENGTH if number == 49 else None
+        served.engine.report(
+            *(Token(one, TOKEN, finish, logprobs=logprobs) for one in served.engine.ids)
+        )
+        await woken(whole)
+    assert [len(found.token_ids) for found in (await whole).completions] == [50] * 4
+    assert not any(isinstance(message, Pause) for message in served.engine.sent)
 
 
 async def test_who_gets_all_at_the_end_is_looked_after_less_often(served: Served) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from loramux.errors import LoramuxError
 from loramux.v1 import adapters_pb2, uploads_pb2
 from loramux_server.engine.messages import Token
-from loramux_server.engine_client import Mailbox
+from loramux_server.mailbox import Mailbox
 from loramux_server.metrics import Metrics
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.aliases import AliasService

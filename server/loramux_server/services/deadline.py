@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from loramux.errors import DeadlineExceededError
-from loramux_server.engine_client import Mailbox
+from loramux_server.mailbox import Mailbox
 from loramux_server.rpc import Context
 
 MAX_TIMEOUT = 3600.0

@@ -8,7 +8,8 @@ from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import ModelInfo, Sampling, Token
-from loramux_server.engine_client import EngineClient, Mailbox
+from loramux_server.engine_client import EngineClient
+from loramux_server.mailbox import Mailbox
 from loramux_server.observe.call_record import note
 from loramux_server.place import Place
 from loramux_server.rpc import Context

@@ -14,7 +14,8 @@ from loramux.errors import (
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
 from loramux_server.engine.messages import ModelInfo, Sampling, Scores, Token
-from loramux_server.engine_client import EngineClient, Mailbox
+from loramux_server.engine_client import EngineClient
+from loramux_server.mailbox import Mailbox
 from loramux_server.observe.call_record import note
 from loramux_server.services.expiry import end_of, ttl_of
 from loramux_server.services.limits import invalid

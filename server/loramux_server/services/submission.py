@@ -6,7 +6,8 @@ from typing import Generic, NamedTuple
 
 from loramux.errors import LoramuxError
 from loramux_server.engine.messages import AdapterSource, Sampling
-from loramux_server.engine_client import EngineClient, Item, Mailbox
+from loramux_server.engine_client import EngineClient
+from loramux_server.mailbox import Item, Mailbox
 
 
 class Asked(NamedTuple):
