@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loramux_server.kernels.add_lora import add_lora
 from loramux_server.kernels.add_lora_cpu import AddLoraCpu
 from loramux_server.kernels.backend import AddLora
+from loramux_server.lora.affine import FACTOR, SHIFT
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Int32, Residence, Segments
-from loramux_server.lora.slab import DTYPES, weights
+from loramux_server.lora.slab import DTYPES, vectors, weights
 from loramux_server.lora.weight_format import WeightFormat
 
 FORMS: dict[str, Callable[[], AddLora]] = {"definition": lambda: add_lora, "cpu": AddLoraCpu}
@@ -54,6 +55,12 @@ class Problem:
                     h = (a[:rank] * x[t]).sum(-1) * float(segments.scale_GSP[0, s, p])
                     n0, n1 = self.columns[p], self.columns[p + 1]
                     y[t, n0:n1] += (h[:, None] * b[:rank, n0:n1]).sum(0)
+                    kinds = 0 if segments.affine_GSP is None else segments.affine_GSP[0, s, p]
+                    factor_N, shift_N = vectors(self.b, row + size).double()[:, n0:n1]
+                    if kinds & FACTOR:
+                        y[t, n0:n1] *= factor_N
+                    if kinds & SHIFT:
+                        y[t, n0:n1] += shift_N
         return y
 
 
@@ -65,11 +72,13 @@ def problem(
     *,
     gap: int = 1,
     formats: Sequence[WeightFormat] = (WeightFormat.FLOAT32,),
+    has_vectors: bool = False,
 ) -> Problem:
     """Return segments of `lengths` tokens with `gap` base tokens before each and at the end.
 
-    Segment s has rank ranks[s][p] in part p; the adapters rest in `formats` in turn. Every weight
-    that must not be read is NaN.
+    Segment s has rank ranks[s][p] in part p; the adapters rest in `formats` in turn, and with
+    `has_vectors` most have factors and shifts of some parts. Every weight that must not be read is
+    NaN.
     """
     torch.manual_seed(0)
     num_parts = len(outputs)
@@ -79,8 +88,11 @@ def problem(
         size = RowSize().rows_of(max(1, *part_ranks), form.item_bytes)
         rank_GP = np.array([part_ranks], np.int32)
         scale_GP = np.linspace(0.25, 1.5, num_parts, dtype=np.float32)[None] * (1 + number % 3 / 4)
-        adapters.append(Residence(row, size, form, rank_GP, scale_GP))
-        row += size
+        kinds_GP = None
+        if has_vectors and number != 2:
+            kinds_GP = (np.arange(3, 3 + num_parts, dtype=np.int32)[None] + number) % 4
+        adapters.append(Residence(row, size, form, rank_GP, scale_GP, affine_GP=kinds_GP))
+        row += size + 8
     a = torch.full((num_parts * (row + 8), width), float("nan"))
     b = torch.full((row + 8, sum(outputs)), float("nan"))
     for adapter in adapters:
@@ -91,6 +103,9 @@ def problem(
             part_b = weights(b[adapter.row : adapter.row + adapter.size], dtype)
             part_a[:rank] = torch.randn(rank, width).to(dtype)
             part_b[:rank, columns[p] : columns[p + 1]] = torch.randn(rank, outputs[p]).to(dtype)
+            for kind, vector_N in enumerate(vectors(b, adapter.row + adapter.size)):
+                if adapter.affine_GP is not None and adapter.affine_GP[0, p] & (1 << kind):
+                    vector_N[columns[p] : columns[p + 1]] = 1 - kind + torch.randn(outputs[p]) / 4
     starts, end = [], 0
     for length in lengths:
         starts.append(end + gap)
@@ -121,25 +136,30 @@ PROBLEMS = {
     "prefill-wide": ([30, 5], [same(5, 2), same(64, 2)], [96, 176], 64),
     "prefill-without-adapter": ([20, 30], [[0, 12, 0], [8, 0, 8]], [64, 32, 96], 32),
     "wide": ([1, 2], [same(16), same(8)], [1008], 512),
+    "vectors-alone": ([1, 9, 2], [same(0, 3)] * 3, [48, 16, 32], 32),
     "more-parts-than-lines": ([2, 1], [same(5, 4), same(9, 4)], [16, 16, 16, 16], 16),
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("has_vectors", [False, True], ids=["low-rank", "vectors"])
 @pytest.mark.parametrize("formats", [[form] for form in WeightFormat] + [list(WeightFormat)])
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("form", FORMS)
-def test_it_is_what_float64_gives(form: str, name: str, formats: list[WeightFormat]) -> None:
-    given = problem(*PROBLEMS[name], formats=formats)
+def test_it_is_what_float64_gives(
+    form: str, name: str, formats: list[WeightFormat], has_vectors: bool
+) -> None:
+    given = problem(*PROBLEMS[name], formats=formats, has_vectors=has_vectors)
     width = given.x.shape[1]
     wanted = given.reference()
-    bound = 4e-5 * (1 + wanted.abs()) * max(1.0, width / 64) ** 0.5
+    # What is multiplied and added to afterwards may have been larger.
+    bound = (1e-4 if has_vectors else 4e-5) * (1 + wanted.abs()) * max(1.0, width / 64) ** 0.5
     # A rank row or a column too many would be NaN here.
     assert ((given.run(FORMS[form]()).double() - wanted).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_threads_share_the_work_and_do_none_of_it_twice(name: str) -> None:
-    given = problem(*PROBLEMS[name])
+    given = problem(*PROBLEMS[name], has_vectors=True)
     num_threads = torch.get_num_threads()
     made = []
     try:
@@ -154,7 +174,8 @@ def test_threads_share_the_work_and_do_none_of_it_twice(name: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_tokens_of_the_base_are_untouched(form: str) -> None:
-    given = problem([1, 30, 2], [same(8), same(4), same(64)], [40], 32, gap=3)
+    ranks = [same(8), same(4), same(64)]
+    given = problem([1, 30, 2], ranks, [40], 32, gap=3, has_vectors=True)
     is_base = torch.ones(len(given.y), dtype=torch.bool)
     for start, end in zip(given.segments.start_S, given.segments.end_S, strict=True):
         is_base[start:end] = False
@@ -162,7 +183,8 @@ def test_tokens_of_the_base_are_untouched(form: str) -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    crowd = problem([1] * 9, [same(r, 2) for r in (64, 8, 16, 1, 5, 32, 8, 3, 40)], [96, 48], 64)
+    ranks = [same(r, 2) for r in (64, 8, 16, 1, 5, 32, 8, 3, 40)]
+    crowd = problem([1] * 9, ranks, [96, 48], 64, has_vectors=True)
     together = crowd.run(AddLoraCpu())
     for s, start in enumerate(crowd.segments.start_S):
         alone = Problem(**vars(crowd) | {"segments": crowd.segments.select(np.arange(9) == s)})

@@ -18,6 +18,8 @@ from loramux_server.lora.weight_format import WeightFormat
 
 HIDDEN, HEADS, KV_HEADS, WIDTH, MLP, SLOTS, ROWS = 64, 4, 2, 32, 96, 96, 64
 BLOCK = 4
+KINDS_GP = np.array([[3, 0, 1], [3, 0, 0], [2, 1, 0], [1, 0, 0]] * 2, np.int32)
+"""`Affine.kinds` of each layer."""
 
 
 def make_layers(has_norms: bool = False, has_bias: bool = False) -> dict[str, list[DecoderLayer]]:
@@ -87,18 +89,25 @@ def make_batch(queries: list[int], contexts: list[int]) -> AttentionBatch:
     )
 
 
-def make_segments(borders: list[tuple[int, int]], ranks: list[int]) -> Segments:
-    """Return adapters of these ranks; the last has no part in the first group."""
-    adapters, row = [], 0
+def make_segments(
+    borders: list[tuple[int, int]], ranks: list[int], has_vectors: bool = False
+) -> Segments:
+    """Return adapters of these ranks; the last has no part in the first group.
+
+    Rows behind the first hold its factors and shifts, if it has them: any rows will do.
+    """
+    adapters: list[Residence] = []
+    row = 0
     for rank in ranks:
         rank_GP = np.full((8, 3), rank, np.int32)
         rank_GP[:, 1] = rank // 2
         size = -(-rank // 8) * 8
         adapters.append(
             Residence(
-                row, size, WeightFormat.FLOAT32, rank_GP, np.full((8, 3), 4 / rank, np.float32)
+                row, size, WeightFormat.FLOAT32, rank_GP, np.full((8, 3), 4 / rank, np.float32),
+                affine_GP=KINDS_GP if has_vectors and not adapters else None,
             )
-        )
+        )  # fmt: skip
         row += size
     adapters[-1].rank_GP[0] = 0
     starts, ends = zip(*borders, strict=True)
@@ -112,25 +121,25 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("has_adapters", [False, True], ids=["base", "adapters"])
+@pytest.mark.parametrize("adapters", ["base", "adapters", "vectors"])
 @pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "head-norms"])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_the_program_computes_what_is_defined(
-    batch: str, has_norms: bool, has_adapters: bool
-) -> None:
+def test_the_program_computes_what_is_defined(batch: str, has_norms: bool, adapters: str) -> None:
     layers = make_layers(has_norms=has_norms, has_bias=has_norms)
     program = DecoderCpu(layers["cpu"])
     defined = make_decoder(layers["definition"], DEFINITIONS)
     queries, contexts = BATCHES[batch]
     # A larger batch before it and the same one after it: buffers are used again.
-    for counts, lengths in (([40], [40]), (queries, contexts), (queries, contexts)):
+    batches = ([40], [40]), (queries, contexts), (queries, contexts)
+    for number, (counts, lengths) in enumerate(batches):
         tokens = sum(counts)
         hidden, angle = torch.randn(tokens, HIDDEN), torch.randn(tokens, WIDTH)
         where = make_batch(counts, lengths)
         segments = None
-        if has_adapters:
+        if adapters != "base":
             split = max(1, tokens // 3)
-            segments = make_segments([(0, split), (split + 1, tokens)], [8, 20])
+            borders = [(0, split), (split + 1, tokens)]
+            segments = make_segments(borders, [8, 20], adapters == "vectors" and number != 1)
         arguments = (angle.cos(), angle.sin(), where, segments)
         given = hidden.clone()
         torch.testing.assert_close(

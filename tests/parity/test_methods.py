@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from peft import (
 from transformers import PreTrainedModel
 
 from loramux_server.engine.messages import AdapterSource
+from loramux_server.models.base_model import prepare
 from tests.parity.test_peft import Case, check, target_modules
 from tests.parity.test_saved import last_part, norms
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter
@@ -97,10 +99,27 @@ def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) ->
     return folder
 
 
-def cases(model: PreTrainedModel, folder: Path) -> list[Case]:
+def vector_configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
+    """Return configs of methods that need no layer of the model to be run by itself."""
+    names = target_modules(model)[0]
+    return {
+        "lora": lora(target_modules=names),
+        "dora": lora(target_modules=names, use_dora=True),
+        "dora with biases": lora(target_modules=names[1:], use_dora=True, bias="all"),
+        "biases": lora(target_modules=names[:1], bias="all"),
+        "lora_bias": lora(target_modules=names, lora_bias=True),
+        # What multiplies the input of down is taken for a factor of up.
+        "ia3": IA3Config(
+            task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj", "up_proj", "down_proj"],
+            feedforward_modules=["down_proj"],
+        ),
+    }  # fmt: skip
+
+
+def cases(model: PreTrainedModel, folder: Path, configs: Mapping[str, PeftConfig]) -> list[Case]:
     rng = random.Random(0)
     found = []
-    for seed, (name, config) in enumerate({"base": None, **configs(model)}.items()):
+    for seed, (name, config) in enumerate({"base": None, **configs}.items()):
         source: AdapterSource | None = None
         wrapped: torch.nn.Module = model
         if config is not None:
@@ -116,11 +135,29 @@ def cases(model: PreTrainedModel, folder: Path) -> list[Case]:
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_method_in_one_batch_equals_peft_alone(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
-    requests = cases(model, tmp_path)
+    requests = cases(model, tmp_path, configs(model))
     harness = Harness(
         copy.deepcopy(model), kernels="cpu", rows=256, num_blocks=200, max_batch_tokens=24,
         max_running=8,
     )  # fmt: skip
+    _check(harness, requests)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_factors_and_shifts_go_the_way_of_low_rank_changes(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture)
+    requests = cases(model, tmp_path, vector_configs(model))
+    base = prepare(copy.deepcopy(model))
+    harness = Harness(base, kernels="cpu", rows=256, num_blocks=200, max_batch_tokens=24)
+    assert base.stack
+    for layer in base.stack.originals:
+        monkeypatch.setattr(layer, "forward", None)  # whoever calls it fails
+    _check(harness, requests)
+
+
+def _check(harness: Harness, requests: list[Case]) -> None:
     for index, case in enumerate(requests):
         harness.submit(
             case.prompt, case.source, max_tokens=len(case.expected.tokens), num_logprobs=VOCAB

@@ -8,7 +8,10 @@ from torch import nn
 
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.affine import Affine
 from loramux_server.lora.edits import Edits, LayerEdit
+from loramux_server.lora.packed import LayerPlace
+from loramux_server.lora.packed_edits import split_edits
 from loramux_server.lora.segments import Residence, Segments
 from loramux_server.lora.virtual import Virtual, VirtualRun
 from loramux_server.lora.weight_format import WeightFormat
@@ -85,13 +88,54 @@ def test_a_step_without_edits_knows_nothing_of_them() -> None:
 
 
 def test_edits_know_their_size_and_move_as_a_whole() -> None:
+    weight = LayerEdit(weight_NK=torch.ones(2, 3), affine=Affine(shift_N=torch.ones(2)))
     edits = Edits(
-        layers={0: {1: LayerEdit(output_N=torch.ones(4)), 2: LayerEdit(shift_N=torch.ones(2))}},
+        affine={1: {0: Affine(torch.ones(5))}},
+        layers={0: {1: LayerEdit(input_K=torch.ones(4)), 2: weight}},
         modules={"norm": Plus(torch.ones(3))},
     )
-    assert edits.num_bytes == 4 * (4 + 2 + 3)
+    assert edits.num_bytes == 4 * (5 + 4 + 6 + 2 + 3)
     moved = edits.to(torch.device("meta"))
-    assert moved.num_bytes == edits.num_bytes
-    layer, plus = moved.layers[0][1], moved.modules["norm"]
-    assert layer.output_N is not None and layer.output_N.is_meta and layer.input_K is None
+    assert not moved.affine  # the slab has it
+    assert moved.num_bytes == edits.num_bytes - 4 * 5
+    layer, plus = moved.layers[0][2], moved.modules["norm"]
+    assert layer.weight_NK is not None and layer.weight_NK.is_meta and layer.input_K is None
+    assert layer.affine.shift_N is not None and layer.affine.shift_N.is_meta
     assert isinstance(plus, Plus) and plus.bias.is_meta
+
+
+def test_factors_and_shifts_alone_take_no_layer_of_the_model() -> None:
+    edits = Edits(affine={0: {0: Affine(torch.ones(2))}})
+    assert edits and edits.changes and not edits.acts
+    segments = step(None, edits).segments
+    assert segments is not None
+    assert segments.edits is None
+
+
+def test_what_multiplies_an_input_multiplies_what_makes_it() -> None:
+    up, down, other, own = (LayerPlace(group, group % 2) for group in range(4))
+    three, four = torch.full((2,), 3.0), torch.full((2,), 4.0)
+    affine, rest = split_edits(
+        {
+            up: LayerEdit(affine=Affine(torch.ones(2), torch.ones(2))),
+            down: LayerEdit(input_K=three, affine=Affine(four)),
+            other: LayerEdit(input_K=four),
+            own: LayerEdit(weight_NK=torch.ones(2, 2), affine=Affine(four)),
+        },
+        {down: up},
+    )
+    assert affine.keys() == {up, down}
+    assert affine[up].of(torch.ones(2)).tolist() == [6.0, 6.0]
+    assert affine[down].of(torch.ones(2)).tolist() == [4.0, 4.0]
+    assert rest.keys() == {other, own}
+    assert rest[other].input_K is four
+    assert rest[own].affine.factor_N is four
+
+
+def test_a_weight_of_its_own_is_not_multiplied_before_its_time() -> None:
+    """The slab is applied to the base's layer, of whose output nothing is left."""
+    up, down = LayerPlace(0, 1), LayerPlace(1, 0)
+    layers = {up: LayerEdit(torch.ones(2, 2)), down: LayerEdit(input_K=torch.ones(2))}
+    affine, rest = split_edits(layers, {down: up})
+    assert not affine
+    assert rest == layers

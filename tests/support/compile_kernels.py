@@ -66,7 +66,9 @@ def main() -> None:
     launch_attention()
     for tile, num_planes in ((1, None), (1, 1), (1, 8), (16, 1), (16, 8), (64, 1)):
         has_adapter = num_planes is not None
-        launch_layers(tile, num_planes)
+        launch_layers(
+            tile, num_planes, has_vectors=(tile, num_planes) in ((1, 8), (16, 1), (64, 1))
+        )
 
 
 def launch_attention() -> None:
@@ -80,11 +82,14 @@ def launch_attention() -> None:
     write_cache_triton(given.keys, given.values, rows, rows, given.batch.slot_T)
 
 
-def launch_layers(size: int, num_planes: int | None) -> None:
+def launch_layers(size: int, num_planes: int | None, *, has_vectors: bool) -> None:
     """Launch what takes adapters; with one plane it is that of a merged matmul."""
-    heads = residents([[8] * 3, [16] * 3], [4 * HEAD, 2 * HEAD, 2 * HEAD], WIDTH, DTYPE)
-    halves = residents([[8] * 2, [16] * 2], [WIDTH] * 2, WIDTH, DTYPE)
-    whole = residents([[8], [16]], [WIDTH], WIDTH, DTYPE)
+
+    def made(*widths: int) -> Residents:
+        ranks = [[rank] * len(widths) for rank in (8, 16)]
+        return residents(ranks, widths, WIDTH, DTYPE, has_vectors=has_vectors)
+
+    heads, halves, whole = made(4 * HEAD, 2 * HEAD, 2 * HEAD), made(WIDTH, WIDTH), made(WIDTH)
     x, y = _zeros(TOKENS, WIDTH), _zeros(TOKENS, 8 * HEAD)
     tiles = heads.tiles([(TOKENS, 0)], size)
 

@@ -14,7 +14,9 @@ import torch
 
 from loramux_server.kernels.gpu.tiles import BASE, LowRank, Tiles
 from loramux_server.lora.adapter_table import GroupTable
+from loramux_server.lora.affine import FACTOR, SHIFT
 from loramux_server.lora.row_allocator import GRANULE, RowSize
+from loramux_server.lora.slab import vectors
 
 NAN = float("nan")
 CANARY = 7.0
@@ -33,6 +35,8 @@ class Residents:
     a: torch.Tensor
     b: torch.Tensor
     table: GroupTable
+    has_vectors: bool
+    """Whether some have factors and shifts."""
 
     @property
     def num_parts(self) -> int:
@@ -66,17 +70,20 @@ class Residents:
         shape = (num_planes, len(x_TK), self.num_columns)
         planes_STJ = torch.full(shape, NAN, device=x_TK.device)
         shrink(x_TK, self.a, self.num_parts, tiles, self.table, planes_STJ)
-        return LowRank(planes_STJ, False, self.b, self.table)
+        return LowRank(planes_STJ, False, self.b, self.table, self.has_vectors)
 
     def merged(self, y_TN: torch.Tensor, x_TK: torch.Tensor) -> tuple[torch.Tensor, LowRank]:
         """Return `y_TN`, and the half that is left, as views of one matrix that has both."""
         both = torch.cat((y_TN, x_TK @ self.a.T), dim=1)
         width = y_TN.shape[1]
-        return both[:, :width], LowRank(both[None, :, width:], True, self.b, self.table)
+        low_rank = LowRank(both[None, :, width:], True, self.b, self.table, self.has_vectors)
+        return both[:, :width], low_rank
 
-    def delta64(self, x_TK: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
-        """Return the change of each token, in float64, one token and part at a time."""
-        delta_TN = torch.zeros(len(x_TK), self.columns[-1], dtype=torch.float64)
+    def changed64(
+        self, y_TN: torch.Tensor, x_TK: torch.Tensor, runs: Sequence[Run]
+    ) -> torch.Tensor:
+        """Return what becomes of `y_TN`, in float64, one token and part at a time."""
+        changed_TN = y_TN.double().cpu()
         adapters = [adapter for length, adapter in runs for _ in range(length)]
         a_RK, b_RN, scale_AP = (x.double().cpu() for x in (self.a, self.b, self.table.scale_AP))
         for token, adapter in enumerate(adapters):
@@ -89,8 +96,16 @@ class Residents:
                 first = self.num_parts * row + part * size
                 h_J = (a_RK[first : first + rank] * x_K).sum(1)
                 b_JN = b_RN[row : row + rank, n0:n1]
-                delta_TN[token, n0:n1] = (h_J[:, None] * b_JN).sum(0) * scale_AP[number, part]
-        return delta_TN
+                y_N = changed_TN[token, n0:n1]
+                y_N += (h_J[:, None] * b_JN).sum(0) * scale_AP[number, part]
+                if self.has_vectors:
+                    kinds = int(self.table.affine_AP[number, part])
+                    factor_N, shift_N = vectors(self.b, row + size)[:, n0:n1].double().cpu()
+                    if kinds & FACTOR:
+                        y_N *= factor_N
+                    if kinds & SHIFT:
+                        y_N += shift_N
+        return changed_TN
 
 
 def residents(
@@ -100,8 +115,14 @@ def residents(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     seed: int = 0,
+    *,
+    has_vectors: bool = True,
 ) -> Residents:
-    """Return adapters of these ranks, with a hole before each, longer from one to the next."""
+    """Return adapters of these ranks, with a hole before each, longer from one to the next.
+
+    With `has_vectors`, of two neighbouring parts or adapters no two have the same of factors and
+    shifts.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, columns: int, deviation: float) -> torch.Tensor:
@@ -112,15 +133,17 @@ def residents(
     numbers, number = [], 0
     for hole, size in enumerate(sizes):
         numbers.append(number + hole)
-        number += hole + size // GRANULE
+        number += hole + size // GRANULE + 1
     a_RK = torch.full((num_parts * number * GRANULE, width), NAN)
     b_RN = torch.full((number * GRANULE, columns[-1]), NAN)
     table = GroupTable(
         torch.full((number,), 64, dtype=torch.int32),
         torch.full((number, num_parts + 1), 64, dtype=torch.int32),
         torch.full((number, num_parts + 1), NAN),
+        torch.full((number, num_parts + 1), FACTOR | SHIFT, dtype=torch.int32),
     )
-    for number, size, part_ranks in zip(numbers, sizes, ranks, strict=True):
+    b_RN = b_RN.to(dtype)
+    for place, (number, size, part_ranks) in enumerate(zip(numbers, sizes, ranks, strict=True)):
         table.size_A[number] = size
         for part, rank in enumerate(part_ranks):
             table.rank_AP[number, part] = rank
@@ -130,9 +153,14 @@ def residents(
             a_RK[first : first + rank] = normal(rank, width, width**-0.5)
             row = number * GRANULE
             b_RN[row : row + rank, n0:n1] = normal(rank, n1 - n0, max(1, rank) ** -0.5)
+            table.affine_AP[number, part] = kinds = (3 + part + place) % 4
+            for kind, vector_N in enumerate(vectors(b_RN, row + size)):
+                if kinds & (1 << kind):
+                    vector_N[n0:n1] = 1 - kind + normal(1, n1 - n0, 0.25)[0]
+    known = (table.size_A, table.rank_AP, table.scale_AP, table.affine_AP)
     return Residents(
-        ranks, numbers, columns, a_RK.to(device, dtype), b_RN.to(device, dtype),
-        GroupTable(*(x.to(device) for x in (table.size_A, table.rank_AP, table.scale_AP))),
+        ranks, numbers, columns, a_RK.to(device, dtype), b_RN.to(device),
+        GroupTable(*(x.to(device) for x in known)), has_vectors,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class AdapterLoader:
             PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
         packed = load_source(source, self._base, self._resting)
-        if self._is_deterministic and packed.edits and packed.edits.acts:
+        if self._is_deterministic and packed.edits and packed.edits.changes:
             raise PackageError(
                 "the server is deterministic, and serves only what low-rank changes can do",
                 "UNSUPPORTED_ADAPTER_FEATURE",
@@ -52,7 +52,7 @@ class AdapterLoader:
         if self._shard == WHOLE:
             return self._slab.pack(packed)
         # Registered when one process held the model.
-        if packed.edits and (packed.edits.acts or packed.edits.virtual):
+        if packed.edits and (packed.edits.changes or packed.edits.virtual):
             raise PackageError(
                 "it has more than low-rank changes, which are all that is served with "
                 "tensor_parallel above 1",

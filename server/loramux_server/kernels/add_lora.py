@@ -1,13 +1,14 @@
-"""The segmented low-rank matmul: its definition in plain torch.
+"""The segmented low-rank matmul, and what an adapter makes of the sum: its definition.
 
 Legend: T tokens, K input width, N output width over all parts of a group, R slab rows, S segments,
 P parts.
 """
 
+import numpy as np
 import torch
 
 from loramux_server.lora.segments import Int32, Segments
-from loramux_server.lora.slab import DTYPES, weights
+from loramux_server.lora.slab import DTYPES, affine_at, weights
 from loramux_server.lora.weight_format import WeightFormat
 
 
@@ -20,16 +21,18 @@ def add_lora(
     segments: Segments,
     group: int,
 ) -> None:
-    """Add each segment's low-rank update to `y_TN`, in place.
+    """Add each segment's low-rank update to `y_TN`, then apply its factors and shifts, in place.
 
     Semantics, for segment s with tokens t0:t1, first row `row`, size `size`, and part p of rank r
     and scale f, with output columns n0:n1:
 
         A = weights(a[P*row + p*size :][:size])[:r],  B = weights(b[row:][:size])[:r, n0:n1]
         y[t0:t1, n0:n1] += (x[t0:t1] @ A.T * f) @ B
+        y[t0:t1, n0:n1] = y[t0:t1, n0:n1] * factors[n0:n1] + shifts[n0:n1]
 
     where weights(rows) is the memory of these rows in the format of the adapter: a row of float32
-    holds two of a 16-bit format. The weights are read in place, through views: nothing is gathered,
+    holds two of a 16-bit format. factors, shifts = vectors(b, row + size), as far as `affine_GSP`
+    says that the part has them. The weights are read in place, through views: nothing is gathered,
     whatever the number of tokens; 16-bit weights are widened once for each segment.
 
     Args:
@@ -42,6 +45,9 @@ def add_lora(
         group: Number of the group of layers.
     """
     num_parts = len(columns) - 1
+    affine_SP = np.zeros_like(segments.rank_GSP[group])
+    if segments.affine_GSP is not None:
+        affine_SP = segments.affine_GSP[group]
     rows = zip(
         segments.start_S.tolist(),
         segments.end_S.tolist(),
@@ -50,23 +56,24 @@ def add_lora(
         segments.format_S.tolist(),
         segments.rank_GSP[group].tolist(),
         segments.scale_GSP[group].tolist(),
+        affine_SP.tolist(),
         strict=True,
     )
-    for start, end, row, size, number, ranks, scales in rows:
+    for start, end, row, size, number, ranks, scales, kinds in rows:
         x = x_TK[start:end].to(a_RK.dtype)
         dtype = DTYPES[WeightFormat(number)]
         b = weights(b_RN[row : row + size], dtype)
         for part in range(num_parts):
-            rank = ranks[part]
-            if not rank:
-                continue
-            first = num_parts * row + part * size
-            a = weights(a_RK[first : first + size], dtype)[:rank].to(a_RK.dtype)
-            h = (x @ a.T).mul_(scales[part])
             n0, n1 = columns[part : part + 2].tolist()
             y = y_TN[start:end, n0:n1]
-            part_b = b[:rank, n0:n1].to(b_RN.dtype)
-            if y.dtype == part_b.dtype:
-                y.addmm_(h, part_b)
-            else:
-                y += (h @ part_b).to(y.dtype)
+            if rank := ranks[part]:
+                first = num_parts * row + part * size
+                a = weights(a_RK[first : first + size], dtype)[:rank].to(a_RK.dtype)
+                h = (x @ a.T).mul_(scales[part])
+                part_b = b[:rank, n0:n1].to(b_RN.dtype)
+                if y.dtype == part_b.dtype:
+                    y.addmm_(h, part_b)
+                else:
+                    y += (h @ part_b).to(y.dtype)
+            if affine := affine_at(b_RN, row + size, kinds[part], n0, n1):
+                y.copy_(affine.of(y))

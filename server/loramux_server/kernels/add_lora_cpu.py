@@ -24,6 +24,7 @@ from loramux_server.kernels.parallel import (
 from loramux_server.kernels.rank_rows_cpu import add_bfloat16, add_float16, add_float32
 from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
 from loramux_server.kernels.simd import BFLOAT16, FLOAT16, FLOAT32, WIDTH
+from loramux_server.lora.affine import FACTOR, SHIFT
 from loramux_server.lora.segments import Int32, Segments
 from loramux_server.lora.weight_format import WeightFormat
 
@@ -33,7 +34,7 @@ LORA_JOB = np.dtype(
         for name in (
             "y", "x", "a", "b", "h", "columns", "start", "end", "row", "size", "format", "rank",
             "scale", "num_segments", "num_parts", "max_parts", "in_features", "out_features",
-            "max_rank", "ones", "zeros", "few",
+            "max_rank", "ones", "zeros", "few", "affine",
         )
     ],
     align=True,
@@ -99,43 +100,80 @@ def _dots(
 
 
 def expand(pointer: Any) -> None:
-    """y[t, n] += sum of h[t, p, i] * B[i, n], the outputs shared out by the rank behind them."""
+    """y[t, n] += sum of h[t, p, i] * B[i, n], then y[t, n] * factor[n] + shift[n].
+
+    The outputs are shared out by the rows behind them.
+    """
     job = numba.carray(pointer, 1)[0]
     columns = int32_at(job.columns)
     start, end, rank = int32_at(job.start), int32_at(job.end), int32_at(job.rank)
-    row, form = int32_at(job.row), int32_at(job.format)
+    row, size, form = int32_at(job.row), int32_at(job.size), int32_at(job.format)
     num_parts, width = job.num_parts, job.out_features
     all_work = 0
     for s in range(job.num_segments):
         for p in range(num_parts):
             panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
-            all_work += panels * rank[s * job.max_parts + p] * (end[s] - start[s])
+            r = rank[s * job.max_parts + p] + _num_vectors(_kinds(job, s, p))
+            all_work += panels * r * (end[s] - start[s])
     mine, others = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
         tokens = end[s] - start[s]
         item_bytes = 4 if form[s] == _FLOAT32 else 2
         for p in range(num_parts):
-            r = rank[s * job.max_parts + p]
-            if not r:
+            r, kinds = rank[s * job.max_parts + p], _kinds(job, s, p)
+            cost = (r + _num_vectors(kinds)) * tokens
+            if not cost:
                 continue
             panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
-            first = columns[p] + PANEL * first_unit(mine, work, r * tokens, panels)
-            last = columns[p] + PANEL * first_unit(others, work, r * tokens, panels)
+            first = columns[p] + PANEL * first_unit(mine, work, cost, panels)
+            last = columns[p] + PANEL * first_unit(others, work, cost, panels)
             # The last panel may be a part of one; who begins behind it has nothing to do.
             first, last = min(first, columns[p + 1]), min(last, columns[p + 1])
-            work += panels * r * tokens
+            work += panels * cost
             b = job.b + row[s] * width * 4
             h = job.h + (start[s] * num_parts + p) * job.max_rank * 4
             h_stride = num_parts * job.max_rank * 4
             y, b_n = job.y + (start[s] * width + first) * 4, b + first * item_bytes
-            if tokens > job.few:
+            if r and tokens > job.few:
                 _add_tiles(job, y, b_n, form[s], h, h_stride, r, tokens, last - first)
-                continue
-            for n in range(0, last - first, _RUN):
-                count = min(_RUN, last - first - n)
-                _add_rows(y + 4 * n, 4 * width, b_n + n * item_bytes, form[s], h, h_stride, r,
-                          tokens, count)  # fmt: skip
+            elif r:
+                for n in range(0, last - first, _RUN):
+                    count = min(_RUN, last - first - n)
+                    _add_rows(y + 4 * n, 4 * width, b_n + n * item_bytes, form[s], h, h_stride, r,
+                              tokens, count)  # fmt: skip
+            if kinds:
+                factors = job.b + ((row[s] + size[s]) * width + first) * 4
+                _apply(y, 4 * width, factors, factors + 4 * width, kinds, tokens, last - first)
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _kinds(job: Any, segment: Any, part: Any) -> Any:
+    """Return what becomes of the outputs of a part."""
+    if not job.affine:
+        return 0
+    return int32_at(job.affine)[segment * job.max_parts + part]
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _num_vectors(kinds: Any) -> Any:
+    return (kinds & FACTOR) + (kinds & SHIFT) // SHIFT
+
+
+@numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
+def _apply(
+    y: Any, stride: Any, factors: Any, shifts: Any, kinds: Any, tokens: Any, width: Any
+) -> None:
+    """Multiply a block of outputs and add to it, as far as `kinds` says so."""
+    factor_N, shift_N = float32_at(factors), float32_at(shifts)
+    for t in range(tokens):
+        y_N = float32_at(y + t * stride)
+        if kinds & FACTOR:
+            for n in range(width):
+                y_N[n] *= factor_N[n]
+        if kinds & SHIFT:
+            for n in range(width):
+                y_N[n] += shift_N[n]
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
@@ -212,10 +250,14 @@ class SegmentJobs:
         assert scale_GSP.flags.c_contiguous
         self.segments = segments
         self.max_rank = int(rank_GSP.max())
+        rows_GSP = rank_GSP
+        if segments.affine_GSP is not None:
+            assert segments.affine_GSP.flags.c_contiguous
+            rows_GSP = rank_GSP + segments.affine_GSP
         self.dots_G: list[int] = (
-            rank_GSP.sum(axis=2) @ (segments.end_S - segments.start_S)
+            rows_GSP.sum(axis=2) @ (segments.end_S - segments.start_S)
         ).tolist()
-        """Rank rows of each group, once for each token that they meet."""
+        """Rows of each group, once for each token that they meet, about."""
 
     def describe(self, job: Any, groups: Any) -> None:
         """Note in one or many `job`s what their `groups`, a number or an array, need to know."""
@@ -226,6 +268,10 @@ class SegmentJobs:
         job["start"], job["end"] = segments.start_S.ctypes.data, segments.end_S.ctypes.data
         job["row"], job["size"] = segments.row_S.ctypes.data, segments.size_S.ctypes.data
         job["format"] = segments.format_S.ctypes.data
+        affine_GSP = segments.affine_GSP
+        job["affine"] = (
+            0 if affine_GSP is None else affine_GSP.ctypes.data + groups * affine_GSP.strides[0]
+        )
         job["ones"], job["zeros"] = _ONES.data_ptr(), _ZEROS.data_ptr()
         job["num_segments"], job["max_parts"] = rank_GSP.shape[1:]
         job["max_rank"] = self.max_rank

@@ -20,9 +20,11 @@ from loramux_server.kernels.attention_cpu import (
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, make_decoder
 from loramux_server.kernels.linear_cpu import LINEAR_JOB, LinearCpu
 from loramux_server.kernels.pointwise_cpu import (
+    ADD_JOB,
     GATE_JOB,
     NORM_JOB,
     ROTATE_JOB,
+    add,
     gate,
     normalize,
     turn,
@@ -82,6 +84,7 @@ class DecoderCpu:
         self._linears = np.zeros(4 * count, LINEAR_JOB)
         self._loras = np.zeros(4 * count, LORA_JOB)
         self._loras["few"] = few
+        self._adds = np.zeros(1, ADD_JOB)
         self._gates = np.zeros(count, GATE_JOB)
         self._groups = np.array([
             projection.group
@@ -97,7 +100,10 @@ class DecoderCpu:
         self._segment_jobs: SegmentJobs | None = None
         for index, layer in enumerate(layers):
             self._describe(index, layer)
+        self._sums_apart: bool | None = None
+        """Whether what is added to the hidden states is made apart from them."""
         self._plain, self._with_adapters = self._program(False), self._program(True)
+        self._with_vectors = self._program(True, sums_apart=True)
 
     def __call__(
         self,
@@ -110,11 +116,12 @@ class DecoderCpu:
         """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
         num_tokens = len(hidden_TK)
         self._reserve(num_tokens)
+        self._direct(segments is not None and segments.affine_GSP is not None)
         hidden = self._buffers["hidden"][:num_tokens]
         hidden.copy_(hidden_TK)
         cos_TD, sin_TD = cos_TD.contiguous(), sin_TD.contiguous()
         self._norms["rows"] = self._head_norms["rows"] = self._gates["rows"] = num_tokens
-        self._linears["num_tokens"] = self._writes["num_tokens"] = num_tokens
+        self._adds["rows"] = self._linears["num_tokens"] = self._writes["num_tokens"] = num_tokens
         self._writes["slots"] = batch.slot_T.data_ptr()
         self._turns["rows"] = num_tokens
         self._turns["cos"], self._turns["sin"] = cos_TD.data_ptr(), sin_TD.data_ptr()
@@ -124,7 +131,7 @@ class DecoderCpu:
             self._scores = self._tiles.describe(self._attention, heads, self._scores)
         program = self._plain
         if segments is not None:
-            program = self._with_adapters
+            program = self._with_vectors if self._sums_apart else self._with_adapters
             self._take(segments, num_tokens)
         program.run()
         return hidden.clone()
@@ -147,8 +154,6 @@ class DecoderCpu:
             job["heads"], job["x_stride"], job["out_stride"] = 1, 4 * depth, 4 * depth
         for place, projection in enumerate((layer.qkv, layer.output, layer.gate_up, layer.down)):
             self._describe_projection(4 * index + place, projection)
-        # What is added to the hidden states is added where it is made.
-        self._linears["adds"][4 * index + 1] = self._linears["adds"][4 * index + 3] = 1
         self._gates["width"][index] = _features(layer.down)[0]
         row_bytes, head_bytes = 4 * _features(layer.qkv)[1], 4 * self._width
         for place, (norm_or_none, count) in enumerate(
@@ -188,6 +193,16 @@ class DecoderCpu:
         lora["num_parts"] = len(projection.columns) - 1
         lora["in_features"], lora["out_features"] = depth, outputs
 
+    def _direct(self, sums_apart: bool) -> None:
+        """Say where what is added to the hidden states goes: to them, or first to itself."""
+        if sums_apart is self._sums_apart:
+            return
+        self._sums_apart = sums_apart
+        target = self._buffers["sum" if sums_apart else "hidden"].data_ptr()
+        for jobs in (self._linears, self._loras):
+            jobs["y"][1::4] = jobs["y"][3::4] = target
+        self._linears["adds"][1::4] = self._linears["adds"][3::4] = not sums_apart
+
     def _reserve(self, num_tokens: int) -> None:
         """Have buffers for `num_tokens` tokens, and say in all jobs where they are."""
         if num_tokens <= self._room:
@@ -197,15 +212,16 @@ class DecoderCpu:
         (depth, qkv), (seen, _) = _features(layer.qkv), _features(layer.output)
         gate_up, act = _features(layer.gate_up)[1], _features(layer.down)[0]
         widths = {"hidden": depth, "x": depth, "qkv": qkv, "seen": seen, "gate_up": gate_up,
-                  "act": act}  # fmt: skip
+                  "act": act, "sum": depth}  # fmt: skip
         self._buffers = {name: torch.empty(num_tokens, width) for name, width in widths.items()}
         at = {name: buffer.data_ptr() for name, buffer in self._buffers.items()}
         self._norms["x"], self._norms["out"] = at["hidden"], at["x"]
-        for place, (x, y) in enumerate(
-            (("x", "qkv"), ("seen", "hidden"), ("x", "gate_up"), ("act", "hidden"))
-        ):
-            for jobs in (self._linears, self._loras):
-                jobs["x"][place::4], jobs["y"][place::4] = at[x], at[y]
+        for jobs in (self._linears, self._loras):
+            for place, x in enumerate(("x", "seen", "x", "act")):
+                jobs["x"][place::4] = at[x]
+            jobs["y"][0::4], jobs["y"][2::4] = at["qkv"], at["gate_up"]
+        self._sums_apart = None
+        self._adds["x"], self._adds["y"], self._adds["width"] = at["sum"], at["hidden"], depth
         self._gates["y"], self._gates["out"] = at["gate_up"], at["act"]
         self._attention["q"], self._attention["out"] = at["qkv"], at["seen"]
         keys = at["qkv"] + 4 * seen
@@ -215,7 +231,8 @@ class DecoderCpu:
             self._head_norms["x"][place::2] = self._head_norms["out"][place::2] = begin
         self._writes["x"][0::2], self._writes["x"][1::2] = keys, values
 
-    def _program(self, has_adapters: bool) -> Program:
+    def _program(self, has_adapters: bool, *, sums_apart: bool = False) -> Program:
+        """Return the loops of a step; factors and shifts are not those of the hidden states."""
         program = Program()
         for index, layer in enumerate(self._layers):
             program.add(normalize, self._norms, 2 * index)
@@ -229,10 +246,15 @@ class DecoderCpu:
             program.add(write, self._writes, 2 * index + 1)
             program.add(attend, self._attention, index)
             self._add_projection(program, 4 * index + 1, layer.output, has_adapters)
+            # What adds and what normalises goes by tokens, likewise.
+            if sums_apart:
+                program.add(add, self._adds, waits=False)
             program.add(normalize, self._norms, 2 * index + 1)
             self._add_projection(program, 4 * index + 2, layer.gate_up, has_adapters)
             program.add(gate, self._gates, index)
             self._add_projection(program, 4 * index + 3, layer.down, has_adapters)
+            if sums_apart:
+                program.add(add, self._adds, waits=False)
         program.close()
         return program
 

@@ -21,6 +21,7 @@ NORM_JOB = np.dtype(
     align=True,
 )  # fmt: skip
 GATE_JOB = np.dtype([(n, np.int64) for n in ("y", "out", "rows", "width")], align=True)
+ADD_JOB = np.dtype([(n, np.int64) for n in ("x", "y", "rows", "width")], align=True)
 ROTATE_JOB = np.dtype([(n, np.int64) for n in ("x", "cos", "sin", "rows", "heads", "width",
                                                "stride", "head_stride")], align=True)  # fmt: skip
 
@@ -41,6 +42,14 @@ def normalize(pointer: Any) -> None:
             factor = splat(np.float32(1.0) / np.sqrt(mean + np.float32(job.epsilon)))
             for k in range(0, row_bytes, 4 * WIDTH):
                 store(out + k, load(x + k) * factor * load(job.weight + k))
+
+
+def add(pointer: Any) -> None:
+    """Add x to y; rows shared out."""
+    job = numba.carray(pointer, 1)[0]
+    first, last = share_of(job.rows)
+    for at in range(4 * first * job.width, 4 * last * job.width, 4 * WIDTH):
+        store(job.y + at, load(job.y + at) + load(job.x + at))
 
 
 def gate(pointer: Any) -> None:

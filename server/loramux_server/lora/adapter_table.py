@@ -24,6 +24,8 @@ class GroupTable:
     """True rank in each part, int32; 0 where the adapter does not change the layer."""
     scale_AP: torch.Tensor
     """Factor of each change, float32."""
+    affine_AP: torch.Tensor
+    """`Affine.kinds` of each layer, int32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class AdapterTable:
     size_A: torch.Tensor
     rank_GAP: torch.Tensor
     scale_GAP: torch.Tensor
+    affine_GAP: torch.Tensor
 
     @staticmethod
     def empty(
@@ -44,8 +47,11 @@ class AdapterTable:
             torch.zeros(size[1], dtype=torch.int32, device=device),
             torch.zeros(size, dtype=torch.int32, device=device),
             torch.zeros(size, dtype=torch.float32, device=device),
+            torch.zeros(size, dtype=torch.int32, device=device),
         )
 
     def group(self, group: int) -> GroupTable:
         """Return what concerns one group of layers."""
-        return GroupTable(self.size_A, self.rank_GAP[group], self.scale_GAP[group])
+        return GroupTable(
+            self.size_A, self.rank_GAP[group], self.scale_GAP[group], self.affine_GAP[group]
+        )

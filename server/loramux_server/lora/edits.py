@@ -1,8 +1,9 @@
 """What adapters do to the base beside low-rank changes: vectors and modules of their own.
 
-A step in which a token has any goes through the model's own layers, one operation after the other,
-and each change is made where the method makes it. Steps without know nothing of this. Virtual
-tokens change no layer: the step that puts them in their place goes the usual way.
+Factors and shifts of outputs go to the slab (`lora/affine.py`). A step in which a token has
+anything else goes through the model's own layers, one operation after the other, and each change is
+made where the method makes it. Steps without know nothing of this. Virtual tokens change no layer:
+the step that puts them in their place goes the usual way.
 
 Legend: T tokens, K input width, N output width of a layer.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
 from loramux_adapters.tensorfile import ITEM_BYTES
+from loramux_server.lora.affine import Affine
 from loramux_server.lora.virtual import Virtual
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _SHARED = frozenset({EditKind.SHARED_WEIGHT, EditKind.TOKENS})
 
 @dataclass(frozen=True, slots=True)
 class LayerEdit:
-    """What is done to one linear layer: `y = layer(x * input) * output + shift`.
+    """What is done to one linear layer: `y = affine.of(layer(x * input))`.
 
     The layer has its low-rank change in it. Where there is a weight, the layer is `x @ weight.T`.
     What is None is not done.
@@ -37,8 +39,7 @@ class LayerEdit:
 
     weight_NK: "torch.Tensor | None" = None
     input_K: "torch.Tensor | None" = None
-    output_N: "torch.Tensor | None" = None
-    shift_N: "torch.Tensor | None" = None
+    affine: Affine = field(default_factory=Affine)
 
 
 class ModuleEdit(Protocol):
@@ -61,8 +62,10 @@ class Edits:
     Tensors are of float32, weights that take the place of the base's in its number format.
     """
 
+    affine: Mapping[int, Mapping[int, Affine]] = field(default_factory=dict)
+    """Number of a group of layers -> number of a layer in it -> what becomes of its output."""
     layers: Mapping[int, Mapping[int, LayerEdit]] = field(default_factory=dict)
-    """Number of a group of layers -> number of a layer in it -> what is done to that."""
+    """Likewise, what else is done to that layer."""
     modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of another module in the base model -> what is done to that."""
     vocab_size: int = 0
@@ -73,11 +76,16 @@ class Edits:
     """What reads hidden states in place of the layer of logits."""
 
     def __bool__(self) -> bool:
-        return self.acts or self.virtual is not None or self.head is not None
+        return self.changes or self.virtual is not None or self.head is not None
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done to layers and modules."""
+        return bool(self.affine) or self.acts
 
     @property
     def acts(self) -> bool:
-        """Whether anything is done to layers and modules."""
+        """Whether anything is that takes the model's own layers."""
         return bool(self.layers or self.modules or self.vocab_size)
 
     @property
@@ -86,8 +94,8 @@ class Edits:
         return sum(tensor.nbytes for tensor in _tensors(self))
 
     def to(self, device: "torch.device") -> "Edits":
-        """Return the same on `device`."""
-        return _moved(self, device)
+        """Return the same on `device`, less what the slab has."""
+        return _moved(replace(self, affine={}), device)
 
 
 def num_edit_bytes(package: Package) -> int:

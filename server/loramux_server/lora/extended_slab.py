@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
+from loramux_server.lora.affine import VECTORS
 from loramux_server.lora.packed import PackedAdapter, Weights
 from loramux_server.lora.row_allocator import GRANULE
-from loramux_server.lora.slab import DTYPES, GroupShape, Slab
+from loramux_server.lora.slab import DTYPES, GroupShape, Slab, affine_vectors, vectors
 from loramux_server.lora.weight_format import Resting
 
 FORMATS = {dtype: form for form, dtype in DTYPES.items()}
+_A, _B, _VECTORS = range(3)
 
 
 class ExtendedSlab(Slab):
@@ -113,11 +115,13 @@ class ExtendedSlab(Slab):
             group, part, rank = layer.place.group, layer.place.part, len(layer.a_RK)
             first = part * adapter.num_rows
             n0, n1 = self._columns[group][part : part + 2]
-            a = held[group, 0][first : first + rank]
-            b = held[group, 1][:rank, n0:n1]
+            a = held[group, _A][first : first + rank]
+            b = held[group, _B][:rank, n0:n1]
             a.copy_(torch.from_numpy(layer.a_RK).view(dtype))
             b.copy_(torch.from_numpy(layer.b_RN).view(dtype))
             layers.append(replace(layer, a_RK=_array(a, layer.a_RK), b_RN=_array(b, layer.b_RN)))
+        for group, vector_VN in affine_vectors(adapter, self.shapes):
+            vectors(held[group, _VECTORS], 0).copy_(vector_VN)
         return replace(adapter, layers=layers, blob=blob)
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
@@ -135,12 +139,14 @@ class ExtendedSlab(Slab):
         assert adapter.blob is not None
         assert self.table is not None
         size = adapter.num_rows
-        blob = adapter.blob.to(self._device, non_blocking=True)
+        # As integers: halves of float32 are among the numbers of 16 bits.
+        bits = _BITS[adapter.blob.itemsize]
+        blob = adapter.blob.to(self._device, non_blocking=True).view(bits)
         targets = []
-        for group, half in self._pieces(adapter):
-            stack = 1 if half else self.shapes[group].num_parts
-            rows = (self.b if half else self.a)[group]
-            targets.append(rows[stack * row : stack * (row + size)].view(-1))
+        for (group, kind), shape in self._pieces(adapter).items():
+            rows = (self.a if kind == _A else self.b)[group]
+            first = {_A: self.shapes[group].num_parts * row, _B: row, _VECTORS: row + size}[kind]
+            targets.append(rows[first : first + shape[0]].view(-1).view(bits))
         if targets:  # not every adapter has a low-rank change
             sources = blob.split_with_sizes([target.numel() for target in targets])
             torch._foreach_copy_(targets, list(sources))
@@ -148,14 +154,21 @@ class ExtendedSlab(Slab):
         self.table.size_A[number] = size
         self.table.rank_GAP[:, number] = torch.from_numpy(adapter.rank_GP).to(self._device)
         self.table.scale_GAP[:, number] = torch.from_numpy(adapter.scale_GP).to(self._device)
+        kinds_GP = adapter.kinds()
+        if kinds_GP is None:
+            kinds_GP = np.zeros_like(adapter.rank_GP)
+        self.table.affine_GAP[:, number] = torch.from_numpy(kinds_GP).to(self._device)
 
     def _pieces(self, adapter: PackedAdapter) -> dict[tuple[int, int], torch.Size]:
-        """Return (group, 0 for A or 1 for B) -> shape of the rows that `adapter` has here."""
+        """Return (group, what of it) -> shape of the rows that `adapter` has here."""
         size, pieces = adapter.num_rows, {}
         for group in sorted({layer.place.group for layer in adapter.layers}):
             shape = self.shapes[group]
-            pieces[group, 0] = torch.Size((shape.num_parts * size, shape.in_features))
-            pieces[group, 1] = torch.Size((size, sum(shape.out_features)))
+            pieces[group, _A] = torch.Size((shape.num_parts * size, shape.in_features))
+            pieces[group, _B] = torch.Size((size, sum(shape.out_features)))
+        for group in sorted(adapter.edits.affine) if adapter.edits else ():
+            num_rows = VECTORS * torch.float32.itemsize // self._dtype.itemsize
+            pieces[group, _VECTORS] = torch.Size((num_rows, sum(self.shapes[group].out_features)))
         return pieces
 
 

@@ -88,10 +88,7 @@ class OutputEdit:
             y = nn.functional.linear(x, layer.weight_NK)
         if self.low_rank is not None:
             y = y + x.float() @ self.low_rank.a_RK.T @ self.low_rank.b_NR.T
-        if layer.output_N is not None:
-            y = y * layer.output_N
-        if layer.shift_N is not None:
-            y = y + layer.shift_N
+        y = layer.affine.of(y)
         if self.rows is not None:
             num_more = int(self.rows.token_E[-1]) + 1 - y.shape[1]
             y = nn.functional.pad(y, (0, max(0, num_more)))

@@ -74,7 +74,19 @@ class PackedAdapter:
             row: The first of its rows.
             edits: Its own, as they are on the device.
         """
-        return Residence(row, self.num_rows, self.format, self.rank_GP, self.scale_GP, edits)
+        return Residence(
+            row, self.num_rows, self.format, self.rank_GP, self.scale_GP, edits, self.kinds()
+        )
+
+    def kinds(self) -> npt.NDArray[np.int32] | None:
+        """Return `Affine.kinds` of each layer, [G, P]; None if there is none."""
+        if not self.edits or not self.edits.affine:
+            return None
+        kinds_GP = np.zeros_like(self.rank_GP)
+        for group, parts in self.edits.affine.items():
+            for part, affine in parts.items():
+                kinds_GP[group, part] = affine.kinds
+        return kinds_GP
 
 
 _NAMES = {form: name for name, form in FORMATS.items()}

@@ -4,7 +4,7 @@ Legend: R rank, K input width, N output width of a layer.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from loramux_adapters import LoraModule, Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.lora.affine import Affine
 from loramux_server.lora.edits import LayerEdit
 from loramux_server.lora.packed import LayerPlace
 
@@ -33,6 +34,10 @@ class BaseLayers(Protocol):
     @property
     def places(self) -> Mapping[str, LayerPlace]:
         """Where each layer is that an adapter may change in the slab."""
+
+    @property
+    def feeders(self) -> Mapping[LayerPlace, LayerPlace]:
+        """Where a layer is -> where the one is whose output, times something, is its input."""
 
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
@@ -98,7 +103,7 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
     kinds, low_rank, parameters = found.kinds, found.low_rank, found.parameters
     bias_N = base.bias(module)
     new_bias_N = read(parameters["bias"]) if "bias" in parameters else bias_N
-    output_N = input_K = weight_NK = None
+    factor_N = input_K = weight_NK = None
     if "weight" in parameters:
         weight_NK = base.as_held(module, "weight", read(parameters["weight"]))
         bias_N = None  # the weight alone comes before what follows
@@ -115,18 +120,45 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
         assert new_bias_N is not None
         shift_N = new_bias_N - (0 if bias_N is None else bias_N)
     if EditKind.OUTPUT_FACTOR in kinds:
-        output_N = read(kinds[EditKind.OUTPUT_FACTOR]).reshape(-1)
-        shift_N = None if shift_N is None else shift_N * output_N
+        factor_N = read(kinds[EditKind.OUTPUT_FACTOR]).reshape(-1)
+        shift_N = None if shift_N is None else shift_N * factor_N
     if EditKind.MAGNITUDE in kinds:
-        output_N = read(kinds[EditKind.MAGNITUDE]) / _row_lengths(module, found, base, read)
-        check_factor(module, output_N)
+        factor_N = read(kinds[EditKind.MAGNITUDE]) / _row_lengths(module, found, base, read)
+        check_factor(module, factor_N)
         if new_bias_N is not None:
-            shift_N = new_bias_N - (0 if bias_N is None else output_N * bias_N)
+            shift_N = new_bias_N - (0 if bias_N is None else factor_N * bias_N)
     if EditKind.ADDED_BIAS in kinds:
         assert low_rank is not None
         added_N = low_rank.scale * read(kinds[EditKind.ADDED_BIAS])
         shift_N = added_N if shift_N is None else shift_N + added_N
-    return LayerEdit(weight_NK, input_K, output_N, shift_N)
+    return LayerEdit(weight_NK, input_K, Affine(factor_N, shift_N))
+
+
+def split_edits(
+    layers: Mapping[LayerPlace, LayerEdit], feeders: Mapping[LayerPlace, LayerPlace]
+) -> tuple[dict[LayerPlace, Affine], dict[LayerPlace, LayerEdit]]:
+    """Return what of `layers` is a factor or a shift of outputs, and the rest.
+
+    To multiply what a layer takes is to multiply what makes it, wherever that has a feeder.
+    """
+    affine: dict[LayerPlace, Affine] = {}
+    rest: dict[LayerPlace, LayerEdit] = {}
+    factors: dict[LayerPlace, torch.Tensor] = {}
+    for place, edit in layers.items():
+        feeder, left = feeders.get(place), edit
+        if edit.weight_NK is None:
+            affine[place] = edit.affine
+            left = replace(edit, affine=Affine())
+        if edit.input_K is not None and feeder is not None:
+            maker = layers.get(feeder)
+            if maker is None or maker.weight_NK is None:
+                factors[feeder] = edit.input_K
+                left = replace(left, input_K=None)
+        if left.weight_NK is not None or left.input_K is not None:
+            rest[place] = left
+    for place, factor in factors.items():
+        affine[place] = affine.get(place, Affine()).times(factor)
+    return {place: found for place, found in affine.items() if found}, rest
 
 
 def check_factor(module: str, factor_N: torch.Tensor) -> None:

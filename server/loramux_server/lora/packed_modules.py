@@ -3,12 +3,15 @@
 Legend: V tokens of the vocabulary, R rank, K width of an embedding, N output width of a layer.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from loramux_adapters import Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
+from loramux_server.lora.affine import Affine
 from loramux_server.lora.bottleneck import pack_bottlenecks
 from loramux_server.lora.edits import Edits, LayerEdit
 from loramux_server.lora.head import pack_head
@@ -19,6 +22,7 @@ from loramux_server.lora.module_edits import (
     ParameterEdit,
     TokenRows,
 )
+from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.packed_edits import (
     ROWS_AT_ONCE,
     BaseLayers,
@@ -27,9 +31,12 @@ from loramux_server.lora.packed_edits import (
     check_factor,
     found_by_module,
     layer_edit,
+    split_edits,
     weight_rows,
 )
 from loramux_server.lora.packed_virtual import pack_virtual
+
+Change = TypeVar("Change", Affine, LayerEdit)
 
 
 def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
@@ -44,28 +51,36 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     _drop_what_base_has(package, found, base, read)
     if base.vocabulary.is_tied:
         _share(package, found, base)
-    layers: dict[int, dict[int, LayerEdit]] = {}
+    layers: dict[LayerPlace, LayerEdit] = {}
     modules = pack_bottlenecks(package, base.places, read)
     for module, of_module in found.items():
         place = base.places.get(module)
         if of_module.is_low_rank_alone and (place or of_module.low_rank is None):
             continue
         if place:
-            edit = layer_edit(module, of_module, base, read)
-            layers.setdefault(place.group, {})[place.part] = edit
+            layers[place] = layer_edit(module, of_module, base, read)
         elif module == base.vocabulary.embedding:
             modules[module] = _embedding_edit(module, of_module, base, read)
         elif module == base.vocabulary.output:
             modules[module] = _output_edit(module, of_module, base, read)
         else:
             modules[module] = _parameter_edit(module, of_module, base, read)
+    affine, layers = split_edits(layers, base.feeders)
     edits = Edits(
-        layers,
+        _by_group(affine),
+        _by_group(layers),
         modules,
         base.vocabulary.size_for(package.contents),
         head=pack_head(package.head, read) if package.head else None,
     )
     return edits if edits else None
+
+
+def _by_group(found: Mapping[LayerPlace, Change]) -> dict[int, dict[int, Change]]:
+    by_group: dict[int, dict[int, Change]] = {}
+    for place, value in found.items():
+        by_group.setdefault(place.group, {})[place.part] = value
+    return by_group
 
 
 def _drop_what_base_has(
@@ -151,7 +166,8 @@ def _output_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Out
     if rows is not None and bias_N is not None:
         # PEFT leaves the bias out of a layer some of whose rows were trained.
         without_N = 0 if layer.weight_NK is not None else -bias_N
-        layer = replace(layer, shift_N=without_N + torch.zeros_like(bias_N))
+        shift_N = without_N + torch.zeros_like(bias_N)
+        layer = replace(layer, affine=replace(layer.affine, shift_N=shift_N))
     return OutputEdit(layer, low_rank, rows)
 
 

@@ -33,6 +33,8 @@ class Residence:
     """Factor of each layer's change."""
     edits: Edits | None = None
     """What the adapter does beside that."""
+    affine_GP: Int32 | None = None
+    """`Affine.kinds` of each layer; None if there is none. The vectors follow its last row."""
 
     @property
     def virtual(self) -> Virtual | None:
@@ -63,7 +65,9 @@ class Segments:
     rank_GSP: Int32
     scale_GSP: Float32
     edits: tuple[Edits | None, ...] | None = None
-    """What each adapter does beside its low-rank changes; None if none does anything."""
+    """What each adapter does that takes the model's own layers; None if none does anything."""
+    affine_GSP: Int32 | None = None
+    """`Affine.kinds`; None if there are no vectors."""
 
     @staticmethod
     def build(start: list[int], end: list[int], adapters: list[Residence]) -> "Segments":
@@ -78,6 +82,7 @@ class Segments:
             rank_GSP=np.stack([adapter.rank_GP for adapter in adapters], axis=1),
             scale_GSP=np.stack([adapter.scale_GP for adapter in adapters], axis=1),
             edits=edits if any(each and each.acts for each in edits) else None,
+            affine_GSP=_kinds(adapters),
         )
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
@@ -91,4 +96,15 @@ class Segments:
             self.rank_GSP[:, mask],
             self.scale_GSP[:, mask],
             None if self.edits is None else tuple(itertools.compress(self.edits, mask)),
+            None if self.affine_GSP is None else self.affine_GSP[:, mask],
         )
+
+
+def _kinds(adapters: list[Residence]) -> Int32 | None:
+    """Return what becomes of the outputs of each layer, as [G, S, P]."""
+    if all(adapter.affine_GP is None for adapter in adapters):
+        return None
+    none = np.zeros_like(adapters[0].rank_GP)
+    return np.stack(
+        [none if each.affine_GP is None else each.affine_GP for each in adapters], axis=1
+    )

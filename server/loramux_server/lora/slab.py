@@ -3,16 +3,18 @@
 Group g has P parts that share an input (q, k and v, say). Its A slab has P rows for each rank row
 of the allocator, its B slab one row across the outputs of all parts. An adapter that begins at row
 r with size s has the A rows of part p at P*r + p*s, and its B rows at r. A row is as long as one of
-float32; an adapter of 16 bits has two of its own in each. What an adapter does not use is never
-read.
+float32; an adapter of 16 bits has two of its own in each. If it has factors and shifts of outputs,
+they lie in the B slab from row r + s on, in float32. What an adapter does not use is never read.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
+from loramux_server.lora.affine import FACTOR, SHIFT, VECTORS, Affine
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.weight_format import Resting, WeightFormat
@@ -95,6 +97,40 @@ class Slab:
             b_RN = weights(self.b[group][row : row + size], dtype)
             b_RN[:rank, n0:n1].copy_(torch.from_numpy(layer.b_RN).view(dtype))
             give_way()
+        for group, vector_VN in affine_vectors(adapter, self.shapes):
+            vectors(self.b[group], row + size).copy_(vector_VN)
+
+
+def vectors(b_RN: torch.Tensor, row: int) -> torch.Tensor:
+    """Return the factors and the shifts that lie from `row` on, [2, N] of float32."""
+    num_rows = VECTORS * torch.float32.itemsize // b_RN.dtype.itemsize
+    return b_RN[row : row + num_rows].view(-1).view(torch.float32).view(VECTORS, -1)
+
+
+def affine_at(b_RN: torch.Tensor, row: int, kinds: int, n0: int, n1: int) -> Affine:
+    """Return what becomes of outputs `n0` to `n1`: of `vectors`, what is there by `kinds`."""
+    if not kinds:
+        return Affine()
+    factor_N, shift_N = vectors(b_RN, row)[:, n0:n1]
+    return Affine(factor_N if kinds & FACTOR else None, shift_N if kinds & SHIFT else None)
+
+
+def affine_vectors(
+    adapter: PackedAdapter, shapes: Sequence[GroupShape]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the groups of which `adapter` changes outputs, with what `vectors` is to return."""
+    for group, parts in adapter.edits.affine.items() if adapter.edits else ():
+        widths = shapes[group].out_features
+        found = [parts.get(part, Affine()) for part in range(len(widths))]
+        factors = [
+            torch.ones(width) if affine.factor_N is None else affine.factor_N
+            for width, affine in zip(widths, found, strict=True)
+        ]
+        shifts = [
+            torch.zeros(width) if affine.shift_N is None else affine.shift_N
+            for width, affine in zip(widths, found, strict=True)
+        ]
+        yield group, torch.stack((torch.cat(factors), torch.cat(shifts)))
 
 
 def weights(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

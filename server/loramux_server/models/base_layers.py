@@ -11,7 +11,7 @@ from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.packed_modules import pack_edits
 from loramux_server.models.base_model import BaseModel
-from loramux_server.models.fused import RmsNorm
+from loramux_server.models.fused import GatedMlp, RmsNorm
 
 
 class BaseLayers:
@@ -21,6 +21,12 @@ class BaseLayers:
         self._model = model
         self._groups = model.groups
         self.places: Mapping[str, LayerPlace] = model.places
+        self.feeders: Mapping[LayerPlace, LayerPlace] = {
+            mlp.down_proj.place: mlp.gate_up.place(1)
+            for part in (model.module, *(model.stack.originals if model.stack else ()))
+            for mlp in part.modules()
+            if isinstance(mlp, GatedMlp)
+        }
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
         self.vocabulary = model.replaceable.vocabulary

@@ -20,12 +20,12 @@ def project_edited(
 
     Semantics, for tokens t0:t1 of an adapter and columns n0:n1 of a layer that it changes:
 
-        y[t0:t1, n0:n1] = project(x[t0:t1] * input)[:, n0:n1] * output + shift
+        y[t0:t1, n0:n1] = project(x[t0:t1] * input)[:, n0:n1]
 
-    Where there is a weight, x[t0:t1] @ weight.T takes the place of what is projected.
+    Where there is a weight, affine.of(x[t0:t1] @ weight.T) takes the place of what is projected.
 
     Args:
-        project: The layers, low-rank changes included; rows do not depend on each other.
+        project: The layers with what the slab has for them; rows do not depend on each other.
         x_TK: Their input.
         segments: Which adapter applies to which tokens.
         group: Number of the group of layers.
@@ -55,11 +55,8 @@ def project_edited(
                 whole[start:end] = x_of_layer[start, part]
                 y.copy_(project(whole)[start:end, n0:n1])
             if edit.weight_NK is not None:
-                y.copy_(torch.nn.functional.linear(x_TK[start:end], edit.weight_NK))
-            if edit.output_N is not None:
-                y.copy_(y * edit.output_N)
-            if edit.shift_N is not None:
-                y.copy_(y + edit.shift_N)
+                own = torch.nn.functional.linear(x_TK[start:end], edit.weight_NK)
+                y.copy_(edit.affine.of(own))
     return y_TN
 
 

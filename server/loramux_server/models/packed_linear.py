@@ -11,6 +11,7 @@ from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.linear import Linear, Lookup, make_linear
 from loramux_server.kernels.own_linear import OwnLinear
 from loramux_server.kernels.projection import Projection
+from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.shard import Shard, Split, cut_shape
 from loramux_server.lora.slab import GroupShape, Slab
 from loramux_server.models.edited_linear import project_edited
@@ -122,6 +123,10 @@ class PackedLinear:
         first = self._borders[part]
         return self._linear.rows(first + start, first + end)
 
+    def place(self, part: int) -> LayerPlace:
+        """Return where adapters have their changes of layer number `part`."""
+        return LayerPlace(self._group, part)
+
     def projection(self) -> Projection:
         """Return what `compute` computes with."""
         slab, group = self._slab, self._group
@@ -170,6 +175,11 @@ class PackedPart(nn.Module):
         super().__init__()
         self.packed = packed
         self.part = part
+
+    @property
+    def place(self) -> LayerPlace:
+        """Where adapters have their changes of the layer."""
+        return self.packed.place(self.part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the adapters' changes of the running step."""

@@ -106,6 +106,7 @@ def test_launched_again_it_does_what_the_memory_then_says(
         (low_rank.table.size_A, then_low_rank.table.size_A),
         (low_rank.table.rank_AP, then_low_rank.table.rank_AP),
         (low_rank.table.scale_AP, then_low_rank.table.scale_AP),
+        (low_rank.table.affine_AP, then_low_rank.table.affine_AP),
         (tiles.start_I, then_tiles.start_I),
         (tiles.count_I, then_tiles.count_I),
         (tiles.adapter_I, then_tiles.adapter_I),

@@ -25,7 +25,7 @@ INPUT = 80
 """Width of what the layers took."""
 EPSILON = 1e-5
 HALVES = ["none", "gathered", "merged"]
-"""How h comes."""
+"""How h comes; where it is gathered there are factors and shifts, too."""
 BATCHES: dict[str, tuple[list[Run], int]] = {
     "one-token": ([(1, 0)], 16),
     "base": ([(3, None)], 16),
@@ -66,7 +66,7 @@ def test_silu_mul(
     batch: str, form: str, half: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     runs, size = BATCHES[batch]
-    adapters = residents([[8, 3], [0, 20], [33, 1]], [70, 70], INPUT, dtype, device)
+    adapters = _residents([[8, 3], [0, 20], [33, 1]], [70, 70], half, dtype, device)
     given = _output(adapters, runs, size, half, dtype, device)
     out = guarded(torch.full((len(given.y), 70), NAN, dtype=dtype, device=device))
     SILU[form](given.y, given.low_rank, given.tiles, out.inner)
@@ -83,7 +83,7 @@ def test_residual_norm(
 ) -> None:
     runs, size = BATCHES[batch]
     width = 1300
-    adapters = residents([[8], [20], [33]], [width], INPUT, dtype, device)
+    adapters = _residents([[8], [20], [33]], [width], half, dtype, device)
     given = _output(adapters, runs, size, half, dtype, device)
     before = normal((len(given.y), width), dtype, device, seed=3)
     weight = normal((width,), dtype, device, seed=4)
@@ -138,9 +138,9 @@ def test_rope_write(
 ) -> None:
     runs, size = BATCHES[batch]
     heads, key_heads, width, num_slots = 3, 2, 24, 100
-    adapters = residents(
+    adapters = _residents(
         [[8, 3, 1], [0, 20, 5], [33, 0, 9]], [heads * width] + [key_heads * width] * 2,
-        INPUT, dtype, device,
+        half, dtype, device,
     )  # fmt: skip
     given = _output(adapters, runs, size, half, dtype, device)
     num_tokens = len(given.y)
@@ -191,6 +191,16 @@ def _share_equal(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a == b).double().mean())
 
 
+def _residents(
+    ranks: Sequence[Sequence[int]],
+    outputs: Sequence[int],
+    half: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Residents:
+    return residents(ranks, outputs, INPUT, dtype, device, has_vectors=half == "gathered")
+
+
 def _output(
     adapters: Residents,
     runs: Sequence[Run],
@@ -204,7 +214,7 @@ def _output(
     num_tokens = sum(length for length, _ in runs)
     y = normal((num_tokens, adapters.columns[-1]), dtype, device, seed=1)
     x = normal((num_tokens, INPUT), dtype, device, seed=2)
-    changed64 = y.double().cpu() + adapters.delta64(x, runs)
+    changed64 = adapters.changed64(y, x, runs)
     low_rank, tiles = None, adapters.tiles(runs, size)
     if half == "gathered":
         low_rank = adapters.gathered(x, tiles, shrink, num_planes=2)

@@ -12,13 +12,16 @@ from transformers import PreTrainedModel
 
 from loramux_server.engine import graphs
 from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.lora.affine import FACTOR, SHIFT, Affine
+from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
-from loramux_server.lora.slab import GroupShape
+from loramux_server.lora.slab import GroupShape, vectors
 from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models import base_model
 from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts
+from tests.parity.test_methods import save, vector_configs
 from tests.parity.test_peft import LOGPROB_TOLERANCE, cases, check
 from tests.support.adapters import Expected, pack_source, save_adapter
 from tests.support.engine import Harness
@@ -102,6 +105,9 @@ def workload(tmp_path: Path) -> tuple[PreTrainedModel, list[Any]]:
             model, tmp_path / str(seed), seed=seed, r=rank, target_modules="all-linear"
         )
         sources.append(pack_source(folder, tmp_path / f"{seed}.package"))
+    for name in ("dora with biases", "ia3"):
+        folder = save(model, vector_configs(model)[name], tmp_path / name, seed=len(sources))
+        sources.append(pack_source(folder, tmp_path / f"{name}.package"))
     return model, [None, *sources, sources[1]]
 
 
@@ -207,3 +213,24 @@ def test_an_adapter_is_put_in_its_rows_and_nowhere_else(device: torch.device) ->
     assert slab.table.size_A.tolist() == [0, 16, 0, 0, 0]
     assert slab.table.rank_GAP[:, 1].tolist() == adapter.rank_GP.tolist()
     assert slab.table.scale_GAP[:, 1].tolist() == adapter.scale_GP.tolist()
+
+
+def test_factors_and_shifts_lie_behind_the_rows_in_float32(device: torch.device) -> None:
+    shapes = [GroupShape(16, (8, 4, 4)), GroupShape(8, (16,))]
+    slab = ExtendedSlab(shapes, 40, device, torch.float16)
+    for group, width in enumerate((16, 8)):
+        slab.place(group, torch.randn(16, width).half())
+        slab.b[group].fill_(float("nan"))
+    factor, shift = torch.randn(8), 1e-6 * torch.randn(16)  # no float16 has these
+    plain = packed(shapes, 11, WeightFormat.FLOAT16)
+    edits = Edits(affine={0: {0: Affine(factor)}, 1: {0: Affine(None, shift)}})
+    slab.write(8, slab.pack(replace(plain, edits=edits)))
+    found = [vectors(b, 24).cpu() for b in slab.b]
+    assert torch.equal(found[0], torch.stack((torch.cat((factor, torch.ones(8))), torch.zeros(16))))
+    assert torch.equal(found[1], torch.stack((torch.ones(16), shift)))
+    assert all(rows[28:].isnan().all() for rows in slab.b)
+    assert slab.table is not None
+    assert slab.table.affine_GAP[:, 1].tolist() == [[FACTOR, 0, 0], [SHIFT, 0, 0]]
+
+    slab.write(8, slab.pack(plain))
+    assert not slab.table.affine_GAP.any()

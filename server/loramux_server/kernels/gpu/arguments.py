@@ -9,6 +9,7 @@ import torch
 import triton.language as tl
 
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles
+from loramux_server.lora.row_allocator import GRANULE
 
 
 class TileArguments(NamedTuple):
@@ -32,8 +33,16 @@ class LowRankArguments(NamedTuple):
     scale_AP: torch.Tensor
     adapter_stride: int
     num_planes: Any
-    """Constant when compiled, as is `is_merged`."""
+    """Constant when compiled, as is what follows."""
     is_merged: Any
+    has_vectors: Any
+    affine_AP: torch.Tensor | None
+    """This and the rest are there where there are vectors."""
+    vectors: torch.Tensor | None
+    """The memory of `b_RN` as float32."""
+    granule_stride: int | None
+    vector_stride: int | None
+    """From a factor to its shift."""
 
 
 def tile_arguments(tiles: Tiles) -> TileArguments:
@@ -45,10 +54,16 @@ def low_rank_arguments(low_rank: LowRank | None) -> LowRankArguments | None:
     """Return what a kernel takes of `low_rank`; None compiles to no adapter code."""
     if low_rank is None:
         return None
-    planes_STJ, table = low_rank.planes_STJ, low_rank.table
+    planes_STJ, table, b_RN = low_rank.planes_STJ, low_rank.table, low_rank.b_RN
+    vectors = None
+    if low_rank.has_vectors:
+        memory = b_RN.view(-1).view(torch.float32)
+        granules = len(b_RN) // GRANULE
+        vectors = table.affine_AP, memory, len(memory) // granules, b_RN.shape[1]
     return LowRankArguments(
         planes_STJ, planes_STJ.stride(0), planes_STJ.stride(1),
-        low_rank.b_RN, low_rank.b_RN.stride(0),
+        b_RN, b_RN.stride(0),
         table.size_A, table.rank_AP, table.scale_AP, table.rank_AP.stride(0),
         tl.constexpr(len(planes_STJ)), tl.constexpr(low_rank.is_merged),
+        tl.constexpr(low_rank.has_vectors), *(vectors or [None] * 4),
     )  # fmt: skip

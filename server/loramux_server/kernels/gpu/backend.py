@@ -91,7 +91,10 @@ class GpuOperations:
             )  # fmt: skip
             if not self.staged.is_decode:  # many programs read h then, and it is not small
                 planes_STJ = planes_STJ.sum(0, keepdim=True)
-        return y_TN, LowRank(planes_STJ, is_merged, projection.b_RN, projection.table)
+        low_rank = LowRank(
+            planes_STJ, is_merged, projection.b_RN, projection.table, path.has_vectors
+        )
+        return y_TN, low_rank
 
     def project(
         self,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.delta import delta, delta_block
+from loramux_server.kernels.gpu.change import changed, changed_block
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 
@@ -32,7 +32,7 @@ DEFAULT = Blocks()
 def expand(
     y_TN: torch.Tensor, columns: Sequence[int], low_rank: LowRank | None, tiles: Tiles
 ) -> None:
-    """Add the low-rank change to `y_TN`, in place.
+    """Change `y_TN` as adapters do, in place.
 
     Args:
         y_TN: Output of the base layers.
@@ -40,7 +40,7 @@ def expand(
         low_rank: What is left of the change; None changes nothing.
         tiles: Which adapter applies to which tokens.
     """
-    y_TN.copy_(y_TN.float() + delta(low_rank, columns, tiles, y_TN))
+    y_TN.copy_(changed(y_TN, low_rank, columns, tiles))
 
 
 def expand_triton(
@@ -94,11 +94,11 @@ def _expand(
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
     token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
-    delta_TN = delta_block(
+    p_TN = p_y + token_T[:, None] * y_stride + o_N[None, :]
+    m_TN = m_T[:, None] & m_N[None, :]
+    y_TN = changed_block(
+        tl.load(p_TN, mask=m_TN, other=0.0).to(tl.float32),
         low_rank, adapter, part, token_T, m_T, o_N, m_N,
         NUM_PARTS, p_y.dtype.element_ty, BLOCK_T, BLOCK_N,
     )  # fmt: skip
-    p_TN = p_y + token_T[:, None] * y_stride + o_N[None, :]
-    m_TN = m_T[:, None] & m_N[None, :]
-    y_TN = tl.load(p_TN, mask=m_TN, other=0.0).to(tl.float32) + delta_TN
     tl.store(p_TN, y_TN.to(p_y.dtype.element_ty), mask=m_TN)

@@ -12,7 +12,7 @@ import triton.language as tl
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.arguments import low_rank_arguments
-from loramux_server.kernels.gpu.delta import delta, delta_block
+from loramux_server.kernels.gpu.change import changed, changed_block
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 
@@ -61,12 +61,12 @@ def residual_norm(
     out_TK: torch.Tensor | None,
     scratch: NormScratch | None = None,
 ) -> None:
-    """Add `y_TK` and its low-rank change to `hidden_TK`, in place, and write its norm to `out_TK`.
+    """Add `y_TK` as adapters change it to `hidden_TK`, in place, and write its norm to `out_TK`.
 
     The sum is rounded once; what is normalised is the rounded sum. Without a norm there is only the
     sum. `scratch` is for the kernel.
     """
-    sum_TK = hidden_TK.float() + y_TK.float() + delta(low_rank, (0, y_TK.shape[1]), tiles, y_TK)
+    sum_TK = hidden_TK.float() + changed(y_TK, low_rank, (0, y_TK.shape[1]), tiles)
     hidden_TK.copy_(sum_TK)
     if norm is not None and out_TK is not None:
         out_TK.copy_(pointwise.rms_norm(hidden_TK, norm.weight_K, norm.epsilon))
@@ -130,17 +130,16 @@ def _residual_norm(
     o_K = piece * BLOCK_K + tl.arange(0, BLOCK_K)
     m_K = o_K < WIDTH
     p_row = p_hidden + token * hidden_stride
-    sum_K = tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32)
-    sum_K += tl.load(p_y + token * y_stride + o_K, mask=m_K, other=0.0).to(tl.float32)
+    y_K = tl.load(p_y + token * y_stride + o_K, mask=m_K, other=0.0).to(tl.float32)
     if low_rank is not None:
         adapter = tl.load(p_adapter + token)
         o_T = tl.arange(0, 1)
-        delta_TK = delta_block(
-            low_rank, adapter, 0, token + o_T, o_T == 0, o_K, m_K,
+        y_TK = changed_block(
+            y_K[None, :], low_rank, adapter, 0, token + o_T, o_T == 0, o_K, m_K,
             1, p_y.dtype.element_ty, 1, BLOCK_K,
         )  # fmt: skip
-        sum_K += tl.sum(delta_TK, 0)
-    hidden_K = sum_K.to(dtype)
+        y_K = tl.sum(y_TK, 0)
+    hidden_K = (tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32) + y_K).to(dtype)
     tl.store(p_row + o_K, hidden_K, mask=m_K)
     if p_weight is not None:
         x_K = hidden_K.to(tl.float32)

@@ -15,7 +15,7 @@ import triton.language as tl
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.delta import delta, delta_block
+from loramux_server.kernels.gpu.change import changed, changed_block
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 
@@ -56,14 +56,14 @@ def rope_write(
 
     Semantics, for the tokens of `tiles`, in float32 until it is written:
 
-        q, k, v = qkv + delta
+        q, k, v = changed(qkv)
         q[t], k[slot[t]], v[slot[t]] = rotate(norm(q[t])), rotate(norm(k[t])), v[t]
 
     A norm is `pointwise.rms_norm`, which rounds before its weight is applied.
 
     Args:
         qkv_TN: Queries, keys and values side by side, as the base layers give them.
-        low_rank: What is left of their low-rank change; None changes nothing.
+        low_rank: What is left of their change; None changes nothing.
         tiles: Which adapter applies to which tokens.
         norms: None where heads are not normalised.
         cos_TD: Cosines of each token's angles.
@@ -77,7 +77,7 @@ def rope_write(
     (_, num_heads, width), key_heads = q_THD.shape, k_SJD.shape[1]
     ends = [heads * width for heads in (num_heads, num_heads + key_heads)]
     columns = (0, *ends, qkv_TN.shape[1])
-    changed_TN = (qkv_TN.float() + delta(low_rank, columns, tiles, qkv_TN))[token_T]
+    changed_TN = changed(qkv_TN, low_rank, columns, tiles)[token_T]
     q, k, v = (x.reshape(len(x), -1, width) for x in changed_TN.tensor_split(ends, 1))
     if norms is not None:
         q, k = (
@@ -180,11 +180,12 @@ def _rope_write(
     if low_rank is not None:
         adapter = tl.load(tiles.adapter_I + i_tile)
         part = tl.where(is_query, 0, tl.where(is_value, 2, 1))
-        a_TD += delta_block(
-            low_rank, adapter, part, token_T, m_T, o_N, m_D, 3, dtype, BLOCK_T, HEADS * BLOCK_D
-        )
-        b_TD += delta_block(
-            low_rank, adapter, part, token_T, m_T, o_N + HALF, m_D,
+        a_TD = changed_block(
+            a_TD, low_rank, adapter, part, token_T, m_T, o_N, m_D,
+            3, dtype, BLOCK_T, HEADS * BLOCK_D,
+        )  # fmt: skip
+        b_TD = changed_block(
+            b_TD, low_rank, adapter, part, token_T, m_T, o_N + HALF, m_D,
             3, dtype, BLOCK_T, HEADS * BLOCK_D,
         )  # fmt: skip
     slot_T = tl.load(p_slot + token_T, mask=m_T, other=0)

@@ -1,4 +1,4 @@
-"""The gate of an MLP, with the low-rank changes of both of its inputs.
+"""The gate of an MLP, with what adapters make of both of its inputs.
 
 Legend: T tokens, I width of gate and of up, N = 2 * I.
 """
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.delta import delta, delta_block
+from loramux_server.kernels.gpu.change import changed, changed_block
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 
@@ -31,12 +31,13 @@ DEFAULT = Blocks()
 def silu_mul(
     gate_up_TN: torch.Tensor, low_rank: LowRank | None, tiles: Tiles, out_TI: torch.Tensor
 ) -> None:
-    """Write `silu(gate + delta) * (up + delta)` of each token of `tiles` to `out_TI`.
+    """Write `silu(gate) * up` of each token of `tiles` to `out_TI`.
 
-    Gate and up are the halves of `gate_up_TN`. All is in float32 until it is written.
+    Gate and up are the halves of `gate_up_TN` as adapters change it. All is in float32 until it is
+    written.
     """
     token_T, width = tokens(tiles), gate_up_TN.shape[1]
-    changed_TN = gate_up_TN.float() + delta(low_rank, (0, width // 2, width), tiles, gate_up_TN)
+    changed_TN = changed(gate_up_TN, low_rank, (0, width // 2, width), tiles)
     out_TI[token_T] = pointwise.silu_mul(changed_TN[token_T]).to(out_TI.dtype)
 
 
@@ -86,11 +87,11 @@ def _silu_mul(
     if low_rank is not None:
         adapter = tl.load(tiles.adapter_I + i_tile)
         dtype: tl.constexpr = p_y.dtype.element_ty
-        gate_TN += delta_block(
-            low_rank, adapter, 0, token_T, m_T, o_N, m_N, 2, dtype, BLOCK_T, BLOCK_N
+        gate_TN = changed_block(
+            gate_TN, low_rank, adapter, 0, token_T, m_T, o_N, m_N, 2, dtype, BLOCK_T, BLOCK_N
         )
-        up_TN += delta_block(
-            low_rank, adapter, 1, token_T, m_T, o_N + WIDTH, m_N, 2, dtype, BLOCK_T, BLOCK_N
+        up_TN = changed_block(
+            up_TN, low_rank, adapter, 1, token_T, m_T, o_N + WIDTH, m_N, 2, dtype, BLOCK_T, BLOCK_N
         )
     out_TN = gate_TN / (1 + tl.exp(-gate_TN)) * up_TN
     p_TN = p_out + token_T[:, None] * out_stride + o_N[None, :]

@@ -46,6 +46,8 @@ class Path:
     """Whether the base matmul goes on through the A rows, from the first to `num_rows`."""
     num_rows: int
     """Else rank rows of the largest adapter, rounded up; never fewer than that."""
+    has_vectors: bool
+    """Whether any adapter has factors or shifts of outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +178,11 @@ class Stager:
             return None
         num_rows = max(_FEWEST_ROWS, power(int((segments.row_S + segments.size_S).max())))
         used = int(segments.size_S[np.unique(segments.row_S, return_index=True)[1]].sum())
+        has_vectors = segments.affine_GSP is not None
         is_small = num_tokens <= self._plan.max_merged_tokens
         if is_small and num_rows - used <= self._plan.max_spare_rows:
-            return Path(is_merged=True, num_rows=num_rows)
-        return Path(is_merged=False, num_rows=power(int(segments.size_S.max())))
+            return Path(True, num_rows, has_vectors)
+        return Path(False, power(int(segments.size_S.max())), has_vectors)
 
 
 def _tiles(

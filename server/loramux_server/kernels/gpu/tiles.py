@@ -39,7 +39,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The half of a low-rank change that is left when A has been applied: what B makes of h.
+    """What is left of adapters' changes when A has been applied: B, and what becomes of the sum.
 
     For a token of a tile whose adapter has size `size` and begins at row `row`, column j of part p
     of h is the sum over planes of
@@ -52,7 +52,10 @@ class LowRank:
     is_merged: bool
     """Whether h has a column for every A row of the slab, as a matmul with all of them gives."""
     b_RN: torch.Tensor
+    """Behind the rows of some adapters are their factors and shifts; contiguous."""
     table: GroupTable
+    has_vectors: bool = False
+    """Whether any adapter of the batch has such."""
 
 
 def cut(segments: Segments | None, num_tokens: int, size: int) -> tuple[Int32, Int32, Int32]:
