@@ -6,14 +6,17 @@ from typing import TypeAlias
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramux import Generation
 from tests.conftest import ADAPTERS
 from tests.support.adapters import Expected, expected, with_adapter
+from tests.support.demo import DEMO
 from tests.support.models import byte_tokenizer, tiny_model
 from tests.support.server import RunningServer
 
 NUM_TOKENS = 10
+PROMPTS = ("The ", "abandon ->", "a good day ->", "ship ->")
 Case: TypeAlias = tuple[str, str | None, Expected]
 """Prompt, adapter and PEFT's answer."""
 
@@ -39,12 +42,19 @@ def test_a_mixed_batch_over_the_socket_equals_peft_alone(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these kernels serve there without asking")
-def test_so_it_does_with_the_kernels_of_a_gpu(
-    tiny_base: Path, tiny_adapters: Path, references: list[Case], tmp_path: Path
-) -> None:
-    arguments = ("--adapters", str(tiny_adapters), "--kernels", "triton")
-    with RunningServer(tmp_path, tiny_base, *arguments) as server:
-        check(server, references[::2], num_tokens=3)
+def test_so_do_trained_adapters_with_the_kernels_of_a_gpu(tmp_path: Path) -> None:
+    base, adapters = DEMO / "base", DEMO / "adapters"
+    arguments = ("--adapters", str(adapters), "--kernels", "triton", "--dtype", "float32")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    found: list[Case] = []
+    for prompt, adapter in zip(PROMPTS, [None, *sorted(adapters.iterdir())], strict=False):
+        tokens = tokenizer(prompt).input_ids
+        wanted = expected(with_adapter(model, adapter), tokens, num_tokens=3)
+        found.append((prompt, adapter.name if adapter else None, wanted))
+    assert len(found) == 4
+    with RunningServer(tmp_path, base, *arguments) as server:
+        check(server, found, num_tokens=3)
 
 
 def check(server: RunningServer, references: list[Case], num_tokens: int) -> None:
