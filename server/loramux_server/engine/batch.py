@@ -13,7 +13,9 @@ import torch
 from loramux_adapters.head import Task
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
+from loramux_server.engine.sampler import draws_of
 from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.head import Head
 from loramux_server.lora.segments import Int32, Residence, Segments
@@ -48,6 +50,8 @@ class Batch:
         residence: Callable[[str], Residence],
         block_size: int,
         before: "Batch | None" = None,
+        *,
+        draws: bool = False,
     ) -> "Batch":
         """Lay out `chunks`, already grouped by adapter (see `grouped`), in memory of the host.
 
@@ -56,6 +60,7 @@ class Batch:
             residence: Where an adapter lies.
             block_size: Tokens in a KV block.
             before: The step that still runs, whose results are the tokens of chunks that are ahead.
+            draws: Whether the step chooses the tokens itself.
         """
         lengths = [chunk.num_tokens for chunk in chunks]
         query_start = np.cumsum([0, *lengths], dtype=np.int32)
@@ -91,6 +96,7 @@ class Batch:
                 embedded=embedded,
                 cached=cached,
                 carried_T=_carried(chunks, before) if before else None,
+                draws=_draws([chunks[i] for i in sampled]) if draws else None,
             ),
             requests=[chunks[i].request for i in sampled],
             classified=_classified(chunks, query_start, residence),
@@ -110,6 +116,12 @@ def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
     """Return the row of `before` that gives the one token of each of `chunks`."""
     row_of = {request: row for row, request in enumerate(before.requests)}
     return torch.tensor([row_of[chunk.request] for chunk in chunks])
+
+
+def _draws(chunks: Sequence[Chunk]) -> Draws | None:
+    """Return how the tokens are drawn with which `chunks` end."""
+    # Of one that is ahead the output still lacks the token that the step before gives.
+    return draws_of([(c.request.sampling, c.end - len(c.request.prompt)) for c in chunks])
 
 
 def _virtual_runs(

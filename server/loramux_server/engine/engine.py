@@ -222,7 +222,7 @@ class Engine:
     def _start(self, plan: Plan, before: Flight | None) -> Flight:
         assert self._starter is not None
         begin = self._clock()
-        batch = self._lay_out(plan, before.batch if before else None)
+        batch = self._lay_out(plan, before.batch if before else None, draws=True)
         outcome = self._starter.start(batch, before.outcome if before else None)
         return Flight(plan, batch, outcome, begin)
 
@@ -232,7 +232,7 @@ class Engine:
         return tokens, self._learn(flight.plan, max(flight.begin, self._landed_at))
 
     def _run(self, plan: Plan) -> tuple[list[Token], list[Scores]]:
-        batch = self._lay_out(plan, None)
+        batch = self._lay_out(plan, None, draws=False)
         read: list[torch.Tensor] = []
         if batch.classified:
             logits_RV, read = self._runner.classify(batch)
@@ -241,9 +241,9 @@ class Engine:
         sampled = sample(logits_RV, batch.requests, self._eos_token_ids, self._vocab_size)
         return self._commit(plan, batch, sampled), self._take_scores(batch, read)
 
-    def _lay_out(self, plan: Plan, before: Batch | None) -> Batch:
+    def _lay_out(self, plan: Plan, before: Batch | None, *, draws: bool) -> Batch:
         chunks = grouped(plan.chunks)
-        return Batch.build(chunks, self._residents.where, self._block_size, before)
+        return Batch.build(chunks, self._residents.where, self._block_size, before, draws=draws)
 
     def _learn(self, plan: Plan, begin: float) -> BatchSize:
         """Return the size of a step that has just ended, and let the pace know what it took."""

@@ -7,11 +7,11 @@ import torch
 
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.plan import Plan
-from loramux_server.engine.sampler import Sampled, greedy
+from loramux_server.engine.sampler import Sampled, chosen_from
 
 
 class Outcome(Protocol):
-    """What a started step will give: the likeliest token of each row that needs one."""
+    """What a started step will give: the token of each row that needs one."""
 
     def wait(self) -> list[Sampled]:
         """Return the tokens, when they are known."""
@@ -34,13 +34,11 @@ class DeviceOutcome:
     Legend: R rows whose logits are needed, or more.
     """
 
-    def __init__(self, logits_RV: torch.Tensor, token_R: torch.Tensor, num_rows: int) -> None:
+    def __init__(self, token_R: torch.Tensor, is_finite_R: torch.Tensor, num_rows: int) -> None:
         """Begin to copy the result to the host; `num_rows` rows of it are somebody's."""
         self.token_R = token_R
-        """The likeliest token of each row, int64."""
-        # The maximum is NaN if any logit is, and infinite if the row overflowed.
-        most_R = logits_RV.gather(1, token_R[:, None])[:, 0]
-        both_2R = torch.stack([token_R, most_R.isfinite().long()])[:, :num_rows]
+        """The token of each row, int64."""
+        both_2R = torch.stack([token_R, is_finite_R.long()])[:, :num_rows]
         is_pinned = token_R.device.type == "cuda"
         self._host_2R = torch.empty(both_2R.shape, dtype=both_2R.dtype, pin_memory=is_pinned)
         self._host_2R.copy_(both_2R, non_blocking=True)
@@ -54,4 +52,4 @@ class DeviceOutcome:
         if self._event is not None:
             self._event.synchronize()
         tokens, finite = self._host_2R.tolist()
-        return greedy(tokens, finite)
+        return chosen_from(tokens, finite)

@@ -5,8 +5,9 @@ import torch
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.flight import DeviceOutcome
 from loramux_server.engine.graphs import Graphs
-from loramux_server.engine.sampler import likeliest
+from loramux_server.engine.sampler import are_finite, likeliest
 from loramux_server.kernels.backend import Backend
+from loramux_server.kernels.draw import draw
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
@@ -43,7 +44,7 @@ class ModelRunner:
         if model.stack:
             model.stack.prepare()
         self._model = model
-        self._graphs = Graphs[tuple[torch.Tensor, torch.Tensor]](model.device)
+        self._graphs = Graphs[tuple[torch.Tensor, torch.Tensor, torch.Tensor]](model.device)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
@@ -52,7 +53,7 @@ class ModelRunner:
         if given.form is None:  # who chooses tokens looks for the likeliest, too
             logits_RV = self._logits(given)
         else:
-            logits_RV, _ = self._graphs.run(given.form, lambda: self._chosen(given))
+            logits_RV, *_ = self._graphs.run(given.form, lambda: self._chosen(given))
         self.slab.note_step()
         return logits_RV[: len(batch.requests)]
 
@@ -75,9 +76,9 @@ class ModelRunner:
             assert given.carried_T is not None
             tokens = given.token_T[: len(given.carried_T)]
             torch.index_select(before.token_R, 0, given.carried_T, out=tokens)
-        logits_RV, token_R = self._graphs.run(given.form, lambda: self._chosen(given))
+        _, token_R, is_finite_R = self._graphs.run(given.form, lambda: self._chosen(given))
         self.slab.note_step()
-        return DeviceOutcome(logits_RV, token_R, len(batch.requests))
+        return DeviceOutcome(token_R, is_finite_R, len(batch.requests))
 
     def _take(self, batch: Batch) -> StepInput:
         """Make the input of `batch` the step that runs."""
@@ -85,10 +86,13 @@ class ModelRunner:
             self._model.attention.fill(run)
         return self._model.step.take(batch.input)
 
-    def _chosen(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits and the likeliest token of each row."""
+    def _chosen(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits, the token of each row, and whether the row's logits are finite."""
         logits_RV = self._logits(given)
-        return logits_RV, likeliest(logits_RV)
+        likeliest_R = token_R = likeliest(logits_RV)
+        if given.draws is not None:
+            token_R = draw(logits_RV, likeliest_R, given.draws)
+        return logits_RV, token_R, are_finite(logits_RV, likeliest_R)
 
     def _logits(self, given: StepInput) -> torch.Tensor:
         with self._model.editor.editing(given):

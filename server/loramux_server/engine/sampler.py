@@ -6,19 +6,23 @@ else is in the batch: random numbers come from a counter, not from a shared gene
 
 import hashlib
 import logging
+import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from loramux_server.engine.messages import Logprobs, Sampling
 from loramux_server.engine.request import Request
+from loramux_server.kernels.draw import Draws, draw
+from loramux_server.kernels.draw_cpu import draw_cpu
 
 _log = logging.getLogger(__name__)
 
-_FIRST_CANDIDATES = 1024
-"""Tokens looked at before the whole vocabulary is sorted for top-p."""
+_LEAVES_ALL = (0.0, 1.0, -math.inf)
+_LIKELIEST = (0.0, *_LEAVES_ALL, 0.0)
+"""Rows of `Draws`, and the part of them that leaves tokens out, of who wants neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,11 @@ def sample(
     base.
     """
     tokens_R = likeliest(logits_RV)
-    # The maximum is NaN if any logit is, and infinite if the row overflowed.
-    finite = torch.isfinite(logits_RV.gather(1, tokens_R[:, None])[:, 0]).tolist()
-    greedy = tokens_R.tolist()
+    finite = are_finite(logits_RV, tokens_R).tolist()
+    draws = draws_of(
+        [None if r.sampling.changes_logits else (r.sampling, len(r.output)) for r in requests]
+    )
+    chosen = _choose(logits_RV, tokens_R, draws).tolist()
     results = []
     for i, request in enumerate(requests):
         logits_V = logits_RV[i, : request.own_vocab_size or vocab_size]
@@ -53,9 +59,9 @@ def sample(
             results.append(Sampled(0, fault="ADAPTER_NOT_FINITE"))
             continue
         try:
-            token = greedy[i]
-            if request.sampling.changes_logits or not request.sampling.is_greedy:
-                token = _choose(logits_V, request, eos_token_ids)
+            token = chosen[i]
+            if request.sampling.changes_logits:
+                token = _choose_changed(logits_V, request, eos_token_ids)
             results.append(Sampled(token, logprobs=_logprobs(logits_V, token, request)))
         except Exception:
             # Whatever it is, it is of this request's parameters: the others must not end for it.
@@ -64,8 +70,8 @@ def sample(
     return results
 
 
-def greedy(tokens: Sequence[int], finite: Sequence[int]) -> list[Sampled]:
-    """Return the choice of `tokens`, each the likeliest of a row whose logits are `finite`."""
+def chosen_from(tokens: Sequence[int], finite: Sequence[int]) -> list[Sampled]:
+    """Return the choice of `tokens`, each from a row whose logits are `finite` or not."""
     return [
         Sampled(token) if is_finite else Sampled(0, fault="ADAPTER_NOT_FINITE")
         for token, is_finite in zip(tokens, finite, strict=True)
@@ -86,19 +92,51 @@ def likeliest(logits_RV: torch.Tensor) -> torch.Tensor:
     return logits_RV.argmax(dim=-1)
 
 
-def _choose(logits_V: torch.Tensor, request: Request, eos_token_ids: Sequence[int]) -> int:
-    sampling = request.sampling
-    if sampling.changes_logits:
-        logits_V = _changed(logits_V.clone(), request, eos_token_ids)
+def are_finite(logits_RV: torch.Tensor, likeliest_R: torch.Tensor) -> torch.Tensor:
+    """Return whether the logits of each row are finite, which its likeliest token tells."""
+    # The maximum is NaN if any logit is, and infinite if the row overflowed.
+    return logits_RV.gather(1, likeliest_R[:, None])[:, 0].isfinite()
+
+
+def draws_of(wanted: Sequence[tuple[Sampling, int] | None]) -> Draws | None:
+    """Return how tokens are drawn, on the host; None where all are to be the likeliest.
+
+    Args:
+        wanted: The parameters of each row's request, and the position of the token in its output;
+            None for a row whose likeliest token is taken.
+    """
+    rows = [_parameters(*want) if want else _LIKELIEST for want in wanted]
+    if all(row == _LIKELIEST for row in rows):
+        return None
+    is_cut = any(row[1:4] != _LEAVES_ALL for row in rows)
+    return Draws(torch.tensor(rows, dtype=torch.float64), is_cut)
+
+
+def _parameters(sampling: Sampling, position: int) -> tuple[float, ...]:
+    """Return a row of `Draws`."""
     if sampling.is_greedy:
-        return int(logits_V.argmax())
-    logits_V = logits_V / sampling.temperature
-    logits_K, tokens_K = _candidates(logits_V, sampling)
-    probability_K = torch.softmax(logits_K.double(), dim=-1)
-    threshold = uniform(sampling.seed, len(request.output))
-    index = int(torch.searchsorted(probability_K.cumsum(-1), threshold, right=True))
-    index = min(index, len(logits_K) - 1)
-    return index if tokens_K is None else int(tokens_K[index])
+        return _LIKELIEST
+    margin = sampling.temperature * math.log(sampling.min_p) if sampling.min_p else -math.inf
+    number = uniform(sampling.seed, position)
+    return 1 / sampling.temperature, sampling.top_k, sampling.top_p, margin, number
+
+
+def _choose(
+    logits_RV: torch.Tensor, likeliest_R: torch.Tensor, draws: Draws | None
+) -> torch.Tensor:
+    """Return the token of each row, drawn as `draws` says; None takes the likeliest."""
+    if draws is None:
+        return likeliest_R
+    if logits_RV.device.type == "cpu":
+        return draw_cpu(logits_RV, likeliest_R, draws)
+    rows_R5 = draws.rows_R5.to(logits_RV.device)
+    return draw(logits_RV, likeliest_R, replace(draws, rows_R5=rows_R5))
+
+
+def _choose_changed(logits_V: torch.Tensor, request: Request, eos_token_ids: Sequence[int]) -> int:
+    logits_1V = _changed(logits_V.clone(), request, eos_token_ids)[None]
+    draws = draws_of([(request.sampling, len(request.output))])
+    return int(_choose(logits_1V, likeliest(logits_1V), draws))
 
 
 def _changed(
@@ -129,41 +167,6 @@ def _changed(
         logits_V -= sampling.presence_penalty * (count_V > 0)
         logits_V -= sampling.frequency_penalty * count_V
     return logits_V
-
-
-def _candidates(
-    logits_V: torch.Tensor, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the logits that min-p, top-k and top-p leave, likeliest first, and their tokens.
-
-    The tokens are None where nothing was left out and the logits are in their own order.
-    """
-    size = logits_V.shape[0]
-    limit = sampling.top_k if 0 < sampling.top_k < size else size
-    if limit == size and sampling.top_p >= 1.0 and not sampling.min_p:
-        return logits_V, None
-    total = logits_V.logsumexp(-1)
-    count = min(limit, size if sampling.top_k else _FIRST_CANDIDATES)
-    logits_K, tokens_K = logits_V.topk(min(count, size))
-    if count < limit and not _is_enough(logits_K, total, sampling):
-        logits_K, tokens_K = logits_V.sort(descending=True)
-    keep = logits_K.shape[0]
-    if sampling.min_p:
-        low = logits_K[0] + torch.log(torch.tensor(sampling.min_p))
-        keep = min(keep, int((logits_K >= low).sum()))
-    if sampling.top_p < 1.0:
-        # What top-k left is a distribution of its own.
-        mass = logits_K.logsumexp(-1) if sampling.top_k else total
-        before_K = (logits_K - mass).exp().cumsum(-1) - (logits_K - mass).exp()
-        keep = min(keep, max(1, int((before_K < sampling.top_p).sum())))
-    return logits_K[:keep], tokens_K[:keep]
-
-
-def _is_enough(logits_K: torch.Tensor, total: torch.Tensor, sampling: Sampling) -> bool:
-    """Return whether nothing behind these candidates could be kept."""
-    by_mass = sampling.top_p < 1.0 and float((logits_K - total).exp().sum()) >= sampling.top_p
-    by_ratio = sampling.min_p > 0 and float((logits_K[-1] - logits_K[0]).exp()) < sampling.min_p
-    return by_mass or by_ratio
 
 
 def _logprobs(logits_V: torch.Tensor, token: int, request: Request) -> Logprobs | None:

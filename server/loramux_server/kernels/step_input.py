@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.draw import Draws
 from loramux_server.lora.segments import Segments
 from loramux_server.lora.virtual import VirtualRun
 
@@ -30,6 +31,8 @@ class StepInput:
     """Virtual tokens whose keys and values come to the cache before the step runs."""
     carried_T: torch.Tensor | None = None
     """Row of the step before whose token each token is, int64; None where tokens are known."""
+    draws: Draws | None = None
+    """How the step draws its tokens; None where it takes the likeliest."""
     form: Hashable = None
     """Equal in steps that differ only in what memory holds; None where no other step is alike."""
 

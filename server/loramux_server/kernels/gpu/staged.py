@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from loramux_server.kernels.draw import NUM_PARAMETERS
 from loramux_server.kernels.gpu.device_batch import DeviceBatch, cut_queries
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.kernels.gpu.staging import Staging
@@ -102,6 +103,8 @@ class Stager:
         here["sampled"][: len(given.sampled_R)] = given.sampled_R.numpy()
         if given.carried_T is not None:
             here["carried"][:num_tokens] = given.carried_T.numpy()
+        if given.draws is not None:
+            here["draws"][: len(given.sampled_R)] = given.draws.rows_R5.numpy()
         here["context"][:num_requests] = attention.context_B
         here["query_start"][: num_requests + 1] = attention.query_start_B
         here["query_start"][num_requests + 1 :] = num_tokens
@@ -140,8 +143,10 @@ class Stager:
             path=path,
         )
         # What adapters do beside low-rank changes lies wherever it lies.
-        form: Hashable = (room, path, tile_size) if room and not is_edited else None
+        way = None if given.draws is None else given.draws.is_cut
+        form: Hashable = (room, path, tile_size, way) if room and not is_edited else None
         num_sampled = room.requests if room else len(given.sampled_R)
+        draws_R5 = there["draws"][:num_sampled]
         step = replace(
             given,
             token_T=there["token"],
@@ -149,6 +154,7 @@ class Stager:
             sampled_R=there["sampled"][:num_sampled],
             attention=replace(attention, slot_T=there["slot"]),
             carried_T=None if given.carried_T is None else there["carried"][:num_tokens],
+            draws=None if given.draws is None else replace(given.draws, rows_R5=draws_R5),
             form=form,
         )
         return step, staged
@@ -207,6 +213,7 @@ def _make(room: Room, device: torch.device) -> Staging:
             "slot": (wide, (room.tokens,)),
             "sampled": (wide, (room.tokens,)),
             "carried": (wide, (room.tokens,)),
+            "draws": (torch.float64, (room.requests, NUM_PARAMETERS)),
             "context": (narrow, (room.requests,)),
             "query_start": (narrow, (room.requests + 1,)),
             "table": (narrow, (room.requests, room.width)),

@@ -11,11 +11,15 @@ _NUM_HOST_BUFFERS = 2
 """One may still be on its way when the next is filled."""
 _ALIGNMENT = 16
 """Where in memory arrays begin, in bytes: for one that begins elsewhere Triton compiles again."""
-_DTYPES: dict[torch.dtype, type[np.generic]] = {torch.int64: np.int64, torch.int32: np.int32}
+_DTYPES: dict[torch.dtype, type[np.generic]] = {
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.float64: np.float64,
+}
 
 
 class Staging:
-    """Named arrays of integers, at addresses that stay the same from step to step."""
+    """Named arrays of numbers, at addresses that stay the same from step to step."""
 
     def __init__(
         self, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device
