@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import hypothesis.strategies as st
 import msgspec
@@ -38,8 +39,7 @@ class Asked:
 
     prompt: list[int]
     adapter: int
-    max_tokens: int
-    ignore_eos: bool
+    sampling: Sampling
     deadline: float
     output: list[int] = dataclasses.field(default_factory=list)
     outcome: str = ""
@@ -61,6 +61,16 @@ def classified(asked: Asked) -> list[int]:
         for end in (ends[TASKS[asked.adapter]] if asked.adapter in TASKS else [])
     ]
 
+
+SAMPLINGS = [
+    {"temperature": 0.0},
+    {"temperature": 3.0},
+    {"temperature": 4.0, "top_k": 5},
+    {"temperature": 5.0, "top_p": 0.7, "min_p": 0.1},
+    {"temperature": 3.0, "presence_penalty": 2.0},
+    {"temperature": 3.0, "num_logprobs": 2},
+]
+"""How tokens are chosen: the device can, but for the last two."""
 
 BEGINNING = [5, 9, 2, 7, 7, 3, 11, 4, 5, 9, 2, 8, 30, 31, 6, 6, 2, 3]
 TOKENS = st.integers(2, VOCAB - 1)
@@ -104,6 +114,8 @@ class EngineMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         timeout=st.none() | st.integers(1, 20),
         tenant=st.sampled_from(["", "a", "b"]),
+        seed=st.integers(0, 3),
+        how=st.sampled_from(SAMPLINGS[:1] * 4 + SAMPLINGS[1:4] * 3 + SAMPLINGS[4:]),
     )
     def submit(
         self,
@@ -113,6 +125,8 @@ class EngineMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         timeout: float | None,
         tenant: str,
+        seed: int,
+        how: dict[str, Any],
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
@@ -125,13 +139,13 @@ class EngineMachine(RuleBasedStateMachine):
             )  # fmt: skip
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
-        sampling = Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=ignore_eos)
+        sampling = Sampling(max_tokens=max_tokens, seed=seed, ignore_eos=ignore_eos, **how)
         weight = 1 + len(tenant)
         self.engine.receive(
             [Submit(len(self.asked), prompt, source, sampling, tenant, timeout, weight)]
         )
         deadline = self.clock() + (math.inf if timeout is None else timeout)
-        self.asked.append(Asked(prompt, adapter, max_tokens, ignore_eos, deadline))
+        self.asked.append(Asked(prompt, adapter, sampling, deadline))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -216,9 +230,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
             alone = classified(asked) or completion(
-                asked.prompt, asked.adapter, asked.max_tokens, eos=not asked.ignore_eos,
-                active_from=active_from(asked),
-                num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0],
+                asked.prompt, asked.adapter, asked.sampling.max_tokens,
+                eos=not asked.sampling.ignore_eos, active_from=active_from(asked),
+                num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0], sampling=asked.sampling,
             )  # fmt: skip
             if asked.outcome == "finished":
                 assert asked.output == alone

@@ -1,23 +1,43 @@
 """Steps that are started before the one before them has ended."""
 
+from typing import Any
+
+import pytest
+
 from loramux_server.engine.messages import Cancel, Sampling, Submit
-from tests.support.fake import completion, fake_engine, fake_source
+from loramux_server.engine.scheduler import Scheduler
+from tests.support.fake import FakeModel, completion, fake_engine, fake_source
 
 A, B = fake_source(1, 8), fake_source(2, 16)
 
 
-def outputs(*, runs_ahead: bool, num_steps: int = 200) -> tuple[dict[int, list[int]], int]:
+CHOICES: dict[str, list[dict[str, Any]]] = {
+    "likeliest": [{"temperature": 0.0}],
+    "drawn": [{"temperature": 3.0}],
+    "drawn from some": [
+        {"temperature": 3.0, "top_p": 0.8},
+        {"temperature": 0.0},
+        {"temperature": 5.0},
+        {"temperature": 4.0, "top_k": 3, "min_p": 0.01},
+    ],
+}
+
+
+def outputs(
+    choices: list[dict[str, Any]], *, runs_ahead: bool, num_blocks: int = 40
+) -> tuple[dict[int, list[int]], FakeModel, Scheduler]:
     """Return what requests of different lengths, some of which end early, are answered."""
-    engine, scheduler, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=runs_ahead)
+    engine, scheduler, _, model = fake_engine(num_blocks=num_blocks, rows=64, runs_ahead=runs_ahead)
     executor = engine._residents._executor
     found: dict[int, list[int]] = {}
     for number, adapter in enumerate([None, A, B, A, None, B]):
         sampling = Sampling(
-            max_tokens=4 + 3 * number, seed=0, temperature=0.0, ignore_eos=number % 2 == 0
-        )
+            max_tokens=4 + 3 * number, seed=number, ignore_eos=number % 2 == 0,
+            **choices[number % len(choices)],
+        )  # fmt: skip
         engine.receive([Submit(number, [5, 6, 7 + number], adapter, sampling)])
         found[number] = []
-    for _ in range(num_steps):
+    for _ in range(200):
         while len(executor):  # type: ignore[arg-type]
             executor.finish()  # type: ignore[attr-defined]
         for token in engine.step().tokens:
@@ -25,22 +45,34 @@ def outputs(*, runs_ahead: bool, num_steps: int = 200) -> tuple[dict[int, list[i
         engine.check()
     assert not scheduler.running
     assert not scheduler.waiting
-    return found, model.num_ahead
+    return found, model, scheduler
 
 
-def test_the_tokens_are_those_of_one_step_after_the_other() -> None:
-    plain, none = outputs(runs_ahead=False)
-    ahead, many = outputs(runs_ahead=True)
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=list(CHOICES))
+def test_the_tokens_are_those_of_one_step_after_the_other(choices: list[dict[str, Any]]) -> None:
+    plain, waits, _ = outputs(choices, runs_ahead=False)
+    ahead, model, _ = outputs(choices, runs_ahead=True)
     assert ahead == plain
-    assert plain[0] == completion([5, 6, 7], 0, 4, eos=False)
-    assert none == 0
-    assert many > 10
+    sampling = Sampling(max_tokens=4, seed=0, **choices[0])
+    assert plain[0] == completion([5, 6, 7], 0, 4, eos=False, sampling=sampling)
+    assert waits.num_ahead == 0
+    assert model.num_ahead > 10
 
 
-def test_a_step_waits_for_the_one_before_it_where_tokens_are_drawn() -> None:
+def test_who_begins_anew_is_drawn_the_same_tokens() -> None:
+    choices = CHOICES["drawn from some"]
+    plain, *_ = outputs(choices, runs_ahead=False)
+    crowded, model, scheduler = outputs(choices, runs_ahead=True, num_blocks=7)
+    assert scheduler.num_preemptions
+    assert model.num_ahead
+    assert crowded == plain
+
+
+@pytest.mark.parametrize("more", [{"num_logprobs": 0}, {"presence_penalty": 1.0}])
+def test_a_step_waits_for_the_one_before_it_where_the_host_is_needed(more: dict[str, Any]) -> None:
     engine, _, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=True)
-    for number, temperature in enumerate((0.0, 1.0)):
-        sampling = Sampling(max_tokens=9, seed=0, temperature=temperature, ignore_eos=True)
+    for number, how in enumerate(({}, more)):
+        sampling = Sampling(max_tokens=9, seed=0, ignore_eos=True, **how)
         engine.receive([Submit(number, [5, 6, 7], None, sampling)])
     for _ in range(4):
         engine.step()

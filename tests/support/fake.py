@@ -17,11 +17,13 @@ from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.messages import AdapterSource, Sampling
 from loramux_server.engine.pace import Pace
+from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock
-from loramux_server.engine.sampler import Sampled
+from loramux_server.engine.sampler import Sampled, likeliest, sample
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.kernels.draw import draw
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.head import Head
@@ -143,7 +145,11 @@ class FakeModel:
             assert batch.input.carried_T is not None
             self.num_ahead += 1
             batch.input.token_T[:] = torch.tensor(before.tokens)[batch.input.carried_T]
-        return FakeOutcome(self.run(batch).argmax(-1).tolist())
+        logits_RV = self.run(batch)
+        tokens_R = likeliest(logits_RV)
+        if batch.input.draws:
+            tokens_R = draw(logits_RV, tokens_R, batch.input.draws)
+        return FakeOutcome(tokens_R.tolist())
 
 
 @dataclass
@@ -201,15 +207,22 @@ def virtual_tokens(adapter: int, count: int) -> list[int]:
 
 def completion(
     prompt: list[int], adapter: int, max_tokens: int, *, eos: bool, active_from: int = 0,
-    num_virtual: int = 0,
+    num_virtual: int = 0, sampling: Sampling | None = None,
 ) -> list[int]:  # fmt: skip
-    """Return what the fake model makes of `prompt`, with the adapter from a position on."""
+    """Return what the fake model makes of `prompt`, with the adapter from a position on.
+
+    Its likeliest tokens, if `sampling` does not say how else they are chosen.
+    """
     tokens: list[int] = []
     before = virtual_tokens(adapter, num_virtual)
     acting = 0 if num_virtual else adapter
     while len(tokens) < max_tokens:
         seen = enumerate([*before, *prompt, *tokens])
-        tokens.append(checksum([(t, acting if i >= active_from else 0) for i, t in seen]))
+        token = checksum([(t, acting if i >= active_from else 0) for i, t in seen])
+        if sampling:
+            request = Request(0, prompt, None, sampling, output=tokens)
+            token = sample(one_hot(token)[None], [request], [EOS])[0].token
+        tokens.append(token)
         if eos and tokens[-1] == EOS:
             break
     return tokens
