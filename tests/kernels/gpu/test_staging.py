@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.kernels.gpu.staged import SHARED_TILE, Stager
 from loramux_server.kernels.gpu.staging import Staging
@@ -25,6 +26,7 @@ def test_arrays_arrive_and_begin_where_no_kernel_is_compiled_again(device: torch
         "odd": (torch.int32, (3,)),
         "wide": (torch.int64, (5,)),
         "table": (torch.int32, (2, 7)),
+        "number": (torch.float64, (1, 3)),
         "last": (torch.int32, (1,)),
     }
     staging = Staging(shapes, device)
@@ -90,6 +92,28 @@ def test_steps_with_prompts_of_like_size_have_one_form_and_one_memory(device: to
     assert stager.stage(step([600, 1]))[0].form is None
     asked = replace(step([30, 1]), sampled_R=torch.arange(31))
     assert stager.stage(asked)[0].form is None
+
+
+def test_steps_that_draw_in_the_same_way_have_one_form(device: torch.device) -> None:
+    stager = Stager(device, Plan.of(device))
+    likeliest = stager.stage(step([1] * 3))[0]
+    assert likeliest.draws is None
+    row = [1.0, 0.0, 1.0, -float("inf"), 0.5]
+    forms = []
+    for is_cut in (True, False):
+        for number in (0.25, 0.75):
+            rows = [[*row[:4], number], [0.0] * 5, row]
+            draws = Draws(torch.tensor(rows, dtype=torch.float64), is_cut)
+            given = stager.stage(replace(step([1] * 3), draws=draws))[0]
+            assert given.draws is not None
+            assert given.draws.is_cut == is_cut
+            # Who stands for no request takes the likeliest token.
+            assert given.draws.rows_R5.tolist() == [*rows, [0.0] * 5]
+            assert len(given.draws.rows_R5) == len(given.sampled_R)
+            forms.append(given.form)
+    assert forms[0] == forms[1]
+    assert forms[2] == forms[3]
+    assert len({likeliest.form, *forms}) == 3
 
 
 @pytest.mark.parametrize(
