@@ -10,6 +10,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import example, given, settings
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from loramux_server.engine.messages import Sampling
 from loramux_server.engine.sampler import draws_of, likeliest, uniform
@@ -128,6 +130,26 @@ def test_both_forms_draw_the_same_from_a_large_vocabulary(monkeypatch: pytest.Mo
         tokens = draw(logits_RV, likeliest_R, draws).tolist()
         assert tokens == draw_cpu(logits_RV, likeliest_R, draws).tolist()
         assert len(set(tokens)) > 30
+
+
+class OnMeta(TorchDispatchMode):
+    """Demands that all tensors of all operations are on a device where nothing has a value."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+        assert all(tensor.is_meta for tensor in tensors), func
+        return result
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_the_host_need_not_know_a_value(is_cut: bool) -> None:
+    logits_RV = torch.empty(5, 100, device="meta")
+    likeliest_R = torch.empty(5, dtype=torch.int64, device="meta")
+    rows_R5 = torch.empty(5, 5, dtype=torch.float64, device="meta")
+    with OnMeta():
+        token_R = draw(logits_RV, likeliest_R, Draws(rows_R5, is_cut))
+    assert (token_R.shape, token_R.dtype) == ((5,), torch.int64)
 
 
 @pytest.mark.parametrize("form", FORMS)

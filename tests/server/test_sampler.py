@@ -149,7 +149,10 @@ def test_parameters_that_cannot_be_used_end_their_own_request_only() -> None:
 
 def test_a_seed_decides_whatever_the_neighbours() -> None:
     rows = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
-    requests = [request(seed=seed) for seed in range(8)]
+    ways: list[dict[str, object]] = [
+        {}, {"top_p": 0.9}, {"num_logprobs": 2}, {"repetition_penalty": 1.5, "top_k": 20},
+    ]  # fmt: skip
+    requests = [request(seed=seed, **ways[seed % 4]) for seed in range(8)]
     together = [sampled.token for sampled in sample(rows, requests, EOS)]
     alone = [sample(rows[i : i + 1], [requests[i]], EOS)[0].token for i in range(8)]
     assert together == alone

@@ -20,9 +20,10 @@ from loramux_server.kernels.draw_cpu import draw_cpu
 
 _log = logging.getLogger(__name__)
 
-_LEAVES_ALL = (0.0, 1.0, -math.inf)
-_LIKELIEST = (0.0, *_LEAVES_ALL, 0.0)
-"""Rows of `Draws`, and the part of them that leaves tokens out, of who wants neither."""
+_ALL = (0.0, 1.0, -math.inf)
+"""Top-k, top-p and min-p of a row of `Draws` that leaves no token out."""
+_LIKELIEST = (0.0, *_ALL, 0.0)
+"""A row of `Draws` whose likeliest token is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def draws_of(wanted: Sequence[tuple[Sampling, int] | None]) -> Draws | None:
     rows = [_parameters(*want) if want else _LIKELIEST for want in wanted]
     if all(row == _LIKELIEST for row in rows):
         return None
-    is_cut = any(row[1:4] != _LEAVES_ALL for row in rows)
+    is_cut = any(row[1:4] != _ALL for row in rows)
     return Draws(torch.tensor(rows, dtype=torch.float64), is_cut)
 
 
