@@ -1,6 +1,7 @@
 """Logits -> tokens, by distribution and not by look."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_parameters_that_cannot_be_used_end_their_own_request_only() -> None:
 
 def test_a_seed_decides_whatever_the_neighbours() -> None:
     rows = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
-    ways: list[dict[str, object]] = [
+    ways: list[dict[str, Any]] = [
         {}, {"top_p": 0.9}, {"num_logprobs": 2}, {"repetition_penalty": 1.5, "top_k": 20},
     ]  # fmt: skip
     requests = [request(seed=seed, **ways[seed % 4]) for seed in range(8)]
