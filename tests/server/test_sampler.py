@@ -3,12 +3,15 @@
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.messages import Sampling, Submit
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample, uniform
+from loramux_server.lora.weight_format import AS_SAVED
+from tests.support.fake import fake_source
 
 EOS = [1]
 
@@ -62,6 +65,15 @@ def test_top_k_keeps_the_likeliest() -> None:
     kept = torch.softmax(torch.tensor([3.0, 2.0]), 0).tolist()
     wanted = [kept[1], 0, 0, 0, kept[0]]
     assert frequencies(LOGITS, top_k=2) == pytest.approx(wanted, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("own", "top_k", "wanted"), [(0, 7, 7), (0, 8, 0), (0, 9, 0), (10, 9, 9), (10, 10, 0)]
+)
+def test_top_k_of_all_tokens_is_none(own: int, top_k: int, wanted: int) -> None:
+    source = msgspec.structs.replace(fake_source(1, 8), vocab_size=own)
+    asked = Submit(0, [2], source, Sampling(max_tokens=1, seed=0, top_k=top_k))
+    assert Request.of(asked, AS_SAVED, 0.0, vocab_size=8).sampling.top_k == wanted
 
 
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:

@@ -102,7 +102,7 @@ class Engine:
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             block_size: Tokens in a KV block.
             eos_token_ids: The tokens with which the model ends a text.
-            vocab_size: Tokens of the base; None if no adapter has others.
+            vocab_size: Tokens of the base; None if that makes no difference.
             resting: In which format an adapter rests in memory.
             clock: Seconds, monotonic.
         """
@@ -183,7 +183,7 @@ class Engine:
         self._residents.check()
 
     def _submit(self, message: Submit) -> None:
-        request = Request.of(message, self._resting, self._clock())
+        request = Request.of(message, self._resting, self._clock(), self._vocab_size)
         if refusal := self._admission.refusal(request):
             self._fail(request, *refusal)
             return

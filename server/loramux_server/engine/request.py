@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+import msgspec
+
 from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
 from loramux_server.engine.messages import AdapterSource, Sampling, Submit
@@ -63,9 +65,22 @@ class Request:
         return self.num_virtual if self.adapter and self.adapter.has_cache else 0
 
     @staticmethod
-    def of(message: Submit, resting: Resting, arrival: float) -> "Request":
-        """Return the request that `message` brings, whose adapter is to rest as `resting` says."""
+    def of(
+        message: Submit, resting: Resting, arrival: float, vocab_size: int | None = None
+    ) -> "Request":
+        """Return the request that `message` brings.
+
+        Args:
+            message: What the frontend sent.
+            resting: How its adapter is to rest.
+            arrival: When it came, on the engine's clock.
+            vocab_size: Tokens of the base; None where it does not matter.
+        """
         source = message.adapter and message.adapter.at_rest(resting)
+        sampling, size = message.sampling, (source and source.vocab_size) or vocab_size
+        if size and sampling.top_k >= size:
+            # It leaves all, and must not depend on how many tokens others have.
+            sampling = msgspec.structs.replace(sampling, top_k=0)
         active_from: int | None = 0
         if source and source.invocation:
             active_from = last_place(message.prompt, source.invocation)
@@ -73,7 +88,7 @@ class Request:
             message.request_id,
             message.prompt,
             None if active_from is None else source,
-            message.sampling,
+            sampling,
             message.tenant,
             active_from=active_from or 0,
             weight=message.weight,
