@@ -88,7 +88,7 @@ def save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) ->
         for name, weight in wrapped.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:
                 weight.normal_(std=0.5 / weight.shape[-1] ** 0.5)
-            elif ".modules_to_save." in name:
+            elif ".modules_to_save." in name or (name.endswith(".bias") and weight.requires_grad):
                 weight.add_(torch.randn_like(weight) * 0.2)
             elif "magnitude" in name or "ia3_l" in name:
                 weight.mul_(torch.empty_like(weight).uniform_(0.5, 1.5))
@@ -143,11 +143,15 @@ def test_every_method_in_one_batch_equals_peft_alone(architecture: str, tmp_path
     _check(harness, requests)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", ["llama", "llama-bias", "qwen2", "qwen3"])
 def test_factors_and_shifts_go_the_way_of_low_rank_changes(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(architecture)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(".bias"):
+                weight.normal_(std=0.2)
     requests = cases(model, tmp_path, vector_configs(model))
     base = prepare(copy.deepcopy(model))
     harness = Harness(base, kernels="cpu", rows=256, num_blocks=200, max_batch_tokens=24)

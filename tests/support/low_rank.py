@@ -135,7 +135,7 @@ def residents(
         numbers.append(number + hole)
         number += hole + size // GRANULE + 1
     a_RK = torch.full((num_parts * number * GRANULE, width), NAN)
-    b_RN = torch.full((number * GRANULE, columns[-1]), NAN)
+    b_RN = torch.full((number * GRANULE + 4, columns[-1]), NAN)
     table = GroupTable(
         torch.full((number,), 64, dtype=torch.int32),
         torch.full((number, num_parts + 1), 64, dtype=torch.int32),

@@ -232,7 +232,11 @@ class DecoderCpu:
         self._writes["x"][0::2], self._writes["x"][1::2] = keys, values
 
     def _program(self, has_adapters: bool, *, sums_apart: bool = False) -> Program:
-        """Return the loops of a step; factors and shifts are not those of the hidden states."""
+        """Return the loops of a step.
+
+        With `sums_apart` what is added to the hidden states is made by itself, as factors and
+        shifts need it, and then added.
+        """
         program = Program()
         for index, layer in enumerate(self._layers):
             program.add(normalize, self._norms, 2 * index)

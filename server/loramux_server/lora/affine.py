@@ -7,6 +7,7 @@ applies B applies them.
 Legend: N output width of a layer.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 FACTOR, SHIFT = 1, 2
 """What is done to a layer, as bits of one number."""
 VECTORS = 2
-"""Rows of float32 that a group takes, over the outputs of all its parts: factors, then shifts."""
+"""Rows of float32 that a group takes, over the outputs of all its parts: factors, then shifts.
+
+An adapter that has any has a granule more than its rank takes (`RowSize.rows_of`), which is twice
+as much at least.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Affine:
         return FACTOR * (self.factor_N is not None) + SHIFT * (self.shift_N is not None)
 
     def of(self, y: "torch.Tensor") -> "torch.Tensor":
-        """Return what becomes of `y`, [..., N]; not less than float32."""
+        """Return what becomes of `y`, [..., N]; in float32, if anything does."""
         y = y if self.factor_N is None else y * self.factor_N
         return y if self.shift_N is None else y + self.shift_N
 
@@ -48,3 +53,31 @@ class Affine:
             factor_N if self.factor_N is None else self.factor_N * factor_N,
             None if self.shift_N is None else self.shift_N * factor_N,
         )
+
+
+def vectors_of(
+    affine: Mapping[int, Mapping[int, Affine]],
+) -> "Iterator[tuple[int, int, int, torch.Tensor]]":
+    """Yield group, layer, 0 for factors or 1 for shifts, and the vector, for all that there are."""
+    for group, parts in affine.items():
+        for part, each in parts.items():
+            for kind, vector_N in enumerate((each.factor_N, each.shift_N)):
+                if vector_N is not None:
+                    yield group, part, kind, vector_N
+
+
+def with_vectors(
+    affine: Mapping[int, Mapping[int, Affine]], vectors: "Iterable[torch.Tensor]"
+) -> dict[int, dict[int, Affine]]:
+    """Return `affine` with `vectors` in place of what `vectors_of` yields, in its order."""
+    following = iter(vectors)
+    return {
+        group: {
+            part: Affine(
+                None if each.factor_N is None else next(following),
+                None if each.shift_N is None else next(following),
+            )
+            for part, each in parts.items()
+        }
+        for group, parts in affine.items()
+    }

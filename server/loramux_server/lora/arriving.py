@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loramux_server.lora.give_way import give_way
 
-_MAX_KEPT = 256 << 20
+_MAX_KEPT = 128 << 20
 _PIECE = 1 << 20
 
 

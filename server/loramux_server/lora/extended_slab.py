@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
-from loramux_server.lora.affine import VECTORS
+from loramux_server.lora.affine import vectors_of, with_vectors
 from loramux_server.lora.packed import PackedAdapter, Weights
 from loramux_server.lora.row_allocator import GRANULE
-from loramux_server.lora.slab import DTYPES, GroupShape, Slab, affine_vectors, vectors
+from loramux_server.lora.slab import DTYPES, GroupShape, Slab
 from loramux_server.lora.weight_format import Resting
 
 FORMATS = {dtype: form for form, dtype in DTYPES.items()}
-_A, _B, _VECTORS = range(3)
 
 
 class ExtendedSlab(Slab):
@@ -40,7 +39,7 @@ class ExtendedSlab(Slab):
         dtype: torch.dtype,
         is_plain: Sequence[bool] | None = None,
     ) -> None:
-        """Make room for `num_rows` rank rows of `dtype`.
+        """Make room for `num_rows` rank rows of `dtype`, or a few less: granules are whole.
 
         Args:
             shapes: Of each group.
@@ -52,7 +51,7 @@ class ExtendedSlab(Slab):
         if is_plain is None:
             is_plain = [True] * len(shapes)
         self.shapes = shapes
-        self.num_rows = num_rows
+        self.num_rows = num_rows = num_rows // GRANULE * GRANULE
         self.resting = Resting(FORMATS[dtype], is_only=True)
         """In which format an adapter rests here."""
         self.extended = [None] * len(shapes)
@@ -99,15 +98,21 @@ class ExtendedSlab(Slab):
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
         """Return `adapter` with its weights as they will lie here, in one piece, for one copy.
 
-        What its rows have and nobody reads is left as the memory was.
+        What its rows have and nobody reads is left as the memory was. Factors and shifts come last.
         """
         dtype, pieces = DTYPES[adapter.format], self._pieces(adapter)
+        affine = adapter.edits.affine if adapter.edits else {}
         sizes = [shape.numel() for shape in pieces.values()]
-        blob = torch.empty(sum(sizes), dtype=dtype, pin_memory=self._stream is not None)
+        found = [vector_N for *_, vector_N in vectors_of(affine)]
+        num_bytes = sum(sizes) * dtype.itemsize + sum(vector_N.nbytes for vector_N in found)
+        blob = torch.empty(
+            num_bytes // dtype.itemsize, dtype=dtype, pin_memory=self._stream is not None
+        )
+        rows, tail = _split(blob, sum(sizes))
         held = {
             key: piece.view(shape)
             for (key, shape), piece in zip(
-                pieces.items(), blob.split_with_sizes(sizes), strict=True
+                pieces.items(), rows.split_with_sizes(sizes), strict=True
             )
         }
         layers = []
@@ -115,14 +120,16 @@ class ExtendedSlab(Slab):
             group, part, rank = layer.place.group, layer.place.part, len(layer.a_RK)
             first = part * adapter.num_rows
             n0, n1 = self._columns[group][part : part + 2]
-            a = held[group, _A][first : first + rank]
-            b = held[group, _B][:rank, n0:n1]
+            a = held[group, 0][first : first + rank]
+            b = held[group, 1][:rank, n0:n1]
             a.copy_(torch.from_numpy(layer.a_RK).view(dtype))
             b.copy_(torch.from_numpy(layer.b_RN).view(dtype))
             layers.append(replace(layer, a_RK=_array(a, layer.a_RK), b_RN=_array(b, layer.b_RN)))
-        for group, vector_VN in affine_vectors(adapter, self.shapes):
-            vectors(held[group, _VECTORS], 0).copy_(vector_VN)
-        return replace(adapter, layers=layers, blob=blob)
+        kept = list(tail.split_with_sizes(list(map(len, found))))
+        for place_N, vector_N in zip(kept, found, strict=True):
+            place_N.copy_(vector_N)
+        edits = adapter.edits and replace(adapter.edits, affine=with_vectors(affine, kept))
+        return replace(adapter, layers=layers, blob=blob, edits=edits)
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
         """Copy `adapter` to the run of rows that begins at `row`, and wait until it is there."""
@@ -138,18 +145,17 @@ class ExtendedSlab(Slab):
     def _write(self, row: int, adapter: PackedAdapter) -> None:
         assert adapter.blob is not None
         assert self.table is not None
-        size = adapter.num_rows
-        # As integers: halves of float32 are among the numbers of 16 bits.
-        bits = _BITS[adapter.blob.itemsize]
-        blob = adapter.blob.to(self._device, non_blocking=True).view(bits)
+        size, pieces = adapter.num_rows, self._pieces(adapter)
+        sizes = [shape.numel() for shape in pieces.values()]
+        rows, tail = _split(adapter.blob.to(self._device, non_blocking=True), sum(sizes))
         targets = []
-        for (group, kind), shape in self._pieces(adapter).items():
-            rows = (self.a if kind == _A else self.b)[group]
-            first = {_A: self.shapes[group].num_parts * row, _B: row, _VECTORS: row + size}[kind]
-            targets.append(rows[first : first + shape[0]].view(-1).view(bits))
-        if targets:  # not every adapter has a low-rank change
-            sources = blob.split_with_sizes([target.numel() for target in targets])
-            torch._foreach_copy_(targets, list(sources))
+        for group, half in pieces:
+            stack = 1 if half else self.shapes[group].num_parts
+            slab = (self.b if half else self.a)[group]
+            targets.append(slab[stack * row : stack * (row + size)].view(-1))
+        _copy(targets, rows)
+        found = vectors_of(adapter.edits.affine) if adapter.edits else ()
+        _copy([self._vector(group, part, kind, row + size) for group, part, kind, _ in found], tail)
         number = row // GRANULE
         self.table.size_A[number] = size
         self.table.rank_GAP[:, number] = torch.from_numpy(adapter.rank_GP).to(self._device)
@@ -160,16 +166,24 @@ class ExtendedSlab(Slab):
         self.table.affine_GAP[:, number] = torch.from_numpy(kinds_GP).to(self._device)
 
     def _pieces(self, adapter: PackedAdapter) -> dict[tuple[int, int], torch.Size]:
-        """Return (group, what of it) -> shape of the rows that `adapter` has here."""
+        """Return (group, 0 for A or 1 for B) -> shape of the rows that `adapter` has here."""
         size, pieces = adapter.num_rows, {}
         for group in sorted({layer.place.group for layer in adapter.layers}):
             shape = self.shapes[group]
-            pieces[group, _A] = torch.Size((shape.num_parts * size, shape.in_features))
-            pieces[group, _B] = torch.Size((size, sum(shape.out_features)))
-        for group in sorted(adapter.edits.affine) if adapter.edits else ():
-            num_rows = VECTORS * torch.float32.itemsize // self._dtype.itemsize
-            pieces[group, _VECTORS] = torch.Size((num_rows, sum(self.shapes[group].out_features)))
+            pieces[group, 0] = torch.Size((shape.num_parts * size, shape.in_features))
+            pieces[group, 1] = torch.Size((size, sum(shape.out_features)))
         return pieces
+
+
+def _split(blob: torch.Tensor, num_weights: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights of a blob, and what follows as float32; rows come in even numbers."""
+    return blob[:num_weights], blob[num_weights:].view(torch.float32)
+
+
+def _copy(targets: list[torch.Tensor], sources: torch.Tensor) -> None:
+    if targets:  # not every adapter has all that there is
+        pieces = sources.split_with_sizes([target.numel() for target in targets])
+        torch._foreach_copy_(targets, list(pieces))
 
 
 _BITS = {2: torch.int16, 4: torch.int32}

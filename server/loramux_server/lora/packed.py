@@ -125,7 +125,7 @@ class Base(Protocol):
         """Most layers of a group."""
 
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
-        """Return what `package`, whose tensors `read` returns, does beside the slab.
+        """Return what `package`, whose tensors `read` returns, does beside rank rows.
 
         Raises:
             PackageError: That cannot be done to the base.

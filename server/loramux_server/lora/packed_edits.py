@@ -68,12 +68,12 @@ class Found:
 
     @property
     def is_low_rank_alone(self) -> bool:
-        """Whether the slab can have all of it."""
+        """Whether rank rows are all that it takes."""
         return not (self.kinds or self.parameters or self.tokens)
 
 
 def found_by_module(package: Package) -> dict[str, Found]:
-    """Return what `package` has for each module that needs more than the slab."""
+    """Return what `package` has for each module that needs more than rank rows."""
     found: dict[str, Found] = {}
     for edit in package.edits:
         of_module = found.setdefault(edit.module, Found())

@@ -1,4 +1,4 @@
-"""From a package to all that it does beside the slab: to layers, embeddings and other modules.
+"""From a package to all that it does beside rank rows: to layers, embeddings and other modules.
 
 Legend: V tokens of the vocabulary, R rank, K width of an embedding, N output width of a layer.
 """

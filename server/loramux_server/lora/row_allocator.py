@@ -26,8 +26,9 @@ class RowSize:
         Args:
             rank: The largest of its ranks.
             item_bytes: Bytes of each of its weights.
-            edit_bytes: Bytes of what it has beside A and B. They lie elsewhere, and rows of as
-                many bytes are kept free for them.
+            edit_bytes: Bytes of what it has beside A and B. Factors and shifts of outputs lie in
+                the rows that are added for these; others lie elsewhere, and rows of as many bytes
+                are kept free for them.
         """
         granules = max(1, -(-rank * item_bytes // (self.item_bytes * GRANULE)))
         return GRANULE * (granules - (-edit_bytes // (self.num_bytes * GRANULE)))

@@ -7,14 +7,13 @@ float32; an adapter of 16 bits has two of its own in each. If it has factors and
 they lie in the B slab from row r + s on, in float32. What an adapter does not use is never read.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
-from loramux_server.lora.affine import FACTOR, SHIFT, VECTORS, Affine
+from loramux_server.lora.affine import FACTOR, SHIFT, VECTORS, Affine, vectors_of
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.weight_format import Resting, WeightFormat
@@ -97,8 +96,15 @@ class Slab:
             b_RN = weights(self.b[group][row : row + size], dtype)
             b_RN[:rank, n0:n1].copy_(torch.from_numpy(layer.b_RN).view(dtype))
             give_way()
-        for group, vector_VN in affine_vectors(adapter, self.shapes):
-            vectors(self.b[group], row + size).copy_(vector_VN)
+        for group, part, kind, vector_N in vectors_of(
+            adapter.edits.affine if adapter.edits else {}
+        ):
+            self._vector(group, part, kind, row + size).copy_(vector_N)
+
+    def _vector(self, group: int, part: int, kind: int, row: int) -> torch.Tensor:
+        """Return where factors or shifts of a layer are that begin at `row`; see `vectors_of`."""
+        n0, n1 = self._columns[group][part : part + 2]
+        return vectors(self.b[group], row)[kind, n0:n1]
 
 
 def vectors(b_RN: torch.Tensor, row: int) -> torch.Tensor:
@@ -113,24 +119,6 @@ def affine_at(b_RN: torch.Tensor, row: int, kinds: int, n0: int, n1: int) -> Aff
         return Affine()
     factor_N, shift_N = vectors(b_RN, row)[:, n0:n1]
     return Affine(factor_N if kinds & FACTOR else None, shift_N if kinds & SHIFT else None)
-
-
-def affine_vectors(
-    adapter: PackedAdapter, shapes: Sequence[GroupShape]
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the groups of which `adapter` changes outputs, with what `vectors` is to return."""
-    for group, parts in adapter.edits.affine.items() if adapter.edits else ():
-        widths = shapes[group].out_features
-        found = [parts.get(part, Affine()) for part in range(len(widths))]
-        factors = [
-            torch.ones(width) if affine.factor_N is None else affine.factor_N
-            for width, affine in zip(widths, found, strict=True)
-        ]
-        shifts = [
-            torch.zeros(width) if affine.shift_N is None else affine.shift_N
-            for width, affine in zip(widths, found, strict=True)
-        ]
-        yield group, torch.stack((torch.cat(factors), torch.cat(shifts)))
 
 
 def weights(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

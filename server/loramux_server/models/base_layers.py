@@ -71,7 +71,7 @@ class BaseLayers:
         return held + part.offset if isinstance(part, RmsNorm) else held
 
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
-        """Return what `package`, whose tensors `read` returns, does beside the slab.
+        """Return what `package`, whose tensors `read` returns, does beside rank rows.
 
         Raises:
             PackageError: That cannot be done to the base.

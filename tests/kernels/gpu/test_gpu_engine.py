@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from loramux_server.engine import graphs
 from loramux_server.kernels.gpu.plan import Plan
-from loramux_server.lora.affine import FACTOR, SHIFT, Affine
+from loramux_server.lora.affine import FACTOR, SHIFT, Affine, vectors_of
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
@@ -144,7 +144,7 @@ def test_all_ways_give_the_same(
         with monkeypatch.context() as patch:
             if not is_stacked:
                 patch.setattr(base_model, "find_layers", lambda *_: None)
-            found[name] = logprobs(harness_of(model, device, rows=64), sources)
+            found[name] = logprobs(harness_of(model, device, rows=67), sources)
     for name, values in found.items():
         torch.testing.assert_close(values, found["definition"], rtol=0, atol=1e-4, msg=name)
 
@@ -217,17 +217,29 @@ def test_an_adapter_is_put_in_its_rows_and_nowhere_else(device: torch.device) ->
 
 def test_factors_and_shifts_lie_behind_the_rows_in_float32(device: torch.device) -> None:
     shapes = [GroupShape(16, (8, 4, 4)), GroupShape(8, (16,))]
-    slab = ExtendedSlab(shapes, 40, device, torch.float16)
+    slab = ExtendedSlab(shapes, 47, device, torch.float16)
+    assert slab.num_rows == len(slab.b[0]) == 40  # whole granules
     for group, width in enumerate((16, 8)):
         slab.place(group, torch.randn(16, width).half())
         slab.b[group].fill_(float("nan"))
     factor, shift = torch.randn(8), 1e-6 * torch.randn(16)  # no float16 has these
     plain = packed(shapes, 11, WeightFormat.FLOAT16)
     edits = Edits(affine={0: {0: Affine(factor)}, 1: {0: Affine(None, shift)}})
-    slab.write(8, slab.pack(replace(plain, edits=edits)))
+    before = vectors(slab.b[0], 24)[0].cpu()
+    adapter = slab.pack(replace(plain, edits=edits))
+    assert adapter.blob is not None
+    weights = 16 * sum(shape.row_weights for shape in shapes)
+    assert adapter.blob.nbytes == 2 * weights + 4 * (8 + 16)  # what was counted, no more
+    assert adapter.edits is not None
+    lies_in = adapter.blob.untyped_storage().data_ptr()
+    for *_, vector in vectors_of(adapter.edits.affine):
+        assert vector.untyped_storage().data_ptr() == lies_in
+    slab.write(8, adapter)
     found = [vectors(b, 24).cpu() for b in slab.b]
-    assert torch.equal(found[0], torch.stack((torch.cat((factor, torch.ones(8))), torch.zeros(16))))
-    assert torch.equal(found[1], torch.stack((torch.ones(16), shift)))
+    assert torch.equal(found[0][0, :8], factor)
+    assert torch.equal(found[1][1], shift)
+    for rest in (found[0][0, 8:], found[0][1], found[1][0]):
+        assert torch.equal(rest, before[: len(rest)])
     assert all(rows[28:].isnan().all() for rows in slab.b)
     assert slab.table is not None
     assert slab.table.affine_GAP[:, 1].tolist() == [[FACTOR, 0, 0], [SHIFT, 0, 0]]

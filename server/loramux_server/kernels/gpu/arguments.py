@@ -55,15 +55,15 @@ def low_rank_arguments(low_rank: LowRank | None) -> LowRankArguments | None:
     if low_rank is None:
         return None
     planes_STJ, table, b_RN = low_rank.planes_STJ, low_rank.table, low_rank.b_RN
-    vectors = None
+    vectors: tuple[Any, ...] = (None, None, None, None)
     if low_rank.has_vectors:
-        memory = b_RN.view(-1).view(torch.float32)
-        granules = len(b_RN) // GRANULE
-        vectors = table.affine_AP, memory, len(memory) // granules, b_RN.shape[1]
+        memory, width = b_RN.view(-1).view(torch.float32), b_RN.shape[1]
+        granule_bytes = GRANULE * width * b_RN.itemsize
+        vectors = (table.affine_AP, memory, granule_bytes // memory.itemsize, width)
     return LowRankArguments(
         planes_STJ, planes_STJ.stride(0), planes_STJ.stride(1),
         b_RN, b_RN.stride(0),
         table.size_A, table.rank_AP, table.scale_AP, table.rank_AP.stride(0),
         tl.constexpr(len(planes_STJ)), tl.constexpr(low_rank.is_merged),
-        tl.constexpr(low_rank.has_vectors), *(vectors or [None] * 4),
+        tl.constexpr(low_rank.has_vectors), *vectors,
     )  # fmt: skip

@@ -63,7 +63,7 @@ class GpuOperations:
     def halves(
         self, projection: Projection, x_TK: torch.Tensor
     ) -> tuple[torch.Tensor, LowRank | None]:
-        """Return what the layers make of `x_TK`, and what is left to be added to it."""
+        """Return what the layers make of `x_TK`, and what adapters still have to make of that."""
         linear, path = projection.linear, self.staged.path
         if path is None:
             return linear(x_TK), None

@@ -130,6 +130,7 @@ def _residual_norm(
     o_K = piece * BLOCK_K + tl.arange(0, BLOCK_K)
     m_K = o_K < WIDTH
     p_row = p_hidden + token * hidden_stride
+    before_K = tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32)
     y_K = tl.load(p_y + token * y_stride + o_K, mask=m_K, other=0.0).to(tl.float32)
     if low_rank is not None:
         adapter = tl.load(p_adapter + token)
@@ -139,7 +140,7 @@ def _residual_norm(
             1, p_y.dtype.element_ty, 1, BLOCK_K,
         )  # fmt: skip
         y_K = tl.sum(y_TK, 0)
-    hidden_K = (tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32) + y_K).to(dtype)
+    hidden_K = (before_K + y_K).to(dtype)
     tl.store(p_row + o_K, hidden_K, mask=m_K)
     if p_weight is not None:
         x_K = hidden_K.to(tl.float32)
