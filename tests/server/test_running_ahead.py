@@ -20,6 +20,13 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
         {"temperature": 5.0},
         {"temperature": 4.0, "top_k": 3, "min_p": 0.01},
     ],
+    "adjusted": [
+        {"temperature": 0.0, "presence_penalty": 2.0, "frequency_penalty": 4.0},
+        {"temperature": 0.0},
+        {"temperature": 3.0, "repetition_penalty": 3.0, "min_tokens": 3},
+        {"temperature": 0.0, "repetition_penalty": 10.0, "logit_bias": {9: 6.0, 11: 6.0}},
+        {"temperature": 2.0, "top_p": 0.9, "frequency_penalty": 2.0},
+    ],
 }
 
 
@@ -60,7 +67,7 @@ def test_the_tokens_are_those_of_one_step_after_the_other(choices: list[dict[str
 
 
 def test_who_begins_anew_is_drawn_the_same_tokens() -> None:
-    choices = CHOICES["drawn from some"]
+    choices = CHOICES["drawn from some"] + CHOICES["adjusted"]
     plain, *_ = outputs(choices, runs_ahead=False)
     crowded, model, scheduler = outputs(choices, runs_ahead=True, num_blocks=7)
     assert scheduler.num_preemptions
@@ -68,11 +75,10 @@ def test_who_begins_anew_is_drawn_the_same_tokens() -> None:
     assert crowded == plain
 
 
-@pytest.mark.parametrize("more", [{"num_logprobs": 0}, {"presence_penalty": 1.0}])
-def test_a_step_waits_for_the_one_before_it_where_the_host_is_needed(more: dict[str, Any]) -> None:
+def test_a_step_waits_for_the_one_before_it_where_the_host_is_needed() -> None:
     engine, _, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=True)
-    for number, how in enumerate(({}, more)):
-        sampling = Sampling(max_tokens=9, seed=0, ignore_eos=True, **how)
+    for number, num_logprobs in enumerate((None, 0)):
+        sampling = Sampling(max_tokens=9, seed=0, ignore_eos=True, num_logprobs=num_logprobs)
         engine.receive([Submit(number, [5, 6, 7], None, sampling)])
     for _ in range(4):
         engine.step()

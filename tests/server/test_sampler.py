@@ -10,21 +10,25 @@ import torch
 from loramux_server.engine.messages import Sampling, Submit
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample, uniform
+from loramux_server.engine.token_counts import counts_of
 from loramux_server.lora.weight_format import AS_SAVED
 from tests.support.fake import fake_source
 
 EOS = [1]
+
+LOGITS = [2.0, 1.0, 0.0, -1.0, 3.0]
 
 
 def request(
     prompt: list[int] | None = None, output: list[int] | None = None, **sampling: object
 ) -> Request:
     options = Sampling(**{"max_tokens": 10, "seed": 0} | sampling)  # type: ignore[arg-type]
-    return Request(0, prompt or [2], None, options, output=output or [])
+    counts = counts_of(options, prompt or [2], EOS, len(LOGITS))
+    return Request(0, prompt or [2], None, options, output=output or [], counts=counts)
 
 
 def choose(logits: list[float], **options: object) -> int:
-    (sampled,) = sample(torch.tensor([logits]), [request(**options)], EOS)  # type: ignore[arg-type]
+    (sampled,) = sample(torch.tensor([logits]), [request(**options)])  # type: ignore[arg-type]
     return sampled.token
 
 
@@ -33,11 +37,8 @@ def frequencies(logits: list[float], **sampling: object) -> list[float]:
     count = 4000
     requests = [request(**sampling | {"seed": seed}) for seed in range(count)]  # type: ignore[arg-type]
     rows = torch.tensor([logits]).expand(count, -1)
-    counts = Counter(sampled.token for sampled in sample(rows, requests, EOS))
+    counts = Counter(sampled.token for sampled in sample(rows, requests))
     return [counts[token] / count for token in range(len(logits))]
-
-
-LOGITS = [2.0, 1.0, 0.0, -1.0, 3.0]
 
 
 def test_tokens_that_others_have_change_nothing() -> None:
@@ -45,8 +46,8 @@ def test_tokens_that_others_have_change_nothing() -> None:
     for options in ({"temperature": 0.0, "num_logprobs": 5}, {"top_p": 0.9}, {"min_tokens": 3}):
         for seed in range(20):
             asked = request(seed=seed, stop_token_ids=frozenset({6}), **options)
-            alone = sample(torch.tensor([LOGITS]), [asked], EOS, 5)
-            beside = sample(torch.tensor([wide]), [asked], EOS, 5)
+            alone = sample(torch.tensor([LOGITS]), [asked], 5)
+            beside = sample(torch.tensor([wide]), [asked], 5)
             assert beside == alone
 
 
@@ -90,7 +91,7 @@ def test_top_p_counts_within_what_top_k_left() -> None:
 def test_top_p_looks_behind_the_first_candidates() -> None:
     flat = [0.0] * 5000
     seen = {
-        sample(torch.tensor([flat]), [request(top_p=0.9, seed=seed)], EOS)[0].token
+        sample(torch.tensor([flat]), [request(top_p=0.9, seed=seed)])[0].token
         for seed in range(300)
     }
     assert len(seen) > 250
@@ -134,7 +135,6 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     (sampled,) = sample(
         torch.tensor([LOGITS]),
         [request(temperature=0.3, top_k=1, logit_bias={2: 50.0}, num_logprobs=2)],
-        EOS,
     )
     raw = torch.log_softmax(torch.tensor(LOGITS), 0).tolist()
     assert sampled.token == 2
@@ -147,7 +147,7 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
 def test_a_row_that_is_not_finite_is_told_and_harms_no_other() -> None:
     nan, inf = float("nan"), float("inf")
     rows = torch.tensor([LOGITS, [0.0, nan, 1.0, 2.0, 3.0], [inf, 0, 0, 0, 0], LOGITS])
-    found = sample(rows, [request(temperature=0.0)] * 4, EOS)
+    found = sample(rows, [request(temperature=0.0)] * 4)
     fault = "ADAPTER_NOT_FINITE"
     assert [sampled.fault for sampled in found] == [None, fault, fault, None]
     assert found[0].token == found[3].token == 4
@@ -155,7 +155,7 @@ def test_a_row_that_is_not_finite_is_told_and_harms_no_other() -> None:
 
 def test_parameters_that_cannot_be_used_end_their_own_request_only() -> None:
     rows = torch.tensor([LOGITS, LOGITS])
-    found = sample(rows, [request(repetition_penalty=1e-45), request(temperature=0.0)], EOS)
+    found = sample(rows, [request(num_logprobs=1000), request(temperature=0.0)])
     assert [sampled.fault for sampled in found] == ["INTERNAL", None]
     assert found[1].token == 4
 
@@ -166,8 +166,8 @@ def test_a_seed_decides_whatever_the_neighbours() -> None:
         {}, {"top_p": 0.9}, {"num_logprobs": 2}, {"repetition_penalty": 1.5, "top_k": 20},
     ]  # fmt: skip
     requests = [request(seed=seed, **ways[seed % 4]) for seed in range(8)]
-    together = [sampled.token for sampled in sample(rows, requests, EOS)]
-    alone = [sample(rows[i : i + 1], [requests[i]], EOS)[0].token for i in range(8)]
+    together = [sampled.token for sampled in sample(rows, requests)]
+    alone = [sample(rows[i : i + 1], [requests[i]])[0].token for i in range(8)]
     assert together == alone
 
 

@@ -15,6 +15,7 @@ from loramux_server.engine.messages import AdapterSource, Sampling, Submit
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
+from loramux_server.lora.weight_format import AS_SAVED
 from tests.parity.test_methods import save
 from tests.support.adapters import Expected, expected, pack_source, with_adapter
 from tests.support.engine import Harness, InlineExecutor
@@ -169,8 +170,9 @@ def test_steps_that_run_ahead_find_them_too(has_cache: bool) -> None:
 
 def test_penalties_know_nothing_of_placeholders() -> None:
     sampling = Sampling(max_tokens=5, seed=0, temperature=0.0, repetition_penalty=2.0)
-    request = Request(0, [2], fake_source(1, 8, num_virtual=2), sampling)
-    (sampled,) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request], [1])
+    asked = Submit(0, [2], fake_source(1, 8, num_virtual=2), sampling)
+    request = Request.of(asked, AS_SAVED, 0.0, [1])
+    (sampled,) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request])
     assert sampled.token == 0  # 3.0 as it is, against 5.0 / 2
 
 

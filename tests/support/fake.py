@@ -23,6 +23,8 @@ from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock
 from loramux_server.engine.sampler import Sampled, likeliest, sample
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.token_counts import counts_of
+from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.edits import Edits
@@ -145,10 +147,12 @@ class FakeModel:
             assert batch.input.carried_T is not None
             self.num_ahead += 1
             batch.input.token_T[:] = torch.tensor(before.tokens)[batch.input.carried_T]
-        logits_RV = self.run(batch)
+        logits_RV, given = self.run(batch), batch.input
+        if given.adjustments:
+            logits_RV = adjust(logits_RV, given.token_T[given.sampled_R], given.adjustments)
         tokens_R = likeliest(logits_RV)
-        if batch.input.draws:
-            tokens_R = draw(logits_RV, tokens_R, batch.input.draws)
+        if given.draws:
+            tokens_R = draw(logits_RV, tokens_R, given.draws)
         return FakeOutcome(tokens_R.tolist())
 
 
@@ -220,8 +224,9 @@ def completion(
         seen = enumerate([*before, *prompt, *tokens])
         token = checksum([(t, acting if i >= active_from else 0) for i, t in seen])
         if sampling:
-            request = Request(0, prompt, None, sampling, output=tokens)
-            token = sample(one_hot(token)[None], [request], [EOS])[0].token
+            counts = counts_of(sampling, prompt, [EOS])
+            request = Request(0, prompt, None, sampling, output=tokens, counts=counts)
+            token = sample(one_hot(token)[None], [request])[0].token
         tokens.append(token)
         if eos and tokens[-1] == EOS:
             break

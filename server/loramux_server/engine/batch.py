@@ -14,6 +14,8 @@ from loramux_adapters.head import Task
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import draws_of
+from loramux_server.engine.token_counts import Turn, adjustments_of
+from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.step_input import StepInput
@@ -97,6 +99,7 @@ class Batch:
                 cached=cached,
                 carried_T=_carried(chunks, before) if before else None,
                 draws=_draws([chunks[i] for i in sampled]) if draws else None,
+                adjustments=_adjustments([chunks[i] for i in sampled]) if draws else None,
             ),
             requests=[chunks[i].request for i in sampled],
             classified=_classified(chunks, query_start, residence),
@@ -120,8 +123,13 @@ def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
 
 def _draws(chunks: Sequence[Chunk]) -> Draws | None:
     """Return how the tokens are drawn with which `chunks` end."""
-    # Of one that is ahead the output still lacks the token that the step before gives.
-    return draws_of([(c.request.sampling, c.end - len(c.request.prompt)) for c in chunks])
+    return draws_of([(chunk.request.sampling, chunk.position) for chunk in chunks])
+
+
+def _adjustments(chunks: Sequence[Chunk]) -> Adjustments | None:
+    """Return what is done to their logits before."""
+    turns = [Turn(c.request.counts, c.position, c.request.output) for c in chunks]
+    return adjustments_of(turns)
 
 
 def _virtual_runs(

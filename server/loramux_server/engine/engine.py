@@ -183,7 +183,9 @@ class Engine:
         self._residents.check()
 
     def _submit(self, message: Submit) -> None:
-        request = Request.of(message, self._resting, self._clock(), self._vocab_size)
+        request = Request.of(
+            message, self._resting, self._clock(), self._eos_token_ids, self._vocab_size
+        )
         if refusal := self._admission.refusal(request):
             self._fail(request, *refusal)
             return
@@ -238,7 +240,7 @@ class Engine:
             logits_RV, read = self._runner.classify(batch)
         else:
             logits_RV = self._runner.run(batch)
-        sampled = sample(logits_RV, batch.requests, self._eos_token_ids, self._vocab_size)
+        sampled = sample(logits_RV, batch.requests, self._vocab_size)
         return self._commit(plan, batch, sampled), self._take_scores(batch, read)
 
     def _lay_out(self, plan: Plan, before: Batch | None, *, draws: bool) -> Batch:

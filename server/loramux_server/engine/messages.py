@@ -100,8 +100,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
     @property
     def is_plain(self) -> bool:
-        """Whether tokens alone are asked for, chosen from the model's own logits."""
-        return not self.changes_logits and self.num_logprobs is None
+        """Whether tokens alone are asked for."""
+        return self.num_logprobs is None
 
     @property
     def changes_logits(self) -> bool:

@@ -6,6 +6,7 @@ from loramux_server.engine.batch import Batch
 from loramux_server.engine.flight import DeviceOutcome
 from loramux_server.engine.graphs import Graphs
 from loramux_server.engine.sampler import are_finite, likeliest
+from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.draw import draw
 from loramux_server.kernels.step_input import StepInput
@@ -89,10 +90,15 @@ class ModelRunner:
     def _chosen(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits, the token of each row, and whether the row's logits are finite."""
         logits_RV = self._logits(given)
-        likeliest_R = token_R = likeliest(logits_RV)
+        token_R = likeliest(logits_RV)
+        is_finite_R, adjusted_RV = are_finite(logits_RV, token_R), logits_RV
+        if given.adjustments is not None:
+            input_R = given.token_T.index_select(0, given.sampled_R)
+            adjusted_RV = adjust(logits_RV, input_R, given.adjustments)
+            token_R = likeliest(adjusted_RV)
         if given.draws is not None:
-            token_R = draw(logits_RV, likeliest_R, given.draws)
-        return logits_RV, token_R, are_finite(logits_RV, likeliest_R)
+            token_R = draw(adjusted_RV, token_R, given.draws)
+        return logits_RV, token_R, is_finite_R
 
     def _logits(self, given: StepInput) -> torch.Tensor:
         with self._model.editor.editing(given):

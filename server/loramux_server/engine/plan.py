@@ -24,6 +24,12 @@ class Chunk:
         return self.start + self.num_tokens
 
     @property
+    def position(self) -> int:
+        """Position in the output of the token that the step ends with, if it does."""
+        # Of one that is ahead the output still lacks the token that the step before gives.
+        return self.end - len(self.request.prompt)
+
+    @property
     def digest(self) -> str | None:
         """The adapter of its last token; None for the base model."""
         return self.request.digest if self.end > self.request.active_from else None

@@ -1,6 +1,7 @@
 """One completion on its way through the engine."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -8,6 +9,7 @@ import msgspec
 from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
 from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.engine.token_counts import TokenCounts, counts_of
 from loramux_server.lora.weight_format import Resting
 
 PLACEHOLDER = 0
@@ -34,6 +36,8 @@ class Request:
     """When it came, on the engine's clock."""
     deadline: float = math.inf
     """When it has to be finished, on the same clock."""
+    counts: TokenCounts | None = None
+    """Tokens of which its parameters say something; None if they leave logits as they are."""
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Its block table: the KV block of every `block_size` tokens, in order."""
@@ -66,7 +70,11 @@ class Request:
 
     @staticmethod
     def of(
-        message: Submit, resting: Resting, arrival: float, vocab_size: int | None = None
+        message: Submit,
+        resting: Resting,
+        arrival: float,
+        eos_token_ids: Sequence[int] = (),
+        vocab_size: int | None = None,
     ) -> "Request":
         """Return the request that `message` brings.
 
@@ -74,6 +82,7 @@ class Request:
             message: What the frontend sent.
             resting: How its adapter is to rest.
             arrival: When it came, on the engine's clock.
+            eos_token_ids: The tokens with which the model ends a text.
             vocab_size: Tokens of the base; None where it does not matter.
         """
         source = message.adapter and message.adapter.at_rest(resting)
@@ -94,6 +103,7 @@ class Request:
             weight=message.weight,
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
+            counts=counts_of(sampling, message.prompt, eos_token_ids, size),
         )
 
     @property

@@ -15,6 +15,8 @@ import torch
 
 from loramux_server.engine.messages import Logprobs, Sampling
 from loramux_server.engine.request import Request
+from loramux_server.engine.token_counts import Turn, adjustments_of
+from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.draw_cpu import draw_cpu
 
@@ -39,7 +41,6 @@ class Sampled:
 def sample(
     logits_RV: torch.Tensor,
     requests: Sequence[Request],
-    eos_token_ids: Sequence[int],
     vocab_size: int | None = None,
 ) -> list[Sampled]:
     """Choose the next token of each of `requests` from its row of `logits_RV` (float32).
@@ -62,7 +63,7 @@ def sample(
         try:
             token = chosen[i]
             if request.sampling.changes_logits:
-                token = _choose_changed(logits_V, request, eos_token_ids)
+                token = _choose_changed(logits_V, request)
             results.append(Sampled(token, logprobs=_logprobs(logits_V, token, request)))
         except Exception:
             # Whatever it is, it is of this request's parameters: the others must not end for it.
@@ -134,40 +135,15 @@ def _choose(
     return draw(logits_RV, likeliest_R, replace(draws, rows_R5=rows_R5))
 
 
-def _choose_changed(logits_V: torch.Tensor, request: Request, eos_token_ids: Sequence[int]) -> int:
-    logits_1V = _changed(logits_V.clone(), request, eos_token_ids)[None]
-    draws = draws_of([(request.sampling, len(request.output))])
+def _choose_changed(logits_V: torch.Tensor, request: Request) -> int:
+    position, logits_1V = len(request.output), logits_V[None]
+    adjustments = adjustments_of([Turn(request.counts, position, request.output)])
+    if adjustments is not None:
+        device = logits_V.device
+        nothing_1 = torch.zeros(1, dtype=torch.int64, device=device)  # all of the output is known
+        logits_1V = adjust(logits_1V, nothing_1, adjustments.to(device))
+    draws = draws_of([(request.sampling, position)])
     return int(_choose(logits_1V, likeliest(logits_1V), draws))
-
-
-def _changed(
-    logits_V: torch.Tensor, request: Request, eos_token_ids: Sequence[int]
-) -> torch.Tensor:
-    """Apply bias, minimum length and penalties, in this order, in place."""
-    sampling = request.sampling
-    if sampling.logit_bias:
-        tokens = torch.tensor(list(sampling.logit_bias), device=logits_V.device)
-        logits_V[tokens] += torch.tensor(list(sampling.logit_bias.values()), device=logits_V.device)
-    if len(request.output) < sampling.min_tokens:
-        ends = set(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            ends.update(eos_token_ids)
-        logits_V[[token for token in ends if token < len(logits_V)]] = float("-inf")
-    if sampling.repetition_penalty != 1.0:
-        prompt = request.prompt[request.num_virtual :]
-        seen = torch.tensor(sorted({*prompt, *request.output}), device=logits_V.device)
-        values = logits_V[seen]
-        factor = torch.where(
-            values > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty
-        )
-        logits_V[seen] = values * factor
-    if (sampling.presence_penalty or sampling.frequency_penalty) and request.output:
-        count_V = torch.bincount(
-            torch.tensor(request.output, device=logits_V.device), minlength=logits_V.shape[0]
-        )
-        logits_V -= sampling.presence_penalty * (count_V > 0)
-        logits_V -= sampling.frequency_penalty * count_V
-    return logits_V
 
 
 def _logprobs(logits_V: torch.Tensor, token: int, request: Request) -> Logprobs | None:

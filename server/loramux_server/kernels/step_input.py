@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.lora.segments import Segments
@@ -31,6 +32,8 @@ class StepInput:
     """Virtual tokens whose keys and values come to the cache before the step runs."""
     carried_T: torch.Tensor | None = None
     """Row of the step before whose token each token is, int64; None where tokens are known."""
+    adjustments: Adjustments | None = None
+    """What the step does to logits before it chooses; None where it leaves them as they are."""
     draws: Draws | None = None
     """How the step draws its tokens; None where it takes the likeliest."""
     form: Hashable = None

@@ -19,6 +19,8 @@ HOW: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {"temperature": 1.0, "top_p": 0.8},
     {"temperature": 1.5, "top_k": 30, "min_p": 0.05},
+    {"temperature": 0.0, "repetition_penalty": 3.0},
+    {"temperature": 1.0, "frequency_penalty": 2.0, "logit_bias": {9: 5.0}, "min_tokens": 2},
 ]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"  # numpy in the interpreter, of rows that stand for no token
@@ -57,10 +59,10 @@ def test_the_tokens_are_those_that_the_host_draws(
         if not runs_ahead:
             harness.engine._starter = None
         asked = [
-            harness.submit(range(3, 5 + n), sound if n % 2 else None, max_tokens=2, seed=n, **how)
+            harness.submit(range(3, 5 + n), sound if n % 2 else None, max_tokens=3, seed=n, **how)
             for n, how in enumerate(HOW)
         ]
-        lost = harness.submit([5, 6, 7], broken, max_tokens=2, temperature=1.0, top_p=0.9)
+        lost = harness.submit([5, 6, 7], broken, max_tokens=3, temperature=1.0, top_p=0.9)
         num_ahead = 0
         while harness.engine.can_step:
             harness.step()
@@ -70,4 +72,4 @@ def test_the_tokens_are_those_that_the_host_draws(
         assert harness.failures[lost].reason == "ADAPTER_NOT_FINITE"
         found.append([harness.output(number) for number in asked])
     assert found[0] == found[1]
-    assert {len(tokens) for tokens in found[0]} == {2}
+    assert {len(tokens) for tokens in found[0]} == {3}

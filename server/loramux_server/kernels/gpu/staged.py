@@ -1,11 +1,14 @@
 """A step as kernels on a GPU find it: cut into tiles, in memory of the device."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from loramux_server.kernels.adjust import NUM_FACTORS, Adjustments
 from loramux_server.kernels.draw import NUM_PARAMETERS
 from loramux_server.kernels.gpu.device_batch import DeviceBatch, cut_queries
 from loramux_server.kernels.gpu.plan import Plan
@@ -22,6 +25,8 @@ _ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Batches of decode are filled up to one of these, or to a multiple of the last."""
 _CHUNK_ROOMS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """And those with prompts to one of these; beyond, launches take less time than what they launch."""
+_SAID = tuple(f"said_{name}" for name in ("token", "bias", "seen", "count", "factors", "lacks_one"))
+"""Staged arrays of what rows say of tokens, in the order of the fields of `Adjustments`."""
 _FEWEST_ROWS = 128
 """Least A rows that a matmul goes on through; fewer would mean more forms of a step."""
 
@@ -37,14 +42,16 @@ class Room:
     tiles: int
     queries: int
     """Tiles of attention."""
+    said: int = 0
+    """Tokens of which a row may say something."""
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """How h is made of x."""
+    """How adapters are applied."""
 
     is_merged: bool
-    """Whether the base matmul goes on through the A rows, from the first to `num_rows`."""
+    """Whether h comes of the base matmul, which goes on through the A rows, up to `num_rows`."""
     num_rows: int
     """Else rank rows of the largest adapter, rounded up; never fewer than that."""
     has_vectors: bool
@@ -91,7 +98,9 @@ class Stager:
                 self._kept[room] = _make(room, self._device)
             staging = self._kept[room]
         else:
-            exact = Room(num_tokens, num_requests, num_blocks, len(tiles[0]), len(queries[0]))
+            exact = Room(
+                num_tokens, num_requests, num_blocks, len(tiles[0]), len(queries[0]), _said(given)
+            )
             staging = _make(exact, self._device)
         here = staging.begin()
         for array in here.values():
@@ -103,6 +112,8 @@ class Stager:
         here["sampled"][: len(given.sampled_R)] = given.sampled_R.numpy()
         if given.carried_T is not None:
             here["carried"][:num_tokens] = given.carried_T.numpy()
+        if given.adjustments is not None:
+            _say(given.adjustments, here)
         if given.draws is not None:
             here["draws"][: len(given.sampled_R)] = given.draws.rows_R5.numpy()
         here["context"][:num_requests] = attention.context_B
@@ -142,11 +153,14 @@ class Stager:
             is_decode=is_decode,
             path=path,
         )
-        # What adapters do beside low-rank changes lies wherever it lies.
+        # What edits are made of lies wherever it lies.
         way = None if given.draws is None else given.draws.is_cut
         form: Hashable = (room, path, tile_size, way) if room and not is_edited else None
         num_sampled = room.requests if room else len(given.sampled_R)
         draws_R5 = there["draws"][:num_sampled]
+        adjustments = None
+        if given.adjustments is not None:
+            adjustments = Adjustments(*(there[name][:num_sampled] for name in _SAID))
         step = replace(
             given,
             token_T=there["token"],
@@ -154,6 +168,7 @@ class Stager:
             sampled_R=there["sampled"][:num_sampled],
             attention=replace(attention, slot_T=there["slot"]),
             carried_T=None if given.carried_T is None else there["carried"][:num_tokens],
+            adjustments=adjustments,
             draws=None if given.draws is None else replace(given.draws, rows_R5=draws_R5),
             form=form,
         )
@@ -163,10 +178,10 @@ class Stager:
         """Return the room for a step that others are like; None for one that stands alone."""
         num_tokens = len(given.token_T)
         num_requests, num_blocks = given.attention.table_BM.shape
-        width = _width(num_blocks)
+        width, said = _width(num_blocks), _width(_said(given)) if _said(given) else 0
         if num_tokens == num_requests:
             tokens = _fitting(num_tokens, _ROOMS)
-            return Room(tokens, tokens, width, tokens, 0)
+            return Room(tokens, tokens, width, tokens, 0, said)
         if num_tokens > _CHUNK_ROOMS[-1]:
             return None
         tokens, requests = _fitting(num_tokens, _CHUNK_ROOMS), 4
@@ -177,7 +192,7 @@ class Stager:
         queries = tokens // self.query_tile + requests
         if num_tiles > tiles or num_queries > queries or len(given.sampled_R) > requests:
             return None
-        return Room(tokens, requests, width, tiles, queries)
+        return Room(tokens, requests, width, tiles, queries, said)
 
     def _path(self, segments: Segments | None, num_tokens: int) -> Path | None:
         if segments is None:
@@ -187,8 +202,9 @@ class Stager:
         has_vectors = segments.affine_GSP is not None
         is_small = num_tokens <= self._plan.max_merged_tokens
         if is_small and num_rows - used <= self._plan.max_spare_rows:
-            return Path(True, num_rows, has_vectors)
-        return Path(False, power(int(segments.size_S.max())), has_vectors)
+            return Path(is_merged=True, num_rows=num_rows, has_vectors=has_vectors)
+        num_rows = power(int(segments.size_S.max()))
+        return Path(is_merged=False, num_rows=num_rows, has_vectors=has_vectors)
 
 
 def _tiles(
@@ -204,10 +220,33 @@ def _tiles(
     return SINGLE_TILE, cut(segments, num_tokens, SINGLE_TILE)
 
 
+def _said(given: StepInput) -> int:
+    """Return of how many tokens a row says something."""
+    return 0 if given.adjustments is None else given.adjustments.token_RM.shape[1]
+
+
+def _say(adjustments: Adjustments, here: dict[str, npt.NDArray[Any]]) -> None:
+    for name, field in zip(_SAID, fields(Adjustments), strict=True):
+        values = getattr(adjustments, field.name).numpy()
+        rows = here[name][: len(values)]
+        if rows.shape == values.shape:
+            rows[...] = values
+        else:  # there is room for more tokens: the first one is repeated
+            rows[:, : values.shape[1]] = values
+            rows[:, values.shape[1] :] = values[:, :1]
+
+
 def _make(room: Room, device: torch.device) -> Staging:
-    wide, narrow = torch.int64, torch.int32
+    wide, narrow, floats = torch.int64, torch.int32, torch.float32
+    said = (room.requests, room.said)
     return Staging(
         {
+            "said_token": (wide, said),
+            "said_bias": (floats, said),
+            "said_seen": (narrow, said),
+            "said_count": (narrow, said),
+            "said_factors": (floats, (room.requests, NUM_FACTORS)),
+            "said_lacks_one": (narrow, (room.requests,)),
             "token": (wide, (room.tokens,)),
             "position": (wide, (room.tokens,)),
             "slot": (wide, (room.tokens,)),

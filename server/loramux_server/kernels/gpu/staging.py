@@ -14,6 +14,7 @@ _ALIGNMENT = 16
 _DTYPES: dict[torch.dtype, type[np.generic]] = {
     torch.int64: np.int64,
     torch.int32: np.int32,
+    torch.float32: np.float32,
     torch.float64: np.float64,
 }
 

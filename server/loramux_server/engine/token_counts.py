@@ -1,0 +1,173 @@
+"""The tokens of which a request's parameters say something, and how often its output has each.
+
+Legend: R rows, M tokens, in the order in which they came up.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loramux_server.engine.messages import Sampling
+from loramux_server.kernels.adjust import Adjustments
+from loramux_server.lora.segments import Float32, Int32
+
+_ROOM = 64
+_NEUTRAL = (1.0, 1.0, 0.0, 0.0)
+"""A row of `Adjustments.factors_R4` that changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A row of `Adjustments`, or of several, as [R, M]."""
+
+    token_M: npt.NDArray[np.int64]
+    bias_M: Float32
+    is_seen_M: Int32
+    count_M: Int32
+
+    @staticmethod
+    def of_none(*shape: int) -> "Counted":
+        """Return what says nothing."""
+        return Counted(
+            np.zeros(shape, np.int64), np.zeros(shape, np.float32),
+            np.zeros(shape, np.int32), np.zeros(shape, np.int32),
+        )  # fmt: skip
+
+    @property
+    def columns(self) -> tuple[npt.NDArray[Any], ...]:
+        """All of its arrays."""
+        return self.token_M, self.bias_M, self.is_seen_M, self.count_M
+
+
+class TokenCounts:
+    """Follows the output of one request."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        eos_token_ids: Iterable[int],
+        vocab_size: int | None,
+    ) -> None:
+        """Begin with an empty output.
+
+        Args:
+            sampling: The parameters.
+            prompt: What was asked, without what stands for virtual tokens.
+            eos_token_ids: The tokens with which the model ends a text.
+            vocab_size: Tokens of the base with the request's adapter: there are logits for no
+                others. None if no other token can come up.
+        """
+        self._sampling = sampling
+        self._vocab_size = vocab_size
+        self._place: dict[int, int] = {}
+        self._rows = Counted.of_none(_ROOM)
+        self._num_counted = 0
+        """Tokens of the output that are among them."""
+        self._penalizes = sampling.repetition_penalty != 1.0
+        self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        for token, bias in sampling.logit_bias.items():
+            self._add(token, bias=bias)
+        for token in dict.fromkeys(prompt if self._penalizes else ()):
+            self._add(token, is_seen=1)
+        ends = set(sampling.stop_token_ids if sampling.min_tokens else ())
+        if sampling.min_tokens and not sampling.ignore_eos:
+            ends.update(eos_token_ids)
+        self._ends = [place for token in sorted(ends) if (place := self._add(token)) is not None]
+
+    @property
+    def factors(self) -> tuple[float, float, float, float]:
+        """A row of `Adjustments.factors_R4`."""
+        sampling = self._sampling
+        penalty = sampling.repetition_penalty
+        return 1 / penalty, penalty, sampling.presence_penalty, sampling.frequency_penalty
+
+    def at(self, position: int, output: Sequence[int]) -> Counted:
+        """Return what is said of tokens when number `position` of the output is chosen.
+
+        Args:
+            position: Counted from 0.
+            output: Those before it, as far as they are known; the same as last time, or longer.
+        """
+        if self._penalizes or self._counts:
+            for token in output[self._num_counted :]:
+                self._add(token, is_seen=1, count=1)
+            self._num_counted = len(output)
+        size, rows = len(self._place), self._rows
+        bias_M = rows.bias_M[:size]
+        if self._ends and position < self._sampling.min_tokens:
+            bias_M = bias_M.copy()
+            bias_M[self._ends] = -np.inf
+        return Counted(rows.token_M[:size], bias_M, rows.is_seen_M[:size], rows.count_M[:size])
+
+    def _add(
+        self, token: int, *, bias: float = 0.0, is_seen: int = 0, count: int = 0
+    ) -> int | None:
+        """Take in more about a token, and return its place; None if there is no logit for it."""
+        if self._vocab_size is not None and token >= self._vocab_size:
+            return None
+        place = self._place.setdefault(token, len(self._place))
+        rows = self._rows
+        if place == len(rows.token_M):
+            longer = (np.concatenate((column, np.zeros_like(column))) for column in rows.columns)
+            rows = self._rows = Counted(*longer)
+        rows.token_M[place] = token
+        rows.bias_M[place] += bias
+        rows.is_seen_M[place] |= is_seen
+        rows.count_M[place] += count
+        return place
+
+
+def counts_of(
+    sampling: Sampling,
+    prompt: Sequence[int],
+    eos_token_ids: Iterable[int],
+    vocab_size: int | None = None,
+) -> TokenCounts | None:
+    """Return the `TokenCounts` of a request, or None if its parameters leave logits as they are."""
+    if not sampling.changes_logits:
+        return None
+    return TokenCounts(sampling, prompt, eos_token_ids, vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A row of a step, for which a token is chosen."""
+
+    counts: TokenCounts | None
+    """None if its request leaves logits as they are."""
+    position: int
+    """Of the token in the output."""
+    output: Sequence[int]
+    """What comes before it, as far as it is known: all, or all but one."""
+
+
+def adjustments_of(turns: Sequence[Turn]) -> Adjustments | None:
+    """Return what is done to the logits of a step's rows, on the host; None if that is nothing."""
+    if not any(turn.counts for turn in turns):
+        return None
+    rows = [
+        turn.counts.at(turn.position, turn.output) if turn.counts else Counted.of_none(0)
+        for turn in turns
+    ]
+    both = Counted.of_none(len(rows), max(1, *(len(row.token_M) for row in rows)))
+    for i, row in enumerate(rows):
+        size = len(row.token_M)
+        for wide, column in zip(both.columns, row.columns, strict=True):
+            wide[i, :size] = column
+            if size:
+                wide[i, size:] = column[0]
+    factors = [turn.counts.factors if turn.counts else _NEUTRAL for turn in turns]
+    lacks_one = [turn.position > len(turn.output) for turn in turns]
+    return Adjustments(
+        torch.from_numpy(both.token_M),
+        torch.from_numpy(both.bias_M),
+        torch.from_numpy(both.is_seen_M),
+        torch.from_numpy(both.count_M),
+        torch.tensor(factors),
+        torch.tensor(lacks_one, dtype=torch.int32),
+    )
