@@ -122,9 +122,8 @@ def run(chosen: Sequence[Part], folder: Path, end: float) -> list[Ending]:
     )
     endings = []
     for part in chosen:
-        limit = min(part.most_seconds, end - time.monotonic())
         with record.part(part.name):
-            ending = _run(part, folder / f"{part.name}.json", limit)
+            ending = _run(part, folder / f"{part.name}.json", end - time.monotonic())
             endings.append(ending)
             ran.append(asdict(ending))
             if "benchmarks.gpu.tune" in part.command:
@@ -132,9 +131,10 @@ def run(chosen: Sequence[Part], folder: Path, end: float) -> list[Ending]:
     return endings
 
 
-def _run(part: Part, output: Path, seconds: float) -> Ending:
-    if seconds < _LEAST_SECONDS:
+def _run(part: Part, output: Path, left: float) -> Ending:
+    if left < _LEAST_SECONDS:
         return Ending(part.name, 0.0, "not begun: no time was left")
+    seconds = min(part.most_seconds, left)
     say(f"{part.name}: at most {seconds:.0f} s: {' '.join(part.command)}")
     begin = time.monotonic()
     # What a process that is killed leaves behind is gigabytes, and the next one needs the room.
@@ -149,7 +149,7 @@ def _run(part: Part, output: Path, seconds: float) -> Ending:
             code = process.wait(seconds)
             result = "done" if code == 0 else f"ended with exit code {code}"
         except subprocess.TimeoutExpired:
-            result = f"ended after {seconds:.0f} s: its time was over"
+            result = f"ended after {seconds:g} s: its time was over"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -146,7 +146,7 @@ class Served:
         self, batch: int, adapters: Sequence[AdapterSource], sampling: Sampling
     ) -> Iterator[None]:
         """Decode for `adapters` in turn while the block runs."""
-        self._make_room(adapters)
+        self.load(adapters)  # or contexts would grow while they wait for each other's adapters
         try:
             self._engine.fill(batch, adapters, self._context, sampling)
             # A form of a step is recorded when it first comes up.
