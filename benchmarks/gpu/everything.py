@@ -149,7 +149,7 @@ def _run(part: Part, output: Path, left: float) -> Ending:
             code = process.wait(seconds)
             result = "done" if code == 0 else f"ended with exit code {code}"
         except subprocess.TimeoutExpired:
-            result = f"ended after {seconds:g} s: its time was over"
+            result = f"ended after {seconds:.0f} s: its time was over"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

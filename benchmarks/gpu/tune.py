@@ -34,13 +34,14 @@ from loramux_server.kernels.gpu.staged import PREFILL_TILE, SHARED_TILE, SINGLE_
 
 _ATTENTION = "decode_attention"
 _CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
-    "shrink": {"columns": (16, 64), "k": (64, 128), "num_stages": (3, 4)},
-    "expand": {"n": (64, 128, 256), "num_warps": (2, 4, 8)},
-    "rope_write": {"heads": (1, 2, 4), "num_warps": (1, 2, 4, 8)},
     "silu_mul": {"n": (32, 64, 128, 256), "num_warps": (1, 2, 4, 8)},
     "residual_norm": {"k": (256, 512, 1024, 4096), "num_warps": (1, 2, 4, 8)},
+    "rope_write": {"heads": (1, 2, 4), "num_warps": (1, 2, 4, 8)},
     _ATTENTION: {"context": (64, 128), "least_share": (64, 128, 256), "num_stages": (2, 3)},
+    "expand": {"n": (64, 128, 256), "num_warps": (2, 4, 8)},
+    "shrink": {"columns": (16, 64), "k": (64, 128), "num_stages": (3, 4)},
 }
+"""Those come first that take most of a decode step."""
 _GROUP_OF = {
     "shrink": ("qkv", "down"),
     "expand": ("qkv", "down"),
@@ -61,7 +62,7 @@ class Row:
 
     kernel: str
     tile: int
-    blocks: dict[str, int]
+    blocks: dict[str, int] | None
     microseconds: list[float]
     """At each size of a step."""
     before: list[float]
@@ -83,7 +84,6 @@ def main(
     chosen, device = SHAPES[shape], on.choose()
     path = plans or Path(str(gpu.__path__[0])) / FILE
     plan = Plan.of(device)
-    plan = replace(plan, decode_attention=plan.decode_attention or DecodeBlocks())
     batches, chunks = batch or [1, 8, 32, 64], chunk or [512, 2048]
     steps = Steps(chosen, device, batches, chunks)
     found = [
@@ -208,8 +208,8 @@ def _tuned(
     ]
     best = min(range(len(costs)), key=costs.__getitem__)
     now, before = ([1e6 * found for found in taken[number]] for number in (best, 0))
-    blocks = asdict(_blocks(candidates[best], tile, kernel))
-    return candidates[best], Row(kernel, tile, blocks, now, before)
+    blocks = _blocks(candidates[best], tile, kernel)
+    return candidates[best], Row(kernel, tile, blocks and asdict(blocks), now, before)
 
 
 def _line(row: Row) -> str:
@@ -222,7 +222,8 @@ def _line(row: Row) -> str:
 def _candidates(plan: Plan, kernel: str, tile: int) -> Iterator[Plan]:
     choices = _CHOICES[kernel]
     for numbers in itertools.product(*choices.values()):
-        blocks = replace(_blocks(plan, tile, kernel), **dict(zip(choices, numbers, strict=True)))
+        chosen = dict(zip(choices, numbers, strict=True))
+        blocks: Any = replace(_blocks(plan, tile, kernel) or DecodeBlocks(), **chosen)
         if kernel == _ATTENTION:
             yield replace(plan, decode_attention=blocks)
         else:
@@ -243,7 +244,7 @@ def _seconds(device: torch.device, make: Make, plan: Plan, *, is_timed: bool = T
 
 
 def _blocks(plan: Plan, tile: int, kernel: str) -> Any:  # noqa: ANN401
-    """Return how `kernel` is cut."""
+    """Return how `kernel` is cut; None where that is left to the kernel."""
     return plan.decode_attention if kernel == _ATTENTION else getattr(plan.cuts[tile], kernel)
 
 
