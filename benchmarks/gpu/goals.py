@@ -183,7 +183,8 @@ class Goals:
 
     def _misses(self, on_disk: bool = False) -> float:
         found = []
-        for source in self._served.displaced(_RANK, _MISSES):
+        sources = self._adapters(_MISSES) if on_disk else self._served.displaced(_RANK, _MISSES)
+        for source in sources:
             first = self._served.missed(source, on_disk=on_disk)
             found.append(first - self._served.missed(source, on_disk=False))
         return 1e3 * min(found)

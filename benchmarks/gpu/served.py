@@ -123,10 +123,11 @@ class Served:
         return sources[:count]
 
     def missed(self, adapter: AdapterSource, *, on_disk: bool) -> float:
-        """Return the seconds to the first token of `adapter`, which is not on the device.
+        """Return the seconds to the first token of `adapter`, wherever its weights are.
 
-        Its weights are on the host, or with `on_disk` in a file that no cache of the system holds.
+        With `on_disk` they are put out of memory before, and out of the system's cache of the file.
         """
+        self._note([adapter])
         if on_disk:
             self._engine.forget([adapter.digest])
             descriptor = os.open(adapter.path, os.O_RDONLY)
