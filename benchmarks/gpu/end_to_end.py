@@ -81,6 +81,8 @@ def main(
             shape=shape,
             context=context,
             batch=batch,
+            large_batch=large_batch,
+            large_rank=large_rank,
             prompt=prompt,
             copy_bytes_per_second=goals.rate,
             tokens_per_second_by_adapters=series,

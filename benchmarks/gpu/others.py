@@ -62,12 +62,13 @@ def continuous_batching(
     """
     model = make_model(shape, device, dtype_of(device))
     prompts = torch.randint(3, shape.vocab, (batch, context)).tolist()
-    lengths = (2, 2, 2 + 4 * _TOKENS)  # the first run takes more
+    few, more = 2, 2 + 4 * _TOKENS
     try:
-        _, few, more = (_answer(model, prompts, length) for length in lengths)
+        # The first run takes what only a first one takes.
+        _, *taken = (_answer(model, prompts, length) for length in (more, few, more))
     except (RuntimeError, ValueError, ImportError, AttributeError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"tokens_per_second": batch * 4 * _TOKENS / (more - few)}
+    return {"tokens_per_second": batch * (more - few) / (taken[1] - taken[0])}
 
 
 def _answer(model: LlamaForCausalLM, prompts: list[list[int]], length: int) -> float:
