@@ -94,7 +94,7 @@ class Goals:
         self.kernels: dict[str, list[KernelTime]] = {}
         """What decode steps consist of, by what they are of; known when goal 11 is measured."""
         self.num_dora: int | None = None
-        """Distinct adapters of goal 20: as many as come to memory in its time."""
+        """Distinct adapters of goal 20: as many as come to memory in its time, and have room."""
 
     def prepare(self) -> None:
         """Make the engine, which takes a while."""
@@ -202,9 +202,10 @@ class Goals:
         return self._step(self._batch, mixed[: self._batch]) / self._step(self._batch, uniform)
 
     def _dora(self) -> float:
+        (first,) = self._files.sources(_RANK, 1, use_dora=True)
         # Where rows of the base are measured for each adapter, one takes as long as a whole goal.
-        first = self._served.load(self._files.sources(_RANK, 1, use_dora=True))
-        self.num_dora = min(self._batch, max(1, int(2 * _DORA_SECONDS / first)))
+        affordable = max(1, int(2 * _DORA_SECONDS / self._served.load([first])))
+        self.num_dora = min(self._batch, affordable, self._served.most_like(first))
         dora = self._files.sources(_RANK, self.num_dora, use_dora=True)
         return self._step(self._batch, self._adapters(self.num_dora)) / self._step(
             self._batch, dora

@@ -111,11 +111,14 @@ class Served:
         self._make_room(adapters)
         return self._engine.answer(_SHORT, adapters)
 
+    def most_like(self, adapter: AdapterSource) -> int:
+        """Return how many adapters like this one the device holds."""
+        return self._engine.info.adapter_rows // self._engine.rows_of(adapter)
+
     def displaced(self, rank: int, count: int) -> list[AdapterSource]:
         """Return `count` adapters of `rank` that have been put out of the device by others."""
-        sources = self._files.sources(rank, count)
-        num_rows = self._engine.info.adapter_rows
-        sources = self._files.sources(rank, num_rows // self._engine.rows_of(sources[0]) + count)
+        (source,) = self._files.sources(rank, 1)
+        sources = self._files.sources(rank, self.most_like(source) + count)
         self.load(sources[:-count])
         self._note(sources)
         for part in (sources[count:-count], sources[-count:]):  # first come those that stay
