@@ -60,11 +60,9 @@ soak: .venv/dev  # ten minutes: everything that clients do, and whether anything
 needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
 	$(BIN)/python -m tests.needle --output benchmarks/results/$$(date +%F)-needle.json
 
-bench-gpu: .venv/dev  # needs a CUDA device; each command takes some minutes
-	for name in check kernels end_to_end; do \
-		$(BIN)/python -m benchmarks.gpu.$$name \
-			--output benchmarks/results/$$(date +%F)-gpu-$$name.json || exit 1; \
-	done
+bench-gpu: .venv/dev  # needs a CUDA device; a quarter of an hour
+	$(BIN)/python -m benchmarks.gpu.everything --seconds 900 \
+		--output-folder benchmarks/results/$$(date +%F)-gpu
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

@@ -3,11 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,8 +36,10 @@ class Shape:
         """Bytes of the keys and values of one token, in float32."""
         return 2 * (self.hidden // self.heads) * self.kv_heads * self.layers * 4
 
-    def config(self) -> LlamaConfig:
+    def config(self) -> "LlamaConfig":
         """Return the config of a model of this shape."""
+        from transformers import LlamaConfig  # seconds, which who measures kernels can spare
+
         return LlamaConfig(
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
@@ -72,6 +78,8 @@ SHAPES = {
 
 def make_base(folder: Path, shape: Shape, seed: int = 0, dtype: str = "float32") -> Path:
     """Write a random model of `shape` to `folder`, without a tokenizer."""
+    from transformers import LlamaForCausalLM
+
     torch.manual_seed(seed)
     LlamaForCausalLM(shape.config()).to(DTYPES[dtype]).save_pretrained(str(folder))
     return folder
@@ -85,39 +93,59 @@ def make_adapters(
     *,
     targets: Sequence[str] = TARGETS,
     dtype: str = "float32",
+    use_dora: bool = False,
+    device: str = "cpu",
 ) -> list[str]:
-    """Write `count` PEFT folders with weights of their own, ranks in turn; return their names."""
+    """Write `count` PEFT folders with weights of their own, ranks in turn; return their names.
+
+    Random numbers are drawn on `device`: on a GPU there are others, and they take no time.
+    """
     names = []
     for index in range(count):
         name = f"a{index:04d}"
         rank = ranks[index % len(ranks)]
-        tensors = _weights(shape, rank, targets, DTYPES[dtype], seed=1000 + index)
-        _write_adapter(folder / name, tensors, rank, targets)
+        generator = torch.Generator(device).manual_seed(1000 + index)
+        tensors = _weights(shape, rank, targets, DTYPES[dtype], generator, use_dora=use_dora)
+        _write_adapter(folder / name, tensors, rank, targets, use_dora=use_dora)
         names.append(name)
     return names
 
 
 def _weights(
-    shape: Shape, rank: int, targets: Sequence[str], dtype: torch.dtype, seed: int
+    shape: Shape,
+    rank: int,
+    targets: Sequence[str],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    *,
+    use_dora: bool,
 ) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
     features = shape.features()
+    random = partial(torch.randn, generator=generator, device=generator.device)
     tensors = {}
     for layer in range(shape.layers):
         for target in targets:
             inputs, outputs = features[target]
             block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
             name = f"base_model.model.model.layers.{layer}.{block}.{target}"
-            a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
+            a = random(rank, inputs) / inputs**0.5
             # The change of a weight is about half as large as the weight itself.
-            b = torch.randn(outputs, rank, generator=generator) * 0.005 * (inputs / rank) ** 0.5
+            b = random(outputs, rank) * 0.005 * (inputs / rank) ** 0.5
             tensors[f"{name}.lora_A.weight"] = a.to(dtype)
             tensors[f"{name}.lora_B.weight"] = b.to(dtype)
+            if use_dora:  # about as long as the rows of a new base are
+                length = (0.02 + 0.002 * random(outputs)) * inputs**0.5
+                tensors[f"{name}.lora_magnitude_vector"] = length.to(dtype)
     return tensors
 
 
 def _write_adapter(
-    folder: Path, tensors: dict[str, torch.Tensor], rank: int, targets: Sequence[str]
+    folder: Path,
+    tensors: dict[str, torch.Tensor],
+    rank: int,
+    targets: Sequence[str],
+    *,
+    use_dora: bool,
 ) -> None:
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -128,5 +156,6 @@ def _write_adapter(
         "lora_alpha": 2 * rank,
         "target_modules": list(targets),
         "bias": "none",
+        "use_dora": use_dora,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

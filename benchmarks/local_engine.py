@@ -1,10 +1,12 @@
 """The engine in this process, for measurements below gRPC: fill it, then time its steps."""
 
+import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 
 from benchmarks.fixture import Shape, make_base
@@ -22,9 +24,14 @@ from loramux_server.engine.messages import (
 )
 from loramux_server.engine.residents import loader_threads
 from loramux_server.kernels.resting import Quantization
+from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of
+from loramux_server.lora.row_allocator import RowSize
 from loramux_server.models.base_model import BaseModel, load_base_model
 from loramux_server.store.check import num_bytes
+
+GREEDY = Sampling(max_tokens=10_000, seed=0, temperature=0.0, ignore_eos=True)
+"""What requests ask for that go on until they are ended."""
 
 
 class LocalEngine:
@@ -48,21 +55,53 @@ class LocalEngine:
         self._requests: list[int] = []
         self._next_id = 0
 
-    def fill(self, count: int, adapters: Sequence[AdapterSource], context: int) -> None:
+    def fill(
+        self,
+        count: int,
+        adapters: Sequence[AdapterSource],
+        context: int,
+        sampling: Sampling = GREEDY,
+    ) -> None:
         """Start `count` requests, adapters in turn, and run their prompts of `context` tokens."""
-        sampling = Sampling(max_tokens=10_000, seed=0, temperature=0.0, ignore_eos=True)
-        for index in range(count):
+        chosen = [adapters[index % len(adapters)] if adapters else None for index in range(count)]
+        self._submit(context, chosen, sampling)
+        running = self._run()
+        if running != count:
+            raise SystemExit(f"{running} requests run where {count} should: one ended, or was left")
+
+    def answer(self, context: int, adapters: Sequence[AdapterSource | None]) -> float:
+        """Return the seconds until each of `adapters` has given a token to `context` tokens."""
+        begin = self._submit(context, adapters, msgspec.structs.replace(GREEDY, max_tokens=1))
+        try:
+            self._run()
+            return time.perf_counter() - begin
+        finally:
+            self.clear()
+
+    def _submit(
+        self, context: int, adapters: Sequence[AdapterSource | None], sampling: Sampling
+    ) -> float:
+        """Start a request for each of `adapters`, and return when that was."""
+        messages = []
+        for adapter in adapters:
             prompt = [self._rng.randrange(3, self.info.vocab_size) for _ in range(context)]
-            adapter = adapters[index % len(adapters)] if adapters else None
-            self.engine.receive([Submit(self._next_id, prompt, adapter, sampling)])
+            messages.append(Submit(self._next_id, prompt, adapter, sampling))
             self._requests.append(self._next_id)
             self._next_id += 1
-        answered: set[int] = set()
-        while len(answered) < count:
+        begin = time.perf_counter()
+        self.engine.receive(messages)
+        return begin
+
+    def _run(self) -> int:
+        """Step until each request has a token, and return how many run then."""
+        waiting, running = set(self._requests), 0
+        while waiting:
             report = self.step()
-            answered |= {token.request_id for token in report.tokens}
+            waiting -= {token.request_id for token in report.tokens}
+            running = report.stats.running
             if report.failures:
                 raise SystemExit(f"a request failed: {report.failures[0]}")
+        return running
 
     def step(self) -> Report:
         """Run one step, after any load that it has to wait for."""
@@ -70,28 +109,24 @@ class LocalEngine:
             time.sleep(0.001)
         return self.engine.step()
 
-    def time_steps(self, count: int) -> list[float]:
-        """Return the seconds of each of `count` steps."""
-        seconds = []
-        for _ in range(count):
+    def time_steps(self, count: int, most_seconds: float = math.inf) -> list[float]:
+        """Return the seconds of each of `count` steps, or of as many as begin in `most_seconds`."""
+        seconds: list[float] = []
+        while len(seconds) < count and sum(seconds) < most_seconds:
             begin = time.perf_counter()
             self.engine.step()
             seconds.append(time.perf_counter() - begin)
         return seconds
 
-    def first_token_seconds(self, prompt: list[int], adapter: AdapterSource | None) -> float:
-        """Return the seconds from a request for one token to its answer."""
-        sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        begin = time.perf_counter()
-        self.engine.receive([Submit(self._next_id, prompt, adapter, sampling)])
-        self._next_id += 1
-        while not self.step().tokens:
-            pass
-        return time.perf_counter() - begin
+    def rows_of(self, adapter: AdapterSource) -> int:
+        """Return how many of the device's rank rows `adapter` takes."""
+        size = RowSize(self.info.row_bytes, self.info.resting.row_item_bytes)
+        resting = adapter.at_rest(self.info.resting)
+        return size.rows_of(resting.rank, resting.item_bytes, resting.edit_bytes)
 
-    def forget(self, adapter: AdapterSource) -> None:
-        """Let go of `adapter`'s weights in memory."""
-        self.engine.receive([Drop(adapter.digest)])
+    def forget(self, digests: Iterable[str]) -> None:
+        """Let go of the weights of these adapters in memory."""
+        self.engine.receive([Drop(digest) for digest in digests])
         self.engine.step()
 
     def close(self) -> None:
@@ -128,6 +163,7 @@ def packaged(folder: Path) -> list[AdapterSource]:
                 package.rank,
                 num_bytes(package),
                 format_of(package).item_bytes,
+                num_edit_bytes(package),
             )
         )
     return sources

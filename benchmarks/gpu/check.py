@@ -1,27 +1,61 @@
-"""Whether everything that a GPU computes is right there: the tests, compiled, and loads in a race.
+"""Whether everything that a GPU computes is right there: loads in a race, and the tests, compiled.
 
-Runs the tests of kernels, engine and parity that have a device to run on, with bfloat16, which
-Triton's interpreter does not know. Then adapters come and go while steps run: every answer must be
-what it was when nothing else went on.
+Adapters come and go while steps run: every answer must be what it was when nothing else went on.
+Then come the tests of kernels and engine that have a device to run on, with bfloat16, which
+Triton's interpreter does not know.
 
-    python -m benchmarks.gpu.check --output result.json
+    python -m benchmarks.gpu.check --workers 16 --output result.json
 """
 
-import json
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
-from xml.etree import ElementTree
+from typing import Annotated, Any
 
+import pytest
 import typer
 
 from benchmarks.gpu import device as on
 from benchmarks.gpu.race import race
+from benchmarks.gpu.record import Record
 
+ROOT = Path(__file__).parents[2]
 TESTS = ("tests/kernels/gpu",)
+_WRITE_SECONDS = 1.0
+"""Between two states of the file while tests run."""
+
+
+class Tests:
+    """Counts tests as they end, so that those are known that ended in time."""
+
+    def __init__(self, record: Record) -> None:
+        self.found: dict[str, Any] = {"run": 0, "skipped": 0, "failures": []}
+        record["tests"] = self.found
+        self._record = record
+        self._written = time.monotonic()
+
+    def run(self, paths: list[Path], workers: int) -> None:
+        """Run the tests in `paths`, in so many processes, or in this one if there are none."""
+        # What other versions of what we use warn of is not what is asked here.
+        command = ["-q", "-W", "default", *map(str, paths)]
+        command += [f"-n{workers}", "--dist=worksteal"] if workers else []
+        code = pytest.main(command, plugins=[self])
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(f"pytest ended with {code!r}")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note what cannot be collected."""
+        if report.failed:
+            self.found["failures"].append(report.nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how a test, its setup or its teardown ended."""
+        if report.failed:
+            self.found["failures"].append(report.nodeid)
+        self.found["skipped"] += report.skipped
+        self.found["run"] += report.when == "call" and not report.skipped
+        if time.monotonic() - self._written > _WRITE_SECONDS:
+            self._written = time.monotonic()
+            self._record.write()
 
 
 def main(
@@ -29,47 +63,25 @@ def main(
     workers: Annotated[int, typer.Option(help="Of tests, with pytest-xdist.")] = 0,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Run tests and race; exit with 1 if anything is wrong."""
+    """Race and run tests; exit with 1 if anything is wrong."""
     device = on.choose()
-    tests = _run_tests(workers)
-    print(f"tests: {tests}", flush=True)
-    raced = race(device, seconds)
-    print(f"race: {raced}", flush=True)
-    if output:
-        record = {
-            "command": "python -m benchmarks.gpu.check",
-            "tests": tests,
-            "race": raced,
-            "machine": on.describe(device),
-        }
-        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if tests["failures"] or raced["different"] or not raced["loads"]:
+    record = Record(
+        output,
+        ["race", "tests"],
+        command="python -m benchmarks.gpu.check",
+        machine=on.describe(device),
+    )
+    raced: dict[str, int] = {}
+    with record.part("race"):
+        record["race"] = raced = race(device, seconds)
+        print(f"race: {raced}", flush=True)
+    tests = Tests(record)
+    with record.part("tests"):
+        tests.run([ROOT / folder for folder in TESTS], workers)
+        print(f"tests: {tests.found}", flush=True)
+    is_right = raced.get("loads") and not raced["different"] and not tests.found["failures"]
+    if record.has_failed or not is_right:
         raise SystemExit(1)
-
-
-def _run_tests(workers: int) -> dict[str, object]:
-    """Return counts of the tests, and the names of those that failed."""
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        # What other versions of what we use warn of is not what is asked here.
-        command = [sys.executable, "-m", "pytest", "-q", "-W", "default", f"--junit-xml={report}"]
-        command += [f"-n{workers}", "--dist=worksteal"] if workers else []
-        command += TESTS
-        subprocess.run(command, check=False)
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    failures = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    return {
-        "run": len(cases) - skipped,
-        "skipped": skipped,
-        "failures": failures,
-        "seconds": round(time.perf_counter() - begin, 1),
-    }
 
 
 if __name__ == "__main__":

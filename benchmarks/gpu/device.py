@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from statistics import median
 
 import torch
 
 from benchmarks import machine
+from loramux_server.kernels.gpu.plan import Plan
 
 _REPEATS = 20
 _FAR_BYTES = 256 << 20
@@ -19,11 +21,12 @@ def choose() -> torch.device:
 
 
 def describe(device: torch.device) -> dict[str, object]:
-    """Return what `benchmarks.machine` says, and the same of the device."""
+    """Return what `benchmarks.machine` says, the same of the device, and its plan."""
     found: dict[str, object] = {
         **machine.describe(),
         "device": str(device),
         "triton": machine.version_of("triton"),
+        "plan": asdict(Plan.of(device)),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -7,10 +7,13 @@ costs is the business of `benchmarks.frontend`.
 A floor is what the bytes of a step take at the bandwidth of a copy, measured in the same run:
 weights once, keys and values of every context, and the A and B rows of each distinct adapter.
 
+Goals come in the order of their worth. Each is in the file as soon as it is measured, and one that
+fails does not keep the others from it. Adapters of rank 64 fill a device of their own:
+`--large-rank 64 --only 6`.
+
     python -m benchmarks.gpu.end_to_end --output result.json --plot result.png
 """
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +25,17 @@ from benchmarks import chart
 from benchmarks.fixture import SHAPES
 from benchmarks.gpu import device as on
 from benchmarks.gpu import others
-from benchmarks.gpu.goals import Goal, Goals
-from benchmarks.gpu.served import Served
+from benchmarks.gpu.adapter_files import AdapterFiles
+from benchmarks.gpu.goals import LARGE, Figure, Goal, Goals, Sizes
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.served import dtype_of
 
 _PLOT_ADAPTERS = (1, 2, 4, 8, 16, 32)
 _BASE = "loramux, base only"
 _SHOWN_KERNELS = 14
+_SCALING, _PEFT, _BATCHING = "scaling", "peft", "batching"
+Series = dict[str, list[tuple[int, float]]]
+"""Name -> (number of adapters, output tokens per second)."""
 
 
 def main(
@@ -35,80 +43,112 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens of each context.")] = 1024,
     batch: Annotated[int, typer.Option(help="Requests of most goals.")] = 32,
     large_batch: Annotated[int, typer.Option(help="Requests of goal 6.")] = 64,
-    large_rank: Annotated[list[int] | None, typer.Option(help="Of 64 and 16, for goal 6.")] = None,
+    large_rank: Annotated[int, typer.Option(help="16 or 64, for goal 6.")] = 16,
     prompt: Annotated[int, typer.Option(help="Tokens of goal 9; at most 2048.", max=2048)] = 2048,
     steps: Annotated[int, typer.Option(help="Steps of each measurement; the median counts.")] = 30,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Numbers of goals, scaling, peft, batching.")
+    ] = None,
     only_own: Annotated[bool, typer.Option(help="Leave out PEFT and transformers.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Picture of the scaling.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print the table of goals: measured, floor, goal."""
+    """Print the table of goals: measured, floor, goal; exit with 1 if one could not be measured."""
     if plot:
         chart.matplotlib()
-    chosen, device = SHAPES[shape], on.choose()
-    rate = on.bandwidth(device)
+    if large_rank not in LARGE:
+        raise typer.BadParameter(
+            f"--large-rank {large_rank} is none of {', '.join(map(str, LARGE))}"
+        )
+    device = on.choose()
+    sizes = Sizes(
+        shape=SHAPES[shape], context=context, batch=batch, large_batch=large_batch,
+        large_rank=large_rank, prompt=prompt, steps=steps,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
-        ranks = large_rank or [64, 16]
-        most = max(ranks)
-        served = Served(chosen, device, Path(name), large_batch, context, steps, most)
-        goals = Goals(served, rate, batch, large_batch, ranks, prompt)
-        found = []
-        for goal in goals.measure():
-            found.append(goal)
-            print(_line(goal), flush=True)
-        for name, kernels in goals.kernels.items():
-            for kernel in kernels[:_SHOWN_KERNELS]:
-                print(
-                    f"{name:20} {kernel.launches:6.1f} x {kernel.microseconds:9.1f} µs "
-                    f"{kernel.name[:80]}"
-                )
-        series = {"loramux": _scaling(served, batch)}
-        alone = batch / served.step(batch, None, 0)
-        series[_BASE] = [(count, alone) for count, _ in series["loramux"]]
-        served.close()
-        record: dict[str, Any] = {
-            "command": "python -m benchmarks.gpu.end_to_end",
-            "shape": shape,
-            "context": context,
-            "batch": batch,
-            "prompt": prompt,
-            "copy_bytes_per_second": rate,
-            "goals": [asdict(goal) for goal in found],
-            "kernels": {
-                name: [asdict(kernel) for kernel in kernels]
-                for name, kernels in goals.kernels.items()
-            },
-            "tokens_per_second_by_adapters": series,
-            "continuous_batching": None,
-            "machine": on.describe(device),
-        }
-        _write(record, output)
-        if not only_own:
-            series["PEFT"] = others.peft(chosen, device, served.folders(16), batch, context)
-            _write(record, output)
-            found_there = others.continuous_batching(chosen, device, batch, context)
-            record["continuous_batching"] = found_there
-            print(f"transformers' continuous batching, base: {found_there}", flush=True)
-            _write(record, output)
+        files = AdapterFiles(Path(name), sizes.shape, dtype_of(device), device)
+        goals = Goals(sizes, device, files)
+        own = {str(goal.number): goal for goal in goals.all()}
+        known = [*own, _SCALING, *([] if only_own else [_PEFT, _BATCHING])]
+        if unknown := set(only or ()) - set(known):
+            raise typer.BadParameter(f"--only {unknown.pop()} is none of {', '.join(known)}")
+        chosen = [part for part in known if not only or part in only]
+        series: Series = {}
+        record = Record(
+            output,
+            chosen,
+            command="python -m benchmarks.gpu.end_to_end",
+            shape=shape,
+            context=context,
+            batch=batch,
+            large_batch=large_batch,
+            large_rank=large_rank,
+            prompt=prompt,
+            copy_bytes_per_second=goals.rate,
+            tokens_per_second_by_adapters=series,
+            machine=on.describe(device),
+        )
+        wanted = [own[part] for part in chosen if part in own]
+        if wanted or _SCALING in chosen:
+            _measure(goals, wanted, record, series if _SCALING in chosen else None)
+        if _PEFT in chosen:
+            with record.part(_PEFT):
+                points = series["PEFT"] = []
+                for point in others.peft(
+                    sizes.shape, device, files.peft_folder(16), batch, context
+                ):
+                    points.append(point)
+                    record.write()
+        if _BATCHING in chosen:
+            with record.part(_BATCHING):
+                found = others.continuous_batching(sizes.shape, device, batch, context)
+                record["continuous_batching"] = found
+                print(f"transformers' continuous batching, base: {found}", flush=True)
     for label, points in series.items():
         print(f"{label:20}", " ".join(f"{n}: {rate:.0f}" for n, rate in points), flush=True)
-    if plot:
+    if plot and _BASE in series:
         _draw(plot, series)
+    if record.has_failed:
+        raise SystemExit(1)
 
 
-def _write(record: dict[str, Any], output: Path | None) -> None:
-    """Keep what there is by now: a peer may take longer than there is time for."""
-    if output:
-        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+def _measure(goals: Goals, wanted: list[Goal], record: Record, series: Series | None) -> None:
+    """Measure what is of this engine; with `series` also how it scales."""
+    with record.part("model"):
+        goals.prepare()
+    if record.has_failed:
+        return
+    figures: list[dict[str, Any]] = []
+    record["goals"] = figures
+    for goal in wanted:
+        with record.part(str(goal.number)):
+            figure = goal.measured()
+            figures.append(asdict(figure))
+            print(_line(figure), flush=True)
+        record["dora_adapters"] = goals.num_dora
+        record["kernels"] = {
+            name: [asdict(kernel) for kernel in kernels] for name, kernels in goals.kernels.items()
+        }
+    for name, kernels in goals.kernels.items():
+        for kernel in kernels[:_SHOWN_KERNELS]:
+            print(
+                f"{name:20} {kernel.launches:6.1f} x {kernel.microseconds:9.1f} µs "
+                f"{kernel.name[:80]}"
+            )
+    if series is not None:
+        with record.part(_SCALING):
+            _scale(goals, series)
+    goals.close()
 
 
-def _scaling(served: Served, batch: int) -> list[tuple[int, float]]:
-    return [
-        (count, batch / served.step(batch, 16, count)) for count in _PLOT_ADAPTERS if count <= batch
-    ]
+def _scale(goals: Goals, series: Series) -> None:
+    counts = [count for count in _PLOT_ADAPTERS if count <= goals.sizes.batch]
+    series["loramux"] = [(count, goals.tokens_per_second(count)) for count in counts]
+    alone = goals.tokens_per_second(0)
+    series[_BASE] = [(count, alone) for count in counts]
 
 
-def _line(goal: Goal) -> str:
+def _line(goal: Figure) -> str:
     floor = f"{goal.floor:8.3f}" if goal.floor is not None else " " * 8
     sign = "<=" if goal.is_limit else ">="
     return f"{goal.number:2} {goal.what:58} {goal.measured:10.3f} {floor}  {sign} {goal.goal:g}"
@@ -124,7 +164,7 @@ class Point:
     base_tokens_per_second: float
 
 
-def _draw(path: Path, series: dict[str, list[tuple[int, float]]]) -> None:
+def _draw(path: Path, series: Series) -> None:
     base = dict(series[_BASE])
     rows = [
         Point(label, count, rate, base[count])

@@ -3,128 +3,235 @@
 Ratios are base ÷ with adapters for the same steps: 1 would be adapters for nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import msgspec
 import torch
 
-from benchmarks.gpu.served import KernelTime, Served
-from loramux_server.engine.messages import AdapterSource
+from benchmarks.fixture import Shape
+from benchmarks.gpu import device as on
+from benchmarks.gpu.adapter_files import AdapterFiles
+from benchmarks.gpu.served import KernelTime, Served, dtype_of
+from benchmarks.local_engine import GREEDY
+from loramux_server.engine.messages import AdapterSource, Sampling
 
+_RANK = 16
 _MIXED = (8, 16, 32, 64)
 _MISSES = 5
-_LARGE = {64: 0.48, 16: 0.75}
+LARGE = {64: 0.48, 16: 0.75}
 """Rank -> goal 6."""
+_DRAWN = msgspec.structs.replace(GREEDY, temperature=0.8, top_p=0.9)
+"""Logits of random weights lie close together: top-p leaves tens of thousands of tokens."""
+_DORA_SECONDS = 30.0
+"""For loads of goal 20, two of which run at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What is measured."""
+
+    shape: Shape
+    context: int
+    """Tokens of each context."""
+    batch: int
+    """Requests of most goals."""
+    large_batch: int
+    """Requests of goal 6."""
+    large_rank: int
+    """Of its adapters."""
+    prompt: int
+    """Tokens of goal 9."""
+    steps: int
+    """Of each measurement; the median counts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """A figure, what it could be at best and what it should be."""
+class Figure:
+    """What was measured, what it could be at best and what it should be."""
 
     number: int
     what: str
     measured: float
     floor: float | None
     goal: float
-    is_limit: bool = False
+    is_limit: bool
     """Whether it should be at most the goal, and not at least."""
 
 
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure that can be measured."""
+
+    number: int
+    what: str
+    measure: Callable[[], float]
+    floor: float | None
+    goal: float
+    is_limit: bool = False
+
+    def measured(self) -> Figure:
+        """Measure it."""
+        return Figure(self.number, self.what, self.measure(), self.floor, self.goal, self.is_limit)
+
+
 class Goals:
-    """Measures goals 1 to 9 and 11 to 14; 10 is about a server (`benchmarks.ratios`, `many`)."""
+    """Goals 1 to 9, 11 to 14, 19 and 20; 10 is about a server (`benchmarks.ratios`, `many`).
 
-    def __init__(
-        self,
-        served: Served,
-        rate: float,
-        batch: int,
-        large_batch: int,
-        large_ranks: list[int],
-        prompt: int,
-    ) -> None:
-        """Measure with `served`, on a device that copies at `rate` bytes per second.
+    Each measures what it needs, and what it has in common with others once.
+    """
 
-        Most goals with `batch` requests, goal 6 with `large_batch` and adapters of `large_ranks`,
-        goal 9 with a prompt of `prompt` tokens.
-        """
-        self._served = served
-        self._rate = rate
-        self._batch = batch
-        self._large = large_batch
-        self._large_ranks = sorted(large_ranks, reverse=True)
-        self._prompt = prompt
+    def __init__(self, sizes: Sizes, device: torch.device, files: AdapterFiles) -> None:
+        """Measure on `device` with adapters of `files`, after `prepare`."""
+        self.sizes = sizes
+        self._device = device
+        self._files = files
+        self._batch = sizes.batch
+        self.rate = on.bandwidth(device)
+        """Bytes per second that a copy reads and writes."""
+        self._steps: dict[tuple[object, ...], float] = {}
         self.kernels: dict[str, list[KernelTime]] = {}
-        """What decode steps consist of, by what they are of; known when all is measured."""
+        """What decode steps consist of, by what they are of; known when goal 11 is measured."""
+        self.num_dora: int | None = None
+        """Distinct adapters of goal 20: as many as come to memory in its time, and have room."""
 
-    def measure(self) -> Iterator[Goal]:
-        """Yield each goal as it has been measured."""
-        served, batch, large = self._served, self._batch, self._large
-        wide = served.step(large, None, 0)
-        # These fill all rows. Where others have been, what is left may lie in pieces too small.
-        for large_rank in self._large_ranks:
-            sources = served.sources(large_rank, large)
-            yield self._ratio(6, large, sources, wide, _LARGE[large_rank])
-        base = served.step(batch, None, 0)
-        yield Goal(12, f"base, {batch}: step ÷ floor", base / self._floor(batch, []), 1, 1.35, True)
-        for number, adapters, goal in ((3, 1, 0.96), (4, min(8, batch), 0.92), (5, batch, 0.82)):
-            sources = served.sources(16, adapters)
-            yield self._ratio(number, batch, sources, base, goal)
-        sources = served.sources(16, batch)
-        after = served.step(batch, None, 0)
-        yield Goal(1, "base with adapters resident, 1 ÷ step", base / after, 1, 0.995)
-        increment = served.steps(batch, sources) - after
-        yield Goal(
-            7, f"increment of {batch} distinct r16 ÷ its bytes",
-            increment / (self._bytes(sources) / self._rate), 1, 1.7, True,
+    def prepare(self) -> None:
+        """Make the engine, which takes a while."""
+        sizes = self.sizes
+        self._served = Served(
+            sizes.shape, self._device, self._files, batch=sizes.large_batch, context=sizes.context,
+            steps=sizes.steps, most_rank=sizes.large_rank,
         )  # fmt: skip
-        mixed = [
-            source for rank in _MIXED for source in served.sources(rank, -(-batch // len(_MIXED)))
-        ][:batch]
-        mean = sum(source.rank for source in mixed) // len(mixed)
-        uniform = served.steps(batch, served.sources(mean, batch))
-        yield Goal(
-            8, f"ranks 8 to 64 ÷ all {mean}", served.steps(batch, mixed) / uniform, 1, 1.1, True
-        )
-        single = served.step(1, None, 0)
-        yield self._ratio(2, 1, served.sources(16, 1), single, 0.96)
-        if torch.cuda.is_available():
-            for name, rank in (("base", None), (f"{batch} distinct r16", 16)):
-                self.kernels[name] = served.kernels(batch, rank, batch)
-            base_count, count = (
-                sum(kernel.launches for kernel in kernels if not kernel.is_copy)
-                for kernels in self.kernels.values()
-            )
-            yield Goal(11, "kernels more in a decode step", count - base_count, 0, 64, True)
-        prefill = served.prefill(self._prompt, None) / served.prefill(self._prompt, 16)
-        yield Goal(9, f"prompt of {self._prompt} tokens, r16", prefill, 0.99, 0.95)
-        # One at a time they find room. Those of the goals above are left on the host only.
-        most = self._large_ranks[0]
-        served.visit(served.sources(most, large) if most > mean else served.sources(mean, batch))
-        for number, on_disk, floor, goal in ((13, False, 1.5, 5), (14, True, 19, 40)):
-            where = "on disk" if on_disk else "on the host"
-            taken = [self._miss(source, on_disk=on_disk) for source in sources[:_MISSES]]
-            yield Goal(number, f"miss, {where}, r16, ms", 1e3 * min(taken), floor, goal, True)
+
+    def close(self) -> None:
+        """Give back what the engine has of the device."""
+        self._served.close()
+
+    def all(self) -> list[Goal]:
+        """Return all goals: those first that say most, and take least."""
+        batch, large, rank = self._batch, self.sizes.large_batch, self.sizes.large_rank
+        mixed = f"ranks 8 to 64 ÷ all {self._mean_rank}"
+        drawn, dora = f"{batch} requests, draws ÷ greedy", f"{batch} requests, DoRA ÷ LoRA of r16"
+        found = [
+            Goal(12, f"base, {batch}: step ÷ floor", self._base, 1, 1.35, is_limit=True),
+            self._ratio(3, batch, 1, 0.96),
+            self._ratio(4, batch, min(8, batch), 0.92),
+            self._ratio(5, batch, batch, 0.82),
+            Goal(
+                7, f"increment of {batch} distinct r16 ÷ its bytes", self._increment, 1, 1.7, True
+            ),
+            Goal(1, "base with adapters resident, 1 ÷ step", self._idle, 1, 0.995),
+            self._ratio(2, 1, 1, 0.96),
+            Goal(9, f"prompt of {self.sizes.prompt} tokens, r16", self._prefill, 0.99, 0.95),
+            Goal(19, drawn, self._draws, 1, 0.95),
+            Goal(11, "kernels more in a decode step", self._launches, 0, 64, is_limit=True),
+            self._ratio(6, large, large, LARGE[rank], rank),
+            Goal(13, "miss, on the host, r16, ms", self._misses, 1.5, 5, is_limit=True),
+            Goal(14, "miss, on disk, r16, ms", partial(self._misses, True), 19, 40, is_limit=True),
+            Goal(8, mixed, self._ranks, 1, 1.1, is_limit=True),
+            Goal(20, dora, self._dora, 1, 0.9),
+        ]
+        # Elsewhere nothing is launched.
+        return [goal for goal in found if goal.number != 11 or self._device.type == "cuda"]
+
+    def tokens_per_second(self, adapters: int) -> float:
+        """Return the tokens per second of steps for so many adapters of rank 16; 0: the base."""
+        return self._batch / self._step(self._batch, self._adapters(adapters))
 
     def _ratio(
-        self, number: int, batch: int, sources: list[AdapterSource], base: float, goal: float
+        self, number: int, batch: int, adapters: int, goal: float, rank: int = _RANK
     ) -> Goal:
-        what = f"{batch} requests, {len(sources)} adapters of rank {sources[0].rank}"
-        floor = self._floor(batch, []) / self._floor(batch, sources)
-        return Goal(number, what, base / self._served.steps(batch, sources), floor, goal)
+        what = f"{batch} requests, {adapters} adapters of rank {rank}"
+        floor = self._floor(batch, 0) / self._floor(batch, adapters * rank)
 
-    def _miss(self, source: AdapterSource, *, on_disk: bool) -> float:
-        first = self._served.missed(source, on_disk=on_disk)
-        return first - self._served.missed(source, on_disk=False)
+        def measure() -> float:
+            base = self._step(batch, [])
+            return base / self._step(batch, self._files.sources(rank, adapters))
 
-    def _floor(self, batch: int, sources: list[AdapterSource]) -> float:
-        """Return the seconds that the bytes of a decode step take."""
-        shape, item = self._served.shape, self._served.item_bytes
+        return Goal(number, what, measure, floor, goal)
+
+    def _base(self) -> float:
+        return self._step(self._batch, []) / self._floor(self._batch, 0)
+
+    def _idle(self) -> float:
+        before = self._step(self._batch, [])
+        self._served.load(self._adapters(self._batch))
+        return before / self._served.step(self._batch, [])
+
+    def _increment(self) -> float:
+        more = self._step(self._batch, self._adapters(self._batch)) - self._step(self._batch, [])
+        return more / (self._bytes(_RANK * self._batch) / self.rate)
+
+    def _prefill(self) -> float:
+        (adapter,) = self._adapters(1)
+        return self._served.prefill(self.sizes.prompt, None) / self._served.prefill(
+            self.sizes.prompt, adapter
+        )
+
+    def _draws(self) -> float:
+        return self._step(self._batch, []) / self._step(self._batch, [], _DRAWN)
+
+    def _launches(self) -> float:
+        for what, number in (("base", 0), (f"{self._batch} distinct r16", self._batch)):
+            self.kernels[what] = self._served.kernels(self._batch, self._adapters(number))
+        base, other = (
+            sum(kernel.launches for kernel in kernels if not kernel.is_copy)
+            for kernels in self.kernels.values()
+        )
+        return other - base
+
+    def _misses(self, on_disk: bool = False) -> float:
+        found = []
+        sources = self._adapters(_MISSES) if on_disk else self._served.displaced(_RANK, _MISSES)
+        for source in sources:
+            first = self._served.missed(source, on_disk=on_disk)
+            found.append(first - self._served.missed(source, on_disk=False))
+        return 1e3 * min(found)
+
+    @property
+    def _mean_rank(self) -> int:
+        each = -(-self._batch // len(_MIXED))
+        ranks = [rank for rank in _MIXED for _ in range(each)][: self._batch]
+        return sum(ranks) // len(ranks)
+
+    def _ranks(self) -> float:
+        each = -(-self._batch // len(_MIXED))
+        mixed = [source for rank in _MIXED for source in self._files.sources(rank, each)]
+        uniform = self._files.sources(self._mean_rank, self._batch)
+        return self._step(self._batch, mixed[: self._batch]) / self._step(self._batch, uniform)
+
+    def _dora(self) -> float:
+        (first,) = self._files.sources(_RANK, 1, use_dora=True)
+        # Where rows of the base are measured for each adapter, one takes as long as a whole goal.
+        affordable = max(1, int(2 * _DORA_SECONDS / self._served.load([first])))
+        self.num_dora = min(self._batch, affordable, self._served.most_like(first))
+        dora = self._files.sources(_RANK, self.num_dora, use_dora=True)
+        return self._step(self._batch, self._adapters(self.num_dora)) / self._step(
+            self._batch, dora
+        )
+
+    def _adapters(self, number: int) -> list[AdapterSource]:
+        return self._files.sources(_RANK, number) if number else []
+
+    def _step(
+        self, batch: int, adapters: Sequence[AdapterSource], sampling: Sampling = GREEDY
+    ) -> float:
+        """Return the seconds of such a decode step, which is measured once."""
+        key = batch, tuple(adapter.digest for adapter in adapters), sampling.temperature
+        if key not in self._steps:
+            self._steps[key] = self._served.step(batch, adapters, sampling)
+        return self._steps[key]
+
+    def _floor(self, batch: int, ranks: int) -> float:
+        """Return the seconds that the bytes of a decode step take, for `ranks` rank rows in all."""
+        shape, item = self.sizes.shape, dtype_of(self._device).itemsize
         layer = sum(inputs * outputs for inputs, outputs in shape.features().values())
         weights = (shape.layers * layer + shape.vocab * shape.hidden) * item
-        cache = batch * self._served.context * shape.kv_bytes // 4 * item
-        return (weights + cache + self._bytes(sources)) / self._rate
+        cache = batch * self.sizes.context * shape.kv_bytes // 4 * item
+        return (weights + cache + self._bytes(ranks)) / self.rate
 
-    def _bytes(self, sources: list[AdapterSource]) -> int:
-        shape = self._served.shape
+    def _bytes(self, ranks: int) -> int:
+        shape = self.sizes.shape
         per_rank = shape.layers * sum(sum(sizes) for sizes in shape.features().values())
-        return per_rank * sum(source.rank for source in sources) * self._served.item_bytes
+        return per_rank * ranks * dtype_of(self._device).itemsize

@@ -10,12 +10,11 @@ measured in the same run.
 
 import inspect
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import triton
@@ -25,6 +24,7 @@ import typer
 from benchmarks.fixture import SHAPES, Shape
 from benchmarks.gpu import device as on
 from benchmarks.gpu.operands import LoraOperands, attention_calls, groups, lora_calls
+from benchmarks.gpu.record import Record
 from loramux_server.kernels.gpu.plan import Plan
 
 
@@ -53,36 +53,46 @@ def main(
     context: Annotated[list[int] | None, typer.Option(help="Tokens of each context.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Run all experiments and print them as they come."""
+    """Run all experiments and print them as they come; exit with 1 if one could not be run."""
     chosen, device = SHAPES[shape], on.choose()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batches = batch or [1, 8, 32, 64, 128]
     rate = on.bandwidth(device)
     print(f"copy: {rate / 1e12:.2f} TB/s", flush=True)
-    found: list[Row] = []
-    for row in itertools.chain(
-        _matmuls(chosen, device, dtype, batches, rows or [0, 128, 256, 512, 1024, 2048], rate),
-        _launches(device),
-        _attention(chosen, device, dtype, batches, context or [1024, 8192], rate),
-        _kernels(chosen, device, dtype, batches, rank, rate),
-    ):
-        found.append(row)
-        floor = row.floor_microseconds
-        beside = f"  floor {floor:9.1f}  ratio {row.ratio:5.2f}" if floor else ""
-        print(f"{row.experiment:10} {row.what:44} {row.microseconds:9.1f} µs{beside}", flush=True)
-    probe = _probe()
-    print(json.dumps(probe))
-    if output:
-        record = {
-            "command": "python -m benchmarks.gpu.kernels",
-            "shape": shape,
-            "dtype": str(dtype).removeprefix("torch."),
-            "copy_bytes_per_second": rate,
-            "probe": probe,
-            "rows": [asdict(row) | {"ratio": row.ratio} for row in found],
-            "machine": on.describe(device),
-        }
-        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    found: list[dict[str, Any]] = []
+    parts = {
+        "matmul": _matmuls(
+            chosen, device, dtype, batches, rows or [0, 128, 256, 512, 1024, 2048], rate
+        ),
+        "launch": _launches(device),
+        "attention": _attention(chosen, device, dtype, batches, context or [1024, 8192], rate),
+        "kernels": _kernels(chosen, device, dtype, batches, rank, rate),
+    }
+    record = Record(
+        output,
+        list(parts),
+        command="python -m benchmarks.gpu.kernels",
+        shape=shape,
+        dtype=str(dtype).removeprefix("torch."),
+        copy_bytes_per_second=rate,
+        probe=_probe(),
+        rows=found,
+        machine=on.describe(device),
+    )
+    for name, measured in parts.items():
+        with record.part(name):
+            for row in measured:
+                found.append(asdict(row) | {"ratio": row.ratio})
+                print(_line(row), flush=True)
+                record.write()
+    if record.has_failed:
+        raise SystemExit(1)
+
+
+def _line(row: Row) -> str:
+    floor = row.floor_microseconds
+    beside = f"  floor {floor:9.1f}  ratio {row.ratio:5.2f}" if floor else ""
+    return f"{row.experiment:10} {row.what:44} {row.microseconds:9.1f} µs{beside}"
 
 
 def _matmuls(

@@ -2,13 +2,15 @@
 
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from benchmarks.fixture import Shape
+from benchmarks.gpu.record import say
 from benchmarks.gpu.served import dtype_of, make_model
 
 _TOKENS = 16
@@ -17,28 +19,26 @@ _COUNTS = (1, 8, 32)
 
 def peft(
     shape: Shape, device: torch.device, adapter: Path, batch: int, context: int
-) -> list[tuple[int, float]]:
-    """Return output tokens per second of PEFT's mixed batch for each number of adapters.
+) -> Iterator[tuple[int, float]]:
+    """Yield output tokens per second of PEFT's mixed batch for each number of adapters.
 
     Of a static batch of `batch` prompts of `context` tokens, prefill left out: two runs, of few
     tokens and of more, and the difference between them.
     """
     warnings.simplefilter("ignore")
-    counts = [count for count in _COUNTS if count <= batch]
     model = PeftModel.from_pretrained(
         make_model(shape, device, dtype_of(device)), str(adapter), adapter_name="0"
-    )
-    for number in range(1, counts[-1]):
-        model.load_adapter(str(adapter), adapter_name=str(number))
-    model.eval()
+    ).eval()
     tokens = torch.randint(3, shape.vocab, (batch, context), device=device)
-    points = []
-    for count in reversed(counts):
+    _generate(model, tokens, ["0"] * batch, 2)  # what only the first run takes
+    for count in (count for count in _COUNTS if count <= batch):
+        for number in range(len(model.peft_config), count):
+            model.load_adapter(str(adapter), adapter_name=str(number))
         names = [str(row % count) for row in range(batch)]
         few, more = (_generate(model, tokens, names, length) for length in (2, 2 + _TOKENS))
-        points.append((count, batch * _TOKENS / (more - few)))
-        print(f"PEFT, {count} adapters: {points[-1][1]:.0f} tokens/s", flush=True)
-    return sorted(points)
+        rate = batch * _TOKENS / (more - few)
+        say(f"PEFT, {count} adapters: {rate:.0f} tokens/s")
+        yield count, rate
 
 
 @torch.inference_mode()
@@ -62,20 +62,23 @@ def continuous_batching(
     """
     model = make_model(shape, device, dtype_of(device))
     prompts = torch.randint(3, shape.vocab, (batch, context)).tolist()
-    taken = []
+    few, more = 2, 2 + 4 * _TOKENS
     try:
-        for length in (2, 2 + 4 * _TOKENS):
-            config = GenerationConfig(
-                max_new_tokens=length, do_sample=False, eos_token_id=-1, pad_token_id=0
-            )
-            model.generate_batch(inputs=prompts, generation_config=config)
-            begin = time.perf_counter()
-            model.generate_batch(inputs=prompts, generation_config=config)
-            _synchronize()
-            taken.append(time.perf_counter() - begin)
+        # The first run takes what only a first one takes.
+        _, *taken = (_answer(model, prompts, length) for length in (more, few, more))
     except (RuntimeError, ValueError, ImportError, AttributeError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"tokens_per_second": batch * 4 * _TOKENS / (taken[1] - taken[0])}
+    return {"tokens_per_second": batch * (more - few) / (taken[1] - taken[0])}
+
+
+def _answer(model: LlamaForCausalLM, prompts: list[list[int]], length: int) -> float:
+    config = GenerationConfig(
+        max_new_tokens=length, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    begin = time.perf_counter()
+    model.generate_batch(inputs=prompts, generation_config=config)
+    _synchronize()
+    return time.perf_counter() - begin
 
 
 def _synchronize() -> None:

@@ -17,13 +17,12 @@ a width of 14,336, and launches where no graph can record it.
 
 import enum
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -35,6 +34,7 @@ from benchmarks.gpu.operands import LoraOperands, groups
 from benchmarks.gpu.operators import Operators, Peer, own
 from benchmarks.gpu.padded import Padded
 from benchmarks.gpu.punica_operators import Punica
+from benchmarks.gpu.record import Record
 from benchmarks.gpu.vllm_operators import Vllm
 from loramux_server.kernels.gpu.plan import Plan
 
@@ -92,30 +92,34 @@ def main(
     # Peers know no float32, and Triton's interpreter no bfloat16.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
     imported = _PEERS[peer](path)
-    found: list[Row] = []
-    for name, tokens in itertools.product(group or known, batch or [1, 8, 32, 64]):
-        width, outputs = known[name]
-        for ranks in _adapters(tokens):
-            operands = LoraOperands.make(width, outputs, tokens, ranks, device, dtype)
-            ours = own(name, chosen, operands, Plan.of(device))
-            for row in _rows(name, operands, ours, imported):
-                found.append(row)
-                print(_line(row), flush=True)
-    if output:
-        record = {
-            "command": "python -m benchmarks.gpu.peer_kernels",
-            "peer": {
-                "name": peer,
-                "version": _version(path, peer),
-                "commit": machine.commit(path) if (path / ".git").exists() else None,
-            },
-            "shape": shape,
-            "dtype": str(dtype).removeprefix("torch."),
-            "rows": [asdict(row) | {"ratio": row.ratio} for row in found],
-            "machine": on.describe(device),
-        }
-        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if any(row.own_microseconds is None for row in found):
+    names = group or list(known)
+    rows: list[dict[str, Any]] = []
+    record = Record(
+        output,
+        names,
+        command="python -m benchmarks.gpu.peer_kernels",
+        peer={
+            "name": peer,
+            "version": _version(path, peer),
+            "commit": machine.commit(path) if (path / ".git").exists() else None,
+        },
+        shape=shape,
+        dtype=str(dtype).removeprefix("torch."),
+        rows=rows,
+        machine=on.describe(device),
+    )
+    for name in names:
+        with record.part(name):
+            width, outputs = known[name]
+            for tokens in batch or [1, 8, 32, 64]:
+                for ranks in _adapters(tokens):
+                    operands = LoraOperands.make(width, outputs, tokens, ranks, device, dtype)
+                    ours = own(name, chosen, operands, Plan.of(device))
+                    for row in _rows(name, operands, ours, imported):
+                        rows.append(asdict(row) | {"ratio": row.ratio})
+                        print(_line(row), flush=True)
+                    record.write()
+    if record.has_failed or any(row["own_microseconds"] is None for row in rows):
         raise SystemExit(1)
 
 

@@ -1,20 +1,19 @@
 """A model of a real shape, made on the device and served by an engine in this process."""
 
 import os
-import random
-import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.fixture import Shape, make_adapters
-from benchmarks.local_engine import LocalEngine, packaged
-from loramux_adapters.package import digest_of
+from benchmarks.fixture import Shape
+from benchmarks.gpu.adapter_files import AdapterFiles
+from benchmarks.local_engine import GREEDY, LocalEngine
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.messages import AdapterSource, Sampling
 from loramux_server.models.base_model import prepare
 
 _BLOCK = 16
@@ -24,6 +23,8 @@ _SHORT = 32
 """Tokens of a prompt where its length is not what counts."""
 _MOST_RUNS = 5
 """Steps before those that are measured, and prompts."""
+_MOST_SECONDS = 3.0
+"""Of the steps of a measurement: what is so slow needs no more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,71 +49,47 @@ class Served:
         self,
         shape: Shape,
         device: torch.device,
-        folder: Path,
+        files: AdapterFiles,
+        *,
         batch: int,
         context: int,
         steps: int,
-        most_rank: int = 64,
+        most_rank: int,
     ) -> None:
-        """Make model and engine; adapters are made when they are asked for, in `folder`.
-
-        The median of `steps` steps is taken.
-        """
-        self.shape = shape
-        self.context = context
-        self.item_bytes = (dtype := dtype_of(device)).itemsize
+        """Make model and engine; adapters are of `files`, the median of `steps` steps counts."""
+        self._files = files
+        self._context = context
         self._steps = steps
         self._runs = min(steps, _MOST_RUNS)
-        self._folder = folder
-        self._sources: dict[int, list[AdapterSource]] = {}
-        base = prepare(make_model(shape, device, dtype))
-        row_bytes = self.item_bytes * sum(group.shape.row_weights for group in base.groups)
+        base = prepare(make_model(shape, device, dtype_of(device)))
+        item_bytes = base.dtype.itemsize
+        row_bytes = item_bytes * sum(group.shape.row_weights for group in base.groups)
         room = context + _MARGIN
         config = EngineConfig(
-            model="", max_running=batch, block_size=_BLOCK, prefix_cache=False,
+            model="", max_running=batch, block_size=_BLOCK, prefix_cache=False, max_stall=0,
             max_batch_tokens=2048, max_context=max(room, 2048 + _MARGIN),
             adapter_memory=row_bytes * batch * most_rank, host_adapter_memory=64 << 30,
-            kv_memory=batch * room * shape.kv_bytes // 4 * self.item_bytes,
+            kv_memory=batch * room * shape.kv_bytes // 4 * item_bytes,
         )  # fmt: skip
         self._engine = LocalEngine(base, config)
+        self._rows: dict[str, int] = {}
+        """Digest -> rank rows of each adapter that was brought to the device."""
 
-    def sources(self, rank: int, count: int) -> list[AdapterSource]:
-        """Return `count` adapters of `rank`, each a file of its own."""
-        made = self._sources.setdefault(rank, [])
-        if not made:
-            folder = self._folder / f"r{rank}"
-            name = "bfloat16" if self.item_bytes == torch.bfloat16.itemsize else "float32"
-            make_adapters(folder, self.shape, [rank], 1, dtype=name)
-            made += packaged(folder)
-        while len(made) < count:
-            made.append(_another(made[0], len(made)))
-        return made[:count]
-
-    def folders(self, rank: int) -> Path:
-        """Return the folder in which the PEFT adapter of `rank` lies."""
-        self.sources(rank, 1)
-        return self._folder / f"r{rank}" / "a0000"
-
-    def step(self, batch: int, rank: int | None, distinct: int) -> float:
-        """Return the seconds of a decode step of `batch` requests for `distinct` adapters."""
-        return self.steps(batch, self.sources(rank, distinct) if rank else [])
-
-    def steps(self, batch: int, adapters: list[AdapterSource]) -> float:
+    def step(
+        self, batch: int, adapters: Sequence[AdapterSource], sampling: Sampling = GREEDY
+    ) -> float:
         """Return the seconds of a decode step of `batch` requests for `adapters` in turn."""
-        self._engine.fill(batch, adapters, self.context)
-        self._engine.time_steps(self._runs)  # a form of a step is recorded when it first comes up
-        seconds = median(self._engine.time_steps(self._steps))
-        self._engine.clear()
-        return seconds
+        with self._decoding(batch, adapters, sampling):
+            return median(self._engine.time_steps(self._steps, _MOST_SECONDS))
 
-    def kernels(self, batch: int, rank: int | None, distinct: int) -> list[KernelTime]:
-        """Return what a decode step runs, those first that take longest."""
-        self._engine.fill(batch, self.sources(rank, distinct) if rank else [], self.context)
-        self._engine.time_steps(self._runs)
+    def kernels(self, batch: int, adapters: Sequence[AdapterSource]) -> list[KernelTime]:
+        """Return what such a step runs, those first that take longest."""
         activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profiler:
+        with (
+            self._decoding(batch, adapters, GREEDY),
+            torch.profiler.profile(activities=activities) as profiler,
+        ):
             self._engine.time_steps(self._runs)
-        self._engine.clear()
         found: dict[str, list[float]] = {}
         for event in profiler.events() or ():
             if event.device_type == torch._C._autograd.DeviceType.CUDA:
@@ -123,29 +100,44 @@ class Served:
         ]
         return sorted(times, key=lambda kernel: -kernel.microseconds)
 
-    def prefill(self, tokens: int, rank: int | None) -> float:
+    def prefill(self, tokens: int, adapter: AdapterSource | None) -> float:
         """Return the seconds to the first token of a prompt of `tokens` tokens."""
-        adapter = self.sources(rank, 1)[0] if rank else None
-        self._first(tokens, adapter)
-        return median(self._first(tokens, adapter) for _ in range(self._runs))
+        self._make_room([adapter] if adapter else [])
+        self._engine.answer(tokens, [adapter])
+        return median(self._engine.answer(tokens, [adapter]) for _ in range(self._runs))
 
-    def visit(self, adapters: list[AdapterSource]) -> None:
-        """Answer a request for each of `adapters`, one after the other."""
-        for adapter in adapters:
-            self._first(_SHORT, adapter)
+    def load(self, adapters: Sequence[AdapterSource]) -> float:
+        """Bring `adapters` to the device and return the seconds that it took."""
+        self._make_room(adapters)
+        return self._engine.answer(_SHORT, adapters)
+
+    def most_like(self, adapter: AdapterSource) -> int:
+        """Return how many adapters like this one the device holds."""
+        return self._engine.info.adapter_rows // self._engine.rows_of(adapter)
+
+    def displaced(self, rank: int, count: int) -> list[AdapterSource]:
+        """Return `count` adapters of `rank` that have been put out of the device by others."""
+        (source,) = self._files.sources(rank, 1)
+        sources = self._files.sources(rank, self.most_like(source) + count)
+        self.load(sources[:-count])
+        self._note(sources)
+        for part in (sources[count:-count], sources[-count:]):  # first come those that stay
+            self._engine.answer(_SHORT, part)
+        return sources[:count]
 
     def missed(self, adapter: AdapterSource, *, on_disk: bool) -> float:
-        """Return the seconds to the first token of `adapter`, which is not on the device.
+        """Return the seconds to the first token of `adapter`, wherever its weights are.
 
-        Its weights are on the host, or with `on_disk` in a file that no cache of the system holds.
+        With `on_disk` they are put out of memory before, and out of the system's cache of the file.
         """
+        self._note([adapter])
         if on_disk:
-            self._engine.forget(adapter)
+            self._engine.forget([adapter.digest])
             descriptor = os.open(adapter.path, os.O_RDONLY)
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-        return self._first(_SHORT, adapter)
+        return self._engine.answer(_SHORT, [adapter])
 
     def close(self) -> None:
         """Give back the memory of the device."""
@@ -153,9 +145,34 @@ class Served:
         del self._engine
         torch.cuda.empty_cache()
 
-    def _first(self, tokens: int, adapter: AdapterSource | None) -> float:
-        prompt = [random.randrange(3, self.shape.vocab) for _ in range(tokens)]
-        return self._engine.first_token_seconds(prompt, adapter)
+    @contextmanager
+    def _decoding(
+        self, batch: int, adapters: Sequence[AdapterSource], sampling: Sampling
+    ) -> Iterator[None]:
+        """Decode for `adapters` in turn while the block runs."""
+        self.load(adapters)  # or contexts would grow while they wait for each other's adapters
+        try:
+            self._engine.fill(batch, adapters, self._context, sampling)
+            # A form of a step is recorded when it first comes up.
+            self._engine.time_steps(self._runs, _MOST_SECONDS)
+            yield
+        finally:
+            self._engine.clear()
+
+    def _make_room(self, adapters: Sequence[AdapterSource]) -> None:
+        """Let go of all adapters if some would have to, so that these lie where they would alone.
+
+        What is left beside others may lie in pieces too small, and then they would wait for ever.
+        """
+        self._note(adapters)
+        if sum(self._rows.values()) > self._engine.info.adapter_rows:
+            self._engine.forget(self._rows)
+            self._rows.clear()
+            self._note(adapters)
+
+    def _note(self, adapters: Sequence[AdapterSource]) -> None:
+        for adapter in adapters:
+            self._rows[adapter.digest] = self._engine.rows_of(adapter)
 
 
 def dtype_of(device: torch.device) -> torch.dtype:
@@ -173,14 +190,3 @@ def make_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> LlamaF
             return LlamaForCausalLM(shape.config())
     finally:
         torch.set_default_dtype(before)
-
-
-def _another(source: AdapterSource, number: int) -> AdapterSource:
-    """Return a copy of `source` in which one weight is another, so that it is another adapter."""
-    path = Path(source.path).with_suffix(f".{number}.package")
-    shutil.copyfile(source.path, path)
-    with path.open("r+b") as file:
-        file.seek(-2, os.SEEK_END)
-        file.write(number.to_bytes(2, "little"))
-        digest = digest_of(file)
-    return AdapterSource(digest, str(path), source.rank, source.num_bytes, source.item_bytes)

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
     pytest.skip("these are for Triton's interpreter", allow_module_level=True)
 
 from benchmarks.gpu import check, end_to_end, kernels, peer_kernels, tune
 from benchmarks.gpu.peer_kernels import Name
+from benchmarks.gpu.record import Record
 
 VLLM = {
     "__init__.py": "raise ImportError('compiled for CUDA')",
@@ -173,8 +175,9 @@ def test_kernels_are_measured_against_their_floors(tmp_path: Path) -> None:
     kernels.main(shape="tiny", batch=[1], rows=[0, 8], rank=8, context=[16], output=output)
     record = json.loads(output.read_text())
     experiments = {row["experiment"] for row in record["rows"]}
-    assert experiments == {"matmul", "launch", "attention", "kernels"}
+    assert experiments == {"matmul", "launch", "attention", "kernels"} == record["seconds"].keys()
     assert all(row["microseconds"] > 0 for row in record["rows"])
+    assert record["complete"]
 
 
 def test_what_is_checked_on_a_gpu_is_there() -> None:
@@ -183,14 +186,42 @@ def test_what_is_checked_on_a_gpu_is_there() -> None:
     assert all(list((root / folder).glob("test_*.py")) for folder in check.TESTS)
 
 
+def test_tests_are_counted_as_they_end(tmp_path: Path) -> None:
+    path, output = tmp_path / "test_counted.py", tmp_path / "o.json"
+    path.write_text(
+        textwrap.dedent("""
+            import pytest
+
+            def test_good(): pass
+            def test_bad(): assert False
+            def test_elsewhere(): pytest.skip("no device")
+            @pytest.fixture
+            def broken(): raise ValueError
+            def test_not_begun(broken): pass
+            """)
+    )
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
+    )
+    check.Tests(record := Record(output, ["tests"])).run([path], workers=0)
+    record.write()
+    tests = json.loads(output.read_text())["tests"]
+    assert (tests["run"], tests["skipped"]) == (2, 1)
+    assert [name.partition("::")[2] for name in tests["failures"]] == ["test_bad", "test_not_begun"]
+
+
 def test_what_is_tuned_is_written_as_a_plan(tmp_path: Path) -> None:
-    plans = tmp_path / "plans.json"
+    plans, output = tmp_path / "plans.json", tmp_path / "o.json"
     plans.write_text(json.dumps({"default": {"max_spare_rows": 1}}))
-    tune.main(shape="tiny", batch=[1], chunk=[4], only=["expand"], plans=plans)
+    tune.main(shape="tiny", batch=[1], chunk=[4], only=["expand"], plans=plans, output=output)
     entries = json.loads(plans.read_text())
     assert entries["default"] == {"max_spare_rows": 1}
     for cut in entries["cpu"]["cuts"].values():
         assert cut["expand"]["n"] in (64, 128, 256)
+    record = json.loads(output.read_text())
+    assert record["complete"]
+    for row in record["rows"]:
+        assert row["blocks"] == entries["cpu"]["cuts"][str(row["tile"])]["expand"]
 
 
 def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
@@ -200,6 +231,27 @@ def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
         plot=plot, output=output,
     )  # fmt: skip
     record = json.loads(output.read_text())
-    assert {goal["number"] for goal in record["goals"]} == {*range(1, 10), 12, 13, 14}
+    assert {goal["number"] for goal in record["goals"]} == {*range(1, 10), 12, 13, 14, 19, 20}
+    assert record["dora_adapters"] == 1
     assert list(record["tokens_per_second_by_adapters"]) == ["loramux", "loramux, base only"]
     assert plot.read_bytes().startswith(b"\x89PNG")
+    assert record["complete"] and not record["errors"]
+
+
+def test_a_goal_that_fails_does_not_keep_others_from_being_measured(tmp_path: Path) -> None:
+    output = tmp_path / "o.json"
+    with pytest.raises(SystemExit):
+        end_to_end.main(
+            shape="tiny", context=16, batch=1, large_batch=1, steps=1, output=output,
+            prompt=4000, only=["9", "2", "peft"],
+        )  # fmt: skip
+    record = json.loads(output.read_text())
+    assert [goal["number"] for goal in record["goals"]] == [2]
+    assert list(record["errors"]) == ["9"] and "CONTEXT" in record["errors"]["9"]
+    assert list(record["tokens_per_second_by_adapters"]) == ["PEFT"]
+    assert record["complete"]
+
+
+def test_a_goal_that_there_is_not_is_refused() -> None:
+    with pytest.raises(typer.BadParameter, match="--only 10 is none of 12, 3"):
+        end_to_end.main(shape="tiny", only=["10"])

@@ -1,0 +1,73 @@
+"""Adapters on disk: for each kind one of random weights, and others that differ from it in one."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import torch
+
+from benchmarks.fixture import Shape, make_adapters
+from benchmarks.local_engine import packaged
+from loramux_server.engine.messages import AdapterSource
+
+_LAST_BYTES = 2
+"""Of a file, in which those of a kind differ: a weight, or half of one."""
+_COPIERS = 8
+
+
+class AdapterFiles:
+    """Makes adapters when they are asked for first, so many at a time as are missing."""
+
+    def __init__(
+        self, folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Make adapters for `shape` in `folder`, saved in `dtype`; `device` makes their numbers."""
+        self._folder = folder
+        self._shape = shape
+        self._dtype = str(dtype).removeprefix("torch.")
+        self._device = str(device)
+        self._made: dict[str, list[AdapterSource]] = {}
+
+    def sources(self, rank: int, count: int, *, use_dora: bool = False) -> list[AdapterSource]:
+        """Return `count` adapters of `rank`, each a file of its own."""
+        kind = f"{'dora' if use_dora else 'lora'}-{rank}"
+        if kind not in self._made:
+            folder = self._folder / kind
+            make_adapters(
+                folder, self._shape, [rank], 1, dtype=self._dtype, use_dora=use_dora,
+                device=self._device,
+            )  # fmt: skip
+            self._made[kind] = packaged(folder)
+        made = self._made[kind]
+        made += _others(made[0], range(len(made), count))
+        return made[:count]
+
+    def peft_folder(self, rank: int) -> Path:
+        """Return the folder in which PEFT finds the LoRA of `rank`."""
+        self.sources(rank, 1)
+        return self._folder / f"lora-{rank}" / "a0000"
+
+
+def _others(source: AdapterSource, numbers: Sequence[int]) -> list[AdapterSource]:
+    """Return copies of `source` whose last bytes are these numbers, so that each is another one."""
+    if not numbers:
+        return []
+    content = Path(source.path).read_bytes()[:-_LAST_BYTES]
+    digest = hashlib.sha256(content)  # of what is the same in all of them, which is read once
+
+    def another(number: int) -> AdapterSource:
+        path = Path(source.path).with_suffix(f".{number}.package")
+        last, whole = number.to_bytes(_LAST_BYTES, "little"), digest.copy()
+        shutil.copyfile(source.path, path)
+        with path.open("r+b") as file:
+            file.seek(-_LAST_BYTES, os.SEEK_END)
+            file.write(last)
+        whole.update(last)
+        return msgspec.structs.replace(source, digest=f"sha256:{whole.hexdigest()}", path=str(path))
+
+    with ThreadPoolExecutor(_COPIERS) as pool:
+        return list(pool.map(another, numbers))
