@@ -43,7 +43,8 @@ class AdapterLoader:
             DamagedError: A file of it is absent or not what was registered.
             PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
-        packed = load_source(source, self._base, self._resting)
+        with self._slab.beside():
+            packed = load_source(source, self._base, self._resting)
         if self._is_deterministic and packed.edits and packed.edits.changes:
             raise PackageError(
                 "the server is deterministic, and serves only what low-rank changes can do",

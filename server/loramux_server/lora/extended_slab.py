@@ -8,6 +8,7 @@ Legend: E base rows and A rows of a group, K input width, N output width, R rank
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +89,10 @@ class ExtendedSlab(Slab):
         self.extended[group], self.a[group] = extended, extended[base:]
         return extended[:base].copy_(weight_NK)
 
+    def beside(self) -> AbstractContextManager[object]:
+        """Let what a load computes on the device run beside the steps while the block runs."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
     def note_step(self) -> None:
         """Let what is written from now on wait for the step that was just started."""
         if self._stream is not None:
@@ -136,7 +141,7 @@ class ExtendedSlab(Slab):
         if self._stream is None:
             self._write(row, adapter)
             return
-        with torch.cuda.stream(self._stream):
+        with self.beside():
             if self._fence is not None:
                 self._stream.wait_event(self._fence)
             self._write(row, adapter)

@@ -30,6 +30,8 @@ class BaseLayers(Protocol):
     """Where tokens go in and come out."""
     dtype: torch.dtype
     """The number format of the weights."""
+    device: torch.device
+    """Where they are."""
 
     @property
     def places(self) -> Mapping[str, LayerPlace]:
@@ -45,7 +47,7 @@ class BaseLayers(Protocol):
     def rows(self, module: str, start: int, end: int) -> torch.Tensor:
         """Return some rows of the weight of a layer or of the embeddings.
 
-        They are [rows, K], float32 in memory of the host.
+        They are [rows, K], float32, where the base is.
 
         Raises:
             PackageError: They cannot be had.
@@ -178,10 +180,13 @@ def check_factor(module: str, factor_N: torch.Tensor) -> None:
 def weight_rows(
     module: str, found: Found, base: BaseLayers, read: Read
 ) -> Callable[[int, int], torch.Tensor]:
-    """Return what gives rows of the weight on which the low-rank change of `module` stands."""
+    """Return what gives rows of the weight on which the low-rank change of `module` stands.
+
+    They are where the base is.
+    """
     if "weight" not in found.parameters:
         return lambda start, end: base.rows(module, start, end)
-    weight_NK = read(found.parameters["weight"])
+    weight_NK = read(found.parameters["weight"]).to(base.device)
     return lambda start, end: weight_NK[start:end]
 
 
@@ -190,10 +195,12 @@ def _row_lengths(module: str, found: Found, base: BaseLayers, read: Read) -> tor
     low_rank = found.low_rank
     assert low_rank is not None
     rows = weight_rows(module, found, base, read)
-    a_RK, b_NR = read(low_rank.a), read(low_rank.b) * low_rank.scale
+    # All of the base is looked at, and it is not to come to the host for that.
+    a_RK = read(low_rank.a).to(base.device)
+    b_NR = read(low_rank.b).to(base.device) * low_rank.scale
     pieces = []
     for start in range(0, len(b_NR), ROWS_AT_ONCE):
         end = min(start + ROWS_AT_ONCE, len(b_NR))
         changed_NK = torch.addmm(rows(start, end), b_NR[start:end], a_RK)
         pieces.append(torch.linalg.vector_norm(changed_NK, dim=1))
-    return torch.cat(pieces)
+    return torch.cat(pieces).cpu()

@@ -93,6 +93,7 @@ def _drop_what_base_has(
             base.vocabulary.output,
         ):
             value_NK = base.as_held(edit.module, "weight", read(edit.tensor)).float()
+            value_NK = value_NK.to(base.device)
             spans = range(0, len(value_NK), ROWS_AT_ONCE)
             if all(
                 torch.equal(
@@ -140,12 +141,14 @@ def _embedding_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
     a_VR, b_KR = read(low_rank.a).T.contiguous(), low_rank.scale * read(low_rank.b)
     output_K = None
     if EditKind.MAGNITUDE in found.kinds:
-        squares_K = torch.zeros(len(b_KR))
+        squares_K = torch.zeros(len(b_KR), device=base.device)
         rows = weight_rows(module, found, base, read)
+        there_VR, there_RK = a_VR.to(base.device), b_KR.to(base.device).T
         for start in range(0, len(a_VR), ROWS_AT_ONCE):
             end = min(start + ROWS_AT_ONCE, len(a_VR))
-            squares_K += torch.addmm(rows(start, end), a_VR[start:end], b_KR.T).square().sum(0)
-        output_K = read(found.kinds[EditKind.MAGNITUDE]) / squares_K.sqrt()
+            changed_VK = torch.addmm(rows(start, end), there_VR[start:end], there_RK)
+            squares_K += changed_VK.square().sum(0)
+        output_K = read(found.kinds[EditKind.MAGNITUDE]) / squares_K.sqrt().cpu()
         check_factor(module, output_K)
     return replace(edit, a_VR=a_VR, b_KR=b_KR, output_K=output_K)
 

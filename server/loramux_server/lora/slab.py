@@ -7,6 +7,7 @@ float32; an adapter of 16 bits has two of its own in each. If it has factors and
 they lie in the B slab from row r + s on, in float32. What an adapter does not use is never read.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,10 @@ class Slab:
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
         """Return the base weights of `group`, wherever they are to be."""
         return weight_NK
+
+    def beside(self) -> AbstractContextManager[object]:
+        """Let what a load computes on the device run beside the steps while the block runs."""
+        return nullcontext()
 
     def note_step(self) -> None:
         """Take note that a step was started, which may read any row that somebody has now."""

@@ -31,6 +31,7 @@ class BaseLayers:
         self.max_parts = max(group.shape.num_parts for group in model.groups)
         self.vocabulary = model.replaceable.vocabulary
         self.dtype = model.dtype
+        self.device = model.device
 
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
@@ -42,18 +43,18 @@ class BaseLayers:
     def rows(self, module: str, start: int, end: int) -> torch.Tensor:
         """Return some rows of the weight of a layer or of the embeddings.
 
-        They are [rows, K], float32 in memory of the host.
+        They are [rows, K], float32, where the model is.
 
         Raises:
             PackageError: They cannot be had.
         """
         try:
             if module == self.vocabulary.embedding:
-                return self._model.embedding.rows(start, end).cpu()
+                return self._model.embedding.rows(start, end)
             if module == self.vocabulary.output:
-                return self._model.output.rows(start, end).cpu()
+                return self._model.output.rows(start, end)
             place = self.places[module]
-            return self._groups[place.group].rows(place.part, start, end).cpu()
+            return self._groups[place.group].rows(place.part, start, end)
         except ValueError:
             raise PackageError(
                 f"module {module}: DoRA needs the weights of the base, which are quantised",
