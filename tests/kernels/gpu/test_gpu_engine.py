@@ -225,7 +225,7 @@ def test_factors_and_shifts_lie_behind_the_rows_in_float32(device: torch.device)
     factor, shift = torch.randn(8), 1e-6 * torch.randn(16)  # no float16 has these
     plain = packed(shapes, 11, WeightFormat.FLOAT16)
     edits = Edits(affine={0: {0: Affine(factor)}, 1: {0: Affine(None, shift)}})
-    before = vectors(slab.b[0], 24)[0].cpu()
+    before = vectors(slab.b[0], 24)[0].cpu().clone()
     adapter = slab.pack(replace(plain, edits=edits))
     assert adapter.blob is not None
     weights = 16 * sum(shape.row_weights for shape in shapes)
