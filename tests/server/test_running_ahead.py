@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loramux_server.engine.messages import Cancel, Sampling, Submit
+from loramux_server.engine.messages import Cancel, Logprobs, Sampling, Submit
 from loramux_server.engine.scheduler import Scheduler
 from tests.support.fake import FakeModel, completion, fake_engine, fake_source
 
@@ -27,16 +27,25 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
         {"temperature": 0.0, "repetition_penalty": 10.0, "logit_bias": {9: 6.0, 11: 6.0}},
         {"temperature": 2.0, "top_p": 0.9, "frequency_penalty": 2.0},
     ],
+    "told how likely": [
+        {"temperature": 3.0, "num_logprobs": 3, "repetition_penalty": 2.0},
+        {"temperature": 0.0, "num_logprobs": 0},
+        {"temperature": 0.0},
+        {"temperature": 2.0, "num_logprobs": 20},
+    ],
 }
+
+
+Answer = list[tuple[int, Logprobs | None]]
 
 
 def outputs(
     choices: list[dict[str, Any]], *, runs_ahead: bool, num_blocks: int = 40
-) -> tuple[dict[int, list[int]], FakeModel, Scheduler]:
+) -> tuple[dict[int, Answer], FakeModel, Scheduler]:
     """Return what requests of different lengths, some of which end early, are answered."""
     engine, scheduler, _, model = fake_engine(num_blocks=num_blocks, rows=64, runs_ahead=runs_ahead)
     executor = engine._residents._executor
-    found: dict[int, list[int]] = {}
+    found: dict[int, Answer] = {}
     for number, adapter in enumerate([None, A, B, A, None, B]):
         sampling = Sampling(
             max_tokens=4 + 3 * number, seed=number, ignore_eos=number % 2 == 0,
@@ -48,7 +57,7 @@ def outputs(
         while len(executor):  # type: ignore[arg-type]
             executor.finish()  # type: ignore[attr-defined]
         for token in engine.step().tokens:
-            found[token.request_id].append(token.token)
+            found[token.request_id].append((token.token, token.logprobs))
         engine.check()
     assert not scheduler.running
     assert not scheduler.waiting
@@ -61,7 +70,8 @@ def test_the_tokens_are_those_of_one_step_after_the_other(choices: list[dict[str
     ahead, model, _ = outputs(choices, runs_ahead=True)
     assert ahead == plain
     sampling = Sampling(max_tokens=4, seed=0, **choices[0])
-    assert plain[0] == completion([5, 6, 7], 0, 4, eos=False, sampling=sampling)
+    tokens = completion([5, 6, 7], 0, 4, eos=False, sampling=sampling)
+    assert [token for token, _ in plain[0]] == tokens
     assert waits.num_ahead == 0
     assert model.num_ahead > 10
 
@@ -77,7 +87,7 @@ def test_who_begins_anew_is_drawn_the_same_tokens() -> None:
 
 def test_a_step_waits_for_the_one_before_it_where_the_host_is_needed() -> None:
     engine, _, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=True)
-    for number, num_logprobs in enumerate((None, 0)):
+    for number, num_logprobs in enumerate((None, 21)):
         sampling = Sampling(max_tokens=9, seed=0, ignore_eos=True, num_logprobs=num_logprobs)
         engine.receive([Submit(number, [5, 6, 7], None, sampling)])
     for _ in range(4):

@@ -6,7 +6,6 @@ table, a reused block or a reused row changes the checksum, and so the tokens.
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,17 @@ from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine.flight import Chosen, DeviceOutcome
+from loramux_server.engine.messages import MOST_TOLD, AdapterSource, Sampling
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock
-from loramux_server.engine.sampler import Sampled, likeliest, sample
+from loramux_server.engine.sampler import are_finite, likeliest, sample
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
+from loramux_server.kernels.logprobs import logprobs
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.head import Head
@@ -142,28 +143,21 @@ class FakeModel:
             read.append(torch.tensor(sums)[:, None])
         return logits_RV, read
 
-    def start(self, batch: Batch, before: "FakeOutcome | None") -> "FakeOutcome":
+    def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:
         if before is not None:
             assert batch.input.carried_T is not None
             self.num_ahead += 1
-            batch.input.token_T[:] = torch.tensor(before.tokens)[batch.input.carried_T]
+            batch.input.token_T[:] = before.token_R[batch.input.carried_T]
         logits_RV, given = self.run(batch), batch.input
+        token_R, adjusted_RV = likeliest(logits_RV), logits_RV
+        is_finite_R = are_finite(logits_RV, token_R)
         if given.adjustments:
-            logits_RV = adjust(logits_RV, given.token_T[given.sampled_R], given.adjustments)
-        tokens_R = likeliest(logits_RV)
+            adjusted_RV = adjust(logits_RV, given.token_T[given.sampled_R], given.adjustments)
+            token_R = likeliest(adjusted_RV)
         if given.draws:
-            tokens_R = draw(logits_RV, tokens_R, given.draws)
-        return FakeOutcome(tokens_R.tolist())
-
-
-@dataclass
-class FakeOutcome:
-    """What a step of the fake model gives."""
-
-    tokens: list[int]
-
-    def wait(self) -> list[Sampled]:
-        return [Sampled(token) for token in self.tokens]
+            token_R = draw(adjusted_RV, token_R, given.draws)
+        told = logprobs(logits_RV, token_R, MOST_TOLD) if given.tells_logprobs else None
+        return DeviceOutcome(Chosen(logits_RV, token_R, is_finite_R, told), batch.requests)
 
 
 class ManualClock:

@@ -100,6 +100,8 @@ class Batch:
                 carried_T=_carried(chunks, before) if before else None,
                 draws=_draws([chunks[i] for i in sampled]) if draws else None,
                 adjustments=_adjustments([chunks[i] for i in sampled]) if draws else None,
+                tells_logprobs=draws
+                and any(chunks[i].request.sampling.num_logprobs is not None for i in sampled),
             ),
             requests=[chunks[i].request for i in sampled],
             classified=_classified(chunks, query_start, residence),

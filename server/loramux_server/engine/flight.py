@@ -1,13 +1,16 @@
 """A step that was started, whose tokens are still to come."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from loramux_server.engine.batch import Batch
+from loramux_server.engine.messages import Logprobs
 from loramux_server.engine.plan import Plan
-from loramux_server.engine.sampler import Sampled, chosen_from
+from loramux_server.engine.request import Request
+from loramux_server.engine.sampler import Sampled, chosen_from, told
 
 
 class Outcome(Protocol):
@@ -15,6 +18,23 @@ class Outcome(Protocol):
 
     def wait(self) -> list[Sampled]:
         """Return the tokens, when they are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a step chose, on the device.
+
+    Legend: R rows whose logits are needed, or more, V tokens of the vocabulary.
+    """
+
+    logits_RV: torch.Tensor
+    """The model's own, float32."""
+    token_R: torch.Tensor
+    """int64."""
+    is_finite_R: torch.Tensor
+    """Whether the row's logits are."""
+    logprobs_RL: torch.Tensor | None
+    """As `kernels.logprobs` gives them; None where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +49,21 @@ class Flight:
 
 
 class DeviceOutcome:
-    """The outcome of a step on a device, which the next step finds there without the host.
+    """The outcome of a step on a device, which the next step finds there without the host."""
 
-    Legend: R rows whose logits are needed, or more.
-    """
-
-    def __init__(self, token_R: torch.Tensor, is_finite_R: torch.Tensor, num_rows: int) -> None:
-        """Begin to copy the result to the host; `num_rows` rows of it are somebody's."""
-        self.token_R = token_R
+    def __init__(self, chosen: Chosen, requests: Sequence[Request]) -> None:
+        """Begin to copy what was chosen for `requests` to the host; other rows are nobody's."""
+        self.token_R = chosen.token_R
         """The token of each row, int64."""
-        both_2R = torch.stack([token_R, is_finite_R.long()])[:, :num_rows]
-        is_pinned = token_R.device.type == "cuda"
-        self._host_2R = torch.empty(both_2R.shape, dtype=both_2R.dtype, pin_memory=is_pinned)
-        self._host_2R.copy_(both_2R, non_blocking=True)
+        self._wanted = [request.sampling.num_logprobs for request in requests]
+        num_rows = len(requests)
+        both_2R = torch.stack([chosen.token_R, chosen.is_finite_R.long()])[:, :num_rows]
+        self._host_2R = _begin_copy(both_2R)
+        self._host_RL: torch.Tensor | None = None
+        if chosen.logprobs_RL is not None:
+            self._host_RL = _begin_copy(chosen.logprobs_RL[:num_rows])
         self._event: torch.cuda.Event | None = None
-        if is_pinned:
+        if both_2R.device.type == "cuda":
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
@@ -52,4 +72,14 @@ class DeviceOutcome:
         if self._event is not None:
             self._event.synchronize()
         tokens, finite = self._host_2R.tolist()
-        return chosen_from(tokens, finite)
+        found: list[Logprobs | None] = [None] * len(tokens)
+        if self._host_RL is not None:
+            rows = zip(self._host_RL.tolist(), self._wanted, strict=True)
+            found = [None if count is None else told(row, count) for row, count in rows]
+        return chosen_from(tokens, finite, found)
+
+
+def _begin_copy(values: torch.Tensor) -> torch.Tensor:
+    is_pinned = values.device.type == "cuda"
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=is_pinned)
+    return host.copy_(values, non_blocking=True)

@@ -13,6 +13,8 @@ from loramux_adapters.head import Task
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
+MOST_TOLD = 20
+"""Tokens whose log-probabilities a step tells at a position; more take another way."""
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -100,8 +102,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
     @property
     def is_plain(self) -> bool:
-        """Whether tokens alone are asked for."""
-        return self.num_logprobs is None
+        """Whether a step can do all that is asked for."""
+        return (self.num_logprobs or 0) <= MOST_TOLD
 
     @property
     def changes_logits(self) -> bool:

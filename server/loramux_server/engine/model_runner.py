@@ -3,12 +3,14 @@
 import torch
 
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.flight import DeviceOutcome
+from loramux_server.engine.flight import Chosen, DeviceOutcome
 from loramux_server.engine.graphs import Graphs
+from loramux_server.engine.messages import MOST_TOLD
 from loramux_server.engine.sampler import are_finite, likeliest
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.draw import draw
+from loramux_server.kernels.logprobs import logprobs
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
@@ -45,7 +47,7 @@ class ModelRunner:
         if model.stack:
             model.stack.prepare()
         self._model = model
-        self._graphs = Graphs[tuple[torch.Tensor, torch.Tensor, torch.Tensor]](model.device)
+        self._graphs = Graphs[Chosen](model.device)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
@@ -54,7 +56,7 @@ class ModelRunner:
         if given.form is None:  # who chooses tokens looks for the likeliest, too
             logits_RV = self._logits(given)
         else:
-            logits_RV, *_ = self._graphs.run(given.form, lambda: self._chosen(given))
+            logits_RV = self._graphs.run(given.form, lambda: self._chosen(given)).logits_RV
         self.slab.note_step()
         return logits_RV[: len(batch.requests)]
 
@@ -77,9 +79,9 @@ class ModelRunner:
             assert given.carried_T is not None
             tokens = given.token_T[: len(given.carried_T)]
             torch.index_select(before.token_R, 0, given.carried_T, out=tokens)
-        _, token_R, is_finite_R = self._graphs.run(given.form, lambda: self._chosen(given))
+        chosen = self._graphs.run(given.form, lambda: self._chosen(given))
         self.slab.note_step()
-        return DeviceOutcome(token_R, is_finite_R, len(batch.requests))
+        return DeviceOutcome(chosen, batch.requests)
 
     def _take(self, batch: Batch) -> StepInput:
         """Make the input of `batch` the step that runs."""
@@ -87,8 +89,7 @@ class ModelRunner:
             self._model.attention.fill(run)
         return self._model.step.take(batch.input)
 
-    def _chosen(self, given: StepInput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits, the token of each row, and whether the row's logits are finite."""
+    def _chosen(self, given: StepInput) -> Chosen:
         logits_RV = self._logits(given)
         token_R = likeliest(logits_RV)
         is_finite_R, adjusted_RV = are_finite(logits_RV, token_R), logits_RV
@@ -98,7 +99,11 @@ class ModelRunner:
             token_R = likeliest(adjusted_RV)
         if given.draws is not None:
             token_R = draw(adjusted_RV, token_R, given.draws)
-        return logits_RV, token_R, is_finite_R
+        logprobs_RL = None
+        if given.tells_logprobs:
+            count = min(MOST_TOLD, logits_RV.shape[1])
+            logprobs_RL = logprobs(logits_RV, token_R, count)
+        return Chosen(logits_RV, token_R, is_finite_R, logprobs_RL)
 
     def _logits(self, given: StepInput) -> torch.Tensor:
         with self._model.editor.editing(given):

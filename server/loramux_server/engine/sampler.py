@@ -19,6 +19,7 @@ from loramux_server.engine.token_counts import Turn, adjustments_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.draw_cpu import draw_cpu
+from loramux_server.kernels.logprobs import logprobs
 
 _log = logging.getLogger(__name__)
 
@@ -72,11 +73,13 @@ def sample(
     return results
 
 
-def chosen_from(tokens: Sequence[int], finite: Sequence[int]) -> list[Sampled]:
+def chosen_from(
+    tokens: Sequence[int], finite: Sequence[int], logprobs: Sequence[Logprobs | None]
+) -> list[Sampled]:
     """Return the choice of `tokens`, each from a row whose logits are `finite` or not."""
     return [
-        Sampled(token) if is_finite else Sampled(0, fault="ADAPTER_NOT_FINITE")
-        for token, is_finite in zip(tokens, finite, strict=True)
+        Sampled(token, logprobs=of_row) if is_finite else Sampled(0, fault="ADAPTER_NOT_FINITE")
+        for token, is_finite, of_row in zip(tokens, finite, logprobs, strict=True)
     ]
 
 
@@ -150,10 +153,13 @@ def _logprobs(logits_V: torch.Tensor, token: int, request: Request) -> Logprobs 
     count = request.sampling.num_logprobs
     if count is None:
         return None
-    total = float(logits_V.logsumexp(-1))
-    values_K, tokens_K = logits_V.topk(count)
-    top = [
-        (top_token, value - total)
-        for top_token, value in zip(tokens_K.tolist(), values_K.tolist(), strict=True)
-    ]
-    return Logprobs(float(logits_V[token]) - total, top)
+    token_1 = torch.tensor([token], device=logits_V.device)
+    (row,) = logprobs(logits_V[None], token_1, count).tolist()
+    return told(row, count)
+
+
+def told(row: Sequence[float], count: int) -> Logprobs:
+    """Return the first `count` of what a row of `kernels.logprobs` says."""
+    size = len(row) // 2
+    tokens = map(int, row[1 + size :])
+    return Logprobs(row[0], list(zip(tokens, row[1 : 1 + size], strict=True))[:count])

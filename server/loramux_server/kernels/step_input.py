@@ -36,6 +36,8 @@ class StepInput:
     """What the step does to logits before it chooses; None where it leaves them as they are."""
     draws: Draws | None = None
     """How the step draws its tokens; None where it takes the likeliest."""
+    tells_logprobs: bool = False
+    """Whether the step tells log-probabilities beside its tokens."""
     form: Hashable = None
     """Equal in steps that differ only in what memory holds; None where no other step is alike."""
 

@@ -19,7 +19,7 @@ HOW: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {"temperature": 1.0, "top_p": 0.8},
     {"temperature": 1.5, "top_k": 30, "min_p": 0.05},
-    {"temperature": 0.0, "repetition_penalty": 3.0},
+    {"temperature": 0.0, "repetition_penalty": 3.0, "num_logprobs": 2},
     {"temperature": 1.0, "frequency_penalty": 2.0, "logit_bias": {9: 5.0}, "min_tokens": 2},
 ]
 pytestmark = pytest.mark.filterwarnings(
@@ -71,5 +71,7 @@ def test_the_tokens_are_those_that_the_host_draws(
         assert harness.failures.keys() & {lost, *asked} == {lost}
         assert harness.failures[lost].reason == "ADAPTER_NOT_FINITE"
         found.append([harness.output(number) for number in asked])
+        told = [token.logprobs for token in harness.tokens[asked[4]]]
+        assert all(logprobs and len(logprobs.top) == 2 for logprobs in told)
     assert found[0] == found[1]
     assert {len(tokens) for tokens in found[0]} == {3}

@@ -155,7 +155,9 @@ class Stager:
         )
         # What edits are made of lies wherever it lies.
         way = None if given.draws is None else given.draws.is_cut
-        form: Hashable = (room, path, tile_size, way) if room and not is_edited else None
+        form: Hashable = None
+        if room and not is_edited:
+            form = (room, path, tile_size, way, given.tells_logprobs)
         num_sampled = room.requests if room else len(given.sampled_R)
         draws_R5 = there["draws"][:num_sampled]
         adjustments = None

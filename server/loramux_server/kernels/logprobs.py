@@ -1,0 +1,31 @@
+"""Log-probabilities of chosen tokens, and of those that are the likeliest.
+
+Legend: R rows, V tokens of the vocabulary, K the likeliest of them.
+"""
+
+import torch
+
+_STEP = 1 << 32
+
+
+def logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> torch.Tensor:
+    """Return for each row the log-probability of its token, those of the likeliest, and the latter.
+
+    They are [R, 1 + 2 * K] of float64, in this order, the likeliest first and of equal ones the
+    lower: so what is told of a row does not depend on K. Shapes depend on no value and the host is
+    not asked, so a CUDA graph can hold this.
+
+    Args:
+        logits_RV: The model's own logits, float32.
+        token_R: The token of each row, int64.
+        count: K, at most V.
+    """
+    total_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    # Whole numbers in the order of the logits, and below that in that of the tokens.
+    bits_RV = (logits_RV + 0.0).view(torch.int32)
+    rank_RV = (bits_RV ^ ((bits_RV >> 31) & 0x7FFFFFFF)).long()
+    token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
+    key_RK, _ = (rank_RV * _STEP + (_STEP - 1 - token_V)).topk(count)
+    token_RK = _STEP - 1 - key_RK % _STEP
+    value_RK = logits_RV.gather(1, torch.cat((token_R[:, None], token_RK), 1)) - total_R1
+    return torch.cat((value_RK.double(), token_RK.double()), 1)
