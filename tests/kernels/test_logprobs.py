@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from loramux_server.kernels.logprobs import logprobs
+from loramux_server.kernels.logprobs_cpu import logprobs_cpu
 
 LOGITS = st.lists(
     st.sampled_from([0.0, -0.0, 1.0, 1.0, -2.5, 3.0, -math.inf, 1e-40, -1e-40]),
@@ -15,14 +16,18 @@ LOGITS = st.lists(
 )  # fmt: skip
 
 
+FORMS = {"definition": logprobs, "cpu": logprobs_cpu}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(rows=st.lists(LOGITS, min_size=1, max_size=3), count=st.integers(0, 30))
 def test_the_likeliest_come_first_and_of_equal_ones_the_lower(
-    rows: list[list[float]], count: int
+    form: str, rows: list[list[float]], count: int
 ) -> None:
     rows = [[*row[:-1], 0.5] for row in rows]  # none of them is all -inf
     tokens = torch.tensor([row.index(0.5) for row in rows])
-    found = logprobs(torch.tensor(rows), tokens, count)
+    found = FORMS[form](torch.tensor(rows), tokens, count)
     for row, told, chosen in zip(rows, found.tolist(), tokens.tolist(), strict=True):
         total = math.log(sum(math.exp(logit) for logit in row))
         wanted = sorted(range(30), key=lambda token: (-row[token], token))[:count]

@@ -20,6 +20,7 @@ from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.draw_cpu import draw_cpu
 from loramux_server.kernels.logprobs import logprobs
+from loramux_server.kernels.logprobs_cpu import logprobs_cpu
 
 _log = logging.getLogger(__name__)
 
@@ -153,8 +154,9 @@ def _logprobs(logits_V: torch.Tensor, token: int, request: Request) -> Logprobs 
     count = request.sampling.num_logprobs
     if count is None:
         return None
+    form = logprobs_cpu if logits_V.device.type == "cpu" else logprobs
     token_1 = torch.tensor([token], device=logits_V.device)
-    (row,) = logprobs(logits_V[None], token_1, count).tolist()
+    (row,) = form(logits_V[None], token_1, count).tolist()
     return told(row, count)
 
 
