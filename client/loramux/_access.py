@@ -38,7 +38,7 @@ def open_channel(
         OSError: The file of authorities cannot be read.
     """
     key = _checked_key(key)
-    credentials = _credentials(target, key, tls, credentials)
+    credentials = _credentials(target, bool(key), tls, credentials)
     place, settings = address(target), options(target, retries=retries)
     channel = (
         grpc.secure_channel(place, credentials, settings)
@@ -56,10 +56,14 @@ def open_aio_channel(
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
     tracer_provider: "TracerProvider | None",
+    forwards_keys: bool = False,
 ) -> grpc.aio.Channel:
-    """Return a channel for an event loop; see `open_channel`."""
+    """Return a channel for an event loop; see `open_channel`.
+
+    With `forwards_keys`, calls bring keys of others, and plaintext is refused as with a key.
+    """
     key = _checked_key(key)
-    credentials = _credentials(target, key, tls, credentials)
+    credentials = _credentials(target, bool(key) or forwards_keys, tls, credentials)
     place, settings = address(target), options(target, retries=retries)
     channel = (
         grpc.aio.secure_channel(place, credentials, settings)
@@ -88,7 +92,7 @@ def _checked_key(key: str | None) -> str:
 
 
 def _credentials(
-    target: Targets, key: str, tls: Tls, credentials: grpc.ChannelCredentials | None
+    target: Targets, shows_key: bool, tls: Tls, credentials: grpc.ChannelCredentials | None
 ) -> grpc.ChannelCredentials | None:
     """Return what encrypts the connection; None for plaintext."""
     if credentials is not None:
@@ -101,8 +105,8 @@ def _credentials(
         return grpc.ssl_channel_credentials()
     if tls:
         return grpc.ssl_channel_credentials(Path(tls).read_bytes())
-    remote = [place for place in each(target) if not _is_local(place)]
-    if key and tls is None and remote:
+    remote = [place for place in each(target) if not is_local(place)]
+    if shows_key and tls is None and remote:
         raise InvalidArgumentError(
             f"a key would go to {remote[0]} in plaintext; set tls=True, or the path of the "
             "server's authority, or tls=False where nobody else can read it",
@@ -112,8 +116,8 @@ def _credentials(
     return None
 
 
-def _is_local(target: str) -> bool:
-    """Return whether only this machine can read what goes to `target`."""
+def is_local(target: str) -> bool:
+    """Return whether only this machine can reach `target`, or read what goes there."""
     if target.startswith("unix"):
         return True
     host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")

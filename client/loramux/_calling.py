@@ -42,17 +42,25 @@ class Calling:
             call = make(path, *arguments, **options)
             name = path.removeprefix("/")
 
-            def begin(request: object, *, timeout: float | None = None) -> object:
+            def begin(
+                request: object, *, timeout: float | None = None, metadata: Metadata = ()
+            ) -> object:
+                metadata = (*self._metadata, *metadata)
                 if "opentelemetry.trace" not in sys.modules:
-                    return call(request, timeout=timeout, metadata=self._metadata)
-                return self._traced(call, name, request, timeout)
+                    return call(request, timeout=timeout, metadata=metadata)
+                return self._traced(call, name, request, timeout, metadata)
 
             return begin
 
         return made
 
     def _traced(
-        self, call: Callable[..., Any], name: str, request: object, timeout: float | None
+        self,
+        call: Callable[..., Any],
+        name: str,
+        request: object,
+        timeout: float | None,
+        metadata: Metadata,
     ) -> object:
         from opentelemetry.trace import SpanKind, get_tracer, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -64,7 +72,7 @@ class Calling:
         )
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier, set_span_in_context(span))
-        metadata = (*self._metadata, *carrier.items())
+        metadata = (*metadata, *carrier.items())
         try:
             answer = call(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:

@@ -17,6 +17,7 @@ from loramux.cli import (
     chat,
     checks,
     classify,
+    gateway,
     generate,
     inspection,
     merging,
@@ -121,6 +122,7 @@ _server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)
+app.command("gateway")(gateway.gateway)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)
 app.command("inspect")(inspection.inspect)

@@ -1,0 +1,65 @@
+"""`loramux gateway`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loramux.cli.options import DEFAULT_SERVER, needs
+from loramux.client import DEFAULT_TIMEOUT
+
+
+def gateway(
+    target: Annotated[
+        str,
+        typer.Option(envvar="LORAMUX_SERVER", metavar="HOST:PORT", help="The server to call."),
+    ] = DEFAULT_SERVER,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 takes a free one.")] = (
+        8000
+    ),
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM file of the gateway's certificate.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM file of its private key.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen where others can reach it, without TLS or keys."),
+    ] = False,
+    retries: Annotated[
+        bool, typer.Option(help="Ask again where the server was away before it began to answer.")
+    ] = True,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds for a request that does not say.")
+    ] = DEFAULT_TIMEOUT,
+    drain_timeout: Annotated[
+        int, typer.Option(min=0, help="Seconds for requests under way when it is told to end.")
+    ] = 30,
+) -> None:
+    """Answer OpenAI's HTTP API, in front of a running server.
+
+    Callers bring their keys, as they do to the server; the gateway has none of its own.
+    """
+    with needs(
+        "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "grpc_health",
+        extra="gateway", what="gateway",
+    ):  # fmt: skip
+        import httptools  # noqa: F401 - uvicorn loads these by name
+        import uvloop  # noqa: F401
+
+        from loramux.gateway.process import Settings, run
+    run(
+        Settings(
+            target=target,
+            host=host,
+            port=port,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            insecure=insecure,
+            retries=retries,
+            timeout=timeout,
+            drain_timeout=drain_timeout,
+        )
+    )

@@ -1,0 +1,169 @@
+"""Answering one request, whole or piece by piece, for as long as the caller is there."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from loramux.errors import LoramuxError
+from loramux.gateway.answers import Answers, adapter_header
+from loramux.gateway.backend import Backend, Pieces
+from loramux.gateway.caller import Caller
+from loramux.gateway.refusal import error_body, json_response
+from loramux.v1 import generation_pb2
+
+_EVENTS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # or nginx would gather them
+}
+_DONE = b"data: [DONE]\n\n"
+
+
+class WhileThere:
+    """An answer that is given up when the caller goes away, and all that is done for it."""
+
+    def __init__(self, answer: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; an error before the answer began is raised."""
+        answering = asyncio.ensure_future(self._answer(scope, receive, send))
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_answered = answering.done()
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+        if is_answered:
+            answering.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """What it takes to answer a request."""
+
+    backend: Backend
+    caller: Caller
+    asked: Sequence[generation_pb2.GenerateRequest]
+    answers: Answers
+    seconds: float | None
+    """How long it may take."""
+    include_usage: bool
+    """Whether a stream ends with counts of tokens."""
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with one object."""
+        responses = await _all(
+            [self.backend.generate(each, self.caller, self.seconds) for each in self.asked]
+        )
+        headers = self._headers(responses[0].adapters)
+        await json_response(self.answers.whole(responses), headers)(scope, receive, send)
+
+    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with an event for each piece.
+
+        The status waits for the first one: what the server refuses is an HTTP error then.
+        """
+        streams = [self.backend.stream(each, self.caller, self.seconds) for each in self.asked]
+        async with aclosing(_merged(streams)) as pieces:
+            place, piece = await anext(pieces)
+            headers = self._headers(piece.adapters) | _EVENTS
+            await send({
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            })  # fmt: skip
+            usages = []
+            try:
+                while True:
+                    if told := self.answers.piece(place, piece):
+                        # Returns when there is room on the way to the caller.
+                        await _send(send, _event(told))
+                    if piece.HasField("usage"):
+                        usages.append(piece.usage)
+                    place, piece = await anext(pieces)
+            except StopAsyncIteration:
+                counts = _event(self.answers.last(usages)) if self.include_usage else b""
+                await _send(send, counts + _DONE)
+            except LoramuxError as error:
+                await _send(send, _event(error_body(error)))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _headers(self, adapters: Sequence[generation_pb2.AdapterIdentity]) -> dict[str, str]:
+        named = adapter_header(adapters)
+        return self.caller.returned | ({"x-loramux-adapter": named} if named else {})
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the caller is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _all(
+    calls: Sequence[Awaitable[generation_pb2.GenerateResponse]],
+) -> list[generation_pb2.GenerateResponse]:
+    """Return what each of `calls` does; where one fails, the others are given up."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _merged(
+    streams: Sequence[Pieces],
+) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
+    """Yield the pieces of all `streams` as they come, each with the number of its stream.
+
+    No stream is read before its last piece was taken.
+    """
+    if len(streams) == 1:  # without a task for each piece
+        async with aclosing(streams[0]) as only:
+            async for piece in only:
+                yield 0, piece
+        return
+    waiting: dict[asyncio.Future[Any], int] = {}
+
+    def read(place: int) -> None:
+        waiting[asyncio.ensure_future(_next(streams[place]))] = place
+
+    try:
+        for place in range(len(streams)):
+            read(place)
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                place = waiting.pop(task)
+                found = task.result()
+                if found is not None:
+                    yield place, found
+                    read(place)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
+
+
+async def _next(stream: Pieces) -> generation_pb2.StreamGenerateResponse | None:
+    """Return the next piece, or None after the last."""
+    return await anext(stream, None)
+
+
+def _event(told: dict[str, object]) -> bytes:
+    return b"data: " + msgspec.json.encode(told) + b"\n\n"
+
+
+async def _send(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,0 +1,195 @@
+"""From what the server answers to OpenAI's objects.
+
+The server tells tokens by their ids, so that a token of log-probabilities is written
+`token_id:N`, as vLLM can, and has no bytes.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from loramux.types import ServerInfo
+from loramux.v1 import generation_pb2
+
+_LEAST = -9999.0
+"""Stands for the logarithm of zero, which JSON has no number for."""
+_FINISH = {
+    generation_pb2.FINISH_REASON_STOP: "stop",
+    generation_pb2.FINISH_REASON_LENGTH: "length",
+}
+
+Object = dict[str, object]
+
+
+class Style(Protocol):
+    """How one of the two kinds of answers looks."""
+
+    prefix: str
+    """What ids begin with."""
+    whole: str
+    """What an answer is called."""
+    piece: str
+    """What a piece of one is called."""
+
+    def message(self, completion: generation_pb2.Completion) -> Object:
+        """Return the text and log-probabilities of a whole completion."""
+
+    def delta(self, piece: generation_pb2.Completion, *, is_first: bool) -> Object:
+        """Return those of the next piece of one."""
+
+
+class ChatStyle:
+    """Answers of `/v1/chat/completions`."""
+
+    prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    def message(self, completion: generation_pb2.Completion) -> Object:
+        """See `Style`."""
+        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        return {"message": message, "logprobs": self._logprobs(completion)}
+
+    def delta(self, piece: generation_pb2.Completion, *, is_first: bool) -> Object:
+        """See `Style`."""
+        delta: Object = {"role": "assistant"} if is_first else {}
+        if piece.text or is_first:
+            delta["content"] = piece.text
+        return {"delta": delta, "logprobs": self._logprobs(piece)}
+
+    def _logprobs(self, completion: generation_pb2.Completion) -> Object | None:
+        if not completion.logprobs:
+            return None
+        content = [
+            _token(position.chosen) | {"top_logprobs": [_token(each) for each in position.top]}
+            for position in completion.logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+
+class CompletionStyle:
+    """Answers of `/v1/completions`."""
+
+    prefix, whole, piece = "cmpl-", "text_completion", "text_completion"
+
+    def message(self, completion: generation_pb2.Completion) -> Object:
+        """See `Style`."""
+        return {"text": completion.text, "logprobs": self._logprobs(completion)}
+
+    def delta(self, piece: generation_pb2.Completion, *, is_first: bool) -> Object:
+        """See `Style`."""
+        return self.message(piece)
+
+    def _logprobs(self, completion: generation_pb2.Completion) -> Object | None:
+        if not completion.logprobs:
+            return None
+        return {
+            "tokens": [_name(each.chosen) for each in completion.logprobs],
+            "token_logprobs": [_number(each.chosen) for each in completion.logprobs],
+            "top_logprobs": [
+                {_name(token): _number(token) for token in each.top} for each in completion.logprobs
+            ],
+            "text_offset": None,
+        }
+
+
+class Answers:
+    """Makes the objects of one answer, which may be for several prompts."""
+
+    def __init__(
+        self,
+        style: Style,
+        *,
+        request_id: str,
+        model: str,
+        server: ServerInfo,
+        num_completions: int,
+        return_token_ids: bool,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            style: How they look.
+            request_id: What the id is made of.
+            model: What the request called the model.
+            server: Who answers.
+            num_completions: Completions of each prompt.
+            return_token_ids: Whether each choice tells its tokens.
+        """
+        self._style = style
+        self._head: Object = {
+            "id": style.prefix + request_id,
+            "object": style.piece,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": server.fingerprint,
+        }
+        self._num_completions = num_completions
+        self._return_token_ids = return_token_ids
+        self._begun: set[int] = set()
+        """Choices of which a piece was made."""
+
+    def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
+        """Return the answer; `responses` are in the order of the prompts."""
+        choices = [
+            self._choice(place, completion, self._style.message(completion))
+            for place, response in enumerate(responses)
+            for completion in response.completions
+        ]
+        usage = usage_of([response.usage for response in responses])
+        return self._head | {"object": self._style.whole, "choices": choices, "usage": usage}
+
+    def piece(self, place: int, response: generation_pb2.StreamGenerateResponse) -> Object | None:
+        """Return the next piece, of the prompt at `place`; None if it would tell nothing."""
+        delta = response.delta
+        index = self._index(place, delta)
+        is_first = index not in self._begun
+        # Such as the first bytes of a character.
+        is_empty = not (delta.text or delta.finish_reason or delta.logprobs)
+        if is_empty and not (is_first or self._return_token_ids):
+            return None
+        self._begun.add(index)
+        choice = self._choice(place, delta, self._style.delta(delta, is_first=is_first))
+        return self._head | {"choices": [choice]}
+
+    def last(self, usages: Sequence[generation_pb2.Usage]) -> Object:
+        """Return the piece that tells how many tokens there were."""
+        return self._head | {"choices": [], "usage": usage_of(usages)}
+
+    def _choice(self, place: int, completion: generation_pb2.Completion, said: Object) -> Object:
+        choice = {"index": self._index(place, completion)} | said
+        choice["finish_reason"] = _FINISH.get(completion.finish_reason)
+        if self._return_token_ids:
+            choice["token_ids"] = list(completion.token_ids)
+        return choice
+
+    def _index(self, place: int, completion: generation_pb2.Completion) -> int:
+        return place * self._num_completions + completion.index
+
+
+def usage_of(usages: Sequence[generation_pb2.Usage]) -> dict[str, int]:
+    """Return the sum of `usages`."""
+    prompt = sum(usage.prompt_tokens for usage in usages)
+    completion = sum(usage.completion_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def adapter_header(identities: Sequence[generation_pb2.AdapterIdentity]) -> str:
+    """Return which versions answered, as references; empty for the base model."""
+    return ", ".join(
+        f"{each.tenant}/{each.name}:{each.version}@{each.digest}" for each in identities
+    )
+
+
+def _token(token: generation_pb2.TokenLogprob) -> Object:
+    return {"token": _name(token), "logprob": _number(token), "bytes": None}
+
+
+def _name(token: generation_pb2.TokenLogprob) -> str:
+    return f"token_id:{token.token_id}"
+
+
+def _number(token: generation_pb2.TokenLogprob) -> float:
+    return max(token.logprob, _LEAST)

@@ -1,0 +1,199 @@
+"""The routes of the gateway."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loramux.errors import LoramuxError
+from loramux.gateway.answering import Answering, WhileThere
+from loramux.gateway.answers import Answers, ChatStyle, CompletionStyle, Style
+from loramux.gateway.asked import asked_by_chat, asked_by_completion
+from loramux.gateway.backend import Backend
+from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
+from loramux.gateway.caller import caller_of
+from loramux.gateway.models import adapter_model, base_model, models
+from loramux.gateway.refusal import json_response, plain_refusal, refusal
+from loramux.v1 import generation_pb2
+
+MAX_BODY_BYTES = 4 << 20
+"""What the server takes as a message."""
+BODY_SECONDS = 60.0
+"""How long a body may take to come."""
+
+_log = logging.getLogger(__name__)
+
+B = TypeVar("B", bound=Body)
+Ask = Callable[[B, str, str], list[generation_pb2.GenerateRequest]]
+
+
+class Gateway:
+    """Answers each route out of what the server says."""
+
+    def __init__(self, open_backend: Callable[[], Backend]) -> None:
+        """Prepare; `open_backend` is called in the event loop that serves."""
+        self._open_backend = open_backend
+        self._backend: Backend | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Be connected for the block."""
+        self._backend = self._open_backend()
+        try:
+            yield
+        finally:
+            await self._backend.close()
+
+    @property
+    def backend(self) -> Backend:
+        """The server behind."""
+        assert self._backend is not None
+        return self._backend
+
+    async def chat(self, request: Request) -> WhileThere:
+        """`POST /v1/chat/completions`."""
+        return await self._completions(request, ChatBody, asked_by_chat, ChatStyle())
+
+    async def completions(self, request: Request) -> WhileThere:
+        """`POST /v1/completions`."""
+        return await self._completions(
+            request, CompletionBody, asked_by_completion, CompletionStyle()
+        )
+
+    async def models(self, request: Request) -> Response:
+        """`GET /v1/models`."""
+        caller = caller_of(request.scope)
+        server = await self.backend.info(caller)
+        return json_response(models(server, await self.backend.adapters(caller)), caller.returned)
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{id}`."""
+        caller, name = caller_of(request.scope), request.path_params["id"]
+        server = await self.backend.info(caller)
+        if name == server.base_model:
+            return json_response(base_model(server), caller.returned)
+        adapter = await self.backend.adapter(name, caller)
+        return json_response(adapter_model(adapter, server, name), caller.returned)
+
+    async def health(self, request: Request) -> Response:
+        """`GET /health`: whether the server answers requests, which anybody may know."""
+        caller = caller_of(request.scope)
+        if await self.backend.is_serving():
+            return json_response({"status": "ok"}, caller.returned)
+        return plain_refusal(503, "the server does not serve at present", "not_serving", caller)
+
+    async def _completions(
+        self, request: Request, kind: type[B], ask: Ask[B], style: Style
+    ) -> WhileThere:
+        body = parse(await _read(request), kind)
+        caller = caller_of(request.scope)
+        server = await self.backend.info(caller)
+        answering = Answering(
+            backend=self.backend,
+            caller=caller,
+            asked=ask(body, server.base_model, caller.request_id),
+            answers=Answers(
+                style,
+                request_id=caller.request_id,
+                model=body.model,
+                server=server,
+                num_completions=1 if body.n is None else body.n,
+                return_token_ids=body.return_token_ids,
+            ),
+            seconds=body.timeout,
+            include_usage=body.stream_options is not None and body.stream_options.include_usage,
+        )
+        return WhileThere(answering.events if body.stream else answering.whole)
+
+
+def make_app(open_backend: Callable[[], Backend]) -> Starlette:
+    """Return the application; `open_backend` is called in the event loop that serves it."""
+    gateway = Gateway(open_backend)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
+            Route("/v1/completions", gateway.completions, methods=["POST"]),
+            Route("/v1/models", gateway.models),
+            Route("/v1/models/{id:path}", gateway.model),
+            Route("/health", gateway.health),
+        ],
+        exception_handlers={
+            LoramuxError: _refused,
+            HTTPException: _wrong_http,
+            ClientDisconnect: _gone,
+            Exception: _failed,
+        },
+        lifespan=gateway.lifespan,
+    )
+
+
+async def _read(request: Request) -> bytes:
+    """Return the body of `request`.
+
+    Raises:
+        HTTPException: It is not called JSON, is too large, or takes too long.
+        ClientDisconnect: The caller went away before it was whole.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Any page may let a browser send other types here; to send this one, it would have to ask.
+        raise HTTPException(415, f"content-type is {kind!r}; expected 'application/json'")
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                raw += part
+                if len(raw) > MAX_BODY_BYTES:
+                    raise HTTPException(413)
+    except TimeoutError:
+        raise HTTPException(408) from None
+    return bytes(raw)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LoramuxError)
+    return refusal(error, caller_of(request.scope))
+
+
+_HTTP = {
+    404: ("there is no such route", "not_found"),
+    405: ("the route has no such method", "method_not_allowed"),
+    408: (f"the body took more than {BODY_SECONDS:g} s", "body_timeout"),
+    413: (f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large"),
+    415: ("", "unsupported_media_type"),
+}
+"""Status -> message, empty where the error has its own, and code."""
+_CLOSING = (408, 413)
+"""After which the rest of a body is not waited for."""
+
+
+async def _wrong_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message, code = _HTTP.get(error.status_code, ("", "malformed_request"))
+    answer = plain_refusal(
+        error.status_code, message or error.detail, code, caller_of(request.scope)
+    )
+    answer.headers.update(error.headers or {})
+    if error.status_code in _CLOSING:
+        answer.headers["connection"] = "close"
+    return answer
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Answer nobody."""
+    return Response(status_code=499)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer where there is a defect; the traceback is written by whoever gets it next."""
+    caller = caller_of(request.scope)
+    _log.error("request %s failed", caller.request_id)
+    message = f"internal error, request {caller.request_id}"
+    return plain_refusal(500, message, "internal", caller)

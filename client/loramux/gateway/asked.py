@@ -1,0 +1,149 @@
+"""From the body of a request to what the server is asked: one message for each prompt."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from loramux import _wire
+from loramux.errors import NotFoundError
+from loramux.gateway.body import Body, ChatBody, ChatMessage, CompletionBody
+from loramux.gateway.refusal import invalid, unsupported
+from loramux.types import Message
+from loramux.v1 import generation_pb2
+
+MAX_PROMPTS = 64
+
+_AS_THEY_ARE = (
+    "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logit_bias", "min_tokens",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids", "ignore_eos",
+    "skip_special_tokens",
+)  # fmt: skip
+"""Fields of a body that the server calls the same."""
+
+
+def asked_by_chat(
+    body: ChatBody, base: str, request_id: str
+) -> list[generation_pb2.GenerateRequest]:
+    """Return what `body` asks of a server whose base model is called `base`.
+
+    Raises:
+        LoramuxError: It cannot be asked; the error names the field.
+    """
+    if not body.messages:
+        raise invalid("messages", "messages is an empty list; give at least one message")
+    messages: list[Message] = [
+        {"role": message.role, "content": _content(index, message)}
+        for index, message in enumerate(body.messages)
+    ]
+    shared = _shared(body, base) | {"add_generation_prompt": body.add_generation_prompt}
+    return [_request(None, messages, routing_key=body.user, **shared)]
+
+
+def asked_by_completion(
+    body: CompletionBody, base: str, request_id: str
+) -> list[generation_pb2.GenerateRequest]:
+    """Return what `body` asks, a message for each prompt; see `asked_by_chat`."""
+    num_completions = 1 if body.n is None else body.n
+    if body.best_of not in (None, num_completions):
+        raise unsupported(
+            "best_of", f"best_of is {body.best_of}; only as many as n, {num_completions}, are made"
+        )
+    prompts = _prompts(body.prompt)
+    # All prompts of a request are answered by one version, where an alias stands for several.
+    key = body.user or (request_id if len(prompts) > 1 else "")
+    shared = _shared(body, base) | {"add_special_tokens": body.add_special_tokens}
+    return [_request(prompt, None, routing_key=key, **shared) for prompt in prompts]
+
+
+def _request(
+    prompt: str | list[int] | None,
+    messages: Sequence[Message] | None,
+    *,
+    add_special_tokens: bool = True,
+    add_generation_prompt: bool = True,
+    **options: Any,  # noqa: ANN401 - of `_shared`, which has checked them
+) -> generation_pb2.GenerateRequest:
+    adapter = options.pop("adapter", None)
+    return _wire.generate_request(
+        prompt, messages, adapter, "", False, add_special_tokens, add_generation_prompt, **options
+    )
+
+
+def _shared(body: Body, base: str) -> dict[str, Any]:
+    """Return what all messages for `body` say. A field that it lacks is left to the server."""
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options", "stream_options is set; it needs stream to be true")
+    # Written so that NaN fails.
+    if body.timeout is not None and not 0 < body.timeout < math.inf:
+        raise invalid("timeout", f"timeout is {body.timeout}; expected seconds above 0")
+    given = {name: getattr(body, name) for name in _AS_THEY_ARE}
+    given |= {
+        "max_tokens": body.most_tokens,
+        "logprobs": body.num_logprobs,
+        "include_stop": body.include_stop_str_in_output,
+    }
+    sampling = {name: value for name, value in given.items() if value is not None}
+    return sampling | _adapters(body, base)
+
+
+def _adapters(body: Body, base: str) -> dict[str, Any]:
+    if body.adapters is None:
+        if body.combination is not None:
+            raise invalid("combination", "combination is set; it needs adapters")
+        if not body.model:  # which to the server is the base model
+            raise NotFoundError(
+                f"model is empty; the base model is called {base!r}",
+                reason="ADAPTER_NOT_FOUND",
+                field="model",
+            )
+        return {} if body.model == base else {"adapter": body.model}
+    if body.model != base:
+        raise invalid(
+            "model",
+            f"model is {body.model!r}; with adapters, it has to be {base!r}, the base model",
+        )
+    if not body.adapters:
+        raise invalid("adapters", "adapters is an empty list; give at least one, or none at all")
+    if len(body.adapters) == 1 and body.combination is None:
+        return {"adapter": body.adapters[0].name, "scale": body.adapters[0].scale}
+    mix = [(each.name, each.scale) for each in body.adapters]
+    return {"adapters": mix, "combination": body.combination}
+
+
+def _content(index: int, message: ChatMessage) -> str:
+    """Return the text of a message; that of several parts is put together as it is."""
+    name = f"messages[{index}].content"
+    if message.content is None:
+        raise invalid(name, f"{name} is missing; expected text")
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for place, part in enumerate(message.content):
+        kind, text = part.get("type"), part.get("text")
+        if kind != "text":
+            raise unsupported(
+                f"{name}[{place}]", f"{name}[{place}] has type {kind!r}; only 'text' is supported"
+            )
+        if not isinstance(text, str) or len(part) > 2:
+            raise invalid(f"{name}[{place}]", f"{name}[{place}] needs text, a string, and no more")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _prompts(given: object) -> list[str | list[int]]:
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list) and given:
+        if _are_tokens(given):
+            return [given]
+        if len(given) > MAX_PROMPTS:
+            raise invalid("prompt", f"prompt has {len(given)} entries; at most {MAX_PROMPTS}")
+        if all(isinstance(each, str) or (each and _are_tokens(each)) for each in given):
+            return given
+    raise invalid(
+        "prompt", "prompt has to be text, token ids, or a list of either, and no list may be empty"
+    )
+
+
+def _are_tokens(value: object) -> bool:
+    return isinstance(value, list) and all(type(each) is int for each in value)

@@ -1,0 +1,134 @@
+"""The server behind the gateway. All callers share one connection, each with its own key."""
+
+import math
+import time
+from collections.abc import AsyncGenerator
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from loramux import _adapter_wire, _wire
+from loramux._access import open_aio_channel
+from loramux.gateway.caller import Caller
+from loramux.types import Adapter, ServerInfo
+from loramux.v1 import adapters_pb2, generation_pb2, server_pb2
+from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux.v1.server_pb2_grpc import ServerServiceStub
+
+_FRESH_SECONDS = 1.0
+"""How long the name of the base model is taken for granted: no server starts with another one
+within that."""
+_MAX_KNOWN = 1024
+_CHECK_SECONDS = 5.0
+_SERVICE = "loramux.v1.GenerationService"
+
+Pieces = AsyncGenerator[generation_pb2.StreamGenerateResponse, None]
+
+
+class Backend:
+    """Calls of a server. Each raises a `loramux.errors.LoramuxError` when it fails."""
+
+    def __init__(self, target: str, *, retries: bool, timeout: float) -> None:
+        """Connect to `target` when the first call is made; made and used in one event loop.
+
+        Raises:
+            InvalidArgumentError: Keys of callers would go in plaintext to another machine.
+            OSError: The file of authorities cannot be read.
+        """
+        self._channel = open_aio_channel(
+            target,
+            key="",
+            tls=None,
+            credentials=None,
+            retries=retries,
+            tracer_provider=None,
+            forwards_keys=True,
+        )
+        self._timeout = timeout
+        self._generation = GenerationServiceStub(self._channel)
+        self._adapters = AdapterServiceStub(self._channel)
+        self._server = ServerServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._known: dict[str, tuple[float, ServerInfo]] = {}
+        """Key -> when its caller was told what, so that nobody gets it who may not."""
+
+    async def info(self, caller: Caller) -> ServerInfo:
+        """Return what the server is, as of a second ago at most."""
+        now = time.monotonic()
+        asked, known = self._known.get(caller.key, (-math.inf, None))
+        if known is None or now - asked > _FRESH_SECONDS:
+            with _wire.raising():
+                known = _wire.server_info(
+                    await self._server.GetServerInfo(
+                        server_pb2.GetServerInfoRequest(),
+                        timeout=self._timeout,
+                        metadata=caller.metadata,
+                    )
+                )
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[caller.key] = (now, known)
+        return known
+
+    async def is_serving(self) -> bool:
+        """Return whether the server says that it answers requests."""
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+        with _wire.raising():
+            answer = await self._health.Check(request, timeout=_CHECK_SECONDS)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def generate(
+        self, request: generation_pb2.GenerateRequest, caller: Caller, seconds: float | None
+    ) -> generation_pb2.GenerateResponse:
+        """Return the whole answer to `request`; `seconds` is how long that may take."""
+        with _wire.raising():
+            return await self._generation.Generate(
+                request, timeout=self._limit(seconds), metadata=caller.metadata
+            )
+
+    async def stream(
+        self, request: generation_pb2.GenerateRequest, caller: Caller, seconds: float | None
+    ) -> Pieces:
+        """Yield the answer to `request`; closing the generator ends the call."""
+        call = self._generation.StreamGenerate(
+            request, timeout=self._limit(seconds), metadata=caller.metadata
+        )
+        try:
+            with _wire.raising():
+                async for piece in call:
+                    yield piece
+        finally:
+            call.cancel()
+
+    async def adapter(self, reference: str, caller: Caller) -> Adapter:
+        """Return what `reference` stands for."""
+        request = adapters_pb2.GetAdapterRequest(name=reference)
+        with _wire.raising():
+            response = await self._adapters.GetAdapter(
+                request, timeout=self._timeout, metadata=caller.metadata
+            )
+            return _adapter_wire.adapter(response.adapter)
+
+    async def adapters(self, caller: Caller) -> list[Adapter]:
+        """Return the newest version of each adapter that the caller sees."""
+        found: list[Adapter] = []
+        token = ""
+        with _wire.raising():
+            while True:
+                request = adapters_pb2.ListAdaptersRequest(
+                    page_size=_adapter_wire.PAGE_SIZE, page_token=token
+                )
+                response = await self._adapters.ListAdapters(
+                    request, timeout=self._timeout, metadata=caller.metadata
+                )
+                found += map(_adapter_wire.adapter, response.adapters)
+                token = response.next_page_token
+                if not token:
+                    return found
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+    def _limit(self, seconds: float | None) -> float:
+        return self._timeout if seconds is None else seconds

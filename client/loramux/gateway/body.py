@@ -1,0 +1,207 @@
+"""The bodies of requests: which fields there are, and of what type.
+
+Values are the server's to judge. A field that would change the answer and cannot be honoured is
+refused by name; null is the same as no field.
+"""
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from loramux.errors import InvalidArgumentError
+from loramux.gateway.refusal import invalid, unsupported
+
+HARMLESS = frozenset({
+    "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier",
+    "store",
+})  # fmt: skip
+"""Fields for OpenAI's own books, that change no answer."""
+
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": (),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Fields of OpenAI that are not served -> values that ask for nothing."""
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """What a stream tells beside its text."""
+
+    include_usage: bool = False
+
+
+class WeightedAdapter(msgspec.Struct, forbid_unknown_fields=True):
+    """One adapter of a mix. OpenAI has no such thing."""
+
+    name: str
+    scale: float = 1.0
+
+
+class Body(msgspec.Struct, kw_only=True):
+    """What both kinds of requests may say."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    user: str = ""
+
+    # As vLLM calls them.
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool = False
+
+    # Our own.
+    adapters: list[WeightedAdapter] | None = None
+    combination: str | None = None
+    timeout: float | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many tokens to report at each position; None for none, not even the chosen one."""
+        raise NotImplementedError
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens to make at most."""
+        return self.max_tokens
+
+
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
+    """One turn. What an answer of ours has beside role and content may come back with it."""
+
+    role: str
+    content: str | list[dict[str, object]] | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+class ChatBody(Body, kw_only=True):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    add_generation_prompt: bool = True
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See `Body`."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise invalid(
+                "top_logprobs", f"top_logprobs is {self.top_logprobs}; set logprobs to true with it"
+            )
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """See `Body`."""
+        if None not in (self.max_tokens, self.max_completion_tokens) and (
+            self.max_tokens != self.max_completion_tokens
+        ):
+            raise invalid(
+                "max_tokens",
+                f"max_tokens is {self.max_tokens} and max_completion_tokens is "
+                f"{self.max_completion_tokens}; set one of them",
+            )
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+
+class CompletionBody(Body, kw_only=True):
+    """The body of `/v1/completions`."""
+
+    prompt: object
+    """Text, a list of texts, a list of token ids, or a list of such lists."""
+    logprobs: int | None = None
+    best_of: int | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See `Body`."""
+        return self.logprobs
+
+
+B = TypeVar("B", bound=Body)
+
+
+def parse(raw: bytes, kind: type[B]) -> B:
+    """Return the body that `raw` is.
+
+    Raises:
+        InvalidArgumentError: It is not JSON, or a field is unknown, not served or of another type;
+            the error names it.
+    """
+    try:
+        given = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidArgumentError(
+            f"the body is no JSON: {error}", reason="MALFORMED_REQUEST"
+        ) from None
+    if not isinstance(given, dict):
+        raise InvalidArgumentError(
+            f"the body is a JSON {type(given).__name__}; expected an object",
+            reason="MALFORMED_REQUEST",
+        )
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    kept = {}
+    for name, value in given.items():
+        if value is None or name in HARMLESS:
+            continue
+        if name in fields:
+            kept[name] = value
+        elif name not in UNSUPPORTED:
+            raise InvalidArgumentError(
+                f"{name!r} is no field of this request", reason="UNKNOWN_PARAMETER", field=name
+            )
+        elif value not in UNSUPPORTED[name]:
+            raise unsupported(name, f"{name} is not supported; leave it out")
+    for name, field in fields.items():
+        if field.required and name not in kept:
+            raise InvalidArgumentError(
+                f"{name} is missing", reason="MISSING_REQUIRED_PARAMETER", field=name
+            )
+    try:
+        return msgspec.convert(kept, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise _mistyped(str(error)) from None
+
+
+def _mistyped(told: str) -> InvalidArgumentError:
+    """Return our error for what msgspec says: what it expected, and a path below `$`."""
+    what, _, where = told.partition(" - at ")
+    found = re.search(r"`\$\.?(.*)`", where)
+    param = found[1] if found else ""
+    what = what.replace("`", "").replace(" | null", "")
+    return invalid(param, f"{param}: {what[:1].lower()}{what[1:]}" if param else what)

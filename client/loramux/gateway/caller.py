@@ -1,0 +1,54 @@
+"""What an HTTP request tells of who makes it, and takes along to the server."""
+
+import secrets
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from loramux._calling import Metadata
+
+_KEY = "loramux.caller"
+_MAX_VALUE = 1024
+_MAX_REQUEST_ID = 128
+"""Characters of an id that the server takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, in gRPC's terms."""
+
+    request_id: str
+    """The caller's own, or one that was made here."""
+    key: str
+    """What shows who it is; empty for nothing."""
+    metadata: Metadata
+    """What goes along with every call made for it, the id included."""
+    returned: dict[str, str]
+    """Headers that every answer to it has."""
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Return who makes the request of `scope`; the same each time."""
+    if _KEY not in scope:
+        scope[_KEY] = _read(Headers(scope=scope))
+    found: Caller = scope[_KEY]
+    return found
+
+
+def _read(headers: Headers) -> Caller:
+    # What gRPC could not carry is left out: of a key, that is as if there were none.
+    passed: dict[str, str] = {
+        name: value
+        for name in ("authorization", "x-request-id", "traceparent", "tracestate")
+        if len(values := headers.getlist(name)) == 1
+        and 0 < len(value := values[0]) <= _MAX_VALUE
+        and value.isascii()
+        and value.isprintable()
+    }
+    if len(passed.get("x-request-id", "")) not in range(1, _MAX_REQUEST_ID + 1):
+        passed["x-request-id"] = secrets.token_hex(12)
+    returned = {name: passed[name] for name in passed.keys() & {"x-request-id", "traceparent"}}
+    return Caller(
+        passed["x-request-id"], passed.get("authorization", ""), tuple(passed.items()), returned
+    )

@@ -1,0 +1,42 @@
+"""What can be named as `model`: the base model, and each adapter that continues text."""
+
+from loramux.types import Adapter, ServerInfo
+
+Object = dict[str, object]
+
+
+def base_model(server: ServerInfo) -> Object:
+    """Return the object for the base model; nobody knows when that was made."""
+    return {
+        "id": server.base_model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "loramux",
+        "parent": None,
+        "max_model_len": server.context_length,
+    }
+
+
+def adapter_model(adapter: Adapter, server: ServerInfo, name: str) -> Object:
+    """Return the object for an adapter that the caller calls `name`."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(adapter.created_at.timestamp()),
+        "owned_by": adapter.tenant,
+        "parent": server.base_model,
+        "max_model_len": server.context_length - adapter.virtual_tokens,
+        "version": adapter.version,
+        "digest": adapter.digest,
+    }
+
+
+def models(server: ServerInfo, adapters: list[Adapter]) -> Object:
+    """Return the list of all. What labels texts is left out: it answers none of the requests."""
+    found = [
+        # A reference names the version; without, the newest one is meant, as in the list.
+        adapter_model(adapter, server, adapter.reference.rpartition(":")[0])
+        for adapter in adapters
+        if not adapter.task
+    ]
+    return {"object": "list", "data": [base_model(server), *found]}

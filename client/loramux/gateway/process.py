@@ -1,0 +1,115 @@
+"""The process of the gateway: its socket, its TLS, its start and its end."""
+
+import asyncio
+import signal
+import socket
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+
+from loramux._access import is_local
+from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnauthenticatedError
+from loramux.gateway.app import make_app
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import Caller
+
+_KEEP_ALIVE_SECONDS = 75
+"""How long a connection without requests is kept: longer than a proxy keeps one, or than OpenAI's
+client does, which would meet the end of it otherwise."""
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `loramux gateway` can be told. Times are in seconds."""
+
+    target: str
+    host: str
+    port: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    insecure: bool
+    retries: bool
+    timeout: float
+    drain_timeout: int
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal; then finish what is under way, and return.
+
+    Raises:
+        LoramuxError: Something would be open to other machines, or the server is needed to find
+            that out and cannot be reached.
+        OSError: The address cannot be listened on, or a file not be read.
+    """
+    open_backend = partial(
+        Backend, settings.target, retries=settings.retries, timeout=settings.timeout
+    )
+    _check_exposure(settings, open_backend)
+    with _listening(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            make_app(open_backend),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=settings.drain_timeout,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+        )
+        config.load()
+        host, port = listener.getsockname()[:2]
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        # From here on connections wait in the socket until they are answered.
+        print(
+            f"{'https' if config.is_ssl else 'http'}://{place}/v1 -> {settings.target}", flush=True
+        )
+        # uvicorn ends on these, and then lets whoever had them before know.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _ended)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+
+
+def _check_exposure(settings: Settings, open_backend: partial[Backend]) -> None:
+    """Demand that other machines find nothing open, unless that is wanted."""
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise InvalidArgumentError("--tls-cert and --tls-key go together; set both")
+    if settings.insecure or is_local(f"{settings.host}:{settings.port}"):
+        return
+    lacks = ""
+    if settings.tls_cert is None:
+        lacks = "the gateway lacks TLS: set --tls-cert and --tls-key"
+    elif asyncio.run(_lets_anybody_in(open_backend)):
+        lacks = "the server lacks keys: make one with `loramux keys create --store DIR`"
+    if lacks:
+        raise FailedPreconditionError(
+            f"--host {settings.host}: other machines can reach that, and {lacks}. Or bind to "
+            "127.0.0.1, or add --insecure where a proxy or the network keeps others out"
+        )
+
+
+async def _lets_anybody_in(open_backend: partial[Backend]) -> bool:
+    """Return whether the server answers who shows no key."""
+    backend = open_backend()
+    try:
+        await backend.info(Caller("", "", (), {}))
+    except UnauthenticatedError:
+        return False
+    finally:
+        await backend.close()
+    return True
+
+
+def _ended(number: int, frame: object) -> None:
+    """Take the signal that ended the server, which is the wanted end of the process."""

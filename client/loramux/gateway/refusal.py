@@ -1,0 +1,117 @@
+"""Errors as OpenAI's clients know them."""
+
+import math
+import re
+
+import grpc
+import msgspec
+from starlette.responses import Response
+
+from loramux.errors import InvalidArgumentError, LoramuxError
+from loramux.gateway.caller import Caller
+
+_STATUSES: dict[grpc.StatusCode, tuple[int, str]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error"),
+    grpc.StatusCode.FAILED_PRECONDITION: (400, "invalid_request_error"),
+    grpc.StatusCode.OUT_OF_RANGE: (400, "invalid_request_error"),
+    grpc.StatusCode.UNAUTHENTICATED: (401, "authentication_error"),
+    grpc.StatusCode.PERMISSION_DENIED: (403, "permission_error"),
+    grpc.StatusCode.NOT_FOUND: (404, "invalid_request_error"),
+    grpc.StatusCode.ALREADY_EXISTS: (409, "invalid_request_error"),
+    grpc.StatusCode.ABORTED: (409, "invalid_request_error"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),
+    grpc.StatusCode.CANCELLED: (499, "invalid_request_error"),
+    grpc.StatusCode.UNIMPLEMENTED: (501, "server_error"),
+    grpc.StatusCode.UNAVAILABLE: (503, "server_error"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (504, "server_error"),
+}
+"""gRPC status -> HTTP status, as google.rpc.Code pairs them, and OpenAI's type of error."""
+_DEFECT = (500, "server_error")
+
+_OWN_WORDS = {
+    grpc.StatusCode.UNAVAILABLE: "the server cannot be reached at present; try again",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the time for the request is over",
+}
+"""Said in place of what the transport says, which tells where the server is."""
+
+_PARAMS = {
+    "adapter": "model",
+    "name": "model",
+    "prompt_token_ids": "prompt",
+    "routing_key": "user",
+    "include_stop": "include_stop_str_in_output",
+}
+"""Field of the server's request -> field of OpenAI's, where they are called differently."""
+_MODEL_FIELDS = ("adapter", "name")
+_AGAIN_SECONDS = 1.0
+
+
+def unsupported(param: str, message: str) -> InvalidArgumentError:
+    """Return the error for a field that asks for what is not served."""
+    return InvalidArgumentError(message, reason="UNSUPPORTED_PARAMETER", field=param)
+
+
+def invalid(param: str, message: str) -> InvalidArgumentError:
+    """Return the error for a field whose value cannot be right."""
+    return InvalidArgumentError(message, reason="INVALID_FIELD", field=param)
+
+
+def error_body(error: LoramuxError) -> dict[str, object]:
+    """Return OpenAI's object for `error`."""
+    _, kind = _status(error)
+    message, code = str(error), error.reason.lower()
+    if not error.reason:  # made by the transport
+        message = _OWN_WORDS.get(error.code, "the server failed")
+        code = error.code.name.lower()
+    if _is_of_model(error):
+        code = "model_not_found"
+    return _body(message.replace("sampling.", ""), kind, _param(error.field), code)
+
+
+def refusal(error: LoramuxError, caller: Caller) -> Response:
+    """Return the answer that tells `caller` of `error`."""
+    status, _ = _status(error)
+    headers = dict(caller.returned)
+    delay = error.retry_delay
+    if delay is None and not error.reason and error.code is grpc.StatusCode.UNAVAILABLE:
+        delay = _AGAIN_SECONDS
+    if delay is not None:
+        headers["retry-after"] = str(max(1, math.ceil(delay)))
+        headers["retry-after-ms"] = str(round(1000 * delay))  # which OpenAI's clients read first
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return json_response(error_body(error), headers, status)
+
+
+def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:
+    """Return an answer for what HTTP alone finds wrong."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return json_response(_body(message, kind, None, code), caller.returned, status)
+
+
+def json_response(body: object, headers: dict[str, str], status: int = 200) -> Response:
+    """Return an answer that is JSON."""
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def _status(error: LoramuxError) -> tuple[int, str]:
+    return _STATUSES.get(grpc.StatusCode.NOT_FOUND if _is_of_model(error) else error.code, _DEFECT)
+
+
+def _is_of_model(error: LoramuxError) -> bool:
+    """Return whether there is no such model; what cannot be the name of one is none either."""
+    return error.reason == "ADAPTER_NOT_FOUND" or (
+        error.code is grpc.StatusCode.INVALID_ARGUMENT and error.field in _MODEL_FIELDS
+    )
+
+
+def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _param(field: str) -> str | None:
+    field = field.removeprefix("sampling.")
+    mixed = re.fullmatch(r"(adapters\[\d+\])\.(adapter|weight)", field)
+    if mixed:
+        return f"{mixed[1]}.{'name' if mixed[2] == 'adapter' else 'scale'}"
+    return _PARAMS.get(field, field) or None
