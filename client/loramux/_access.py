@@ -56,15 +56,17 @@ def open_aio_channel(
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
     tracer_provider: "TracerProvider | None",
-    forwards_keys: bool = False,
+    forwards: bool = False,
 ) -> grpc.aio.Channel:
     """Return a channel for an event loop; see `open_channel`.
 
-    With `forwards_keys`, calls bring keys of others, and plaintext is refused as with a key.
+    With `forwards`, its calls are made for others, who show keys of their own: plaintext is
+    refused as with a key.
     """
     key = _checked_key(key)
-    credentials = _credentials(target, bool(key) or forwards_keys, tls, credentials)
-    place, settings = address(target), options(target, retries=retries)
+    credentials = _credentials(target, bool(key) or forwards, tls, credentials)
+    place = address(target)
+    settings = options(target, retries=retries, forwards=forwards)
     channel = (
         grpc.aio.secure_channel(place, credentials, settings)
         if credentials

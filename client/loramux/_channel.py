@@ -80,8 +80,20 @@ def address(targets: Targets) -> str:
     )
 
 
-def options(targets: Targets, *, retries: bool) -> list[tuple[str, int | str]]:
-    """Return the options of a channel to `targets`, on which gRPC makes calls again or does not."""
+_FORWARDING: list[tuple[str, int | str]] = [
+    # What is not read soon is to wait at the server, which pauses what makes it.
+    ("grpc.http2.lookahead_bytes", 16 << 10),
+    ("grpc.http2.bdp_probe", 0),
+]
+
+
+def options(
+    targets: Targets, *, retries: bool, forwards: bool = False
+) -> list[tuple[str, int | str]]:
+    """Return the options of a channel to `targets`, on which gRPC makes calls again or does not.
+
+    With `forwards`, answers go on to others, who may read them slowly.
+    """
     config: dict[str, object] = {}
     if retries:
         config["methodConfig"] = [
@@ -103,7 +115,7 @@ def options(targets: Targets, *, retries: bool) -> list[tuple[str, int | str]]:
         config["healthCheckConfig"] = {"serviceName": "loramux.v1.GenerationService"}
         more.append(("grpc.default_authority", targets[0]))
     more.append(("grpc.service_config", json.dumps(config)))
-    return [*_OPTIONS, *more]
+    return [*_OPTIONS, *(_FORWARDING if forwards else ()), *more]
 
 
 def _resolved(target: str) -> dict[int, str]:

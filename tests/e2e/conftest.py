@@ -1,14 +1,23 @@
 """Fixtures for tests that need a server of their own."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.support.observed import Observed
+    from tests.support.server import RunningServer
+
+DEFAULTS: dict[str, Any] = {
+    "do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 5000, "max_new_tokens": 4,
+    "stop_strings": ["\u0001"], "eos_token_id": [7, 9], "repetition_penalty": 1.25,
+    "transformers_version": "5.23.0",
+}  # fmt: skip
+"""Generation defaults of the adapter `own` of `chat_server`."""
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +52,41 @@ def observed(
     write_damaged_entry(adapters)
     with observed_server(folder, tiny_base, "--adapters", str(adapters)) as observed:
         yield observed
+
+
+@pytest.fixture(scope="session")
+def chat_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base model with a chat template, and PEFT folders for it: one `own` has another."""
+    from tests.support.adapters import save_adapter
+    from tests.support.models import tiny_model
+    from tests.support.templates import CHATML, HEADERS, INSTRUCTIONS, chat_tokenizer
+
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = chat_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    model.save_pretrained(str(folder / "base"))
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(str(folder / "base"))
+    for seed, name in enumerate(("plain", "own", "strict")):
+        save_adapter(model, folder / name, seed=seed, r=4, target_modules=["q_proj", "v_proj"])
+    (folder / "own" / "chat_template.jinja").write_text(HEADERS)
+    (folder / "own" / "generation_config.json").write_text(json.dumps(DEFAULTS))
+    (folder / "strict" / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": INSTRUCTIONS})
+    )
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def chat_server(
+    tmp_path_factory: pytest.TempPathFactory, chat_folders: dict[str, Path]
+) -> "Iterator[RunningServer]":
+    """A server of `chat_folders`."""
+    from tests.support.server import RunningServer
+
+    folder = tmp_path_factory.mktemp("server")
+    for name in ("plain", "own", "strict"):
+        shutil.copytree(chat_folders[name], folder / "adapters" / name)
+    arguments = ("--adapters", str(folder / "adapters"))
+    with RunningServer(folder, chat_folders["base"], *arguments) as server:
+        yield server

@@ -1,6 +1,5 @@
 """Conversations and generation defaults, over the real socket."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,56 +11,30 @@ import pytest
 
 from loramux import AsyncClient, Client, Message
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, LoramuxError
-from tests.support.adapters import save_adapter
-from tests.support.models import tiny_model
 from tests.support.server import RunningServer
-from tests.support.templates import CHATML, HEADERS, INSTRUCTIONS, chat_tokenizer
+from tests.support.templates import CHATML, HEADERS, chat_tokenizer
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
 TALK: list[Message] = [
     {"role": "system", "content": "Be <b>brief</b>."},
     {"role": "user", "content": "Who are you?"},
 ]
-DEFAULTS = {
-    "do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 5000, "max_new_tokens": 4,
-    "stop_strings": ["\u0001"], "eos_token_id": [7, 9], "repetition_penalty": 1.25,
-    "transformers_version": "5.23.0",
-}  # fmt: skip
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer() -> Any:
     return chat_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, Path]:
-    """A base model with a template, and PEFT folders for it."""
-    folder = tmp_path_factory.mktemp("chat")
-    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
-    model.save_pretrained(str(folder / "base"))
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(str(folder / "base"))
-    for seed, name in enumerate(("plain", "own", "strict")):
-        save_adapter(model, folder / name, seed=seed, r=4, target_modules=["q_proj", "v_proj"])
-    (folder / "own" / "chat_template.jinja").write_text(HEADERS)
-    (folder / "own" / "generation_config.json").write_text(json.dumps(DEFAULTS))
-    (folder / "strict" / "tokenizer_config.json").write_text(
-        json.dumps({"chat_template": INSTRUCTIONS})
-    )
-    return {path.name: path for path in folder.iterdir()}
+def folders(chat_folders: dict[str, Path]) -> dict[str, Path]:
+    return chat_folders
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]
-) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("server")
-    for name in ("plain", "own", "strict"):
-        shutil.copytree(folders[name], folder / "adapters" / name)
-    with RunningServer(folder, folders["base"], "--adapters", str(folder / "adapters")) as server:
-        yield server
+def server(chat_server: RunningServer) -> RunningServer:
+    return chat_server
 
 
 @pytest.fixture(scope="module")

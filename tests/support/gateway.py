@@ -1,24 +1,63 @@
 """A real gateway in a process of its own, in front of a server under test."""
 
+import http.client
+import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back over HTTP."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By names in lower case."""
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The events of a stream; the last one is a text, `[DONE]`."""
+        found = []
+        for event in self.body.decode().split("\n\n")[:-1]:
+            assert event.startswith("data: ")
+            data = event.removeprefix("data: ")
+            found.append(data if data == "[DONE]" else json.loads(data))
+        return found
+
+    @property
+    def error(self) -> Any:
+        return self.json["error"]
 
 
 class RunningGateway:
-    """`loramux gateway`, from start to stop. Leaving the `with` sends SIGTERM and expects exit 0."""
+    """`loramux gateway`, from start to stop. Leaving the `with` sends SIGTERM and wants exit 0."""
 
-    def __init__(self, folder: Path, target: str, *arguments: str) -> None:
-        """Prepare to stand before `target`; the log is kept in `folder`."""
+    def __init__(
+        self, folder: Path, target: str, *arguments: str, authority: Path | None = None
+    ) -> None:
+        """Prepare to stand before `target`; the log is kept in `folder`.
+
+        With `authority`, which signed the certificate, the server has TLS.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "gateway.log"
+        self._tls = ssl.create_default_context(cafile=authority) if authority else None
         self._command = [
-            sys.executable, "-m", "loramux.cli", "gateway", "--target", target, "--port", "0",
-            *arguments,
+            sys.executable, "-m", "loramux.cli", *(["--ca", str(authority)] if authority else []),
+            "gateway", "--target", target, "--port", "0", *arguments,
         ]  # fmt: skip
         self.url = ""
         """`http://HOST:PORT/v1`."""
@@ -32,6 +71,30 @@ class RunningGateway:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def connect(self) -> http.client.HTTPConnection:
+        if self._tls and self.url.startswith("https"):
+            return http.client.HTTPSConnection(*self.address, timeout=120, context=self._tls)
+        return http.client.HTTPConnection(*self.address, timeout=120)
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self._ask("GET", path, None, headers)
+
+    def post(self, path: str, body: object, **headers: str) -> Answer:
+        """Send `body`, as JSON if it is not bytes, with `headers`, in whose names `_` means `-`."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self._ask("POST", path, raw, {"content_type": "application/json"} | headers)
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        connection = self.connect()
+        try:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, named)
+            response = connection.getresponse()
+            told = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, told, response.read())
+        finally:
+            connection.close()
 
     def start(self) -> Self:
         with self.log.open("ab") as log:
@@ -49,8 +112,9 @@ class RunningGateway:
         if self.process.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
         assert self.process.stdout is not None
-        with self.process.stdout:
-            return self.process.wait(timeout=120)
+        code = self.process.wait(timeout=120)
+        self.process.stdout.close()
+        return code
 
     def __enter__(self) -> Self:
         return self.start()

@@ -42,7 +42,7 @@ class Backend:
             credentials=None,
             retries=retries,
             tracer_provider=None,
-            forwards_keys=True,
+            forwards=True,
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)

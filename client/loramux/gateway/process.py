@@ -19,6 +19,8 @@ _KEEP_ALIVE_SECONDS = 75
 """How long a connection without requests is kept: longer than a proxy keeps one, or than OpenAI's
 client does, which would meet the end of it otherwise."""
 _BACKLOG = 2048
+_SEND_BYTES = 128 << 10
+"""What the system may hold for a caller who does not read; by itself it would be megabytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +80,20 @@ def run(settings: Settings) -> None:
 
 def _listening(host: str, port: int) -> socket.socket:
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
+    return listener
 
 
 def _check_exposure(settings: Settings, open_backend: partial[Backend]) -> None:
-    """Demand that other machines find nothing open, unless that is wanted."""
+    """Demand that other machines find nothing open and read no keys, unless that is wanted."""
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise InvalidArgumentError("--tls-cert and --tls-key go together; set both")
-    if settings.insecure or is_local(f"{settings.host}:{settings.port}"):
-        return
+    is_exposed = not (settings.insecure or is_local(f"{settings.host}:{settings.port}"))
     lacks = ""
-    if settings.tls_cert is None:
+    if is_exposed and settings.tls_cert is None:
         lacks = "the gateway lacks TLS: set --tls-cert and --tls-key"
-    elif asyncio.run(_lets_anybody_in(open_backend)):
+    elif asyncio.run(_lets_anybody_in(open_backend, asks=is_exposed)):
         lacks = "the server lacks keys: make one with `loramux keys create --store DIR`"
     if lacks:
         raise FailedPreconditionError(
@@ -99,16 +102,21 @@ def _check_exposure(settings: Settings, open_backend: partial[Backend]) -> None:
         )
 
 
-async def _lets_anybody_in(open_backend: partial[Backend]) -> bool:
-    """Return whether the server answers who shows no key."""
+async def _lets_anybody_in(open_backend: partial[Backend], *, asks: bool) -> bool:
+    """Return whether the server answers who shows no key, as far as that is asked.
+
+    Raises:
+        LoramuxError: There is no safe way to the server, or it cannot be asked.
+    """
     backend = open_backend()
     try:
-        await backend.info(Caller("", "", (), {}))
+        if asks:
+            await backend.info(Caller("", "", (), {}))
     except UnauthenticatedError:
         return False
     finally:
         await backend.close()
-    return True
+    return asks
 
 
 def _ended(number: int, frame: object) -> None:
