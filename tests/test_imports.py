@@ -142,6 +142,16 @@ def test_the_client_never_imports_the_server() -> None:
     assert "loramux_server" not in found
 
 
+def test_the_gateway_needs_what_its_extra_brings_and_no_more() -> None:
+    found = imported_by(ROOT / "client" / "loramux" / "gateway") - set(sys.stdlib_module_names)
+    assert found == {"grpc", "grpc_health", "loramux", "msgspec", "starlette", "uvicorn"}
+
+
+def test_one_folder_of_the_client_has_to_do_with_http() -> None:
+    found = imported_by(ROOT / "client", but=("gateway", "gateway.py"))
+    assert found.isdisjoint({"msgspec", "starlette", "uvicorn"})
+
+
 @pytest.mark.parametrize("package", [loramux, loramux_adapters])
 def test_what_a_package_names_is_all_that_it_shows(package: ModuleType) -> None:
     for name in package.__all__:  # what is loaded when it is asked for, too
