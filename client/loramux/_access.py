@@ -120,7 +120,7 @@ def _credentials(
 
 def is_local(target: str) -> bool:
     """Return whether only this machine can reach `target`, or read what goes there."""
-    if target.startswith("unix"):
+    if target.startswith(("unix:", "unix-abstract:")):
         return True
     host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
     if host == "localhost":

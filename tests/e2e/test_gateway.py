@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from loramux import Client, Message
+from tests.support.certificates import Authority
 from tests.support.gateway import RunningGateway
 from tests.support.server import RunningServer
 
@@ -371,6 +372,18 @@ def test_what_is_no_request_is_refused(gateway: RunningGateway) -> None:
     assert gateway.get(TEXT).status == 405
     found = gateway.get("/v1/nothing")
     assert (found.status, found.error["code"]) == (404, "not_found")
+
+
+def test_a_server_without_keys_is_not_shown_to_other_machines(
+    chat_server: RunningServer, tmp_path: Path
+) -> None:
+    pair = [str(path) for path in Authority(tmp_path).issue("here")]
+    arguments = ("--host", "0.0.0.0", "--tls-cert", pair[0], "--tls-key", pair[1])
+    gateway = RunningGateway(tmp_path, chat_server.target, *arguments)
+    with pytest.raises(AssertionError, match="the server lacks keys"):
+        gateway.start()
+    assert gateway.stop() == 1
+    assert len(gateway.log.read_text().splitlines()) == 1
 
 
 def test_the_log_stays_empty(gateway: RunningGateway) -> None:

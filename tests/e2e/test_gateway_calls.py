@@ -124,8 +124,7 @@ def test_a_stream_that_is_not_read_is_not_kept_in_memory(site: Site) -> None:
         "x-request-id": "x" * 128,  # which is in every event
     }  # fmt: skip
     connection.request("POST", TEXT, raw, headers)
-    paused = "loramux_requests_paused"
-    assert eventually(lambda: site.server.metrics()[paused] == 8)
+    assert eventually(lambda: site.server.metrics()["loramux_requests_paused"] == 8)
     assert site.post().status == 200
     found: dict[int, list[int]] = {index: [] for index in range(8)}
     for line in connection.getresponse().read().decode().splitlines():
@@ -147,7 +146,9 @@ def test_a_deadline_ends_a_request(site: Site) -> None:
     found = site.post(max_tokens=LONG, timeout=0.2)
     assert (found.status, found.error["code"]) == (504, "deadline_exceeded")
     found = site.post(max_tokens=LONG, timeout=0.5, stream=True)
-    assert found.events[-1]["error"]["code"] == "deadline_exceeded"
+    # On a busy machine it may end before the first piece.
+    error = found.events[-1]["error"] if found.status == 200 else found.error
+    assert error["code"] == "deadline_exceeded"
     assert eventually(site.is_idle)
 
 

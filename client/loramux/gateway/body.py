@@ -5,6 +5,7 @@ refused by name; null is the same as no field.
 """
 
 import re
+from functools import cache
 from typing import TypeVar
 
 import msgspec
@@ -174,7 +175,7 @@ def parse(raw: bytes, kind: type[B]) -> B:
             f"the body is a JSON {type(given).__name__}; expected an object",
             reason="MALFORMED_REQUEST",
         )
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    fields = _fields(kind)
     kept = {}
     for name, value in given.items():
         if value is None or name in HARMLESS:
@@ -187,8 +188,8 @@ def parse(raw: bytes, kind: type[B]) -> B:
             )
         elif value not in UNSUPPORTED[name]:
             raise unsupported(name, f"{name} is not supported; leave it out")
-    for name, field in fields.items():
-        if field.required and name not in kept:
+    for name, is_required in fields.items():
+        if is_required and name not in kept:
             raise InvalidArgumentError(
                 f"{name} is missing", reason="MISSING_REQUIRED_PARAMETER", field=name
             )
@@ -196,6 +197,12 @@ def parse(raw: bytes, kind: type[B]) -> B:
         return msgspec.convert(kept, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _mistyped(str(error)) from None
+
+
+@cache
+def _fields(kind: type[Body]) -> dict[str, bool]:
+    """Return the names of the fields, each with whether it has to be there."""
+    return {field.name: field.required for field in msgspec.structs.fields(kind)}
 
 
 def _mistyped(told: str) -> InvalidArgumentError:
