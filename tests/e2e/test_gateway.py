@@ -102,7 +102,7 @@ def test_a_chat_is_what_grpc_gives(client: openai.OpenAI, direct: Client, model:
 async def test_the_asynchronous_client_streams_many_at_once(
     gateway: RunningGateway, direct: Client
 ) -> None:
-    asked = [(MODELS[number % len(MODELS)], f"Once {number}") for number in range(64)]
+    asked = [(MODELS[number % len(MODELS)], f"Tell {number}") for number in range(64)]
     wanted = [
         direct.generate(prompt, adapter=adapter(model), max_tokens=6, temperature=0).text
         for model, prompt in asked
