@@ -61,14 +61,18 @@ class Ending:
         return self.result == "done"
 
 
+class UnfinishedError(Exception):
+    """A part was not done."""
+
+
 def parts(peer: Path | None, peer_name: str, shape: str) -> list[Part]:
     """Return all parts in the order of their worth."""
     cores = str(os.cpu_count() or 1)
     workers = ("--workers", cores) if importlib.util.find_spec("xdist") else ()
     of = ("--shape", shape)
     found = [
-        _part("tune", 180, "tune", "--processes", cores, *of),
-        _part("end_to_end", 300, "end_to_end", "--only-own", *of),
+        _part("tune", 150, "tune", "--processes", cores, *of),
+        _part("end_to_end", 220, "end_to_end", "--only-own", *of),
         _part("peer_kernels", 120, "peer_kernels", str(peer), "--peer", peer_name, *of),
         _part("check", 300, "check", "--seconds", "30", *workers),
         _part("kernels", 120, "kernels", *of),
@@ -128,6 +132,8 @@ def run(chosen: Sequence[Part], folder: Path, end: float) -> list[Ending]:
             ran.append(asdict(ending))
             if "benchmarks.gpu.tune" in part.command:
                 shutil.copyfile(_PLANS, folder / _PLANS.name)
+            if not ending.is_good:
+                raise UnfinishedError(ending.result)
     return endings
 
 

@@ -58,7 +58,7 @@ class Record:
         if self._output:
             content: dict[str, Any] = {
                 **self._facts,
-                "complete": not self._missing,
+                "complete": not (self._missing or self._errors),
                 "missing": self._missing,
                 "errors": self._errors,
                 "seconds": self._seconds,

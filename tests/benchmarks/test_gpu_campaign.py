@@ -66,7 +66,7 @@ def test_a_part_that_fails_is_told_and_the_next_one_runs(
     assert found["errors"] == {
         "bad": "MemoryError: none is left", "ended": "SystemExit: a request failed",
     }  # fmt: skip
-    assert found["complete"] and record.has_failed
+    assert not found["missing"] and not found["complete"] and record.has_failed
     assert "bad: 0.0 s, MemoryError: none is left" in capsys.readouterr().out
 
 
@@ -88,7 +88,8 @@ with subprocess.Popen(["sleep", "{LONG}"]) as process:
     assert (folder / "good.json").read_text() == "{}"
     found = json.loads((folder / "everything.json").read_text())
     assert [part["result"] for part in found["parts"]] == results
-    assert found["complete"]
+    assert found["errors"].keys() == {"bad", "slow"}
+    assert not found["complete"]
     # What it has started has to end as well, or it would hold the device.
     if child.exists() and (pid := child.read_text()):
         assert eventually(lambda: not is_alive(int(pid)))
@@ -98,6 +99,7 @@ def test_a_command_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> Non
     (ending,) = everything.run([python("late", "")], tmp_path, time.monotonic() + 1)
     assert ending.result == "not begun: no time was left"
     assert not ending.is_good
+    assert not json.loads((tmp_path / "everything.json").read_text())["complete"]
 
 
 @pytest.mark.parametrize("name", everything.NAMES)

@@ -1,6 +1,6 @@
 """The tokens of which a request's parameters say something, and how often its output has each.
 
-Legend: R rows, M tokens, in the order in which they came up.
+Legend: M tokens, in the order in which they came up.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,19 +22,19 @@ _NEUTRAL = (1.0, 1.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A row of `Adjustments`, or of several, as [R, M]."""
+    """What `Adjustments` has of one row."""
 
-    token_M: npt.NDArray[np.int64]
+    token_M: Int32
     bias_M: Float32
     is_seen_M: Int32
     count_M: Int32
 
     @staticmethod
-    def of_none(*shape: int) -> "Counted":
-        """Return what says nothing."""
+    def of_none(size: int) -> "Counted":
+        """Return what says nothing of token 0, `size` times."""
         return Counted(
-            np.zeros(shape, np.int64), np.zeros(shape, np.float32),
-            np.zeros(shape, np.int32), np.zeros(shape, np.int32),
+            np.zeros(size, np.int32), np.zeros(size, np.float32),
+            np.zeros(size, np.int32), np.zeros(size, np.int32),
         )  # fmt: skip
 
     @property
@@ -63,6 +63,8 @@ class TokenCounts:
                 others. None if no other token can come up.
         """
         self._sampling = sampling
+        self._prompt = prompt
+        self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
         self._place: dict[int, int] = {}
         self._rows = Counted.of_none(_ROOM)
@@ -70,14 +72,20 @@ class TokenCounts:
         """Tokens of the output that are among them."""
         self._penalizes = sampling.repetition_penalty != 1.0
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        self._ends: list[int] | None = None
+        """Places of tokens that end a text; None before the first turn."""
+
+    def _begin(self) -> list[int]:
+        """Take in what the parameters say, which for long prompts is not done before it is used."""
+        sampling = self._sampling
         for token, bias in sampling.logit_bias.items():
             self._add(token, bias=bias)
-        for token in dict.fromkeys(prompt if self._penalizes else ()):
+        for token in dict.fromkeys(self._prompt if self._penalizes else ()):
             self._add(token, is_seen=1)
         ends = set(sampling.stop_token_ids if sampling.min_tokens else ())
         if sampling.min_tokens and not sampling.ignore_eos:
-            ends.update(eos_token_ids)
-        self._ends = [place for token in sorted(ends) if (place := self._add(token)) is not None]
+            ends.update(self._eos_token_ids)
+        return [place for token in sorted(ends) if (place := self._add(token)) is not None]
 
     @property
     def factors(self) -> tuple[float, float, float, float]:
@@ -93,6 +101,8 @@ class TokenCounts:
             position: Counted from 0.
             output: Those before it, as far as they are known; the same as last time, or longer.
         """
+        if self._ends is None:
+            self._ends = self._begin()
         if self._penalizes or self._counts:
             for token in output[self._num_counted :]:
                 self._add(token, is_seen=1, count=1)
@@ -148,26 +158,29 @@ class Turn:
 
 def adjustments_of(turns: Sequence[Turn]) -> Adjustments | None:
     """Return what is done to the logits of a step's rows, on the host; None if that is nothing."""
-    if not any(turn.counts for turn in turns):
-        return None
     rows = [
-        turn.counts.at(turn.position, turn.output) if turn.counts else Counted.of_none(0)
-        for turn in turns
+        (number, turn.counts.at(turn.position, turn.output))
+        for number, turn in enumerate(turns)
+        if turn.counts
     ]
-    both = Counted.of_none(len(rows), max(1, *(len(row.token_M) for row in rows)))
-    for i, row in enumerate(rows):
-        size = len(row.token_M)
-        for wide, column in zip(both.columns, row.columns, strict=True):
-            wide[i, :size] = column
-            if size:
-                wide[i, size:] = column[0]
+    if not rows:
+        return None
+    numbers, said = [number for number, _ in rows], [counted for _, counted in rows]
+    lengths = [len(counted.token_M) for counted in said]
+    if not any(lengths):
+        numbers, said, lengths = [0], [Counted.of_none(1)], [1]
+    token_E, bias_E, is_seen_E, count_E = (
+        torch.from_numpy(np.concatenate(pieces))
+        for pieces in zip(*(counted.columns for counted in said), strict=True)
+    )
     factors = [turn.counts.factors if turn.counts else _NEUTRAL for turn in turns]
     lacks_one = [turn.position > len(turn.output) for turn in turns]
     return Adjustments(
-        torch.from_numpy(both.token_M),
-        torch.from_numpy(both.bias_M),
-        torch.from_numpy(both.is_seen_M),
-        torch.from_numpy(both.count_M),
+        torch.from_numpy(np.repeat(np.array(numbers, np.int32), lengths)),
+        token_E,
+        bias_E,
+        is_seen_E,
+        count_E,
         torch.tensor(factors),
         torch.tensor(lacks_one, dtype=torch.int32),
     )

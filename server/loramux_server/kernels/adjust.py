@@ -1,6 +1,6 @@
 """Logits as requests change them before a token is chosen: biases and penalties.
 
-Legend: R rows, V tokens of the vocabulary, M tokens of which a row says something.
+Legend: R rows, V tokens of the vocabulary, E entries, each of one token of one row.
 """
 
 from dataclasses import dataclass, fields
@@ -14,17 +14,18 @@ NUM_FACTORS = 4
 class Adjustments:
     """What is done to the logits of a step's rows.
 
-    A row that says something of fewer tokens than others repeats its first one; a row that says
-    nothing has any token, with no bias and unseen.
+    There is one entry at least; one that is there again counts once.
     """
 
-    token_RM: torch.Tensor
-    """The tokens, int64."""
-    bias_RM: torch.Tensor
-    """What is added to the logit of each, float32; -inf for one that may not be chosen."""
-    is_seen_RM: torch.Tensor
+    row_E: torch.Tensor
+    """The row, int32."""
+    token_E: torch.Tensor
+    """The token, int32."""
+    bias_E: torch.Tensor
+    """What is added to its logit, float32; -inf if it may not be chosen."""
+    is_seen_E: torch.Tensor
     """Whether prompt or output have it, int32."""
-    count_RM: torch.Tensor
+    count_E: torch.Tensor
     """How often the output has it, int32."""
     factors_R4: torch.Tensor
     """What each row asks for, float32:
@@ -43,7 +44,7 @@ class Adjustments:
 def adjust(logits_RV: torch.Tensor, input_R: torch.Tensor, of: Adjustments) -> torch.Tensor:
     """Return `logits_RV`, float32, as the rows' requests change them.
 
-    Semantics, for a token of which a row says something; its other logits stay as they are:
+    Semantics, for a token of which there is an entry; other logits of a row stay as they are:
 
         y = logit + bias
         y = y * (positive factor if y > 0 else other factor)    if it is seen
@@ -56,22 +57,27 @@ def adjust(logits_RV: torch.Tensor, input_R: torch.Tensor, of: Adjustments) -> t
         input_R: The token that each row was given.
         of: What the rows ask for.
     """
-    lacks_R1, input_R1 = of.lacks_one_R[:, None] > 0, input_R[:, None]
-    is_last_RM = (of.token_RM == input_R1) & lacks_R1
-    # The last token of the output may be a new one. Else its place is repeated, or the first one.
-    place_R1 = is_last_RM.int().argmax(1, keepdim=True)
-    is_new_R1 = lacks_R1 & ~is_last_RM.any(1, keepdim=True)
+    row_E, lacks_R = of.row_E.long(), of.lacks_one_R > 0
+    is_last_E = (of.token_E == input_R[row_E]) & lacks_R[row_E]
+    # Each row has one more entry, for the last token of its output, if that is a new one. Else it
+    # has an entry again, no matter whose: twice the same is once.
+    number_E = torch.arange(1, len(row_E) + 1, device=row_E.device) * is_last_E
+    place_R = torch.zeros_like(input_R).scatter_reduce(0, row_E, number_E, "amax")
+    is_new_R = lacks_R & (place_R == 0)
+    place_R = (place_R - 1).clamp(min=0)
 
-    def and_last(values_RM: torch.Tensor, new: int) -> torch.Tensor:
-        return torch.cat((values_RM, values_RM.gather(1, place_R1).masked_fill(is_new_R1, new)), 1)
+    def and_last(values_E: torch.Tensor, new_R: torch.Tensor) -> torch.Tensor:
+        return torch.cat((values_E, torch.where(is_new_R, new_R, values_E[place_R])))
 
-    own_R1 = of.token_RM.gather(1, place_R1)
-    token_RM = torch.cat((of.token_RM, torch.where(is_new_R1, input_R1, own_R1)), 1)
-    is_seen_RM = and_last(of.is_seen_RM.maximum(is_last_RM.int()), 1)
-    count_RM = and_last(of.count_RM + is_last_RM, 1)
-    positive_R1, other_R1, presence_R1, frequency_R1 = of.factors_R4[:, :, None].unbind(1)
-    y_RM = logits_RV.gather(1, token_RM) + and_last(of.bias_RM, 0)
-    factor_RM = torch.where(y_RM > 0, positive_R1, other_R1)
-    y_RM = torch.where(is_seen_RM > 0, y_RM * factor_RM, y_RM)
-    y_RM = y_RM - presence_R1 * (count_RM > 0) - frequency_R1 * count_RM
-    return logits_RV.scatter(1, token_RM, y_RM)
+    zero_R = torch.zeros_like(of.lacks_one_R)
+    token_E = and_last(of.token_E.long(), input_R)
+    bias_E = and_last(of.bias_E, zero_R.to(of.bias_E.dtype))
+    is_seen_E = and_last(of.is_seen_E.maximum(is_last_E.int()), zero_R + 1)
+    count_E = and_last(of.count_E + is_last_E, zero_R + 1)
+    row_E = and_last(row_E, torch.arange(len(input_R), device=row_E.device))
+    positive_E, other_E, presence_E, frequency_E = of.factors_R4[row_E].unbind(1)
+    logit_X, place_E = logits_RV.flatten(), row_E * logits_RV.shape[1] + token_E
+    y_E = logit_X[place_E] + bias_E
+    y_E = torch.where(is_seen_E > 0, y_E * torch.where(y_E > 0, positive_E, other_E), y_E)
+    y_E = y_E - presence_E * (count_E > 0) - frequency_E * count_E
+    return logit_X.scatter(0, place_E, y_E).view_as(logits_RV)

@@ -186,8 +186,8 @@ def weight_rows(
     """
     if "weight" not in found.parameters:
         return lambda start, end: base.rows(module, start, end)
-    weight_NK = read(found.parameters["weight"]).to(base.device)
-    return lambda start, end: weight_NK[start:end]
+    weight_NK = read(found.parameters["weight"])
+    return lambda start, end: weight_NK[start:end].to(base.device)
 
 
 def _row_lengths(module: str, found: Found, base: BaseLayers, read: Read) -> torch.Tensor:

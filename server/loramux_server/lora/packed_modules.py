@@ -93,11 +93,10 @@ def _drop_what_base_has(
             base.vocabulary.output,
         ):
             value_NK = base.as_held(edit.module, "weight", read(edit.tensor)).float()
-            value_NK = value_NK.to(base.device)
             spans = range(0, len(value_NK), ROWS_AT_ONCE)
             if all(
                 torch.equal(
-                    value_NK[at : at + ROWS_AT_ONCE],
+                    value_NK[at : at + ROWS_AT_ONCE].to(base.device),
                     base.rows(edit.module, at, min(at + ROWS_AT_ONCE, len(value_NK))),
                 )
                 for at in spans

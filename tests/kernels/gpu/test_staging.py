@@ -1,13 +1,18 @@
 """What a step tells the device: arrays in one piece of memory, the same for like steps."""
 
 import itertools
+import random
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from loramux_server.engine.messages import Sampling
+from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
+from loramux_server.kernels.adjust import Adjustments, adjust
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.gpu.plan import Plan
@@ -19,6 +24,7 @@ from loramux_server.lora.segments import Residence, Segments
 from loramux_server.lora.weight_format import WeightFormat
 
 BLOCK = 16
+VOCAB = 100
 
 
 def test_arrays_arrive_and_begin_where_no_kernel_is_compiled_again(device: torch.device) -> None:
@@ -114,6 +120,68 @@ def test_steps_that_draw_in_the_same_way_have_one_form(device: torch.device) -> 
     assert forms[0] == forms[1]
     assert forms[2] == forms[3]
     assert len({likeliest.form, *forms}) == 3
+
+
+def said(rows: list[tuple[dict[str, Any], list[int], bool]]) -> Adjustments | None:
+    """Return what rows of these parameters and outputs say, some with a token still to come."""
+    turns = []
+    for parameters, output, lacks_one in rows:
+        sampling = Sampling(max_tokens=99, seed=0, **parameters)
+        counts = counts_of(sampling, [0, 3], [1], VOCAB)
+        turns.append(Turn(counts, len(output) + lacks_one, output))
+    return adjustments_of(turns)
+
+
+SAID: list[dict[str, Any]] = [
+    {},
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"repetition_penalty": 3.0},
+    {"logit_bias": {0: 7.0, 5: -2.0}, "frequency_penalty": -1.5},
+    {"min_tokens": 40, "repetition_penalty": 0.5},
+]
+
+
+def test_what_rows_say_of_tokens_arrives_in_whatever_room(device: torch.device) -> None:
+    stager, rng = Stager(device, Plan.of(device)), random.Random(0)
+    num_said = 0
+    for _ in range(60):
+        lengths = [rng.choice([1, 1, 1, 30]) for _ in range(rng.randrange(1, 9))]
+        rows = [
+            (rng.choice(SAID), [rng.randrange(VOCAB) for _ in range(rng.choice([0, 2, 90]))],
+             rng.random() < 0.5)
+            for _ in lengths
+        ]  # fmt: skip
+        given = replace(step(lengths), adjustments=said(rows))
+        given = replace(given, token_T=torch.randint(0, VOCAB, given.token_T.shape))
+        staged = stager.stage(given)[0]
+        if given.adjustments is None:
+            assert staged.adjustments is None
+            continue
+        num_said += 1
+        assert staged.adjustments is not None
+        logits = torch.randn(len(staged.sampled_R), VOCAB).to(device)
+        inputs = staged.token_T[staged.sampled_R]
+        found = adjust(logits, inputs, staged.adjustments)
+        count = len(lengths)
+        wanted = adjust(logits[:count].cpu(), inputs[:count].cpu(), given.adjustments)
+        torch.testing.assert_close(found[:count].cpu(), wanted)
+        assert torch.equal(found[count:], logits[count:])  # rows of nobody
+    assert num_said > 30
+
+
+def test_steps_in_which_rows_say_something_have_forms_of_their_own(device: torch.device) -> None:
+    stager = Stager(device, Plan.of(device))
+
+    def form(*outputs: list[int]) -> object:
+        rows = [(SAID[1], output, False) for output in outputs]
+        given = replace(step([1] * 3), adjustments=said(rows))
+        return stager.stage(given)[0].form
+
+    few, many = form([5], [6], [7]), form(list(range(50)), list(range(50)), [])
+    assert few == form([8, 9], [], [7])
+    told = stager.stage(replace(step([1] * 3), tells_logprobs=True))[0].form
+    assert None not in (few, many, told)
+    assert len({few, many, told, stager.stage(step([1] * 3))[0].form}) == 4
 
 
 @pytest.mark.parametrize(

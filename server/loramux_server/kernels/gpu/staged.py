@@ -25,7 +25,8 @@ _ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Batches of decode are filled up to one of these, or to a multiple of the last."""
 _CHUNK_ROOMS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """And those with prompts to one of these; beyond, launches take less time than what they launch."""
-_SAID = tuple(f"said_{name}" for name in ("token", "bias", "seen", "count", "factors", "lacks_one"))
+_ENTRIES = ("said_row", "said_token", "said_bias", "said_seen", "said_count")
+_SAID = (*_ENTRIES, "said_factors", "said_lacks_one")
 """Staged arrays of what rows say of tokens, in the order of the fields of `Adjustments`."""
 _FEWEST_ROWS = 128
 """Least A rows that a matmul goes on through; fewer would mean more forms of a step."""
@@ -43,7 +44,7 @@ class Room:
     queries: int
     """Tiles of attention."""
     said: int = 0
-    """Tokens of which a row may say something."""
+    """Entries of what rows say of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,9 @@ class Stager:
             )
             staging = _make(exact, self._device)
         here = staging.begin()
-        for array in here.values():
-            array[...] = 0
+        for name, array in here.items():
+            if name not in _ENTRIES:  # which are written whole, or not at all
+                array[...] = 0
         here["token"][:num_tokens] = given.token_T.numpy()
         here["position"][:num_tokens] = given.position_T.numpy()
         here["slot"][:num_tokens] = attention.slot_T.numpy()
@@ -162,7 +164,15 @@ class Stager:
         draws_R5 = there["draws"][:num_sampled]
         adjustments = None
         if given.adjustments is not None:
-            adjustments = Adjustments(*(there[name][:num_sampled] for name in _SAID))
+            adjustments = Adjustments(
+                row_E=there["said_row"],
+                token_E=there["said_token"],
+                bias_E=there["said_bias"],
+                is_seen_E=there["said_seen"],
+                count_E=there["said_count"],
+                factors_R4=there["said_factors"][:num_sampled],
+                lacks_one_R=there["said_lacks_one"][:num_sampled],
+            )
         step = replace(
             given,
             token_T=there["token"],
@@ -223,30 +233,24 @@ def _tiles(
 
 
 def _said(given: StepInput) -> int:
-    """Return of how many tokens a row says something."""
-    return 0 if given.adjustments is None else given.adjustments.token_RM.shape[1]
+    """Return how many entries there are of what rows say of tokens."""
+    return 0 if given.adjustments is None else len(given.adjustments.row_E)
 
 
 def _say(adjustments: Adjustments, here: dict[str, npt.NDArray[Any]]) -> None:
     for name, field in zip(_SAID, fields(Adjustments), strict=True):
         values = getattr(adjustments, field.name).numpy()
-        rows = here[name][: len(values)]
-        if rows.shape == values.shape:
-            rows[...] = values
-        else:  # there is room for more tokens: the first one is repeated
-            rows[:, : values.shape[1]] = values
-            rows[:, values.shape[1] :] = values[:, :1]
+        here[name][: len(values)] = values
+        if name in _ENTRIES:  # there may be room for more: the first one is there again
+            here[name][len(values) :] = values[0]
 
 
 def _make(room: Room, device: torch.device) -> Staging:
     wide, narrow, floats = torch.int64, torch.int32, torch.float32
-    said = (room.requests, room.said)
     return Staging(
         {
-            "said_token": (wide, said),
-            "said_bias": (floats, said),
-            "said_seen": (narrow, said),
-            "said_count": (narrow, said),
+            **dict.fromkeys(_ENTRIES, (narrow, (room.said,))),
+            "said_bias": (floats, (room.said,)),
             "said_factors": (floats, (room.requests, NUM_FACTORS)),
             "said_lacks_one": (narrow, (room.requests,)),
             "token": (wide, (room.tokens,)),
