@@ -1,6 +1,7 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
 import datetime
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Unpack, cast
@@ -38,6 +39,10 @@ _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
 }
+_FORMS = tuple(
+    field.name for field in generation_pb2.StructuredOutput.DESCRIPTOR.oneofs_by_name["form"].fields
+)
+"""Options of which one says which form a text has."""
 _ERRORS = {
     error.code: error
     for error in vars(errors).values()
@@ -98,11 +103,32 @@ def generate_request(
     options = dict(sampling)
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = [stop]
+    _add_form(options, request.sampling)
     for name, value in options.items():
         with fitting(f"sampling.{name}"):
             one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
             request.sampling.MergeFrom(one)
     return request
+
+
+def _add_form(options: dict[str, object], sampling: generation_pb2.SamplingParams) -> None:
+    """Take the form that `options` want of a text out of them, and put it into `sampling`."""
+    given = {name: options.pop(name) for name in _FORMS if name in options}
+    if len(given) > 1:
+        names = " and ".join(given)
+        raise errors.InvalidArgumentError(
+            f"{names} are both set; set one of them",
+            reason="INVALID_FIELD",
+            field="sampling.structured_output",
+        )
+    for name, value in given.items():
+        with fitting(f"sampling.structured_output.{name}"):
+            if isinstance(value, Mapping):
+                value = json.dumps(value, ensure_ascii=False)
+            elif name == "choice":
+                value = generation_pb2.Choice(texts=cast(Sequence[str], value))
+            form = generation_pb2.StructuredOutput(**{name: value})  # type: ignore[arg-type]
+            sampling.structured_output.CopyFrom(form)
 
 
 def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
@@ -292,6 +318,10 @@ def _sampling(message: generation_pb2.SamplingParams) -> SamplingOptions:
     for field, value in message.ListFields():
         if field.name == "logit_bias":
             found[field.name] = dict(value)
+        elif field.name == "structured_output":
+            name = message.structured_output.WhichOneof("form") or ""
+            form = getattr(message.structured_output, name)
+            found[name] = list(form.texts) if name == "choice" else form
         else:
             found[field.name] = list(value) if isinstance(value, Sequence) else value
     return cast(SamplingOptions, found)

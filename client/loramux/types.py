@@ -44,7 +44,8 @@ Mix: TypeAlias = Mapping[str, float] | Sequence[tuple[str, float]]
 class SamplingOptions(TypedDict, total=False):
     """How tokens are chosen and when to stop. What is left out has the server's default.
 
-    The fields are those of `loramux.v1.SamplingParams`, whose comments say what each means.
+    The fields are those of `loramux.v1.SamplingParams`, whose comments say what each means, and in
+    place of `structured_output` the forms that it may want of a text, of which one can be given.
     """
 
     max_tokens: int
@@ -65,6 +66,11 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     logprobs: int
     skip_special_tokens: bool
+    json_schema: str | Mapping[str, object]
+    json_object: bool
+    regex: str
+    choice: Sequence[str]
+    grammar: str
 
 
 class Message(TypedDict):

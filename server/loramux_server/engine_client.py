@@ -51,6 +51,8 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "ADAPTER_DAMAGED": DataLossError,
     "STORE_UNAVAILABLE": UnavailableError,
     "ENGINE_OUT_OF_MEMORY": UnavailableError,
+    "ENGINE_UNAVAILABLE": UnavailableError,
+    "STRUCTURED_OUTPUT_FAILED": FailedPreconditionError,
     "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
 }
 
@@ -212,4 +214,4 @@ class EngineClient:
 def _error_of(failure: Failure) -> LoramuxError:
     kind = _FAILURES.get(failure.reason, InternalError)
     delay = RETRY_DELAY if kind in (ResourceExhaustedError, UnavailableError) else None
-    return kind(failure.message, reason=failure.reason, retry_delay=delay)
+    return kind(failure.message, reason=failure.reason, field=failure.field, retry_delay=delay)

@@ -47,6 +47,10 @@ class Metrics:
             "loramux_request_seconds", "Time from arrival to the end.",
             adapter, buckets=_LATENCY, registry=registry,
         )  # fmt: skip
+        self.structured = Counter(
+            "loramux_structured_requests", "Requests whose text had to have a form, by its kind.",
+            ("kind",), registry=registry,
+        )  # fmt: skip
         self.uploads = Counter(
             "loramux_uploads", "Uploads that ended.", ("outcome",), registry=registry
         )
@@ -232,6 +236,10 @@ class EngineMetrics:
             "loramux_adapter_load_seconds", "Time to bring an adapter to a tier.",
             tier, buckets=_LATENCY, registry=registry,
         )  # fmt: skip
+        self.compile = Histogram(
+            "loramux_form_compile_seconds", "Time to compile the form of a structured output.",
+            buckets=_STEP, registry=registry,
+        )  # fmt: skip
         self._device = TierSeries(self, "device")
         self._host = TierSeries(self, "host")
         self._last = NOTHING
@@ -254,6 +262,8 @@ class EngineMetrics:
         self._device.report(stats.device, last.device)
         self._host.report(stats.host, last.host)
         self._last = stats
+        for seconds in report.compiled:
+            self.compile.observe(seconds)
         for load in report.loads:
             self.load.labels(load.tier).observe(load.seconds)
         if report.batch:

@@ -12,8 +12,11 @@ from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.cli.sampling import (
     AdapterOption,
     AdapterOptions,
+    Choice,
     CombinationOption,
+    JsonSchema,
     MaxTokens,
+    Regex,
     RoutingKey,
     Scale,
     Seed,
@@ -94,6 +97,9 @@ def chat(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -105,6 +111,9 @@ def chat(
         top_k=top_k,
         seed=seed,
         stop=stop,
+        json_schema=json_schema,
+        regex=regex,
+        choice=choice,
     )
     with Client(server) as client:
         conversation = Conversation(

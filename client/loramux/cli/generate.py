@@ -10,8 +10,11 @@ import typer
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.cli.sampling import (
     AdapterOption,
+    Choice,
     CombinationOption,
+    JsonSchema,
     MaxTokens,
+    Regex,
     RoutingKey,
     Scale,
     Seed,
@@ -37,6 +40,9 @@ def generate(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -50,6 +56,9 @@ def generate(
         top_k=top_k,
         seed=seed,
         stop=stop,
+        json_schema=json_schema,
+        regex=regex,
+        choice=choice,
     )
     chosen = adapter_options(adapter, scale, combination)
     with Client(server) as client:

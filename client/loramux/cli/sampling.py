@@ -1,6 +1,7 @@
 """Options of commands that let a server write: which adapter, and how tokens are chosen."""
 
 import re
+from pathlib import Path
 from typing import Annotated, TypedDict, cast
 
 import typer
@@ -32,6 +33,16 @@ TopP = Annotated[float | None, typer.Option(help="Keep this much probability.")]
 TopK = Annotated[int | None, typer.Option(help="Keep so many tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option(help="File with a JSON schema that the text meets, or the schema itself."),
+]
+Regex = Annotated[
+    str | None, typer.Option(help="Regular expression that matches the text as a whole.")
+]
+Choice = Annotated[
+    list[str] | None, typer.Option(help="Text that is to come, of several; repeatable.")
+]
 
 
 _WEIGHTED = re.compile(r"(.+)(?:=(.*)|:([+-]?\d*\.\d*))")
@@ -76,7 +87,19 @@ def _weighted(text: str) -> tuple[str, float | None]:
         ) from None
 
 
-def sampling_options(**given: object) -> SamplingOptions:
-    """Return those of `given` that were given: the adapter and the server know the others."""
+def sampling_options(json_schema: str | None, **given: object) -> SamplingOptions:
+    """Return those of `given` that were given: the adapter and the server know the others.
+
+    `json_schema` is one, or the file that holds it.
+    """
+    if json_schema is not None and not json_schema.lstrip().startswith("{"):
+        try:
+            json_schema = Path(json_schema).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(
+                f"{json_schema!r} is no JSON object, nor a file that can be read: {error}",
+                param_hint="--json-schema",
+            ) from None
+    given["json_schema"] = json_schema
     kept = {name: value for name, value in given.items() if value is not None and value != []}
     return cast(SamplingOptions, kept)

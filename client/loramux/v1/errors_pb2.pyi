@@ -142,6 +142,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
     or the other way round.
     """
+    ERROR_REASON_STRUCTURED_OUTPUT_FAILED: _ErrorReason.ValueType  # 80
+    """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
+    its way to the form that was asked for: the form took more than it may, or leads nowhere.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -267,6 +271,10 @@ ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 64
 ERROR_REASON_ADAPTER_TASK_MISMATCH: ErrorReason.ValueType  # 70
 """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
 or the other way round.
+"""
+ERROR_REASON_STRUCTURED_OUTPUT_FAILED: ErrorReason.ValueType  # 80
+"""ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
+its way to the form that was asked for: the form took more than it may, or leads nowhere.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

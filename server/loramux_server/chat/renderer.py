@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from loramux_server.chat.messages import (
     decode_answer,
     encode,
 )
+from loramux_server.confinement import environment
 from loramux_server.engine.channel import LENGTH, frame
 
 _log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class Renderer:
                     command,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    env=_environment(),
+                    env=environment(),
                 )
             )
             try:
@@ -180,12 +180,6 @@ class Renderer:
         head = await self._reader.readexactly(LENGTH.size)
         answer: Answer = decode_answer(await self._reader.readexactly(LENGTH.unpack(head)[0]))
         return answer
-
-
-def _environment() -> dict[str, str]:
-    """Return what the process may know of the environment."""
-    kept = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TZ", "VIRTUAL_ENV")
-    return {name: os.environ[name] for name in kept if name in os.environ}
 
 
 def _failed(message: str, retry_delay: float | None = None) -> LoramuxError:

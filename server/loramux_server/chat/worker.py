@@ -6,9 +6,7 @@ memory and the processor time of one rendering are limited by the system, and th
 where it does not answer.
 """
 
-import contextlib
 import functools
-import resource
 import signal
 import socket
 import sys
@@ -27,19 +25,13 @@ from loramux_server.chat.messages import (
 )
 from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
+from loramux_server.confinement import close_doors, limited
 from loramux_server.engine.channel import read_message, write_message
 
 MEMORY = 1 << 30
 """Bytes of address space, Python's own among them."""
 KEPT = 64
 """Templates that stay compiled."""
-
-_FORBIDDEN = (
-    "open", "import", "os.", "socket.", "subprocess.", "shutil.", "ctypes.", "pickle.", "marshal.",
-    "mmap.", "pty.", "signal.", "fcntl.", "tempfile.", "glob.", "urllib.", "http.", "sqlite3.",
-    "webbrowser.", "syslog.", "setopencodehook", "sys.settrace", "gc.",
-)  # fmt: skip
-"""What audit events begin with that end a rendering."""
 
 
 class Renderer:
@@ -87,14 +79,12 @@ def main(descriptor: int) -> None:
     setup = decode_setup(first)
     renderer = Renderer(setup)
     _warm(renderer)
-    _close_doors()
+    close_doors(MEMORY, "a template")
     write_message(connection, encode(Rendered([])))
     while (message := read_message(connection)) is not None:
         request = decode_render(message)
-        # The default action of the signal ends the process, also in the middle of an operation.
-        signal.setitimer(signal.ITIMER_PROF, setup.cpu_seconds)
-        answer = encode(renderer.answer(request))
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        with limited(setup.cpu_seconds):
+            answer = encode(renderer.answer(request))
         write_message(connection, answer)
 
 
@@ -103,22 +93,6 @@ def _warm(renderer: Renderer) -> None:
     used = "{{ messages | tojson }}{{ strftime_now('%Y') }}{{ messages[0].content | title }}"
     for source in (used, "{{ raise_exception('no') }}", "{{ none() }}", "{% if %}"):
         renderer.answer(Render(source, [Turn("user", "<s>")], True))
-
-
-def _close_doors() -> None:
-    for limit, size in (
-        (resource.RLIMIT_AS, MEMORY),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):  # a lower one holds already
-            resource.setrlimit(limit, (size, size))
-    sys.addaudithook(_refuse)
-
-
-def _refuse(event: str, arguments: tuple[object, ...]) -> None:
-    if event.startswith(_FORBIDDEN):
-        raise PermissionError(f"a template must not use {event}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.team import Team
+from loramux_server.forms.forms import Forms
+from loramux_server.forms.messages import Setup
 from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import sharded
@@ -131,10 +133,17 @@ def build_engine(
         eos_token_ids=model.eos_token_ids,
         vocab_size=model.vocab_size,
         resting=resting,
+        follower=_follower(model, wake),
     )
     return engine, _model_info(
         model, context_length, cache.rows.capacity, row_size, resting, num_blocks, config.block_size
     )
+
+
+def _follower(model: BaseModel, wake: Callable[[], None]) -> Forms | None:
+    if not (model.text.tokenizer_json and model.eos_token_ids):
+        return None
+    return Forms(Setup(model.text.tokenizer_json, model.vocab_size, model.eos_token_ids), wake)
 
 
 def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig, backend: Backend) -> None:

@@ -37,6 +37,7 @@ from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Landed, Loader, Residents
 from loramux_server.engine.sampler import Sampled, sample
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.shaping import Follower, Shaping
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.weight_format import AS_SAVED, Resting
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 _FAULTS = {
     "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
     "INTERNAL": "no token could be chosen with these sampling parameters",
+    "STRUCTURED_OUTPUT_FAILED": "the model gives no token a chance that the text's form allows",
 }
 """What is said of a row without a token."""
 
@@ -86,6 +88,7 @@ class Engine:
         eos_token_ids: list[int],
         vocab_size: int | None = None,
         resting: Resting = AS_SAVED,
+        follower: Follower | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -104,8 +107,10 @@ class Engine:
             eos_token_ids: The tokens with which the model ends a text.
             vocab_size: Tokens of the base; None if that makes no difference.
             resting: In which format an adapter rests in memory.
+            follower: Knows what may come next in texts that have a form; None where there are none.
             clock: Seconds, monotonic.
         """
+        self._shaping = Shaping(follower, self._fail)
         self._scheduler = scheduler
         self._pace = pace
         self._cache = cache
@@ -133,7 +138,8 @@ class Engine:
     @property
     def can_step(self) -> bool:
         """Whether a step may make progress now; False means wait for a message or a load."""
-        return not self._is_stuck or self._flight is not None or self._residents.has_landed
+        has_landed = self._residents.has_landed or self._shaping.has_found
+        return not self._is_stuck or self._flight is not None or has_landed
 
     def receive(self, messages: Iterable[ToEngine]) -> None:
         """Take in what the frontend sent."""
@@ -151,6 +157,7 @@ class Engine:
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
         self._end_late()
+        self._shaping.land()
         landed = self._residents.land()
         for source, error in landed.failed:
             self._fail_waiting(source, error)
@@ -192,6 +199,7 @@ class Engine:
         self._requests[request.request_id] = request
         self._deadlines.note(request)
         self._scheduler.add(request)
+        self._shaping.begin(request)
 
     def _end_late(self) -> None:
         for request in self._deadlines.late(self._requests.values(), self._clock()):
@@ -204,6 +212,7 @@ class Engine:
         request = self._requests.pop(request_id, None)
         if request:
             self._scheduler.remove(request)
+            self._shaping.end(request)
 
     def _pause_or_resume(self, message: Pause | Resume) -> None:
         request = self._requests.get(message.request_id)
@@ -212,9 +221,9 @@ class Engine:
         elif request:
             self._scheduler.resume(request)
 
-    def _fail(self, request: Request, reason: str, message: str) -> None:
+    def _fail(self, request: Request, reason: str, message: str, field: str = "") -> None:
         self._end(request.request_id)
-        self._failures.append(Failure(request.request_id, reason, message))
+        self._failures.append(Failure(request.request_id, reason, message, field))
 
     def _may_run_ahead(self, plan: Plan) -> bool:
         """Return whether the device alone can tell what the tokens of `plan` are."""
@@ -240,6 +249,7 @@ class Engine:
             logits_RV, read = self._runner.classify(batch)
         else:
             logits_RV = self._runner.run(batch)
+        self._shaping.wait(batch.requests)
         sampled = sample(logits_RV, batch.requests, self._vocab_size)
         return self._commit(plan, batch, sampled), self._take_scores(batch, read)
 
@@ -256,8 +266,10 @@ class Engine:
 
     def _commit(self, plan: Plan, batch: Batch, sampled: list[Sampled]) -> list[Token]:
         by_request = dict(zip(batch.requests, sampled, strict=True))
-        chosen = [by_request[chunk.request].token for chunk in plan.chunks if chunk.samples]
+        rows = (by_request[chunk.request] for chunk in plan.chunks if chunk.samples)
+        chosen = [None if row.is_put_off else row.token for row in rows]
         tokens: list[Token] = []
+        shaped: list[Request] = []
         for request, token, finish in self._scheduler.commit(plan, chosen):
             choice = by_request[request]
             if choice.fault:
@@ -266,6 +278,10 @@ class Engine:
             tokens.append(Token(request.request_id, token, finish, choice.logprobs))
             if finish:
                 del self._requests[request.request_id]
+                self._shaping.end(request)
+            elif request.sampling.form:
+                shaped.append(request)
+        self._shaping.advance(shaped)
         return tokens
 
     def _take_scores(self, batch: Batch, read: list[torch.Tensor]) -> list[Scores]:
@@ -329,6 +345,7 @@ class Engine:
             loading=self._residents.take_begun(),
             failed_loads=failed_loads,
             batch=size,
+            compiled=self._shaping.take_compiled(),
         )
 
 

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from loramux_adapters.head import Task
 from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.forms.form import Form
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 MOST_TOLD = 20
@@ -94,6 +95,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     num_logprobs: int | None = None
+    form: Form | None = None
+    """What the text has to be; None for any."""
 
     @property
     def is_greedy(self) -> bool:
@@ -103,7 +106,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     @property
     def is_plain(self) -> bool:
         """Whether a step can do all that is asked for."""
-        return (self.num_logprobs or 0) <= MOST_TOLD
+        return self.form is None and (self.num_logprobs or 0) <= MOST_TOLD
 
     @property
     def changes_logits(self) -> bool:
@@ -114,6 +117,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
             or self.presence_penalty
             or self.frequency_penalty
             or self.min_tokens
+            or self.form
         )
 
 
@@ -274,6 +278,8 @@ class Failure(Struct, frozen=True, array_like=True):
     reason: str
     """A name of `loramux.v1.ErrorReason` without its prefix."""
     message: str
+    field: str = ""
+    """The field of the request that is at fault, if one is."""
 
 
 class Started(Struct, frozen=True, array_like=True):
@@ -348,6 +354,8 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     failed_loads: dict[str, str] = {}
     """Digest -> why its load failed."""
     batch: BatchSize | None = None
+    compiled: list[float] = []
+    """Seconds that each form took which was compiled."""
 
 
 class OutOfMemory(Struct, frozen=True, tag=True):

@@ -53,6 +53,10 @@ class Request:
     """Whether it ever left the queue."""
     owes_prompt: bool = True
     """Whether what it has to compute before its next token is still to be charged."""
+    allowed: bytes | None = None
+    """Tokens that may come next where its text has a form, a bit each; None while nobody knows."""
+    is_held: bool = False
+    """Whether it runs only once that is known."""
     scores: list[bytes] = field(default_factory=list)
     """Logits of the labels, for each token that a head has read; float32."""
     num_virtual: int = field(init=False)

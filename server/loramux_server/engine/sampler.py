@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from loramux_server.engine.allowed import is_allowed, only_allowed
 from loramux_server.engine.messages import Logprobs, Sampling
 from loramux_server.engine.request import Request
 from loramux_server.engine.token_counts import Turn, adjustments_of
@@ -38,6 +39,8 @@ class Sampled:
     fault: str | None = None
     """Why there is no token, as a name of `loramux.v1.ErrorReason`; `token` then means nothing."""
     logprobs: Logprobs | None = None
+    is_put_off: bool = False
+    """Whether it has to be chosen another time; `token` means nothing then, too."""
 
 
 def sample(
@@ -62,10 +65,16 @@ def sample(
         if not finite[i]:
             results.append(Sampled(0, fault="ADAPTER_NOT_FINITE"))
             continue
+        if request.sampling.form and request.allowed is None:
+            results.append(Sampled(0, is_put_off=True))
+            continue
         try:
             token = chosen[i]
             if request.sampling.changes_logits:
                 token = _choose_changed(logits_V, request)
+            if not is_allowed(request.allowed, token):  # each of those that are has no probability
+                results.append(Sampled(0, fault="STRUCTURED_OUTPUT_FAILED"))
+                continue
             results.append(Sampled(token, logprobs=_logprobs(logits_V, token, request)))
         except Exception:
             # Whatever it is, it is of this request's parameters: the others must not end for it.
@@ -146,6 +155,8 @@ def _choose_changed(logits_V: torch.Tensor, request: Request) -> int:
         device = logits_V.device
         nothing_1 = torch.zeros(1, dtype=torch.int64, device=device)  # all of the output is known
         logits_1V = adjust(logits_1V, nothing_1, adjustments.to(device))
+    if request.allowed is not None:
+        logits_1V = only_allowed(logits_1V[0], request.allowed)[None]
     draws = draws_of([(request.sampling, position)])
     return int(_choose(logits_1V, likeliest(logits_1V), draws))
 

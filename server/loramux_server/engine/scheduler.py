@@ -146,7 +146,7 @@ class Scheduler:
         if chunks and max_prompt_tokens is not None:
             budget = min(budget, max_prompt_tokens)
         for request in self.running:
-            if request.num_uncomputed > 1:
+            if request.num_uncomputed > 1 and not request.is_held:
                 budget -= self._add_chunk(chunks, request, budget)
         # Whoever just lost its blocks must not take them back in the same step.
         started = self._admit(chunks, budget) if preemptions == self.num_preemptions else []
@@ -174,12 +174,15 @@ class Scheduler:
             chunks.append(Chunk(request, chunk.end, 1, is_ahead=True))
         return Plan(chunks, [], self._whose_turn()) if chunks else None
 
-    def commit(self, plan: Plan, tokens: Sequence[int]) -> list[tuple[Request, int, Finish | None]]:
+    def commit(
+        self, plan: Plan, tokens: Sequence[int | None]
+    ) -> list[tuple[Request, int, Finish | None]]:
         """Take in the result of `plan`, and free what finished; who ended meanwhile is passed over.
 
         Args:
             plan: What was run.
-            tokens: The new token of each chunk that samples, in order.
+            tokens: The new token of each chunk that samples, in order; None where it is put off,
+                and the last token of the chunk is computed again.
 
         Returns:
             (request, new token, why it ended or None) for each of `tokens` that counts.
@@ -193,11 +196,11 @@ class Scheduler:
                 if chunk.samples:
                     next(new)
                 continue
-            request.num_computed = chunk.end
+            token = next(new) if chunk.samples else None
+            request.num_computed = chunk.end - (chunk.samples and token is None)
             self._name_blocks(request)
-            if not chunk.samples:
+            if token is None:
                 continue
-            token = next(new)
             request.output.append(token)
             self.waiting.charge_output(request)
             finish = self._finish_reason(request, token)
@@ -217,7 +220,9 @@ class Scheduler:
     def _plan_decode(self, chunks: list[Chunk], budget: int) -> int:
         # A snapshot: preemption takes requests from the end of the list while this goes on.
         for request in list(self.running):
-            if request.num_uncomputed != 1 or not budget or request not in self.running:
+            if request.num_uncomputed != 1 or request.is_held:
+                continue
+            if not budget or request not in self.running:
                 continue
             while not self._blocks.grow(request.blocks, request.num_tokens):
                 victim = self.running[-1]
@@ -245,6 +250,8 @@ class Scheduler:
         if not budget or len(self.running) >= self._max_running:
             return started
         for request in self.waiting.turns():
+            if request.is_held:
+                continue
             names = self._prefix(request)
             if not self._blocks.can_begin(names, request.num_tokens):
                 break

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from loramux.v1 import generation_pb2
 from loramux_adapters.generation import INTEGERS, LISTS, NUMBERS
 from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.services.forms import ENDS
 
 _CLIPPED = ("max_tokens", "min_tokens", "top_k")
 """Defaults that give way to what the request and the base model allow."""
@@ -17,6 +18,8 @@ def with_defaults(
 
     `max_tokens` is left to `samplings`, which knows how much the context leaves.
     """
+    if params.HasField("structured_output"):
+        defaults = {name: value for name, value in defaults.items() if name not in ENDS}
     if not defaults:
         return params
     merged = generation_pb2.SamplingParams()

@@ -30,6 +30,7 @@ def asked(
     digest: str | None,
 ) -> Attributes:
     """Return what is known when the engine gets it; `sampling` is what is used for it."""
+    form = sampling.structured_output.WhichOneof("form")
     return {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "loramux",
@@ -44,6 +45,7 @@ def asked(
         "gen_ai.request.presence_penalty": sampling.presence_penalty,
         "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
         "gen_ai.request.seed": sampling.seed,
+        "gen_ai.output.type": "json" if form in ("json_schema", "json_object") else "text",
         "gen_ai.usage.input_tokens": num_prompt,
         "loramux.adapter.name": adapter or None,
         "loramux.adapter.digest": digest,

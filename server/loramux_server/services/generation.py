@@ -251,7 +251,8 @@ class GenerationService:
         tenant = caller().tenant
         most = len(tokens) + sum(sampling.max_tokens for sampling in each)
         with self._quotas.tokens(tenant, most) as reserved:
-            observer.resolved(adapters.label, len(tokens))
+            form = each[0].form
+            observer.resolved(adapters.label, len(tokens), form.kind if form else None)
             yield _Call(
                 request_id,
                 tenant,

@@ -12,6 +12,7 @@ from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
 from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.services.forms import check_form, form_of
 
 MAX_PROMPT_BYTES = 256 << 10
 MAX_REQUEST_ID = 128
@@ -58,6 +59,7 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     _check_lengths(request.sampling, model)
     _check_shaping(request.sampling, model)
     _check_stops(request.sampling, model)
+    check_form(request.sampling, model)
 
 
 def samplings(
@@ -95,6 +97,7 @@ def samplings(
     if params.HasField("max_tokens"):
         max_tokens = params.max_tokens
     seed = params.seed if params.HasField("seed") else secrets.randbits(63)
+    form = form_of(params)
     return [
         Sampling(
             max_tokens=min(max_tokens, room),
@@ -114,6 +117,7 @@ def samplings(
             stop_token_ids=frozenset(params.stop_token_ids),
             ignore_eos=params.ignore_eos,
             num_logprobs=params.logprobs if params.HasField("logprobs") else None,
+            form=form,
         )
         for index in range(params.n if params.HasField("n") else 1)
     ]

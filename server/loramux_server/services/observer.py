@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.adapter_labels import NONE
+from loramux_server.forms.form import FormKind
 from loramux_server.metrics import AdapterSeries, Metrics
 from loramux_server.observe.call_record import note
 
@@ -43,8 +44,10 @@ class Observer:
         self._num_prompt = 0
         self._num_made = 0
 
-    def resolved(self, adapter: str, num_prompt: int) -> None:
-        """Note the request's adapter, empty for the base, and the length of its prompt."""
+    def resolved(self, adapter: str, num_prompt: int, form: FormKind | None = None) -> None:
+        """Note the request's adapter, empty for the base, its prompt's length, and its form."""
+        if form:
+            self._metrics.structured.labels(form.value).inc()
         self._adapter = adapter
         self._num_prompt = num_prompt
         self._metrics.labels.count(adapter)

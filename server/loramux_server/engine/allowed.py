@@ -1,0 +1,23 @@
+"""Tokens that may come next, a bit for each, the lowest of a byte first."""
+
+import numpy as np
+import torch
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_ADDED = np.where(_BITS, 0.0, -np.inf).astype(np.float32)
+"""What is added to the logits of eight tokens, for each byte: the quickest way by far."""
+
+
+def only_allowed(logits_V: torch.Tensor, allowed: bytes) -> torch.Tensor:
+    """Return `logits_V` with -inf for each token that is not `allowed`, or has no bit."""
+    added_V = _ADDED.take(np.frombuffer(allowed, np.uint8), axis=0).reshape(-1)[: len(logits_V)]
+    size, kept_V = len(added_V), torch.full_like(logits_V, float("-inf"))
+    kept_V[:size] = logits_V[:size] + torch.from_numpy(added_V).to(logits_V.device)
+    return kept_V
+
+
+def is_allowed(allowed: bytes | None, token: int) -> bool:
+    """Return whether `token` is allowed; None allows all."""
+    if allowed is None:
+        return True
+    return token >> 3 < len(allowed) and bool(allowed[token >> 3] >> (token & 7) & 1)

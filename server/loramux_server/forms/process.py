@@ -1,0 +1,128 @@
+"""The process that follows forms, seen from the engine: one answer after the other, or none."""
+
+import contextlib
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from loramux_server.confinement import environment
+from loramux_server.engine.channel import read_message, write_message
+from loramux_server.forms.messages import (
+    Allowed,
+    Broken,
+    End,
+    FromWorker,
+    Prepared,
+    Setup,
+    ToWorker,
+    decode_from_worker,
+    encode,
+)
+
+_log = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+ANSWER_SECONDS = 20.0
+"""The process counts the time in which it runs; this is for one that does not get to run."""
+
+
+class UnusableError(Exception):
+    """No form can be followed with this tokenizer, whatever is done."""
+
+
+class NotStartedError(Exception):
+    """The process does not start."""
+
+
+class LostError(Exception):
+    """The process ended, or has to be ended, and the answer that was due does not come."""
+
+
+class Process:
+    """Owns one process."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Start it, and wait until it is ready.
+
+        Raises:
+            UnusableError: It cannot do anything with this tokenizer.
+            NotStartedError: It ended, or hangs.
+        """
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "loramux_server.forms.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment(),
+            )
+        try:
+            self._connection.settimeout(START_SECONDS)
+            self._write(setup)
+            answer = self._read()
+        except LostError:
+            _log.error("the process that follows forms ended with exit code %s", self.close())
+            raise NotStartedError("the process that follows forms does not start") from None
+        assert isinstance(answer, Prepared)
+        if answer.fault:
+            self.close()
+            raise UnusableError(f"no form can be made of the tokens of this base: {answer.fault}")
+        self._connection.settimeout(ANSWER_SECONDS)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self._process.poll() is not None
+
+    def ask(self, messages: Sequence[ToWorker], take: Callable[[Allowed | Broken], None]) -> None:
+        """Send `messages`, and give the answer to each to `take` as it comes.
+
+        They have to fit into the socket, with all answers but one.
+
+        Raises:
+            LostError: One does not come.
+        """
+        for message in messages:
+            self._write(message)
+        for _ in messages:
+            answer = self._read()
+            assert isinstance(answer, Allowed | Broken)
+            take(answer)
+
+    def tell(self, message: End) -> None:
+        """Send a message that has no answer; whether it arrives, the next one shows."""
+        with contextlib.suppress(LostError):
+            self._write(message)
+
+    def close(self) -> int:
+        """End it and return its exit code, which is the negative number of a signal."""
+        self._connection.close()
+        try:
+            # One that ended by itself is about to be reaped.
+            return self._process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def why_lost(self) -> str:
+        """End it and return what it took too much of."""
+        return "time" if self.close() in (-signal.SIGPROF, -signal.SIGKILL) else "memory"
+
+    def _write(self, message: Setup | ToWorker) -> None:
+        try:
+            write_message(self._connection, encode(message))
+        except OSError:
+            raise LostError from None
+
+    def _read(self) -> FromWorker:
+        try:
+            message = read_message(self._connection)
+        except OSError:
+            message = None
+        if message is None:
+            raise LostError
+        answer: FromWorker = decode_from_worker(message)
+        return answer

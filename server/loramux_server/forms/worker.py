@@ -1,0 +1,131 @@
+"""The process that follows forms: `python -m loramux_server.forms.worker FD`.
+
+Forms come from strangers, and the library that compiles them can be made to run out of its stack or
+of memory. So it does that here, in a process that has nothing to lose: its doors are closed, memory
+and the processor time of each answer are limited by the system, and the engine starts another.
+"""
+
+import signal
+import socket
+import sys
+import time
+from collections import OrderedDict
+
+from llguidance import LLMatcher, LLTokenizer
+
+from loramux_server.confinement import close_doors, limited
+from loramux_server.engine.channel import read_message, write_message
+from loramux_server.forms.form import Form, FormKind
+from loramux_server.forms.grammar import LIMITS, grammar_of, said, tokenizer_of
+from loramux_server.forms.messages import (
+    Allowed,
+    Begin,
+    Broken,
+    End,
+    Prepared,
+    Setup,
+    ToWorker,
+    decode_setup,
+    decode_to_worker,
+    encode,
+)
+
+KEPT = 16
+"""Forms that stay compiled."""
+
+
+class Follower:
+    """Knows where in its form each text is."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Read the tokenizer, which takes a second where it is large.
+
+        Raises:
+            ValueError: The library cannot make text of its tokens.
+        """
+        self._tokenizer = LLTokenizer(
+            tokenizer_of(setup.tokenizer_json),
+            n_vocab=setup.vocab_size,
+            eos_token=setup.end_tokens,
+        )
+        self._live: dict[int, LLMatcher] = {}
+        self._compiled: OrderedDict[Form, LLMatcher] = OrderedDict()
+        """Those that were used last, the last one last."""
+
+    def answer(self, message: ToWorker) -> Allowed | Broken | None:
+        """Return which tokens may come next, or why none may; None if nobody asks."""
+        if isinstance(message, End):
+            self._live.pop(message.key, None)
+            return None
+        if isinstance(message, Begin):
+            return self._begin(message)
+        return self._advance(message.key, [message.token])
+
+    def _begin(self, message: Begin) -> Allowed | Broken:
+        begin = time.perf_counter()
+        compiled = self._compiled.get(message.form)
+        is_new = compiled is None
+        if compiled is None:
+            try:
+                grammar = grammar_of(message.form)
+            except ValueError as error:
+                return Broken(said(str(error)))
+            compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+            if compiled.is_error():
+                return Broken(said(compiled.get_error()))
+            self._compiled[message.form] = compiled
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(message.form)
+        seconds = time.perf_counter() - begin if is_new else None
+        self._live[message.key] = compiled.deep_copy()
+        return self._advance(message.key, message.tokens, seconds)
+
+    def _advance(
+        self, key: int, tokens: list[int], seconds: float | None = None
+    ) -> Allowed | Broken:
+        matcher = self._live[key]
+        bits = b""
+        if matcher.consume_tokens(tokens):
+            bits = matcher.compute_bitmask()
+        if matcher.is_error():
+            del self._live[key]
+            return Broken(said(matcher.get_error()))
+        return Allowed(bits, seconds)
+
+
+def main(descriptor: int) -> None:
+    """Answer what comes on the socket `descriptor` until the other side closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine says when it is over
+    connection = socket.socket(fileno=descriptor)
+    first = read_message(connection)
+    if first is None:
+        return
+    setup = decode_setup(first)
+    try:
+        follower = Follower(setup)
+    # A panic in the library is a BaseException.
+    except BaseException as error:
+        write_message(connection, encode(Prepared(said(str(error)))))
+        return
+    # What is imported when it is first needed is imported now.
+    follower.answer(Begin(0, Form(FormKind.JSON_OBJECT), []))
+    follower.answer(End(0))
+    close_doors(_address_space() + setup.memory, "a form")
+    write_message(connection, encode(Prepared()))
+    while (message := read_message(connection)) is not None:
+        with limited(setup.cpu_seconds):
+            answer = follower.answer(decode_to_worker(message))
+        if answer is not None:
+            write_message(connection, encode(answer))
+
+
+def _address_space() -> int:
+    """Return the bytes that this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().vms)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
