@@ -23,6 +23,7 @@ from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock
 from loramux_server.engine.sampler import are_finite, likeliest, sample
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.shaping import Follower
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
@@ -243,7 +244,7 @@ def fake_engine(
     max_batch_tokens: int = 16, max_bypassed: int = 4, max_waiting: int = 1000,
     executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
     clock: Clock = lambda: 0.0, runs_ahead: bool = False, eviction: str = "lru",
-    max_tenant_share: float = 1.0,
+    max_tenant_share: float = 1.0, follower: Follower | None = None,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts."""
     model = model or FakeModel()
@@ -279,6 +280,7 @@ def fake_engine(
         wake=lambda: None,
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
+        follower=follower,
         clock=clock,
     )
     return engine, scheduler, cache, model

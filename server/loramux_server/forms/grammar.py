@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
@@ -43,26 +44,23 @@ def grammar_of(form: Form) -> str:
 
 
 def tokenizer_of(tokenizer_json: str) -> str:
-    """Return the tokenizer as far as it makes text, so that no control token is part of a form.
+    """Return the tokenizer with names for its added tokens that no text has.
 
-    Its added tokens are left out: the library would take `</s>` in a form for the end token.
+    By its own the library would take `</s>` in a form for the end token.
     """
     content: dict[str, Any] = json.loads(tokenizer_json)
-    added = {token["content"] for token in content["added_tokens"]}
-    content |= {"added_tokens": [], "post_processor": None}
-    vocab = content["model"]["vocab"]
-    if isinstance(vocab, dict):
-        content["model"]["vocab"] = {text: i for text, i in vocab.items() if text not in added}
+    secret = secrets.token_hex(8)
+    names = {token["content"]: f"\ue000{secret}:{token['id']}" for token in content["added_tokens"]}
+    for token in content["added_tokens"]:
+        token |= {"content": names[token["content"]], "special": True, "normalized": False}
+    model = content["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(text, text): i for text, i in model["vocab"].items()}
     else:  # pieces with their scores, by id
-        content["model"]["vocab"] = [
-            ["" if text in added else text, score] for text, score in vocab
-        ]
-    decoder = content.get("decoder") or {}
-    if decoder.get("type") == "Metaspace":
-        # The library knows the same decoder by its parts.
-        space = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
-        parts = [space, {"type": "ByteFallback"}, {"type": "Fuse"}]
-        content["decoder"] = {"type": "Sequence", "decoders": parts}
+        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+    if model.get("unk_token"):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    content["post_processor"] = None
     return json.dumps(content)
 
 

@@ -5,6 +5,7 @@ of memory. So it does that here, in a process that has nothing to lose: its door
 and the processor time of each answer are limited by the system, and the engine starts another.
 """
 
+import contextlib
 import signal
 import socket
 import sys
@@ -96,7 +97,9 @@ class Follower:
 
 def main(descriptor: int) -> None:
     """Answer what comes on the socket `descriptor` until the other side closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine says when it is over
+    # They reach the whole process group, and the engine says when it is over.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=descriptor)
     first = read_message(connection)
     if first is None:
@@ -112,12 +115,13 @@ def main(descriptor: int) -> None:
     follower.answer(Begin(0, Form(FormKind.JSON_OBJECT), []))
     follower.answer(End(0))
     close_doors(_address_space() + setup.memory, "a form")
-    write_message(connection, encode(Prepared()))
-    while (message := read_message(connection)) is not None:
-        with limited(setup.cpu_seconds):
-            answer = follower.answer(decode_to_worker(message))
-        if answer is not None:
-            write_message(connection, encode(answer))
+    with contextlib.suppress(ConnectionError):  # which is the engine's end
+        write_message(connection, encode(Prepared()))
+        while (message := read_message(connection)) is not None:
+            with limited(setup.cpu_seconds):
+                answer = follower.answer(decode_to_worker(message))
+            if answer is not None:
+                write_message(connection, encode(answer))
 
 
 def _address_space() -> int:

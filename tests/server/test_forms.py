@@ -1,0 +1,349 @@
+"""Forms that a text must have, and the process that follows them: whatever they are, it goes on."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from tokenizers import decoders
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from loramux_server.forms.form import Form, FormKind
+from loramux_server.forms.forms import Forms, Next
+from loramux_server.forms.messages import Setup
+from tests.support.demo import DEMO
+from tests.support.models import byte_tokenizer
+from tests.support.templates import chat_tokenizer
+
+WAIT = 60.0
+DIGITS = Form(FormKind.REGEX, "[0-9]{3}")
+
+
+def setup_of(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Setup:
+    end = tokenizer.eos_token_id
+    text = tokenizer.backend_tokenizer.to_str()
+    return Setup(text, len(tokenizer), [2 if end is None else end], **changes)
+
+
+class Texts:
+    """Texts that are followed, one token after the other."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.num_woken = 0
+        self.forms = Forms(setup, self._wake)
+        self.end = setup.end_tokens[0]
+        self._num = 0
+
+    def _wake(self) -> None:
+        self.num_woken += 1
+
+    def begin(self, form: Form) -> tuple[int, Next]:
+        self._num += 1
+        self.forms.begin(self._num, form)
+        return self._num, self.found(self._num)
+
+    def found(self, key: int) -> Next:
+        (found,) = self.forms.take([key], WAIT)
+        assert found.key == key
+        return found
+
+    def write(self, form: Form, seed: int, most: int = 300) -> list[int] | None:
+        """Return a random text of `form`, None if it became longer than `most` tokens."""
+        chosen = random.Random(seed)
+        key, found = self.begin(form)
+        tokens: list[int] = []
+        while len(tokens) < most:
+            token = chosen.choice(allowed(found))
+            if token == self.end:
+                self.forms.end(key)
+                return tokens
+            tokens.append(token)
+            self.forms.advance([(key, token)])
+            found = self.found(key)
+        return None
+
+
+def allowed(found: Next) -> list[int]:
+    assert found.allowed is not None, found.why
+    return [
+        number * 8 + bit
+        for number, byte in enumerate(found.allowed)
+        for bit in range(8)
+        if byte >> bit & 1
+    ]
+
+
+@pytest.fixture(scope="module")
+def texts() -> Iterator[Texts]:
+    texts = Texts(setup_of(byte_tokenizer(), cpu_seconds=0.3))
+    yield texts
+    texts.forms.close()
+
+
+def worker() -> psutil.Process:
+    children = psutil.Process().children(recursive=True)
+    (found,) = [child for child in children if "forms.worker" in " ".join(child.cmdline())]
+    return found
+
+
+def choice(*choices: str) -> Form:
+    return Form(FormKind.CHOICE, choices=choices)
+
+
+def schema(content: object) -> Form:
+    return Form(FormKind.JSON_SCHEMA, json.dumps(content))
+
+
+def grammar(*lines: str) -> Form:
+    return Form(FormKind.GRAMMAR, "\n".join(lines))
+
+
+# What is written
+
+
+def test_whatever_is_chosen_the_text_has_the_form(texts: Texts) -> None:
+    tokenizer = byte_tokenizer()
+    wanted = schema(
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 4},
+                "age": {"type": "integer", "minimum": 0, "maximum": 150},
+                "kind": {"enum": ["a", "</s>", 'q"']},
+                "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+            },
+            "required": ["name", "age", "kind"],
+            "additionalProperties": False,
+        }
+    )
+    written = 0
+    for seed in range(30):
+        tokens = texts.write(wanted, seed)
+        if tokens is None:
+            continue
+        written += 1
+        found = json.loads(tokenizer.decode(tokens))
+        assert {"name", "age", "kind"} <= set(found) <= {"name", "age", "kind", "tags"}
+        assert isinstance(found["name"], str) and len(found["name"]) <= 4
+        assert type(found["age"]) is int and 0 <= found["age"] <= 150
+        assert found["kind"] in ("a", "</s>", 'q"')
+        assert all(type(tag) is bool for tag in found.get("tags", []))
+        assert len(found.get("tags", [])) <= 2
+    assert written > 25
+
+
+@pytest.mark.parametrize("pattern", [
+    r"[0-9]{2,4}-[a-f]+", r"(a|bc)*d?", r"\d{3}|[é€]{2}", "a/b\nc", r"</s>|<s>", r"[^a]{3}", "",
+])  # fmt: skip
+def test_a_regular_expression_matches_as_in_python(texts: Texts, pattern: str) -> None:
+    for seed in range(5):
+        tokens = texts.write(Form(FormKind.REGEX, pattern), seed)
+        assert tokens is not None
+        assert re.fullmatch(pattern, byte_tokenizer().decode(tokens))
+
+
+ODD = [
+    "yes",
+    "a b",
+    " lead",
+    "é€😀",
+    "</s>",
+    "<think>",
+    "a/b\\c",
+    "(?i)x|[",
+    "user us",
+    "\t\n",
+    '"',
+]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "spaces", "demo"])
+def test_tokens_of_every_kind_make_the_text(kind: str) -> None:
+    if kind == "demo":
+        tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
+    else:
+        tokenizer = chat_tokenizer(kind)
+    if kind in ("words", "spaces"):
+        # As that of Llama 2 is.
+        tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+    texts = Texts(setup_of(tokenizer))
+    try:
+        for text in ODD:
+            tokens = texts.write(choice(text), 0)
+            assert tokens is not None
+            # After another, as behind a prompt: at its beginning some leave a space out.
+            before = tokenizer("x", add_special_tokens=False).input_ids
+            assert tokenizer.decode([*before, *tokens])[len(tokenizer.decode(before)) :] == text
+            assert not set(tokens) & set(tokenizer.all_special_ids)
+        seen = {tokenizer.decode(texts.write(choice("ab", "c"), seed) or []) for seed in range(12)}
+        assert seen == {"ab", "c"}
+    finally:
+        texts.forms.close()
+
+
+def test_the_end_may_come_where_the_form_may_end_and_has_to_where_nothing_follows(
+    texts: Texts,
+) -> None:
+    key, found = texts.begin(Form(FormKind.REGEX, "ab?"))
+    (a,) = allowed(found)
+    texts.forms.advance([(key, a)])
+    found = texts.found(key)
+    assert texts.end in allowed(found) and len(allowed(found)) == 2
+    (b,) = set(allowed(found)) - {texts.end}
+    texts.forms.advance([(key, b)])
+    assert allowed(texts.found(key)) == [texts.end]
+
+
+# What is refused
+
+NOTHING_LIKE_IT = [
+    (Form(FormKind.REGEX, "("), "unclosed group"),
+    (Form(FormKind.REGEX, "(?=a)b"), "look-around"),
+    (Form(FormKind.REGEX, r"(a)\1"), "backreferences are not supported"),
+    (Form(FormKind.REGEX, r"[^\s\S]"), "no text has this form"),
+    (Form(FormKind.REGEX, "(" * 1000 + ")" * 1000), "250"),
+    (schema({"type": "wrong"}), "wrong"),
+    (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+    (schema({"allOf": [{"type": "string"}, {"type": "integer"}]}), "Unsatisfiable"),
+    (schema({"$ref": "#"}), "no text has this form"),
+    (schema({"$ref": "http://127.0.0.1:9/schema.json"}), "does not fetch"),
+    (schema({"$ref": "file:///etc/passwd"}), "does not fetch"),
+    (grammar("start: other"), "other"),
+    (grammar('other: "a"'), "start"),
+    (grammar('start: "a'), ""),
+    (grammar("start: / "), ""),
+    (grammar("start: start"), "no text has this form"),
+]
+
+
+@pytest.mark.parametrize(("form", "why"), NOTHING_LIKE_IT)
+def test_what_is_no_form_is_refused_in_one_line(texts: Texts, form: Form, why: str) -> None:
+    _, found = texts.begin(form)
+    assert (found.allowed, found.reason) == (None, "INVALID_FIELD")
+    assert why in found.why
+    assert 0 < len(found.why) <= 200 and "\n" not in found.why
+
+
+def chained(count: int, make: Any) -> Form:
+    """A schema of `count` parts, each of which refers to the one before it."""
+    parts: dict[str, Any] = {"p0": {"type": "string"}}
+    for number in range(1, count):
+        parts[f"p{number}"] = make(f"#/$defs/p{number - 1}", number)
+    return schema({"$defs": parts, "$ref": f"#/$defs/p{count - 1}"})
+
+
+NASTY = {
+    "stack-objects": chained(1000, lambda ref, _: {"properties": {"a": {"$ref": ref}}}),
+    "stack-rules": grammar("start: r0", *(f"r{i}: r{i + 1}" for i in range(5000)), 'r5000: "x"'),
+    "memory-or-time": schema(
+        {"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(200)]}
+    ),
+    "squares": schema({"type": "object", "properties": {f"p{i}": {} for i in range(4000)}}),
+    "doubling-tokens": grammar(
+        "start: T0", *(f"T{i}: T{i + 1} T{i + 1}" for i in range(40)), 'T40: "x"'
+    ),
+    "doubling-refs": chained(30, lambda ref, _: {"allOf": [{"anyOf": [{"$ref": ref}, {}]}] * 2}),
+    "repeats": Form(FormKind.REGEX, "(a{1000}){1000}"),
+    "repeats-later": Form(FormKind.REGEX, "[xy]((a{1000}){1000}){1000}"),
+    "many-states": Form(FormKind.REGEX, r"(.|\n)*a(.|\n){30}"),
+    "ambiguous": grammar("start: s", 's: s s s | s s | "a" | ""'),
+    "many-rules": grammar(
+        "start: " + " | ".join(f"r{i}" for i in range(1500)),
+        *(f'r{i}: "k{i}" r{i * 7 % 1500}?' for i in range(1500)),
+    ),
+    "long-constant": schema({"const": "x" * 60_000}),
+    "large-enum": schema({"enum": [f"value {i}" for i in range(4000)]}),
+    "no-end": schema({"type": "array", "minItems": 10**9}),
+}
+
+
+TOO_MUCH = {"stack-objects": "memory", "stack-rules": "memory", "memory-or-time": "(time|memory)"}
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_no_form_takes_more_than_it_may(texts: Texts, name: str) -> None:
+    begun, other = texts.begin(DIGITS)
+    chosen = random.Random(0)
+    key, found = texts.begin(NASTY[name])
+    for _ in range(8):
+        if found.allowed is None or (token := chosen.choice(allowed(found))) == texts.end:
+            break
+        texts.forms.advance([(key, token)])
+        found = texts.found(key)
+    if found.allowed is None:
+        assert found.reason in ("INVALID_FIELD", "STRUCTURED_OUTPUT_FAILED")
+    if name in TOO_MUCH:
+        assert re.fullmatch(f"it takes more {TOO_MUCH[name]} than a form may", found.why)
+    texts.forms.end(key)
+    # Beside it another goes on, in the next process if it has to be.
+    texts.forms.advance([(begun, allowed(other)[3])])
+    assert allowed(texts.found(begun)) == allowed(other)
+    assert worker().memory_info().rss < 1 << 30
+    texts.forms.end(begun)
+
+
+# The process
+
+
+def test_texts_go_on_where_they_were_when_the_process_is_lost(texts: Texts) -> None:
+    keys = []
+    for _ in range(3):
+        key, found = texts.begin(Form(FormKind.REGEX, "[0-9]a[b-d]"))
+        texts.forms.advance([(key, allowed(found)[0])])
+        (a,) = allowed(texts.found(key))
+        keys.append(key)
+    lost = worker()
+    lost.kill()
+    lost.wait()
+    texts.forms.advance([(key, a) for key in keys])
+    answers: list[Next] = []
+    while len(answers) < 3:
+        answers += texts.forms.take([key for key in keys[len(answers) :]], WAIT)
+    assert {answer.key for answer in answers} == set(keys)
+    assert all(len(allowed(answer)) == 3 for answer in answers)
+    assert worker().pid != lost.pid
+
+
+def test_several_are_asked_for_at_once(texts: Texts) -> None:
+    begun = [texts.begin(DIGITS) for _ in range(20)]
+    woken = texts.num_woken
+    texts.forms.advance([(key, allowed(found)[0]) for key, found in begun])
+    answers: list[Next] = []
+    while len(answers) < 20:
+        answers += texts.forms.take([], 0.0)
+    assert [answer.key for answer in answers] == [key for key, _ in begun]
+    assert texts.num_woken == woken + 20
+
+
+def test_a_form_is_compiled_once(texts: Texts) -> None:
+    form = Form(FormKind.REGEX, "once and no more")
+    assert texts.begin(form)[1].seconds is not None
+    assert texts.begin(form)[1].seconds is None
+
+
+def test_nothing_is_started_before_the_first_form() -> None:
+    before = len(psutil.Process().children())
+    forms = Forms(setup_of(byte_tokenizer()), lambda: None)
+    assert forms.take() == []
+    forms.close()
+    assert len(psutil.Process().children()) == before
+
+
+def test_a_tokenizer_that_makes_no_text_refuses_every_form() -> None:
+    content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    content["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    texts = Texts(Setup(json.dumps(content), 259, [2]))
+    for _ in range(2):
+        _, found = texts.begin(DIGITS)
+        assert (found.allowed, found.reason) == (None, "STRUCTURED_OUTPUT_FAILED")
+        assert "tokens of this base" in found.why
+    texts.forms.close()
+
+
+def test_a_form_shows_nothing_of_what_was_written() -> None:
+    assert repr(Form(FormKind.REGEX, "secret")) == "Form(regex)"
