@@ -319,9 +319,10 @@ def _sampling(message: generation_pb2.SamplingParams) -> SamplingOptions:
         if field.name == "logit_bias":
             found[field.name] = dict(value)
         elif field.name == "structured_output":
-            name = message.structured_output.WhichOneof("form") or ""
-            form = getattr(message.structured_output, name)
-            found[name] = list(form.texts) if name == "choice" else form
+            # None is a form that only a newer server knows.
+            if name := message.structured_output.WhichOneof("form"):
+                form = getattr(message.structured_output, name)
+                found[name] = list(form.texts) if name == "choice" else form
         else:
             found[field.name] = list(value) if isinstance(value, Sequence) else value
     return cast(SamplingOptions, found)

@@ -1,6 +1,7 @@
 """Values on their way to and from the wire."""
 
 import datetime
+import json
 import time
 from typing import Any
 
@@ -24,6 +25,33 @@ def test_sampling_options_arrive() -> None:
     assert (sent.max_tokens, list(sent.stop), dict(sent.logit_bias)) == (3, ["end"], {4: 1.5})
     assert sent.HasField("temperature")
     assert not sent.HasField("top_p")
+
+
+def test_a_form_arrives_as_what_it_is() -> None:
+    def form(**options: Any) -> generation_pb2.StructuredOutput:
+        sent: generation_pb2.SamplingParams = request(**options).sampling
+        return sent.structured_output
+
+    assert json.loads(form(json_schema={"const": "é"}).json_schema) == {"const": "é"}
+    assert form(json_schema='{"const": 1}').json_schema == '{"const": 1}'
+    assert form(json_object=True).json_object
+    assert form(regex="a+").regex == "a+"
+    assert list(form(choice=("a", "b")).choice.texts) == ["a", "b"]
+    assert form(grammar='start: "a"').grammar == 'start: "a"'
+    assert not request(temperature=0.0).sampling.HasField("structured_output")
+
+
+def test_a_text_has_one_form() -> None:
+    with pytest.raises(InvalidArgumentError, match="json_object and regex are both set") as caught:
+        request(regex="a", json_object=True)
+    assert caught.value.field == "sampling.structured_output"
+
+
+def test_a_form_of_a_newer_server_is_none() -> None:
+    newer = generation_pb2.SamplingParams.FromString(b"\x9a\x01\x04\x3a\x02ab")
+    assert newer.HasField("structured_output")
+    answer = generation_pb2.GenerateResponse(sampling=newer)
+    assert _wire.generation(answer).sampling == {}
 
 
 def test_a_mix_arrives_in_order() -> None:

@@ -22,8 +22,10 @@ from loramux.errors import AlreadyExistsError, DeadlineExceededError, LoramuxErr
 from loramux.v1.generation_pb2 import (
     COMBINATION_CAT,
     COMBINATION_LINEAR,
+    Choice,
     GenerateRequest,
     SamplingParams,
+    StructuredOutput,
     WeightedAdapter,
 )
 from tests.conftest import ADAPTERS
@@ -192,8 +194,67 @@ SAMPLING = [
 ]
 
 
+def form_row(name: str, says: str, field: str | None = None, /, **form: Any) -> Any:
+    """A row of a form that is at fault, of one kind."""
+    kind = field or next(iter(form))
+    wanted = request({"structured_output": StructuredOutput(**form)})
+    return row(f"form-{name}", wanted, f"sampling.structured_output.{kind}", says)
+
+
+def texts(*found: str) -> Choice:
+    return Choice(texts=found)
+
+
+def with_form(**sampling: Any) -> GenerateRequest:
+    return request({"structured_output": StructuredOutput(regex="a"), **sampling})
+
+
+FORMS = [
+    row(
+        "form-none",
+        request({"structured_output": StructuredOutput()}),
+        "sampling.structured_output",
+        "one of json_schema",
+    ),
+    row("form-ignore-eos", with_form(ignore_eos=True), "sampling.ignore_eos", "True"),
+    row("form-min-tokens", with_form(min_tokens=2), "sampling.min_tokens", "2"),
+    form_row("no-object", "False", json_object=False),
+    form_row("no-schema", "''", json_schema=""),
+    form_row("no-json", "is no JSON", json_schema='{"type": '),
+    form_row("nan-cut-off", "'{\\x00'", json_schema="{\x00"),
+    form_row("list", "a JSON object", json_schema="[]"),
+    form_row("nesting", "deeper than 63", json_schema='{"items":' * 64 + "{}" + "}" * 64),
+    form_row("nesting-without-end", "deeper than 63", json_schema="[" * 30_000),
+    form_row("65-KiB", "66560 bytes", json_schema='{"const":"' + "x" * (66560 - 12) + '"}'),
+    form_row("type", "texts", json_schema='{"type": "texts"}'),
+    form_row("keyword", "uniqueItems", json_schema='{"uniqueItems": true}'),
+    form_row("remote", "does not fetch", json_schema='{"$ref": "http://127.0.0.1:9/a"}'),
+    form_row("never", "Unsatisfiable", json_schema='{"type": "string", "enum": [1]}'),
+    form_row("empty", "''", regex=""),
+    form_row("group", "unclosed group", regex="("),
+    form_row("look-around", "look-around", regex="(?<=a)b"),
+    form_row("no-text", "no text has this form", regex=r"[^\s\S]"),
+    form_row("long", "65537 bytes", regex="a" * 65537),
+    form_row("wide", "65538 bytes", regex="é" * 32769),
+    form_row("no-choice", "0 texts", "choice.texts", choice=texts()),
+    form_row("empty-choice", "holds ''", "choice.texts", choice=texts("a", "")),
+    form_row("choices", "1025 texts", "choice.texts", choice=texts(*["a"] * 1025)),
+    form_row("long-choices", "66000 bytes", choice=texts(*["a" * 660] * 100)),
+    form_row("spaces", r"' \n'", grammar=" \n"),
+    form_row("rule", "other", grammar="start: other"),
+    form_row("no-start", "no start rule", grammar='other: "a"'),
+    form_row(
+        "stack",
+        "more memory",
+        grammar="\n".join(["start: r0", *(f"r{i}: r{i + 1}" for i in range(5000))]),
+    ),
+]
+
+
 @pytest.mark.parametrize("method", [GENERATE, STREAM_GENERATE], ids=["whole", "stream"])
-@pytest.mark.parametrize(("message", "field", "says", "reason", "code"), [*FIELDS, *SAMPLING])
+@pytest.mark.parametrize(
+    ("message", "field", "says", "reason", "code"), [*FIELDS, *SAMPLING, *FORMS]
+)
 def test_a_bad_field_is_refused_by_name(
     channel: grpc.Channel, client: Client, message: GenerateRequest, field: str, says: str,
     reason: str, code: grpc.StatusCode, method: str,
@@ -393,7 +454,10 @@ FEATURES: dict[str, list[Any]] = {
     "n": [1, 3],
     "logprobs": [0, 20],
     "skip_special_tokens": [False, True],
+    "regex": ["[a-z]{3}"],
 }
+OPEN = {"min_tokens", "ignore_eos"}
+"""What cannot be beside a form."""
 
 
 def test_every_pair_of_features_works_together(tiny_server: RunningServer, client: Client) -> None:
@@ -407,6 +471,14 @@ def test_every_pair_of_features_works_together(tiny_server: RunningServer, clien
     combinations += [
         {name: chosen.choice(values) for name, values in FEATURES.items() if chosen.random() < 0.6}
         for _ in range(100)
+    ]
+    combinations = [
+        {
+            name: value
+            for name, value in options.items()
+            if "regex" not in options or name not in OPEN
+        }
+        for options in combinations
     ]
     engine = tiny_server.engine_pid
 

@@ -98,6 +98,16 @@ def test_the_defaults_of_the_package_fill_what_a_request_leaves_open(client: Cli
     assert client.generate("abc", adapter="own", **answer.sampling).token_ids == answer.token_ids
 
 
+def test_an_answer_has_the_form_that_is_asked_for_and_no_default_ends_it(client: Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["\u0001", "<|im_end|>"]}},
+              "required": ["a"], "additionalProperties": False}  # fmt: skip
+    for seed in range(4):
+        answer = client.chat(TALK, adapter="own", json_schema=schema, seed=seed, max_tokens=200)
+        assert json.loads(answer.text)["a"] in ("\u0001", "<|im_end|>")
+        assert not {"stop", "stop_token_ids"} & set(answer.sampling)
+        assert answer.sampling["temperature"] == 0.5
+
+
 def test_a_request_overrides_them_one_by_one(client: Client) -> None:
     used = client.generate("abc", adapter="own", max_tokens=9, temperature=0, stop=["z"]).sampling
     assert (used["max_tokens"], used["temperature"], used["stop"]) == (9, 0.0, ["z"])

@@ -301,10 +301,8 @@ def test_texts_go_on_where_they_were_when_the_process_is_lost(texts: Texts) -> N
     lost.kill()
     lost.wait()
     texts.forms.advance([(key, a) for key in keys])
-    answers: list[Next] = []
-    while len(answers) < 3:
-        answers += texts.forms.take([key for key in keys[len(answers) :]], WAIT)
-    assert {answer.key for answer in answers} == set(keys)
+    answers = texts.forms.take(keys, WAIT)
+    assert [answer.key for answer in answers] == keys
     assert all(len(allowed(answer)) == 3 for answer in answers)
     assert worker().pid != lost.pid
 
@@ -313,9 +311,7 @@ def test_several_are_asked_for_at_once(texts: Texts) -> None:
     begun = [texts.begin(DIGITS) for _ in range(20)]
     woken = texts.num_woken
     texts.forms.advance([(key, allowed(found)[0]) for key, found in begun])
-    answers: list[Next] = []
-    while len(answers) < 20:
-        answers += texts.forms.take([], 0.0)
+    answers = texts.forms.take([key for key, _ in begun], WAIT)
     assert [answer.key for answer in answers] == [key for key, _ in begun]
     assert texts.num_woken == woken + 20
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux.errors import InvalidArgumentError
-from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
+from loramux.v1.generation_pb2 import Choice, GenerateRequest, SamplingParams, StructuredOutput
 from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.forms.form import Form, FormKind
+from loramux_server.services.defaults import with_defaults
 from loramux_server.services.limits import check_fields, invalid, samplings, text_options
 
 MODEL = ModelInfo(
@@ -27,6 +29,10 @@ WITHOUT_TOKENIZER = msgspec.structs.replace(MODEL, tokenizer_json=None)
 def sampling_of(num_prompt: int = 10, **params: Any) -> Sampling:
     (sampling,) = samplings(SamplingParams(**params), num_prompt, MODEL)
     return sampling
+
+
+def request_of(**params: Any) -> GenerateRequest:
+    return GenerateRequest(prompt="hello", sampling=SamplingParams(**params))
 
 
 def test_what_is_absent_has_its_default() -> None:
@@ -53,6 +59,43 @@ def test_what_is_set_is_kept() -> None:
     assert sampling_of(**params, stop_token_ids=[4, 4], logprobs=0) == Sampling(
         **params, stop_token_ids=frozenset({4}), num_logprobs=0
     )
+
+
+FORMS = [
+    (StructuredOutput(json_schema='{"a": 1}'), Form(FormKind.JSON_SCHEMA, '{"a": 1}')),
+    (StructuredOutput(json_object=True), Form(FormKind.JSON_OBJECT)),
+    (StructuredOutput(regex="a"), Form(FormKind.REGEX, "a")),
+    (StructuredOutput(choice=Choice(texts=["a", "b"])), Form(FormKind.CHOICE, choices=("a", "b"))),
+    (StructuredOutput(grammar="start: /a/"), Form(FormKind.GRAMMAR, "start: /a/")),
+]
+
+
+@pytest.mark.parametrize(("wanted", "form"), FORMS)
+def test_a_form_is_part_of_how_tokens_are_chosen(wanted: StructuredOutput, form: Form) -> None:
+    sampling = sampling_of(structured_output=wanted, temperature=0.0)
+    assert sampling.form == form
+    assert sampling.changes_logits and not sampling.is_plain
+    check_fields(request_of(structured_output=wanted), MODEL)
+
+
+@pytest.mark.parametrize("lack", [{"tokenizer_json": None}, {"eos_token_ids": []}])
+def test_a_base_without_text_or_end_has_no_forms(lack: dict[str, Any]) -> None:
+    request = GenerateRequest(
+        prompt_token_ids=[5],
+        sampling=SamplingParams(structured_output=StructuredOutput(regex="a")),
+    )
+    with pytest.raises(InvalidArgumentError, match="regex is set; expected none: the base model"):
+        check_fields(request, msgspec.structs.replace(MODEL, **lack))
+
+
+def test_a_form_ends_a_text_and_no_default_does() -> None:
+    defaults = {"min_tokens": 3, "stop": ["x"], "stop_token_ids": [4], "temperature": 0.5}
+    merged = with_defaults(SamplingParams(), defaults, MODEL)
+    assert (merged.min_tokens, list(merged.stop), list(merged.stop_token_ids)) == (3, ["x"], [4])
+    wanted = SamplingParams(structured_output=StructuredOutput(regex="a"), stop=["y"])
+    merged = with_defaults(wanted, defaults, MODEL)
+    assert (merged.min_tokens, list(merged.stop), list(merged.stop_token_ids)) == (0, ["y"], [])
+    assert merged.temperature == 0.5
 
 
 def test_a_value_of_zero_is_not_the_same_as_none() -> None:
