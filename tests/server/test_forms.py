@@ -1,5 +1,6 @@
 """Forms that a text must have, and the process that follows them: whatever they are, it goes on."""
 
+import itertools
 import json
 import random
 import re
@@ -8,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tokenizers import decoders
+from tokenizers import Tokenizer, decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramux_server.forms.form import Form, FormKind
@@ -320,6 +321,41 @@ def test_a_form_is_compiled_once(texts: Texts) -> None:
     form = Form(FormKind.REGEX, "once and no more")
     assert texts.begin(form)[1].seconds is not None
     assert texts.begin(form)[1].seconds is None
+
+
+def number_tokenizer() -> PreTrainedTokenizerFast:
+    """Return one with a token for each byte, and for each two and three digits."""
+    content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    model, digits = content["model"], "0123456789"
+    for length in (1, 2):
+        for first in itertools.product(digits, repeat=length):
+            for last in digits:
+                model["vocab"]["".join(first) + last] = len(model["vocab"])
+                model["merges"].append(["".join(first), last])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="</s>"
+    )
+
+
+def test_a_text_that_exhausts_its_form_takes_nothing_from_others_of_that_form() -> None:
+    texts = Texts(setup_of(number_tokenizer()))
+    form = schema({"type": "integer", "multipleOf": 30011})
+    beside, _ = texts.begin(form)
+    for seed in range(2):
+        chosen = random.Random(seed)
+        key, found = texts.begin(form)
+        count = 0
+        while found.allowed is not None:
+            count += 1
+            token = chosen.choice([token for token in allowed(found) if token != texts.end])
+            texts.forms.advance([(key, token)])
+            found = texts.found(key)
+        assert found.reason == "STRUCTURED_OUTPUT_FAILED"
+        assert "too many states" in found.why
+        assert count > 3
+    texts.forms.advance([(beside, 20)])
+    assert len(allowed(texts.found(beside))) > 10
+    texts.forms.close()
 
 
 def test_nothing_is_started_before_the_first_form() -> None:

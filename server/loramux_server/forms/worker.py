@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -35,6 +36,26 @@ KEPT = 16
 """Forms that stay compiled."""
 
 
+class UnusableFormError(Exception):
+    """A form cannot be compiled; the message is for callers."""
+
+
+@dataclass(slots=True, eq=False)
+class _Compiled:
+    """A compiled form. What is found out about it in one text, all of its texts know."""
+
+    matcher: LLMatcher
+    num_texts: int = 0
+
+
+@dataclass(slots=True)
+class _Text:
+    form: Form
+    compiled: _Compiled
+    matcher: LLMatcher
+    tokens: list[int]
+
+
 class Follower:
     """Knows where in its form each text is."""
 
@@ -49,8 +70,8 @@ class Follower:
             n_vocab=setup.vocab_size,
             eos_token=setup.end_tokens,
         )
-        self._live: dict[int, LLMatcher] = {}
-        self._compiled: OrderedDict[Form, LLMatcher] = OrderedDict()
+        self._live: dict[int, _Text] = {}
+        self._compiled: OrderedDict[Form, _Compiled] = OrderedDict()
         """Those that were used last, the last one last."""
 
     def answer(self, message: ToWorker) -> Allowed | Broken | None:
@@ -58,41 +79,56 @@ class Follower:
         if isinstance(message, End):
             self._live.pop(message.key, None)
             return None
-        if isinstance(message, Begin):
-            return self._begin(message)
-        return self._advance(message.key, [message.token])
+        try:
+            if isinstance(message, Begin):
+                return self._begin(message)
+            return Allowed(self._advance(message.key, [message.token]))
+        except UnusableFormError as error:
+            self._live.pop(message.key, None)
+            return Broken(str(error))
 
-    def _begin(self, message: Begin) -> Allowed | Broken:
-        begin = time.perf_counter()
-        compiled = self._compiled.get(message.form)
-        is_new = compiled is None
-        if compiled is None:
-            try:
-                grammar = grammar_of(message.form)
-            except ValueError as error:
-                return Broken(said(str(error)))
-            compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-            if compiled.is_error():
-                return Broken(said(compiled.get_error()))
-            self._compiled[message.form] = compiled
+    def _begin(self, message: Begin) -> Allowed:
+        form, seconds = message.form, None
+        if form not in self._compiled:
+            begin = time.perf_counter()
+            self._compiled[form] = self._compile(form)
+            seconds = time.perf_counter() - begin
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(message.form)
-        seconds = time.perf_counter() - begin if is_new else None
-        self._live[message.key] = compiled.deep_copy()
-        return self._advance(message.key, message.tokens, seconds)
+        self._compiled.move_to_end(form)
+        self._live[message.key] = _copied(form, self._compiled[form])
+        return Allowed(self._advance(message.key, message.tokens), seconds)
 
-    def _advance(
-        self, key: int, tokens: list[int], seconds: float | None = None
-    ) -> Allowed | Broken:
-        matcher = self._live[key]
+    def _advance(self, key: int, tokens: list[int]) -> bytes:
+        text = self._live[key]
+        text.tokens += tokens
         bits = b""
-        if matcher.consume_tokens(tokens):
-            bits = matcher.compute_bitmask()
+        if text.matcher.consume_tokens(tokens):
+            bits = text.matcher.compute_bitmask()
+        if not text.matcher.is_error():
+            return bits
+        if text.compiled.num_texts == 1:
+            raise UnusableFormError(said(text.matcher.get_error()))
+        # It may be at its limits because of other texts, so this one goes on with its own.
+        if self._compiled.get(text.form) is text.compiled:
+            del self._compiled[text.form]
+        self._live[key] = _copied(text.form, self._compile(text.form))
+        return self._advance(key, text.tokens)
+
+    def _compile(self, form: Form) -> _Compiled:
+        try:
+            grammar = grammar_of(form)
+        except ValueError as error:
+            raise UnusableFormError(said(str(error))) from None
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
-            del self._live[key]
-            return Broken(said(matcher.get_error()))
-        return Allowed(bits, seconds)
+            raise UnusableFormError(said(matcher.get_error()))
+        return _Compiled(matcher)
+
+
+def _copied(form: Form, compiled: _Compiled) -> _Text:
+    compiled.num_texts += 1
+    return _Text(form, compiled, compiled.matcher.deep_copy(), [])
 
 
 def main(descriptor: int) -> None:
