@@ -158,7 +158,7 @@ class Scheduler:
         Each request goes on with a token that nobody knows yet, and blocks for it are taken. If
         that token ends the request, what the next step makes of it is dropped.
         """
-        if self.waiting and len(self.running) < self._max_running:
+        if len(self.running) < self._max_running and not all(r.is_held for r in self.waiting):
             return None
         running = set(self.running)
         going_on = [chunk for chunk in plan.chunks if chunk.request in running]
