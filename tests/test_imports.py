@@ -254,17 +254,6 @@ def test_grammars_are_the_business_of_one_process() -> None:
     assert "llguidance" in imported_by(ROOT / "server")
     apart = ("grammar.py", "worker.py")
     assert "llguidance" not in imported_by(ROOT / "server", but=apart)
-    found = imported_by_name("loramux_server.forms.worker")
-    assert found == []
-
-
-def imported_by_name(module: str) -> list[str]:
-    """Return the files of the server that import `module`, which is a program."""
-    return [
-        path.name
-        for path in (ROOT / "server").rglob("*.py")
-        if f"from {module} import" in path.read_text(encoding="utf-8")
-    ]
 
 
 def test_two_files_of_the_server_have_to_do_with_opentelemetry() -> None:
