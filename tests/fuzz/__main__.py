@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from tests.fuzz.forms import following, form_target
 from tests.fuzz.target import Result, fuzz
 from tests.fuzz.targets import file_targets, wire_targets
 from tests.support.fake_server import FakeServer
@@ -23,8 +24,9 @@ def campaign(seconds: float, corpus: Path | None, first_seed: int) -> list[Resul
         tempfile.TemporaryDirectory() as folder,
         FakeServer(Path(folder), step_seconds=0.0) as server,
         grpc.insecure_channel(server.target) as channel,
+        following() as forms,
     ):
-        targets = [*file_targets(), *wire_targets(server, channel)]
+        targets = [*file_targets(), *wire_targets(server, channel), form_target(forms)]
         each = seconds / len(targets)
         results = [fuzz(target, each, corpus, first_seed) for target in targets]
         with server.client() as client:

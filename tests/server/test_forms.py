@@ -288,6 +288,43 @@ def test_no_form_takes_more_than_it_may(texts: Texts, name: str) -> None:
     texts.forms.end(begun)
 
 
+def test_a_form_for_which_the_process_was_lost_is_not_tried_again_at_once(texts: Texts) -> None:
+    form = chained(1001, lambda ref, _: {"properties": {"a": {"$ref": ref}}})
+    assert texts.begin(form)[1].reason == "INVALID_FIELD"
+    assert texts.begin(DIGITS)[1].allowed
+    process = worker().pid
+    for _ in range(3):
+        assert texts.begin(form)[1].why == "it takes more memory than a form may"
+    assert texts.begin(DIGITS)[1].allowed
+    assert worker().pid == process
+
+
+def test_texts_that_are_under_way_go_before_new_ones(texts: Texts) -> None:
+    key, found = texts.begin(DIGITS)
+    process = worker()
+    process.suspend()
+    new = [1000 + number for number in range(20)]
+    for number in new:
+        texts.forms.begin(number, Form(FormKind.REGEX, f"[a-z]{{{number}}}"))
+    texts.forms.advance([(key, allowed(found)[0])])
+    process.resume()
+    answers = [answer.key for answer in texts.forms.take([*new, key], WAIT)]
+    assert answers == [key, *new] or answers == [new[0], key, *new[1:]]
+
+
+def test_what_has_ended_before_it_began_is_not_compiled(texts: Texts) -> None:
+    process = worker()
+    process.suspend()
+    form = Form(FormKind.REGEX, "ended before")
+    for number in (1, 2, 3):
+        texts.forms.begin(2000 + number, form if number < 3 else DIGITS)
+    texts.forms.end(2002)
+    process.resume()
+    answers = texts.forms.take([2001, 2003], WAIT)
+    assert [answer.key for answer in answers] == [2001, 2003]
+    assert texts.forms.take() == []
+
+
 # The process
 
 

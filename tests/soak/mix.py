@@ -29,8 +29,8 @@ CALLS_PER_CONNECTION = 50
 MAX_SURPRISES = 20
 """So many are kept word by word."""
 WEIGHTS = {
-    "stream": 50, "mix": 5, "chat": 5, "cancel": 10, "slow": 5, "upload": 5, "mistake": 10,
-    "look": 8, "scrape": 2,
+    "stream": 50, "mix": 5, "chat": 5, "form": 5, "cancel": 10, "slow": 5, "upload": 5,
+    "mistake": 10, "look": 8, "scrape": 2,
 }  # fmt: skip
 """How often each happens."""
 
@@ -172,6 +172,15 @@ class _Worker:
             adapter=self._setting.chats, max_tokens=8,
         )  # fmt: skip
 
+    def form(self, adapter: str | None) -> None:
+        """Ask for a text of some form, now and then of one that was not there before."""
+        texts = self._choice.sample(["cat", "window", "seven", "</s>"], 2)
+        answer = self._client.generate("cat ->", adapter=adapter, choice=texts)
+        assert answer.text in texts, f"{answer.text!r} in place of one of {texts}"
+        length = self._choice.randint(1, 64)
+        answer = self._client.generate("cat ->", regex=f"[a-e]{{{length}}}", max_tokens=length)
+        assert set(answer.text) <= set("abcde"), f"{answer.text!r} in place of letters"
+
     def cancel(self, adapter: str | None) -> None:
         """Hang up while the answer comes; a stream that is closed cancels its request."""
         stream = self._open(adapter, max_tokens=self._setting.max_tokens, n=2)
@@ -206,6 +215,7 @@ class _Worker:
             (InvalidArgumentError, {"temperature": -1.0}),
             (InvalidArgumentError, {"max_tokens": 1 << 20}),
             (InvalidArgumentError, {"stop": ["x" * 5000]}),
+            (InvalidArgumentError, {"regex": "("}),
             (InvalidArgumentError, {"adapter": f"No/Name/{self._choice.random()}"}),
             (NotFoundError, {"adapter": f"nobody-{self._choice.randrange(10**9)}"}),
         ]

@@ -26,7 +26,7 @@ class Sample:
     engine: float
     """Resident memory of the engine."""
     helpers: float
-    """Resident memory of the processes that run chat templates."""
+    """Resident memory of the processes that run chat templates and follow forms."""
     descriptors: int
     """Open files and sockets of all processes."""
     threads: int

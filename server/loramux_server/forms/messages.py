@@ -17,7 +17,7 @@ class Setup(Struct, frozen=True):
     vocab_size: int
     end_tokens: list[int]
     """With which the model ends a text."""
-    cpu_seconds: float = 2.0
+    cpu_seconds: float = 1.0
     """Processor time that one answer may take."""
     memory: int = 1 << 30
     """Bytes of address space beside what the tokenizer takes."""
