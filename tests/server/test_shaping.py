@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import pytest
 import torch
 
-from loramux_server.engine.allowed import is_allowed, keep_allowed
+from loramux_server.engine.allowed import is_allowed, only_allowed
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import (
     Cancel,
@@ -288,10 +288,11 @@ def test_a_base_without_text_has_no_forms() -> None:
 
 def test_what_has_no_bit_is_not_allowed() -> None:
     logits_V = torch.arange(20.0)
-    keep_allowed(logits_V, bytes([0b10000001, 0b00000010]))
-    assert torch.nonzero(logits_V.isfinite()).flatten().tolist() == [0, 7, 9]
-    few_V = torch.arange(3.0)
-    keep_allowed(few_V, bytes([0b10000110]))
+    kept_V = only_allowed(logits_V, bytes([0b10000001, 0b00000010]))
+    assert torch.nonzero(kept_V.isfinite()).flatten().tolist() == [0, 7, 9]
+    assert kept_V[9] == 9.0
+    assert torch.equal(logits_V, torch.arange(20.0))
+    few_V = only_allowed(torch.arange(3.0), bytes([0b10000110]))
     assert torch.nonzero(few_V.isfinite()).flatten().tolist() == [1, 2]
     assert [token for token in range(20) if is_allowed(bytes([0, 3]), token)] == [8, 9]
     assert is_allowed(None, 10**6)
