@@ -10,10 +10,11 @@ _ADDED = np.where(_BITS, 0.0, -np.inf).astype(np.float32)
 
 def only_allowed(logits_V: torch.Tensor, allowed: bytes) -> torch.Tensor:
     """Return `logits_V` with -inf for each token that is not `allowed`, or has no bit."""
-    added_V = _ADDED.take(np.frombuffer(allowed, np.uint8), axis=0).reshape(-1)[: len(logits_V)]
-    size, kept_V = len(added_V), torch.full_like(logits_V, float("-inf"))
-    kept_V[:size] = logits_V[:size] + torch.from_numpy(added_V).to(logits_V.device)
-    return kept_V
+    added = _ADDED.take(np.frombuffer(allowed, np.uint8), axis=0).reshape(-1)[: len(logits_V)]
+    added_V = torch.from_numpy(added).to(logits_V.device)
+    if num_without := len(logits_V) - len(added_V):
+        added_V = torch.nn.functional.pad(added_V, (0, num_without), value=float("-inf"))
+    return added_V.add_(logits_V)
 
 
 def is_allowed(allowed: bytes | None, token: int) -> bool:
