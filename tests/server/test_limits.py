@@ -74,7 +74,7 @@ FORMS = [
 def test_a_form_is_part_of_how_tokens_are_chosen(wanted: StructuredOutput, form: Form) -> None:
     sampling = sampling_of(structured_output=wanted, temperature=0.0)
     assert sampling.form == form
-    assert sampling.changes_logits and not sampling.is_plain
+    assert not sampling.is_plain
     check_fields(request_of(structured_output=wanted), MODEL)
 
 

@@ -117,7 +117,6 @@ class Sampling(Struct, frozen=True, kw_only=True):
             or self.presence_penalty
             or self.frequency_penalty
             or self.min_tokens
-            or self.form
         )
 
 

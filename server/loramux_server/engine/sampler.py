@@ -56,7 +56,7 @@ def sample(
     tokens_R = likeliest(logits_RV)
     finite = are_finite(logits_RV, tokens_R).tolist()
     draws = draws_of(
-        [None if r.sampling.changes_logits else (r.sampling, len(r.output)) for r in requests]
+        [None if _is_apart(r.sampling) else (r.sampling, len(r.output)) for r in requests]
     )
     chosen = _choose(logits_RV, tokens_R, draws).tolist()
     results = []
@@ -70,7 +70,7 @@ def sample(
             continue
         try:
             token = chosen[i]
-            if request.sampling.changes_logits:
+            if _is_apart(request.sampling):
                 token = _choose_changed(logits_V, request)
             if not is_allowed(request.allowed, token):  # each of those that are has no probability
                 results.append(Sampled(0, fault="STRUCTURED_OUTPUT_FAILED"))
@@ -146,6 +146,11 @@ def _choose(
         return draw_cpu(logits_RV, likeliest_R, draws)
     rows_R5 = draws.rows_R5.to(logits_RV.device)
     return draw(logits_RV, likeliest_R, replace(draws, rows_R5=rows_R5))
+
+
+def _is_apart(sampling: Sampling) -> bool:
+    """Return whether a token is chosen from other logits than the model's own."""
+    return sampling.changes_logits or sampling.form is not None
 
 
 def _choose_changed(logits_V: torch.Tensor, request: Request) -> int:
