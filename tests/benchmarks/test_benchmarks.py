@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ratios, registry, scaling
+from benchmarks import forms, ratios, registry, scaling
 
 
 def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
@@ -54,6 +54,15 @@ def test_a_registry_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
     measures = json.loads(output.read_text())["measures"]
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(measures)
     assert all(figure["measured"] > 0 for figure in measures.values())
+
+
+def test_forms_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "o.json"
+    forms.main(vocab=[400, 500], texts=3, output=output)
+    figures = json.loads(output.read_text())["figures"]
+    assert [figure["vocab"] for figure in figures] == [400, 500]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert all(figure["p99_us"] >= figure["p50_us"] > 0 for figure in figures)
 
 
 def test_what_is_missing_for_a_picture_is_said_at_once(
