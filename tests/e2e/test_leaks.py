@@ -128,6 +128,11 @@ def generations() -> Iterator[tuple[str, generation_pb2.GenerateRequest]]:
     yield "a huge prompt", generate(prompt=PROMPT * 15_000)
     yield "a token", generate(prompt="", prompt_token_ids=[9999])
     yield "a temperature", generate(sampling={"temperature": -1.0})
+    yield "a form", generate(sampling={"structured_output": {"choice": {"texts": [PROMPT]}}})
+    yield "no form", generate(sampling={"structured_output": {"regex": f"{PROMPT}("}})
+    rules = [f"r{number}: r{number + 1}" for number in range(5000)]
+    lost = "\n".join(["start: r0", *rules, f'r5000: "{PROMPT}"'])
+    yield "a form that is lost", generate(sampling={"structured_output": {"grammar": lost}})
     yield "a stop string", generate(sampling={"stop": [WORD * 100]})
     yield "a routing key", generate(routing_key=WORD * 100)
     yield "an id", generate(request_id=f"{WORD}\n")

@@ -6,12 +6,14 @@ and the processor time of each answer are limited by the system, and the engine 
 """
 
 import contextlib
+import os
 import signal
 import socket
 import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -150,6 +152,8 @@ def main(descriptor: int) -> None:
     # What is imported when it is first needed is imported now.
     follower.answer(Begin(0, Form(FormKind.JSON_OBJECT), []))
     follower.answer(End(0))
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), sys.stderr.fileno())  # a panic tells what it was about
     close_doors(_address_space() + setup.memory, "a form")
     with contextlib.suppress(ConnectionError):  # which is the engine's end
         write_message(connection, encode(Prepared()))
