@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramux_server.forms.form import Form, FormKind
@@ -162,13 +162,26 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "words", "spaces", "demo"])
+def scored_tokenizer() -> PreTrainedTokenizerFast:
+    """Return one whose pieces have scores, as SentencePiece makes them by default."""
+    pieces = ["<unk>", "</s>", "▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += [*map(chr, range(33, 127)), "us", "▁us", "think", "yes", "</"]
+    scores = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "spaces", "scores", "demo"])
 def test_tokens_of_every_kind_make_the_text(kind: str) -> None:
     if kind == "demo":
         tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
+    elif kind == "scores":
+        tokenizer = scored_tokenizer()
     else:
         tokenizer = chat_tokenizer(kind)
-    if kind in ("words", "spaces"):
+    if kind in ("words", "spaces", "scores"):
         # As that of Llama 2 is.
         tokenizer.backend_tokenizer.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
