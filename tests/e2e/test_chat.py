@@ -1,5 +1,6 @@
 """Conversations and generation defaults, over the real socket."""
 
+import json
 import shutil
 import subprocess
 import sys
