@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -318,8 +319,19 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     (TEXT, {"messages": HELLO}, 400, "messages", "unknown_parameter"),
     (CHAT, {"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
     (CHAT, {"tool_choice": "required"}, 400, "tool_choice", "unsupported_parameter"),
-    (CHAT, {"response_format": {"type": "json_object"}}, 400, "response_format",
-     "unsupported_parameter"),
+    (CHAT, {"response_format": {"type": "xml"}}, 400, "response_format.type", "invalid_field"),
+    (CHAT, {"response_format": {"type": "json_schema"}}, 400, "response_format", "invalid_field"),
+    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+     400, "response_format", "invalid_field"),
+    (TEXT, {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+     400, "structured_outputs", "invalid_field"),
+    (TEXT, {"structured_outputs": {"regex": "("}}, 400, "structured_outputs.regex",
+     "invalid_field"),
+    (TEXT, {"structured_outputs": {"choice": []}}, 400, "structured_outputs.choice",
+     "invalid_field"),
+    (TEXT, {"structured_outputs": {"json": {}}}, 400, "structured_outputs", "invalid_field"),
+    (TEXT, {"structured_outputs": {"regex": "a"}, "min_tokens": 2}, 400, "min_tokens",
+     "invalid_field"),
     (CHAT, {"modalities": ["audio"]}, 400, "modalities", "unsupported_parameter"),
     (CHAT, {"top_logprobs": 2}, 400, "top_logprobs", "invalid_field"),
     (CHAT, {"max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens", "invalid_field"),
@@ -355,6 +367,23 @@ def test_what_asks_for_nothing_is_taken(gateway: RunningGateway) -> None:
     assert gateway.post(CHAT, body).status == 200
     body = {"model": "base", "prompt": "x", "echo": False, "suffix": "", "best_of": 1}
     assert gateway.post(TEXT, body).status == 200
+
+
+def test_a_text_has_the_form_that_is_asked_for(gateway: RunningGateway) -> None:
+    schema = {"name": "a", "schema": {"enum": ["x y"]}, "strict": True}
+    forms: list[tuple[dict[str, Any], str]] = [
+        ({"response_format": {"type": "json_schema", "json_schema": schema}}, '"x y"'),
+        ({"response_format": {"type": "json_object"}, "max_tokens": 4}, r"\{(.|\n)*"),
+        ({"structured_outputs": {"regex": "[a-c]{3}"}}, "[a-c]{3}"),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+        ({"structured_outputs": {"grammar": 'start: "a" "b"'}}, "ab"),
+    ]  # fmt: skip
+    for form, pattern in forms:
+        body = {"model": "base", **form}
+        (choice,) = gateway.post(TEXT, {"prompt": "x", **body}).json["choices"]
+        assert re.fullmatch(pattern, choice["text"]), form
+        (choice,) = gateway.post(CHAT, {"messages": HELLO, **body}).json["choices"]
+        assert re.fullmatch(pattern, choice["message"]["content"]), form
 
 
 def test_what_is_no_request_is_refused(gateway: RunningGateway) -> None:

@@ -4,9 +4,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from loramux import _wire
 from loramux.errors import NotFoundError
-from loramux.gateway.body import Body, ChatBody, ChatMessage, CompletionBody
+from loramux.gateway.body import (
+    Body,
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    ObjectFormat,
+    SchemaFormat,
+)
 from loramux.gateway.refusal import invalid, unsupported
 from loramux.types import Message
 from loramux.v1 import generation_pb2
@@ -83,7 +92,25 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
         "include_stop": body.include_stop_str_in_output,
     }
     sampling = {name: value for name, value in given.items() if value is not None}
-    return sampling | _adapters(body, base)
+    return sampling | _form(body) | _adapters(body, base)
+
+
+def _form(body: Body) -> dict[str, Any]:
+    """Return which form the text is to have."""
+    found: dict[str, Any] = {}
+    if isinstance(body.response_format, ObjectFormat):
+        found["json_object"] = True
+    elif isinstance(body.response_format, SchemaFormat):
+        found["json_schema"] = body.response_format.json_schema.schema
+    if body.structured_outputs:
+        given = msgspec.structs.asdict(body.structured_outputs)
+        found |= {name: value for name, value in given.items() if value is not None}
+    if len(found) > 1:
+        raise invalid(
+            "structured_outputs",
+            "more than one of response_format and the fields of structured_outputs is set; set one",
+        )
+    return found
 
 
 def _adapters(body: Body, base: str) -> dict[str, Any]:

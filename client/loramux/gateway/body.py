@@ -28,7 +28,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": (),
@@ -51,6 +50,37 @@ class WeightedAdapter(msgspec.Struct, forbid_unknown_fields=True):
     scale: float = 1.0
 
 
+class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    """Any text."""
+
+
+class ObjectFormat(msgspec.Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
+    """A JSON object."""
+
+
+class NamedSchema(msgspec.Struct, forbid_unknown_fields=True):
+    """A JSON schema, which is always kept to the letter."""
+
+    schema: dict[str, object]
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """What meets a JSON schema."""
+
+    json_schema: NamedSchema
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """What else a text may have to be. OpenAI has no such thing."""
+
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class Body(msgspec.Struct, kw_only=True):
     """What both kinds of requests may say."""
 
@@ -67,8 +97,10 @@ class Body(msgspec.Struct, kw_only=True):
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
     user: str = ""
+    response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
 
     # As vLLM calls them.
+    structured_outputs: StructuredOutputs | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None

@@ -42,6 +42,13 @@ _PARAMS = {
     "include_stop": "include_stop_str_in_output",
 }
 """Field of the server's request -> field of OpenAI's, where they are called differently."""
+_FORMS = {
+    "structured_output.json_schema": "response_format",
+    "structured_output.json_object": "response_format",
+    "structured_output.choice.texts": "structured_outputs.choice",
+    "structured_output.": "structured_outputs.",
+}
+"""The same of what asks for a form, also where it is named in a message."""
 _MODEL_FIELDS = ("adapter", "name")
 _AGAIN_SECONDS = 1.0
 
@@ -65,7 +72,7 @@ def error_body(error: LoramuxError) -> dict[str, object]:
         code = error.code.name.lower()
     if _is_of_model(error):
         code = "model_not_found"
-    return _body(message.replace("sampling.", ""), kind, _param(error.field), code)
+    return _body(_as_theirs(message.replace("sampling.", "")), kind, _param(error.field), code)
 
 
 def refusal(error: LoramuxError, caller: Caller) -> Response:
@@ -110,8 +117,14 @@ def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, ob
 
 
 def _param(field: str) -> str | None:
-    field = field.removeprefix("sampling.")
+    field = _as_theirs(field.removeprefix("sampling."))
     mixed = re.fullmatch(r"(adapters\[\d+\])\.(adapter|weight)", field)
     if mixed:
         return f"{mixed[1]}.{'name' if mixed[2] == 'adapter' else 'scale'}"
     return _PARAMS.get(field, field) or None
+
+
+def _as_theirs(text: str) -> str:
+    for ours, theirs in _FORMS.items():
+        text = text.replace(ours, theirs)
+    return text
