@@ -51,6 +51,9 @@ def measures(registered: int, loads: int) -> dict[str, Measure]:
         "mixed": Measure(
             "32 adapters of ranks 8 to 64, 32 at once ÷ base only", throughput.mixed, 0.65, 0.8
         ),
+        "dora": Measure(
+            "32 adapters of DoRA, rank 16, 32 at once ÷ of LoRA", throughput.dora, 0.9, 0.98
+        ),
         "one-x1": Measure("one adapter, alone ÷ base only", throughput.one(1), 0.93, 0.97),
         "one-x8": Measure("one adapter, 8 at once ÷ base only", throughput.one(8), 0.93, 0.97),
         "one-x32": Measure("one adapter, 32 at once ÷ base only", throughput.one(32), 0.93, 0.97),

@@ -18,12 +18,13 @@ class AdapterSet:
     ranks: tuple[int, ...] = (16,)
     """Taken in turn."""
     targets: tuple[str, ...] = TARGETS
+    use_dora: bool = False
 
     @property
     def name(self) -> str:
         """Name of its folder."""
-        ranks = "-".join(map(str, self.ranks))
-        return f"{self.count}-of-rank-{ranks}-on-{len(self.targets)}"
+        ranks, kind = "-".join(map(str, self.ranks)), "-dora" if self.use_dora else ""
+        return f"{self.count}{kind}-of-rank-{ranks}-on-{len(self.targets)}"
 
 
 def small_adapters(count: int) -> AdapterSet:
@@ -53,8 +54,9 @@ class Setting:
         if folder.exists():
             return sorted(path.name for path in folder.iterdir())
         return make_adapters(
-            folder, self.shape, adapters.ranks, adapters.count, targets=adapters.targets
-        )
+            folder, self.shape, adapters.ranks, adapters.count, targets=adapters.targets,
+            use_dora=adapters.use_dora,
+        )  # fmt: skip
 
     def folder_of(self, adapters: AdapterSet) -> Path:
         """Return the folder of `adapters`."""

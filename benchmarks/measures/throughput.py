@@ -28,29 +28,39 @@ def one(concurrency: int) -> Callable[[Setting], list[float]]:
     )
 
 
+def dora(setting: Setting) -> list[float]:
+    """Measure 32 DoRA adapters of rank 16 in one batch, ÷ as many of LoRA."""
+    return _over_other(
+        setting, AdapterSet(DISTINCT, use_dora=True), AdapterSet(DISTINCT), "distinct"
+    )
+
+
 def many(registered: int) -> Callable[[Setting], list[float]]:
     """Measure zipf over `registered` adapters that are loaded where asked for, ÷ zipf over five."""
+    return partial(
+        _over_other, adapters=small_adapters(registered), other=small_adapters(FEW),
+        popularity="zipf",
+    )  # fmt: skip
 
-    def measure(setting: Setting) -> list[float]:
-        sets = [small_adapters(registered), small_adapters(FEW)]
-        # Both run all the time, and one of them at a time has work.
-        with (
-            setting.serving(sets[0], "--no-prefix-cache") as over_many,
-            setting.serving(sets[1], "--no-prefix-cache") as over_few,
-        ):
-            ratios = []
-            for seed in range(setting.repeats):
-                speeds = []
-                for adapters, server in zip(sets, (over_many, over_few), strict=True):
-                    names = setting.names(adapters)
-                    requests = setting.requests("zipf", names, DISTINCT, seed)
-                    load.touch(server.target, requests)
-                    report = load.run(server.target, requests, DISTINCT)
-                    speeds.append(report.output_tokens_per_second)
-                ratios.append(speeds[0] / speeds[1])
-        return ratios
 
-    return measure
+def _over_other(
+    setting: Setting, adapters: AdapterSet, other: AdapterSet, popularity: str
+) -> list[float]:
+    # Both run all the time, and one of them at a time has work.
+    with (
+        setting.serving(adapters, "--no-prefix-cache") as first,
+        setting.serving(other, "--no-prefix-cache") as second,
+    ):
+        ratios = []
+        for seed in range(setting.repeats):
+            speeds = []
+            for each, server in ((adapters, first), (other, second)):
+                requests = setting.requests(popularity, setting.names(each), DISTINCT, seed)
+                load.touch(server.target, requests)
+                report = load.run(server.target, requests, DISTINCT)
+                speeds.append(report.output_tokens_per_second)
+            ratios.append(speeds[0] / speeds[1])
+    return ratios
 
 
 def _over_base(
