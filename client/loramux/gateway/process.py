@@ -1,11 +1,13 @@
 """The process of the gateway: its socket, its TLS, its start and its end."""
 
 import asyncio
+import resource
 import signal
 import socket
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 
@@ -14,6 +16,7 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError, Unauth
 from loramux.gateway.app import make_app
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
+from loramux.gateway.connection import Connection, Limits
 
 _KEEP_ALIVE_SECONDS = 75
 """How long a connection without requests is kept: longer than a proxy keeps one, or than OpenAI's
@@ -21,6 +24,9 @@ client does, which would meet the end of it otherwise."""
 _BACKLOG = 2048
 _SEND_BYTES = 128 << 10
 """What the system may hold for a caller who does not read; by itself it would be megabytes."""
+
+_FILES = 128
+"""How many files are open beside the connections of callers, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +60,8 @@ def run(settings: Settings) -> None:
         config = uvicorn.Config(
             make_app(open_backend),
             loop="uvloop",
-            http="httptools",
+            # Called by uvicorn, and no more.
+            http=cast("type[asyncio.Protocol]", partial(Connection, limits=_limits())),
             ws="none",
             lifespan="on",
             log_level="warning",
@@ -83,6 +90,18 @@ def _listening(host: str, port: int) -> socket.socket:
     listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
     return listener
+
+
+def _limits() -> Limits:
+    """Return what callers may do. There may be fewer of them where few files can be open."""
+    limits = Limits()
+    wanted = limits.max_connections + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        limits = Limits(max_connections=max(soft - _FILES, soft // 2))
+    return limits
 
 
 def _check_exposure(settings: Settings, open_backend: partial[Backend]) -> None:
