@@ -74,14 +74,8 @@ class Connection(HttpToolsProtocol):
             return
         if self._num_stuck > self._limits.max_head:
             self._refuse_large()
-        elif not self._is_answering and self._reading is None:
-            # uvicorn's own timer, which ran until there was data, does not start again by itself.
-            if self._is_within:
-                self._reading = self._later(self._limits.head, self._close)
-            else:
-                self.timeout_keep_alive_task = self._later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+        else:
+            self._await_request()
 
     def on_message_begin(self) -> None:
         """Count anew."""
@@ -127,6 +121,8 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._close()
+        else:
+            self._await_request()
 
     def send_400_response(self, msg: str) -> None:
         """Say that the parser gave up."""
@@ -154,6 +150,19 @@ class Connection(HttpToolsProtocol):
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _await_request(self) -> None:
+        """Have a timer run, unless there is a request to answer."""
+        if self._is_answering or self._reading is not None:
+            return
+        # uvicorn's own starts with the end of an answer only, and ends with any data.
+        self._unset_keepalive_if_required()
+        if self._is_within:  # the next one, or what is left of one that was answered
+            self._reading = self._later(self._limits.head, self._close)
+        else:
+            self.timeout_keep_alive_task = self._later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _count(self, size: int) -> None:
         self._size += size
