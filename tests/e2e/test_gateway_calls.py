@@ -214,6 +214,7 @@ def test_a_server_that_is_away_is_unavailable_and_not_named(tmp_path: Path) -> N
         ({"host": "0.0.0.0"}, FailedPreconditionError, "lacks TLS"),
         ({"tls_cert": Path("x")}, InvalidArgumentError, "go together"),
         ({"target": "models.example.org:50051"}, InvalidArgumentError, "in plaintext"),
+        ({"allowed_hosts": ("http://x",)}, InvalidArgumentError, "without scheme"),
     ],
 )
 def test_nothing_is_opened_by_accident(
@@ -221,7 +222,8 @@ def test_nothing_is_opened_by_accident(
 ) -> None:
     settings: dict[str, Any] = {
         "target": "127.0.0.1:1", "host": "127.0.0.1", "port": 0, "tls_cert": None, "tls_key": None,
-        "insecure": False, "retries": False, "timeout": 1.0, "drain_timeout": 0,
+        "insecure": False, "allowed_hosts": (), "retries": False, "timeout": 1.0,
+        "drain_timeout": 0,
     }  # fmt: skip
     with pytest.raises(error, match=said):
         run(Settings(**settings | options))

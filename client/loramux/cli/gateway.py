@@ -28,11 +28,20 @@ def gateway(
         bool,
         typer.Option("--insecure", help="Listen where others can reach it, without TLS or keys."),
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name by which callers reach it, beside localhost, as behind a proxy; "
+            "may be repeated.",
+        ),
+    ] = None,
     retries: Annotated[
         bool, typer.Option(help="Ask again where the server was away before it began to answer.")
     ] = True,
     timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds for a request that does not say.")
+        float,
+        typer.Option(min=0.001, max=86_400, help="Seconds for a request that does not say."),
     ] = DEFAULT_TIMEOUT,
     drain_timeout: Annotated[
         int, typer.Option(min=0, help="Seconds for requests under way when it is told to end.")
@@ -58,6 +67,7 @@ def gateway(
             tls_cert=tls_cert,
             tls_key=tls_key,
             insecure=insecure,
+            allowed_hosts=tuple(allowed_host or ()),
             retries=retries,
             timeout=timeout,
             drain_timeout=drain_timeout,

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,6 +20,7 @@ from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
 from loramux.gateway.caller import caller_of
+from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.models import adapter_model, base_model, models
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
 from loramux.v1 import generation_pb2
@@ -113,10 +115,15 @@ class Gateway:
         return WhileThere(answering.events if body.stream else answering.whole)
 
 
-def make_app(open_backend: Callable[[], Backend]) -> Starlette:
-    """Return the application; `open_backend` is called in the event loop that serves it."""
+def make_app(open_backend: Callable[[], Backend], hosts: Collection[str] | None) -> Starlette:
+    """Return the application.
+
+    Args:
+        open_backend: Called in the event loop that serves it.
+        hosts: What `Host` may be beside loopback; None for anything.
+    """
     gateway = Gateway(open_backend)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
             Route("/v1/completions", gateway.completions, methods=["POST"]),
@@ -130,8 +137,11 @@ def make_app(open_backend: Callable[[], Backend]) -> Starlette:
             ClientDisconnect: _gone,
             Exception: _failed,
         },
+        middleware=[] if hosts is None else [Middleware(KnownHosts, more=hosts)],
         lifespan=gateway.lifespan,
     )
+    app.router.redirect_slashes = False  # it would send a caller wherever Host says
+    return app
 
 
 async def _read(request: Request) -> bytes:

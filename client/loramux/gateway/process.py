@@ -17,6 +17,7 @@ from loramux.gateway.app import make_app
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
 from loramux.gateway.connection import Connection, Limits
+from loramux.gateway.hosts import checked
 
 _KEEP_ALIVE_SECONDS = 75
 """How long a connection without requests is kept: longer than a proxy keeps one, or than OpenAI's
@@ -39,6 +40,8 @@ class Settings:
     tls_cert: Path | None
     tls_key: Path | None
     insecure: bool
+    allowed_hosts: tuple[str, ...]
+    """What `Host` may be beside loopback."""
     retries: bool
     timeout: float
     drain_timeout: int
@@ -55,10 +58,13 @@ def run(settings: Settings) -> None:
     open_backend = partial(
         Backend, settings.target, retries=settings.retries, timeout=settings.timeout
     )
+    hosts = [checked(name) for name in settings.allowed_hosts]
     _check_exposure(settings, open_backend)
+    # What other machines can reach has names that nobody here knows.
+    checks = bool(hosts) or _is_local(settings)
     with _listening(settings.host, settings.port) as listener:
         config = uvicorn.Config(
-            make_app(open_backend),
+            make_app(open_backend, hosts if checks else None),
             loop="uvloop",
             # Called by uvicorn, and no more.
             http=cast("type[asyncio.Protocol]", partial(Connection, limits=_limits())),
@@ -92,6 +98,10 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _is_local(settings: Settings) -> bool:
+    return is_local(f"{settings.host}:{settings.port}")
+
+
 def _limits() -> Limits:
     """Return what callers may do. There may be fewer of them where few files can be open."""
     limits = Limits()
@@ -108,7 +118,7 @@ def _check_exposure(settings: Settings, open_backend: partial[Backend]) -> None:
     """Demand that other machines find nothing open and read no keys, unless that is wanted."""
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise InvalidArgumentError("--tls-cert and --tls-key go together; set both")
-    is_exposed = not (settings.insecure or is_local(f"{settings.host}:{settings.port}"))
+    is_exposed = not (settings.insecure or _is_local(settings))
     lacks = ""
     if is_exposed and settings.tls_cert is None:
         lacks = "the gateway lacks TLS: set --tls-cert and --tls-key"

@@ -1,0 +1,67 @@
+"""Which names of the gateway a request may use.
+
+Anybody's page can have a browser call a gateway on its own machine, by a name of the page's that
+was made to lead there; the browser then lets the page read the answers. That name is in `Host`.
+"""
+
+import re
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loramux._access import is_local
+from loramux.errors import InvalidArgumentError
+from loramux.gateway.caller import caller_of
+from loramux.gateway.refusal import plain_refusal
+
+_HOST = re.compile(r"\[([0-9a-f:.]+)\](?::\d*)?|([^\s:/@\[\]]+)(?::\d*)?")
+
+
+class KnownHosts:
+    """Lets through what was sent to this machine by one of its names; a middleware."""
+
+    def __init__(self, app: ASGIApp, more: Collection[str]) -> None:
+        """Prepare.
+
+        Args:
+            app: What answers.
+            more: Names and addresses, as `checked` returns them, beside those of loopback.
+        """
+        self._app = app
+        self._more = frozenset(more)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse."""
+        if scope["type"] == "http":
+            # A browser names one. Who names none is an old probe.
+            for host in Headers(scope=scope).getlist("host"):
+                if not self._knows(host):
+                    await _refusal(host, scope)(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+    def _knows(self, host: str) -> bool:
+        found = _HOST.fullmatch(host.lower())
+        name = (found[1] or found[2]).removesuffix(".") if found else ""
+        return name in self._more or (name != "" and is_local(f"[{name}]:0"))
+
+
+def _refusal(host: str, scope: Scope) -> Response:
+    message = f"host is {host[:255]!r}; where that is meant, start the gateway with --allowed-host"
+    return plain_refusal(421, message, "unknown_host", caller_of(scope))
+
+
+def checked(name: str) -> str:
+    """Return `name` of `--allowed-host` as it is compared.
+
+    Raises:
+        InvalidArgumentError: No request can have it.
+    """
+    plain = name.lower().strip("[]").removesuffix(".")
+    if not (_HOST.fullmatch(f"[{plain}]") or re.fullmatch(r"[^\s:/@\[\]]+", plain)):
+        raise InvalidArgumentError(
+            f"--allowed-host {name!r}: expected a name or an address, without scheme and port"
+        )
+    return plain
