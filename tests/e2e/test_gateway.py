@@ -312,6 +312,8 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     (TEXT, {"prompt": [99999]}, 400, "prompt", "invalid_field"),
     (TEXT, {"user": "x" * 257}, 400, "user", "invalid_field"),
     (TEXT, {"timeout": 0}, 400, "timeout", "invalid_field"),
+    (TEXT, {"timeout": 86_401}, 400, "timeout", "invalid_field"),
+    (CHAT, {"timeout": 1e10}, 400, "timeout", "invalid_field"),
     (TEXT, {"stream": False, "stream_options": {}}, 400, "stream_options", "invalid_field"),
     (TEXT, {"stream_options": {"x": 1}}, 400, "stream_options", "invalid_field"),
     (TEXT, {"stream": "yes"}, 400, "stream", "invalid_field"),
@@ -365,7 +367,14 @@ def test_what_asks_for_nothing_is_taken(gateway: RunningGateway) -> None:
         "response_format": {"type": "text"}, "modalities": ["text"], "temperature": None, "n": 1,
     }  # fmt: skip
     assert gateway.post(CHAT, body).status == 200
-    body = {"model": "base", "prompt": "x", "echo": False, "suffix": "", "best_of": 1}
+    body = {
+        "model": "base",
+        "prompt": "x",
+        "timeout": 86_400,
+        "echo": False,
+        "suffix": "",
+        "best_of": 1,
+    }
     assert gateway.post(TEXT, body).status == 200
 
 

@@ -1,6 +1,5 @@
 """From the body of a request to what the server is asked: one message for each prompt."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,8 @@ from loramux.types import Message
 from loramux.v1 import generation_pb2
 
 MAX_PROMPTS = 64
+MAX_SECONDS = 86_400
+"""Of a request; gRPC ends at once what may take much longer."""
 
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logit_bias", "min_tokens",
@@ -83,8 +84,11 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is set; it needs stream to be true")
     # Written so that NaN fails.
-    if body.timeout is not None and not 0 < body.timeout < math.inf:
-        raise invalid("timeout", f"timeout is {body.timeout}; expected seconds above 0")
+    if body.timeout is not None and not 0 < body.timeout <= MAX_SECONDS:
+        raise invalid(
+            "timeout",
+            f"timeout is {body.timeout}; expected seconds above 0, and {MAX_SECONDS} at most",
+        )
     given = {name: getattr(body, name) for name in _AS_THEY_ARE}
     given |= {
         "max_tokens": body.most_tokens,
