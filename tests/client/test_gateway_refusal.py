@@ -58,6 +58,26 @@ def test_fields_are_called_as_in_the_request(field: str, param: str | None) -> N
     assert error["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("field", "message", "said"),
+    [
+        ("routing_key", "routing_key is 'x'; expected y", "user is 'x'; expected y"),
+        ("prompt_token_ids", "prompt_token_ids has 9 tokens", "prompt has 9 tokens"),
+        ("sampling.include_stop", "sampling.include_stop is x", "include_stop_str_in_output is x"),
+        ("adapters[1].weight", "adapters[1].weight is 'weight'", "adapters[1].scale is 'weight'"),
+        ("messages[0].role", "messages[0].role is 'routing_key'",
+         "messages[0].role is 'routing_key'"),
+        ("messages", "messages is text; set prompt_token_ids",
+         "messages is text; set token ids as prompt"),
+        ("adapter", "adapter a/b:1 cannot be used", "adapter a/b:1 cannot be used"),
+        ("", "no field", "no field"),
+    ],
+)  # fmt: skip
+def test_messages_call_them_so_as_well(field: str, message: str, said: str) -> None:
+    _, error, _ = told(errors.InvalidArgumentError(message, reason="INVALID_FIELD", field=field))
+    assert error["message"] == said
+
+
 def seen(*headers: tuple[str, str]) -> Caller:
     raw: Sequence[tuple[bytes, bytes]] = [(k.encode(), v.encode("latin-1")) for k, v in headers]
     return caller_of({"type": "http", "headers": raw})

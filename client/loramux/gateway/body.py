@@ -23,14 +23,14 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "echo": (False,),
     "function_call": ("none", "auto"),
-    "functions": (),
+    "functions": ([],),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
-    "tools": (),
+    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -41,6 +41,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What a stream tells beside its text."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False
+    """Whether padding hides how long pieces are; there is none either way."""
 
 
 class WeightedAdapter(msgspec.Struct, forbid_unknown_fields=True):
@@ -132,6 +134,8 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
 
     role: str
     content: str | list[dict[str, object]] | None = None
+    name: str | None = None
+    """Of who speaks; no template is told."""
     refusal: None = None
     annotations: None = None
     audio: None = None

@@ -72,7 +72,9 @@ def error_body(error: LoramuxError) -> dict[str, object]:
         code = error.code.name.lower()
     if _is_of_model(error):
         code = "model_not_found"
-    return _body(_as_theirs(message.replace("sampling.", "")), kind, _param(error.field), code)
+    if error.reason == "UNKNOWN_PARAMETER":  # has the name that the caller gave it
+        return _body(message, kind, error.field, code)
+    return _body(_message(message, error.field), kind, _param(error.field), code)
 
 
 def refusal(error: LoramuxError, caller: Caller) -> Response:
@@ -108,7 +110,9 @@ def _status(error: LoramuxError) -> tuple[int, str]:
 def _is_of_model(error: LoramuxError) -> bool:
     """Return whether there is no such model; what cannot be the name of one is none either."""
     return error.reason == "ADAPTER_NOT_FOUND" or (
-        error.code is grpc.StatusCode.INVALID_ARGUMENT and error.field in _MODEL_FIELDS
+        error.code is grpc.StatusCode.INVALID_ARGUMENT
+        and error.field in _MODEL_FIELDS
+        and error.reason != "UNKNOWN_PARAMETER"
     )
 
 
@@ -122,6 +126,17 @@ def _param(field: str) -> str | None:
     if mixed:
         return f"{mixed[1]}.{'name' if mixed[2] == 'adapter' else 'scale'}"
     return _PARAMS.get(field, field) or None
+
+
+def _message(text: str, field: str) -> str:
+    """Return `text` about `field` with the names of OpenAI's fields."""
+    field, text = field.removeprefix("sampling."), _as_theirs(text.replace("sampling.", ""))
+    # Not everywhere: values of the caller may be in it, too, and adapters are called so as well.
+    if field not in _MODEL_FIELDS and re.match(re.escape(field) + r"\b", text):
+        text = (_param(field) or "") + text.removeprefix(field)
+    if field in ("prompt", "messages"):
+        text = text.replace("prompt_token_ids", "token ids as prompt")
+    return text
 
 
 def _as_theirs(text: str) -> str:
