@@ -1,7 +1,9 @@
 """A gateway, and callers who send without end."""
 
+import resource
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -81,3 +83,18 @@ def test_headers_after_a_body_are_not_taken_for_those_of_the_request(
         found = caller.makefile("rb").read()
     assert found.startswith(b"HTTP/1.1 400 ")
     assert b"late" not in found
+
+
+def test_as_many_files_may_be_open_as_connections(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"no process may open more than {hard} files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    try:
+        with RunningGateway(tmp_path, "127.0.0.1:1") as gateway:
+            assert gateway.get("/v1/nothing").status == 404
+            found, _ = psutil.Process(gateway.pid).rlimit(psutil.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found >= wanted
