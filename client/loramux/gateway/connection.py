@@ -26,7 +26,7 @@ class Limits:
     head: float = 10.0
     """Time for the first request to begin, and for the head of any to be whole."""
     unread: float = 30.0
-    """How long a caller may leave an answer unread; the server waits for less."""
+    """How long a caller may leave an answer unread: longer than the server waits by default."""
     max_connections: int = 4096
     """Connections at once; others are closed at once."""
 
@@ -61,7 +61,8 @@ class Connection(HttpToolsProtocol):
             self._reading = self._later(self._limits.head, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget all."""
+        """Have no timer run any more."""
+        self._unset_keepalive_if_required()
         self._stop_reading_timer()
         self._stop_writing_timer()
         super().connection_lost(exc)
