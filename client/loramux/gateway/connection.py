@@ -21,7 +21,7 @@ class Limits:
     """Bytes of what precedes a body, and of what may follow one."""
     max_fields: int = 100
     """Headers of a request, and as many after its body."""
-    max_ahead: int = 16
+    max_ahead: int = 100
     """Requests that wait on a connection for the answer to the one before."""
     head: float = 10.0
     """Time for the first request to begin, and for the head of any to be whole."""
