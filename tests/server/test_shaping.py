@@ -39,6 +39,7 @@ class FakeForms:
     def __init__(self, *, prompt: bool = True) -> None:
         self.prompt = prompt
         """Whether it answers at once."""
+        self.answers_who_waits = False
         self.live: dict[int, list[int]] = {}
         self.due: list[int] = []
         self.found: list[Next] = []
@@ -66,6 +67,8 @@ class FakeForms:
 
     def take(self, wanted: Collection[int] = (), seconds: float = 0.0) -> list[Next]:
         self.waits += bool(wanted)
+        if wanted and self.answers_who_waits:
+            self.answer()
         found, self.found = self.found, []
         return found
 
@@ -226,6 +229,19 @@ def test_a_form_that_breaks_a_limit_ends_its_request_alone() -> None:
     assert log.tokens[2] == free(2)
     assert log.finishes[3] is Finish.STOP
     assert forms.live == {}
+
+
+def test_a_form_that_breaks_a_limit_while_a_step_waits_for_it_leaves_nothing() -> None:
+    forms = FakeForms(prompt=False)
+    engine, scheduler, _, _ = fake_engine(num_blocks=40, rows=8, follower=forms)
+    engine.receive(submits(SHAPED))
+    log = Log()
+    forms.answer()
+    log.step(engine)
+    forms.failing, forms.answers_who_waits = {0: 1}, True
+    log.step(engine)
+    assert [failure.reason for failure in log.failures] == ["STRUCTURED_OUTPUT_FAILED"]
+    assert forms.live == {} and not scheduler.running
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2])

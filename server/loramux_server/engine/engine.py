@@ -185,9 +185,10 @@ class Engine:
         return self._report(started, tokens, size, landed, scores)
 
     def check(self) -> None:
-        """Assert that nothing leaked: blocks, rows, bytes, waits and leases."""
+        """Assert that nothing leaked: blocks, rows, bytes, waits, leases and forms."""
         self._scheduler.check()
         self._residents.check()
+        self._shaping.check()
 
     def _submit(self, message: Submit) -> None:
         request = Request.of(

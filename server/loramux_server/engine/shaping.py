@@ -119,7 +119,8 @@ class Shaping:
             return
         self.land([request.request_id for request in unknown], PATIENCE)
         for request in unknown:
-            if request.allowed is None:
+            # One that was given up meanwhile is none of them any more.
+            if request.allowed is None and request.request_id in self._requests:
                 request.is_held = True
                 self._slow.add(request)
 
@@ -138,6 +139,10 @@ class Shaping:
             assert self._follower is not None
             self._slow.discard(request)
             self._follower.end(request.request_id)
+
+    def check(self) -> None:
+        """Assert that nothing is kept of requests that have ended."""
+        assert self._slow <= set(self._requests.values()), "one that has ended is kept as slow"
 
     def _give_up(self, request: Request, found: Next) -> None:
         form = request.sampling.form
