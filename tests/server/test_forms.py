@@ -21,6 +21,8 @@ from tests.support.templates import chat_tokenizer
 
 WAIT = 60.0
 DIGITS = Form(FormKind.REGEX, "[0-9]{3}")
+AMBIGUOUS = Form(FormKind.GRAMMAR, 'start: s\ns: s s s | s s | "a" | "b" | "c" | " " | ""')
+A, ONE, QUOTE = byte_tokenizer()('a1"').input_ids[-3:]
 
 
 def setup_of(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Setup:
@@ -85,10 +87,11 @@ def texts() -> Iterator[Texts]:
 
 
 def worker() -> psutil.Process:
+    """Return the one that was started last."""
     # Not those of servers that other tests keep.
     children = psutil.Process().children()
-    (found,) = [child for child in children if "forms.worker" in " ".join(child.cmdline())]
-    return found
+    found = [child for child in children if "forms.worker" in " ".join(child.cmdline())]
+    return max(found, key=psutil.Process.create_time)
 
 
 def choice(*choices: str) -> Form:
@@ -326,6 +329,45 @@ def test_texts_that_are_under_way_go_before_new_ones(texts: Texts) -> None:
     assert answers == [key, *new] or answers == [new[0], key, *new[1:]]
 
 
+def test_neither_new_nor_quick_texts_wait_for_all_slow_ones() -> None:
+    texts = Texts(setup_of(byte_tokenizer()))
+    quick, _ = texts.begin(DIGITS)
+    begun = []
+    for number in range(5):
+        key, found = texts.begin(schema({"type": "integer", "multipleOf": 30011 + number}))
+        assert found.seconds is not None and found.seconds > 0.01
+        begun.append(key)
+    process = worker()
+    process.suspend()
+    texts.forms.begin(1000, choice("x", "y"), "another")
+    texts.forms.advance([*((key, ONE) for key in begun), (quick, ONE)])
+    process.resume()
+    answers = [answer.key for answer in texts.forms.take([*begun, quick, 1000], WAIT)]
+    assert len(answers) == 7
+    assert {quick, 1000} <= set(answers[:3])
+    texts.forms.close()
+
+
+def test_a_text_takes_no_more_time_than_it_may_in_all() -> None:
+    texts = Texts(setup_of(byte_tokenizer(), text_seconds=0.2))
+    beside, _ = texts.begin(DIGITS)
+    key, found = texts.begin(AMBIGUOUS)
+    count = 0
+    while found.allowed:
+        texts.forms.advance([(key, A)])
+        found, count = texts.found(key), count + 1
+    assert (found.reason, found.why) == (
+        "STRUCTURED_OUTPUT_FAILED",
+        "it takes more time than a form may",
+    )
+    assert count > 5
+    process = worker().pid
+    texts.forms.advance([(beside, ONE)])
+    assert texts.found(beside).allowed
+    assert worker().pid == process
+    texts.forms.close()
+
+
 def test_what_has_ended_before_it_began_is_not_compiled(texts: Texts) -> None:
     process = worker()
     process.suspend()
@@ -366,6 +408,56 @@ def test_several_are_asked_for_at_once(texts: Texts) -> None:
     answers = texts.forms.take([key for key, _ in begun], WAIT)
     assert [answer.key for answer in answers] == [key for key, _ in begun]
     assert texts.num_woken == woken + 20
+
+
+def test_any_number_may_be_asked_for_at_once() -> None:
+    setup = setup_of(byte_tokenizer())
+    texts = Texts(Setup(setup.tokenizer_json, 128_000, setup.end_tokens))
+    keys = list(range(400))
+    for key in keys:
+        texts.forms.begin(key, DIGITS)
+    assert all(found.allowed for found in texts.forms.take(keys, WAIT))
+    process = worker().pid
+    for _ in range(2):
+        texts.forms.advance([(key, ONE) for key in keys])
+        answers = texts.forms.take(keys, WAIT)
+        assert sorted(answer.key for answer in answers) == keys
+        assert all(answer.allowed for answer in answers)
+    assert worker().pid == process
+    texts.forms.close()
+
+
+def large(number: int) -> Form:
+    """Return one of which a text takes more than a MiB."""
+    return schema({"enum": [f"v{number} {i:05}" for i in range(3800)]})
+
+
+def test_texts_that_wait_take_no_memory_from_others() -> None:
+    texts = Texts(setup_of(byte_tokenizer(), memory=70 << 20))
+    key, _ = texts.begin(large(0))
+    process = worker().pid
+    for number in range(1, 60):
+        assert texts.begin(large(number))[1].allowed
+    # They go on as if they had been kept.
+    for waiting in range(key, key + 60, 6):
+        texts.forms.advance([(waiting, QUOTE)])
+        assert len(allowed(texts.found(waiting))) == 1
+    assert worker().pid == process
+    texts.forms.close()
+
+
+def test_nobody_is_blamed_for_the_memory_of_others() -> None:
+    texts = Texts(setup_of(byte_tokenizer(), memory=70 << 20))
+    processes = set()
+    for number in range(60):
+        key, found = texts.begin(large(number))
+        assert found.allowed, found.why
+        texts.forms.advance([(key, QUOTE)])
+        found = texts.found(key)
+        assert found.allowed, found.why
+        processes.add(worker().pid)
+    assert len(processes) > 1
+    texts.forms.close()
 
 
 def test_a_form_is_compiled_once(texts: Texts) -> None:

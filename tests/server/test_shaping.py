@@ -51,7 +51,7 @@ class FakeForms:
     def has_found(self) -> bool:
         return bool(self.found)
 
-    def begin(self, key: int, form: Form) -> None:
+    def begin(self, key: int, form: Form, tenant: str) -> None:
         assert form == FORM
         self.live[key] = []
         self._ask(key)

@@ -40,8 +40,8 @@ class Follower(Protocol):
     def has_found(self) -> bool:
         """Whether there is something to take."""
 
-    def begin(self, key: int, form: Form) -> None:
-        """Follow a text from its beginning."""
+    def begin(self, key: int, form: Form, tenant: str) -> None:
+        """Follow a text of `tenant` from its beginning."""
 
     def advance(self, chosen: Sequence[tuple[int, int]]) -> None:
         """Go on in each text of `chosen` with a token."""
@@ -90,7 +90,7 @@ class Shaping:
                 return
             request.is_held = True
             self._requests[request.request_id] = request
-            self._follower.begin(request.request_id, form)
+            self._follower.begin(request.request_id, form, request.tenant)
 
     def land(self, wanted: Collection[int] = (), seconds: float = 0.0) -> None:
         """Tell requests what was found out, and fail those in which nothing may come next.

@@ -1,7 +1,8 @@
 """Which tokens may come next in texts that have a form, found out beside the steps.
 
-A thread talks with the process that knows (`forms/process.py`). Where that ends, the text that it
-was at is given up; the others are taken up again by a new one, each when it is next asked for.
+A thread talks with the process that knows (`forms/process.py`), about whoever's turn it is
+(`forms/turns.py`). Where the process ends, another takes its texts up, each when it is next asked
+for. The one that it was at is given up if it alone was too much.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from loramux_server.forms.messages import (
     encode,
 )
 from loramux_server.forms.process import LostError, NotStartedError, Process, UnusableError
+from loramux_server.forms.turns import Line, Pace, Turns
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ REST_SECONDS = 60.0
 """A form for which a process was lost is refused for so long: for others it is a loss, too."""
 MAX_LOST = 256
 """Forms of which that is remembered."""
+MAX_UNBEGUN = 16
+"""Texts without a token that the process keeps; the others of them may wait for long."""
+SLOW_SECONDS = 0.005
+"""Processor time of an answer from which on a text is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +56,14 @@ class Next:
     """How long its form took to compile, if it had to be."""
 
 
-_NOW, _LATER = range(2)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _Job:
-    when: int
-    number: int
-    work: Callable[[], None] | None = field(compare=False)
-    """None ends the thread."""
-
-
 @dataclass(slots=True)
 class _Text:
     form: Form
+    tenant: str
     tokens: list[int] = field(default_factory=list)
+    pace: Pace = Pace.NEW
+    used: float = 0.0
+    """Seconds of processor time; what another process does again does not count."""
 
 
 class Forms:
@@ -79,15 +78,16 @@ class Forms:
         """
         self._setup = setup
         self._wake = wake
-        self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
-        self._numbers = itertools.count()
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        """What the thread is told; None ends it."""
         self._found: list[Next] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._ended: set[int] = set()
-        """Texts that are to be forgotten, of which some may not have begun."""
         # What follows is the thread's own.
+        self._turns = Turns()
         self._process: Process | None = None
+        self._has_answered = False
+        """Whether the process did, ever."""
         self._texts: dict[int, _Text] = {}
         self._known: set[int] = set()
         """Texts that the process follows."""
@@ -100,22 +100,20 @@ class Forms:
         """Whether there is something to `take`."""
         return bool(self._found)
 
-    def begin(self, key: int, form: Form) -> None:
-        """Follow a text from its beginning."""
+    def begin(self, key: int, form: Form, tenant: str = "") -> None:
+        """Follow a text of `tenant` from its beginning."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="forms", daemon=True)
             self._thread.start()
-        self._do(_LATER, partial(self._begin, key, form))
+        self._inbox.put(partial(self._begin, key, form, tenant))
 
     def advance(self, chosen: Sequence[tuple[int, int]]) -> None:
         """Go on in each text of `chosen` with a token."""
-        # Before forms that may take long: these texts are under way.
-        self._do(_NOW, partial(self._advance, chosen))
+        self._inbox.put(partial(self._advance, chosen))
 
     def end(self, key: int) -> None:
         """Forget a text."""
-        self._ended.add(key)
-        self._do(_LATER, partial(self._end, key))
+        self._inbox.put(partial(self._end, key))
 
     def take(self, wanted: Collection[int] = (), seconds: float = 0.0) -> list[Next]:
         """Return what was found out since the last time, when all `wanted` is, or time is up."""
@@ -129,16 +127,16 @@ class Forms:
     def close(self) -> None:
         """End thread and process."""
         if self._thread:
-            self._do(_LATER, None)
+            self._inbox.put(None)
             self._thread.join()
 
-    def _do(self, when: int, work: Callable[[], None] | None) -> None:
-        self._jobs.put(_Job(when, next(self._numbers), work))
-
     def _work(self) -> None:
-        while (work := self._jobs.get().work) is not None:
+        is_open = True
+        while is_open:
             try:
-                work()
+                is_open = self._heed()
+                if is_open and self._turns:
+                    self._take_turn()
             except Exception:  # nobody may wait for an answer that never comes
                 _log.exception("forms cannot be followed")
                 self._drop()
@@ -146,45 +144,80 @@ class Forms:
                     self._give_up(key, "INTERNAL", "an internal error")
         self._drop()
 
+    def _heed(self) -> bool:
+        """Do what the thread was told, and return whether it goes on; wait if there is no more."""
+        while not self._turns or not self._inbox.empty():
+            told = self._inbox.get()
+            if told is None:
+                return False
+            told()
+        return True
+
+    def _take_turn(self) -> None:
+        line, keys = self._turns.take()
+        begin = time.perf_counter()
+        # One that was ended or given up meanwhile is none any more.
+        self._follow([key for key in keys if key in self._texts])
+        self._turns.charge(line, time.perf_counter() - begin)
+
     def _drop(self) -> None:
         """End the process; texts that it follows are another's to take up."""
         if self._process:
             self._process.close()
             self._process = None
         self._known.clear()
+        self._has_answered = False
 
-    def _begin(self, key: int, form: Form) -> None:
-        if key in self._ended:
-            return
-        self._texts[key] = _Text(form)
-        until, why = self._lost_forms.get(_digest(form), (0.0, ""))
-        if time.monotonic() < until:
-            self._give_up(key, "INVALID_FIELD", why)
-            return
-        self._follow([key])
+    def _begin(self, key: int, form: Form, tenant: str) -> None:
+        self._texts[key] = _Text(form, tenant)
+        self._wait(key)
 
     def _advance(self, chosen: Sequence[tuple[int, int]]) -> None:
-        # One that was given up meanwhile is none any more.
-        live = [(key, token) for key, token in chosen if key in self._texts]
-        for key, token in live:
-            self._texts[key].tokens.append(token)
-        self._follow([key for key, _ in live])
+        for key, token in chosen:
+            if key in self._texts:  # it may have been given up
+                self._texts[key].tokens.append(token)
+                self._wait(key)
+
+    def _wait(self, key: int) -> None:
+        text = self._texts[key]
+        self._turns.add(Line(text.pace, text.tenant), key)
 
     def _end(self, key: int) -> None:
-        self._ended.remove(key)
         self._texts.pop(key, None)
+        self._forget(key)
+
+    def _forget(self, key: int) -> None:
+        """Let the process forget a text, if it knows that."""
         if self._process and key in self._known:
             self._known.remove(key)
             self._process.tell(End(key))
+
+    def _is_refused(self, key: int) -> bool:
+        """Give up a text that would cost the process, and return whether it would."""
+        if key in self._known:
+            return False
+        text = self._texts[key]
+        until, why = self._lost_forms.get(_digest(text.form), (0.0, ""))
+        if not text.tokens and time.monotonic() < until:
+            self._give_up(key, "INVALID_FIELD", why)
+            return True
+        if text.used > self._setup.cpu_seconds:
+            # To follow it anew takes longer than an answer may.
+            self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _too_much("time"))
+            return True
+        return False
 
     def _follow(self, keys: list[int]) -> None:
         """Find out what may come next in the texts `keys`."""
         waiting = deque(keys)
         while waiting:
+            if self._is_refused(waiting[0]):
+                waiting.popleft()
+                continue
             try:
                 self._ask(self._running(), waiting)
             except LostError:
-                self._lost(waiting.popleft())
+                self._lost(waiting)
             except UnusableError as error:
                 self._unusable = error
                 self._give_up(waiting.popleft(), "STRUCTURED_OUTPUT_FAILED", str(error))
@@ -218,18 +251,36 @@ class Forms:
         return Begin(key, text.form, text.tokens)
 
     def _answered(self, key: int, answer: Allowed | Broken) -> None:
-        if isinstance(answer, Allowed):
-            self._known.add(key)
-            self._tell(Next(key, answer.bits, seconds=answer.seconds))
+        self._has_answered = True
+        if isinstance(answer, Broken):
+            self._known.discard(key)
+            self._give_up(key, self._blame(key), answer.why)
             return
-        self._known.discard(key)
-        self._give_up(key, self._blame(key), answer.why)
+        text = self._texts[key]
+        if key in self._known or not text.tokens:
+            text.used += answer.cpu_seconds
+        text.pace = Pace.SLOW if answer.cpu_seconds > SLOW_SECONDS else Pace.QUICK
+        self._known.add(key)
+        if text.used > self._setup.text_seconds:
+            self._forget(key)
+            self._give_up(key, self._blame(key), _too_much("time"))
+            return
+        if not text.tokens and self._num_unbegun() > MAX_UNBEGUN:
+            self._forget(key)
+        self._tell(Next(key, answer.bits, seconds=answer.seconds))
 
-    def _lost(self, key: int) -> None:
+    def _num_unbegun(self) -> int:
+        return sum(not self._texts[key].tokens for key in self._known)
+
+    def _lost(self, waiting: deque[int]) -> None:
+        """End the process; give up the first of `waiting` if nothing else can have been its end."""
         assert self._process is not None
-        why = self._process.why_lost()
+        why, was_alone = self._process.why_lost(), not self._has_answered
         self._drop()
-        text, said = self._texts[key], f"it takes more {why} than a form may"
+        if why != "time" and not was_alone:
+            return  # it may be the memory of others, so it is tried again, alone
+        key = waiting.popleft()
+        text, said = self._texts[key], _too_much(why)
         _log.warning("a text of %s was given up: %s", text.form, said)
         if not text.tokens:
             self._lost_forms[_digest(text.form)] = time.monotonic() + REST_SECONDS, said
@@ -250,6 +301,10 @@ class Forms:
             self._found.append(found)
             self._changed.notify()
         self._wake()
+
+
+def _too_much(what: str) -> str:
+    return f"it takes more {what} than a form may"
 
 
 def _digest(form: Form) -> bytes:

@@ -19,6 +19,8 @@ class Setup(Struct, frozen=True):
     """With which the model ends a text."""
     cpu_seconds: float = 1.0
     """Processor time that one answer may take."""
+    text_seconds: float = 5.0
+    """Processor time that all answers about a text may take together."""
     memory: int = 1 << 30
     """Bytes of address space beside what the tokenizer takes."""
 
@@ -57,6 +59,8 @@ class Allowed(Struct, frozen=True, tag=True, array_like=True):
 
     bits: bytes
     """One for each token, the lowest of a byte first."""
+    cpu_seconds: float
+    """Processor time that it took to find out."""
     seconds: float | None = None
     """How long it took to compile the form, if it had to be."""
 

@@ -80,7 +80,7 @@ class Process:
     def ask(self, messages: Sequence[ToWorker], take: Callable[[Allowed | Broken], None]) -> None:
         """Send `messages`, and give the answer to each to `take` as it comes.
 
-        They have to fit into the socket, with all answers but one.
+        They have to fit into the socket: no answer is read before all are sent.
 
         Raises:
             LostError: One does not come.
@@ -109,7 +109,13 @@ class Process:
 
     def why_lost(self) -> str:
         """End it and return what it took too much of."""
-        return "time" if self.close() in (-signal.SIGPROF, -signal.SIGKILL) else "memory"
+        self._connection.close()
+        try:
+            code = self._process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return "time"
+        return "time" if code == -signal.SIGPROF else "memory"
 
     def _write(self, message: Setup | ToWorker) -> None:
         try:

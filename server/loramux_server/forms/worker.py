@@ -81,15 +81,20 @@ class Follower:
         if isinstance(message, End):
             self._live.pop(message.key, None)
             return None
+        begin, seconds = time.process_time(), None
         try:
             if isinstance(message, Begin):
-                return self._begin(message)
-            return Allowed(self._advance(message.key, [message.token]))
+                seconds = self._begin(message)
+                bits = self._advance(message.key, message.tokens)
+            else:
+                bits = self._advance(message.key, [message.token])
+            return Allowed(bits, time.process_time() - begin, seconds)
         except UnusableFormError as error:
             self._live.pop(message.key, None)
             return Broken(str(error))
 
-    def _begin(self, message: Begin) -> Allowed:
+    def _begin(self, message: Begin) -> float | None:
+        """Return how long the form took to compile, if it had to be."""
         form, seconds = message.form, None
         if form not in self._compiled:
             begin = time.perf_counter()
@@ -99,7 +104,7 @@ class Follower:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(form)
         self._live[message.key] = _copied(form, self._compiled[form])
-        return Allowed(self._advance(message.key, message.tokens), seconds)
+        return seconds
 
     def _advance(self, key: int, tokens: list[int]) -> bytes:
         text = self._live[key]
