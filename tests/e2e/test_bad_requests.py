@@ -229,6 +229,7 @@ FORMS = [
     form_row("type", "texts", json_schema='{"type": "texts"}'),
     form_row("keyword", "uniqueItems", json_schema='{"uniqueItems": true}'),
     form_row("remote", "does not fetch", json_schema='{"$ref": "http://127.0.0.1:9/a"}'),
+    form_row("options", "'x-guidance'", json_schema='{"\\u0078-guidance": {}}'),
     form_row("never", "Unsatisfiable", json_schema='{"type": "string", "enum": [1]}'),
     form_row("empty", "''", regex=""),
     form_row("group", "unclosed group", regex="("),
@@ -242,6 +243,8 @@ FORMS = [
     form_row("long-choices", "66000 bytes", choice=texts(*["a" * 660] * 100)),
     form_row("spaces", r"' \n'", grammar=" \n"),
     form_row("rule", "other", grammar="start: other"),
+    form_row("schema-inside", "%json", grammar='start: "a" | %json {"type": "array"}'),
+    form_row("controls", "only control tokens", grammar="start: <[0]>"),
     form_row("no-start", "no start rule", grammar='other: "a"'),
     form_row(
         "stack",

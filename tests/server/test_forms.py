@@ -247,6 +247,31 @@ def test_what_is_no_form_is_refused_in_one_line(texts: Texts, form: Form, why: s
     assert 0 < len(found.why) <= 200 and "\n" not in found.why
 
 
+CONTROLS = [
+    'start: <[0]> "a"', 'start: <[1]> "x"', "start: <[*]>", 'start: "a" <[1]>', "start: <[0-2]>*",
+    'start: <[1]> <[2]> "x"', 'start: "a" <[2]> "b"', "start: <[^5]>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CONTROLS)
+def test_no_form_has_control_tokens_but_the_end(texts: Texts, text: str) -> None:
+    key, found = texts.begin(grammar(text))
+    if found.allowed and A in allowed(found) and text.startswith('start: "a"'):
+        texts.forms.advance([(key, A)])
+        found = texts.found(key)
+    if found.allowed is None:
+        assert found.why == "only control tokens may follow, which are no part of a form"
+    else:
+        assert not set(allowed(found)) & {0, 1}
+        assert (texts.end in allowed(found)) is ("*" in text and "[*]" not in text)
+    texts.forms.end(key)
+
+
+def test_nobody_is_told_what_control_tokens_are_called(texts: Texts) -> None:
+    _, found = texts.begin(grammar("start: <s>"))
+    assert (found.reason, found.why) == ("INVALID_FIELD", 'unknown special token: "<s>"')
+
+
 def chained(count: int, make: Any) -> Form:
     """A schema of `count` parts, each of which refers to the one before it."""
     parts: dict[str, Any] = {"p0": {"type": "string"}}

@@ -64,11 +64,17 @@ def tokenizer_of(tokenizer_json: str) -> str:
     return json.dumps(content)
 
 
+def added_tokens(tokenizer_json: str) -> list[int]:
+    """Return the tokens that are no text, or are not made of it."""
+    return [token["id"] for token in json.loads(tokenizer_json)["added_tokens"]]
+
+
 def said(error: str) -> str:
     """Return the one line of `error` that tells what is wrong."""
     if "NoExtensionBias" in error:
         return "no text has this form"
-    text = error.partition("<state>")[0].strip()
+    # What the tokens are called is no more for callers than the state.
+    text = error.partition("<state>")[0].partition("; following special tokens")[0].strip()
     # Of a regular expression the parser's own words come last.
     text = text.rpartition("error: ")[2] or text
     line = next(iter(text.splitlines()), "it cannot be followed")

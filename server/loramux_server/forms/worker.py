@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from llguidance import LLMatcher, LLTokenizer
 from loramux_server.confinement import close_doors, limited
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.forms.grammar import LIMITS, grammar_of, said, tokenizer_of
+from loramux_server.forms.grammar import LIMITS, added_tokens, grammar_of, said, tokenizer_of
 from loramux_server.forms.messages import (
     Allowed,
     Begin,
@@ -72,6 +73,9 @@ class Follower:
             n_vocab=setup.vocab_size,
             eos_token=setup.end_tokens,
         )
+        self._ends = _bits(setup.end_tokens)
+        self._controls = _bits(added_tokens(setup.tokenizer_json)) & ~self._ends
+        """A grammar can ask for them by number."""
         self._live: dict[int, _Text] = {}
         self._compiled: OrderedDict[Form, _Compiled] = OrderedDict()
         """Those that were used last, the last one last."""
@@ -112,6 +116,8 @@ class Follower:
         bits = b""
         if text.matcher.consume_tokens(tokens):
             bits = text.matcher.compute_bitmask()
+            if text.form.kind is FormKind.GRAMMAR:
+                bits = self._without_controls(bits, text.matcher)
         if not text.matcher.is_error():
             return bits
         if text.compiled.num_texts == 1:
@@ -122,6 +128,15 @@ class Follower:
         self._live[key] = _copied(text.form, self._compile(text.form))
         return self._advance(key, text.tokens)
 
+    def _without_controls(self, bits: bytes, matcher: LLMatcher) -> bytes:
+        """Return `bits` without control tokens, of which only the end counts where a text ends."""
+        allowed = int.from_bytes(bits, "little") & ~self._controls
+        if allowed & self._ends and not matcher.is_accepting():
+            allowed &= ~self._ends
+        if not allowed and not matcher.is_error():
+            raise UnusableFormError("only control tokens may follow, which are no part of a form")
+        return allowed.to_bytes(len(bits), "little")
+
     def _compile(self, form: Form) -> _Compiled:
         try:
             grammar = grammar_of(form)
@@ -131,6 +146,10 @@ class Follower:
         if matcher.is_error():
             raise UnusableFormError(said(matcher.get_error()))
         return _Compiled(matcher)
+
+
+def _bits(tokens: Iterable[int]) -> int:
+    return sum(1 << token for token in set(tokens))
 
 
 def _copied(form: Form, compiled: _Compiled) -> _Text:

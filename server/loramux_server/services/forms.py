@@ -59,6 +59,10 @@ def check_form(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
         raise _wrong(form.field, "is False; expected true, or another form")
     if form.kind is FormKind.JSON_SCHEMA:
         _check_schema(form)
+    if "%json" in form.text and form.kind is FormKind.GRAMMAR:
+        raise _wrong(
+            form.field, 'holds %json; expected rules alone, and "%" "json" where a text has it'
+        )
 
 
 def _check_texts(form: Form) -> None:
@@ -87,6 +91,8 @@ def _check_schema(form: Form) -> None:
         raise _wrong(form.field, said) from None
     if not isinstance(schema, dict):
         raise _wrong(form.field, f"is {shown(form.text)}; expected a JSON object")
+    if "x-guidance" in schema:
+        raise _wrong(form.field, "holds 'x-guidance'; expected none: the server sets its options")
     level: list[object] = [schema]
     for _ in range(MAX_NESTING):
         level = [
