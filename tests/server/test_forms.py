@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -532,6 +533,19 @@ def test_nothing_is_started_before_the_first_form() -> None:
     assert forms.take() == []
     forms.close()
     assert len(psutil.Process().children()) == before
+
+
+def test_a_system_that_has_nothing_left_refuses_a_form_only_until_it_has() -> None:
+    texts = Texts(setup_of(byte_tokenizer()))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+    try:
+        _, found = texts.begin(DIGITS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert (found.allowed, found.reason) == (None, "ENGINE_UNAVAILABLE")
+    assert texts.begin(DIGITS)[1].allowed
+    texts.forms.close()
 
 
 def test_a_tokenizer_that_makes_no_text_refuses_every_form() -> None:

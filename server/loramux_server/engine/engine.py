@@ -180,8 +180,8 @@ class Engine:
             if before:
                 tokens, size = self._land(before)
         elif plan.chunks:
-            tokens, scores = self._run(plan)
-            size = self._learn(plan, now)
+            tokens, scores, waited = self._run(plan)
+            size = self._learn(plan, now + waited)
         return self._report(started, tokens, size, landed, scores)
 
     def check(self) -> None:
@@ -243,16 +243,19 @@ class Engine:
         tokens = self._commit(flight.plan, flight.batch, flight.outcome.wait())
         return tokens, self._learn(flight.plan, max(flight.begin, self._landed_at))
 
-    def _run(self, plan: Plan) -> tuple[list[Token], list[Scores]]:
+    def _run(self, plan: Plan) -> tuple[list[Token], list[Scores], float]:
+        """Return what a step gives, and how many of its seconds nothing ran."""
         batch = self._lay_out(plan, None, draws=False)
         read: list[torch.Tensor] = []
         if batch.classified:
             logits_RV, read = self._runner.classify(batch)
         else:
             logits_RV = self._runner.run(batch)
+        begin = self._clock()
         self._shaping.wait(batch.requests)
+        waited = self._clock() - begin
         sampled = sample(logits_RV, batch.requests, self._vocab_size)
-        return self._commit(plan, batch, sampled), self._take_scores(batch, read)
+        return self._commit(plan, batch, sampled), self._take_scores(batch, read), waited
 
     def _lay_out(self, plan: Plan, before: Batch | None, *, draws: bool) -> Batch:
         chunks = grouped(plan.chunks)

@@ -49,16 +49,13 @@ class Process:
 
         Raises:
             UnusableError: It cannot do anything with this tokenizer.
-            NotStartedError: It ended, or hangs.
+            NotStartedError: The system has nothing left for it, it ended, or hangs.
         """
-        self._connection, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "loramux_server.forms.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=environment(),
-            )
+        try:
+            self._connection, self._process = _spawn()
+        except OSError as error:
+            _log.error("the process that follows forms does not start: %s", error)
+            raise NotStartedError("the process that follows forms does not start") from None
         try:
             self._connection.settimeout(START_SECONDS)
             self._write(setup)
@@ -132,3 +129,17 @@ class Process:
             raise LostError
         answer: FromWorker = decode_from_worker(message)
         return answer
+
+
+def _spawn() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.ExitStack() as on_error:
+        on_error.enter_context(ours)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loramux_server.forms.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment(),
+        )
+        on_error.pop_all()
+    return ours, process
