@@ -472,6 +472,27 @@ def test_texts_that_wait_take_no_memory_from_others() -> None:
     texts.forms.close()
 
 
+def test_what_has_ended_gives_its_memory_to_those_who_came_before_that() -> None:
+    texts = Texts(setup_of(byte_tokenizer(), memory=70 << 20))
+    begun = []
+    for number in range(38):
+        key, _ = texts.begin(large(number))
+        texts.forms.advance([(key, QUOTE)])
+        assert texts.found(key).allowed
+        begun.append(key)
+    process = worker()
+    process.suspend()
+    new = range(1000, 1016)
+    for key in new:
+        texts.forms.begin(key, large(key))
+    for key in begun:
+        texts.forms.end(key)
+    process.resume()
+    assert all(found.allowed for found in texts.forms.take(new, WAIT))
+    assert worker().pid == process.pid
+    texts.forms.close()
+
+
 def test_nobody_is_blamed_for_the_memory_of_others() -> None:
     texts = Texts(setup_of(byte_tokenizer(), memory=70 << 20))
     processes = set()
