@@ -5,18 +5,18 @@ A thread talks with the process that knows (`forms/process.py`), about whoever's
 for. The one that it was at is given up if it alone was too much.
 """
 
-import hashlib
 import itertools
 import logging
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from loramux_server.forms.form import Form
+from loramux_server.forms.lost_forms import LostForms
 from loramux_server.forms.messages import (
     Advance,
     Allowed,
@@ -25,17 +25,12 @@ from loramux_server.forms.messages import (
     End,
     Setup,
     ToWorker,
-    encode,
 )
 from loramux_server.forms.process import LostError, NotStartedError, Process, UnusableError
 from loramux_server.forms.turns import Line, Pace, Turns
 
 _log = logging.getLogger(__name__)
 
-REST_SECONDS = 60.0
-"""A form for which a process was lost is refused for so long: for others it is a loss, too."""
-MAX_LOST = 256
-"""Forms of which that is remembered."""
 MAX_UNBEGUN = 16
 """Texts without a token that the process keeps; the others of them may wait for long."""
 SLOW_SECONDS = 0.005
@@ -92,8 +87,7 @@ class Forms:
         self._known: set[int] = set()
         """Texts that the process follows."""
         self._unusable: UnusableError | None = None
-        self._lost_forms: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
-        """Digest -> when it may be tried again, and why not before."""
+        self._lost_forms = LostForms()
 
     @property
     def has_found(self) -> bool:
@@ -197,8 +191,7 @@ class Forms:
         if key in self._known:
             return False
         text = self._texts[key]
-        until, why = self._lost_forms.get(_digest(text.form), (0.0, ""))
-        if not text.tokens and time.monotonic() < until:
+        if not text.tokens and (why := self._lost_forms.why_not(text.form)):
             self._give_up(key, "INVALID_FIELD", why)
             return True
         if text.used > self._setup.cpu_seconds:
@@ -283,9 +276,7 @@ class Forms:
         text, said = self._texts[key], _too_much(why)
         _log.warning("a text of %s was given up: %s", text.form, said)
         if not text.tokens:
-            self._lost_forms[_digest(text.form)] = time.monotonic() + REST_SECONDS, said
-            if len(self._lost_forms) > MAX_LOST:
-                self._lost_forms.popitem(last=False)
+            self._lost_forms.note(text.form, said)
         self._give_up(key, self._blame(key), said)
 
     def _blame(self, key: int) -> str:
@@ -305,7 +296,3 @@ class Forms:
 
 def _too_much(what: str) -> str:
     return f"it takes more {what} than a form may"
-
-
-def _digest(form: Form) -> bytes:
-    return hashlib.blake2b(encode(form), digest_size=16).digest()
