@@ -161,11 +161,14 @@ def test_logprobs_have_both_forms(client: openai.OpenAI, direct: Client) -> None
     told = text.choices[0].logprobs
     assert told
     assert told.tokens == [f"token_id:{token}" for token in wanted.token_ids]
-    assert told.token_logprobs == [each.chosen.logprob for each in wanted.logprobs]
-    assert told.top_logprobs == [
-        {f"token_id:{token.token_id}": token.logprob for token in each.top}
-        for each in wanted.logprobs
-    ]
+    # What is in the prefix cache is not computed again, so the last bits may differ.
+    assert told.token_logprobs == pytest.approx(
+        [each.chosen.logprob for each in wanted.logprobs], abs=1e-4
+    )
+    for found, each in zip(told.top_logprobs or [], wanted.logprobs, strict=True):
+        assert found == pytest.approx(
+            {f"token_id:{token.token_id}": token.logprob for token in each.top}, abs=1e-4
+        )
     messages: Any = TALK
     spoken = direct.chat(TALK, logprobs=2, **options)
     chat = client.chat.completions.create(
@@ -173,9 +176,12 @@ def test_logprobs_have_both_forms(client: openai.OpenAI, direct: Client) -> None
     )
     content = chat.choices[0].logprobs and chat.choices[0].logprobs.content
     assert content
-    assert [(each.token, each.logprob, len(each.top_logprobs)) for each in content] == [
-        (f"token_id:{each.chosen.token_id}", each.chosen.logprob, 2) for each in spoken.logprobs
+    assert [(each.token, len(each.top_logprobs)) for each in content] == [
+        (f"token_id:{each.chosen.token_id}", 2) for each in spoken.logprobs
     ]
+    assert [each.logprob for each in content] == pytest.approx(
+        [each.chosen.logprob for each in spoken.logprobs], abs=1e-4
+    )
 
 
 def test_all_that_shapes_an_answer_arrives(client: openai.OpenAI, direct: Client) -> None:
