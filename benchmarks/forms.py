@@ -68,7 +68,11 @@ def main(
     for found in figures:
         print("  ".join(f"{name} {value:.6g}" for name, value in found.__dict__.items()))
     if output:
-        result = {"machine": machine.describe(), "figures": [f.__dict__ for f in figures]}
+        result = {
+            "command": "python -m benchmarks.forms",
+            "machine": machine.describe(),
+            "figures": [f.__dict__ for f in figures],
+        }
         output.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -182,7 +182,7 @@ def _request(tokens: int, *, stream: bool) -> bytes:
         "ignore_eos": True, "stream": stream,
     }).encode()  # fmt: skip
     return (
-        b"POST /v1/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         + (b"connection: close\r\n" if stream else b"")
         + b"content-length: %d\r\n\r\n" % len(body)
         + body

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import forms, ratios, registry, scaling
+from benchmarks import forms, gateway, ratios, registry, scaling
 
 
 def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
@@ -71,3 +71,11 @@ def test_what_is_missing_for_a_picture_is_said_at_once(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit, match="matplotlib"):
         scaling.main(shape="tiny", plot=tmp_path / "p.png")
+
+
+def test_the_gateway_is_held_against_the_server_behind_it(tmp_path: Path) -> None:
+    output = tmp_path / "o.json"
+    gateway.main(streams=2, tokens=2, requests=2, shape="tiny", repeats=1, output=output)
+    record = json.loads(output.read_text())
+    assert len(record["rounds"]) == 1
+    assert record["median"]["through_ms"] > 0

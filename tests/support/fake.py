@@ -17,7 +17,7 @@ from loramux_server.engine.batch import Batch
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.flight import Chosen, DeviceOutcome
-from loramux_server.engine.messages import MOST_TOLD, AdapterSource, Sampling
+from loramux_server.engine.messages import MAX_LOGPROBS, AdapterSource, Sampling
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock
@@ -157,7 +157,7 @@ class FakeModel:
             token_R = likeliest(adjusted_RV)
         if given.draws:
             token_R = draw(adjusted_RV, token_R, given.draws)
-        told = logprobs(logits_RV, token_R, MOST_TOLD) if given.tells_logprobs else None
+        told = logprobs(logits_RV, token_R, MAX_LOGPROBS) if given.tells_logprobs else None
         return DeviceOutcome(Chosen(logits_RV, token_R, is_finite_R, told), batch.requests)
 
 

@@ -82,6 +82,7 @@ class Batch:
         slot = table[row, block].astype(np.int64) * block_size + offset
         embedded, cached = _virtual_runs(chunks, query_start, table, block_size, residence)
         sampled = [i for i, chunk in enumerate(chunks) if chunk.samples]
+        ending = [chunks[i] for i in sampled]
         return Batch(
             StepInput(
                 token_T=torch.from_numpy(token),
@@ -98,12 +99,12 @@ class Batch:
                 embedded=embedded,
                 cached=cached,
                 carried_T=_carried(chunks, before) if before else None,
-                draws=_draws([chunks[i] for i in sampled]) if draws else None,
-                adjustments=_adjustments([chunks[i] for i in sampled]) if draws else None,
+                draws=_draws(ending) if draws else None,
+                adjustments=_adjustments(ending) if draws else None,
                 tells_logprobs=draws
-                and any(chunks[i].request.sampling.num_logprobs is not None for i in sampled),
+                and any(chunk.request.sampling.num_logprobs is not None for chunk in ending),
             ),
-            requests=[chunks[i].request for i in sampled],
+            requests=[chunk.request for chunk in ending],
             classified=_classified(chunks, query_start, residence),
         )
 

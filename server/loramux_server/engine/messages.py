@@ -14,8 +14,8 @@ from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.forms.form import Form
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
-MOST_TOLD = 20
-"""Tokens whose log-probabilities a step tells at a position; more take another way."""
+MAX_LOGPROBS = 20
+"""Tokens whose log-probabilities are told at a position."""
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -106,7 +106,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     @property
     def is_plain(self) -> bool:
         """Whether a step can do all that is asked for."""
-        return self.form is None and (self.num_logprobs or 0) <= MOST_TOLD
+        return self.form is None and (self.num_logprobs or 0) <= MAX_LOGPROBS
 
     @property
     def changes_logits(self) -> bool:

@@ -5,7 +5,7 @@ import torch
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.flight import Chosen, DeviceOutcome
 from loramux_server.engine.graphs import Graphs
-from loramux_server.engine.messages import MOST_TOLD
+from loramux_server.engine.messages import MAX_LOGPROBS
 from loramux_server.engine.sampler import are_finite, likeliest
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.backend import Backend
@@ -101,7 +101,7 @@ class ModelRunner:
             token_R = draw(adjusted_RV, token_R, given.draws)
         logprobs_RL = None
         if given.tells_logprobs:
-            count = min(MOST_TOLD, logits_RV.shape[1])
+            count = min(MAX_LOGPROBS, logits_RV.shape[1])
             logprobs_RL = logprobs(logits_RV, token_R, count)
         return Chosen(logits_RV, token_R, is_finite_R, logprobs_RL)
 

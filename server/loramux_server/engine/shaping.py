@@ -2,8 +2,8 @@
 
 What may follow a token is found out while the next step runs (`forms/forms.py`). A row for which
 that takes longer than the step is put off: it is computed again once it is known, and from then on
-its request runs only when it is. So no form keeps other requests waiting for more than a moment,
-once.
+its request runs only when it is. So a form keeps requests without one waiting for no more than a
+moment, once.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence

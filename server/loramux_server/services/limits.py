@@ -11,7 +11,7 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
-from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.engine.messages import MAX_LOGPROBS, ModelInfo, Sampling
 from loramux_server.services.forms import check_form, form_of
 
 MAX_PROMPT_BYTES = 256 << 10
@@ -23,7 +23,6 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 a caller's own can be one."""
 MAX_BIASES = 300
 MAX_BIAS = 100.0
-MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 256
 MAX_ROUTING_KEY = 256
 MAX_PAGE = 1000
