@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 
 import torch
@@ -35,6 +36,24 @@ def describe(device: torch.device) -> dict[str, object]:
         found["memory_bytes"] = properties.total_memory
         found["cuda"] = torch.version.cuda
     return found
+
+
+def seconds_apart(device: torch.device, calls: Sequence[Callable[[], object]]) -> float:
+    """Return what one of `calls` takes after a kernel that lets it begin no sooner than it ends.
+
+    Else one of our kernels would begin while the one before, of its own kind, still runs; in a step
+    most of them follow a matmul. What that other kernel takes by itself is taken away.
+    """
+    if device.type != "cuda":
+        return seconds(device, calls)
+    other = torch.empty(1, device=device)
+    pairs = [partial(_both, other.zero_, call) for call in calls]
+    return seconds(device, pairs) - seconds(device, [other.zero_] * len(calls))
+
+
+def _both(first: Callable[[], object], second: Callable[[], object]) -> None:
+    first()
+    second()
 
 
 def seconds(device: torch.device, calls: Sequence[Callable[[], object]]) -> float:

@@ -77,7 +77,7 @@ class Goal:
 
 
 class Goals:
-    """Goals 1 to 9, 11 to 14, 19 and 20; 10 is about a server (`benchmarks.ratios`, `many`).
+    """Goals 1 to 9, 11 to 14 and 19 to 21; 10 is about a server (`benchmarks.ratios`, `many`).
 
     Each measures what it needs, and what it has in common with others once.
     """
@@ -112,6 +112,7 @@ class Goals:
         """Return all goals: those first that say most, and take least."""
         batch, large, rank = self._batch, self.sizes.large_batch, self.sizes.large_rank
         mixed = f"ranks 8 to 64 ÷ all {self._mean_rank}"
+        scattered = f"{batch} of {self._num_resident} resident adapters of rank {_RANK}"
         drawn, dora = f"{batch} requests, draws ÷ greedy", f"{batch} requests, DoRA ÷ LoRA of r16"
         found = [
             Goal(12, f"base, {batch}: step ÷ floor", self._base, 1, 1.35, is_limit=True),
@@ -127,6 +128,7 @@ class Goals:
             Goal(19, drawn, self._draws, 1, 0.95),
             Goal(11, "kernels more in a decode step", self._launches, 0, 64, is_limit=True),
             self._ratio(6, large, large, LARGE[rank], rank),
+            Goal(21, scattered, self._scattered, self._ratio_floor(batch, batch * _RANK), 0.8),
             Goal(13, "miss, on the host, r16, ms", self._misses, 1.5, 5, is_limit=True),
             Goal(14, "miss, on disk, r16, ms", partial(self._misses, True), 19, 40, is_limit=True),
             Goal(8, mixed, self._ranks, 1, 1.1, is_limit=True),
@@ -143,13 +145,27 @@ class Goals:
         self, number: int, batch: int, adapters: int, goal: float, rank: int = _RANK
     ) -> Goal:
         what = f"{batch} requests, {adapters} adapters of rank {rank}"
-        floor = self._floor(batch, 0) / self._floor(batch, adapters * rank)
+        floor = self._ratio_floor(batch, adapters * rank)
 
         def measure() -> float:
             base = self._step(batch, [])
             return base / self._step(batch, self._files.sources(rank, adapters))
 
         return Goal(number, what, measure, floor, goal)
+
+    def _ratio_floor(self, batch: int, ranks: int) -> float:
+        return self._floor(batch, 0) / self._floor(batch, ranks)
+
+    @property
+    def _num_resident(self) -> int:
+        """Adapters of goal 21 that the device holds: as many again as a step has, if they fit."""
+        return min(2 * self._batch, self.sizes.large_batch * self.sizes.large_rank // _RANK)
+
+    def _scattered(self) -> float:
+        resident = self._adapters(self._num_resident)
+        self._served.load(resident)
+        step = self._step(self._batch, resident[:: len(resident) // self._batch])
+        return self._step(self._batch, []) / step
 
     def _base(self) -> float:
         return self._step(self._batch, []) / self._floor(self._batch, 0)

@@ -193,22 +193,27 @@ def attention_calls(
                 form,
                 out_THD,
                 scratch,
-                blocks=plan.decode_attention,
+                blocks=plan.attention_of(rows),
             )
         )
     return calls, moved
 
 
-def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[str, Calls]:
-    """Return the kernels that adapters need in `group`, each by its name."""
+def lora_calls(
+    group: str, shape: Shape, of: LoraOperands, plan: Plan, *, is_bare: bool = False
+) -> dict[str, Calls]:
+    """Return the kernels that adapters need in `group`, each by its name.
+
+    With `is_bare` those that the base needs, too, do without adapters what they do.
+    """
     tokens, item = len(of.x_TK), of.x_TK.element_size()
     num_parts, outputs = len(of.outputs), sum(of.outputs)
     device, dtype = of.x_TK.device, of.x_TK.dtype
     planes_STJ, y_TN, tiles = of.planes_STJ, of.y_TN, of.staged.tiles
-    cut = plan.cuts[tiles.size]
+    cut = plan.cut(tiles.size, is_bare=is_bare)
 
-    def low_rank(b_RN: torch.Tensor) -> LowRank:
-        return LowRank(planes_STJ, False, b_RN, of.table)
+    def low_rank(b_RN: torch.Tensor) -> LowRank | None:
+        return None if is_bare else LowRank(planes_STJ, False, b_RN, of.table)
 
     a_bytes = num_parts * of.num_rows * of.width * item
     b_bytes = of.num_rows * outputs * item
@@ -253,7 +258,7 @@ def lora_calls(group: str, shape: Shape, of: LoraOperands, plan: Plan) -> dict[s
 def _rope(
     shape: Shape,
     of: LoraOperands,
-    low_rank: Callable[[torch.Tensor], LowRank],
+    low_rank: Callable[[torch.Tensor], LowRank | None],
     read: int,
     cut: Cut,
 ) -> Calls:

@@ -13,7 +13,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +33,20 @@ from loramux_server.kernels.gpu.staged import PREFILL_TILE, SHARED_TILE, SINGLE_
 
 _ATTENTION = "decode_attention"
 _CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
-    "silu_mul": {"n": (32, 64, 128, 256), "num_warps": (1, 2, 4, 8)},
-    "residual_norm": {"k": (256, 512, 1024, 4096), "num_warps": (1, 2, 4, 8)},
-    "rope_write": {"heads": (1, 2, 4), "num_warps": (1, 2, 4, 8)},
-    _ATTENTION: {"context": (64, 128), "least_share": (64, 128, 256), "num_stages": (2, 3)},
-    "expand": {"n": (64, 128, 256), "num_warps": (2, 4, 8)},
+    "silu_mul": {"n": (64, 128, 256, 512), "num_warps": (1, 2, 4, 8)},
+    "residual_norm": {"k": (256, 512, 1024, 2048, 4096), "num_warps": (1, 2, 4, 8, 16)},
+    "rope_write": {"heads": (1, 2, 4, 8), "num_warps": (1, 2, 4, 8)},
+    _ATTENTION: {"context": (32, 64, 128), "least_share": (128, 256), "num_stages": (2, 3, 4)},
+    "expand": {"n": (64, 128, 256), "num_warps": (1, 2, 4, 8)},
     "shrink": {"columns": (16, 64), "k": (64, 128), "num_stages": (3, 4)},
 }
 """Those come first that take most of a decode step."""
+_BARE_CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
+    "silu_mul": {"n": (128, 256, 512, 1024), "num_warps": (2, 4, 8)},
+    "residual_norm": {"row_warps": (2, 4, 8, 16)},
+    "rope_write": {"heads": (1, 2, 4, 8), "num_warps": (1, 2, 4, 8)},
+}
+"""The same where no token has an adapter."""
 _GROUP_OF = {
     "shrink": ("qkv", "down"),
     "expand": ("qkv", "down"),
@@ -50,18 +55,95 @@ _GROUP_OF = {
     "residual_norm": ("o",),
 }
 """Where each kernel is tried."""
+_GATHERING = ("shrink", "expand")
+"""For others h comes in one plane, as a matmul that goes on through A rows gives it."""
+_COLUMNS = {
+    "silu_mul": ("n", 1),
+    "residual_norm": ("k", 1),
+    "rope_write": ("heads", 64),
+    "expand": ("n", 1),
+}
+"""What says how many columns of B a program reads at once, and how many each is."""
+_LEAST_HELD, _MOST_HELD = 8, {SINGLE_TILE: 128, SHARED_TILE: 64, PREFILL_TILE: 64}
+"""Numbers of a block that a thread holds: with fewer it idles, more do not fit in its registers."""
 _TILES = (SINGLE_TILE, SHARED_TILE, PREFILL_TILE)
+_REQUESTS = (4, 16, 256)
+"""Attention is cut by the requests of a step: up to so many."""
 _RANK = 16
 _CONTEXTS = (1024, 4096)
 Make = Callable[[Plan], Calls]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """How a kernel is best cut for tiles of one size."""
+class Unit:
+    """What is cut in one way."""
 
     kernel: str
-    tile: int
+    size: int
+    """Tokens of its tiles; of attention, most requests of a step."""
+    is_bare: bool = False
+    """Whether it is for steps in which no token has an adapter."""
+
+    @property
+    def table(self) -> str:
+        """The part of a plan that has it."""
+        if self.kernel == _ATTENTION:
+            return _ATTENTION
+        return "bare" if self.is_bare else "cuts"
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        return f"{self.kernel} {self.size}{' bare' * self.is_bare}"
+
+    def blocks(self, plan: Plan) -> Any:  # noqa: ANN401
+        """Return how `plan` cuts it; None where that is left to the kernel."""
+        if self.kernel == _ATTENTION:
+            return plan.attention_of(self.size)
+        return getattr(plan.cut(self.size, is_bare=self.is_bare), self.kernel)
+
+    def candidates(self, plan: Plan) -> Iterator[Plan]:
+        """Yield plans that differ from `plan` in how it is cut."""
+        choices = (_BARE_CHOICES if self.is_bare else _CHOICES)[self.kernel]
+        for numbers in itertools.product(*choices.values()):
+            chosen = dict(zip(choices, numbers, strict=True))
+            if self.is_bare or self._fits(chosen):
+                blocks = replace(self.blocks(plan) or DecodeBlocks(), **chosen)
+                table = getattr(plan, self.table)
+                if self.kernel != _ATTENTION:
+                    blocks = replace(table[self.size], **{self.kernel: blocks})
+                yield replace(plan, **{self.table: table | {self.size: blocks}})
+
+    def _fits(self, chosen: Mapping[str, int]) -> bool:
+        """Return whether each thread of such a program has enough to do, and not too much."""
+        if self.kernel not in _COLUMNS:
+            return True
+        name, width = _COLUMNS[self.kernel]
+        rows = 16 if self.kernel == "residual_norm" else max(16, self.size)
+        held = rows * chosen[name] * width / (32 * chosen["num_warps"])
+        return _LEAST_HELD <= held <= _MOST_HELD[self.size]
+
+
+def units(kernels: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Unit]:
+    """Return what is to be cut, of these kernels and sizes; all of them if there are none."""
+    found = []
+    for kernel in kernels or _CHOICES:
+        if kernel == _ATTENTION:
+            found += [Unit(kernel, most) for most in _REQUESTS]
+            continue
+        # In prefill B of the layers before the norms is applied on its own.
+        tiles = [size for size in _TILES if kernel != "residual_norm" or size != PREFILL_TILE]
+        found += [Unit(kernel, size) for size in tiles]
+        if kernel in _BARE_CHOICES:
+            found += [Unit(kernel, size, is_bare=True) for size in (SINGLE_TILE, PREFILL_TILE)]
+    return [unit for unit in found if not sizes or unit.size in sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How a kernel is best cut."""
+
+    unit: str
     blocks: dict[str, int] | None
     microseconds: list[float]
     """At each size of a step."""
@@ -76,7 +158,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(_CHOICES)}.")] = None,
     tile: Annotated[list[int] | None, typer.Option(help=f"Of {_TILES}.")] = None,
     processes: Annotated[int, typer.Option(help="Compile in so many first.")] = 0,
-    compile_only: Annotated[bool, typer.Option("--compile-only", help="Measure nothing.")] = False,
+    compile_share: Annotated[
+        str, typer.Option(help="I/N: only compile every N-th way from the I-th on.")
+    ] = "",
     plans: Annotated[Path | None, typer.Option(help="File to change; the package's own.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for what was measured, JSON.")] = None,
 ) -> None:
@@ -86,22 +170,19 @@ def main(
     plan = Plan.of(device)
     batches, chunks = batch or [1, 8, 32, 64], chunk or [512, 2048]
     steps = Steps(chosen, device, batches, chunks)
-    found = [
-        (kernel, size)
-        for kernel, size in itertools.product(only or _CHOICES, tile or _TILES)
-        if _is_tiled(kernel, size)
-    ]
-    if compile_only:
-        for kernel, size in found:
-            for make, candidate in itertools.product(
-                list(steps.of(kernel, size, plan)), _candidates(plan, kernel, size)
-            ):
-                _seconds(device, make, candidate, is_timed=False)
+    found = units(only, tile)
+    if compile_share:
+        first, count = map(int, compile_share.split("/"))
+        for unit in found:
+            makes = list(steps.of(unit, plan))
+            for candidate in list(unit.candidates(plan))[first::count]:
+                for make in makes:
+                    _seconds(device, make, candidate, is_timed=False)
         return
     rows: list[dict[str, Any]] = []
     record = Record(
         output,
-        [f"{kernel} {size}" for kernel, size in found],
+        [unit.name for unit in found],
         command="python -m benchmarks.gpu.tune",
         shape=shape,
         rows=rows,
@@ -110,11 +191,13 @@ def main(
     if processes:
         with record.part("compile"):
             sizes = [f"--batch={n}" for n in batches] + [f"--chunk={n}" for n in chunks]
-            _compile(found, [f"--shape={shape}", *sizes], processes)
-    for kernel, size in found:
-        with record.part(f"{kernel} {size}"):
-            if makes := list(steps.of(kernel, size, plan)):
-                plan, row = _tuned(plan, kernel, size, device, makes)
+            chosen_parts = [f"--only={kernel}" for kernel in only or ()]
+            chosen_parts += [f"--tile={size}" for size in tile or ()]
+            _compile([f"--shape={shape}", *sizes, *chosen_parts], processes)
+    for unit in found:
+        with record.part(unit.name):
+            if makes := list(steps.of(unit, plan)):
+                plan, row = _tuned(plan, unit, device, makes)
                 rows.append(asdict(row))
                 print(_line(row), flush=True)
                 _keep(plan, path, capability(device))
@@ -123,31 +206,22 @@ def main(
         raise SystemExit(1)
 
 
-def _is_tiled(kernel: str, tile: int) -> bool:
-    """Return whether `kernel` is cut for tiles of that size."""
-    if kernel == _ATTENTION:
-        return tile == SINGLE_TILE
-    return kernel != "residual_norm" or tile != PREFILL_TILE  # there B is applied before
-
-
 def _keep(plan: Plan, path: Path, device: str) -> None:
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     entries[device] = asdict(plan)
     replace_file(path, json.dumps(entries, indent=1) + "\n")
 
 
-def _compile(found: list[tuple[str, int]], arguments: list[str], processes: int) -> None:
+def _compile(arguments: list[str], processes: int) -> None:
     """Bring what is to be measured to Triton's cache: one core takes minutes for it."""
-    command = [sys.executable, "-m", "benchmarks.gpu.tune", *arguments, "--compile-only"]
-
-    def run(kernel: str, tile: int) -> int:
-        return subprocess.run(
-            [*command, f"--only={kernel}", f"--tile={tile}"], check=False
-        ).returncode
-
-    with ThreadPoolExecutor(processes) as pool:
-        if any(pool.map(run, *zip(*found, strict=True))):
-            raise SystemExit("a kernel could not be compiled; see above")
+    command = [sys.executable, "-m", "benchmarks.gpu.tune", *arguments]
+    running = [
+        subprocess.Popen([*command, f"--compile-share={share}/{processes}"])
+        for share in range(processes)
+    ]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit("a kernel could not be compiled; see above")
 
 
 class Steps:
@@ -162,23 +236,26 @@ class Steps:
         self._dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._batches, self._chunks = batches, chunks
 
-    def of(self, kernel: str, tile: int, plan: Plan) -> Iterator[Make]:
-        """Yield what makes calls of `kernel` out of a plan, for each step with such tiles."""
+    def of(self, unit: Unit, plan: Plan) -> Iterator[Make]:
+        """Yield what makes calls of `unit` out of a plan, for each step that has such."""
         shape, device, dtype = self._shape, self._device, self._dtype
-        if kernel == _ATTENTION:
-            for tokens, context in itertools.product(self._batches, _CONTEXTS):
+        if unit.kernel == _ATTENTION:
+            least = max([0, *(most for most in _REQUESTS if most < unit.size)])
+            batches = [tokens for tokens in self._batches if least < tokens <= unit.size]
+            for tokens, context in itertools.product(batches, _CONTEXTS):
                 yield partial(attention_calls, shape, device, dtype, tokens, context)
             return
+        planes = plan.cuts[unit.size].planes if unit.kernel in _GATHERING else 1
         for group, (tokens, chunk, adapters) in itertools.product(
-            _GROUP_OF[kernel], self._sizes(tile)
+            _GROUP_OF[unit.kernel], self._sizes(unit.size)
         ):
             width, outputs = groups(shape)[group]
             of = LoraOperands.make(
                 width, outputs, tokens, [_RANK] * adapters, device, dtype,
-                chunk=chunk, planes=plan.cuts[tile].planes,
+                chunk=chunk, planes=planes,
             )  # fmt: skip
-            if of.staged.tiles.size == tile:
-                yield partial(_calls_of, kernel, group, shape, of)
+            if of.staged.tiles.size == unit.size:
+                yield partial(_calls_of, unit, group, shape, of)
 
     def _sizes(self, tile: int) -> Iterator[tuple[int, int, int]]:
         """Yield (tokens, tokens of a request, adapters) of steps that have tiles of `tile`."""
@@ -191,15 +268,13 @@ class Steps:
                 yield tokens, 1, adapters
 
 
-def _calls_of(kernel: str, group: str, shape: Shape, of: LoraOperands, plan: Plan) -> Calls:
-    return lora_calls(group, shape, of, plan)[kernel]
+def _calls_of(unit: Unit, group: str, shape: Shape, of: LoraOperands, plan: Plan) -> Calls:
+    return lora_calls(group, shape, of, plan, is_bare=unit.is_bare)[unit.kernel]
 
 
-def _tuned(
-    plan: Plan, kernel: str, tile: int, device: torch.device, makes: list[Make]
-) -> tuple[Plan, Row]:
-    """Return `plan` with the best way to cut `kernel` for tiles of one size."""
-    candidates = [plan, *_candidates(plan, kernel, tile)]
+def _tuned(plan: Plan, unit: Unit, device: torch.device, makes: list[Make]) -> tuple[Plan, Row]:
+    """Return `plan` with the best way to cut `unit`."""
+    candidates = [plan, *unit.candidates(plan)]
     taken = [[_seconds(device, make, candidate) for make in makes] for candidate in candidates]
     least = [min(column) for column in zip(*taken, strict=True)]
     costs = [
@@ -208,27 +283,15 @@ def _tuned(
     ]
     best = min(range(len(costs)), key=costs.__getitem__)
     now, before = ([1e6 * found for found in taken[number]] for number in (best, 0))
-    blocks = _blocks(candidates[best], tile, kernel)
-    return candidates[best], Row(kernel, tile, blocks and asdict(blocks), now, before)
+    blocks = unit.blocks(candidates[best])
+    return candidates[best], Row(unit.name, blocks and asdict(blocks), now, before)
 
 
 def _line(row: Row) -> str:
     now, before = (
         " ".join(f"{found:.1f}" for found in times) for times in (row.microseconds, row.before)
     )
-    return f"{row.kernel:16} {row.tile:3} {row.blocks}: {now} µs, before {before}"
-
-
-def _candidates(plan: Plan, kernel: str, tile: int) -> Iterator[Plan]:
-    choices = _CHOICES[kernel]
-    for numbers in itertools.product(*choices.values()):
-        chosen = dict(zip(choices, numbers, strict=True))
-        blocks: Any = replace(_blocks(plan, tile, kernel) or DecodeBlocks(), **chosen)
-        if kernel == _ATTENTION:
-            yield replace(plan, decode_attention=blocks)
-        else:
-            cut = replace(plan.cuts[tile], **{kernel: blocks})
-            yield replace(plan, cuts=plan.cuts | {tile: cut})
+    return f"{row.unit:22} {row.blocks}: {now} µs, before {before}"
 
 
 def _seconds(device: torch.device, make: Make, plan: Plan, *, is_timed: bool = True) -> float:
@@ -236,16 +299,11 @@ def _seconds(device: torch.device, make: Make, plan: Plan, *, is_timed: bool = T
     calls, _ = make(plan)
     try:
         if is_timed:
-            return on.seconds(device, calls)
+            return on.seconds_apart(device, calls)
         calls[0]()
     except OutOfResources:
         pass
     return math.inf
-
-
-def _blocks(plan: Plan, tile: int, kernel: str) -> Any:  # noqa: ANN401
-    """Return how `kernel` is cut; None where that is left to the kernel."""
-    return plan.decode_attention if kernel == _ATTENTION else getattr(plan.cuts[tile], kernel)
 
 
 if __name__ == "__main__":

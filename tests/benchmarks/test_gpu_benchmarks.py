@@ -5,6 +5,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
 from benchmarks.gpu import check, end_to_end, kernels, peer_kernels, tune
 from benchmarks.gpu.peer_kernels import Name
 from benchmarks.gpu.record import Record
+from loramux_server.kernels.gpu.plan import Plan
 
 VLLM = {
     "__init__.py": "raise ImportError('compiled for CUDA')",
@@ -210,18 +212,28 @@ def test_tests_are_counted_as_they_end(tmp_path: Path) -> None:
     assert [name.partition("::")[2] for name in tests["failures"]] == ["test_bad", "test_not_begun"]
 
 
-def test_what_is_tuned_is_written_as_a_plan(tmp_path: Path) -> None:
+def test_what_is_tuned_is_written_as_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "_CONTEXTS", (16,))
     plans, output = tmp_path / "plans.json", tmp_path / "o.json"
     plans.write_text(json.dumps({"default": {"max_spare_rows": 1}}))
-    tune.main(shape="tiny", batch=[1], chunk=[4], only=["expand"], plans=plans, output=output)
+    tune.main(
+        shape="tiny", batch=[1, 8], chunk=[4], only=["rope_write", "decode_attention"],
+        plans=plans, output=output,
+    )  # fmt: skip
     entries = json.loads(plans.read_text())
     assert entries["default"] == {"max_spare_rows": 1}
-    for cut in entries["cpu"]["cuts"].values():
-        assert cut["expand"]["n"] in (64, 128, 256)
+    plan = Plan.parse(entries["cpu"])
     record = json.loads(output.read_text())
     assert record["complete"]
-    for row in record["rows"]:
-        assert row["blocks"] == entries["cpu"]["cuts"][str(row["tile"])]["expand"]
+    blocks = {row["unit"]: row["blocks"] for row in record["rows"]}
+    for size, cut in plan.cuts.items():
+        assert blocks[f"rope_write {size}"] == asdict(cut.rope_write)
+    for size, cut in plan.bare.items():
+        assert blocks[f"rope_write {size} bare"] == asdict(cut.rope_write)
+    assert list(plan.decode_attention) == [4, 16]  # no step was larger
+    assert blocks["decode_attention 16"] == asdict(plan.attention_of(17))
 
 
 def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
@@ -231,7 +243,7 @@ def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
         plot=plot, output=output,
     )  # fmt: skip
     record = json.loads(output.read_text())
-    assert {goal["number"] for goal in record["goals"]} == {*range(1, 10), 12, 13, 14, 19, 20}
+    assert {goal["number"] for goal in record["goals"]} == {*range(1, 10), 12, 13, 14, 19, 20, 21}
     assert record["dora_adapters"] == 1
     assert list(record["tokens_per_second_by_adapters"]) == ["loramux", "loramux, base only"]
     assert plot.read_bytes().startswith(b"\x89PNG")

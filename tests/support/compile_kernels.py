@@ -50,8 +50,12 @@ def main() -> None:
     has_adapter = False
 
     def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        is_dependent = "IS_DEPENDENT" in kwargs
+        if is_dependent:  # as there
+            kwargs |= {"IS_DEPENDENT": True, "launch_pdl": True}
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         assert kernel.asm["cubin"]
+        assert ("griddepcontrol.wait" in kernel.asm["ptx"]) == is_dependent
         found = {
             "name": self.__name__,
             "tile": tile,

@@ -14,8 +14,10 @@ import torch
 UNITS = 1 << 42
 """What the likeliest token weighs: two million of them are still a number of 64 bits."""
 NUM_PARAMETERS = 5
-_MOST_LOGITS = 1 << 21
-"""Logits at a time: what is made of them takes less than 100 bytes each, and fits a cache."""
+_MOST_LOGITS = 1 << 22
+"""Logits at a time: what is made of them takes less than 100 bytes each."""
+_CHUNK = 1024
+"""Tokens that are added up one after the other. A GPU adds up long rows slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def _draw(
         key_RV, token_RV = (-logits_RV).masked_fill_(is_whole_R1, 0.0).sort(dim=-1, stable=True)
         logits_RV = torch.where(is_whole_R1, logits_RV, -key_RV)
     weight_RV = (logits_RV - most_R1).mul_(inverse_R1).exp_().mul_(UNITS).long()
-    sum_RV = weight_RV.cumsum(-1)
+    sum_RV = _cumulated(weight_RV)
     mass_R1 = sum_RV[:, -1:]
     if key_RV is not None:
         least_R1 = (most_R1 + margin_R1).float()
@@ -78,11 +80,20 @@ def _draw(
     unit_R1 = torch.minimum((number_R1 * mass_R1).long(), mass_R1 - 1)
     place_R1 = torch.searchsorted(sum_RV, unit_R1, right=True)
     # Where logits are not finite, sums are nothing to be found in.
-    drawn_R1 = place_R1.clamp(max=sum_RV.shape[1] - 1)
+    drawn_R1 = place_R1.clamp(max=weight_RV.shape[1] - 1)
     if token_RV is not None:
         drawn_R1 = token_RV.gather(1, drawn_R1)
     is_drawn_R1 = (inverse_R1 > 0) & most_R1.isfinite()
     return torch.where(is_drawn_R1, drawn_R1, likeliest_R[:, None])[:, 0]
+
+
+def _cumulated(weight_RV: torch.Tensor) -> torch.Tensor:
+    """Return what tokens weigh, each together with those before it, filled up to whole chunks."""
+    num_rows, size = weight_RV.shape
+    weight_RCV = torch.nn.functional.pad(weight_RV, (0, -size % _CHUNK)).view(num_rows, -1, _CHUNK)
+    sum_RCV = weight_RCV.cumsum(-1)
+    chunk_RC1 = sum_RCV[..., -1:]
+    return sum_RCV.add_(chunk_RC1.cumsum(1) - chunk_RC1).view(num_rows, -1)
 
 
 def _num_left(
@@ -95,13 +106,13 @@ def _num_left(
     """Return how many tokens of each row are left, as [R, 1].
 
     Args:
-        sum_RV: What tokens weigh, each together with those before it.
+        sum_RV: As `_cumulated` gives it.
         key_RV: Their logits, negated, which ascend.
         top_k_R1: As in `Draws`.
         top_p_R1: As in `Draws`.
         least_R1: The least logit that min-p leaves.
     """
-    size = sum_RV.shape[1]
+    size = key_RV.shape[1]
     by_k_R1 = top_k_R1.masked_fill(top_k_R1 < 1, size).clamp(max=size).long()
     # The token with which top-p is reached is left, too.
     reached_R1 = (top_p_R1 * sum_RV.gather(1, by_k_R1 - 1)).ceil().long()

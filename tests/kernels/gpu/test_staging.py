@@ -94,8 +94,10 @@ def test_steps_with_prompts_of_like_size_have_one_form_and_one_memory(device: to
     there = staged.batch.tile_request_I.tolist()
     assert there.count(0) == -(-20 // stager.query_tile)
     assert there[-1] == -1
+    long, _ = stager.stage(step([900, 1]))
+    assert long.form == stager.stage(step([1024]))[0].form is not None
     # What has a form of its own each time is none.
-    assert stager.stage(step([600, 1]))[0].form is None
+    assert stager.stage(step([2048, 1]))[0].form is None
     asked = replace(step([30, 1]), sampled_R=torch.arange(31))
     assert stager.stage(asked)[0].form is None
 

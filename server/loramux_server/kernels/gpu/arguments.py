@@ -36,12 +36,12 @@ class LowRankArguments(NamedTuple):
     """Constant when compiled, as is what follows."""
     is_merged: Any
     has_vectors: Any
-    affine_AP: torch.Tensor | None
-    """This and the rest are there where there are vectors."""
-    vectors: torch.Tensor | None
+    affine_AP: torch.Tensor
+    """This and the rest are read where there are vectors. Triton 3.6 takes no None in a tuple."""
+    vectors: torch.Tensor
     """The memory of `b_RN` as float32."""
-    granule_stride: int | None
-    vector_stride: int | None
+    granule_stride: int
+    vector_stride: int
     """From a factor to its shift."""
 
 
@@ -55,7 +55,7 @@ def low_rank_arguments(low_rank: LowRank | None) -> LowRankArguments | None:
     if low_rank is None:
         return None
     planes_STJ, table, b_RN = low_rank.planes_STJ, low_rank.table, low_rank.b_RN
-    vectors: tuple[Any, ...] = (None, None, None, None)
+    vectors = (table.affine_AP, b_RN, 0, 0)
     if low_rank.has_vectors:
         memory, width = b_RN.view(-1).view(torch.float32), b_RN.shape[1]
         granule_bytes = GRANULE * width * b_RN.itemsize

@@ -5,6 +5,7 @@ H query heads, D key width, E value width.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -22,6 +23,7 @@ from loramux_server.kernels.gpu.prefill_attention import prefill_attention_trito
 from loramux_server.kernels.gpu.residual_norm import NormScratch
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
+from loramux_server.kernels.gpu.side_stream import SideStream
 from loramux_server.kernels.gpu.staged import Staged, Stager, power
 from loramux_server.kernels.gpu.tiles import LowRank
 from loramux_server.kernels.gpu.write_cache import write_cache_triton
@@ -40,6 +42,7 @@ class GpuOperations:
         self._stager = Stager(device, self.plan)
         self._staged: Staged | None = None
         self._device = device
+        self._side = SideStream(device)
         self._scratch: dict[tuple[int, int, int], DecodeScratch] = {}
         self._norm_scratch: dict[tuple[int, int], NormScratch] = {}
 
@@ -52,7 +55,7 @@ class GpuOperations:
     @property
     def cut(self) -> Cut:
         """How kernels are cut for the step that runs."""
-        return self.plan.cuts[self.staged.tiles.size]
+        return self.plan.cut(self.staged.tiles.size, is_bare=self.staged.path is None)
 
     def stage(self, given: StepInput, device: torch.device) -> StepInput:
         """Bring a step to the device; it runs from now on."""
@@ -80,21 +83,36 @@ class GpuOperations:
             y_TN, h_TJ = linear.extended(x_TK, projection.extended_EK, num_rows)
             planes_STJ = h_TJ[None]
         else:
+            # A matmul that reads all weights leaves time for what reads few. Where launches take
+            # longer than what they launch, there would only be more of them.
+            is_beside = self.staged.is_recorded
+            with self._side.fork() if is_beside else nullcontext():
+                planes_STJ = self._gathered(projection, projection.a_RK, x_TK, path.num_rows)
             y_TN = linear(x_TK)
-            planes_STJ = torch.empty(
-                self.cut.planes, len(x_TK), num_parts * path.num_rows,
-                dtype=torch.float32, device=x_TK.device,
-            )  # fmt: skip
-            shrink_triton(
-                x_TK, projection.a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
-                blocks=self.cut.shrink,
-            )  # fmt: skip
-            if not self.staged.is_decode:  # many programs read h then, and it is not small
-                planes_STJ = planes_STJ.sum(0, keepdim=True)
+            if is_beside:
+                self._side.join()
         low_rank = LowRank(
             planes_STJ, is_merged, projection.b_RN, projection.table, path.has_vectors
         )
         return y_TN, low_rank
+
+    def _gathered(
+        self, projection: Projection, a_RK: torch.Tensor, x_TK: torch.Tensor, most_rows: int
+    ) -> torch.Tensor:
+        """Return h as `shrink` writes it, for adapters of up to `most_rows` rank rows."""
+        num_parts = len(projection.columns) - 1
+        assert projection.table is not None
+        planes_STJ = torch.empty(
+            self.cut.planes, len(x_TK), num_parts * most_rows,
+            dtype=torch.float32, device=x_TK.device,
+        )  # fmt: skip
+        shrink_triton(
+            x_TK, a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
+            blocks=self.cut.shrink,
+        )  # fmt: skip
+        if self.staged.is_decode:
+            return planes_STJ
+        return planes_STJ.sum(0, keepdim=True)  # many programs read h then, and it is not small
 
     def project(
         self,
@@ -140,9 +158,8 @@ class GpuOperations:
         size = (*q_THD.shape[:2], v_SJE.shape[2])
         out_THE = q_THD.new_empty(size)
         scratch = self._scratch_for(len(staged.context_B), *size[1:])
-        decode_attention_triton(
-            q_THD, k_SJD, v_SJE, staged, form, out_THE, scratch, blocks=self.plan.decode_attention
-        )
+        blocks = self.plan.attention_of(len(staged.context_B))
+        decode_attention_triton(q_THD, k_SJD, v_SJE, staged, form, out_THE, scratch, blocks=blocks)
         if len(staged.tile_start_I):
             prefill_attention_triton(q_THD, k_SJD, v_SJE, staged, form, out_THE)
         return out_THE

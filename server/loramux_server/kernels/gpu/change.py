@@ -65,9 +65,32 @@ def changed(
 
 
 @triton.jit
+def ahead(
+    low_rank: tl.tuple,
+    adapter: tl.tensor,
+    part: tl.tensor,
+    o_N: tl.tensor,
+    m_N: tl.tensor,
+    DTYPE: tl.constexpr,
+) -> tl.tuple:
+    """Return what of a change depends on nothing that a step computes, for the columns `o_N`.
+
+    That can be on its way while the kernel before still runs: size, rank and scale of the part, and
+    its first rows of B. The base model has rank 0.
+    """
+    is_adapter = adapter >= 0
+    o_part = adapter * low_rank.adapter_stride + part
+    size = tl.load(low_rank.size_A + adapter, mask=is_adapter, other=0)
+    rank = tl.load(low_rank.rank_AP + o_part, mask=is_adapter, other=0)
+    scale = tl.load(low_rank.scale_AP + o_part, mask=is_adapter, other=0.0)
+    return size, rank, scale, _rows(low_rank, adapter, 0, rank, o_N, m_N, DTYPE)
+
+
+@triton.jit
 def changed_block(
     y_TN: tl.tensor,
     low_rank: tl.tuple,
+    known: tl.tuple,
     adapter: tl.tensor,
     part: tl.tensor,
     o_T: tl.tensor,
@@ -75,23 +98,152 @@ def changed_block(
     o_N: tl.tensor,
     m_N: tl.tensor,
     NUM_PARTS: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """Return `changed` of the tokens `o_T` (int64) and columns `o_N`, all of one part; float32."""
-    is_adapter = adapter >= 0
-    size = tl.load(low_rank.size_A + adapter, mask=is_adapter, other=0)
-    y_TN += _delta_block(
-        low_rank, adapter, is_adapter, size, part, o_T, m_T, o_N, m_N,
-        NUM_PARTS, DTYPE, BLOCK_T, BLOCK_N,
+    """Return `changed` of the tokens `o_T` (int64) and columns `o_N`, all of one part; float32.
+
+    `known` is what `ahead` gives for them.
+    """
+    first_TN, _ = _changed(
+        y_TN, y_TN, low_rank, known, known, adapter, part, part, o_T, m_T, o_N, o_N, m_N,
+        NUM_PARTS, 1,
     )  # fmt: skip
+    return first_TN
+
+
+@triton.jit
+def changed_pair(
+    y_TN: tl.tensor,
+    other_TN: tl.tensor,
+    low_rank: tl.tuple,
+    known: tl.tuple,
+    other_known: tl.tuple,
+    adapter: tl.tensor,
+    part: tl.tensor,
+    other_part: tl.tensor,
+    o_T: tl.tensor,
+    m_T: tl.tensor,
+    o_N: tl.tensor,
+    other_N: tl.tensor,
+    m_N: tl.tensor,
+    NUM_PARTS: tl.constexpr,
+) -> tl.tuple:
+    """Return `changed_block` of two blocks of as many columns, whose memory is read at once."""
+    return _changed(
+        y_TN, other_TN, low_rank, known, other_known, adapter, part, other_part,
+        o_T, m_T, o_N, other_N, m_N, NUM_PARTS, 2,
+    )  # fmt: skip
+
+
+@triton.jit
+def _changed(
+    a_TN: tl.tensor,
+    b_TN: tl.tensor,
+    low_rank: tl.tuple,
+    a_known: tl.tuple,
+    b_known: tl.tuple,
+    adapter: tl.tensor,
+    a_part: tl.tensor,
+    b_part: tl.tensor,
+    o_T: tl.tensor,
+    m_T: tl.tensor,
+    a_N: tl.tensor,
+    b_N: tl.tensor,
+    m_N: tl.tensor,
+    NUM_PARTS: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr,
+) -> tl.tuple:
+    """Return one block or two as adapters change them; without a second, the first in its place."""
+    DTYPE: tl.constexpr = a_known[3].dtype
+    size, a_rank, a_scale, a_b_JN = a_known
+    _, b_rank, b_scale, b_b_JN = b_known
+    p_T = low_rank.planes_STJ + o_T * low_rank.token_stride
+    if low_rank.is_merged:
+        p_T += NUM_PARTS * adapter * ROWS
+    # What is read is on its way before any of it is waited for.
+    a_h_TJ = _hidden(low_rank, p_T + a_part * size, m_T, 0, a_rank)
+    if NUM_BLOCKS == 2:
+        b_h_TJ = _hidden(low_rank, p_T + b_part * size, m_T, 0, b_rank)
+        b_sum_TN = _product(b_h_TJ, b_b_JN, tl.zeros_like(b_TN))
+    a_sum_TN = _product(a_h_TJ, a_b_JN, tl.zeros_like(a_TN))
+    begin = 16
+    while begin < tl.maximum(a_rank, b_rank):
+        a_h_TJ = _hidden(low_rank, p_T + a_part * size, m_T, begin, a_rank)
+        a_b_JN = _rows(low_rank, adapter, begin, a_rank, a_N, m_N, DTYPE)
+        if NUM_BLOCKS == 2:
+            b_h_TJ = _hidden(low_rank, p_T + b_part * size, m_T, begin, b_rank)
+            b_b_JN = _rows(low_rank, adapter, begin, b_rank, b_N, m_N, DTYPE)
+            b_sum_TN = _product(b_h_TJ, b_b_JN, b_sum_TN)
+        a_sum_TN = _product(a_h_TJ, a_b_JN, a_sum_TN)
+        begin += 16
+    a_TN = _moved(a_TN + a_sum_TN * a_scale, low_rank, size, adapter, a_part, a_N, m_N)
+    if NUM_BLOCKS == 2:
+        b_TN = _moved(b_TN + b_sum_TN * b_scale, low_rank, size, adapter, b_part, b_N, m_N)
+    return a_TN, b_TN
+
+
+@triton.jit
+def _hidden(
+    low_rank: tl.tuple, p_T: tl.tensor, m_T: tl.tensor, begin: tl.tensor, rank: tl.tensor
+) -> tl.tensor:
+    """Return 16 columns of h, 0 beyond the rank: what lies there was never written."""
+    o_J = begin + tl.arange(0, 16)
+    p_TJ = p_T[:, None] + o_J[None, :]
+    m_TJ = m_T[:, None] & (o_J < rank)[None, :]
+    h_TJ = tl.load(p_TJ, mask=m_TJ, other=0.0).to(tl.float32)
+    for _ in tl.static_range(1, low_rank.num_planes):
+        p_TJ += low_rank.plane_stride
+        h_TJ += tl.load(p_TJ, mask=m_TJ, other=0.0).to(tl.float32)
+    return h_TJ
+
+
+@triton.jit
+def _rows(
+    low_rank: tl.tuple,
+    adapter: tl.tensor,
+    begin: tl.tensor,
+    rank: tl.tensor,
+    o_N: tl.tensor,
+    m_N: tl.tensor,
+    DTYPE: tl.constexpr,
+) -> tl.tensor:
+    """Return 16 rows of B, rounded to `DTYPE`; 0 beyond the rank, likewise."""
+    o_J = begin + tl.arange(0, 16)
+    row_J = adapter.to(tl.int64) * ROWS + o_J
+    p_JN = low_rank.b_RN + row_J[:, None] * low_rank.row_stride + o_N[None, :]
+    b_JN = tl.load(p_JN, mask=(o_J < rank)[:, None] & m_N[None, :], other=0.0)
+    return b_JN.to(DTYPE)
+
+
+@triton.jit
+def _product(h_TJ: tl.tensor, b_JN: tl.tensor, sum_TN: tl.tensor) -> tl.tensor:
+    """Return `sum_TN` with the product of both, whose factors are rounded before.
+
+    Several tokens take a matrix product, which has 16 rows or more; one token takes none.
+    """
+    if h_TJ.shape[0] == 1:
+        h_J = tl.sum(h_TJ, 0).to(b_JN.dtype).to(tl.float32)
+        sum_TN += tl.sum(h_J[:, None] * b_JN.to(tl.float32), 0)[None, :]
+    else:
+        sum_TN = tl.dot(h_TJ.to(b_JN.dtype), b_JN, sum_TN, input_precision="ieee")
+    return sum_TN
+
+
+@triton.jit
+def _moved(
+    y_TN: tl.tensor,
+    low_rank: tl.tuple,
+    size: tl.tensor,
+    adapter: tl.tensor,
+    part: tl.tensor,
+    o_N: tl.tensor,
+    m_N: tl.tensor,
+) -> tl.tensor:
+    """Return the block times the part's factors plus its shifts, as far as it has them."""
     if low_rank.has_vectors:
         o_part = adapter * low_rank.adapter_stride + part
+        kinds = tl.load(low_rank.affine_AP + o_part, mask=adapter >= 0, other=0)
         # One number for all columns, since Triton's interpreter spreads no truth values.
-        kinds_N = tl.load(low_rank.affine_AP + o_part, mask=is_adapter, other=0) + tl.zeros_like(
-            o_N
-        )
+        kinds_N = kinds + tl.zeros_like(o_N)
         granule = (adapter + size // ROWS).to(tl.int64)
         p_N = low_rank.vectors + granule * low_rank.granule_stride + o_N
         factor_N = tl.load(p_N, mask=m_N & ((kinds_N & FACTOR) != 0), other=1.0)
@@ -99,54 +251,3 @@ def changed_block(
         shift_N = tl.load(p_N, mask=m_N & ((kinds_N & SHIFT) != 0), other=0.0)
         y_TN = y_TN * factor_N[None, :] + shift_N[None, :]
     return y_TN
-
-
-@triton.jit
-def _delta_block(
-    low_rank: tl.tuple,
-    adapter: tl.tensor,
-    is_adapter: tl.tensor,
-    size: tl.tensor,
-    part: tl.tensor,
-    o_T: tl.tensor,
-    m_T: tl.tensor,
-    o_N: tl.tensor,
-    m_N: tl.tensor,
-    NUM_PARTS: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> tl.tensor:
-    """Return what B makes of h.
-
-    Several tokens take a matrix product, which has 16 rows or more; one token takes none.
-    """
-    o_part = adapter * low_rank.adapter_stride + part
-    rank = tl.load(low_rank.rank_AP + o_part, mask=is_adapter, other=0)
-    scale = tl.load(low_rank.scale_AP + o_part, mask=is_adapter, other=0.0)
-    first = part * size
-    if low_rank.is_merged:
-        first += NUM_PARTS * adapter * ROWS
-    p_T = low_rank.planes_STJ + o_T * low_rank.token_stride + first
-    p_N = low_rank.b_RN + adapter.to(tl.int64) * ROWS * low_rank.row_stride + o_N
-    sum_TN = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
-    begin = 0
-    while begin < rank:
-        o_J = begin + tl.arange(0, 16)
-        # Exact: what lies beyond the rank was never written.
-        m_J = o_J < rank
-        p_TJ = p_T[:, None] + o_J[None, :]
-        m_TJ = m_T[:, None] & m_J[None, :]
-        h_TJ = tl.load(p_TJ, mask=m_TJ, other=0.0).to(tl.float32)
-        for _ in tl.static_range(1, low_rank.num_planes):
-            p_TJ += low_rank.plane_stride
-            h_TJ += tl.load(p_TJ, mask=m_TJ, other=0.0).to(tl.float32)
-        p_JN = p_N[None, :] + o_J.to(tl.int64)[:, None] * low_rank.row_stride
-        b_JN = tl.load(p_JN, mask=m_J[:, None] & m_N[None, :], other=0.0).to(DTYPE)
-        if BLOCK_T == 1:
-            h_J = tl.sum(h_TJ, 0).to(DTYPE).to(tl.float32)
-            sum_TN += tl.sum(h_J[:, None] * b_JN.to(tl.float32), 0)[None, :]
-        else:
-            sum_TN = tl.dot(h_TJ.to(DTYPE), b_JN, sum_TN, input_precision="ieee")
-        begin += 16
-    return sum_TN * scale

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from loramux_server.kernels.attention import AttentionForm, paged_attention
 from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
 from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
 
@@ -110,6 +111,7 @@ def decode_attention_triton(
         BLOCK_SIZE=batch.block_size, WINDOW=form.window, BOUND=bound, SHARES=num_shares,
         BLOCK_P=triton.next_power_of_2(num_shares), LEAST=blocks.least_share,
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        **launch_options(out_THE.device, None),
     )  # fmt: skip
 
 
@@ -160,11 +162,14 @@ def _attend_shares(
     SHARES: tl.constexpr,
     BLOCK_P: tl.constexpr,
     LEAST: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ) -> None:
     request, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(p_context + request)
     token = tl.load(p_query_start + request)
-    if (context == 0) | (tl.load(p_query_start + request + 1) - token != 1):
+    end = tl.load(p_query_start + request + 1)
+    wait(IS_DEPENDENT)
+    if (context == 0) | (end - token != 1):
         return
     begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)
     num_shares = tl.cdiv(context - begin, length)

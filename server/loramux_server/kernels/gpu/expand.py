@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.change import changed, changed_block
+from loramux_server.kernels.gpu.change import ahead, changed, changed_block
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 
@@ -60,6 +61,7 @@ def expand_triton(
         y_TN, y_TN.stride(0), low_rank_arguments(low_rank), tile_arguments(tiles),
         COLUMNS=borders, BLOCK_T=tiles.size, BLOCK_N=blocks.n,
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        **launch_options(y_TN.device, low_rank),
     )  # fmt: skip
 
 
@@ -72,11 +74,13 @@ def _expand(
     COLUMNS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ) -> None:
     i_tile, i_block = tl.program_id(0), tl.program_id(1)
     count = tl.load(tiles.count_I + i_tile)
     adapter = tl.load(tiles.adapter_I + i_tile)
     if (count == 0) | (adapter < 0):
+        wait(IS_DEPENDENT)
         return
     # A part begins with a block of its own.
     NUM_PARTS: tl.constexpr = len(COLUMNS) - 1
@@ -91,14 +95,16 @@ def _expand(
         first += (COLUMNS[p + 1] - COLUMNS[p] + BLOCK_N - 1) // BLOCK_N
     o_N = begin + tl.arange(0, BLOCK_N)
     m_N = o_N < end
+    dtype: tl.constexpr = p_y.dtype.element_ty
+    known = ahead(low_rank, adapter, part, o_N, m_N, dtype)
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
     token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
+    wait(IS_DEPENDENT)
     p_TN = p_y + token_T[:, None] * y_stride + o_N[None, :]
     m_TN = m_T[:, None] & m_N[None, :]
     y_TN = changed_block(
         tl.load(p_TN, mask=m_TN, other=0.0).to(tl.float32),
-        low_rank, adapter, part, token_T, m_T, o_N, m_N,
-        NUM_PARTS, p_y.dtype.element_ty, BLOCK_T, BLOCK_N,
+        low_rank, known, adapter, part, token_T, m_T, o_N, m_N, NUM_PARTS,
     )  # fmt: skip
-    tl.store(p_TN, y_TN.to(p_y.dtype.element_ty), mask=m_TN)
+    tl.store(p_TN, y_TN.to(dtype), mask=m_TN)

@@ -5,7 +5,7 @@ is not in it takes what is under `default`, which was chosen by reasoning and wo
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -38,7 +38,7 @@ BLOCKS: dict[str, type[Any]] = {
 class Cut:
     """How the kernels that apply adapters are cut, for tiles of one size."""
 
-    planes: int
+    planes: int = 1
     """Parts into which the input width is split for h."""
     shrink: ShrinkBlocks = SHRINK
     expand: ExpandBlocks = EXPAND
@@ -64,9 +64,21 @@ class Plan:
     decode_shares: int
     """Parts of a context that are attended to side by side."""
     cuts: dict[int, Cut]
-    """Tokens of a tile -> how the rest is cut."""
-    decode_attention: DecodeBlocks | None = None
-    """None: whatever fits the heads of the model."""
+    """Tokens of a tile -> how the rest is cut where tokens have adapters."""
+    bare: dict[int, Cut]
+    """The same where none has one."""
+    decode_attention: dict[int, DecodeBlocks] = field(default_factory=dict)
+    """Most requests of a step -> how its attention is cut; beyond, as for the most of these."""
+
+    def cut(self, tile: int, *, is_bare: bool) -> Cut:
+        """Return how kernels are cut for tiles of so many tokens."""
+        return (self.bare if is_bare else self.cuts)[tile]
+
+    def attention_of(self, requests: int) -> DecodeBlocks | None:
+        """Return how attention of so many requests is cut; None: as fits the heads of the model."""
+        fitting = [most for most in self.decode_attention if most >= requests]
+        most = min(fitting) if fitting else max(self.decode_attention, default=0)
+        return self.decode_attention.get(most)
 
     @staticmethod
     def of(device: torch.device) -> "Plan":
@@ -77,14 +89,15 @@ class Plan:
     @staticmethod
     def parse(entry: dict[str, Any]) -> "Plan":
         """Return the plan that an entry of the file describes."""
-        attention = entry.get("decode_attention")
-        return Plan(
-            **entry
-            | {
-                "cuts": {int(size): Cut.parse(cut) for size, cut in entry["cuts"].items()},
-                "decode_attention": DecodeBlocks(**attention) if attention else None,
-            }
-        )
+        attention = entry.get("decode_attention", {})
+        tables: dict[str, Any] = {
+            table: {int(size): Cut.parse(cut) for size, cut in entry[table].items()}
+            for table in ("cuts", "bare")
+        }
+        tables["decode_attention"] = {
+            int(most): DecodeBlocks(**blocks) for most, blocks in attention.items()
+        }
+        return Plan(**entry | tables)
 
 
 def capability(device: torch.device) -> str:

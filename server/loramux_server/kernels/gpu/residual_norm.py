@@ -12,7 +12,8 @@ import triton.language as tl
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.arguments import low_rank_arguments
-from loramux_server.kernels.gpu.change import changed, changed_block
+from loramux_server.kernels.gpu.change import ahead, changed, changed_block
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 
@@ -25,7 +26,7 @@ class Blocks:
     num_warps: int = 4
     """Of such a program."""
     row_warps: int = 8
-    """Of a program that has a whole row, which it holds in registers."""
+    """Of a program where none is: it has a whole row, which it holds in registers."""
 
 
 DEFAULT = Blocks()
@@ -100,7 +101,8 @@ def residual_norm_triton(
         scratch.square_TS, scratch.square_TS.stride(0), scratch.arrived_T,
         WIDTH=width, BLOCK_K=block, BLOCK_ROW=row, PIECES=num_pieces,
         BLOCK_P=triton.next_power_of_2(num_pieces),
-        num_warps=blocks.row_warps if num_pieces == 1 else blocks.num_warps,
+        num_warps=blocks.row_warps if low_rank is None else blocks.num_warps,
+        **launch_options(hidden_TK.device, low_rank),
     )  # fmt: skip
 
 
@@ -124,21 +126,24 @@ def _residual_norm(
     BLOCK_ROW: tl.constexpr,
     PIECES: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ) -> None:
     dtype: tl.constexpr = p_hidden.dtype.element_ty
     token, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_K = piece * BLOCK_K + tl.arange(0, BLOCK_K)
     m_K = o_K < WIDTH
+    if low_rank is not None:
+        adapter = tl.load(p_adapter + token)
+        known = ahead(low_rank, adapter, 0, o_K, m_K, p_y.dtype.element_ty)
+    wait(IS_DEPENDENT)
     p_row = p_hidden + token * hidden_stride
     before_K = tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32)
     y_K = tl.load(p_y + token * y_stride + o_K, mask=m_K, other=0.0).to(tl.float32)
     if low_rank is not None:
-        adapter = tl.load(p_adapter + token)
         o_T = tl.arange(0, 1)
         y_TK = changed_block(
-            y_K[None, :], low_rank, adapter, 0, token + o_T, o_T == 0, o_K, m_K,
-            1, p_y.dtype.element_ty, 1, BLOCK_K,
-        )  # fmt: skip
+            y_K[None, :], low_rank, known, adapter, 0, token + o_T, o_T == 0, o_K, m_K, 1
+        )
         y_K = tl.sum(y_TK, 0)
     hidden_K = (before_K + y_K).to(dtype)
     tl.store(p_row + o_K, hidden_K, mask=m_K)

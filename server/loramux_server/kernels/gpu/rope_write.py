@@ -15,7 +15,8 @@ import triton.language as tl
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.change import changed, changed_block
+from loramux_server.kernels.gpu.change import ahead, changed, changed_pair
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 
@@ -119,6 +120,7 @@ def rope_write_triton(
         QUERY_HEADS=num_heads, KEY_HEADS=key_heads, WIDTH=width,
         HEADS=heads, BLOCK_T=tiles.size, BLOCK_D=max(16, triton.next_power_of_2(width // 2)),
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        **launch_options(q_THD.device, low_rank),
     )  # fmt: skip
 
 
@@ -156,10 +158,14 @@ def _rope_write(
     HEADS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ) -> None:
     i_tile, head = tl.program_id(0), tl.program_id(1) * HEADS
     count = tl.load(tiles.count_I + i_tile)
+    start = tl.load(tiles.start_I + i_tile)
+    adapter = tl.load(tiles.adapter_I + i_tile)
     if count == 0:
+        wait(IS_DEPENDENT)
         return
     HALF: tl.constexpr = WIDTH // 2
     dtype: tl.constexpr = p_qkv.dtype.element_ty
@@ -167,26 +173,25 @@ def _rope_write(
     is_value = head >= QUERY_HEADS + KEY_HEADS
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
-    token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
+    token_T = (start + o_T).to(tl.int64)
     # Columns D are those of the first halves of all heads, one head after the other.
     o_H = tl.arange(0, HEADS * BLOCK_D) // BLOCK_D
     o_D = tl.arange(0, HEADS * BLOCK_D) % BLOCK_D
     m_D = o_D < HALF
     m_TD = m_T[:, None] & m_D[None, :]
     o_N = (head + o_H) * WIDTH + o_D
+    if low_rank is not None:
+        part = tl.where(is_query, 0, tl.where(is_value, 2, 1))
+        first = ahead(low_rank, adapter, part, o_N, m_D, dtype)
+        second = ahead(low_rank, adapter, part, o_N + HALF, m_D, dtype)
+    wait(IS_DEPENDENT)
     p_TD = p_qkv + token_T[:, None] * qkv_stride + o_N[None, :]
     a_TD = tl.load(p_TD, mask=m_TD, other=0.0).to(tl.float32)
     b_TD = tl.load(p_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)
     if low_rank is not None:
-        adapter = tl.load(tiles.adapter_I + i_tile)
-        part = tl.where(is_query, 0, tl.where(is_value, 2, 1))
-        a_TD = changed_block(
-            a_TD, low_rank, adapter, part, token_T, m_T, o_N, m_D,
-            3, dtype, BLOCK_T, HEADS * BLOCK_D,
-        )  # fmt: skip
-        b_TD = changed_block(
-            b_TD, low_rank, adapter, part, token_T, m_T, o_N + HALF, m_D,
-            3, dtype, BLOCK_T, HEADS * BLOCK_D,
+        a_TD, b_TD = changed_pair(
+            a_TD, b_TD, low_rank, first, second, adapter, part, part,
+            token_T, m_T, o_N, o_N + HALF, m_D, 3,
         )  # fmt: skip
     slot_T = tl.load(p_slot + token_T, mask=m_T, other=0)
     if is_value:

@@ -11,7 +11,8 @@ import triton.language as tl
 
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.change import changed, changed_block
+from loramux_server.kernels.gpu.change import ahead, changed, changed_pair
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 
@@ -56,6 +57,7 @@ def silu_mul_triton(
         out_TI, out_TI.stride(0),
         WIDTH=width, BLOCK_T=tiles.size, BLOCK_N=blocks.n,
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        **launch_options(out_TI.device, low_rank),
     )  # fmt: skip
 
 
@@ -70,29 +72,34 @@ def _silu_mul(
     WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ) -> None:
     i_tile = tl.program_id(0)
     count = tl.load(tiles.count_I + i_tile)
+    start = tl.load(tiles.start_I + i_tile)
+    adapter = tl.load(tiles.adapter_I + i_tile)
     if count == 0:
+        wait(IS_DEPENDENT)
         return
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
-    token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
+    token_T = (start + o_T).to(tl.int64)
     o_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_N = o_N < WIDTH
     m_TN = m_T[:, None] & m_N[None, :]
+    dtype: tl.constexpr = p_y.dtype.element_ty
+    if low_rank is not None:
+        gate = ahead(low_rank, adapter, 0, o_N, m_N, dtype)
+        up = ahead(low_rank, adapter, 1, o_N + WIDTH, m_N, dtype)
+    wait(IS_DEPENDENT)
     p_gate = p_y + token_T[:, None] * y_stride + o_N[None, :]
     gate_TN = tl.load(p_gate, mask=m_TN, other=0.0).to(tl.float32)
     up_TN = tl.load(p_gate + WIDTH, mask=m_TN, other=0.0).to(tl.float32)
     if low_rank is not None:
-        adapter = tl.load(tiles.adapter_I + i_tile)
-        dtype: tl.constexpr = p_y.dtype.element_ty
-        gate_TN = changed_block(
-            gate_TN, low_rank, adapter, 0, token_T, m_T, o_N, m_N, 2, dtype, BLOCK_T, BLOCK_N
-        )
-        up_TN = changed_block(
-            up_TN, low_rank, adapter, 1, token_T, m_T, o_N + WIDTH, m_N, 2, dtype, BLOCK_T, BLOCK_N
-        )
+        gate_TN, up_TN = changed_pair(
+            gate_TN, up_TN, low_rank, gate, up, adapter, 0, 1,
+            token_T, m_T, o_N, o_N + WIDTH, m_N, 2,
+        )  # fmt: skip
     out_TN = gate_TN / (1 + tl.exp(-gate_TN)) * up_TN
     p_TN = p_out + token_T[:, None] * out_stride + o_N[None, :]
     tl.store(p_TN, out_TN.to(p_out.dtype.element_ty), mask=m_TN)

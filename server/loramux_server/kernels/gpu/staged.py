@@ -23,8 +23,10 @@ _SHARED = 4
 """Requests of one tile, on average, that make tiles of several worth while."""
 _ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Batches of decode are filled up to one of these, or to a multiple of the last."""
-_CHUNK_ROOMS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""And those with prompts to one of these; beyond, launches take less time than what they launch."""
+_CHUNK_ROOMS = (
+    16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048,
+)  # fmt: skip
+"""And those with prompts to one of these: rows that nobody needs take less than launches would."""
 _ENTRIES = ("said_row", "said_token", "said_bias", "said_seen", "said_count")
 _SAID = (*_ENTRIES, "said_factors", "said_lacks_one")
 """Staged arrays of what rows say of tokens, in the order of the fields of `Adjustments`."""
@@ -69,6 +71,8 @@ class Staged:
     """Whether every request has one token; then there may be more rows than tokens."""
     path: Path | None
     """None where no token has an adapter."""
+    is_recorded: bool
+    """Whether steps like this one are repeated from a record, once there is one."""
 
 
 class Stager:
@@ -134,6 +138,8 @@ class Stager:
         if tile_size == SHARED_TILE:
             num_tiles //= _SHARED
         path = self._path(given.segments, num_tokens)
+        # What edits are made of lies wherever it lies.
+        is_recorded = room is not None and not is_edited
         staged = Staged(
             tiles=Tiles(
                 start_I=there["start"][:num_tiles],
@@ -154,11 +160,11 @@ class Stager:
             ),
             is_decode=is_decode,
             path=path,
+            is_recorded=is_recorded,
         )
-        # What edits are made of lies wherever it lies.
         way = None if given.draws is None else given.draws.is_cut
         form: Hashable = None
-        if room and not is_edited:
+        if is_recorded:
             form = (room, path, tile_size, way, given.tells_logprobs)
         num_sampled = room.requests if room else len(given.sampled_R)
         draws_R5 = there["draws"][:num_sampled]
