@@ -126,6 +126,7 @@ def _measure(goals: Goals, wanted: list[Goal], record: Record, series: Series | 
             figures.append(asdict(figure))
             print(_line(figure), flush=True)
         record["dora_adapters"] = goals.num_dora
+        record["steps"] = [asdict(step) for step in goals.steps]
         record["kernels"] = {
             name: [asdict(kernel) for kernel in kernels] for name, kernels in goals.kernels.items()
         }
@@ -138,6 +139,7 @@ def _measure(goals: Goals, wanted: list[Goal], record: Record, series: Series | 
     if series is not None:
         with record.part(_SCALING):
             _scale(goals, series)
+        record["steps"] = [asdict(step) for step in goals.steps]
     goals.close()
 
 

@@ -71,11 +71,11 @@ def parts(peer: Path | None, peer_name: str, shape: str) -> list[Part]:
     workers = ("--workers", cores) if importlib.util.find_spec("xdist") else ()
     of = ("--shape", shape)
     found = [
-        _part("tune", 150, "tune", "--processes", cores, *of),
-        _part("end_to_end", 220, "end_to_end", "--only-own", *of),
-        _part("peer_kernels", 120, "peer_kernels", str(peer), "--peer", peer_name, *of),
-        _part("check", 300, "check", "--seconds", "30", *workers),
-        _part("kernels", 120, "kernels", *of),
+        _part("tune", 100, "tune", "--processes", cores, *of),
+        _part("end_to_end", 210, "end_to_end", "--only-own", *of),
+        _part("peer_kernels", 60, "peer_kernels", str(peer), "--peer", peer_name, *of),
+        _part("check", 150, "check", "--seconds", "30", *workers),
+        _part("kernels", 60, "kernels", *of),
         _part("peers", 240, "end_to_end", "--only", "peft", "--only", "batching", *of),
     ]
     return [part for part in found if peer or part.name != "peer_kernels"]

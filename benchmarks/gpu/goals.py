@@ -76,6 +76,16 @@ class Goal:
         return Figure(self.number, self.what, self.measure(), self.floor, self.goal, self.is_limit)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A decode step."""
+
+    requests: int
+    adapters: int
+    is_drawn: bool
+    milliseconds: float
+
+
 class Goals:
     """Goals 1 to 9, 11 to 14 and 19 to 21; 10 is about a server (`benchmarks.ratios`, `many`).
 
@@ -91,6 +101,8 @@ class Goals:
         self.rate = on.bandwidth(device)
         """Bytes per second that a copy reads and writes."""
         self._steps: dict[tuple[object, ...], float] = {}
+        self.steps: list[Step] = []
+        """Decode steps in the order in which they were measured."""
         self.kernels: dict[str, list[KernelTime]] = {}
         """What decode steps consist of, by what they are of; known when goal 11 is measured."""
         self.num_dora: int | None = None
@@ -134,8 +146,12 @@ class Goals:
             Goal(8, mixed, self._ranks, 1, 1.1, is_limit=True),
             Goal(20, dora, self._dora, 1, 0.9),
         ]
-        # Elsewhere nothing is launched.
-        return [goal for goal in found if goal.number != 11 or self._device.type == "cuda"]
+        left_out = []
+        if self._device.type != "cuda":  # nothing is launched
+            left_out.append(11)
+        if self._num_resident * _RANK > large * rank:  # the device does not hold them
+            left_out.append(21)
+        return [goal for goal in found if goal.number not in left_out]
 
     def tokens_per_second(self, adapters: int) -> float:
         """Return the tokens per second of steps for so many adapters of rank 16; 0: the base."""
@@ -158,13 +174,13 @@ class Goals:
 
     @property
     def _num_resident(self) -> int:
-        """Adapters of goal 21 that the device holds: as many again as a step has, if they fit."""
-        return min(2 * self._batch, self.sizes.large_batch * self.sizes.large_rank // _RANK)
+        """Adapters of goal 21 that the device holds: as many again as a step has."""
+        return 2 * self._batch
 
     def _scattered(self) -> float:
         resident = self._adapters(self._num_resident)
         self._served.load(resident)
-        step = self._step(self._batch, resident[:: len(resident) // self._batch])
+        step = self._step(self._batch, resident[::2])
         return self._step(self._batch, []) / step
 
     def _base(self) -> float:
@@ -236,7 +252,9 @@ class Goals:
         """Return the seconds of such a decode step, which is measured once."""
         key = batch, tuple(adapter.digest for adapter in adapters), sampling.temperature
         if key not in self._steps:
-            self._steps[key] = self._served.step(batch, adapters, sampling)
+            self._steps[key] = taken = self._served.step(batch, adapters, sampling)
+            is_drawn = sampling.temperature > 0
+            self.steps.append(Step(batch, len(adapters), is_drawn, 1e3 * taken))
         return self._steps[key]
 
     def _floor(self, batch: int, ranks: int) -> float:

@@ -136,7 +136,7 @@ def units(kernels: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Un
         found += [Unit(kernel, size) for size in tiles]
         if kernel in _BARE_CHOICES:
             found += [Unit(kernel, size, is_bare=True) for size in (SINGLE_TILE, PREFILL_TILE)]
-    return [unit for unit in found if not sizes or unit.size in sizes]
+    return [unit for unit in found if unit.kernel == _ATTENTION or unit.size in (sizes or _TILES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def main(
     """Tune all kernels and print what changed. The plans have what is found as soon as it is."""
     chosen, device = SHAPES[shape], on.choose()
     path = plans or Path(str(gpu.__path__[0])) / FILE
-    plan = Plan.of(device)
+    plan = rekeyed(Plan.of(device))
     batches, chunks = batch or [1, 8, 32, 64], chunk or [512, 2048]
     steps = Steps(chosen, device, batches, chunks)
     found = units(only, tile)
@@ -204,6 +204,12 @@ def main(
     print(f"{capability(device)} is in {path}")
     if record.has_failed:
         raise SystemExit(1)
+
+
+def rekeyed(plan: Plan) -> Plan:
+    """Return `plan` with attention cut by the numbers of requests that are told apart here."""
+    cuts = {most: plan.attention_of(most) for most in _REQUESTS}
+    return replace(plan, decode_attention={most: cut for most, cut in cuts.items() if cut})
 
 
 def _keep(plan: Plan, path: Path, device: str) -> None:

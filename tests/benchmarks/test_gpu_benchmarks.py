@@ -5,7 +5,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
 from benchmarks.gpu import check, end_to_end, kernels, peer_kernels, tune
 from benchmarks.gpu.peer_kernels import Name
 from benchmarks.gpu.record import Record
+from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
 from loramux_server.kernels.gpu.plan import Plan
 
 VLLM = {
@@ -233,7 +234,18 @@ def test_what_is_tuned_is_written_as_a_plan(
     for size, cut in plan.bare.items():
         assert blocks[f"rope_write {size} bare"] == asdict(cut.rope_write)
     assert list(plan.decode_attention) == [4, 16]  # no step was larger
-    assert blocks["decode_attention 16"] == asdict(plan.attention_of(17))
+    beyond = plan.attention_of(17)
+    assert beyond and blocks["decode_attention 16"] == asdict(beyond)
+
+
+def test_attention_is_tuned_from_a_plan_that_tells_other_numbers_of_requests_apart() -> None:
+    small, large = DecodeBlocks(context=32), DecodeBlocks(context=128)
+    plan = replace(Plan.of(torch.device("cpu")), decode_attention={8: small, 256: large})
+    begun = tune.rekeyed(plan)
+    assert begun.decode_attention == {4: small, 16: large, 256: large}
+    for unit in tune.units(["decode_attention"], [1]):
+        cuts = {str(found.attention_of(unit.size)) for found in unit.candidates(begun)}
+        assert len(cuts) == len(list(unit.candidates(begun)))
 
 
 def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
@@ -245,6 +257,9 @@ def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
     record = json.loads(output.read_text())
     assert {goal["number"] for goal in record["goals"]} == {*range(1, 10), 12, 13, 14, 19, 20, 21}
     assert record["dora_adapters"] == 1
+    assert {"requests": 1, "adapters": 0, "is_drawn": True}.items() <= max(
+        record["steps"], key=lambda step: step["is_drawn"]
+    ).items()
     assert list(record["tokens_per_second_by_adapters"]) == ["loramux", "loramux, base only"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert record["complete"] and not record["errors"]

@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 
 from loramux_server.lora import arriving
-from loramux_server.lora.arriving import Reader
+from loramux_server.lora.arriving import Reader, Seals
 
 CONTENT = os.urandom((5 << 20) + 3)
+
+
+@pytest.fixture(autouse=True)
+def seals(monkeypatch: pytest.MonkeyPatch) -> Seals:
+    """Those of a process that has read nothing."""
+    seals = Seals()
+    monkeypatch.setattr(Reader, "seals", seals)
+    return seals
 
 
 def digest_of(data: bytes) -> str:
@@ -26,26 +34,27 @@ def test_bytes_can_be_used_before_all_are_there(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fstat", lambda _: os.stat_result((0, 0, 0, 0, 0, 0, 8, 0, 0, 0)))
         patch.delattr(os, "posix_fadvise")
-        with Reader().reading(path) as file:
+        with Reader().reading(path, digest_of(b"headrest")) as file:
             thread.join()
             os.write(opened[0], b"head")
             assert bytes(file[:4]) == b"head"
             assert not file.reading.done()
             os.write(opened[0], b"rest")
             os.close(opened[0])
-            assert (bytes(file[2:8]), file.digest()) == (b"adrest", digest_of(b"headrest"))
+            assert bytes(file[2:8]) == b"adrest"
+            assert file.is_right()
 
 
 def test_a_file_is_read_whole_and_its_room_is_used_again(tmp_path: Path) -> None:
     reader = Reader()
     for content in (CONTENT, CONTENT[::-1], CONTENT[:10], b""):
         (tmp_path / "file").write_bytes(content)
-        with reader.reading(tmp_path / "file") as file:
+        with reader.reading(tmp_path / "file", digest_of(content)) as file:
             assert len(file) == len(content)
             assert file[:] == content
             assert file[7 : 2 << 20] == content[7 : 2 << 20]
             assert file[: 1 << 40] == content
-            assert file.digest() == digest_of(content)
+            assert file.is_right()
 
 
 def test_what_a_file_lacks_is_not_made_up(tmp_path: Path) -> None:
@@ -54,10 +63,10 @@ def test_what_a_file_lacks_is_not_made_up(tmp_path: Path) -> None:
     path.write_bytes(CONTENT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fstat", lambda _: os.stat_result((0, 0, 0, 0, 0, 0, 6 << 20, 0, 0, 0)))
-        with Reader().reading(path) as file:
+        with Reader().reading(path, digest_of(CONTENT)) as file:
             assert file[:] == CONTENT
             assert file[5 << 20 : 6 << 20] == CONTENT[5 << 20 :]
-            assert file.digest() == digest_of(CONTENT)
+            assert file.is_right()
 
 
 def test_an_error_of_the_disk_reaches_who_waits(
@@ -72,11 +81,53 @@ def test_an_error_of_the_disk_reaches_who_waits(
 
     with monkeypatch.context() as patch:
         patch.setattr(arriving, "give_way", fail)  # after the first piece
-        with reader.reading(path) as file:
+        with reader.reading(path, digest_of(CONTENT)) as file:
             assert bytes(file[:9]) == CONTENT[:9]
             with pytest.raises(OSError, match="injected"):
                 file[:]
             with pytest.raises(OSError, match="injected"):
-                file.digest()
-    with reader.reading(path) as file:  # and the next file is read as ever
-        assert file.digest() == digest_of(CONTENT)
+                file.is_right()
+    with reader.reading(path, digest_of(CONTENT)) as file:  # and the next file is read as ever
+        assert file.is_right()
+
+
+@pytest.mark.parametrize("place", [0, 3 << 20, len(CONTENT) - 1])
+@pytest.mark.parametrize("times_before", [0, 1, 2])
+def test_other_bytes_are_told_the_first_time_and_each_time_after(
+    times_before: int, place: int, tmp_path: Path, seals: Seals
+) -> None:
+    path, reader, digest = tmp_path / "file", Reader(), digest_of(CONTENT)
+
+    def is_right(content: bytes) -> bool:
+        path.write_bytes(content)
+        with reader.reading(path, digest) as file:
+            return file.is_right()
+
+    for _ in range(times_before):
+        assert is_right(CONTENT)
+    assert (seals.get(digest) is not None) == (times_before > 0)
+    flipped = bytearray(CONTENT)
+    flipped[place] ^= 1
+    for wrong in (bytes(flipped), CONTENT[:-1], CONTENT + b"0", b""):
+        assert not is_right(wrong)
+    assert is_right(CONTENT)
+
+
+def test_what_was_read_before_is_not_hashed_in_the_slow_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, digest = tmp_path / "file", digest_of(CONTENT)
+    path.write_bytes(CONTENT)
+    with Reader().reading(path, digest) as file:
+        assert file.is_right()
+    monkeypatch.delattr(hashlib, "sha256")
+    with Reader().reading(path, digest) as file:
+        assert file.is_right()
+
+
+def test_there_are_only_so_many_seals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "_MAX_SEALS", 2)
+    seals = Seals()
+    for number in range(3):
+        seals.put(str(number), bytes([number]))
+    assert [seals.get(str(number)) for number in range(3)] == [None, b"\x01", b"\x02"]

@@ -126,8 +126,8 @@ def test_an_adapter_that_cannot_be_read_for_a_moment_is_not_called_damaged(
 ) -> None:
     path = Path("/nowhere")
 
-    def failing(code: int) -> Callable[[Path], NoReturn]:
-        def read(path: Path) -> NoReturn:
+    def failing(code: int) -> Callable[[Path, str], NoReturn]:
+        def read(path: Path, digest: str) -> NoReturn:
             raise OSError(code, "injected")
 
         return read

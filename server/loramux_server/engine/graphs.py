@@ -27,13 +27,15 @@ class Graphs(Generic[Result]):
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
         self._runs = Counter[Hashable]()
+        self._too_large: set[Hashable] = set()
+        """Forms for whose record there was no memory."""
 
     def run(self, form: Hashable, step: Callable[[], Result]) -> Result:
         """Run `step`, or repeat what an equal step recorded, and return its result.
 
         The result of a step with a form is overwritten by the next one with any form.
         """
-        if form is None or not self._is_used:
+        if form is None or form in self._too_large or not self._is_used:
             return step()
         if form not in self._graphs:
             self._runs[form] += 1
@@ -41,6 +43,10 @@ class Graphs(Generic[Result]):
                 return step()
             try:
                 self._record(form, step)
+            except torch.OutOfMemoryError:
+                _log.warning("steps of one form are not recorded: there is no memory for it")
+                self._too_large.add(form)
+                return step()
             except RuntimeError as error:
                 # A model may ask the device in the middle of a step, as some rotary embeddings do.
                 _log.warning("steps are not recorded: %s", error)

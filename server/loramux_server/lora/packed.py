@@ -147,14 +147,14 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
         PackageError: The package does not fit the base model.
     """
     try:
-        with _reader.reading(path) as file:
-            return _packed(file, digest, base, resting)
+        with _reader.reading(path, digest) as file:
+            return _packed(file, base, resting)
     except OSError as error:
         kind = UnreadableError if error.errno in _PASSING else DamagedError
         raise kind(f"cannot be read: {error.strerror}") from None
 
 
-def _packed(file: Arriving, digest: str, base: Base, resting: Resting) -> PackedAdapter:
+def _packed(file: Arriving, base: Base, resting: Resting) -> PackedAdapter:
     """Pack what is in `file` as it comes; nobody gets anything of it before its digest is known."""
     try:
         header = file[: 8 + int.from_bytes(file[:8], "little")]
@@ -182,7 +182,7 @@ def _packed(file: Arriving, digest: str, base: Base, resting: Resting) -> Packed
             give_way()
     finally:
         # Whatever was found wrong: of other bytes than the registered ones nothing more is said.
-        if file.digest() != digest:
+        if not file.is_right():
             raise DamagedError("its bytes do not have the digest that it was registered with")
 
     def values(tensor: TensorInfo) -> Array:

@@ -17,6 +17,8 @@ import triton.language as tl
 from loramux_server.kernels.attention import AttentionForm
 
 _LOG2_E = math.log2(math.e)
+_MOST_FLYING = 1 << 17
+"""Bytes of keys and values; with what else it holds a program then fits in 227 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class Blocks:
         context = 2**15 // triton.next_power_of_2(row_bytes)
         # More rows for a warp would not fit in its registers.
         return cls(context=max(16, min(64, context)), num_warps=4 if rows <= 64 else 8)
+
+    def fits(self, k_SJD: torch.Tensor, v_SJE: torch.Tensor) -> bool:
+        """Return whether a program has room for keys and values of this width and type."""
+        token_bytes = (k_SJD.shape[2] + v_SJE.shape[2]) * k_SJD.element_size()
+        return self.context * token_bytes <= _MOST_FLYING
 
 
 def score_factors(form: AttentionForm) -> tuple[float, float]:

@@ -48,7 +48,8 @@ class DecodeScratch:
     ) -> "DecodeScratch":
         """Make room for `num_requests` requests, with contexts in up to `num_shares` shares.
 
-        Where batches of every size have the same `num_shares`, a row's bits do not depend on it.
+        Where batches of every size have the same `num_shares`, and are cut in the same way, a row's
+        bits do not depend on the size.
         """
         size = (num_requests, num_heads, num_shares)
         return DecodeScratch(
@@ -99,7 +100,8 @@ def decode_attention_triton(
     num_heads, kv_heads = q_THD.shape[1], k_SJD.shape[1]
     key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
     rows = padded(num_heads // kv_heads)
-    blocks = blocks or DecodeBlocks.fitting(k_SJD, v_SJE, rows)
+    if blocks is None or not blocks.fits(k_SJD, v_SJE):  # a plan is of one model
+        blocks = DecodeBlocks.fitting(k_SJD, v_SJE, rows)
     num_shares = scratch.weight_BHP.shape[2]
     scale, bound = score_factors(form)
     _attend_shares[num_requests, kv_heads, num_shares](

@@ -78,14 +78,15 @@ class DecoderGpu:
         out_TK: torch.Tensor,
     ) -> None:
         """Add what `projection` makes of `x_TN` to the residual, and write its norm to `out_TK`."""
-        operations, low_rank = self._operations, None
+        operations, low_rank, cut = self._operations, None, self._operations.cut
         if operations.staged.is_decode:
             y_TK, low_rank = operations.halves(projection, x_TN)
         else:  # many tokens have an adapter in common: B is not to be read for each of them
             y_TK = operations.whole(projection, x_TN)
+            cut = operations.plan.cut(operations.staged.tiles.size, is_bare=True)
         residual_norm_triton(
             hidden_TK, y_TK, low_rank, operations.staged.tiles, norm, out_TK,
-            operations.norm_scratch(*hidden_TK.shape), blocks=operations.cut.residual_norm,
+            operations.norm_scratch(*hidden_TK.shape), blocks=cut.residual_norm,
         )  # fmt: skip
 
     def _gate(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
