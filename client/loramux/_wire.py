@@ -294,12 +294,13 @@ def _logprobs(
     positions: Iterable[generation_pb2.PositionLogprobs],
 ) -> tuple[PositionLogprobs, ...]:
     return tuple(
-        PositionLogprobs(
-            TokenLogprob(position.chosen.token_id, position.chosen.logprob),
-            tuple(TokenLogprob(token.token_id, token.logprob) for token in position.top),
-        )
+        PositionLogprobs(_token_logprob(position.chosen), tuple(map(_token_logprob, position.top)))
         for position in positions
     )
+
+
+def _token_logprob(token: generation_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(token.token_id, token.logprob, token.utf8)
 
 
 def identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:

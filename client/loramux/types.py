@@ -98,6 +98,8 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
+    utf8: bytes = b""
+    """Its text, which may be a part of a character; empty where the model has no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from tokenizers import Encoding, Tokenizer
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
+from loramux_server.token_bytes import TokenBytes
 
 MAX_UNBROKEN = 16 << 10
 """Longest run of characters without white space: what some tokenizers take quadratic time for."""
@@ -44,6 +45,7 @@ class TextTokenizer:
         self._plain.encode_special_tokens = True
         known = self._control.get_added_tokens_decoder()
         self._special = frozenset(token for token, about in known.items() if about.special)
+        self._bytes = TokenBytes(self._control)
 
     def encode(self, text: str, *, parse_special: bool, add_special: bool) -> list[int]:
         """Return the tokens of `text`.
@@ -80,6 +82,10 @@ class TextTokenizer:
     def lacking(self, added: Sequence[AddedToken]) -> tuple[AddedToken, ...]:
         """Return those of `added` that this tokenizer does not have."""
         return tuple(token for token in added if self._control.id_to_token(token.id) is None)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what `token` is in UTF-8, which may be a part of a character."""
+        return self._bytes.of(token)
 
     def decoder(self, prompt: Sequence[int], *, skip_special: bool) -> "TextDecoder":
         """Return a decoder for what follows `prompt`."""

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from loramux import Client, Message
+from loramux.types import TokenLogprob
 from tests.support.certificates import Authority
 from tests.support.gateway import RunningGateway
 from tests.support.server import RunningServer
@@ -154,21 +155,27 @@ def test_tokens_are_a_prompt_and_an_answer(client: openai.OpenAI, direct: Client
     assert one.choices[0].text == wanted[0].text
 
 
+def named(token: TokenLogprob) -> str:
+    """What OpenAI's API calls a token."""
+    try:
+        return token.utf8.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + repr(token.utf8)[2:-1]
+
+
 def test_logprobs_have_both_forms(client: openai.OpenAI, direct: Client) -> None:
     options: dict[str, Any] = {"max_tokens": 3, "temperature": 0}
     wanted = direct.generate("Once", logprobs=2, **options)
     text = client.completions.create(model="base", prompt="Once", logprobs=2, **options)
     told = text.choices[0].logprobs
     assert told
-    assert told.tokens == [f"token_id:{token}" for token in wanted.token_ids]
+    assert told.tokens == [named(each.chosen) for each in wanted.logprobs]
     # What is in the prefix cache is not computed again, so the last bits may differ.
     assert told.token_logprobs == pytest.approx(
         [each.chosen.logprob for each in wanted.logprobs], abs=1e-4
     )
     for found, each in zip(told.top_logprobs or [], wanted.logprobs, strict=True):
-        assert found == pytest.approx(
-            {f"token_id:{token.token_id}": token.logprob for token in each.top}, abs=1e-4
-        )
+        assert found == pytest.approx({named(token): token.logprob for token in each.top}, abs=1e-4)
     messages: Any = TALK
     spoken = direct.chat(TALK, logprobs=2, **options)
     chat = client.chat.completions.create(
@@ -177,7 +184,10 @@ def test_logprobs_have_both_forms(client: openai.OpenAI, direct: Client) -> None
     content = chat.choices[0].logprobs and chat.choices[0].logprobs.content
     assert content
     assert [(each.token, len(each.top_logprobs)) for each in content] == [
-        (f"token_id:{each.chosen.token_id}", 2) for each in spoken.logprobs
+        (named(each.chosen), 2) for each in spoken.logprobs
+    ]
+    assert [bytes(each.bytes or []) for each in content] == [
+        each.chosen.utf8 for each in spoken.logprobs
     ]
     assert [each.logprob for each in content] == pytest.approx(
         [each.chosen.logprob for each in spoken.logprobs], abs=1e-4

@@ -181,6 +181,16 @@ def test_presence_and_frequency_penalties_are_subtracted_from_what_came_before(
     assert done.token_ids != plain.token_ids
 
 
+def test_log_probabilities_have_the_bytes_of_parts_of_characters(client: Client) -> None:
+    done = client.generate("hello", choice=["\u20ac"], logprobs=0, max_tokens=9)
+    assert done.text == "\u20ac"
+    told = [position.chosen.utf8 for position in done.logprobs]
+    assert told[:3] == [b"\xe2", b"\x82", b"\xac"]
+    (plain,) = client.generate("hello", logprobs=2, max_tokens=1, temperature=0.0).logprobs
+    assert plain.top[0] == plain.chosen
+    assert len({token.utf8 for token in plain.top}) == 2
+
+
 def test_a_repetition_penalty_keeps_tokens_from_coming_again(client: Client) -> None:
     prompt = bytes_of("hello")
     plain = client.generate(prompt, **GREEDY).token_ids

@@ -1,8 +1,4 @@
-"""From what the server answers to OpenAI's objects.
-
-The server tells tokens by their ids, so that a token of log-probabilities is written
-`token_id:N`, as vLLM can, and has no bytes.
-"""
+"""From what the server answers to OpenAI's objects."""
 
 import time
 from collections.abc import Sequence
@@ -84,9 +80,7 @@ class CompletionStyle:
         return {
             "tokens": [_name(each.chosen) for each in completion.logprobs],
             "token_logprobs": [_number(each.chosen) for each in completion.logprobs],
-            "top_logprobs": [
-                {_name(token): _number(token) for token in each.top} for each in completion.logprobs
-            ],
+            "top_logprobs": [_by_name(each.top) for each in completion.logprobs],
             "text_offset": None,
         }
 
@@ -184,11 +178,29 @@ def adapter_header(identities: Sequence[generation_pb2.AdapterIdentity]) -> str:
 
 
 def _token(token: generation_pb2.TokenLogprob) -> Object:
-    return {"token": _name(token), "logprob": _number(token), "bytes": None}
+    return {
+        "token": _name(token),
+        "logprob": _number(token),
+        "bytes": list(token.utf8) if token.utf8 else None,
+    }
+
+
+def _by_name(tokens: Sequence[generation_pb2.TokenLogprob]) -> dict[str, float]:
+    """Return the log-probability of each; of tokens with one text that of the likeliest."""
+    found: dict[str, float] = {}
+    for token in tokens:
+        found.setdefault(_name(token), _number(token))
+    return found
 
 
 def _name(token: generation_pb2.TokenLogprob) -> str:
-    return f"token_id:{token.token_id}"
+    """Return the text of a token, as OpenAI's API writes parts of characters."""
+    if not token.utf8:  # what has no text: there is no tokenizer
+        return f"token_id:{token.token_id}"
+    try:
+        return token.utf8.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.utf8)
 
 
 def _number(token: generation_pb2.TokenLogprob) -> float:

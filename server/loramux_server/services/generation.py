@@ -271,7 +271,8 @@ class GenerationService:
 def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
     skip = call.text.skip_special
     decoder = tokenizer.decoder(call.prompt, skip_special=skip) if tokenizer else None
-    return Output(index, decoder, call.text, call.samplings[index].min_tokens)
+    bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
+    return Output(index, decoder, bytes_of, call.text, call.samplings[index].min_tokens)
 
 
 @contextmanager

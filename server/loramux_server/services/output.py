@@ -1,6 +1,6 @@
 """The tokens of one completion -> the pieces that its reader gets."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import Finish, Logprobs, Token
@@ -18,9 +18,15 @@ class Output:
     """Decodes one completion, looks for its stop strings, and counts."""
 
     def __init__(
-        self, index: int, decoder: TextDecoder | None, options: TextOptions, min_tokens: int
+        self,
+        index: int,
+        decoder: TextDecoder | None,
+        bytes_of: Callable[[int], bytes],
+        options: TextOptions,
+        min_tokens: int,
     ) -> None:
         self._index = index
+        self._bytes_of = bytes_of
         self._decoder = decoder
         self._stops = StopStrings(options.stops, include=options.include_stop)
         self._min_tokens = min_tokens
@@ -43,11 +49,19 @@ class Output:
             self.num_tokens += 1
             piece.token_ids.append(token.token)
             if token.logprobs:
-                piece.logprobs.append(_logprobs(token.token, token.logprobs))
+                piece.logprobs.append(self._told(token.token, token.logprobs))
             if self._decode(token, text, piece):
                 break
         piece.text = "".join(text)
         self.finish_reason = piece.finish_reason
+
+    def _told(self, token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
+        """Return what is told of the place of `token`."""
+        chosen, *top = (
+            generation_pb2.TokenLogprob(token_id=each, logprob=logprob, utf8=self._bytes_of(each))
+            for each, logprob in [(token, logprobs.chosen), *logprobs.top]
+        )
+        return generation_pb2.PositionLogprobs(chosen=chosen, top=top)
 
     def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
         """Append the text of `token`, note in `piece` whether it ends here, and return that."""
@@ -77,13 +91,3 @@ def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:
         whole.MergeFrom(piece)
     whole.text = "".join(piece.text for piece in pieces)
     return whole
-
-
-def _logprobs(token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
-    return generation_pb2.PositionLogprobs(
-        chosen=generation_pb2.TokenLogprob(token_id=token, logprob=logprobs.chosen),
-        top=[
-            generation_pb2.TokenLogprob(token_id=top, logprob=logprob)
-            for top, logprob in logprobs.top
-        ],
-    )
