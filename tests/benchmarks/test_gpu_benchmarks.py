@@ -217,10 +217,11 @@ def test_what_is_tuned_is_written_as_a_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune, "_CONTEXTS", (16,))
+    monkeypatch.setitem(tune._CHOICES, "decode_attention", {"context": (32, 64)})
     plans, output = tmp_path / "plans.json", tmp_path / "o.json"
     plans.write_text(json.dumps({"default": {"max_spare_rows": 1}}))
     tune.main(
-        shape="tiny", batch=[1, 8], chunk=[4], only=["rope_write", "decode_attention"],
+        shape="tiny", batch=[1, 8], chunk=[4], only=["rope_write", "decode_attention"], tile=[1],
         plans=plans, output=output,
     )  # fmt: skip
     entries = json.loads(plans.read_text())
@@ -229,10 +230,8 @@ def test_what_is_tuned_is_written_as_a_plan(
     record = json.loads(output.read_text())
     assert record["complete"]
     blocks = {row["unit"]: row["blocks"] for row in record["rows"]}
-    for size, cut in plan.cuts.items():
-        assert blocks[f"rope_write {size}"] == asdict(cut.rope_write)
-    for size, cut in plan.bare.items():
-        assert blocks[f"rope_write {size} bare"] == asdict(cut.rope_write)
+    assert blocks["rope_write 1"] == asdict(plan.cuts[1].rope_write)
+    assert blocks["rope_write 1 bare"] == asdict(plan.bare[1].rope_write)
     assert list(plan.decode_attention) == [4, 16]  # no step was larger
     beyond = plan.attention_of(17)
     assert beyond and blocks["decode_attention 16"] == asdict(beyond)
