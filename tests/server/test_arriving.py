@@ -91,6 +91,32 @@ def test_an_error_of_the_disk_reaches_who_waits(
         assert file.is_right()
 
 
+def ended(reader: Reader) -> None:
+    """Wait for what goes on after a file was read."""
+    reader._helper.submit(int).result()
+
+
+def test_a_file_that_follows_does_not_wait_for_a_seal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals
+) -> None:
+    path, reader, may_go_on, updated = tmp_path / "file", Reader(), threading.Event(), []
+    path.write_bytes(CONTENT)
+
+    class Slow:
+        def update(self, data: memoryview) -> None:
+            updated.append(len(data))
+            may_go_on.wait(5)
+
+    monkeypatch.setattr(arriving, "blake3", Slow)
+    with reader.reading(path, digest_of(CONTENT)) as file:
+        assert file.is_right()
+    threading.Timer(0.2, may_go_on.set).start()
+    with reader.reading(path, digest_of(CONTENT)) as file:
+        assert updated == [1 << 20]  # of six pieces, and no more is done
+        assert seals.get(digest_of(CONTENT)) is None
+        assert file.is_right()
+
+
 @pytest.mark.parametrize("place", [0, 3 << 20, len(CONTENT) - 1])
 @pytest.mark.parametrize("times_before", [0, 1, 2])
 def test_other_bytes_are_told_the_first_time_and_each_time_after(
@@ -101,7 +127,9 @@ def test_other_bytes_are_told_the_first_time_and_each_time_after(
     def is_right(content: bytes) -> bool:
         path.write_bytes(content)
         with reader.reading(path, digest) as file:
-            return file.is_right()
+            right = file.is_right()
+        ended(reader)
+        return right
 
     for _ in range(times_before):
         assert is_right(CONTENT)
@@ -116,10 +144,11 @@ def test_other_bytes_are_told_the_first_time_and_each_time_after(
 def test_what_was_read_before_is_not_hashed_in_the_slow_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, digest = tmp_path / "file", digest_of(CONTENT)
+    path, digest, reader = tmp_path / "file", digest_of(CONTENT), Reader()
     path.write_bytes(CONTENT)
-    with Reader().reading(path, digest) as file:
+    with reader.reading(path, digest) as file:
         assert file.is_right()
+    ended(reader)
     monkeypatch.delattr(hashlib, "sha256")
     with Reader().reading(path, digest) as file:
         assert file.is_right()

@@ -43,15 +43,17 @@ class AdapterLoader:
             DamagedError: A file of it is absent or not what was registered.
             PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
+        is_whole = self._shard == WHOLE
+        place = self._slab.pack if is_whole and self._slab.packs else None
         with self._slab.beside():
-            packed = load_source(source, self._base, self._resting)
+            packed = load_source(source, self._base, self._resting, place)
         if self._is_deterministic and packed.edits and packed.edits.changes:
             raise PackageError(
                 "the server is deterministic, and serves only what low-rank changes can do",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
-        if self._shard == WHOLE:
-            return self._slab.pack(packed)
+        if is_whole:
+            return packed
         # Registered when one process held the model.
         if packed.edits and (packed.edits.changes or packed.edits.virtual):
             raise PackageError(

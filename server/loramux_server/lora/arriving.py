@@ -32,7 +32,8 @@ class Hash(Protocol):
 class Seals:
     """BLAKE3 of files that had their SHA-256, by digest; it takes less than half as long.
 
-    What has been read once is told from any other bytes as surely the next time, and sooner.
+    What has been read once is told from any other bytes as surely the next time, and sooner. It is
+    found out when the load is done for which the file was read, unless another one follows at once.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class Arriving:
         self._digest = digest
         self._seals = seals
         self._seal = seals.get(digest)
+        self._is_verified = False
         self._end = 0
         self._has_ended = False
         self._more = threading.Condition()
@@ -88,16 +90,22 @@ class Arriving:
         Raises:
             OSError: The file cannot be read.
         """
+        found = self.reading.result()
         if self._seal is not None:
-            return self.reading.result() == self._seal
+            return found == self._seal
+        self._is_verified = f"sha256:{found.hex()}" == self._digest
+        return self._is_verified
+
+    def seal(self, is_in_the_way: threading.Event) -> None:
+        """Note the seal of the file, if it is right and has none, unless that is in the way."""
         seal = blake3()
-        for begin in range(0, len(self), _PIECE):  # while the rest is read and hashed
-            seal.update(self[begin : begin + _PIECE])
+        for begin in range(0, self._end if self._is_verified else 0, _PIECE):
+            if is_in_the_way.is_set():
+                return
+            seal.update(self._room[begin : min(begin + _PIECE, self._end)])
             give_way()
-        if f"sha256:{self.reading.result().hex()}" != self._digest:
-            return False
-        self._seals.put(self._digest, seal.digest())
-        return True
+        if self._is_verified:
+            self._seals.put(self._digest, seal.digest())
 
     def read(self, file: FileIO) -> bytes:
         """Take in all of `file`, and return its seal if that is known, or else its SHA-256."""
@@ -130,6 +138,8 @@ class Reader(threading.local):
         self._kept = bytearray()
         # It begins with the first file, and gives way as the thread does that begins it.
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._is_in_the_way = threading.Event()
+        """What the helper still does for the file before is."""
 
     @contextmanager
     def reading(self, path: Path, digest: str) -> Iterator[Arriving]:
@@ -147,6 +157,8 @@ class Reader(threading.local):
             size = os.fstat(descriptor).st_size
             if hasattr(os, "posix_fadvise"):  # the disk goes on reading while what came is hashed
                 os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
+            self._is_in_the_way.set()
+            self._helper.submit(self._is_in_the_way.clear).result()  # it does one after the other
             room = self._kept if size <= len(self._kept) else bytearray(size)
             if size <= _MAX_KEPT:
                 self._kept = room
@@ -155,4 +167,5 @@ class Reader(threading.local):
             try:
                 yield arriving
             finally:
-                arriving.reading.exception()  # the room and the file are needed until then
+                arriving.reading.exception()  # the file is needed until then
+                self._helper.submit(arriving.seal, self._is_in_the_way)

@@ -16,6 +16,7 @@ import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
 from loramux_server.lora.affine import vectors_of, with_vectors
+from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter, Weights
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.slab import DTYPES, GroupShape, Slab
@@ -31,6 +32,8 @@ class ExtendedSlab(Slab):
     place on the device. What runs meanwhile reads none of its rows: whoever had them before has
     ended, and nothing is put in place before the last step has ended that was started by then.
     """
+
+    packs = True
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class ExtendedSlab(Slab):
             a.copy_(torch.from_numpy(layer.a_RK).view(dtype))
             b.copy_(torch.from_numpy(layer.b_RN).view(dtype))
             layers.append(replace(layer, a_RK=_array(a, layer.a_RK), b_RN=_array(b, layer.b_RN)))
+            give_way()
         kept = list(tail.split_with_sizes(list(map(len, found))))
         for place_N, vector_N in zip(kept, found, strict=True):
             place_N.copy_(vector_N)

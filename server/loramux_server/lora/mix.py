@@ -25,6 +25,7 @@ from loramux_server.lora.packed import (
     LayerPlace,
     PackedAdapter,
     PackedLayer,
+    Place,
     load_packed,
     rounded,
     widened,
@@ -70,7 +71,9 @@ def mixed(
     )
 
 
-def load_source(source: AdapterSource, base: Base, resting: Resting) -> PackedAdapter:
+def load_source(
+    source: AdapterSource, base: Base, resting: Resting, place: Place | None = None
+) -> PackedAdapter:
     """Read an adapter, or all parts of a mix, into memory and pack it; see `load_packed`.
 
     Raises:
@@ -78,10 +81,10 @@ def load_source(source: AdapterSource, base: Base, resting: Resting) -> PackedAd
         PackageError: It does not fit the base model, or its parts cannot be mixed.
     """
     if not source.parts:
-        return load_packed(Path(source.path), source.digest, base, resting)
+        return load_packed(Path(source.path), source.digest, base, resting, place)
     if len(source.parts) == 1:
         part = source.parts[0]
-        packed = load_packed(Path(part.path), part.digest, base, resting)
+        packed = load_packed(Path(part.path), part.digest, base, resting, place)
         _check_plain(packed, part)
         return replace(packed, scale_GP=packed.scale_GP * np.float32(part.weight))
     parts = []
@@ -89,7 +92,8 @@ def load_source(source: AdapterSource, base: Base, resting: Resting) -> PackedAd
         packed = load_packed(Path(part.path), part.digest, base, AS_SAVED)
         _check_plain(packed, part)
         parts.append((packed, part.weight))
-    return _pack(source, parts, resting)
+    packed = _pack(source, parts, resting)
+    return place(packed) if place else packed
 
 
 def _digest(parts: Sequence[Part], combination: Combination) -> str:

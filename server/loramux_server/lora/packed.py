@@ -89,6 +89,8 @@ class PackedAdapter:
         return kinds_GP
 
 
+Place = Callable[[PackedAdapter], PackedAdapter]
+"""Returns an adapter with its weights in memory of their own."""
 _NAMES = {form: name for name, form in FORMATS.items()}
 _ITEMS = {form: np.dtype("<f4" if form is WeightFormat.FLOAT32 else "<u2") for form in WeightFormat}
 """What numpy calls the weights of each format."""
@@ -132,7 +134,9 @@ class Base(Protocol):
         """
 
 
-def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED) -> PackedAdapter:
+def load_packed(
+    path: Path, digest: str, base: Base, resting: Resting = AS_SAVED, place: Place | None = None
+) -> PackedAdapter:
     """Read the package at `path` into memory, check it against `digest` and pack it.
 
     Args:
@@ -140,6 +144,7 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
         digest: Identity that its bytes must have.
         base: What it is for.
         resting: In which format it rests.
+        place: Puts weights where they stay; else each has memory of its own, as soon as it comes.
 
     Raises:
         DamagedError: The file is absent or its bytes do not have `digest`.
@@ -148,13 +153,13 @@ def load_packed(path: Path, digest: str, base: Base, resting: Resting = AS_SAVED
     """
     try:
         with _reader.reading(path, digest) as file:
-            return _packed(file, base, resting)
+            return _packed(file, base, resting, place)
     except OSError as error:
         kind = UnreadableError if error.errno in _PASSING else DamagedError
         raise kind(f"cannot be read: {error.strerror}") from None
 
 
-def _packed(file: Arriving, base: Base, resting: Resting) -> PackedAdapter:
+def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -> PackedAdapter:
     """Pack what is in `file` as it comes; nobody gets anything of it before its digest is known."""
     try:
         header = file[: 8 + int.from_bytes(file[:8], "little")]
@@ -169,16 +174,18 @@ def _packed(file: Arriving, base: Base, resting: Resting) -> PackedAdapter:
             return file[begin : begin + tensor.num_bytes]
 
         for module in package.modules:
-            place = base.places.get(module.module)
-            if place is None and module.is_outer:
+            at = base.places.get(module.module)
+            if at is None and module.is_outer:
                 continue  # an edit
-            if place is None:
+            if at is None:
                 raise PackageError(f"module {module.module} is not in the base model")
-            rank_GP[place.group, place.part] = module.rank
-            scale_GP[place.group, place.part] = module.scale
-            a_RK = read_weights(module.a, raw(module.a), form).copy()
-            b_RN = read_weights(module.b, raw(module.b), form).T.copy()
-            layers.append(PackedLayer(place, a_RK, b_RN))
+            rank_GP[at.group, at.part] = module.rank
+            scale_GP[at.group, at.part] = module.scale
+            a_RK = read_weights(module.a, raw(module.a), form)
+            b_RN = read_weights(module.b, raw(module.b), form).T
+            if place is None:
+                a_RK, b_RN = a_RK.copy(), b_RN.copy()
+            layers.append(PackedLayer(at, a_RK, b_RN))
             give_way()
     finally:
         # Whatever was found wrong: of other bytes than the registered ones nothing more is said.
@@ -188,10 +195,11 @@ def _packed(file: Arriving, base: Base, resting: Resting) -> PackedAdapter:
     def values(tensor: TensorInfo) -> Array:
         return decoded(raw(tensor), tensor.dtype).reshape(tensor.shape)
 
-    return PackedAdapter(
+    adapter = PackedAdapter(
         package.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes,
         edits=base.edits(package, values),
     )  # fmt: skip
+    return place(adapter) if place else adapter
 
 
 def format_of(package: Package) -> WeightFormat:

@@ -54,6 +54,9 @@ def row_bytes(shapes: list[GroupShape], item_bytes: int = 4) -> int:
 class Slab:
     """The A and B rows of all adapters that are resident, for every group."""
 
+    packs = False
+    """Whether `write` takes nothing but what `pack` gave."""
+
     extended: list[torch.Tensor | None]
     """For each group, base weights with the A rows behind them; None where they lie apart."""
     resting: Resting | None = None
@@ -85,7 +88,7 @@ class Slab:
         """Take note that a step was started, which may read any row that somebody has now."""
 
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
-        """Return `adapter` as `write` takes it."""
+        """Return `adapter` as `write` takes it; where it `packs`, in memory of its own."""
         return adapter
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
