@@ -97,7 +97,7 @@ class Unit:
         return f"{self.kernel} {self.size}{' bare' * self.is_bare}"
 
     def blocks(self, plan: Plan) -> Any:  # noqa: ANN401
-        """Return how `plan` cuts it; None where that is left to the kernel."""
+        """Return how `plan` cuts it."""
         if self.kernel == _ATTENTION:
             return plan.attention_of(self.size)
         return getattr(plan.cut(self.size, is_bare=self.is_bare), self.kernel)
@@ -108,7 +108,7 @@ class Unit:
         for numbers in itertools.product(*choices.values()):
             chosen = dict(zip(choices, numbers, strict=True))
             if self.is_bare or self._fits(chosen):
-                blocks = replace(self.blocks(plan) or DecodeBlocks(), **chosen)
+                blocks = replace(self.blocks(plan), **chosen)
                 table = getattr(plan, self.table)
                 if self.kernel != _ATTENTION:
                     blocks = replace(table[self.size], **{self.kernel: blocks})
@@ -144,7 +144,7 @@ class Row:
     """How a kernel is best cut."""
 
     unit: str
-    blocks: dict[str, int] | None
+    blocks: dict[str, int]
     microseconds: list[float]
     """At each size of a step."""
     before: list[float]
@@ -208,8 +208,8 @@ def main(
 
 def rekeyed(plan: Plan) -> Plan:
     """Return `plan` with attention cut by the numbers of requests that are told apart here."""
-    cuts = {most: plan.attention_of(most) for most in _REQUESTS}
-    return replace(plan, decode_attention={most: cut for most, cut in cuts.items() if cut})
+    cuts = {most: plan.attention_of(most) or DecodeBlocks() for most in _REQUESTS}
+    return replace(plan, decode_attention=cuts)
 
 
 def _keep(plan: Plan, path: Path, device: str) -> None:
@@ -290,7 +290,7 @@ def _tuned(plan: Plan, unit: Unit, device: torch.device, makes: list[Make]) -> t
     best = min(range(len(costs)), key=costs.__getitem__)
     now, before = ([1e6 * found for found in taken[number]] for number in (best, 0))
     blocks = unit.blocks(candidates[best])
-    return candidates[best], Row(unit.name, blocks and asdict(blocks), now, before)
+    return candidates[best], Row(unit.name, asdict(blocks), now, before)
 
 
 def _line(row: Row) -> str:

@@ -232,9 +232,10 @@ def test_what_is_tuned_is_written_as_a_plan(
     blocks = {row["unit"]: row["blocks"] for row in record["rows"]}
     assert blocks["rope_write 1"] == asdict(plan.cuts[1].rope_write)
     assert blocks["rope_write 1 bare"] == asdict(plan.bare[1].rope_write)
-    assert list(plan.decode_attention) == [4, 16]  # no step was larger
-    beyond = plan.attention_of(17)
-    assert beyond and blocks["decode_attention 16"] == asdict(beyond)
+    assert "decode_attention 256" not in blocks  # no step was so large
+    assert plan.decode_attention[256] == DecodeBlocks()
+    for most in (4, 16):
+        assert blocks[f"decode_attention {most}"] == asdict(plan.decode_attention[most])
 
 
 def test_attention_is_tuned_from_a_plan_that_tells_other_numbers_of_requests_apart() -> None:
