@@ -100,9 +100,7 @@ class Goals:
         self._batch = sizes.batch
         self.rate = on.bandwidth(device)
         """Bytes per second that a copy reads and writes."""
-        self._steps: dict[tuple[object, ...], float] = {}
-        self.steps: list[Step] = []
-        """Decode steps in the order in which they were measured."""
+        self._steps: dict[tuple[object, ...], Step] = {}
         self.kernels: dict[str, list[KernelTime]] = {}
         """What decode steps consist of, by what they are of; known when goal 11 is measured."""
         self.num_dora: int | None = None
@@ -115,6 +113,11 @@ class Goals:
             sizes.shape, self._device, self._files, batch=sizes.large_batch, context=sizes.context,
             steps=sizes.steps, most_rank=sizes.large_rank,
         )  # fmt: skip
+
+    @property
+    def steps(self) -> list[Step]:
+        """Decode steps, in the order in which they were measured."""
+        return list(self._steps.values())
 
     def close(self) -> None:
         """Give back what the engine has of the device."""
@@ -252,10 +255,9 @@ class Goals:
         """Return the seconds of such a decode step, which is measured once."""
         key = batch, tuple(adapter.digest for adapter in adapters), sampling.temperature
         if key not in self._steps:
-            self._steps[key] = taken = self._served.step(batch, adapters, sampling)
-            is_drawn = sampling.temperature > 0
-            self.steps.append(Step(batch, len(adapters), is_drawn, 1e3 * taken))
-        return self._steps[key]
+            taken = self._served.step(batch, adapters, sampling)
+            self._steps[key] = Step(batch, len(adapters), sampling.temperature > 0, 1e3 * taken)
+        return self._steps[key].milliseconds / 1e3
 
     def _floor(self, batch: int, ranks: int) -> float:
         """Return the seconds that the bytes of a decode step take, for `ranks` rank rows in all."""

@@ -270,7 +270,8 @@ class Steps:
                 yield tokens, tokens // adapters, adapters
             return
         for tokens in self._batches:
-            for adapters in {tokens} if tile == SINGLE_TILE else {1, max(1, tokens // 4)}:
+            counts = {tokens} if tile == SINGLE_TILE else {1, max(1, tokens // 4)}
+            for adapters in sorted(counts):
                 yield tokens, 1, adapters
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
-from loramux import _classification_wire, _wire
+from loramux import _classification_wire, _server_wire, _wire
 from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux._channel import Targets
@@ -204,7 +204,7 @@ class AsyncClient:
     async def info(self) -> ServerInfo:
         """Return what the server is and serves."""
         with _wire.raising():
-            return _wire.server_info(
+            return _server_wire.server_info(
                 await self._server.GetServerInfo(
                     server_pb2.GetServerInfoRequest(), timeout=self._timeout
                 )
@@ -213,7 +213,7 @@ class AsyncClient:
     async def load(self) -> ServerLoad:
         """Return what the server holds now and what it did since it started."""
         with _wire.raising():
-            return _wire.server_load(
+            return _server_wire.server_load(
                 await self._server.GetServerLoad(
                     server_pb2.GetServerLoadRequest(), timeout=self._timeout
                 )
@@ -225,7 +225,7 @@ class AsyncClient:
             response = await self._quarantine.ListQuarantined(
                 quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
             )
-            return [_wire.quarantine_entry(entry) for entry in response.entries]
+            return [_server_wire.quarantine_entry(entry) for entry in response.entries]
 
     async def clear_quarantined(self, key: str) -> None:
         """Let a request or adapter run again: a key of `quarantined`, or a reference."""

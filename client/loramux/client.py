@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
-from loramux import _classification_wire, _wire
+from loramux import _classification_wire, _server_wire, _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
 from loramux._channel import Targets
@@ -262,14 +262,14 @@ class Client:
     def info(self) -> ServerInfo:
         """Return what the server is and serves."""
         with _wire.raising():
-            return _wire.server_info(
+            return _server_wire.server_info(
                 self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout)
             )
 
     def load(self) -> ServerLoad:
         """Return what the server holds now and what it did since it started."""
         with _wire.raising():
-            return _wire.server_load(
+            return _server_wire.server_load(
                 self._server.GetServerLoad(server_pb2.GetServerLoadRequest(), timeout=self._timeout)
             )
 
@@ -279,7 +279,7 @@ class Client:
             response = self._quarantine.ListQuarantined(
                 quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
             )
-            return [_wire.quarantine_entry(entry) for entry in response.entries]
+            return [_server_wire.quarantine_entry(entry) for entry in response.entries]
 
     def clear_quarantined(self, key: str) -> None:
         """Let a request or adapter run again: a key of `quarantined`, or a reference."""

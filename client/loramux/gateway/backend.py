@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from loramux import _adapter_wire, _wire
+from loramux import _adapter_wire, _server_wire, _wire
 from loramux._access import open_aio_channel
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
@@ -58,7 +58,7 @@ class Backend:
         asked, known = self._known.get(caller.key, (-math.inf, None))
         if known is None or now - asked > _FRESH_SECONDS:
             with _wire.raising():
-                known = _wire.server_info(
+                known = _server_wire.server_info(
                     await self._server.GetServerInfo(
                         server_pb2.GetServerInfoRequest(),
                         timeout=self._timeout,

@@ -1,0 +1,53 @@
+"""Values of a server <- wire messages; shared by both clients."""
+
+import datetime
+
+from loramux.types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
+from loramux.v1 import quarantine_pb2, server_pb2
+
+
+def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
+    """Return the value of a server's description."""
+    base = message.base_model
+    return ServerInfo(
+        version=message.version,
+        base_model=base.name,
+        architecture=base.architecture,
+        fingerprint=base.fingerprint,
+        dtype=base.dtype,
+        device=base.device,
+        context_length=base.context_length,
+        vocab_size=base.vocab_size,
+        has_tokenizer=base.has_tokenizer,
+        num_parameters=base.num_parameters,
+        has_chat_template=base.has_chat_template,
+        max_running_requests=message.max_running_requests,
+        max_upload_bytes=message.max_upload_bytes,
+    )
+
+
+def quarantine_entry(message: quarantine_pb2.QuarantineEntry) -> QuarantineEntry:
+    """Return the value of something that is refused."""
+    return QuarantineEntry(
+        key=message.key,
+        adapters=tuple(message.adapters),
+        cause=message.cause,
+        since=message.since.ToDatetime(tzinfo=datetime.UTC),
+    )
+
+
+def server_load(message: server_pb2.GetServerLoadResponse) -> ServerLoad:
+    """Return the value of what a server does."""
+    fields = {
+        field.name: getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+        if field.name in ServerLoad.__slots__
+    }
+    return ServerLoad(**fields | {"device": _tier(message.device), "host": _tier(message.host)})
+
+
+def _tier(message: server_pb2.TierLoad) -> TierLoad:
+    return TierLoad(
+        message.adapters, message.bytes, message.capacity_bytes, message.hits, message.misses,
+        message.evictions, message.reloads,
+    )  # fmt: skip
