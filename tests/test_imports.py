@@ -183,6 +183,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "Mix",
         "SamplingOptions",
         "ServerInfo",
+        "ToolCall",
         "Usage",
         "__version__",
     ]

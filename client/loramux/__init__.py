@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
         Mix,
         SamplingOptions,
         ServerInfo,
+        ToolCall,
         Usage,
     )
 
@@ -45,6 +46,7 @@ __all__ = [
     "Mix",
     "SamplingOptions",
     "ServerInfo",
+    "ToolCall",
     "Usage",
     "__version__",
 ]

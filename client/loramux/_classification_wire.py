@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from loramux import _wire
 from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
+from loramux._fitting import fitting
 from loramux.v1 import classification_pb2
 
 Text = str | Sequence[int]
@@ -34,23 +35,23 @@ def classify_request(
     request = classification_pb2.ClassifyRequest(
         return_logits=logits, parse_special_tokens=parse_special_tokens
     )
-    with _wire.fitting("adapter"):
+    with fitting("adapter"):
         request.adapter = adapter
-    with _wire.fitting("request_id"):
+    with fitting("request_id"):
         request.request_id = request_id
-    with _wire.fitting("routing_key"):
+    with fitting("routing_key"):
         request.routing_key = routing_key
     if top_k is not None:
-        with _wire.fitting("top_k"):
+        with fitting("top_k"):
             request.top_k = top_k
     if not add_special_tokens:
         request.add_special_tokens = False
     for index, text in enumerate([texts] if isinstance(texts, str) else texts):
         if isinstance(text, str):
-            with _wire.fitting(f"inputs[{index}].text"):
+            with fitting(f"inputs[{index}].text"):
                 request.inputs.add(text=text)
         else:
-            with _wire.fitting(f"inputs[{index}].token_ids"):
+            with fitting(f"inputs[{index}].token_ids"):
                 request.inputs.add(token_ids=text)
     return request
 

@@ -8,12 +8,16 @@ from typing import Unpack, cast
 import grpc
 
 from loramux import errors
+from loramux._fitting import fitting
+from loramux._tool_wire import OPTIONS as TOOL_OPTIONS
+from loramux._tool_wire import add_messages, add_tools, tool_calls
 from loramux.types import (
     AdapterIdentity,
     Chunk,
     Completion,
     FinishReason,
     Generation,
+    GenerationOptions,
     Message,
     Mix,
     PositionLogprobs,
@@ -33,6 +37,7 @@ _HUNG_UP = (grpc.StatusCode.CANCELLED, "CANCELLED")
 _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    generation_pb2.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
 }
 _FORMS = tuple(
     field.name for field in generation_pb2.StructuredOutput.DESCRIPTOR.oneofs_by_name["form"].fields
@@ -57,7 +62,7 @@ def generate_request(
     adapters: Mix = (),
     combination: str | None = None,
     scale: float | None = None,
-    **sampling: Unpack[SamplingOptions],
+    **options: Unpack[GenerationOptions],
 ) -> generation_pb2.GenerateRequest:
     """Return the message for one request.
 
@@ -88,18 +93,17 @@ def generate_request(
     elif prompt is not None:
         with fitting("prompt_token_ids"):
             request.prompt_token_ids.extend(prompt)
-    for index, message in enumerate(messages or ()):
-        with fitting(f"messages[{index}]"):
-            request.messages.add(role=message["role"], content=message["content"])
+    add_messages(messages or (), request)
     if not add_special_tokens:
         request.add_special_tokens = False
     if not add_generation_prompt:
         request.add_generation_prompt = False
-    options = dict(sampling)
-    if isinstance(stop := options.get("stop"), str):
-        options["stop"] = [stop]
-    _add_form(options, request.sampling)
-    for name, value in options.items():
+    add_tools(options, request)
+    sampling = {name: value for name, value in options.items() if name not in TOOL_OPTIONS}
+    if isinstance(stop := sampling.get("stop"), str):
+        sampling["stop"] = [stop]
+    _add_form(sampling, request.sampling)
+    for name, value in sampling.items():
         with fitting(f"sampling.{name}"):
             one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
             request.sampling.MergeFrom(one)
@@ -130,17 +134,6 @@ def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
     return adapters.items() if isinstance(adapters, Mapping) else adapters
 
 
-@contextmanager
-def fitting(field: str) -> Iterator[None]:
-    """Name `field` where a value does not fit it."""
-    try:
-        yield
-    except ValueError as error:
-        raise errors.InvalidArgumentError(
-            f"{field}: {error}", reason="INVALID_FIELD", field=field
-        ) from None
-
-
 def generation(response: generation_pb2.GenerateResponse) -> Generation:
     """Return the value of a finished answer."""
     return Generation(
@@ -162,6 +155,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         text=delta.text,
         token_ids=tuple(delta.token_ids),
         logprobs=_logprobs(delta.logprobs),
+        tool_calls=tool_calls(delta.tool_calls),
         finish_reason=_finish(delta.finish_reason) if delta.finish_reason else None,
         stop_string=delta.stop_string if delta.HasField("stop_string") else None,
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
@@ -226,6 +220,7 @@ def _completion(message: generation_pb2.Completion) -> Completion:
         stop_string=message.stop_string if message.HasField("stop_string") else None,
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
         logprobs=_logprobs(message.logprobs),
+        tool_calls=tool_calls(message.tool_calls),
     )
 
 

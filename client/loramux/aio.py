@@ -16,10 +16,10 @@ from loramux.types import (
     Chunk,
     Classification,
     Generation,
+    GenerationOptions,
     Message,
     Mix,
     QuarantineEntry,
-    SamplingOptions,
     ServerInfo,
     ServerLoad,
 )
@@ -84,7 +84,7 @@ class AsyncClient:
         adapters: Mix = (),
         combination: str | None = None,
         scale: float | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`; see `Client.generate`."""
         request = _wire.generate_request(
@@ -99,7 +99,7 @@ class AsyncClient:
             adapters,
             combination,
             scale,
-            **sampling,
+            **options,
         )
         with _wire.raising():
             return _wire.generation(
@@ -123,7 +123,7 @@ class AsyncClient:
         adapters: Mix = (),
         combination: str | None = None,
         scale: float | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> AsyncIterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
         request = _wire.generate_request(
@@ -138,7 +138,7 @@ class AsyncClient:
             adapters,
             combination,
             scale,
-            **sampling,
+            **options,
         )
         call = self._generation.StreamGenerate(
             request, timeout=self._timeout if timeout is None else timeout
@@ -158,7 +158,7 @@ class AsyncClient:
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         routing_key: str = "",
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Return the next turn of a conversation; see `Client.chat`."""
         return await self.generate(
@@ -167,7 +167,7 @@ class AsyncClient:
             timeout=timeout,
             request_id=request_id,
             routing_key=routing_key,
-            **sampling,
+            **options,
         )
 
     async def classify(

@@ -15,10 +15,10 @@ from loramux.types import (
     Chunk,
     Classification,
     Generation,
+    GenerationOptions,
     Message,
     Mix,
     QuarantineEntry,
-    SamplingOptions,
     ServerInfo,
     ServerLoad,
 )
@@ -106,7 +106,7 @@ class Client:
         adapters: Mix = (),
         combination: str | None = None,
         scale: float | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`.
 
@@ -127,7 +127,7 @@ class Client:
             combination: How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which
                 is what None means, or `linear`.
             scale: Multiplies what `adapter` changes; None means 1.
-            sampling: How tokens are chosen and when to stop.
+            options: How tokens are chosen and when to stop; and with messages, tools.
         """
         request = _wire.generate_request(
             prompt,
@@ -141,7 +141,7 @@ class Client:
             adapters,
             combination,
             scale,
-            **sampling,
+            **options,
         )
         with _wire.raising():
             return _wire.generation(
@@ -165,7 +165,7 @@ class Client:
         adapters: Mix = (),
         combination: str | None = None,
         scale: float | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; closing the iterator cancels the request.
 
@@ -183,7 +183,7 @@ class Client:
             adapters,
             combination,
             scale,
-            **sampling,
+            **options,
         )
         call = self._generation.StreamGenerate(
             request, timeout=self._timeout if timeout is None else timeout
@@ -203,7 +203,7 @@ class Client:
         timeout: float | None = None,
         request_id: str = "",
         routing_key: str = "",
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Return the next turn of a conversation; the arguments are those of `generate`."""
         return self.generate(
@@ -212,7 +212,7 @@ class Client:
             timeout=timeout,
             request_id=request_id,
             routing_key=routing_key,
-            **sampling,
+            **options,
         )
 
     def classify(

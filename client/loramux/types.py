@@ -8,6 +8,7 @@ from typing import TypeAlias, TypedDict
 from loramux._adapter_types import Adapter, AdapterChange, AdapterStatus, AliasMove
 from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
+from loramux._tool_types import Message, ToolCall, ToolOptions
 
 __all__ = [
     "Adapter",
@@ -20,6 +21,7 @@ __all__ = [
     "Completion",
     "FinishReason",
     "Generation",
+    "GenerationOptions",
     "LabelScore",
     "Message",
     "Mix",
@@ -33,6 +35,8 @@ __all__ = [
     "Timing",
     "TokenLabels",
     "TokenLogprob",
+    "ToolCall",
+    "ToolOptions",
     "Usage",
 ]
 
@@ -73,12 +77,8 @@ class SamplingOptions(TypedDict, total=False):
     grammar: str
 
 
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    """`system`, `developer`, `user`, `assistant` or `tool`."""
-    content: str
+class GenerationOptions(SamplingOptions, ToolOptions, total=False):
+    """All that a call of `generate` may say beside what is to be continued, and by what."""
 
 
 class FinishReason(enum.StrEnum):
@@ -88,6 +88,8 @@ class FinishReason(enum.StrEnum):
     """The model ended it, or a stop string or token came."""
     LENGTH = "length"
     """max_tokens or the context was reached."""
+    TOOL_CALLS = "tool_calls"
+    """The model ended it, and asks for calls of tools."""
     UNKNOWN = "unknown"
     """The server is newer and gave a reason that this client does not know."""
 
@@ -154,6 +156,16 @@ class Completion:
     stop_token_id: int | None
     """The token that ended it, if one did."""
     logprobs: tuple[PositionLogprobs, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that the model asks for, which are no part of the text."""
+
+    @property
+    def message(self) -> Message:
+        """This as a turn of the conversation, which may be continued after it."""
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +203,16 @@ class Generation:
         """Log-probabilities of the first completion, where they were asked for."""
         return self.completions[0].logprobs
 
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Calls that the first completion asks for."""
+        return self.completions[0].tool_calls
+
+    @property
+    def message(self) -> Message:
+        """The first completion as a turn of the conversation."""
+        return self.completions[0].message
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -216,3 +238,5 @@ class Chunk:
     """Set in the last chunk of a stream."""
     sampling: SamplingOptions | None
     """Set in the first chunk of a stream: what is used."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that the model asks for; each comes when it is whole."""

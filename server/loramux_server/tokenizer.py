@@ -87,9 +87,17 @@ class TextTokenizer:
         """Return what `token` is in UTF-8, which may be a part of a character."""
         return self._bytes.of(token)
 
-    def decoder(self, prompt: Sequence[int], *, skip_special: bool) -> "TextDecoder":
-        """Return a decoder for what follows `prompt`."""
-        silent = self._special if skip_special else frozenset[int]()
+    def decoder(
+        self, prompt: Sequence[int], *, skip_special: bool, shown: Set[int] = frozenset()
+    ) -> "TextDecoder":
+        """Return a decoder for what follows `prompt`.
+
+        Args:
+            prompt: What went before.
+            skip_special: Whether control tokens give no text.
+            shown: Control tokens that give text in either case.
+        """
+        silent = self._special - shown if skip_special else frozenset[int]()
         return TextDecoder(self._control, prompt, silent)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from loramux.errors import InvalidArgumentError
 from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Setup, Turn
+from loramux_server.chat.messages import Setup, Talk, Turn
 from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import (
     FailedTemplateError,
@@ -54,14 +55,14 @@ def encoded(
     compiled = Template(template)
     shield = Shield(Tokens(kit.setup), template, compiled.literals)
     pieces = shield.pieces(
-        [Turn(*turn) for turn in turns],
-        lambda marked: compiled.render(
-            [(turn.role, turn.content) for turn in marked],
-            add_generation_prompt=prompt,
-            variables=kit.setup.variables,
-        ),
+        talk_of(turns),
+        partial(compiled.render, add_generation_prompt=prompt, variables=kit.setup.variables),
     )
     return kit.ours.encode(pieces)
+
+
+def talk_of(turns: Sequence[tuple[str, str]]) -> Talk:
+    return Talk([Turn(*turn) for turn in turns])
 
 
 def expected(
@@ -253,11 +254,13 @@ def test_a_template_does_not_leave_the_sandbox(source: str) -> None:
     template = Template(source)
     written = ""
     with contextlib.suppress(FailedTemplateError):
-        written = template.render([("user", "x")], add_generation_prompt=True, variables={})
+        written = template.render(
+            talk_of([("user", "x")]), add_generation_prompt=True, variables={}
+        )
     assert not written
 
 
 def test_what_a_template_writes_is_bounded() -> None:
     template = Template("{% for i in range(20000) %}{{ messages[0].content * 100 }}{% endfor %}")
     with pytest.raises(FailedTemplateError, match="wrote more than 1048576 characters"):
-        template.render([("user", "x")], add_generation_prompt=True, variables={})
+        template.render(talk_of([("user", "x")]), add_generation_prompt=True, variables={})

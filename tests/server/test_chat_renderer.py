@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
-from loramux_server.chat.messages import Piece, Render, Setup, Turn
+from loramux_server.chat.messages import Piece, Render, Setup, Talk, Turn
 from loramux_server.chat.renderer import Renderer
 
 SETUP = Setup(control=["<s>", "</s>"], added=[], variables={"bos_token": "<s>"}, cpu_seconds=0.2)
@@ -25,7 +25,7 @@ async def renderer() -> AsyncIterator[Renderer]:
 
 
 def request(template: str, content: str = "hi") -> Render:
-    return Render(template, [Turn("user", content)], True)
+    return Render(template, Talk([Turn("user", content)]), True)
 
 
 def children() -> set[int]:

@@ -16,6 +16,7 @@ from loramux.v1.generation_pb2 import Choice, GenerateRequest, SamplingParams, S
 from loramux_server.engine.messages import ModelInfo, Sampling
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.services.defaults import with_defaults
+from loramux_server.services.forms import form_of
 from loramux_server.services.limits import check_fields, invalid, samplings, text_options
 
 MODEL = ModelInfo(
@@ -27,7 +28,8 @@ WITHOUT_TOKENIZER = msgspec.structs.replace(MODEL, tokenizer_json=None)
 
 
 def sampling_of(num_prompt: int = 10, **params: Any) -> Sampling:
-    (sampling,) = samplings(SamplingParams(**params), num_prompt, MODEL)
+    given = SamplingParams(**params)
+    (sampling,) = samplings(given, num_prompt, MODEL, form=form_of(given))
     return sampling
 
 
@@ -90,10 +92,10 @@ def test_a_base_without_text_or_end_has_no_forms(lack: dict[str, Any]) -> None:
 
 def test_a_form_ends_a_text_and_no_default_does() -> None:
     defaults = {"min_tokens": 3, "stop": ["x"], "stop_token_ids": [4], "temperature": 0.5}
-    merged = with_defaults(SamplingParams(), defaults, MODEL)
+    merged = with_defaults(SamplingParams(), defaults, MODEL, None)
     assert (merged.min_tokens, list(merged.stop), list(merged.stop_token_ids)) == (3, ["x"], [4])
     wanted = SamplingParams(structured_output=StructuredOutput(regex="a"), stop=["y"])
-    merged = with_defaults(wanted, defaults, MODEL)
+    merged = with_defaults(wanted, defaults, MODEL, form_of(wanted))
     assert (merged.min_tokens, list(merged.stop), list(merged.stop_token_ids)) == (0, ["y"], [])
     assert merged.temperature == 0.5
 

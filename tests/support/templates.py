@@ -83,8 +83,12 @@ TEMPLATES = {
 CONTROL = [
     "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>",
     "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>",
+    "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
 ]  # fmt: skip
-OTHER_ADDED = ["<think>", "</think>", "<tool_call>", "<tool_response>", "</tool_response>"]
+OTHER_ADDED = [
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+]  # fmt: skip
 """Tokens that are found in a text before all else and are no control tokens."""
 
 

@@ -12,6 +12,7 @@ _LEAST = -9999.0
 _FINISH = {
     generation_pb2.FINISH_REASON_STOP: "stop",
     generation_pb2.FINISH_REASON_LENGTH: "length",
+    generation_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 Object = dict[str, object]
@@ -30,8 +31,8 @@ class Style(Protocol):
     def message(self, completion: generation_pb2.Completion) -> Object:
         """Return the text and log-probabilities of a whole completion."""
 
-    def delta(self, piece: generation_pb2.Completion, *, is_first: bool) -> Object:
-        """Return those of the next piece of one."""
+    def delta(self, piece: generation_pb2.Completion, *, is_first: bool, num_calls: int) -> Object:
+        """Return those of the next piece of one, before which `num_calls` tools were called."""
 
 
 class ChatStyle:
@@ -41,14 +42,22 @@ class ChatStyle:
 
     def message(self, completion: generation_pb2.Completion) -> Object:
         """See `Style`."""
-        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        message: Object = {"role": "assistant", "content": completion.text, "refusal": None}
+        if completion.tool_calls:
+            message["content"] = completion.text or None
+            message["tool_calls"] = [_call(call) for call in completion.tool_calls]
         return {"message": message, "logprobs": self._logprobs(completion)}
 
-    def delta(self, piece: generation_pb2.Completion, *, is_first: bool) -> Object:
+    def delta(self, piece: generation_pb2.Completion, *, is_first: bool, num_calls: int) -> Object:
         """See `Style`."""
         delta: Object = {"role": "assistant"} if is_first else {}
         if piece.text or is_first:
             delta["content"] = piece.text
+        if piece.tool_calls:
+            delta["tool_calls"] = [
+                {"index": index} | _call(call)
+                for index, call in enumerate(piece.tool_calls, num_calls)
+            ]
         return {"delta": delta, "logprobs": self._logprobs(piece)}
 
     def _logprobs(self, completion: generation_pb2.Completion) -> Object | None:
@@ -70,7 +79,7 @@ class CompletionStyle:
         """See `Style`."""
         return {"text": completion.text, "logprobs": self._logprobs(completion)}
 
-    def delta(self, piece: generation_pb2.Completion, *, is_first: bool) -> Object:
+    def delta(self, piece: generation_pb2.Completion, *, is_first: bool, num_calls: int) -> Object:
         """See `Style`."""
         return self.message(piece)
 
@@ -118,8 +127,8 @@ class Answers:
         }
         self._num_completions = num_completions
         self._return_token_ids = return_token_ids
-        self._begun: set[int] = set()
-        """Choices of which a piece was made."""
+        self._num_calls: dict[int, int] = {}
+        """Of choices of which a piece was made: how many tools they called."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
         """Return the answer; `responses` are in the order of the prompts."""
@@ -135,13 +144,15 @@ class Answers:
         """Return the next piece, of the prompt at `place`; None if it would tell nothing."""
         delta = response.delta
         index = self._index(place, delta)
-        is_first = index not in self._begun
+        is_first = index not in self._num_calls
         # Such as the first bytes of a character.
-        is_empty = not (delta.text or delta.finish_reason or delta.logprobs)
+        is_empty = not (delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls)
         if is_empty and not (is_first or self._return_token_ids):
             return None
-        self._begun.add(index)
-        choice = self._choice(place, delta, self._style.delta(delta, is_first=is_first))
+        num_calls = self._num_calls.get(index, 0)
+        said = self._style.delta(delta, is_first=is_first, num_calls=num_calls)
+        self._num_calls[index] = num_calls + len(delta.tool_calls)
+        choice = self._choice(place, delta, said)
         return self._head | {"choices": [choice]}
 
     def last(self, usages: Sequence[generation_pb2.Usage]) -> Object:
@@ -175,6 +186,11 @@ def adapter_header(identities: Sequence[generation_pb2.AdapterIdentity]) -> str:
     return ", ".join(
         f"{each.tenant}/{each.name}:{each.version}@{each.digest}" for each in identities
     )
+
+
+def _call(call: generation_pb2.ToolCall) -> Object:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _token(token: generation_pb2.TokenLogprob) -> Object:

@@ -16,6 +16,7 @@ from loramux.gateway.body import (
     SchemaFormat,
 )
 from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.tools import NamedTool
 from loramux.types import Message
 from loramux.v1 import generation_pb2
 
@@ -41,11 +42,9 @@ def asked_by_chat(
     """
     if not body.messages:
         raise invalid("messages", "messages is an empty list; give at least one message")
-    messages: list[Message] = [
-        {"role": message.role, "content": _content(index, message)}
-        for index, message in enumerate(body.messages)
-    ]
-    shared = _shared(body, base) | {"add_generation_prompt": body.add_generation_prompt}
+    messages = [_message(index, message) for index, message in enumerate(body.messages)]
+    shared = _shared(body, base) | _tools(body)
+    shared["add_generation_prompt"] = body.add_generation_prompt
     return [_request(None, messages, routing_key=body.user, **shared)]
 
 
@@ -141,9 +140,36 @@ def _adapters(body: Body, base: str) -> dict[str, Any]:
     return {"adapters": mix, "combination": body.combination}
 
 
+def _tools(body: ChatBody) -> dict[str, Any]:
+    """Return which tools there are, and how they are used."""
+    choice = body.tool_choice
+    found = {
+        "tools": [msgspec.to_builtins(tool) for tool in body.tools],
+        "tool_choice": choice.function.name if isinstance(choice, NamedTool) else choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "chat_template_kwargs": body.chat_template_kwargs,
+    }
+    return {name: value for name, value in found.items() if value not in (None, [])}
+
+
+def _message(index: int, message: ChatMessage) -> Message:
+    found: Message = {"role": message.role, "content": _content(index, message)}
+    if message.tool_calls:
+        found["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
+    if message.role == "tool":
+        found["tool_call_id"] = message.tool_call_id or ""
+        found["name"] = message.name or ""
+    elif message.tool_call_id:
+        name = f"messages[{index}].tool_call_id"
+        raise invalid(name, f"{name} is set; it needs the role tool, not {message.role}")
+    return found
+
+
 def _content(index: int, message: ChatMessage) -> str:
     """Return the text of a message; that of several parts is put together as it is."""
     name = f"messages[{index}].content"
+    if message.content is None and message.tool_calls:
+        return ""
     if message.content is None:
         raise invalid(name, f"{name} is missing; expected text")
     if isinstance(message.content, str):

@@ -6,12 +6,13 @@ refused by name; null is the same as no field.
 
 import re
 from functools import cache
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from loramux.errors import InvalidArgumentError
 from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.tools import NamedTool, Tool, ToolCall
 
 HARMLESS = frozenset({
     "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier",
@@ -25,12 +26,9 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -135,12 +133,13 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     role: str
     content: str | list[dict[str, object]] | None = None
     name: str | None = None
-    """Of who speaks; no template is told."""
+    """Of who speaks; templates are told that of a tool."""
     refusal: None = None
     annotations: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class ChatBody(Body, kw_only=True):
@@ -150,7 +149,13 @@ class ChatBody(Body, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
+    tools: list[Tool] = []
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    # As vLLM calls them.
     add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, object] | None = None
 
     @property
     def num_logprobs(self) -> int | None:

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from loramux.errors import FailedPreconditionError
-from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Piece, Render, Turn
+from loramux_server.chat.encoder import ChatEncoder, Vocabulary
+from loramux_server.chat.messages import Piece, Render, Talk
 from loramux_server.chat.renderer import Renderer
 from loramux_server.tokenizer import OFF_LOOP
 
@@ -34,12 +34,12 @@ class Chat:
         self._renderers: list[Renderer] = []
 
     async def tokens(
-        self, turns: Sequence[Turn], template: str | None, *, add_generation_prompt: bool
+        self, talk: Talk, template: str | None, *, add_generation_prompt: bool
     ) -> list[int]:
         """Return the tokens of a conversation.
 
         Args:
-            turns: Its messages.
+            talk: Its messages, and what comes with them.
             template: That of the adapter; None for the base model's.
             add_generation_prompt: Whether the prompt ends with what begins an answer.
 
@@ -49,6 +49,27 @@ class Chat:
                 tokenized.
             UnavailableError: No process for templates can be started.
         """
+        pieces = await self.pieces(talk, template, add_generation_prompt=add_generation_prompt)
+        encoder = await self._prepared()
+        if _length(pieces) < OFF_LOOP:
+            return encoder.encode(pieces)
+        return await asyncio.to_thread(encoder.encode, pieces)
+
+    async def pieces(
+        self, talk: Talk, template: str | None, *, add_generation_prompt: bool
+    ) -> list[Piece]:
+        """Return what a template makes of a conversation; as `tokens`, before it is tokenized."""
+        source = self.source(template)
+        await self._prepared()
+        renderer = self._renderers[0 if template is None else 1]
+        return await renderer.render(Render(source, talk, add_generation_prompt))
+
+    def source(self, template: str | None) -> str:
+        """Return the template that counts: `template`, or where that is None the base model's.
+
+        Raises:
+            FailedPreconditionError: There is none.
+        """
         source = self._template if template is None else template
         if source is None:
             raise FailedPreconditionError(
@@ -57,12 +78,11 @@ class Chat:
                 reason="CHAT_TEMPLATE_MISSING",
                 field="messages",
             )
-        encoder = await self._prepared()
-        renderer = self._renderers[0 if template is None else 1]
-        pieces = await renderer.render(Render(source, list(turns), add_generation_prompt))
-        if _length(pieces) < OFF_LOOP:
-            return encoder.encode(pieces)
-        return await asyncio.to_thread(encoder.encode, pieces)
+        return source
+
+    async def vocabulary(self) -> Vocabulary:
+        """Return the tokens that a template may write."""
+        return (await self._prepared()).vocabulary
 
     async def close(self) -> None:
         """End the processes."""

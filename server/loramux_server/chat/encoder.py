@@ -2,13 +2,22 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
 from loramux.errors import InvalidArgumentError
 from loramux_server.chat.messages import Piece, Setup
 from loramux_server.tokenizer import check_unbroken, panics_refused
+
+
+class Vocabulary(NamedTuple):
+    """The added tokens of a tokenizer."""
+
+    ids: Mapping[str, int]
+    control: Set[str]
+    """Those that are no text, such as `</s>`."""
 
 
 class ChatEncoder:
@@ -22,10 +31,11 @@ class ChatEncoder:
     def __init__(self, tokenizer_json: str) -> None:
         described = json.loads(tokenizer_json)
         added = described.get("added_tokens", [])
-        self._numbers = {str(token["content"]): int(token["id"]) for token in added}
-        self._control = {str(token["content"]) for token in added if token["special"]}
+        ids = {str(token["content"]): int(token["id"]) for token in added}
+        control = {str(token["content"]) for token in added if token["special"]}
+        self.vocabulary = Vocabulary(ids, control)
         # Any text may need the one for what the tokenizer does not know.
-        self._forged = {self._numbers[content] for content in self._control - {_unknown(described)}}
+        self._forged = {ids[content] for content in control - {_unknown(described)}}
         for token in added:
             token["special"] = True
         self._tokenizer = Tokenizer.from_str(json.dumps(described))
@@ -49,15 +59,16 @@ class ChatEncoder:
             ]
         )
         self._meant = {
-            self._tokenizer.token_to_id(stand_in): self._numbers[content]
+            self._tokenizer.token_to_id(stand_in): ids[content]
             for content, stand_in in self._stand_ins.items()
         }
 
     def setup(self, variables: dict[str, str]) -> Setup:
         """Return what a renderer of templates needs to know of the tokenizer."""
+        ids, control = self.vocabulary
         return Setup(
-            control=sorted(self._control),
-            added=sorted(self._numbers.keys() - self._control),
+            control=sorted(control),
+            added=sorted(ids.keys() - control),
             variables=variables,
         )
 

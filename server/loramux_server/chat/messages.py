@@ -3,8 +3,24 @@
 Typed structs in MessagePack, each preceded by its length, as between frontend and engine.
 """
 
+from typing import Any
+
 import msgspec
 from msgspec import Struct
+
+MARKS = "\U000f0000-\U0010fffd"
+"""Private characters of Unicode, the first and the last, that can stand for others while a template
+is rendered. More of them than a request can hold."""
+
+
+class Call(Struct, frozen=True, array_like=True):
+    """A call of a tool, as an assistant asked for it."""
+
+    id: str
+    """Empty where it has none."""
+    name: str
+    arguments: dict[str, Any]
+    """JSON's values."""
 
 
 class Turn(Struct, frozen=True, array_like=True):
@@ -12,6 +28,57 @@ class Turn(Struct, frozen=True, array_like=True):
 
     role: str
     content: str
+    calls: list[Call] = []
+    """What an assistant asked for."""
+    call_id: str = ""
+    """Of which call a tool's message is the result."""
+    name: str = ""
+    """Of the tool, where the message tells."""
+
+    def as_message(self) -> dict[str, object]:
+        """Return what templates call a message."""
+        message: dict[str, object] = {"role": self.role, "content": self.content}
+        if self.calls:
+            message["tool_calls"] = [
+                ({"id": call.id} if call.id else {})
+                | {"type": "function"}
+                | {"function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.calls
+            ]
+        if self.call_id:
+            message["tool_call_id"] = self.call_id
+        if self.name:
+            message["name"] = self.name
+        return message
+
+
+class Tool(Struct, frozen=True, array_like=True):
+    """A function that may be called."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema."""
+    is_strict: bool = False
+    """Whether arguments always meet it, which no template is told."""
+
+    def as_tool(self) -> dict[str, object]:
+        """Return what templates call a tool."""
+        function: dict[str, object] = {"name": self.name}
+        if self.description is not None:
+            function["description"] = self.description
+        if self.parameters is not None:
+            function["parameters"] = self.parameters
+        return {"type": "function", "function": function}
+
+
+class Talk(Struct, frozen=True):
+    """All that a request gives to a template."""
+
+    turns: list[Turn]
+    tools: list[Tool] = []
+    variables: dict[str, Any] = {}
+    """What else the template may name; JSON's values."""
 
 
 class Piece(Struct, frozen=True, array_like=True):
@@ -39,7 +106,7 @@ class Render(Struct, frozen=True):
     """Render a conversation."""
 
     template: str
-    turns: list[Turn]
+    talk: Talk
     add_generation_prompt: bool
 
 

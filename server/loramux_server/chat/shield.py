@@ -9,22 +9,31 @@ A template may look for text of its own in a content, such as `</think>`. Where 
 text, and other added tokens that say nothing of whose turn it is, it is not marked. Then a template
 that takes text away could still join halves of a control token. So both are rendered, and if the
 control tokens are not the same, what was rendered of contents marked throughout is taken.
+
+What else a request gives (tools, calls of them, variables) is marked throughout, the keys of its
+objects as well. Templates write it as JSON, so what JSON escapes is marked there only if a control
+token could begin with it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from loramux_server.chat.messages import Piece, Setup, Turn
+import msgspec
+
+from loramux_server.chat.messages import MARKS, Call, Piece, Setup, Talk, Tool, Turn
 
 ASSISTANT = "assistant"
 """Whose turns the model wrote, its own tokens such as `<tool_call>` among them."""
 
-_FIRST_MARK, _LAST_MARK = 0xF0000, 0x10FFFD
-"""Private characters of Unicode. More of them than the contents of a request can hold."""
-_MARKS = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}]")
+_MARKS = re.compile(f"[{MARKS}]")
 
-Write = Callable[[Sequence[Turn]], str]
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
+"""What JSON does not write as it is."""
+
+Write = Callable[[Talk], str]
 """Renders a template."""
+Change = Callable[[str], str]
 
 
 class Tokens:
@@ -39,6 +48,11 @@ class Tokens:
         self.first = sorted({token[0] for token in (*setup.control, *setup.added)})
         """The characters with which a token could begin."""
         self.beginning = _any_of(self.first)
+        self.beginning_in_json = _any_of(
+            char
+            for char in self.first
+            if not _ESCAPED.match(char) or any(token[0] == char for token in setup.control)
+        )
 
 
 class Shield:
@@ -63,34 +77,47 @@ class Shield:
             and not tokens.any_control.search(text)
         )
 
-    def pieces(self, turns: Sequence[Turn], write: Write) -> list[Piece]:
-        """Return what `write` makes of `turns`, with its own tokens apart."""
-        marks = self._marks(turns)
-        if not any(char in turn.content for turn in turns for char in marks):
-            return self._split(write(turns), {})
+    def pieces(self, talk: Talk, write: Write) -> list[Piece]:
+        """Return what `write` makes of `talk`, with its own tokens apart."""
+        marks = self._marks(talk)
+        if not any(char in text for text in _texts(talk) for char in marks):
+            return self._split(write(talk), {})
         back = {ord(mark): char for char, mark in marks.items()}
-        marked = [self._marked(turn, marks) for turn in turns]
-        spared = [self._marked(turn, marks, spares=True) for turn in turns]
+        marked = self._marked(talk, marks)
+        spared = self._marked(talk, marks, spares=True)
         safe = self._split(write(marked), back)
         if marked == spared:
             return safe
         likely = self._split(write(spared), back)
+        turns = talk.turns
         return likely if self._control_of(likely, turns) == self._control_of(safe, turns) else safe
 
-    def _marks(self, turns: Sequence[Turn]) -> dict[str, str]:
+    def _marks(self, talk: Talk) -> dict[str, str]:
         """Return what stands for each character with which a token could begin."""
-        used = {ord(char) for turn in turns for char in _MARKS.findall(turn.content)}
-        free = (code for code in range(_FIRST_MARK, _LAST_MARK + 1) if code not in used)
+        used = {ord(char) for text in _texts(talk) for char in _MARKS.findall(text)}
+        first, last = ord(MARKS[0]), ord(MARKS[-1])
+        free = (code for code in range(first, last + 1) if code not in used)
         return {char: chr(code) for char, code in zip(self._tokens.first, free, strict=False)}
 
-    def _marked(self, turn: Turn, marks: dict[str, str], *, spares: bool = False) -> Turn:
-        content = turn.content
-        spared = self._spared(turn) if spares else frozenset()
-        return Turn(
-            turn.role,
-            self._tokens.beginning.sub(
-                lambda found: found[0] if found.start() in spared else marks[found[0]], content
-            ),
+    def _marked(self, talk: Talk, marks: dict[str, str], *, spares: bool = False) -> Talk:
+        def throughout(text: str) -> str:
+            return self._tokens.beginning_in_json.sub(lambda found: marks[found[0]], text)
+
+        def content(turn: Turn) -> str:
+            spared = self._spared(turn) if spares else frozenset()
+            return self._tokens.beginning.sub(
+                lambda found: found[0] if found.start() in spared else marks[found[0]],
+                turn.content,
+            )
+
+        return Talk(
+            [_changed_turn(turn, content(turn), throughout) for turn in talk.turns],
+            [
+                Tool(*(_changed(value, throughout) for value in msgspec.structs.astuple(tool)))
+                for tool in talk.tools
+            ],
+            # Names of variables are the template's.
+            {name: _changed(value, throughout) for name, value in talk.variables.items()},
         )
 
     def _spared(self, turn: Turn) -> frozenset[int]:
@@ -127,6 +154,51 @@ class Shield:
         if not any(token in content for content in own for token in self._named):
             compared |= self._named
         return [piece.text for piece in pieces if piece.is_token and piece.text in compared]
+
+
+def _texts(talk: Talk) -> Iterator[str]:
+    """Yield all strings that a request gives."""
+    for turn in talk.turns:
+        yield turn.content
+        yield from (turn.call_id, turn.name)
+        for call in turn.calls:
+            yield from (call.id, call.name, *_strings(call.arguments))
+    for tool in talk.tools:
+        yield from _strings(list(msgspec.structs.astuple(tool)))
+    yield from _strings(talk.variables)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield all strings of a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _changed_turn(turn: Turn, content: str, change: Change) -> Turn:
+    """Return `turn` with another content, and each string but its role changed."""
+    calls = [
+        Call(change(call.id), change(call.name), _changed(call.arguments, change))
+        for call in turn.calls
+    ]
+    return Turn(turn.role, content, calls, change(turn.call_id), change(turn.name))
+
+
+def _changed(value: Any, change: Change) -> Any:  # noqa: ANN401 - JSON
+    """Return a value of JSON with each string of it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _changed(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_changed(inner, change) for inner in value]
+    return value
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -5,6 +5,7 @@ Source of the meaning: `apply_chat_template` of transformers 5.
 
 import datetime
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
@@ -15,8 +16,12 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from loramux_server.chat.messages import MARKS, Talk
+
 MAX_RENDERED = 1 << 20
 """Most characters that a template may write."""
+_OTHERS = re.compile(f"[^\\x00-\\x7f{MARKS}]")
+"""What is neither ASCII nor a mark; see `loramux_server.chat.shield`."""
 
 
 class RefusedMessagesError(Exception):
@@ -74,12 +79,17 @@ class Template:
 
     def render(
         self,
-        turns: Iterable[tuple[str, str]],
+        talk: Talk,
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, str],
     ) -> str:
-        """Return what the template makes of `turns`, which are role and content.
+        """Return what the template makes of `talk`.
+
+        Args:
+            talk: What a request gives.
+            add_generation_prompt: Whether the text ends with what begins an answer.
+            variables: What every template may name; those of `talk` go before them.
 
         Raises:
             RefusedMessagesError: It says that it does not take them.
@@ -89,11 +99,12 @@ class Template:
         length = 0
         try:
             for piece in self._compiled.generate(
-                messages=[{"role": role, "content": content} for role, content in turns],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
+                {"documents": None, **variables, **talk.variables}
+                | {
+                    "messages": [turn.as_message() for turn in talk.turns],
+                    "tools": [tool.as_tool() for tool in talk.tools] or None,
+                    "add_generation_prompt": add_generation_prompt,
+                }
             ):
                 length += len(piece)
                 if length > MAX_RENDERED:
@@ -149,13 +160,15 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own escapes what has a meaning in HTML.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    written = json.dumps(
+        value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    # What stands for another character has to stay what it is.
+    return _OTHERS.sub(_escaped, written) if ensure_ascii else written
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def _strftime_now(form: str) -> str:

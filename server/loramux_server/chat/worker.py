@@ -18,6 +18,7 @@ from loramux_server.chat.messages import (
     Render,
     Rendered,
     Setup,
+    Talk,
     Turn,
     decode_render,
     decode_setup,
@@ -51,12 +52,7 @@ class Renderer:
                 add_generation_prompt=request.add_generation_prompt,
                 variables=self._variables,
             )
-            return Rendered(
-                shield.pieces(
-                    request.turns,
-                    lambda turns: render((turn.role, turn.content) for turn in turns),
-                )
-            )
+            return Rendered(shield.pieces(request.talk, render))
         except RefusedMessagesError as error:
             return Refused(str(error))
         except FailedTemplateError as error:
@@ -92,7 +88,7 @@ def _warm(renderer: Renderer) -> None:
     """Import now what Jinja imports when it first needs it."""
     used = "{{ messages | tojson }}{{ strftime_now('%Y') }}{{ messages[0].content | title }}"
     for source in (used, "{{ raise_exception('no') }}", "{{ none() }}", "{% if %}"):
-        renderer.answer(Render(source, [Turn("user", "<s>")], True))
+        renderer.answer(Render(source, Talk([Turn("user", "<s>")]), True))
 
 
 if __name__ == "__main__":

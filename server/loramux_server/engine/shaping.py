@@ -30,6 +30,8 @@ _RIGHT = {
     "look-around and back-references",
     "choice": "texts that the tokenizer can make",
     "grammar": "a grammar of some text, in the variant of Lark that llguidance takes",
+    "tool_calls": "parameters that some object meets, with the keywords that the documentation "
+    "lists",
 }
 
 

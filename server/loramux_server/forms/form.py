@@ -12,13 +12,15 @@ MAX_NESTING = 64
 
 
 class FormKind(enum.StrEnum):
-    """Which field of `loramux.v1.StructuredOutput` asks for it."""
+    """What asks for it: a field of `loramux.v1.StructuredOutput`, or a choice of tools."""
 
     JSON_SCHEMA = "json_schema"
     JSON_OBJECT = "json_object"
     REGEX = "regex"
     CHOICE = "choice"
     GRAMMAR = "grammar"
+    TOOL_CALLS = "tool_calls"
+    """A grammar of ours, in which control tokens have their numbers."""
 
 
 class Form(Struct, frozen=True):
@@ -32,6 +34,8 @@ class Form(Struct, frozen=True):
     @property
     def field(self) -> str:
         """The field of a request that asks for it."""
+        if self.kind is FormKind.TOOL_CALLS:
+            return "tools"
         return f"sampling.structured_output.{self.kind}"
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ these, 0.65 s and 200 MiB with those."""
 MAX_SAID = 200
 """Characters of an error."""
 
-_SPACE = r"\n?[ \t]{0,32}"
+SPACE = r"\n?[ \t]{0,32}"
 """White space between two parts of JSON. Without an end, a model may write it for ever."""
 
 
@@ -82,7 +82,7 @@ def said(error: str) -> str:
 
 
 def _of_schema(schema: str) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _SPACE})
+    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": SPACE})
 
 
 def _literal(text: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from loramux.v1 import generation_pb2
 from loramux_adapters.generation import INTEGERS, LISTS, NUMBERS
 from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.forms.form import Form
 from loramux_server.services.forms import ENDS
 
 _CLIPPED = ("max_tokens", "min_tokens", "top_k")
@@ -12,13 +13,17 @@ _CLIPPED = ("max_tokens", "min_tokens", "top_k")
 
 
 def with_defaults(
-    params: generation_pb2.SamplingParams, defaults: Mapping[str, object], model: ModelInfo
+    params: generation_pb2.SamplingParams,
+    defaults: Mapping[str, object],
+    model: ModelInfo,
+    form: Form | None,
 ) -> generation_pb2.SamplingParams:
     """Return `params` with the generation defaults of a package for what they do not say.
 
-    `max_tokens` is left to `samplings`, which knows how much the context leaves.
+    `max_tokens` is left to `samplings`, which knows how much the context leaves. Where the text has
+    a `form`, that says where it ends.
     """
-    if params.HasField("structured_output"):
+    if form:
         defaults = {name: value for name, value in defaults.items() if name not in ENDS}
     if not defaults:
         return params

@@ -39,7 +39,7 @@ def check_form(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
         return
     form = form_of(params)
     if form is None:
-        kinds = ", ".join(FormKind)
+        kinds = ", ".join(kind for kind in FormKind if kind is not FormKind.TOOL_CALLS)
         raise _wrong(_FIELD, f"is empty; expected one of {kinds}")
     if model.tokenizer_json is None:
         raise _wrong(form.field, "is set; expected none: the base model has no tokenizer")

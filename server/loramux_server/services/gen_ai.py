@@ -9,6 +9,7 @@ from loramux_server.services.output import Output
 _FINISH = {
     generation_pb2.FINISH_REASON_STOP: "stop",
     generation_pb2.FINISH_REASON_LENGTH: "length",
+    generation_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 CLASSIFY = "classify"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
+from loramux_server.chat.messages import Talk
 from loramux_server.engine.messages import ModelInfo, Sampling, Token
 from loramux_server.engine_client import EngineClient
 from loramux_server.mailbox import Mailbox
@@ -16,8 +17,10 @@ from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
+from loramux_server.services.conversation import talk_of
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.defaults import used, with_defaults
+from loramux_server.services.forms import form_of
 from loramux_server.services.gen_ai import answered, asked, operation_of
 from loramux_server.services.limits import (
     TextOptions,
@@ -31,6 +34,7 @@ from loramux_server.services.output import Output, join
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Asked, Submission
+from loramux_server.services.tool_use import ToolUse
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
@@ -53,6 +57,7 @@ class _Call:
     samplings: list[Sampling]
     used: generation_pb2.SamplingParams
     text: TextOptions
+    tool_use: ToolUse | None
     observer: Observer
     reserved: Reserved
     """Tokens of its tenant's quota."""
@@ -134,16 +139,19 @@ class GenerationService:
             self._calls.placed(
                 request, request.sampling.max_tokens or self._model.context_length, deadline
             ) as place,
-            self._admitted(request) as request_id,
+            self._admitted(request) as (request_id, talk),
             chosen(request, self._registry, self._statuses) as adapters,
         ):
             if adapters.source:
                 note(digest=adapters.source.digest)
             told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
-            tokens = await self._prompts.tokens(request, told)
+            tokens = await self._prompts.tokens(request, talk, told)
+            tool_use = await self._prompts.tool_use(request, talk, told)
             check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
-            reserving = self._reserved(request, request_id, adapters, told, tokens, observer, place)
+            reserving = self._reserved(
+                request, request_id, adapters, told, tokens, tool_use, observer, place
+            )
             with reserving as call:
                 # Closed here, and not some time later: what it counts belongs to the reservation.
                 async with aclosing(self._run(call, tokenizer, deadline, interval)) as pieces:
@@ -154,8 +162,9 @@ class GenerationService:
         self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline, interval: int
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the pieces of all completions of `call` until each has ended."""
-        # What follows a stop string would be made in vain.
-        at_once = self._stream_interval if call.text.stops else interval
+        # What follows a stop string, or the one call that may be, would be made in vain.
+        is_cut_off = call.text.stops or (call.tool_use and not call.tool_use.is_parallel)
+        at_once = self._stream_interval if is_cut_off else interval
         submission = Submission[Token](self._engine, call.started, at_once)
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
@@ -226,12 +235,16 @@ class GenerationService:
         )
 
     @contextmanager
-    def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
-        """Check the fields and keep the request's id for as long as the block runs."""
+    def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[tuple[str, Talk]]:
+        """Check the fields, and keep the request's id for as long as the block runs.
+
+        Yields that, and the request's conversation.
+        """
         check_fields(request, self._model)
         check_adapters(request)
+        talk = talk_of(request)
         with self._calls.live(request.request_id) as request_id:
-            yield request_id
+            yield request_id, talk
 
     @contextmanager
     def _reserved(
@@ -241,17 +254,20 @@ class GenerationService:
         adapters: Choice,
         told: Instruction,
         tokens: list[int],
+        tool_use: ToolUse | None,
         observer: Observer,
         place: Place,
     ) -> Iterator[_Call]:
         """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
-        params = with_defaults(request.sampling, told.generation, self._model)
+        form = tool_use.form(request, self._model) if tool_use else form_of(request.sampling)
+        params = with_defaults(request.sampling, told.generation, self._model, form)
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
-        each = samplings(params, len(tokens), self._model, told.generation, num_virtual=num_virtual)
+        each = samplings(
+            params, len(tokens), self._model, told.generation, num_virtual=num_virtual, form=form
+        )
         tenant = caller().tenant
         most = len(tokens) + sum(sampling.max_tokens for sampling in each)
         with self._quotas.tokens(tenant, most) as reserved:
-            form = each[0].form
             observer.resolved(adapters.label, len(tokens), form.kind if form else None)
             yield _Call(
                 request_id,
@@ -261,6 +277,7 @@ class GenerationService:
                 each,
                 used(params, each),
                 text_options(params),
+                tool_use,
                 observer,
                 reserved,
                 place,
@@ -269,10 +286,14 @@ class GenerationService:
 
 
 def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
-    skip = call.text.skip_special
-    decoder = tokenizer.decoder(call.prompt, skip_special=skip) if tokenizer else None
+    use, text = call.tool_use, call.text
+    shown = frozenset(use.shown_tokens.values()) if use else frozenset[int]()
+    decoder = None
+    if tokenizer:
+        decoder = tokenizer.decoder(call.prompt, skip_special=text.skip_special, shown=shown)
     bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
-    return Output(index, decoder, bytes_of, call.text, call.samplings[index].min_tokens)
+    min_tokens = call.samplings[index].min_tokens
+    return Output(index, decoder, bytes_of, text, min_tokens, use.reader() if use else None)
 
 
 @contextmanager

@@ -12,15 +12,12 @@ from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
 from loramux_server.engine.messages import MAX_LOGPROBS, ModelInfo, Sampling
-from loramux_server.services.forms import check_form, form_of
+from loramux_server.forms.form import Form
+from loramux_server.services.forms import check_form
 
 MAX_PROMPT_BYTES = 256 << 10
 MAX_REQUEST_ID = 128
 MAX_COMPLETIONS = 8
-MAX_MESSAGES = 1024
-ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Whose turn a message can be. A template may put the role into a control token, so that no text of
-a caller's own can be one."""
 MAX_BIASES = 300
 MAX_BIAS = 100.0
 DEFAULT_MAX_TOKENS = 256
@@ -68,6 +65,7 @@ def samplings(
     defaults: Mapping[str, object] = MappingProxyType({}),
     *,
     num_virtual: int = 0,
+    form: Form | None = None,
 ) -> list[Sampling]:
     """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
 
@@ -77,6 +75,7 @@ def samplings(
         model: The base model.
         defaults: Where `params` name no `max_tokens`, that of these counts.
         num_virtual: Tokens that the adapter puts before the prompt.
+        form: What each has to be; None for anything.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
@@ -96,7 +95,6 @@ def samplings(
     if params.HasField("max_tokens"):
         max_tokens = params.max_tokens
     seed = params.seed if params.HasField("seed") else secrets.randbits(63)
-    form = form_of(params)
     return [
         Sampling(
             max_tokens=min(max_tokens, room),
@@ -206,7 +204,6 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
             reason="INVALID_FIELD",
             field=fields[0],
         )
-    _check_messages(request)
     size = len(request.prompt.encode("utf-8", "surrogatepass"))
     if size > MAX_PROMPT_BYTES:
         raise InvalidArgumentError(
@@ -217,20 +214,6 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
     # Before they are looked at one by one: a message may hold millions.
     if len(request.prompt_token_ids) >= model.context_length:
         raise _no_room("prompt_token_ids", len(request.prompt_token_ids), model)
-
-
-def _check_messages(request: generation_pb2.GenerateRequest) -> None:
-    if len(request.messages) > MAX_MESSAGES:
-        raise invalid("messages", f"{len(request.messages)} messages", f"at most {MAX_MESSAGES}")
-    size = 0
-    for index, message in enumerate(request.messages):
-        if message.role not in ROLES:
-            raise invalid(f"messages[{index}].role", message.role, f"one of {', '.join(ROLES)}")
-        size += len(message.content.encode("utf-8", "surrogatepass"))
-    if size > MAX_PROMPT_BYTES:
-        raise invalid("messages", f"{size} bytes of content", f"at most {MAX_PROMPT_BYTES}")
-    if request.messages and request.parse_special_tokens:
-        raise invalid("parse_special_tokens", True, "false: contents of messages are plain text")
 
 
 def _no_room(

@@ -7,11 +7,7 @@ from loramux_server.engine.messages import Finish, Logprobs, Token
 from loramux_server.services.limits import TextOptions
 from loramux_server.stop_strings import StopStrings
 from loramux_server.tokenizer import TextDecoder
-
-_FINISH = {
-    Finish.STOP: generation_pb2.FINISH_REASON_STOP,
-    Finish.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
-}
+from loramux_server.tools.reader import CallReader
 
 
 class Output:
@@ -24,12 +20,24 @@ class Output:
         bytes_of: Callable[[int], bytes],
         options: TextOptions,
         min_tokens: int,
+        reader: CallReader | None = None,
     ) -> None:
+        """Prepare.
+
+        Args:
+            index: Which completion it is.
+            decoder: Makes text of its tokens; None where the base has no tokenizer.
+            bytes_of: Tells the bytes of a token.
+            options: What happens to its text.
+            min_tokens: How many tokens come before a stop string is looked for.
+            reader: Takes calls of tools out of it; None where there are no tools.
+        """
         self._index = index
         self._bytes_of = bytes_of
         self._decoder = decoder
         self._stops = StopStrings(options.stops, include=options.include_stop)
         self._min_tokens = min_tokens
+        self._reader = reader
         self.num_tokens = 0
         self.finish_reason = generation_pb2.FINISH_REASON_UNSPECIFIED
 
@@ -66,22 +74,38 @@ class Output:
     def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
         """Append the text of `token`, note in `piece` whether it ends here, and return that."""
         decoded = self._decoder.step(token.token) if self._decoder else ""
-        if self.num_tokens <= self._min_tokens:
-            text.append(decoded)
-        else:
-            safe, stop = self._stops.push(decoded)
-            text.append(safe)
-            if stop is not None:
-                piece.finish_reason = generation_pb2.FINISH_REASON_STOP
-                piece.stop_string = stop
-                return True
-        if token.finish is None:
+        stop = None
+        if self.num_tokens > self._min_tokens:
+            decoded, stop = self._stops.push(decoded)
+        is_full = self._read(decoded, text, piece)
+        if stop is not None:
+            piece.stop_string = stop
+        elif token.finish is not None:
+            is_full |= self._read(self._stops.flush(), text, piece)
+            if token.finish is Finish.STOP:
+                piece.stop_token_id = token.token
+        elif not is_full:
             return False
-        text.append(self._stops.flush())
-        piece.finish_reason = _FINISH[token.finish]
-        if token.finish is Finish.STOP:
-            piece.stop_token_id = token.token
+        if self._reader:
+            text.append(self._reader.flush())
+        if stop is None and token.finish is Finish.LENGTH and not is_full:
+            piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
+        elif self._reader and self._reader.num_calls:
+            piece.finish_reason = generation_pb2.FINISH_REASON_TOOL_CALLS
+        else:
+            piece.finish_reason = generation_pb2.FINISH_REASON_STOP
         return True
+
+    def _read(self, decoded: str, text: list[str], piece: generation_pb2.Completion) -> bool:
+        """Append what is text of `decoded`, add calls to `piece`; return whether no more may be."""
+        if self._reader is None:
+            text.append(decoded)
+            return False
+        read = self._reader.push(decoded)
+        text.append(read.text)
+        for call in read.calls:
+            piece.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
+        return self._reader.is_full
 
 
 def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:

@@ -8,10 +8,12 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.chat import Chat
-from loramux_server.chat.messages import Turn
+from loramux_server.chat.messages import Talk
 from loramux_server.engine.messages import ModelInfo
+from loramux_server.services.tool_use import ToolUse
 from loramux_server.store.instructions import Instruction
 from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
+from loramux_server.tools.finder import SyntaxFinder
 
 KEPT = 4
 """Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
@@ -37,6 +39,7 @@ class Prompts:
         if model.tokenizer_json:
             self._tokenizer = TextTokenizer(model.tokenizer_json)
             self._chat = Chat(model.tokenizer_json, model.chat_template, model.special_tokens)
+            self._syntaxes = SyntaxFinder(self._chat, model.eos_token_ids)
 
     async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
         """Return the tokenizer of an adapter that says `told`; None where the base has none."""
@@ -54,11 +57,14 @@ class Prompts:
             self._own.move_to_end(added)
             return own
 
-    async def tokens(self, request: generation_pb2.GenerateRequest, told: Instruction) -> list[int]:
+    async def tokens(
+        self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
+    ) -> list[int]:
         """Return the tokens of the prompt of `request`, whose fields are checked.
 
         Args:
             request: It has one of prompt, prompt_token_ids and messages.
+            talk: Its conversation.
             told: What its adapter says.
 
         Raises:
@@ -69,7 +75,7 @@ class Prompts:
             return list(request.prompt_token_ids)
         field = "messages" if request.messages else "prompt"
         if request.messages:
-            tokens = await self._of_messages(request, told)
+            tokens = await self._of_messages(request, talk, told)
         else:
             tokenizer = await self.tokenizer(told)
             assert tokenizer is not None
@@ -80,6 +86,24 @@ class Prompts:
         if not tokens:
             raise _no_tokens(field)
         return tokens
+
+    async def tool_use(
+        self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
+    ) -> ToolUse | None:
+        """Return what the tools of a request, whose messages make tokens, make of its answer.
+
+        The arguments are those of `tokens`. None where there are no tools.
+
+        Raises:
+            LoramuxError: The template knows of none, or writes calls in an unknown way.
+        """
+        if not talk.tools:
+            return None
+        syntax = await self._syntaxes.find(told.chat_template)
+        is_parallel = (
+            request.parallel_tool_calls if request.HasField("parallel_tool_calls") else True
+        )
+        return ToolUse(syntax, tuple(talk.tools), is_parallel)
 
     async def placed(
         self,
@@ -116,7 +140,7 @@ class Prompts:
         return self._tokenizer.lacking(told.added_tokens) if self._tokenizer else ()
 
     async def _of_messages(
-        self, request: generation_pb2.GenerateRequest, told: Instruction
+        self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
     ) -> list[int]:
         assert self._chat is not None
         template = told.chat_template
@@ -134,7 +158,7 @@ class Prompts:
                 field="messages",
             )
         return await self._chat.tokens(
-            [Turn(message.role, message.content) for message in request.messages],
+            talk,
             template,
             add_generation_prompt=(
                 request.add_generation_prompt if request.HasField("add_generation_prompt") else True

@@ -1,0 +1,53 @@
+"""Messages of conversations, tools, and calls of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict, cast
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that the model asks for; the caller runs it."""
+
+    id: str
+    """What a message with the result says as its `tool_call_id`."""
+    name: str
+    """The tool's; where the model decides, perhaps none of those that there are."""
+    arguments: str
+    """A JSON object, as text."""
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The arguments, by name."""
+        return cast(dict[str, Any], json.loads(self.arguments))
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
+    content: str
+    tool_calls: NotRequired[Sequence[ToolCall | Mapping[str, Any]]]
+    """What an assistant asked for; OpenAI's `{"id": …, "function": {…}}` will do."""
+    tool_call_id: NotRequired[str]
+    """Of which call a tool's message is the result."""
+    name: NotRequired[str]
+    """That of the tool, for templates that tell it."""
+
+
+class ToolOptions(TypedDict, total=False):
+    """What goes with messages."""
+
+    tools: Sequence[Mapping[str, Any]]
+    """Functions that the model may call: `{"name": …, "description": …, "parameters": {…}}`, the
+    last a JSON schema, which `"strict": True` keeps arguments to where the model decides, too;
+    OpenAI's `{"type": "function", "function": {…}}` will do."""
+    tool_choice: str | Mapping[str, Any]
+    """`auto`, which lets the model decide, `none`, `required`, or the name of the tool that is to be
+    called, as it is or as OpenAI's `{"type": "function", "function": {"name": …}}`."""
+    parallel_tool_calls: bool
+    """Whether an answer may have more than one call."""
+    chat_template_kwargs: Mapping[str, Any]
+    """Variables for the chat template, such as `{"enable_thinking": False}`."""

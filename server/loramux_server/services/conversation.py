@@ -1,0 +1,207 @@
+"""The conversation of a request, checked: messages, tools, and what else its template is given."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_adapters.errors import shown
+from loramux_adapters.strict_json import depth
+from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.forms.form import MAX_NESTING
+
+MAX_BYTES = 256 << 10
+"""Of all texts of a conversation together."""
+MAX_MESSAGES = 1024
+MAX_TOOLS = 128
+MAX_CALLS = 128
+"""Of one message."""
+MAX_CALL_ID = 128
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Whose turn a message can be. A template may put the role into a control token, so that no text of
+a caller's own can be one."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAMES = "1 to 64 letters, digits, '_', '-' and '.'"
+_OURS = frozenset({"messages", "tools", "add_generation_prompt"})
+"""Variables that the request's other fields are."""
+_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
+
+
+def talk_of(request: generation_pb2.GenerateRequest) -> Talk:
+    """Return the conversation of `request`, which has no turns if there is none.
+
+    Raises:
+        InvalidArgumentError: A field is out of its limits; the message names it, its value and what
+            would be right.
+    """
+    _check_size(request)
+    turns = [_turn(f"messages[{i}]", message) for i, message in enumerate(request.messages)]
+    tools = _tools(request)
+    variables = _variables(request)
+    for field, value in (("tools", tools), ("chat_template_kwargs", variables)):
+        if value and not turns:
+            raise _wrong(field, "is set; expected none without messages")
+    if not asks_for_tools(request):
+        tools = []
+    return Talk(turns, tools, variables)
+
+
+def asks_for_tools(request: generation_pb2.GenerateRequest) -> bool:
+    """Return whether the model is to know of the tools of `request`, if it has any."""
+    return request.tool_choice.mode != generation_pb2.TOOL_MODE_NONE
+
+
+def _check_size(request: generation_pb2.GenerateRequest) -> None:
+    for field, found, most in (
+        ("messages", len(request.messages), MAX_MESSAGES),
+        ("tools", len(request.tools), MAX_TOOLS),
+    ):
+        if found > most:
+            raise _wrong(field, f"has {found} entries; expected at most {most}")
+    if request.messages and request.parse_special_tokens:
+        raise _wrong("parse_special_tokens", "is True; expected false: messages are plain text")
+    sizes = {
+        "messages": sum(message.ByteSize() for message in request.messages),
+        "tools": sum(tool.ByteSize() for tool in request.tools),
+        "chat_template_kwargs": len(request.chat_template_kwargs.encode()),
+    }
+    if sum(sizes.values()) > MAX_BYTES:
+        field = max(sizes, key=lambda name: sizes[name])
+        raise _wrong(
+            field,
+            f"has {sizes[field]} bytes; expected at most {MAX_BYTES} of messages, tools and "
+            "chat_template_kwargs together",
+        )
+
+
+def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
+    if message.role not in ROLES:
+        raise _wrong(
+            f"{field}.role", f"is {shown(message.role)}; expected one of {', '.join(ROLES)}"
+        )
+    for name, role in (("tool_calls", "assistant"), ("tool_call_id", "tool"), ("name", "tool")):
+        if getattr(message, name) and message.role != role:
+            raise _wrong(
+                f"{field}.{name}", f"is set; expected none: the role is {message.role}, not {role}"
+            )
+    if len(message.tool_calls) > MAX_CALLS:
+        raise _wrong(
+            f"{field}.tool_calls",
+            f"has {len(message.tool_calls)} entries; expected at most {MAX_CALLS}",
+        )
+    calls = [_call(f"{field}.tool_calls[{i}]", call) for i, call in enumerate(message.tool_calls)]
+    _check_id(f"{field}.tool_call_id", message.tool_call_id)
+    if message.name:
+        _check_name(f"{field}.name", message.name)
+    return Turn(message.role, message.content, calls, message.tool_call_id, message.name)
+
+
+def _call(field: str, call: generation_pb2.ToolCall) -> Call:
+    _check_id(f"{field}.id", call.id)
+    _check_name(f"{field}.name", call.name)
+    return Call(call.id, call.name, _object(f"{field}.arguments", call.arguments or "{}"))
+
+
+def _check_id(field: str, value: str) -> None:
+    if len(value) > MAX_CALL_ID or not value.isprintable():
+        raise _wrong(
+            field, f"is {shown(value)}; expected at most {MAX_CALL_ID} printable characters"
+        )
+
+
+def _check_name(field: str, value: str) -> None:
+    if not _NAME.fullmatch(value):
+        raise _wrong(field, f"is {shown(value)}; expected {_NAMES}")
+
+
+def _tools(request: generation_pb2.GenerateRequest) -> list[Tool]:
+    tools: dict[str, Tool] = {}
+    for index, tool in enumerate(request.tools):
+        field = f"tools[{index}]"
+        _check_name(f"{field}.name", tool.name)
+        if tool.name in tools:
+            raise _wrong(
+                f"{field}.name", f"is {shown(tool.name)} once more; expected each name once"
+            )
+        parameters = None
+        if tool.HasField("parameters"):
+            parameters = _schema(f"{field}.parameters", tool.parameters)
+        description = tool.description if tool.HasField("description") else None
+        tools[tool.name] = Tool(tool.name, description, parameters, tool.strict)
+    _check_choice(request, tools)
+    return list(tools.values())
+
+
+def _schema(field: str, text: str) -> dict[str, Any]:
+    schema = _object(field, text)
+    if schema.get("type", "object") != "object":
+        raise _wrong(
+            f"{field}", f"has the type {shown(schema['type'])}; expected the schema of an object"
+        )
+    if "x-guidance" in schema:
+        raise _wrong(field, "holds 'x-guidance'; expected none: the server sets its options")
+    return schema
+
+
+def _check_choice(request: generation_pb2.GenerateRequest, tools: dict[str, Tool]) -> None:
+    choice = request.tool_choice
+    which = choice.WhichOneof("choice")
+    if which is None and request.HasField("tool_choice"):
+        raise _wrong("tool_choice", "is empty; expected mode or name")
+    if which == "mode" and choice.mode not in generation_pb2.ToolMode.values():
+        raise _wrong("tool_choice.mode", f"is {choice.mode}; expected one of ToolMode")
+    if which == "name" and choice.name not in tools:
+        there = ", ".join(sorted(tools)[:10]) or "none"
+        raise _wrong(
+            "tool_choice.name", f"is {shown(choice.name)}; expected one of tools, which are {there}"
+        )
+    if choice.mode == generation_pb2.TOOL_MODE_REQUIRED and not tools:
+        raise _wrong("tool_choice.mode", "is TOOL_MODE_REQUIRED; expected that only with tools")
+
+
+def _variables(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
+    field = "chat_template_kwargs"
+    variables = _object(field, request.chat_template_kwargs or "{}")
+    for name in variables:
+        if name in _OURS or not name.isidentifier() or name.startswith("_"):
+            raise _wrong(
+                field,
+                f"has {shown(name)}; expected names of variables other than "
+                f"{', '.join(sorted(_OURS))}",
+            )
+    return variables
+
+
+def _object(field: str, text: str) -> dict[str, Any]:
+    """Return the object that `text` is."""
+    try:
+        found = msgspec.json.decode(text)
+        is_shallow = depth(found) <= MAX_NESTING
+    except RecursionError:
+        is_shallow = False
+    except ValueError as error:
+        said = f"is {shown(text)}, which is no JSON: {error}; expected a JSON object"
+        raise _wrong(field, said) from None
+    if not is_shallow:
+        raise _wrong(field, f"is nested deeper than {MAX_NESTING}; expected at most that")
+    if not isinstance(found, dict):
+        raise _wrong(field, f"is {shown(text)}; expected a JSON object")
+    if _any(found, lambda value: isinstance(value, int) and not _LEAST <= value <= _MOST):
+        raise _wrong(field, "holds an integer of more than 64 bits; expected none")
+    return found
+
+
+def _any(value: object, is_it: Callable[[object], bool]) -> bool:
+    """Return whether `is_it` holds for any part of a value of JSON."""
+    if isinstance(value, dict):
+        return any(_any(inner, is_it) for inner in value.values())
+    if isinstance(value, list):
+        return any(_any(inner, is_it) for inner in value)
+    return is_it(value)
+
+
+def _wrong(field: str, said: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)

@@ -1,0 +1,93 @@
+"""What the tools of a request make of its answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_server.chat.messages import Tool
+from loramux_server.engine.messages import ModelInfo
+from loramux_server.forms.form import MAX_BYTES, Form, FormKind
+from loramux_server.services.forms import form_of
+from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
+from loramux_server.tools.reader import CallReader
+from loramux_server.tools.syntax import ToolSyntax
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools that a model knows of."""
+
+    syntax: ToolSyntax
+    tools: tuple[Tool, ...]
+    is_parallel: bool
+    """Whether an answer may have several calls."""
+
+    def reader(self) -> CallReader:
+        """Return what takes calls out of a completion."""
+        names = [tool.name for tool in self.tools]
+        return CallReader(self.syntax, names, most=None if self.is_parallel else 1)
+
+    @property
+    def shown_tokens(self) -> Mapping[str, int]:
+        """Tokens that the reader has to see, control tokens among them."""
+        return self.syntax.ids
+
+    def form(self, request: generation_pb2.GenerateRequest, model: ModelInfo) -> Form | None:
+        """Return the form of the answer of `model` to `request`, which has tools; None for any.
+
+        Raises:
+            InvalidArgumentError: What is asked for cannot be had with tools.
+        """
+        choice, params = request.tool_choice, request.sampling
+        is_named = choice.WhichOneof("choice") == "name"
+        otherwise = _answer(form_of(params))
+        if is_named or choice.mode == generation_pb2.TOOL_MODE_REQUIRED:
+            if params.HasField("structured_output"):
+                raise _wrong(
+                    "sampling.structured_output", "is set; expected none where calls are demanded"
+                )
+            otherwise = None
+        elif otherwise == ANY_TEXT and not any(tool.is_strict for tool in self.tools):
+            return None
+        _check_ends(params, model)
+        form = form_of_calls(
+            self.syntax,
+            [tool for tool in self.tools if not is_named or tool.name == choice.name],
+            otherwise,
+            # A tool that is named is called once.
+            is_parallel=self.is_parallel and not is_named,
+        )
+        if (size := len(form.text.encode())) > MAX_BYTES:
+            raise _wrong(
+                "tools", f"make a form of {size} bytes; expected at most {MAX_BYTES} where calls "
+                "have to meet their schemas",
+            )  # fmt: skip
+        return form
+
+
+def _answer(form: Form | None) -> Otherwise:
+    """Return what an answer that is no call may be, if its `form` is asked for."""
+    if form is None:
+        return ANY_TEXT
+    if form.kind is FormKind.JSON_OBJECT:
+        return {"type": "object"}
+    if form.kind is FormKind.JSON_SCHEMA:
+        schema: dict[str, object] = msgspec.json.decode(form.text)
+        return schema
+    raise _wrong(form.field, "is set; expected json_schema or json_object beside tools")
+
+
+def _check_ends(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
+    """Demand that an answer ends where its calls do."""
+    if not model.eos_token_ids:
+        raise _wrong("tool_choice", "demands calls; expected that not: the base has no end token")
+    for name, is_set in (("min_tokens", params.min_tokens), ("ignore_eos", params.ignore_eos)):
+        if is_set:
+            raise _wrong(f"sampling.{name}", "is set; expected none where calls meet schemas")
+
+
+def _wrong(field: str, said: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)

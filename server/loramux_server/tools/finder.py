@@ -1,0 +1,79 @@
+"""How the template of a request writes calls, found out once for each template."""
+
+from collections import OrderedDict
+from collections.abc import Collection
+
+from loramux.errors import FailedPreconditionError, InvalidArgumentError
+from loramux_server.chat.chat import Chat
+from loramux_server.chat.messages import Piece, Talk
+from loramux_server.tools.syntax import (
+    ANSWERING,
+    ASKING,
+    CALLING,
+    CALLING_TWICE,
+    ToolSyntax,
+    UnknownSyntaxError,
+    syntax_of,
+)
+
+KEPT = 256
+"""Templates of which it is remembered."""
+
+
+class SyntaxFinder:
+    """Renders conversations with calls, by the template that counts."""
+
+    def __init__(self, chat: Chat, end_token_ids: Collection[int]) -> None:
+        """Render by `chat`; `end_token_ids` end what the model writes."""
+        self._chat = chat
+        self._end_token_ids = frozenset(end_token_ids)
+        self._known: OrderedDict[str, ToolSyntax | str] = OrderedDict()
+        """By template; in place of an unknown one, what the template does."""
+
+    async def find(self, template: str | None) -> ToolSyntax:
+        """Return how a template writes calls of tools.
+
+        Args:
+            template: That of the adapter; None for the base model's.
+
+        Raises:
+            FailedPreconditionError: There is no template, it fails, knows of no tools, or writes
+                calls in a way that is not read.
+            UnavailableError: No process for templates can be started.
+        """
+        source = self._chat.source(template)
+        if source not in self._known:
+            self._known[source] = await self._found(template)
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(source)
+        found = self._known[source]
+        if isinstance(found, str):
+            raise FailedPreconditionError(
+                f"tools are given, and the chat template {found}; leave them out, or pack the "
+                "adapter with another --chat-template",
+                reason="CHAT_TEMPLATE_FAILED",
+                field="tools",
+            )
+        return found
+
+    async def _found(self, template: str | None) -> ToolSyntax | str:
+        vocabulary = await self._chat.vocabulary()
+        ends = {text for text, number in vocabulary.ids.items() if number in self._end_token_ids}
+        try:
+            asking = await self._chat.pieces(ASKING, template, add_generation_prompt=True)
+            answering = await self._chat.pieces(ANSWERING, template, add_generation_prompt=False)
+            calling = await self._chat.pieces(CALLING, template, add_generation_prompt=False)
+        except InvalidArgumentError:
+            return "takes no calls of tools"
+        twice = await self._pieces_if_taken(CALLING_TWICE, template)
+        try:
+            return syntax_of(asking, answering, calling, twice, vocabulary, ends)
+        except UnknownSyntaxError as error:
+            return str(error)
+
+    async def _pieces_if_taken(self, talk: Talk, template: str | None) -> list[Piece] | None:
+        try:
+            return await self._chat.pieces(talk, template, add_generation_prompt=False)
+        except (InvalidArgumentError, FailedPreconditionError):
+            return None

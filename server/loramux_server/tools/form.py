@@ -1,0 +1,100 @@
+"""The form of an answer that consists of calls, as a grammar."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+from loramux_server.chat.messages import Piece, Tool
+from loramux_server.forms.form import Form, FormKind
+from loramux_server.forms.grammar import SPACE
+from loramux_server.tools.syntax import ToolSyntax, joined
+
+Otherwise: TypeAlias = dict[str, object] | Literal["text"] | None
+"""What an answer without calls may be: what meets a JSON schema, any text, or there is none."""
+ANY_TEXT: Literal["text"] = "text"
+
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def form_of_calls(
+    syntax: ToolSyntax,
+    tools: Sequence[Tool],
+    otherwise: Otherwise,
+    *,
+    is_parallel: bool,
+) -> Form:
+    """Return the form of an answer with calls of `tools`, or of what it may be otherwise.
+
+    Each call meets the schema of its tool, of those that are not strict only where there is nothing
+    else that an answer may be.
+
+    Args:
+        syntax: How calls are written.
+        tools: What may be called.
+        otherwise: What else an answer may be.
+        is_parallel: Whether there may be several calls.
+    """
+    begin = _written(syntax, syntax.opening)
+    calls = _calls(syntax, is_parallel=is_parallel)
+    if otherwise is None:
+        rules = [f"start: {begin} {calls}"]
+    elif otherwise == ANY_TEXT:
+        rules = _after_text(syntax, begin, calls)
+    else:
+        rules = [f"start: {begin} {calls} | answer", f"answer: {_json(otherwise)}"]
+    rules.append("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
+    head, middle, tail = (_written(syntax, p) for p in (syntax.head, syntax.middle, syntax.tail))
+    for number, tool in enumerate(tools):
+        schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
+        if otherwise is not None and not tool.is_strict:
+            schema = {"type": "object"}
+        rules += [
+            f"call{number}: {head} {_literal(tool.name)} {middle} arguments{number} {tail}",
+            f"arguments{number}: {_json(schema)}",
+        ]
+    return Form(FormKind.TOOL_CALLS, "\n".join(rules))
+
+
+def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:
+    """Return calls, and what follows them."""
+    end = _written(syntax, syntax.closing)
+    if not is_parallel or syntax.separator is None:
+        return f"call {end}"
+    return f"call ({_written(syntax, syntax.separator)} call)* {end}"
+
+
+def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
+    """Return the rules of text in which no call is read, and may be of calls after it."""
+    trigger = syntax.trigger
+    if trigger in syntax.ids:  # tokens are no text
+        return [f"start: TEXT? ({begin} {calls})?", "TEXT: /(?s:.+)/"]
+    if trigger:
+        after = joined(syntax.opening).partition(trigger)[2]
+        return [
+            f"start: TEXT? | before {_literal(after) if after else ''} {calls}",
+            f"TEXT: /(?s:.+)/ & ~/(?s:.*){_quoted(trigger)}(?s:.*)/",
+            f"before[lazy]: /(?s:.*){_quoted(trigger)}/",
+        ]
+    return [f"start: TEXT? | {begin} {calls}", r"TEXT: /\s*[^\s{\[(](?s:.*)/"]
+
+
+def _json(schema: dict[str, object]) -> str:
+    return "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": SPACE}})
+
+
+def _written(syntax: ToolSyntax, pieces: Iterable[Piece]) -> str:
+    """Return `pieces` as a grammar has them: tokens by their numbers, which no text has."""
+    return " ".join(
+        f"<[{syntax.ids[piece.text]}]>" if piece.is_token else _literal(piece.text)
+        for piece in pieces
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return `text` as an expression between slashes has it."""
+    return re.escape(text).replace("/", r"\/")
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

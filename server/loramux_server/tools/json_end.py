@@ -1,0 +1,45 @@
+"""Where an object of JSON ends, in a text that arrives in pieces."""
+
+MAX_DEPTH = 256
+
+
+class JsonEnd:
+    """Looks at each character of an object once, however many pieces it comes in."""
+
+    def __init__(self, begin: int) -> None:
+        """Look at the object that begins at `begin`."""
+        self._at = begin
+        self._depth = 0
+        self._is_in_string = False
+        self._is_escaped = False
+
+    def find(self, text: str) -> int | None:
+        """Return where the object ends; None if it goes on.
+
+        Args:
+            text: All that has come; each time at least what it was the time before.
+
+        Raises:
+            ValueError: It is nested too deeply.
+        """
+        for at in range(self._at, len(text)):
+            char = text[at]
+            if self._is_in_string:
+                if self._is_escaped:
+                    self._is_escaped = False
+                elif char == "\\":
+                    self._is_escaped = True
+                elif char == '"':
+                    self._is_in_string = False
+            elif char == '"':
+                self._is_in_string = True
+            elif char in "{[":
+                self._depth += 1
+                if self._depth > MAX_DEPTH:
+                    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+            elif char in "}]":
+                self._depth -= 1
+                if not self._depth:
+                    return at + 1
+        self._at = len(text)
+        return None
