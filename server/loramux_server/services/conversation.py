@@ -1,5 +1,6 @@
 """The conversation of a request, checked: messages, tools, and what else its template is given."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from loramux_adapters.errors import shown
 from loramux_adapters.strict_json import depth
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
 from loramux_server.forms.form import MAX_NESTING
+from loramux_server.tokenizer import OFF_LOOP
 
 MAX_BYTES = 256 << 10
 """Of all texts of a conversation together."""
@@ -28,6 +30,15 @@ _NAMES = "1 to 64 letters, digits, '_', '-' and '.'"
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 """Variables that the request's other fields are."""
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
+
+
+async def conversation(request: generation_pb2.GenerateRequest) -> Talk:
+    """Return `talk_of(request)`, found out in a thread where that may take long."""
+    has_json = bool(request.tools or request.chat_template_kwargs)
+    has_json |= any(message.tool_calls for message in request.messages)
+    if has_json and request.ByteSize() >= OFF_LOOP:
+        return await asyncio.to_thread(talk_of, request)
+    return talk_of(request)
 
 
 def talk_of(request: generation_pb2.GenerateRequest) -> Talk:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
-from loramux_server.chat.messages import Talk
 from loramux_server.engine.messages import ModelInfo, Sampling, Token
 from loramux_server.engine_client import EngineClient
 from loramux_server.mailbox import Mailbox
@@ -17,7 +16,7 @@ from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
-from loramux_server.services.conversation import talk_of
+from loramux_server.services.conversation import conversation
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.forms import form_of
@@ -139,11 +138,12 @@ class GenerationService:
             self._calls.placed(
                 request, request.sampling.max_tokens or self._model.context_length, deadline
             ) as place,
-            self._admitted(request) as (request_id, talk),
+            self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
             if adapters.source:
                 note(digest=adapters.source.digest)
+            talk = await conversation(request)
             told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
             tokens = await self._prompts.tokens(request, talk, told)
             tool_use = await self._prompts.tool_use(request, talk, told)
@@ -235,16 +235,12 @@ class GenerationService:
         )
 
     @contextmanager
-    def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[tuple[str, Talk]]:
-        """Check the fields, and keep the request's id for as long as the block runs.
-
-        Yields that, and the request's conversation.
-        """
+    def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
+        """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
         check_adapters(request)
-        talk = talk_of(request)
         with self._calls.live(request.request_id) as request_id:
-            yield request_id, talk
+            yield request_id
 
     @contextmanager
     def _reserved(

@@ -1,5 +1,6 @@
 """How the template of a request writes calls, found out once for each template."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Collection
 
@@ -18,6 +19,8 @@ from loramux_server.tools.syntax import (
 
 KEPT = 256
 """Templates of which it is remembered."""
+MAX_PIECES = 10_000
+"""Of what a template makes of all conversations that it is given."""
 
 
 class SyntaxFinder:
@@ -67,8 +70,12 @@ class SyntaxFinder:
         except InvalidArgumentError:
             return "takes no calls of tools"
         twice = await self._pieces_if_taken(CALLING_TWICE, template)
+        if sum(len(pieces) for pieces in (asking, answering, calling, twice or [])) > MAX_PIECES:
+            return "writes too much around calls of tools"
         try:
-            return syntax_of(asking, answering, calling, twice, vocabulary, ends)
+            return await asyncio.to_thread(
+                syntax_of, asking, answering, calling, twice, vocabulary, ends
+            )
         except UnknownSyntaxError as error:
             return str(error)
 
