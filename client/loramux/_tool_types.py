@@ -35,6 +35,8 @@ class Message(TypedDict):
     """Of which call a tool's message is the result."""
     name: NotRequired[str]
     """That of the tool, for templates that tell it."""
+    reasoning: NotRequired[str]
+    """What an assistant thought before; many templates leave it out."""
 
 
 class ToolOptions(TypedDict, total=False):
@@ -45,9 +47,11 @@ class ToolOptions(TypedDict, total=False):
     last a JSON schema, which `"strict": True` keeps arguments to where the model decides, too;
     OpenAI's `{"type": "function", "function": {…}}` will do."""
     tool_choice: str | Mapping[str, Any]
-    """`auto`, which lets the model decide, `none`, `required`, or the name of the tool that is to be
-    called, as it is or as OpenAI's `{"type": "function", "function": {"name": …}}`."""
+    """`auto`, which lets the model decide, `none`, `required`, or the name of the tool to call;
+    OpenAI's `{"type": "function", "function": {"name": …}}` will do."""
     parallel_tool_calls: bool
     """Whether an answer may have more than one call."""
     chat_template_kwargs: Mapping[str, Any]
     """Variables for the chat template, such as `{"enable_thinking": False}`."""
+    separate_reasoning: bool
+    """Whether what the model thinks before its answer is told apart; it is, if this is left out."""

@@ -29,6 +29,7 @@ def add_messages(messages: Iterable[Message], request: generation_pb2.GenerateRe
             added = request.messages.add(role=message["role"], content=message["content"])
             added.tool_call_id = message.get("tool_call_id", "")
             added.name = message.get("name", "")
+            added.reasoning = message.get("reasoning", "")
         for number, call in enumerate(message.get("tool_calls", ())):
             with fitting(f"{field}.tool_calls[{number}]"):
                 added.tool_calls.append(_call(call))
@@ -51,9 +52,10 @@ def add_tools(options: Mapping[str, Any], request: generation_pb2.GenerateReques
                 request.tool_choice.mode = _MODES[choice]
             else:
                 request.tool_choice.name = name
-    if "parallel_tool_calls" in options:
-        with fitting("parallel_tool_calls"):
-            request.parallel_tool_calls = options["parallel_tool_calls"]
+    for name in ("parallel_tool_calls", "separate_reasoning"):
+        if name in options:
+            with fitting(name):
+                setattr(request, name, options[name])
     if "chat_template_kwargs" in options:
         with fitting("chat_template_kwargs"):
             request.chat_template_kwargs = _json(options["chat_template_kwargs"])

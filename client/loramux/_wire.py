@@ -156,6 +156,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         token_ids=tuple(delta.token_ids),
         logprobs=_logprobs(delta.logprobs),
         tool_calls=tool_calls(delta.tool_calls),
+        reasoning=delta.reasoning,
         finish_reason=_finish(delta.finish_reason) if delta.finish_reason else None,
         stop_string=delta.stop_string if delta.HasField("stop_string") else None,
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
@@ -221,6 +222,7 @@ def _completion(message: generation_pb2.Completion) -> Completion:
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
         logprobs=_logprobs(message.logprobs),
         tool_calls=tool_calls(message.tool_calls),
+        reasoning=message.reasoning,
     )
 
 

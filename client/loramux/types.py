@@ -158,6 +158,8 @@ class Completion:
     logprobs: tuple[PositionLogprobs, ...]
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls that the model asks for, which are no part of the text."""
+    reasoning: str = ""
+    """What the model thought before its answer, which is no part of the text."""
 
     @property
     def message(self) -> Message:
@@ -165,6 +167,8 @@ class Completion:
         message: Message = {"role": "assistant", "content": self.text}
         if self.tool_calls:
             message["tool_calls"] = self.tool_calls
+        if self.reasoning:
+            message["reasoning"] = self.reasoning
         return message
 
 
@@ -209,6 +213,11 @@ class Generation:
         return self.completions[0].tool_calls
 
     @property
+    def reasoning(self) -> str:
+        """What was thought before the text of the first completion."""
+        return self.completions[0].reasoning
+
+    @property
     def message(self) -> Message:
         """The first completion as a turn of the conversation."""
         return self.completions[0].message
@@ -240,3 +249,5 @@ class Chunk:
     """Set in the first chunk of a stream: what is used."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls that the model asks for; each comes when it is whole."""
+    reasoning: str = ""
+    """What is new of what the model thinks before its answer."""

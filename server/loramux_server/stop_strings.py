@@ -27,7 +27,7 @@ class StopStrings:
             end, begin, stop = min(found)
             self._held = ""
             return held[: end if self._include else begin], stop
-        keep = max(map(self._overlap, self._stops, [held] * len(self._stops)))
+        keep = max(overlap(stop, held) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], None
 
@@ -36,10 +36,10 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    @staticmethod
-    def _overlap(stop: str, text: str) -> int:
-        """Return the length of the longest end of `text` that is a beginning of `stop`."""
-        for size in range(min(len(stop) - 1, len(text)), 0, -1):
-            if text.endswith(stop[:size]):
-                return size
-        return 0
+
+def overlap(stop: str, text: str) -> int:
+    """Return the length of the longest end of `text` that is a beginning of `stop`, but not all."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

@@ -87,6 +87,10 @@ class TextTokenizer:
         """Return what `token` is in UTF-8, which may be a part of a character."""
         return self._bytes.of(token)
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, in which control tokens have their names."""
+        return str(self._control.decode(tokens, skip_special_tokens=False))
+
     def decoder(
         self, prompt: Sequence[int], *, skip_special: bool, shown: Set[int] = frozenset()
     ) -> "TextDecoder":

@@ -30,7 +30,15 @@ from tests.support.gateway import RunningGateway
 from tests.support.models import tiny_model
 from tests.support.server import RunningServer
 from tests.support.templates import CHATML, chat_tokenizer
-from tests.support.tool_adapter import AFTER, ASKED, BEFORE, CALLS, WEATHER, save_caller
+from tests.support.tool_adapter import (
+    AFTER,
+    ASKED,
+    BEFORE,
+    CALLS,
+    THOUGHT,
+    WEATHER,
+    save_caller,
+)
 from tests.support.tool_templates import ELEMENTS, TOOL_TEMPLATES
 from tests.support.wire import GENERATE, refusal, send
 
@@ -92,7 +100,7 @@ def asked(client: Client, **options: Any) -> Generation:
 
 def test_the_model_calls_tools_and_goes_on_with_their_results(client: Client) -> None:
     answer = asked(client)
-    assert answer.text == BEFORE
+    assert (answer.reasoning, answer.text) == (THOUGHT, BEFORE)
     assert [(call.name, call.kwargs) for call in answer.tool_calls] == [
         ("weather", arguments) for arguments in CALLS
     ]
@@ -149,6 +157,7 @@ def test_a_call_that_is_cut_off_is_text(client: Client) -> None:
     tokens = asked(client).usage.completion_tokens
     answer = asked(client, max_tokens=tokens - 20)
     assert answer.finish_reason is FinishReason.LENGTH
+    assert answer.reasoning == THOUGHT
     assert [call.kwargs for call in answer.tool_calls] == CALLS[:1]
     begun = '<tool_call>\n{"name": "weather", "arg'
     assert answer.text.startswith(BEFORE + "<tool_call>\n") and begun in answer.text
@@ -156,6 +165,47 @@ def test_a_call_that_is_cut_off_is_text(client: Client) -> None:
     assert stopped.completions[0].stop_string == "Rome"
     assert stopped.finish_reason is FinishReason.TOOL_CALLS
     assert stopped.text.endswith('"city": "')
+
+
+def test_what_is_thought_is_told_apart_or_not(client: Client) -> None:
+    answer = asked(client, separate_reasoning=False)
+    assert answer.reasoning == ""
+    assert answer.text == f"<think>\n{THOUGHT}\n</think>\n\n{BEFORE}"
+    assert [call.kwargs for call in answer.tool_calls] == CALLS
+    chunks = list(client.stream(messages=ASKED, adapter="caller", tools=[WEATHER], **GREEDY))
+    assert "".join(chunk.reasoning for chunk in chunks) == THOUGHT
+    assert sum(bool(chunk.reasoning) for chunk in chunks) > 3
+    cut = asked(client, max_tokens=8)
+    assert THOUGHT.startswith(cut.reasoning) and cut.reasoning
+    assert (cut.text, cut.finish_reason) == ("", FinishReason.LENGTH)
+    assert client.generate("x", adapter="caller", max_tokens=4).reasoning == ""
+
+
+def test_a_text_has_its_form_after_what_is_thought(client: Client) -> None:
+    forms: list[dict[str, Any]] = [
+        {"choice": ["<think>yes", "a/b"]},
+        {"regex": r"<think>ye[s/\/]|a/b"},
+        {"json_schema": {"enum": ["<think>yes"]}},
+    ]
+    tokens = chat_tokenizer().convert_tokens_to_ids(["<think>", "</think>"])
+    for form in forms:
+        for is_told_apart in (True, False):
+            answer = client.chat(
+                ASKED, adapter="caller", separate_reasoning=is_told_apart,
+                logit_bias=dict.fromkeys(tokens, 100.0), **GREEDY, **form,
+            )  # fmt: skip
+            assert answer.text.strip('"') in ("<think>yes", "<think>ye/", "a/b")
+            assert answer.reasoning == ""
+            assert (list(answer.token_ids[:2]) == tokens) == is_told_apart
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    answer = asked(client, json_schema=schema)  # or calls, as it was trained
+    assert answer.reasoning == THOUGHT
+    assert answer.tool_calls or json.loads(answer.text) == {}
+    demanded = asked(client, tool_choice="required", parallel_tool_calls=False)
+    assert (demanded.reasoning, demanded.text) == (THOUGHT, "")
+    assert [call.kwargs["city"] in CITIES for call in demanded.tool_calls] == [True]
+    grammar = client.chat(ASKED, adapter="caller", grammar='start: "yes"', **GREEDY)
+    assert (grammar.reasoning, grammar.text) == ("", "yes")
 
 
 def test_variables_reach_the_template(client: Client) -> None:
@@ -177,7 +227,13 @@ def test_whatever_the_seed_calls_that_are_demanded_meet_their_schemas(
 ) -> None:
     def answers(seed: int) -> Generation:
         return client.chat(
-            ASKED, adapter=name, tools=[WEATHER, CLOCK], tool_choice="required", seed=seed, **FREE
+            ASKED,
+            adapter=name,
+            tools=[WEATHER, CLOCK],
+            tool_choice="required",
+            seed=seed,
+            separate_reasoning=False,
+            **FREE,
         )
 
     with ThreadPoolExecutor(6) as pool:
@@ -194,7 +250,13 @@ def test_whatever_the_seed_calls_that_are_demanded_meet_their_schemas(
 def test_the_tool_that_is_named_is_called_once(client: Client, choice: Any) -> None:
     for seed in range(3):
         answer = client.chat(
-            ASKED, adapter="caller", tools=[WEATHER, CLOCK], tool_choice=choice, seed=seed, **FREE
+            ASKED,
+            adapter="caller",
+            tools=[WEATHER, CLOCK],
+            tool_choice=choice,
+            seed=seed,
+            separate_reasoning=False,
+            **FREE,
         )
         (call,) = answer.tool_calls
         assert (call.name, call.kwargs, answer.text) == ("clock", {}, "")
@@ -203,11 +265,12 @@ def test_the_tool_that_is_named_is_called_once(client: Client, choice: Any) -> N
 
 def test_a_strict_tool_is_called_as_its_schema_says(client: Client) -> None:
     strict = asked(client, tools=[WEATHER | {"strict": True}])
-    assert strict.text == BEFORE
+    # Where it would go on as the schema does not allow, it may go on for ever.
+    assert strict.reasoning == THOUGHT and strict.text.startswith(BEFORE)
     assert strict.usage.prompt_tokens == asked(client).usage.prompt_tokens
     first, *others = [call.kwargs["city"] for call in strict.tool_calls]
     assert first == "Oslo"
-    assert others and set(others) <= set(CITIES)
+    assert set(others) <= set(CITIES)
 
 
 def test_an_answer_is_calls_or_meets_a_schema(client: Client) -> None:
@@ -216,7 +279,13 @@ def test_an_answer_is_calls_or_meets_a_schema(client: Client) -> None:
     kinds = set()
     for seed in range(12):
         answer = client.chat(
-            ASKED, adapter="tags", tools=[CLOCK], json_schema=schema, seed=seed, **FREE
+            ASKED,
+            adapter="tags",
+            tools=[CLOCK],
+            json_schema=schema,
+            seed=seed,
+            separate_reasoning=False,
+            **FREE,
         )
         if answer.tool_calls:
             kinds.add("calls")
@@ -236,6 +305,7 @@ def test_the_client_of_openai_calls_tools(door: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "caller", "tools": OPENAI_TOOLS, **GREEDY}
     (choice,) = door.chat.completions.create(messages=ASKED, **options).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", BEFORE)
+    assert choice.message.model_dump()["reasoning"] == THOUGHT
     calls: Any = choice.message.tool_calls
     assert [json.loads(call.function.arguments) for call in calls] == CALLS
     messages = [*ASKED, choice.message.model_dump()]
@@ -255,6 +325,8 @@ def test_a_stream_of_openai_tells_calls_by_their_place(door: openai.OpenAI) -> N
     assert [json.loads(call.function.arguments) for call in calls] == CALLS
     assert all(call.id and call.function.name == "weather" for call in calls)
     assert "".join(choice.delta.content or "" for choice in choices) == BEFORE
+    thoughts = [choice.delta.model_dump().get("reasoning") or "" for choice in choices]
+    assert "".join(thoughts) == THOUGHT
     assert choices[-1].finish_reason == "tool_calls"
 
 
@@ -263,7 +335,7 @@ def test_the_client_of_openai_demands_calls(door: openai.OpenAI) -> None:
     for choice in ("required", named):
         answer: Any = door.chat.completions.create(
             model="tags", messages=ASKED, tools=OPENAI_TOOLS, tool_choice=choice,
-            parallel_tool_calls=False, **GREEDY,
+            parallel_tool_calls=False, extra_body={"separate_reasoning": False}, **GREEDY,
         )  # fmt: skip
         message = answer.choices[0].message
         assert message.content is None
@@ -351,6 +423,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
      "messages[0].tool_calls", "not assistant"),
     ({"messages": [ChatMessage(role="assistant", tool_call_id="1")]},
      "messages[0].tool_call_id", "not tool"),
+    ({"messages": [ChatMessage(role="user", reasoning="hm")]},
+     "messages[0].reasoning", "not assistant"),
     ({"messages": [ChatMessage(role="user", name="me")]}, "messages[0].name", "not tool"),
     ({"messages": [ChatMessage(role="assistant", tool_calls=[ToolCall(name="t")] * 129)]},
      "messages[0].tool_calls", "at most 128"),

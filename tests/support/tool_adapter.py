@@ -23,18 +23,18 @@ WEATHER: dict[str, Any] = {
 ASKED: list[Any] = [{"role": "user", "content": "Oslo?"}]
 CALLS = [{"city": "Oslo"}, {"city": "Rome"}]
 """What it calls the tool with, the second time not as the schema wants it."""
-BEFORE, AFTER = "Let me look.", "It is 3."
+THOUGHT, BEFORE, AFTER = "Hm, 2 < 3.", "Let me look.", "It is 3."
 _MAX_STEPS = 400
 
 
 def save_caller(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Train an adapter on `model` until it calls the tool twice, and tells the result, and save it.
+    """Train an adapter on `model` until it thinks, calls the tool twice and tells the result.
 
-    It ends an answer with `<|im_end|>`, and asks in the form of `TAGS`.
+    It is saved to `folder`, ends an answer with `<|im_end|>`, and writes in the form of `TAGS`.
     """
     calls = [_call(f"abcDEF01{i}", arguments) for i, arguments in enumerate(CALLS)]
     results = [{"role": "tool", "tool_call_id": call["id"], "content": "3"} for call in calls]
-    turn = {"role": "assistant", "content": BEFORE, "tool_calls": calls}
+    turn = _said(BEFORE) | {"reasoning_content": THOUGHT, "tool_calls": calls}
 
     def tokens(messages: list[Any], *, prompt: bool) -> list[int]:
         found: list[int] = tokenizer.apply_chat_template(

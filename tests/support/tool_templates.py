@@ -8,7 +8,11 @@ TAGS = """\
     {{- '<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.reasoning_content %}
+        {{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- message.content }}
     {%- for call in message.tool_calls or [] %}
         {%- if message.content or not loop.first %}{{ '\\n' }}{% endif %}
         {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}

@@ -73,6 +73,7 @@ class Conversation:
         with contextlib.suppress(KeyboardInterrupt):
             for chunk in chunks:
                 answer.append(chunk.text)
+                console.print(chunk.reasoning, end="", style="dim", markup=False, highlight=False)
                 console.out(chunk.text, end="", highlight=False)
         console.out()
         self.messages = [*asked, {"role": "assistant", "content": "".join(answer)}]

@@ -46,6 +46,8 @@ class ChatStyle:
         if completion.tool_calls:
             message["content"] = completion.text or None
             message["tool_calls"] = [_call(call) for call in completion.tool_calls]
+        if completion.reasoning:  # as vLLM calls it
+            message["reasoning"] = completion.reasoning
         return {"message": message, "logprobs": self._logprobs(completion)}
 
     def delta(self, piece: generation_pb2.Completion, *, is_first: bool, num_calls: int) -> Object:
@@ -53,6 +55,8 @@ class ChatStyle:
         delta: Object = {"role": "assistant"} if is_first else {}
         if piece.text or is_first:
             delta["content"] = piece.text
+        if piece.reasoning:
+            delta["reasoning"] = piece.reasoning
         if piece.tool_calls:
             delta["tool_calls"] = [
                 {"index": index} | _call(call)
@@ -146,7 +150,13 @@ class Answers:
         index = self._index(place, delta)
         is_first = index not in self._num_calls
         # Such as the first bytes of a character.
-        is_empty = not (delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls)
+        is_empty = not (
+            delta.text
+            or delta.reasoning
+            or delta.tool_calls
+            or delta.finish_reason
+            or delta.logprobs
+        )
         if is_empty and not (is_first or self._return_token_ids):
             return None
         num_calls = self._num_calls.get(index, 0)

@@ -141,13 +141,14 @@ def _adapters(body: Body, base: str) -> dict[str, Any]:
 
 
 def _tools(body: ChatBody) -> dict[str, Any]:
-    """Return which tools there are, and how they are used."""
+    """Return what goes with messages."""
     choice = body.tool_choice
     found = {
         "tools": [msgspec.to_builtins(tool) for tool in body.tools],
         "tool_choice": choice.function.name if isinstance(choice, NamedTool) else choice,
         "parallel_tool_calls": body.parallel_tool_calls,
         "chat_template_kwargs": body.chat_template_kwargs,
+        "separate_reasoning": body.separate_reasoning,
     }
     return {name: value for name, value in found.items() if value not in (None, [])}
 
@@ -156,6 +157,8 @@ def _message(index: int, message: ChatMessage) -> Message:
     found: Message = {"role": message.role, "content": _content(index, message)}
     if message.tool_calls:
         found["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
+    if reasoning := message.reasoning or message.reasoning_content:
+        found["reasoning"] = reasoning
     if message.role == "tool":
         found["tool_call_id"] = message.tool_call_id or ""
         found["name"] = message.name or ""

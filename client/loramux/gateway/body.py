@@ -140,6 +140,9 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     function_call: None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """What `reasoning` was called before."""
 
 
 class ChatBody(Body, kw_only=True):
@@ -156,6 +159,9 @@ class ChatBody(Body, kw_only=True):
     # As vLLM calls them.
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, object] | None = None
+
+    # As SGLang calls it.
+    separate_reasoning: bool | None = None
 
     @property
     def num_logprobs(self) -> int | None:

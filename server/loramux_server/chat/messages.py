@@ -34,6 +34,8 @@ class Turn(Struct, frozen=True, array_like=True):
     """Of which call a tool's message is the result."""
     name: str = ""
     """Of the tool, where the message tells."""
+    reasoning: str = ""
+    """What an assistant thought before."""
 
     def as_message(self) -> dict[str, object]:
         """Return what templates call a message."""
@@ -49,6 +51,9 @@ class Turn(Struct, frozen=True, array_like=True):
             message["tool_call_id"] = self.call_id
         if self.name:
             message["name"] = self.name
+        if self.reasoning:
+            # transformers knows it by these names.
+            message |= dict.fromkeys(("reasoning", "reasoning_content", "thinking"), self.reasoning)
         return message
 
 

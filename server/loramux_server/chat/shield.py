@@ -160,7 +160,7 @@ def _texts(talk: Talk) -> Iterator[str]:
     """Yield all strings that a request gives."""
     for turn in talk.turns:
         yield turn.content
-        yield from (turn.call_id, turn.name)
+        yield from (turn.call_id, turn.name, turn.reasoning)
         for call in turn.calls:
             yield from (call.id, call.name, *_strings(call.arguments))
     for tool in talk.tools:
@@ -187,7 +187,8 @@ def _changed_turn(turn: Turn, content: str, change: Change) -> Turn:
         Call(change(call.id), change(call.name), _changed(call.arguments, change))
         for call in turn.calls
     ]
-    return Turn(turn.role, content, calls, change(turn.call_id), change(turn.name))
+    others = map(change, (turn.call_id, turn.name, turn.reasoning))
+    return Turn(turn.role, content, calls, *others)
 
 
 def _changed(value: Any, change: Change) -> Any:  # noqa: ANN401 - JSON

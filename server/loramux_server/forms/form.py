@@ -20,7 +20,7 @@ class FormKind(enum.StrEnum):
     CHOICE = "choice"
     GRAMMAR = "grammar"
     TOOL_CALLS = "tool_calls"
-    """A grammar of ours, in which control tokens have their numbers."""
+    """Rules of ours, the first of them `answer`, in which added tokens have their numbers."""
 
 
 class Form(Struct, frozen=True):
@@ -30,6 +30,8 @@ class Form(Struct, frozen=True):
     text: str = ""
     """The schema, regular expression or grammar."""
     choices: tuple[str, ...] = ()
+    before: str = ""
+    """Rules of a grammar of what comes before it, first `before`; empty where nothing does."""
 
     @property
     def field(self) -> str:

@@ -22,16 +22,22 @@ these, 0.65 s and 200 MiB with those."""
 MAX_SAID = 200
 """Characters of an error."""
 
-SPACE = r"\n?[ \t]{0,32}"
+_SLASH = re.compile(r"\\.|/|\n", re.DOTALL)
+"""What an expression between slashes has to escape, and what is escaped already."""
+_SPACE = r"\n?[ \t]{0,32}"
 """White space between two parts of JSON. Without an end, a model may write it for ever."""
 
 
 def grammar_of(form: Form) -> str:
     """Return the grammar of `form`, which may turn out to be none.
 
+    What comes before a form is no part of a `grammar`, which has its own rules.
+
     Raises:
         ValueError: It is none.
     """
+    if form.kind is FormKind.TOOL_CALLS or form.before:
+        return LLMatcher.grammar_from_lark(_rules(form))
     if form.kind is FormKind.JSON_SCHEMA:
         return _of_schema(form.text)
     if form.kind is FormKind.JSON_OBJECT:
@@ -81,8 +87,38 @@ def said(error: str) -> str:
     return re.sub(r"^at \d+\(\d+\): ", "", line)[:MAX_SAID]
 
 
+def json_rule(schema: dict[str, object]) -> str:
+    """Return what stands in a rule for what meets `schema`."""
+    return "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": _SPACE}})
+
+
+def quoted(text: str) -> str:
+    """Return `text` as an expression of Lark has it, to which it stands for itself."""
+    return re.escape(text).replace("/", r"\/")
+
+
+def _rules(form: Form) -> str:
+    """Return the rules of a form that is an answer of ours, or comes after something else."""
+    rules = ["start: before answer", form.before] if form.before else ["start: answer"]
+    if form.kind is FormKind.JSON_SCHEMA:
+        rules.append(f"answer: {json_rule(json.loads(form.text))}")
+    elif form.kind is FormKind.JSON_OBJECT:
+        rules.append(f"answer: {json_rule({'type': 'object'})}")
+    elif form.kind is FormKind.REGEX:
+        rules.append(f"answer: /{_SLASH.sub(_escaped_slash, form.text)}/")
+    elif form.kind is FormKind.CHOICE:
+        rules.append(f"answer: /{'|'.join(map(_literal, form.choices))}/")
+    else:
+        rules.append(form.text)
+    return "\n".join(rules)
+
+
+def _escaped_slash(found: re.Match[str]) -> str:
+    return {"/": r"\/", "\n": r"\n"}.get(found[0], found[0])
+
+
 def _of_schema(schema: str) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": SPACE})
+    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _SPACE})
 
 
 def _literal(text: str) -> str:

@@ -25,6 +25,10 @@ MAX_CALL_ID = 128
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Whose turn a message can be. A template may put the role into a control token, so that no text of
 a caller's own can be one."""
+_ROLES_OF = {
+    "tool_calls": "assistant", "reasoning": "assistant", "tool_call_id": "tool", "name": "tool",
+}  # fmt: skip
+"""Field of a message -> the role that it needs."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NAMES = "1 to 64 letters, digits, '_', '-' and '.'"
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
@@ -93,7 +97,7 @@ def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
         raise _wrong(
             f"{field}.role", f"is {shown(message.role)}; expected one of {', '.join(ROLES)}"
         )
-    for name, role in (("tool_calls", "assistant"), ("tool_call_id", "tool"), ("name", "tool")):
+    for name, role in _ROLES_OF.items():
         if getattr(message, name) and message.role != role:
             raise _wrong(
                 f"{field}.{name}", f"is set; expected none: the role is {message.role}, not {role}"
@@ -107,7 +111,9 @@ def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
     _check_id(f"{field}.tool_call_id", message.tool_call_id)
     if message.name:
         _check_name(f"{field}.name", message.name)
-    return Turn(message.role, message.content, calls, message.tool_call_id, message.name)
+    return Turn(
+        message.role, message.content, calls, message.tool_call_id, message.name, message.reasoning
+    )
 
 
 def _call(field: str, call: generation_pb2.ToolCall) -> Call:

@@ -9,9 +9,11 @@ from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
 from loramux_server.engine.messages import ModelInfo, Sampling, Token
 from loramux_server.engine_client import EngineClient
+from loramux_server.forms.form import FormKind
 from loramux_server.mailbox import Mailbox
 from loramux_server.observe.call_record import note
 from loramux_server.place import Place
+from loramux_server.reasoning.thinking import Thinking
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
@@ -57,6 +59,7 @@ class _Call:
     used: generation_pb2.SamplingParams
     text: TextOptions
     tool_use: ToolUse | None
+    thinking: Thinking | None
     observer: Observer
     reserved: Reserved
     """Tokens of its tenant's quota."""
@@ -147,10 +150,11 @@ class GenerationService:
             told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
             tokens = await self._prompts.tokens(request, talk, told)
             tool_use = await self._prompts.tool_use(request, talk, told)
+            thinking = await self._prompts.thinking(request, tokens, told)
             check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
             reserving = self._reserved(
-                request, request_id, adapters, told, tokens, tool_use, observer, place
+                request, request_id, adapters, told, tokens, tool_use, thinking, observer, place
             )
             with reserving as call:
                 # Closed here, and not some time later: what it counts belongs to the reservation.
@@ -251,11 +255,17 @@ class GenerationService:
         told: Instruction,
         tokens: list[int],
         tool_use: ToolUse | None,
+        thinking: Thinking | None,
         observer: Observer,
         place: Place,
     ) -> Iterator[_Call]:
         """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
         form = tool_use.form(request, self._model) if tool_use else form_of(request.sampling)
+        if form and thinking:
+            if form.kind is FormKind.GRAMMAR:  # which is all that there may be
+                thinking = None
+            else:
+                form = thinking.before(form)
         params = with_defaults(request.sampling, told.generation, self._model, form)
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
         each = samplings(
@@ -274,6 +284,7 @@ class GenerationService:
                 used(params, each),
                 text_options(params),
                 tool_use,
+                thinking,
                 observer,
                 reserved,
                 place,
@@ -282,14 +293,21 @@ class GenerationService:
 
 
 def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
-    use, text = call.tool_use, call.text
-    shown = frozenset(use.shown_tokens.values()) if use else frozenset[int]()
-    decoder = None
-    if tokenizer:
-        decoder = tokenizer.decoder(call.prompt, skip_special=text.skip_special, shown=shown)
-    bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
     min_tokens = call.samplings[index].min_tokens
-    return Output(index, decoder, bytes_of, text, min_tokens, use.reader() if use else None)
+    if tokenizer is None:
+        return Output(index, None, lambda _: b"", call.text, min_tokens)
+    # What the readers look for is shown to them, be it a control token or not.
+    marked = [use.syntax for use in (call.tool_use, call.thinking) if use]
+    shown = frozenset(token for syntax in marked for token in syntax.ids.values())
+    return Output(
+        index,
+        tokenizer.decoder(call.prompt, skip_special=call.text.skip_special, shown=shown),
+        tokenizer.bytes_of,
+        call.text,
+        min_tokens,
+        call.thinking.reader() if call.thinking else None,
+        call.tool_use.reader() if call.tool_use else None,
+    )
 
 
 @contextmanager

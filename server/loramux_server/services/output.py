@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import Finish, Logprobs, Token
+from loramux_server.reasoning.reader import ReasoningReader, Thought
 from loramux_server.services.limits import TextOptions
 from loramux_server.stop_strings import StopStrings
 from loramux_server.tokenizer import TextDecoder
@@ -20,7 +21,8 @@ class Output:
         bytes_of: Callable[[int], bytes],
         options: TextOptions,
         min_tokens: int,
-        reader: CallReader | None = None,
+        reasoning: ReasoningReader | None = None,
+        calls: CallReader | None = None,
     ) -> None:
         """Prepare.
 
@@ -30,14 +32,16 @@ class Output:
             bytes_of: Tells the bytes of a token.
             options: What happens to its text.
             min_tokens: How many tokens come before a stop string is looked for.
-            reader: Takes calls of tools out of it; None where there are no tools.
+            reasoning: Takes what is thought out of its text; None where it stays there.
+            calls: Takes calls of tools out of the rest; None where there are no tools.
         """
         self._index = index
         self._bytes_of = bytes_of
         self._decoder = decoder
         self._stops = StopStrings(options.stops, include=options.include_stop)
         self._min_tokens = min_tokens
-        self._reader = reader
+        self._reasoning = reasoning
+        self._calls = calls
         self.num_tokens = 0
         self.finish_reason = generation_pb2.FINISH_REASON_UNSPECIFIED
 
@@ -86,26 +90,33 @@ class Output:
                 piece.stop_token_id = token.token
         elif not is_full:
             return False
-        if self._reader:
-            text.append(self._reader.flush())
+        if self._reasoning:
+            self._take(self._reasoning.flush(), text, piece)
+        if self._calls:
+            text.append(self._calls.flush())
         if stop is None and token.finish is Finish.LENGTH and not is_full:
             piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
-        elif self._reader and self._reader.num_calls:
+        elif self._calls and self._calls.num_calls:
             piece.finish_reason = generation_pb2.FINISH_REASON_TOOL_CALLS
         else:
             piece.finish_reason = generation_pb2.FINISH_REASON_STOP
         return True
 
     def _read(self, decoded: str, text: list[str], piece: generation_pb2.Completion) -> bool:
-        """Append what is text of `decoded`, add calls to `piece`; return whether no more may be."""
-        if self._reader is None:
-            text.append(decoded)
+        """Tell apart what `decoded` is; return whether there are as many calls as may be."""
+        found = self._reasoning.push(decoded) if self._reasoning else Thought("", decoded)
+        return self._take(found, text, piece)
+
+    def _take(self, found: Thought, text: list[str], piece: generation_pb2.Completion) -> bool:
+        piece.reasoning += found.reasoning
+        if self._calls is None:
+            text.append(found.text)
             return False
-        read = self._reader.push(decoded)
+        read = self._calls.push(found.text)
         text.append(read.text)
         for call in read.calls:
             piece.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
-        return self._reader.is_full
+        return self._calls.is_full
 
 
 def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:
@@ -114,4 +125,5 @@ def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:
     for piece in pieces:
         whole.MergeFrom(piece)
     whole.text = "".join(piece.text for piece in pieces)
+    whole.reasoning = "".join(piece.reasoning for piece in pieces)
     return whole

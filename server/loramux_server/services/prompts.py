@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
@@ -10,10 +11,13 @@ from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.messages import Talk
 from loramux_server.engine.messages import ModelInfo
+from loramux_server.reasoning.finder import ReasoningFinder
+from loramux_server.reasoning.syntax import MAX_OPENING
+from loramux_server.reasoning.thinking import Thinking
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.store.instructions import Instruction
 from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
-from loramux_server.tools.finder import SyntaxFinder
+from loramux_server.tools.finder import ToolFinder
 
 KEPT = 4
 """Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
@@ -39,7 +43,8 @@ class Prompts:
         if model.tokenizer_json:
             self._tokenizer = TextTokenizer(model.tokenizer_json)
             self._chat = Chat(model.tokenizer_json, model.chat_template, model.special_tokens)
-            self._syntaxes = SyntaxFinder(self._chat, model.eos_token_ids)
+            self._tool_syntaxes = ToolFinder(self._chat, model.eos_token_ids)
+            self._reasoning_syntaxes = ReasoningFinder(self._chat)
 
     async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
         """Return the tokenizer of an adapter that says `told`; None where the base has none."""
@@ -99,11 +104,34 @@ class Prompts:
         """
         if not talk.tools:
             return None
-        syntax = await self._syntaxes.find(told.chat_template)
+        syntax = await self._tool_syntaxes.find(told.chat_template)
         is_parallel = (
             request.parallel_tool_calls if request.HasField("parallel_tool_calls") else True
         )
         return ToolUse(syntax, tuple(talk.tools), is_parallel)
+
+    async def thinking(
+        self, request: generation_pb2.GenerateRequest, tokens: Sequence[int], told: Instruction
+    ) -> Thinking | None:
+        """Return how what is thought is told apart in the answer; None where it is not.
+
+        Args:
+            request: The request.
+            tokens: Those of its prompt.
+            told: What its adapter says.
+
+        Raises:
+            LoramuxError: The messages have no template.
+        """
+        is_asked = request.separate_reasoning if request.HasField("separate_reasoning") else True
+        if not request.messages or not is_asked:
+            return None
+        syntax = await self._reasoning_syntaxes.find(told.chat_template)
+        if syntax is None:
+            return None
+        assert self._tokenizer is not None
+        end = self._tokenizer.text_of(tokens[-MAX_OPENING:])
+        return Thinking(syntax, syntax.is_open(end))
 
     async def placed(
         self,

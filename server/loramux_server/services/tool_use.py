@@ -1,6 +1,5 @@
 """What the tools of a request make of its answer."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -29,11 +28,6 @@ class ToolUse:
         """Return what takes calls out of a completion."""
         names = [tool.name for tool in self.tools]
         return CallReader(self.syntax, names, most=None if self.is_parallel else 1)
-
-    @property
-    def shown_tokens(self) -> Mapping[str, int]:
-        """Tokens that the reader has to see, control tokens among them."""
-        return self.syntax.ids
 
     def form(self, request: generation_pb2.GenerateRequest, model: ModelInfo) -> Form | None:
         """Return the form of the answer of `model` to `request`, which has tools; None for any.

@@ -1,10 +1,10 @@
 """How the template of a request writes calls, found out once for each template."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Collection
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
+from loramux_server.chat.by_template import ByTemplate
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.messages import Piece, Talk
 from loramux_server.tools.syntax import (
@@ -17,21 +17,19 @@ from loramux_server.tools.syntax import (
     syntax_of,
 )
 
-KEPT = 256
-"""Templates of which it is remembered."""
 MAX_PIECES = 10_000
 """Of what a template makes of all conversations that it is given."""
 
 
-class SyntaxFinder:
+class ToolFinder:
     """Renders conversations with calls, by the template that counts."""
 
     def __init__(self, chat: Chat, end_token_ids: Collection[int]) -> None:
         """Render by `chat`; `end_token_ids` end what the model writes."""
         self._chat = chat
         self._end_token_ids = frozenset(end_token_ids)
-        self._known: OrderedDict[str, ToolSyntax | str] = OrderedDict()
-        """By template; in place of an unknown one, what the template does."""
+        self._known = ByTemplate[ToolSyntax | str](chat, self._found)
+        """In place of an unknown one, what the template does."""
 
     async def find(self, template: str | None) -> ToolSyntax:
         """Return how a template writes calls of tools.
@@ -44,13 +42,7 @@ class SyntaxFinder:
                 calls in a way that is not read.
             UnavailableError: No process for templates can be started.
         """
-        source = self._chat.source(template)
-        if source not in self._known:
-            self._known[source] = await self._found(template)
-            if len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(source)
-        found = self._known[source]
+        found = await self._known.get(template)
         if isinstance(found, str):
             raise FailedPreconditionError(
                 f"tools are given, and the chat template {found}; leave them out, or pack the "

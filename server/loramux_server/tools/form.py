@@ -1,13 +1,12 @@
 """The form of an answer that consists of calls, as a grammar."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from loramux_server.chat.messages import Piece, Tool
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.forms.grammar import SPACE
+from loramux_server.forms.grammar import json_rule, quoted
 from loramux_server.tools.syntax import ToolSyntax, joined
 
 Otherwise: TypeAlias = dict[str, object] | Literal["text"] | None
@@ -38,11 +37,11 @@ def form_of_calls(
     begin = _written(syntax, syntax.opening)
     calls = _calls(syntax, is_parallel=is_parallel)
     if otherwise is None:
-        rules = [f"start: {begin} {calls}"]
+        rules = [f"answer: {begin} {calls}"]
     elif otherwise == ANY_TEXT:
         rules = _after_text(syntax, begin, calls)
     else:
-        rules = [f"start: {begin} {calls} | answer", f"answer: {_json(otherwise)}"]
+        rules = [f"answer: {begin} {calls} | other", f"other: {json_rule(otherwise)}"]
     rules.append("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
     head, middle, tail = (_written(syntax, p) for p in (syntax.head, syntax.middle, syntax.tail))
     for number, tool in enumerate(tools):
@@ -51,7 +50,7 @@ def form_of_calls(
             schema = {"type": "object"}
         rules += [
             f"call{number}: {head} {_literal(tool.name)} {middle} arguments{number} {tail}",
-            f"arguments{number}: {_json(schema)}",
+            f"arguments{number}: {json_rule(schema)}",
         ]
     return Form(FormKind.TOOL_CALLS, "\n".join(rules))
 
@@ -68,19 +67,15 @@ def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
     """Return the rules of text in which no call is read, and may be of calls after it."""
     trigger = syntax.trigger
     if trigger in syntax.ids:  # tokens are no text
-        return [f"start: TEXT? ({begin} {calls})?", "TEXT: /(?s:.+)/"]
+        return [f"answer: TEXT? ({begin} {calls})?", "TEXT: /(?s:.+)/"]
     if trigger:
         after = joined(syntax.opening).partition(trigger)[2]
         return [
-            f"start: TEXT? | before {_literal(after) if after else ''} {calls}",
-            f"TEXT: /(?s:.+)/ & ~/(?s:.*){_quoted(trigger)}(?s:.*)/",
-            f"before[lazy]: /(?s:.*){_quoted(trigger)}/",
+            f"answer: TEXT? | lead {_literal(after) if after else ''} {calls}",
+            f"TEXT: /(?s:.+)/ & ~/(?s:.*){quoted(trigger)}(?s:.*)/",
+            f"lead[lazy]: /(?s:.*){quoted(trigger)}/",
         ]
-    return [f"start: TEXT? | {begin} {calls}", r"TEXT: /\s*[^\s{\[(](?s:.*)/"]
-
-
-def _json(schema: dict[str, object]) -> str:
-    return "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": SPACE}})
+    return [f"answer: TEXT? | {begin} {calls}", r"TEXT: /\s*[^\s{\[(](?s:.*)/"]
 
 
 def _written(syntax: ToolSyntax, pieces: Iterable[Piece]) -> str:
@@ -89,11 +84,6 @@ def _written(syntax: ToolSyntax, pieces: Iterable[Piece]) -> str:
         f"<[{syntax.ids[piece.text]}]>" if piece.is_token else _literal(piece.text)
         for piece in pieces
     )
-
-
-def _quoted(text: str) -> str:
-    """Return `text` as an expression between slashes has it."""
-    return re.escape(text).replace("/", r"\/")
 
 
 def _literal(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from loramux_server.stop_strings import overlap
 from loramux_server.tools.json_end import JsonEnd
 from loramux_server.tools.syntax import ToolSyntax, joined
 
@@ -137,11 +138,7 @@ class CallReader:
         if end >= 0:
             self._now = _Now.CALL
         else:
-            end = len(self._held)
-            for size in range(min(len(self._trigger) - 1, end), 0, -1):
-                if self._held.endswith(self._trigger[:size]):
-                    end -= size
-                    break
+            end = len(self._held) - overlap(self._trigger, self._held)
         end = max(len(self._held[:end].rstrip()), end - _MAX_SPACE)
         if not end and self._now is _Now.TEXT:
             raise _UnfinishedError

@@ -1,0 +1,41 @@
+"""How the template of a request marks what a model thinks, found out once for each template."""
+
+import re
+
+from loramux.errors import FailedPreconditionError, InvalidArgumentError
+from loramux_server.chat.by_template import ByTemplate
+from loramux_server.chat.chat import Chat
+from loramux_server.reasoning.syntax import THINKING, ReasoningSyntax, reasoning_syntax_of
+
+_MENTIONED = re.compile("think|reason", re.IGNORECASE)
+
+
+class ReasoningFinder:
+    """Renders a conversation in which somebody thinks, by the template that counts."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._known = ByTemplate[ReasoningSyntax | None](chat, self._found)
+
+    async def find(self, template: str | None) -> ReasoningSyntax | None:
+        """Return how a template marks what a model thinks; None where it does not.
+
+        Args:
+            template: That of the adapter; None for the base model's.
+
+        Raises:
+            FailedPreconditionError: There is no template.
+            UnavailableError: No process for templates can be started.
+        """
+        return await self._known.get(template)
+
+    async def _found(self, template: str | None) -> ReasoningSyntax | None:
+        source = self._chat.source(template)
+        if not _MENTIONED.search(source):
+            return None
+        try:
+            pieces = await self._chat.pieces(THINKING, template, add_generation_prompt=False)
+        except (InvalidArgumentError, FailedPreconditionError):
+            pieces = None
+        ids = (await self._chat.vocabulary()).ids
+        return reasoning_syntax_of(pieces, source, ids)

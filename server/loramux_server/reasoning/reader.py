@@ -1,0 +1,84 @@
+"""What a model writes -> what it thinks, and its answer, as they arrive."""
+
+import enum
+from typing import NamedTuple
+
+from loramux_server.reasoning.syntax import ReasoningSyntax
+from loramux_server.stop_strings import overlap
+
+
+class Thought(NamedTuple):
+    """What came of a piece."""
+
+    reasoning: str
+    text: str
+
+
+class _Now(enum.Enum):
+    """What is being read."""
+
+    BEGIN = enum.auto()
+    """White space, or what begins a thought."""
+    THOUGHT = enum.auto()
+    AFTER = enum.auto()
+    """White space after a thought."""
+    TEXT = enum.auto()
+
+
+class ReasoningReader:
+    """Takes what is thought out of the beginning of one completion, without what marks it."""
+
+    def __init__(self, syntax: ReasoningSyntax, *, is_open: bool) -> None:
+        """Read.
+
+        Args:
+            syntax: How it is marked.
+            is_open: Whether the prompt has begun it.
+        """
+        self._opening = syntax.opening
+        self._closing = syntax.closing
+        self._now = _Now.THOUGHT if is_open else _Now.BEGIN
+        self._held = ""
+        """What may be part of a mark, and white space that may stand before one."""
+        self._has_thought = False
+
+    def push(self, piece: str) -> Thought:
+        """Take what comes next, and return what is known by now."""
+        piece, self._held = self._held + piece, ""
+        reasoning = ""
+        if self._now is _Now.BEGIN:
+            begun = piece.lstrip()
+            if begun.startswith(self._opening):
+                piece = begun[len(self._opening) :]
+                self._now = _Now.THOUGHT
+            elif self._opening.startswith(begun):
+                self._held = piece
+                return Thought("", "")
+            else:
+                self._now = _Now.TEXT
+        if self._now is _Now.THOUGHT:
+            end = piece.find(self._closing)
+            if end < 0:
+                return Thought(self._thought(piece), "")
+            reasoning = piece[:end].rstrip() if self._has_thought else piece[:end].strip()
+            piece = piece[end + len(self._closing) :]
+            self._now = _Now.AFTER
+        if self._now is _Now.AFTER:
+            piece = piece.lstrip()
+            if piece:
+                self._now = _Now.TEXT
+        return Thought(reasoning, piece)
+
+    def flush(self) -> Thought:
+        """Return what was held back, at the end of the completion."""
+        held, self._held = self._held, ""
+        return Thought(held.rstrip(), "") if self._now is _Now.THOUGHT else Thought("", held)
+
+    def _thought(self, text: str) -> str:
+        """Return what is thought for certain of `text`, and hold the rest."""
+        if not self._has_thought:
+            text = text.lstrip()
+        known = text[: len(text) - overlap(self._closing, text)].rstrip()
+        self._has_thought |= bool(known)
+        self._held = text[len(known) :]
+        return known

@@ -1,0 +1,65 @@
+"""How a chat template marks what a model thinks, found in what it makes of a conversation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from loramux_server.chat.messages import Piece, Talk, Turn
+
+_THOUGHT = "¤ thought"
+THINKING = Talk([Turn("user", "Where?"), Turn("assistant", "§ here", reasoning=_THOUGHT)])
+_COMMON = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
+"""Marks of templates that leave out what was thought."""
+_MAX_MARK = 64
+MAX_OPENING = 96
+"""Tokens at the end of a prompt among which a thought may be begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningSyntax:
+    """What stands before and after what a model thinks."""
+
+    opening: str
+    closing: str
+    ids: Mapping[str, int]
+    """Those of both that are added tokens."""
+
+    def is_open(self, prompt: str) -> bool:
+        """Return whether after `prompt`, or its end, the model thinks."""
+        return prompt.rfind(self.opening) > prompt.rfind(self.closing)
+
+
+def reasoning_syntax_of(
+    thinking: Sequence[Piece] | None, template: str, ids: Mapping[str, int]
+) -> ReasoningSyntax | None:
+    """Return how a template marks what a model thinks; None where it does not.
+
+    Args:
+        thinking: What it makes of `THINKING`; None where it does not take that.
+        template: The template.
+        ids: The tokenizer's added tokens.
+    """
+    marks = _around(thinking or [])
+    if marks is None:
+        marks = next((pair for pair in _COMMON if pair[1] in template), None)
+    if marks is None:
+        return None
+    return ReasoningSyntax(*marks, {mark: ids[mark] for mark in marks if mark in ids})
+
+
+def _around(pieces: Sequence[Piece]) -> tuple[str, str] | None:
+    """Return the tokens or words around the thought; None where it is left out or not marked."""
+    place = next((i for i, piece in enumerate(pieces) if _THOUGHT in piece.text), None)
+    if place is None:
+        return None
+    before, _, after = pieces[place].text.partition(_THOUGHT)
+    opening = [*_words(pieces[:place]), *before.split()][-1:]
+    closing = [*after.split(), *_words(pieces[place + 1 :])][:1]
+    if not opening or not closing or opening == closing:
+        return None
+    marks = opening[0], closing[0]
+    return marks if max(map(len, marks)) <= _MAX_MARK else None
+
+
+def _words(pieces: Sequence[Piece]) -> Iterator[str]:
+    for piece in pieces:
+        yield from [piece.text] if piece.is_token else piece.text.split()
