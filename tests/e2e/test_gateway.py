@@ -215,11 +215,13 @@ def test_all_that_shapes_an_answer_arrives(client: openai.OpenAI, direct: Client
 
 def test_a_stop_string_ends_the_text_and_may_stay(client: openai.OpenAI, direct: Client) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
-    whole = direct.generate("Once", **options).text
+    texts = {prompt: direct.generate(prompt, **options).text for prompt in ("Once", "Upon", "abc")}
+    prompt, whole = max(texts.items(), key=lambda pair: len(pair[1]))
     stop = whole[4:6]
-    cut = client.completions.create(model="base", prompt="Once", stop=stop, **options)
+    assert stop
+    cut = client.completions.create(model="base", prompt=prompt, stop=stop, **options)
     kept = client.completions.create(
-        model="base", prompt="Once", stop=[stop], **options,
+        model="base", prompt=prompt, stop=[stop], **options,
         extra_body={"include_stop_str_in_output": True},
     )  # fmt: skip
     assert (cut.choices[0].text, cut.choices[0].finish_reason) == (

@@ -1,6 +1,7 @@
 """Calls of tools: how a template writes them, reading them, and demanding them."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
-from loramux_server.chat.shield import Shield, Tokens
+from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
 from loramux_server.chat.template import RefusedMessagesError, Template
 from loramux_server.forms.grammar import LIMITS, grammar_of, tokenizer_of
 from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
@@ -146,6 +147,47 @@ def test_nothing_of_tools_and_calls_becomes_a_control_token(ascii_only: str) -> 
     assert given == [tool.as_tool()]
 
 
+FORGING = [
+    # Whoever writes `<` before a name makes a token of both.
+    "{% for t in tools %}{% for key in t.function.parameters.properties %}<{{ key }}>{% endfor %}"
+    "{% endfor %}",
+    "{% for t in tools %}<|im_{{ t.function.description }}{% endfor %}",
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}[{{ c.function.name }}]"
+    "{% for key, value in c.function.arguments.items() %}<{{ key }}>{{ value }}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "<|{{ kind }}|>",
+]
+
+
+@pytest.mark.parametrize("template", FORGING)
+def test_no_part_of_a_control_token_comes_from_a_caller(template: str) -> None:
+    forging = Talk(
+        [Turn("user", "x"), Turn("assistant", "", [Call("", "INST", {"s": "y"})])],
+        [Tool("t", "end|>", {"type": "object", "properties": {"s": {}, "a": {}}})],
+        {"kind": "im_end"},
+    )
+    with pytest.raises(ForgedTokenError, match="part of a control token"):
+        pieces_of(template, forging)
+    harmless = Talk(
+        [Turn("user", "x"), Turn("assistant", "", [Call("", "run", {"so": "y"})])],
+        [Tool("t", "the end", {"type": "object", "properties": {"so": {}, "a": {}}})],
+        {"kind": "any"},
+    )
+    assert not [piece for piece in pieces_of(template, harmless) if piece.is_token]
+
+
+def test_a_template_may_look_at_schemas_and_variables() -> None:
+    template = (
+        "{% if effort not in ['low', 'high'] %}{{ raise_exception('effort') }}{% endif %}<s>"
+        "{% for name, p in tools[0].function.parameters.properties.items() %}"
+        "{% if p.type == 'string' %}{{ name }}: text{% elif p['type'] == 'integer' %}"
+        "{{ name }}: number{% else %}{{ raise_exception('type') }}{% endif %};{% endfor %}"
+    )
+    parameters = {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+    talk = Talk([Turn("user", "x")], [Tool("t", None, parameters)], {"effort": "high"})
+    assert joined(pieces_of(template, talk)) == "<s>city: text;days: number;"
+
+
 # How it writes calls
 
 
@@ -164,9 +206,13 @@ def test_what_is_known_of_each_family() -> None:
         "functions": ("<function=", "", ">", "", "</function><function=", "</function>"),
         "nested": ("", '{"type": "function", "function": {"name": "', '", "arguments": ', "}}",
                    ";", ""),
+        "ids": ("[TOOL_CALLS]", "", "[CALL_ID][ARGS]", "", "[TOOL_CALLS]", ""),
+        "blocks": ("<calls><call>", "", "<with>", "", "</call><call>", "</call></calls>"),
+        "thoughtful": ("<TOOLCALL>[", '{"name": "', '", "arguments": ', "}", ", ", "]</TOOLCALL>"),
     }  # fmt: skip
     assert SYNTAXES["nested"].keys == Keys("function", "name", "arguments")
     assert SYNTAXES["functions"].keys is None
+    assert [piece.text for piece in SYNTAXES["ids"].middle] == ["[CALL_ID]", "", "[ARGS]"]
     assert set(SYNTAXES["names"].ids) == {"[TOOL_CALLS]", "[ARGS]"}
 
 
@@ -192,6 +238,17 @@ def test_turns_that_follow_each_other_are_no_calls_of_one_answer() -> None:
      "{{ c.function.arguments | tojson }}{% endfor %}", "does not read"),
     # An id that the model would have to make up.
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}<tool_call>{{ c.id }}"
+     "{{ c.function | tojson }}{% endfor %}", "does not read"),
+    # What differs from call to call, and the model would have to know.
+    ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}<tool_call>{{ c.function.name }}:"
+     "{{ loop.index0 }}<with>{{ c.function.arguments | tojson }}{% endfor %}", "does not read"),
+    # What is begun by the prompt already, which may go on in another way.
+    ("{{ tools | tojson }}{% for m in messages[1:] %}<|im_start|>assistant{% for c in m.tool_calls "
+     "or [] %} to={{ c.function.name }}<with>{{ c.function.arguments | tojson }}{% else %}"
+     "<final>{{ m.content }}{% endfor %}{% endfor %}"
+     "{% if add_generation_prompt %}<|im_start|>assistant to{% endif %}", "does not read"),
+    # What ends an answer.
+    ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}</s><tool_call>"
      "{{ c.function | tojson }}{% endfor %}", "does not read"),
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}{{ 'long ' * 50 }}"
      "{{ c.function | tojson }}{% endfor %}", "does not read"),
@@ -251,7 +308,7 @@ def test_what_the_template_writes_is_read(
     assert read(name, f"  {written(name, calls)}\n ", cut) == ("", calls)
 
 
-@pytest.mark.parametrize("name", ["tags", "names", "functions"])
+@pytest.mark.parametrize("name", ["tags", "names", "functions", "ids", "blocks"])
 def test_text_may_stand_before_calls(name: str) -> None:
     text = written(name, [FIRST, SECOND], "Let me see < [ {.")
     assert read(name, text) == ("Let me see < [ {.", [FIRST, SECOND])
@@ -265,6 +322,8 @@ def test_text_may_stand_before_calls(name: str) -> None:
     ("list", '[TOOL_CALLS] [{"name": "clock", "arguments": {}, "id": "abcDEF012"}]'),
     ("names", "[TOOL_CALLS] clock [ARGS] {}"),
     ("bare", '\n{"name": "clock", "parameters": {}}'),
+    ("bare", '[{"name": "clock", "parameters": {}}]'),
+    ("thoughtful", '<TOOLCALL>\n[ {"name": "clock", "arguments": {}} ] </TOOLCALL>'),
 ])  # fmt: skip
 def test_models_are_not_that_exact(name: str, text: str) -> None:
     assert read(name, text) == ("", [SECOND])
@@ -291,6 +350,55 @@ def test_models_are_not_that_exact(name: str, text: str) -> None:
 def test_what_is_no_call_is_text_as_it_was_written(name: str, text: str) -> None:
     assert read(name, text) == (text, [])
     assert read(name, text, lambda whole: [whole]) == (text, [])
+
+
+@pytest.mark.parametrize("separator", ["; ", ", ", "\n", ""])
+def test_bare_calls_may_be_separated_in_any_way(separator: str) -> None:
+    calls = [f'{{"name": "{name}", "parameters": {{}}}}' for name in ("clock", "get_weather")]
+    wanted: list[tuple[str, Any]] = [("clock", {}), ("get_weather", {})]
+    assert read("bare", separator.join(calls)) == ("", wanted)
+    assert read("bare", f"[{separator.join(calls)}]") == ("", wanted)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("tags", ", [1] is the source"), ("tags", "[see below]"), ("tags", ";) done"),
+    ("tags", '{"name": "Bob", "arguments": {}} is how it looks'), ("list", ", [1] is the source"),
+    ("list", '{"name": "Bob", "arguments": {}}'), ("blocks", "</call> is the end"),
+    ("blocks", "clock<with>{}"), ("functions", "] and on"), ("thoughtful", "] and on"),
+])  # fmt: skip
+def test_text_may_stand_after_calls(name: str, text: str) -> None:
+    whole = f"{written(name, [FIRST, SECOND])} {text}"
+    for cut in (list, lambda whole: [whole], lambda whole: re.findall("(?s).{1,3}", whole)):
+        assert read(name, whole, cut) == (text, [FIRST, SECOND])
+
+
+def test_ids_are_those_that_the_model_made_up_once() -> None:
+    reader = CallReader(SYNTAXES["ids"], NAMES, most=None)
+    found = reader.push("[TOOL_CALLS]clock[CALL_ID]abcDEF012[ARGS]{}" * 2)
+    first, second = (call.id for call in found.calls)
+    assert first == "abcDEF012" != second
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("", "{}"), ("my tool", "{}"), ("clock", '{"a": 18446744073709551616}'),
+    ("clock", '{"a":' * 65 + "1" + "}" * 65),
+])  # fmt: skip
+def test_what_no_turn_may_have_is_no_call(name: str, arguments: str) -> None:
+    text = f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+    assert read("tags", text) == (text, [])
+
+
+@pytest.mark.parametrize(("name", "begin", "piece"), [
+    ("tags", "", "]"), ("tags", "<tool_call>", "["), ("tags", "", " "), ("bare", "", "["),
+    ("tags", "", "</tool_call>"), ("tags", "<tool_call>", "<tool_call>"), ("blocks", "", "</call>"),
+    ("bare", '{"name": "clock", "parameters": {}}', ","), ("list", "", ", "),
+])  # fmt: skip
+def test_little_is_held_of_what_may_become_a_call(name: str, begin: str, piece: str) -> None:
+    reader = CallReader(SYNTAXES[name], NAMES, most=None)
+    reader.push(begin or written(name, [SECOND]))
+    for _ in range(3000):
+        reader.push(piece)
+        assert len(reader._held) < 2100
 
 
 def test_a_call_may_follow_what_was_none() -> None:

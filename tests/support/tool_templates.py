@@ -113,6 +113,54 @@ NESTED = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
 
+IDS = """\
+{{- bos_token }}
+{%- if tools %}{{ '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{ '[INST]' + message.content + '[/INST]' }}
+    {%- else %}
+        {{- message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {{- '[TOOL_CALLS]' + call.function.name + '[CALL_ID]' + call.id }}
+            {{- '[ARGS]' + call.function.arguments | tojson }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+
+BLOCKS = """\
+{%- for tool in tools or [] %}{{ tool.function.name + ' ' }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- if message.tool_calls %}
+        {{- '<calls>' }}
+        {%- for call in message.tool_calls %}
+            {{- '<call>' + call.function.name + '<with>' + call.function.arguments | tojson }}
+            {{- '</call>' }}
+        {%- endfor %}
+        {{- '</calls>' }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+THOUGHTFUL = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.tool_calls %}
+        {{- '<TOOLCALL>[' }}
+        {%- for call in message.tool_calls %}
+            {{- call.function | tojson + (', ' if not loop.last else '') }}
+        {%- endfor %}
+        {{- ']</TOOLCALL>' }}
+    {%- elif message.role == 'assistant' %}{{ '<thinking>\\n' + message.content }}
+    {%- else %}{{ message.content }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
 ELEMENTS = """\
 {%- for tool in tools or [] %}{{ tool.function.name }}{% endfor %}
 {%- for message in messages %}
@@ -135,4 +183,7 @@ TOOL_TEMPLATES = {
     "bare": BARE,
     "functions": FUNCTIONS,
     "nested": NESTED,
+    "ids": IDS,
+    "blocks": BLOCKS,
+    "thoughtful": THOUGHTFUL,
 }

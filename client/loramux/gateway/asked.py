@@ -16,7 +16,6 @@ from loramux.gateway.body import (
     SchemaFormat,
 )
 from loramux.gateway.refusal import invalid, unsupported
-from loramux.gateway.tools import NamedTool
 from loramux.types import Message
 from loramux.v1 import generation_pb2
 
@@ -145,7 +144,7 @@ def _tools(body: ChatBody) -> dict[str, Any]:
     choice = body.tool_choice
     found = {
         "tools": [msgspec.to_builtins(tool) for tool in body.tools],
-        "tool_choice": choice.function.name if isinstance(choice, NamedTool) else choice,
+        "tool_choice": msgspec.to_builtins(choice),
         "parallel_tool_calls": body.parallel_tool_calls,
         "chat_template_kwargs": body.chat_template_kwargs,
         "separate_reasoning": body.separate_reasoning,

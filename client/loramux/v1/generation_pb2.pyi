@@ -332,7 +332,9 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """id names the call, so that a message with the result can refer to it: 9 letters and digits."""
+    """id names the call, so that a message with the result can refer to it. It is the model's own, or
+    else 9 letters and digits.
+    """
     name: _builtins.str
     """name is the tool's. Where the model decides, it may be none of the request."""
     arguments: _builtins.str

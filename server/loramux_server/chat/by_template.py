@@ -19,7 +19,7 @@ class ByTemplate(Generic[T]):
         """Remember nothing yet; `find_out` is given a template, None for the base model's."""
         self._chat = chat
         self._find_out = find_out
-        self._known: OrderedDict[str, T] = OrderedDict()
+        self._known: OrderedDict[tuple[str, bool], T] = OrderedDict()
 
     async def get(self, template: str | None) -> T:
         """Return what is known of a template: an adapter's, or None for the base model's.
@@ -28,10 +28,11 @@ class ByTemplate(Generic[T]):
             FailedPreconditionError: There is no template.
             LoramuxError: What `find_out` raises, which is not remembered.
         """
-        source = self._chat.source(template)
-        if source not in self._known:
-            self._known[source] = await self._find_out(template)
+        # Nothing that adapters' templates do in their process counts for the base model's.
+        key = self._chat.source(template), template is None
+        if key not in self._known:
+            self._known[key] = await self._find_out(template)
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
-        self._known.move_to_end(source)
-        return self._known[source]
+        self._known.move_to_end(key)
+        return self._known[key]

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from loramux.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
-    LoramuxError,
     UnavailableError,
 )
 from loramux_server.chat.messages import (
@@ -38,6 +37,18 @@ MAX_ENDED = 256
 """Templates of which that is remembered."""
 ANSWER_SECONDS = 10.0
 """The process counts the time in which it runs; this is for one that does not get to run."""
+
+
+class TemplateLimitError(FailedPreconditionError):
+    """A template broke a limit of time or memory, which it need not do the next time."""
+
+    def __init__(self, message: str, retry_delay: float | None = None) -> None:
+        super().__init__(
+            f"the chat template fails: {message}",
+            reason="CHAT_TEMPLATE_FAILED",
+            field="messages",
+            retry_delay=retry_delay,
+        )
 
 
 class Renderer:
@@ -80,7 +91,11 @@ class Renderer:
                 field="messages",
             )
         if isinstance(answer, Failed):
-            raise _failed(answer.message)
+            raise FailedPreconditionError(
+                f"the chat template fails: {answer.message}",
+                reason="CHAT_TEMPLATE_FAILED",
+                field="messages",
+            )
         return answer.pieces
 
     async def close(self) -> None:
@@ -97,7 +112,7 @@ class Renderer:
             code = await self._end()
             self._strike(request.template)
             took = "memory" if code not in (-signal.SIGPROF, None) else "time"
-            raise _failed(f"it takes more {took} than a template may") from None
+            raise TemplateLimitError(f"it takes more {took} than a template may") from None
         except BaseException:
             # The answer to come would be taken for that to the next conversation.
             await self._end()
@@ -107,7 +122,7 @@ class Renderer:
         count, until = self._ended.get(template, (0, 0.0))
         left = until - asyncio.get_running_loop().time()
         if self._strikes and count >= self._strikes and left > 0:
-            raise _failed(
+            raise TemplateLimitError(
                 f"it took more than a template may, {count} times in a row",
                 retry_delay=left,
             )
@@ -180,12 +195,3 @@ class Renderer:
         head = await self._reader.readexactly(LENGTH.size)
         answer: Answer = decode_answer(await self._reader.readexactly(LENGTH.unpack(head)[0]))
         return answer
-
-
-def _failed(message: str, retry_delay: float | None = None) -> LoramuxError:
-    return FailedPreconditionError(
-        f"the chat template fails: {message}",
-        reason="CHAT_TEMPLATE_FAILED",
-        field="messages",
-        retry_delay=retry_delay,
-    )

@@ -16,7 +16,7 @@ token could begin with it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -30,6 +30,11 @@ _MARKS = re.compile(f"[{MARKS}]")
 
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 """What JSON does not write as it is."""
+
+
+class ForgedTokenError(Exception):
+    """A text of a caller would become part of a control token; the message is for callers."""
+
 
 Write = Callable[[Talk], str]
 """Renders a template."""
@@ -48,6 +53,9 @@ class Tokens:
         self.first = sorted({token[0] for token in (*setup.control, *setup.added)})
         """The characters with which a token could begin."""
         self.beginning = _any_of(self.first)
+        self.rest = sorted(set("".join(setup.control)) - set(self.first))
+        """Other characters that control tokens have."""
+        self.inner = _any_of(set("".join(setup.control)))
         self.beginning_in_json = _any_of(
             char
             for char in self.first
@@ -58,7 +66,7 @@ class Tokens:
 class Shield:
     """Keeps contents apart from the control tokens of one template."""
 
-    def __init__(self, tokens: Tokens, source: str, literals: Iterable[str]) -> None:
+    def __init__(self, tokens: Tokens, source: str, literals: Collection[str]) -> None:
         """Prepare for a template.
 
         Args:
@@ -67,6 +75,10 @@ class Shield:
             literals: The strings in it.
         """
         self._tokens = tokens
+        self._known = {
+            text for text in literals if not any(text in token for token in tokens.control)
+        }
+        """Words that are part of no control token."""
         self._named = frozenset(token for token in tokens.others if token in source)
         self._any_named = _any_of(self._named)
         self._sought = _any_of(
@@ -78,30 +90,73 @@ class Shield:
         )
 
     def pieces(self, talk: Talk, write: Write) -> list[Piece]:
-        """Return what `write` makes of `talk`, with its own tokens apart."""
+        """Return what `write` makes of `talk`, with its own tokens apart.
+
+        Raises:
+            ForgedTokenError: What comes beside contents makes a control token with what the
+                template writes around it.
+        """
         marks = self._marks(talk)
-        if not any(char in text for text in _texts(talk) for char in marks):
-            return self._split(write(talk), {})
         back = {ord(mark): char for char, mark in marks.items()}
         marked = self._marked(talk, marks)
         spared = self._marked(talk, marks, spares=True)
         safe = self._split(write(marked), back)
+        self._check_forged(talk, marks, safe, write)
         if marked == spared:
             return safe
         likely = self._split(write(spared), back)
         turns = talk.turns
         return likely if self._control_of(likely, turns) == self._control_of(safe, turns) else safe
 
+    def _check_forged(
+        self, talk: Talk, marks: dict[str, str], found: list[Piece], write: Write
+    ) -> None:
+        """Demand that no string beside contents is a part of a control token that was `found`.
+
+        A template may write `<` and then the name of a parameter. So all is rendered once more with
+        each character of these strings marked that such a token has, but for words that the
+        template itself knows; then there have to be the same tokens.
+        """
+        marked = self._marked(talk, marks, throughout=True)
+        if marked == self._marked(talk, marks):
+            return
+        again = self._split(write(marked), {})
+        if self._control_of(again, talk.turns) != self._control_of(found, talk.turns):
+            raise ForgedTokenError(
+                "a name or another text beside the contents becomes part of a control token"
+            )
+
     def _marks(self, talk: Talk) -> dict[str, str]:
-        """Return what stands for each character with which a token could begin."""
+        """Return what stands for each character that a token has, those that begin one first."""
         used = {ord(char) for text in _texts(talk) for char in _MARKS.findall(text)}
         first, last = ord(MARKS[0]), ord(MARKS[-1])
         free = (code for code in range(first, last + 1) if code not in used)
-        return {char: chr(code) for char, code in zip(self._tokens.first, free, strict=False)}
+        chars = [*self._tokens.first, *self._tokens.rest]
+        return {char: chr(code) for char, code in zip(chars, free, strict=False)}
 
-    def _marked(self, talk: Talk, marks: dict[str, str], *, spares: bool = False) -> Talk:
-        def throughout(text: str) -> str:
-            return self._tokens.beginning_in_json.sub(lambda found: marks[found[0]], text)
+    def _marked(
+        self,
+        talk: Talk,
+        marks: dict[str, str],
+        *,
+        spares: bool = False,
+        throughout: bool = False,
+    ) -> Talk:
+        """Return `talk` with marks.
+
+        Args:
+            talk: What a request gives.
+            marks: What stands for a character.
+            spares: Leave what a template may look for in contents.
+            throughout: Mark all that control tokens have beside contents, and not only what may
+                begin a token.
+        """
+
+        def beside(text: str) -> str:
+            pattern = self._tokens.beginning_in_json
+            if throughout and text not in self._known:
+                pattern = self._tokens.inner
+            return pattern.sub(lambda found: marks[found[0]], text)
 
         def content(turn: Turn) -> str:
             spared = self._spared(turn) if spares else frozenset()
@@ -111,13 +166,13 @@ class Shield:
             )
 
         return Talk(
-            [_changed_turn(turn, content(turn), throughout) for turn in talk.turns],
+            [_changed_turn(turn, content(turn), beside) for turn in talk.turns],
             [
-                Tool(*(_changed(value, throughout) for value in msgspec.structs.astuple(tool)))
+                Tool(*(_changed(value, beside) for value in msgspec.structs.astuple(tool)))
                 for tool in talk.tools
             ],
             # Names of variables are the template's.
-            {name: _changed(value, throughout) for name, value in talk.variables.items()},
+            {name: _changed(value, beside) for name, value in talk.variables.items()},
         )
 
     def _spared(self, turn: Turn) -> frozenset[int]:
@@ -159,8 +214,7 @@ class Shield:
 def _texts(talk: Talk) -> Iterator[str]:
     """Yield all strings that a request gives."""
     for turn in talk.turns:
-        yield turn.content
-        yield from (turn.call_id, turn.name, turn.reasoning)
+        yield from (turn.content, turn.call_id, turn.name, turn.reasoning)
         for call in turn.calls:
             yield from (call.id, call.name, *_strings(call.arguments))
     for tool in talk.tools:

@@ -70,8 +70,8 @@ class Template:
         tree = _parsed(environment, source)
         self.literals = {
             found.value for found in tree.find_all(nodes.Const) if isinstance(found.value, str)
-        }
-        """Strings that the template may look for in a content."""
+        } | {found.attr for found in tree.find_all(nodes.Getattr)}
+        """Strings that the template may look for in what it is given."""
         try:
             self._compiled = environment.from_string(tree)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:

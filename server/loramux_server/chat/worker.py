@@ -24,7 +24,7 @@ from loramux_server.chat.messages import (
     decode_setup,
     encode,
 )
-from loramux_server.chat.shield import Shield, Tokens
+from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
 from loramux_server.confinement import close_doors, limited
 from loramux_server.engine.channel import read_message, write_message
@@ -53,7 +53,7 @@ class Renderer:
                 variables=self._variables,
             )
             return Rendered(shield.pieces(request.talk, render))
-        except RefusedMessagesError as error:
+        except (RefusedMessagesError, ForgedTokenError) as error:
             return Refused(str(error))
         except FailedTemplateError as error:
             return Failed(str(error))

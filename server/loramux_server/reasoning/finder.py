@@ -5,6 +5,7 @@ import re
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.by_template import ByTemplate
 from loramux_server.chat.chat import Chat
+from loramux_server.chat.renderer import TemplateLimitError
 from loramux_server.reasoning.syntax import THINKING, ReasoningSyntax, reasoning_syntax_of
 
 _MENTIONED = re.compile("think|reason", re.IGNORECASE)
@@ -27,7 +28,10 @@ class ReasoningFinder:
             FailedPreconditionError: There is no template.
             UnavailableError: No process for templates can be started.
         """
-        return await self._known.get(template)
+        try:
+            return await self._known.get(template)
+        except TemplateLimitError:  # which says nothing of what it does the next time
+            return None
 
     async def _found(self, template: str | None) -> ReasoningSyntax | None:
         source = self._chat.source(template)
@@ -35,6 +39,8 @@ class ReasoningFinder:
             return None
         try:
             pieces = await self._chat.pieces(THINKING, template, add_generation_prompt=False)
+        except TemplateLimitError:
+            raise
         except (InvalidArgumentError, FailedPreconditionError):
             pieces = None
         ids = (await self._chat.vocabulary()).ids

@@ -1,19 +1,14 @@
 """The conversation of a request, checked: messages, tools, and what else its template is given."""
 
 import asyncio
-import re
-from collections.abc import Callable
 from typing import Any
-
-import msgspec
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
-from loramux_adapters.strict_json import depth
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
-from loramux_server.forms.form import MAX_NESTING
 from loramux_server.tokenizer import OFF_LOOP
+from loramux_server.tools.arguments import NAME, parse_object
 
 MAX_BYTES = 256 << 10
 """Of all texts of a conversation together."""
@@ -29,11 +24,9 @@ _ROLES_OF = {
     "tool_calls": "assistant", "reasoning": "assistant", "tool_call_id": "tool", "name": "tool",
 }  # fmt: skip
 """Field of a message -> the role that it needs."""
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NAMES = "1 to 64 letters, digits, '_', '-' and '.'"
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 """Variables that the request's other fields are."""
-_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
 
 
 async def conversation(request: generation_pb2.GenerateRequest) -> Talk:
@@ -130,7 +123,7 @@ def _check_id(field: str, value: str) -> None:
 
 
 def _check_name(field: str, value: str) -> None:
-    if not _NAME.fullmatch(value):
+    if not NAME.fullmatch(value):
         raise _wrong(field, f"is {shown(value)}; expected {_NAMES}")
 
 
@@ -195,29 +188,9 @@ def _variables(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
 def _object(field: str, text: str) -> dict[str, Any]:
     """Return the object that `text` is."""
     try:
-        found = msgspec.json.decode(text)
-        is_shallow = depth(found) <= MAX_NESTING
-    except RecursionError:
-        is_shallow = False
+        return parse_object(text)
     except ValueError as error:
-        said = f"is {shown(text)}, which is no JSON: {error}; expected a JSON object"
-        raise _wrong(field, said) from None
-    if not is_shallow:
-        raise _wrong(field, f"is nested deeper than {MAX_NESTING}; expected at most that")
-    if not isinstance(found, dict):
-        raise _wrong(field, f"is {shown(text)}; expected a JSON object")
-    if _any(found, lambda value: isinstance(value, int) and not _LEAST <= value <= _MOST):
-        raise _wrong(field, "holds an integer of more than 64 bits; expected none")
-    return found
-
-
-def _any(value: object, is_it: Callable[[object], bool]) -> bool:
-    """Return whether `is_it` holds for any part of a value of JSON."""
-    if isinstance(value, dict):
-        return any(_any(inner, is_it) for inner in value.values())
-    if isinstance(value, list):
-        return any(_any(inner, is_it) for inner in value)
-    return is_it(value)
+        raise _wrong(field, str(error)) from None
 
 
 def _wrong(field: str, said: str) -> InvalidArgumentError:

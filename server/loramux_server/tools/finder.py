@@ -7,6 +7,7 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.by_template import ByTemplate
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.messages import Piece, Talk
+from loramux_server.chat.renderer import TemplateLimitError
 from loramux_server.tools.syntax import (
     ANSWERING,
     ASKING,
@@ -53,17 +54,16 @@ class ToolFinder:
         return found
 
     async def _found(self, template: str | None) -> ToolSyntax | str:
+        asking = await self._pieces(ASKING, template, prompt=True)
+        answering = await self._pieces(ANSWERING, template)
+        calling = await self._pieces(CALLING, template)
+        twice = await self._pieces(CALLING_TWICE, template)
+        if asking is None or answering is None or calling is None:
+            return "takes no tools, or no calls of them"
+        if sum(map(len, (asking, answering, calling, twice or []))) > MAX_PIECES:
+            return "writes too much around calls of tools"
         vocabulary = await self._chat.vocabulary()
         ends = {text for text, number in vocabulary.ids.items() if number in self._end_token_ids}
-        try:
-            asking = await self._chat.pieces(ASKING, template, add_generation_prompt=True)
-            answering = await self._chat.pieces(ANSWERING, template, add_generation_prompt=False)
-            calling = await self._chat.pieces(CALLING, template, add_generation_prompt=False)
-        except InvalidArgumentError:
-            return "takes no calls of tools"
-        twice = await self._pieces_if_taken(CALLING_TWICE, template)
-        if sum(len(pieces) for pieces in (asking, answering, calling, twice or [])) > MAX_PIECES:
-            return "writes too much around calls of tools"
         try:
             return await asyncio.to_thread(
                 syntax_of, asking, answering, calling, twice, vocabulary, ends
@@ -71,8 +71,13 @@ class ToolFinder:
         except UnknownSyntaxError as error:
             return str(error)
 
-    async def _pieces_if_taken(self, talk: Talk, template: str | None) -> list[Piece] | None:
+    async def _pieces(
+        self, talk: Talk, template: str | None, *, prompt: bool = False
+    ) -> list[Piece] | None:
+        """Return what a template makes of `talk`; None where it refuses or fails."""
         try:
-            return await self._chat.pieces(talk, template, add_generation_prompt=False)
+            return await self._chat.pieces(talk, template, add_generation_prompt=prompt)
+        except TemplateLimitError:  # which says nothing of what it does the next time
+            raise
         except (InvalidArgumentError, FailedPreconditionError):
             return None

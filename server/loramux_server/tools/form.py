@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from loramux_server.chat.messages import Piece, Tool
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.grammar import json_rule, quoted
-from loramux_server.tools.syntax import ToolSyntax, joined
+from loramux_server.tools.syntax import ID, ToolSyntax, joined
 
 Otherwise: TypeAlias = dict[str, object] | Literal["text"] | None
 """What an answer without calls may be: what meets a JSON schema, any text, or there is none."""
@@ -44,6 +44,8 @@ def form_of_calls(
         rules = [f"answer: {begin} {calls} | other", f"other: {json_rule(otherwise)}"]
     rules.append("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
     head, middle, tail = (_written(syntax, p) for p in (syntax.head, syntax.middle, syntax.tail))
+    if ID in (*syntax.head, *syntax.middle, *syntax.tail):
+        rules.append("ID: /[A-Za-z0-9]{9}/")
     for number, tool in enumerate(tools):
         schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
         if otherwise is not None and not tool.is_strict:
@@ -79,11 +81,15 @@ def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
 
 
 def _written(syntax: ToolSyntax, pieces: Iterable[Piece]) -> str:
-    """Return `pieces` as a grammar has them: tokens by their numbers, which no text has."""
-    return " ".join(
-        f"<[{syntax.ids[piece.text]}]>" if piece.is_token else _literal(piece.text)
-        for piece in pieces
-    )
+    """Return `pieces` as a grammar has them."""
+    return " ".join(_symbol(syntax, piece) for piece in pieces)
+
+
+def _symbol(syntax: ToolSyntax, piece: Piece) -> str:
+    if piece == ID:
+        return "ID"
+    # A token by its number, which no text has.
+    return f"<[{syntax.ids[piece.text]}]>" if piece.is_token else _literal(piece.text)
 
 
 def _literal(text: str) -> str:

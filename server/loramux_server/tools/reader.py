@@ -1,6 +1,5 @@
 """What a model writes -> text and calls of tools, as it arrives."""
 
-import contextlib
 import enum
 import json
 import re
@@ -12,14 +11,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from loramux_server.chat.messages import Piece
 from loramux_server.stop_strings import overlap
+from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.json_end import JsonEnd
-from loramux_server.tools.syntax import ToolSyntax, joined
+from loramux_server.tools.syntax import ID, ToolSyntax, joined
 
-_NAME = re.compile(r"[\w.-]{1,64}")
+_WORD = re.compile(r"[][{}(),;]|[^][{}(),;\s]+")
 _NO_SPACE = re.compile(r"\S")
-_MAX_SPACE = 1024
-"""Characters of white space that wait for what follows."""
+_MAX_HELD = 1024
+"""Characters that wait for what follows, but for the object of a call."""
+_MAX_LEAD = 4
+"""Words between what begins calls and the first one."""
+_ID = re.compile(r"[\w-]{1,64}")
 _ID_CHARS = string.ascii_letters + string.digits
 _ID_LENGTH = 9
 """Templates of Mistral take ids of just this form, others any."""
@@ -52,9 +56,9 @@ class _Now(enum.Enum):
     TEXT = enum.auto()
     """Text, up to what begins a call."""
     CALL = enum.auto()
-    """What may be a call, and what begins it."""
+    """What begins or separates calls, and may be followed by one."""
     AFTER = enum.auto()
-    """What follows a call: what closes it, and perhaps the next one."""
+    """What follows a call: what closes it, and perhaps separates it from the next one."""
     REST = enum.auto()
     """Text to the end."""
 
@@ -75,23 +79,27 @@ class CallReader:
             most: How many calls there may be; None for any number.
         """
         self._keys = syntax.keys
-        self._middle = joined(syntax.middle).strip()
         self._names = frozenset(names)
         self._most = most
-        # Where there is none, calls are told by their names.
+        # Where there is none, calls are told by their names, and stand at the begin of a text.
         self._trigger = syntax.trigger
         self._now = _Now.TEXT if self._trigger else _Now.CALL
-        parts = (syntax.opening, syntax.separator or (), syntax.closing)
-        texts = [joined(part) for part in parts]
-        if self._trigger:
-            texts = [self._trigger, *(text.replace(self._trigger, " ") for text in texts)]
-        words = {word for text in texts for word in text.split()}
-        words |= {piece.text for part in parts for piece in part if piece.is_token}
-        words |= {*"[],;"}
-        self._words = sorted(words, key=len, reverse=True)
+        before_id, *after_id = _at_id(syntax.middle)
+        self._middle = joined(before_id).strip()
+        self._after_id = joined(after_id[0]).strip() if after_id else None
+        """What follows an id that the model makes up; None where it makes up none."""
+        self._lead = {*_words(syntax.opening), *("[" if self._keys else "")}
+        self._separators, self._closings = _beside(syntax)
         self._held = ""
         """Text of which it is not known yet what it is."""
+        self._is_separated = False
+        """Whether what is held follows what separates calls, and not what begins them."""
+        self._head: tuple[str, str] = ("", "")
+        """The name and the id before the object of a call."""
+        self._begin = 0
+        """Where in what is held that begins."""
         self._end: JsonEnd | None = None
+        self._ids: set[str] = set()
         self.num_calls = 0
 
     @property
@@ -104,42 +112,55 @@ class CallReader:
         self._held += piece
         text: list[str] = []
         calls: list[ToolCall] = []
-        with contextlib.suppress(_UnfinishedError):
-            while self._held and not self.is_full:
-                if self._now is _Now.TEXT:
-                    text.append(self._before_call())
-                elif self._now is _Now.CALL:
-                    found = self._call()
-                    if found:
-                        calls.append(found)
-                    else:
-                        text.append(self._no_call())
-                elif self._now is _Now.AFTER:
-                    self._after_call()
-                else:
-                    text.append(self._held)
-                    self._held = ""
+        while self._held and not self.is_full:
+            try:
+                self._step(text, calls)
+            except _UnfinishedError:
+                if self._end is not None or len(self._held) <= _MAX_HELD:
+                    break
+                text.append(self._held)
+                self._held = ""
+                self._now = self._no_call_now
         return Read("".join(text), calls)
+
+    @property
+    def _no_call_now(self) -> _Now:
+        """What is read where there is no call."""
+        return _Now.TEXT if self._trigger else _Now.REST
+
+    def _step(self, text: list[str], calls: list[ToolCall]) -> None:
+        """Find out what the begin of what is held is.
+
+        Raises:
+            _UnfinishedError: That is not known yet.
+        """
+        if self._now is _Now.TEXT:
+            text.append(self._before_call())
+        elif self._now is _Now.CALL:
+            if found := self._call():
+                calls.append(found)
+            else:
+                text.append(self._no_call())
+        elif self._now is _Now.AFTER:
+            self._after_call()
+        else:
+            text.append(self._held)
+            self._held = ""
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the completion."""
-        begin = 0
-        try:
-            if self._now is _Now.AFTER:
-                begin = len(self._held) if self.is_full else self._skipped(0)
-        except _UnfinishedError:
-            begin = len(self._held)
-        held, self._held = self._held[begin:], ""
-        return held
+        held, self._held = self._held, ""
+        return "" if self._now is _Now.AFTER else held
 
     def _before_call(self) -> str:
         """Return the text before what begins a call, or may yet become that."""
         end = self._held.find(self._trigger)
         if end >= 0:
             self._now = _Now.CALL
+            self._is_separated = False
         else:
             end = len(self._held) - overlap(self._trigger, self._held)
-        end = max(len(self._held[:end].rstrip()), end - _MAX_SPACE)
+        end = max(len(self._held[:end].rstrip()), end - _MAX_HELD)
         if not end and self._now is _Now.TEXT:
             raise _UnfinishedError
         text, self._held = self._held[:end], self._held[end:]
@@ -151,128 +172,190 @@ class CallReader:
         Raises:
             _UnfinishedError: That is not known yet.
         """
-        at = self._skipped(self._begun())
-        if self._keys is None:
-            name = _NAME.match(self._held, at)
-            if name is None:
-                return None
-            arguments = self._after_middle(name.end())
-            found = None if arguments is None else self._object(arguments)
-            return self._taken(name[0], *found) if found else None
-        found = self._object(at)
-        if found is None:
-            return None
-        value, end = found
-        if self._keys.outer is not None:
-            value = value.get(self._keys.outer)
-        if not isinstance(value, dict):
-            return None
-        return self._taken(value.get(self._keys.name), value.get(self._keys.arguments), end)
-
-    def _after_middle(self, at: int) -> int | None:
-        """Return where what follows a name, which ends at `at`, ends; None if that is not there."""
-        at = self._spaced(at)
-        if not self._held.startswith(self._middle, at):
-            if self._middle.startswith(self._held[at : at + len(self._middle)]):
-                raise _UnfinishedError
-            return None
-        at = self._spaced(at + len(self._middle))
-        if at == len(self._held):
-            raise _UnfinishedError
-        return at
-
-    def _object(self, begin: int) -> tuple[Any, int] | None:
-        """Return the object that begins at `begin`, and where it ends; None if it is none.
-
-        Raises:
-            _UnfinishedError: It goes on.
-        """
-        if not self._held.startswith("{", begin):
-            return None
         if self._end is None:
-            self._end = JsonEnd(begin)
+            begin = self._object_begin()
+            if begin is None:
+                return None
+            self._begin, self._end = begin, JsonEnd(begin)
         try:
             end = self._end.find(self._held)
             if end is None:
                 raise _UnfinishedError
-            return msgspec.json.decode(self._held[begin:end]), end
+            value = msgspec.json.decode(self._held[self._begin : end])
         except (ValueError, RecursionError):
             return None
+        if self._keys is None:
+            name, made_id = self._head
+            return self._taken(name, value, made_id, end)
+        inner = value if self._keys.outer is None else value.get(self._keys.outer)
+        if not isinstance(inner, dict):
+            return None
+        called = inner.get(self._keys.name), inner.get(self._keys.arguments)
+        return self._taken(*called, value.get("id"), end)
 
-    def _taken(self, name: object, arguments: object, end: int) -> ToolCall | None:
-        """Return a call, if it is one, and hold what follows it from `end` on."""
-        if isinstance(arguments, str):  # an object, as text
-            try:
-                arguments = msgspec.json.decode(arguments)
-            except (ValueError, RecursionError):
+    def _object_begin(self) -> int | None:
+        """Return where the object of a call begins; None if there is no call.
+
+        Raises:
+            _UnfinishedError: That is not known yet.
+        """
+        at = self._spaced(0)
+        if not self._is_separated and self._trigger:
+            at = self._spaced(at + len(self._trigger))
+        for _ in range(_MAX_LEAD):
+            if not (word := self._word(at, self._lead)):
+                break
+            at = self._spaced(at + len(word))
+        if self._keys is not None:
+            return at if self._held[at] == "{" else None
+        name = NAME.match(self._held, at)
+        found = self._after_word(self._middle, name.end()) if name else None
+        if name is None or found is None:
+            return None
+        self._head = (name[0], "")
+        if self._after_id is not None:
+            made = _ID.match(self._held, found)
+            found = self._after_word(self._after_id, made.end()) if made else None
+            if made is None or found is None:
                 return None
-        if not isinstance(name, str) or not isinstance(arguments, dict):
+            self._head = (name[0], made[0])
+        return found if self._held[found] == "{" else None
+
+    def _after_word(self, word: str, at: int) -> int | None:
+        """Return where after a word at `at`, and white space, the text goes on; None if it lacks.
+
+        Raises:
+            _UnfinishedError: It goes on.
+        """
+        at = self._spaced(at)
+        if self._word(at, [word]) is None:
+            return None
+        return self._spaced(at + len(word))
+
+    def _taken(self, name: Any, arguments: Any, made_id: Any, end: int) -> ToolCall | None:  # noqa: ANN401
+        """Return a call, if it is one, and hold what follows it from `end` on."""
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             return None
         if not self._trigger and name not in self._names:
+            return None
+        try:
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+            arguments = parse_object(text)
+        except ValueError:
             return None
         self._held = self._held[end:]
         self._end = None
         self._now = _Now.AFTER
         self.num_calls += 1
-        return ToolCall(_new_id(), name, json.dumps(arguments, ensure_ascii=False))
+        call_id = made_id if isinstance(made_id, str) and _ID.fullmatch(made_id) else _new_id()
+        if call_id in self._ids:
+            call_id = _new_id()
+        self._ids.add(call_id)
+        return ToolCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
 
     def _no_call(self) -> str:
         """Return the text that was taken for what begins a call, and go on after it."""
         self._end = None
-        if not self._trigger:
-            self._now = _Now.REST
+        self._now = self._no_call_now
+        if not self._trigger or self._is_separated:
             return ""
-        self._now = _Now.TEXT
-        begun = self._begun()
-        text, self._held = self._held[:begun], self._held[begun:]
+        size = self._held.find(self._trigger) + len(self._trigger)
+        text, self._held = self._held[:size], self._held[size:]
         return text
 
-    def _begun(self) -> int:
-        """Return where what begins a call, and white space before it, ends in what is held."""
-        at = self._spaced(0)
-        return at + len(self._trigger) if self._held.startswith(self._trigger, at) else 0
-
     def _after_call(self) -> None:
-        """Leave out what separates and closes calls, and find out what follows.
+        """Find out what follows a call; what separates and closes calls is left out.
 
         Raises:
             _UnfinishedError: That is not known yet.
         """
-        at = self._skipped(0, self._trigger)
-        self._held = self._held[at:]
-        if self._held.startswith(self._trigger or "{") or (self._keys and self._held[0] == "{"):
-            self._now = _Now.CALL
-        else:
-            self._now = _Now.TEXT if self._trigger else _Now.REST
+        begin = self._spaced(0)
+        closed = None
+        for words in ([], *self._separators, *self._closings):
+            end = self._after_words(words, begin)
+            if end is None:
+                continue
+            is_separated = words in self._separators and (
+                self._keys is None or self._held[end] == "{"
+            )
+            if is_separated or (self._trigger and self._word(end, [self._trigger])):
+                self._held = self._held[end:]
+                self._is_separated = is_separated
+                self._now = _Now.CALL
+                return
+            if words in self._closings and closed is None:
+                closed = end
+        self._held = self._held[closed or 0 :]
+        self._now = self._no_call_now
 
-    def _skipped(self, at: int, but: str = "") -> int:
-        """Return where from `at` on something else comes than words beside calls.
-
-        Args:
-            at: From where on.
-            but: A word that is something else.
+    def _after_words(self, words: Sequence[str], at: int) -> int | None:
+        """Return where after all of `words`, and white space, the text goes on; None if one lacks.
 
         Raises:
-            _UnfinishedError: There may be no such place yet.
+            _UnfinishedError: It goes on.
         """
-        while (at := self._spaced(at)) < len(self._held):
-            if but and but.startswith(self._held[at : at + len(but)]):
-                if len(self._held) - at < len(but):
-                    raise _UnfinishedError
-                return at
-            word = next((word for word in self._words if self._held.startswith(word, at)), None)
-            if word is None:
-                begun = self._held[at : at + len(self._words[0])]
-                if any(word.startswith(begun) for word in self._words):
-                    raise _UnfinishedError
-                return at
-            at += len(word)
-        raise _UnfinishedError
+        for word in words:
+            found = self._after_word(word, at)
+            if found is None:
+                return None
+            at = found
+        return at
+
+    def _word(self, at: int, words: Collection[str]) -> str | None:
+        """Return which of `words` is at `at`, the longest; None if there is none.
+
+        Raises:
+            _UnfinishedError: A longer one may be, once more has come.
+        """
+        here = [word for word in words if self._held.startswith(word, at)]
+        rest = self._held[at : at + max(map(len, words), default=0)]
+        longest = max(here, key=len, default="")
+        if any(len(word) > len(longest) and word.startswith(rest) for word in words):
+            raise _UnfinishedError
+        return longest or None
 
     def _spaced(self, at: int) -> int:
-        """Return where after white space from `at` on the text goes on."""
+        """Return where after white space from `at` on the text goes on.
+
+        Raises:
+            _UnfinishedError: It does not, yet.
+        """
         found = _NO_SPACE.search(self._held, at)
-        return found.start() if found else len(self._held)
+        if found is None:
+            raise _UnfinishedError
+        return found.start()
+
+
+def _beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the words that separate calls, each way, and those that close one."""
+    separators, closings = [], [_words(syntax.closing)]
+    if syntax.separator is not None:
+        words = _words(syntax.separator)
+        if syntax.trigger in words:  # which begins the next call by itself
+            closings.append(words[: words.index(syntax.trigger)])
+        else:
+            separators.append(words)
+    if syntax.keys and not syntax.trigger:
+        # Models write several as they like, in lists or not; they are told by their names.
+        separators += [[], [";"], [","]]
+        closings.append(["]"])
+    return separators, [words for words in closings if words]
+
+
+def _words(pieces: Sequence[Piece]) -> list[str]:
+    """Return tokens, brackets and what stands between white space."""
+    words: list[str] = []
+    for piece in pieces:
+        words += [piece.text] if piece.is_token else _WORD.findall(piece.text)
+    return words
+
+
+def _at_id(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+    """Return what stands before an id, and if there is one what stands after it."""
+    if ID not in pieces:
+        return [pieces]
+    at = list(pieces).index(ID)
+    return [pieces[:at], pieces[at + 1 :]]
 
 
 def _new_id() -> str:

@@ -1,13 +1,14 @@
 """How a chat template writes calls of tools, found in what it makes of two conversations."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
 
 from loramux_server.chat.encoder import Vocabulary
 from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
+from loramux_server.stop_strings import overlap
 
 MAX_PART = 200
 """Characters that a template may put between two parts of calls."""
@@ -15,18 +16,27 @@ _BRACKETS = "[({"
 _MAX_TRIED = 32
 """Places at which the object of a call may begin."""
 
+_SIGN = "§"
+"""Begins an answer as no call begins."""
 _ARGUMENTS = {"where": "gamma"}
 FIRST = Call("probe0001", "look_up_alpha", dict(_ARGUMENTS))
 SECOND = Call("probe0002", "look_up_beta", dict(_ARGUMENTS))
-_SCHEMA = {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}
+_SCHEMA = {
+    "type": "object",
+    "properties": {"where": {"type": "string", "description": "A place."}},
+    "required": ["where"],
+}
 TOOLS = [Tool(call.name, "Looks it up.", _SCHEMA) for call in (FIRST, SECOND)]
 _ASKED = Turn("user", "Where?")
 
 ASKING = Talk([_ASKED], TOOLS)
-# Begins as no call does.
-ANSWERING = Talk([_ASKED, Turn("assistant", "§ here")], TOOLS)
+ANSWERING = Talk([_ASKED, Turn("assistant", f"{_SIGN} here")], TOOLS)
 CALLING = Talk([_ASKED, Turn("assistant", "", [FIRST])], TOOLS)
 CALLING_TWICE = Talk([_ASKED, Turn("assistant", "", [FIRST, SECOND])], TOOLS)
+
+
+ID = Piece("", False)
+"""Stands for the id of a call."""
 
 
 class UnknownSyntaxError(Exception):
@@ -50,6 +60,7 @@ class ToolSyntax:
     """
 
     opening: tuple[Piece, ...]
+    """In this and the others `ID` stands for an id that the model makes up."""
     head: tuple[Piece, ...]
     middle: tuple[Piece, ...]
     tail: tuple[Piece, ...]
@@ -69,7 +80,7 @@ class ToolSyntax:
         """
         tokens = [piece.text for piece in self.opening if piece.is_token]
         word = tokens[0] if tokens else next(iter(joined(self.opening).split()), "")
-        return word if word.strip(_BRACKETS) else ""
+        return word if tokens else word.rstrip(_BRACKETS)
 
 
 def syntax_of(
@@ -95,30 +106,71 @@ def syntax_of(
     """
     if FIRST.name not in joined(asking):
         raise UnknownSyntaxError("knows of no tools")
-    answer = _Text(calling).unlike(joined(answering))
-    call = _located(answer.text, FIRST)
-    closing = answer.part(call.end, _end_of_answer(answer, call.end, vocabulary, ends))
-    parts = (
-        answer.part(0, call.begin),
-        answer.part(call.begin, call.name),
-        answer.part(call.name + len(FIRST.name), call.arguments),
-        answer.part(call.arguments_end, call.end),
-    )
-    opening, head, middle, tail = parts
-    if call.keys and FIRST.id in joined(tail):
-        tail = (Piece("}" * (1 if call.keys.outer is None else 2), False),)
+    plain = joined(answering)
+    first = _Parts(_Text(calling).unlike(plain), FIRST)
+    closing = first.closing(vocabulary, ends)
     separator = None
     if calling_twice is not None:
-        turns = (vocabulary.control - _tokens(opening) - _tokens(closing)) | ends
-        separator = _separator(_Text(calling_twice).unlike(joined(answering)), turns)
-    written = [opening, head, middle, tail, separator or (), closing]
-    texts = [joined(part) for part in written]
-    if any(len(text) > MAX_PART or FIRST.id in text for text in texts):
+        known = _tokens(first.opening) | _tokens(closing)
+        separator = _separator(
+            _Text(calling_twice).unlike(plain), first, (vocabulary.control - known) | ends
+        )
+    between = [first.opening, separator or (), closing]
+    written = [*between, first.head, first.middle, first.tail]
+    used = {token for part in written for token in _tokens(part)}
+    if any(ID in part for part in between) or any(len(joined(part)) > MAX_PART for part in written):
         raise _unreadable()
-    if not call.keys and not (texts[0].strip() and texts[2].strip()):
+    if not ends.isdisjoint(used - _tokens(closing)):
+        raise _unreadable()  # the model would end there
+    opening = joined(first.opening)
+    if opening[: overlap(opening, joined(asking))].strip():
+        raise _unreadable()  # the prompt begins it, and may be gone on with otherwise
+    if not first.keys and not (opening.strip() and joined(first.middle).strip()):
         raise _unreadable()  # any word could be a name
-    used = {token: vocabulary.ids[token] for part in written for token in _tokens(part)}
-    return ToolSyntax(opening, head, middle, tail, separator, closing, call.keys, used)
+    return ToolSyntax(
+        opening=first.opening,
+        head=first.head,
+        middle=first.middle,
+        tail=first.tail,
+        separator=separator,
+        closing=closing,
+        keys=first.keys,
+        ids={token: vocabulary.ids[token] for token in used},
+    )
+
+
+class _Parts:
+    """The parts of one call in an answer."""
+
+    def __init__(self, answer: "_Text", call: Call) -> None:
+        """Find `call`.
+
+        Raises:
+            UnknownSyntaxError: It is not there, or not in a way that is known.
+        """
+        self.answer = answer
+        self.place = _located(answer.text, call)
+        begin, name, arguments, arguments_end, end, self.keys = self.place
+
+        def part(begin: int, end: int) -> tuple[Piece, ...]:
+            return _with_ids(answer.part(begin, end), call.id)
+
+        self.opening = part(0, begin)
+        self.head = part(begin, name)
+        self.middle = part(name + len(call.name), arguments)
+        self.tail = part(arguments_end, end)
+        if self.keys and ID in self.tail:
+            self.tail = (Piece("}" * (1 if self.keys.outer is None else 2), False),)
+
+    def closing(self, vocabulary: Vocabulary, ends: Set[str]) -> tuple[Piece, ...]:
+        """Return what follows the call until the answer ends."""
+        end = _end_of_answer(self.answer, self.place.end, vocabulary, ends)
+        return _with_ids(self.answer.part(self.place.end, end), FIRST.id)
+
+    def is_like(self, other: "_Parts") -> bool:
+        """Return whether another call is written the same way."""
+        mine = (self.head, self.middle, self.tail, self.keys)
+        return mine == (other.head, other.middle, other.tail, other.keys)
 
 
 class _Located(NamedTuple):
@@ -141,9 +193,15 @@ class _Text:
         self._begin = begin
 
     def unlike(self, other: str) -> "_Text":
-        """Return this from where on it is unlike `other`."""
+        """Return this from where on it is unlike `other`, an answer without calls."""
         both = zip(other, self.text, strict=False)
-        return _Text(self._pieces, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both)))
+        begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        if not other.startswith(_SIGN, begin):
+            # What begins it may be like what begins a call.
+            ends = [at + len(token) for at, token in self.tokens()]
+            ends += [at + 1 for at, char in enumerate(self.text[:begin]) if char.isspace()]
+            begin = max((end for end in ends if end <= begin), default=0)
+        return _Text(self._pieces, begin)
 
     def part(self, begin: int, end: int) -> tuple[Piece, ...]:
         """Return the pieces from the character `begin` to `end`."""
@@ -216,14 +274,22 @@ def _keys(found: object, call: Call) -> Keys | None:
     return Keys(outer, names[0], arguments[0]) if names and arguments else None
 
 
-def _separator(answer: _Text, turns: Set[str]) -> tuple[Piece, ...] | None:
-    """Return what lies between two calls; None where a token of `turns` ends an answer there."""
+def _separator(answer: _Text, one: _Parts, turns: Set[str]) -> tuple[Piece, ...] | None:
+    """Return what lies between two calls; None where a token of `turns` ends an answer there.
+
+    Raises:
+        UnknownSyntaxError: The calls are not written as the `one` that is alone.
+    """
     try:
-        first, second = _located(answer.text, FIRST), _located(answer.text, SECOND)
+        first, second = _Parts(answer, FIRST), _Parts(answer, SECOND)
     except UnknownSyntaxError:
         return None
-    between = answer.part(first.end, second.begin)
-    return between if turns.isdisjoint(_tokens(between)) else None
+    between = _with_ids(answer.part(first.place.end, second.place.begin), SECOND.id)
+    if not turns.isdisjoint(_tokens(between)):
+        return None
+    if not (one.is_like(first) and one.is_like(second)):
+        raise _unreadable()
+    return between
 
 
 def _end_of_answer(answer: _Text, begin: int, vocabulary: Vocabulary, ends: Set[str]) -> int:
@@ -232,6 +298,18 @@ def _end_of_answer(answer: _Text, begin: int, vocabulary: Vocabulary, ends: Set[
     found = [at for at, token in after if token in ends]
     found += [at for at, token in after if token in vocabulary.control]
     return begin + len(answer.text[begin : found[0] if found else None].rstrip())
+
+
+def _with_ids(pieces: Iterable[Piece], call_id: str) -> tuple[Piece, ...]:
+    """Return `pieces` with `ID` in place of the id of a call."""
+    found: list[Piece] = []
+    for piece in pieces:
+        first, *others = piece.text.split(call_id)
+        texts = [first, *(text for other in others for text in (None, other))]
+        found += [
+            ID if text is None else Piece(text, piece.is_token) for text in texts if text != ""
+        ]
+    return tuple(found)
 
 
 def _tokens(pieces: Sequence[Piece]) -> set[str]:
