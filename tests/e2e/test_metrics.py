@@ -191,7 +191,7 @@ def test_used_and_all_kv_blocks_make_the_ratio_that_routers_read(
     metrics = server.metrics()
     ratio = metrics["loramux_kv_cache_usage_ratio"]
     assert ratio == metrics["loramux_kv_blocks_used"] / metrics["loramux_kv_blocks"] > 0
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]
     assert eventually(lambda: server.metrics()["loramux_kv_cache_usage_ratio"] == 0)
 
 
