@@ -12,6 +12,7 @@ import pytest
 
 from loramux_server.access.caller import Role
 from tests.support.access import Keys
+from tests.support.certificates import Authority
 from tests.support.fake_server import FakeServer
 from tests.support.polling import eventually
 
@@ -62,6 +63,15 @@ def test_nobody_there_is_not_well() -> None:
     assert (code, output) == (1, "")
     assert errors.startswith("loramux: ")
     assert errors.count("\n") == 1
+
+
+def test_a_probe_trusts_an_authority(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "certificates")
+    certificate, key = authority.issue("server")
+    arguments = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with FakeServer(tmp_path, *arguments) as server:
+        assert health(server.target, LORAMUX_CA=str(authority.path))[0] == 0
+        assert health(server.target, "--timeout", "1")[0] == 1
 
 
 def test_a_server_that_drains_is_not_well(tmp_path: Path) -> None:
