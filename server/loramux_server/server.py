@@ -21,6 +21,7 @@ from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.heap import keep_what_is_there, return_large_pieces
 from loramux_server.listener import Listener, held_port
+from loramux_server.lora_requests import LoraRequests
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
 from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
@@ -28,6 +29,7 @@ from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.observe.call_log import CallLog
 from loramux_server.observe.tracing import Tracing, tracing_to
 from loramux_server.probe import Probe
+from loramux_server.process_memory import show_memory
 from loramux_server.quarantine import Quarantine
 from loramux_server.readers import Readers
 from loramux_server.ready_file import write_ready_file
@@ -123,7 +125,7 @@ class Server:
         self._exit.enter_context(held_port(self._config.listen))
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
-        self._metrics.describe(model)
+        self._metrics.describe(model, self._config.host_adapter_memory)
         if registry is None:
             registry = self._open_registry(_default_store(model))
         _claim(registry, model)
@@ -159,6 +161,13 @@ class Server:
         services.follow(registry, self._loop)
         services.pins.resume()
         self._services = services
+        self._metrics.registry.register(
+            LoraRequests(
+                services.statuses,
+                registry.with_digest,
+                max_adapters=min(self._config.max_running, model.adapter_rows),
+            )
+        )
         self._exit.callback(services.uploads.close)
         self._exit.push_async_callback(services.prompts.close)
         for expiring in (
@@ -230,6 +239,8 @@ class Server:
         self._exit.callback(registry.close)
         self._entrance = Entrance(registry.catalog, folder, self._config)
         registry.leases.on_gone = self._on_gone
+        show_memory(self._metrics.memory, lambda: self.engine_pid)
+        self._metrics.quarantined.set_function(lambda: len(self._engine.quarantine.entries))
         self._metrics.registered.set_function(lambda: len(registry))
         self._metrics.leases.set_function(lambda: len(registry.leases))
         self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class Statuses:
         """Digests that the engine was told to let go, until it has."""
         self._usage: dict[str, dict[str, Usage]] = {}
         """Digest -> tenant -> use."""
+        self._asked: Counter[str] = Counter()
+        """Digest, of a mix as well -> requests under way."""
         self.on_move: Callable[[str], None] = lambda digest: None
         """Called with a digest whose tier or load changed."""
 
@@ -74,14 +77,36 @@ class Statuses:
             tenant: Whose that is.
             within: The mix of which that is a part, if it is.
         """
+        where = within or digest
         usage = self._usage.setdefault(digest, {}).setdefault(tenant, Usage())
         usage.requests += 1
-        usage.hits += self.of(within or digest).tier == DEVICE
+        usage.hits += self.of(where).tier == DEVICE
         usage.last_used = datetime.datetime.now(datetime.UTC)
+        self._asked[where] += 1
         try:
             yield
         finally:
             usage.last_used = datetime.datetime.now(datetime.UTC)
+            self._asked[where] -= 1
+            if not self._asked[where]:
+                del self._asked[where]
+
+    def on_device(self) -> list[str]:
+        """Return the digests that the device holds, those first that were asked for last.
+
+        Any thread may ask.
+        """
+        # A copy is taken at once; what the event loop changes meanwhile does not matter.
+        known = list(self._known.items())
+        held = [digest for digest, status in known if status.tier == DEVICE]
+        return sorted(held, key=self._last_asked, reverse=True)
+
+    def waited_for(self) -> list[str]:
+        """Return the digests that requests ask for and the device lacks, the oldest first.
+
+        Any thread may ask.
+        """
+        return [digest for digest in list(self._asked) if self.of(digest).tier != DEVICE]
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
@@ -129,6 +154,11 @@ class Statuses:
                 self._moved(digest)
         for digest in list(self._leaving):
             self._left(digest)
+
+    def _last_asked(self, digest: str) -> tuple[bool, float]:
+        """Return whether requests ask for a digest now, and when one last did."""
+        moments = [use.last_used for use in list(self._usage.get(digest, {}).values())]
+        return digest in self._asked, max((m.timestamp() for m in moments if m), default=0.0)
 
     def _moved(self, digest: str) -> None:
         if not (self.of(digest).is_in_memory or self._is_registered(digest)):

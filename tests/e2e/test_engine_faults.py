@@ -117,8 +117,10 @@ def test_a_request_that_the_engine_did_not_survive_twice_is_refused_until_it_is_
             assert isinstance(end_of(client, DEADLY), FailedPreconditionError)
             quarantine.ls(server.target)
             assert key in capsys.readouterr().out
+            assert server.metrics()["loramux_quarantined"] == 1
             quarantine.clear(key, server.target)
             assert client.quarantined() == []
+            assert server.metrics()["loramux_quarantined"] == 0
             with pytest.raises(NotFoundError) as caught:
                 client.clear_quarantined(key)
             assert caught.value.reason == "NOT_QUARANTINED"

@@ -17,6 +17,9 @@ from tests.support.server import RunningServer
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
 NUM_ADAPTERS = 100
 MAX_LABELS = 64
+NEVER_THE_SAME = (
+    "loramux_loop_", "loramux_lora_requests_info", "loramux_resident_memory_bytes"
+)  # fmt: skip
 PER_ADAPTER = [
     "loramux_requests_total",
     "loramux_prompt_tokens_total",
@@ -57,7 +60,7 @@ def labels(samples: dict[str, float], metric: str) -> set[str]:
 def growth(server: RunningServer, act: Callable[[], object]) -> dict[str, float]:
     """Return by how much each sample grew while `act` ran; what did not is left out.
 
-    So is the event loop, which is never the same.
+    So is what is never the same: dates, the event loop, memory.
     """
     before = server.metrics()
     act()
@@ -67,7 +70,9 @@ def growth(server: RunningServer, act: Callable[[], object]) -> dict[str, float]
     return {
         name: value - before.get(name, 0.0)
         for name, value in after.items()
-        if value != before.get(name, 0.0) and not ("_created" in name or "_loop_" in name)
+        if value != before.get(name, 0.0)
+        and not name.startswith(NEVER_THE_SAME)
+        and "_created" not in name
     }
 
 
@@ -156,6 +161,49 @@ def test_a_deleted_adapter_gives_its_memory_back(
     assert eventually(lambda: all(now > then for now, then in zip(held(), before, strict=True)))
     client.adapters.delete("heavy")
     assert eventually(lambda: held() == before)
+
+
+def lora_requests(server: RunningServer) -> dict[str, str]:
+    """The labels of the one series that names the adapters at hand."""
+    (name,) = [name for name in server.metrics() if name.startswith("loramux_lora_requests_info")]
+    return dict(re.findall(r'(\w+)="([^"]*)"', name))
+
+
+def test_adapters_at_hand_are_named_to_who_chooses_between_servers(
+    server: RunningServer, client: Client, tiny_adapters: Path
+) -> None:
+    assert lora_requests(server)["max_lora"] == "64"
+    client.adapters.upload("at-hand", tiny_adapters / "wide")
+    client.generate("hi", adapter="at-hand", **GREEDY)
+    # The other adapters of the device, if any, were asked for before.
+    running = lora_requests(server)["running_lora_adapters"].split(",")
+    assert running[0] == "at-hand"
+    assert lora_requests(server)["waiting_lora_adapters"] == ""
+    client.adapters.delete("at-hand")
+    assert "at-hand" not in lora_requests(server)["running_lora_adapters"]
+
+
+def test_used_and_all_kv_blocks_make_the_ratio_that_routers_read(
+    server: RunningServer, client: Client
+) -> None:
+    stream = client.stream("hello", max_tokens=200, ignore_eos=True)
+    next(stream)
+    metrics = server.metrics()
+    ratio = metrics["loramux_kv_cache_usage_ratio"]
+    assert ratio == metrics["loramux_kv_blocks_used"] / metrics["loramux_kv_blocks"] > 0
+    stream.close()  # type: ignore[attr-defined]
+    assert eventually(lambda: server.metrics()["loramux_kv_cache_usage_ratio"] == 0)
+
+
+def test_memory_is_told_by_process_and_tier(server: RunningServer) -> None:
+    metrics = server.metrics()
+    for process in ("frontend", "engine"):
+        assert metrics[f'loramux_resident_memory_bytes{{process="{process}"}}'] > 1 << 20
+    for tier in ("device", "host"):
+        held = metrics[f'loramux_adapter_bytes{{tier="{tier}"}}']
+        assert held <= metrics[f'loramux_adapter_memory_bytes{{tier="{tier}"}}']
+    assert metrics['loramux_adapter_memory_bytes{tier="host"}'] == 4 << 30
+    assert metrics["loramux_quarantined"] == 0
 
 
 def test_the_engine_was_started_once(server: RunningServer) -> None:

@@ -19,6 +19,7 @@ from loramux.cli import (
     classify,
     gateway,
     generate,
+    health,
     inspection,
     merging,
     packages,
@@ -144,6 +145,7 @@ app.command("unpin")(residency.unpin)
 app.command("prefetch")(residency.prefetch)
 app.command("watch")(residency.watch)
 app.command("top")(top.top)
+app.command("health")(health.health)
 app.add_typer(alias.app, name="alias")
 app.add_typer(quarantine.app, name="quarantine")
 app.command("bench")(bench.bench)

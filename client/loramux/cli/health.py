@@ -1,0 +1,42 @@
+"""`loramux health`."""
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from loramux._access import open_channel
+from loramux._wire import raising
+from loramux.cli.options import DEFAULT_SERVER, Server
+from loramux.errors import NotFoundError, UnavailableError
+
+
+def health(
+    server: Server = DEFAULT_SERVER,
+    service: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="A service, such as loramux.v1.GenerationService; without it, the whole server.",
+        ),
+    ] = "",
+    timeout: Annotated[
+        float, typer.Option(min=0.001, max=3600, help="Seconds to wait for the answer.")
+    ] = 5.0,
+) -> None:
+    """Ask whether a server answers requests: exit code 0 if it does, else 1. Needs no key."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    channel = open_channel(
+        server, key="", tls=None, credentials=None, retries=False, tracer_provider=None
+    )
+    with closing(channel):
+        try:
+            with raising():
+                answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
+        except NotFoundError:
+            raise NotFoundError(f"--service {service}: the server has none of that name") from None
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise UnavailableError(f"{service or 'the server'} says {status}")
+    print(status)

@@ -1,0 +1,76 @@
+"""Which adapters are at hand, told to whoever chooses between servers."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from loramux_server.statuses import Statuses
+from loramux_server.store.record import AdapterRecord
+
+MAX_NAMES = 256
+"""So many adapters are named in a label at most: a server may hold thousands."""
+
+
+class LoraRequests(Collector):
+    """The metric `loramux_lora_requests_info`, which names adapters in its labels.
+
+    It is what Kubernetes' Gateway API inference extension wants of a model server, and called so by
+    vLLM: one series, whose value is the time. It is made for each scrape, and none stays behind.
+    """
+
+    def __init__(
+        self,
+        statuses: Statuses,
+        with_digest: Callable[[str], list[AdapterRecord]],
+        *,
+        max_adapters: int,
+    ) -> None:
+        """Tell nothing yet.
+
+        Args:
+            statuses: Knows where adapters are, and which are asked for.
+            with_digest: Returns the versions of a digest; called by any thread.
+            max_adapters: So many adapters fit into one batch.
+        """
+        self._statuses = statuses
+        self._with_digest = with_digest
+        self._max_adapters = max_adapters
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the metric without a sample."""
+        return [self._metric()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metric as it is now. Any thread may ask."""
+        metric = self._metric()
+        labels = [
+            str(self._max_adapters),
+            self._names(self._statuses.on_device()),
+            self._names(self._statuses.waited_for()),
+        ]
+        metric.add_metric(labels, time.time())
+        return [metric]
+
+    def _metric(self) -> GaugeMetricFamily:
+        return GaugeMetricFamily(
+            "loramux_lora_requests_info",
+            "When this was told, in seconds since 1970: the most adapters of one batch, the "
+            "adapters that the device holds, and those that requests wait for, by their names.",
+            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+        )
+
+    def _names(self, digests: list[str]) -> str:
+        """Return the names under which requests ask for `digests`, as many as may be told."""
+        names: dict[str, None] = {}
+        for name in self._names_of(digests):
+            if len(names) == MAX_NAMES:
+                break
+            names[name] = None
+        return ",".join(names)
+
+    def _names_of(self, digests: list[str]) -> Iterator[str]:
+        for digest in digests:
+            for record in self._with_digest(digest):
+                yield record.full_name

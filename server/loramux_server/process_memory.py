@@ -1,0 +1,27 @@
+"""How much memory the processes of a server hold."""
+
+from collections.abc import Callable
+
+import psutil
+from prometheus_client import Gauge
+
+
+def show_memory(gauge: Gauge, engine_pid: Callable[[], int | None]) -> None:
+    """Let `gauge` tell what the frontend and the engine hold whenever it is asked.
+
+    Args:
+        gauge: Has the label `process`.
+        engine_pid: Returns the process id of the engine; None where there is none.
+    """
+    frontend = psutil.Process()
+    gauge.labels("frontend").set_function(lambda: float(frontend.memory_info().rss))
+    gauge.labels("engine").set_function(lambda: _resident_bytes(engine_pid()))
+
+
+def _resident_bytes(pid: int | None) -> float:
+    if pid is None:
+        return 0.0
+    try:
+        return float(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:  # it ended just now
+        return 0.0

@@ -1,0 +1,78 @@
+"""What PromQL expressions name: metrics, and labels of them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import promql_parser as promql
+from prometheus_client import Counter, Gauge, Histogram
+
+from loramux_server.lora_requests import LoraRequests
+from loramux_server.metrics import Metrics
+from loramux_server.statuses import Statuses
+
+SCRAPED = frozenset({"job", "instance"})
+"""Labels that Prometheus adds to all that it scrapes."""
+_VARIABLES = {"$__rate_interval": "5m", "$instance": "a", "$adapter": "b"}
+
+
+@dataclass
+class Named:
+    """What an expression names."""
+
+    metrics: set[str] = field(default_factory=set)
+    matched: list[tuple[str, str, str]] = field(default_factory=list)
+    """(metric, label, value) of every matcher."""
+    labels: set[str] = field(default_factory=set)
+    """Labels by which something is grouped or joined."""
+
+
+def named(expression: str) -> Named:
+    """Parse `expression`, in which variables of Grafana may stand, and return what it names."""
+    for variable, value in _VARIABLES.items():
+        expression = expression.replace(variable, value)
+    assert "$" not in expression, f"a variable that nobody defines: {expression}"
+    found = Named()
+
+    def visit(node: promql.Expr) -> None:
+        if isinstance(node, promql.VectorSelector):
+            assert node.name, f"a selector without a metric: {expression}"
+            found.metrics.add(node.name)
+            found.matched += [(node.name, m.name, m.value) for m in node.matchers.matchers]
+        elif isinstance(node, promql.AggregateExpr) and node.modifier:
+            found.labels.update(node.modifier.labels)
+        elif isinstance(node, promql.BinaryExpr) and node.modifier and node.modifier.matching:
+            found.labels.update(node.modifier.matching.labels)
+
+    promql.walk(promql.parse(expression), visit)
+    return found
+
+
+def exposed() -> dict[str, frozenset[str]]:
+    """Return the labels of every sample that a server can expose, by the name of the sample."""
+    metrics = Metrics()
+    metrics.registry.register(LoraRequests(Statuses(), lambda digest: [], max_adapters=1))
+    return dict(_samples(metrics))
+
+
+def _samples(metrics: Metrics) -> Iterator[tuple[str, frozenset[str]]]:
+    for collector in set(metrics.registry._collector_to_names):
+        if not isinstance(collector, Counter | Gauge | Histogram):
+            for family in collector.collect():
+                yield family.name, frozenset(family.samples[0].labels)
+            continue
+        name, labels = collector._name, frozenset(collector._labelnames)
+        if isinstance(collector, Counter):
+            yield f"{name}_total", labels
+        elif isinstance(collector, Gauge):
+            yield name, labels
+        else:
+            yield f"{name}_bucket", labels | {"le"}
+            yield f"{name}_count", labels
+            yield f"{name}_sum", labels
+
+
+def values(pattern: str) -> list[str]:
+    """Return what a matcher's `pattern` of plain words may be."""
+    assert re.fullmatch(r"[\w|]+", pattern), pattern
+    return pattern.split("|")

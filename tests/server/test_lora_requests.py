@@ -1,0 +1,115 @@
+"""Which adapters are told to be at hand, to whoever chooses between servers."""
+
+import contextlib
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from loramux_server.engine.messages import Report
+from loramux_server.lora_requests import MAX_NAMES, LoraRequests
+from loramux_server.statuses import Statuses
+from loramux_server.store.record import AdapterRecord
+from loramux_server.totals import NOTHING
+
+
+class Told:
+    """What a server of `names`, digest -> names, tells when it is scraped."""
+
+    def __init__(self, names: dict[str, list[str]]) -> None:
+        self.statuses = Statuses()
+        self.registry = CollectorRegistry()
+        self._names = names
+        self.registry.register(LoraRequests(self.statuses, self._with_digest, max_adapters=8))
+
+    def _with_digest(self, digest: str) -> list[AdapterRecord]:
+        found = [SimpleNamespace(full_name=name) for name in self._names.get(digest, [])]
+        return cast("list[AdapterRecord]", found)
+
+    def move(self, **tiers: str) -> None:
+        """Let the engine report where digests are now."""
+        self.statuses.report(Report(stats=NOTHING, tiers=tiers))
+
+    def sample(self) -> Any:
+        """The only sample of the page."""
+        page = generate_latest(self.registry).decode()
+        (family,) = text_string_to_metric_families(page)
+        assert (family.name, family.type) == ("loramux_lora_requests_info", "gauge")
+        (sample,) = family.samples
+        return sample
+
+    def lists(self) -> tuple[str, str]:
+        """The adapters that are at hand, and those that are waited for."""
+        labels = self.sample().labels
+        return labels["running_lora_adapters"], labels["waiting_lora_adapters"]
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told({"a": ["first"], "b": ["acme/second", "third"], "c": ["fourth"]})
+
+
+def test_an_idle_server_tells_how_many_it_can_have_and_when_that_was(told: Told) -> None:
+    before = time.time()
+    sample = told.sample()
+    assert before <= sample.value <= time.time()
+    assert sample.labels["max_lora"] == "8"
+    assert told.lists() == ("", "")
+
+
+def test_an_adapter_is_waited_for_until_the_device_has_it(told: Told) -> None:
+    with told.statuses.used("a", "acme"), told.statuses.used("b", "acme"):
+        assert told.lists() == ("", "first,acme/second,third")
+        told.move(a="host")
+        assert told.lists() == ("", "first,acme/second,third")
+        told.move(a="device")
+        assert told.lists() == ("first", "acme/second,third")
+    assert told.lists() == ("first", "")
+
+
+def test_what_is_asked_for_now_comes_first_and_then_what_was_last(told: Told) -> None:
+    told.move(a="device", b="device", c="device")
+    for digest in "cab":
+        with told.statuses.used(digest, "acme"):
+            pass
+    assert told.lists()[0] == "acme/second,third,first,fourth"
+    with told.statuses.used("c", "acme"):
+        assert told.lists()[0] == "fourth,acme/second,third,first"
+
+
+def test_what_was_let_go_is_at_hand_no_more(told: Told) -> None:
+    told.move(a="device", b="device")
+    told.move(a="host")
+    assert told.lists()[0] == "acme/second,third"
+    told.statuses.engine_died()
+    assert told.lists() == ("", "")
+
+
+def test_a_mix_has_no_name(told: Told) -> None:
+    with told.statuses.used("a", "acme", "mix"), told.statuses.used("b", "acme", "mix"):
+        assert told.lists() == ("", "")
+        told.move(mix="device")
+        assert told.lists() == ("", "")
+
+
+def test_there_is_one_series_whatever_comes_and_goes_and_its_names_are_bounded() -> None:
+    digests = [f"d{number}" for number in range(2 * MAX_NAMES)]
+    told = Told({digest: [f"adapter-{digest}"] for digest in digests})
+    with contextlib.ExitStack() as requests:
+        for digest in digests:
+            requests.enter_context(told.statuses.used(digest, "acme"))
+            told.sample()  # which demands that it is the only one
+        assert len(told.lists()[1].split(",")) == MAX_NAMES
+        told.move(**dict.fromkeys(digests, "device"))
+        running, waiting = told.lists()
+        assert (len(running.split(",")), waiting) == (MAX_NAMES, "")
+
+
+def test_nothing_stays_of_requests_that_ended(told: Told) -> None:
+    for _ in range(3):
+        with pytest.raises(ValueError, match="gone"), told.statuses.used("a", "acme"):
+            raise ValueError("gone")
+    assert told.statuses.waited_for() == []
