@@ -160,6 +160,7 @@ class Server:
         services.pins.resume()
         self._services = services
         self._exit.callback(services.uploads.close)
+        self._exit.callback(services.seals.close)
         self._exit.push_async_callback(services.prompts.close)
         for expiring in (
             services.uploads.expire(EXPIRE_SECONDS),

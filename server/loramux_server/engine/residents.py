@@ -68,6 +68,9 @@ class Loader(Protocol):
             What it has beside rows, on the device.
         """
 
+    def take_seals(self) -> dict[str, str]:
+        """Return, once, the seals that loads found out of files: digest -> seal."""
+
 
 class Residents:
     """Does what the cache decides: loads beside the steps, and lets go."""
@@ -180,6 +183,10 @@ class Residents:
         """Return, once, the adapters whose loads began."""
         begun, self._begun = self._begun, []
         return begun
+
+    def take_seals(self) -> dict[str, str]:
+        """Return, once, the seals that loads found out of files: digest -> seal."""
+        return self._loader.take_seals()
 
     def stats(self, tier: Tier) -> CacheStats:
         """Return the figures of `tier`."""
