@@ -39,9 +39,9 @@ class Landed:
     failed: list[tuple[AdapterSource, BaseException]] = field(default_factory=list)
 
 
-def loader_threads() -> ThreadPoolExecutor:
+def loader_threads(count: int = 2, name: str = "load") -> ThreadPoolExecutor:
     """Return the threads on which loads run: they take little from the step that runs."""
-    return ThreadPoolExecutor(2, thread_name_prefix="load", initializer=_give_way)
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_give_way)
 
 
 def _give_way() -> None:
