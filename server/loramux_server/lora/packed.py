@@ -150,7 +150,7 @@ def load_packed(
         digest: Identity that its bytes must have.
         base: What it is for.
         resting: In which format it rests.
-        place: Puts weights where they stay, all together; else they get memory here, as they come.
+        place: Puts weights where they stay; else each has memory of its own, as soon as it comes.
         seal: What its bytes have besides; empty if that is not known.
 
     Raises:
@@ -180,7 +180,6 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
         rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
         scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
         layers = []
-        memory = None if place else _Memory(package, base, form)
 
         def raw(tensor: TensorInfo) -> memoryview:
             begin = package.file.data_start + tensor.offset
@@ -196,8 +195,8 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
             scale_GP[at.group, at.part] = module.scale
             a_RK = read_weights(module.a, raw(module.a), form)
             b_RN = read_weights(module.b, raw(module.b), form).T
-            if memory:
-                a_RK, b_RN = memory.keep(a_RK), memory.keep(b_RN)
+            if place is None:
+                a_RK, b_RN = a_RK.copy(), b_RN.copy()
             layers.append(PackedLayer(at, a_RK, b_RN))
             give_way()
     finally:
@@ -213,27 +212,6 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
         edits=base.edits(package, values),
     )  # fmt: skip
     return place(adapter) if place else adapter
-
-
-class _Memory:
-    """What the weights of an adapter are copied to, in one piece.
-
-    numpy asks the system for large pages where a piece has megabytes: to take 20 MB in small ones
-    costs several times as much as to copy them.
-    """
-
-    def __init__(self, package: Package, base: Base, form: WeightFormat) -> None:
-        inner = (module for module in package.modules if module.module in base.places)
-        sizes = (module.rank * (module.in_features + module.out_features) for module in inner)
-        self._all = np.empty(sum(sizes), _ITEMS[form])
-        self._end = 0
-
-    def keep(self, weights: Weights) -> Weights:
-        """Return `weights` in this memory, row by row."""
-        begin, self._end = self._end, self._end + weights.size
-        kept = self._all[begin : self._end].reshape(weights.shape)
-        kept[...] = weights
-        return kept
 
 
 def format_of(package: Package) -> WeightFormat:
