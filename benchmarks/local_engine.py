@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.fixture import Shape, make_base
 from loramux_adapters import read_package
-from loramux_adapters.package import digest_of, pack
+from loramux_adapters.package import pack
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
@@ -23,6 +23,7 @@ from loramux_server.engine.messages import (
     Submit,
 )
 from loramux_server.engine.residents import loader_threads
+from loramux_server.hashes import Digest, Seal
 from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of
@@ -155,15 +156,18 @@ def packaged(folder: Path) -> list[AdapterSource]:
             pack(peft, file)
             file.seek(0)
             package = read_package(file, target.stat().st_size)
-            digest = digest_of(file)
+        digest, seal = Digest(), Seal()
+        for hashed in (digest, seal):
+            hashed.update(target.read_bytes())
         sources.append(
             AdapterSource(
-                digest,
+                digest.text(),
                 str(target),
                 package.rank,
                 num_bytes(package),
                 format_of(package).item_bytes,
                 num_edit_bytes(package),
+                seal=seal.text(),
             )
         )
     return sources

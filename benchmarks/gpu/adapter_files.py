@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from blake3 import blake3
 
 from benchmarks.fixture import Shape, make_adapters
 from benchmarks.local_engine import packaged
@@ -57,17 +58,24 @@ def _others(source: AdapterSource, numbers: Sequence[int]) -> list[AdapterSource
     if not numbers:
         return []
     content = Path(source.path).read_bytes()[:-_LAST_BYTES]
-    digest = hashlib.sha256(content)  # of what is the same in all of them, which is read once
+    hashes = hashlib.sha256(content), blake3(content)  # of what is the same in all of them
 
     def another(number: int) -> AdapterSource:
         path = Path(source.path).with_suffix(f".{number}.package")
-        last, whole = number.to_bytes(_LAST_BYTES, "little"), digest.copy()
+        last = number.to_bytes(_LAST_BYTES, "little")
         shutil.copyfile(source.path, path)
         with path.open("r+b") as file:
             file.seek(-_LAST_BYTES, os.SEEK_END)
             file.write(last)
-        whole.update(last)
-        return msgspec.structs.replace(source, digest=f"sha256:{whole.hexdigest()}", path=str(path))
+        digest, seal = (hashed.copy() for hashed in hashes)
+        for whole in (digest, seal):
+            whole.update(last)
+        return msgspec.structs.replace(
+            source,
+            digest=f"sha256:{digest.hexdigest()}",
+            seal=f"blake3:{seal.hexdigest()}",
+            path=str(path),
+        )
 
     with ThreadPoolExecutor(_COPIERS) as pool:
         return list(pool.map(another, numbers))

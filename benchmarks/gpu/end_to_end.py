@@ -126,10 +126,13 @@ def _measure(goals: Goals, wanted: list[Goal], record: Record, series: Series | 
             figures.append(asdict(figure))
             print(_line(figure), flush=True)
         record["dora_adapters"] = goals.num_dora
+        record["load_parts"] = goals.load_parts
         record["steps"] = [asdict(step) for step in goals.steps]
         record["kernels"] = {
             name: [asdict(kernel) for kernel in kernels] for name, kernels in goals.kernels.items()
         }
+    for name, milliseconds in goals.load_parts.items():
+        print(f"{'load':20} {milliseconds:10.3f} ms {name}")
     for name, kernels in goals.kernels.items():
         for kernel in kernels[:_SHOWN_KERNELS]:
             print(

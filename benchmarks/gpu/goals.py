@@ -13,6 +13,7 @@ import torch
 from benchmarks.fixture import Shape
 from benchmarks.gpu import device as on
 from benchmarks.gpu.adapter_files import AdapterFiles
+from benchmarks.gpu.load_parts import load_parts
 from benchmarks.gpu.served import KernelTime, Served, dtype_of
 from benchmarks.local_engine import GREEDY
 from loramux_server.engine.messages import AdapterSource, Sampling
@@ -105,6 +106,8 @@ class Goals:
         """What decode steps consist of, by what they are of; known when goal 11 is measured."""
         self.num_dora: int | None = None
         """Distinct adapters of goal 20: as many as come to memory in its time, and have room."""
+        self.load_parts: dict[str, float] = {}
+        """Milliseconds of the parts of a load; known when goal 14 is measured."""
 
     def prepare(self) -> None:
         """Make the engine, which takes a while."""
@@ -222,6 +225,8 @@ class Goals:
         for source in sources:
             first = self._served.missed(source, on_disk=on_disk)
             found.append(first - self._served.missed(source, on_disk=False))
+        if on_disk:
+            self.load_parts = load_parts(sources[0], self._device)
         return 1e3 * min(found)
 
     @property

@@ -169,6 +169,7 @@ class Server:
             )
         )
         self._exit.callback(services.uploads.close)
+        self._exit.callback(services.seals.close)
         self._exit.push_async_callback(services.prompts.close)
         for expiring in (
             services.uploads.expire(EXPIRE_SECONDS),

@@ -257,6 +257,10 @@ def test_the_engine_is_measured_against_its_goals(tmp_path: Path) -> None:
     record = json.loads(output.read_text())
     assert {goal["number"] for goal in record["goals"]} == {*range(1, 10), 12, 13, 14, 19, 20, 21}
     assert record["dora_adapters"] == 1
+    assert list(record["load_parts"]) == [
+        "read, compared by the digest", "read, compared by the seal", "header parsed",
+    ]  # fmt: skip
+    assert all(milliseconds > 0 for milliseconds in record["load_parts"].values())
     assert {"requests": 1, "adapters": 0, "is_drawn": True}.items() <= max(
         record["steps"], key=lambda step: step["is_drawn"]
     ).items()

@@ -195,6 +195,9 @@ class SeenCatalog(Catalog):
     def update(self, *arguments: Any) -> None:
         self._commit(super().update, *arguments)
 
+    def keep_seals(self, *arguments: Any) -> None:
+        self._commit(super().keep_seals, *arguments)
+
     def remove(self, *arguments: Any) -> None:
         self._commit(super().remove, *arguments)
 

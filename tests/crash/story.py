@@ -15,7 +15,7 @@ from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Registered, Upload, Uploads
 from tests.crash.seen import Watch, seen_registry
-from tests.crash.told import DIGESTS, PACKAGES, Told, Weights
+from tests.crash.told import DIGESTS, PACKAGES, SEALS, Told, Weights
 
 EXPIRY = 1e6
 
@@ -144,6 +144,11 @@ class Teller:
         with self._change(lambda told: told.pin(name, told.newest(name), pinned=pinned)):
             self.registry.change(name, lambda record: replace(record, is_pinned=pinned))
 
+    def seal(self, number: int, *, known: bool) -> None:
+        """Keep the seal of a package that a load found, or be a store that knows none."""
+        with self._change(lambda told: told.seal(number, known=known)):
+            self.registry.keep_seals({DIGESTS[number]: SEALS[number] if known else ""})
+
 
 def publish(registry: Registry, name: str, staged: Staged) -> Registered:
     """Check, store and register what was staged."""
@@ -222,8 +227,21 @@ def follow(teller: Teller) -> None:
         teller.take_from_directory("a", number)
 
 
+def seal(teller: Teller) -> None:
+    """Versions of an earlier server, whose seals are found by loads and by what comes again."""
+    for name, number in (("a", 0), ("a", 1), ("team/b", 0), ("c", 1)):
+        teller.upload(name, number)
+    for number in range(2):
+        teller.seal(number, known=False)
+    teller.seal(0, known=True)
+    teller.upload("a", 1)
+    teller.go_on("b", 1)
+    teller.delete("c")
+    teller.seal(1, known=True)
+
+
 STORIES: dict[str, Callable[[Teller], None]] = {
-    story.__name__: story for story in (upload, resume, repeat, delete, move, follow)
+    story.__name__: story for story in (upload, resume, repeat, delete, move, follow, seal)
 }
 
 
@@ -251,6 +269,7 @@ def _any_call(teller: Teller, chance: random.Random) -> None:
         version = chance.choice(list(versions))
         calls += [
             lambda: teller.pin(name, pinned=chance.random() < 0.5),
+            lambda: teller.seal(number, known=chance.random() < 0.5),
             lambda: teller.set_alias(name, "stable", {version: 1}),
             lambda: teller.set_alias(name, "canary", dict.fromkeys(versions, 1)),
         ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import sqlalchemy as sa
+from blake3 import blake3
 
 from loramux_server.store.alias import Split
 from loramux_server.store.reference import full_name, parse_reference
@@ -16,6 +17,7 @@ from tests.support.packages import small_package
 
 PACKAGES = [small_package(number) for number in range(4)]
 DIGESTS = [f"sha256:{hashlib.sha256(package).hexdigest()}" for package in PACKAGES]
+SEALS = [f"blake3:{blake3(package).hexdigest()}" for package in PACKAGES]
 
 Weights = dict[int, int]
 
@@ -32,6 +34,8 @@ class Told:
     moves: dict[tuple[str, str], list[tuple[Weights, Weights]]] = field(default_factory=dict)
     """Name and alias -> what it stood for before and after each move, oldest first."""
     pinned: set[tuple[str, int]] = field(default_factory=set)
+    unsealed: set[tuple[str, int]] = field(default_factory=set)
+    """Versions of whose files nobody knows the seal."""
 
     def copy(self) -> Self:
         return copy.deepcopy(self)
@@ -43,6 +47,7 @@ class Told:
         """Register a package and return its version."""
         versions = self.versions.get(name, {})
         if versions and versions[max(versions)] == number:
+            self.unsealed.discard((name, max(versions)))
             return max(versions)
         self.last[name] = self.last.get(name, 0) + 1
         self.versions.setdefault(name, {})[self.last[name]] = number
@@ -52,6 +57,7 @@ class Told:
         for gone in [version] if version else list(self.versions[name]):
             del self.versions[name][gone]
             self.pinned.discard((name, gone))
+            self.unsealed.discard((name, gone))
         if not self.versions[name]:
             del self.versions[name]
             for table in (self.aliases, self.moves):
@@ -78,6 +84,11 @@ class Told:
     def pin(self, name: str, version: int, *, pinned: bool) -> None:
         (self.pinned.add if pinned else self.pinned.discard)((name, version))
 
+    def seal(self, number: int, *, known: bool) -> None:
+        """Find out the seal of a package, or forget it as if an earlier server had stored it."""
+        found = {(name, v) for name, vs in self.versions.items() for v in vs if vs[v] == number}
+        self.unsealed = self.unsealed - found if known else self.unsealed | found
+
     @property
     def digests(self) -> set[str]:
         return {DIGESTS[n] for versions in self.versions.values() for n in versions.values()}
@@ -88,6 +99,9 @@ def found_in(registry: Registry) -> Told:
     found = Told()
     for record in registry.records(all_versions=True):
         number = DIGESTS.index(record.digest)
+        assert record.seal in ("", SEALS[number]), "a file has the seal of another"
+        if not record.seal:
+            found.unsealed.add((record.full_name, record.version))
         found.versions.setdefault(record.full_name, {})[record.version] = number
         if record.is_pinned:
             found.pinned.add((record.full_name, record.version))

@@ -639,15 +639,18 @@ def test_a_kill_loses_nothing_that_was_confirmed_and_keeps_nothing_else(
         client.adapters.delete("kept")
 
 
+@pytest.mark.parametrize("seal", ["", f"blake3:{'0' * 64}"], ids=["unknown", "wrong"])
 def test_bytes_damaged_on_disk_fail_their_adapter_only(
-    server: RunningServer, packages: dict[str, Path]
+    server: RunningServer, packages: dict[str, Path], seal: str
 ) -> None:
-    """D18. Also: uploads survive a restart."""
+    """D18. Also: uploads survive a restart, whatever seal a file of them has."""
     with server.client() as client:
         whole = client.adapters.upload("whole", packages["one"])
         damaged = client.adapters.upload("damaged", packages["two"])
         before = client.generate("hello", adapter="whole", **GREEDY).token_ids
     assert server.stop() == 0
+    seals = keep_seals(server, {whole.digest: seal})
+    assert set(map(len, seals.values())) == {len("blake3:") + 64}
     blob = blob_of(server, damaged.digest)
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
@@ -660,11 +663,27 @@ def test_bytes_damaged_on_disk_fail_their_adapter_only(
                 client.generate("hello", adapter="damaged", **GREEDY)
             assert caught.value.reason == "ADAPTER_DAMAGED"
         assert client.generate("hello", adapter="whole", **GREEDY).token_ids == before
+
+        def is_sealed() -> bool:
+            client.generate("hello", max_tokens=1)  # the engine tells when it has a step
+            return keep_seals(server, {}) == seals
+
+        assert eventually(is_sealed)
         # The same content again heals it.
         client.adapters.upload("damaged", packages["two"])
         assert client.generate("hello", adapter="damaged", **GREEDY).adapter is not None
         for name in ("whole", "damaged"):
             client.adapters.delete(name)
+
+
+def keep_seals(server: RunningServer, seals: dict[str, str]) -> dict[str, str]:
+    """Put seals into the catalog in place of those that are there, all of which are returned."""
+    catalog = Catalog.in_folder(store_of(server))
+    found = {record.digest: record.seal for record in catalog.versions()}
+    if seals:
+        catalog.keep_seals(seals)
+    catalog.close()
+    return found
 
 
 # What keeps a server from starting

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from loramux.errors import NotFoundError
+from loramux_server.hashes import Seal
 from loramux_server.services import generation
 from loramux_server.services.choice import chosen
 from loramux_server.store.blobs import Blobs, Staged
@@ -88,6 +89,18 @@ def commit_before_rename(patch: Patch) -> None:
 
     patch.setattr(Blobs, "publish", publish_)
     patch.setattr(Registry, "register", register_)
+
+
+def seal_what_came_last(patch: Patch) -> None:
+    """As if what an earlier server wrote of a file were no part of it."""
+
+    catch_up = Staged.catch_up
+
+    def catch_up_(self: Staged) -> None:
+        catch_up(self)
+        self._seal = Seal()
+
+    patch.setattr(Staged, "catch_up", catch_up_)
 
 
 def commit_without_sync(patch: Patch) -> None:

@@ -48,6 +48,7 @@ def power_cuts(disk: Path, story: str) -> None:
         (bugs.recover_too_much, kills, "upload"),
         (bugs.leave_what_nobody_needs, kills, "upload"),
         (bugs.give_a_number_twice, kills, "delete"),
+        (bugs.seal_what_came_last, kills, "resume"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

@@ -2,10 +2,13 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
+from loramux_server.hashes import Digest, Hash, Seal
 from loramux_server.lora import arriving
 from loramux_server.lora.arriving import Reader, Seals
 
@@ -22,6 +25,34 @@ def seals(monkeypatch: pytest.MonkeyPatch) -> Seals:
 
 def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def seal_of(data: bytes) -> str:
+    return f"blake3:{blake3(data).hexdigest()}"
+
+
+def hashes_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the hashes that are begun from now on."""
+    begun: list[str] = []
+
+    def noting(kind: type[Digest] | type[Seal]) -> Callable[[], Hash]:
+        def make() -> Hash:
+            begun.append(kind.__name__)
+            return kind()
+
+        return make
+
+    for kind in (Digest, Seal):
+        monkeypatch.setattr(arriving, kind.__name__, noting(kind))
+    return begun
+
+
+@pytest.mark.parametrize("text", [digest_of, seal_of])
+def test_a_hash_does_not_depend_on_the_pieces(text: Callable[[bytes], str]) -> None:
+    hashed: Hash = Digest() if text is digest_of else Seal()
+    for begin in range(0, len(CONTENT), 700_001):
+        hashed.update(memoryview(CONTENT)[begin : begin + 700_001])
+    assert hashed.text() == text(CONTENT)
 
 
 def test_bytes_can_be_used_before_all_are_there(tmp_path: Path) -> None:
@@ -107,7 +138,7 @@ def test_a_file_that_follows_does_not_wait_for_a_seal(
             updated.append(len(data))
             may_go_on.wait(5)
 
-    monkeypatch.setattr(arriving, "blake3", Slow)
+    monkeypatch.setattr(arriving, "Seal", Slow)
     with reader.reading(path, digest_of(CONTENT)) as file:
         assert file.is_right()
     threading.Timer(0.2, may_go_on.set).start()
@@ -141,22 +172,71 @@ def test_other_bytes_are_told_the_first_time_and_each_time_after(
     assert is_right(CONTENT)
 
 
-def test_what_was_read_before_is_not_hashed_in_the_slow_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", [0, 3 << 20, len(CONTENT) - 1])
+@pytest.mark.parametrize(
+    "seal", [seal_of(CONTENT), seal_of(b""), "another:0"], ids=["right", "wrong", "unheard-of"]
+)
+def test_other_bytes_are_told_whatever_seal_came_with_them(
+    seal: str, place: int, tmp_path: Path, seals: Seals
+) -> None:
+    path, reader, digest = tmp_path / "file", Reader(), digest_of(CONTENT)
+    flipped = bytearray(CONTENT)
+    flipped[place] ^= 1
+    for wrong in (bytes(flipped), CONTENT[:-1], CONTENT + b"0"):
+        path.write_bytes(wrong)
+        with reader.reading(path, digest, seal) as file:
+            assert not file.is_right()
+    ended(reader)
+    assert seals.take() == {}
+
+
+def test_what_has_its_seal_is_known_by_that_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals
 ) -> None:
     path, digest, reader = tmp_path / "file", digest_of(CONTENT), Reader()
     path.write_bytes(CONTENT)
-    with reader.reading(path, digest) as file:
+    begun = hashes_of(monkeypatch)
+    with reader.reading(path, digest, seal_of(CONTENT)) as file:
         assert file.is_right()
     ended(reader)
-    monkeypatch.delattr(hashlib, "sha256")
-    with Reader().reading(path, digest) as file:
-        assert file.is_right()
+    assert begun == ["Seal"]
+    assert seals.take() == {}  # nobody needs to be told
+
+
+def test_what_came_without_a_seal_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals
+) -> None:
+    path, digest = tmp_path / "file", digest_of(CONTENT)
+    path.write_bytes(CONTENT)
+    begun = hashes_of(monkeypatch)
+    for reader in (Reader(), Reader()):
+        with reader.reading(path, digest) as file:
+            assert file.is_right()
+        ended(reader)
+    assert begun == ["Digest", "Seal", "Seal"]
+    assert [seals.take(), seals.take()] == [{digest: seal_of(CONTENT)}, {}]
+
+
+@pytest.mark.parametrize(
+    "wrong", [seal_of(b""), digest_of(CONTENT), "another:0"], ids=["seal", "digest", "unheard-of"]
+)
+def test_a_wrong_seal_costs_time_and_is_put_right(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals
+) -> None:
+    path, digest, reader = tmp_path / "file", digest_of(CONTENT), Reader()
+    path.write_bytes(CONTENT)
+    begun = hashes_of(monkeypatch)
+    for _ in range(2):
+        with reader.reading(path, digest, wrong) as file:
+            assert file.is_right()
+        ended(reader)
+    assert begun == ["Seal", "Digest", "Seal"]  # what was found here goes before what came
+    assert seals.take() == {digest: seal_of(CONTENT)}
 
 
 def test_there_are_only_so_many_seals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arriving, "_MAX_SEALS", 2)
     seals = Seals()
     for number in range(3):
-        seals.put(str(number), bytes([number]))
-    assert [seals.get(str(number)) for number in range(3)] == [None, b"\x01", b"\x02"]
+        seals.put(str(number), f"blake3:{number}")
+    assert [seals.get(str(number)) for number in range(3)] == [None, "blake3:1", "blake3:2"]

@@ -74,7 +74,7 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     assert "adapters" not in tables  # nothing would keep it true
 
 
-@pytest.mark.parametrize("form", ["2", "3", "4", "5", "6"])
+@pytest.mark.parametrize("form", ["2", "3", "4", "5", "6", "7"])
 def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     tmp_path: Path, form: str
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     lacking = {"3": ["edit_bytes", "method"], "4": ["expires_at", "origin"]}
     lacking |= {"5": ["vocab_size"], "6": ["invocation", "virtual_tokens", "has_cache"]}
-    lacking |= {"7": ["task"]}
+    lacking |= {"7": ["task"], "8": ["seal"]}
     for column in (name for later, names in lacking.items() if later > form for name in names):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("UPDATE store SET value = ? WHERE key = 'format'", (form,))
@@ -95,6 +95,7 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
         found = registry.get("a")
         assert (found.edit_bytes, found.method, found.invocation) == (0, "lora", ())
         assert (found.virtual_tokens, found.has_cache, found.task) == (0, False, "")
+        assert found.seal == ""
         assert registry.catalog.note("format") == str(FORMAT)
         registry.close()
 
@@ -127,7 +128,7 @@ def test_tables_are_those_of_their_format(tmp_path: Path) -> None:
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type DESC, name"
     found = [" ".join(sql.split()) + ";" for (sql,) in connection.execute(query)]
     connection.close()
-    assert FORMAT == 7
+    assert FORMAT == 8
     assert found == Path(__file__).with_name("catalog.sql").read_text().splitlines()
 
 

@@ -126,8 +126,8 @@ def test_an_adapter_that_cannot_be_read_for_a_moment_is_not_called_damaged(
 ) -> None:
     path = Path("/nowhere")
 
-    def failing(code: int) -> Callable[[Path, str], NoReturn]:
-        def read(path: Path, digest: str) -> NoReturn:
+    def failing(code: int) -> Callable[[Path, str, str], NoReturn]:
+        def read(path: Path, digest: str, seal: str) -> NoReturn:
             raise OSError(code, "injected")
 
         return read

@@ -30,7 +30,7 @@ from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
 from tests.crash.story import publish
-from tests.crash.told import DIGESTS, PACKAGES, Told, found_in
+from tests.crash.told import DIGESTS, PACKAGES, SEALS, Told, found_in
 from tests.support.fake import FakeModel, FakePacked, HeldExecutor, completion, fake_engine
 from tests.support.memory import memory_folder
 from tests.support.polling import eventually
@@ -50,7 +50,9 @@ class StoredModel(FakeModel):
             raise DamagedError("the bytes are gone") from None
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         assert digest == source.digest, "a load found other bytes"
-        return FakePacked(DIGESTS.index(digest) + 1, source.rank)
+        number = DIGESTS.index(digest)
+        assert source.seal == SEALS[number]
+        return FakePacked(number + 1, source.rank)
 
     def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> None:
         assert isinstance(adapter, FakePacked)

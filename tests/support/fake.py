@@ -83,6 +83,8 @@ class FakeModel:
         self._cache: dict[int, tuple[int, int]] = {}
         self.broken: set[int] = set()
         """Adapters whose files are damaged."""
+        self.seals: dict[str, str] = {}
+        """What loads found out and nobody was told yet."""
         self.num_ahead = 0
         """Steps that were started with tokens of a step that was not known to have ended."""
 
@@ -91,6 +93,10 @@ class FakeModel:
         if number in self.broken:
             raise DamagedError("flipped bits")
         return FakePacked(number, source.rank)
+
+    def take_seals(self) -> dict[str, str]:
+        seals, self.seals = self.seals, {}
+        return seals
 
     def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
         assert source.path == str(adapter.number)  # type: ignore[attr-defined]

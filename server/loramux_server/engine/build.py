@@ -16,6 +16,7 @@ from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.messages import Layer, ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
+from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.team import Team
 from loramux_server.forms.forms import Forms
@@ -24,6 +25,7 @@ from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import sharded
 from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.lora.rooms import PinnedMemory, Rooms
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shard import WHOLE
 from loramux_server.lora.slab import row_bytes
@@ -45,6 +47,7 @@ def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> Model
         backend if model.shard == WHOLE else sharded(backend),
         num_slots=num_slots,
         adapter_memory=config.adapter_memory,
+        rooms=_rooms(model, config),
     )
     _check(runner, model, config, backend)
     return runner
@@ -138,6 +141,15 @@ def build_engine(
     return engine, _model_info(
         model, context_length, cache.rows.capacity, row_size, resting, num_blocks, config.block_size
     )
+
+
+def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
+    """Return where adapters lie that a GPU copies from the host; None without one."""
+    if model.device.type != "cuda":
+        return None
+    # Of an adapter that is cut, no part stays on the host.
+    spares = loader_threads(1, "spare") if model.shard == WHOLE else None
+    return Rooms(PinnedMemory(model.device), config.host_adapter_memory, spares)
 
 
 def _follower(model: BaseModel, wake: Callable[[], None]) -> Forms | None:

@@ -348,6 +348,7 @@ class Engine:
             loads=landed.loads,
             loading=self._residents.take_begun(),
             failed_loads=failed_loads,
+            seals=self._residents.take_seals(),
             batch=size,
             compiled=self._shaping.take_compiled(),
         )

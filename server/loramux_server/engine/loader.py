@@ -5,7 +5,7 @@ from loramux_server.engine.messages import AdapterSource
 from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.mix import load_source
-from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.packed import PackedAdapter, take_seals
 from loramux_server.lora.shard import WHOLE, cut_adapter
 from loramux_server.lora.slab import Slab
 from loramux_server.lora.weight_format import Resting
@@ -75,6 +75,10 @@ class AdapterLoader:
         self._slab.write(row, adapter)
         return adapter.edits and adapter.edits.to(self._device)
 
+    def take_seals(self) -> dict[str, str]:
+        """Return, once, the seals that loads found out of files: digest -> seal."""
+        return take_seals()
+
 
 class TeamLoader:
     """Loads adapters on all processes that hold the model.
@@ -99,3 +103,7 @@ class TeamLoader:
         """
         with self._team.writing(source, row):
             return self._loader.write(source, row, adapter)
+
+    def take_seals(self) -> dict[str, str]:
+        """Return, once, the seals that loads found out of files: digest -> seal."""
+        return self._loader.take_seals()

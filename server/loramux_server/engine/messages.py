@@ -34,6 +34,7 @@ class Part(Struct, frozen=True):
     digest: str
     path: str
     weight: float
+    seal: str = ""
 
 
 class AdapterSource(Struct, frozen=True):
@@ -67,6 +68,9 @@ class AdapterSource(Struct, frozen=True):
     """Whether it brings keys and values for them; else it is embeddings."""
     task: Task | None = None
     """What it classifies; None where it continues text."""
+    seal: str = ""
+    """What its bytes have beside the digest, and can be known by sooner; empty if that is not
+    known."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
@@ -352,6 +356,8 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     """Digests of the adapters whose loads began."""
     failed_loads: dict[str, str] = {}
     """Digest -> why its load failed."""
+    seals: dict[str, str] = {}
+    """Digest -> seal, where none had come with the adapter or a wrong one."""
     batch: BatchSize | None = None
     compiled: list[float] = []
     """Seconds that each form took which was compiled."""

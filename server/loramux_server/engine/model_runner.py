@@ -14,6 +14,7 @@ from loramux_server.kernels.logprobs import logprobs
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
+from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.hidden import last_hidden
@@ -23,7 +24,13 @@ class ModelRunner:
     """Runs the base model, with each row's adapter, on one batch after another."""
 
     def __init__(
-        self, model: BaseModel, backend: Backend, *, num_slots: int, adapter_memory: int
+        self,
+        model: BaseModel,
+        backend: Backend,
+        *,
+        num_slots: int,
+        adapter_memory: int,
+        rooms: Rooms | None = None,
     ) -> None:
         """Make the cache and the slab.
 
@@ -32,8 +39,9 @@ class ModelRunner:
             backend: The operations to use.
             num_slots: Tokens that the KV cache holds.
             adapter_memory: Bytes for the adapters' rank rows.
+            rooms: Where adapters lie on the host, if a device copies them from there.
         """
-        self.slab = _make_slab(model, backend, adapter_memory)
+        self.slab = _make_slab(model, backend, adapter_memory, rooms)
         model.step.backend = backend
         for group in model.groups:
             group.attach(self.slab, backend)
@@ -141,10 +149,12 @@ def _own_size(edits: Edits | None) -> int:
     return edits.vocab_size if edits else 0
 
 
-def _make_slab(model: BaseModel, backend: Backend, adapter_memory: int) -> Slab:
+def _make_slab(
+    model: BaseModel, backend: Backend, adapter_memory: int, rooms: Rooms | None
+) -> Slab:
     shapes = [group.shape for group in model.groups]
     if backend.extends:
         num_rows = adapter_memory // row_bytes(shapes, model.dtype.itemsize)
         is_plain = [group.is_plain for group in model.groups]
-        return ExtendedSlab(shapes, num_rows, model.device, model.dtype, is_plain)
+        return ExtendedSlab(shapes, num_rows, model.device, model.dtype, is_plain, rooms)
     return Slab(shapes, adapter_memory // row_bytes(shapes), model.device)

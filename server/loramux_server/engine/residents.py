@@ -39,9 +39,9 @@ class Landed:
     failed: list[tuple[AdapterSource, BaseException]] = field(default_factory=list)
 
 
-def loader_threads() -> ThreadPoolExecutor:
+def loader_threads(count: int = 2, name: str = "load") -> ThreadPoolExecutor:
     """Return the threads on which loads run: they take little from the step that runs."""
-    return ThreadPoolExecutor(2, thread_name_prefix="load", initializer=_give_way)
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_give_way)
 
 
 def _give_way() -> None:
@@ -67,6 +67,9 @@ class Loader(Protocol):
         Returns:
             What it has beside rows, on the device.
         """
+
+    def take_seals(self) -> dict[str, str]:
+        """Return, once, the seals that loads found out of files: digest -> seal."""
 
 
 class Residents:
@@ -180,6 +183,10 @@ class Residents:
         """Return, once, the adapters whose loads began."""
         begun, self._begun = self._begun, []
         return begun
+
+    def take_seals(self) -> dict[str, str]:
+        """Return, once, the seals that loads found out of files: digest -> seal."""
+        return self._loader.take_seals()
 
     def stats(self, tier: Tier) -> CacheStats:
         """Return the figures of `tier`."""

@@ -1,17 +1,16 @@
 """A file on its way to memory: its first bytes are used while the rest is read and hashed."""
 
-import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-from blake3 import blake3
-
+from loramux_server.hashes import Digest, Hash, Seal
 from loramux_server.lora.give_way import give_way
 
 _MAX_KEPT = 128 << 20
@@ -19,50 +18,46 @@ _PIECE = 1 << 20
 _MAX_SEALS = 1 << 16
 
 
-class Hash(Protocol):
-    """What identifies bytes, as hashlib has it."""
-
-    def update(self, data: memoryview, /) -> object:
-        """Go on with these bytes."""
-
-    def digest(self) -> bytes:
-        """Return what identifies all of them."""
-
-
 class Seals:
-    """BLAKE3 of files that had their SHA-256, by digest; it takes less than half as long.
+    """Seals by digest, found out of files that came without one or with a wrong one.
 
-    What has been read once is told from any other bytes as surely the next time, and sooner. It is
-    found out when the load is done for which the file was read, unless another one follows at once.
+    That is done when the load has ended for which the file was read, unless another one follows at
+    once.
     """
 
     def __init__(self) -> None:
-        self._found: dict[str, bytes] = {}
+        self._found: dict[str, str] = {}
+        self._untold: deque[tuple[str, str]] = deque(maxlen=_MAX_SEALS)
 
-    def get(self, digest: str) -> bytes | None:
-        """Return the seal of the file with `digest`, if it is known."""
+    def get(self, digest: str) -> str | None:
+        """Return the seal of the file with `digest`, if it was found."""
         return self._found.get(digest)
 
-    def put(self, digest: str, seal: bytes) -> None:
+    def put(self, digest: str, seal: str) -> None:
         """Note a seal; those that were noted first are forgotten where there are too many."""
         while len(self._found) >= _MAX_SEALS:
             self._found.pop(next(iter(self._found)), None)
         self._found[digest] = seal
+        self._untold.append((digest, seal))
+
+    def take(self) -> dict[str, str]:
+        """Return, once, what was found: digest -> seal."""
+        return dict(self._untold.popleft() for _ in range(len(self._untold)))
 
 
 class Arriving:
     """The bytes of a file, of which more come until all are there."""
 
-    def __init__(self, room: memoryview, digest: str, seals: Seals) -> None:
+    def __init__(self, room: memoryview, digest: str, seal: str, seals: Seals) -> None:
         self._room = room
         self._digest = digest
         self._seals = seals
-        self._seal = seals.get(digest)
+        self._seal = seals.get(digest) or seal
         self._is_verified = False
         self._end = 0
         self._has_ended = False
         self._more = threading.Condition()
-        self.reading: Future[bytes]
+        self.reading: Future[str]
         """Ends with a hash of all bytes, or with the error of a read."""
 
     def __len__(self) -> int:
@@ -91,26 +86,34 @@ class Arriving:
             OSError: The file cannot be read.
         """
         found = self.reading.result()
-        if self._seal is not None:
-            return found == self._seal
-        self._is_verified = f"sha256:{found.hex()}" == self._digest
-        return self._is_verified
+        if not self._seal:
+            self._is_verified = found == self._digest
+            return self._is_verified
+        if found == self._seal:
+            return True
+        # It may be the seal that is wrong.
+        digest = Digest()
+        for piece in self._pieces():
+            digest.update(piece)
+        is_right = digest.text() == self._digest
+        if is_right:
+            self._seals.put(self._digest, found)
+        return is_right
 
     def seal(self, is_in_the_way: threading.Event) -> None:
         """Note the seal of the file, if it is right and has none, unless that is in the way."""
         if not self._is_verified:
             return
-        seal = blake3()
-        for begin in range(0, self._end, _PIECE):
+        seal = Seal()
+        for piece in self._pieces():
             if is_in_the_way.is_set():
                 return
-            seal.update(self._room[begin : min(begin + _PIECE, self._end)])
-            give_way()
-        self._seals.put(self._digest, seal.digest())
+            seal.update(piece)
+        self._seals.put(self._digest, seal.text())
 
-    def read(self, file: FileIO) -> bytes:
-        """Take in all of `file`, and return its seal if that is known, or else its SHA-256."""
-        hashed: Hash = hashlib.sha256() if self._seal is None else blake3()
+    def read(self, file: FileIO) -> str:
+        """Take in all of `file`, and return its seal, or its digest if no seal is known."""
+        hashed: Hash = Seal() if self._seal else Digest()
         room = self._room
         try:
             while count := file.readinto(room[self._end : self._end + _PIECE]):
@@ -123,7 +126,13 @@ class Arriving:
             with self._more:
                 self._has_ended = True
                 self._more.notify()
-        return hashed.digest()
+        return hashed.text()
+
+    def _pieces(self) -> Iterator[memoryview]:
+        """Yield all that was read."""
+        for begin in range(0, self._end, _PIECE):
+            yield self._room[begin : min(begin + _PIECE, self._end)]
+            give_way()
 
 
 class Reader(threading.local):
@@ -143,12 +152,13 @@ class Reader(threading.local):
         """What the helper still does for the file before is."""
 
     @contextmanager
-    def reading(self, path: Path, digest: str) -> Iterator[Arriving]:
+    def reading(self, path: Path, digest: str, seal: str = "") -> Iterator[Arriving]:
         """Read the file at `path` while the block runs; its bytes are gone after it.
 
         Args:
             path: The file.
-            digest: What its SHA-256 should be, as `sha256:…`.
+            digest: What it should have.
+            seal: What it should have, too; empty if that is not known.
 
         Raises:
             OSError: It cannot be opened.
@@ -163,7 +173,7 @@ class Reader(threading.local):
             room = self._kept if size <= len(self._kept) else bytearray(size)
             if size <= _MAX_KEPT:
                 self._kept = room
-            arriving = Arriving(memoryview(room)[:size], digest, self.seals)
+            arriving = Arriving(memoryview(room)[:size], digest, seal, self.seals)
             arriving.reading = self._helper.submit(arriving.read, file)
             try:
                 yield arriving

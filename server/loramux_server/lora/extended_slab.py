@@ -10,6 +10,7 @@ Legend: E base rows and A rows of a group, K input width, N output width, R rank
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from loramux_server.lora.adapter_table import AdapterTable
 from loramux_server.lora.affine import vectors_of, with_vectors
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter, Weights
+from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.slab import DTYPES, GroupShape, Slab
 from loramux_server.lora.weight_format import Resting
@@ -42,6 +44,7 @@ class ExtendedSlab(Slab):
         device: torch.device,
         dtype: torch.dtype,
         is_plain: Sequence[bool] | None = None,
+        rooms: Rooms | None = None,
     ) -> None:
         """Make room for `num_rows` rank rows of `dtype`, or a few less: granules are whole.
 
@@ -51,6 +54,7 @@ class ExtendedSlab(Slab):
             device: Where they lie.
             dtype: Their format.
             is_plain: For each group whether `place` brings its base weights; all are by default.
+            rooms: Where adapters lie on the host; by default each has memory of its own.
         """
         if is_plain is None:
             is_plain = [True] * len(shapes)
@@ -73,6 +77,7 @@ class ExtendedSlab(Slab):
         self._fence: torch.cuda.Event | None = None
         """The end of the last step that was started."""
         self._device, self._dtype = device, dtype
+        self._rooms = rooms
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
@@ -113,9 +118,8 @@ class ExtendedSlab(Slab):
         sizes = [shape.numel() for shape in pieces.values()]
         found = [vector_N for *_, vector_N in vectors_of(affine)]
         num_bytes = sum(sizes) * dtype.itemsize + sum(vector_N.nbytes for vector_N in found)
-        blob = torch.empty(
-            num_bytes // dtype.itemsize, dtype=dtype, pin_memory=self._stream is not None
-        )
+        make = self._rooms.take if self._rooms else partial(torch.empty, dtype=torch.uint8)
+        blob = make(num_bytes).view(dtype)
         rows, tail = _split(blob, sum(sizes))
         held = {
             key: piece.view(shape)
@@ -128,11 +132,11 @@ class ExtendedSlab(Slab):
             group, part, rank = layer.place.group, layer.place.part, len(layer.a_RK)
             first = part * adapter.num_rows
             n0, n1 = self._columns[group][part : part + 2]
-            a = held[group, 0][first : first + rank]
-            b = held[group, 1][:rank, n0:n1]
-            a.copy_(torch.from_numpy(layer.a_RK).view(dtype))
-            b.copy_(torch.from_numpy(layer.b_RN).view(dtype))
-            layers.append(replace(layer, a_RK=_array(a, layer.a_RK), b_RN=_array(b, layer.b_RN)))
+            a_RK = _array(held[group, 0][first : first + rank], layer.a_RK)
+            b_RN = _array(held[group, 1][:rank, n0:n1], layer.b_RN)
+            # numpy turns B in two thirds of the time that torch takes.
+            a_RK[...], b_RN[...] = layer.a_RK, layer.b_RN
+            layers.append(replace(layer, a_RK=a_RK, b_RN=b_RN))
             give_way()
         kept = list(tail.split_with_sizes(list(map(len, found))))
         for place_N, vector_N in zip(kept, found, strict=True):
@@ -145,11 +149,14 @@ class ExtendedSlab(Slab):
         if self._stream is None:
             self._write(row, adapter)
             return
-        with self.beside():
-            if self._fence is not None:
-                self._stream.wait_event(self._fence)
-            self._write(row, adapter)
-        self._stream.synchronize()
+        try:
+            with self.beside():
+                if self._fence is not None:
+                    self._stream.wait_event(self._fence)
+                self._write(row, adapter)
+        finally:
+            # Until then the device reads what `adapter` keeps from being used for another.
+            self._stream.synchronize()
 
     def _write(self, row: int, adapter: PackedAdapter) -> None:
         assert adapter.blob is not None

@@ -52,7 +52,7 @@ def mixed(
     if len(pairs) == 1 and pairs[0][1] == 1:
         return pairs[0][0]
     pairs.sort(key=lambda pair: (pair[0].digest, pair[1]))
-    parts = tuple(Part(source.digest, source.path, weight) for source, weight in pairs)
+    parts = tuple(Part(s.digest, s.path, weight, s.seal) for s, weight in pairs)
     found = [source for source, _ in pairs]
     if len(pairs) == 1:
         return AdapterSource(
@@ -81,15 +81,16 @@ def load_source(
         PackageError: It does not fit the base model, or its parts cannot be mixed.
     """
     if not source.parts:
-        return load_packed(Path(source.path), source.digest, base, resting, place)
+        path = Path(source.path)
+        return load_packed(path, source.digest, base, resting, place, seal=source.seal)
     if len(source.parts) == 1:
         part = source.parts[0]
-        packed = load_packed(Path(part.path), part.digest, base, resting, place)
+        packed = load_packed(Path(part.path), part.digest, base, resting, place, seal=part.seal)
         _check_plain(packed, part)
         return replace(packed, scale_GP=packed.scale_GP * np.float32(part.weight))
     parts = []
     for part in source.parts:
-        packed = load_packed(Path(part.path), part.digest, base, AS_SAVED)
+        packed = load_packed(Path(part.path), part.digest, base, AS_SAVED, seal=part.seal)
         _check_plain(packed, part)
         parts.append((packed, part.weight))
     packed = _pack(source, parts, resting)

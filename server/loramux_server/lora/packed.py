@@ -135,7 +135,13 @@ class Base(Protocol):
 
 
 def load_packed(
-    path: Path, digest: str, base: Base, resting: Resting = AS_SAVED, place: Place | None = None
+    path: Path,
+    digest: str,
+    base: Base,
+    resting: Resting = AS_SAVED,
+    place: Place | None = None,
+    *,
+    seal: str = "",
 ) -> PackedAdapter:
     """Read the package at `path` into memory, check it against `digest` and pack it.
 
@@ -145,6 +151,7 @@ def load_packed(
         base: What it is for.
         resting: In which format it rests.
         place: Puts weights where they stay; else each has memory of its own, as soon as it comes.
+        seal: What its bytes have besides; empty if that is not known.
 
     Raises:
         DamagedError: The file is absent or its bytes do not have `digest`.
@@ -152,11 +159,16 @@ def load_packed(
         PackageError: The package does not fit the base model.
     """
     try:
-        with _reader.reading(path, digest) as file:
+        with _reader.reading(path, digest, seal) as file:
             return _packed(file, base, resting, place)
     except OSError as error:
         kind = UnreadableError if error.errno in _PASSING else DamagedError
         raise kind(f"cannot be read: {error.strerror}") from None
+
+
+def take_seals() -> dict[str, str]:
+    """Return, once, the seals that were found out of files: digest -> seal."""
+    return _reader.seals.take()
 
 
 def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -> PackedAdapter:

@@ -75,6 +75,13 @@ class Slab:
         self.b = [torch.empty(num_rows, sum(shape.out_features), device=device) for shape in shapes]
         self.extended = [None] * len(shapes)
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
+        self._rows = {
+            dtype: [
+                (weights(a, dtype), weights(b, dtype)) for a, b in zip(self.a, self.b, strict=True)
+            ]
+            for dtype in DTYPES.values()
+        }
+        """Format -> A and B of each group in rows of it."""
 
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
         """Return the base weights of `group`, wherever they are to be."""
@@ -94,15 +101,15 @@ class Slab:
     def write(self, row: int, adapter: PackedAdapter) -> None:
         """Copy `adapter` to the run of rows that begins at `row`; the caller owns those rows."""
         size, dtype = adapter.num_rows, DTYPES[adapter.format]
+        held, per_row = self._rows[dtype], torch.float32.itemsize // dtype.itemsize
         for layer in adapter.layers:
             group, part = layer.place.group, layer.place.part
-            rank = layer.a_RK.shape[0]
-            first = self.shapes[group].num_parts * row + part * size
-            a_RK = weights(self.a[group][first : first + size], dtype)
-            a_RK[:rank].copy_(torch.from_numpy(layer.a_RK).view(dtype))
+            (a_RK, b_RN), rank = held[group], layer.a_RK.shape[0]
+            first = per_row * (self.shapes[group].num_parts * row + part * size)
+            a_RK[first : first + rank].copy_(torch.from_numpy(layer.a_RK).view(dtype))
             n0, n1 = self._columns[group][part : part + 2]
-            b_RN = weights(self.b[group][row : row + size], dtype)
-            b_RN[:rank, n0:n1].copy_(torch.from_numpy(layer.b_RN).view(dtype))
+            first = per_row * row
+            b_RN[first : first + rank, n0:n1].copy_(torch.from_numpy(layer.b_RN).view(dtype))
             give_way()
         for group, part, kind, vector_N in vectors_of(
             adapter.edits.affine if adapter.edits else {}

@@ -40,6 +40,7 @@ from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.residency import ResidencyService
+from loramux_server.services.seals import FoundSeals
 from loramux_server.services.server import ServerService
 from loramux_server.services.uploads import UploadService
 from loramux_server.sources.policy import Sources
@@ -67,6 +68,7 @@ class Services:
 
     by_descriptor: Mapping[ServiceDescriptor, object]
     uploads: UploadService
+    seals: FoundSeals
     statuses: Statuses
     pins: Pins
     changes: Changes
@@ -78,6 +80,7 @@ class Services:
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
+        self.seals.report(report)
         self.statuses.report(report)
         self.room.report(report.stats)
         self.spans.report(report)
@@ -195,6 +198,7 @@ def build_services(
             ),
         },
         uploads,
+        FoundSeals(registry),
         statuses,
         pins,
         changes,

@@ -4,7 +4,6 @@ A blob is staged, synced, linked to its final name and the folder synced, in thi
 below `blobs` always has all of its bytes, whatever moment the power failed.
 """
 
-import hashlib
 import logging
 import secrets
 import shutil
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from loramux_adapters.package import digest_of
+from loramux_server.hashes import Digest, Seal
 from loramux_server.store.files import Files
 
 _log = logging.getLogger(__name__)
@@ -40,25 +39,33 @@ class Staged:
         """Whether an earlier server wrote a part of it, which a power cut may have damaged."""
         self.is_leased = False
         """Whether it keeps the blob of its content, until it is discarded."""
-        self._sha256 = hashlib.sha256()
+        self._digest, self._seal = Digest(), Seal()
 
     @property
     def digest(self) -> str:
         """Identity of what was written so far."""
-        return f"sha256:{self._sha256.hexdigest()}"
+        return self._digest.text()
+
+    @property
+    def seal(self) -> str:
+        """What the same bytes have besides."""
+        return self._seal.text()
 
     def write(self, piece: bytes) -> None:
         """Append `piece`."""
         self.file.write(piece)
-        self._sha256.update(piece)
-        self.size += len(piece)
+        self._take_in(piece)
 
     def catch_up(self) -> None:
         """Take in what an earlier server wrote."""
         while piece := self.file.read(_PIECE):
-            self._sha256.update(piece)
-            self.size += len(piece)
+            self._take_in(piece)
         self.is_inherited = self.size > 0
+
+    def _take_in(self, piece: bytes) -> None:
+        self._digest.update(piece)
+        self._seal.update(piece)
+        self.size += len(piece)
 
 
 class Blobs:
@@ -131,13 +138,17 @@ class Blobs:
                 if is_left and self._files.modified(path) < before:
                     self._files.remove(path)
 
-    def is_whole(self, digest: str) -> bool:
-        """Return whether a blob can be read and has the bytes that its name says."""
+    def seal_of(self, digest: str) -> str | None:
+        """Return the seal of a blob; None if it cannot be read, or has not the bytes it should."""
+        found, seal = Digest(), Seal()
         try:
             with self.open(digest) as file:
-                return digest_of(file) == digest
+                while piece := file.read(_PIECE):
+                    found.update(piece)
+                    seal.update(piece)
         except OSError:
-            return False
+            return None
+        return seal.text() if found.text() == digest else None
 
     def discard(self, staged: Staged) -> None:
         """Close and delete what was staged; if it was published, the blob stays."""

@@ -5,7 +5,7 @@ something has returned from survives a crash and a power cut.
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -142,13 +142,21 @@ class Catalog:
                 )
 
     def update(self, record: AdapterRecord) -> None:
-        """Keep what may change of a version: its stamp, its pin, and when it expires."""
+        """Keep what may change of a version: its stamp, its seal, its pin, and when it expires."""
         found = _of(versions, record.adapter) & (versions.c.version == record.version)
         changed = {
-            column: getattr(record, column) for column in ("stamp", "is_pinned", "expires_at")
+            column: getattr(record, column)
+            for column in ("stamp", "seal", "is_pinned", "expires_at")
         }
         with self._change() as connection:
             connection.execute(sa.update(versions).where(found).values(changed))
+
+    def keep_seals(self, seals: Mapping[str, str]) -> None:
+        """Keep the seals of all versions that have this content: digest -> seal."""
+        with self._change() as connection:
+            for digest, seal in seals.items():
+                found = versions.c.digest == digest
+                connection.execute(sa.update(versions).where(found).values(seal=seal))
 
     def remove(self, records: Collection[AdapterRecord]) -> None:
         """Forget versions; with the last one of an adapter go its aliases and their moves."""

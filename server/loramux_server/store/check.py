@@ -145,6 +145,7 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
         tenant=reference.tenant,
         name=reference.name,
         digest=staged.digest,
+        seal=staged.seal,
         size_bytes=staged.size,
         rank=package.rank,
         num_bytes=num_bytes(package),

@@ -22,6 +22,8 @@ class AdapterRecord:
     version: int = 0
     """Its number, from 1; 0 until it is registered."""
     digest: str
+    seal: str = ""
+    """What its bytes have besides (`loramux_server.hashes`); empty where nobody found out yet."""
     size_bytes: int
     rank: int
     num_bytes: int
@@ -98,4 +100,5 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         virtual_tokens=record.virtual_tokens,
         has_cache=record.has_cache,
         task=Task(record.task) if record.task else None,
+        seal=record.seal,
     )

@@ -9,7 +9,7 @@ block.
 
 import datetime
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +199,9 @@ class Registry:
             if not record.is_provided:
                 self.check_writable(record.full_name, "header.name")
             if old and old.digest == record.digest and old.is_provided == record.is_provided:
-                same = replace(old, stamp=record.stamp, expires_at=record.expires_at)
+                same = replace(
+                    old, stamp=record.stamp, seal=record.seal, expires_at=record.expires_at
+                )
                 return (old if same == old else self._update(same)), False
             if old and must_not_exist:
                 raise taken(old)
@@ -227,6 +229,23 @@ class Registry:
             record = self.get(reference)
             changed = change(record)
             return record if changed == record else self._update(changed)
+
+    def keep_seals(self, seals: Mapping[str, str]) -> None:
+        """Keep what was found out of files: digest -> seal. Nobody who watches is told."""
+        with self._writing:
+            with self._lock:
+                found = [
+                    replace(record, seal=seal)
+                    for digest, seal in seals.items()
+                    for record in self._names.with_digest(digest)
+                    if record.seal != seal
+                ]
+            if not found:
+                return
+            self.catalog.keep_seals({record.digest: record.seal for record in found})
+            with self._lock:
+                for record in found:
+                    self._names.add(record)
 
     def delete(self, reference: str) -> list[AdapterRecord]:
         """Forget one version, or the whole adapter if none is named, and return what went.

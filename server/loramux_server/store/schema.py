@@ -3,9 +3,9 @@
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
-FORMAT = 7
-"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns, and 6
-knew no tasks and no disabled tenants: it would let them in."""
+FORMAT = 8
+"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns, 6 knew
+no tasks and no disabled tenants: it would let them in, and 7 no seals."""
 
 metadata = sa.MetaData()
 
@@ -59,6 +59,7 @@ versions = sa.Table(
     sa.Column("virtual_tokens", sa.Integer, nullable=False, server_default="0"),
     sa.Column("has_cache", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("task", sa.String(16), nullable=False, server_default=""),
+    sa.Column("seal", sa.String(71), nullable=False, server_default=""),
 )
 
 aliases = sa.Table(

@@ -99,11 +99,13 @@ class Uploads:
         try:
             known = self._registry.with_digest(digest)
             of_tenant = [record for record in known if record.tenant == reference.tenant]
-            if not (of_tenant and self._registry.blobs.is_whole(digest)):
+            seal = self._registry.blobs.seal_of(digest) if of_tenant else None
+            if seal is None:
                 return None
             record = replace(
                 of_tenant[0],
                 name=reference.name,
+                seal=seal,
                 version=0,
                 source=UPLOAD,
                 stamp="",

@@ -1,0 +1,297 @@
+"""Rooms for adapters on the host: whose they are, when they are used again, how many there are."""
+
+import mmap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from loramux_server.lora.extended_slab import ExtendedSlab
+from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
+from loramux_server.lora.rooms import Bytes, PinnedMemory, Rooms, size_of_room
+from loramux_server.lora.slab import GroupShape
+from loramux_server.lora.weight_format import WeightFormat
+from tests.support.fake import HeldExecutor
+
+UNIT = 256 << 10
+CAPACITY = 4 * UNIT
+SIZES = [1, 64 << 10, (64 << 10) + 1, UNIT, UNIT + 1, 3 * UNIT, 5 * UNIT]
+"""Of which the last has no room beside others, nor alone."""
+
+
+class CountedMemory:
+    """Notes which rooms there are."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[int, Bytes] = {}
+        self.num_made = 0
+        self.is_full = False
+
+    def make(self, num_bytes: int) -> Bytes:
+        if self.is_full:
+            raise MemoryError
+        room = np.zeros(num_bytes, np.uint8)
+        self.rooms[id(room)] = room
+        self.num_made += 1
+        return room
+
+    def free(self, room: Bytes) -> None:
+        del self.rooms[id(room)]
+        room.fill(0xFF)  # who still looks at it will know
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(room) for room in self.rooms.values())
+
+
+class RoomsMachine(RuleBasedStateMachine):
+    """Adapters that come, are looked at through tensors and arrays, and go, in any order."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.memory, self.spares = CountedMemory(), HeldExecutor()
+        self.rooms = Rooms(self.memory, CAPACITY, self.spares)
+        self.held: list[tuple[torch.Tensor | npt.NDArray[Any], int]] = []
+        """What lies in a room, and the byte that it is full of."""
+        self.num_taken = 0
+
+    @rule(size=st.sampled_from(SIZES))
+    def take(self, size: int) -> None:
+        before = self.memory.num_made
+        room = self.rooms.take(size)
+        assert (room.shape, room.dtype) == ((size,), torch.uint8)
+        assert self.memory.num_made - before <= 1
+        self.num_taken += 1
+        room.fill_(self.num_taken % 251)
+        self.held.append((room, self.num_taken % 251))
+        # What nobody uses is not kept at the cost of the bound.
+        used = sum(size_of_room(of.nbytes) for of, _ in self.held)
+        assert self.rooms.num_bytes <= max(CAPACITY, used)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def look_at_it_otherwise(self, data: st.DataObject) -> None:
+        """What lies in a room keeps it, whatever it is made of."""
+        index = data.draw(st.integers(0, len(self.held) - 1))
+        seen, byte = self.held[index]
+        if not isinstance(seen, torch.Tensor):
+            self.held[index] = seen.view(np.uint8)[:], byte
+        elif data.draw(st.booleans()):
+            self.held[index] = seen.view(-1)[:], byte
+        else:
+            self.held[index] = seen.view(torch.int8).numpy().view(np.uint8), byte
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def let_go(self, data: st.DataObject) -> None:
+        del self.held[data.draw(st.integers(0, len(self.held) - 1))]
+
+    @precondition(lambda self: len(self.spares) > 0)
+    @rule()
+    def make_a_spare(self) -> None:
+        before = self.rooms.num_bytes
+        self.spares.finish()
+        assert self.rooms.num_bytes <= max(CAPACITY, before)
+
+    @rule(size=st.sampled_from(SIZES))
+    def find_memory_full(self, size: int) -> None:
+        self.memory.is_full = True
+        with suppress(MemoryError):
+            self.held.append((self.rooms.take(size).fill_(7), 7))
+        while len(self.spares):
+            self.spares.finish()
+        self.memory.is_full = False
+
+    @invariant()
+    def no_room_is_given_twice(self) -> None:
+        for seen, byte in getattr(self, "held", []):
+            assert (seen == byte).all()
+
+    @invariant()
+    def all_rooms_are_counted(self) -> None:
+        if hasattr(self, "rooms"):
+            assert self.rooms.num_bytes == self.memory.num_bytes
+
+
+TestRooms = RoomsMachine.TestCase
+TestRooms.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.fixture
+def memory() -> CountedMemory:
+    return CountedMemory()
+
+
+def test_a_room_is_used_again_once_nothing_lies_in_it(memory: CountedMemory) -> None:
+    rooms = Rooms(memory, CAPACITY)
+    first = rooms.take(UNIT)
+    kept = first[5:].numpy()[3:]
+    address = first.data_ptr()
+    del first
+    assert rooms.take(UNIT).data_ptr() != address
+    del kept
+    again = rooms.take(UNIT)
+    other = rooms.take(UNIT - 1)  # of another length, and yet like it
+    assert address in (again.data_ptr(), other.data_ptr())
+    assert memory.num_made == 2
+
+
+def test_after_a_load_there_is_a_room_for_one_more(memory: CountedMemory) -> None:
+    spares = HeldExecutor()
+    rooms = Rooms(memory, CAPACITY, spares)
+    held = [rooms.take(UNIT)]
+    spares.finish()
+    assert memory.num_made == 2
+    held.append(rooms.take(UNIT))
+    assert memory.num_made == 2
+    while len(spares):
+        spares.finish()
+    assert memory.num_made == 3
+    held += [rooms.take(UNIT), rooms.take(UNIT)]
+    while len(spares):
+        spares.finish()
+    assert memory.num_bytes == CAPACITY  # and no spare beyond
+    del held
+    rooms.take(3 * UNIT)
+    assert memory.num_bytes == CAPACITY  # three went for it
+    assert rooms.num_bytes == CAPACITY
+
+
+@pytest.mark.parametrize("num_bytes", [1, 65536, 65537, 10**6, 83_886_080, (1 << 30) - 1, 1 << 30])
+def test_a_room_is_hardly_larger_than_what_it_is_for(num_bytes: int) -> None:
+    size = size_of_room(num_bytes)
+    assert num_bytes <= size <= max(num_bytes * 9 / 8, num_bytes + 65535)
+    assert size % mmap.PAGESIZE == 0
+    assert size_of_room(size) == size
+
+
+def test_threads_share_rooms(memory: CountedMemory) -> None:
+    wrong: list[int] = []
+    with ThreadPoolExecutor(1) as spares:
+        rooms = Rooms(memory, CAPACITY, spares)
+        start = threading.Barrier(4)
+
+        def load(number: int) -> None:
+            start.wait()
+            for turn in range(200):
+                room = rooms.take(SIZES[(number + turn) % 4])
+                room.fill_(number)
+                if not (room == number).all():
+                    wrong.append(turn)
+
+        threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert rooms.num_bytes == memory.num_bytes <= CAPACITY
+
+
+def adapter(seed: int, shapes: list[GroupShape]) -> PackedAdapter:
+    generator = np.random.default_rng(seed)
+
+    def bits(rows: int, columns: int) -> npt.NDArray[np.uint16]:
+        return generator.standard_normal((rows, columns)).astype(np.float16).view(np.uint16)
+
+    layers = [
+        PackedLayer(LayerPlace(group, part), bits(8, shape.in_features), bits(outputs, 8).T)
+        for group, shape in enumerate(shapes)
+        for part, outputs in enumerate(shape.out_features)
+    ]
+    table = np.zeros((len(shapes), 3))
+    return PackedAdapter(
+        8, WeightFormat.FLOAT16, layers, table.astype(np.int32), table.astype(np.float32), 2
+    )
+
+
+def test_adapters_lie_in_rooms_as_they_would_anywhere(memory: CountedMemory) -> None:
+    shapes = [GroupShape(16, (8, 4, 4)), GroupShape(8, (16,))]
+    rooms = Rooms(memory, CAPACITY)
+    device, dtype = torch.device("cpu"), torch.float16
+    slab = ExtendedSlab(shapes, 40, device, dtype, [False, False], rooms)
+    plain = ExtendedSlab(shapes, 40, device, dtype, [False, False])
+    for seed in range(4):
+        wanted = adapter(seed, shapes)
+        packed = slab.pack(wanted)
+        for own, layer in zip(packed.layers, wanted.layers, strict=True):
+            assert np.array_equal(own.a_RK, layer.a_RK)
+            assert np.array_equal(own.b_RN, layer.b_RN)
+        slab.write(8, packed)
+        plain.write(8, plain.pack(wanted))
+        for found, expected in ((slab.a, plain.a), (slab.b, plain.b)):
+            for rows, others in zip(found, expected, strict=True):
+                half = len(rows) // 40 * 8
+                assert torch.equal(rows[half : 2 * half], others[half : 2 * half])
+        del packed, own
+    assert memory.num_made == 1
+
+
+class FakeDriver:
+    """What is pinned."""
+
+    def __init__(self) -> None:
+        self.pinned: dict[int, int] = {}
+        self.code = 0
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        assert flags == 0
+        if not self.code:
+            self.pinned[address] = num_bytes
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.pinned[address]
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    driver = FakeDriver()
+
+    class CudaError(RuntimeError):
+        """As torch has it where there is a GPU."""
+
+    def device(_: torch.device) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    fake = SimpleNamespace(cudart=lambda: driver, device=device, CudaError=CudaError)
+    monkeypatch.setattr(torch, "cuda", fake)
+    return driver
+
+
+def test_memory_is_pinned_as_a_whole_and_given_back(driver: FakeDriver) -> None:
+    memory = PinnedMemory(torch.device("cpu"))
+    rooms = [memory.make(65536), memory.make(4 * UNIT)]
+    assert driver.pinned == {room.ctypes.data: len(room) for room in rooms}
+    assert all(room.ctypes.data % mmap.PAGESIZE == 0 for room in rooms)
+    assert all(room.flags.writeable for room in rooms)
+    for room in rooms:
+        memory.free(room)
+    assert driver.pinned == {}
+
+
+def test_memory_that_cannot_be_pinned_will_do(
+    driver: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = PinnedMemory(torch.device("cpu"))
+    driver.code = 2
+    room = memory.make(UNIT)
+    room.fill(1)
+    assert "262144 bytes for an adapter are not pinned" in caplog.text
+    memory.free(room)
+
+
+def test_no_memory_at_all_is_an_error_of_memory(driver: FakeDriver) -> None:
+    with pytest.raises(MemoryError):
+        PinnedMemory(torch.device("cpu")).make(1 << 60)
+    assert driver.pinned == {}
