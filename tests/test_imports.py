@@ -181,6 +181,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "LoramuxError",
         "Message",
         "Mix",
+        "QuestionAnswering",
         "SamplingOptions",
         "ServerInfo",
         "Usage",

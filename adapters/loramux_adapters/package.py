@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from loramux_adapters.added_tokens import added_tokens_of
+from loramux_adapters.base_names import named_for
 from loramux_adapters.companions import companion_notes
 from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
@@ -83,13 +84,18 @@ class Package:
 
     @property
     def head(self) -> Head | None:
-        """What it classifies with; None where it continues text."""
+        """What it has in place of the layer of logits; None where it continues text."""
         return self.contents.head
 
     @property
     def labels(self) -> Labels | None:
-        """What the outputs of its head mean; None where it has none."""
-        return labels_of(self.head, self.notes) if self.head else None
+        """What the outputs of its head mean; None where there are no labels."""
+        head = self.head
+        return labels_of(head, self.notes) if head and head.task.classifies else None
+
+    def named_for(self, names: Iterable[str]) -> "Package":
+        """Return it with its modules under the names that they have in a base; see `named_for`."""
+        return replace(self, contents=named_for(self.contents, names))
 
     @property
     def method(self) -> str:
@@ -150,8 +156,9 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
         given = {**noted, **(notes or {})}
         if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
             noted = {**noted, "added_tokens": added}
-        if "classification" not in given and contents.head and (told := labels_beside(source)):
-            noted = {**noted, "classification": told}
+        if "classification" not in given and _classifies(contents):
+            told = labels_beside(source)
+            noted = {**noted, "classification": told} if told else noted
         write_package(config, header.tensors, read, output, notes=noted)
 
 
@@ -272,14 +279,18 @@ def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
 
 
 def _check_labels(contents: Contents, notes: Mapping[str, object]) -> None:
-    if contents.head:
+    if contents.head and _classifies(contents):
         labels_of(contents.head, notes)
     elif "classification" in notes:
         raise PackageError(
-            "classification is noted of an adapter without a head: its task_type is neither "
-            "SEQ_CLS nor TOKEN_CLS",
+            "classification is noted of an adapter without a head of labels: its task_type is "
+            "neither SEQ_CLS nor TOKEN_CLS",
             "INVALID_ADAPTER_CONFIG",
         )
+
+
+def _classifies(contents: Contents) -> bool:
+    return contents.head is not None and contents.head.task.classifies
 
 
 def _read(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 from loramux._adapter_types import Adapter, AdapterChange, AdapterStatus, AliasMove
+from loramux._answer_types import Answer, Answers, QuestionAnswering
 from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 
@@ -15,6 +16,8 @@ __all__ = [
     "AdapterIdentity",
     "AdapterStatus",
     "AliasMove",
+    "Answer",
+    "Answers",
     "Chunk",
     "Classification",
     "Completion",
@@ -25,6 +28,7 @@ __all__ = [
     "Mix",
     "PositionLogprobs",
     "QuarantineEntry",
+    "QuestionAnswering",
     "SamplingOptions",
     "ServerInfo",
     "ServerLoad",

@@ -19,6 +19,7 @@ from loramux.v1 import (
     classification_pb2,
     generation_pb2,
     quarantine_pb2,
+    question_answering_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -102,6 +103,14 @@ METHODS: dict[str, Method] = {
         USER, "see",
         lambda name: classification_pb2.ClassifyRequest(
             adapter=name, inputs=[classification_pb2.ClassifyInput(text="a")]
+        ),
+        frozenset({grpc.StatusCode.FAILED_PRECONDITION}),
+    ),
+    f"/{V1}.QuestionAnsweringService/Answer": Method(
+        USER, "see",
+        lambda name: question_answering_pb2.AnswerRequest(
+            adapter=name,
+            inputs=[question_answering_pb2.QuestionInput(question="a", context="b")],
         ),
         frozenset({grpc.StatusCode.FAILED_PRECONDITION}),
     ),

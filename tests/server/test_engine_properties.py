@@ -22,12 +22,12 @@ from tests.support.fake import (
     fake_source,
 )
 
-RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16, 12, 4), start=1))
+RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16, 12, 4, 8), start=1))
 VIRTUAL = {5: (6, False), 6: (17, False), 7: (9, True), 1: (2, True)}
 """Adapter -> virtual tokens that it brings, and whether their keys and values."""
 NUM_BLOCKS = 12
 BROKEN = 8
-TASKS = {9: Task.SEQUENCE, 10: Task.TOKENS}
+TASKS = {9: Task.SEQUENCE, 10: Task.TOKENS, 11: Task.SPANS}
 """Adapters that classify."""
 INVOCATIONS = {2: (7,), 3: (5, 9)}
 """Adapters that are active only from their invocation tokens on, which BEGINNING has twice."""
@@ -55,7 +55,7 @@ def active_from(asked: Asked) -> int:
 def classified(asked: Asked) -> list[int]:
     """Return what the fake model makes of a text that is classified, or of each of its tokens."""
     size = len(asked.prompt)
-    ends = {Task.SEQUENCE: [size], Task.TOKENS: range(1, size + 1)}
+    ends = {Task.SEQUENCE: [size], **dict.fromkeys((Task.TOKENS, Task.SPANS), range(1, size + 1))}
     return [
         completion(asked.prompt[:end], asked.adapter, 1, eos=False)[0]
         for end in (ends[TASKS[asked.adapter]] if asked.adapter in TASKS else [])

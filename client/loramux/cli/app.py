@@ -13,6 +13,7 @@ from loramux._access import CA_VARIABLE, KEY_VARIABLE, PLAINTEXT_VARIABLE
 from loramux.cli import (
     adapters,
     alias,
+    answer,
     bench,
     chat,
     checks,
@@ -122,6 +123,7 @@ _server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)
+app.command("answer")(answer.answer)
 app.command("gateway")(gateway.gateway)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)

@@ -32,7 +32,7 @@ def adapter_model(adapter: Adapter, server: ServerInfo, name: str) -> Object:
 
 
 def models(server: ServerInfo, adapters: list[Adapter]) -> Object:
-    """Return the list of all. What labels texts is left out: it answers none of the requests."""
+    """Return the list of all. What makes no text is left out: it answers none of the requests."""
     found = [
         # A reference names the version; without, the newest one is meant, as in the list.
         adapter_model(adapter, server, adapter.reference.rpartition(":")[0])

@@ -10,7 +10,6 @@ from itertools import chain
 import numpy as np
 import torch
 
-from loramux_adapters.head import Task
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import draws_of
@@ -176,7 +175,7 @@ def _classified(
         head = residence(chunk.digest).head
         assert head is not None
         row = begin + positions.start - chunk.start
-        first = positions.start if chunk.request.task is Task.TOKENS else 0
+        first = positions.start if chunk.request.reads_all else 0
         found.append(Classified(chunk.request, head, first, slice(row, row + len(positions))))
     return tuple(found)
 

@@ -66,7 +66,7 @@ class AdapterSource(Struct, frozen=True):
     has_cache: bool = False
     """Whether it brings keys and values for them; else it is embeddings."""
     task: Task | None = None
-    """What it classifies; None where it continues text."""
+    """What its head reads; None where it continues text."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
         """Return what it is when its weights rest in memory as `resting` says."""
@@ -121,7 +121,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
 
 class Submit(Struct, frozen=True, tag=True):
-    """Generate one completion, or classify one text if that is what the adapter does."""
+    """Generate one completion, or let the head of the adapter read one text if it has one."""
 
     request_id: int
     prompt: list[int]
@@ -267,7 +267,8 @@ class Scores(Struct, frozen=True, array_like=True):
 
     request_id: int
     logits: bytes
-    """Those of each label, float32: of the text as a whole, or of each of its tokens in order."""
+    """Those of each output of its head, float32: of the text as a whole, or of each of its tokens
+    in order."""
 
 
 class Failure(Struct, frozen=True, array_like=True):

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from loramux_adapters.head import Task
 from loramux_server.engine.request import Request
 
 
@@ -53,9 +52,10 @@ class Chunk:
     @property
     def classified(self) -> range:
         """Positions whose hidden states the head of its adapter reads."""
-        if self.request.task is Task.TOKENS:
+        task = self.request.task
+        if task and task.reads_all:
             return range(self.start, self.end)
-        if self.request.task is Task.SEQUENCE and self.is_last:
+        if task and self.is_last:
             return range(self.end - 1, self.end)
         return range(0)
 

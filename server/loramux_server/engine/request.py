@@ -127,8 +127,13 @@ class Request:
 
     @property
     def task(self) -> Task | None:
-        """What it classifies; None where it continues its prompt."""
+        """What the head of its adapter reads; None where it continues its prompt."""
         return self.adapter.task if self.adapter else None
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the hidden state of every token is read."""
+        return self.task is not None and self.task.reads_all
 
     @property
     def own_vocab_size(self) -> int:

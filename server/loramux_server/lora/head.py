@@ -1,4 +1,4 @@
-"""Heads of classification in memory.
+"""Heads in memory: of classification, and of spans.
 
 Legend: T tokens, K width of a hidden state, L labels.
 """

@@ -13,6 +13,7 @@ from loramux.v1 import (
     classification_pb2,
     generation_pb2,
     quarantine_pb2,
+    question_answering_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -38,6 +39,8 @@ from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
+from loramux_server.services.question_answering import QuestionAnsweringService
+from loramux_server.services.reading import Readings
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.server import ServerService
@@ -150,7 +153,7 @@ def build_services(
         default_timeout=config.default_timeout,
         stream_interval=config.stream_interval,
     )
-    classification = ClassificationService(
+    readings = Readings(
         engine=engine,
         registry=registry,
         model=model,
@@ -184,7 +187,12 @@ def build_services(
     return Services(
         {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
-            classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]: classification,
+            classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]: (
+                ClassificationService(readings)
+            ),
+            question_answering_pb2.DESCRIPTOR.services_by_name["QuestionAnsweringService"]: (
+                QuestionAnsweringService(readings)
+            ),
             adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: adapters,
             uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,

@@ -8,9 +8,9 @@ from loramux_adapters.head import Task
 from loramux_server.engine.messages import ModelInfo
 from loramux_server.services.limits import (
     MAX_PROMPT_BYTES,
-    MAX_REQUEST_ID,
-    MAX_ROUTING_KEY,
+    check_names,
     invalid,
+    too_long,
 )
 from loramux_server.services.scoring import Scoring
 from loramux_server.store.reference import parse_reference
@@ -29,12 +29,7 @@ def check_request(request: classification_pb2.ClassifyRequest, model: ModelInfo)
     if not request.adapter:
         raise invalid("adapter", "", "a reference: the base model has no head to classify with")
     parse_reference(request.adapter, "adapter")
-    if len(request.routing_key) > MAX_ROUTING_KEY:
-        raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
-    if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
-        raise invalid(
-            "request_id", request.request_id, f"at most {MAX_REQUEST_ID} printable characters"
-        )
+    check_names(request.request_id, request.routing_key)
     if not 1 <= len(request.inputs) <= MAX_INPUTS:
         raise invalid("inputs", f"{len(request.inputs)} entries", f"1 to {MAX_INPUTS}")
     size = 0
@@ -53,7 +48,7 @@ def check_sizes(lengths: Sequence[int], scoring: Scoring, model: ModelInfo) -> N
     """
     for index, length in enumerate(lengths):
         if length > model.context_length:
-            raise _too_long(f"inputs[{index}]", length, model)
+            raise too_long(f"inputs[{index}]", length, model)
     num_labels = len(scoring.labels.names)
     if scoring.task is Task.TOKENS and sum(lengths) * num_labels > MAX_NUMBERS:
         raise invalid(
@@ -77,12 +72,4 @@ def _check_input(field: str, each: classification_pb2.ClassifyInput, model: Mode
             field=f"{field}.text",
         )
     if len(each.token_ids) > model.context_length:
-        raise _too_long(f"{field}.token_ids", len(each.token_ids), model)
-
-
-def _too_long(field: str, length: int, model: ModelInfo) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"{field} has {length} tokens; the context has {model.context_length}",
-        reason="CONTEXT_LENGTH_EXCEEDED",
-        field=field,
-    )
+        raise too_long(f"{field}.token_ids", len(each.token_ids), model)

@@ -12,6 +12,7 @@ _FINISH = {
 }
 
 CLASSIFY = "classify"
+ANSWER = "answer"
 
 
 def operation_of(request: generation_pb2.GenerateRequest) -> str:
@@ -52,12 +53,19 @@ def asked(
     }
 
 
-def asked_to_classify(
-    *, model: str, request_id: str, num_texts: int, num_tokens: int, adapter: str, digest: str
+def asked_to_read(
+    *,
+    operation: str,
+    model: str,
+    request_id: str,
+    num_texts: int,
+    num_tokens: int,
+    adapter: str,
+    digest: str,
 ) -> Attributes:
-    """Return the same of texts to classify, for which the conventions have no name."""
+    """Return the same of texts that are read alone, for which the conventions have few names."""
     return {
-        "gen_ai.operation.name": CLASSIFY,
+        "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "loramux",
         "gen_ai.request.model": model,
         "gen_ai.response.model": model,

@@ -49,16 +49,23 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
         InvalidArgumentError: One is not; the message names it, its value and what would be right.
     """
     _check_prompt(request, model)
-    if len(request.routing_key) > MAX_ROUTING_KEY:
-        raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
-    if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
-        raise invalid(
-            "request_id", request.request_id, f"at most {MAX_REQUEST_ID} printable characters"
-        )
+    check_names(request.request_id, request.routing_key)
     _check_lengths(request.sampling, model)
     _check_shaping(request.sampling, model)
     _check_stops(request.sampling, model)
     check_form(request.sampling, model)
+
+
+def check_names(request_id: str, routing_key: str) -> None:
+    """Demand that what a caller names a request, and the key of an alias, are within limits.
+
+    Raises:
+        InvalidArgumentError: One is not.
+    """
+    if len(routing_key) > MAX_ROUTING_KEY:
+        raise invalid("routing_key", routing_key, f"at most {MAX_ROUTING_KEY} characters")
+    if len(request_id) > MAX_REQUEST_ID or not request_id.isprintable():
+        raise invalid("request_id", request_id, f"at most {MAX_REQUEST_ID} printable characters")
 
 
 def samplings(
@@ -231,6 +238,15 @@ def _check_messages(request: generation_pb2.GenerateRequest) -> None:
         raise invalid("messages", f"{size} bytes of content", f"at most {MAX_PROMPT_BYTES}")
     if request.messages and request.parse_special_tokens:
         raise invalid("parse_special_tokens", True, "false: contents of messages are plain text")
+
+
+def too_long(field: str, length: int, model: ModelInfo) -> InvalidArgumentError:
+    """Return the error of a text of the request field `field`, which does not fit the context."""
+    return InvalidArgumentError(
+        f"{field} has {length} tokens; the context has {model.context_length}",
+        reason="CONTEXT_LENGTH_EXCEEDED",
+        field=field,
+    )
 
 
 def _no_room(

@@ -69,7 +69,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     Raises:
         PackageError: It cannot; the message says why.
     """
-    package = read_package(file, size)
+    package = read_package(file, size).named_for(base.layers)
     _check_notes(package, base)
     contents = package.contents
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)

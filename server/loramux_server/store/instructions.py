@@ -72,7 +72,7 @@ def _read(path: Path) -> Instruction | None:
             header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
             manifest = parse_manifest(header["__metadata__"][MANIFEST_KEY])
             labels = None
-            if manifest.peft_config.get("task_type") in set(Task):
+            if manifest.peft_config.get("task_type") in (Task.SEQUENCE, Task.TOKENS):
                 labels = read_package(file, os.fstat(file.fileno()).st_size).labels
         notes = manifest.notes
         added = parse_added_tokens(cast(list[object], notes.get("added_tokens", [])), "the package")

@@ -35,7 +35,7 @@ class AdapterRecord:
     has_cache: bool
     """Whether it brings keys and values for them."""
     task: str
-    """What it classifies, as PEFT's `task_type` calls that; empty where it continues text."""
+    """What its head reads, as PEFT's `task_type` calls that; empty where it continues text."""
     method: str
     """What trained it, as PEFT calls that."""
     invocation: tuple[int, ...]
