@@ -176,6 +176,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "Classification",
         "Client",
         "Completion",
+        "Embedding",
         "FinishReason",
         "Generation",
         "LoramuxError",

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 import grpc
 
-from loramux import _answer_wire, _classification_wire, _wire
+from loramux import _answer_wire, _classification_wire, _embedding_wire, _wire
 from loramux._classification_wire import Text
-from loramux.types import Classification, QuestionAnswering
+from loramux.types import Classification, Embedding, QuestionAnswering
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
+from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from loramux.v1.question_answering_pb2_grpc import QuestionAnsweringServiceStub
 
 
 class AsyncTexts:
-    """Labels texts, and finds answers in them."""
+    """Labels texts, finds answers in them, and makes vectors of them."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
         self._classification = ClassificationServiceStub(channel)
         self._answers = QuestionAnsweringServiceStub(channel)
+        self._embedding = EmbeddingServiceStub(channel)
         self._timeout = timeout
 
     async def classify(
@@ -89,6 +91,39 @@ class AsyncTexts:
         with _wire.raising():
             return _answer_wire.question_answering(
                 await self._answers.Answer(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
+            )
+
+    async def embed(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        adapter: str | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        routing_key: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Embedding:
+        """Return the vector of each of `texts`; see `Client.embed`."""
+        request = _embedding_wire.embed_request(
+            texts,
+            adapter,
+            pooling,
+            normalize,
+            dimensions,
+            request_id,
+            routing_key,
+            parse_special_tokens,
+            add_special_tokens,
+        )
+        with _wire.raising():
+            return _embedding_wire.embedding(
+                await self._embedding.Embed(
                     request, timeout=self._timeout if timeout is None else timeout
                 )
             )

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 import grpc
 
-from loramux import _answer_wire, _classification_wire, _wire
+from loramux import _answer_wire, _classification_wire, _embedding_wire, _wire
 from loramux._classification_wire import Text
-from loramux.types import Classification, QuestionAnswering
+from loramux.types import Classification, Embedding, QuestionAnswering
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
+from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from loramux.v1.question_answering_pb2_grpc import QuestionAnsweringServiceStub
 
 
 class Texts:
-    """Labels texts, and finds answers in them."""
+    """Labels texts, finds answers in them, and makes vectors of them."""
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
         self._classification = ClassificationServiceStub(channel)
         self._answers = QuestionAnsweringServiceStub(channel)
+        self._embedding = EmbeddingServiceStub(channel)
         self._timeout = timeout
 
     def classify(
@@ -123,4 +125,52 @@ class Texts:
         with _wire.raising():
             return _answer_wire.question_answering(
                 self._answers.Answer(request, timeout=self._timeout if timeout is None else timeout)
+            )
+
+    def embed(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        adapter: str | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        request_id: str = "",
+        routing_key: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Embedding:
+        """Return the vector of each of `texts`, made of the model's last hidden states.
+
+        Args:
+            texts: One text, or up to 64; token ids of the base model can stand for each of several.
+            adapter: Reference to the adapter, as `generate` takes it; None for the base model.
+            pooling: How the states of a text become one: `last`, `mean` or `first`; None means what
+                the adapter's package says, or else `last`.
+            normalize: Make the length of each vector 1; None means what the package says, or else
+                True.
+            dimensions: Keep so many of the first numbers of each vector; None means all.
+            timeout: Seconds that the call may take.
+            request_id: Names the request in replies and logs.
+            routing_key: Chooses the version where an alias stands for several.
+            parse_special_tokens: Let text such as `</s>` be a control token.
+            add_special_tokens: Let the tokenizer add its own tokens to each text.
+        """
+        request = _embedding_wire.embed_request(
+            texts,
+            adapter,
+            pooling,
+            normalize,
+            dimensions,
+            request_id,
+            routing_key,
+            parse_special_tokens,
+            add_special_tokens,
+        )
+        with _wire.raising():
+            return _embedding_wire.embedding(
+                self._embedding.Embed(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
             )

@@ -8,6 +8,7 @@ from typing import TypeAlias, TypedDict
 from loramux._adapter_types import Adapter, AdapterChange, AdapterStatus, AliasMove
 from loramux._answer_types import Answer, Answers, QuestionAnswering
 from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
+from loramux._embedding_types import Embedding
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Chunk",
     "Classification",
     "Completion",
+    "Embedding",
     "FinishReason",
     "Generation",
     "LabelScore",

@@ -17,6 +17,7 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     classification_pb2,
+    embedding_pb2,
     generation_pb2,
     quarantine_pb2,
     question_answering_pb2,
@@ -105,6 +106,12 @@ METHODS: dict[str, Method] = {
             adapter=name, inputs=[classification_pb2.ClassifyInput(text="a")]
         ),
         frozenset({grpc.StatusCode.FAILED_PRECONDITION}),
+    ),
+    f"/{V1}.EmbeddingService/Embed": Method(
+        USER, "see",
+        lambda name: embedding_pb2.EmbedRequest(
+            adapter=name, inputs=[embedding_pb2.EmbedInput(text="a")]
+        ),
     ),
     f"/{V1}.QuestionAnsweringService/Answer": Method(
         USER, "see",

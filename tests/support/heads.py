@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from loramux_adapters.head import Task
 from loramux_server.commands.demo import DEMO
 from tests.support.classifiers import classifier, expected_logits, save_classifier
 from tests.support.collector import Collector
+from tests.support.embedders import bare, expected_states, save_embedder, write_sentence_files
 from tests.support.server import RunningServer
 
 LABELS = {"mood": ["bad", "so-so", "good"], "tags": ["O", "B", "I", "X", "Y"]}
@@ -31,6 +32,8 @@ HEADS = {
     "finder": (Task.SPANS, 2),
 }
 """Adapter -> its task, and how many outputs it has."""
+EMBEDDERS = {"vectors": "FEATURE_EXTRACTION", "writer": "CAUSAL_LM"}
+"""The same of adapters without a head, whose hidden states are asked for."""
 
 
 @dataclass
@@ -43,6 +46,11 @@ class Served:
     folder: Path
     """Where PEFT saved the adapters."""
     collector: Collector
+    base: PreTrainedModel
+
+    def states(self, name: str | None, text: str) -> torch.Tensor:
+        model = self.adapters[name] if name else self.base
+        return expected_states(model, self.tokenizer(text).input_ids)
 
     def logits(self, name: str, text: str) -> torch.Tensor:
         return expected_logits(self.adapters[name], self.tokenizer(text).input_ids)
@@ -59,6 +67,13 @@ def serving_heads(folder: Path, server_folder: Path) -> Iterator[Served]:
         )
         model = classifier(base, task, num_labels)
         adapters[name] = save_classifier(model, config, folder / name, seed=seed)
+    for name, kind in EMBEDDERS.items():
+        model = bare(base) if kind == "FEATURE_EXTRACTION" else base
+        adapters[name] = save_embedder(
+            model, folder / name, seed=9, task_type=kind, r=4,
+            target_modules=["q_proj", "down_proj"],
+        )  # fmt: skip
+    write_sentence_files(folder / "vectors", "mean", normalizes=False)
     for name, labels in LABELS.items():
         config = {"id2label": dict(enumerate(labels))}
         (folder / name / "config.json").write_text(json.dumps(config))
@@ -78,7 +93,7 @@ def serving_heads(folder: Path, server_folder: Path) -> Iterator[Served]:
             "--tracing-endpoint", collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50",
         ) as server,
     ):  # fmt: skip
-        yield Served(server, adapters, tokenizer, folder, collector)
+        yield Served(server, adapters, tokenizer, folder, collector, base)
 
 
 def run(*arguments: str) -> str:

@@ -18,6 +18,7 @@ from loramux.cli import (
     chat,
     checks,
     classify,
+    embed,
     gateway,
     generate,
     inspection,
@@ -124,6 +125,7 @@ app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)
 app.command("answer")(answer.answer)
+app.command("embed")(embed.embed)
 app.command("gateway")(gateway.gateway)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)

@@ -28,6 +28,11 @@ class Head:
         return torch.stack(rows)
 
 
+def states(hidden_TK: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states themselves, float32: what is read of a text that is embedded."""
+    return hidden_TK.float()
+
+
 def pack_head(found: head.Head, read: Callable[[TensorInfo], torch.Tensor]) -> Head:
     """Return the head `found` of a package, whose tensors `read` returns."""
     bias_L = read(found.bias) if found.bias else torch.zeros(found.num_labels)

@@ -11,6 +11,7 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     classification_pb2,
+    embedding_pb2,
     generation_pb2,
     quarantine_pb2,
     question_answering_pb2,
@@ -33,6 +34,7 @@ from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.classification import ClassificationService
 from loramux_server.services.descriptions import Descriptions
+from loramux_server.services.embedding import EmbeddingService
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
@@ -189,6 +191,9 @@ def build_services(
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
             classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]: (
                 ClassificationService(readings)
+            ),
+            embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]: EmbeddingService(
+                readings
             ),
             question_answering_pb2.DESCRIPTOR.services_by_name["QuestionAnsweringService"]: (
                 QuestionAnsweringService(readings)

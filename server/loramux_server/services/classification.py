@@ -5,11 +5,10 @@ from loramux.v1 import classification_pb2
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.rpc import Context
 from loramux_server.services.classification_limits import check_request, check_sizes
-from loramux_server.services.descriptions import identity_of
 from loramux_server.services.gen_ai import CLASSIFY
-from loramux_server.services.limits import check_tokens, invalid
-from loramux_server.services.reading import Reading, Readings, told_of
-from loramux_server.services.scoring import PROBLEMS, Scoring, Text
+from loramux_server.services.limits import invalid
+from loramux_server.services.reading import Readings, told_of
+from loramux_server.services.scoring import PROBLEMS, Scoring
 from loramux_server.services.tasks import check_classifies
 from loramux_server.store.instructions import Instruction
 
@@ -27,7 +26,7 @@ class ClassificationService:
         opened = self._readings.opened(request, context, check_request, check_classifies)
         async with opened as reading:
             scoring = _scoring(request, reading.source, reading.told)
-            texts = await self._texts(request, reading)
+            texts = await self._readings.texts(request, reading)
             check_sizes([len(text.tokens) for text in texts], scoring, self._readings.model)
             found = await self._readings.run(reading, CLASSIFY, [text.tokens for text in texts])
             results = await told_of(
@@ -38,7 +37,7 @@ class ClassificationService:
             )
             response = classification_pb2.ClassifyResponse(
                 request_id=reading.request_id,
-                adapter=identity_of(reading.record),
+                adapter=reading.identity,
                 problem_type=PROBLEMS[scoring.labels.problem],
                 labels=scoring.labels.names,
                 results=results,
@@ -47,29 +46,9 @@ class ClassificationService:
             response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
             return response
 
-    async def _texts(
-        self, request: classification_pb2.ClassifyRequest, reading: Reading
-    ) -> list[Text]:
-        """Return the inputs of `request` as tokens."""
-        adds = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        vocab_size = reading.record.vocab_size or self._readings.model.vocab_size
-        texts = []
-        for index, each in enumerate(request.inputs):
-            if each.token_ids:
-                text = Text(list(each.token_ids), [None] * len(each.token_ids))
-                check_tokens(f"inputs[{index}].token_ids", text.tokens, vocab_size)
-            else:
-                tokens, places = await self._readings.prompts.placed(
-                    each.text, f"inputs[{index}].text", reading.told,
-                    parse_special=request.parse_special_tokens, add_special=adds,
-                )  # fmt: skip
-                text = Text(tokens, places)
-            texts.append(text)
-        return texts
-
 
 def _scoring(
-    request: classification_pb2.ClassifyRequest, source: AdapterSource, told: Instruction
+    request: classification_pb2.ClassifyRequest, source: AdapterSource | None, told: Instruction
 ) -> Scoring:
     """Return how results are told.
 
@@ -77,7 +56,7 @@ def _scoring(
         InvalidArgumentError: There are not so many labels as are asked for.
         DataLossError: The package cannot be read.
     """
-    if told.labels is None or source.task is None:
+    if told.labels is None or source is None or source.task is None:
         raise DataLossError(
             "the stored adapter cannot be read: what its labels are is not known",
             reason="ADAPTER_DAMAGED",

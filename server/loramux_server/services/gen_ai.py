@@ -13,6 +13,7 @@ _FINISH = {
 
 CLASSIFY = "classify"
 ANSWER = "answer"
+EMBED = "embeddings"
 
 
 def operation_of(request: generation_pb2.GenerateRequest) -> str:
@@ -61,7 +62,7 @@ def asked_to_read(
     num_texts: int,
     num_tokens: int,
     adapter: str,
-    digest: str,
+    digest: str | None,
 ) -> Attributes:
     """Return the same of texts that are read alone, for which the conventions have few names."""
     return {
@@ -72,7 +73,7 @@ def asked_to_read(
         "gen_ai.response.id": request_id,
         "gen_ai.usage.input_tokens": num_tokens,
         "loramux.texts": num_texts,
-        "loramux.adapter.name": adapter,
+        "loramux.adapter.name": adapter or None,
         "loramux.adapter.digest": digest,
     }
 

@@ -240,15 +240,6 @@ def _check_messages(request: generation_pb2.GenerateRequest) -> None:
         raise invalid("parse_special_tokens", True, "false: contents of messages are plain text")
 
 
-def too_long(field: str, length: int, model: ModelInfo) -> InvalidArgumentError:
-    """Return the error of a text of the request field `field`, which does not fit the context."""
-    return InvalidArgumentError(
-        f"{field} has {length} tokens; the context has {model.context_length}",
-        reason="CONTEXT_LENGTH_EXCEEDED",
-        field=field,
-    )
-
-
 def _no_room(
     field: str, num_prompt: int, model: ModelInfo, num_virtual: int = 0
 ) -> InvalidArgumentError:

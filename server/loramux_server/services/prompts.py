@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
 
 from tokenizers import Encoding
@@ -17,6 +18,15 @@ from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
 
 KEPT = 4
 """Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that is read, as tokens."""
+
+    tokens: list[int]
+    places: list[Span | None]
+    """Where in the text each of them is; None where it is of no text."""
 
 
 class Prompts:
@@ -91,7 +101,7 @@ class Prompts:
         *,
         parse_special: bool,
         add_special: bool,
-    ) -> tuple[list[int], list[Span | None]]:
+    ) -> Text:
         """Return the tokens of `text`, the request field `field`, and where in it each is.
 
         Raises:
@@ -106,7 +116,7 @@ class Prompts:
         found = encode() if len(text) < OFF_LOOP else await asyncio.to_thread(encode)
         if not found[0]:
             raise no_tokens(field)
-        return found
+        return Text(*found)
 
     async def pair(
         self,

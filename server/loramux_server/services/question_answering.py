@@ -2,7 +2,6 @@
 
 from loramux.v1 import question_answering_pb2
 from loramux_server.rpc import Context
-from loramux_server.services.descriptions import identity_of
 from loramux_server.services.gen_ai import ANSWER
 from loramux_server.services.prompts import no_tokens
 from loramux_server.services.question_limits import (
@@ -42,7 +41,7 @@ class QuestionAnsweringService:
             )
             response = question_answering_pb2.AnswerResponse(
                 request_id=reading.request_id,
-                adapter=identity_of(reading.record),
+                adapter=reading.identity,
                 results=results,
                 timing=reading.observer.timing(),
             )

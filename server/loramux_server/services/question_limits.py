@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import question_answering_pb2
 from loramux_server.engine.messages import ModelInfo
+from loramux_server.services.input_limits import MAX_INPUTS
 from loramux_server.services.limits import MAX_PROMPT_BYTES, check_names, invalid
 from loramux_server.services.spans import Pair, Window
 from loramux_server.store.reference import parse_reference
 
-MAX_INPUTS = 64
 MAX_WINDOWS = 256
 """Windows of a request."""
 MAX_TOP_K = 100

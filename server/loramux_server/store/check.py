@@ -152,7 +152,7 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
         edit_bytes=num_edit_bytes(package),
         virtual_tokens=package.virtual.count if package.virtual else 0,
         has_cache=bool(package.virtual and package.virtual.has_cache),
-        task=package.head.task if package.head else "",
+        task=package.task,
         method=package.method,
         invocation=package.contents.invocation,
         target_modules=tuple(package.target_modules),
