@@ -24,7 +24,7 @@ _TASKS = """\
 
 What the adapter was trained for, `task_type` of PEFT, decides which calls it answers. Layers may
 have the names that transformers gives them for that task: `transformer.layers` of
-`LlamaForQuestionAnswering` are `model.layers` of the base.
+`LlamaForQuestionAnswering` are `model.layers` of the base, and so are `layers` of `AutoModel`.
 
 | `task_type` | |
 | --- | --- |
@@ -32,9 +32,11 @@ have the names that transformers gives them for that task: `transformer.layers` 
 | `SEQ_CLS` | labels texts by a head, `score` or `classifier` |
 | `TOKEN_CLS` | labels each token by a head, `score` or `classifier` |
 | `QUESTION_ANS` | finds answers in texts by a head, `qa_outputs` |
+| `FEATURE_EXTRACTION` | embeds texts |
 
-A head is one linear layer that was trained whole. Others, and heads beside virtual tokens, are
-refused.
+What continues text embeds as well, unless it brings virtual tokens or waits for invocation tokens;
+FEATURE_EXTRACTION continues none, since no layer of logits was there when it was trained. A head is
+one linear layer that was trained whole. Others, and heads beside virtual tokens, are refused.
 """
 
 

@@ -74,7 +74,7 @@ def test_a_catalog_without_versions_becomes_version_1_of_each_name(tmp_path: Pat
     assert "adapters" not in tables  # nothing would keep it true
 
 
-@pytest.mark.parametrize("form", ["2", "3", "4", "5", "6"])
+@pytest.mark.parametrize("form", ["2", "3", "4", "5", "6", "7"])
 def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     tmp_path: Path, form: str
 ) -> None:
@@ -127,7 +127,7 @@ def test_tables_are_those_of_their_format(tmp_path: Path) -> None:
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type DESC, name"
     found = [" ".join(sql.split()) + ";" for (sql,) in connection.execute(query)]
     connection.close()
-    assert FORMAT == 7
+    assert FORMAT == 8
     assert found == Path(__file__).with_name("catalog.sql").read_text().splitlines()
 
 
