@@ -2,6 +2,7 @@
 
 from loramux.v1 import question_answering_pb2
 from loramux_server.rpc import Context
+from loramux_server.services.answers import Best, Pair
 from loramux_server.services.gen_ai import ANSWER
 from loramux_server.services.prompts import no_tokens
 from loramux_server.services.question_limits import (
@@ -11,7 +12,6 @@ from loramux_server.services.question_limits import (
     windows_of,
 )
 from loramux_server.services.reading import Reading, Readings, told_of
-from loramux_server.services.spans import Best, Pair
 from loramux_server.services.tasks import check_answers
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import question_answering_pb2
 from loramux_server.engine.messages import ModelInfo
+from loramux_server.services.answers import Pair, Window
 from loramux_server.services.input_limits import MAX_INPUTS
 from loramux_server.services.limits import MAX_PROMPT_BYTES, check_names, invalid
-from loramux_server.services.spans import Pair, Window
 from loramux_server.store.reference import parse_reference
 
 MAX_WINDOWS = 256

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import question_answering_pb2
+from loramux_server.services.answers import Best, Pair
 from loramux_server.services.question_limits import (
     MAX_WINDOWS,
     WindowSize,
@@ -20,7 +21,6 @@ from loramux_server.services.question_limits import (
     size_of,
     windows_of,
 )
-from loramux_server.services.spans import Best, Pair
 from loramux_server.tokenizer import TextTokenizer
 from tests.support.models import byte_tokenizer
 from tests.support.questions import pipeline_answers
