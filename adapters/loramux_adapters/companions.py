@@ -1,4 +1,4 @@
-"""What trainers save beside an adapter, and its package keeps: a chat template, how to sample."""
+"""What trainers save beside an adapter, and its package keeps: a chat template, defaults, …."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -10,11 +10,13 @@ from loramux_adapters.generation_config import MAX_BYTES as MAX_GENERATION_BYTES
 from loramux_adapters.generation_config import defaults_of
 from loramux_adapters.labels import CONFIG_FILE as MODEL_FILE
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
+from loramux_adapters.sentence_transformers import FILES as SENTENCE_FILES
+from loramux_adapters.sentence_transformers import embedding_beside
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer_config.json"
 MAX_TOKENIZER_BYTES = 16 << 20
-COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE)
+COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE, *SENTENCE_FILES)
 """All files that are looked at."""
 
 
@@ -31,6 +33,8 @@ def companion_notes(source: Path, but: Collection[str] = ()) -> dict[str, object
         defaults = defaults_of(read_object(source, GENERATION_FILE, MAX_GENERATION_BYTES))
         if defaults:
             notes["generation"] = defaults
+    if "embedding" not in but and (embedding := embedding_beside(source)):
+        notes["embedding"] = embedding
     return notes
 
 

@@ -128,7 +128,9 @@ class Contents:
     invocation: tuple[int, ...] = ()
     """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
     head: Head | None = None
-    """What classifies in place of the layer of logits; it changes no module of the base."""
+    """What it has in place of the layer of logits; it changes no module of the base."""
+    task: str = ""
+    """What it was trained for, as PEFT's `task_type` calls that; empty if that is not said."""
 
     @property
     def outer_modules(self) -> list[LoraModule]:

@@ -19,6 +19,26 @@ config classes, so that a field of a later version cannot slip past. `BOTTLENECK
 calls the bottleneck adapters of the `adapters` library (Houlsby, Pfeiffer, parallel).
 """
 
+_TASKS = """\
+## Tasks
+
+What the adapter was trained for, `task_type` of PEFT, decides which calls it answers. Layers may
+have the names that transformers gives them for that task: `transformer.layers` of
+`LlamaForQuestionAnswering` are `model.layers` of the base, and so are `layers` of `AutoModel`.
+
+| `task_type` | |
+| --- | --- |
+| `CAUSAL_LM`, or none | continues text |
+| `SEQ_CLS` | labels texts by a head, `score` or `classifier` |
+| `TOKEN_CLS` | labels each token by a head, `score` or `classifier` |
+| `QUESTION_ANS` | finds answers in texts by a head, `qa_outputs` |
+| `FEATURE_EXTRACTION` | embeds texts |
+
+What continues text embeds as well, unless it brings virtual tokens or waits for invocation tokens;
+FEATURE_EXTRACTION continues none, since no layer of logits was there when it was trained. A head is
+one linear layer that was trained whole. Others, and heads beside virtual tokens, are refused.
+"""
+
 
 def field_table() -> str:
     """Return the document."""
@@ -31,7 +51,7 @@ def all_fields() -> Mapping[str, Fields]:
 
 
 def _lines() -> Iterator[str]:
-    yield from (_HEAD, "## Methods", "", "| `peft_type` | |", "| --- | --- |")
+    yield from (_HEAD, _TASKS, "## Methods", "", "| `peft_type` | |", "| --- | --- |")
     rows = dict.fromkeys(KINDS, "served")
     rows |= dict.fromkeys(FOLDED, "made a LoRA by `loramux pack`")
     rows |= {name: f"refused: {why}" for name, why in REFUSED.items()}

@@ -1,4 +1,4 @@
-"""Heads of classification: what a model for another task has in place of the layer of logits."""
+"""Heads: what a model for another task has in place of the layer of logits."""
 
 import enum
 from dataclasses import dataclass
@@ -9,12 +9,24 @@ MAX_LABELS = 4096
 
 
 class Task(enum.StrEnum):
-    """What a head classifies, as `task_type` calls it."""
+    """What a head reads, as `task_type` calls it."""
 
     SEQUENCE = "SEQ_CLS"
     """A text as a whole, by its last token."""
     TOKENS = "TOKEN_CLS"
-    """Each token of a text."""
+    """Each token of a text, to label it."""
+    SPANS = "QUESTION_ANS"
+    """Each token of a question and a context, to say how well an answer begins and ends there."""
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether every token is read; else the last one alone."""
+        return self is not Task.SEQUENCE
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the outputs are labels."""
+        return self is not Task.SPANS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +41,7 @@ class Head:
 
     @property
     def num_labels(self) -> int:
-        """How many labels there are."""
+        """How many labels there are; of `SPANS` two, for begin and end."""
         return self.weight.shape[0]
 
     @property

@@ -146,7 +146,10 @@ def read_contents(
     kind = kind_of(config)
     checked: AdapterConfig = kind.check(config)
     head, others = take_head(config, tensors)
-    return checked, replace(kind.contents(checked, others), head=head)
+    task = config.get("task_type")
+    return checked, replace(
+        kind.contents(checked, others), head=head, task=task if isinstance(task, str) else ""
+    )
 
 
 def _why_not(name: object) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loramux_adapters.added_tokens import parse_added_tokens
+from loramux_adapters.embedding import check_embedding
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.generation import check_generation
 from loramux_adapters.labels import check_labels
@@ -25,6 +26,7 @@ NOTES: Mapping[str, tuple[type, str]] = {
     "generation": (dict, "an object"),
     "added_tokens": (list, "a list"),
     "classification": (dict, "an object"),
+    "embedding": (dict, "an object"),
     "licence": (str, "a string"),
     "provenance": (dict, "an object"),
     "evaluation": (dict, "an object"),
@@ -97,6 +99,9 @@ def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]
     classification = notes.get("classification")
     if isinstance(classification, dict):
         check_labels(classification, f"{where}: classification")
+    embedding = notes.get("embedding")
+    if isinstance(embedding, dict):
+        check_embedding(embedding, f"{where}: embedding")
     added = notes.get("added_tokens")
     if isinstance(added, list):
         parse_added_tokens(added, f"{where}: added_tokens")

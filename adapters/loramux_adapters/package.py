@@ -7,18 +7,20 @@ input gives equal bytes, and the SHA-256 of those bytes is the adapter's identit
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from loramux_adapters.added_tokens import added_tokens_of
+from loramux_adapters.base_names import FEATURES, named_for
 from loramux_adapters.companions import companion_notes
 from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
+from loramux_adapters.embedding import Embedding, embedding_of
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular, read_object
-from loramux_adapters.head import Head
+from loramux_adapters.head import Head, Task
 from loramux_adapters.kinds import AdapterConfig, kind_of, read_contents
 from loramux_adapters.labels import Labels, labels_beside, labels_of
 from loramux_adapters.lora import LoraModule
@@ -83,13 +85,30 @@ class Package:
 
     @property
     def head(self) -> Head | None:
-        """What it classifies with; None where it continues text."""
+        """What it has in place of the layer of logits; None where it continues text."""
         return self.contents.head
 
     @property
     def labels(self) -> Labels | None:
-        """What the outputs of its head mean; None where it has none."""
-        return labels_of(self.head, self.notes) if self.head else None
+        """What the outputs of its head mean; None where there are no labels."""
+        head = self.head
+        return labels_of(head, self.notes) if head and head.task.classifies else None
+
+    def named_for(self, names: Iterable[str]) -> "Package":
+        """Return it with its modules under the names that they have in a base; see `named_for`."""
+        return replace(self, contents=named_for(self.contents, names))
+
+    @property
+    def task(self) -> str:
+        """What it does instead of continuing text, as `task_type` calls that; empty if nothing."""
+        if self.head:
+            return str(self.head.task)
+        return FEATURES if self.contents.task == FEATURES else ""
+
+    @property
+    def embedding(self) -> Embedding:
+        """How it makes one vector of a text, where it is asked for one."""
+        return embedding_of(self.notes)
 
     @property
     def method(self) -> str:
@@ -126,7 +145,7 @@ def read_package(file: BinaryIO, size: int) -> Package:
         )
     manifest = parse_manifest(header.metadata[MANIFEST_KEY])
     checked, contents = _read(manifest.peft_config, header.tensors)
-    _check_labels(contents, manifest.notes)
+    _check_use(contents, manifest.notes)
     return Package(checked, manifest.peft_config, manifest.notes, contents, header)
 
 
@@ -140,7 +159,9 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
     """
     config = read_config(source)
     kind_of(config).check(config)  # before the tensors: the clearer message comes first
-    noted = read_notes(source, notes)
+    # What has a head makes no vectors, whatever lies beside it.
+    has_head = config.get("task_type") in set(Task)
+    noted = read_notes(source, notes, but=("embedding",) if has_head else ())
     with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
         read = tensor_reader(file, header.data_start)
@@ -150,8 +171,9 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
         given = {**noted, **(notes or {})}
         if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
             noted = {**noted, "added_tokens": added}
-        if "classification" not in given and contents.head and (told := labels_beside(source)):
-            noted = {**noted, "classification": told}
+        if "classification" not in given and _classifies(contents):
+            told = labels_beside(source)
+            noted = {**noted, "classification": told} if told else noted
         write_package(config, header.tensors, read, output, notes=noted)
 
 
@@ -171,7 +193,7 @@ def write_package(
         PackageError: Config and tensors are not an adapter that can be served.
     """
     _, contents = _read(peft_config, tensors)
-    _check_labels(contents, notes)
+    _check_use(contents, notes)
     # Wide items first, so that every tensor is aligned; then by name.
     order = sorted(tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
     if notes and "tensors" not in notes:
@@ -225,12 +247,12 @@ def read_config(source: Path) -> dict[str, object]:
 
 
 def read_notes(
-    source: Path, notes: Mapping[str, object | None] | None = None
+    source: Path, notes: Mapping[str, object | None] | None = None, *, but: Collection[str] = ()
 ) -> Mapping[str, object]:
     """Return the notes for an adapter in the folder `source`.
 
     They are those in `notes`, then those of `loramux.json`, then those of other files beside the
-    adapter. None in `notes` leaves one out.
+    adapter, except those in `but`. None in `notes` leaves one out.
 
     Raises:
         PackageError: They are malformed.
@@ -239,7 +261,7 @@ def read_notes(
     if (source / NOTES_FILE).exists():
         noted = check_notes(read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
     given = {**noted, **(notes or {})}
-    found = {**companion_notes(source, but=given.keys()), **given}
+    found = {**companion_notes(source, but={*given, *but}), **given}
     return check_notes({n: note for n, note in found.items() if note is not None}, str(source))
 
 
@@ -271,15 +293,24 @@ def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
         end += tensor.num_bytes
 
 
-def _check_labels(contents: Contents, notes: Mapping[str, object]) -> None:
-    if contents.head:
+def _check_use(contents: Contents, notes: Mapping[str, object]) -> None:
+    if contents.head and _classifies(contents):
         labels_of(contents.head, notes)
     elif "classification" in notes:
         raise PackageError(
-            "classification is noted of an adapter without a head: its task_type is neither "
-            "SEQ_CLS nor TOKEN_CLS",
+            "classification is noted of an adapter without a head of labels: its task_type is "
+            "neither SEQ_CLS nor TOKEN_CLS",
             "INVALID_ADAPTER_CONFIG",
         )
+    if contents.head and "embedding" in notes:
+        raise PackageError(
+            f"embedding is noted of an adapter with a head (task_type {contents.head.task})",
+            "INVALID_ADAPTER_CONFIG",
+        )
+
+
+def _classifies(contents: Contents) -> bool:
+    return contents.head is not None and contents.head.task.classifies
 
 
 def _read(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from loramux_adapters.contents import Edit, EditKind
 from loramux_adapters.errors import PackageError
-from loramux_adapters.fields import invalid, names, path_of, unsupported
+from loramux_adapters.fields import invalid, names, path_of
 from loramux_adapters.lora import is_outer
 from loramux_adapters.tensorfile import TensorInfo
 
@@ -22,16 +22,9 @@ def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
     """Return the names in `modules_to_save` of a parsed config.
 
     Raises:
-        PackageError: The field is malformed, or the modules are a head that is not served.
+        PackageError: The field is malformed.
     """
     found = names(config, "modules_to_save")
-    task = config.get("task_type")
-    if found and task == "QUESTION_ANS":
-        raise unsupported(
-            "task_type", task,
-            "its head (qa_outputs) marks a span in one of two texts; adapters of tasks CAUSAL_LM, "
-            "SEQ_CLS and TOKEN_CLS are served",
-        )  # fmt: skip
     if len(found) > MAX_SAVED_NAMES:
         raise invalid("modules_to_save", f"has {len(found)} names, at most {MAX_SAVED_NAMES}")
     return found

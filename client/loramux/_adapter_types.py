@@ -47,7 +47,8 @@ class Adapter:
     virtual_tokens: int
     """Positions of the context that it takes before every prompt; usage does not count them."""
     task: str
-    """What it classifies: `SEQ_CLS` texts, `TOKEN_CLS` tokens; empty if it continues text."""
+    """What it was trained for: `SEQ_CLS` to classify texts, `TOKEN_CLS` tokens, `QUESTION_ANS` to
+    find answers, `FEATURE_EXTRACTION` to embed texts; empty if it continues text."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

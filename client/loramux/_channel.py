@@ -37,6 +37,8 @@ _OPTIONS: list[tuple[str, int]] = [
 _REPEATABLE = {
     "loramux.v1.GenerationService": ["Generate", "StreamGenerate"],
     "loramux.v1.ClassificationService": ["Classify"],
+    "loramux.v1.QuestionAnsweringService": ["Answer"],
+    "loramux.v1.EmbeddingService": ["Embed"],
     "loramux.v1.AdapterService": ["GetAdapter", "ListAdapters", "DownloadAdapter"],
     "loramux.v1.AliasService": ["ListAliasMoves"],
     "loramux.v1.ResidencyService": ["PinAdapter", "UnpinAdapter", "PrefetchAdapter"],

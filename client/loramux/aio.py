@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
-from loramux import _classification_wire, _server_wire, _wire
+from loramux import _server_wire, _wire
 from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
+from loramux._aio_texts import AsyncTexts
 from loramux._channel import Targets
-from loramux._classification_wire import Text
 from loramux.client import DEFAULT_TIMEOUT
 from loramux.types import (
     Chunk,
-    Classification,
     Generation,
     GenerationOptions,
     Message,
@@ -24,7 +23,6 @@ from loramux.types import (
     ServerLoad,
 )
 from loramux.v1 import quarantine_pb2, server_pb2
-from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient"]
 
 
-class AsyncClient:
+class AsyncClient(AsyncTexts):
     """A connection to a loramux server, for use in one event loop.
 
     Every call raises a `loramux.errors.LoramuxError` when it fails.
@@ -61,9 +59,8 @@ class AsyncClient:
             retries=retries,
             tracer_provider=tracer_provider,
         )
-        self._timeout = timeout
+        super().__init__(self._channel, timeout)
         self._generation = GenerationServiceStub(self._channel)
-        self._classification = ClassificationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
         self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = AsyncAdapters(self._channel, timeout)
@@ -169,37 +166,6 @@ class AsyncClient:
             routing_key=routing_key,
             **options,
         )
-
-    async def classify(
-        self,
-        texts: str | Sequence[Text],
-        *,
-        adapter: str,
-        top_k: int | None = None,
-        logits: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
-        request_id: str = "",
-        routing_key: str = "",
-        parse_special_tokens: bool = False,
-        add_special_tokens: bool = True,
-    ) -> Classification:
-        """Return what an adapter makes of each of `texts`; see `Client.classify`."""
-        request = _classification_wire.classify_request(
-            texts,
-            adapter,
-            top_k,
-            logits,
-            request_id,
-            routing_key,
-            parse_special_tokens,
-            add_special_tokens,
-        )
-        with _wire.raising():
-            return _classification_wire.classification(
-                await self._classification.Classify(
-                    request, timeout=self._timeout if timeout is None else timeout
-                )
-            )
 
     async def info(self) -> ServerInfo:
         """Return what the server is and serves."""

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
-from loramux import _classification_wire, _server_wire, _wire
+from loramux import _server_wire, _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
 from loramux._channel import Targets
-from loramux._classification_wire import Text
+from loramux._texts import Texts
 from loramux.types import (
     Chunk,
-    Classification,
     Generation,
     GenerationOptions,
     Message,
@@ -23,7 +22,6 @@ from loramux.types import (
     ServerLoad,
 )
 from loramux.v1 import quarantine_pb2, server_pb2
-from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -36,7 +34,7 @@ __all__ = ["Client"]
 DEFAULT_TIMEOUT = 600.0
 
 
-class Client:
+class Client(Texts):
     """A connection to a loramux server. Threads may share it; close it or use it in a `with`.
 
     Every call raises a `loramux.errors.LoramuxError` when it fails.
@@ -83,9 +81,8 @@ class Client:
             retries=retries,
             tracer_provider=tracer_provider,
         )
-        self._timeout = timeout
+        super().__init__(self._channel, timeout)
         self._generation = GenerationServiceStub(self._channel)
-        self._classification = ClassificationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
         self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = Adapters(self._channel, timeout)
@@ -214,50 +211,6 @@ class Client:
             routing_key=routing_key,
             **options,
         )
-
-    def classify(
-        self,
-        texts: str | Sequence[Text],
-        *,
-        adapter: str,
-        top_k: int | None = None,
-        logits: bool = False,
-        timeout: float | None = None,
-        request_id: str = "",
-        routing_key: str = "",
-        parse_special_tokens: bool = False,
-        add_special_tokens: bool = True,
-    ) -> Classification:
-        """Return what an adapter that was trained to classify makes of each of `texts`.
-
-        Args:
-            texts: One text, or several; token ids of the base model can stand for each of several.
-            adapter: Reference to the adapter, as `generate` takes it.
-            top_k: How many labels come with each text or token; None means all of a text and one of
-                a token.
-            logits: Add the logits of all labels.
-            timeout: Seconds that the call may take.
-            request_id: Names the request in replies and logs.
-            routing_key: Chooses the version where an alias stands for several.
-            parse_special_tokens: Let text such as `</s>` be a control token.
-            add_special_tokens: Put the tokenizer's own prefix before each text.
-        """
-        request = _classification_wire.classify_request(
-            texts,
-            adapter,
-            top_k,
-            logits,
-            request_id,
-            routing_key,
-            parse_special_tokens,
-            add_special_tokens,
-        )
-        with _wire.raising():
-            return _classification_wire.classification(
-                self._classification.Classify(
-                    request, timeout=self._timeout if timeout is None else timeout
-                )
-            )
 
     def info(self) -> ServerInfo:
         """Return what the server is and serves."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 from loramux._adapter_types import Adapter, AdapterChange, AdapterStatus, AliasMove
+from loramux._answer_types import Answer, Answers, QuestionAnswering
 from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
+from loramux._embedding_types import Embedding
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 from loramux._tool_types import Message, ToolCall, ToolOptions
 
@@ -16,9 +18,12 @@ __all__ = [
     "AdapterIdentity",
     "AdapterStatus",
     "AliasMove",
+    "Answer",
+    "Answers",
     "Chunk",
     "Classification",
     "Completion",
+    "Embedding",
     "FinishReason",
     "Generation",
     "GenerationOptions",
@@ -27,6 +32,7 @@ __all__ = [
     "Mix",
     "PositionLogprobs",
     "QuarantineEntry",
+    "QuestionAnswering",
     "SamplingOptions",
     "ServerInfo",
     "ServerLoad",

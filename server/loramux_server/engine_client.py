@@ -16,6 +16,7 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from loramux_adapters.embedding import Pooling
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     AdapterSource,
@@ -106,10 +107,12 @@ class EngineClient:
         tenant: str,
         timeout: float | None = None,
         weight: int = 1,
+        pooling: Pooling | None = None,
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
-        Its tokens go to `mailbox` under `index`, or its scores where `adapter` classifies.
+        Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
+        `pooling`, the prompt is embedded.
 
         Raises:
             UnavailableError: The engine is away.
@@ -122,7 +125,9 @@ class EngineClient:
             raise self._unavailable("is starting")
         self._next_id += 1
         self._calls[self._next_id] = _Call(mailbox, index, work)
-        self.process.send(Submit(self._next_id, prompt, adapter, sampling, tenant, timeout, weight))
+        self.process.send(
+            Submit(self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling)
+        )
         return self._next_id
 
     def finish(self, request_id: int) -> None:

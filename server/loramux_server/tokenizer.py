@@ -73,6 +73,21 @@ class TextTokenizer:
         places = [None if own else span for own, span in zip(is_added, found.offsets, strict=True)]
         return list(found.ids), places
 
+    def encode_pair(
+        self, texts: tuple[str, str], fields: tuple[str, str], *, parse_special: bool,
+        add_special: bool,
+    ) -> Encoding:  # fmt: skip
+        """Return the tokens of two texts, joined as the tokenizer joins a pair.
+
+        The arguments, of which `fields` are the request fields of `texts`, and what is raised, are
+        else those of `encode`.
+        """
+        for text, field in zip(texts, fields, strict=True):
+            check_unbroken(text, field)
+        tokenizer = self._control if parse_special else self._plain
+        with panics_refused(fields[1]):
+            return tokenizer.encode(*texts, add_special_tokens=add_special)
+
     def _encoding(self, text: str, field: str, parse_special: bool, add_special: bool) -> Encoding:
         check_unbroken(text, field)
         tokenizer = self._control if parse_special else self._plain

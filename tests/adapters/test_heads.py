@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from loramux_adapters import PackageError, check_fit, open_package
+from loramux_adapters.base_names import named_for
 from loramux_adapters.head import MAX_LABELS, Task
 from loramux_adapters.kinds import read_contents
 from loramux_adapters.labels import ProblemType
@@ -34,6 +35,7 @@ P = "base_model.model."
 UNSUPPORTED = "UNSUPPORTED_ADAPTER_FEATURE"
 TEXTS = CONFIG | {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]}
 TOKENS = TEXTS | {"task_type": "TOKEN_CLS"}
+SPANS = CONFIG | {"task_type": "QUESTION_ANS", "modules_to_save": ["qa_outputs"]}
 SCORE = f"{P}score.weight"
 PROMPT = {
     "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "token_dim": 4, "task_type": "SEQ_CLS",
@@ -50,6 +52,11 @@ def with_head(num_labels: int = 3, **more: list[int]) -> Tensors:
         size = shape[0] * (shape[1] if len(shape) > 1 else 1)
         found[name] = ("F32", shape, struct.pack(f"<{size}f", *range(size)))
     return found
+
+
+def with_spans() -> Tensors:
+    found = with_head(2)
+    return {name.replace("score", "qa_outputs"): each for name, each in found.items()}
 
 
 def test_a_head_is_no_change_of_the_base() -> None:
@@ -95,8 +102,14 @@ def test_other_modules_that_were_trained_whole_stay_edits() -> None:
          [3, 4]}, UNSUPPORTED, "a head is served that is one linear layer"),
         (TEXTS, LORA | {f"{P}score.lora_A.weight": [2, 4], f"{P}score.lora_B.weight": [3, 2]},
          UNSUPPORTED, "score.lora_A.weight is refused: a head is served"),
-        (TEXTS | {"task_type": "QUESTION_ANS"}, LORA | {f"{P}qa_outputs.weight": [2, 4]},
-         UNSUPPORTED, "marks a span in one of two texts"),
+        (SPANS, LORA | {SCORE: [2, 4]}, UNSUPPORTED,
+         "'QUESTION_ANS' is refused: there is no head ('qa_outputs.weight')"),
+        (SPANS, LORA | {f"{P}qa_outputs.weight": [3, 4]}, FILE,
+         "qa_outputs.weight: shape [3, 4] is not that of a head of spans, [2, width]"),
+        (SPANS, LORA | {f"{P}qa_outputs.weight": [2, 4], f"{P}qa_outputs.bias": [3]}, FILE,
+         "shape [3] is not [2], a number for each output"),
+        (SPANS, LORA | {f"{P}qa_outputs.dense.weight": [4, 4], f"{P}qa_outputs.weight": [2, 4]},
+         UNSUPPORTED, "a head is served that is one linear layer"),
         (TEXTS | {"alora_invocation_tokens": [1]}, LORA | {SCORE: [3, 4]}, UNSUPPORTED,
          "alora_invocation_tokens needs 'CAUSAL_LM'"),
         (PROMPT, {"prompt_embeddings": [2, 4], SCORE: [3, 4]}, UNSUPPORTED,
@@ -197,10 +210,11 @@ def test_an_adapter_that_continues_text_has_no_use_for_that_config(tmp_path: Pat
             "tokens (task_type TOKEN_CLS) have one label each",
         ),
         ({"labels": ["a"]}, CONFIG, "classification is noted of an adapter without a head"),
+        ({"labels": ["a", "b"]}, SPANS, "classification is noted of an adapter without a head"),
     ],
 )
 def test_notes_of_labels_are_checked(note: dict[str, Any], config: Any, message: str) -> None:
-    tensors = TENSORS if config is CONFIG else with_head()
+    tensors = {id(CONFIG): TENSORS, id(SPANS): with_spans()}.get(id(config), with_head())
     text = manifest(config, classification=note)
     file = tensor_file(
         header(tensors, {"loramux.manifest": text}), b"".join(raw for _, _, raw in tensors.values())
@@ -250,3 +264,57 @@ def test_pack_takes_names_from_the_command_line(tmp_path: Path, loramux: Loramux
     assert (wrong.code, "labels has 2 names" in wrong.errors) == (1, True)
     plain = loramux("pack", str(write_folder(tmp_path / "c")), "--labels", "a,b")
     assert (plain.code, "without a head" in plain.errors) == (1, True)
+
+
+def test_a_head_of_spans_has_no_labels(tmp_path: Path, loramux: Loramux) -> None:
+    folder = write_folder(tmp_path / "a", with_spans(), SPANS)
+    # That of a model for question answering names two labels, which mean nothing.
+    config = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with open_package(folder) as (_, package):
+        assert package.head is not None
+        assert package.head.task is Task.SPANS
+        assert package.labels is None
+        assert "classification" not in package.notes
+    output = str(tmp_path / "a.safetensors")
+    assert loramux("pack", str(folder), "-o", output).code == 0
+    assert json.loads(loramux("inspect", output, "--json").output)["head"] == {
+        "task": "QUESTION_ANS"
+    }
+    assert "answers by QUESTION_ANS" in loramux("inspect", output).output
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "there", "wanted"),
+    [
+        # As transformers calls the layers of Llama and Qwen2 below a head of spans.
+        ("QUESTION_ANS", "transformer.layers.0.q_proj", "model.layers.0.q_proj", None),
+        ("QUESTION_ANS", "transformer.h.0.q_proj", "transformer.h.0.q_proj", None),
+        ("QUESTION_ANS", "transformer.h.0.q_proj", "model.layers.0.q_proj", "as it was"),
+        ("FEATURE_EXTRACTION", "layers.0.q_proj", "model.layers.0.q_proj", None),
+        ("FEATURE_EXTRACTION", "decoder.layers.0.q_proj", "model.decoder.layers.0.q_proj", None),
+        ("FEATURE_EXTRACTION", "model.layers.0.q_proj", "model.layers.0.q_proj", None),
+        ("FEATURE_EXTRACTION", "h.0.q_proj", "model.layers.0.q_proj", "as it was"),
+        ("CAUSAL_LM", "layers.0.q_proj", "model.layers.0.q_proj", "as it was"),
+        ("SEQ_CLS", "transformer.layers.0.q_proj", "model.layers.0.q_proj", "as it was"),
+    ],
+)
+def test_modules_are_found_under_the_names_of_the_base(
+    task: str, own: str, there: str, wanted: str | None
+) -> None:
+    head = {"QUESTION_ANS": {f"{P}qa_outputs.weight": [2, 4]}, "SEQ_CLS": {SCORE: [2, 4]}}
+    saved = f"{own.partition('.')[0]}.norm" if task == "QUESTION_ANS" else "norm"
+    shapes = {
+        f"{P}{own}.lora_A.weight": [2, 4], f"{P}{own}.lora_B.weight": [3, 2],
+        f"{P}{saved}.weight": [4], **head.get(task, {}),
+    }  # fmt: skip
+    config = CONFIG | {"task_type": task, "modules_to_save": ["norm", "qa_outputs", "score"]}
+    _, contents = read_contents(config, infos(shapes))
+    found = named_for(contents, ["lm_head", there])
+    (module,), (edit,) = found.modules, found.edits
+    if wanted is None:
+        assert module.module == there
+        assert edit.module == f"{there.partition('.')[0]}.norm" or there == own
+    else:
+        assert found == contents
+    assert module.a.name == f"{P}{own}.lora_A.weight"  # what is told of it is what the file says

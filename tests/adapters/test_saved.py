@@ -61,7 +61,6 @@ def test_each_tensor_has_its_meaning() -> None:
 @pytest.mark.parametrize(
     ("config", "shapes", "reason", "message"),
     [
-        (SAVED | {"task_type": "QUESTION_ANS"}, LORA, UNSUPPORTED, "its head (qa_outputs)"),
         (SAVED | {"modules_to_save": "norm"}, LORA, UNSUPPORTED, "a regular expression"),
         (SAVED | {"modules_to_save": ["n(o)"]}, LORA, UNSUPPORTED, "patterns are not served"),
         (SAVED | {"modules_to_save": ["x"] * 65}, LORA, INVALID, "has 65 names, at most 64"),

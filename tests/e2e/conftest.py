@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from tests.support.heads import Served
     from tests.support.observed import Observed
     from tests.support.server import RunningServer
 
@@ -90,3 +91,13 @@ def chat_server(
     arguments = ("--adapters", str(folder / "adapters"))
     with RunningServer(folder, chat_folders["base"], *arguments) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def served_heads(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """A server of the demo's base, with adapters that have heads beside those that write."""
+    from tests.support.heads import serving_heads
+
+    folders = (tmp_path_factory.mktemp(name) for name in ("heads", "server"))
+    with serving_heads(*folders) as served:
+        yield served

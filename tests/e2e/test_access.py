@@ -17,8 +17,10 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     classification_pb2,
+    embedding_pb2,
     generation_pb2,
     quarantine_pb2,
+    question_answering_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -102,6 +104,20 @@ METHODS: dict[str, Method] = {
         USER, "see",
         lambda name: classification_pb2.ClassifyRequest(
             adapter=name, inputs=[classification_pb2.ClassifyInput(text="a")]
+        ),
+        frozenset({grpc.StatusCode.FAILED_PRECONDITION}),
+    ),
+    f"/{V1}.EmbeddingService/Embed": Method(
+        USER, "see",
+        lambda name: embedding_pb2.EmbedRequest(
+            adapter=name, inputs=[embedding_pb2.EmbedInput(text="a")]
+        ),
+    ),
+    f"/{V1}.QuestionAnsweringService/Answer": Method(
+        USER, "see",
+        lambda name: question_answering_pb2.AnswerRequest(
+            adapter=name,
+            inputs=[question_answering_pb2.QuestionInput(question="a", context="b")],
         ),
         frozenset({grpc.StatusCode.FAILED_PRECONDITION}),
     ),

@@ -4,19 +4,13 @@ import asyncio
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramux import AsyncClient, Classification, Client
 from loramux.errors import (
@@ -28,84 +22,24 @@ from loramux.errors import (
 )
 from loramux.v1 import classification_pb2
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
-from loramux_adapters.head import Task
-from loramux_server.commands.demo import DEMO
-from tests.support.classifiers import classifier, expected_logits, save_classifier
-from tests.support.collector import Collector, Got
-from tests.support.server import RunningServer
+from tests.support.classifiers import expected_logits
+from tests.support.collector import Got
+from tests.support.heads import HEADS, LABELS, Served, run
 
 TOLERANCE = 1e-4
 TEXTS = ["cat ->", "A naïve 🙂 abandons everything but its own good humour", "x"]
-LABELS = {"mood": ["bad", "so-so", "good"], "tags": ["O", "B", "I", "X", "Y"]}
-HEADS = {
-    "mood": (Task.SEQUENCE, 3),
-    "topics": (Task.SEQUENCE, 4),
-    "grade": (Task.SEQUENCE, 1),
-    "tags": (Task.TOKENS, 5),
-    "overflows": (Task.SEQUENCE, 2),
-}
-"""Adapter -> its task, and how many labels it has."""
+CLASSIFIERS = ["mood", "topics", "grade", "tags"]
 
 
-@dataclass
-class Served:
-    """A server of the demo's base, and the adapters that it has as PEFT loads them."""
-
-    server: RunningServer
-    adapters: dict[str, PeftModel]
-    tokenizer: Any
-    folder: Path
-    """Where PEFT saved the adapters."""
-    collector: Collector
-
-    def logits(self, name: str, text: str) -> torch.Tensor:
-        return expected_logits(self.adapters[name], self.tokenizer(text).input_ids)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("classifiers")
-    base = AutoModelForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32).eval()
-    adapters = {}
-    for seed, (name, (task, num_labels)) in enumerate(HEADS.items()):
-        config = LoraConfig(
-            task_type=str(task), r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]
-        )
-        model = classifier(base, task, num_labels)
-        adapters[name] = save_classifier(model, config, folder / name, seed=seed)
-    for name, labels in LABELS.items():
-        config = {"id2label": dict(enumerate(labels))}
-        (folder / name / "config.json").write_text(json.dumps(config))
-    weights = folder / "overflows" / "adapter_model.safetensors"
-    save_file({name: weight * 1e22 for name, weight in load_file(weights).items()}, weights)
-    run(
-        "pack", str(folder / "topics"), "-o", str(folder / "topics.safetensors"),
-        "--labels", "sport,war,art,law", "--problem-type", "multi_label_classification",
-    )  # fmt: skip
-    shutil.rmtree(folder / "topics")
-    shutil.copytree(DEMO / "adapters", folder, dirs_exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
-    server_folder = tmp_path_factory.mktemp("server")
-    with (
-        Collector() as collector,
-        RunningServer(
-            server_folder, DEMO / "base", "--adapters", str(folder),
-            "--tracing-endpoint", collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50",
-        ) as server,
-    ):  # fmt: skip
-        yield Served(server, adapters, tokenizer, folder, collector)
+@pytest.fixture
+def served(served_heads: Served) -> Served:
+    return served_heads
 
 
 @pytest.fixture
 def client(served: Served) -> Iterator[Client]:
     with served.server.client() as client:
         yield client
-
-
-def run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "loramux.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
 
 
 def test_texts_are_classified_in_one_batch_with_prompts_that_are_continued(
@@ -120,7 +54,7 @@ def test_texts_are_classified_in_one_batch_with_prompts_that_are_continued(
             pool.submit(client.generate, "abandon ->", adapter=name, **options)
             for _ in range(2) for name in writers
         ]  # fmt: skip
-        names = [name for name in HEADS if name != "overflows"] * 2
+        names = CLASSIFIERS * 2
         classified = [
             pool.submit(client.classify, TEXTS, adapter=name, logits=True) for name in names
         ]

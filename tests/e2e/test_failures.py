@@ -45,8 +45,8 @@ MAX_RUNNING = 16
 MAX_WAITING = 16
 DEFAULT_TIMEOUT = 1.5
 _NAMES = (
-    "Adapter", "Alias", "Classification", "Generation", "Quarantine", "Residency", "Server",
-    "Upload",
+    "Adapter", "Alias", "Classification", "Embedding", "Generation", "Quarantine",
+    "QuestionAnswering", "Residency", "Server", "Upload",
 )  # fmt: skip
 SERVICES = [f"loramux.v1.{name}Service" for name in _NAMES]
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -16,8 +16,10 @@ import pytest
 from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
+    embedding_pb2,
     generation_pb2,
     quarantine_pb2,
+    question_answering_pb2,
     residency_pb2,
     uploads_pb2,
 )
@@ -147,6 +149,13 @@ def generations() -> Iterator[tuple[str, generation_pb2.GenerateRequest]]:
 def others(package: bytes, other: bytes) -> Iterator[tuple[str, str, list[Any], tuple[bool, bool]]]:
     """Yield calls of other methods: what of them is special, path, messages, and kind."""
     adapters, aliases = f"{V1}.AdapterService", f"{V1}.AliasService"
+    for adapter in ("", "public/small", WORD):
+        text = embedding_pb2.EmbedInput(text=PROMPT)
+        embed = embedding_pb2.EmbedRequest(adapter=adapter, inputs=[text])
+        yield f"embed by {adapter}", f"{V1}.EmbeddingService/Embed", [embed], UNARY
+        pair = question_answering_pb2.QuestionInput(question=PROMPT, context=PROMPT)
+        ask = question_answering_pb2.AnswerRequest(adapter=adapter, inputs=[pair])
+        yield f"answer by {adapter}", f"{V1}.QuestionAnsweringService/Answer", [ask], UNARY
     good = [upload_header("scanned", package), *chunks(package)]
     yield "upload", f"{adapters}/UploadAdapter", good, UPLOADS
     damaged = CONTENT.encode() * 10

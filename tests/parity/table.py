@@ -119,7 +119,7 @@ def measure(architecture: str, folder: Path) -> dict[str, Cell | None]:
             harness.output(request_id) == alone.tokens,
         )
     for request_id, text in classified.items():
-        name = f"classification: {text.method}"
+        name = f"head: {text.method}"
         cell = _cell_of_labels(harness, request_id, text)
         before = found.get(name)
         found[name] = cell if before is None or cell.alone > before.alone else before
@@ -156,8 +156,8 @@ def _lines(columns: Mapping[str, Mapping[str, Cell | None]]) -> list[str]:
         f"{NUM_TOKENS} greedy tokens",
         "and the whole vocabulary, float32, tiny models with seeded weights. An empty cell is what",
         "PEFT itself does not do, - what it does not merge, † where its merged model is not what",
-        "it computed before: with tied weights it adds to both. Of adapters that classify it is",
-        "the largest difference of a label's logit, over two texts or all of their tokens.",
+        "it computed before: with tied weights it adds to both. Of adapters with a head it is the",
+        "largest difference of an output's logit, over two texts or all of their tokens.",
         "",
         f"PEFT {version('peft')}, transformers {version('transformers')}, torch "
         f"{version('torch')}. Worst of {len(cells)} cells: "
@@ -168,7 +168,7 @@ def _lines(columns: Mapping[str, Mapping[str, Cell | None]]) -> list[str]:
         f"| method | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
         *(
-            f"| {name} | {' | '.join(str(column[name] or '') for column in columns.values())} |"
+            f"| {name} | {' | '.join(str(column.get(name) or '') for column in columns.values())} |"
             for name in names
         ),
     ]  # fmt: skip

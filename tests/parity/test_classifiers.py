@@ -16,7 +16,7 @@ from loramux_server.engine.messages import AdapterSource
 from tests.parity.test_peft import Case, check, target_modules
 from tests.parity.test_saved import norms
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
-from tests.support.classifiers import classifier, expected_logits, save_classifier
+from tests.support.classifiers import classifier, expected_logits, save_classifier, tasks_of
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 
@@ -57,7 +57,7 @@ def texts(model: PreTrainedModel, folder: Path, *, every: bool) -> list[Text]:
     """Return two texts for each task, and for each method or LoRA alone."""
     rng = random.Random(1)
     found = []
-    for task in Task:
+    for task in tasks_of(model):
         base = classifier(model, task, num_labels=3 if task is Task.SEQUENCE else 5)
         for seed, (name, config) in enumerate(configs(model, task, every=every).items()):
             saved = folder / f"{task} {name}"

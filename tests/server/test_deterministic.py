@@ -9,6 +9,7 @@ import pytest
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
+from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.messages import AdapterSource
 from loramux_server.models.base_model import UnservableModelError
@@ -91,7 +92,29 @@ def test_no_bit_of_a_label_depends_on_the_batch(
                 harness.submit([7 + number] * 9, sources[number % NUM_ADAPTERS], max_tokens=4)
             asked = [harness.submit(text, source) for text in texts]
             harness.run()
-            found.add(tuple(harness.scores[request_id].logits for request_id in asked))
+            found.add(tuple(harness.scores[request_id].numbers for request_id in asked))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("pooling", [Pooling.LAST, Pooling.MEAN])
+def test_no_bit_of_a_vector_depends_on_the_batch(
+    sources: list[AdapterSource], pooling: Pooling
+) -> None:
+    texts = [[5 + i % 30 for i in range(length)] for length in (1, 7, 40)]
+    found = set()
+    for max_batch_tokens, num_others in ((8, 5), (13, 0), (64, 1)):
+        harness = Harness(
+            model(), kernels="cpu", deterministic=True, num_blocks=200,
+            max_batch_tokens=max_batch_tokens,
+        )  # fmt: skip
+        for number in range(num_others):
+            harness.submit([7 + number] * 9, sources[number % NUM_ADAPTERS], max_tokens=4)
+        asked = [
+            harness.submit(text, source, pooling=pooling)
+            for text in texts for source in (None, sources[0])
+        ]  # fmt: skip
+        harness.run()
+        found.add(tuple(harness.scores[request_id].numbers for request_id in asked))
     assert len(found) == 1
 
 

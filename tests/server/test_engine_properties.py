@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.messages import Cancel, Drop, Pause, Resume, Sampling, Submit
 from tests.support.fake import (
@@ -22,12 +23,12 @@ from tests.support.fake import (
     fake_source,
 )
 
-RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16, 12, 4), start=1))
+RANKS = dict(enumerate((8, 1, 16, 24, 3, 8, 32, 16, 12, 4, 8), start=1))
 VIRTUAL = {5: (6, False), 6: (17, False), 7: (9, True), 1: (2, True)}
 """Adapter -> virtual tokens that it brings, and whether their keys and values."""
 NUM_BLOCKS = 12
 BROKEN = 8
-TASKS = {9: Task.SEQUENCE, 10: Task.TOKENS}
+TASKS = {9: Task.SEQUENCE, 10: Task.TOKENS, 11: Task.SPANS}
 """Adapters that classify."""
 INVOCATIONS = {2: (7,), 3: (5, 9)}
 """Adapters that are active only from their invocation tokens on, which BEGINNING has twice."""
@@ -41,6 +42,7 @@ class Asked:
     adapter: int
     sampling: Sampling
     deadline: float
+    pooling: Pooling | None = None
     output: list[int] = dataclasses.field(default_factory=list)
     outcome: str = ""
 
@@ -52,10 +54,17 @@ def active_from(asked: Asked) -> int:
     return (places[-1] if places else NUM_BLOCKS * BLOCK_SIZE) if wanted else 0
 
 
-def classified(asked: Asked) -> list[int]:
-    """Return what the fake model makes of a text that is classified, or of each of its tokens."""
+def read(asked: Asked) -> list[int]:
+    """Return what the fake model makes of a text that is read, or of each of its tokens."""
     size = len(asked.prompt)
-    ends = {Task.SEQUENCE: [size], Task.TOKENS: range(1, size + 1)}
+    if asked.pooling:
+        first = size if asked.pooling is Pooling.LAST else 1
+        states = [
+            completion(asked.prompt[:end], asked.adapter, 1, eos=False)[0]
+            for end in range(first, size + 1)
+        ]
+        return [int(np.float32(sum(states)) / np.float32(len(states)))]
+    ends = {Task.SEQUENCE: [size], **dict.fromkeys((Task.TOKENS, Task.SPANS), range(1, size + 1))}
     return [
         completion(asked.prompt[:end], asked.adapter, 1, eos=False)[0]
         for end in (ends[TASKS[asked.adapter]] if asked.adapter in TASKS else [])
@@ -115,6 +124,7 @@ class EngineMachine(RuleBasedStateMachine):
         timeout=st.none() | st.integers(1, 20),
         tenant=st.sampled_from(["", "a", "b"]),
         seed=st.integers(0, 3),
+        pooling=st.sampled_from([*[None] * 6, Pooling.LAST, Pooling.MEAN]),
         how=st.sampled_from(SAMPLINGS[:1] * 4 + SAMPLINGS[1:4] * 3 + SAMPLINGS[4:]),
     )
     def submit(
@@ -126,6 +136,7 @@ class EngineMachine(RuleBasedStateMachine):
         timeout: float | None,
         tenant: str,
         seed: int,
+        pooling: Pooling | None,
         how: dict[str, Any],
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
@@ -139,13 +150,15 @@ class EngineMachine(RuleBasedStateMachine):
             )  # fmt: skip
         if source:
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
+        if adapter in {*TASKS, *VIRTUAL, *INVOCATIONS}:
+            pooling = None
         sampling = Sampling(max_tokens=max_tokens, seed=seed, ignore_eos=ignore_eos, **how)
         weight = 1 + len(tenant)
         self.engine.receive(
-            [Submit(len(self.asked), prompt, source, sampling, tenant, timeout, weight)]
+            [Submit(len(self.asked), prompt, source, sampling, tenant, timeout, weight, pooling)]
         )
         deadline = self.clock() + (math.inf if timeout is None else timeout)
-        self.asked.append(Asked(prompt, adapter, sampling, deadline))
+        self.asked.append(Asked(prompt, adapter, sampling, deadline, pooling))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -194,7 +207,7 @@ class EngineMachine(RuleBasedStateMachine):
                 asked = self.asked[scores.request_id]
                 assert not asked.outcome, "scores after the end"
                 assert asked.deadline > self.clock(), "scores after the deadline"
-                asked.output = np.frombuffer(scores.logits, np.float32).astype(int).tolist()
+                asked.output = np.frombuffer(scores.numbers, np.float32).astype(int).tolist()
                 asked.outcome = "finished"
             for failure in report.failures:
                 asked = self.asked[failure.request_id]
@@ -229,7 +242,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.step(1)
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
-            alone = classified(asked) or completion(
+            alone = read(asked) or completion(
                 asked.prompt, asked.adapter, asked.sampling.max_tokens,
                 eos=not asked.sampling.ignore_eos, active_from=active_from(asked),
                 num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0], sampling=asked.sampling,

@@ -12,13 +12,18 @@ import pytest
 
 from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import ImportAdapterRequest
+from loramux_adapters import open_package
+from loramux_adapters.embedding import Embedding, Pooling
 from loramux_server.engine.messages import Token
 from loramux_server.mailbox import Mailbox
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.sources.policy import Opening, Sources
+from loramux_server.sources.snapshot import OPTIONAL, REQUIRED, Snapshot
 from loramux_server.store.registry import Registry
+from tests.adapters.files import CONFIG, pair, write_folder
 from tests.support.bases import ROOMY, SMALL
+from tests.support.embedders import write_sentence_files
 from tests.support.packages import small_package
 
 PACKAGE = small_package(0)
@@ -43,10 +48,26 @@ class Held:
         self.was_read_on = True
 
 
+class Folder:
+    """A source of a PEFT folder, whatever its files."""
+
+    origin = REQUEST.uri
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()
+        }  # fmt: skip
+        self.sizes: Mapping[str, int] = {name: len(data) for name, data in self._files.items()}
+
+    def read(self, name: str) -> Iterator[bytes]:
+        yield self._files[name]
+
+
 class OneSource(Sources):
     """Allows everything, and finds the same everywhere."""
 
-    def __init__(self, snapshot: Held) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()
         self._snapshot = snapshot
 
@@ -72,7 +93,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     registry.close()
 
 
-def imports(registry: Registry, snapshot: Held) -> Imports:
+def imports(registry: Registry, snapshot: Snapshot) -> Imports:
     intake = Intake(
         registry=registry,
         engine=cast(Any, Engine()),
@@ -122,3 +143,18 @@ async def test_what_came_whole_is_registered_with_its_origin(registry: Registry)
     record, is_new = await imports(registry, snapshot).take(REQUEST)
     assert (is_new, record.origin, record.source) == (True, REQUEST.uri, "import")
     assert registry.get("a") == record
+
+
+async def test_files_of_sentence_transformers_come_along(
+    registry: Registry, tmp_path: Path
+) -> None:
+    tensors = pair(next(iter(SMALL)), 2, features=(3, 4))
+    config = CONFIG | {"task_type": "FEATURE_EXTRACTION"}
+    folder = write_folder(tmp_path / "a", tensors, config)
+    write_sentence_files(folder, "mean", normalizes=False)
+    snapshot = Folder(folder)
+    assert set(snapshot.sizes) <= {*REQUIRED, *OPTIONAL}  # what a source is asked for
+    record, _ = await imports(registry, snapshot).take(REQUEST)
+    assert record.task == "FEATURE_EXTRACTION"
+    with open_package(registry.blobs.path(record.digest)) as (_, package):
+        assert package.embedding == Embedding(Pooling.MEAN, normalize=False)

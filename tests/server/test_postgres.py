@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from loramux.errors import UnavailableError
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.registry import Registry
+from loramux_server.store.schema import FORMAT
+from tests.adapters.files import CONFIG, package
 from tests.crash.seen import Op
 from tests.crash.story import STORIES, Teller
 from tests.crash.told import PACKAGES, Told, found_in
@@ -85,6 +88,26 @@ async def test_a_database_that_is_away_is_waited_for(postgres: Postgres, tmp_pat
     again = Registry(tmp_path / "store", catalog=lambda _: Catalog(url))
     assert [record.version for record in again.versions("a")] == [1, 2]
     again.close()
+
+
+def test_a_database_of_an_earlier_format_gets_the_room_that_it_lacks(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.make_database()
+    Catalog(url).close()
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.text("ALTER TABLE versions ALTER COLUMN task TYPE VARCHAR(16)")
+        )
+        connection.execute(sqlalchemy.text("UPDATE store SET value = '7' WHERE key = 'format'"))
+    engine.dispose()
+    for _ in range(2):
+        registry = Registry(tmp_path / "store", catalog=lambda _: Catalog(url))
+        publish(registry, "a", package(config=CONFIG | {"task_type": "FEATURE_EXTRACTION"}))
+        assert registry.get("a").task == "FEATURE_EXTRACTION"
+        assert registry.catalog.note("format") == str(FORMAT)
+        registry.close()
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,9 @@ def save_adapter(
 ) -> Path:
     """Save a random adapter for `model` with the LoraConfig fields `config` to `folder`."""
     torch.manual_seed(seed)
+    config = {"task_type": "CAUSAL_LM", "init_lora_weights": False, **config}
     with quiet_peft():
-        wrapped = get_peft_model(
-            copy.deepcopy(model),
-            LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config),
-        )
+        wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(**config))
     with torch.no_grad():
         for name, weight in wrapped.named_parameters():
             if ".lora_" in name:

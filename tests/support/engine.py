@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from loramux_adapters.embedding import Pooling
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
@@ -62,15 +63,22 @@ class Harness:
         self._finished: set[int] = set()
 
     def submit(
-        self, prompt: Iterable[int], adapter: AdapterSource | None = None, **sampling: Any
+        self,
+        prompt: Iterable[int],
+        adapter: AdapterSource | None = None,
+        *,
+        pooling: Pooling | None = None,
+        **sampling: Any,
     ) -> int:
-        """Give the engine a request; greedy, to its full length, unless `sampling` says else."""
+        """Give the engine a request; greedy, to its full length, unless `sampling` says else.
+
+        With `pooling`, the prompt is embedded.
+        """
         request_id = len(self.tokens)
         defaults = {"max_tokens": 8, "seed": 0, "temperature": 0.0, "ignore_eos": True}
         self.tokens[request_id] = []
-        self.engine.receive(
-            [Submit(request_id, list(prompt), adapter, Sampling(**defaults | sampling))]
-        )
+        chosen = Sampling(**defaults | sampling)
+        self.engine.receive([Submit(request_id, list(prompt), adapter, chosen, pooling=pooling)])
         return request_id
 
     def cancel(self, request_id: int) -> None:
@@ -102,8 +110,8 @@ class Harness:
         raise AssertionError(f"requests still open after {max_steps} steps")
 
     def logits(self, request_id: int, num_labels: int) -> torch.Tensor:
-        """Return what a head made of a text, or of each of its tokens, [R, labels]."""
-        found = np.frombuffer(self.scores[request_id].logits, np.float32)
+        """Return what came of a text, or of each of its tokens, [R, numbers of each]."""
+        found = np.frombuffer(self.scores[request_id].numbers, np.float32)
         return torch.from_numpy(found.copy()).reshape(-1, num_labels)
 
     def output(self, request_id: int) -> list[int]:

@@ -138,10 +138,10 @@ class FakeModel:
             rows.append(one_hot(checksum([self._cache[int(slot)] for slot in context])))
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
-    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         logits_RV, attention = self.run(batch), batch.input.attention
         read = []
-        for part in batch.classified:
+        for part in batch.read:
             rows = range(part.rows.start, part.rows.stop)
             number = int(np.searchsorted(attention.query_start_B, part.rows.start, "right")) - 1
             context = attention.context_slots(number).tolist()

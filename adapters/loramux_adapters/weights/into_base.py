@@ -39,6 +39,7 @@ def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: 
             "everywhere",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
+    package = package.named_for(base.tensors)
     check_fit(package.contents, base.features(package.contents))
     _check_tied(package, base)
     folder.mkdir()

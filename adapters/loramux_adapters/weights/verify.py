@@ -53,7 +53,7 @@ def verify(
     _check_finite(file, package)
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
-        contents = package.contents
+        contents = package.named_for(base.tensors).contents
         check_fit(contents, base.features(contents), base.parameters(contents), base.token)
         done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
         if "base" in package.notes:

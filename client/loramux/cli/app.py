@@ -13,10 +13,12 @@ from loramux._access import CA_VARIABLE, KEY_VARIABLE, PLAINTEXT_VARIABLE
 from loramux.cli import (
     adapters,
     alias,
+    answer,
     bench,
     chat,
     checks,
     classify,
+    embed,
     gateway,
     generate,
     health,
@@ -123,6 +125,8 @@ _server_command("tenants", "Set and show what tenants may use of a server.")
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)
+app.command("answer")(answer.answer)
+app.command("embed")(embed.embed)
 app.command("gateway")(gateway.gateway)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)

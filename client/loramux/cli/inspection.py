@@ -81,6 +81,8 @@ def inspect(
         print(
             f"labels  {len(package.labels.names)} by {package.head.task}, {package.labels.problem}"
         )
+    elif package.head:
+        print(f"answers by {package.head.task}: where they begin and end in a text")
     if package.virtual:
         given = "keys and values" if package.virtual.has_cache else "embeddings"
         print(f"before  {given} of {package.virtual.count} virtual tokens")
@@ -104,7 +106,7 @@ def _in_order(entry: "Measured") -> list[tuple[int, str]]:
 
 def _head(package: Package) -> dict[str, object] | None:
     head, labels = package.head, package.labels
-    return {"task": str(head.task), **labels.note} if head and labels else None
+    return {"task": str(head.task), **(labels.note if labels else {})} if head else None
 
 
 def _notes(package: Package) -> Iterable[str]:

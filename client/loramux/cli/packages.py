@@ -10,10 +10,11 @@ import typer
 from loramux.cli.hub import local
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file, whole_folder
-from loramux.cli.use_notes import label_notes, use_notes
+from loramux.cli.use_notes import embedding_notes, label_notes, use_notes
 from loramux_adapters import open_package, pack_source
 from loramux_adapters import unpack as write_folder
 from loramux_adapters.base import read_base
+from loramux_adapters.embedding import Pooling
 from loramux_adapters.fingerprint import fingerprint
 from loramux_adapters.labels import ProblemType
 from loramux_adapters.package import digest_of
@@ -76,6 +77,13 @@ def pack(
             "for one label and softmax for several."
         ),
     ] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            help="How it makes one vector of a text; by default what the folder's 1_Pooling says, "
+            "or last."
+        ),
+    ] = None,
     max_error: Annotated[
         float,
         typer.Option(
@@ -97,6 +105,7 @@ def pack(
     notes |= use_notes(chat_template, generation_config, default or [])
     with local(source, quiet=as_json) as (path, name):
         notes |= label_notes(path, labels, problem_type)
+        notes |= embedding_notes(path, pooling)
         target = output or Path(f"{name}.safetensors")
         with whole_file(target) as file:
             folded = pack_source(path, file, notes=notes, max_error=max_error, base=model)

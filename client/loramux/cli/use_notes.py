@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loramux_adapters import PackageError
+from loramux_adapters.embedding import Pooling
 from loramux_adapters.errors import shown
 from loramux_adapters.files import read_bounded, read_object
 from loramux_adapters.generation import LISTS, check_generation
 from loramux_adapters.generation_config import MAX_BYTES, defaults_of
 from loramux_adapters.labels import ProblemType, check_labels, labels_beside
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
+from loramux_adapters.sentence_transformers import embedding_beside
 
 NONE = "none"
 """Given in place of a file, leaves out what a folder has."""
@@ -71,6 +73,19 @@ def label_notes(
         return {}
     check_labels(given, "--labels")
     return {"classification": {**labels_beside(source), **given}}
+
+
+def embedding_notes(source: Path, pooling: Pooling | None) -> dict[str, object]:
+    """Return the note of embeddings that `pooling` gives for an adapter in the folder `source`.
+
+    What it leaves open is what the folder says.
+
+    Raises:
+        PackageError: That is malformed.
+    """
+    if pooling is None:
+        return {}
+    return {"embedding": {**embedding_beside(source), "pooling": str(pooling)}}
 
 
 def _parsed(text: str) -> tuple[str, object]:

@@ -20,6 +20,7 @@ from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
 from loramux.gateway.caller import caller_of
+from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.models import adapter_model, base_model, models
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
@@ -68,6 +69,13 @@ class Gateway:
         return await self._completions(
             request, CompletionBody, asked_by_completion, CompletionStyle()
         )
+
+    async def embeddings(self, request: Request) -> WhileThere:
+        """`POST /v1/embeddings`."""
+        body = parse(await _read(request), EmbeddingBody)
+        caller = caller_of(request.scope)
+        server = await self.backend.info(caller)
+        return WhileThere(Embedding.of(body, self.backend, caller, server.base_model).whole)
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -127,6 +135,7 @@ def make_app(open_backend: Callable[[], Backend], hosts: Collection[str] | None)
         routes=[
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
             Route("/v1/completions", gateway.completions, methods=["POST"]),
+            Route("/v1/embeddings", gateway.embeddings, methods=["POST"]),
             Route("/v1/models", gateway.models),
             Route("/v1/models/{id:path}", gateway.model),
             Route("/health", gateway.health),

@@ -119,13 +119,8 @@ def _adapters(body: Body, base: str) -> dict[str, Any]:
     if body.adapters is None:
         if body.combination is not None:
             raise invalid("combination", "combination is set; it needs adapters")
-        if not body.model:  # which to the server is the base model
-            raise NotFoundError(
-                f"model is empty; the base model is called {base!r}",
-                reason="ADAPTER_NOT_FOUND",
-                field="model",
-            )
-        return {} if body.model == base else {"adapter": body.model}
+        adapter = adapter_of(body.model, base)
+        return {} if adapter is None else {"adapter": adapter}
     if body.model != base:
         raise invalid(
             "model",
@@ -137,6 +132,21 @@ def _adapters(body: Body, base: str) -> dict[str, Any]:
         return {"adapter": body.adapters[0].name, "scale": body.adapters[0].scale}
     mix = [(each.name, each.scale) for each in body.adapters]
     return {"adapters": mix, "combination": body.combination}
+
+
+def adapter_of(model: str, base: str) -> str | None:
+    """Return the adapter that `model` names; None for the base model, which is called `base`.
+
+    Raises:
+        NotFoundError: It is empty, which to the server is the base model.
+    """
+    if not model:
+        raise NotFoundError(
+            f"model is empty; the base model is called {base!r}",
+            reason="ADAPTER_NOT_FOUND",
+            field="model",
+        )
+    return None if model == base else model
 
 
 def _tools(body: ChatBody) -> dict[str, Any]:

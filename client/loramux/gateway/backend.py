@@ -10,8 +10,9 @@ from loramux import _adapter_wire, _server_wire, _wire
 from loramux._access import open_aio_channel
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
-from loramux.v1 import adapters_pb2, generation_pb2, server_pb2
+from loramux.v1 import adapters_pb2, embedding_pb2, generation_pb2, server_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
 
@@ -46,6 +47,7 @@ class Backend:
         )
         self._timeout = timeout
         self._generation = GenerationServiceStub(self._channel)
+        self._embedding = EmbeddingServiceStub(self._channel)
         self._adapters = AdapterServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
@@ -84,6 +86,15 @@ class Backend:
         with _wire.raising():
             return await self._generation.Generate(
                 request, timeout=self._limit(seconds), metadata=caller.metadata
+            )
+
+    async def embed(
+        self, request: embedding_pb2.EmbedRequest, caller: Caller
+    ) -> embedding_pb2.EmbedResponse:
+        """Return the answer to `request`."""
+        with _wire.raising():
+            return await self._embedding.Embed(
+                request, timeout=self._timeout, metadata=caller.metadata
             )
 
     async def stream(

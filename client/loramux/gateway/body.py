@@ -201,7 +201,7 @@ class CompletionBody(Body, kw_only=True):
         return self.logprobs
 
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=msgspec.Struct)
 
 
 def parse(raw: bytes, kind: type[B]) -> B:
@@ -247,7 +247,7 @@ def parse(raw: bytes, kind: type[B]) -> B:
 
 
 @cache
-def _fields(kind: type[Body]) -> dict[str, bool]:
+def _fields(kind: type[msgspec.Struct]) -> dict[str, bool]:
     """Return the names of the fields, each with whether it has to be there."""
     return {field.name: field.required for field in msgspec.structs.fields(kind)}
 

@@ -698,8 +698,9 @@ class Adapter(_message.Message):
     prefix tuning do; usage does not count them.
     """
     task: _builtins.str
-    """task is what the adapter classifies, as PEFT calls that: `SEQ_CLS` for texts, `TOKEN_CLS` for
-    tokens; empty where it continues text.
+    """task is what the adapter was trained for, as PEFT calls that: `SEQ_CLS` to classify texts,
+    `TOKEN_CLS` tokens, `QUESTION_ANS` to find answers, `FEATURE_EXTRACTION` to embed texts; empty
+    where it continues text.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -139,8 +139,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 64
     """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
     ERROR_REASON_ADAPTER_TASK_MISMATCH: _ErrorReason.ValueType  # 70
-    """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
-    or the other way round.
+    """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than it is
+    asked for: it classifies and does not continue text, or the other way round.
     """
     ERROR_REASON_STRUCTURED_OUTPUT_FAILED: _ErrorReason.ValueType  # 80
     """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
@@ -269,8 +269,8 @@ ERROR_REASON_ENGINE_OUT_OF_MEMORY: ErrorReason.ValueType  # 63
 ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 64
 """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
 ERROR_REASON_ADAPTER_TASK_MISMATCH: ErrorReason.ValueType  # 70
-"""ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter classifies and does not continue text,
-or the other way round.
+"""ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than it is
+asked for: it classifies and does not continue text, or the other way round.
 """
 ERROR_REASON_STRUCTURED_OUTPUT_FAILED: ErrorReason.ValueType  # 80
 """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on

@@ -47,6 +47,8 @@ RULES = {
     "loramux.v1.GenerationService.Generate": Rule(_GENERATE, "adapter", _SEE, _MIX),
     "loramux.v1.GenerationService.StreamGenerate": Rule(_GENERATE, "adapter", _SEE, _MIX),
     "loramux.v1.ClassificationService.Classify": Rule(_GENERATE, "adapter", _SEE),
+    "loramux.v1.QuestionAnsweringService.Answer": Rule(_GENERATE, "adapter", _SEE),
+    "loramux.v1.EmbeddingService.Embed": Rule(_GENERATE, "adapter", _SEE),
     "loramux.v1.AdapterService.UploadAdapter": Rule(_PUBLISH, "header.name", _CREATE),
     "loramux.v1.AdapterService.ImportAdapter": Rule(_PUBLISH, "name", _CREATE),
     "loramux.v1.AdapterService.GetAdapter": Rule(_VIEW, "name", _SEE),

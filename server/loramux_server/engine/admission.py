@@ -59,9 +59,9 @@ class Admission:
             return "INVALID_FIELD", "the prompt has no tokens"
         if self._vocab_size and max(request.prompt) >= (request.own_vocab_size or self._vocab_size):
             return "INVALID_FIELD", "the prompt has a token that the model lacks"
-        room = self._context_length - (request.task is None)
+        room = self._context_length - request.continues
         if len(request.prompt) > room:
-            rest = " leaves no room for a completion" if request.task is None else " is smaller"
+            rest = " leaves no room for a completion" if request.continues else " is smaller"
             return (
                 "CONTEXT_LENGTH_EXCEEDED",
                 f"the prompt has {len(request.prompt)} tokens with those of its adapter; the "

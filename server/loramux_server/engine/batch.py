@@ -10,7 +10,6 @@ from itertools import chain
 import numpy as np
 import torch
 
-from loramux_adapters.head import Task
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import draws_of
@@ -19,17 +18,18 @@ from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.lora.head import Head
+from loramux_server.lora.head import states
 from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.virtual import VirtualRun
 
 
 @dataclass(frozen=True, slots=True)
-class Classified:
-    """Tokens of one request whose hidden states the head of its adapter reads."""
+class ReadTokens:
+    """Tokens of one request whose hidden states are read."""
 
     request: Request
-    head: Head
+    head: Callable[[torch.Tensor], torch.Tensor]
+    """What reads them: [tokens, width] -> what it makes of each token."""
     first: int
     """How many of its tokens were read before."""
     rows: slice
@@ -43,8 +43,8 @@ class Batch:
     input: StepInput
     requests: list[Request]
     """The requests of the tokens whose logits are needed, in the same order."""
-    classified: tuple[Classified, ...] = ()
-    """The tokens whose hidden states heads read."""
+    read: tuple[ReadTokens, ...] = ()
+    """The tokens whose hidden states are read."""
 
     @staticmethod
     def build(
@@ -105,7 +105,7 @@ class Batch:
                 and any(chunk.request.sampling.num_logprobs is not None for chunk in ending),
             ),
             requests=[chunk.request for chunk in ending],
-            classified=_classified(chunks, query_start, residence),
+            read=_read_tokens(chunks, query_start, residence),
         )
 
 
@@ -163,21 +163,23 @@ def _virtual_runs(
     return tuple(embedded), tuple(cached)
 
 
-def _classified(
+def _read_tokens(
     chunks: Sequence[Chunk], query_start: Int32, residence: Callable[[str], Residence]
-) -> tuple[Classified, ...]:
-    """Return what heads read."""
-    found: list[Classified] = []
+) -> tuple[ReadTokens, ...]:
+    """Return what is read."""
+    found: list[ReadTokens] = []
     for begin, chunk in zip(query_start.tolist(), chunks, strict=False):
-        positions = chunk.classified
+        positions = chunk.read
         if not positions:
             continue
-        assert chunk.digest is not None
-        head = residence(chunk.digest).head
+        head: Callable[[torch.Tensor], torch.Tensor] | None = states
+        if chunk.request.pooling is None:
+            assert chunk.digest is not None
+            head = residence(chunk.digest).head
         assert head is not None
         row = begin + positions.start - chunk.start
-        first = positions.start if chunk.request.task is Task.TOKENS else 0
-        found.append(Classified(chunk.request, head, first, slice(row, row + len(positions))))
+        first = positions.start if chunk.request.reads_all else 0
+        found.append(ReadTokens(chunk.request, head, first, slice(row, row + len(positions))))
     return tuple(found)
 
 

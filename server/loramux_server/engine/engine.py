@@ -15,6 +15,7 @@ from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.exhaustion import is_out_of_memory
 from loramux_server.engine.flight import Flight, Outcome
+from loramux_server.engine.gathering import gather, gathered
 from loramux_server.engine.messages import (
     AdapterSource,
     BatchSize,
@@ -58,8 +59,8 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
 
-    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what heads make of each of `batch.classified`, on the host."""
+    def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what comes of each of `batch.read`, on the host."""
 
 
 class Starter(Protocol):
@@ -228,7 +229,7 @@ class Engine:
 
     def _may_run_ahead(self, plan: Plan) -> bool:
         """Return whether the device alone can tell what the tokens of `plan` are."""
-        plain = (c.request.sampling.is_plain and c.request.task is None for c in plan.chunks)
+        plain = (c.request.sampling.is_plain and c.request.continues for c in plan.chunks)
         return self._starter is not None and all(plain)
 
     def _start(self, plan: Plan, before: Flight | None) -> Flight:
@@ -247,8 +248,8 @@ class Engine:
         """Return what a step gives, and how many of its seconds nothing ran."""
         batch = self._lay_out(plan, None, draws=False)
         read: list[torch.Tensor] = []
-        if batch.classified:
-            logits_RV, read = self._runner.classify(batch)
+        if batch.read:
+            logits_RV, read = self._runner.read(batch)
         else:
             logits_RV = self._runner.run(batch)
         begin = self._clock()
@@ -289,17 +290,16 @@ class Engine:
         return tokens
 
     def _take_scores(self, batch: Batch, read: list[torch.Tensor]) -> list[Scores]:
-        """Keep what heads made of tokens, and end the requests that have no others."""
+        """Keep what was read of tokens, and end the requests that have no others."""
         done: list[Scores] = []
-        for part, logits_TL in zip(batch.classified, read, strict=True):
+        for part, read_TN in zip(batch.read, read, strict=True):
             request = part.request
-            if not logits_TL.isfinite().all():
+            if not read_TN.isfinite().all():
                 self._fail(request, "ADAPTER_NOT_FINITE", _FAULTS["ADAPTER_NOT_FINITE"])
                 continue
-            # Who lost its blocks begins anew.
-            request.scores[part.first :] = [row.tobytes() for row in logits_TL.numpy()]
+            gather(request, part.first, read_TN.numpy())
             if not request.num_uncomputed:
-                done.append(Scores(request.request_id, b"".join(request.scores)))
+                done.append(Scores(request.request_id, gathered(request)))
                 self._end(request.request_id)
         return done
 

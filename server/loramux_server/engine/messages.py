@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.forms.form import Form
@@ -67,7 +68,7 @@ class AdapterSource(Struct, frozen=True):
     has_cache: bool = False
     """Whether it brings keys and values for them; else it is embeddings."""
     task: Task | None = None
-    """What it classifies; None where it continues text."""
+    """What its head reads; None where it continues text."""
     seal: str = ""
     """What its bytes have beside the digest, and can be known by sooner; empty if that is not
     known."""
@@ -125,7 +126,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
 
 class Submit(Struct, frozen=True, tag=True):
-    """Generate one completion, or classify one text if that is what the adapter does."""
+    """Generate one completion, or read one text: for the head of the adapter, or to embed it."""
 
     request_id: int
     prompt: list[int]
@@ -137,6 +138,8 @@ class Submit(Struct, frozen=True, tag=True):
     """Seconds from now in which it has to be finished: clocks of processes may differ."""
     weight: Positive = 1
     """The tenant's part of a busy engine, beside the weights of others."""
+    pooling: Pooling | None = None
+    """How the text is embedded, by its last token or all of them; None where it is not."""
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -267,11 +270,12 @@ class Token(Struct, frozen=True, array_like=True):
 
 
 class Scores(Struct, frozen=True, array_like=True):
-    """What an adapter made of a text, which ends the request."""
+    """What became of a text that was read, which ends the request."""
 
     request_id: int
-    logits: bytes
-    """Those of each label, float32: of the text as a whole, or of each of its tokens in order."""
+    numbers: bytes
+    """float32. The logits of each output of the adapter's head: of the text as a whole, or of each
+    of its tokens in order. Or, of a text that is embedded, one hidden state."""
 
 
 class Failure(Struct, frozen=True, array_like=True):

@@ -69,14 +69,14 @@ class ModelRunner:
         return logits_RV[: len(batch.requests)]
 
     @torch.inference_mode()
-    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what heads make of each of `batch.classified`, on the host."""
+    def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what comes of each of `batch.read`, on the host."""
         given = self._take(batch)
         with last_hidden(self._model.module) as found:
-            logits_RV = self._logits(given)  # never recorded: heads are in no form
+            logits_RV = self._logits(given)  # never recorded: what is read is in no form
         self.slab.note_step()
         (hidden_TK,) = found
-        read = [part.head(hidden_TK[part.rows]).cpu() for part in batch.classified]
+        read = [part.head(hidden_TK[part.rows]).cpu() for part in batch.read]
         return logits_RV[: len(batch.requests)], read
 
     @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from loramux_adapters.head import Task
 from loramux_server.engine.request import Request
 
 
@@ -43,7 +42,7 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether the step ends with a new token for this request."""
-        return self.is_ahead or (self.is_last and self.request.task is None)
+        return self.is_ahead or (self.is_last and self.request.continues)
 
     @property
     def is_last(self) -> bool:
@@ -51,11 +50,11 @@ class Chunk:
         return self.end == self.request.num_tokens
 
     @property
-    def classified(self) -> range:
-        """Positions whose hidden states the head of its adapter reads."""
-        if self.request.task is Task.TOKENS:
+    def read(self) -> range:
+        """Positions whose hidden states are read."""
+        if self.request.reads_all:
             return range(self.start, self.end)
-        if self.request.task is Task.SEQUENCE and self.is_last:
+        if self.is_last and not self.request.continues:
             return range(self.end - 1, self.end)
         return range(0)
 

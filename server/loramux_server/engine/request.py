@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
 from loramux_server.engine.messages import AdapterSource, Sampling, Submit
@@ -30,6 +31,8 @@ class Request:
     """Whose it is: only requests of one tenant share KV blocks."""
     active_from: int = 0
     """Position of the first token that the adapter sees; those before are the base's."""
+    pooling: Pooling | None = None
+    """How its hidden states become one, where it is to be embedded."""
     weight: int = 1
     """Its tenant's part of a busy engine, beside the weights of others."""
     arrival: float = 0.0
@@ -57,8 +60,8 @@ class Request:
     """Tokens that may come next where its text has a form, a bit each; None while nobody knows."""
     is_held: bool = False
     """Whether it runs only once that is known."""
-    scores: list[bytes] = field(default_factory=list)
-    """Logits of the labels, for each token that a head has read; float32."""
+    numbers: list[bytes] = field(default_factory=list)
+    """What its tokens gave that were read, float32: the logits of each, or one sum of states."""
     num_virtual: int = field(init=False)
     """Virtual tokens that its adapter puts before the prompt."""
 
@@ -104,6 +107,7 @@ class Request:
             sampling,
             message.tenant,
             active_from=active_from or 0,
+            pooling=message.pooling,
             weight=message.weight,
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
@@ -127,8 +131,20 @@ class Request:
 
     @property
     def task(self) -> Task | None:
-        """What it classifies; None where it continues its prompt."""
-        return self.adapter.task if self.adapter else None
+        """What the head of its adapter reads; None where none does."""
+        return self.adapter.task if self.adapter and self.pooling is None else None
+
+    @property
+    def continues(self) -> bool:
+        """Whether its prompt is continued; else it is read."""
+        return self.task is None and self.pooling is None
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the hidden state of every token is read."""
+        if self.task is None:
+            return self.pooling is Pooling.MEAN
+        return self.task.reads_all
 
     @property
     def own_vocab_size(self) -> int:

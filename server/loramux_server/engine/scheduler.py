@@ -9,7 +9,6 @@ out the request that started last starts over later. Tenants take turns by what 
 from collections.abc import Sequence
 from typing import Protocol
 
-from loramux_adapters.head import Task
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.fair_queue import FairQueue
 from loramux_server.engine.messages import AdapterSource, Finish
@@ -282,8 +281,8 @@ class Scheduler:
 
     def _prefix(self, request: Request) -> list[bytes]:
         """Return the names of the blocks that a request which starts need not compute."""
-        # Whose every token is classified needs the hidden states of all of them.
-        if not self._shares_prefixes or request.task is Task.TOKENS:
+        # Whose every token is read needs the hidden states of all of them.
+        if not self._shares_prefixes or request.reads_all:
             return []
         # At least one token has to be computed, to choose the next one.
         return name_blocks(request, self._blocks.block_size, request.num_tokens - 1)

@@ -54,8 +54,8 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them."""
 
-    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what heads make of each of `batch.classified`."""
+    def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what comes of each of `batch.read`."""
 
 
 class Team:
@@ -253,7 +253,7 @@ class _TeamRunner:
         self._team.start_step(batch)
         return self._runner.run(batch)
 
-    def classify(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what heads make of each of `batch.classified`, on the host."""
+    def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what comes of each of `batch.read`, on the host."""
         self._team.start_step(batch)
-        return self._runner.classify(batch)
+        return self._runner.read(batch)

@@ -1,4 +1,4 @@
-"""Heads of classification in memory.
+"""Heads in memory: of classification, and of spans.
 
 Legend: T tokens, K width of a hidden state, L labels.
 """
@@ -26,6 +26,11 @@ class Head:
             torch.addmv(self.bias_L, self.weight_LK, hidden_K) for hidden_K in hidden_TK.float()
         ]
         return torch.stack(rows)
+
+
+def states(hidden_TK: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states themselves, float32: what is read of a text that is embedded."""
+    return hidden_TK.float()
 
 
 def pack_head(found: head.Head, read: Callable[[TensorInfo], torch.Tensor]) -> Head:

@@ -175,7 +175,7 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
     """Pack what is in `file` as it comes; nobody gets anything of it before its digest is known."""
     try:
         header = file[: 8 + int.from_bytes(file[:8], "little")]
-        package = read_package(io.BytesIO(header), len(file))
+        package = read_package(io.BytesIO(header), len(file)).named_for(base.places)
         form = resting.of(format_of(package))
         rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
         scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)

@@ -43,7 +43,7 @@ class Residence:
 
     @property
     def head(self) -> "Head | None":
-        """What it classifies with."""
+        """What it has in place of the layer of logits."""
         return self.edits.head if self.edits else None
 
 

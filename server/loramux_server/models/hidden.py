@@ -1,4 +1,4 @@
-"""The last hidden states of a step, which heads of classification read.
+"""The last hidden states of a step, which heads read.
 
 Legend: T tokens, K width of a hidden state.
 """

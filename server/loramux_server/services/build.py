@@ -11,8 +11,10 @@ from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
     classification_pb2,
+    embedding_pb2,
     generation_pb2,
     quarantine_pb2,
+    question_answering_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -32,12 +34,15 @@ from loramux_server.services.changes import Changes
 from loramux_server.services.chunks import Chunks
 from loramux_server.services.classification import ClassificationService
 from loramux_server.services.descriptions import Descriptions
+from loramux_server.services.embedding import EmbeddingService
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.pins import Pins
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
+from loramux_server.services.question_answering import QuestionAnsweringService
+from loramux_server.services.reading import Readings
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.seals import FoundSeals
@@ -153,7 +158,7 @@ def build_services(
         default_timeout=config.default_timeout,
         stream_interval=config.stream_interval,
     )
-    classification = ClassificationService(
+    readings = Readings(
         engine=engine,
         registry=registry,
         model=model,
@@ -187,7 +192,15 @@ def build_services(
     return Services(
         {
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
-            classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]: classification,
+            classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]: (
+                ClassificationService(readings)
+            ),
+            embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]: EmbeddingService(
+                readings
+            ),
+            question_answering_pb2.DESCRIPTOR.services_by_name["QuestionAnsweringService"]: (
+                QuestionAnsweringService(readings)
+            ),
             adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: adapters,
             uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
             residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,

@@ -2,20 +2,14 @@
 
 from collections.abc import Sequence
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2
 from loramux_adapters.head import Task
 from loramux_server.engine.messages import ModelInfo
-from loramux_server.services.limits import (
-    MAX_PROMPT_BYTES,
-    MAX_REQUEST_ID,
-    MAX_ROUTING_KEY,
-    invalid,
-)
+from loramux_server.services.input_limits import check_inputs, check_lengths
+from loramux_server.services.limits import check_names, invalid
 from loramux_server.services.scoring import Scoring
 from loramux_server.store.reference import parse_reference
 
-MAX_INPUTS = 64
 MAX_NUMBERS = 1 << 20
 """Labels times tokens of a request whose tokens are labelled."""
 
@@ -29,20 +23,8 @@ def check_request(request: classification_pb2.ClassifyRequest, model: ModelInfo)
     if not request.adapter:
         raise invalid("adapter", "", "a reference: the base model has no head to classify with")
     parse_reference(request.adapter, "adapter")
-    if len(request.routing_key) > MAX_ROUTING_KEY:
-        raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
-    if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
-        raise invalid(
-            "request_id", request.request_id, f"at most {MAX_REQUEST_ID} printable characters"
-        )
-    if not 1 <= len(request.inputs) <= MAX_INPUTS:
-        raise invalid("inputs", f"{len(request.inputs)} entries", f"1 to {MAX_INPUTS}")
-    size = 0
-    for index, each in enumerate(request.inputs):
-        _check_input(f"inputs[{index}]", each, model)
-        size += len(each.text.encode("utf-8", "surrogatepass"))
-    if size > MAX_PROMPT_BYTES:
-        raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
+    check_names(request.request_id, request.routing_key)
+    check_inputs(request.inputs, model)
 
 
 def check_sizes(lengths: Sequence[int], scoring: Scoring, model: ModelInfo) -> None:
@@ -51,9 +33,7 @@ def check_sizes(lengths: Sequence[int], scoring: Scoring, model: ModelInfo) -> N
     Raises:
         InvalidArgumentError: They do not.
     """
-    for index, length in enumerate(lengths):
-        if length > model.context_length:
-            raise _too_long(f"inputs[{index}]", length, model)
+    check_lengths(lengths, model)
     num_labels = len(scoring.labels.names)
     if scoring.task is Task.TOKENS and sum(lengths) * num_labels > MAX_NUMBERS:
         raise invalid(
@@ -61,28 +41,3 @@ def check_sizes(lengths: Sequence[int], scoring: Scoring, model: ModelInfo) -> N
             f"{sum(lengths)} tokens, each with {num_labels} labels",
             f"at most {MAX_NUMBERS // num_labels} tokens in one request",
         )
-
-
-def _check_input(field: str, each: classification_pb2.ClassifyInput, model: ModelInfo) -> None:
-    if bool(each.text) == bool(each.token_ids):
-        both = f"{field}.text and {field}.token_ids are both"
-        fault = f"{both} set" if each.text else f"{both} empty"
-        raise InvalidArgumentError(
-            f"{fault}; set one of them", reason="INVALID_FIELD", field=f"{field}.text"
-        )
-    if each.text and model.tokenizer_json is None:
-        raise InvalidArgumentError(
-            f"{field}.text is text, but the base model came without a tokenizer; set token_ids",
-            reason="INVALID_FIELD",
-            field=f"{field}.text",
-        )
-    if len(each.token_ids) > model.context_length:
-        raise _too_long(f"{field}.token_ids", len(each.token_ids), model)
-
-
-def _too_long(field: str, length: int, model: ModelInfo) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"{field} has {length} tokens; the context has {model.context_length}",
-        reason="CONTEXT_LENGTH_EXCEEDED",
-        field=field,
-    )

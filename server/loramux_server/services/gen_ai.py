@@ -13,6 +13,8 @@ _FINISH = {
 }
 
 CLASSIFY = "classify"
+ANSWER = "answer"
+EMBED = "embeddings"
 
 
 def operation_of(request: generation_pb2.GenerateRequest) -> str:
@@ -53,19 +55,26 @@ def asked(
     }
 
 
-def asked_to_classify(
-    *, model: str, request_id: str, num_texts: int, num_tokens: int, adapter: str, digest: str
+def asked_to_read(
+    *,
+    operation: str,
+    model: str,
+    request_id: str,
+    num_texts: int,
+    num_tokens: int,
+    adapter: str,
+    digest: str | None,
 ) -> Attributes:
-    """Return the same of texts to classify, for which the conventions have no name."""
+    """Return the same of texts that are read alone, for which the conventions have few names."""
     return {
-        "gen_ai.operation.name": CLASSIFY,
+        "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "loramux",
         "gen_ai.request.model": model,
         "gen_ai.response.model": model,
         "gen_ai.response.id": request_id,
         "gen_ai.usage.input_tokens": num_tokens,
         "loramux.texts": num_texts,
-        "loramux.adapter.name": adapter,
+        "loramux.adapter.name": adapter or None,
         "loramux.adapter.digest": digest,
     }
 

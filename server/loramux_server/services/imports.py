@@ -96,6 +96,7 @@ class Imports:
     def _fetch_folder(self, snapshot: Snapshot, staged: Staged, is_cancelled: IsCancelled) -> None:
         with self._registry.blobs.scratch() as folder:
             for name in snapshot.sizes:
+                (folder / name).parent.mkdir(exist_ok=True)
                 with (folder / name).open("xb") as file:
                     _copy(_pieces(snapshot, name, is_cancelled), file)
             try:

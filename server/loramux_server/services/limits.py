@@ -46,16 +46,23 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
         InvalidArgumentError: One is not; the message names it, its value and what would be right.
     """
     _check_prompt(request, model)
-    if len(request.routing_key) > MAX_ROUTING_KEY:
-        raise invalid("routing_key", request.routing_key, f"at most {MAX_ROUTING_KEY} characters")
-    if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
-        raise invalid(
-            "request_id", request.request_id, f"at most {MAX_REQUEST_ID} printable characters"
-        )
+    check_names(request.request_id, request.routing_key)
     _check_lengths(request.sampling, model)
     _check_shaping(request.sampling, model)
     _check_stops(request.sampling, model)
     check_form(request.sampling, model)
+
+
+def check_names(request_id: str, routing_key: str) -> None:
+    """Demand that what a caller names a request, and the key of an alias, are within limits.
+
+    Raises:
+        InvalidArgumentError: One is not.
+    """
+    if len(routing_key) > MAX_ROUTING_KEY:
+        raise invalid("routing_key", routing_key, f"at most {MAX_ROUTING_KEY} characters")
+    if len(request_id) > MAX_REQUEST_ID or not request_id.isprintable():
+        raise invalid("request_id", request_id, f"at most {MAX_REQUEST_ID} printable characters")
 
 
 def samplings(

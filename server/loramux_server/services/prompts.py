@@ -3,7 +3,10 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+
+from tokenizers import Encoding
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
@@ -21,6 +24,15 @@ from loramux_server.tools.finder import ToolFinder
 
 KEPT = 4
 """Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that is read, as tokens."""
+
+    tokens: list[int]
+    places: list[Span | None]
+    """Where in the text each of them is; None where it is of no text."""
 
 
 class Prompts:
@@ -89,7 +101,7 @@ class Prompts:
             else:
                 tokens = await asyncio.to_thread(_of_text, request, tokenizer)
         if not tokens:
-            raise _no_tokens(field)
+            raise no_tokens(field)
         return tokens
 
     async def tool_use(
@@ -141,7 +153,7 @@ class Prompts:
         *,
         parse_special: bool,
         add_special: bool,
-    ) -> tuple[list[int], list[Span | None]]:
+    ) -> Text:
         """Return the tokens of `text`, the request field `field`, and where in it each is.
 
         Raises:
@@ -155,8 +167,31 @@ class Prompts:
         )  # fmt: skip
         found = encode() if len(text) < OFF_LOOP else await asyncio.to_thread(encode)
         if not found[0]:
-            raise _no_tokens(field)
-        return found
+            raise no_tokens(field)
+        return Text(*found)
+
+    async def pair(
+        self,
+        texts: tuple[str, str],
+        fields: tuple[str, str],
+        told: Instruction,
+        *,
+        parse_special: bool,
+        add_special: bool,
+    ) -> Encoding:
+        """Return the tokens of two texts, the request fields `fields`, as the tokenizer joins them.
+
+        Raises:
+            InvalidArgumentError: They cannot be tokenized.
+        """
+        tokenizer = await self.tokenizer(told)
+        assert tokenizer is not None
+        encode = partial(
+            tokenizer.encode_pair, texts, fields, parse_special=parse_special,
+            add_special=add_special,
+        )  # fmt: skip
+        is_short = sum(map(len, texts)) < OFF_LOOP
+        return encode() if is_short else await asyncio.to_thread(encode)
 
     async def close(self) -> None:
         """End the processes that render templates."""
@@ -194,7 +229,8 @@ class Prompts:
         )
 
 
-def _no_tokens(field: str) -> InvalidArgumentError:
+def no_tokens(field: str) -> InvalidArgumentError:
+    """Return the error of a text of the request field `field` that is none to the tokenizer."""
     return InvalidArgumentError(
         f"{field} has no tokens: the tokenizer makes none of this text",
         reason="INVALID_FIELD",

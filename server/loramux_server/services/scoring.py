@@ -9,7 +9,7 @@ import numpy.typing as npt
 from loramux.v1 import classification_pb2
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels, ProblemType
-from loramux_server.tokenizer import Span
+from loramux_server.services.prompts import Text
 
 PROBLEMS = {
     ProblemType.SINGLE_LABEL: classification_pb2.PROBLEM_TYPE_SINGLE_LABEL,
@@ -18,15 +18,6 @@ PROBLEMS = {
 }
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One input as tokens."""
-
-    tokens: list[int]
-    places: list[Span | None]
-    """Where in the text each of them is; None where it is of no text."""
 
 
 @dataclass(frozen=True, slots=True)

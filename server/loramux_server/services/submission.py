@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Generic, NamedTuple
 
 from loramux.errors import LoramuxError
+from loramux_adapters.embedding import Pooling
 from loramux_server.engine.messages import AdapterSource, Sampling
 from loramux_server.engine_client import EngineClient
 from loramux_server.mailbox import Item, Mailbox
@@ -17,6 +18,8 @@ class Asked(NamedTuple):
     source: AdapterSource | None
     """The adapter; None for the base."""
     sampling: Sampling
+    pooling: Pooling | None = None
+    """How the prompt is embedded; None where it is not."""
 
 
 class Submission(Generic[Item]):
@@ -50,12 +53,13 @@ class Submission(Generic[Item]):
             weight: The tenant's.
         """
         try:
-            for index, (prompt, source, sampling) in enumerate(asked):
+            for index, (prompt, source, sampling, pooling) in enumerate(asked):
                 self.ids.append(
                     self._engine.submit(
-                        self.mailbox, index, prompt, source, sampling, tenant, seconds_left, weight
+                        self.mailbox, index, prompt, source, sampling, tenant, seconds_left, weight,
+                        pooling,
                     )
-                )
+                )  # fmt: skip
             yield
         finally:
             self._cancel()

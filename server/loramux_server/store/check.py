@@ -69,7 +69,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     Raises:
         PackageError: It cannot; the message says why.
     """
-    package = read_package(file, size)
+    package = read_package(file, size).named_for(base.layers)
     _check_notes(package, base)
     contents = package.contents
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
@@ -153,7 +153,7 @@ def record_of(reference: Reference, staged: Staged, package: Package) -> Adapter
         edit_bytes=num_edit_bytes(package),
         virtual_tokens=package.virtual.count if package.virtual else 0,
         has_cache=bool(package.virtual and package.virtual.has_cache),
-        task=package.head.task if package.head else "",
+        task=package.task,
         method=package.method,
         invocation=package.contents.invocation,
         target_modules=tuple(package.target_modules),

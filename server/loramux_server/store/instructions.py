@@ -13,6 +13,7 @@ from typing import cast
 
 from loramux_adapters import PackageError, read_package
 from loramux_adapters.added_tokens import AddedToken, parse_added_tokens
+from loramux_adapters.embedding import Embedding, embedding_of
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels
 from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
@@ -34,6 +35,8 @@ class Instruction:
     """Tokens that its tokenizer adds to that of the base."""
     labels: Labels | None = None
     """What the outputs of its head mean; None where it has none."""
+    embedding: Embedding = field(default_factory=Embedding)
+    """How it makes one vector of a text."""
 
 
 NONE = Instruction()
@@ -72,18 +75,19 @@ def _read(path: Path) -> Instruction | None:
             header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
             manifest = parse_manifest(header["__metadata__"][MANIFEST_KEY])
             labels = None
-            if manifest.peft_config.get("task_type") in set(Task):
+            if manifest.peft_config.get("task_type") in (Task.SEQUENCE, Task.TOKENS):
                 labels = read_package(file, os.fstat(file.fileno()).st_size).labels
         notes = manifest.notes
         added = parse_added_tokens(cast(list[object], notes.get("added_tokens", [])), "the package")
     except (OSError, ValueError, KeyError, TypeError, struct.error, PackageError):
         return None
     template, generation = notes.get("chat_template"), notes.get("generation")
-    if template is None and not generation and not added and labels is None:
-        return NONE
-    return Instruction(
+    embedding = embedding_of(notes)
+    found = Instruction(
         template if isinstance(template, str) else None,
         generation if isinstance(generation, dict) else {},
         added,
         labels,
+        embedding,
     )
+    return NONE if found == NONE else found

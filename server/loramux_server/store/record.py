@@ -37,7 +37,7 @@ class AdapterRecord:
     has_cache: bool
     """Whether it brings keys and values for them."""
     task: str
-    """What it classifies, as PEFT's `task_type` calls that; empty where it continues text."""
+    """What it does, as PEFT's `task_type` calls that; empty where it continues text."""
     method: str
     """What trained it, as PEFT calls that."""
     invocation: tuple[int, ...]
@@ -99,6 +99,6 @@ def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
         record.invocation,
         virtual_tokens=record.virtual_tokens,
         has_cache=record.has_cache,
-        task=Task(record.task) if record.task else None,
+        task=Task(record.task) if record.task in set(Task) else None,
         seal=record.seal,
     )

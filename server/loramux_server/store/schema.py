@@ -4,8 +4,9 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
 FORMAT = 8
-"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns, 6 knew
-no tasks and no disabled tenants: it would let them in, and 7 no seals."""
+"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns, and 6
+knew no tasks and no disabled tenants: it would let them in. 7 knew no seals and no adapters that
+find answers or embed, and had no room for the name of the latter's task."""
 
 metadata = sa.MetaData()
 
@@ -58,7 +59,7 @@ versions = sa.Table(
     sa.Column("origin", sa.Text, nullable=False, server_default=""),
     sa.Column("virtual_tokens", sa.Integer, nullable=False, server_default="0"),
     sa.Column("has_cache", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("task", sa.String(16), nullable=False, server_default=""),
+    sa.Column("task", sa.String(32), nullable=False, server_default=""),
     sa.Column("seal", sa.String(71), nullable=False, server_default=""),
 )
 
@@ -149,6 +150,7 @@ def prepare(connection: sa.Connection, default_tenant: str) -> None:
         connection.execute(sa.insert(store).values(key="format", value=str(FORMAT)))
     elif int(found) < FORMAT:
         _add_columns(connection)
+        _widen_columns(connection)
         connection.execute(sa.update(store).where(is_format).values(value=str(FORMAT)))
 
 
@@ -161,6 +163,23 @@ def _add_columns(connection: sa.Connection) -> None:
             if column.name not in known:
                 definition = CreateColumn(column).compile(dialect=connection.dialect)
                 connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+
+
+def _widen_columns(connection: sa.Connection) -> None:
+    """Give texts the room that they have in this format."""
+    if connection.dialect.name == "sqlite":
+        return  # where a text has all the room that it takes
+    inspector = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        found = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            there = getattr(found[column.name], "length", None)
+            wanted = getattr(column.type, "length", None)
+            if there and wanted and there < wanted:
+                kind = column.type.compile(dialect=connection.dialect)
+                connection.execute(
+                    sa.text(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE {kind}")
+                )
 
 
 def _take_over(connection: sa.Connection, tenant: str) -> None:

@@ -92,7 +92,7 @@ def test_texts_are_classified_beside_prompts(device: torch.device, tmp_path: Pat
     harness.run()  # those of one token are in a step that has the form of decode
     for request_id, text in asked.items():
         check_logits(harness, request_id, text)
-    assert all(len(harness.scores[request_id].logits) for request_id in one)
+    assert all(len(harness.scores[request_id].numbers) for request_id in one)
     assert len(harness.output(0)) == 4
 
 

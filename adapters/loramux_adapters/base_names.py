@@ -1,0 +1,65 @@
+"""Names of modules that a base calls otherwise than the model that an adapter was trained on.
+
+transformers has a class for each task, and the layers below its head do not always have the name
+that they have in the one that continues text. Llama's `model.layers` are `transformer.layers` in
+`LlamaForQuestionAnswering`, and in what `AutoModel` loads nothing stands before `layers`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from loramux_adapters.contents import Contents
+from loramux_adapters.head import Task
+
+FEATURES = "FEATURE_EXTRACTION"
+"""What PEFT calls the task of an adapter of what `AutoModel` loads, which has no head."""
+
+
+def named_for(contents: Contents, names: Iterable[str]) -> Contents:
+    """Return `contents` with its modules under the names that they have in a base.
+
+    Those for other tasks than QUESTION_ANS and FEATURE_EXTRACTION keep theirs, and so do those
+    whose layers the base does not have: they do not fit it.
+
+    Args:
+        contents: What an adapter does.
+        names: Names of modules of the base.
+    """
+    if contents.task not in (Task.SPANS, FEATURES):
+        return contents
+    bottlenecks = (each.layer for each in contents.bottlenecks)
+    own, there = _layers([*contents.changed_modules, *bottlenecks]), _layers(names)
+    if own is None or there is None or own == there:
+        return contents
+    first, _, rest = own.partition(".")
+    ending = f".{own if contents.task == FEATURES else rest}"
+    if not there.endswith(ending):
+        return contents
+    below = there.removesuffix(ending)
+
+    def named(module: str) -> str:
+        if contents.task == FEATURES:
+            return f"{below}.{module}"
+        head, _, tail = module.partition(".")
+        return f"{below}.{tail}" if head == first else module
+
+    return _renamed(contents, named)
+
+
+def _layers(names: Iterable[str]) -> str | None:
+    """Return what stands before the number of a layer in `names`."""
+    for name in names:
+        parts = name.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdecimal()), 0)
+        if number:
+            return ".".join(parts[:number])
+    return None
+
+
+def _renamed(contents: Contents, named: Callable[[str], str]) -> Contents:
+    return replace(
+        contents,
+        modules=[replace(each, module=named(each.module)) for each in contents.modules],
+        edits=[replace(each, module=named(each.module)) for each in contents.edits],
+        bottlenecks=[replace(each, layer=named(each.layer)) for each in contents.bottlenecks],
+    )

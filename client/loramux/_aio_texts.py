@@ -1,0 +1,129 @@
+"""What the asynchronous client does with texts that are read and not continued, with `await`."""
+
+from collections.abc import Sequence
+
+import grpc
+
+from loramux import _answer_wire, _classification_wire, _embedding_wire, _wire
+from loramux._classification_wire import Text
+from loramux.types import Classification, Embedding, QuestionAnswering
+from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
+from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from loramux.v1.question_answering_pb2_grpc import QuestionAnsweringServiceStub
+
+
+class AsyncTexts:
+    """Labels texts, finds answers in them, and makes vectors of them."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        self._classification = ClassificationServiceStub(channel)
+        self._answers = QuestionAnsweringServiceStub(channel)
+        self._embedding = EmbeddingServiceStub(channel)
+        self._timeout = timeout
+
+    async def classify(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        adapter: str,
+        top_k: int | None = None,
+        logits: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        routing_key: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Classification:
+        """Return what an adapter makes of each of `texts`; see `Client.classify`."""
+        request = _classification_wire.classify_request(
+            texts,
+            adapter,
+            top_k,
+            logits,
+            request_id,
+            routing_key,
+            parse_special_tokens,
+            add_special_tokens,
+        )
+        with _wire.raising():
+            return _classification_wire.classification(
+                await self._classification.Classify(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
+            )
+
+    async def answer(
+        self,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        *,
+        adapter: str,
+        top_k: int = 1,
+        max_answer_tokens: int = 15,
+        handle_impossible_answer: bool = False,
+        align_to_words: bool = True,
+        context_first: bool = False,
+        max_window_tokens: int | None = None,
+        window_overlap_tokens: int | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        routing_key: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+    ) -> QuestionAnswering:
+        """Return where in `context` the answers are; see `Client.answer`."""
+        request = _answer_wire.answer_request(
+            question,
+            context,
+            adapter,
+            top_k,
+            max_answer_tokens,
+            handle_impossible_answer,
+            align_to_words,
+            context_first,
+            max_window_tokens,
+            window_overlap_tokens,
+            request_id,
+            routing_key,
+            parse_special_tokens,
+            add_special_tokens,
+        )
+        with _wire.raising():
+            return _answer_wire.question_answering(
+                await self._answers.Answer(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
+            )
+
+    async def embed(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        adapter: str | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        request_id: str = "",
+        routing_key: str = "",
+        parse_special_tokens: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Embedding:
+        """Return the vector of each of `texts`; see `Client.embed`."""
+        request = _embedding_wire.embed_request(
+            texts,
+            adapter,
+            pooling,
+            normalize,
+            dimensions,
+            request_id,
+            routing_key,
+            parse_special_tokens,
+            add_special_tokens,
+        )
+        with _wire.raising():
+            return _embedding_wire.embedding(
+                await self._embedding.Embed(
+                    request, timeout=self._timeout if timeout is None else timeout
+                )
+            )

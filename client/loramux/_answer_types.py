@@ -1,0 +1,65 @@
+"""What comes of asking for answers in texts."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loramux.types import AdapterIdentity, Timing, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A part of a context."""
+
+    score: float
+    """How likely it is, from 0 to 1; above that only where windows have it in common."""
+    begin: int
+    """Position of its first character in the context, in code points as `str` counts."""
+    end: int
+    """Position after its last character."""
+    text: str
+    """What stands there."""
+    is_impossible: bool
+    """Whether this is "no answer": its text is empty then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to one question."""
+
+    answers: tuple[Answer, ...]
+    """Highest score first."""
+    num_windows: int
+    """In how many windows the context was read."""
+
+    @property
+    def text(self) -> str:
+        """The text of the best answer."""
+        return self.answers[0].text
+
+    @property
+    def score(self) -> float:
+        """Its score."""
+        return self.answers[0].score
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAnswering:
+    """The answer to one request. The best answer to its first question is at hand directly."""
+
+    request_id: str
+    adapter: "AdapterIdentity"
+    results: tuple[Answers, ...]
+    """One for each question, in order."""
+    usage: "Usage"
+    timing: "Timing"
+
+    @property
+    def text(self) -> str:
+        """The text of the best answer to the first question."""
+        return self.results[0].text
+
+    @property
+    def score(self) -> float:
+        """Its score."""
+        return self.results[0].score

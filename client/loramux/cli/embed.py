@@ -1,0 +1,90 @@
+"""`loramux embed`."""
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loramux.cli.options import DEFAULT_SERVER, Server, needs
+from loramux.cli.output import whole_file
+from loramux.cli.sampling import RoutingKey
+from loramux.client import Client
+
+AT_ONCE = 64
+"""Texts of a call."""
+
+
+def embed(
+    texts: Annotated[
+        list[str], typer.Argument(help="Texts to embed; - reads one a line from stdin.")
+    ],
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter", "-a", help="Adapter, NAME or NAME:TAG; the base model if absent."
+        ),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="last, mean or first; by default what the adapter says, or last."),
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Make the length of each vector 1; by default what the adapter says, or yes.",
+        ),
+    ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(help="Keep so many of the first numbers of each vector.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write: an array of numpy if it ends with .npy, else JSON lines as those "
+            "on stdout.",
+        ),
+    ] = None,
+    routing_key: RoutingKey = "",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Make vectors of texts: a line of JSON for each, an array of numbers."""
+    if texts == ["-"]:
+        texts = [line.rstrip("\n") for line in sys.stdin]
+
+    # Where an alias stands for several versions, one of them embeds all.
+    key = routing_key or secrets.token_hex(8)
+
+    def vectors() -> Iterator[Sequence[float]]:
+        with Client(server) as client:
+            for start in range(0, len(texts), AT_ONCE):
+                yield from client.embed(
+                    texts[start : start + AT_ONCE],
+                    adapter=adapter,
+                    pooling=pooling,
+                    normalize=normalize,
+                    dimensions=dimensions,
+                    routing_key=key,
+                ).vectors
+
+    if output is None:
+        for vector in vectors():
+            print(_line(vector))
+        return
+    with whole_file(output) as file:
+        if output.suffix == ".npy":
+            with needs("numpy", extra="cli", what=".npy"):
+                import numpy as np
+            np.save(file, np.array(list(vectors()), np.float32))
+        else:
+            file.writelines(f"{_line(vector)}\n".encode() for vector in vectors())
+
+
+def _line(vector: Sequence[float]) -> str:
+    return json.dumps(list(vector), separators=(",", ":"))

@@ -1,0 +1,165 @@
+"""Logits of begins and ends -> the answers that they speak for.
+
+The numbers are those of transformers' pipeline `question-answering`: of `decode_spans` and
+`select_starts_ends`, and of the way in which it adds up what several windows give.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding
+
+from loramux.v1 import question_answering_pb2
+from loramux_server.tokenizer import Span
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a context, with the question."""
+
+    tokens: list[int]
+    context: range
+    """Where in `tokens` the part is."""
+    first: int
+    """Token of the whole pair that the first of the part is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question and its context as tokens."""
+
+    text: str
+    """The context."""
+    encoding: Encoding
+    """Of both."""
+    context: range
+    """Where the tokens of the context are."""
+
+    @staticmethod
+    def of(text: str, encoding: Encoding, sequence: int) -> "Pair":
+        """Return the pair whose context, `text`, is the first or the second `sequence`, 0 or 1."""
+        own = [i for i, each in enumerate(encoding.sequence_ids) if each == sequence]
+        return Pair(text, encoding, range(own[0], own[-1] + 1) if own else range(0))
+
+    @property
+    def num_others(self) -> int:
+        """Tokens that are not of the context, and in every window."""
+        return len(self.encoding.ids) - len(self.context)
+
+    def windows(self, max_tokens: int, overlap: int) -> Iterator[Window]:
+        """Yield windows of at most `max_tokens`, each with `overlap` tokens of the one before it.
+
+        There have to be more tokens of the context in a window than that.
+        """
+        ids, begin, end = self.encoding.ids, self.context.start, self.context.stop
+        room = max_tokens - self.num_others
+        for first in range(begin, end, room - overlap):
+            last = min(first + room, end)
+            tokens = [*ids[:begin], *ids[first:last], *ids[end:]]
+            yield Window(tokens, range(begin, begin + last - first), first)
+            if last == end:
+                return
+
+    def place(self, begin: int, end: int, *, to_words: bool) -> Span:
+        """Return the characters of the context from one token to another.
+
+        With `to_words` they are those of the whole words; where the context is one word to the
+        tokenizer, which then knows nothing of words, it is as without.
+        """
+        if not to_words or not self._knows_words:
+            return self._chars(begin)[0], self._chars(end)[1]
+        return self._word(begin)[0], self._word(end)[1]
+
+    @property
+    def _knows_words(self) -> bool:
+        edges = (self.context.start, self.context.stop - 1)
+        first, last = (self.encoding.token_to_word(token) for token in edges)
+        return first != last or not any(map(str.isspace, self.text.strip()))
+
+    def _chars(self, token: int) -> Span:
+        return self.encoding.token_to_chars(token) or (0, 0)
+
+    def _word(self, token: int) -> Span:
+        word, sequence = self.encoding.token_to_word(token), self.encoding.token_to_sequence(token)
+        found = None if word is None else self.encoding.word_to_chars(word, sequence or 0)
+        return found or self._chars(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """How answers are chosen."""
+
+    top_k: int
+    max_tokens: int
+    """Of an answer."""
+    may_be_none: bool
+    """Whether "no answer" is one."""
+    to_words: bool
+
+    def of(
+        self, pair: Pair, windows: Sequence[Window], found: Sequence[bytes]
+    ) -> question_answering_pb2.Answers:
+        """Return the best answers for `pair`, in whose `windows` float32 logits are `found`."""
+        answers: list[question_answering_pb2.Answer] = []
+        by_text: dict[str, question_answering_pb2.Answer] = {}
+        none_score = 1.0
+        for window, logits in zip(windows, found, strict=True):
+            table = np.frombuffer(logits, np.float32).reshape(-1, 2)
+            likely = self._likely(table, window.context)
+            none_score = min(none_score, float(likely[0].prod()))
+            for score, begin, end in self._spans(likely, window.context):
+                shift = window.first - window.context.start
+                place = pair.place(begin + shift, end + shift, to_words=self.to_words)
+                text = pair.text[slice(*place)]
+                same = by_text.get(text.lower())
+                if same is not None:
+                    same.score += score
+                    continue
+                answer = question_answering_pb2.Answer(
+                    score=score, begin=place[0], end=place[1], text=text
+                )
+                by_text[text.lower()] = answer
+                answers.append(answer)
+        if self.may_be_none:
+            answers.append(question_answering_pb2.Answer(score=none_score, is_impossible=True))
+        answers.sort(key=lambda answer: -answer.score)
+        return question_answering_pb2.Answers(
+            answers=answers[: self.top_k], num_windows=len(windows)
+        )
+
+    def _likely(self, table: npt.NDArray[np.float32], context: range) -> Float64:
+        """Return softmax over the tokens that can be begin, and over those that can be end.
+
+        Like `table`, it is [tokens, 2].
+        """
+        can_be = np.zeros(len(table), bool)
+        can_be[context.start : context.stop] = True
+        can_be[0] |= self.may_be_none
+        wide: Float64 = np.where(can_be[:, None], table.astype(np.float64), -np.inf)
+        power = np.exp(wide - wide.max(axis=0))
+        likely: Float64 = power / power.sum(axis=0)
+        return likely
+
+    def _spans(self, likely: Float64, context: range) -> list[tuple[float, int, int]]:
+        """Return the best answers as (score, first token, last token), highest score first."""
+        # The first token of all stands for no answer, even where it is of the context.
+        start = max(context.start, 1)
+        first, last = likely[start : context.stop].T
+        scores, begins, ends = [np.empty(0)], [np.empty(0, int)], [np.empty(0, int)]
+        for length in range(min(self.max_tokens, len(first))):
+            product = first[: len(first) - length] * last[length:]
+            best = np.arange(len(product))
+            if len(best) > self.top_k:
+                best = np.argpartition(-product, self.top_k)[: self.top_k]
+            scores.append(product[best])
+            begins.append(best)
+            ends.append(best + length)
+        score, begin, end = (np.concatenate(each) for each in (scores, begins, ends))
+        order = np.lexsort((end, begin, -score))[: self.top_k]
+        return [
+            (float(score[i]), start + int(begin[i]), start + int(end[i])) for i in order.tolist()
+        ]

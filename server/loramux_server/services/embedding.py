@@ -1,0 +1,105 @@
+"""EmbeddingService: texts -> vectors of what the model makes of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loramux.v1 import embedding_pb2
+from loramux_adapters.embedding import Embedding, Pooling
+from loramux_server.engine.messages import ModelInfo
+from loramux_server.rpc import Context
+from loramux_server.services.gen_ai import EMBED
+from loramux_server.services.input_limits import check_inputs, check_lengths
+from loramux_server.services.limits import check_names, invalid
+from loramux_server.services.reading import Readings, told_of
+from loramux_server.services.tasks import check_embeds
+from loramux_server.store.reference import parse_reference
+
+_POOLINGS = {
+    embedding_pb2.POOLING_LAST: Pooling.LAST,
+    embedding_pb2.POOLING_MEAN: Pooling.MEAN,
+    embedding_pb2.POOLING_FIRST: Pooling.FIRST,
+}
+_TOLD = {pooling: value for value, pooling in _POOLINGS.items()}
+
+
+class EmbeddingService:
+    """Implements `loramux.v1.EmbeddingService`."""
+
+    def __init__(self, readings: Readings) -> None:
+        self._readings = readings
+
+    async def Embed(
+        self, request: embedding_pb2.EmbedRequest, context: Context
+    ) -> embedding_pb2.EmbedResponse:
+        """Answer when every text has its vector."""
+        async with self._readings.opened(request, context, check_request, check_embeds) as reading:
+            asked = Vectors.of(request, reading.told.embedding)
+            texts = [text.tokens for text in await self._readings.texts(request, reading)]
+            check_lengths([len(text) for text in texts], self._readings.model)
+            if asked.pooling is Pooling.FIRST:
+                # What comes after a token changes nothing of it.
+                found = await self._readings.run(
+                    reading, EMBED, [text[:1] for text in texts], Pooling.LAST
+                )
+            else:
+                found = await self._readings.run(reading, EMBED, texts, asked.pooling)
+            response = embedding_pb2.EmbedResponse(
+                request_id=reading.request_id,
+                adapter=reading.identity,
+                embeddings=await told_of(found, lambda: asked.made_of(found)),
+                pooling=_TOLD[asked.pooling],
+                is_normalized=asked.normalize,
+                timing=reading.observer.timing(),
+            )
+            response.usage.prompt_tokens = sum(map(len, texts))
+            return response
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What vectors are asked for."""
+
+    pooling: Pooling
+    normalize: bool
+    dimensions: int | None
+    """How many of their numbers are kept; None for all."""
+
+    @staticmethod
+    def of(request: embedding_pb2.EmbedRequest, default: Embedding) -> "Vectors":
+        """Return what a checked request asks for; `default` is what its adapter's package says."""
+        return Vectors(
+            _POOLINGS.get(request.pooling, default.pooling),
+            request.normalize if request.HasField("normalize") else default.normalize,
+            request.dimensions if request.HasField("dimensions") else None,
+        )
+
+    def made_of(self, states: Sequence[bytes]) -> list[embedding_pb2.Embedding]:
+        """Return the vectors of hidden `states`, each float32."""
+        found = []
+        for each in states:
+            values = np.frombuffer(each, np.float32)[: self.dimensions].astype(np.float64)
+            if self.normalize:
+                values /= max(float(np.linalg.norm(values)), 1e-12)
+            found.append(embedding_pb2.Embedding(values=values.astype(np.float32)))
+        return found
+
+
+def check_request(request: embedding_pb2.EmbedRequest, model: ModelInfo) -> None:
+    """Demand that every field of `request` is within limits that no adapter changes.
+
+    Raises:
+        InvalidArgumentError: One is not; the message names it, its value and what would be right.
+    """
+    if request.adapter:
+        parse_reference(request.adapter, "adapter")
+    check_names(request.request_id, request.routing_key)
+    if request.pooling != embedding_pb2.POOLING_UNSPECIFIED and request.pooling not in _POOLINGS:
+        known = ", ".join(str(value) for value in _POOLINGS)
+        raise invalid("pooling", request.pooling, f"a value of Pooling, {known}")
+    width = model.embedding_width
+    if request.HasField("dimensions") and not 1 <= request.dimensions <= width:
+        right = f"1 to {width}, the width of a hidden state"
+        raise invalid("dimensions", request.dimensions, right)
+    check_inputs(request.inputs, model)
