@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from loramux.v1 import (
     adapters_pb2,
     aliases_pb2,
+    classification_pb2,
+    embedding_pb2,
     generation_pb2,
     quarantine_pb2,
+    question_answering_pb2,
     residency_pb2,
     server_pb2,
     uploads_pb2,
@@ -26,8 +29,8 @@ from tests.support.server import RunningServer
 from tests.support.wire import refusal
 
 MODULES = (
-    adapters_pb2, aliases_pb2, generation_pb2, quarantine_pb2, residency_pb2, server_pb2,
-    uploads_pb2,
+    adapters_pb2, aliases_pb2, classification_pb2, embedding_pb2, generation_pb2, quarantine_pb2,
+    question_answering_pb2, residency_pb2, server_pb2, uploads_pb2,
 )  # fmt: skip
 NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 PATIENCE = 0.5

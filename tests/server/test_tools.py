@@ -17,19 +17,12 @@ from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
 from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
 from loramux_server.chat.template import RefusedMessagesError, Template
 from loramux_server.forms.grammar import LIMITS, grammar_of, tokenizer_of
+from loramux_server.tools.conversations import ANSWERING, ASKING, CALLING, CALLING_TWICE
+from loramux_server.tools.derive import syntax_of
 from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
 from loramux_server.tools.reader import CallReader, ToolCall
-from loramux_server.tools.syntax import (
-    ANSWERING,
-    ASKING,
-    CALLING,
-    CALLING_TWICE,
-    Keys,
-    ToolSyntax,
-    UnknownSyntaxError,
-    joined,
-    syntax_of,
-)
+from loramux_server.tools.syntax import Keys, ToolSyntax, joined
+from loramux_server.tools.written import UnknownSyntaxError
 from tests.support.templates import CHATML, CONTROL, chat_tokenizer
 from tests.support.tool_templates import ELEMENTS, TAGS, TOOL_TEMPLATES
 
@@ -398,7 +391,7 @@ def test_little_is_held_of_what_may_become_a_call(name: str, begin: str, piece: 
     reader.push(begin or written(name, [SECOND]))
     for _ in range(3000):
         reader.push(piece)
-        assert len(reader._held) < 2100
+        assert len(reader._held.text) < 2100
 
 
 def test_a_call_may_follow_what_was_none() -> None:

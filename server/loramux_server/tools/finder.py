@@ -8,15 +8,10 @@ from loramux_server.chat.by_template import ByTemplate
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.messages import Piece, Talk
 from loramux_server.chat.renderer import TemplateLimitError
-from loramux_server.tools.syntax import (
-    ANSWERING,
-    ASKING,
-    CALLING,
-    CALLING_TWICE,
-    ToolSyntax,
-    UnknownSyntaxError,
-    syntax_of,
-)
+from loramux_server.tools.conversations import ANSWERING, ASKING, CALLING, CALLING_TWICE
+from loramux_server.tools.derive import syntax_of
+from loramux_server.tools.syntax import ToolSyntax
+from loramux_server.tools.written import UnknownSyntaxError
 
 MAX_PIECES = 10_000
 """Of what a template makes of all conversations that it is given."""

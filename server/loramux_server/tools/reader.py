@@ -14,11 +14,11 @@ import msgspec
 from loramux_server.chat.messages import Piece
 from loramux_server.stop_strings import overlap
 from loramux_server.tools.arguments import NAME, parse_object
+from loramux_server.tools.held import Held, UnfinishedError
 from loramux_server.tools.json_end import JsonEnd
 from loramux_server.tools.syntax import ID, ToolSyntax, joined
 
 _WORD = re.compile(r"[][{}(),;]|[^][{}(),;\s]+")
-_NO_SPACE = re.compile(r"\S")
 _MAX_HELD = 1024
 """Characters that wait for what follows, but for the object of a call."""
 _MAX_LEAD = 4
@@ -44,10 +44,6 @@ class Read(NamedTuple):
 
     text: str
     calls: Sequence[ToolCall]
-
-
-class _UnfinishedError(Exception):
-    """What is held may be something, once more has come."""
 
 
 class _Now(enum.Enum):
@@ -90,7 +86,7 @@ class CallReader:
         """What follows an id that the model makes up; None where it makes up none."""
         self._lead = {*_words(syntax.opening), *("[" if self._keys else "")}
         self._separators, self._closings = _beside(syntax)
-        self._held = ""
+        self._held = Held()
         """Text of which it is not known yet what it is."""
         self._is_separated = False
         """Whether what is held follows what separates calls, and not what begins them."""
@@ -109,17 +105,16 @@ class CallReader:
 
     def push(self, piece: str) -> Read:
         """Take what comes next, and return what is known by now."""
-        self._held += piece
+        self._held.text += piece
         text: list[str] = []
         calls: list[ToolCall] = []
-        while self._held and not self.is_full:
+        while self._held.text and not self.is_full:
             try:
                 self._step(text, calls)
-            except _UnfinishedError:
-                if self._end is not None or len(self._held) <= _MAX_HELD:
+            except UnfinishedError:
+                if self._end is not None or len(self._held.text) <= _MAX_HELD:
                     break
-                text.append(self._held)
-                self._held = ""
+                text.append(self._held.taken(len(self._held.text)))
                 self._now = self._no_call_now
         return Read("".join(text), calls)
 
@@ -132,7 +127,7 @@ class CallReader:
         """Find out what the begin of what is held is.
 
         Raises:
-            _UnfinishedError: That is not known yet.
+            UnfinishedError: That is not known yet.
         """
         if self._now is _Now.TEXT:
             text.append(self._before_call())
@@ -144,33 +139,31 @@ class CallReader:
         elif self._now is _Now.AFTER:
             self._after_call()
         else:
-            text.append(self._held)
-            self._held = ""
+            text.append(self._held.taken(len(self._held.text)))
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the completion."""
-        held, self._held = self._held, ""
+        held = self._held.taken(len(self._held.text))
         return "" if self._now is _Now.AFTER else held
 
     def _before_call(self) -> str:
         """Return the text before what begins a call, or may yet become that."""
-        end = self._held.find(self._trigger)
+        end = self._held.text.find(self._trigger)
         if end >= 0:
             self._now = _Now.CALL
             self._is_separated = False
         else:
-            end = len(self._held) - overlap(self._trigger, self._held)
-        end = max(len(self._held[:end].rstrip()), end - _MAX_HELD)
+            end = len(self._held.text) - overlap(self._trigger, self._held.text)
+        end = max(len(self._held.text[:end].rstrip()), end - _MAX_HELD)
         if not end and self._now is _Now.TEXT:
-            raise _UnfinishedError
-        text, self._held = self._held[:end], self._held[end:]
-        return text
+            raise UnfinishedError
+        return self._held.taken(end)
 
     def _call(self) -> ToolCall | None:
         """Return the call with which begins what is held, and go on after it; None if it is none.
 
         Raises:
-            _UnfinishedError: That is not known yet.
+            UnfinishedError: That is not known yet.
         """
         if self._end is None:
             begin = self._object_begin()
@@ -178,10 +171,10 @@ class CallReader:
                 return None
             self._begin, self._end = begin, JsonEnd(begin)
         try:
-            end = self._end.find(self._held)
+            end = self._end.find(self._held.text)
             if end is None:
-                raise _UnfinishedError
-            value = msgspec.json.decode(self._held[self._begin : end])
+                raise UnfinishedError
+            value = msgspec.json.decode(self._held.text[self._begin : end])
         except (ValueError, RecursionError):
             return None
         if self._keys is None:
@@ -197,40 +190,29 @@ class CallReader:
         """Return where the object of a call begins; None if there is no call.
 
         Raises:
-            _UnfinishedError: That is not known yet.
+            UnfinishedError: That is not known yet.
         """
-        at = self._spaced(0)
+        at = self._held.spaced(0)
         if not self._is_separated and self._trigger:
-            at = self._spaced(at + len(self._trigger))
+            at = self._held.spaced(at + len(self._trigger))
         for _ in range(_MAX_LEAD):
-            if not (word := self._word(at, self._lead)):
+            if not (word := self._held.word(at, self._lead)):
                 break
-            at = self._spaced(at + len(word))
+            at = self._held.spaced(at + len(word))
         if self._keys is not None:
-            return at if self._held[at] == "{" else None
-        name = NAME.match(self._held, at)
-        found = self._after_word(self._middle, name.end()) if name else None
+            return at if self._held.text[at] == "{" else None
+        name = NAME.match(self._held.text, at)
+        found = self._held.after_word(self._middle, name.end()) if name else None
         if name is None or found is None:
             return None
         self._head = (name[0], "")
         if self._after_id is not None:
-            made = _ID.match(self._held, found)
-            found = self._after_word(self._after_id, made.end()) if made else None
+            made = _ID.match(self._held.text, found)
+            found = self._held.after_word(self._after_id, made.end()) if made else None
             if made is None or found is None:
                 return None
             self._head = (name[0], made[0])
-        return found if self._held[found] == "{" else None
-
-    def _after_word(self, word: str, at: int) -> int | None:
-        """Return where after a word at `at`, and white space, the text goes on; None if it lacks.
-
-        Raises:
-            _UnfinishedError: It goes on.
-        """
-        at = self._spaced(at)
-        if self._word(at, [word]) is None:
-            return None
-        return self._spaced(at + len(word))
+        return found if self._held.text[found] == "{" else None
 
     def _taken(self, name: Any, arguments: Any, made_id: Any, end: int) -> ToolCall | None:  # noqa: ANN401
         """Return a call, if it is one, and hold what follows it from `end` on."""
@@ -243,7 +225,7 @@ class CallReader:
             arguments = parse_object(text)
         except ValueError:
             return None
-        self._held = self._held[end:]
+        self._held.taken(end)
         self._end = None
         self._now = _Now.AFTER
         self.num_calls += 1
@@ -259,71 +241,32 @@ class CallReader:
         self._now = self._no_call_now
         if not self._trigger or self._is_separated:
             return ""
-        size = self._held.find(self._trigger) + len(self._trigger)
-        text, self._held = self._held[:size], self._held[size:]
-        return text
+        return self._held.taken(self._held.text.find(self._trigger) + len(self._trigger))
 
     def _after_call(self) -> None:
         """Find out what follows a call; what separates and closes calls is left out.
 
         Raises:
-            _UnfinishedError: That is not known yet.
+            UnfinishedError: That is not known yet.
         """
-        begin = self._spaced(0)
+        begin = self._held.spaced(0)
         closed = None
         for words in ([], *self._separators, *self._closings):
-            end = self._after_words(words, begin)
+            end = self._held.after_words(words, begin)
             if end is None:
                 continue
             is_separated = words in self._separators and (
-                self._keys is None or self._held[end] == "{"
+                self._keys is None or self._held.text[end] == "{"
             )
-            if is_separated or (self._trigger and self._word(end, [self._trigger])):
-                self._held = self._held[end:]
+            if is_separated or (self._trigger and self._held.word(end, [self._trigger])):
+                self._held.taken(end)
                 self._is_separated = is_separated
                 self._now = _Now.CALL
                 return
             if words in self._closings and closed is None:
                 closed = end
-        self._held = self._held[closed or 0 :]
+        self._held.taken(closed or 0)
         self._now = self._no_call_now
-
-    def _after_words(self, words: Sequence[str], at: int) -> int | None:
-        """Return where after all of `words`, and white space, the text goes on; None if one lacks.
-
-        Raises:
-            _UnfinishedError: It goes on.
-        """
-        for word in words:
-            found = self._after_word(word, at)
-            if found is None:
-                return None
-            at = found
-        return at
-
-    def _word(self, at: int, words: Collection[str]) -> str | None:
-        """Return which of `words` is at `at`, the longest; None if there is none.
-
-        Raises:
-            _UnfinishedError: A longer one may be, once more has come.
-        """
-        here = [word for word in words if self._held.startswith(word, at)]
-        rest = self._held[at : at + max(map(len, words), default=0)]
-        longest = max(here, key=len, default="")
-        if any(len(word) > len(longest) and word.startswith(rest) for word in words):
-            raise _UnfinishedError
-        return longest or None
-
-    def _spaced(self, at: int) -> int:
-        """Return where after white space from `at` on the text goes on.
-
-        Raises:
-            _UnfinishedError: It does not, yet.
-        """
-        found = _NO_SPACE.search(self._held, at)
-        if found is None:
-            raise _UnfinishedError
-        return found.start()
 
 
 def _beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:

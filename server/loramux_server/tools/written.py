@@ -1,0 +1,177 @@
+"""Where in what a template wrote a call of a tool is, and its parts."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import takewhile
+from typing import NamedTuple
+
+from loramux_server.chat.encoder import Vocabulary
+from loramux_server.chat.messages import Call, Piece
+from loramux_server.tools.conversations import SIGN
+from loramux_server.tools.syntax import ID, Keys, joined
+
+MAX_PART = 200
+"""Characters that a template may put between two parts of calls."""
+_MAX_TRIED = 32
+"""Places at which the object of a call may begin."""
+
+
+class UnknownSyntaxError(Exception):
+    """A template knows of no tools, or writes calls in a way that is not known; says which."""
+
+
+class WrittenCall:
+    """The parts of one call in an answer."""
+
+    def __init__(self, answer: "Written", call: Call) -> None:
+        """Find `call`.
+
+        Raises:
+            UnknownSyntaxError: It is not there, or not in a way that is known.
+        """
+        self.answer = answer
+        self._id = call.id
+        self.place = _located(answer.text, call)
+        begin, name, arguments, arguments_end, end, self.keys = self.place
+
+        def part(begin: int, end: int) -> tuple[Piece, ...]:
+            return with_ids(answer.part(begin, end), call.id)
+
+        self.opening = part(0, begin)
+        self.head = part(begin, name)
+        self.middle = part(name + len(call.name), arguments)
+        self.tail = part(arguments_end, end)
+        if self.keys and ID in self.tail:
+            self.tail = (Piece("}" * (1 if self.keys.outer is None else 2), False),)
+
+    def closing(self, vocabulary: Vocabulary, ends: Set[str]) -> tuple[Piece, ...]:
+        """Return what follows the call until the answer ends, at a token of `ends` or another."""
+        begin = self.place.end
+        after = [(at, token) for at, token in self.answer.tokens() if at >= begin]
+        found = [at for at, token in after if token in ends]
+        found += [at for at, token in after if token in vocabulary.control]
+        text = self.answer.text[begin : found[0] if found else None]
+        return with_ids(self.answer.part(begin, begin + len(text.rstrip())), self._id)
+
+    def is_like(self, other: "WrittenCall") -> bool:
+        """Return whether another call is written the same way."""
+        mine = (self.head, self.middle, self.tail, self.keys)
+        return mine == (other.head, other.middle, other.tail, other.keys)
+
+
+class _Located(NamedTuple):
+    """Where in an answer a call is, in characters."""
+
+    begin: int
+    name: int
+    arguments: int
+    arguments_end: int
+    end: int
+    keys: Keys | None
+
+
+class Written:
+    """What a template wrote, and where in it tokens are."""
+
+    def __init__(self, pieces: Sequence[Piece], begin: int = 0) -> None:
+        self.text = joined(pieces)[begin:]
+        self._pieces = pieces
+        self._begin = begin
+
+    def unlike(self, other: str) -> "Written":
+        """Return this from where on it is unlike `other`, an answer without calls."""
+        both = zip(other, self.text, strict=False)
+        begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        if not other.startswith(SIGN, begin):
+            # What begins it may be like what begins a call.
+            ends = [at + len(token) for at, token in self.tokens()]
+            ends += [at + 1 for at, char in enumerate(self.text[:begin]) if char.isspace()]
+            begin = max((end for end in ends if end <= begin), default=0)
+        return Written(self._pieces, begin)
+
+    def part(self, begin: int, end: int) -> tuple[Piece, ...]:
+        """Return the pieces from the character `begin` to `end`."""
+        begin, end = self._begin + begin, self._begin + end
+        found, at = [], 0
+        for piece in self._pieces:
+            low, high = max(begin, at), min(end, at + len(piece.text))
+            if low < high:
+                text = piece.text[low - at : high - at]
+                if piece.is_token and text != piece.text:
+                    raise unreadable()
+                found.append(Piece(text, piece.is_token))
+            at += len(piece.text)
+        return tuple(found)
+
+    def tokens(self) -> Iterator[tuple[int, str]]:
+        """Yield where each added token is."""
+        at = -self._begin
+        for piece in self._pieces:
+            if piece.is_token and at >= 0:
+                yield at, piece.text
+            at += len(piece.text)
+
+
+def _located(answer: str, call: Call) -> _Located:
+    """Return where `call` is."""
+    name = answer.find(call.name)
+    if name < 0:
+        raise UnknownSyntaxError("knows of tools, but writes no calls of them")
+    arguments = _object_at(answer, name + len(call.name), call)
+    for begin, (found, end) in _objects(answer, 0, name):
+        keys = _keys(found, call)
+        if keys and end > name:
+            return _Located(begin, name, *arguments, end, keys)
+    return _Located(name, name, *arguments, arguments[1], None)
+
+
+def _object_at(answer: str, begin: int, call: Call) -> tuple[int, int]:
+    """Return where the arguments of `call` begin and end."""
+    for at, (found, end) in _objects(answer, begin, begin + MAX_PART):
+        if found == call.arguments:
+            return at, end
+    raise unreadable()
+
+
+def _objects(text: str, begin: int, end: int) -> Iterator[tuple[int, tuple[object, int]]]:
+    """Yield the objects of JSON that begin in a part of `text`."""
+    at = begin - 1
+    for _ in range(_MAX_TRIED):
+        at = text.find("{", at + 1, end)
+        if at < 0:
+            return
+        try:
+            yield at, json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError):
+            continue
+
+
+def _keys(found: object, call: Call) -> Keys | None:
+    """Return where in an object `call` is; None if it is elsewhere."""
+    if not isinstance(found, dict):
+        return None
+    outer = None
+    for key, value in found.items():
+        if isinstance(value, dict) and call.name in value.values():
+            outer, found = key, value
+            break
+    names = [key for key, value in found.items() if value == call.name]
+    arguments = [key for key, value in found.items() if value == call.arguments]
+    return Keys(outer, names[0], arguments[0]) if names and arguments else None
+
+
+def with_ids(pieces: Iterable[Piece], call_id: str) -> tuple[Piece, ...]:
+    """Return `pieces` with `ID` in place of the id of a call."""
+    found: list[Piece] = []
+    for piece in pieces:
+        first, *others = piece.text.split(call_id)
+        texts = [first, *(text for other in others for text in (None, other))]
+        found += [
+            ID if text is None else Piece(text, piece.is_token) for text in texts if text != ""
+        ]
+    return tuple(found)
+
+
+def unreadable() -> UnknownSyntaxError:
+    """Return the error for calls that are written in a way that is not known."""
+    return UnknownSyntaxError("writes calls of tools in a way that this server does not read")
