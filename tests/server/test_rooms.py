@@ -1,5 +1,6 @@
 """Rooms for adapters on the host: whose they are, when they are used again, how many there are."""
 
+import gc
 import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -250,8 +251,9 @@ class FakeDriver:
         return self.code
 
     def cudaHostUnregister(self, address: int) -> int:
-        del self.pinned[address]
-        return 0
+        if not self.code:
+            del self.pinned[address]
+        return self.code
 
 
 @pytest.fixture
@@ -287,8 +289,47 @@ def test_memory_that_cannot_be_pinned_will_do(
     driver.code = 2
     room = memory.make(UNIT)
     room.fill(1)
-    assert "262144 bytes for an adapter are not pinned" in caplog.text
+    other = memory.make(UNIT)
+    assert caplog.text.count("262144 bytes for an adapter are not pinned") == 1  # once is enough
     memory.free(room)
+    memory.free(other)
+
+
+def test_nothing_is_pinned_longer_than_it_is_there(driver: FakeDriver) -> None:
+    memory = PinnedMemory(torch.device("cpu"))
+    rooms = Rooms(memory, 16 * UNIT)
+    part = rooms.take(UNIT)[7:9].numpy()
+    rooms.take(2 * UNIT)
+    assert len(driver.pinned) == 2
+    del rooms
+    gc.collect()
+    assert part.ctypes.data - 7 in driver.pinned  # of which a part is in use
+    del part, memory
+    gc.collect()
+    assert driver.pinned == {}
+
+
+def test_what_the_driver_does_not_let_go_of_stays_where_it_is(
+    driver: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = PinnedMemory(torch.device("cpu"))
+    rooms = Rooms(memory, UNIT)
+    room = memory.make(UNIT)
+    address = room.ctypes.data
+    driver.code = 1
+    memory.free(room)
+    del room
+    assert "262144 bytes for adapters stay pinned" in caplog.text
+    assert address in driver.pinned
+    driver.code = 0
+    assert all(memory.make(UNIT).ctypes.data != address for _ in range(8))
+    assert rooms.take(UNIT).data_ptr() != address
+
+
+def test_memory_needs_no_large_pages(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345)  # which gives EINVAL, as where there are none
+    memory = PinnedMemory(torch.device("cpu"))
+    assert len(memory.make(UNIT)) == UNIT
 
 
 def test_no_memory_at_all_is_an_error_of_memory(driver: FakeDriver) -> None:

@@ -34,6 +34,9 @@ from loramux_server.models.base_model import BaseModel, UnservableModelError
 
 _log = logging.getLogger(__name__)
 
+_ROOMS_FOR_PARTS = 256 << 20
+"""Bytes of memory that wait for parts of adapters on their way to a device."""
+
 
 def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> ModelRunner:
     """Return what runs `model`, or this process's part of it, with room for `num_slots` tokens.
@@ -147,9 +150,11 @@ def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
     """Return where adapters lie that a GPU copies from the host; None without one."""
     if model.device.type != "cuda":
         return None
-    # Of an adapter that is cut, no part stays on the host.
-    spares = loader_threads(1, "spare") if model.shard == WHOLE else None
-    return Rooms(PinnedMemory(model.device), config.host_adapter_memory, spares)
+    memory = PinnedMemory(model.device)
+    if model.shard != WHOLE:  # of an adapter that is cut, no part stays on the host
+        return Rooms(memory, min(config.host_adapter_memory, _ROOMS_FOR_PARTS))
+    # Rooms may be an eighth larger than what lies in them.
+    return Rooms(memory, config.host_adapter_memory * 9 // 8, loader_threads(1, "spare"))
 
 
 def _follower(model: BaseModel, wake: Callable[[], None]) -> Forms | None:

@@ -40,7 +40,7 @@ class Memory(Protocol):
         """
 
     def free(self, room: Bytes) -> None:
-        """Give back what was made; nobody looks at it any more."""
+        """Give back what was made; nobody looks at it any more. It raises nothing."""
 
 
 class Rooms:
@@ -91,7 +91,8 @@ class Rooms:
         held = room[:num_bytes]
         weakref.finalize(held, self._returned.append, room).atexit = False
         if self._spares is not None:
-            self._spares.submit(self._make_spare, size)
+            with suppress(RuntimeError):  # it has ended, as all does
+                self._spares.submit(self._make_spare, size)
         return torch.from_numpy(held)
 
     def _find(self, size: int) -> Bytes | None:
@@ -140,6 +141,9 @@ class Rooms:
             room = self._make(size)
         except MemoryError:
             return  # a load that needs it will say so
+        except Exception:
+            _log.exception("no room is made ready for the next adapter")
+            return
         with self._lock:
             self._idle.append(room)
 
@@ -159,13 +163,17 @@ class PinnedMemory:
     """Memory that a GPU copies from at full speed, beside what the host does.
 
     It is taken in large pages where the system has them, and touched before it is registered: the
-    driver lets nobody else call it meanwhile.
+    driver lets nobody else call it meanwhile. It is registered for as long as there is an array of
+    it, and not a moment longer: other memory may come to lie at its addresses.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._registered: set[int] = set()
-        """Addresses."""
+        self._registered: dict[int, weakref.finalize[[int, mmap.mmap], Bytes]] = {}
+        """Address -> what ends that."""
+        self._lost: list[mmap.mmap] = []
+        """What the driver did not let go of: it stays where it is."""
+        self._has_warned = False
 
     def make(self, num_bytes: int) -> Bytes:
         """Return memory that is pinned, or, if the driver will have no more of that, is not."""
@@ -173,27 +181,42 @@ class PinnedMemory:
             pages = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(str(error)) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            pages.madvise(mmap.MADV_HUGEPAGE)
+        for name in ("MADV_HUGEPAGE", "MADV_DONTFORK"):  # not every system knows them
+            with suppress(OSError, AttributeError):
+                pages.madvise(getattr(mmap, name))
         room = np.frombuffer(pages, np.uint8)
         room[:: mmap.PAGESIZE] = 0
+        address = room.ctypes.data
         try:
-            self._call("cudaHostRegister", room.ctypes.data, num_bytes, 0)
+            self._call("cudaHostRegister", address, num_bytes, 0)
         except torch.cuda.CudaError as error:
-            _log.warning("%d bytes for an adapter are not pinned: %s", num_bytes, error)
+            self._warn(num_bytes, error)
             # It would be told again, to the next kernel that this thread starts.
             with suppress(RuntimeError):
                 torch.zeros(1, device=self._device)
         else:
-            self._registered.add(room.ctypes.data)
+            ending = weakref.finalize(room, self._unregister, address, pages)
+            ending.atexit = False
+            self._registered[address] = ending
         return room
 
     def free(self, room: Bytes) -> None:
         """Give back what was made."""
-        address = room.ctypes.data
-        if address in self._registered:
-            self._registered.remove(address)
+        if ending := self._registered.get(room.ctypes.data):
+            ending()
+
+    def _unregister(self, address: int, pages: mmap.mmap) -> None:
+        self._registered.pop(address, None)
+        try:
             self._call("cudaHostUnregister", address)
+        except Exception:  # it may run wherever the last array goes
+            _log.exception("%d bytes for adapters stay pinned", len(pages))
+            self._lost.append(pages)
+
+    def _warn(self, num_bytes: int, error: Exception) -> None:
+        if not self._has_warned:
+            _log.warning("%d bytes for an adapter are not pinned: %s", num_bytes, error)
+        self._has_warned = True
 
     def _call(self, name: str, *arguments: int) -> None:
         with torch.cuda.device(self._device):
