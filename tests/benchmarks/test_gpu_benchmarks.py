@@ -218,6 +218,8 @@ def test_what_is_tuned_is_written_as_a_plan(
 ) -> None:
     monkeypatch.setattr(tune, "_CONTEXTS", (16,))
     monkeypatch.setitem(tune._CHOICES, "decode_attention", {"context": (32, 64)})
+    for choices in (tune._CHOICES, tune._BARE_CHOICES):
+        monkeypatch.setitem(choices, "rope_write", {"heads": (1, 2), "num_warps": (1, 2)})
     plans, output = tmp_path / "plans.json", tmp_path / "o.json"
     plans.write_text(json.dumps({"default": {"max_spare_rows": 1}}))
     tune.main(

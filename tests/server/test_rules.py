@@ -53,6 +53,8 @@ def test_a_method_without_a_row_is_not_served(monkeypatch: pytest.MonkeyPatch) -
 
 NAMES = {"name", "adapter", "reference"}
 """What fields are called that name an adapter."""
+OTHER_NAMES = {"ChatMessage", "Tool", "ToolChoice"}
+"""Messages in which they name a tool."""
 
 
 def named_fields(message: Descriptor, path: str = "") -> Iterator[str]:
@@ -60,7 +62,9 @@ def named_fields(message: Descriptor, path: str = "") -> Iterator[str]:
         if field.name in NAMES and field.type == FieldDescriptor.TYPE_STRING:
             yield path + field.name
         inner = field.message_type
-        if inner is not None and not inner.GetOptions().map_entry:
+        is_other = inner is None or inner.GetOptions().map_entry or inner.name in OTHER_NAMES
+        if not is_other:
+            assert inner is not None
             mark = "[]" if field.is_repeated else ""
             yield from named_fields(inner, f"{path}{field.name}{mark}.")
 
