@@ -92,6 +92,36 @@ def check_volumes(manifest: Manifest) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} <= there
 
 
+def lets_in(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a selector of pods takes one with `labels`."""
+    wanted = {key: [value] for key, value in selector.get("matchLabels", {}).items()}
+    for each in selector.get("matchExpressions", ()):
+        assert each["operator"] == "In"
+        wanted[each["key"]] = each["values"]
+    return all(labels.get(key) in values for key, values in wanted.items())
+
+
+def check_clients(manifests: list[Manifest]) -> None:
+    """Demand that a pod with the label of clients and no other comes to servers and gateways."""
+    policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    for component, port in (("server", "grpc"), ("gateway", "http")):
+        rules = [
+            rule
+            for policy in policies
+            if policy["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == component
+            for rule in policy["ingress"]
+            if {"port": port} in rule["ports"]
+        ]
+        senders = [
+            each["podSelector"] for rule in rules for each in rule["from"] if "podSelector" in each
+        ]
+        client, stranger = {"loramux/client": "true"}, {"loramux/client": "false"}
+        assert any(lets_in(each, client) for each in senders)
+        assert not any(lets_in(each, stranger) for each in senders)
+        # What kustomize writes over, it would narrow to pods of the base.
+        assert not any("loramux/client" in each.get("matchLabels", {}) for each in senders)
+
+
 def check_all(manifests: list[Manifest]) -> None:
     for container in containers(manifests):
         if container["name"] != "front":
@@ -135,6 +165,15 @@ def test_the_ports_are_those_that_are_listened_on() -> None:
         each for each in BASE if each["kind"] == "Service" and each["metadata"]["name"] == "loramux"
     ]
     assert gateway["--target"] == f"loramux:{service['spec']['ports'][0]['port']}"
+
+
+def test_whoever_has_the_label_of_clients_is_let_in() -> None:
+    check_clients(BASE)
+
+
+@builds
+def test_the_base_as_it_is_built_lets_clients_in() -> None:
+    check_clients(build(KUBERNETES / "base"))
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
