@@ -161,10 +161,15 @@ def test_the_ports_are_those_that_are_listened_on() -> None:
         "metrics": int(server["--metrics"].rpartition(":")[2]),
     }
     assert ports_of(front) == {"http": int(gateway["--port"])}
+    # The headless service, whose name stands for each server's own address.
     (service,) = [
-        each for each in BASE if each["kind"] == "Service" and each["metadata"]["name"] == "loramux"
+        each["spec"]
+        for each in BASE
+        if each["kind"] == "Service" and each["metadata"]["name"] == "loramux-servers"
     ]
-    assert gateway["--target"] == f"loramux:{service['spec']['ports'][0]['port']}"
+    assert service["clusterIP"] == "None"
+    (grpc,) = [port for port in service["ports"] if port["name"] == "grpc"]
+    assert gateway["--target"] == f"dns:///loramux-servers:{grpc['port']}"
 
 
 def test_whoever_has_the_label_of_clients_is_let_in() -> None:
