@@ -18,7 +18,7 @@ def gateway(
             help="The server to call; may be repeated, for servers that take turns. "
             "dns:///HOST:PORT for a name that stands for several.",
         ),
-    ] = [DEFAULT_SERVER],
+    ] = [DEFAULT_SERVER],  # noqa: B006 - it is not changed
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 takes a free one.")] = (
         8000
