@@ -122,6 +122,13 @@ def check_clients(manifests: list[Manifest]) -> None:
         assert not any("loramux/client" in each.get("matchLabels", {}) for each in senders)
 
 
+def check_pause(pod: Manifest) -> None:
+    """Demand that what a Service sends connections to waits until it is sent none."""
+    for container in pod["spec"]["containers"]:
+        if container.get("ports"):
+            assert container["lifecycle"]["preStop"]["exec"]["command"][0] == "sleep"
+
+
 def check_all(manifests: list[Manifest]) -> None:
     for container in containers(manifests):
         if container["name"] != "front":
@@ -130,6 +137,7 @@ def check_all(manifests: list[Manifest]) -> None:
     for pod in pods(manifests):
         check_restricted(pod)
         check_end(pod)
+        check_pause(pod)
     templates = {
         pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod for pod in pods(manifests)
     }
@@ -213,6 +221,45 @@ def test_the_example_can_be_built() -> None:
     assert namespaces == {"loramux"}
     images = {container["image"] for container in containers(manifests)}
     assert images == {"registry.example.org/loramux:0.1"}
+
+
+@builds
+def test_the_example_scrapes_by_the_tls_that_its_servers_have() -> None:
+    manifests = build(KUBERNETES / "example")
+    (monitor,) = [each["spec"] for each in manifests if each["kind"] == "PodMonitor"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    server = next(each for each in containers(manifests) if each["name"] == "server")
+    assert "--tls-cert" in values(server["args"])
+    assert endpoint["scheme"] == "https"
+    services = [each for each in manifests if each["kind"] == "Service"]
+    assert endpoint["tlsConfig"]["serverName"] in {each["metadata"]["name"] for each in services}
+    (pod,) = [each for each in manifests if each["kind"] == "StatefulSet"]
+    secrets = [
+        volume["secret"]["secretName"]
+        for volume in pod["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    ]
+    assert endpoint["tlsConfig"]["ca"]["secret"] == {"name": secrets[0], "key": "ca.crt"}
+    assert not [
+        port for each in services for port in each["spec"]["ports"] if "appProtocol" in port
+    ]
+
+
+@builds
+def test_an_overlay_says_which_image_a_gpu_gets(tmp_path: Path) -> None:
+    for each in ("base", "components"):
+        (tmp_path / each).symlink_to(KUBERNETES / each)
+    images = [
+        {"name": name, "newName": f"registry.example.org/{name}", "newTag": "1"}
+        for name in ("loramux", "loramux-cuda")
+    ]
+    overlay = {"resources": ["base"], "components": ["components/gpu"], "images": images}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    found = {each["name"]: each["image"] for each in containers(build(tmp_path))}
+    assert found == {
+        "server": "registry.example.org/loramux-cuda:1",
+        "gateway": "registry.example.org/loramux:1",
+    }
 
 
 def test_the_autoscaler_asks_for_what_there_is() -> None:
