@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from loramux.errors import InvalidArgumentError
 
 Targets = str | Sequence[str]
-"""`HOST:PORT` of a server, or of several that serve the same."""
+"""`HOST:PORT` of a server, or of several that serve the same; `dns:///HOST:PORT` for a name that
+stands for several, which is looked up again when a connection ends."""
 
 MAX_ATTEMPTS = 5
 RETRY_TOKENS = 100
@@ -111,10 +112,11 @@ def options(
         config["retryThrottling"] = {"maxTokens": RETRY_TOKENS, "tokenRatio": RETRY_RATIO}
     more: list[tuple[str, int | str]] = [("grpc.enable_retries", int(retries))]
     targets = each(targets)
-    if len(targets) > 1:
+    if len(targets) > 1 or targets[0].startswith("dns:"):
         # Who drains or has lost its engine says so, and is left out until it is back.
         config["loadBalancingConfig"] = [{"round_robin": {}}]
         config["healthCheckConfig"] = {"serviceName": "loramux.v1.GenerationService"}
+    if len(targets) > 1:
         more.append(("grpc.default_authority", targets[0]))
     more.append(("grpc.service_config", json.dumps(config)))
     return [*_OPTIONS, *(_FORWARDING if forwards else ()), *more]

@@ -55,7 +55,8 @@ class Client(Texts):
 
         Args:
             target: `HOST:PORT` of the server, or a list of several that serve the same: they take
-                turns, and who cannot serve is left out.
+                turns, and who cannot serve is left out. So do all for which the name of
+                `dns:///HOST:PORT` stands.
             timeout: Seconds that a call may take, unless it says otherwise.
             key: API key, `lmx_…`; None takes the one in LORAMUX_API_KEY, if there is one.
             tls: True to trust the authorities of the system, a path for those of a PEM file, False

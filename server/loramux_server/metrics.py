@@ -3,12 +3,18 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from loramux import __version__
-from loramux_server.adapter_labels import AdapterLabels
+from loramux_server.adapter_labels import BASE, NONE, OTHER, AdapterLabels
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_metrics import LATENCY, STEP, EngineMetrics
 from loramux_server.totals import NOTHING, Totals
 
 MAX_ADAPTER_LABELS = 64
+STORE_FULL = "store_full"
+"""The outcome of an upload for which the store has no room; a tenant's quota is another thing."""
+FAULTS = ("internal", "unknown", "data_loss", "unavailable")
+"""Outcomes for which the server is to blame."""
+CAUSES = ("requests", "tokens", "bytes", "memory", "time", "lag", "share", "late")
+"""What there may be too much of."""
 
 
 class Metrics:
@@ -97,6 +103,7 @@ class Metrics:
         )  # fmt: skip
         self._series: dict[str, AdapterSeries] = {}
         self._engine = EngineMetrics(registry)
+        self._begin()
         self.totals = Totals()
         """The same over all adapters."""
 
@@ -128,6 +135,16 @@ class Metrics:
         else:
             self._engine.ended()
             self.totals.engine = NOTHING
+
+    def _begin(self) -> None:
+        """Show at 0 what alerts look for: Prometheus sees no growth in what begins at 1."""
+        for outcome in ("ok", *FAULTS):
+            for label in (BASE, NONE, OTHER):
+                self.requests.labels(label, outcome)
+        for outcome in ("ok", *FAULTS, STORE_FULL):
+            self.uploads.labels(outcome)
+        for cause in CAUSES:
+            self.room.shed.labels(cause)
 
     def _end_series(self, name: str) -> None:
         self._series.pop(name, None)

@@ -23,5 +23,5 @@ def _resident_bytes(pid: int | None) -> float:
         return 0.0
     try:
         return float(psutil.Process(pid).memory_info().rss)
-    except psutil.NoSuchProcess:  # it ended just now
+    except psutil.Error:  # it ended just now, and may be a zombie
         return 0.0

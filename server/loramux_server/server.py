@@ -21,6 +21,7 @@ from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.heap import keep_what_is_there, return_large_pieces
 from loramux_server.listener import Listener, held_port
+from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora_requests import LoraRequests
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
@@ -165,7 +166,7 @@ class Server:
             LoraRequests(
                 services.statuses,
                 registry.with_digest,
-                max_adapters=min(self._config.max_running, model.adapter_rows),
+                max_adapters=min(self._config.max_running, model.adapter_rows // GRANULE),
             )
         )
         self._exit.callback(services.uploads.close)

@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +51,8 @@ class Statuses:
         """Know nothing yet; of what is neither registered nor in memory, nothing is kept."""
         self._is_registered = is_registered
         self._known: dict[str, Status] = {}
+        self._on_device: OrderedDict[str, None] = OrderedDict()
+        """Digests that the device holds, those last that were asked for last."""
         self._leaving: dict[str, asyncio.Event] = {}
         """Digests that the engine was told to let go, until it has."""
         self._usage: dict[str, dict[str, Usage]] = {}
@@ -83,23 +85,26 @@ class Statuses:
         usage.hits += self.of(where).tier == DEVICE
         usage.last_used = datetime.datetime.now(datetime.UTC)
         self._asked[where] += 1
+        self._touch(where)
         try:
             yield
         finally:
             usage.last_used = datetime.datetime.now(datetime.UTC)
+            self._touch(where)
             self._asked[where] -= 1
             if not self._asked[where]:
                 del self._asked[where]
 
     def on_device(self) -> list[str]:
-        """Return the digests that the device holds, those first that were asked for last.
+        """Return the digests that the device holds: those that requests ask for now, then others.
 
-        Any thread may ask.
+        Of each, those first that were asked for last. Any thread may ask.
         """
         # A copy is taken at once; what the event loop changes meanwhile does not matter.
-        known = list(self._known.items())
-        held = [digest for digest, status in known if status.tier == DEVICE]
-        return sorted(held, key=self._last_asked, reverse=True)
+        held = list(reversed(self._on_device))
+        asked = set(self._asked)
+        now = [digest for digest in held if digest in asked]
+        return now + [digest for digest in held if digest not in asked]
 
     def waited_for(self) -> list[str]:
         """Return the digests that requests ask for and the device lacks, the oldest first.
@@ -123,6 +128,7 @@ class Statuses:
             status.is_loading, status.load_failure = False, why
         for digest, tier in report.tiers.items():
             self._known.setdefault(digest, Status()).tier = tier
+            self._hold(digest, tier)
             if tier == STORED:
                 self._left(digest)
         for digest in {*report.loading, *report.failed_loads, *report.tiers}:
@@ -148,6 +154,7 @@ class Statuses:
 
     def engine_died(self) -> None:
         """Note that nothing is in memory any more."""
+        self._on_device.clear()
         for digest, status in list(self._known.items()):
             if status.is_in_memory:
                 status.tier, status.is_loading = STORED, False
@@ -155,10 +162,17 @@ class Statuses:
         for digest in list(self._leaving):
             self._left(digest)
 
-    def _last_asked(self, digest: str) -> tuple[bool, float]:
-        """Return whether requests ask for a digest now, and when one last did."""
-        moments = [use.last_used for use in list(self._usage.get(digest, {}).values())]
-        return digest in self._asked, max((m.timestamp() for m in moments if m), default=0.0)
+    def _hold(self, digest: str, tier: str) -> None:
+        if tier != DEVICE:
+            self._on_device.pop(digest, None)
+        elif digest not in self._on_device:
+            self._on_device[digest] = None
+            # What was fetched before anybody asks for it comes after what was asked for.
+            self._on_device.move_to_end(digest, last=digest in self._asked)
+
+    def _touch(self, digest: str) -> None:
+        if digest in self._on_device:
+            self._on_device.move_to_end(digest)
 
     def _moved(self, digest: str) -> None:
         if not (self.of(digest).is_in_memory or self._is_registered(digest)):

@@ -1,5 +1,6 @@
 """Which calls are made again, how soon, and how many at most."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -149,3 +150,15 @@ def test_every_method_that_is_made_again_exists() -> None:
     for name in methods["name"]:
         service = descriptor_pool.Default().FindServiceByName(name["service"])
         assert name["method"] in service.methods_by_name
+
+
+@pytest.mark.parametrize(
+    ("target", "takes_turns"),
+    [("host:1", False), ("dns:///host:1", True), (["host:1"], False), (["a:1", "b:1"], True)],
+)
+def test_whoever_has_several_addresses_takes_turns_and_leaves_out_who_drains(
+    target: str | list[str], takes_turns: bool
+) -> None:
+    config = json.loads(str(dict(options(target, retries=True))["grpc.service_config"]))
+    assert ("round_robin" in str(config.get("loadBalancingConfig"))) == takes_turns
+    assert ("healthCheckConfig" in config) == takes_turns

@@ -28,6 +28,17 @@ def test_extras_are_those_of_the_package() -> None:
     assert {"server", "gateway"} <= asked
 
 
+def test_torch_is_of_its_own_index_alone() -> None:
+    (install,) = [line for line in instructions("RUN") if "TORCH_INDEX" in line]
+    steps = [step.split() for step in install.split("&&")]
+    (torch,) = [step for step in steps if '"${TORCH_INDEX}"' in step]
+    assert torch[-3:] == ["--index-url", '"${TORCH_INDEX}"', '"${TORCH}"']
+    (asked,) = [line for line in instructions("ARG") if line.startswith("TORCH=")]
+    assert asked.partition("=")[2].strip('"') in PROJECT["optional-dependencies"]["server"]
+    assert steps.index(torch) < next(i for i, s in enumerate(steps) if '".[${EXTRAS}]"' in s)
+    assert "--extra-index-url" not in install
+
+
 def test_the_context_has_what_is_copied_and_what_the_build_needs() -> None:
     let_in = {
         line.removeprefix("!")

@@ -92,6 +92,43 @@ def check_volumes(manifest: Manifest) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} <= there
 
 
+def lets_in(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a selector of pods takes one with `labels`."""
+    wanted = {key: [value] for key, value in selector.get("matchLabels", {}).items()}
+    for each in selector.get("matchExpressions", ()):
+        assert each["operator"] == "In"
+        wanted[each["key"]] = each["values"]
+    return all(labels.get(key) in values for key, values in wanted.items())
+
+
+def check_clients(manifests: list[Manifest]) -> None:
+    """Demand that a pod with the label of clients and no other comes to servers and gateways."""
+    policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    for component, port in (("server", "grpc"), ("gateway", "http")):
+        rules = [
+            rule
+            for policy in policies
+            if policy["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == component
+            for rule in policy["ingress"]
+            if {"port": port} in rule["ports"]
+        ]
+        senders = [
+            each["podSelector"] for rule in rules for each in rule["from"] if "podSelector" in each
+        ]
+        client, stranger = {"loramux/client": "true"}, {"loramux/client": "false"}
+        assert any(lets_in(each, client) for each in senders)
+        assert not any(lets_in(each, stranger) for each in senders)
+        # What kustomize writes over, it would narrow to pods of the base.
+        assert not any("loramux/client" in each.get("matchLabels", {}) for each in senders)
+
+
+def check_pause(pod: Manifest) -> None:
+    """Demand that what a Service sends connections to waits until it is sent none."""
+    for container in pod["spec"]["containers"]:
+        if container.get("ports"):
+            assert container["lifecycle"]["preStop"]["exec"]["command"][0] == "sleep"
+
+
 def check_all(manifests: list[Manifest]) -> None:
     for container in containers(manifests):
         if container["name"] != "front":
@@ -100,6 +137,7 @@ def check_all(manifests: list[Manifest]) -> None:
     for pod in pods(manifests):
         check_restricted(pod)
         check_end(pod)
+        check_pause(pod)
     templates = {
         pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod for pod in pods(manifests)
     }
@@ -131,10 +169,24 @@ def test_the_ports_are_those_that_are_listened_on() -> None:
         "metrics": int(server["--metrics"].rpartition(":")[2]),
     }
     assert ports_of(front) == {"http": int(gateway["--port"])}
+    # The headless service, whose name stands for each server's own address.
     (service,) = [
-        each for each in BASE if each["kind"] == "Service" and each["metadata"]["name"] == "loramux"
+        each["spec"]
+        for each in BASE
+        if each["kind"] == "Service" and each["metadata"]["name"] == "loramux-servers"
     ]
-    assert gateway["--target"] == f"loramux:{service['spec']['ports'][0]['port']}"
+    assert service["clusterIP"] == "None"
+    (grpc,) = [port for port in service["ports"] if port["name"] == "grpc"]
+    assert gateway["--target"] == f"dns:///loramux-servers:{grpc['port']}"
+
+
+def test_whoever_has_the_label_of_clients_is_let_in() -> None:
+    check_clients(BASE)
+
+
+@builds
+def test_the_base_as_it_is_built_lets_clients_in() -> None:
+    check_clients(build(KUBERNETES / "base"))
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -169,6 +221,45 @@ def test_the_example_can_be_built() -> None:
     assert namespaces == {"loramux"}
     images = {container["image"] for container in containers(manifests)}
     assert images == {"registry.example.org/loramux:0.1"}
+
+
+@builds
+def test_the_example_scrapes_by_the_tls_that_its_servers_have() -> None:
+    manifests = build(KUBERNETES / "example")
+    (monitor,) = [each["spec"] for each in manifests if each["kind"] == "PodMonitor"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    server = next(each for each in containers(manifests) if each["name"] == "server")
+    assert "--tls-cert" in values(server["args"])
+    assert endpoint["scheme"] == "https"
+    services = [each for each in manifests if each["kind"] == "Service"]
+    assert endpoint["tlsConfig"]["serverName"] in {each["metadata"]["name"] for each in services}
+    (pod,) = [each for each in manifests if each["kind"] == "StatefulSet"]
+    secrets = [
+        volume["secret"]["secretName"]
+        for volume in pod["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    ]
+    assert endpoint["tlsConfig"]["ca"]["secret"] == {"name": secrets[0], "key": "ca.crt"}
+    assert not [
+        port for each in services for port in each["spec"]["ports"] if "appProtocol" in port
+    ]
+
+
+@builds
+def test_an_overlay_says_which_image_a_gpu_gets(tmp_path: Path) -> None:
+    for each in ("base", "components"):
+        (tmp_path / each).symlink_to(KUBERNETES / each)
+    images = [
+        {"name": name, "newName": f"registry.example.org/{name}", "newTag": "1"}
+        for name in ("loramux", "loramux-cuda")
+    ]
+    overlay = {"resources": ["base"], "components": ["components/gpu"], "images": images}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    found = {each["name"]: each["image"] for each in containers(build(tmp_path))}
+    assert found == {
+        "server": "registry.example.org/loramux-cuda:1",
+        "gateway": "registry.example.org/loramux:1",
+    }
 
 
 def test_the_autoscaler_asks_for_what_there_is() -> None:

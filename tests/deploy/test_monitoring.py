@@ -13,6 +13,7 @@ import grpc
 import pytest
 import yaml
 
+from loramux_server.metrics import CAUSES, STORE_FULL, Metrics
 from tests.deploy.options import commands, options_of
 from tests.deploy.promql import SCRAPED, exposed, named, values
 from tests.support.server import RunningServer
@@ -27,7 +28,7 @@ ALERTS = [rule for rule in ALL_RULES if "alert" in rule]
 RECORDED = {rule["record"]: rule for rule in ALL_RULES if "record" in rule}
 QUERY = re.compile(r"label_values\((?P<selector>.+), (?P<label>\w+)\)")
 COLUMNS = 24
-OUTCOMES = {"ok"} | {code.name.lower() for code in grpc.StatusCode}
+OUTCOMES = {"ok", STORE_FULL} | {code.name.lower() for code in grpc.StatusCode}
 
 
 def labels_of(metric: str) -> set[str]:
@@ -160,7 +161,34 @@ def test_an_alert_says_how_bad_it_is_what_is_wrong_and_what_to_change(
 def test_each_alert_is_tried_where_it_fires_and_where_it_must_not() -> None:
     names = [test["name"] for test in TESTS["tests"]]
     wanted = [f"{rule['alert']} {how}" for rule in ALERTS for how in ("fires", "is quiet")]
-    assert sorted(names) == sorted(wanted)
+    assert sorted(names) == sorted([*wanted, "LoramuxDown fires where no server is known"])
+
+
+def test_what_an_alert_counts_is_there_before_it_happens() -> None:
+    page = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in Metrics().registry.collect()
+        for sample in family.samples
+    }
+    looked_for = {
+        (metric, value)
+        for alert in ALERTS
+        for metric, label, pattern in named(alert["expr"]).matched
+        if label == "outcome" and metric != "loramux_spans_total"
+        for value in values(pattern)
+    }
+    assert {metric for metric, _ in looked_for} == {
+        "loramux_requests_total",
+        "loramux_uploads_total",
+    }
+    for metric, outcome in looked_for:
+        if metric == "loramux_uploads_total":
+            assert page[metric, ("outcome", outcome)] == 0
+            continue
+        for adapter in ("base", "none", "other"):
+            assert page[metric, ("adapter", adapter), ("outcome", outcome)] == 0
+    for cause in CAUSES:
+        assert page["loramux_requests_shed_total", ("cause", cause)] == 0
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

@@ -213,7 +213,7 @@ def test_a_server_that_is_away_is_unavailable_and_not_named(tmp_path: Path) -> N
     [
         ({"host": "0.0.0.0"}, FailedPreconditionError, "lacks TLS"),
         ({"tls_cert": Path("x")}, InvalidArgumentError, "go together"),
-        ({"target": "models.example.org:50051"}, InvalidArgumentError, "in plaintext"),
+        ({"targets": ("models.example.org:50051",)}, InvalidArgumentError, "in plaintext"),
         ({"allowed_hosts": ("http://x",)}, InvalidArgumentError, "without scheme"),
     ],
 )
@@ -221,8 +221,8 @@ def test_nothing_is_opened_by_accident(
     options: dict[str, Any], error: type[LoramuxError], said: str
 ) -> None:
     settings: dict[str, Any] = {
-        "target": "127.0.0.1:1", "host": "127.0.0.1", "port": 0, "tls_cert": None, "tls_key": None,
-        "insecure": False, "allowed_hosts": (), "retries": False, "timeout": 1.0,
+        "targets": ("127.0.0.1:1",), "host": "127.0.0.1", "port": 0, "tls_cert": None,
+        "tls_key": None, "insecure": False, "allowed_hosts": (), "retries": False, "timeout": 1.0,
         "drain_timeout": 0,
     }  # fmt: skip
     with pytest.raises(error, match=said):

@@ -1,6 +1,8 @@
 """Three servers behind one client, restarted one after the other: no caller notices."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ import pytest
 from loramux import AsyncClient, Client
 from loramux.errors import InvalidArgumentError, UnavailableError
 from tests.support.fake_server import FakeServer, answer, answered, asked
+from tests.support.gateway import RunningGateway
 from tests.support.load import Load
 from tests.support.polling import eventually
 
@@ -49,6 +52,30 @@ def test_a_rolling_restart_fails_no_call(servers: list[FakeServer]) -> None:
     assert [stream.error for stream in load.streams if stream.error] == []
     assert all(stream.is_right for stream in load.streams)
     assert len(load.streams) > 60
+
+
+def test_calls_of_a_gateway_leave_out_who_drains(tmp_path: Path) -> None:
+    body = {"model": "", "prompt": [5], "max_tokens": 2, "return_token_ids": True}
+    with (
+        FakeServer(tmp_path / "0", "--drain-timeout", "600", step_seconds=0.01) as draining,
+        FakeServer(tmp_path / "1", step_seconds=0.01) as other,
+        RunningGateway(tmp_path, [draining.target, other.target]) as gateway,
+        draining.client() as client,
+    ):
+        body["model"] = client.info().base_model
+        both = (draining, other)
+        assert eventually(
+            lambda: gateway.post("/v1/completions", body).status == 200 and all(map(steps, both))
+        )
+        stream = client.stream([5], max_tokens=4000)
+        next(stream)
+        os.kill(draining.pid, signal.SIGTERM)  # which waits for the stream
+        for _ in range(10):
+            found = gateway.post("/v1/completions", body)
+            assert (found.status, found.json["choices"][0]["token_ids"]) == (200, [5, 12])
+            assert gateway.get("/health").status == 200
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
 
 
 async def test_a_call_waits_for_a_server_that_starts_again(tmp_path: Path) -> None:

@@ -80,6 +80,18 @@ def test_what_is_asked_for_now_comes_first_and_then_what_was_last(told: Told) ->
         assert told.lists()[0] == "fourth,acme/second,third,first"
 
 
+def test_what_was_fetched_unasked_comes_after_what_was_asked_for(told: Told) -> None:
+    told.move(a="device")
+    with told.statuses.used("a", "acme"):
+        pass
+    told.move(b="device")
+    assert told.lists()[0] == "first,acme/second,third"
+    with told.statuses.used("c", "acme"):
+        told.move(c="device")
+    told.move(a="device")  # told once more, it is not asked for
+    assert told.lists()[0] == "fourth,first,acme/second,third"
+
+
 def test_what_was_let_go_is_at_hand_no_more(told: Told) -> None:
     told.move(a="device", b="device")
     told.move(a="host")

@@ -7,7 +7,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,18 +46,23 @@ class RunningGateway:
     """`loramux gateway`, from start to stop. Leaving the `with` sends SIGTERM and wants exit 0."""
 
     def __init__(
-        self, folder: Path, target: str, *arguments: str, authority: Path | None = None
+        self,
+        folder: Path,
+        target: str | Sequence[str],
+        *arguments: str,
+        authority: Path | None = None,
     ) -> None:
-        """Prepare to stand before `target`; the log is kept in `folder`.
+        """Prepare to stand before `target`, or several; the log is kept in `folder`.
 
         With `authority`, which signed the certificate, the server has TLS.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "gateway.log"
         self._tls = ssl.create_default_context(cafile=authority) if authority else None
+        targets = [target] if isinstance(target, str) else target
         self._command = [
             sys.executable, "-m", "loramux.cli", *(["--ca", str(authority)] if authority else []),
-            "gateway", "--target", target, "--port", "0", *arguments,
+            "gateway", *(f"--target={each}" for each in targets), "--port", "0", *arguments,
         ]  # fmt: skip
         self.url = ""
         """`http://HOST:PORT/v1`."""

@@ -11,9 +11,14 @@ from loramux.client import DEFAULT_TIMEOUT
 
 def gateway(
     target: Annotated[
-        str,
-        typer.Option(envvar="LORAMUX_SERVER", metavar="HOST:PORT", help="The server to call."),
-    ] = DEFAULT_SERVER,
+        list[str],
+        typer.Option(
+            envvar="LORAMUX_SERVER",
+            metavar="HOST:PORT",
+            help="The server to call; may be repeated, for servers that take turns. "
+            "dns:///HOST:PORT for a name that stands for several.",
+        ),
+    ] = [DEFAULT_SERVER],  # noqa: B006 - it is not changed
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 takes a free one.")] = (
         8000
@@ -61,7 +66,7 @@ def gateway(
         from loramux.gateway.process import Settings, run
     run(
         Settings(
-            target=target,
+            targets=tuple(target),
             host=host,
             port=port,
             tls_cert=tls_cert,

@@ -1,4 +1,4 @@
-"""The server behind the gateway. All callers share one connection, each with its own key."""
+"""The servers behind the gateway. All callers share one channel, each with its own key."""
 
 import math
 import time
@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loramux import _adapter_wire, _server_wire, _wire
 from loramux._access import open_aio_channel
+from loramux._channel import Targets
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
 from loramux.v1 import adapters_pb2, embedding_pb2, generation_pb2, server_pb2
@@ -27,17 +28,21 @@ Pieces = AsyncGenerator[generation_pb2.StreamGenerateResponse, None]
 
 
 class Backend:
-    """Calls of a server. Each raises a `loramux.errors.LoramuxError` when it fails."""
+    """Calls of servers that serve the same.
 
-    def __init__(self, target: str, *, retries: bool, timeout: float) -> None:
-        """Connect to `target` when the first call is made; made and used in one event loop.
+    Each raises a `loramux.errors.LoramuxError` when it fails.
+    """
+
+    def __init__(self, targets: Targets, *, retries: bool, timeout: float) -> None:
+        """Connect to `targets` when the first call is made; made and used in one event loop.
 
         Raises:
-            InvalidArgumentError: Keys of callers would go in plaintext to another machine.
+            InvalidArgumentError: Keys of callers would go in plaintext to another machine; or one
+                of several targets cannot be found.
             OSError: The file of authorities cannot be read.
         """
         self._channel = open_aio_channel(
-            target,
+            targets,
             key="",
             tls=None,
             credentials=None,

@@ -34,7 +34,8 @@ _FILES = 128
 class Settings:
     """What `loramux gateway` can be told. Times are in seconds."""
 
-    target: str
+    targets: tuple[str, ...]
+    """Servers that serve the same."""
     host: str
     port: int
     tls_cert: Path | None
@@ -56,7 +57,7 @@ def run(settings: Settings) -> None:
         OSError: The address cannot be listened on, or a file not be read.
     """
     open_backend = partial(
-        Backend, settings.target, retries=settings.retries, timeout=settings.timeout
+        Backend, settings.targets, retries=settings.retries, timeout=settings.timeout
     )
     hosts = [checked(name) for name in settings.allowed_hosts]
     _check_exposure(settings, open_backend)
@@ -82,9 +83,8 @@ def run(settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         # From here on connections wait in the socket until they are answered.
-        print(
-            f"{'https' if config.is_ssl else 'http'}://{place}/v1 -> {settings.target}", flush=True
-        )
+        scheme = "https" if config.is_ssl else "http"
+        print(f"{scheme}://{place}/v1 -> {', '.join(settings.targets)}", flush=True)
         # uvicorn ends on these, and then lets whoever had them before know.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _ended)

@@ -9,7 +9,7 @@ from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.adapter_labels import NONE
 from loramux_server.forms.form import FormKind
-from loramux_server.metrics import AdapterSeries, Metrics
+from loramux_server.metrics import STORE_FULL, AdapterSeries, Metrics
 from loramux_server.observe.call_record import note
 
 
@@ -27,7 +27,8 @@ def counting_failed_uploads(metrics: Metrics) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        metrics.uploads.labels(outcome_of(error)).inc()
+        is_full = isinstance(error, LoramuxError) and error.reason == "STORE_FULL"
+        metrics.uploads.labels(STORE_FULL if is_full else outcome_of(error)).inc()
         raise
 
 
