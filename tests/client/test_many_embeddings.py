@@ -1,4 +1,4 @@
-"""What takes several calls of the server to embed, of which a name may come to stand for another."""
+"""Texts that take several calls of the server, while their name comes to stand for another."""
 
 import asyncio
 import json

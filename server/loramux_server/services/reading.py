@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+from loramux.errors import DataLossError
 from loramux.v1 import (
     classification_pb2,
     embedding_pb2,
@@ -158,6 +159,13 @@ class Readings:
                     note(digest=record.digest)
                     check_adapter(record, "adapter")
                     told = await self._instructions.of(source)
+                    if not told.is_known:
+                        raise DataLossError(
+                            "the stored adapter cannot be read: what its package says of texts "
+                            "and results is not known",
+                            reason="ADAPTER_DAMAGED",
+                            field="adapter",
+                        )
                     yield Reading(request_id, record, source, told, observer, place, deadline)
 
     async def texts(self, request: Texts, reading: Reading) -> list[Text]:
