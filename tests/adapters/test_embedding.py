@@ -149,6 +149,35 @@ def test_pack_takes_a_pooling_from_the_command_line(tmp_path: Path, loramux: Lor
     assert read(output) == Embedding(Pooling.MEAN, normalize=False)
     notes = json.loads(loramux("inspect", str(output), "--json").output)["notes"]
     assert notes["embedding"] == {"pooling": "mean", "normalize": False}
+    # It goes before what could not be served, too, and before an end that is not put there.
+    write_sentence_files(folder, "max", normalizes=False)
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    done = loramux("pack", str(folder), "-o", str(output), "--pooling", "last")
+    assert done.code == 0, done.errors
+    assert read(output) == Embedding(Pooling.LAST, normalize=False)
+
+
+@pytest.mark.parametrize("mode", ["mean", "lasttoken", None])
+def test_texts_that_were_trained_with_an_end_are_refused(tmp_path: Path, mode: str | None) -> None:
+    folder = write_folder(tmp_path / "a", config=FEATURES)
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": false}')
+    if mode:
+        write_sentence_files(folder, mode, normalizes=True)
+    read(folder)
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    with pytest.raises(PackageError, match="add_eos_token is true; texts are") as caught:
+        read(folder)
+    assert caught.value.reason == "UNSUPPORTED_ADAPTER_FEATURE"
+    # What is said of it on purpose goes before that, and the first token knows nothing of the end.
+    (folder / "loramux.json").write_text('{"embedding": {"pooling": "last"}}')
+    assert read(folder) == Embedding(Pooling.LAST)
+    (folder / "loramux.json").unlink()
+    write_sentence_files(folder, "cls", normalizes=True)
+    assert read(folder) == Embedding(Pooling.FIRST)
+    # It is no matter to an adapter that continues text.
+    folder = write_folder(tmp_path / "b")
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    read(folder)
 
 
 @pytest.mark.parametrize(
