@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from loramux_adapters.contents import Contents
+from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.head import Task
 
 FEATURES = "FEATURE_EXTRACTION"
@@ -24,6 +25,9 @@ def named_for(contents: Contents, names: Iterable[str]) -> Contents:
     Args:
         contents: What an adapter does.
         names: Names of modules of the base.
+
+    Raises:
+        PackageError: Two of its modules would have one name.
     """
     if contents.task not in (Task.SPANS, FEATURES):
         return contents
@@ -43,6 +47,15 @@ def named_for(contents: Contents, names: Iterable[str]) -> Contents:
         head, _, tail = module.partition(".")
         return f"{below}.{tail}" if head == first else module
 
+    before: dict[str, str] = {}
+    for module in [*contents.changed_modules, *(each.layer for each in contents.bottlenecks)]:
+        other = before.setdefault(named(module), module)
+        if other != module:
+            raise PackageError(
+                f"modules {shown(other)} and {shown(module)} are both {shown(named(module))} of "
+                "the base model",
+                "INVALID_ADAPTER_CONFIG",
+            )
     return _renamed(contents, named)
 
 

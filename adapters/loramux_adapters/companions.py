@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from loramux_adapters.base_names import FEATURES
+from loramux_adapters.embedding import Embedding, Pooling, embedding_of
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.files import read_bounded, read_object
 from loramux_adapters.generation_config import FILE as GENERATION_FILE
@@ -20,8 +22,12 @@ COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE, *SENTE
 """All files that are looked at."""
 
 
-def companion_notes(source: Path, but: Collection[str] = ()) -> dict[str, object]:
+def companion_notes(
+    source: Path, but: Collection[str] = (), *, task: object = None
+) -> dict[str, object]:
     """Return the notes, except those in `but`, that files in the folder `source` give.
+
+    `task` is what the adapter was trained for, as PEFT's `task_type` calls that.
 
     Raises:
         PackageError: One is malformed, or asks for something that is not served.
@@ -33,9 +39,31 @@ def companion_notes(source: Path, but: Collection[str] = ()) -> dict[str, object
         defaults = defaults_of(read_object(source, GENERATION_FILE, MAX_GENERATION_BYTES))
         if defaults:
             notes["generation"] = defaults
-    if "embedding" not in but and (embedding := embedding_beside(source)):
-        notes["embedding"] = embedding
+    if "embedding" not in but:
+        embedding = embedding_beside(source)
+        if embedding:
+            notes["embedding"] = embedding
+        if embedding or task == FEATURES:
+            _check_end(source, embedding_of(notes))
     return notes
+
+
+def _check_end(source: Path, embedding: Embedding) -> None:
+    """Demand that what an adapter embeds has no end of text that only its own tokenizer puts there.
+
+    Raises:
+        PackageError: It may have, and the vector depends on it.
+    """
+    if embedding.pooling is Pooling.FIRST or not (source / TOKENIZER_FILE).exists():
+        return
+    if read_object(source, TOKENIZER_FILE, MAX_TOKENIZER_BYTES).get("add_eos_token") is True:
+        raise PackageError(
+            f"{TOKENIZER_FILE}: add_eos_token is true; texts are tokenized as the base model's "
+            "tokenizer does it. If that puts the same token at their end, or callers do, say so by "
+            f"naming the pooling, {shown(str(embedding.pooling))}: --pooling of loramux pack, or "
+            "embedding in loramux.json",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
 
 
 def read_template(source: Path) -> str | None:

@@ -8,6 +8,9 @@ from typing import BinaryIO
 from loramux_adapters.errors import PackageError
 from loramux_adapters.strict_json import parse_object
 
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
+"""Errors that say nothing of a file."""
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open `path` if it is a regular file.

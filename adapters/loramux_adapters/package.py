@@ -261,7 +261,8 @@ def read_notes(
     if (source / NOTES_FILE).exists():
         noted = check_notes(read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
     given = {**noted, **(notes or {})}
-    found = {**companion_notes(source, but={*given, *but}), **given}
+    task = read_config(source).get("task_type")
+    found = {**companion_notes(source, {*given, *but}, task=task), **given}
     return check_notes({n: note for n, note in found.items() if note is not None}, str(source))
 
 

@@ -35,8 +35,10 @@ _SWITCHES = {
 """Field of version 4 -> the mode that it switches on."""
 
 
-def embedding_beside(source: Path) -> dict[str, object]:
+def embedding_beside(source: Path, pooling: Pooling | None = None) -> dict[str, object]:
     """Return the note `embedding` that files in the folder `source`, if there are any, give.
+
+    A `pooling` that is given goes before what they say of it, which is then not looked at.
 
     Raises:
         PackageError: One is malformed, or asks for something that is not served.
@@ -45,9 +47,11 @@ def embedding_beside(source: Path) -> dict[str, object]:
     if (source / MODULES_FILE).exists():
         kinds = _modules(source)
         found["normalize"] = "Normalize" in kinds
-        if "Pooling" not in kinds:
+        if "Pooling" not in kinds and not pooling:
             raise _refused(f"{MODULES_FILE} has no Pooling, which makes one vector of a text")
-    if (source / POOLING_FILE).exists():
+    if pooling:
+        found["pooling"] = str(pooling)
+    elif (source / POOLING_FILE).exists():
         found["pooling"] = str(_pooling(read_object(source, POOLING_FILE, MAX_BYTES)))
     elif found:
         raise _refused(f"{MODULES_FILE} names a Pooling, but there is no {POOLING_FILE}")

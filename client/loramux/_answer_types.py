@@ -34,13 +34,13 @@ class Answers:
 
     @property
     def text(self) -> str:
-        """The text of the best answer."""
-        return self.answers[0].text
+        """The text of the best answer; empty where there is none."""
+        return self.answers[0].text if self.answers else ""
 
     @property
     def score(self) -> float:
-        """Its score."""
-        return self.answers[0].score
+        """Its score; 0 where there is none."""
+        return self.answers[0].score if self.answers else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,11 @@ class AdapterIdentity:
     tenant: str
     version: int
 
+    @property
+    def reference(self) -> str:
+        """What to call it by, so that nothing else is meant: `tenant/name:version@digest`."""
+        return f"{self.tenant}/{self.name}:{self.version}@{self.digest}"
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

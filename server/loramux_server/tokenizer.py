@@ -85,8 +85,13 @@ class TextTokenizer:
         for text, field in zip(texts, fields, strict=True):
             check_unbroken(text, field)
         tokenizer = self._control if parse_special else self._plain
-        with panics_refused(fields[1]):
-            return tokenizer.encode(*texts, add_special_tokens=add_special)
+        try:
+            with panics_refused(fields[1]):
+                return tokenizer.encode(*texts, add_special_tokens=add_special)
+        except InvalidArgumentError:
+            # Alone it tells whether it is the first text that cannot be tokenized.
+            self._encoding(texts[0], fields[0], parse_special, add_special)
+            raise
 
     def _encoding(self, text: str, field: str, parse_special: bool, add_special: bool) -> Encoding:
         check_unbroken(text, field)

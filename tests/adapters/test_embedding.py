@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from loramux_adapters import PackageError, open_package
+from loramux_adapters.base_names import named_for
+from loramux_adapters.contents import Contents
 from loramux_adapters.embedding import Embedding, Pooling
+from loramux_adapters.head import Task
+from loramux_adapters.lora import LoraModule
+from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.unpack import unpack
 from tests.adapters.files import CONFIG, write_folder
 from tests.adapters.test_heads import TEXTS, with_head
@@ -144,3 +149,59 @@ def test_pack_takes_a_pooling_from_the_command_line(tmp_path: Path, loramux: Lor
     assert read(output) == Embedding(Pooling.MEAN, normalize=False)
     notes = json.loads(loramux("inspect", str(output), "--json").output)["notes"]
     assert notes["embedding"] == {"pooling": "mean", "normalize": False}
+    # It goes before what could not be served, too, and before an end that is not put there.
+    write_sentence_files(folder, "max", normalizes=False)
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    done = loramux("pack", str(folder), "-o", str(output), "--pooling", "last")
+    assert done.code == 0, done.errors
+    assert read(output) == Embedding(Pooling.LAST, normalize=False)
+
+
+@pytest.mark.parametrize("mode", ["mean", "lasttoken", None])
+def test_texts_that_were_trained_with_an_end_are_refused(tmp_path: Path, mode: str | None) -> None:
+    folder = write_folder(tmp_path / "a", config=FEATURES)
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": false}')
+    if mode:
+        write_sentence_files(folder, mode, normalizes=True)
+    read(folder)
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    with pytest.raises(PackageError, match="add_eos_token is true; texts are") as caught:
+        read(folder)
+    assert caught.value.reason == "UNSUPPORTED_ADAPTER_FEATURE"
+    # What is said of it on purpose goes before that, and the first token knows nothing of the end.
+    (folder / "loramux.json").write_text('{"embedding": {"pooling": "last"}}')
+    assert read(folder) == Embedding(Pooling.LAST)
+    (folder / "loramux.json").unlink()
+    write_sentence_files(folder, "cls", normalizes=True)
+    assert read(folder) == Embedding(Pooling.FIRST)
+    # It is no matter to an adapter that continues text.
+    folder = write_folder(tmp_path / "b")
+    (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    read(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "modules"),
+    [
+        ("FEATURE_EXTRACTION", ["layers.0.q", "layers.1.q"]),
+        (Task.SPANS, ["transformer.layers.0.q", "transformer.layers.1.q"]),
+    ],
+)
+def test_modules_are_found_in_the_base(task: str, modules: list[str]) -> None:
+    tensor = TensorInfo("t", "F32", (2, 2), 0, 0)
+    contents = Contents([LoraModule(each, 1.0, tensor, tensor) for each in modules], task=task)
+    found = named_for(contents, ["model.layers.0.q"])
+    assert [each.module for each in found.modules] == ["model.layers.0.q", "model.layers.1.q"]
+
+
+def test_two_modules_that_are_one_of_the_base_are_refused() -> None:
+    tensor = TensorInfo("t", "F32", (2, 2), 0, 0)
+    names = ["a.layers.0.q", "model.layers.0.q"]
+    contents = Contents([LoraModule(each, 1.0, tensor, tensor) for each in names], task=Task.SPANS)
+    with pytest.raises(PackageError) as caught:
+        named_for(contents, ["model.layers.0.q"])
+    assert str(caught.value) == (
+        "modules 'a.layers.0.q' and 'model.layers.0.q' are both 'model.layers.0.q' of the base "
+        "model"
+    )
+    assert caught.value.reason == "INVALID_ADAPTER_CONFIG"

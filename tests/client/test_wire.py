@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from loramux import _adapter_wire, _wire
+from loramux._answer_types import Answers
 from loramux.cli.app import run
 from loramux.cli.sampling import adapter_options
 from loramux.errors import InvalidArgumentError, NotFoundError
@@ -150,3 +151,8 @@ def test_a_reason_of_a_newer_server_is_its_number() -> None:
         raised = _wire.error_of(error)
         assert isinstance(raised, NotFoundError)
         assert (raised.reason, raised.field) == (reason, "adapter")
+
+
+def test_where_there_are_no_answers_the_best_is_empty() -> None:
+    found = Answers((), 1)
+    assert (found.text, found.score) == ("", 0.0)

@@ -15,6 +15,7 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import question_answering_pb2
 from loramux_server.services.answers import Best, Pair
 from loramux_server.services.question_limits import (
+    MAX_WINDOW_TOKENS,
     MAX_WINDOWS,
     WindowSize,
     check_request,
@@ -168,8 +169,81 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="that leaves 10 of max_window_tok") as caught:
         windows_of([pair(20, 20)], parts)
     assert caught.value.field == "inputs[0].question"
-    with pytest.raises(InvalidArgumentError, match=f"at most {MAX_WINDOWS} in one request"):
-        windows_of([pair(19, 10 + MAX_WINDOWS + 1)], parts)
+    with pytest.raises(InvalidArgumentError, match=r"overlap_tokens, 12, the default$"):
+        windows_of([pair(20, 20)], WindowSize(30, 12, is_asked_for=True, has_default_overlap=True))
+
+
+def bytes_pair(num_others: int, context: int) -> Pair:
+    """Return a pair of so many tokens, of which those of the question are `num_others`."""
+    text = TextTokenizer(byte_tokenizer().backend_tokenizer.to_str())
+    texts = ("q" * num_others, ("c " * context)[:context])
+    encoding = text.encode_pair(texts, ("a", "b"), parse_special=False, add_special=False)
+    return Pair.of(texts[1], encoding, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_others", "context", "max_tokens", "overlap"),
+    [(3990, 10, 4096, 128), (4, 2, 10, 9), (4, 2, 10, 6), (4, 6, 10, 5), (2, 8, 10, 8)],
+)
+def test_what_fits_is_one_window_whatever_the_overlap(
+    num_others: int, context: int, max_tokens: int, overlap: int
+) -> None:
+    pair = bytes_pair(num_others, context)
+    size = WindowSize(max_tokens, overlap, is_asked_for=True)
+    ((window,),) = windows_of([pair], size)
+    assert window.tokens == pair.encoding.ids
+    assert (window.context, window.first) == (pair.context, num_others)
+
+
+def test_windows_are_as_many_as_are_counted() -> None:
+    for context in (1, 5, 6, 7, 8, 9, 40):
+        pair = bytes_pair(4, context)
+        for max_tokens in range(5, 14):
+            for overlap in range(max_tokens - 4):
+                count = pair.num_windows(max_tokens, overlap)
+                assert count == len(list(pair.windows(max_tokens, overlap)))
+
+
+@pytest.mark.parametrize(
+    ("context", "size", "message"),
+    [
+        (10 + MAX_WINDOWS + 1, WindowSize(30, 10, is_asked_for=True), f"at most {MAX_WINDOWS} in"),
+        (20_000, WindowSize(16_384, 16_320, is_asked_for=True), f"at most {MAX_WINDOW_TOKENS} in"),
+    ],
+)
+def test_windows_that_are_too_many_are_never_made(
+    monkeypatch: pytest.MonkeyPatch, context: int, size: WindowSize, message: str
+) -> None:
+    pair = bytes_pair(19, context)
+    monkeypatch.setattr(Pair, "windows", lambda *_: pytest.fail("they were made"))
+    with pytest.raises(InvalidArgumentError, match=message):
+        windows_of([pair], size)
+
+
+def test_no_word_is_looked_for_twice() -> None:
+    text = TextTokenizer(word_tokenizer(separates=False).backend_tokenizer.to_str())
+    encoding = text.encode_pair(
+        ("Who?", CONTEXT), ("a", "b"), parse_special=False, add_special=True
+    )
+    looked_for = []
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(encoding, name)
+
+        def __len__(self) -> int:
+            return len(encoding)
+
+        def word_to_chars(self, word: int, sequence: int) -> Any:
+            looked_for.append(word)
+            return encoding.word_to_chars(word, sequence)
+
+    pair = Pair.of(CONTEXT, cast(Any, Counted()), 1)
+    windows = list(pair.windows(20, 13))
+    found = [logits_of(window.tokens).numpy().tobytes() for window in windows]
+    best = Best(top_k=40, max_tokens=15, may_be_none=False, to_words=True)
+    assert len(best.of(pair, windows, found).answers) == 40
+    assert len(looked_for) == len(set(looked_for)) > 5
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,22 @@
 """Which steps are recorded; what a device does with a record is tested on one."""
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from loramux_adapters.embedding import Pooling
+from loramux_server.engine.batch import Batch
+from loramux_server.engine.commands import Run, decode_command, encode
 from loramux_server.engine.graphs import PLAIN_RUNS, Graphs
+from loramux_server.engine.messages import Sampling
+from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.plan import Chunk
+from loramux_server.engine.request import Request
+from loramux_server.kernels.backend import DEFINITIONS
+from loramux_server.models.base_model import prepare
+from tests.support.models import tiny_model
 
 
 def graphs_of_a_gpu(
@@ -49,3 +60,38 @@ def test_nothing_is_recorded_any_more_where_a_model_asks_the_device(
     for _ in range(PLAIN_RUNS + 1):
         assert graphs.run("small", lambda: 2) == 2
     assert tried == ["large"]
+
+
+def test_a_step_that_is_read_is_in_no_graph_of_any_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = replace(DEFINITIONS, stage=lambda given, _: replace(given, form="one for all"))
+    runner = ModelRunner(
+        prepare(tiny_model("llama")), backend, num_slots=64, adapter_memory=1 << 20
+    )
+    forms = []
+
+    def run(_: object, form: Hashable, step: Callable[[], object]) -> object:
+        forms.append(form)
+        return step()
+
+    monkeypatch.setattr(Graphs, "run", run)
+
+    def batch_of(pooling: Pooling | None) -> Batch:
+        request = Request(
+            0, [5, 6, 7], None, Sampling(max_tokens=1, seed=0), pooling=pooling, blocks=[1]
+        )
+        return Batch.build([Chunk(request, 0, 3)], lambda _: pytest.fail("has no adapter"), 8)
+
+    def follow(batch: Batch) -> None:
+        command = decode_command(encode(Run.of(batch.input)))
+        assert isinstance(command, Run)
+        runner.run(Batch(command.input(lambda _: pytest.fail("has no adapter")), []))
+
+    read, chosen = batch_of(Pooling.LAST), batch_of(None)
+    runner.read(read)
+    follow(read)
+    assert not forms
+    runner.run(chosen)
+    follow(chosen)
+    assert forms == ["one for all"] * 2

@@ -1,5 +1,6 @@
 """What packages say about their use is read when it is first needed."""
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -7,16 +8,21 @@ from typing import Any
 
 import pytest
 
+from loramux.errors import UnavailableError
 from loramux_adapters import pack
 from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.engine.messages import AdapterSource
-from loramux_server.store.instructions import NONE, Instruction, Instructions
+from loramux_server.store.instructions import NONE, UNKNOWN, Instruction, Instructions
 from tests.adapters.files import CONFIG, TENSORS, Tensors, write_folder
 from tests.adapters.test_heads import TEXTS, with_head
 
 
 def damage(source: AdapterSource, raw: bytes) -> None:
     Path(source.path).write_bytes(raw)
+
+
+def remove(source: AdapterSource) -> None:
+    Path(source.path).unlink()
 
 
 def content(source: AdapterSource) -> bytes:
@@ -81,6 +87,30 @@ async def test_a_damaged_package_is_left_to_its_load(tmp_path: Path) -> None:
     known = Instructions()
     for damaged in (b"", whole[:5], whole[:100], b"\xff" * 200):
         damage(source, damaged)
-        assert await known.of(source) == NONE
+        assert await known.of(source) == UNKNOWN
+    remove(source)
+    assert await known.of(source) == UNKNOWN
     damage(source, whole)
+    assert (await known.of(source)).generation == {"temperature": 0.5}
+
+
+async def test_what_cannot_be_read_at_present_is_not_taken_for_one_that_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = packed(tmp_path, {"generation": {"temperature": 0.5}})
+    known = Instructions()
+
+    def fail(number: int) -> None:
+        def opened(*_: object) -> None:
+            raise OSError(number, "injected")
+
+        monkeypatch.setattr(Path, "open", opened)
+
+    fail(errno.EMFILE)
+    with pytest.raises(UnavailableError, match="at present: injected") as caught:
+        await known.of(source)
+    assert (caught.value.reason, caught.value.field) == ("STORE_UNAVAILABLE", "adapter")
+    fail(errno.EIO)
+    assert await known.of(source) == UNKNOWN
+    monkeypatch.undo()
     assert (await known.of(source)).generation == {"temperature": 0.5}

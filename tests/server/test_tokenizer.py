@@ -201,3 +201,13 @@ def test_tokenizers_that_share_a_vocabulary_keep_their_tokens_apart(
             assert grown.encode(text, parse_special=parse, add_special=True) == theirs
     assert NEW.id in grown.encode("<new>", parse_special=True, add_special=False)
     assert NEW.id not in tokenizer.encode("<new>", parse_special=True, add_special=False)
+
+
+@pytest.mark.parametrize(("texts", "field"), [(("z", "a"), "one"), (("a", "z"), "two")])
+def test_it_is_told_which_of_two_texts_cannot_be_tokenized(
+    texts: tuple[str, str], field: str
+) -> None:
+    words = TextTokenizer(Tokenizer(models.WordLevel({"a": 0}, unk_token="none")).to_str())
+    with pytest.raises(InvalidArgumentError, match="cannot be tokenized") as caught:
+        words.encode_pair(texts, ("one", "two"), parse_special=False, add_special=True)
+    assert caught.value.field == field

@@ -65,7 +65,7 @@ def write_sentence_files(folder: Path, mode: str, *, normalizes: bool) -> None:
     }  # fmt: skip
     pooling = {f"pooling_mode_{name}": mode == each for each, name in switches.items()}
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": 32, **pooling, "include_prompt": True})
     )

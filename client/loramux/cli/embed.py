@@ -62,16 +62,20 @@ def embed(
     key = routing_key or secrets.token_hex(8)
 
     def vectors() -> Iterator[Sequence[float]]:
+        named = adapter
         with Client(server) as client:
             for start in range(0, len(texts), AT_ONCE):
-                yield from client.embed(
+                found = client.embed(
                     texts[start : start + AT_ONCE],
-                    adapter=adapter,
+                    adapter=named,
                     pooling=pooling,
                     normalize=normalize,
                     dimensions=dimensions,
                     routing_key=key,
-                ).vectors
+                )
+                if found.adapter:  # whatever the name comes to stand for meanwhile
+                    named = found.adapter.reference
+                yield from found.vectors
 
     if output is None:
         for vector in vectors():

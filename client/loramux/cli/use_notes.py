@@ -85,7 +85,7 @@ def embedding_notes(source: Path, pooling: Pooling | None) -> dict[str, object]:
     """
     if pooling is None:
         return {}
-    return {"embedding": {**embedding_beside(source), "pooling": str(pooling)}}
+    return {"embedding": embedding_beside(source, pooling)}
 
 
 def _parsed(text: str) -> tuple[str, object]:

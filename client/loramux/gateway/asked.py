@@ -77,16 +77,24 @@ def _request(
     )
 
 
+def check_timeout(seconds: float | None) -> None:
+    """Demand that a request may ask to be ended after so many `seconds`.
+
+    Raises:
+        LoramuxError: It may not.
+    """
+    # Written so that NaN fails.
+    if seconds is not None and not 0 < seconds <= MAX_SECONDS:
+        raise invalid(
+            "timeout", f"timeout is {seconds}; expected seconds above 0, and {MAX_SECONDS} at most"
+        )
+
+
 def _shared(body: Body, base: str) -> dict[str, Any]:
     """Return what all messages for `body` say. A field that it lacks is left to the server."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is set; it needs stream to be true")
-    # Written so that NaN fails.
-    if body.timeout is not None and not 0 < body.timeout <= MAX_SECONDS:
-        raise invalid(
-            "timeout",
-            f"timeout is {body.timeout}; expected seconds above 0, and {MAX_SECONDS} at most",
-        )
+    check_timeout(body.timeout)
     given = {name: getattr(body, name) for name in _AS_THEY_ARE}
     given |= {
         "max_tokens": body.most_tokens,

@@ -94,12 +94,12 @@ class Backend:
             )
 
     async def embed(
-        self, request: embedding_pb2.EmbedRequest, caller: Caller
+        self, request: embedding_pb2.EmbedRequest, caller: Caller, seconds: float | None
     ) -> embedding_pb2.EmbedResponse:
         """Return the answer to `request`."""
         with _wire.raising():
             return await self._embedding.Embed(
-                request, timeout=self._timeout, metadata=caller.metadata
+                request, timeout=self._limit(seconds), metadata=caller.metadata
             )
 
     async def stream(

@@ -1,5 +1,6 @@
 """`/v1/embeddings`: from OpenAI's body to what the server is asked, and back."""
 
+import asyncio
 import base64
 import re
 import struct
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from loramux import _embedding_wire
 from loramux.errors import LoramuxError
 from loramux.gateway.answers import adapter_header
-from loramux.gateway.asked import adapter_of
+from loramux.gateway.asked import adapter_of, check_timeout
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
 from loramux.gateway.refusal import invalid, json_response
@@ -25,6 +26,8 @@ AT_ONCE = 64
 """Texts of one call of the server."""
 BYTES_AT_ONCE = 256 << 10
 """Bytes of their text."""
+MIN_SECONDS = 0.001
+"""What a call is left where nothing is: it ends as one whose time is over."""
 Text: TypeAlias = str | list[int]
 
 
@@ -42,6 +45,8 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     pooling: str | None = None
     normalize: bool | None = None
     add_special_tokens: bool = True
+    parse_special_tokens: bool = False
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,55 +67,70 @@ class Embedding:
         Raises:
             LoramuxError: It cannot be asked; the error names the field.
         """
+        check_timeout(body.timeout)
         return Embedding(body, _inputs(body.input), adapter_of(body.model, base), backend, caller)
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
-        data: list[dict[str, object]] = []
-        num_tokens, identities = 0, []
+        now, seconds = asyncio.get_running_loop().time, self.body.timeout
+        end = None if seconds is None else now() + seconds
+        data: list[bytes] = []
+        num_tokens, adapter, headers = 0, self.adapter, dict(self.caller.returned)
         # One call after the other: many at once would take the place of others.
         for start, texts in batches(self.inputs):
+            left = None if end is None else max(end - now(), MIN_SECONDS)
             try:
-                response = await self.backend.embed(self._request(texts), self.caller)
+                response = await self.backend.embed(
+                    self._request(texts, adapter), self.caller, left
+                )
             except LoramuxError as error:
                 raise _theirs(error, start, is_list=self.body.input is self.inputs) from None
             num_tokens += response.usage.prompt_tokens
-            identities = [response.adapter] if response.HasField("adapter") else []
-            for each in response.embeddings:
-                data.append({
-                    "object": "embedding", "index": len(data), "embedding": self._encoded(each),
-                })  # fmt: skip
-        headers = dict(self.caller.returned)
-        if identities:
-            headers["x-loramux-adapter"] = adapter_header(identities)
+            if response.HasField("adapter"):
+                # The other texts are embedded by the same, whatever the name comes to stand for.
+                adapter = headers["x-loramux-adapter"] = adapter_header([response.adapter])
+            # As numbers of Python all vectors together would take several times the memory.
+            data.append(await asyncio.to_thread(self._encoded, response.embeddings, start))
         answer = {
             "object": "list",
-            "data": data,
+            "data": msgspec.Raw(await asyncio.to_thread(_joined, data)),
             "model": self.body.model,
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
         }
         await json_response(answer, headers)(scope, receive, send)
 
-    def _request(self, texts: Sequence[Text]) -> embedding_pb2.EmbedRequest:
+    def _request(self, texts: Sequence[Text], adapter: str | None) -> embedding_pb2.EmbedRequest:
         body = self.body
         return _embedding_wire.embed_request(
             texts,
-            self.adapter,
+            adapter,
             body.pooling,
             body.normalize,
             body.dimensions,
             "",
-            # All texts are embedded by one version, where an alias stands for several.
             body.user or self.caller.request_id,
-            False,
+            body.parse_special_tokens,
             body.add_special_tokens,
         )
 
-    def _encoded(self, embedding: embedding_pb2.Embedding) -> object:
+    def _encoded(self, embeddings: Sequence[embedding_pb2.Embedding], start: int) -> bytes:
+        """Return `embeddings`, the first of them at place `start`, as JSON with commas between."""
+        return b",".join(
+            msgspec.json.encode({
+                "object": "embedding", "index": start + index, "embedding": self._vector(each),
+            })
+            for index, each in enumerate(embeddings)
+        )  # fmt: skip
+
+    def _vector(self, embedding: embedding_pb2.Embedding) -> object:
         if self.body.encoding_format == "float":
             return list(embedding.values)
         raw = struct.pack(f"<{len(embedding.values)}f", *embedding.values)
         return base64.b64encode(raw).decode()
+
+
+def _joined(data: Sequence[bytes]) -> bytes:
+    return b"[" + b",".join(data) + b"]"
 
 
 def batches(inputs: Sequence[Text]) -> Iterator[tuple[int, Sequence[Text]]]:

@@ -185,7 +185,9 @@ class EmbedResponse(_message.Message):
 
     @_builtins.property
     def usage(self) -> _generation_pb2.Usage:
-        """usage counts the tokens of all inputs as tokens of a prompt."""
+        """usage counts the tokens that were read as tokens of a prompt: those of all inputs, or with
+        POOLING_FIRST the first of each.
+        """
 
     @_builtins.property
     def timing(self) -> _generation_pb2.Timing:

@@ -83,6 +83,7 @@ class Batch:
         embedded, cached = _virtual_runs(chunks, query_start, table, block_size, residence)
         sampled = [i for i, chunk in enumerate(chunks) if chunk.samples]
         ending = [chunks[i] for i in sampled]
+        read = _read_tokens(chunks, query_start, residence)
         return Batch(
             StepInput(
                 token_T=torch.from_numpy(token),
@@ -103,9 +104,10 @@ class Batch:
                 adjustments=_adjustments(ending) if draws else None,
                 tells_logprobs=draws
                 and any(chunk.request.sampling.num_logprobs is not None for chunk in ending),
+                reads=bool(read),
             ),
             requests=[chunk.request for chunk in ending],
-            read=_read_tokens(chunks, query_start, residence),
+            read=read,
         )
 
 

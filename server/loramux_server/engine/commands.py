@@ -65,6 +65,7 @@ class Run(Struct, frozen=True, tag=True):
     start_S: bytes
     end_S: bytes
     row_S: bytes
+    reads: bool
 
     @staticmethod
     def of(given: StepInput) -> "Run":
@@ -82,6 +83,7 @@ class Run(Struct, frozen=True, tag=True):
             segments.start_S.tobytes() if segments else b"",
             segments.end_S.tobytes() if segments else b"",
             segments.row_S.tobytes() if segments else b"",
+            given.reads,
         )
 
     def input(self, residence: Callable[[int], Residence]) -> StepInput:
@@ -106,6 +108,7 @@ class Run(Struct, frozen=True, tag=True):
                 slot_T=_int64(self.slot_T),
             ),
             segments=segments,
+            reads=self.reads,
         )
 
 

@@ -15,9 +15,9 @@ def gather(request: Request, first: int, read: npt.NDArray[np.float32]) -> None:
     if request.pooling is not Pooling.MEAN:
         request.numbers[first:] = [row.tobytes() for row in read]
         return
-    total = np.zeros_like(read[0])
+    total = np.zeros(read.shape[1], np.float64)
     if first:
-        total += np.frombuffer(request.numbers[0], np.float32)
+        total += np.frombuffer(request.numbers[0], np.float64)
     # One after the other: the bits of the sum do not depend on how many a chunk has.
     for row in read:
         total += row
@@ -28,5 +28,5 @@ def gathered(request: Request) -> bytes:
     """Return what came of all tokens of `request`."""
     if request.pooling is not Pooling.MEAN:
         return b"".join(request.numbers)
-    mean = np.frombuffer(request.numbers[0], np.float32) / np.float32(len(request.prompt))
+    mean = np.frombuffer(request.numbers[0], np.float64) / len(request.prompt)
     return mean.astype(np.float32).tobytes()

@@ -61,7 +61,9 @@ class ModelRunner:
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
         given = self._take(batch)
-        if given.form is None:  # who chooses tokens looks for the likeliest, too
+        # Who chooses tokens looks for the likeliest, too. Where the leader reads, it does neither
+        # that nor records, and a follower has to make the same sums.
+        if given.form is None or given.reads:
             logits_RV = self._logits(given)
         else:
             logits_RV = self._graphs.run(given.form, lambda: self._chosen(given)).logits_RV
@@ -73,7 +75,7 @@ class ModelRunner:
         """Return the same, and what comes of each of `batch.read`, on the host."""
         given = self._take(batch)
         with last_hidden(self._model.module) as found:
-            logits_RV = self._logits(given)  # never recorded: what is read is in no form
+            logits_RV = self._logits(given)
         self.slab.note_step()
         (hidden_TK,) = found
         read = [part.head(hidden_TK[part.rows]).cpu() for part in batch.read]

@@ -61,7 +61,7 @@ class Request:
     is_held: bool = False
     """Whether it runs only once that is known."""
     numbers: list[bytes] = field(default_factory=list)
-    """What its tokens gave that were read, float32: the logits of each, or one sum of states."""
+    """What its tokens gave that were read, float32: of each, or of a mean one sum, float64."""
     num_virtual: int = field(init=False)
     """Virtual tokens that its adapter puts before the prompt."""
 

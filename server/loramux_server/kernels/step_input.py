@@ -38,6 +38,8 @@ class StepInput:
     """How the step draws its tokens; None where it takes the likeliest."""
     tells_logprobs: bool = False
     """Whether the step tells log-probabilities beside its tokens."""
+    reads: bool = False
+    """Whether its last hidden states are read: such a step chooses no token and is not recorded."""
     form: Hashable = None
     """Equal in steps that differ only in what memory holds; None where no other step is alike."""
 

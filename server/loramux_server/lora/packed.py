@@ -1,6 +1,5 @@
 """An adapter in host memory: its weights in the order in which the slab takes them."""
 
-import errno
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramux_adapters import Package, PackageError, read_package
+from loramux_adapters.files import PASSING
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_server.lora.arriving import Arriving, Reader
@@ -94,8 +94,6 @@ Place = Callable[[PackedAdapter], PackedAdapter]
 _NAMES = {form: name for name, form in FORMATS.items()}
 _ITEMS = {form: np.dtype("<f4" if form is WeightFormat.FLOAT32 else "<u2") for form in WeightFormat}
 """What numpy calls the weights of each format."""
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
-"""Errors that say nothing of the file."""
 _reader = Reader()
 
 
@@ -162,7 +160,7 @@ def load_packed(
         with _reader.reading(path, digest, seal) as file:
             return _packed(file, base, resting, place)
     except OSError as error:
-        kind = UnreadableError if error.errno in _PASSING else DamagedError
+        kind = UnreadableError if error.errno in PASSING else DamagedError
         raise kind(f"cannot be read: {error.strerror}") from None
 
 

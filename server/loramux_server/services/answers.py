@@ -5,7 +5,7 @@ The numbers are those of transformers' pipeline `question-answering`: of `decode
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -38,24 +38,43 @@ class Pair:
     """Of both."""
     context: range
     """Where the tokens of the context are."""
+    knows_words: bool
+    """Whether the tokenizer parts the context into words."""
+    words: dict[int, Span] = field(default_factory=dict)
+    """Word of the context -> its characters, of those that were looked for."""
 
     @staticmethod
     def of(text: str, encoding: Encoding, sequence: int) -> "Pair":
         """Return the pair whose context, `text`, is the first or the second `sequence`, 0 or 1."""
         own = [i for i, each in enumerate(encoding.sequence_ids) if each == sequence]
-        return Pair(text, encoding, range(own[0], own[-1] + 1) if own else range(0))
+        if not own:
+            return Pair(text, encoding, range(0), knows_words=False)
+        first, last = (encoding.token_to_word(token) for token in (own[0], own[-1]))
+        is_one_word = len(text.split(maxsplit=1)) < 2
+        return Pair(text, encoding, range(own[0], own[-1] + 1), first != last or is_one_word)
 
     @property
     def num_others(self) -> int:
         """Tokens that are not of the context, and in every window."""
-        return len(self.encoding.ids) - len(self.context)
+        return len(self.encoding) - len(self.context)
+
+    def num_windows(self, max_tokens: int, overlap: int) -> int:
+        """Return how many `windows` there are."""
+        room = max_tokens - self.num_others
+        if len(self.context) <= room:
+            return 1
+        return -(-(len(self.context) - overlap) // (room - overlap))
 
     def windows(self, max_tokens: int, overlap: int) -> Iterator[Window]:
         """Yield windows of at most `max_tokens`, each with `overlap` tokens of the one before it.
 
-        There have to be more tokens of the context in a window than that.
+        Where not all fits in one, there have to be more tokens of the context in a window than
+        that.
         """
         ids, begin, end = self.encoding.ids, self.context.start, self.context.stop
+        if len(ids) <= max_tokens:
+            yield Window(ids, self.context, begin)
+            return
         room = max_tokens - self.num_others
         for first in range(begin, end, room - overlap):
             last = min(first + room, end)
@@ -70,23 +89,21 @@ class Pair:
         With `to_words` they are those of the whole words; where the context is one word to the
         tokenizer, which then knows nothing of words, it is as without.
         """
-        if not to_words or not self._knows_words:
+        if not to_words or not self.knows_words:
             return self._chars(begin)[0], self._chars(end)[1]
         return self._word(begin)[0], self._word(end)[1]
-
-    @property
-    def _knows_words(self) -> bool:
-        edges = (self.context.start, self.context.stop - 1)
-        first, last = (self.encoding.token_to_word(token) for token in edges)
-        return first != last or not any(map(str.isspace, self.text.strip()))
 
     def _chars(self, token: int) -> Span:
         return self.encoding.token_to_chars(token) or (0, 0)
 
     def _word(self, token: int) -> Span:
-        word, sequence = self.encoding.token_to_word(token), self.encoding.token_to_sequence(token)
-        found = None if word is None else self.encoding.word_to_chars(word, sequence or 0)
-        return found or self._chars(token)
+        word = self.encoding.token_to_word(token)
+        if word is None:
+            return self._chars(token)
+        if word not in self.words:  # looking for it takes time that grows with the context
+            sequence = self.encoding.token_to_sequence(token) or 0
+            self.words[word] = self.encoding.word_to_chars(word, sequence) or self._chars(token)
+        return self.words[word]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +167,20 @@ class Best:
         start = max(context.start, 1)
         first, last = likely[start : context.stop].T
         scores, begins, ends = [np.empty(0)], [np.empty(0, int)], [np.empty(0, int)]
+        least = 0.0  # so many as are wanted have this score or a higher one
         for length in range(min(self.max_tokens, len(first))):
             product = first[: len(first) - length] * last[length:]
-            best = np.arange(len(product))
+            best = np.flatnonzero(product >= least)
             if len(best) > self.top_k:
-                best = np.argpartition(-product, self.top_k)[: self.top_k]
+                best = best[np.argpartition(-product[best], self.top_k)[: self.top_k]]
+            if len(best) == self.top_k:
+                least = float(product[best].min())
             scores.append(product[best])
             begins.append(best)
             ends.append(best + length)
-        score, begin, end = (np.concatenate(each) for each in (scores, begins, ends))
+        score = np.concatenate(scores)
+        kept = score >= least
+        score, begin, end = score[kept], np.concatenate(begins)[kept], np.concatenate(ends)[kept]
         order = np.lexsort((end, begin, -score))[: self.top_k]
         return [
             (float(score[i]), start + int(begin[i]), start + int(end[i])) for i in order.tolist()

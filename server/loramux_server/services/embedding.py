@@ -38,13 +38,11 @@ class EmbeddingService:
             asked = Vectors.of(request, reading.told.embedding)
             texts = [text.tokens for text in await self._readings.texts(request, reading)]
             check_lengths([len(text) for text in texts], self._readings.model)
-            if asked.pooling is Pooling.FIRST:
-                # What comes after a token changes nothing of it.
-                found = await self._readings.run(
-                    reading, EMBED, [text[:1] for text in texts], Pooling.LAST
-                )
-            else:
-                found = await self._readings.run(reading, EMBED, texts, asked.pooling)
+            pooling = asked.pooling
+            if pooling is Pooling.FIRST:
+                # What comes after a token changes nothing of it, and is not read.
+                texts, pooling = [text[:1] for text in texts], Pooling.LAST
+            found = await self._readings.run(reading, EMBED, texts, pooling)
             response = embedding_pb2.EmbedResponse(
                 request_id=reading.request_id,
                 adapter=reading.identity,

@@ -38,6 +38,7 @@ class QuestionAnsweringService:
                     best.of(pair, each, [next(rest) for _ in each])
                     for pair, each in zip(pairs, windows, strict=True)
                 ],
+                times=max(best.top_k, best.max_tokens),
             )
             response = question_answering_pb2.AnswerResponse(
                 request_id=reading.request_id,

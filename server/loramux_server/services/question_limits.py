@@ -13,6 +13,8 @@ from loramux_server.store.reference import parse_reference
 
 MAX_WINDOWS = 256
 """Windows of a request."""
+MAX_WINDOW_TOKENS = 1 << 20
+"""Tokens of all windows of a request."""
 MAX_TOP_K = 100
 MAX_ANSWER_TOKENS = 512
 DEFAULT_ANSWER_TOKENS = 15
@@ -30,6 +32,8 @@ class WindowSize:
     """Tokens of the context that a window has in common with the one before it."""
     is_asked_for: bool
     """Whether a context may take several windows."""
+    has_default_overlap: bool = False
+    """Whether the request says nothing of `overlap`."""
 
 
 def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInfo) -> None:
@@ -83,7 +87,8 @@ def size_of(request: question_answering_pb2.AnswerRequest, model: ModelInfo) -> 
         if not 0 <= overlap < max_tokens:
             right = f"0 to {max_tokens - 1}, less than max_window_tokens"
             raise invalid("window_overlap_tokens", overlap, right)
-    return WindowSize(max_tokens, overlap, is_asked_for)
+    has_default = not request.HasField("window_overlap_tokens")
+    return WindowSize(max_tokens, overlap, is_asked_for, has_default)
 
 
 def windows_of(pairs: Sequence[Pair], size: WindowSize) -> list[list[Window]]:
@@ -92,7 +97,7 @@ def windows_of(pairs: Sequence[Pair], size: WindowSize) -> list[list[Window]]:
     Raises:
         InvalidArgumentError: A pair does not fit, or there are too many windows.
     """
-    found = []
+    count = num_tokens = 0
     for index, pair in enumerate(pairs):
         field, length = f"inputs[{index}]", pair.num_others + len(pair.context)
         room = size.max_tokens - pair.num_others
@@ -104,17 +109,23 @@ def windows_of(pairs: Sequence[Pair], size: WindowSize) -> list[list[Window]]:
                 "several windows",
             )
         if length > size.max_tokens and room <= size.overlap:
+            default = ", the default" if size.has_default_overlap else ""
             raise _too_long(
                 f"{field}.question",
                 f"{field}.question has {pair.num_others} tokens, with those that the tokenizer "
                 f"adds; that leaves {max(0, room)} of max_window_tokens, {size.max_tokens}, to the "
-                f"context, which takes more than window_overlap_tokens, {size.overlap}",
+                f"context, which takes more than window_overlap_tokens, {size.overlap}{default}",
             )
-        found.append(list(pair.windows(size.max_tokens, size.overlap)))
-    count = sum(map(len, found))
+        own = pair.num_windows(size.max_tokens, size.overlap)
+        count += own
+        num_tokens += length + (own - 1) * (pair.num_others + size.overlap)
+    # Before there are any: so many would take the time and the memory of others.
     if count > MAX_WINDOWS:
         raise invalid("inputs", f"{count} windows", f"at most {MAX_WINDOWS} in one request")
-    return found
+    if num_tokens > MAX_WINDOW_TOKENS:
+        right = f"at most {MAX_WINDOW_TOKENS} in one request"
+        raise invalid("inputs", f"windows of {num_tokens} tokens", right)
+    return [list(pair.windows(size.max_tokens, size.overlap)) for pair in pairs]
 
 
 def _too_long(field: str, message: str) -> InvalidArgumentError:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+from loramux.errors import DataLossError
 from loramux.v1 import (
     classification_pb2,
     embedding_pb2,
@@ -44,7 +45,7 @@ from loramux_server.waiting_room import WaitingRoom
 _SAMPLING = Sampling(max_tokens=1, seed=0)
 """Of a request that ends before a token is chosen."""
 OFF_LOOP = 16 << 10
-"""Bytes of what came of the texts from which on results are told in a thread."""
+"""Bytes that are gone over from which on results are told in a thread."""
 T = TypeVar("T")
 Texts = classification_pb2.ClassifyRequest | embedding_pb2.EmbedRequest
 R = TypeVar(
@@ -158,6 +159,13 @@ class Readings:
                     note(digest=record.digest)
                     check_adapter(record, "adapter")
                     told = await self._instructions.of(source)
+                    if not told.is_known:
+                        raise DataLossError(
+                            "the stored adapter cannot be read: what its package says of texts "
+                            "and results is not known",
+                            reason="ADAPTER_DAMAGED",
+                            field="adapter",
+                        )
                     yield Reading(request_id, record, source, told, observer, place, deadline)
 
     async def texts(self, request: Texts, reading: Reading) -> list[Text]:
@@ -248,6 +256,10 @@ class Readings:
         )
 
 
-async def told_of(found: Sequence[bytes], tell: Callable[[], T]) -> T:
-    """Return what `tell` makes of `found`, in a thread where that is much."""
-    return tell() if sum(map(len, found)) < OFF_LOOP else await asyncio.to_thread(tell)
+async def told_of(found: Sequence[bytes], tell: Callable[[], T], *, times: int = 1) -> T:
+    """Return what `tell`, which goes over it so many `times`, makes of `found`.
+
+    Where that is much it is told in a thread.
+    """
+    work = times * sum(map(len, found))
+    return tell() if work < OFF_LOOP else await asyncio.to_thread(tell)

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from loramux.errors import UnavailableError
 from loramux_adapters import PackageError, read_package
 from loramux_adapters.added_tokens import AddedToken, parse_added_tokens
 from loramux_adapters.embedding import Embedding, embedding_of
+from loramux_adapters.files import PASSING
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels
 from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
@@ -37,10 +39,14 @@ class Instruction:
     """What the outputs of its head mean; None where it has none."""
     embedding: Embedding = field(default_factory=Embedding)
     """How it makes one vector of a text."""
+    is_known: bool = True
+    """Whether the package could be read."""
 
 
 NONE = Instruction()
 """That of the base model, and of packages that say nothing."""
+UNKNOWN = Instruction(is_known=False)
+"""That of packages that are damaged or gone."""
 
 
 class Instructions:
@@ -52,13 +58,28 @@ class Instructions:
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="instructions")
 
     async def of(self, source: AdapterSource) -> Instruction:
-        """Return those of a package whose bytes a lease keeps."""
+        """Return those of a package whose bytes a lease keeps.
+
+        Of one that is damaged or gone they are not known: its load tells what is wrong.
+
+        Raises:
+            UnavailableError: It could not be read at present.
+        """
         known = self._known.get(source.digest)
         if known is None:
             loop = asyncio.get_running_loop()
-            known = await loop.run_in_executor(self._readers, _read, Path(source.path))
-            if known is None:
-                return NONE
+            try:
+                known = await loop.run_in_executor(self._readers, _read, Path(source.path))
+            except OSError as error:
+                if error.errno not in PASSING:
+                    return UNKNOWN
+                raise UnavailableError(
+                    f"the stored adapter cannot be read at present: {error.strerror}",
+                    reason="STORE_UNAVAILABLE",
+                    field="adapter",
+                ) from error
+            if not known.is_known:
+                return known
             self._known[source.digest] = known
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
@@ -67,8 +88,12 @@ class Instructions:
         return known
 
 
-def _read(path: Path) -> Instruction | None:
-    """Return what the package at `path` says; None where it is damaged, as its load will find."""
+def _read(path: Path) -> Instruction:
+    """Return what the package at `path` says.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -79,8 +104,8 @@ def _read(path: Path) -> Instruction | None:
                 labels = read_package(file, os.fstat(file.fileno()).st_size).labels
         notes = manifest.notes
         added = parse_added_tokens(cast(list[object], notes.get("added_tokens", [])), "the package")
-    except (OSError, ValueError, KeyError, TypeError, struct.error, PackageError):
-        return None
+    except (ValueError, KeyError, TypeError, struct.error, PackageError):
+        return UNKNOWN
     template, generation = notes.get("chat_template"), notes.get("generation")
     embedding = embedding_of(notes)
     found = Instruction(
