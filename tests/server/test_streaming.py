@@ -132,7 +132,12 @@ class Served:
     def counted(self) -> set[str]:
         """What requests are counted under."""
         samples = [sample for m in self.metrics.registry.collect() for sample in m.samples]
-        return {sample.labels["adapter"] for sample in samples if "adapter" in sample.labels}
+        # Some are there before anything is counted, so that a first failure is seen.
+        return {
+            sample.labels["adapter"]
+            for sample in samples
+            if "adapter" in sample.labels and sample.value and not sample.name.endswith("_created")
+        }
 
 
 def _asked(prompt: int, adapter: str, **sampling: Any) -> GenerateRequest:

@@ -1,10 +1,12 @@
 """Compile the kernels of a GPU for an H100, which takes none, and print what became of each.
 
-One JSON object a line: `name`, `tile` (tokens of a tile; null where there is none), `has_adapter`
+With an argument such as `1/2`, only the first half of them, so that several can be run at once. One
+JSON object a line: `name`, `tile` (tokens of a tile; null where there is none), `has_adapter`
 (whether for a batch with adapters) and `has_mma` (whether it multiplies matrices).
 """
 
 import json
+import sys
 from importlib.resources import files
 from typing import Any
 
@@ -49,7 +51,8 @@ class H100:
         return GPUTarget("cuda", 90, 32)
 
 
-def main() -> None:
+def main(part: str = "1/1") -> None:
+    number, parts = map(int, part.split("/"))
     driver.set_active(H100())
     run = JITFunction.run
     tile: int | None = None
@@ -75,9 +78,11 @@ def main() -> None:
         return kernel
 
     JITFunction.run = compiled
-    rms_norm_triton(_zeros(TOKENS, WIDTH), _zeros(WIDTH), 1e-5)
-    launch_attention()
-    for tile, num_planes in ((1, None), (1, 1), (1, 8), (16, 1), (16, 8), (64, 1)):
+    if number == 1:
+        rms_norm_triton(_zeros(TOKENS, WIDTH), _zeros(WIDTH), 1e-5)
+        launch_attention()
+    ways: list[tuple[int, int | None]] = [(1, None), (1, 1), (1, 8), (16, 1), (16, 8), (64, 1)]
+    for tile, num_planes in ways[number - 1 :: parts]:
         has_adapter = num_planes is not None
         launch_layers(
             tile, num_planes, has_vectors=(tile, num_planes) in ((1, 8), (16, 1), (64, 1))
@@ -141,4 +146,4 @@ def _zeros(*shape: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
