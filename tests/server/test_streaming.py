@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.samples import Sample
 
 from loramux.errors import (
     DeadlineExceededError,
@@ -25,7 +26,7 @@ from loramux.v1.generation_pb2 import (
 )
 from loramux_server.access.caller import Caller, Role, acting
 from loramux_server.access.quotas import Quotas
-from loramux_server.adapter_labels import NONE
+from loramux_server.adapter_labels import BASE, NONE, OTHER
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     CacheStats,
@@ -61,6 +62,8 @@ from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
 
 MAX_TOKENS = 1000
+ALWAYS = (BASE, NONE, OTHER)
+"""Labels that are there before anything counts, so that a first failure is seen."""
 TOKEN = byte_tokenizer()("x").input_ids[-1]
 STATS = Stats(
     running=1, waiting=0, used_blocks=1, preemptions=0, prompt_tokens=0, shared_tokens=0,
@@ -132,12 +135,16 @@ class Served:
     def counted(self) -> set[str]:
         """What requests are counted under."""
         samples = [sample for m in self.metrics.registry.collect() for sample in m.samples]
-        # Some are there before anything is counted, so that a first failure is seen.
         return {
             sample.labels["adapter"]
             for sample in samples
-            if "adapter" in sample.labels and sample.value and not sample.name.endswith("_created")
+            if "adapter" in sample.labels
+            and (sample.labels["adapter"] not in ALWAYS or _counts(sample))
         }
+
+
+def _counts(sample: Sample) -> bool:
+    return bool(sample.value) and not sample.name.endswith("_created")
 
 
 def _asked(prompt: int, adapter: str, **sampling: Any) -> GenerateRequest:
