@@ -85,6 +85,13 @@ class Talk(Struct, frozen=True):
     variables: dict[str, Any] = {}
     """What else the template may name; JSON's values."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything beside roles and contents."""
+        return bool(self.tools or self.variables) or any(
+            turn.calls or turn.call_id or turn.name or turn.reasoning for turn in self.turns
+        )
+
 
 class Piece(Struct, frozen=True, array_like=True):
     """A part of what a template wrote."""

@@ -101,25 +101,21 @@ class Shield:
         marked = self._marked(talk, marks)
         spared = self._marked(talk, marks, spares=True)
         safe = self._split(write(marked), back)
-        self._check_forged(talk, marks, safe, write)
+        if talk.has_more:
+            self._check_forged(talk, self._marked(talk, marks, throughout=True), safe, write)
         if marked == spared:
             return safe
         likely = self._split(write(spared), back)
         turns = talk.turns
         return likely if self._control_of(likely, turns) == self._control_of(safe, turns) else safe
 
-    def _check_forged(
-        self, talk: Talk, marks: dict[str, str], found: list[Piece], write: Write
-    ) -> None:
+    def _check_forged(self, talk: Talk, marked: Talk, found: list[Piece], write: Write) -> None:
         """Demand that no string beside contents is a part of a control token that was `found`.
 
-        A template may write `<` and then the name of a parameter. So all is rendered once more with
-        each character of these strings marked that such a token has, but for words that the
-        template itself knows; then there have to be the same tokens.
+        A template may write `<` and then the name of a parameter. So all is rendered once more as
+        `marked`: with each character of these strings marked that such a token has, but for words
+        that the template itself knows. Then there have to be the same tokens.
         """
-        marked = self._marked(talk, marks, throughout=True)
-        if marked == self._marked(talk, marks):
-            return
         again = self._split(write(marked), {})
         if self._control_of(again, talk.turns) != self._control_of(found, talk.turns):
             raise ForgedTokenError(

@@ -3,10 +3,10 @@
 import asyncio
 from typing import Any
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.services.forms import wrong
 from loramux_server.tokenizer import OFF_LOOP
 from loramux_server.tools.arguments import NAME, parse_object
 
@@ -51,7 +51,7 @@ def talk_of(request: generation_pb2.GenerateRequest) -> Talk:
     variables = _variables(request)
     for field, value in (("tools", tools), ("chat_template_kwargs", variables)):
         if value and not turns:
-            raise _wrong(field, "is set; expected none without messages")
+            raise wrong(field, "is set; expected none without messages")
     if not asks_for_tools(request):
         tools = []
     return Talk(turns, tools, variables)
@@ -68,9 +68,9 @@ def _check_size(request: generation_pb2.GenerateRequest) -> None:
         ("tools", len(request.tools), MAX_TOOLS),
     ):
         if found > most:
-            raise _wrong(field, f"has {found} entries; expected at most {most}")
+            raise wrong(field, f"has {found} entries; expected at most {most}")
     if request.messages and request.parse_special_tokens:
-        raise _wrong("parse_special_tokens", "is True; expected false: messages are plain text")
+        raise wrong("parse_special_tokens", "is True; expected false: messages are plain text")
     sizes = {
         "messages": sum(message.ByteSize() for message in request.messages),
         "tools": sum(tool.ByteSize() for tool in request.tools),
@@ -78,7 +78,7 @@ def _check_size(request: generation_pb2.GenerateRequest) -> None:
     }
     if sum(sizes.values()) > MAX_BYTES:
         field = max(sizes, key=lambda name: sizes[name])
-        raise _wrong(
+        raise wrong(
             field,
             f"has {sizes[field]} bytes; expected at most {MAX_BYTES} of messages, tools and "
             "chat_template_kwargs together",
@@ -87,16 +87,16 @@ def _check_size(request: generation_pb2.GenerateRequest) -> None:
 
 def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
     if message.role not in ROLES:
-        raise _wrong(
+        raise wrong(
             f"{field}.role", f"is {shown(message.role)}; expected one of {', '.join(ROLES)}"
         )
     for name, role in _ROLES_OF.items():
         if getattr(message, name) and message.role != role:
-            raise _wrong(
+            raise wrong(
                 f"{field}.{name}", f"is set; expected none: the role is {message.role}, not {role}"
             )
     if len(message.tool_calls) > MAX_CALLS:
-        raise _wrong(
+        raise wrong(
             f"{field}.tool_calls",
             f"has {len(message.tool_calls)} entries; expected at most {MAX_CALLS}",
         )
@@ -117,14 +117,14 @@ def _call(field: str, call: generation_pb2.ToolCall) -> Call:
 
 def _check_id(field: str, value: str) -> None:
     if len(value) > MAX_CALL_ID or not value.isprintable():
-        raise _wrong(
+        raise wrong(
             field, f"is {shown(value)}; expected at most {MAX_CALL_ID} printable characters"
         )
 
 
 def _check_name(field: str, value: str) -> None:
     if not NAME.fullmatch(value):
-        raise _wrong(field, f"is {shown(value)}; expected {_NAMES}")
+        raise wrong(field, f"is {shown(value)}; expected {_NAMES}")
 
 
 def _tools(request: generation_pb2.GenerateRequest) -> list[Tool]:
@@ -133,7 +133,7 @@ def _tools(request: generation_pb2.GenerateRequest) -> list[Tool]:
         field = f"tools[{index}]"
         _check_name(f"{field}.name", tool.name)
         if tool.name in tools:
-            raise _wrong(
+            raise wrong(
                 f"{field}.name", f"is {shown(tool.name)} once more; expected each name once"
             )
         parameters = None
@@ -148,11 +148,11 @@ def _tools(request: generation_pb2.GenerateRequest) -> list[Tool]:
 def _schema(field: str, text: str) -> dict[str, Any]:
     schema = _object(field, text)
     if schema.get("type", "object") != "object":
-        raise _wrong(
+        raise wrong(
             f"{field}", f"has the type {shown(schema['type'])}; expected the schema of an object"
         )
     if "x-guidance" in schema:
-        raise _wrong(field, "holds 'x-guidance'; expected none: the server sets its options")
+        raise wrong(field, "holds 'x-guidance'; expected none: the server sets its options")
     return schema
 
 
@@ -160,16 +160,16 @@ def _check_choice(request: generation_pb2.GenerateRequest, tools: dict[str, Tool
     choice = request.tool_choice
     which = choice.WhichOneof("choice")
     if which is None and request.HasField("tool_choice"):
-        raise _wrong("tool_choice", "is empty; expected mode or name")
+        raise wrong("tool_choice", "is empty; expected mode or name")
     if which == "mode" and choice.mode not in generation_pb2.ToolMode.values():
-        raise _wrong("tool_choice.mode", f"is {choice.mode}; expected one of ToolMode")
+        raise wrong("tool_choice.mode", f"is {choice.mode}; expected one of ToolMode")
     if which == "name" and choice.name not in tools:
         there = ", ".join(sorted(tools)[:10]) or "none"
-        raise _wrong(
+        raise wrong(
             "tool_choice.name", f"is {shown(choice.name)}; expected one of tools, which are {there}"
         )
     if choice.mode == generation_pb2.TOOL_MODE_REQUIRED and not tools:
-        raise _wrong("tool_choice.mode", "is TOOL_MODE_REQUIRED; expected that only with tools")
+        raise wrong("tool_choice.mode", "is TOOL_MODE_REQUIRED; expected that only with tools")
 
 
 def _variables(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _variables(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
     variables = _object(field, request.chat_template_kwargs or "{}")
     for name in variables:
         if name in _OURS or not name.isidentifier() or name.startswith("_"):
-            raise _wrong(
+            raise wrong(
                 field,
                 f"has {shown(name)}; expected names of variables other than "
                 f"{', '.join(sorted(_OURS))}",
@@ -190,8 +190,4 @@ def _object(field: str, text: str) -> dict[str, Any]:
     try:
         return parse_object(text)
     except ValueError as error:
-        raise _wrong(field, str(error)) from None
-
-
-def _wrong(field: str, said: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)
+        raise wrong(field, str(error)) from None

@@ -15,6 +15,11 @@ ENDS = ("min_tokens", "stop", "stop_token_ids")
 _FIELD = "sampling.structured_output"
 
 
+def wrong(field: str, said: str) -> InvalidArgumentError:
+    """Return the error for a field of which `said` tells what is wrong, and what would be right."""
+    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)
+
+
 def form_of(params: generation_pb2.SamplingParams) -> Form | None:
     """Return what `params` want of a text, None for nothing."""
     wanted = params.structured_output
@@ -40,27 +45,27 @@ def check_form(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
     form = form_of(params)
     if form is None:
         kinds = ", ".join(kind for kind in FormKind if kind is not FormKind.TOOL_CALLS)
-        raise _wrong(_FIELD, f"is empty; expected one of {kinds}")
+        raise wrong(_FIELD, f"is empty; expected one of {kinds}")
     if model.tokenizer_json is None:
-        raise _wrong(form.field, "is set; expected none: the base model has no tokenizer")
+        raise wrong(form.field, "is set; expected none: the base model has no tokenizer")
     if not model.eos_token_ids:
-        raise _wrong(form.field, "is set; expected none: the base model has no end token")
+        raise wrong(form.field, "is set; expected none: the base model has no end token")
     if params.ignore_eos:
-        raise _wrong(
+        raise wrong(
             "sampling.ignore_eos", "is True; expected false with structured_output, whose form ends"
         )
     if params.min_tokens:
-        raise _wrong(
+        raise wrong(
             "sampling.min_tokens",
             f"is {params.min_tokens}; expected none with structured_output, whose form ends",
         )
     _check_texts(form)
     if form.kind is FormKind.JSON_OBJECT and not params.structured_output.json_object:
-        raise _wrong(form.field, "is False; expected true, or another form")
+        raise wrong(form.field, "is False; expected true, or another form")
     if form.kind is FormKind.JSON_SCHEMA:
         _check_schema(form)
     if "%json" in form.text and form.kind is FormKind.GRAMMAR:
-        raise _wrong(
+        raise wrong(
             form.field, 'holds %json; expected rules alone, and "%" "json" where a text has it'
         )
 
@@ -68,17 +73,17 @@ def check_form(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
 def _check_texts(form: Form) -> None:
     if form.kind is FormKind.CHOICE:
         if not 1 <= len(form.choices) <= MAX_CHOICES:
-            raise _wrong(
+            raise wrong(
                 f"{form.field}.texts",
                 f"has {len(form.choices)} texts; expected 1 to {MAX_CHOICES}",
             )
         if "" in form.choices:
-            raise _wrong(f"{form.field}.texts", "holds ''; expected texts that are not empty")
+            raise wrong(f"{form.field}.texts", "holds ''; expected texts that are not empty")
     elif form.kind is not FormKind.JSON_OBJECT and not form.text.strip():
-        raise _wrong(form.field, f"is {shown(form.text)}; expected a text that is not empty")
+        raise wrong(form.field, f"is {shown(form.text)}; expected a text that is not empty")
     size = sum(len(text.encode()) for text in (form.text, *form.choices))
     if size > MAX_BYTES:
-        raise _wrong(form.field, f"has {size} bytes; expected at most {MAX_BYTES}")
+        raise wrong(form.field, f"has {size} bytes; expected at most {MAX_BYTES}")
 
 
 def _check_schema(form: Form) -> None:
@@ -88,11 +93,11 @@ def _check_schema(form: Form) -> None:
         raise _too_deep(form) from None
     except ValueError as error:
         said = f"is {shown(form.text)}, which is no JSON: {error}; expected a JSON schema"
-        raise _wrong(form.field, said) from None
+        raise wrong(form.field, said) from None
     if not isinstance(schema, dict):
-        raise _wrong(form.field, f"is {shown(form.text)}; expected a JSON object")
+        raise wrong(form.field, f"is {shown(form.text)}; expected a JSON object")
     if "x-guidance" in schema:
-        raise _wrong(form.field, "holds 'x-guidance'; expected none: the server sets its options")
+        raise wrong(form.field, "holds 'x-guidance'; expected none: the server sets its options")
     level: list[object] = [schema]
     for _ in range(MAX_NESTING):
         level = [
@@ -106,11 +111,7 @@ def _check_schema(form: Form) -> None:
 
 
 def _too_deep(form: Form) -> InvalidArgumentError:
-    return _wrong(
+    return wrong(
         form.field,
         f"has arrays and objects nested deeper than {MAX_NESTING - 1}; expected at most that",
     )
-
-
-def _wrong(field: str, said: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)

@@ -104,6 +104,9 @@ class Output:
 
     def _read(self, decoded: str, text: list[str], piece: generation_pb2.Completion) -> bool:
         """Tell apart what `decoded` is; return whether there are as many calls as may be."""
+        if self._reasoning is None and self._calls is None:
+            text.append(decoded)
+            return False
         found = self._reasoning.push(decoded) if self._reasoning else Thought("", decoded)
         return self._take(found, text, piece)
 

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.chat.messages import Tool
 from loramux_server.engine.messages import ModelInfo
 from loramux_server.forms.form import MAX_BYTES, Form, FormKind
-from loramux_server.services.forms import form_of
+from loramux_server.services.forms import form_of, wrong
 from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
 from loramux_server.tools.reader import CallReader
 from loramux_server.tools.syntax import ToolSyntax
@@ -40,7 +39,7 @@ class ToolUse:
         otherwise = _answer(form_of(params))
         if is_named or choice.mode == generation_pb2.TOOL_MODE_REQUIRED:
             if params.HasField("structured_output"):
-                raise _wrong(
+                raise wrong(
                     "sampling.structured_output", "is set; expected none where calls are demanded"
                 )
             otherwise = None
@@ -55,7 +54,7 @@ class ToolUse:
             is_parallel=self.is_parallel and not is_named,
         )
         if (size := len(form.text.encode())) > MAX_BYTES:
-            raise _wrong(
+            raise wrong(
                 "tools", f"make a form of {size} bytes; expected at most {MAX_BYTES} where calls "
                 "have to meet their schemas",
             )  # fmt: skip
@@ -71,17 +70,13 @@ def _answer(form: Form | None) -> Otherwise:
     if form.kind is FormKind.JSON_SCHEMA:
         schema: dict[str, object] = msgspec.json.decode(form.text)
         return schema
-    raise _wrong(form.field, "is set; expected json_schema or json_object beside tools")
+    raise wrong(form.field, "is set; expected json_schema or json_object beside tools")
 
 
 def _check_ends(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
     """Demand that an answer ends where its calls do."""
     if not model.eos_token_ids:
-        raise _wrong("tool_choice", "demands calls; expected that not: the base has no end token")
+        raise wrong("tool_choice", "demands calls; expected that not: the base has no end token")
     for name, is_set in (("min_tokens", params.min_tokens), ("ignore_eos", params.ignore_eos)):
         if is_set:
-            raise _wrong(f"sampling.{name}", "is set; expected none where calls meet schemas")
-
-
-def _wrong(field: str, said: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)
+            raise wrong(f"sampling.{name}", "is set; expected none where calls meet schemas")
