@@ -14,10 +14,11 @@ from loramux_adapters.labels import CONFIG_FILE as MODEL_FILE
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 from loramux_adapters.sentence_transformers import FILES as SENTENCE_FILES
 from loramux_adapters.sentence_transformers import embedding_beside
+from loramux_adapters.special_tokens import FILE as TOKENIZER_FILE
+from loramux_adapters.special_tokens import MAX_FILE_BYTES as MAX_TOKENIZER_BYTES
+from loramux_adapters.special_tokens import special_tokens_beside
 
 TEMPLATE_FILE = "chat_template.jinja"
-TOKENIZER_FILE = "tokenizer_config.json"
-MAX_TOKENIZER_BYTES = 16 << 20
 COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE, *SENTENCE_FILES)
 """All files that are looked at."""
 
@@ -35,6 +36,8 @@ def companion_notes(
     notes: dict[str, object] = {}
     if "chat_template" not in but and (template := read_template(source)) is not None:
         notes["chat_template"] = template
+    if "special_tokens" not in but and (special := special_tokens_beside(source)):
+        notes["special_tokens"] = special
     if "generation" not in but and (source / GENERATION_FILE).exists():
         defaults = defaults_of(read_object(source, GENERATION_FILE, MAX_GENERATION_BYTES))
         if defaults:

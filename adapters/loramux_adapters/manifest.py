@@ -14,6 +14,7 @@ from loramux_adapters.embedding import check_embedding
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.generation import check_generation
 from loramux_adapters.labels import check_labels
+from loramux_adapters.special_tokens import check_special_tokens
 from loramux_adapters.strict_json import parse_object
 
 FORMAT_VERSION = 1
@@ -25,6 +26,7 @@ NOTES: Mapping[str, tuple[type, str]] = {
     "chat_template": (str, "a string"),
     "generation": (dict, "an object"),
     "added_tokens": (list, "a list"),
+    "special_tokens": (dict, "an object"),
     "classification": (dict, "an object"),
     "embedding": (dict, "an object"),
     "licence": (str, "a string"),
@@ -105,6 +107,9 @@ def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]
     added = notes.get("added_tokens")
     if isinstance(added, list):
         parse_added_tokens(added, f"{where}: added_tokens")
+    special = notes.get("special_tokens")
+    if isinstance(special, dict):
+        check_special_tokens(special, f"{where}: special_tokens")
     return notes
 
 

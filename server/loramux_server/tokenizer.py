@@ -38,10 +38,10 @@ class TextTokenizer:
             ValueError: They do not follow the base's.
         """
         # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
-        self._control: Tokenizer = _load(base) if isinstance(base, str) else _twin(base._control)
+        self._control: Tokenizer = _load(base) if isinstance(base, str) else twin_of(base._control)
         for token in added:
             _add(self._control, token)
-        self._plain = _twin(self._control)
+        self._plain = twin_of(self._control)
         self._plain.encode_special_tokens = True
         known = self._control.get_added_tokens_decoder()
         self._special = frozenset(token for token, about in known.items() if about.special)
@@ -102,6 +102,11 @@ class TextTokenizer:
     def lacking(self, added: Sequence[AddedToken]) -> tuple[AddedToken, ...]:
         """Return those of `added` that this tokenizer does not have."""
         return tuple(token for token in added if self._control.id_to_token(token.id) is None)
+
+    def token_of(self, text: str) -> int | None:
+        """Return the token that is called `text`; None if there is none."""
+        found: int | None = self._control.token_to_id(text)
+        return found
 
     def bytes_of(self, token: int) -> bytes:
         """Return what `token` is in UTF-8, which may be a part of a character."""
@@ -216,7 +221,7 @@ def _load(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
-def _twin(tokenizer: Tokenizer) -> Tokenizer:
+def twin_of(tokenizer: Tokenizer) -> Tokenizer:
     """Return another with the same parts: a large vocabulary takes tens of megabytes."""
     twin = Tokenizer(tokenizer.model)
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):

@@ -48,7 +48,7 @@ def test_a_template_is_taken_from_the_config_of_the_tokenizer(poet: Path, templa
 
 
 def test_a_folder_without_either_has_neither(poet: Path) -> None:
-    write(poet, tokenizer_config__json={"bos_token": "<s>"}, generation_config__json={})
+    write(poet, tokenizer_config__json={"pad_token": "<s>"}, generation_config__json={})
     assert notes_of(poet) == {}
 
 

@@ -117,6 +117,29 @@ def test_tokens_that_a_tokenizer_adds_are_noted_where_embeddings_change(tmp_path
     assert added_tokens_of(tmp_path, Contents()) == []
 
 
+def test_what_a_tokenizer_has_names_for_is_noted(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "plain", CONFIG, {})
+    config = {
+        "bos_token": None,
+        "eos_token": {"content": "<|im_end|>", "lstrip": False},
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    noted = {"eos_token": "<|im_end|>", "unk_token": "<unk>"}
+    with open_package(folder) as (file, package):
+        assert package.notes["special_tokens"] == noted
+        unpack(file, package, tmp_path / "again")
+    with open_package(tmp_path / "again") as (_, package):
+        assert package.notes["special_tokens"] == noted
+    (folder / "tokenizer_config.json").write_text('{"eos_token": 2}')
+    with pytest.raises(PackageError, match="eos_token is 2; expected a text of 1 to 256"):
+        packed(folder)
+    with pytest.raises(PackageError, match="'end' is not known; known are bos_token, eos_token"):
+        check_notes({"special_tokens": {"end": "x"}}, "loramux.json")
+
+
 @pytest.mark.parametrize(
     ("added", "message"),
     [

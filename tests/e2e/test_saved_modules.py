@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from loramux import Message
 from loramux.errors import InvalidArgumentError
 from tests.parity.test_saved import configs, lora, save
 from tests.support.adapters import expected, with_adapter
@@ -14,6 +15,10 @@ from tests.support.server import RunningServer
 
 METHODS = ("all of these", "ia3", "dora of both", "tokens", "nothing but tokens")
 PROMPT = "A stitch in time"
+TEMPLATE = (
+    "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<call>{% endif %}"
+)
 
 
 def test_what_peft_saved_is_served_beside_others(
@@ -58,7 +63,8 @@ def test_an_adapter_has_tokens_that_others_lack(tiny_server: RunningServer, tmp_
     folder = save(resized, config, tmp_path / "grown", 3)
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<call>", "<of>"])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(str(folder))
     prompt = [5, 261, 7, 260]
     wanted = expected(with_adapter(resized, folder), prompt, 6).tokens
@@ -85,6 +91,23 @@ def test_an_adapter_has_tokens_that_others_lack(tiny_server: RunningServer, tmp_
             made = expected(with_adapter(resized, folder), tokenizer(text).input_ids, 1)
             assert made.logprobs.shape[1] == 262
             assert (answer.text, answer.usage.prompt_tokens) == ("<call><call>", 5)
+            ended = client.generate(
+                text, adapter="grown", temperature=0, max_tokens=5, logit_bias=bias
+            )
+            assert (ended.text, ended.token_ids, ended.finish_reason) == ("", (261,), "stop")
+            talk: list[Message] = [{"role": "user", "content": "b<end>"}]
+            chatted = client.chat(
+                talk, adapter="grown", temperature=0, max_tokens=6, ignore_eos=True
+            )
+            rendered = tokenizer.apply_chat_template(
+                [{"role": "user", "content": "b@"}], add_generation_prompt=True, return_dict=False
+            )
+            at = rendered.index(tokenizer("@").input_ids[-1])
+            rendered[at : at + 1] = byte_tokenizer()("<end>").input_ids[1:]
+            assert {259, 261} <= set(rendered)
+            assert chatted.usage.prompt_tokens == len(rendered)
+            made = expected(with_adapter(resized, folder), rendered, 6)
+            assert list(chatted.token_ids) == made.tokens
             assert client.generate(text, max_tokens=1).usage.prompt_tokens == 1 + len(text)
             with pytest.raises(InvalidArgumentError, match=r"holds token 262.* from 0 to 261"):
                 ask([262], adapter="grown")

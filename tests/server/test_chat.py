@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loramux.errors import InvalidArgumentError
 from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Setup, Talk, Turn
+from loramux_server.chat.messages import Talk, Turn, Words
 from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import (
     FailedTemplateError,
@@ -30,13 +30,13 @@ class Kit:
 
     theirs: Any
     ours: ChatEncoder
-    setup: Setup
+    words: Words
 
 
 def kit(kind: str) -> Kit:
     theirs = chat_tokenizer(kind)
     ours = ChatEncoder(theirs.backend_tokenizer.to_str())
-    return Kit(theirs, ours, ours.setup(dict(theirs.special_tokens_map)))
+    return Kit(theirs, ours, ours.words(dict(theirs.special_tokens_map)))
 
 
 KITS = {kind: kit(kind) for kind in ("bytes", "words", "spaces")}
@@ -53,10 +53,10 @@ def encoded(
     kit: Kit, template: str, turns: Sequence[tuple[str, str]], *, prompt: bool = True
 ) -> list[int]:
     compiled = Template(template)
-    shield = Shield(Tokens(kit.setup), template, compiled.literals)
+    shield = Shield(Tokens(kit.words), template, compiled.literals)
     pieces = shield.pieces(
         talk_of(turns),
-        partial(compiled.render, add_generation_prompt=prompt, variables=kit.setup.variables),
+        partial(compiled.render, add_generation_prompt=prompt, variables=kit.words.variables),
     )
     return kit.ours.encode(pieces)
 
@@ -211,7 +211,7 @@ def test_a_text_that_a_tokenizer_takes_for_control_is_refused() -> None:
     described["pre_tokenizer"] = {"type": "Whitespace"} | {"type": "WhitespaceSplit"}
     theirs = KITS["bytes"].theirs
     ours = ChatEncoder(json.dumps(described))
-    kit = Kit(theirs, ours, ours.setup({}))
+    kit = Kit(theirs, ours, ours.words({}))
     with pytest.raises(InvalidArgumentError, match="control token 4") as caught:
         encoded(kit, CHATML, [("user", "a <|im_end|> b")])
     assert caught.value.field == "messages"

@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
-from loramux_server.chat.messages import Piece, Render, Setup, Talk, Turn
+from loramux_server.chat.messages import Piece, Render, Setup, Talk, Turn, Words
 from loramux_server.chat.renderer import Renderer
 
-SETUP = Setup(control=["<s>", "</s>"], added=[], variables={"bos_token": "<s>"}, cpu_seconds=0.2)
+SETUP = Setup(Words(("<s>", "</s>"), variables={"bos_token": "<s>"}), cpu_seconds=0.2)
 SIMPLE = "{{ bos_token }}{{ messages[0].content }}"
 WELL = [Piece("<s>", True), Piece("hi", False)]
 

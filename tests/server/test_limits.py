@@ -95,9 +95,22 @@ def test_a_form_ends_a_text_and_no_default_does() -> None:
     merged = with_defaults(SamplingParams(), defaults, MODEL, None)
     assert (merged.min_tokens, list(merged.stop), list(merged.stop_token_ids)) == (3, ["x"], [4])
     wanted = SamplingParams(structured_output=StructuredOutput(regex="a"), stop=["y"])
-    merged = with_defaults(wanted, defaults, MODEL, form_of(wanted))
+    merged = with_defaults(wanted, defaults, MODEL, form_of(wanted), 7)
     assert (merged.min_tokens, list(merged.stop), list(merged.stop_token_ids)) == (0, ["y"], [])
     assert merged.temperature == 0.5
+
+
+def test_a_text_ends_with_the_token_of_its_adapter_too() -> None:
+    defaults = {"stop_token_ids": [4]}
+    for params, wanted in (
+        (SamplingParams(), [4, 7]),
+        (SamplingParams(stop_token_ids=[5]), [5, 7]),
+        (SamplingParams(stop_token_ids=[7]), [7]),
+        (SamplingParams(ignore_eos=True), [4]),
+    ):
+        merged = with_defaults(params, defaults, MODEL, None, 7)
+        assert list(merged.stop_token_ids) == wanted
+    assert list(with_defaults(SamplingParams(), {}, MODEL, None, 7).stop_token_ids) == [7]
 
 
 def test_a_value_of_zero_is_not_the_same_as_none() -> None:

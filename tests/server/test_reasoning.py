@@ -18,7 +18,7 @@ from tests.support.tool_templates import TAGS
 
 THEIRS = chat_tokenizer()
 OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
-SETUP = OURS.setup(dict(THEIRS.special_tokens_map))
+WORDS = OURS.words(dict(THEIRS.special_tokens_map))
 SYNTAX = ReasoningSyntax("<think>", "</think>", {})
 
 MARKED = """\
@@ -29,8 +29,8 @@ MARKED = """\
 
 def syntax_by(template: str) -> ReasoningSyntax | None:
     compiled = Template(template)
-    render = partial(compiled.render, add_generation_prompt=False, variables=SETUP.variables)
-    pieces = Shield(Tokens(SETUP), template, compiled.literals).pieces(PROBE, render)
+    render = partial(compiled.render, add_generation_prompt=False, variables=WORDS.variables)
+    pieces = Shield(Tokens(WORDS), template, compiled.literals).pieces(PROBE, render)
     return reasoning_syntax_of(pieces, template, OURS.vocabulary.ids)
 
 
@@ -54,8 +54,8 @@ def test_marks_of_a_template_that_leaves_thoughts_out_are_those_that_it_looks_fo
 def test_the_tokens_of_a_turn_with_a_thought_are_those_of_transformers() -> None:
     turns = [Turn("user", "a"), Turn("assistant", "b", reasoning="c < d"), Turn("user", "e")]
     compiled = Template(TAGS)
-    render = partial(compiled.render, add_generation_prompt=True, variables=SETUP.variables)
-    pieces = Shield(Tokens(SETUP), TAGS, compiled.literals).pieces(Talk(turns), render)
+    render = partial(compiled.render, add_generation_prompt=True, variables=WORDS.variables)
+    pieces = Shield(Tokens(WORDS), TAGS, compiled.literals).pieces(Talk(turns), render)
     theirs = THEIRS.apply_chat_template(
         [
             {"role": "user", "content": "a"},

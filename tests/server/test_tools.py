@@ -28,7 +28,7 @@ from tests.support.tool_templates import ELEMENTS, TAGS, TOOL_TEMPLATES
 
 THEIRS = chat_tokenizer()
 OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
-SETUP = OURS.setup(dict(THEIRS.special_tokens_map))
+WORDS = OURS.words(dict(THEIRS.special_tokens_map))
 ENDS = {"</s>"}
 WEATHER = Tool(
     "get_weather",
@@ -49,8 +49,8 @@ NAMES = ["get_weather", "clock"]
 
 def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]:
     compiled = Template(template)
-    render = partial(compiled.render, add_generation_prompt=prompt, variables=SETUP.variables)
-    return Shield(Tokens(SETUP), template, compiled.literals).pieces(talk, render)
+    render = partial(compiled.render, add_generation_prompt=prompt, variables=WORDS.variables)
+    return Shield(Tokens(WORDS), template, compiled.literals).pieces(talk, render)
 
 
 def syntax_by(template: str, ends: set[str] = ENDS) -> ToolSyntax:

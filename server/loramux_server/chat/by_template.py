@@ -1,10 +1,11 @@
-"""What is known of templates, found out once for each."""
+"""What is known of templates, found out once for each format that they are run in."""
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from loramux_server.chat.chat import Chat
+from loramux_server.chat.format import ChatFormat
 
 KEPT = 256
 """Templates of which it is remembered."""
@@ -15,24 +16,24 @@ T = TypeVar("T")
 class ByTemplate(Generic[T]):
     """Remembers what was found out of the templates that were used last."""
 
-    def __init__(self, chat: Chat, find_out: Callable[[str | None], Awaitable[T]]) -> None:
-        """Remember nothing yet; `find_out` is given a template, None for the base model's."""
+    def __init__(self, chat: Chat, find_out: Callable[[ChatFormat], Awaitable[T]]) -> None:
+        """Remember nothing yet; `find_out` is given what is to be known of."""
         self._chat = chat
         self._find_out = find_out
-        self._known: OrderedDict[tuple[str, bool], T] = OrderedDict()
+        self._known: OrderedDict[ChatFormat, T] = OrderedDict()
 
-    async def get(self, template: str | None) -> T:
-        """Return what is known of a template: an adapter's, or None for the base model's.
+    async def get(self, chat_format: ChatFormat) -> T:
+        """Return what is known of the template of `chat_format`.
 
         Raises:
             FailedPreconditionError: There is no template.
             LoramuxError: What `find_out` raises, which is not remembered.
         """
-        # Nothing that adapters' templates do in their process counts for the base model's.
-        key = self._chat.source(template), template is None
-        if key not in self._known:
-            self._known[key] = await self._find_out(template)
+        self._chat.source(chat_format)
+        # An adapter's that is the same text has a process of its own, and is found out by itself.
+        if chat_format not in self._known:
+            self._known[chat_format] = await self._find_out(chat_format)
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        self._known.move_to_end(chat_format)
+        return self._known[chat_format]

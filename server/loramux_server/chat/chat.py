@@ -1,13 +1,19 @@
 """Messages -> tokens, by the template of an adapter or of the base model."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from loramux.errors import FailedPreconditionError
+from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.encoder import ChatEncoder, Vocabulary
-from loramux_server.chat.messages import Piece, Render, Talk
+from loramux_server.chat.format import OF_BASE, ChatFormat
+from loramux_server.chat.messages import Piece, Render, Setup, Talk, Words
 from loramux_server.chat.renderer import Renderer
 from loramux_server.tokenizer import OFF_LOOP
+
+KEPT = 16
+"""Tokens of adapters for which an encoder stays in memory; they share the base's vocabulary."""
 
 
 class Chat:
@@ -31,16 +37,18 @@ class Chat:
         self._special_tokens = special_tokens
         self._preparing = asyncio.Lock()
         self._encoder: ChatEncoder | None = None
+        self._own: OrderedDict[tuple[AddedToken, ...], ChatEncoder] = OrderedDict()
+        """Those of adapters with tokens of their own, last used last."""
         self._renderers: list[Renderer] = []
 
     async def tokens(
-        self, talk: Talk, template: str | None, *, add_generation_prompt: bool
+        self, talk: Talk, chat_format: ChatFormat, *, add_generation_prompt: bool
     ) -> list[int]:
         """Return the tokens of a conversation.
 
         Args:
             talk: Its messages, and what comes with them.
-            template: That of the adapter; None for the base model's.
+            chat_format: How it is written.
             add_generation_prompt: Whether the prompt ends with what begins an answer.
 
         Raises:
@@ -49,28 +57,33 @@ class Chat:
                 tokenized.
             UnavailableError: No process for templates can be started.
         """
-        pieces = await self.pieces(talk, template, add_generation_prompt=add_generation_prompt)
-        encoder = await self._prepared()
+        pieces = await self.pieces(talk, chat_format, add_generation_prompt=add_generation_prompt)
+        encoder = await self._prepared(chat_format)
         if _length(pieces) < OFF_LOOP:
             return encoder.encode(pieces)
         return await asyncio.to_thread(encoder.encode, pieces)
 
     async def pieces(
-        self, talk: Talk, template: str | None, *, add_generation_prompt: bool
+        self, talk: Talk, chat_format: ChatFormat, *, add_generation_prompt: bool
     ) -> list[Piece]:
         """Return what a template makes of a conversation; as `tokens`, before it is tokenized."""
-        source = self.source(template)
+        source = self.source(chat_format)
         await self._prepared()
-        renderer = self._renderers[0 if template is None else 1]
-        return await renderer.render(Render(source, talk, add_generation_prompt))
+        renderer = self._renderers[0 if chat_format == OF_BASE else 1]
+        own = Words(
+            tuple(token.content for token in chat_format.added_tokens if token.special),
+            tuple(token.content for token in chat_format.added_tokens if not token.special),
+            dict(chat_format.special_tokens),
+        )
+        return await renderer.render(Render(source, talk, add_generation_prompt, own))
 
-    def source(self, template: str | None) -> str:
-        """Return the template that counts: `template`, or where that is None the base model's.
+    def source(self, chat_format: ChatFormat) -> str:
+        """Return the template that counts.
 
         Raises:
             FailedPreconditionError: There is none.
         """
-        source = self._template if template is None else template
+        source = self._template if chat_format.template is None else chat_format.template
         if source is None:
             raise FailedPreconditionError(
                 "neither the adapter nor the base model has a chat template; give a prompt, or "
@@ -80,25 +93,33 @@ class Chat:
             )
         return source
 
-    async def vocabulary(self) -> Vocabulary:
+    async def vocabulary(self, chat_format: ChatFormat) -> Vocabulary:
         """Return the tokens that a template may write."""
-        return (await self._prepared()).vocabulary
+        return (await self._prepared(chat_format)).vocabulary
 
     async def close(self) -> None:
         """End the processes."""
         for renderer in self._renderers:
             await renderer.close()
 
-    async def _prepared(self) -> ChatEncoder:
+    async def _prepared(self, chat_format: ChatFormat = OF_BASE) -> ChatEncoder:
+        added = chat_format.added_tokens
         async with self._preparing:
             if self._encoder is None:
                 # A large vocabulary takes a second.
                 encoder = await asyncio.to_thread(ChatEncoder, self._tokenizer_json)
-                setup = encoder.setup(self._special_tokens)
+                setup = Setup(encoder.words(self._special_tokens))
                 # No caller can make the base model's template fail for others.
                 self._renderers = [Renderer(setup, strikes=0), Renderer(setup)]
                 self._encoder = encoder
-            return self._encoder
+            if not added:
+                return self._encoder
+            if added not in self._own:
+                self._own[added] = await asyncio.to_thread(self._encoder.with_own, added)
+                if len(self._own) > KEPT:
+                    self._own.popitem(last=False)
+            self._own.move_to_end(added)
+            return self._own[added]
 
 
 def _length(pieces: Sequence[Piece]) -> int:

@@ -2,14 +2,17 @@
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
 from typing import NamedTuple
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken as LibraryToken
+from tokenizers import Tokenizer
 
 from loramux.errors import InvalidArgumentError
-from loramux_server.chat.messages import Piece, Setup
-from loramux_server.tokenizer import check_unbroken, panics_refused
+from loramux_adapters.added_tokens import AddedToken
+from loramux_server.chat.messages import Piece, Words
+from loramux_server.tokenizer import check_unbroken, panics_refused, twin_of
 
 
 class Vocabulary(NamedTuple):
@@ -29,6 +32,7 @@ class ChatEncoder:
     """
 
     def __init__(self, tokenizer_json: str) -> None:
+        """Read the base model's tokenizer, which takes a second where it is large."""
         described = json.loads(tokenizer_json)
         added = described.get("added_tokens", [])
         ids = {str(token["content"]): int(token["id"]) for token in added}
@@ -41,36 +45,39 @@ class ChatEncoder:
         self._tokenizer = Tokenizer.from_str(json.dumps(described))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # No added token is found in a text any more, but the stand-ins.
-        self._tokenizer.encode_special_tokens = True
-        secret = secrets.token_hex(8)
-        self._stand_ins = {
-            str(token["content"]): f"{secret}x{number}x" for number, token in enumerate(added)
-        }
-        self._tokenizer.add_tokens(
-            [
-                AddedToken(
-                    self._stand_ins[str(token["content"])],
-                    lstrip=bool(token["lstrip"]),
-                    rstrip=bool(token["rstrip"]),
-                    normalized=False,
-                )
-                for token in added
-            ]
+        self._secret = secrets.token_hex(8)
+        self._stand_ins: dict[str, str] = {}
+        """Token -> its stand-in."""
+        self._meant: dict[int, int] = {}
+        """Stand-in -> the token."""
+        self._stand_in(
+            AddedToken(
+                token["id"], token["content"], lstrip=token["lstrip"], rstrip=token["rstrip"]
+            )
+            for token in added
         )
-        self._meant = {
-            self._tokenizer.token_to_id(stand_in): ids[content]
-            for content, stand_in in self._stand_ins.items()
-        }
 
-    def setup(self, variables: dict[str, str]) -> Setup:
-        """Return what a renderer of templates needs to know of the tokenizer."""
+    def with_own(self, added: Sequence[AddedToken]) -> "ChatEncoder":
+        """Return another, which shares the vocabulary, for an adapter.
+
+        Args:
+            added: Tokens that this one lacks.
+        """
+        own = copy(self)
         ids, control = self.vocabulary
-        return Setup(
-            control=sorted(control),
-            added=sorted(ids.keys() - control),
-            variables=variables,
+        own.vocabulary = Vocabulary(
+            {**ids, **{token.content: token.id for token in added}},
+            control | {token.content for token in added if token.special},
         )
+        own._tokenizer = twin_of(self._tokenizer)
+        own._stand_ins, own._meant = dict(self._stand_ins), dict(self._meant)
+        own._stand_in(added)
+        return own
+
+    def words(self, variables: Mapping[str, str]) -> Words:
+        """Return what a renderer of templates needs to know; they may name `variables`."""
+        ids, control = self.vocabulary
+        return Words(tuple(sorted(control)), tuple(sorted(ids.keys() - control)), dict(variables))
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
         """Return the tokens of `pieces`.
@@ -94,6 +101,30 @@ class ChatEncoder:
                 field="messages",
             )
         return [self._meant.get(token, token) for token in found]
+
+    def _stand_in(self, added: Iterable[AddedToken]) -> None:
+        """Give each of `added` a stand-in."""
+        tokens = list(added)
+        first = len(self._stand_ins)
+        stand_ins = {
+            token.content: f"{self._secret}x{number}x" for number, token in enumerate(tokens, first)
+        }
+        # No added token is found in a text any more, but the stand-ins.
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.add_tokens(
+            [
+                LibraryToken(
+                    stand_ins[token.content], lstrip=token.lstrip, rstrip=token.rstrip,
+                    normalized=False,
+                )
+                for token in tokens
+            ]
+        )  # fmt: skip
+        self._stand_ins |= stand_ins
+        for token in tokens:
+            stand_in = self._tokenizer.token_to_id(stand_ins[token.content])
+            assert stand_in is not None
+            self._meant[stand_in] = token.id
 
 
 def _unknown(described: dict[str, dict[str, object]]) -> str:

@@ -101,15 +101,22 @@ class Piece(Struct, frozen=True, array_like=True):
     """Whether it is an added token of the tokenizer, and no part of a message's content."""
 
 
+class Words(Struct, frozen=True):
+    """What a tokenizer looks for in a text before all else, and templates have names for."""
+
+    control: tuple[str, ...] = ()
+    """Control tokens, such as `</s>`."""
+    added: tuple[str, ...] = ()
+    """Other tokens, such as `<think>`."""
+    variables: dict[str, str] = {}
+    """What templates may name, such as `bos_token`."""
+
+
 class Setup(Struct, frozen=True):
     """What a renderer needs to know before it renders."""
 
-    control: list[str]
-    """The tokenizer's control tokens, such as `</s>`."""
-    added: list[str]
-    """Other tokens that it looks for in a text before all else, such as `<think>`."""
-    variables: dict[str, str]
-    """What every template may name, such as `bos_token`."""
+    words: Words
+    """The base model's."""
     cpu_seconds: float = 1.0
     """Processor time that one rendering may take."""
 
@@ -120,6 +127,8 @@ class Render(Struct, frozen=True):
     template: str
     talk: Talk
     add_generation_prompt: bool
+    own: Words = Words()
+    """What an adapter has beside the base model's; its variables go before those."""
 
 
 class Rendered(Struct, frozen=True, tag=True):

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from loramux_server.chat.messages import MARKS, Call, Piece, Setup, Talk, Tool, Turn
+from loramux_server.chat.messages import MARKS, Call, Piece, Talk, Tool, Turn, Words
 
 ASSISTANT = "assistant"
 """Whose turns the model wrote, its own tokens such as `<tool_call>` among them."""
@@ -44,22 +44,22 @@ Change = Callable[[str], str]
 class Tokens:
     """The added tokens of a tokenizer, ready to be looked for."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.control = frozenset(setup.control)
-        self.others = frozenset(setup.added)
-        self.any = _any_of([*setup.control, *setup.added])
-        self.any_control = _any_of(setup.control)
-        self.any_other = _any_of(setup.added)
-        self.first = sorted({token[0] for token in (*setup.control, *setup.added)})
+    def __init__(self, words: Words) -> None:
+        self.control = frozenset(words.control)
+        self.others = frozenset(words.added)
+        self.any = _any_of([*words.control, *words.added])
+        self.any_control = _any_of(words.control)
+        self.any_other = _any_of(words.added)
+        self.first = sorted({token[0] for token in (*words.control, *words.added)})
         """The characters with which a token could begin."""
         self.beginning = _any_of(self.first)
-        self.rest = sorted(set("".join(setup.control)) - set(self.first))
+        self.rest = sorted(set("".join(words.control)) - set(self.first))
         """Other characters that control tokens have."""
-        self.inner = _any_of(set("".join(setup.control)))
+        self.inner = _any_of(set("".join(words.control)))
         self.beginning_in_json = _any_of(
             char
             for char in self.first
-            if not _ESCAPED.match(char) or any(token[0] == char for token in setup.control)
+            if not _ESCAPED.match(char) or any(token[0] == char for token in words.control)
         )
 
 

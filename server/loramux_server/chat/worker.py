@@ -17,9 +17,9 @@ from loramux_server.chat.messages import (
     Refused,
     Render,
     Rendered,
-    Setup,
     Talk,
     Turn,
+    Words,
     decode_render,
     decode_setup,
     encode,
@@ -36,21 +36,22 @@ KEPT = 64
 
 
 class Renderer:
-    """Renders with the tokens and variables of one base model."""
+    """Renders with the tokens and variables of one base model, and those of adapters on it."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._variables = setup.variables
-        self._tokens = Tokens(setup)
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self._tokens = functools.lru_cache(KEPT)(self._tokens_with)
         self._prepared = functools.lru_cache(KEPT)(self._prepare)
 
     def answer(self, request: Render) -> Answer:
         """Return what the template makes of the messages, or why it makes nothing."""
         try:
-            template, shield = self._prepared(request.template)
+            own = request.own
+            template, shield = self._prepared(request.template, own.control, own.added)
             render = functools.partial(
                 template.render,
                 add_generation_prompt=request.add_generation_prompt,
-                variables=self._variables,
+                variables={**self._words.variables, **own.variables},
             )
             return Rendered(shield.pieces(request.talk, render))
         except (RefusedMessagesError, ForgedTokenError) as error:
@@ -60,9 +61,14 @@ class Renderer:
         except (MemoryError, RecursionError) as error:
             return Failed(type(error).__name__)
 
-    def _prepare(self, source: str) -> tuple[Template, Shield]:
+    def _prepare(
+        self, source: str, control: tuple[str, ...], added: tuple[str, ...]
+    ) -> tuple[Template, Shield]:
         template = Template(source)
-        return template, Shield(self._tokens, source, template.literals)
+        return template, Shield(self._tokens(control, added), source, template.literals)
+
+    def _tokens_with(self, control: tuple[str, ...], added: tuple[str, ...]) -> Tokens:
+        return Tokens(Words((*self._words.control, *control), (*self._words.added, *added)))
 
 
 def main(descriptor: int) -> None:
@@ -73,7 +79,7 @@ def main(descriptor: int) -> None:
     if first is None:
         return
     setup = decode_setup(first)
-    renderer = Renderer(setup)
+    renderer = Renderer(setup.words)
     _warm(renderer)
     close_doors(MEMORY, "a template")
     write_message(connection, encode(Rendered([])))

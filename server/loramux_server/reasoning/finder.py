@@ -5,6 +5,7 @@ import re
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.by_template import ByTemplate
 from loramux_server.chat.chat import Chat
+from loramux_server.chat.format import ChatFormat
 from loramux_server.chat.renderer import TemplateLimitError
 from loramux_server.reasoning.syntax import THINKING, ReasoningSyntax, reasoning_syntax_of
 
@@ -18,30 +19,30 @@ class ReasoningFinder:
         self._chat = chat
         self._known = ByTemplate[ReasoningSyntax | None](chat, self._found)
 
-    async def find(self, template: str | None) -> ReasoningSyntax | None:
+    async def find(self, chat_format: ChatFormat) -> ReasoningSyntax | None:
         """Return how a template marks what a model thinks; None where it does not.
 
         Args:
-            template: That of the adapter; None for the base model's.
+            chat_format: How conversations are written.
 
         Raises:
             FailedPreconditionError: There is no template.
             UnavailableError: No process for templates can be started.
         """
         try:
-            return await self._known.get(template)
+            return await self._known.get(chat_format)
         except TemplateLimitError:  # which says nothing of what it does the next time
             return None
 
-    async def _found(self, template: str | None) -> ReasoningSyntax | None:
-        source = self._chat.source(template)
+    async def _found(self, chat_format: ChatFormat) -> ReasoningSyntax | None:
+        source = self._chat.source(chat_format)
         if not _MENTIONED.search(source):
             return None
         try:
-            pieces = await self._chat.pieces(THINKING, template, add_generation_prompt=False)
+            pieces = await self._chat.pieces(THINKING, chat_format, add_generation_prompt=False)
         except TemplateLimitError:
             raise
         except (InvalidArgumentError, FailedPreconditionError):
             pieces = None
-        ids = (await self._chat.vocabulary()).ids
+        ids = (await self._chat.vocabulary(chat_format)).ids
         return reasoning_syntax_of(pieces, source, ids)

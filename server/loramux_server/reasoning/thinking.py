@@ -17,6 +17,8 @@ class Thinking:
     syntax: ReasoningSyntax
     is_open: bool
     """Whether the prompt has begun a thought."""
+    has_own_tokens: bool = False
+    """Whether tokens that only the adapter has mark it, which no form knows."""
 
     def reader(self) -> ReasoningReader:
         """Return what takes thoughts out of a completion."""

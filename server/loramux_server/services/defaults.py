@@ -17,15 +17,18 @@ def with_defaults(
     defaults: Mapping[str, object],
     model: ModelInfo,
     form: Form | None,
+    end_token: int | None = None,
 ) -> generation_pb2.SamplingParams:
     """Return `params` with the generation defaults of a package for what they do not say.
 
     `max_tokens` is left to `samplings`, which knows how much the context leaves. Where the text has
-    a `form`, that says where it ends.
+    a `form`, that says where it ends; elsewhere it ends after `end_token`, too, if there is one and
+    `ignore_eos` is not set.
     """
     if form:
         defaults = {name: value for name, value in defaults.items() if name not in ENDS}
-    if not defaults:
+    ends = [] if form or params.ignore_eos or end_token is None else [end_token]
+    if not (defaults or ends):
         return params
     merged = generation_pb2.SamplingParams()
     for name, value in defaults.items():
@@ -40,6 +43,7 @@ def with_defaults(
     if isinstance(min_tokens, int) and not params.HasField("min_tokens"):
         most = params.max_tokens if params.HasField("max_tokens") else model.context_length
         merged.min_tokens = min(min_tokens, most)
+    merged.stop_token_ids.extend(token for token in ends if token not in merged.stop_token_ids)
     return merged
 
 

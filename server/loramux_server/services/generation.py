@@ -153,9 +153,11 @@ class GenerationService:
             thinking = await self._prompts.thinking(request, tokens, told)
             check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
+            end_token = await self._prompts.end_token(told)
             reserving = self._reserved(
-                request, request_id, adapters, told, tokens, tool_use, thinking, observer, place
-            )
+                request, request_id, adapters, told, tokens, tool_use, thinking, end_token,
+                observer, place,
+            )  # fmt: skip
             with reserving as call:
                 # Closed here, and not some time later: what it counts belongs to the reservation.
                 async with aclosing(self._run(call, tokenizer, deadline, interval)) as pieces:
@@ -256,17 +258,19 @@ class GenerationService:
         tokens: list[int],
         tool_use: ToolUse | None,
         thinking: Thinking | None,
+        end_token: int | None,
         observer: Observer,
         place: Place,
     ) -> Iterator[_Call]:
         """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
         form = tool_use.form(request, self._model) if tool_use else form_of(request.sampling)
         if form and thinking:
-            if form.kind is FormKind.GRAMMAR:  # which is all that there may be
+            # A grammar is all that there may be.
+            if form.kind is FormKind.GRAMMAR or thinking.has_own_tokens:
                 thinking = None
             else:
                 form = thinking.before(form)
-        params = with_defaults(request.sampling, told.generation, self._model, form)
+        params = with_defaults(request.sampling, told.generation, self._model, form, end_token)
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
         each = samplings(
             params, len(tokens), self._model, told.generation, num_virtual=num_virtual, form=form

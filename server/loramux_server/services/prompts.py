@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.chat import Chat
+from loramux_server.chat.format import EOS_TOKEN, ChatFormat
 from loramux_server.chat.messages import Talk
 from loramux_server.engine.messages import ModelInfo
 from loramux_server.reasoning.finder import ReasoningFinder
@@ -116,11 +117,11 @@ class Prompts:
         """
         if not talk.tools:
             return None
-        syntax = await self._tool_syntaxes.find(told.chat_template)
+        syntax = await self._tool_syntaxes.find(self._chat_format(told))
         is_parallel = (
             request.parallel_tool_calls if request.HasField("parallel_tool_calls") else True
         )
-        return ToolUse(syntax, tuple(talk.tools), is_parallel)
+        return ToolUse(syntax, tuple(talk.tools), is_parallel, self._has_own(told, syntax.ids))
 
     async def thinking(
         self, request: generation_pb2.GenerateRequest, tokens: Sequence[int], told: Instruction
@@ -138,12 +139,22 @@ class Prompts:
         is_asked = request.separate_reasoning if request.HasField("separate_reasoning") else True
         if not request.messages or not is_asked:
             return None
-        syntax = await self._reasoning_syntaxes.find(told.chat_template)
+        syntax = await self._reasoning_syntaxes.find(self._chat_format(told))
         if syntax is None:
             return None
-        assert self._tokenizer is not None
-        end = self._tokenizer.text_of(tokens[-MAX_OPENING:])
-        return Thinking(syntax, syntax.is_open(end))
+        tokenizer = await self.tokenizer(told)
+        assert tokenizer is not None
+        end = tokenizer.text_of(tokens[-MAX_OPENING:])
+        return Thinking(syntax, syntax.is_open(end), self._has_own(told, syntax.ids))
+
+    async def end_token(self, told: Instruction) -> int | None:
+        """Return the token with which an adapter ends a text; None if its base model does, too."""
+        text = told.special_tokens.get(EOS_TOKEN)
+        if text is None or text == self._model.special_tokens.get(EOS_TOKEN):
+            return None
+        tokenizer = await self.tokenizer(told)
+        token = tokenizer.token_of(text) if tokenizer else None
+        return None if token in self._model.eos_token_ids else token
 
     async def placed(
         self,
@@ -202,18 +213,27 @@ class Prompts:
         """Return the tokens of an adapter that the base's tokenizer lacks."""
         return self._tokenizer.lacking(told.added_tokens) if self._tokenizer else ()
 
+    def _has_own(self, told: Instruction, ids: Mapping[str, int]) -> bool:
+        """Return whether the base model lacks one of the tokens `ids` of an adapter."""
+        return not {token.id for token in self._added(told)}.isdisjoint(ids.values())
+
+    def _chat_format(self, told: Instruction) -> ChatFormat:
+        """Return how conversations are written for an adapter."""
+        known = self._model.special_tokens
+        return ChatFormat(
+            told.chat_template,
+            self._added(told),
+            tuple(
+                (name, text) for name, text in sorted(told.special_tokens.items())
+                if known.get(name) != text
+            ),
+        )  # fmt: skip
+
     async def _of_messages(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
     ) -> list[int]:
         assert self._chat is not None
-        template = told.chat_template
-        if self._added(told):
-            raise FailedPreconditionError(
-                "the adapter has tokens of its own, which messages are not made of; give a prompt",
-                reason="CHAT_TEMPLATE_MISSING",
-                field="messages",
-            )
-        if template is not None and not self._adapter_templates:
+        if told.chat_template is not None and not self._adapter_templates:
             raise FailedPreconditionError(
                 "the adapter has a chat template of its own, and this server runs that of the base "
                 "model alone (--no-adapter-templates); give a prompt",
@@ -222,7 +242,7 @@ class Prompts:
             )
         return await self._chat.tokens(
             talk,
-            template,
+            self._chat_format(told),
             add_generation_prompt=(
                 request.add_generation_prompt if request.HasField("add_generation_prompt") else True
             ),

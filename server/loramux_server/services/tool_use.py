@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_server.chat.messages import Tool
 from loramux_server.engine.messages import ModelInfo
@@ -22,6 +23,8 @@ class ToolUse:
     tools: tuple[Tool, ...]
     is_parallel: bool
     """Whether an answer may have several calls."""
+    has_own_tokens: bool = False
+    """Whether calls have tokens that only the adapter has, which no form knows."""
 
     def reader(self) -> CallReader:
         """Return what takes calls out of a completion."""
@@ -33,6 +36,7 @@ class ToolUse:
 
         Raises:
             InvalidArgumentError: What is asked for cannot be had with tools.
+            FailedPreconditionError: It cannot be had with those of this adapter.
         """
         choice, params = request.tool_choice, request.sampling
         is_named = choice.WhichOneof("choice") == "name"
@@ -45,6 +49,13 @@ class ToolUse:
             otherwise = None
         elif otherwise == ANY_TEXT and not any(tool.is_strict for tool in self.tools):
             return None
+        if self.has_own_tokens:
+            raise FailedPreconditionError(
+                "calls have to meet their schemas (tool_choice, strict), and this adapter writes "
+                "them with tokens that the base model lacks, which cannot be demanded",
+                reason="CHAT_TEMPLATE_FAILED",
+                field="tools",
+            )
         _check_ends(params, model)
         form = form_of_calls(
             self.syntax,

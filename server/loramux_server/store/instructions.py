@@ -35,6 +35,8 @@ class Instruction:
     """Field of the sampling parameters -> its default."""
     added_tokens: tuple[AddedToken, ...] = ()
     """Tokens that its tokenizer adds to that of the base."""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """What its tokenizer has a name for, such as `eos_token` -> the text of that token."""
     labels: Labels | None = None
     """What the outputs of its head mean; None where it has none."""
     embedding: Embedding = field(default_factory=Embedding)
@@ -107,11 +109,12 @@ def _read(path: Path) -> Instruction:
     except (ValueError, KeyError, TypeError, struct.error, PackageError):
         return UNKNOWN
     template, generation = notes.get("chat_template"), notes.get("generation")
-    embedding = embedding_of(notes)
+    special, embedding = notes.get("special_tokens"), embedding_of(notes)
     found = Instruction(
         template if isinstance(template, str) else None,
         generation if isinstance(generation, dict) else {},
         added,
+        special if isinstance(special, dict) else {},
         labels,
         embedding,
     )

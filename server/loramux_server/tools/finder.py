@@ -6,6 +6,7 @@ from collections.abc import Collection
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.by_template import ByTemplate
 from loramux_server.chat.chat import Chat
+from loramux_server.chat.format import EOS_TOKEN, ChatFormat
 from loramux_server.chat.messages import Piece, Talk
 from loramux_server.chat.renderer import TemplateLimitError
 from loramux_server.tools.conversations import ANSWERING, ASKING, CALLING, CALLING_TWICE
@@ -27,18 +28,18 @@ class ToolFinder:
         self._known = ByTemplate[ToolSyntax | str](chat, self._found)
         """In place of an unknown one, what the template does."""
 
-    async def find(self, template: str | None) -> ToolSyntax:
+    async def find(self, chat_format: ChatFormat) -> ToolSyntax:
         """Return how a template writes calls of tools.
 
         Args:
-            template: That of the adapter; None for the base model's.
+            chat_format: How conversations are written.
 
         Raises:
             FailedPreconditionError: There is no template, it fails, knows of no tools, or writes
                 calls in a way that is not read.
             UnavailableError: No process for templates can be started.
         """
-        found = await self._known.get(template)
+        found = await self._known.get(chat_format)
         if isinstance(found, str):
             raise FailedPreconditionError(
                 f"tools are given, and the chat template {found}; leave them out, or pack the "
@@ -48,17 +49,18 @@ class ToolFinder:
             )
         return found
 
-    async def _found(self, template: str | None) -> ToolSyntax | str:
-        asking = await self._pieces(ASKING, template, prompt=True)
-        answering = await self._pieces(ANSWERING, template)
-        calling = await self._pieces(CALLING, template)
-        twice = await self._pieces(CALLING_TWICE, template)
+    async def _found(self, chat_format: ChatFormat) -> ToolSyntax | str:
+        asking = await self._pieces(ASKING, chat_format, prompt=True)
+        answering = await self._pieces(ANSWERING, chat_format)
+        calling = await self._pieces(CALLING, chat_format)
+        twice = await self._pieces(CALLING_TWICE, chat_format)
         if asking is None or answering is None or calling is None:
             return "takes no tools, or no calls of them"
         if sum(map(len, (asking, answering, calling, twice or []))) > MAX_PIECES:
             return "writes too much around calls of tools"
-        vocabulary = await self._chat.vocabulary()
+        vocabulary = await self._chat.vocabulary(chat_format)
         ends = {text for text, number in vocabulary.ids.items() if number in self._end_token_ids}
+        ends |= {text for name, text in chat_format.special_tokens if name == EOS_TOKEN}
         try:
             return await asyncio.to_thread(
                 syntax_of, asking, answering, calling, twice, vocabulary, ends
@@ -67,11 +69,11 @@ class ToolFinder:
             return str(error)
 
     async def _pieces(
-        self, talk: Talk, template: str | None, *, prompt: bool = False
+        self, talk: Talk, chat_format: ChatFormat, *, prompt: bool = False
     ) -> list[Piece] | None:
         """Return what a template makes of `talk`; None where it refuses or fails."""
         try:
-            return await self._chat.pieces(talk, template, add_generation_prompt=prompt)
+            return await self._chat.pieces(talk, chat_format, add_generation_prompt=prompt)
         except TemplateLimitError:  # which says nothing of what it does the next time
             raise
         except (InvalidArgumentError, FailedPreconditionError):
