@@ -7,45 +7,42 @@ input gives equal bytes, and the SHA-256 of those bytes is the adapter's identit
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from loramux_adapters.added_tokens import added_tokens_of
 from loramux_adapters.base_names import FEATURES, named_for
-from loramux_adapters.companions import companion_notes
 from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.embedding import Embedding, embedding_of
 from loramux_adapters.errors import PackageError
-from loramux_adapters.files import open_regular, read_object
 from loramux_adapters.head import Head, Task
 from loramux_adapters.kinds import AdapterConfig, kind_of, read_contents
 from loramux_adapters.labels import Labels, labels_beside, labels_of
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.manifest import (
     MANIFEST_KEY,
-    check_notes,
     compact_json,
     manifest_text,
     parse_manifest,
 )
+from loramux_adapters.peft_folder import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    open_tensors,
+    read_config,
+    read_notes,
+)
 from loramux_adapters.tensorfile import (
     ITEM_BYTES,
-    MAX_HEADER_BYTES,
     TensorFile,
     TensorInfo,
     encode_header,
 )
 from loramux_adapters.tensorfile import read_header as read_tensor_header
 
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
-MAX_CONFIG_BYTES = 64 << 10
-NOTES_FILE = "loramux.json"
-"""Notes for the manifest, beside the files of PEFT."""
-MAX_NOTES_BYTES = MAX_HEADER_BYTES
 _COPY_BYTES = 1 << 20
 
 
@@ -230,61 +227,6 @@ def digest_of(file: BinaryIO) -> str:
     while piece := file.read(_COPY_BYTES):
         sha256.update(piece)
     return f"sha256:{sha256.hexdigest()}"
-
-
-def is_peft_folder(path: Path) -> bool:
-    """Return whether `path` looks like what PEFT's `save_pretrained` writes."""
-    return (path / CONFIG_FILE).is_file()
-
-
-def read_config(source: Path) -> dict[str, object]:
-    """Return the config in the PEFT folder `source`; what it says is not yet checked.
-
-    Raises:
-        PackageError: There is none, or it is malformed.
-    """
-    return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
-
-
-def read_notes(
-    source: Path, notes: Mapping[str, object | None] | None = None, *, but: Collection[str] = ()
-) -> Mapping[str, object]:
-    """Return the notes for an adapter in the folder `source`.
-
-    They are those in `notes`, then those of `loramux.json`, then those of other files beside the
-    adapter, except those in `but`. None in `notes` leaves one out.
-
-    Raises:
-        PackageError: They are malformed.
-    """
-    noted: Mapping[str, object] = {}
-    if (source / NOTES_FILE).exists():
-        noted = check_notes(read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
-    given = {**noted, **(notes or {})}
-    task = read_config(source).get("task_type")
-    found = {**companion_notes(source, {*given, *but}, task=task), **given}
-    return check_notes({n: note for n, note in found.items() if note is not None}, str(source))
-
-
-def open_tensors(source: Path) -> BinaryIO:
-    """Open the tensor file of the PEFT folder `source`.
-
-    Raises:
-        PackageError: There is none that can be read.
-    """
-    path = source / TENSOR_FILE
-    try:
-        return open_regular(path)
-    except OSError as error:
-        hint = ""
-        if (source / "adapter_model.bin").exists():
-            hint = (
-                "; adapter_model.bin is a pickle, which can run code: save the adapter again "
-                "with safe_serialization=True"
-            )
-        raise PackageError(
-            f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
-        ) from None
 
 
 def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:

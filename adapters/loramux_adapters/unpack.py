@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from loramux_adapters.package import (
-    CONFIG_FILE,
-    NOTES_FILE,
-    TENSOR_FILE,
-    Package,
-    tensor_reader,
-)
+from loramux_adapters.package import Package, tensor_reader
+from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
 from loramux_adapters.tensorfile import encode_header
 
 

@@ -8,16 +8,12 @@ import signal
 from functools import partial
 from pathlib import Path
 
-import sqlalchemy.exc
-
-from loramux.errors import InvalidArgumentError
-from loramux_adapters.token_shape import TokenShape
 from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.connection_limits import ConnectionLimits
-from loramux_server.engine.messages import ModelInfo, Report
+from loramux_server.engine.messages import Report
 from loramux_server.engine_client import EngineClient
 from loramux_server.heap import keep_what_is_there, return_large_pieces
 from loramux_server.listener import Listener, held_port
@@ -26,9 +22,17 @@ from loramux_server.lora_requests import LoraRequests
 from loramux_server.metrics import Metrics
 from loramux_server.metrics_server import serve_metrics
 from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
-from loramux_server.observe.audit import Audit, AuditFile
+from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_log import CallLog
 from loramux_server.observe.tracing import Tracing, tracing_to
+from loramux_server.opening import (
+    adapters_folder,
+    claim,
+    default_store,
+    open_audit,
+    open_registry,
+    sources_of,
+)
 from loramux_server.probe import Probe
 from loramux_server.process_memory import show_memory
 from loramux_server.quarantine import Quarantine
@@ -37,16 +41,11 @@ from loramux_server.ready_file import write_ready_file
 from loramux_server.services.build import Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.expiry import expire, keep_expiring
-from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.blobs import StoreLockedError
-from loramux_server.store.catalog import Catalog, CatalogUrlError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
-from loramux_server.store.places import stores_folder
-from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
-from loramux_server.store.schema import NewerFormatError
 from loramux_server.store.writing import ADDED
 from loramux_server.watching import ended, look, watch
 
@@ -112,8 +111,8 @@ class Server:
         # What can fail at once does so before the model is loaded.
         check_exposure(self._config, knows_callers=True)
         tls = ServerTls.of(self._config)
-        adapters = _existing(self._config.adapters) if self._config.adapters else None
-        sources = _sources(self._config)
+        adapters = adapters_folder(self._config)
+        sources = sources_of(self._config)
         registry = self._open_registry(Path(self._config.store)) if self._config.store else None
         self.metrics_address = serve_metrics(
             self._config.metrics, self._metrics.registry, tls, self._exit
@@ -122,28 +121,16 @@ class Server:
         if self._config.tracing_endpoint:
             tracing = tracing_to(self._config.tracing_endpoint, self._metrics.spans)
             self._exit.push_async_callback(tracing.close)
-        audit = self._audit()
+        audit = open_audit(self._config)
+        self._exit.callback(audit.close)
         self._exit.enter_context(held_port(self._config.listen))
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
         self._metrics.describe(model, self._config.host_adapter_memory)
         if registry is None:
-            registry = self._open_registry(_default_store(model))
-        _claim(registry, model)
-        base = ServedBase(
-            layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
-            parameters={name: tuple(shape) for name, shape in model.parameters.items()},
-            vocabulary=model.vocabulary,
-            max_rows=model.adapter_rows,
-            max_host_bytes=self._config.host_adapter_memory,
-            resting=model.resting,
-            tokenizer_json=model.tokenizer_json,
-            row_bytes=model.row_bytes,
-            takes_edits=model.takes_edits,
-            vocab_size=model.vocab_size,
-            token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
-            context_length=model.context_length,
-        )
+            registry = self._open_registry(default_store(model))
+        claim(registry, model)
+        base = ServedBase.of(model, max_host_bytes=self._config.host_adapter_memory)
         directory = Directory(adapters, registry, base, partial(_write_down, audit))
         await look(directory, settles=False)
         assert self._entrance is not None
@@ -212,32 +199,8 @@ class Server:
         listener.show_health(self._engine.process.is_ready)
         _log.info("serving %s on %s", model.name, self.grpc_address)
 
-    def _audit(self) -> Audit:
-        path = self._config.audit_log
-        try:
-            audit = Audit(AuditFile(path) if path else None)
-        except OSError as error:
-            raise ConfigError(f"--audit-log {path}: {error.strerror}") from None
-        self._exit.callback(audit.close)
-        return audit
-
     def _open_registry(self, folder: Path) -> Registry:
-        limits = StorageLimits(self._config.max_tenant_bytes, self._config.max_tenant_adapters)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            registry = Registry(
-                folder,
-                Quotas(lambda _: limits),
-                catalog=partial(Catalog.at, self._config.catalog),
-            )
-        except OSError as error:
-            raise ConfigError(f"--store {folder}: {error.strerror}") from None
-        except NewerFormatError as error:
-            raise ConfigError(f"--store {folder}: {error}") from None
-        except CatalogUrlError as error:
-            raise ConfigError(str(error)) from None
-        except sqlalchemy.exc.DatabaseError as error:
-            raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
+        registry = open_registry(folder, self._config)
         self._exit.callback(registry.close)
         self._entrance = Entrance(registry.catalog, folder, self._config)
         registry.leases.on_gone = self._on_gone
@@ -316,43 +279,10 @@ async def _run(config: ServerConfig) -> None:
         await server.wait_failed()
 
 
-def _default_store(model: ModelInfo) -> Path:
-    digest = model.fingerprint.removeprefix("sha256:")[:12]
-    return stores_folder() / f"{model.name or 'base'}-{digest}"
-
-
-def _claim(registry: Registry, model: ModelInfo) -> None:
-    """Keep a store for one base model: an adapter means nothing to another."""
-    served = registry.catalog.note("base_fingerprint")
-    if served is None:
-        registry.catalog.keep_note("base_fingerprint", model.fingerprint)
-    elif served != model.fingerprint:
-        raise ConfigError(
-            f"--store holds adapters of another base model ({served}), not of {model.name} "
-            f"({model.fingerprint}); give each base a store of its own"
-        )
-
-
 def _write_down(audit: Audit, what: str, record: AdapterRecord) -> None:
     """Tell the audit log what the directory brought or took away."""
     act = DIRECTORY_ADD if what == ADDED else DIRECTORY_REMOVE
     audit.write(act, tenant=record.tenant, adapter=str(record), digest=record.digest, outcome="OK")
-
-
-def _sources(config: ServerConfig) -> Sources:
-    try:
-        return Sources(config.hub_allow, config.object_allow)
-    except InvalidArgumentError as error:
-        raise ConfigError(f"--object-allow: {error}") from None
-    except MissingExtraError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _existing(directory: str) -> Path:
-    path = Path(directory)
-    if not path.is_dir():
-        raise ConfigError(f"--adapters {directory} is no directory")
-    return path
 
 
 __all__ = ["ConfigError", "Server", "StoreLockedError", "serve"]

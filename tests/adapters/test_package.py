@@ -12,7 +12,8 @@ import pytest
 import safetensors
 
 from loramux_adapters import PackageError, pack, read_package
-from loramux_adapters.package import MAX_CONFIG_BYTES, digest_of, is_peft_folder
+from loramux_adapters.package import digest_of
+from loramux_adapters.peft_folder import MAX_CONFIG_BYTES, is_peft_folder
 from tests.adapters.files import (
     CONFIG,
     MODULE,

@@ -13,7 +13,7 @@ import pytest
 from loramux_adapters import PackageError
 from loramux_adapters.kinds import AdapterConfig, kind_of
 from loramux_adapters.lora_config import LoraConfig
-from loramux_adapters.package import MAX_CONFIG_BYTES
+from loramux_adapters.peft_folder import MAX_CONFIG_BYTES
 from tests.adapters.files import CONFIG
 
 INVALID = "INVALID_ADAPTER_CONFIG"

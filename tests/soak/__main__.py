@@ -12,17 +12,23 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
 from loramux_adapters import pack
+from loramux_adapters.head import Task
 from tests.soak.campaign import Outcome, campaign
 from tests.soak.mix import Setting
+from tests.support.classifiers import classifier, save_classifier
 from tests.support.demo import DEMO
 from tests.support.report import write_report
 from tests.support.server import RunningServer
 from tests.support.table import markdown
+from tests.support.tool_templates import TAGS
 
 ADAPTERS = ("reverse", "upper", "sort", "title", "double")
 CHATS = "title"
-TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.content }} ->{% endfor %}"
+LABELS, SPANS = "mood", "finder"
 NUM_PACKAGES = 12
 
 
@@ -43,12 +49,18 @@ def demo_campaign(seconds: float, folder: Path) -> Outcome:
     """Use a server of the embedded model and its adapters for so long."""
     adapters = folder / "adapters"
     shutil.copytree(DEMO / "adapters", adapters)
-    (adapters / CHATS / "chat_template.jinja").write_text(TEMPLATE)
+    (adapters / CHATS / "chat_template.jinja").write_text(TAGS)
+    base = AutoModelForCausalLM.from_pretrained(DEMO / "base")
+    for name, (task, num_outputs) in {
+        LABELS: (Task.SEQUENCE, 3), SPANS: (Task.SPANS, 2),
+    }.items():  # fmt: skip
+        config = LoraConfig(task_type=str(task), r=4, target_modules=["q_proj", "down_proj"])
+        save_classifier(classifier(base, task, num_outputs), config, adapters / name, seed=0)
     (folder / "packages").mkdir()
     packages = variants([DEMO / "adapters" / name for name in ADAPTERS], folder / "packages")
     arguments = ["--adapters", str(adapters), "--max-running", "16", "--max-waiting", "256"]
     with RunningServer(folder / "server", DEMO / "base", *arguments) as server:
-        setting = Setting(ADAPTERS, packages, chats=CHATS)
+        setting = Setting(ADAPTERS, packages, chats=CHATS, labels=LABELS, spans=SPANS)
         return campaign(server, setting, seconds=seconds)
 
 

@@ -29,8 +29,8 @@ CALLS_PER_CONNECTION = 50
 MAX_SURPRISES = 20
 """So many are kept word by word."""
 WEIGHTS = {
-    "stream": 50, "mix": 5, "chat": 5, "form": 5, "cancel": 10, "slow": 5, "upload": 5,
-    "mistake": 10, "look": 8, "scrape": 2,
+    "stream": 50, "mix": 5, "chat": 5, "tools": 3, "form": 5, "embed": 5, "read": 5, "cancel": 10,
+    "slow": 5, "upload": 5, "mistake": 10, "look": 8, "scrape": 2,
 }  # fmt: skip
 """How often each happens."""
 
@@ -43,7 +43,11 @@ class Setting:
     packages: Sequence[Path]
     """Two at least, none of them what one of `adapters` is."""
     chats: str | None = None
-    """An adapter with a chat template, if there is one."""
+    """An adapter whose chat template knows of tools, if there is one."""
+    labels: str | None = None
+    """An adapter that classifies texts, if there is one."""
+    spans: str | None = None
+    """An adapter that finds answers in texts, likewise."""
     max_tokens: int = 120
     pause: float = 2.0
     """Seconds that a slow reader does not read."""
@@ -105,7 +109,11 @@ class Mix:
 
     def _plan(self, choice: random.Random) -> Iterator[tuple[str, str | None]]:
         """Yield everything with every adapter once, and from then on what comes."""
-        kinds = [kind for kind in WEIGHTS if kind != "chat" or self._setting.chats]
+        setting = self._setting
+        needed = {
+            "chat": setting.chats, "tools": setting.chats, "read": setting.labels and setting.spans,
+        }  # fmt: skip
+        kinds = [kind for kind in WEIGHTS if needed.get(kind, True)]
         adapters = [None, *self._setting.adapters]
         # In the same order for all workers: what is done by all at once takes the most memory that
         # it ever will, and an allocator keeps that.
@@ -171,6 +179,35 @@ class _Worker:
             [{"role": "user", "content": word} for word in words],
             adapter=self._setting.chats, max_tokens=8,
         )  # fmt: skip
+
+    def tools(self, adapter: str | None) -> None:
+        """Have a tool called."""
+        size = self._choice.randint(1, 3)
+        word = {"type": "string", "maxLength": size}
+        tool = {"type": "object", "properties": {"word": word}, "required": ["word"]}
+        answer = self._client.chat(
+            [{"role": "user", "content": "cat"}], adapter=self._setting.chats, max_tokens=120,
+            tools=[{"name": "look_up", "parameters": tool}], tool_choice="look_up",
+        )  # fmt: skip
+        names = [call.name for call in answer.tool_calls]
+        assert names in (["look_up"], []), f"{names} were called"
+        assert names or answer.finish_reason == "length", f"{answer.text!r} in place of a call"
+
+    def embed(self, adapter: str | None) -> None:
+        """Have texts embedded."""
+        texts = self._choice.choices(["cat", "window", "seven ->"], k=self._choice.randint(1, 8))
+        pooling = self._choice.choice(["last", "mean", "first"])
+        answer = self._client.embed(texts, adapter=adapter, pooling=pooling)
+        assert len(answer.vectors) == len(texts), f"{len(answer.vectors)} vectors of {len(texts)}"
+
+    def read(self, adapter: str | None) -> None:
+        """Have texts labelled, and answers found in one."""
+        assert self._setting.labels and self._setting.spans
+        self._client.classify(["cat", "window"], adapter=self._setting.labels, top_k=2)
+        text = "Bob left in May. " * self._choice.randint(1, 40)
+        self._client.answer(
+            "Who left?", text, adapter=self._setting.spans, top_k=3, max_window_tokens=200
+        )
 
     def form(self, adapter: str | None) -> None:
         """Ask for a text of some form, now and then of one that was not there before."""

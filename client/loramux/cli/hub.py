@@ -11,7 +11,7 @@ from pathlib import Path
 from loramux.cli.options import needs
 from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
 from loramux_adapters.companions import COMPANIONS
-from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
+from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
 
 SCHEME = "hf://"
 _FILES = (CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, NOTES_FILE, *COMPANIONS)

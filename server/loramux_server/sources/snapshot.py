@@ -11,7 +11,7 @@ from loramux.errors import (
     UnavailableError,
 )
 from loramux_adapters.companions import COMPANIONS
-from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
+from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
 
 PACKAGE_SUFFIX = ".safetensors"
 REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), (NOTES_FILE, *COMPANIONS)

@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO, Self, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
+from loramux_server.engine.messages import ModelInfo
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of, read_weights
 from loramux_server.lora.row_allocator import RowSize
@@ -54,6 +55,24 @@ class ServedBase:
     """What it makes of a token."""
     context_length: int
     """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
+
+    @classmethod
+    def of(cls, model: ModelInfo, *, max_host_bytes: int) -> Self:
+        """Return what `model` allows where the host's adapter memory is so large."""
+        return cls(
+            layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
+            parameters={name: tuple(shape) for name, shape in model.parameters.items()},
+            vocabulary=model.vocabulary,
+            max_rows=model.adapter_rows,
+            max_host_bytes=max_host_bytes,
+            resting=model.resting,
+            tokenizer_json=model.tokenizer_json,
+            row_bytes=model.row_bytes,
+            takes_edits=model.takes_edits,
+            vocab_size=model.vocab_size,
+            token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
+            context_length=model.context_length,
+        )
 
     @property
     def row_size(self) -> RowSize:

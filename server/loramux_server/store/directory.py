@@ -12,7 +12,7 @@ from pathlib import Path
 from loramux_adapters import PackageError, check_adapter_name, pack_source
 from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
 from loramux_adapters.companions import COMPANIONS
-from loramux_adapters.package import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
+from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry

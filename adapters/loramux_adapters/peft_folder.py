@@ -1,0 +1,73 @@
+"""What PEFT's `save_pretrained` writes: the folder of an adapter, read but not yet checked."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from loramux_adapters.companions import companion_notes
+from loramux_adapters.errors import PackageError
+from loramux_adapters.files import open_regular, read_object
+from loramux_adapters.manifest import check_notes
+from loramux_adapters.tensorfile import MAX_HEADER_BYTES
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 64 << 10
+NOTES_FILE = "loramux.json"
+"""Notes for the manifest, beside the files of PEFT."""
+MAX_NOTES_BYTES = MAX_HEADER_BYTES
+
+
+def is_peft_folder(path: Path) -> bool:
+    """Return whether `path` looks like what PEFT's `save_pretrained` writes."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def read_config(source: Path) -> dict[str, object]:
+    """Return the config in the PEFT folder `source`; what it says is not yet checked.
+
+    Raises:
+        PackageError: There is none, or it is malformed.
+    """
+    return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+
+
+def read_notes(
+    source: Path, notes: Mapping[str, object | None] | None = None, *, but: Collection[str] = ()
+) -> Mapping[str, object]:
+    """Return the notes for an adapter in the folder `source`.
+
+    They are those in `notes`, then those of `loramux.json`, then those of other files beside the
+    adapter, except those in `but`. None in `notes` leaves one out.
+
+    Raises:
+        PackageError: They are malformed.
+    """
+    noted: Mapping[str, object] = {}
+    if (source / NOTES_FILE).exists():
+        noted = check_notes(read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
+    given = {**noted, **(notes or {})}
+    task = read_config(source).get("task_type")
+    found = {**companion_notes(source, {*given, *but}, task=task), **given}
+    return check_notes({n: note for n, note in found.items() if note is not None}, str(source))
+
+
+def open_tensors(source: Path) -> BinaryIO:
+    """Open the tensor file of the PEFT folder `source`.
+
+    Raises:
+        PackageError: There is none that can be read.
+    """
+    path = source / TENSOR_FILE
+    try:
+        return open_regular(path)
+    except OSError as error:
+        hint = ""
+        if (source / "adapter_model.bin").exists():
+            hint = (
+                "; adapter_model.bin is a pickle, which can run code: save the adapter again "
+                "with safe_serialization=True"
+            )
+        raise PackageError(
+            f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
+        ) from None
