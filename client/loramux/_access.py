@@ -75,6 +75,11 @@ def open_aio_channel(
     return cast(grpc.aio.Channel, Calling(channel, _showing(key), tracer_provider))
 
 
+def key_of_environment() -> str:
+    """Return the key that the environment has, empty for none."""
+    return os.environ.get(KEY_VARIABLE, "")
+
+
 def _showing(key: str) -> Metadata:
     return (("authorization", f"Bearer {key}"),) if key else ()
 
@@ -82,7 +87,7 @@ def _showing(key: str) -> Metadata:
 def _checked_key(key: str | None) -> str:
     """Return the key to show, empty for none."""
     if key is None:
-        key = os.environ.get(KEY_VARIABLE, "")
+        key = key_of_environment()
     # Without the key in the message.
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(

@@ -14,6 +14,7 @@ from loramux.cli import (
     adapters,
     alias,
     answer,
+    batch,
     bench,
     chat,
     checks,
@@ -127,6 +128,7 @@ app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)
 app.command("answer")(answer.answer)
 app.command("embed")(embed.embed)
+app.command("batch")(batch.batch)
 app.command("gateway")(gateway.gateway)
 app.command("pack")(packages.pack)
 app.command("unpack")(packages.unpack)

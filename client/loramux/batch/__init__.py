@@ -1,0 +1,20 @@
+"""Files of requests for OpenAI's API, answered one by one by a loramux server.
+
+Needs what the gateway needs: each request is answered as the gateway would, without its socket.
+"""
+
+from loramux.batch.answered import Answered, OutputFile
+from loramux.batch.door import Door
+from loramux.batch.lines import Line, WrongLineError, lines_of
+from loramux.batch.run import Progress, answer_all
+
+__all__ = [
+    "Answered",
+    "Door",
+    "Line",
+    "OutputFile",
+    "Progress",
+    "WrongLineError",
+    "answer_all",
+    "lines_of",
+]

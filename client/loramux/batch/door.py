@@ -1,0 +1,72 @@
+"""The gateway, without its socket: a request goes in, and its answer comes out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from starlette.applications import Starlette
+from starlette.types import Message
+
+from loramux.gateway.app import make_app
+from loramux.gateway.backend import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What HTTP would bring."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Door:
+    """Answers requests in this process; for one event loop."""
+
+    def __init__(self, app: Starlette, key: str) -> None:
+        self._app = app
+        self._key = key
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, open_backend: Callable[[], Backend], key: str) -> AsyncIterator[Self]:
+        """Be connected for the block; `key` is shown to the server, unless it is empty."""
+        app = make_app(open_backend, hosts=None)
+        async with app.router.lifespan_context(app):
+            yield cls(app, key)
+
+    async def post(self, url: str, body: bytes) -> Reply:
+        """Return the answer to `body`, which is JSON."""
+        headers = [(b"content-type", b"application/json")]
+        if self._key:
+            headers.append((b"authorization", f"Bearer {self._key}".encode()))
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1", "method": "POST", "scheme": "http", "path": url,
+            "raw_path": url.encode(), "query_string": b"", "root_path": "", "headers": headers,
+            "client": None, "server": None,
+        }  # fmt: skip
+        given, told = iter([{"type": "http.request", "body": body, "more_body": False}]), []
+
+        async def receive() -> Message:
+            for message in given:
+                return message
+            # The caller stays until the answer is there.
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+        async def send(message: Message) -> None:
+            told.append(message)
+
+        try:
+            await self._app(scope, receive, send)
+        except Exception:  # a defect, of which the answer tells, too
+            if not told:
+                raise
+        start, *parts = told
+        return Reply(
+            start["status"],
+            {name.decode(): value.decode() for name, value in start["headers"]},
+            b"".join(part.get("body", b"") for part in parts),
+        )

@@ -1,0 +1,88 @@
+"""Answers requests side by side, and tries again where the server had no room."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from loramux.batch.answered import OK, Answered, OutputFile, Response
+from loramux.batch.door import Door, Reply
+from loramux.batch.lines import Line
+
+_AGAIN = (429, 503)
+"""Statuses of a server that has no room, or is away."""
+_FIRST_SECONDS, _MOST_SECONDS = 0.5, 30.0
+"""Waits between two tries where the server does not say how long."""
+
+
+@dataclass
+class Progress:
+    """How far it is."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    """Status -> how many requests ended with it."""
+    num_again: int = 0
+    """How often one was asked again."""
+
+    @property
+    def num_failed(self) -> int:
+        """Requests that did not end well."""
+        return self.statuses.total() - self.statuses[OK]
+
+
+async def answer_all(
+    lines: Iterable[Line],
+    door: Door,
+    output: OutputFile,
+    *,
+    concurrency: int,
+    patience: float,
+    on_done: Callable[[Progress], None] = lambda _: None,
+) -> Progress:
+    """Answer `lines`, but those that are answered in `output`.
+
+    Args:
+        lines: The requests; taken one by one.
+        door: Who answers.
+        output: Where answers go.
+        concurrency: Requests under way at once.
+        patience: Seconds for which one is tried again where the server has no room for it.
+        on_done: Called after each.
+    """
+    progress = Progress()
+    left = (line for line in lines if line.custom_id not in output.done)
+
+    async def work(left: Iterator[Line]) -> None:
+        for line in left:
+            reply = await _answer(line, door, patience, progress)
+            response = Response(
+                reply.status, reply.headers.get("x-request-id", ""), msgspec.Raw(reply.body)
+            )
+            output.write(Answered.of(line.custom_id, response))
+            progress.statuses[reply.status] += 1
+            on_done(progress)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(work(left))
+    return progress
+
+
+async def _answer(line: Line, door: Door, patience: float, progress: Progress) -> Reply:
+    """Return the answer to one request; the last one if the server never had room."""
+    body, wait = msgspec.json.encode(line.body), _FIRST_SECONDS
+    until = time.monotonic() + patience
+    while True:
+        reply = await door.post(line.url, body)
+        told = reply.headers.get("retry-after-ms")
+        # Not all at one moment.
+        seconds = float(told) / 1000 if told else wait * random.uniform(0.5, 1.0)
+        if reply.status not in _AGAIN or time.monotonic() + seconds > until:
+            return reply
+        progress.num_again += 1
+        await asyncio.sleep(seconds)
+        wait = min(2 * wait, _MOST_SECONDS)

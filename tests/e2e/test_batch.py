@@ -1,0 +1,156 @@
+"""`loramux batch`: files of requests as OpenAI has them, a real server, what gRPC answers."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from loramux import Client
+from loramux.batch import Line, OutputFile, WrongLineError, answer_all, lines_of
+from loramux.batch.door import Door, Reply
+from tests.support.server import RunningServer
+
+SAMPLED: dict[str, Any] = {"max_tokens": 8, "seed": 7, "temperature": 0.9}
+CHAT, TEXT, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+
+
+@pytest.fixture(scope="module")
+def direct(chat_server: RunningServer) -> Iterator[Client]:
+    with chat_server.client() as client:
+        yield client
+
+
+def request(number: int, url: str, **body: Any) -> dict[str, Any]:
+    return {"custom_id": f"r{number}", "method": "POST", "url": url, "body": body}
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def batch(server: RunningServer, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loramux.cli", "batch", *map(str, arguments)]
+    return subprocess.run(
+        [*command, "--server", server.target], capture_output=True, text=True, timeout=120
+    )
+
+
+def answers(path: Path) -> dict[str, Any]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({each["custom_id"] for each in found}) == len(found)
+    assert all(each["error"] is None for each in found)
+    return {each["custom_id"]: each["response"] for each in found}
+
+
+def test_a_file_is_answered_as_grpc_answers_it(
+    chat_server: RunningServer, direct: Client, tmp_path: Path
+) -> None:
+    asked = [
+        *(
+            request(i, TEXT, model=("base", "plain")[i % 2], prompt=f"Tell {i}", **SAMPLED)
+            for i in range(40)
+        ),
+        request(40, CHAT, model="own", messages=[{"role": "user", "content": "Who?"}], **SAMPLED),
+        request(41, VECTORS, model="plain", input=["one", "two"]),
+    ]
+    source = write(tmp_path / "requests.jsonl", *asked)
+    done = batch(chat_server, source, "-o", tmp_path / "answers.jsonl")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "42 of 42 requests answered now: 42 with 200" in done.stderr
+    found = answers(tmp_path / "answers.jsonl")
+    for number in range(40):
+        adapter = "plain" if number % 2 else None
+        wanted = direct.generate(f"Tell {number}", adapter=adapter, **SAMPLED).text
+        response = found[f"r{number}"]
+        assert (response["status_code"], response["body"]["choices"][0]["text"]) == (200, wanted)
+        assert response["request_id"]
+    chatted = direct.chat([{"role": "user", "content": "Who?"}], adapter="own", **SAMPLED)
+    assert found["r40"]["body"]["choices"][0]["message"]["content"] == chatted.text
+    vectors = [each["embedding"] for each in found["r41"]["body"]["data"]]
+    wanted_vectors = direct.embed(["one", "two"], adapter="plain").vectors
+    assert vectors == [pytest.approx(vector, abs=1e-4) for vector in wanted_vectors]
+
+
+def test_what_was_cut_off_or_refused_is_asked_again(
+    chat_server: RunningServer, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    plain = [request(i, TEXT, model="base", prompt="a", max_tokens=2) for i in range(3)]
+    write(source, *plain[:2], request(2, TEXT, model="nobody", prompt="a"))
+    done = batch(chat_server, source, "-o", output)
+    assert done.returncode == 1 and "2 with 200, 1 with 404" in done.stderr
+    refused = answers(output)["r2"]
+    assert refused["status_code"] == 404 and "nobody" in refused["body"]["error"]["message"]
+    kept = next(line for line in output.read_text().splitlines() if '"r0"' in line)
+    again = batch(chat_server, source, "-o", output)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    # As a run leaves it that ends in the middle.
+    output.write_text(output.read_text() + '{"id": "batch_req_1", "cust')
+    write(source, *plain)
+    done = batch(chat_server, source, "-o", output, "--resume")
+    assert done.returncode == 0 and "1 of 3 requests answered now: 1 with 200" in done.stderr
+    assert set(answers(output)) == {"r0", "r1", "r2"}
+    assert kept in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: Input data was truncated"),
+        ({"custom_id": "b", "url": TEXT}, "line 2: Object missing required field `body`"),
+        (request(0, TEXT), "line 2: custom_id 'r0' is there before; expected each once"),
+        (request(1, "/v1/images"), "line 2: url is '/v1/images'; expected one of /v1/chat"),
+        (request(1, TEXT) | {"method": "GET"}, "line 2: method is 'GET'; expected 'POST'"),
+        (request(1, TEXT) | {"model": "x"}, "line 2: Object contains unknown field `model`"),
+        (request(1, TEXT) | {"custom_id": ""}, "custom_id has 0 characters; expected 1 to 512"),
+        (request(1, TEXT, stream=True), "line 2: body.stream is true; expected false"),
+    ],
+)
+def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: object, message: str) -> None:
+    source = write(tmp_path / "requests.jsonl", request(0, TEXT, model="base"))
+    with source.open("a") as file:
+        file.write(line if isinstance(line, str) else json.dumps(line))
+    with pytest.raises(WrongLineError) as caught:
+        list(lines_of(source))
+    assert message in str(caught.value)
+
+
+class FullDoor(Door):
+    """Has no room for the first requests."""
+
+    def __init__(self, num_full: int) -> None:
+        self.num_left = num_full
+        self.num_at_once = self.most_at_once = 0
+
+    async def post(self, url: str, body: bytes) -> Reply:
+        self.num_at_once += 1
+        self.most_at_once = max(self.most_at_once, self.num_at_once)
+        await asyncio.sleep(0)
+        self.num_at_once -= 1
+        self.num_left -= 1
+        if self.num_left >= 0:
+            return Reply(429, {"retry-after-ms": "1"}, b'{"error": {}}')
+        return Reply(200, {}, msgspec.json.encode({"asked": msgspec.json.decode(body)}))
+
+
+async def test_who_finds_no_room_comes_again_until_patience_is_over(tmp_path: Path) -> None:
+    lines = [Line(f"r{i}", TEXT, {"n": i}) for i in range(20)]
+    door = FullDoor(9)
+    with OutputFile(tmp_path / "a.jsonl", goes_on=False) as output:
+        progress = await answer_all(lines, door, output, concurrency=4, patience=60)
+    assert (progress.num_again, dict(progress.statuses)) == (9, {200: 20})
+    assert door.most_at_once == 4
+    found = answers(tmp_path / "a.jsonl")
+    assert {name: each["body"]["asked"]["n"] for name, each in found.items()} == {
+        f"r{i}": i for i in range(20)
+    }
+    with OutputFile(tmp_path / "b.jsonl", goes_on=False) as output:
+        progress = await answer_all(lines, FullDoor(999), output, concurrency=4, patience=0)
+    assert (progress.num_again, dict(progress.statuses), progress.num_failed) == (0, {429: 20}, 20)
