@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from loramux import Client
-from loramux.batch import Line, OutputFile, WrongLineError, answer_all, lines_of
-from loramux.batch.door import Door, Reply
+from loramux.gateway.batch import Line, OutputFile, WrongLineError, answer_all, lines_of
+from loramux.gateway.door import Door, Reply
 from tests.support.server import RunningServer
 
 SAMPLED: dict[str, Any] = {"max_tokens": 8, "seed": 7, "temperature": 0.9}

@@ -45,8 +45,9 @@ def batch(
     with needs(
         "starlette", "msgspec", "grpc_health", extra="gateway", what="batch"
     ):  # what the gateway answers with
-        from loramux.batch import Door, OutputFile, Progress, WrongLineError, answer_all, lines_of
         from loramux.gateway.backend import Backend
+        from loramux.gateway.batch import OutputFile, Progress, WrongLineError, answer_all, lines_of
+        from loramux.gateway.door import Door
     try:
         # All lines are looked at before the first is asked.
         num_lines = sum(1 for _ in lines_of(requests))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from loramux.batch.answered import OK, Answered, OutputFile, Response
-from loramux.batch.door import Door, Reply
-from loramux.batch.lines import Line
+from loramux.gateway.batch.answered import OK, Answered, OutputFile, Response
+from loramux.gateway.batch.lines import Line
+from loramux.gateway.door import Door, Reply
 
 _AGAIN = (429, 503)
 """Statuses of a server that has no room, or is away."""

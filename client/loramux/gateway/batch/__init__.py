@@ -3,14 +3,12 @@
 Needs what the gateway needs: each request is answered as the gateway would, without its socket.
 """
 
-from loramux.batch.answered import Answered, OutputFile
-from loramux.batch.door import Door
-from loramux.batch.lines import Line, WrongLineError, lines_of
-from loramux.batch.run import Progress, answer_all
+from loramux.gateway.batch.answered import Answered, OutputFile
+from loramux.gateway.batch.lines import Line, WrongLineError, lines_of
+from loramux.gateway.batch.run import Progress, answer_all
 
 __all__ = [
     "Answered",
-    "Door",
     "Line",
     "OutputFile",
     "Progress",
