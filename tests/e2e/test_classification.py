@@ -103,7 +103,7 @@ def test_texts_have_spans_of_their_way_through_the_engine(served: Served, client
     ids = {span.id for span in parts if span.name == "prefill"}
     steps = [span for span in found if span.name == "engine step" and span.parent in ids]
     assert {step.parent for step in steps} == ids
-    assert all(step.told["loramux.gateway.batch.adapters"] >= 1 for step in steps)
+    assert all(step.told["loramux.batch.adapters"] >= 1 for step in steps)
     (call,) = [span for span in found if span.id == whole.parent]
     assert call.name == "loramux.v1.ClassificationService/Classify"
 

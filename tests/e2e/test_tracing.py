@@ -96,8 +96,8 @@ def test_a_trace_goes_from_the_client_to_the_steps_of_the_engine(
     assert [step.told["loramux.token.number"] for step in steps] == [1, 2, 4, 8]
     assert [step.parent for step in steps] == [prefill.id, decode.id, decode.id, decode.id]
     for step in steps:
-        assert step.told["loramux.gateway.batch.requests"] == 1
-        assert step.told["loramux.gateway.batch.adapters"] == 1
+        assert step.told["loramux.batch.requests"] == 1
+        assert step.told["loramux.batch.adapters"] == 1
     assert len(spans) == 5 + len(loads) + len(steps)
 
 

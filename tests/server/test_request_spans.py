@@ -97,7 +97,7 @@ def test_phases_follow_each_other_at_the_ends_of_steps(followed: Followed) -> No
     assert decode.spent() == [("engine step", 3.5, 4.0)]
     assert decode.told["loramux.completion.tokens"] == 3
     (step,) = prefill.parts
-    told = {name.removeprefix("loramux.gateway.batch."): value for name, value in step.told.items()}
+    told = {name.removeprefix("loramux.batch."): value for name, value in step.told.items()}
     assert told == {"requests": 3, "tokens": 30, "adapters": 2, "loramux.token.number": 1}
     assert (followed.whole.finish, followed.whole.told) == (9.0, {"made": 1})
 
@@ -129,7 +129,7 @@ def test_a_text_that_is_classified_ends_with_its_prefill(followed: Followed) -> 
     ]  # fmt: skip
     for number, prefill in enumerate(followed.whole.parts[2:]):
         assert prefill.spent() == [("engine step", 2.5 + number, 3.0 + number)]
-        assert prefill.parts[0].told["loramux.gateway.batch.requests"] == 3
+        assert prefill.parts[0].told["loramux.batch.requests"] == 3
         assert prefill.told["loramux.completion.index"] == number
 
 
