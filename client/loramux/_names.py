@@ -59,13 +59,24 @@ def addresses_of_name(host: str, port: int) -> list[str]:
     return [str(ip) for ip in found if ip.version == version]
 
 
+def _in_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="loramux-lookup", daemon=True).start()
+
+
 class Name(Addresses):
     """Those behind a name."""
 
-    def __init__(self, host: str, port: int, lookup: Lookup = addresses_of_name) -> None:
-        """Prepare to look `host` up."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        lookup: Lookup = addresses_of_name,
+        aside: Callable[[Callable[[], None]], None] = _in_a_thread,
+    ) -> None:
+        """Prepare to look `host` up, which `aside` does without letting anybody wait."""
         super().__init__(())
-        self._host, self._port, self._lookup = host, port, lookup
+        self._host, self._port = host, port
+        self._lookup, self._aside = lookup, aside
         self._lock = threading.Lock()
         self._tried = threading.Event()
         self._last = self._due = float("-inf")
@@ -76,7 +87,7 @@ class Name(Addresses):
             if self._is_looking or now < self._due:
                 return
             self._is_looking, self._last, self._due = True, now, now + REFRESH_SECONDS
-        threading.Thread(target=self._look, name="loramux-lookup", daemon=True).start()
+        self._aside(self._look)
 
     def hurry(self) -> None:
         with self._lock:
