@@ -15,8 +15,9 @@ from hashlib import blake2b
 
 LOAD_FACTOR = 1.25
 """A server has at most so many times the calls that each would have if all had the same."""
-MIN_BOUND = 4
-"""So many calls at once are no burden for any server, whatever the others have."""
+MIN_BOUND = 8
+"""So many calls at once are a small batch for any server, whatever the others have: below it chance,
+not load, would decide how many adapters move."""
 _CACHED = 4096
 
 _OWN = "public/"

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux._rendezvous import (
@@ -17,6 +17,7 @@ from loramux._rendezvous import (
 )
 
 ADAPTERS = [f"tenant-{number % 7}/adapter-{number}" for number in range(600)]
+EXAMPLES = settings(max_examples=30)
 
 servers = st.lists(
     st.integers(0, 250).map(lambda number: f"10.0.0.{number}:50051"),
@@ -50,6 +51,7 @@ def test_the_order_stays_what_it_is() -> None:
     )
 
 
+@EXAMPLES
 @given(servers)
 def test_a_server_that_leaves_moves_only_its_own(servers: tuple[str, ...]) -> None:
     gone, *left = servers
@@ -58,6 +60,7 @@ def test_a_server_that_leaves_moves_only_its_own(servers: tuple[str, ...]) -> No
         assert list(order(adapter, tuple(left))) == before
 
 
+@EXAMPLES
 @given(servers)
 def test_adapters_spread_evenly(servers: tuple[str, ...]) -> None:
     share = len(ADAPTERS) / len(servers)
@@ -66,6 +69,7 @@ def test_adapters_spread_evenly(servers: tuple[str, ...]) -> None:
     assert all(abs(held[server] - share) < 6 * share**0.5 for server in servers)
 
 
+@EXAMPLES
 @given(servers)
 def test_what_one_server_had_spreads_over_all_others(servers: tuple[str, ...]) -> None:
     gone, *left = servers

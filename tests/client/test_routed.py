@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -27,6 +28,7 @@ from loramux.errors import (
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.rpc import status_metadata
+from tests.support.certificates import Authority
 from tests.support.polling import eventually
 from tests.support.small_server import SmallServer
 
@@ -36,7 +38,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 class Calls:
     """What both clients do, in the words of the blocking one."""
 
-    def __init__(self, targets: list[str], **options: Any) -> None:
+    def __init__(self, targets: str | list[str], **options: Any) -> None:
         self._client = Client(targets, **options)
 
     def generate(self, adapter: str | None = None) -> None:
@@ -60,11 +62,11 @@ class Calls:
 class AsyncCalls:
     """The same by the asynchronous one."""
 
-    def __init__(self, targets: list[str], **options: Any) -> None:
+    def __init__(self, targets: str | list[str], **options: Any) -> None:
         self._runner = asyncio.Runner()
         self._client = self._runner.run(self._opened(targets, options))
 
-    async def _opened(self, targets: list[str], options: dict[str, Any]) -> AsyncClient:
+    async def _opened(self, targets: str | list[str], options: dict[str, Any]) -> AsyncClient:
         return AsyncClient(targets, **options)
 
     def generate(self, adapter: str | None = None) -> None:
@@ -162,19 +164,19 @@ def test_a_hot_adapter_spreads_while_its_calls_are_many(
 ) -> None:
     client = connect()
     first, *others = ordered(servers, "hot")
-    streams = [client.stream("hot") for _ in range(12)]
+    streams = [client.stream("hot") for _ in range(24)]
     for server in servers:
         server.gate.clear()
     for stream in streams:
         next(stream)
-    assert first.asked["hot"] == 5  # a quarter more than a third of twelve
-    assert sum(server.asked["hot"] for server in others) == 7
+    assert first.asked["hot"] == 10  # a quarter more than a third
+    assert sum(server.asked["hot"] for server in others) == 14
     for stream in streams:
         stream.close()  # type: ignore[attr-defined]
     for server in servers:
         server.gate.set()
     client.many(MIN_BOUND, "hot")
-    assert first.asked["hot"] == 5 + MIN_BOUND
+    assert first.asked["hot"] == 10 + MIN_BOUND
 
 
 def test_the_base_is_asked_of_all(servers: list[SmallServer], connect: Open) -> None:
@@ -289,12 +291,12 @@ def test_a_crowd_whose_calls_all_fail_adds_a_bounded_load(
 
 def test_servers_take_turns_where_that_is_wanted(servers: list[SmallServer], connect: Open) -> None:
     client = connect(routing="round_robin")
-    assert eventually(lambda: client.generate("a") or all(s.asked["a"] for s in servers))  # type: ignore[func-returns-value]
+    assert eventually(lambda: client.generate("a") or all(s.asked["a"] for s in servers))
 
 
 def test_other_calls_go_to_whoever_is_there(servers: list[SmallServer], connect: Open) -> None:
     client = connect()
-    assert eventually(lambda: client.info() or all(server.others for server in servers))  # type: ignore[func-returns-value]
+    assert eventually(lambda: client.info() or all(server.others for server in servers))
 
 
 def test_a_routing_that_does_not_exist_is_refused() -> None:
@@ -323,6 +325,27 @@ def test_a_call_is_one_span_wherever_it_went(
     assert codes == ["RESOURCE_EXHAUSTED" if is_failing else "OK"] * 2
 
 
+@pytest.mark.parametrize("made", [Calls, AsyncCalls])
+def test_servers_behind_a_name_show_a_certificate_of_the_name(made: Open, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server", host="localhost")
+    pair = (key.read_bytes(), certificate.read_bytes())
+    server = SmallServer(grpc.ssl_server_credentials([pair]))
+    with closing(made(f"dns:///localhost:{server.port}", tls=authority.path)) as client:
+        client.generate("a")
+        assert list(client.stream("a")) == [1, 2]
+        client.info()
+    # By its address, which the certificate lacks, nobody is to be trusted.
+    by_address = [server.target, server.target.replace("127.0.0.1", "127.0.0.2")]
+    with (
+        closing(made(by_address, tls=authority.path, retries=False)) as client,
+        pytest.raises(UnavailableError),
+    ):
+        client.generate("a")
+    assert (server.asked["a"], server.others) == (2, 1)
+    server.stop()
+
+
 class Renamed(Addresses):
     """Whose servers change."""
 
@@ -345,8 +368,8 @@ async def test_servers_behind_a_name_come_and_go(servers: list[SmallServer]) -> 
                 aio_shared, lambda server: grpc.aio.insecure_channel(server, settings), aio_known,
                 by_adapter=True, retries=True,
             )  # fmt: skip
-            stub = GenerationServiceStub(channel)  # type: ignore[arg-type]
-            aio_stub = GenerationServiceStub(aio_channel)  # type: ignore[arg-type]
+            stub = GenerationServiceStub(cast(grpc.Channel, channel))
+            aio_stub = GenerationServiceStub(cast(grpc.aio.Channel, aio_channel))
 
             async def asked(*there: SmallServer) -> list[int]:
                 """Return where two calls went, one of each kind, when these are the servers."""

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -39,7 +39,7 @@ class Status:
         pass
 
 
-class Failure(grpc.RpcError, grpc.Call):  # type: ignore[misc]
+class Failure(grpc.RpcError, grpc.Call):
     """How a call ended."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Failure(grpc.RpcError, grpc.Call):  # type: ignore[misc]
     def details(self) -> str:
         return self._details
 
-    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+    def trailing_metadata(self) -> Any:
         return self._metadata
 
     initial_metadata = is_active = time_remaining = cancel = add_callback = None  # type: ignore
@@ -224,7 +224,7 @@ def test_threads_share_a_router(servers: Servers) -> None:
             most[link.server] = max(most[link.server], link.num_calls)
             servers.router.release(link)
 
-    threads = [threading.Thread(target=call) for _ in range(8)]
+    threads = [threading.Thread(target=call) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -18,8 +18,8 @@ _ASKED = ("Generate", "StreamGenerate")
 class SmallServer:
     """Notes which adapters were asked for, and answers with one token, or a stream of two."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
-        """Listen at `address`."""
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+        """Listen on 127.0.0.1, in plaintext or with `credentials`."""
         self.asked: Counter[str] = Counter()
         """Calls by adapter, failed ones as well."""
         self.others = 0
@@ -34,8 +34,13 @@ class SmallServer:
         self._grpc = grpc.server(self._pool)
         self._grpc.add_generic_rpc_handlers((self,))  # type: ignore[arg-type]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        port = self._grpc.add_insecure_port(address)
-        self.target = f"{address.rpartition(':')[0]}:{port}"
+        address = "127.0.0.1:0"
+        self.port = (
+            self._grpc.add_secure_port(address, credentials)
+            if credentials
+            else self._grpc.add_insecure_port(address)
+        )
+        self.target = f"127.0.0.1:{self.port}"
         self.serves(True)
         self._grpc.start()
 
