@@ -1,6 +1,6 @@
 """What it saves that calls for one adapter go to one server: the same requests, spread both ways.
 
-Three servers, each with room for a part of the adapters on its device and for twice as many on its
+Several servers, each with room for a part of the adapters on its device and for twice as many on its
 host, get the same requests in turn and by adapter. Loads are the figure to look at: what a load
 costs is a matter of the adapter's size and of the disk, and the servers share this machine's cores.
 
@@ -26,7 +26,6 @@ from loramux import AsyncClient
 from loramux._channel import Routing
 from loramux.bench import Planned, Record, closed_loop, parse_lengths, summarize
 
-NUM_SERVERS = 3
 RANK = 16
 WAYS: tuple[Routing, ...] = ("round_robin", "adapter")
 
@@ -49,6 +48,7 @@ class Figures:
 
 
 def main(
+    num_servers: Annotated[int, typer.Option("--servers", help="How many servers.")] = 3,
     adapters: Annotated[int, typer.Option(help="Registered adapters.")] = 60,
     room: Annotated[int, typer.Option(help="How many the device of a server holds.")] = 12,
     requests: Annotated[int, typer.Option(help="Requests of a round.")] = 400,
@@ -73,8 +73,8 @@ def main(
         def start(number: int) -> server.Running:
             return on.enter_context(server.running(folder / str(number), base, *arguments))
 
-        with ThreadPoolExecutor(NUM_SERVERS) as pool:
-            servers = list(pool.map(start, range(NUM_SERVERS)))
+        with ThreadPoolExecutor(num_servers) as pool:
+            servers = list(pool.map(start, range(num_servers)))
         rounds: dict[Routing, list[Figures]] = {way: [] for way in WAYS}
         for number in range(repeats + 1):
             planned = load.plan(
@@ -87,7 +87,7 @@ def main(
                 if number:  # the first warms up
                     rounds[way].append(_round(servers, planned, concurrency, way))
     print(
-        f"{requests} requests, {adapters} adapters, {popularity}; {NUM_SERVERS} servers with room "
+        f"{requests} requests, {adapters} adapters, {popularity}; {num_servers} servers with room "
         f"for {room} each; {shape}"
     )
     middle = {way: _middle(figures) for way, figures in rounds.items()}
@@ -100,7 +100,8 @@ def main(
     print("adapter ÷ round_robin: " + "  ".join(f"{key} {v:.2f}" for key, v in ratios.items()))
     if output:
         record = {
-            "command": f"python -m benchmarks.routing --shape {shape} --adapters {adapters} "
+            "command": f"python -m benchmarks.routing --shape {shape} --servers {num_servers} "
+            f"--adapters {adapters} "
             f"--room {room} --requests {requests} --concurrency {concurrency} --tokens {tokens} "
             f"--popularity {popularity} --repeats {repeats}",
             "ratios": ratios,

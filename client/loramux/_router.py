@@ -102,6 +102,12 @@ class Router(Generic[Channel]):
         self._links: dict[str, Link[Channel]] = {}
         self._servers: tuple[str, ...] = ()
         self._turn = 0
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether there are to be no more calls."""
+        return self._is_closed
 
     @property
     def links(self) -> list[Link[Channel]]:
@@ -156,6 +162,7 @@ class Router(Generic[Channel]):
         """Forget all servers, and return their links, which are to be closed."""
         with self._lock:
             links, self._links = list(self._links.values()), {}
+            self._is_closed = True
             return links
 
     def _choose(self, route: Route, tried: set[str], now: float) -> str:
@@ -185,7 +192,7 @@ class Router(Generic[Channel]):
     def _follow(self) -> None:
         """Have a link to each server that there is now."""
         servers = self.addresses.known
-        if servers is self._servers:
+        if self._is_closed or servers is self._servers:
             return
         for server in set(self._servers) - set(servers):
             link = self._links.pop(server)
@@ -234,7 +241,7 @@ class Trip(Generic[Channel]):
             return None
         now = time.monotonic()
         self._router.avoid(self._link, error, now)
-        if not self._repeats:
+        if not self._repeats or self._router.is_closed:
             return None
         self._tried.add(self._link.server)
         has_others = self._router.has_others(self._tried, now)

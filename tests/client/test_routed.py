@@ -189,7 +189,7 @@ def test_the_base_is_asked_of_all(servers: list[SmallServer], connect: Open) -> 
 def test_adapters_of_a_server_that_drains_move_and_come_back(
     servers: list[SmallServer], connect: Open
 ) -> None:
-    client = connect(retries=False)
+    client = connect()
     first, second, third = ordered(servers, "a")
     client.generate("a")
     first.serves(False)

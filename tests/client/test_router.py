@@ -12,7 +12,7 @@ from loramux._attempts import Attempts, Budget
 from loramux._channel import MAX_ATTEMPTS, RETRY_TOKENS, addresses, options
 from loramux._names import MIN_SECONDS, REFRESH_SECONDS, Addresses, Name, addresses_of_name, named
 from loramux._rendezvous import MIN_BOUND, order
-from loramux._router import Link, Route, Router
+from loramux._router import Link, Route, Router, Trip
 from loramux._routes import ROUTES
 from loramux.errors import ResourceExhaustedError
 from loramux.v1 import embedding_pb2, generation_pb2, residency_pb2
@@ -213,6 +213,18 @@ def test_a_server_that_leaves_keeps_the_calls_that_it_has() -> None:
     assert servers.closed == []
     servers.router.release(link)
     assert servers.closed == [link.server]
+
+
+def test_a_call_that_is_ended_by_the_end_of_the_client_is_not_made_again(
+    servers: Servers,
+) -> None:
+    trips = [Trip(servers.router, HOT, 60.0, repeats=True) for _ in range(2)]
+    for trip in trips:
+        assert trip.take()
+    assert trips[0].failed(Failure(grpc.StatusCode.CANCELLED)) == 0.0
+    assert len(servers.router.close()) == len(SERVERS)
+    assert trips[1].failed(Failure(grpc.StatusCode.CANCELLED)) is None
+    assert trips[1].take() is None
 
 
 def test_threads_share_a_router(servers: Servers) -> None:

@@ -119,21 +119,20 @@ def test_adapters_of_a_server_that_drains_move_and_come_back(
 ) -> None:
     draining = owner(servers, "upper")
     others = [server for server in servers if server is not draining]
-    with Client(targets, retries=False) as client, ThreadPoolExecutor(1) as pool:
+    with Client(targets) as client, ThreadPoolExecutor(1) as pool:
         before = [requests(server) for server in others]
         ended = pool.submit(draining.stop)
 
-        def moves() -> bool:
-            try:
-                client.generate("cat ->", adapter="upper", max_tokens=1)
-            except LoramuxError:  # of a call that came in the moment of the end
-                return False
-            return True
+        def moved() -> bool:
+            client.generate("cat ->", adapter="upper", max_tokens=1)  # no call fails
+            return any(asked(others, before)["upper"])
 
-        assert eventually(moves)
+        assert eventually(moved)
         assert ended.result() == 0
         client.generate("cat ->", adapter="upper", max_tokens=1)
-        assert sorted(asked(others, before)["upper"]) == [0, 2]
+        least, most = sorted(asked(others, before)["upper"])
+        assert least == 0
+        assert most >= 2
         draining.start()
 
         def is_back() -> bool:

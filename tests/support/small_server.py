@@ -60,8 +60,9 @@ class SmallServer:
         )
 
     def stop(self) -> None:
+        stopped = self._grpc.stop(None)  # calls under way are cut off
         self.gate.set()
-        self._grpc.stop(None).wait()
+        stopped.wait()
         self._pool.shutdown()
 
     def _answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
