@@ -1,8 +1,8 @@
 """What it saves that calls for one adapter go to one server: the same requests, spread both ways.
 
-Several servers, each with room for a part of the adapters on its device and for twice as many on its
-host, get the same requests in turn and by adapter. Loads are the figure to look at: what a load
-costs is a matter of the adapter's size and of the disk, and the servers share this machine's cores.
+Several servers, each with room for a part of the adapters on its device and for twice as many on
+its host, get the same requests in turn and by adapter. Loads are the figure to look at: what a load
+costs is a matter of the adapter's size and of the disk, and the servers share the cores.
 
     python -m benchmarks.routing --shape small
 """

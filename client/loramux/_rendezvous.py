@@ -16,8 +16,8 @@ from hashlib import blake2b
 LOAD_FACTOR = 1.25
 """A server has at most so many times the calls that each would have if all had the same."""
 MIN_BOUND = 8
-"""So many calls at once are a small batch for any server, whatever the others have: below it, chance
-and not load would decide how many adapters move."""
+"""So many calls at once are a small batch for any server, whatever the others have: below it,
+chance and not load would decide how many adapters move."""
 _CACHED = 4096
 
 _OWN = "public/"

@@ -84,9 +84,9 @@ def test_the_gateway_is_held_against_the_server_behind_it(tmp_path: Path) -> Non
 def test_both_ways_to_spread_requests_get_the_same_ones(tmp_path: Path) -> None:
     output = tmp_path / "o.json"
     routing.main(
-        num_servers=2, adapters=4, room=2, requests=6, concurrency=2, tokens=2, shape="tiny",
+        num_servers=1, adapters=4, room=2, requests=6, concurrency=2, tokens=2, shape="tiny",
         popularity="uniform", repeats=1, output=output,
     )  # fmt: skip
     record = json.loads(output.read_text())
     assert list(record["median"]) == ["round_robin", "adapter"]
-    assert all(found["most_requests"] >= 3 for found in record["median"].values())
+    assert all(found["most_requests"] == 6 for found in record["median"].values())
