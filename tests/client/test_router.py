@@ -1,22 +1,20 @@
-"""Which server a call gets, by what is known of the servers; and what is tried again."""
+"""Which server a call gets, by what is known of the servers."""
 
 import json
 import threading
 from collections import Counter
-from typing import Any, cast
+from typing import cast
 
 import grpc
 import pytest
 
-from loramux._attempts import Attempts, Budget
-from loramux._channel import MAX_ATTEMPTS, RETRY_TOKENS, addresses, options
-from loramux._names import MIN_SECONDS, REFRESH_SECONDS, Addresses, Name, addresses_of_name, named
+from loramux._channel import options
+from loramux._names import Addresses
 from loramux._rendezvous import MIN_BOUND, order
 from loramux._router import Link, Route, Router, Trip
 from loramux._routes import ROUTES
-from loramux.errors import ResourceExhaustedError
 from loramux.v1 import embedding_pb2, generation_pb2, residency_pb2
-from loramux_server.rpc import status_metadata
+from tests.support.failed_call import Failure, refusal
 
 SERVERS = ("a:1", "b:1", "c:1")
 HOT = Route("hot")
@@ -37,35 +35,6 @@ class Status:
 
     def end(self) -> None:
         pass
-
-
-class Failure(grpc.RpcError, grpc.Call):
-    """How a call ended."""
-
-    def __init__(
-        self, code: grpc.StatusCode, *metadata: tuple[str, str | bytes], details: str = ""
-    ) -> None:
-        self._code, self._metadata, self._details = code, metadata, details
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
-
-    def trailing_metadata(self) -> Any:
-        return self._metadata
-
-    initial_metadata = is_active = time_remaining = cancel = add_callback = None  # type: ignore
-
-
-AWAY = Failure(grpc.StatusCode.UNAVAILABLE)
-
-
-def refusal(reason: str, delay: float | None = None) -> Failure:
-    """What a server sends that has no room."""
-    error = ResourceExhaustedError("full", reason=reason, retry_delay=delay)
-    return Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, *status_metadata(error))
 
 
 class Servers:
@@ -271,132 +240,3 @@ def test_every_method_with_a_route_exists_and_may_be_made_again() -> None:
         found = descriptor_pool.Default().FindServiceByName(service)
         assert method in found.methods_by_name
         assert {"service": service, "method": method} in repeated["name"]
-
-
-def delays(failure: Failure, *, has_others: bool = False) -> list[float | None]:
-    attempts = Attempts(Budget(), None)
-    return [attempts.delay(failure, has_others=has_others, now=0.0) for _ in range(MAX_ATTEMPTS)]
-
-
-def test_attempts_wait_longer_each_time_and_end() -> None:
-    *waits, last = delays(AWAY)
-    assert last is None
-    for wait, middle in zip(waits, (0.4, 0.8, 1.6, 3.2), strict=True):
-        assert wait == pytest.approx(middle, rel=0.2)
-
-
-def test_only_the_first_failure_is_answered_elsewhere_at_once() -> None:
-    first, second, *_ = delays(AWAY, has_others=True)
-    assert first == 0.0
-    assert second
-
-
-def test_a_call_for_which_there_is_no_room_is_tried_everywhere_and_not_again() -> None:
-    assert delays(refusal("QUEUE_FULL", 2.0), has_others=True)[:3] == [0.0] * 3
-    assert delays(refusal("QUEUE_FULL", 2.0)) == [None] * MAX_ATTEMPTS
-    assert delays(refusal("QUOTA_EXCEEDED", 2.0), has_others=True) == [None] * MAX_ATTEMPTS
-
-
-def test_the_server_says_how_long_to_wait_or_never_to_come_again() -> None:
-    key = "grpc-retry-pushback-ms"
-    assert delays(Failure(grpc.StatusCode.UNAVAILABLE, (key, "7500")))[0] == 7.5
-    never = Failure(grpc.StatusCode.UNAVAILABLE, (key, "-1"))
-    assert delays(never, has_others=True) == [None] * MAX_ATTEMPTS
-
-
-def test_nobody_waits_past_the_deadline() -> None:
-    attempts = Attempts(Budget(), deadline=10.0)
-    assert attempts.delay(AWAY, has_others=False, now=9.9) is None
-    assert Attempts(Budget(), 10.0).delay(AWAY, has_others=True, now=9.9) == 0.0
-    assert attempts.remaining(9.0) == 1.0
-    assert attempts.remaining(11.0) == 0.0
-
-
-def test_half_of_the_budget_is_spent_and_successes_bring_it_back() -> None:
-    budget = Budget()
-    assert [budget.failed() for _ in range(RETRY_TOKENS // 2)].count(True) == RETRY_TOKENS // 2 - 1
-    assert not budget.failed()
-    for _ in range(30):
-        budget.succeeded()
-    assert budget.failed()
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        ("dns:///servers:50051", ("servers", 50051)),
-        ("dns:servers:50051", ("servers", 50051)),
-        ("dns:///[::1]:1", ("::1", 1)),
-        ("dns://8.8.8.8/servers:50051", None),
-        ("servers:50051", None),
-        ("unix:///run/x", None),
-    ],
-)
-def test_names_are_looked_up_where_their_addresses_can_be_known(
-    target: str, expected: tuple[str, int] | None
-) -> None:
-    assert named(target) == expected
-    assert (addresses(target) is None) == (expected is None)
-
-
-def test_several_targets_are_the_servers_and_one_needs_no_choice() -> None:
-    found = addresses(["b:1", "a:1", "b:1"])
-    assert found is not None
-    assert found.known == ("b:1", "a:1")
-    assert addresses(["a:1"]) is None
-
-
-class Book:
-    """Names, as they are written into it."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = ["10.0.0.2", "10.0.0.1"]
-        self.num_asked = 0
-        self.name = Name("servers", 50051, self._look_up, aside=lambda work: work())
-
-    def _look_up(self, host: str, port: int) -> list[str]:
-        assert (host, port) == ("servers", 50051)
-        self.num_asked += 1
-        if not self.found:
-            raise OSError("no such name")
-        return self.found
-
-    def known(self, now: float) -> tuple[str, ...]:
-        self.name.refresh(now)
-        return self.name.known
-
-
-def test_a_name_is_looked_up_now_and_then() -> None:
-    book = Book()
-    first = book.known(100.0)
-    assert first == ("10.0.0.1:50051", "10.0.0.2:50051")
-    book.found = ["10.0.0.1", "fd00::3"]
-    assert book.known(99.0 + REFRESH_SECONDS) is first
-    assert book.known(100.0 + REFRESH_SECONDS) == ("10.0.0.1:50051", "[fd00::3]:50051")
-    assert book.num_asked == 2
-
-
-def test_a_name_is_looked_up_sooner_when_a_server_is_lost() -> None:
-    book = Book()
-    book.known(100.0)
-    book.found = ["10.0.0.1"]
-    for _ in range(10):
-        book.name.hurry()
-        book.known(99.0 + MIN_SECONDS)
-    assert book.num_asked == 1
-    assert book.known(100.0 + MIN_SECONDS) == ("10.0.0.1:50051",)
-
-
-def test_servers_stay_where_their_name_cannot_be_found() -> None:
-    book = Book()
-    first = book.known(100.0)
-    book.found = []
-    assert book.known(100.0 + REFRESH_SECONDS) is first
-    book.found = ["10.0.0.9"]
-    assert book.known(100.0 + REFRESH_SECONDS + MIN_SECONDS) == ("10.0.0.9:50051",)
-
-
-def test_a_host_of_this_machine_is_found_with_addresses_of_one_kind() -> None:
-    found = addresses_of_name("localhost", 50051)
-    assert found
-    assert len({":" in ip for ip in found}) == 1
