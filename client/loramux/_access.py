@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, cast
 
 import grpc
 
-from loramux._calling import Calling, Metadata
-from loramux._channel import Targets, address, each, options
+from loramux._aio_routed import AioRoutedChannel
+from loramux._calling import Calling
+from loramux._channel import (
+    Routing,
+    Targets,
+    address,
+    addresses,
+    checked,
+    each,
+    options,
+    server_options,
+)
+from loramux._routed import Metadata, RoutedChannel
 from loramux.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -29,22 +40,36 @@ def open_channel(
     tls: Tls,
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
+    routing: Routing = "adapter",
     tracer_provider: "TracerProvider | None",
 ) -> grpc.Channel:
     """Return a channel to `target`; see `Client` for the arguments.
 
     Raises:
-        InvalidArgumentError: The key cannot be one, or would be sent where others can read it.
+        InvalidArgumentError: The key cannot be one, or would be sent where others can read it; or
+            there is no such routing.
         OSError: The file of authorities cannot be read.
     """
     key = _checked_key(key)
     credentials = _credentials(target, bool(key), tls, credentials)
-    place, settings = address(target), options(target, retries=retries)
-    channel = (
-        grpc.secure_channel(place, credentials, settings)
-        if credentials
-        else grpc.insecure_channel(place, settings)
-    )
+    by_adapter = checked(routing) == "adapter"
+
+    def connect(place: str, settings: list[tuple[str, int | str]]) -> grpc.Channel:
+        if credentials:
+            return grpc.secure_channel(place, credentials, settings)
+        return grpc.insecure_channel(place, settings)
+
+    channel: grpc.Channel | RoutedChannel
+    channel = connect(address(target), options(target, retries=retries))
+    if servers := addresses(target):
+        settings = server_options(target, retries=retries)
+        channel = RoutedChannel(
+            channel,
+            lambda server: connect(server, settings),
+            servers,
+            by_adapter=by_adapter,
+            retries=retries,
+        )
     return cast(grpc.Channel, Calling(channel, _showing(key), tracer_provider))
 
 
@@ -55,6 +80,7 @@ def open_aio_channel(
     tls: Tls,
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
+    routing: Routing = "adapter",
     tracer_provider: "TracerProvider | None",
     forwards: bool = False,
 ) -> grpc.aio.Channel:
@@ -65,13 +91,24 @@ def open_aio_channel(
     """
     key = _checked_key(key)
     credentials = _credentials(target, bool(key) or forwards, tls, credentials)
-    place = address(target)
-    settings = options(target, retries=retries, forwards=forwards)
-    channel = (
-        grpc.aio.secure_channel(place, credentials, settings)
-        if credentials
-        else grpc.aio.insecure_channel(place, settings)
-    )
+    by_adapter = checked(routing) == "adapter"
+
+    def connect(place: str, settings: list[tuple[str, int | str]]) -> grpc.aio.Channel:
+        if credentials:
+            return grpc.aio.secure_channel(place, credentials, settings)
+        return grpc.aio.insecure_channel(place, settings)
+
+    channel: grpc.aio.Channel | AioRoutedChannel
+    channel = connect(address(target), options(target, retries=retries, forwards=forwards))
+    if servers := addresses(target):
+        settings = server_options(target, retries=retries, forwards=forwards)
+        channel = AioRoutedChannel(
+            channel,
+            lambda server: connect(server, settings),
+            servers,
+            by_adapter=by_adapter,
+            retries=retries,
+        )
     return cast(grpc.aio.Channel, Calling(channel, _showing(key), tracer_provider))
 
 

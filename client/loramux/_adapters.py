@@ -10,6 +10,7 @@ import grpc
 from loramux import _adapter_wire as wire
 from loramux import _wire
 from loramux._aliases import Aliases
+from loramux._calling import to_home
 from loramux._download import open_download
 from loramux._upload import Progress, Upload, open_upload
 from loramux.errors import LoramuxError
@@ -30,7 +31,7 @@ class Adapters(Aliases):
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
         super().__init__(channel, timeout)
         self._service = AdapterServiceStub(channel)
-        self._uploads = UploadServiceStub(channel)
+        self._channel = channel
         self._residency = ResidencyServiceStub(channel)
 
     def upload(
@@ -68,10 +69,11 @@ class Adapters(Aliases):
             timeout=seconds,
         )
         with opening as upload:
+            uploads = UploadServiceStub(to_home(self._channel, name))
             while True:
                 try:
                     with _wire.raising():
-                        return self._attempt(upload)
+                        return self._attempt(uploads, upload)
                 except LoramuxError as error:
                     time.sleep(upload.delay(error))
 
@@ -181,16 +183,16 @@ class Adapters(Aliases):
         finally:
             call.cancel()
 
-    def _attempt(self, upload: Upload) -> Adapter:
+    def _attempt(self, uploads: UploadServiceStub, upload: Upload) -> Adapter:
         """Send what the server does not have, and let it register the whole."""
-        started = self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
+        started = uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
         is_missing = upload.started(started)
         if started.HasField("adapter"):
             return wire.adapter(started.adapter)
         if is_missing:
             chunks = upload.chunks(started.upload_id)
-            self._uploads.SendChunks(chunks, timeout=upload.remaining)
-        finished = self._uploads.FinishUpload(
+            uploads.SendChunks(chunks, timeout=upload.remaining)
+        finished = uploads.FinishUpload(
             uploads_pb2.FinishUploadRequest(upload_id=started.upload_id), timeout=upload.remaining
         )
         return wire.adapter(finished.adapter)

@@ -5,12 +5,14 @@ import contextlib
 import datetime
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
 from loramux import _adapter_wire as wire
 from loramux import _wire
 from loramux._aio_aliases import AsyncAliases
+from loramux._calling import to_home
 from loramux._download import open_download
 from loramux._upload import Progress, Upload, open_upload
 from loramux.errors import LoramuxError
@@ -19,6 +21,9 @@ from loramux.v1 import adapters_pb2, residency_pb2, uploads_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.residency_pb2_grpc import ResidencyServiceStub
 from loramux.v1.uploads_pb2_grpc import UploadServiceStub
+
+if TYPE_CHECKING:
+    from loramux.v1.uploads_pb2_grpc import UploadServiceAsyncStub
 
 
 class AsyncAdapters(AsyncAliases):
@@ -31,7 +36,7 @@ class AsyncAdapters(AsyncAliases):
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
         super().__init__(channel, timeout)
         self._service = AdapterServiceStub(channel)
-        self._uploads = UploadServiceStub(channel)
+        self._channel = channel
         self._residency = ResidencyServiceStub(channel)
 
     async def upload(
@@ -57,10 +62,11 @@ class AsyncAdapters(AsyncAliases):
         with contextlib.ExitStack() as exit:
             # Packing and hashing gigabytes takes seconds.
             upload = await asyncio.to_thread(exit.enter_context, opening)
+            uploads = UploadServiceStub(to_home(self._channel, name))
             while True:
                 try:
                     with _wire.raising():
-                        return await self._attempt(upload)
+                        return await self._attempt(uploads, upload)
                 except LoramuxError as error:
                     await asyncio.sleep(upload.delay(error))
 
@@ -158,16 +164,16 @@ class AsyncAdapters(AsyncAliases):
         finally:
             call.cancel()
 
-    async def _attempt(self, upload: Upload) -> Adapter:
+    async def _attempt(self, uploads: "UploadServiceAsyncStub", upload: Upload) -> Adapter:
         """Send what the server does not have, and let it register the whole."""
-        started = await self._uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
+        started = await uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
         is_missing = upload.started(started)
         if started.HasField("adapter"):
             return wire.adapter(started.adapter)
         if is_missing:
             chunks = upload.chunks(started.upload_id)
-            await self._uploads.SendChunks(chunks, timeout=upload.remaining)
-        finished = await self._uploads.FinishUpload(
+            await uploads.SendChunks(chunks, timeout=upload.remaining)
+        finished = await uploads.FinishUpload(
             uploads_pb2.FinishUploadRequest(upload_id=started.upload_id), timeout=upload.remaining
         )
         return wire.adapter(finished.adapter)

@@ -3,18 +3,20 @@
 OpenTelemetry is not needed, and not loaded: a program that has traces did that itself.
 """
 
+import asyncio
+import inspect
 import sys
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
 from loramux import __version__
+from loramux._aio_routed import AioRoutedChannel, AioRoutedStream
+from loramux._routed import Metadata, RoutedChannel, RoutedStream
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
-
-Metadata = tuple[tuple[str, str], ...]
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
@@ -24,7 +26,7 @@ class Calling:
 
     def __init__(
         self,
-        channel: grpc.Channel | grpc.aio.Channel,
+        channel: Any,  # noqa: ANN401 - any that makes calls
         metadata: Metadata,
         provider: "TracerProvider | None",
     ) -> None:
@@ -36,6 +38,13 @@ class Calling:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
         made = getattr(self._channel, name)
         return self._methods(made) if name in _KINDS else made
+
+    def to(self, reference: str) -> "Calling":
+        """Return what sends every call to the server of one adapter; see `to_home`."""
+        channel = self._channel
+        if isinstance(channel, RoutedChannel | AioRoutedChannel):
+            channel = channel.to(reference)
+        return Calling(channel, self._metadata, self._provider)
 
     def _methods(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def made(path: str, *arguments: object, **options: object) -> Callable[..., Any]:
@@ -76,18 +85,48 @@ class Calling:
         try:
             answer = call(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
-            _end(span, error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN)
+            _end(span, _code(error))
             raise
         except BaseException:
             _end(span, grpc.StatusCode.UNKNOWN)
             raise
-        if isinstance(answer, grpc.aio.Call):
+        if inspect.iscoroutine(answer):
+            return _awaited(answer, span)
+        if isinstance(answer, grpc.aio.Call | AioRoutedStream):
             answer.add_done_callback(lambda ended: _end(span, _known(ended.code())))
-        elif not isinstance(answer, grpc.Call):
+        elif not isinstance(answer, grpc.Call | RoutedStream):
             _end(span, grpc.StatusCode.OK)
         elif not answer.add_callback(lambda: _end(span, answer.code())):
             _end(span, answer.code())
         return answer
+
+
+Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
+
+
+def to_home(channel: Channel, reference: str) -> Channel:
+    """Return what sends every call to one server: that of an adapter, where there are several.
+
+    What has to come together, such as the parts of an upload, comes to one server so.
+    """
+    return cast(Channel, channel.to(reference)) if isinstance(channel, Calling) else channel
+
+
+async def _awaited(answer: Coroutine[Any, Any, object], span: "Span") -> object:
+    """Return what `answer` gives, and end the span with it."""
+    code = grpc.StatusCode.UNKNOWN
+    try:
+        found = await answer
+        code = grpc.StatusCode.OK
+        return found
+    except grpc.RpcError as error:
+        code = _code(error)
+        raise
+    except asyncio.CancelledError:
+        code = grpc.StatusCode.CANCELLED
+        raise
+    finally:
+        _end(span, code)
 
 
 def _end(span: "Span", code: grpc.StatusCode) -> None:
@@ -99,6 +138,11 @@ def _end(span: "Span", code: grpc.StatusCode) -> None:
         # Without the status's message, which may tell what the request was.
         span.set_status(Status(StatusCode.ERROR))
     span.end()
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode:
+    is_call = isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    return error.code() if is_call else grpc.StatusCode.UNKNOWN
 
 
 def _known(code: Coroutine[Any, Any, grpc.StatusCode]) -> grpc.StatusCode:

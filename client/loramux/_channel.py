@@ -3,21 +3,36 @@
 Calls that change nothing are made again where the server was not there, or said so before its
 answer began: gRPC itself does that, waits as long as the server says or longer each time, and
 spends at most a part of what succeeds on it, so that a crowd of clients cannot double the load of
-a server that fails.
+a server that fails. Where calls choose among several servers, `_attempts` does it by the same
+numbers.
 """
 
 import ipaddress
 import json
 import socket
 from collections.abc import Sequence
+from typing import Literal
 
+import grpc
+
+from loramux._names import Addresses, Name, named
 from loramux.errors import InvalidArgumentError
 
 Targets = str | Sequence[str]
 """`HOST:PORT` of a server, or of several that serve the same; `dns:///HOST:PORT` for a name that
-stands for several, which is looked up again when a connection ends."""
+stands for several, which is looked up again now and then, and when a connection ends."""
+Routing = Literal["adapter", "round_robin"]
+"""How calls spread over several servers: those for one adapter go to the same server, or all
+take turns."""
 
 MAX_ATTEMPTS = 5
+INITIAL_BACKOFF = 0.4
+"""Seconds before the second attempt, unless the server says how long."""
+MAX_BACKOFF = 4.0
+BACKOFF_MULTIPLIER = 2
+# The latter is how a call ends that reaches a server in the moment in which it closes; who gives up
+# a call does not hear of it any more.
+RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 RETRY_TOKENS = 100
 """A failure takes one; from half on nothing is tried again."""
 RETRY_RATIO = 0.1
@@ -49,13 +64,19 @@ _REPEATABLE = {
 """What does no more the second time than the first."""
 _POLICY = {
     "maxAttempts": MAX_ATTEMPTS,
-    "initialBackoff": "0.4s",
-    "maxBackoff": "4s",
-    "backoffMultiplier": 2,
-    # The latter is how a call ends that reaches a server in the moment in which it closes; who
-    # gives up a call does not hear of it any more.
-    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+    "initialBackoff": f"{INITIAL_BACKOFF}s",
+    "maxBackoff": f"{MAX_BACKOFF}s",
+    "backoffMultiplier": BACKOFF_MULTIPLIER,
+    "retryableStatusCodes": [code.name for code in RETRYABLE],
 }
+
+
+_HEALTHY: dict[str, object] = {
+    # Who drains or has lost its engine says so, and is left out until it is back.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "loramux.v1.GenerationService"},
+}
+_NEVER = 2**31 - 1
 
 
 def each(targets: Targets) -> list[str]:
@@ -81,6 +102,32 @@ def address(targets: Targets) -> str:
     raise InvalidArgumentError(
         f"target is {', '.join(targets)}; give addresses that are all of IPv4, or all of IPv6"
     )
+
+
+def checked(routing: str) -> Routing:
+    """Return `routing` if it is a way to spread calls.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    if routing == "adapter":
+        return "adapter"
+    if routing == "round_robin":
+        return "round_robin"
+    raise InvalidArgumentError(
+        f"routing is {routing!r}; give adapter or round_robin",
+        reason="INVALID_FIELD",
+        field="routing",
+    )
+
+
+def addresses(targets: Targets) -> Addresses | None:
+    """Return what knows each of several servers; None where there is one address for all."""
+    targets = each(targets)
+    if len(targets) > 1:
+        return Addresses(tuple(dict.fromkeys(targets)))
+    name = named(targets[0])
+    return Name(*name) if name else None
 
 
 _FORWARDING: list[tuple[str, int | str]] = [
@@ -113,13 +160,33 @@ def options(
     more: list[tuple[str, int | str]] = [("grpc.enable_retries", int(retries))]
     targets = each(targets)
     if len(targets) > 1 or targets[0].startswith("dns:"):
-        # Who drains or has lost its engine says so, and is left out until it is back.
-        config["loadBalancingConfig"] = [{"round_robin": {}}]
-        config["healthCheckConfig"] = {"serviceName": "loramux.v1.GenerationService"}
+        config |= _HEALTHY
     if len(targets) > 1:
         more.append(("grpc.default_authority", targets[0]))
     more.append(("grpc.service_config", json.dumps(config)))
     return [*_OPTIONS, *(_FORWARDING if forwards else ()), *more]
+
+
+def server_options(
+    targets: Targets, *, retries: bool, forwards: bool = False
+) -> list[tuple[str, int | str]]:
+    """Return the options of a channel to one of the servers of `targets`.
+
+    It is ready while the server serves, and stays connected while there are no calls.
+    """
+    authority = each(targets)[0]
+    if name := named(authority):
+        host, port = name
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return [
+        *_OPTIONS,
+        *(_FORWARDING if forwards else ()),
+        # What gRPC knows to have not reached a server goes there again in any case.
+        ("grpc.enable_retries", int(retries)),
+        ("grpc.client_idle_timeout_ms", _NEVER),
+        ("grpc.default_authority", authority),
+        ("grpc.service_config", json.dumps(_HEALTHY)),
+    ]
 
 
 def _resolved(target: str) -> dict[int, str]:

@@ -10,7 +10,7 @@ from loramux import _server_wire, _wire
 from loramux._access import Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux._aio_texts import AsyncTexts
-from loramux._channel import Targets
+from loramux._channel import Routing, Targets
 from loramux.client import DEFAULT_TIMEOUT
 from loramux.types import (
     Chunk,
@@ -48,6 +48,7 @@ class AsyncClient(AsyncTexts):
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        routing: Routing = "adapter",
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
@@ -57,6 +58,7 @@ class AsyncClient(AsyncTexts):
             tls=tls,
             credentials=credentials,
             retries=retries,
+            routing=routing,
             tracer_provider=tracer_provider,
         )
         super().__init__(self._channel, timeout)

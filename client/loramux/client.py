@@ -9,7 +9,7 @@ import grpc
 from loramux import _server_wire, _wire
 from loramux._access import Tls, open_channel
 from loramux._adapters import Adapters
-from loramux._channel import Targets
+from loramux._channel import Routing, Targets
 from loramux._texts import Texts
 from loramux.types import (
     Chunk,
@@ -49,14 +49,14 @@ class Client(Texts):
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        routing: Routing = "adapter",
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Connect to `target` when the first call is made.
 
         Args:
-            target: `HOST:PORT` of the server, or a list of several that serve the same: they take
-                turns, and who cannot serve is left out. So do all for which the name of
-                `dns:///HOST:PORT` stands.
+            target: `HOST:PORT` of the server, or a list of several that serve the same, among which
+                who cannot serve is left out. `dns:///HOST:PORT` is all for which the name stands.
             timeout: Seconds that a call may take, unless it says otherwise.
             key: API key, `lmx_…`; None takes the one in LORAMUX_API_KEY, if there is one.
             tls: True to trust the authorities of the system, a path for those of a PEM file, False
@@ -66,12 +66,16 @@ class Client(Texts):
                  with a certificate of the client.
             retries: Make calls that change nothing again where the server was away before it began
                 to answer; with patience, and not so often that it would add much to its load.
+            routing: How calls spread over several servers. "adapter": those for one adapter go to
+                one server as long as that has no more than its part of the calls, and calls of the
+                base model to whoever has the fewest. "round_robin": all take turns.
             tracer_provider: OpenTelemetry's, which gets a span of each call; None takes the global
                 one where the program has loaded OpenTelemetry, and makes no spans elsewhere.
 
         Raises:
             InvalidArgumentError: The key cannot be one, or would go in plaintext to another
-                machine; or `target` names several, and one of them cannot be found.
+                machine; `target` names several, and one of them cannot be found; or there is no
+                such `routing`.
             OSError: The file that `tls` names cannot be read.
         """
         self._channel = open_channel(
@@ -80,6 +84,7 @@ class Client(Texts):
             tls=tls,
             credentials=credentials,
             retries=retries,
+            routing=routing,
             tracer_provider=tracer_provider,
         )
         super().__init__(self._channel, timeout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import forms, gateway, ratios, registry, scaling
+from benchmarks import forms, gateway, ratios, registry, routing, scaling
 
 
 def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
@@ -79,3 +79,14 @@ def test_the_gateway_is_held_against_the_server_behind_it(tmp_path: Path) -> Non
     record = json.loads(output.read_text())
     assert len(record["rounds"]) == 1
     assert record["median"]["through_ms"] > 0
+
+
+def test_both_ways_to_spread_requests_get_the_same_ones(tmp_path: Path) -> None:
+    output = tmp_path / "o.json"
+    routing.main(
+        num_servers=1, adapters=4, room=2, requests=6, concurrency=2, tokens=2, shape="tiny",
+        popularity="uniform", repeats=1, output=output,
+    )  # fmt: skip
+    record = json.loads(output.read_text())
+    assert list(record["median"]) == ["round_robin", "adapter"]
+    assert all(found["most_requests"] == 6 for found in record["median"].values())

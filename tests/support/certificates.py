@@ -25,11 +25,15 @@ class Authority:
         self.path = folder / f"{name}.pem"
         self.path.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
-    def issue(self, name: str, *, uris: tuple[str, ...] = ()) -> tuple[Path, Path]:
-        """Return the files of a certificate, good for 127.0.0.1 and these URIs, and of its key."""
+    def issue(self, name: str, *, uris: tuple[str, ...] = (), host: str = "") -> tuple[Path, Path]:
+        """Return the files of a certificate and of its key.
+
+        It is good for 127.0.0.1, or in its place for the name `host`, and for these URIs.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        names: list[x509.GeneralName] = [x509.DNSName(host) if host else address]
         names += [x509.UniformResourceIdentifier(uri) for uri in uris]
         made = self._builder(subject, key).add_extension(
             x509.SubjectAlternativeName(names), critical=False

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from loramux._channel import checked
 from loramux.cli.options import DEFAULT_SERVER, needs
 from loramux.client import DEFAULT_TIMEOUT
 
@@ -15,7 +16,7 @@ def gateway(
         typer.Option(
             envvar="LORAMUX_SERVER",
             metavar="HOST:PORT",
-            help="The server to call; may be repeated, for servers that take turns. "
+            help="The server to call; may be repeated, for servers that serve the same. "
             "dns:///HOST:PORT for a name that stands for several.",
         ),
     ] = [DEFAULT_SERVER],  # noqa: B006 - it is not changed
@@ -44,6 +45,14 @@ def gateway(
     retries: Annotated[
         bool, typer.Option(help="Ask again where the server was away before it began to answer.")
     ] = True,
+    routing: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="How requests spread over several servers: adapter, those for one adapter to the "
+            "same server as long as it has no more than its part; or round_robin, in turn.",
+        ),
+    ] = "adapter",
     timeout: Annotated[
         float,
         typer.Option(min=0.001, max=86_400, help="Seconds for a request that does not say."),
@@ -74,6 +83,7 @@ def gateway(
             insecure=insecure,
             allowed_hosts=tuple(allowed_host or ()),
             retries=retries,
+            routing=checked(routing),
             timeout=timeout,
             drain_timeout=drain_timeout,
         )

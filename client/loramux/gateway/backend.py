@@ -1,4 +1,4 @@
-"""The servers behind the gateway. All callers share one channel, each with its own key."""
+"""The servers behind the gateway. All callers share one connection to each, with their own keys."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loramux import _adapter_wire, _server_wire, _wire
 from loramux._access import open_aio_channel
-from loramux._channel import Targets
+from loramux._channel import Routing, Targets
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
 from loramux.v1 import adapters_pb2, embedding_pb2, generation_pb2, server_pb2
@@ -33,12 +33,14 @@ class Backend:
     Each raises a `loramux.errors.LoramuxError` when it fails.
     """
 
-    def __init__(self, targets: Targets, *, retries: bool, timeout: float) -> None:
+    def __init__(
+        self, targets: Targets, *, retries: bool, routing: Routing, timeout: float
+    ) -> None:
         """Connect to `targets` when the first call is made; made and used in one event loop.
 
         Raises:
             InvalidArgumentError: Keys of callers would go in plaintext to another machine; or one
-                of several targets cannot be found.
+                of several targets cannot be found; or there is no such routing.
             OSError: The file of authorities cannot be read.
         """
         self._channel = open_aio_channel(
@@ -47,6 +49,7 @@ class Backend:
             tls=None,
             credentials=None,
             retries=retries,
+            routing=routing,
             tracer_provider=None,
             forwards=True,
         )

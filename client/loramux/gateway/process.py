@@ -12,6 +12,7 @@ from typing import cast
 import uvicorn
 
 from loramux._access import is_local
+from loramux._channel import Routing
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnauthenticatedError
 from loramux.gateway.app import make_app
 from loramux.gateway.backend import Backend
@@ -44,6 +45,8 @@ class Settings:
     allowed_hosts: tuple[str, ...]
     """What `Host` may be beside loopback."""
     retries: bool
+    routing: Routing
+    """How requests spread over the servers."""
     timeout: float
     drain_timeout: int
 
@@ -57,7 +60,11 @@ def run(settings: Settings) -> None:
         OSError: The address cannot be listened on, or a file not be read.
     """
     open_backend = partial(
-        Backend, settings.targets, retries=settings.retries, timeout=settings.timeout
+        Backend,
+        settings.targets,
+        retries=settings.retries,
+        routing=settings.routing,
+        timeout=settings.timeout,
     )
     hosts = [checked(name) for name in settings.allowed_hosts]
     _check_exposure(settings, open_backend)

@@ -1,0 +1,234 @@
+"""A channel for an event loop over several servers, each with a channel of its own."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+
+import grpc
+
+from loramux._names import Addresses
+from loramux._routed import SETTLE_SECONDS, Metadata
+from loramux._router import Link, Method, Router, Trip
+from loramux._routes import ROUTES, RouteOf, home
+
+_POLL_SECONDS = 0.005
+
+
+class Asked:
+    """The state of a channel, asked for when it is wanted."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        """Connect."""
+        self._channel = channel
+        self.now()
+
+    def now(self) -> grpc.ChannelConnectivity:
+        """Return it."""
+        return self._channel.get_state(try_to_connect=True)
+
+    def end(self) -> None:
+        """Do nothing: nobody tells of it."""
+
+
+class AioRoutedStream:
+    """The answers to a call, from the server that gave the first one."""
+
+    def __init__(
+        self,
+        trip: Trip[grpc.aio.Channel],
+        attempt: Callable[[], Coroutine[Any, Any, Any]],
+    ) -> None:
+        """Make the call when the first answer is wanted."""
+        self._trip, self._attempt = trip, attempt
+        self._call: Any = None
+        self._next: Callable[[], Coroutine[Any, Any, object]] | None = None
+        self._has_begun = False
+        self._code: grpc.StatusCode | None = None
+        self._callbacks: list[Callable[[AioRoutedStream], None]] = []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> object:
+        while True:
+            try:
+                if self._next is None:
+                    self._call = await self._attempt()
+                    self._next = aiter(self._call).__anext__
+                answer = await self._next()
+            except grpc.RpcError as error:
+                delay = None if self._has_begun else self._trip.failed(error)
+                self._trip.release()
+                if delay is None:
+                    self._end(error.code())
+                    raise
+                self._call = self._next = None
+                await asyncio.sleep(delay)
+            except StopAsyncIteration:
+                self._end(grpc.StatusCode.OK)
+                raise
+            else:
+                if not self._has_begun:
+                    self._has_begun = True
+                    self._trip.succeeded()
+                return answer
+
+    def cancel(self) -> None:
+        """End the call; does nothing once it is over."""
+        if self._call is not None:
+            self._call.cancel()
+        self._end(grpc.StatusCode.CANCELLED)
+
+    async def code(self) -> grpc.StatusCode:
+        """Return how it ended, which it did."""
+        assert self._code is not None
+        return self._code
+
+    def add_done_callback(self, callback: "Callable[[AioRoutedStream], None]") -> None:
+        """Have `callback` called at the end."""
+        self._callbacks.append(callback)
+
+    def _end(self, code: grpc.StatusCode) -> None:
+        if self._code is None:
+            self._code = code
+            self._trip.release()
+            for callback in self._callbacks:
+                callback(self)
+
+
+class AioRoutedChannel:
+    """Does what `RoutedChannel` does, in an event loop."""
+
+    def __init__(
+        self,
+        shared: grpc.aio.Channel,
+        connect: Callable[[str], grpc.aio.Channel],
+        addresses: Addresses,
+        *,
+        by_adapter: bool,
+        retries: bool,
+    ) -> None:
+        """Prepare; the arguments are those of `RoutedChannel`."""
+        self._shared, self._connect = shared, connect
+        self._by_adapter = by_adapter
+        self._router = Router(addresses, self._open, self._close_aside, retries=retries)
+        self._is_settled = False
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
+        return getattr(self._shared, name)
+
+    def to(self, reference: str) -> "AioHomeChannel":
+        """Return what sends every call to the server of one adapter."""
+        return AioHomeChannel(self, home(reference))
+
+    def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of one message and one answer."""
+        method = Method("unary_unary", path, arguments, options)
+        if self._by_adapter and path in ROUTES:
+            return self.routed(method, ROUTES[path], repeats=True)
+        return method.on(self._shared)
+
+    def unary_stream(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of one message and a stream of answers."""
+        method = Method("unary_stream", path, arguments, options)
+        if self._by_adapter and path in ROUTES:
+            return self._streaming(method, ROUTES[path])
+        return method.on(self._shared)
+
+    def routed(
+        self, method: Method, route_of: RouteOf, *, repeats: bool
+    ) -> Callable[..., Coroutine[Any, Any, object]]:
+        """Return what calls a method of one answer at the server that `route_of` says.
+
+        With `repeats`, the call may be made again.
+        """
+        shared = method.on(self._shared)
+
+        async def call(
+            request: object,
+            *,
+            timeout: float | None,  # noqa: ASYNC109 - it goes along with the call
+            metadata: Metadata,
+        ) -> object:
+            trip = Trip(self._router, route_of(request), timeout, repeats=repeats)
+            await self._settle(trip.remaining)
+            while True:
+                link = trip.take()
+                made = link.made(method) if link else shared
+                try:
+                    answer: object = await made(request, timeout=trip.remaining, metadata=metadata)
+                except grpc.RpcError as error:
+                    delay = trip.failed(error)
+                    if delay is None:
+                        raise
+                else:
+                    trip.succeeded()
+                    return answer
+                finally:
+                    trip.release()
+                await asyncio.sleep(delay)
+
+        return call
+
+    async def close(self) -> None:
+        """Close all channels; calls under way are cancelled."""
+        channels = [link.channel for link in self._router.close()]
+        await asyncio.gather(*(channel.close() for channel in (self._shared, *channels)))
+        await asyncio.gather(*self._closing)
+
+    def _streaming(self, method: Method, route_of: RouteOf) -> Callable[..., AioRoutedStream]:
+        shared = method.on(self._shared)
+
+        def begin(request: object, *, timeout: float | None, metadata: Metadata) -> AioRoutedStream:
+            async def attempt() -> Any:  # noqa: ANN401 - a call of gRPC's
+                await self._settle(trip.remaining)
+                link = trip.take()
+                made = link.made(method) if link else shared
+                return made(request, timeout=trip.remaining, metadata=metadata)
+
+            trip = Trip(self._router, route_of(request), timeout, repeats=True)
+            return AioRoutedStream(trip, attempt)
+
+        return begin
+
+    async def _settle(self, seconds: float | None) -> None:
+        if self._is_settled:
+            return
+        until = time.monotonic() + min(SETTLE_SECONDS, math.inf if seconds is None else seconds)
+        if not self._router.addresses.known:
+            left = max(0.0, until - time.monotonic())
+            await asyncio.to_thread(self._router.addresses.wait, left)
+        while not self._router.is_settled() and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
+        self._is_settled = True
+
+    def _open(self, server: str) -> Link[grpc.aio.Channel]:
+        channel = self._connect(server)
+        return Link(server, channel, Asked(channel))
+
+    def _close_aside(self, link: Link[grpc.aio.Channel]) -> None:
+        """Close what is idle, without waiting for it."""
+        closing = asyncio.ensure_future(link.channel.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+
+class AioHomeChannel:
+    """Sends every call to the server of one adapter, once."""
+
+    def __init__(self, channel: AioRoutedChannel, route_of: RouteOf) -> None:
+        """Send over `channel`."""
+        self._channel, self._route_of = channel, route_of
+
+    def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of one message and one answer."""
+        method = Method("unary_unary", path, arguments, options)
+        return self._channel.routed(method, self._route_of, repeats=False)
+
+    def stream_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of a stream of messages and one answer."""
+        method = Method("stream_unary", path, arguments, options)
+        return self._channel.routed(method, self._route_of, repeats=False)

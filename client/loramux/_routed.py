@@ -1,0 +1,251 @@
+"""A channel for threads over several servers, each with a channel of its own."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import grpc
+
+from loramux._names import Addresses
+from loramux._router import Link, Method, Router, Trip
+from loramux._routes import ROUTES, RouteOf, home
+
+Metadata = tuple[tuple[str, str], ...]
+
+SETTLE_SECONDS = 1.0
+"""How long a first call waits for servers that do not answer, so that it finds its adapter's."""
+
+
+class Watched:
+    """The state of a channel, as it was told last."""
+
+    def __init__(self, channel: grpc.Channel, changed: threading.Condition) -> None:
+        """Connect, and let `changed` know of every other state."""
+        self._state = grpc.ChannelConnectivity.IDLE
+        self._channel, self._changed = channel, changed
+        channel.subscribe(self._set, try_to_connect=True)
+
+    def now(self) -> grpc.ChannelConnectivity:
+        """Return it."""
+        return self._state
+
+    def end(self) -> None:
+        """Hear of no others."""
+        self._channel.unsubscribe(self._set)
+
+    def _set(self, state: grpc.ChannelConnectivity) -> None:
+        with self._changed:
+            self._state = state
+            self._changed.notify_all()
+
+
+class RoutedStream:
+    """The answers to a call, from the server that gave the first one."""
+
+    def __init__(
+        self,
+        trip: Trip[grpc.Channel],
+        attempt: Callable[[], Any],
+    ) -> None:
+        """Make the call when the first answer is wanted."""
+        self._trip, self._attempt = trip, attempt
+        self._call: Any = None
+        self._has_begun = False
+        self._code: grpc.StatusCode | None = None
+        self._is_cancelled = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> object:
+        while True:
+            try:
+                if self._call is None:
+                    self._call = self._attempt()
+                answer: object = next(self._call)
+            except grpc.RpcError as error:
+                delay = None if self._has_begun else self._trip.failed(error)
+                self._trip.release()
+                if delay is None or self._is_cancelled.wait(delay):
+                    self._end(error.code())
+                    raise
+                self._call = None
+            except StopIteration:
+                self._end(grpc.StatusCode.OK)
+                raise
+            else:
+                if not self._has_begun:
+                    self._has_begun = True
+                    self._trip.succeeded()
+                return answer
+
+    def cancel(self) -> None:
+        """End the call; does nothing once it is over."""
+        self._is_cancelled.set()
+        if self._call is not None:
+            self._call.cancel()
+        self._end(grpc.StatusCode.CANCELLED)
+
+    def code(self) -> grpc.StatusCode:
+        """Return how it ended, which it did."""
+        assert self._code is not None
+        return self._code
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called at the end; return whether that is still to come."""
+        if self._code is None:
+            self._callbacks.append(callback)
+        return self._code is None
+
+    def _end(self, code: grpc.StatusCode) -> None:
+        if self._code is None:
+            self._code = code
+            self._trip.release()
+            for callback in self._callbacks:
+                callback()
+
+
+class RoutedChannel:
+    """Sends calls where their adapter is, and all others over a channel to whichever server."""
+
+    def __init__(
+        self,
+        shared: grpc.Channel,
+        connect: Callable[[str], grpc.Channel],
+        addresses: Addresses,
+        *,
+        by_adapter: bool,
+        retries: bool,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            shared: Reaches all servers.
+            connect: Opens a channel to one of them.
+            addresses: Says which there are.
+            by_adapter: Whether calls for an adapter go where it is, or over `shared` as well.
+            retries: Whether calls may be made again.
+        """
+        self._shared, self._connect = shared, connect
+        self._by_adapter = by_adapter
+        self._router = Router(addresses, self._open, _close_aside, retries=retries)
+        self._changed = threading.Condition()
+        self._is_settled = False
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
+        return getattr(self._shared, name)
+
+    def to(self, reference: str) -> "HomeChannel":
+        """Return what sends every call to the server of one adapter."""
+        return HomeChannel(self, home(reference))
+
+    def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of one message and one answer."""
+        method = Method("unary_unary", path, arguments, options)
+        if self._by_adapter and path in ROUTES:
+            return self.routed(method, ROUTES[path], repeats=True)
+        return method.on(self._shared)
+
+    def unary_stream(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of one message and a stream of answers."""
+        method = Method("unary_stream", path, arguments, options)
+        if self._by_adapter and path in ROUTES:
+            return self._streaming(method, ROUTES[path])
+        return method.on(self._shared)
+
+    def routed(self, method: Method, route_of: RouteOf, *, repeats: bool) -> Callable[..., Any]:
+        """Return what calls a method of one answer at the server that `route_of` says.
+
+        With `repeats`, the call may be made again.
+        """
+        shared = method.on(self._shared)
+
+        def call(request: object, *, timeout: float | None, metadata: Metadata) -> object:
+            trip = Trip(self._router, route_of(request), timeout, repeats=repeats)
+            self._settle(trip.remaining)
+            while True:
+                link = trip.take()
+                made = link.made(method) if link else shared
+                try:
+                    answer: object = made(request, timeout=trip.remaining, metadata=metadata)
+                except grpc.RpcError as error:
+                    delay = trip.failed(error)
+                    if delay is None:
+                        raise
+                else:
+                    trip.succeeded()
+                    return answer
+                finally:
+                    trip.release()
+                time.sleep(delay)
+
+        return call
+
+    def close(self) -> None:
+        """Close all channels; calls under way are cancelled."""
+        links = self._router.close()
+        # Those who tell of states are to be through with it when their channels close.
+        for link in links:
+            link.state.end()
+        self._shared.close()
+        for link in links:
+            link.channel.close()
+
+    def _streaming(self, method: Method, route_of: RouteOf) -> Callable[..., RoutedStream]:
+        shared = method.on(self._shared)
+
+        def begin(request: object, *, timeout: float | None, metadata: Metadata) -> RoutedStream:
+            def attempt() -> Any:  # noqa: ANN401 - a call of gRPC's
+                self._settle(trip.remaining)
+                link = trip.take()
+                made = link.made(method) if link else shared
+                return made(request, timeout=trip.remaining, metadata=metadata)
+
+            trip = Trip(self._router, route_of(request), timeout, repeats=True)
+            return RoutedStream(trip, attempt)
+
+        return begin
+
+    def _settle(self, seconds: float | None) -> None:
+        if self._is_settled:
+            return
+        until = time.monotonic() + min(SETTLE_SECONDS, math.inf if seconds is None else seconds)
+        self._router.addresses.wait(max(0.0, until - time.monotonic()))
+        with self._changed:
+            self._changed.wait_for(self._router.is_settled, max(0.0, until - time.monotonic()))
+        self._is_settled = True
+
+    def _open(self, server: str) -> Link[grpc.Channel]:
+        channel = self._connect(server)
+        return Link(server, channel, Watched(channel, self._changed))
+
+
+class HomeChannel:
+    """Sends every call to the server of one adapter, once."""
+
+    def __init__(self, channel: RoutedChannel, route_of: RouteOf) -> None:
+        """Send over `channel`."""
+        self._channel, self._route_of = channel, route_of
+
+    def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of one message and one answer."""
+        method = Method("unary_unary", path, arguments, options)
+        return self._channel.routed(method, self._route_of, repeats=False)
+
+    def stream_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
+        """Return what calls a method of a stream of messages and one answer."""
+        method = Method("stream_unary", path, arguments, options)
+        return self._channel.routed(method, self._route_of, repeats=False)
+
+
+def _close_aside(link: Link[grpc.Channel]) -> None:
+    """Close what is idle, without waiting for it."""
+
+    def close() -> None:
+        link.state.end()
+        link.channel.close()
+
+    threading.Thread(target=close, name="loramux-close", daemon=True).start()
