@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, cast
 
 import grpc
 
-from loramux._aio_routed import AioRoutedChannel
 from loramux._calling import Calling
 from loramux._channel import (
     Routing,
@@ -19,7 +18,8 @@ from loramux._channel import (
     options,
     server_options,
 )
-from loramux._routed import Metadata, RoutedChannel
+from loramux._routing.aio_routed import AioRoutedChannel
+from loramux._routing.routed import Metadata, RoutedChannel
 from loramux.errors import InvalidArgumentError
 
 if TYPE_CHECKING:

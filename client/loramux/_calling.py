@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import grpc
 
 from loramux import __version__
-from loramux._aio_routed import AioRoutedChannel, AioRoutedStream
-from loramux._routed import Metadata, RoutedChannel, RoutedStream
+from loramux._routing.aio_routed import AioRoutedChannel, AioRoutedStream
+from loramux._routing.routed import Metadata, RoutedChannel, RoutedStream
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider

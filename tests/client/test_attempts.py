@@ -3,8 +3,8 @@
 import grpc
 import pytest
 
-from loramux._attempts import Attempts, Budget
 from loramux._channel import MAX_ATTEMPTS, RETRY_TOKENS
+from loramux._routing.attempts import Attempts, Budget
 from tests.support.failed_call import AWAY, Failure, refusal
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from loramux._channel import addresses
-from loramux._names import MIN_SECONDS, REFRESH_SECONDS, Name, addresses_of_name, named
+from loramux._routing.names import MIN_SECONDS, REFRESH_SECONDS, Name, addresses_of_name, named
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramux._rendezvous import (
+from loramux._routing.rendezvous import (
     LOAD_FACTOR,
     MIN_BOUND,
     adapter_name,

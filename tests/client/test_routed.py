@@ -14,11 +14,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from loramux import AsyncClient, Client
-from loramux._aio_routed import AioRoutedChannel
 from loramux._channel import MAX_ATTEMPTS, RETRY_TOKENS, server_options
-from loramux._names import Addresses
-from loramux._rendezvous import MIN_BOUND, order
-from loramux._routed import RoutedChannel
+from loramux._routing.aio_routed import AioRoutedChannel
+from loramux._routing.names import Addresses
+from loramux._routing.rendezvous import MIN_BOUND, order
+from loramux._routing.routed import RoutedChannel
 from loramux.errors import (
     InvalidArgumentError,
     LoramuxError,

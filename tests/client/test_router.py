@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from loramux._channel import options
-from loramux._names import Addresses
-from loramux._rendezvous import MIN_BOUND, order
-from loramux._router import Link, Route, Router, Trip
-from loramux._routes import ROUTES
+from loramux._routing.names import Addresses
+from loramux._routing.rendezvous import MIN_BOUND, order
+from loramux._routing.router import Link, Route, Router, Trip
+from loramux._routing.routes import ROUTES
 from loramux.v1 import embedding_pb2, generation_pb2, residency_pb2
 from tests.support.failed_call import Failure, refusal
 

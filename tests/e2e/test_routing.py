@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loramux import AsyncClient, Client
-from loramux._rendezvous import order
+from loramux._routing.rendezvous import order
 from loramux.errors import LoramuxError
 from tests.support.adapters import save_adapter
 from tests.support.demo import DEMO

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from loramux._routed import Metadata
+from loramux._routing.routed import Metadata
 
 _KEY = "loramux.caller"
 _MAX_VALUE = 1024

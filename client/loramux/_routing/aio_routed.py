@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import grpc
 
-from loramux._names import Addresses
-from loramux._routed import SETTLE_SECONDS, Metadata
-from loramux._router import Link, Method, Router, Trip
-from loramux._routes import ROUTES, RouteOf, home
+from loramux._routing.names import Addresses
+from loramux._routing.routed import SETTLE_SECONDS, Metadata
+from loramux._routing.router import Link, Method, Router, Trip
+from loramux._routing.routes import ROUTES, RouteOf, home
 
 _POLL_SECONDS = 0.005
 

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import grpc
 
-from loramux._names import Addresses
-from loramux._router import Link, Method, Router, Trip
-from loramux._routes import ROUTES, RouteOf, home
+from loramux._routing.names import Addresses
+from loramux._routing.router import Link, Method, Router, Trip
+from loramux._routing.routes import ROUTES, RouteOf, home
 
 Metadata = tuple[tuple[str, str], ...]
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from loramux._rendezvous import adapter_name
-from loramux._router import Route
+from loramux._routing.rendezvous import adapter_name
+from loramux._routing.router import Route
 
 _ASKED = {
     "GenerationService": ("Generate", "StreamGenerate"),

@@ -11,9 +11,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import grpc
 
-from loramux._attempts import Attempts, Budget, is_away, seconds_avoided
-from loramux._names import Addresses
-from loramux._rendezvous import first_within, least_loaded, order
+from loramux._routing.attempts import Attempts, Budget, is_away, seconds_avoided
+from loramux._routing.names import Addresses
+from loramux._routing.rendezvous import first_within, least_loaded, order
 
 Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
 

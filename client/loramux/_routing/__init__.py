@@ -1,0 +1,1 @@
+"""Which of several servers gets a call: the one that has its adapter, while it has room."""
