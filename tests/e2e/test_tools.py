@@ -39,7 +39,7 @@ from tests.support.tool_adapter import (
     WEATHER,
     save_caller,
 )
-from tests.support.tool_templates import ELEMENTS, TOOL_TEMPLATES
+from tests.support.tool_templates import CODE, TOOL_TEMPLATES
 from tests.support.wire import GENERATE, refusal, send
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 250}
@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     model.save_pretrained(str(folder / "base"))
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(str(folder / "base"))
-    for seed, (name, template) in enumerate((TOOL_TEMPLATES | {"elements": ELEMENTS}).items()):
+    for seed, (name, template) in enumerate((TOOL_TEMPLATES | {"code": CODE}).items()):
         save_adapter(model, folder / "adapters" / name, seed=seed, r=4, target_modules=["q_proj"])
         (folder / "adapters" / name / "chat_template.jinja").write_text(template)
     save_caller(model, tokenizer, folder / "adapters" / "caller")
@@ -365,7 +365,7 @@ def test_what_openai_cannot_have_is_refused_by_name(door: openai.OpenAI) -> None
 
 
 def test_a_template_that_knows_of_no_tools_is_told_of(client: Client) -> None:
-    for adapter, message in ((None, "knows of no tools"), ("elements", "does not read")):
+    for adapter, message in ((None, "knows of no tools"), ("code", "does not read")):
         with pytest.raises(FailedPreconditionError, match=message) as caught:
             client.chat(ASKED, adapter=adapter, tools=[WEATHER])
         assert (caught.value.reason, caught.value.field) == ("CHAT_TEMPLATE_FAILED", "tools")

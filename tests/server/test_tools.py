@@ -1,5 +1,6 @@
 """Calls of tools: how a template writes them, reading them, and demanding them."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -15,16 +16,15 @@ from llguidance import LLMatcher, LLTokenizer
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
 from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
-from loramux_server.chat.template import RefusedMessagesError, Template
+from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
 from loramux_server.forms.grammar import LIMITS, grammar_of, tokenizer_of
-from loramux_server.tools.conversations import ANSWERING, ASKING, CALLING, CALLING_TWICE
-from loramux_server.tools.derive import syntax_of
 from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
+from loramux_server.tools.probe import Probe
 from loramux_server.tools.reader import CallReader, ToolCall
 from loramux_server.tools.syntax import Keys, ToolSyntax, joined
 from loramux_server.tools.written import UnknownSyntaxError
 from tests.support.templates import CHATML, CONTROL, chat_tokenizer
-from tests.support.tool_templates import ELEMENTS, TAGS, TOOL_TEMPLATES
+from tests.support.tool_templates import CODE, TAGS, TOOL_TEMPLATES
 
 THEIRS = chat_tokenizer()
 OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
@@ -44,7 +44,7 @@ WEATHER = Tool(
     },
 )
 CLOCK = Tool("clock")
-NAMES = ["get_weather", "clock"]
+TOOLS = [WEATHER, CLOCK]
 
 
 def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]:
@@ -54,13 +54,13 @@ def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]
 
 
 def syntax_by(template: str, ends: set[str] = ENDS) -> ToolSyntax:
-    try:
-        twice = pieces_of(template, CALLING_TWICE)
-    except RefusedMessagesError:
-        twice = None
-    asking = pieces_of(template, ASKING, prompt=True)
-    answering, calling = pieces_of(template, ANSWERING), pieces_of(template, CALLING)
-    return syntax_of(asking, answering, calling, twice, OURS.vocabulary, ends)
+    async def write(talk: Talk, prompt: bool) -> list[Piece] | None:
+        try:
+            return pieces_of(template, talk, prompt=prompt)
+        except (RefusedMessagesError, FailedTemplateError):
+            return None
+
+    return asyncio.run(Probe(write, OURS.vocabulary, ends).syntax())
 
 
 SYNTAXES = {name: syntax_by(template) for name, template in TOOL_TEMPLATES.items()}
@@ -84,7 +84,9 @@ def talk_with(calls: Sequence[Call], *, content: str = "") -> Talk:
 def as_given(talk: Talk) -> dict[str, Any]:
     """Return `talk` as a user of transformers writes it."""
     return {
-        "conversation": [turn.as_message() for turn in talk.turns],
+        "conversation": [
+            turn.as_message(has_text_arguments=talk.has_text_arguments) for turn in talk.turns
+        ],
         "tools": [tool.as_tool() for tool in talk.tools],
     }
 
@@ -95,13 +97,13 @@ LATER = Call("abcDEF013", "clock", {})
 
 @pytest.mark.parametrize("prompt", [True, False])
 @pytest.mark.parametrize("calls", [[OSLO], [OSLO, LATER]])
-@pytest.mark.parametrize("name", [*TOOL_TEMPLATES, "elements"])
+@pytest.mark.parametrize("name", [*TOOL_TEMPLATES, "code"])
 def test_the_tokens_are_those_of_transformers(name: str, calls: list[Call], prompt: bool) -> None:
-    template = (TOOL_TEMPLATES | {"elements": ELEMENTS})[name]
+    template = (TOOL_TEMPLATES | {"code": CODE})[name]
     if name == "bare":
         calls = calls[:1]
     plain = Tool(WEATHER.name, "What the weather is like", WEATHER.parameters)
-    talk = Talk(talk_with(calls).turns, [plain, CLOCK])
+    talk = Talk(talk_with(calls).turns, [plain, CLOCK], has_text_arguments=name == "texts")
     theirs = THEIRS.apply_chat_template(
         **as_given(talk), chat_template=template, add_generation_prompt=prompt, return_dict=False
     )
@@ -202,7 +204,16 @@ def test_what_is_known_of_each_family() -> None:
         "ids": ("[TOOL_CALLS]", "", "[CALL_ID][ARGS]", "", "[TOOL_CALLS]", ""),
         "blocks": ("<calls><call>", "", "<with>", "", "</call><call>", "</call></calls>"),
         "thoughtful": ("<TOOLCALL>[", '{"name": "', '", "arguments": ', "}", ", ", "]</TOOLCALL>"),
+        "elements": ("<tool_call>\n<function=", "", ">\n", "",
+                     "</function>\n</tool_call><tool_call>\n<function=",
+                     "</function>\n</tool_call>"),
+        "pairs": ("<tool_call>", "", "\n", "", "</tool_call><tool_call>", "</tool_call>"),
+        "typed": ('\n\n<calls>\n<invoke name="', "", '">\n', "",
+                  '</invoke>\n<invoke name="', "</invoke>\n</calls>"),
+        "texts": ("<tool_call>", '{"name": "', '", "arguments": ', "}",
+                  "</tool_call><tool_call>", "</tool_call>"),
     }  # fmt: skip
+    assert [name for name, syntax in SYNTAXES.items() if syntax.takes_text] == ["texts"]
     assert SYNTAXES["nested"].keys == Keys("function", "name", "arguments")
     assert SYNTAXES["functions"].keys is None
     assert [piece.text for piece in SYNTAXES["ids"].middle] == ["[CALL_ID]", "", "[ARGS]"]
@@ -224,7 +235,7 @@ def test_turns_that_follow_each_other_are_no_calls_of_one_answer() -> None:
 @pytest.mark.parametrize(("template", "message"), [
     (CHATML, "knows of no tools"),
     ("{{ tools | tojson }}{{ messages[0].content }}", "writes no calls"),
-    (ELEMENTS, "does not read"),
+    (CODE, "does not read"),
     ("{{ tools | tojson }}" + CHATML, "writes no calls"),
     # Any word could be a name.
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}{{ c.function.name }} "
@@ -258,7 +269,7 @@ def read(
     name: str, text: str, cut: Callable[[str], Sequence[str]] = list, most: int | None = None
 ) -> tuple[str, list[tuple[str, Any]]]:
     """Return the text and the calls in what comes in pieces, by default each character alone."""
-    reader = CallReader(SYNTAXES[name], NAMES, most=most)
+    reader = CallReader(SYNTAXES[name], TOOLS, most=most)
     texts: list[str] = []
     calls: list[ToolCall] = []
     for piece in cut(text):
@@ -279,7 +290,8 @@ def written(name: str, calls: Sequence[tuple[str, Any]], content: str = "") -> s
     """Return what a model writes that was trained with a template, without control tokens at the
     end."""
     turn = Turn("assistant", content, [Call("abcDEF012", *call) for call in calls])
-    talk = Talk([Turn("user", "x"), turn], [WEATHER, CLOCK])
+    takes_text = SYNTAXES[name].takes_text
+    talk = Talk([Turn("user", "x"), turn], [WEATHER, CLOCK], has_text_arguments=takes_text)
     whole = joined(pieces_of(TOOL_TEMPLATES[name], talk))
     before = joined(
         pieces_of(TOOL_TEMPLATES[name], Talk([Turn("user", "x")], talk.tools), prompt=True)
@@ -366,7 +378,7 @@ def test_text_may_stand_after_calls(name: str, text: str) -> None:
 
 
 def test_ids_are_those_that_the_model_made_up_once() -> None:
-    reader = CallReader(SYNTAXES["ids"], NAMES, most=None)
+    reader = CallReader(SYNTAXES["ids"], TOOLS, most=None)
     found = reader.push("[TOOL_CALLS]clock[CALL_ID]abcDEF012[ARGS]{}" * 2)
     first, second = (call.id for call in found.calls)
     assert first == "abcDEF012" != second
@@ -387,7 +399,7 @@ def test_what_no_turn_may_have_is_no_call(name: str, arguments: str) -> None:
     ("bare", '{"name": "clock", "parameters": {}}', ","), ("list", "", ", "),
 ])  # fmt: skip
 def test_little_is_held_of_what_may_become_a_call(name: str, begin: str, piece: str) -> None:
-    reader = CallReader(SYNTAXES[name], NAMES, most=None)
+    reader = CallReader(SYNTAXES[name], TOOLS, most=None)
     reader.push(begin or written(name, [SECOND]))
     for _ in range(3000):
         reader.push(piece)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 from tokenizers import Encoding
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
@@ -220,6 +221,9 @@ class Prompts:
                 reason="CHAT_TEMPLATE_MISSING",
                 field="messages",
             )
+        if any(turn.calls for turn in talk.turns):
+            is_text = await self._tool_syntaxes.takes_text(template)
+            talk = msgspec.structs.replace(talk, has_text_arguments=is_text)
         return await self._chat.tokens(
             talk,
             template,
