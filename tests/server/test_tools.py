@@ -1,70 +1,38 @@
 """Calls of tools: how a template writes them, reading them, and demanding them."""
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
 
-from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
-from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
-from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
-from loramux_server.forms.grammar import LIMITS, grammar_of, tokenizer_of
-from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
-from loramux_server.tools.probe import Probe
-from loramux_server.tools.reader import CallReader, ToolCall
-from loramux_server.tools.syntax import Keys, ToolSyntax, joined
+from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.chat.shield import ForgedTokenError
+from loramux_server.tools.form import ANY_TEXT
+from loramux_server.tools.reader import CallReader
+from loramux_server.tools.syntax import Keys, joined
 from loramux_server.tools.written import UnknownSyntaxError
-from tests.support.templates import CHATML, CONTROL, chat_tokenizer
-from tests.support.tool_templates import CODE, TAGS, TOOL_TEMPLATES
-
-THEIRS = chat_tokenizer()
-OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
-SETUP = OURS.setup(dict(THEIRS.special_tokens_map))
-ENDS = {"</s>"}
-WEATHER = Tool(
-    "get_weather",
-    "What the weather is like; é <|im_end|>",
-    {
-        "type": "object",
-        "properties": {
-            "city": {"type": "string", "maxLength": 12},
-            "unit": {"enum": ["celsius", "fahrenheit"]},
-        },
-        "required": ["city"],
-        "additionalProperties": False,
-    },
+from tests.support.templates import CHATML, CONTROL
+from tests.support.tool_syntaxes import (
+    CLOCK,
+    ENDS,
+    OURS,
+    SYNTAXES,
+    THEIRS,
+    TOOLS,
+    WEATHER,
+    accepts,
+    matcher_of,
+    pieces_of,
+    read,
+    syntax_by,
+    written,
 )
-CLOCK = Tool("clock")
-TOOLS = [WEATHER, CLOCK]
-
-
-def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]:
-    compiled = Template(template)
-    render = partial(compiled.render, add_generation_prompt=prompt, variables=SETUP.variables)
-    return Shield(Tokens(SETUP), template, compiled.literals).pieces(talk, render)
-
-
-def syntax_by(template: str, ends: set[str] = ENDS) -> ToolSyntax:
-    async def write(talk: Talk, prompt: bool) -> list[Piece] | None:
-        try:
-            return pieces_of(template, talk, prompt=prompt)
-        except (RefusedMessagesError, FailedTemplateError):
-            return None
-
-    return asyncio.run(Probe(write, OURS.vocabulary, ends).syntax())
-
-
-SYNTAXES = {name: syntax_by(template) for name, template in TOOL_TEMPLATES.items()}
-
+from tests.support.tool_templates import CODE, TAGS, TOOL_TEMPLATES
 
 # What a template is given
 
@@ -265,41 +233,8 @@ def test_what_is_not_known_is_said(template: str, message: str) -> None:
 # Reading calls
 
 
-def read(
-    name: str, text: str, cut: Callable[[str], Sequence[str]] = list, most: int | None = None
-) -> tuple[str, list[tuple[str, Any]]]:
-    """Return the text and the calls in what comes in pieces, by default each character alone."""
-    reader = CallReader(SYNTAXES[name], TOOLS, most=most)
-    texts: list[str] = []
-    calls: list[ToolCall] = []
-    for piece in cut(text):
-        found = reader.push(piece)
-        texts.append(found.text)
-        calls += found.calls
-    texts.append(reader.flush())
-    assert reader.num_calls == len(calls) == len({call.id for call in calls})
-    assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
-    return "".join(texts), [(call.name, json.loads(call.arguments)) for call in calls]
-
-
 FIRST: tuple[str, Any] = ("get_weather", {"city": 'O"}{[s\\lo\n'})
 SECOND: tuple[str, Any] = ("clock", {})
-
-
-def written(name: str, calls: Sequence[tuple[str, Any]], content: str = "") -> str:
-    """Return what a model writes that was trained with a template, without control tokens at the
-    end."""
-    turn = Turn("assistant", content, [Call("abcDEF012", *call) for call in calls])
-    takes_text = SYNTAXES[name].takes_text
-    talk = Talk([Turn("user", "x"), turn], [WEATHER, CLOCK], has_text_arguments=takes_text)
-    whole = joined(pieces_of(TOOL_TEMPLATES[name], talk))
-    before = joined(
-        pieces_of(TOOL_TEMPLATES[name], Talk([Turn("user", "x")], talk.tools), prompt=True)
-    )
-    answer = whole.removeprefix(before.removesuffix("<think>\n"))
-    for end in ("<|im_end|>\n", "</s>", "<|eot_id|>", "<end_of_turn>\n"):
-        answer = answer.removesuffix(end)
-    return answer
 
 
 @pytest.mark.parametrize("cut", [list, lambda text: [text], lambda text: text.partition(": ")])
@@ -439,29 +374,6 @@ def test_however_a_text_is_cut_it_is_read_the_same(
 
 
 # Demanding calls
-
-
-def matcher_of(
-    name: str,
-    otherwise: Otherwise = None,
-    *,
-    is_parallel: bool = True,
-    tools: Sequence[Tool] = (WEATHER, CLOCK),
-) -> LLMatcher:
-    form = form_of_calls(SYNTAXES[name], tools, otherwise, is_parallel=is_parallel)
-    tokenizer = LLTokenizer(
-        tokenizer_of(THEIRS.backend_tokenizer.to_str()), n_vocab=len(THEIRS), eos_token=[1]
-    )
-    matcher = LLMatcher(tokenizer, grammar_of(form), log_level=0, limits=LIMITS)
-    assert not matcher.is_error(), matcher.get_error()
-    return matcher
-
-
-def accepts(matcher: LLMatcher, name: str, text: str) -> bool:
-    """Return whether an answer may be `text`, in which the added tokens are such."""
-    tokens = THEIRS(text, add_special_tokens=False).input_ids
-    fresh = matcher.deep_copy()
-    return bool(fresh.try_consume_tokens(tokens) == len(tokens) and fresh.is_accepting())
 
 
 @pytest.mark.parametrize("name", TOOL_TEMPLATES)

@@ -9,6 +9,7 @@ from loramux_server.tools.schemas import (
     ANNOTATIONS,
     UnknownSchemaError,
     alternatives,
+    kind_of,
     kinds_of,
     kinds_within,
 )
@@ -26,7 +27,8 @@ _BEGINS = {"array": "[", "object": "{", "boolean": "tfTF", "null": "nN"} | dict.
 """JSON type -> the characters with which its values begin."""
 _TELLING = {"properties": "object", "items": "array"}
 """Keywords that say of which type a value is, if nothing else does."""
-_PYTHON = {"boolean": '"True" | "False"', "null": '"None"'}
+_PYTHON: dict[str, list[bool | None]] = {"boolean": [True, False], "null": [None]}
+"""JSON type -> its values, where Python writes them in another way."""
 
 
 class ParameterForm:
@@ -130,8 +132,11 @@ class ParameterForm:
     def _value(self, schema: dict[str, Any], root: dict[str, Any]) -> str:
         """Return what stands in a rule for what meets `schema` and is no string."""
         kinds = kinds_of(schema) or frozenset()
-        if self._way.is_python and not _is_bounded(schema) and kinds <= _PYTHON.keys():
-            return " | ".join(_PYTHON[kind] for kind in sorted(kinds))
+        if self._way.is_python and kinds <= _PYTHON.keys():
+            values = schema.get("enum") or [
+                each for kind in sorted(kinds) for each in _PYTHON[kind]
+            ]
+            return " | ".join(literal(str(value)) for value in values)
         if '"$ref"' in json.dumps(schema):
             schema |= {key: root[key] for key in ("$defs", "definitions") if key in root}
         return json_rule(schema)
@@ -162,8 +167,13 @@ def _split(schema: object, root: dict[str, Any]) -> _Choice:
                 raise UnknownSchemaError(f"has {unknown[0]!r} beside its values")
             values = [each["const"]] if "const" in keys else each["enum"]
             choice.words.extend(value for value in values if isinstance(value, str))
-            if rest := [value for value in values if not isinstance(value, str)]:
-                choice.others.append({"enum": rest})
+            for is_named in (True, False):  # which may be written in different ways
+                rest = [
+                    value for value in values
+                    if not isinstance(value, str) and (kind_of(value) in _PYTHON) == is_named
+                ]  # fmt: skip
+                if rest:
+                    choice.others.append({"enum": rest})
             continue
         kinds = kinds_of(each)
         if not keys:

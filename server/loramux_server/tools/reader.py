@@ -294,6 +294,8 @@ def _beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
             closings.append(words[: words.index(syntax.trigger)])
         else:
             separators.append(words)
+    if syntax.parameters:  # after which a model may leave out some of what closes a call
+        closings += [words[at:] for words in closings for at in range(1, len(words))]
     if syntax.keys and not syntax.trigger:
         # Models write several as they like, in lists or not; they are told by their names.
         separators += [[], [";"], [","]]
