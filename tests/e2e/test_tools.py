@@ -218,6 +218,29 @@ def test_variables_reach_the_template(client: Client) -> None:
     assert same.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
+@pytest.mark.parametrize("name", ["texts", "elements"])
+def test_a_template_is_given_arguments_of_earlier_calls_as_it_takes_them(
+    client: Client, name: str
+) -> None:
+    arguments = {"city": 'Ürümqi "<|im_end|>"', "days": [1, None]}
+    written = json.dumps(arguments, ensure_ascii=False)
+
+    def messages(given: Any) -> list[Any]:
+        function = {"name": "weather", "arguments": given}
+        calls = [{"id": "abcDEF012", "type": "function", "function": function}]
+        turn = {"role": "assistant", "content": "", "tool_calls": calls}
+        return [*ASKED, turn, {"role": "tool", "tool_call_id": "abcDEF012", "content": "3"}]
+
+    answer = client.chat(messages(written), adapter=name, max_tokens=1)
+    tokenizer = chat_tokenizer()
+    plain = json.loads(written.replace("<|im_end|>", "<:im_end:>"))
+    theirs = tokenizer.apply_chat_template(
+        messages(json.dumps(plain, ensure_ascii=False) if name == "texts" else plain),
+        chat_template=TOOL_TEMPLATES[name], add_generation_prompt=True, return_dict=False,
+    )  # fmt: skip
+    assert answer.usage.prompt_tokens == len(theirs)
+
+
 # Where it has no choice
 
 
@@ -438,6 +461,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({**tool(), "sampling": SamplingParams(structured_output=StructuredOutput(regex="a"))},
      "sampling.structured_output.regex", "json_schema or json_object"),
     ({"tool_choice": REQUIRED, **tool(parameters='{"uniqueItems": true}')}, "tools", "uniqueItems"),
+    ({"adapter": "pairs", "tool_choice": REQUIRED, **tool(parameters='{"minProperties": 1}')},
+     "tools[0].parameters", "has 'minProperties'; expected none"),
+    ({"adapter": "pairs", **tool(strict=True, parameters='{"properties": {"a": {"minimum": 1}}}')},
+     "tools[0].parameters", "has the parameter 'a', which has no type; expected none"),
     ({"tool_choice": REQUIRED, **tool(parameters=json.dumps({"enum": ["x" * 100] * 700}))},
      "tools", "at most 65536"),
 ]  # fmt: skip

@@ -474,8 +474,10 @@ def test_a_parameter_has_the_form_of_its_schema(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_without_a_schema_may_be_anything(name: str) -> None:
-    schemas: list[dict[str, Any]] = [{}, {"type": "object"}, {"required": ["a"]}, {"properties": {"a": {}}},
-                   {"properties": {"a": True, "b": False}, "additionalProperties": True}]  # fmt: skip
+    schemas: list[dict[str, Any]] = [
+        {}, {"type": "object"}, {"required": ["a"]}, {"properties": {"a": {}}},
+        {"properties": {"a": True, "b": False}, "additionalProperties": True},
+    ]  # fmt: skip
     for schema in schemas:
         matcher = form_with(name, schema)
         assert accepts(matcher, name, told(name, {"a": "x y"}))
