@@ -26,7 +26,7 @@ from tests.support.tool_syntaxes import (
     written,
 )
 
-NAMES = ["elements", "pairs", "typed"]
+NAMES = ["elements", "pairs", "typed", "marked"]
 TRIP = Tool(
     "plan_trip",
     None,
@@ -69,6 +69,8 @@ def test_what_is_known_of_parameters() -> None:
         "pairs": ("<arg_key>", *["</arg_key>\n<arg_value>"] * 2, "</arg_value>\n", False),
         "typed": ('<parameter name="', '" string="true">', '" string="false">',
                   "</parameter>\n", False),
+        "marked": ('<@in@parameter name="', '" string="true">', '" string="false">',
+                   "</@in@parameter>\n", False),
     }  # fmt: skip
     assert [piece.is_token for piece in SYNTAXES["pairs"].parameters.between] == [  # type: ignore[union-attr]
         True, False, True,
@@ -424,7 +426,7 @@ def test_any_arguments_may_be_given_to_tools_that_are_not_strict(name: str) -> N
         (("clock", {"at": "night"}), False), (("clock", {"in": "noon"}), False),
     ):  # fmt: skip
         assert accepts(matcher, name, "Well. " + written(name, [call]).lstrip()) == is_taken
-        if name != "typed":
+        if name not in ("typed", "marked"):
             assert accepts(matcher, name, written(name, [call])) == is_taken
 
 
@@ -468,7 +470,7 @@ def test_a_parameter_has_the_form_of_its_schema(
         assert accepts(matcher, name, told(name, {"a": value})), value
     for value in bad:
         # What begins as no string may is a string where that is told.
-        if name != "typed" or not isinstance(value, str) or "anyOf" not in schema:
+        if name not in ("typed", "marked") or not isinstance(value, str) or "anyOf" not in schema:
             assert not accepts(matcher, name, told(name, {"a": value})), value
 
 
@@ -507,7 +509,8 @@ def test_parameters_without_a_schema_may_be_anything(name: str) -> None:
     ({"properties": {"a": {"anyOf": [{}], "type": "string"}}}, "'type' beside 'anyOf'"),
     ({"properties": {"a": {"$ref": "#/x"}}}, "refers to '#/x'"),
     ({"properties": {"a": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}}, "same type"),
-    ({"properties": {"a": {"enum": ["</parameter></arg_value>"]}}}, "read as another one"),
+    ({"properties": {"a": {"enum": ["</parameter></arg_value></@in@parameter>"]}}},
+     "read as another one"),
 ])  # fmt: skip
 def test_what_cannot_be_kept_is_said(schema: dict[str, Any], message: str) -> None:
     for name in NAMES:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
 from loramux_server.chat.shield import ForgedTokenError
-from loramux_server.tools.form import ANY_TEXT
+from loramux_server.tools.form import ANY_TEXT, form_of_calls
 from loramux_server.tools.reader import CallReader
 from loramux_server.tools.syntax import Keys, joined
 from loramux_server.tools.written import UnknownSyntaxError
@@ -26,6 +26,7 @@ from tests.support.tool_syntaxes import (
     TOOLS,
     WEATHER,
     accepts,
+    matcher_by,
     matcher_of,
     pieces_of,
     read,
@@ -178,6 +179,8 @@ def test_what_is_known_of_each_family() -> None:
         "pairs": ("<tool_call>", "", "\n", "", "</tool_call><tool_call>", "</tool_call>"),
         "typed": ('\n\n<calls>\n<invoke name="', "", '">\n', "",
                   '</invoke>\n<invoke name="', "</invoke>\n</calls>"),
+        "marked": ('\n\n<@in@calls>\n<@in@invoke name="', "", '">\n', "",
+                   '</@in@invoke>\n<@in@invoke name="', "</@in@invoke>\n</@in@calls>"),
         "texts": ("<tool_call>", '{"name": "', '", "arguments": ', "}",
                   "</tool_call><tool_call>", "</tool_call>"),
     }  # fmt: skip
@@ -248,7 +251,7 @@ def test_what_the_template_writes_is_read(
     assert read(name, f"  {written(name, calls)}\n ", cut) == ("", calls)
 
 
-@pytest.mark.parametrize("name", ["tags", "names", "functions", "ids", "blocks"])
+@pytest.mark.parametrize("name", ["tags", "names", "functions", "ids", "blocks", "marked"])
 def test_text_may_stand_before_calls(name: str) -> None:
     text = written(name, [FIRST, SECOND], "Let me see < [ {.")
     assert read(name, text) == ("Let me see < [ {.", [FIRST, SECOND])
@@ -423,6 +426,18 @@ def test_calls_of_strict_tools_meet_their_schemas_beside_any_text(name: str) -> 
         assert not accepts(matcher, name, "Let me see." + bad)
     else:  # where it is no call
         assert read(name, "Let me see." + bad)[1] == []
+
+
+def test_white_space_before_calls_may_be_part_of_the_text_before_them() -> None:
+    source = TAGS.replace("'<tool_call>\\n{", "'\\n<tool_call>\\n{")
+    syntax = syntax_by(source)
+    assert joined(syntax.opening) == "\n<tool_call>\n"
+    strict = msgspec.structs.replace(WEATHER, is_strict=True)
+    matcher = matcher_by(form_of_calls(syntax, [strict], ANY_TEXT, is_parallel=True))
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    for before in ("", "\n", "Let me see.", "Let me see.\n"):
+        assert accepts(matcher, "tags", before + call)
+        assert not accepts(matcher, "tags", before + call.replace("Oslo", "x" * 13))
 
 
 def test_schemas_of_tools_may_refer_to_parts_of_their_own() -> None:

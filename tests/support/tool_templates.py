@@ -1,5 +1,7 @@
 """Chat templates that know of tools, in the manner of common families."""
 
+import re
+
 TAGS = """\
 {%- if tools %}
     {{- '<|im_start|>system\\nYou may call these functions:\\n' }}
@@ -217,6 +219,9 @@ TYPED = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+MARKED = re.sub("<(/?)(calls|invoke|parameter)", r"<\1@in@\2", TYPED)
+"""With a token in each word."""
+
 TEXTS = """\
 {%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
 {%- for message in messages %}
@@ -258,5 +263,6 @@ TOOL_TEMPLATES = {
     "elements": ELEMENTS,
     "pairs": PAIRS,
     "typed": TYPED,
+    "marked": MARKED,
     "texts": TEXTS,
 }

@@ -6,9 +6,11 @@ from itertools import takewhile
 
 from loramux_server.chat.messages import Piece
 from loramux_server.tools.conversations import FIRST, KEYS, STRINGS, VALUES
-from loramux_server.tools.syntax import Parameters, joined, words_of
+from loramux_server.tools.syntax import Parameters, joined, marks_of
 from loramux_server.tools.written import Written, unreadable
 
+_ENDS = ">])}"
+"""Characters with which a mark may end."""
 _LEAST_MARK = 3
 """Characters of a word that no value is likely to have by chance."""
 
@@ -57,7 +59,7 @@ def parameters_of(
     if len(others) != 1:
         raise unreadable()
     (other,) = others
-    if words_of(other)[:1] != words_of(found.between)[:1]:
+    if marks_of(other)[:1] != marks_of(found.between)[:1]:
         raise unreadable()
     if with_none is not None:
         _check_none(Written(with_none).unlike(plain), one, found, end)
@@ -85,7 +87,7 @@ def _between_two(answer: Written) -> Parameters:
     for part in (opening, between, closing):
         if not joined(part).strip():
             raise unreadable()
-    for first, *_ in (words_of(opening), words_of(closing)):
+    for first, *_ in (marks_of(opening), marks_of(closing)):
         if len(first) < _LEAST_MARK:
             raise unreadable()  # any value could have it
     return Parameters(opening, between, between, closing, is_python=False)
@@ -96,12 +98,10 @@ def _alike(answer: Written, begin: int, end: int, other: int) -> int:
     text = answer.text
     both = zip(text[begin:end], text[other:], strict=False)
     most = begin + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
-    ends = {at + len(token) for at, token in answer.tokens()} | {at for at, _ in answer.tokens()}
-    return max(
-        (at for at in range(begin, most + 1)
-         if at == begin or at in ends or text[at - 1].isspace() or text[at - 1] in ">])}"),
-        default=begin,
-    )  # fmt: skip
+    ends = [
+        at for at in range(begin + 1, most + 1) if text[at - 1].isspace() or text[at - 1] in _ENDS
+    ]
+    return max(ends, default=begin)
 
 
 def _name_end(answer: Written) -> int:

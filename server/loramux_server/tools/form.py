@@ -94,9 +94,11 @@ def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:
 
 def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
     """Return the rules of text in which no call is read, and may be of calls after it."""
-    trigger = syntax.trigger
-    if trigger in syntax.ids:  # tokens are no text
-        return [f"answer: TEXT? ({begin} {calls})?", "TEXT: /(?s:.+)/"]
+    at, trigger = syntax.first_token, syntax.trigger
+    if at is not None:  # tokens are no text, of which all that stands before one may be part
+        after = symbols(syntax, syntax.opening[at:])
+        first = "" if after == begin else f"{begin} {calls} | "
+        return [f"answer: {first}TEXT? ({after} {calls})?", "TEXT: /(?s:.+)/"]
     if trigger:
         after = joined(syntax.opening).partition(trigger)[2]
         return [

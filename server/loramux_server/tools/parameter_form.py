@@ -14,7 +14,7 @@ from loramux_server.tools.schemas import (
     kinds_within,
 )
 from loramux_server.tools.symbols import literal, symbols
-from loramux_server.tools.syntax import Parameters, ToolSyntax, words_of
+from loramux_server.tools.syntax import Parameters, ToolSyntax, marks_of
 from loramux_server.tools.text_rules import text_rules
 from loramux_server.tools.values import value_of
 
@@ -46,7 +46,7 @@ class ParameterForm:
             )
         )  # fmt: skip
         self._end_name, self._end_value = (
-            words_of(part)[0] for part in (parameters.between, parameters.closing)
+            marks_of(part)[0] for part in (parameters.between, parameters.closing)
         )
 
     def rules(self, name: str, schema: dict[str, Any]) -> list[str]:

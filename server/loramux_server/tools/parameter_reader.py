@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from loramux_server.tools.held import Held, UnfinishedError
-from loramux_server.tools.syntax import Parameters, joined, words_of
+from loramux_server.tools.syntax import Parameters, joined, marks_of
 
 MAX_NAME = 256
 """Characters of the name of a parameter."""
@@ -36,13 +36,13 @@ class ParameterReader:
             ends: The words with one of which the rest of the call begins.
             begin: Where after the name of a call the text goes on.
         """
-        self._opening = words_of(syntax.opening)
+        self._opening = marks_of(syntax.opening)
         ways = {syntax.between: True, syntax.between_others: False}
         self._betweens = [
-            (words_of(way), is_string if syntax.tells_strings else None)
+            (marks_of(way), is_string if syntax.tells_strings else None)
             for way, is_string in ways.items()
         ]
-        self._closing = words_of(syntax.closing)
+        self._closing = marks_of(syntax.closing)
         between, closing = joined(syntax.between), joined(syntax.closing)
         # White space that belongs to what stands around a value.
         self._before = between[len(between.rstrip()) :]

@@ -17,12 +17,12 @@ from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.held import Held, UnfinishedError
 from loramux_server.tools.json_end import JsonEnd
 from loramux_server.tools.parameter_reader import ParameterReader
-from loramux_server.tools.syntax import ID, ToolSyntax, joined, words_of
+from loramux_server.tools.syntax import ID, ToolSyntax, joined, marks_of, words_of
 from loramux_server.tools.values import arguments_of
 
 _MAX_HELD = 1024
 """Characters that wait for what follows, but for the arguments of a call."""
-_MAX_LEAD = 4
+_MAX_LEAD = 8
 """Words between what begins calls and the first one."""
 _ID = re.compile(r"[\w-]{1,64}")
 _ID_CHARS = string.ascii_letters + string.digits
@@ -88,7 +88,7 @@ class CallReader:
         """What follows an id that the model makes up; None where it makes up none."""
         self._lead = {*words_of(syntax.opening), *("[" if self._keys else "")}
         self._separators, self._closings = _beside(syntax)
-        self._ends = words_of(syntax.closing)
+        self._ends = marks_of(syntax.closing)
         self._held = Held()
         """Text of which it is not known yet what it is."""
         self._is_separated = False

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from loramux_server.chat.messages import Piece
 
 _BRACKETS = "[({"
+_MARK = re.compile(r"<[^\s<>]*>?|[^\s<]+")
 _WORD = re.compile(r"[][{}(),;]|[^][{}(),;\s]+")
 
 ID = Piece("", False)
@@ -75,9 +76,18 @@ class ToolSyntax:
         Empty where nothing does that any text could not begin with. Then an answer has calls from
         its beginning or none.
         """
-        tokens = [piece.text for piece in self.opening if piece.is_token]
-        word = tokens[0] if tokens else next(iter(joined(self.opening).split()), "")
-        return word if tokens else word.rstrip(_BRACKETS)
+        at = self.first_token
+        if at is None:
+            return next(iter(joined(self.opening).split()), "").rstrip(_BRACKETS)
+        before = joined(self.opening[:at])
+        # A token may be in the middle of a word.
+        begun = "" if before[-1:].isspace() else next(iter(before.split()[-1:]), "")
+        return begun + self.opening[at].text
+
+    @property
+    def first_token(self) -> int | None:
+        """Where in the opening the first token is; None if there is none."""
+        return next((at for at, piece in enumerate(self.opening) if piece.is_token), None)
 
 
 def joined(pieces: Iterable[Piece]) -> str:
@@ -91,3 +101,8 @@ def words_of(pieces: Iterable[Piece]) -> list[str]:
     for piece in pieces:
         words += [piece.text] if piece.is_token else _WORD.findall(piece.text)
     return words
+
+
+def marks_of(pieces: Iterable[Piece]) -> list[str]:
+    """Return the parts of `pieces` between which there may be white space, tokens or not."""
+    return _MARK.findall(joined(pieces))

@@ -7,7 +7,7 @@ from loramux_server.chat.messages import Piece
 from loramux_server.forms.grammar import quoted, slashed
 from loramux_server.tools.schemas import ANNOTATIONS, UnknownSchemaError
 from loramux_server.tools.symbols import symbols
-from loramux_server.tools.syntax import ToolSyntax, words_of
+from loramux_server.tools.syntax import ToolSyntax, marks_of
 
 _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
@@ -40,22 +40,21 @@ def text_rules(
     Raises:
         UnknownSchemaError: It has a keyword that cannot be kept.
     """
-    word = words_of(closing)[0]
+    word = marks_of(closing)[0]
     first, *rest = closing
-    end, is_lazy = "", False
-    if first.is_token:  # into which no text runs, so that it need not be told where it ends
-        rest = list(closing)
-    elif not first.text.strip():
-        end = quoted(first.text)
-    else:
+    is_lazy = not first.is_token and word in first.text
+    if is_lazy:
         before, _, after = first.text.partition(word)
-        end, is_lazy = quoted(before + word), True
-        rest = [Piece(after, False), *rest]
+        end, rest = before + word, [Piece(after, False), *rest]
+    elif first.is_token:  # into which no text runs, so that it need not be told where it ends
+        end, rest = "", list(closing)
+    else:
+        end = first.text
     # What is told by its end has the word there.
     forbidden = [f"(?s:.*){quoted(word)}{'(?s:.)' if is_lazy else ''}(?s:.*)"]
     if not_first:
         forbidden.append(rf"\s*[{quoted(not_first)}](?s:.*)")
-    parts = [slashed(body + end) for body in _bodies(schema)]
+    parts = [slashed(body + quoted(end)) for body in _bodies(schema)]
     parts += [f"~{slashed(expression)}" for expression in forbidden]
     terminal = name.upper()
     return [
