@@ -1,6 +1,8 @@
 """Calls whose parameters are written one by one: found out, read, and demanded."""
 
 import random
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -266,6 +268,28 @@ def test_little_is_held_of_what_may_become_a_call(name: str, piece: str) -> None
         for _ in range(3000):
             reader.push(piece)
             assert len(reader._held.text) < 2100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_no_parameter_is_not_read_again(name: str) -> None:
+    way = SYNTAXES[name].parameters
+    assert way is not None
+    begin = f"{joined(SYNTAXES[name].opening)}plan_trip{joined(SYNTAXES[name].middle)}"
+    value = f"{joined(way.opening)}city{joined(way.between)}"
+    text = (begin + value) * 100 + joined(way.closing) + joined(way.opening) + "x" * 300
+    num_readings = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal num_readings
+        num_readings += event == "call" and frame.f_code is ParameterReader.find.__code__
+
+    reader = CallReader(SYNTAXES[name], [TRIP], most=None)
+    sys.setprofile(count)
+    try:
+        found = reader.push(text)
+    finally:
+        sys.setprofile(None)
+    assert (found.text + reader.flush(), found.calls, num_readings) == (text, [], 1)
 
 
 # What a text means

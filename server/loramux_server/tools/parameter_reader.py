@@ -48,8 +48,8 @@ class ParameterReader:
         self._before = between[len(between.rstrip()) :]
         self._after = closing[: -len(closing.lstrip())]
         self._ends = [[word] for word in ends]
-        self._at = begin
-        """Where what is not read yet begins: a parameter, or its value."""
+        self.at = begin
+        """Up to where all is read: what follows is a parameter, or the value of one."""
         self._name: str | None = None
         """Of the parameter whose value is read."""
         self._is_string: bool | None = None
@@ -71,7 +71,7 @@ class ParameterReader:
                 self._end(text)
         except UnfinishedError:
             return None
-        return self._at
+        return self.at
 
     def _begin(self, text: str) -> bool:
         """Read up to the value of the next parameter; return whether there is one.
@@ -79,9 +79,9 @@ class ParameterReader:
         Raises:
             UnfinishedError: That is not known yet.
         """
-        begin = _after(text, self._at, self._opening)
+        begin = _after(text, self.at, self._opening)
         if begin is None:
-            if self._is_end(text, self._at):
+            if self._is_end(text, self.at):
                 return False
             raise ValueError("neither a parameter nor the end of a call")
         ((first, *_), _), *_ = self._betweens
@@ -95,7 +95,7 @@ class ParameterReader:
         value, self._is_string = max(ways, key=lambda way: way[0] or 0)
         if value is None:
             raise ValueError("no value after the name of a parameter")
-        self._at = self._seen = value
+        self.at = self._seen = value
         self._name = text[begin:end].strip()
         return True
 
@@ -119,9 +119,9 @@ class ParameterReader:
                 break
             self._seen = at + 1
         assert self._name is not None
-        value = text[self._at : at].removeprefix(self._before).removesuffix(self._after)
+        value = text[self.at : at].removeprefix(self._before).removesuffix(self._after)
         self.found.append(Given(self._name, value, self._is_string))
-        self._at, self._name = end, None
+        self.at, self._name = end, None
 
     def _is_end(self, text: str, at: int) -> bool:
         return any(_after(text, at, word) is not None for word in self._ends)

@@ -17,6 +17,7 @@ from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.held import Held, UnfinishedError
 from loramux_server.tools.json_end import JsonEnd
 from loramux_server.tools.parameter_reader import ParameterReader
+from loramux_server.tools.separators import beside
 from loramux_server.tools.syntax import ID, ToolSyntax, joined, marks_of, words_of
 from loramux_server.tools.values import arguments_of
 
@@ -87,7 +88,7 @@ class CallReader:
         self._after_id = joined(after_id[0]).strip() if after_id else None
         """What follows an id that the model makes up; None where it makes up none."""
         self._lead = {*words_of(syntax.opening), *("[" if self._keys else "")}
-        self._separators, self._closings = _beside(syntax)
+        self._separators, self._closings = beside(syntax)
         self._ends = marks_of(syntax.closing)
         self._held = Held()
         """Text of which it is not known yet what it is."""
@@ -253,11 +254,13 @@ class CallReader:
 
     def _no_call(self) -> str:
         """Return the text that was taken for what begins a call, and go on after it."""
+        # What was a parameter is read once, whatever it holds.
+        end = self._end.at if isinstance(self._end, ParameterReader) else 0
         self._end = None
         self._now = self._no_call_now
-        if not self._trigger or self._is_separated:
-            return ""
-        return self._held.taken(self._held.text.find(self._trigger) + len(self._trigger))
+        if self._trigger and not self._is_separated:
+            end = max(end, self._held.text.find(self._trigger) + len(self._trigger))
+        return self._held.taken(end)
 
     def _after_call(self) -> None:
         """Find out what follows a call; what separates and closes calls is left out.
@@ -283,24 +286,6 @@ class CallReader:
                 closed = end
         self._held.taken(closed or 0)
         self._now = self._no_call_now
-
-
-def _beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the words that separate calls, each way, and those that close one."""
-    separators, closings = [], [words_of(syntax.closing)]
-    if syntax.separator is not None:
-        words = words_of(syntax.separator)
-        if syntax.trigger in words:  # which begins the next call by itself
-            closings.append(words[: words.index(syntax.trigger)])
-        else:
-            separators.append(words)
-    if syntax.parameters:  # after which a model may leave out some of what closes a call
-        closings += [words[at:] for words in closings for at in range(1, len(words))]
-    if syntax.keys and not syntax.trigger:
-        # Models write several as they like, in lists or not; they are told by their names.
-        separators += [[], [";"], [","]]
-        closings.append(["]"])
-    return separators, [words for words in closings if words]
 
 
 def _at_id(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
