@@ -39,7 +39,7 @@ from tests.support.tool_adapter import (
     WEATHER,
     save_caller,
 )
-from tests.support.tool_templates import ELEMENTS, TOOL_TEMPLATES
+from tests.support.tool_templates import CODE, TOOL_TEMPLATES
 from tests.support.wire import GENERATE, refusal, send
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 250}
@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     model.save_pretrained(str(folder / "base"))
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(str(folder / "base"))
-    for seed, (name, template) in enumerate((TOOL_TEMPLATES | {"elements": ELEMENTS}).items()):
+    for seed, (name, template) in enumerate((TOOL_TEMPLATES | {"code": CODE}).items()):
         save_adapter(model, folder / "adapters" / name, seed=seed, r=4, target_modules=["q_proj"])
         (folder / "adapters" / name / "chat_template.jinja").write_text(template)
     save_caller(model, tokenizer, folder / "adapters" / "caller")
@@ -218,6 +218,29 @@ def test_variables_reach_the_template(client: Client) -> None:
     assert same.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
+@pytest.mark.parametrize("name", ["texts", "elements"])
+def test_a_template_is_given_arguments_of_earlier_calls_as_it_takes_them(
+    client: Client, name: str
+) -> None:
+    arguments = {"city": 'Ürümqi "<|im_end|>"', "days": [1, None]}
+    written = json.dumps(arguments, ensure_ascii=False)
+
+    def messages(given: Any) -> list[Any]:
+        function = {"name": "weather", "arguments": given}
+        calls = [{"id": "abcDEF012", "type": "function", "function": function}]
+        turn = {"role": "assistant", "content": "", "tool_calls": calls}
+        return [*ASKED, turn, {"role": "tool", "tool_call_id": "abcDEF012", "content": "3"}]
+
+    answer = client.chat(messages(written), adapter=name, max_tokens=1)
+    tokenizer = chat_tokenizer()
+    plain = json.loads(written.replace("<|im_end|>", "<:im_end:>"))
+    theirs = tokenizer.apply_chat_template(
+        messages(json.dumps(plain, ensure_ascii=False) if name == "texts" else plain),
+        chat_template=TOOL_TEMPLATES[name], add_generation_prompt=True, return_dict=False,
+    )  # fmt: skip
+    assert answer.usage.prompt_tokens == len(theirs)
+
+
 # Where it has no choice
 
 
@@ -365,7 +388,7 @@ def test_what_openai_cannot_have_is_refused_by_name(door: openai.OpenAI) -> None
 
 
 def test_a_template_that_knows_of_no_tools_is_told_of(client: Client) -> None:
-    for adapter, message in ((None, "knows of no tools"), ("elements", "does not read")):
+    for adapter, message in ((None, "knows of no tools"), ("code", "does not read")):
         with pytest.raises(FailedPreconditionError, match=message) as caught:
             client.chat(ASKED, adapter=adapter, tools=[WEATHER])
         assert (caught.value.reason, caught.value.field) == ("CHAT_TEMPLATE_FAILED", "tools")
@@ -438,6 +461,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({**tool(), "sampling": SamplingParams(structured_output=StructuredOutput(regex="a"))},
      "sampling.structured_output.regex", "json_schema or json_object"),
     ({"tool_choice": REQUIRED, **tool(parameters='{"uniqueItems": true}')}, "tools", "uniqueItems"),
+    ({"adapter": "pairs", "tool_choice": REQUIRED, **tool(parameters='{"minProperties": 1}')},
+     "tools[0].parameters", "has 'minProperties'; expected none"),
+    ({"adapter": "pairs", **tool(strict=True, parameters='{"properties": {"a": {"minimum": 1}}}')},
+     "tools[0].parameters", "has the parameter 'a', which has no type; expected none"),
     ({"tool_choice": REQUIRED, **tool(parameters=json.dumps({"enum": ["x" * 100] * 700}))},
      "tools", "at most 65536"),
 ]  # fmt: skip

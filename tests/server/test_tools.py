@@ -3,68 +3,37 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
 
-from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
-from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
-from loramux_server.chat.template import RefusedMessagesError, Template
-from loramux_server.forms.grammar import LIMITS, grammar_of, tokenizer_of
-from loramux_server.tools.conversations import ANSWERING, ASKING, CALLING, CALLING_TWICE
-from loramux_server.tools.derive import syntax_of
-from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
-from loramux_server.tools.reader import CallReader, ToolCall
-from loramux_server.tools.syntax import Keys, ToolSyntax, joined
+from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.chat.shield import ForgedTokenError
+from loramux_server.tools.form import ANY_TEXT, form_of_calls
+from loramux_server.tools.reader import CallReader
+from loramux_server.tools.syntax import Keys, joined
 from loramux_server.tools.written import UnknownSyntaxError
-from tests.support.templates import CHATML, CONTROL, chat_tokenizer
-from tests.support.tool_templates import ELEMENTS, TAGS, TOOL_TEMPLATES
-
-THEIRS = chat_tokenizer()
-OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
-WORDS = OURS.words(dict(THEIRS.special_tokens_map))
-ENDS = {"</s>"}
-WEATHER = Tool(
-    "get_weather",
-    "What the weather is like; é <|im_end|>",
-    {
-        "type": "object",
-        "properties": {
-            "city": {"type": "string", "maxLength": 12},
-            "unit": {"enum": ["celsius", "fahrenheit"]},
-        },
-        "required": ["city"],
-        "additionalProperties": False,
-    },
+from tests.support.templates import CHATML, CONTROL
+from tests.support.tool_syntaxes import (
+    CLOCK,
+    ENDS,
+    OURS,
+    SYNTAXES,
+    THEIRS,
+    TOOLS,
+    WEATHER,
+    accepts,
+    matcher_by,
+    matcher_of,
+    pieces_of,
+    read,
+    syntax_by,
+    written,
 )
-CLOCK = Tool("clock")
-NAMES = ["get_weather", "clock"]
-
-
-def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]:
-    compiled = Template(template)
-    render = partial(compiled.render, add_generation_prompt=prompt, variables=WORDS.variables)
-    return Shield(Tokens(WORDS), template, compiled.literals).pieces(talk, render)
-
-
-def syntax_by(template: str, ends: set[str] = ENDS) -> ToolSyntax:
-    try:
-        twice = pieces_of(template, CALLING_TWICE)
-    except RefusedMessagesError:
-        twice = None
-    asking = pieces_of(template, ASKING, prompt=True)
-    answering, calling = pieces_of(template, ANSWERING), pieces_of(template, CALLING)
-    return syntax_of(asking, answering, calling, twice, OURS.vocabulary, ends)
-
-
-SYNTAXES = {name: syntax_by(template) for name, template in TOOL_TEMPLATES.items()}
-
+from tests.support.tool_templates import CODE, TAGS, TOOL_TEMPLATES
 
 # What a template is given
 
@@ -84,7 +53,9 @@ def talk_with(calls: Sequence[Call], *, content: str = "") -> Talk:
 def as_given(talk: Talk) -> dict[str, Any]:
     """Return `talk` as a user of transformers writes it."""
     return {
-        "conversation": [turn.as_message() for turn in talk.turns],
+        "conversation": [
+            turn.as_message(has_text_arguments=talk.has_text_arguments) for turn in talk.turns
+        ],
         "tools": [tool.as_tool() for tool in talk.tools],
     }
 
@@ -95,13 +66,13 @@ LATER = Call("abcDEF013", "clock", {})
 
 @pytest.mark.parametrize("prompt", [True, False])
 @pytest.mark.parametrize("calls", [[OSLO], [OSLO, LATER]])
-@pytest.mark.parametrize("name", [*TOOL_TEMPLATES, "elements"])
+@pytest.mark.parametrize("name", [*TOOL_TEMPLATES, "code"])
 def test_the_tokens_are_those_of_transformers(name: str, calls: list[Call], prompt: bool) -> None:
-    template = (TOOL_TEMPLATES | {"elements": ELEMENTS})[name]
+    template = (TOOL_TEMPLATES | {"code": CODE})[name]
     if name == "bare":
         calls = calls[:1]
     plain = Tool(WEATHER.name, "What the weather is like", WEATHER.parameters)
-    talk = Talk(talk_with(calls).turns, [plain, CLOCK])
+    talk = Talk(talk_with(calls).turns, [plain, CLOCK], has_text_arguments=name == "texts")
     theirs = THEIRS.apply_chat_template(
         **as_given(talk), chat_template=template, add_generation_prompt=prompt, return_dict=False
     )
@@ -202,7 +173,18 @@ def test_what_is_known_of_each_family() -> None:
         "ids": ("[TOOL_CALLS]", "", "[CALL_ID][ARGS]", "", "[TOOL_CALLS]", ""),
         "blocks": ("<calls><call>", "", "<with>", "", "</call><call>", "</call></calls>"),
         "thoughtful": ("<TOOLCALL>[", '{"name": "', '", "arguments": ', "}", ", ", "]</TOOLCALL>"),
+        "elements": ("<tool_call>\n<function=", "", ">\n", "",
+                     "</function>\n</tool_call><tool_call>\n<function=",
+                     "</function>\n</tool_call>"),
+        "pairs": ("<tool_call>", "", "\n", "", "</tool_call><tool_call>", "</tool_call>"),
+        "typed": ('\n\n<calls>\n<invoke name="', "", '">\n', "",
+                  '</invoke>\n<invoke name="', "</invoke>\n</calls>"),
+        "marked": ('\n\n<@in@calls>\n<@in@invoke name="', "", '">\n', "",
+                   '</@in@invoke>\n<@in@invoke name="', "</@in@invoke>\n</@in@calls>"),
+        "texts": ("<tool_call>", '{"name": "', '", "arguments": ', "}",
+                  "</tool_call><tool_call>", "</tool_call>"),
     }  # fmt: skip
+    assert [name for name, syntax in SYNTAXES.items() if syntax.takes_text] == ["texts"]
     assert SYNTAXES["nested"].keys == Keys("function", "name", "arguments")
     assert SYNTAXES["functions"].keys is None
     assert [piece.text for piece in SYNTAXES["ids"].middle] == ["[CALL_ID]", "", "[ARGS]"]
@@ -224,7 +206,7 @@ def test_turns_that_follow_each_other_are_no_calls_of_one_answer() -> None:
 @pytest.mark.parametrize(("template", "message"), [
     (CHATML, "knows of no tools"),
     ("{{ tools | tojson }}{{ messages[0].content }}", "writes no calls"),
-    (ELEMENTS, "does not read"),
+    (CODE, "does not read"),
     ("{{ tools | tojson }}" + CHATML, "writes no calls"),
     # Any word could be a name.
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}{{ c.function.name }} "
@@ -254,40 +236,8 @@ def test_what_is_not_known_is_said(template: str, message: str) -> None:
 # Reading calls
 
 
-def read(
-    name: str, text: str, cut: Callable[[str], Sequence[str]] = list, most: int | None = None
-) -> tuple[str, list[tuple[str, Any]]]:
-    """Return the text and the calls in what comes in pieces, by default each character alone."""
-    reader = CallReader(SYNTAXES[name], NAMES, most=most)
-    texts: list[str] = []
-    calls: list[ToolCall] = []
-    for piece in cut(text):
-        found = reader.push(piece)
-        texts.append(found.text)
-        calls += found.calls
-    texts.append(reader.flush())
-    assert reader.num_calls == len(calls) == len({call.id for call in calls})
-    assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
-    return "".join(texts), [(call.name, json.loads(call.arguments)) for call in calls]
-
-
 FIRST: tuple[str, Any] = ("get_weather", {"city": 'O"}{[s\\lo\n'})
 SECOND: tuple[str, Any] = ("clock", {})
-
-
-def written(name: str, calls: Sequence[tuple[str, Any]], content: str = "") -> str:
-    """Return what a model writes that was trained with a template, without control tokens at the
-    end."""
-    turn = Turn("assistant", content, [Call("abcDEF012", *call) for call in calls])
-    talk = Talk([Turn("user", "x"), turn], [WEATHER, CLOCK])
-    whole = joined(pieces_of(TOOL_TEMPLATES[name], talk))
-    before = joined(
-        pieces_of(TOOL_TEMPLATES[name], Talk([Turn("user", "x")], talk.tools), prompt=True)
-    )
-    answer = whole.removeprefix(before.removesuffix("<think>\n"))
-    for end in ("<|im_end|>\n", "</s>", "<|eot_id|>", "<end_of_turn>\n"):
-        answer = answer.removesuffix(end)
-    return answer
 
 
 @pytest.mark.parametrize("cut", [list, lambda text: [text], lambda text: text.partition(": ")])
@@ -301,7 +251,7 @@ def test_what_the_template_writes_is_read(
     assert read(name, f"  {written(name, calls)}\n ", cut) == ("", calls)
 
 
-@pytest.mark.parametrize("name", ["tags", "names", "functions", "ids", "blocks"])
+@pytest.mark.parametrize("name", ["tags", "names", "functions", "ids", "blocks", "marked"])
 def test_text_may_stand_before_calls(name: str) -> None:
     text = written(name, [FIRST, SECOND], "Let me see < [ {.")
     assert read(name, text) == ("Let me see < [ {.", [FIRST, SECOND])
@@ -366,7 +316,7 @@ def test_text_may_stand_after_calls(name: str, text: str) -> None:
 
 
 def test_ids_are_those_that_the_model_made_up_once() -> None:
-    reader = CallReader(SYNTAXES["ids"], NAMES, most=None)
+    reader = CallReader(SYNTAXES["ids"], TOOLS, most=None)
     found = reader.push("[TOOL_CALLS]clock[CALL_ID]abcDEF012[ARGS]{}" * 2)
     first, second = (call.id for call in found.calls)
     assert first == "abcDEF012" != second
@@ -387,7 +337,7 @@ def test_what_no_turn_may_have_is_no_call(name: str, arguments: str) -> None:
     ("bare", '{"name": "clock", "parameters": {}}', ","), ("list", "", ", "),
 ])  # fmt: skip
 def test_little_is_held_of_what_may_become_a_call(name: str, begin: str, piece: str) -> None:
-    reader = CallReader(SYNTAXES[name], NAMES, most=None)
+    reader = CallReader(SYNTAXES[name], TOOLS, most=None)
     reader.push(begin or written(name, [SECOND]))
     for _ in range(3000):
         reader.push(piece)
@@ -427,29 +377,6 @@ def test_however_a_text_is_cut_it_is_read_the_same(
 
 
 # Demanding calls
-
-
-def matcher_of(
-    name: str,
-    otherwise: Otherwise = None,
-    *,
-    is_parallel: bool = True,
-    tools: Sequence[Tool] = (WEATHER, CLOCK),
-) -> LLMatcher:
-    form = form_of_calls(SYNTAXES[name], tools, otherwise, is_parallel=is_parallel)
-    tokenizer = LLTokenizer(
-        tokenizer_of(THEIRS.backend_tokenizer.to_str()), n_vocab=len(THEIRS), eos_token=[1]
-    )
-    matcher = LLMatcher(tokenizer, grammar_of(form), log_level=0, limits=LIMITS)
-    assert not matcher.is_error(), matcher.get_error()
-    return matcher
-
-
-def accepts(matcher: LLMatcher, name: str, text: str) -> bool:
-    """Return whether an answer may be `text`, in which the added tokens are such."""
-    tokens = THEIRS(text, add_special_tokens=False).input_ids
-    fresh = matcher.deep_copy()
-    return bool(fresh.try_consume_tokens(tokens) == len(tokens) and fresh.is_accepting())
 
 
 @pytest.mark.parametrize("name", TOOL_TEMPLATES)
@@ -499,6 +426,18 @@ def test_calls_of_strict_tools_meet_their_schemas_beside_any_text(name: str) -> 
         assert not accepts(matcher, name, "Let me see." + bad)
     else:  # where it is no call
         assert read(name, "Let me see." + bad)[1] == []
+
+
+def test_white_space_before_calls_may_be_part_of_the_text_before_them() -> None:
+    source = TAGS.replace("'<tool_call>\\n{", "'\\n<tool_call>\\n{")
+    syntax = syntax_by(source)
+    assert joined(syntax.opening) == "\n<tool_call>\n"
+    strict = msgspec.structs.replace(WEATHER, is_strict=True)
+    matcher = matcher_by(form_of_calls(syntax, [strict], ANY_TEXT, is_parallel=True))
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    for before in ("", "\n", "Let me see.", "Let me see.\n"):
+        assert accepts(matcher, "tags", before + call)
+        assert not accepts(matcher, "tags", before + call.replace("Oslo", "x" * 13))
 
 
 def test_schemas_of_tools_may_refer_to_parts_of_their_own() -> None:

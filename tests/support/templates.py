@@ -88,6 +88,7 @@ CONTROL = [
 ]  # fmt: skip
 OTHER_ADDED = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "@in@",
 ]  # fmt: skip
 """Tokens that are found in a text before all else and are no control tokens."""
 

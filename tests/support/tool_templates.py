@@ -1,5 +1,7 @@
 """Chat templates that know of tools, in the manner of common families."""
 
+import re
+
 TAGS = """\
 {%- if tools %}
     {{- '<|im_start|>system\\nYou may call these functions:\\n' }}
@@ -168,13 +170,85 @@ ELEMENTS = """\
     {%- for call in message.tool_calls or [] %}
         {{- '<tool_call>\\n<function=' + call.function.name + '>\\n' }}
         {%- for name, value in call.function.arguments.items() %}
-            {{- '<parameter=' + name + '>\\n' + value | string + '\\n</parameter>\\n' }}
+            {%- set is_whole = value is mapping or value is iterable and value is not string %}
+            {{- '<parameter=' + name + '>\\n' }}
+            {{- value | tojson if is_whole else value | string }}
+            {{- '\\n</parameter>\\n' }}
         {%- endfor %}
         {{- '</function>\\n</tool_call>' }}
     {%- endfor %}
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+PAIRS = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>' + call.function.name + '\\n' }}
+        {%- for name, value in call.function.arguments.items() %}
+            {{- '<arg_key>' + name + '</arg_key>\\n<arg_value>' }}
+            {{- value if value is string else value | tojson }}
+            {{- '</arg_value>\\n' }}
+        {%- endfor %}
+        {{- '</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+TYPED = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- if message.tool_calls %}
+        {{- '\\n\\n<calls>\\n' }}
+        {%- for call in message.tool_calls %}
+            {{- '<invoke name="' + call.function.name + '">\\n' }}
+            {%- for name, value in call.function.arguments.items() %}
+                {{- '<parameter name="' + name + '" string="' }}
+                {{- 'true">' + value if value is string else 'false">' + value | tojson }}
+                {{- '</parameter>\\n' }}
+            {%- endfor %}
+            {{- '</invoke>\\n' }}
+        {%- endfor %}
+        {{- '</calls>' }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+MARKED = re.sub("<(/?)(calls|invoke|parameter)", r"<\1@in@\2", TYPED)
+"""With a token in each word."""
+
+TEXTS = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- call.function.arguments + '}</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+CODE = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '[' + call.function.name + '(' }}
+        {%- for name, value in call.function.arguments.items() %}
+            {{- name + '=' + value | tojson + (', ' if not loop.last else '') }}
+        {%- endfor %}
+        {{- ')]' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+"""Writes calls in a way that is not read."""
 
 TOOL_TEMPLATES = {
     "tags": TAGS,
@@ -186,4 +260,9 @@ TOOL_TEMPLATES = {
     "ids": IDS,
     "blocks": BLOCKS,
     "thoughtful": THOUGHTFUL,
+    "elements": ELEMENTS,
+    "pairs": PAIRS,
+    "typed": TYPED,
+    "marked": MARKED,
+    "texts": TEXTS,
 }

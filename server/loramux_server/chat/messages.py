@@ -3,6 +3,7 @@
 Typed structs in MessagePack, each preceded by its length, as between frontend and engine.
 """
 
+import json
 from typing import Any
 
 import msgspec
@@ -37,14 +38,18 @@ class Turn(Struct, frozen=True, array_like=True):
     reasoning: str = ""
     """What an assistant thought before."""
 
-    def as_message(self) -> dict[str, object]:
-        """Return what templates call a message."""
+    def as_message(self, *, has_text_arguments: bool = False) -> dict[str, object]:
+        """Return what templates call a message, with arguments as an object or as text."""
+
+        def given(arguments: dict[str, Any]) -> object:
+            return json.dumps(arguments, ensure_ascii=False) if has_text_arguments else arguments
+
         message: dict[str, object] = {"role": self.role, "content": self.content}
         if self.calls:
             message["tool_calls"] = [
                 ({"id": call.id} if call.id else {})
                 | {"type": "function"}
-                | {"function": {"name": call.name, "arguments": call.arguments}}
+                | {"function": {"name": call.name, "arguments": given(call.arguments)}}
                 for call in self.calls
             ]
         if self.call_id:
@@ -84,6 +89,8 @@ class Talk(Struct, frozen=True):
     tools: list[Tool] = []
     variables: dict[str, Any] = {}
     """What else the template may name; JSON's values."""
+    has_text_arguments: bool = False
+    """Whether the template is given the arguments of calls as text, and not as an object."""
 
     @property
     def has_more(self) -> bool:

@@ -169,6 +169,7 @@ class Shield:
             ],
             # Names of variables are the template's.
             {name: _changed(value, beside) for name, value in talk.variables.items()},
+            talk.has_text_arguments,
         )
 
     def _spared(self, turn: Turn) -> frozenset[int]:

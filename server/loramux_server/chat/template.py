@@ -101,7 +101,10 @@ class Template:
             for piece in self._compiled.generate(
                 {"documents": None, **variables, **talk.variables}
                 | {
-                    "messages": [turn.as_message() for turn in talk.turns],
+                    "messages": [
+                        turn.as_message(has_text_arguments=talk.has_text_arguments)
+                        for turn in talk.turns
+                    ],
                     "tools": [tool.as_tool() for tool in talk.tools] or None,
                     "add_generation_prompt": add_generation_prompt,
                 }

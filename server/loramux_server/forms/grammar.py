@@ -45,7 +45,7 @@ def grammar_of(form: Form) -> str:
     if form.kind is FormKind.REGEX:
         return LLMatcher.grammar_from_regex(form.text)
     if form.kind is FormKind.CHOICE:
-        return LLMatcher.grammar_from_regex("|".join(map(_literal, form.choices)))
+        return LLMatcher.grammar_from_regex("|".join(map(quoted, form.choices)))
     return LLMatcher.grammar_from_lark(form.text)
 
 
@@ -93,8 +93,13 @@ def json_rule(schema: dict[str, object]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return `text` as an expression of Lark has it, to which it stands for itself."""
-    return re.escape(text).replace("/", r"\/")
+    """Return `text` as an expression has it, in which it stands for itself."""
+    return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
+
+
+def slashed(expression: str) -> str:
+    """Return `expression` as a rule has it between slashes."""
+    return f"/{_SLASH.sub(_escaped_slash, expression)}/"
 
 
 def _rules(form: Form) -> str:
@@ -105,9 +110,9 @@ def _rules(form: Form) -> str:
     elif form.kind is FormKind.JSON_OBJECT:
         rules.append(f"answer: {json_rule({'type': 'object'})}")
     elif form.kind is FormKind.REGEX:
-        rules.append(f"answer: /{_SLASH.sub(_escaped_slash, form.text)}/")
+        rules.append(f"answer: {slashed(form.text)}")
     elif form.kind is FormKind.CHOICE:
-        rules.append(f"answer: /{'|'.join(map(_literal, form.choices))}/")
+        rules.append(f"answer: /{'|'.join(map(quoted, form.choices))}/")
     else:
         rules.append(form.text)
     return "\n".join(rules)
@@ -119,7 +124,3 @@ def _escaped_slash(found: re.Match[str]) -> str:
 
 def _of_schema(schema: str) -> str:
     return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _SPACE})
-
-
-def _literal(text: str) -> str:
-    return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 from tokenizers import Encoding
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
@@ -240,9 +241,13 @@ class Prompts:
                 reason="CHAT_TEMPLATE_MISSING",
                 field="messages",
             )
+        chat_format = self._chat_format(told)
+        if any(turn.calls for turn in talk.turns):
+            is_text = await self._tool_syntaxes.takes_text(chat_format)
+            talk = msgspec.structs.replace(talk, has_text_arguments=is_text)
         return await self._chat.tokens(
             talk,
-            self._chat_format(told),
+            chat_format,
             add_generation_prompt=(
                 request.add_generation_prompt if request.HasField("add_generation_prompt") else True
             ),

@@ -10,7 +10,7 @@ from loramux_server.chat.messages import Tool
 from loramux_server.engine.messages import ModelInfo
 from loramux_server.forms.form import MAX_BYTES, Form, FormKind
 from loramux_server.services.forms import form_of, wrong
-from loramux_server.tools.form import ANY_TEXT, Otherwise, form_of_calls
+from loramux_server.tools.form import ANY_TEXT, Otherwise, UnknownToolSchemaError, form_of_calls
 from loramux_server.tools.reader import CallReader
 from loramux_server.tools.syntax import ToolSyntax
 
@@ -28,8 +28,7 @@ class ToolUse:
 
     def reader(self) -> CallReader:
         """Return what takes calls out of a completion."""
-        names = [tool.name for tool in self.tools]
-        return CallReader(self.syntax, names, most=None if self.is_parallel else 1)
+        return CallReader(self.syntax, self.tools, most=None if self.is_parallel else 1)
 
     def form(self, request: generation_pb2.GenerateRequest, model: ModelInfo) -> Form | None:
         """Return the form of the answer of `model` to `request`, which has tools; None for any.
@@ -57,13 +56,17 @@ class ToolUse:
                 field="tools",
             )
         _check_ends(params, model)
-        form = form_of_calls(
-            self.syntax,
-            [tool for tool in self.tools if not is_named or tool.name == choice.name],
-            otherwise,
-            # A tool that is named is called once.
-            is_parallel=self.is_parallel and not is_named,
-        )
+        tools = [tool for tool in self.tools if not is_named or tool.name == choice.name]
+        # A tool that is named is called once.
+        is_parallel = self.is_parallel and not is_named
+        try:
+            form = form_of_calls(self.syntax, tools, otherwise, is_parallel=is_parallel)
+        except UnknownToolSchemaError as error:
+            raise wrong(
+                f"tools[{self.tools.index(error.tool)}].parameters",
+                f"{error}; expected none of that where calls have to meet their schemas and the "
+                "chat template writes each parameter by itself",
+            ) from None
         if (size := len(form.text.encode())) > MAX_BYTES:
             raise wrong(
                 "tools", f"make a form of {size} bytes; expected at most {MAX_BYTES} where calls "

@@ -1,6 +1,5 @@
 """How the template of a request writes calls, found out once for each template."""
 
-import asyncio
 from collections.abc import Collection
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
@@ -9,13 +8,9 @@ from loramux_server.chat.chat import Chat
 from loramux_server.chat.format import EOS_TOKEN, ChatFormat
 from loramux_server.chat.messages import Piece, Talk
 from loramux_server.chat.renderer import TemplateLimitError
-from loramux_server.tools.conversations import ANSWERING, ASKING, CALLING, CALLING_TWICE
-from loramux_server.tools.derive import syntax_of
+from loramux_server.tools.probe import Probe
 from loramux_server.tools.syntax import ToolSyntax
 from loramux_server.tools.written import UnknownSyntaxError
-
-MAX_PIECES = 10_000
-"""Of what a template makes of all conversations that it is given."""
 
 
 class ToolFinder:
@@ -49,27 +44,28 @@ class ToolFinder:
             )
         return found
 
+    async def takes_text(self, chat_format: ChatFormat) -> bool:
+        """Return whether a template takes the arguments of calls as text, and not as an object.
+
+        The arguments and errors are those of `find`, but that it need not know how calls are read.
+        """
+        found = await self._known.get(chat_format)
+        return isinstance(found, ToolSyntax) and found.takes_text
+
     async def _found(self, chat_format: ChatFormat) -> ToolSyntax | str:
-        asking = await self._pieces(ASKING, chat_format, prompt=True)
-        answering = await self._pieces(ANSWERING, chat_format)
-        calling = await self._pieces(CALLING, chat_format)
-        twice = await self._pieces(CALLING_TWICE, chat_format)
-        if asking is None or answering is None or calling is None:
-            return "takes no tools, or no calls of them"
-        if sum(map(len, (asking, answering, calling, twice or []))) > MAX_PIECES:
-            return "writes too much around calls of tools"
+        async def write(talk: Talk, prompt: bool) -> list[Piece] | None:
+            return await self._pieces(talk, chat_format, prompt=prompt)
+
         vocabulary = await self._chat.vocabulary(chat_format)
         ends = {text for text, number in vocabulary.ids.items() if number in self._end_token_ids}
         ends |= {text for name, text in chat_format.special_tokens if name == EOS_TOKEN}
         try:
-            return await asyncio.to_thread(
-                syntax_of, asking, answering, calling, twice, vocabulary, ends
-            )
+            return await Probe(write, vocabulary, ends).syntax()
         except UnknownSyntaxError as error:
             return str(error)
 
     async def _pieces(
-        self, talk: Talk, chat_format: ChatFormat, *, prompt: bool = False
+        self, talk: Talk, chat_format: ChatFormat, *, prompt: bool
     ) -> list[Piece] | None:
         """Return what a template makes of `talk`; None where it refuses or fails."""
         try:

@@ -1,12 +1,14 @@
 """The form of an answer that consists of calls, as a grammar."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from loramux_server.chat.messages import Piece, Tool
+from loramux_server.chat.messages import Tool
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.grammar import json_rule, quoted
+from loramux_server.tools.parameter_form import ParameterForm
+from loramux_server.tools.schemas import UnknownSchemaError
+from loramux_server.tools.symbols import literal, symbols
 from loramux_server.tools.syntax import ID, ToolSyntax, joined
 
 Otherwise: TypeAlias = dict[str, object] | Literal["text"] | None
@@ -14,6 +16,14 @@ Otherwise: TypeAlias = dict[str, object] | Literal["text"] | None
 ANY_TEXT: Literal["text"] = "text"
 
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+class UnknownToolSchemaError(Exception):
+    """The schema of a tool has something that cannot be kept; says what."""
+
+    def __init__(self, message: str, tool: Tool) -> None:
+        super().__init__(message)
+        self.tool = tool
 
 
 def form_of_calls(
@@ -33,8 +43,11 @@ def form_of_calls(
         tools: What may be called.
         otherwise: What else an answer may be.
         is_parallel: Whether there may be several calls.
+
+    Raises:
+        UnknownToolSchemaError: The schema of a tool cannot be kept in calls that are written so.
     """
-    begin = _written(syntax, syntax.opening)
+    begin = symbols(syntax, syntax.opening)
     calls = _calls(syntax, is_parallel=is_parallel)
     if otherwise is None:
         rules = [f"answer: {begin} {calls}"]
@@ -43,54 +56,54 @@ def form_of_calls(
     else:
         rules = [f"answer: {begin} {calls} | other", f"other: {json_rule(otherwise)}"]
     rules.append("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
-    head, middle, tail = (_written(syntax, p) for p in (syntax.head, syntax.middle, syntax.tail))
+    head, middle, tail = (symbols(syntax, p) for p in (syntax.head, syntax.middle, syntax.tail))
     if ID in (*syntax.head, *syntax.middle, *syntax.tail):
         rules.append("ID: /[A-Za-z0-9]{9}/")
     for number, tool in enumerate(tools):
-        schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
-        if otherwise is not None and not tool.is_strict:
-            schema = {"type": "object"}
-        rules += [
-            f"call{number}: {head} {_literal(tool.name)} {middle} arguments{number} {tail}",
-            f"arguments{number}: {json_rule(schema)}",
-        ]
+        rules.append(f"call{number}: {head} {literal(tool.name)} {middle} arguments{number} {tail}")
+        try:
+            rules += _arguments(
+                syntax,
+                f"arguments{number}",
+                tool,
+                is_free=otherwise is not None and not tool.is_strict,
+            )
+        except UnknownSchemaError as error:
+            raise UnknownToolSchemaError(str(error), tool) from None
     return Form(FormKind.TOOL_CALLS, "\n".join(rules))
+
+
+def _arguments(syntax: ToolSyntax, name: str, tool: Tool, *, is_free: bool) -> list[str]:
+    """Return the rules of the arguments of a call of `tool`, of any if `is_free`."""
+    if syntax.parameters is None:
+        schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
+        return [f"{name}: {json_rule({'type': 'object'} if is_free else schema)}"]
+    form = ParameterForm(syntax, syntax.parameters)
+    if is_free:
+        return form.free_rules(name)
+    return form.rules(name, _NOTHING if tool.parameters is None else tool.parameters)
 
 
 def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:
     """Return calls, and what follows them."""
-    end = _written(syntax, syntax.closing)
+    end = symbols(syntax, syntax.closing)
     if not is_parallel or syntax.separator is None:
         return f"call {end}"
-    return f"call ({_written(syntax, syntax.separator)} call)* {end}"
+    return f"call ({symbols(syntax, syntax.separator)} call)* {end}"
 
 
 def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
     """Return the rules of text in which no call is read, and may be of calls after it."""
-    trigger = syntax.trigger
-    if trigger in syntax.ids:  # tokens are no text
-        return [f"answer: TEXT? ({begin} {calls})?", "TEXT: /(?s:.+)/"]
+    at, trigger = syntax.first_token, syntax.trigger
+    if at is not None:  # tokens are no text, of which all that stands before one may be part
+        after = symbols(syntax, syntax.opening[at:])
+        first = "" if after == begin else f"{begin} {calls} | "
+        return [f"answer: {first}TEXT? ({after} {calls})?", "TEXT: /(?s:.+)/"]
     if trigger:
         after = joined(syntax.opening).partition(trigger)[2]
         return [
-            f"answer: TEXT? | lead {_literal(after) if after else ''} {calls}",
+            f"answer: TEXT? | lead {literal(after) if after else ''} {calls}",
             f"TEXT: /(?s:.+)/ & ~/(?s:.*){quoted(trigger)}(?s:.*)/",
             f"lead[lazy]: /(?s:.*){quoted(trigger)}/",
         ]
     return [f"answer: TEXT? | {begin} {calls}", r"TEXT: /\s*[^\s{\[(](?s:.*)/"]
-
-
-def _written(syntax: ToolSyntax, pieces: Iterable[Piece]) -> str:
-    """Return `pieces` as a grammar has them."""
-    return " ".join(_symbol(syntax, piece) for piece in pieces)
-
-
-def _symbol(syntax: ToolSyntax, piece: Piece) -> str:
-    if piece == ID:
-        return "ID"
-    # A token by its number, which no text has.
-    return f"<[{syntax.ids[piece.text]}]>" if piece.is_token else _literal(piece.text)
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -13,8 +13,8 @@ class UnfinishedError(Exception):
 class Held:
     """The text, and what is at a place of it. White space between words is passed over."""
 
-    def __init__(self) -> None:
-        self.text = ""
+    def __init__(self, text: str = "") -> None:
+        self.text = text
 
     def taken(self, end: int) -> str:
         """Return the text before `end`, and hold what follows."""

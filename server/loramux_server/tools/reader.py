@@ -5,23 +5,25 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
-from loramux_server.chat.messages import Piece
+from loramux_server.chat.messages import Piece, Tool
 from loramux_server.stop_strings import overlap
 from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.held import Held, UnfinishedError
 from loramux_server.tools.json_end import JsonEnd
-from loramux_server.tools.syntax import ID, ToolSyntax, joined
+from loramux_server.tools.parameter_reader import ParameterReader
+from loramux_server.tools.separators import beside
+from loramux_server.tools.syntax import ID, ToolSyntax, joined, marks_of, words_of
+from loramux_server.tools.values import arguments_of
 
-_WORD = re.compile(r"[][{}(),;]|[^][{}(),;\s]+")
 _MAX_HELD = 1024
-"""Characters that wait for what follows, but for the object of a call."""
-_MAX_LEAD = 4
+"""Characters that wait for what follows, but for the arguments of a call."""
+_MAX_LEAD = 8
 """Words between what begins calls and the first one."""
 _ID = re.compile(r"[\w-]{1,64}")
 _ID_CHARS = string.ascii_letters + string.digits
@@ -66,16 +68,17 @@ class CallReader:
     calls is left out, and so is what separates and closes calls.
     """
 
-    def __init__(self, syntax: ToolSyntax, names: Collection[str], *, most: int | None) -> None:
+    def __init__(self, syntax: ToolSyntax, tools: Sequence[Tool], *, most: int | None) -> None:
         """Read calls.
 
         Args:
             syntax: How they are written.
-            names: The tools that there are.
+            tools: What may be called.
             most: How many calls there may be; None for any number.
         """
         self._keys = syntax.keys
-        self._names = frozenset(names)
+        self._parameters = syntax.parameters
+        self._tools = {tool.name: tool for tool in tools}
         self._most = most
         # Where there is none, calls are told by their names, and stand at the begin of a text.
         self._trigger = syntax.trigger
@@ -84,17 +87,18 @@ class CallReader:
         self._middle = joined(before_id).strip()
         self._after_id = joined(after_id[0]).strip() if after_id else None
         """What follows an id that the model makes up; None where it makes up none."""
-        self._lead = {*_words(syntax.opening), *("[" if self._keys else "")}
-        self._separators, self._closings = _beside(syntax)
+        self._lead = {*words_of(syntax.opening), *("[" if self._keys else "")}
+        self._separators, self._closings = beside(syntax)
+        self._ends = marks_of(syntax.closing)
         self._held = Held()
         """Text of which it is not known yet what it is."""
         self._is_separated = False
         """Whether what is held follows what separates calls, and not what begins them."""
         self._head: tuple[str, str] = ("", "")
-        """The name and the id before the object of a call."""
+        """The name and the id before the arguments of a call."""
         self._begin = 0
-        """Where in what is held that begins."""
-        self._end: JsonEnd | None = None
+        """Where in what is held they begin, or the object that has them."""
+        self._end: JsonEnd | ParameterReader | None = None
         self._ids: set[str] = set()
         self.num_calls = 0
 
@@ -166,15 +170,17 @@ class CallReader:
             UnfinishedError: That is not known yet.
         """
         if self._end is None:
-            begin = self._object_begin()
+            begin = self._arguments_begin()
             if begin is None:
                 return None
             self._begin, self._end = begin, JsonEnd(begin)
+            if self._parameters:
+                self._end = ParameterReader(self._parameters, self._ends, begin)
         try:
             end = self._end.find(self._held.text)
             if end is None:
                 raise UnfinishedError
-            value = msgspec.json.decode(self._held.text[self._begin : end])
+            value = self._value(end)
         except (ValueError, RecursionError):
             return None
         if self._keys is None:
@@ -186,8 +192,15 @@ class CallReader:
         called = inner.get(self._keys.name), inner.get(self._keys.arguments)
         return self._taken(*called, value.get("id"), end)
 
-    def _object_begin(self) -> int | None:
-        """Return where the object of a call begins; None if there is no call.
+    def _value(self, end: int) -> Any:  # noqa: ANN401 - JSON
+        """Return what is written up to `end`: the arguments of a call, or the object with them."""
+        if self._parameters and isinstance(self._end, ParameterReader):
+            tool = self._tools.get(self._head[0])
+            return arguments_of(self._end.found, tool, is_python=self._parameters.is_python)
+        return msgspec.json.decode(self._held.text[self._begin : end])
+
+    def _arguments_begin(self) -> int | None:
+        """Return where the arguments of a call begin, or the object with them; None if it is none.
 
         Raises:
             UnfinishedError: That is not known yet.
@@ -202,8 +215,12 @@ class CallReader:
         if self._keys is not None:
             return at if self._held.text[at] == "{" else None
         name = NAME.match(self._held.text, at)
-        found = self._held.after_word(self._middle, name.end()) if name else None
-        if name is None or found is None:
+        if name is None:
+            return None
+        found: int | None = self._held.spaced(name.end())
+        if self._middle:
+            found = self._held.after_word(self._middle, name.end())
+        if found is None:
             return None
         self._head = (name[0], "")
         if self._after_id is not None:
@@ -212,13 +229,13 @@ class CallReader:
             if made is None or found is None:
                 return None
             self._head = (name[0], made[0])
-        return found if self._held.text[found] == "{" else None
+        return found if self._parameters or self._held.text[found] == "{" else None
 
     def _taken(self, name: Any, arguments: Any, made_id: Any, end: int) -> ToolCall | None:  # noqa: ANN401
         """Return a call, if it is one, and hold what follows it from `end` on."""
         if not isinstance(name, str) or not NAME.fullmatch(name):
             return None
-        if not self._trigger and name not in self._names:
+        if not self._trigger and name not in self._tools:
             return None
         try:
             text = arguments if isinstance(arguments, str) else json.dumps(arguments)
@@ -237,11 +254,13 @@ class CallReader:
 
     def _no_call(self) -> str:
         """Return the text that was taken for what begins a call, and go on after it."""
+        # What was a parameter is read once, whatever it holds.
+        end = self._end.at if isinstance(self._end, ParameterReader) else 0
         self._end = None
         self._now = self._no_call_now
-        if not self._trigger or self._is_separated:
-            return ""
-        return self._held.taken(self._held.text.find(self._trigger) + len(self._trigger))
+        if self._trigger and not self._is_separated:
+            end = max(end, self._held.text.find(self._trigger) + len(self._trigger))
+        return self._held.taken(end)
 
     def _after_call(self) -> None:
         """Find out what follows a call; what separates and closes calls is left out.
@@ -267,30 +286,6 @@ class CallReader:
                 closed = end
         self._held.taken(closed or 0)
         self._now = self._no_call_now
-
-
-def _beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the words that separate calls, each way, and those that close one."""
-    separators, closings = [], [_words(syntax.closing)]
-    if syntax.separator is not None:
-        words = _words(syntax.separator)
-        if syntax.trigger in words:  # which begins the next call by itself
-            closings.append(words[: words.index(syntax.trigger)])
-        else:
-            separators.append(words)
-    if syntax.keys and not syntax.trigger:
-        # Models write several as they like, in lists or not; they are told by their names.
-        separators += [[], [";"], [","]]
-        closings.append(["]"])
-    return separators, [words for words in closings if words]
-
-
-def _words(pieces: Sequence[Piece]) -> list[str]:
-    """Return tokens, brackets and what stands between white space."""
-    words: list[str] = []
-    for piece in pieces:
-        words += [piece.text] if piece.is_token else _WORD.findall(piece.text)
-    return words
 
 
 def _at_id(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:

@@ -1,12 +1,15 @@
 """How calls of tools are written."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from loramux_server.chat.messages import Piece
 
 _BRACKETS = "[({"
+_MARK = re.compile(r"<[^\s<>]*>?|[^\s<]+")
+_WORD = re.compile(r"[][{}(),;]|[^][{}(),;\s]+")
 
 ID = Piece("", False)
 """Stands for the id of a call."""
@@ -19,6 +22,28 @@ class Keys(NamedTuple):
     """Key of the object that has the others; None where it is the object itself."""
     name: str
     arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """How arguments are written that are no object: each is opening, name, between, value, closing.
+
+    A string is written as it is, other values as JSON.
+    """
+
+    opening: tuple[Piece, ...]
+    between: tuple[Piece, ...]
+    """Before a string."""
+    between_others: tuple[Piece, ...]
+    """Before what is no string; begins with the same word, and is mostly the same."""
+    closing: tuple[Piece, ...]
+    is_python: bool
+    """Whether truth and nothing are written as Python has them: `True`, `None`."""
+
+    @property
+    def tells_strings(self) -> bool:
+        """Whether what stands before a value says that it is a string, or that it is none."""
+        return self.between != self.between_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +64,10 @@ class ToolSyntax:
     keys: Keys | None
     ids: Mapping[str, int]
     """The added tokens among all that."""
+    parameters: Parameters | None = None
+    """How arguments are written; None for an object of JSON."""
+    takes_text: bool = False
+    """Whether the template takes the arguments of calls as text."""
 
     @property
     def trigger(self) -> str:
@@ -47,11 +76,33 @@ class ToolSyntax:
         Empty where nothing does that any text could not begin with. Then an answer has calls from
         its beginning or none.
         """
-        tokens = [piece.text for piece in self.opening if piece.is_token]
-        word = tokens[0] if tokens else next(iter(joined(self.opening).split()), "")
-        return word if tokens else word.rstrip(_BRACKETS)
+        at = self.first_token
+        if at is None:
+            return next(iter(joined(self.opening).split()), "").rstrip(_BRACKETS)
+        before = joined(self.opening[:at])
+        # A token may be in the middle of a word.
+        begun = "" if before[-1:].isspace() else next(iter(before.split()[-1:]), "")
+        return begun + self.opening[at].text
+
+    @property
+    def first_token(self) -> int | None:
+        """Where in the opening the first token is; None if there is none."""
+        return next((at for at, piece in enumerate(self.opening) if piece.is_token), None)
 
 
-def joined(pieces: Sequence[Piece]) -> str:
+def joined(pieces: Iterable[Piece]) -> str:
     """Return the text of `pieces`."""
     return "".join(piece.text for piece in pieces)
+
+
+def words_of(pieces: Iterable[Piece]) -> list[str]:
+    """Return tokens, brackets and what stands between white space."""
+    words: list[str] = []
+    for piece in pieces:
+        words += [piece.text] if piece.is_token else _WORD.findall(piece.text)
+    return words
+
+
+def marks_of(pieces: Iterable[Piece]) -> list[str]:
+    """Return the parts of `pieces` between which there may be white space, tokens or not."""
+    return _MARK.findall(joined(pieces))

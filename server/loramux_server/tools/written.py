@@ -8,7 +8,7 @@ from typing import NamedTuple
 from loramux_server.chat.encoder import Vocabulary
 from loramux_server.chat.messages import Call, Piece
 from loramux_server.tools.conversations import SIGN
-from loramux_server.tools.syntax import ID, Keys, joined
+from loramux_server.tools.syntax import ID, Keys, Parameters, joined
 
 MAX_PART = 200
 """Characters that a template may put between two parts of calls."""
@@ -23,15 +23,23 @@ class UnknownSyntaxError(Exception):
 class WrittenCall:
     """The parts of one call in an answer."""
 
-    def __init__(self, answer: "Written", call: Call) -> None:
+    def __init__(self, answer: "Written", call: Call, parameters: Parameters | None = None) -> None:
         """Find `call`.
+
+        Args:
+            answer: Where it is.
+            call: It has one argument, a string.
+            parameters: How arguments are written; None for an object of JSON.
 
         Raises:
             UnknownSyntaxError: It is not there, or not in a way that is known.
         """
         self.answer = answer
         self._id = call.id
-        self.place = _located(answer.text, call)
+        if parameters is None:
+            self.place = _located(answer.text, call)
+        else:
+            self.place = _with_parameter(answer.text, call, parameters)
         begin, name, arguments, arguments_end, end, self.keys = self.place
 
         def part(begin: int, end: int) -> tuple[Piece, ...]:
@@ -123,6 +131,19 @@ def _located(answer: str, call: Call) -> _Located:
         if keys and end > name:
             return _Located(begin, name, *arguments, end, keys)
     return _Located(name, name, *arguments, arguments[1], None)
+
+
+def _with_parameter(answer: str, call: Call, parameters: Parameters) -> _Located:
+    """Return where `call` is, whose argument is written by itself."""
+    name = answer.find(call.name)
+    ((key, value),) = call.arguments.items()
+    text = joined([*parameters.opening, Piece(key, False), *parameters.between])
+    text += value + joined(parameters.closing)
+    begin = answer.find(text, name)
+    if name < 0 or begin < 0:
+        raise unreadable()
+    end = begin + len(text)
+    return _Located(name, name, begin, end, end, None)
 
 
 def _object_at(answer: str, begin: int, call: Call) -> tuple[int, int]:

@@ -1,0 +1,137 @@
+"""How a template writes arguments of calls that are no object, by what it makes of a few calls."""
+
+import json
+from collections.abc import Sequence
+from itertools import takewhile
+
+from loramux_server.chat.messages import Piece
+from loramux_server.tools.conversations import FIRST, KEYS, STRINGS, VALUES
+from loramux_server.tools.syntax import Parameters, joined, marks_of
+from loramux_server.tools.written import Written, unreadable
+
+_ENDS = ">])}"
+"""Characters with which a mark may end."""
+_LEAST_MARK = 3
+"""Characters of a word that no value is likely to have by chance."""
+
+
+def parameters_of(
+    answering: Sequence[Piece],
+    calling: Sequence[Piece],
+    with_two: Sequence[Piece],
+    with_none: Sequence[Piece] | None,
+    with_each: Sequence[Sequence[Piece]],
+) -> Parameters:
+    """Return how a template writes the arguments of calls.
+
+    Args:
+        answering: What it makes of an answer without calls.
+        calling: Of a call with the second one of KEYS and STRINGS.
+        with_two: Of a call with both.
+        with_none: Of a call without arguments; None where it does not take that.
+        with_each: Of calls with the second one of KEYS and each of VALUES.
+
+    Raises:
+        UnknownSyntaxError: It does that in a way that is not known.
+    """
+    plain = joined(answering)
+    found = _between_two(Written(with_two).unlike(plain))
+    one = Written(calling).unlike(plain)
+    value = _value_at(one)
+    around = joined(found.between)
+    if not one.text.startswith(around + STRINGS[1], value):
+        raise unreadable()
+    end = one.text[value + len(around) + len(STRINGS[1]) :]
+    others, is_python = set(), False
+    for expected, pieces in zip(VALUES, with_each, strict=True):
+        answer = Written(pieces).unlike(plain)
+        begin = _value_at(answer)
+        text = answer.text[begin:].removesuffix(end)
+        if len(text) != len(answer.text) - begin - len(end):
+            raise unreadable()
+        if isinstance(expected, str):
+            if text != around + expected:
+                raise unreadable()
+            continue
+        spelled = _spelled(text, expected)
+        others.add(answer.part(begin, begin + len(text) - len(spelled)))
+        is_python |= expected is True and spelled != "true"
+    if len(others) != 1:
+        raise unreadable()
+    (other,) = others
+    if marks_of(other)[:1] != marks_of(found.between)[:1]:
+        raise unreadable()
+    if with_none is not None:
+        _check_none(Written(with_none).unlike(plain), one, found, end)
+    return Parameters(found.opening, found.between, other, found.closing, is_python)
+
+
+def _between_two(answer: Written) -> Parameters:
+    """Return what is written around two strings."""
+    text = answer.text
+    places = [_name_end(answer)]
+    for word in (KEYS[0], STRINGS[0], KEYS[1], STRINGS[1]):
+        begin = text.find(word, places[-1])
+        if begin < 0:
+            raise unreadable()
+        places += [begin, begin + len(word)]
+    (name, key, key_end, value, value_end, key2, key2_end, value2, value2_end) = places
+    between = answer.part(key_end, value)
+    closed = _alike(answer, value_end, key2, value2_end)
+    closing, opening = answer.part(value_end, closed), answer.part(closed, key2)
+    before = key - len(joined(opening))
+    if before < name or opening != answer.part(before, key):
+        raise unreadable()
+    if between != answer.part(key2_end, value2):
+        raise unreadable()
+    for part in (opening, between, closing):
+        if not joined(part).strip():
+            raise unreadable()
+    for first, *_ in (marks_of(opening), marks_of(closing)):
+        if len(first) < _LEAST_MARK:
+            raise unreadable()  # any value could have it
+    return Parameters(opening, between, between, closing, is_python=False)
+
+
+def _alike(answer: Written, begin: int, end: int, other: int) -> int:
+    """Return up to where what follows `begin` is like what follows `other`, in whole words."""
+    text = answer.text
+    both = zip(text[begin:end], text[other:], strict=False)
+    most = begin + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+    ends = [
+        at for at in range(begin + 1, most + 1) if text[at - 1].isspace() or text[at - 1] in _ENDS
+    ]
+    return max(ends, default=begin)
+
+
+def _name_end(answer: Written) -> int:
+    """Return where the name of the call ends, which is there once."""
+    if answer.text.count(FIRST.name) != 1:
+        raise unreadable()
+    return answer.text.index(FIRST.name) + len(FIRST.name)
+
+
+def _value_at(answer: Written) -> int:
+    """Return where after the second one of KEYS the answer goes on."""
+    begin = answer.text.find(KEYS[1], _name_end(answer))
+    if begin < 0:
+        raise unreadable()
+    return begin + len(KEYS[1])
+
+
+def _spelled(text: str, value: object) -> str:
+    """Return how `value` is written, with which `text` ends."""
+    for spelled in (json.dumps(value), json.dumps(value, separators=(",", ":")), str(value)):
+        if text.endswith(spelled):
+            return spelled
+    raise unreadable()
+
+
+def _check_none(answer: Written, one: Written, found: Parameters, end: str) -> None:
+    """Demand that a call without arguments is one of which they are taken out."""
+    key = one.text.find(KEYS[1], _name_end(one))
+    before = one.text[_name_end(one) : key].removesuffix(joined(found.opening))
+    after = end.removeprefix(joined(found.closing))
+    written = answer.text[_name_end(answer) :]
+    if "".join(written.split()) != "".join((before + after).split()):
+        raise unreadable()

@@ -1,0 +1,21 @@
+"""What stands between calls, and after the last one."""
+
+from loramux_server.tools.syntax import ToolSyntax, words_of
+
+
+def beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the words that separate calls, each way, and those that close one."""
+    separators, closings = [], [words_of(syntax.closing)]
+    if syntax.separator is not None:
+        words = words_of(syntax.separator)
+        if syntax.trigger in words:  # which begins the next call by itself
+            closings.append(words[: words.index(syntax.trigger)])
+        else:
+            separators.append(words)
+    if syntax.parameters:  # after which a model may leave out some of what closes a call
+        closings += [words[at:] for words in closings for at in range(1, len(words))]
+    if syntax.keys and not syntax.trigger:
+        # Models write several as they like, in lists or not; they are told by their names.
+        separators += [[], [";"], [","]]
+        closings.append(["]"])
+    return separators, [words for words in closings if words]

@@ -1,0 +1,24 @@
+"""What a template writes, as a grammar has it."""
+
+import json
+from collections.abc import Iterable
+
+from loramux_server.chat.messages import Piece
+from loramux_server.tools.syntax import ID, ToolSyntax
+
+
+def literal(text: str) -> str:
+    """Return what stands in a rule for `text`, in which there is no token."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def symbols(syntax: ToolSyntax, pieces: Iterable[Piece]) -> str:
+    """Return what stands in a rule for `pieces` of `syntax`."""
+    return " ".join(_symbol(syntax, piece) for piece in pieces)
+
+
+def _symbol(syntax: ToolSyntax, piece: Piece) -> str:
+    if piece == ID:
+        return "ID"
+    # A token by its number, which no text has.
+    return f"<[{syntax.ids[piece.text]}]>" if piece.is_token else literal(piece.text)

@@ -1,0 +1,121 @@
+"""Strings that are written as they are, in a grammar."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from loramux_server.chat.messages import Piece
+from loramux_server.forms.grammar import quoted, slashed
+from loramux_server.tools.schemas import ANNOTATIONS, UnknownSchemaError
+from loramux_server.tools.symbols import symbols
+from loramux_server.tools.syntax import ToolSyntax, marks_of
+
+_DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+}
+_OF_OTHERS = frozenset({
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "items",
+    "prefixItems", "minItems", "maxItems", "properties", "required", "additionalProperties",
+})  # fmt: skip
+"""Keywords that say nothing of strings."""
+_KNOWN = ANNOTATIONS | _OF_OTHERS | {"type", "minLength", "maxLength", "pattern", "format"}
+
+
+def text_rules(
+    syntax: ToolSyntax, closing: Sequence[Piece], name: str, schema: dict[str, Any], not_first: str
+) -> list[str]:
+    """Return the rules of a string with what closes it, `name` and others.
+
+    Args:
+        syntax: How calls are written.
+        closing: What follows the string, which cannot hold the first word of it.
+        name: In lower case.
+        schema: That of the string, with no `enum` or `const`.
+        not_first: Characters with which the string cannot begin.
+
+    Raises:
+        UnknownSchemaError: It has a keyword that cannot be kept.
+    """
+    word = marks_of(closing)[0]
+    first, *rest = closing
+    is_lazy = not first.is_token and word in first.text
+    if is_lazy:
+        before, _, after = first.text.partition(word)
+        end, rest = before + word, [Piece(after, False), *rest]
+    elif first.is_token:  # into which no text runs, so that it need not be told where it ends
+        end, rest = "", list(closing)
+    else:
+        end = first.text
+    # What is told by its end has the word there.
+    forbidden = [f"(?s:.*){quoted(word)}{'(?s:.)' if is_lazy else ''}(?s:.*)"]
+    if not_first:
+        forbidden.append(rf"\s*[{quoted(not_first)}](?s:.*)")
+    parts = [slashed(body + quoted(end)) for body in _bodies(schema)]
+    parts += [f"~{slashed(expression)}" for expression in forbidden]
+    terminal = name.upper()
+    return [
+        f"{name}: {name}_text {symbols(syntax, (piece for piece in rest if piece.text))}",
+        f"{name}_text{'[lazy]' if is_lazy else ''}: {terminal}",
+        f"{terminal}: {' & '.join(parts)}",
+    ]
+
+
+def _bodies(schema: dict[str, Any]) -> list[str]:
+    """Return expressions all of which a string has to have."""
+    if unknown := sorted(schema.keys() - _KNOWN):
+        raise UnknownSchemaError(f"has {unknown[0]!r} for a string")
+    bodies = [f"(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})"]
+    if "pattern" in schema:
+        bodies.append(_anywhere(str(schema["pattern"])))
+    if "format" in schema:
+        if schema["format"] not in _FORMATS:
+            raise UnknownSchemaError(f"has the format {schema['format']!r}")
+        bodies.append(_FORMATS[schema["format"]])
+    return bodies
+
+
+def _anywhere(pattern: str) -> str:
+    """Return the expression of a text in which `pattern` is somewhere.
+
+    Raises:
+        UnknownSchemaError: It is bound to the begin or the end of the text by a part of it alone.
+    """
+    signs = _signs(pattern)
+    begins, ends = (0, "^", 0) in signs, (len(pattern) - 1, "$", 0) in signs
+    anchors = sum(char in "^$" for _, char, _ in signs)
+    has_choice = any(char == "|" and depth == 0 for _, char, depth in signs)
+    if anchors != begins + ends or (anchors and has_choice):
+        raise UnknownSchemaError(f"has the pattern {pattern!r}, only a part of which is anchored")
+    inner = pattern[begins : len(pattern) - ends]
+    return f"{'' if begins else '(?s:.*)'}({inner}){'' if ends else '(?s:.*)'}"
+
+
+def _signs(pattern: str) -> list[tuple[int, str, int]]:
+    """Return each `^`, `$` and `|` of an expression, where it is and in how many groups.
+
+    Raises:
+        UnknownSchemaError: It is no expression.
+    """
+    found, depth, is_class, is_escaped = [], 0, False, False
+    for at, char in enumerate(pattern):
+        if is_escaped:
+            is_escaped = False
+        elif char == "\\":
+            is_escaped = True
+        elif is_class:
+            is_class = char != "]"
+        elif char == "[":
+            is_class = True
+        elif char in "()":
+            depth += 1 if char == "(" else -1
+        elif char in "^$|":
+            found.append((at, char, depth))
+        if depth < 0:
+            break
+    if depth or is_class or is_escaped:
+        raise UnknownSchemaError(f"has the pattern {pattern!r}, which is no regular expression")
+    return found

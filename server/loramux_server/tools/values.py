@@ -1,0 +1,98 @@
+"""Texts of parameters -> values, as the schema of a tool has them."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from loramux_server.chat.messages import Tool
+from loramux_server.tools.parameter_reader import Given
+from loramux_server.tools.schemas import kind_of, kinds_within
+
+_STRING = frozenset({"string"})
+_NUMBERS = frozenset({"integer", "number"})
+_LITERAL = re.compile(
+    r"""'(?:[^'\\]|\\.)*(')?|"(?:[^"\\]|\\.)*(")?|\b(?:True|False|None)\b""", re.DOTALL
+)
+"""A string of Python, also one that does not end, or a name for what JSON calls otherwise."""
+_NAMES = {"True": "true", "False": "false", "None": "null"}
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
+
+
+class _NoValueError(Exception):
+    """A text is no value but a string."""
+
+
+def arguments_of(given: Sequence[Given], tool: Tool | None, *, is_python: bool) -> dict[str, Any]:
+    """Return the arguments of a call.
+
+    Args:
+        given: Its parameters; of several with one name the last one counts.
+        tool: What is called; None if it is not known.
+        is_python: Whether the template writes what is no string as Python does.
+    """
+    root = (tool.parameters if tool else None) or {}
+    properties = root.get("properties")
+    schemas = properties if isinstance(properties, dict) else {}
+    return {
+        each.name: value_of(
+            each, kinds_within(schemas.get(each.name, True), root), is_python=is_python
+        )
+        for each in given
+    }
+
+
+def value_of(given: Given, kinds: frozenset[str] | None, *, is_python: bool) -> Any:  # noqa: ANN401
+    """Return the value that is given: a string where it may be nothing else.
+
+    Args:
+        given: The parameter.
+        kinds: Of which JSON types it may be; None if that is not known.
+        is_python: As above.
+    """
+    if given.is_string or (given.is_string is None and kinds == _STRING):
+        return given.text
+    may_be_string = given.is_string is None and (kinds is None or "string" in kinds)
+    try:
+        value = _decoded(given.text, is_python=is_python or not may_be_string)
+    except _NoValueError:
+        return given.text
+    if may_be_string and (isinstance(value, str) or not _is_of(value, kinds)):
+        return given.text
+    return value
+
+
+def _is_of(value: object, kinds: frozenset[str] | None) -> bool:
+    kind = kind_of(value)
+    return kinds is None or kind in kinds or (kind in _NUMBERS and "number" in kinds)
+
+
+def _decoded(text: str, *, is_python: bool) -> Any:  # noqa: ANN401 - JSON
+    """Return the value that JSON reads in `text`, or else Python."""
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        if not is_python:
+            raise _NoValueError from None
+    try:
+        return msgspec.json.decode(_LITERAL.sub(_as_json, text))
+    except (ValueError, RecursionError):
+        raise _NoValueError from None
+
+
+def _as_json(found: re.Match[str]) -> str:
+    literal = found[0]
+    if found[1] or found[2]:
+        return json.dumps(_ESCAPE.sub(_unescaped, literal[1:-1]))
+    return _NAMES.get(literal, literal)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    code = found[1] or found[2] or found[3]
+    if code is None:
+        return _ESCAPED.get(found[4], found[0])
+    number = int(code, 16)
+    return chr(number) if number <= 0x10FFFF else found[0]

@@ -1,0 +1,198 @@
+"""Demanding calls whose parameters are written one by one."""
+
+import random
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher
+
+from loramux_server.chat.messages import Tool
+from loramux_server.tools.form import ANY_TEXT, UnknownToolSchemaError, form_of_calls
+from loramux_server.tools.syntax import joined
+from tests.support.tool_parameters import CALLED, MATCHERS, NAMES, ORDER, TRIP, call_in, told
+from tests.support.tool_syntaxes import (
+    SYNTAXES,
+    THEIRS,
+    accepts,
+    matcher_of,
+    read,
+    written,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wrong", [
+    {"unit": "c"}, {"city": "Oslo"}, {"city": "Oslo", "unit": "d"}, {"unit": "c", "city": "Oslo"},
+    {"city": "Oslo" * 6, "unit": "c"}, {**CALLED, "more": {"a": "x"}}, {**CALLED, "else": 1},
+    {**CALLED, "stops": ["a", "b", "c"]}, {**CALLED, "more": {"b": 1}}, {**CALLED, "gone": 1},
+    {"city": "Oslo", "days": 1.5, "unit": "c"}, {"city": "Oslo", "days": "x", "unit": "c"},
+    {"city": "Oslo", "warm": "yes", "unit": "c"}, {"city": 3, "unit": None}, {},
+])  # fmt: skip
+def test_what_does_not_meet_the_schema_is_not_written(name: str, wrong: dict[str, Any]) -> None:
+    assert accepts(MATCHERS[name], name, told(name, CALLED))
+    assert not accepts(MATCHERS[name], name, told(name, wrong))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_cannot_pose_as_the_end_of_it(name: str) -> None:
+    way = SYNTAXES[name].parameters
+    assert way is not None
+    closing, opening, between = map(joined, (way.closing, way.opening, way.between))
+    forged = f"x{closing}{opening}unit{between}zzz"
+    assert not accepts(MATCHERS[name], name, call_in(name, ("city", forged)))
+    # Nor what looks like a token and is none.
+    begin = told(name, CALLED).partition("Oslo")[0]
+    tokens = THEIRS(begin, add_special_tokens=False).input_ids
+    mark = [token for char in f"x{closing.strip()}y" for token in THEIRS(char).input_ids]
+    taken = MATCHERS[name].deep_copy().try_consume_tokens(tokens + mark)
+    assert len(tokens) < taken < len(tokens + mark)
+
+
+def drawn(matcher: LLMatcher, seed: int) -> str:
+    """Return a text of the form, at random."""
+    chance, fresh = random.Random(seed), matcher.deep_copy()
+    tokens: list[int] = []
+    while not fresh.is_accepting() and len(tokens) < 4000:
+        bits = int.from_bytes(fresh.compute_bitmask(), "little")
+        allowed = [token for token in range(len(THEIRS)) if bits >> token & 1]
+        token = chance.choice(allowed)
+        assert fresh.consume_token(token)
+        tokens.append(token)
+    assert fresh.is_accepting()
+    return str(THEIRS.decode(tokens))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_is_written_in_the_form_is_read_and_meets_the_schema(name: str) -> None:
+    assert TRIP.parameters is not None
+    small = {"minimum": -1000, "maximum": 1000}  # others may be too large for anybody
+    known = TRIP.parameters["properties"]
+    bounded = {"days": known["days"] | small, "ratio": known["ratio"] | small}
+    tool = Tool("plan_trip", None, TRIP.parameters | {
+        "required": ORDER, "properties": known | bounded,
+    })  # fmt: skip
+    matcher = matcher_of(name, tools=[tool], is_parallel=False)
+    for seed in range(8):
+        text, ((called, arguments),) = read(name, drawn(matcher, seed), tools=[tool])
+        assert (text, called, list(arguments)) == ("", "plan_trip", ORDER)
+        assert isinstance(arguments["city"], str) and len(arguments["city"]) <= 20
+        assert type(arguments["days"]) is int and -1000 <= arguments["days"] <= 1000
+        assert type(arguments["ratio"]) in (int, float) and -1000 <= arguments["ratio"] <= 1000
+        assert type(arguments["warm"]) is bool and arguments["unit"] in ("c", "f", "a b")
+        assert arguments["note"] is None or len(arguments["note"]) <= 20
+        assert len(arguments["stops"]) <= 2 and all(len(each) <= 20 for each in arguments["stops"])
+        assert arguments["more"].keys() <= {"a"} and arguments["gone"] is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_arguments_may_be_given_to_tools_that_are_not_strict(name: str) -> None:
+    strict = Tool("clock", None, {"properties": {"at": {"const": "noon"}}}, is_strict=True)
+    matcher = matcher_of(name, ANY_TEXT, tools=[TRIP, strict])
+    for call, is_taken in (
+        (("plan_trip", {"anything": "at </all>", "n": [1, {"a": None}]}), True),
+        (("plan_trip", {}), True), (("clock", {"at": "noon"}), True), (("clock", {}), True),
+        (("clock", {"at": "night"}), False), (("clock", {"in": "noon"}), False),
+    ):  # fmt: skip
+        assert accepts(matcher, name, "Well. " + written(name, [call]).lstrip()) == is_taken
+        if name not in ("typed", "marked"):
+            assert accepts(matcher, name, written(name, [call])) == is_taken
+
+
+def form_with(name: str, schema: dict[str, Any]) -> LLMatcher:
+    return matcher_of(name, tools=[Tool("plan_trip", None, schema)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("schema", "good", "bad"), [
+    ({"type": "string", "pattern": "^a+$"}, ["a", "aaa"], ["", "ba", "ab", "a\n"]),
+    ({"type": "string", "pattern": "a|b"}, ["a", "xbx\n"], ["", "x"]),
+    ({"type": "string", "pattern": "^(a/|b\\$)[$^|/]"}, ["a/$", "b$^x"], ["a$", "xa/$"]),
+    ({"type": "string", "pattern": "[0-9]$", "minLength": 2, "maxLength": 3}, ["a1", "ab1"],
+     ["1", "abc1", "1a"]),
+    ({"type": "string", "format": "date"}, ["2024-02-29"], ["2024-13-01", "x2024-02-29", ""]),
+    ({"type": "string", "format": "date-time"}, ["2024-02-29T10:00:00Z"], ["2024-02-29"]),
+    ({"type": "string", "format": "uuid"}, ["12345678-1234-1234-1234-123456789abc"], ["1"]),
+    ({"type": "string", "minLength": 1}, ["a", "\n"], [""]),
+    ({"type": ["string", "null"], "description": "x"}, ["a", "", None], []),
+    ({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]},
+     ["a", [1, 2], "{"], [["a"], "[x", " [1, 'a']"]),
+    ({"anyOf": [{"type": "string", "maxLength": 1}, {"type": "integer", "minimum": 5}]},
+     ["a", 7], ["ab", 3, "3", " 3"]),
+    ({"enum": ["a", 1, None]}, ["a", 1, None], ["b", 2, True]),
+    ({"const": "a\nb"}, ["a\nb"], ["a"]), ({"enum": [True]}, [True], [False]),
+    ({"$ref": "#/$defs/word"}, ["ab"], ["abc"]),
+    ({"type": "array", "items": {"$ref": "#/$defs/word"}}, [["ab"], []], [["abc"]]),
+    ({"items": {"type": "null"}}, [[None]], [[1]]),
+    ({"properties": {"a": {"const": 1}}, "required": ["a"]}, [{"a": 1}], [{}]),
+    ({"oneOf": [{"type": "boolean"}, {"type": "null"}]}, [True, None], [1, "a"]),
+    ({"type": "boolean"}, [True, False], [None, 1]),
+])  # fmt: skip
+def test_a_parameter_has_the_form_of_its_schema(
+    name: str, schema: dict[str, Any], good: list[Any], bad: list[Any]
+) -> None:
+    matcher = form_with(name, {
+        "properties": {"a": schema}, "required": ["a"],
+        "$defs": {"word": {"type": "string", "maxLength": 2}},
+    })  # fmt: skip
+    for value in good:
+        assert accepts(matcher, name, told(name, {"a": value})), value
+    for value in bad:
+        # What begins as no string may is a string where that is told.
+        if name not in ("typed", "marked") or not isinstance(value, str) or "anyOf" not in schema:
+            assert not accepts(matcher, name, told(name, {"a": value})), value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_without_a_schema_may_be_anything(name: str) -> None:
+    schemas: list[dict[str, Any]] = [
+        {}, {"type": "object"}, {"required": ["a"]}, {"properties": {"a": {}}},
+        {"properties": {"a": True, "b": False}, "additionalProperties": True},
+    ]  # fmt: skip
+    for schema in schemas:
+        matcher = form_with(name, schema)
+        assert accepts(matcher, name, told(name, {"a": "x y"}))
+        assert accepts(matcher, name, told(name, {})) == ("required" not in schema)
+    nothing = form_with(name, {"properties": {}, "additionalProperties": False})
+    assert accepts(nothing, name, told(name, {}))
+    assert not accepts(nothing, name, told(name, {"a": "x"}))
+
+
+@pytest.mark.parametrize(("schema", "message"), [
+    ({"minProperties": 1}, "has 'minProperties'"), ({"anyOf": []}, "has 'anyOf'"),
+    ({"properties": 3}, "not understood"), ({"required": 3}, "not understood"),
+    ({"additionalProperties": {"type": "string"}}, "none of its properties"),
+    ({"properties": {"a": False}, "required": ["a"]}, "'a', which has no schema"),
+    ({"properties": {"": {}}}, "where it ends"), ({"properties": {" a": {}}}, "where it ends"),
+    ({"properties": {"a>\"</arg_key>": {}}}, "where it ends"),
+    ({"properties": {"a" * 300: {}}}, "where it ends"),
+    ({"properties": {"a": {"type": "string", "format": "email"}}}, "the format 'email'"),
+    ({"properties": {"a": {"type": "string", "not": {}}}}, "has 'not' for a string"),
+    ({"properties": {"a": {"type": "string", "pattern": "^a|b"}}}, "part of which is anchored"),
+    ({"properties": {"a": {"type": "string", "pattern": "a(^b)"}}}, "part of which is anchored"),
+    ({"properties": {"a": {"type": "string", "pattern": "a)|(b"}}}, "no regular expression"),
+    ({"properties": {"a": {"type": "string", "pattern": "a\\"}}}, "no regular expression"),
+    ({"properties": {"a": {"minimum": 3}}}, "has no type"),
+    ({"properties": {"a": {"enum": []}}}, "has no value"),
+    ({"properties": {"a": {"enum": ["a"], "maxLength": 3}}}, "'maxLength' beside its values"),
+    ({"properties": {"a": {"anyOf": [{}], "type": "string"}}}, "'type' beside 'anyOf'"),
+    ({"properties": {"a": {"$ref": "#/x"}}}, "refers to '#/x'"),
+    ({"properties": {"a": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}}, "same type"),
+    ({"properties": {"a": {"enum": ["</parameter></arg_value></@in@parameter>"]}}},
+     "read as another one"),
+])  # fmt: skip
+def test_what_cannot_be_kept_is_said(schema: dict[str, Any], message: str) -> None:
+    for name in NAMES:
+        with pytest.raises(UnknownToolSchemaError, match=message):
+            form_with(name, schema)
+    assert form_of_calls(SYNTAXES["tags"], [Tool("t", None, schema)], None, is_parallel=True)
+
+
+def test_a_word_that_would_be_read_as_something_else_is_refused() -> None:
+    for name in ("elements", "pairs"):
+        with pytest.raises(UnknownToolSchemaError, match="'1', which would be read as another"):
+            form_with(name, {"properties": {"a": {"enum": ["1", 1]}}})
+    assert accepts(
+        form_with("typed", {"properties": {"a": {"enum": ["1", 1]}}}),
+        "typed",
+        told("typed", {"a": "1"}),
+    )
