@@ -3,8 +3,8 @@
 Calls that change nothing are made again where the server was not there, or said so before its
 answer began: gRPC itself does that, waits as long as the server says or longer each time, and
 spends at most a part of what succeeds on it, so that a crowd of clients cannot double the load of
-a server that fails. Where calls choose among several servers, `_routing.attempts` does it by the same
-numbers.
+a server that fails. Where calls choose among several servers, `_routing.attempts` does it by the
+same numbers.
 """
 
 import ipaddress
