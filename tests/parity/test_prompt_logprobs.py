@@ -53,8 +53,8 @@ def scored(architecture: str, folder: Path) -> list[Scored]:
         with quiet_peft():
             resized.resize_token_embeddings(size, mean_resizing=False)
         saved = save_resized(resized, config, folder / name, 3, save_embedding_layers=True)
-        source = pack_source(saved, folder / f"{name}.package", size)
-        kinds.append((with_adapter(resized, saved), source, size))
+        package = pack_source(saved, folder / f"{name}.package", size)
+        kinds.append((with_adapter(resized, saved), package, size))
     found = []
     for wrapped, source, size in kinds:
         for length in (2, 30):
