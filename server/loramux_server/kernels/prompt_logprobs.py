@@ -20,6 +20,9 @@ def prompt_logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) 
         token_R: The token of each row, int64.
         count: K, at most V.
     """
+    # The maximum is NaN if any logit is, and infinite if the row overflowed.
+    is_finite_R1 = logits_RV.amax(-1, keepdim=True).isfinite()
+    logits_RV = logits_RV.masked_fill(~is_finite_R1, 0.0)
     form = logprobs_cpu if logits_RV.device.type == "cpu" else logprobs
     told_RL = form(logits_RV, token_R, count)
     token_R1 = token_R[:, None]
@@ -27,7 +30,5 @@ def prompt_logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) 
     token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
     is_before_RV = (logits_RV > value_R1) | ((logits_RV == value_R1) & (token_V < token_R1))
     rank_R1 = is_before_RV.sum(-1, keepdim=True) + 1
-    # The maximum is NaN if any logit is, and infinite if the row overflowed.
-    is_finite_R1 = logits_RV.amax(-1, keepdim=True).isfinite()
     told_RL = torch.cat((rank_R1.double(), told_RL), 1)
     return told_RL.masked_fill(~is_finite_R1, float("nan"))
