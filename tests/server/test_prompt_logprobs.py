@@ -149,8 +149,10 @@ def test_a_prompt_that_overflows_ends_alone_and_tells_nothing(tmp_path: Path) ->
 def test_others_run_ahead_again_once_all_is_told() -> None:
     engine, _, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=True, max_batch_tokens=4)
     prompt = [5, 6, 7, 8, 9, 10, 11, 12]
-    for number, how in enumerate(({}, {"num_prompt_logprobs": 0})):
-        sampling = Sampling(max_tokens=12, seed=0, temperature=0.0, ignore_eos=True, **how)
+    for number, count in enumerate((None, 0)):
+        sampling = Sampling(
+            max_tokens=12, seed=0, temperature=0.0, ignore_eos=True, num_prompt_logprobs=count
+        )
         engine.receive([Submit(number, prompt, None, sampling)])
     found: dict[int, list[int]] = {0: [], 1: []}
     told_after = None
