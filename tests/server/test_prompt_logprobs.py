@@ -11,15 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
+from loramux_server.engine import model_runner
 from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.messages import Finish, Sampling, Submit
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
+from loramux_server.kernels.step_input import StepInput
 from loramux_server.services.prompt_logprobs import MAX_TOLD, check_told
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.fake import completion, fake_engine
-from tests.support.models import tiny_model
+from tests.support.models import VOCAB, tiny_model
 from tests.support.scored import check_told as check_numbers
 from tests.support.scored import expected_logprobs
 
@@ -100,6 +102,28 @@ def test_who_begins_anew_may_take_from_the_cache_what_was_told() -> None:
     harness.run()
     assert scheduler.num_shared_tokens - shared == 24
     assert len(harness.prompt_logprobs(request)) == 2 * (len(PROMPT) - 1)
+
+
+def test_logits_of_a_long_prompt_are_never_in_memory_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    num_rows: list[int] = []
+    logits = ModelRunner._logits
+
+    def noted(runner: ModelRunner, given: StepInput) -> torch.Tensor:
+        found = logits(runner, given)
+        num_rows.append(len(found))
+        return found
+
+    monkeypatch.setattr(ModelRunner, "_logits", noted)
+    monkeypatch.setattr(model_runner, "PIECE_BYTES", 7 * 4 * VOCAB)
+    harness = Harness(copy.deepcopy(model), num_blocks=60, max_batch_tokens=64)
+    request = harness.submit(PROMPT, max_tokens=0, num_prompt_logprobs=1)
+    harness.run()
+    wanted = expected_logprobs(model, PROMPT)
+    check_numbers(harness.prompt_logprobs(request), PROMPT, wanted, TOLERANCE)
+    assert num_rows == [0, 7, 7, 7, 7, 1]
 
 
 def test_of_a_single_token_nothing_is_told() -> None:
