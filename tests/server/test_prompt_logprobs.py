@@ -70,6 +70,8 @@ def test_such_a_prompt_takes_nothing_from_the_prefix_cache_and_fills_it() -> Non
         check_numbers(harness.prompt_logprobs(request), PROMPT, wanted, TOLERANCE)
     assert harness.output(second) == harness.output(third)
     assert harness.prompts[first].finish is Finish.LENGTH
+    assert not harness.engine._requests
+    assert not harness.engine._scheduler.running
 
 
 def test_who_loses_its_blocks_goes_on_where_it_was(told_rows: list[int]) -> None:
