@@ -1,6 +1,7 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Unpack, cast
@@ -144,6 +145,7 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
         usage=usage(response.usage),
         timing=timing(response.timing),
         sampling=_sampling(response.sampling),
+        prompt_logprobs=_prompt_logprobs(response.prompt_logprobs),
     )
 
 
@@ -166,6 +168,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         usage=usage(response.usage) if response.HasField("usage") else None,
         timing=timing(response.timing) if response.HasField("timing") else None,
         sampling=_sampling(response.sampling) if response.HasField("sampling") else None,
+        prompt_logprobs=_prompt_logprobs(response.prompt_logprobs),
     )
 
 
@@ -244,6 +247,21 @@ def _logprobs(
     )
 
 
+def _prompt_logprobs(
+    positions: Sequence[generation_pb2.PositionLogprobs],
+) -> tuple[PositionLogprobs, ...]:
+    if not positions:
+        return ()
+    first, *others = positions
+    chosen = TokenLogprob(first.chosen.token_id, math.nan, first.chosen.utf8)
+    return PositionLogprobs(chosen, ()), *(
+        PositionLogprobs(
+            _token_logprob(position.chosen), tuple(map(_token_logprob, position.top)), position.rank
+        )
+        for position in others
+    )
+
+
 def _token_logprob(token: generation_pb2.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(token.token_id, token.logprob, token.utf8)
 
@@ -255,7 +273,7 @@ def identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
 
 def usage(message: generation_pb2.Usage) -> Usage:
     """Return the value of counts of tokens."""
-    return Usage(message.prompt_tokens, message.completion_tokens)
+    return Usage(message.prompt_tokens, message.completion_tokens, message.cached_tokens)
 
 
 def _sampling(message: generation_pb2.SamplingParams) -> SamplingOptions:

@@ -75,6 +75,7 @@ class SamplingOptions(TypedDict, total=False):
     include_stop: bool
     n: int
     logprobs: int
+    prompt_logprobs: int
     skip_special_tokens: bool
     json_schema: str | Mapping[str, object]
     json_object: bool
@@ -106,17 +107,22 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
+    """NaN for the first token of a prompt, before which nothing is."""
     utf8: bytes = b""
     """Its text, which may be a part of a character; empty where the model has no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class PositionLogprobs:
-    """The log-probabilities at one position."""
+    """The log-probabilities at one position of a completion or a prompt."""
 
     chosen: TokenLogprob
+    """The token that was chosen, or that the prompt has there."""
     top: tuple[TokenLogprob, ...]
     """The likeliest tokens, likeliest first."""
+    rank: int | None = None
+    """Place of `chosen` among all tokens, 1 for the likeliest; told of a prompt's tokens alone, but
+    for the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     """Over all completions."""
+    cached_tokens: int = 0
+    """Tokens of the prompt for which nothing was computed: they were in the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +205,8 @@ class Generation:
     timing: Timing
     sampling: SamplingOptions
     """What was used: what the call said, and the defaults of the adapter or the server."""
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+    """An entry for each token of the prompt, where they were asked for."""
 
     @property
     def text(self) -> str:
@@ -262,3 +272,5 @@ class Chunk:
     """Calls that the model asks for; each comes when it is whole."""
     reasoning: str = ""
     """What is new of what the model thinks before its answer."""
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+    """Set in the first chunk of a stream, where they were asked for."""

@@ -176,7 +176,13 @@ class EngineClient:
     def _dispatch(self, report: Report) -> None:
         for started in report.started:
             if call := self._calls.get(started.request_id):
-                call.mailbox.on_started(started.queue_seconds)
+                call.mailbox.on_started(started)
+        for prompt in report.prompts:  # before the tokens that follow it
+            if call := self._calls.get(prompt.request_id):
+                call.mailbox.put(call.index, prompt)
+                if prompt.finish:
+                    del self._calls[prompt.request_id]
+                    self.quarantine.ended_well(call.work)
         for token in report.tokens:
             if call := self._calls.get(token.request_id):
                 call.mailbox.put(call.index, token)

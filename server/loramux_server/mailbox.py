@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from loramux.errors import LoramuxError
-from loramux_server.engine.messages import Token
+from loramux_server.engine.messages import Started, Token
 
 MAX_BEHIND = 1024
 """Tokens and log-probabilities that may wait for the reader of a call: some 100 KB."""
@@ -16,18 +16,18 @@ Item = TypeVar("Item")
 
 
 class Mailbox(Generic[Item]):
-    """What the engine made for one call, tokens or scores, that its reader has not taken yet."""
+    """What the engine made for one call, such as tokens, that its reader has not taken yet."""
 
     def __init__(
         self,
-        on_started: Callable[[float], None],
+        on_started: Callable[[Started], None],
         on_full: Callable[[bool], None] = lambda is_full: None,
         interval: int = 1,
     ) -> None:
         """Wait for nothing yet.
 
         Args:
-            on_started: Told the seconds that a completion was queued.
+            on_started: Told when a completion left the engine's queue.
             on_full: Told when no more may come, since the reader is behind, and when it may again.
             interval: Tokens of one completion for which the reader is woken; for the first
                 and the last of a completion it always is.
@@ -66,8 +66,8 @@ class Mailbox(Generic[Item]):
         return items
 
     def num_waiting(self, index: int) -> int:
-        """Return how many items of the completion at `index` nobody has taken."""
-        return len(self._items.get(index, ()))
+        """Return how many tokens of the completion at `index` nobody has taken."""
+        return sum(isinstance(item, Token) for item in self._items.get(index, ()))
 
     def put(self, index: int, item: Item) -> None:
         """Add what was made for the completion at `index`."""

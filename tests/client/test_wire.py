@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import time
 from typing import Any
 
@@ -53,6 +54,29 @@ def test_a_form_of_a_newer_server_is_none() -> None:
     assert newer.HasField("structured_output")
     answer = generation_pb2.GenerateResponse(sampling=newer)
     assert _wire.generation(answer).sampling == {}
+
+
+def test_of_the_first_token_of_a_prompt_nothing_is_known() -> None:
+    def token(number: int, **more: float) -> generation_pb2.TokenLogprob:
+        return generation_pb2.TokenLogprob(token_id=number, **more)  # type: ignore[arg-type]
+
+    positions = [
+        generation_pb2.PositionLogprobs(chosen=token(5)),
+        generation_pb2.PositionLogprobs(
+            chosen=token(6, logprob=0.0), top=[token(6, logprob=0.0)], rank=1
+        ),
+    ]
+    answer = _wire.generation(generation_pb2.GenerateResponse(prompt_logprobs=positions))
+    piece = _wire.chunk(generation_pb2.StreamGenerateResponse(prompt_logprobs=positions))
+    assert answer.prompt_logprobs == piece.prompt_logprobs
+    first, second = answer.prompt_logprobs
+    assert (first.chosen.token_id, first.top, first.rank) == (5, (), None)
+    assert math.isnan(first.chosen.logprob)
+    assert (second.chosen.token_id, second.chosen.logprob, second.rank) == (6, 0.0, 1)
+    # Servers that do not tell prompts leave a logarithm of nought out.
+    message = generation_pb2.Completion(logprobs=positions[:1])
+    found = _wire.generation(generation_pb2.GenerateResponse(completions=[message])).logprobs
+    assert [position.chosen.logprob for position in found] == [0.0]
 
 
 def test_a_mix_arrives_in_order() -> None:

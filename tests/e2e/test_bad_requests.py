@@ -191,6 +191,9 @@ SAMPLING = [
         for v in (NAN, INF, 128.0)
     ),
     *(sampling_row("E17", v, logprobs=v) for v in (21, -1)),
+    *(sampling_row("E17", v, prompt_logprobs=v) for v in (21, -1)),
+    sampling_row("E01", -1, max_tokens=-1, prompt_logprobs=0),
+    sampling_row("E10", 2, n=2, max_tokens=0, prompt_logprobs=0),
 ]
 
 
@@ -373,6 +376,8 @@ FINE = {
     ),
     "E17-20-logprobs": request({"logprobs": 20}),
     "E17-0-logprobs": request({"logprobs": 0}),
+    "E17-20-prompt-logprobs": request({"prompt_logprobs": 20}),
+    "E17-0-prompt-logprobs": request({"prompt_logprobs": 0, "max_tokens": 0}),
     **{f"E18-seed-{seed}": request({"seed": seed, "n": 2}) for seed in (2**63 - 1, -(2**63), 0)},
     "E19-nothing-left-by-the-bias": request(
         {"logit_bias": dict.fromkeys(range(VOCAB), -100.0), "top_p": 1e-6, "top_k": 1, "min_p": 1.0}
@@ -456,6 +461,7 @@ FEATURES: dict[str, list[Any]] = {
     "include_stop": [True],
     "n": [1, 3],
     "logprobs": [0, 20],
+    "prompt_logprobs": [0, 20],
     "skip_special_tokens": [False, True],
     "regex": ["[a-z]{3}"],
 }

@@ -118,6 +118,27 @@ def test_no_bit_of_a_vector_depends_on_the_batch(
     assert len(found) == 1
 
 
+def test_no_bit_of_a_prompts_log_probabilities_depends_on_the_batch(
+    sources: list[AdapterSource],
+) -> None:
+    prompts = [[5 + i % 30 for i in range(length)] for length in (2, 7, 40)]
+    found = set()
+    for max_batch_tokens, num_others in ((8, 5), (13, 0), (64, 1)):
+        harness = Harness(
+            model(), kernels="cpu", deterministic=True, num_blocks=200,
+            max_batch_tokens=max_batch_tokens,
+        )  # fmt: skip
+        for number in range(num_others):
+            harness.submit([7 + number] * 9, sources[number % NUM_ADAPTERS], max_tokens=4)
+        asked = [
+            harness.submit(prompt, source, max_tokens=0, num_prompt_logprobs=2)
+            for prompt in prompts for source in (None, sources[0])
+        ]  # fmt: skip
+        harness.run()
+        found.add(tuple(harness.prompts[request_id].numbers for request_id in asked))
+    assert len(found) == 1
+
+
 def test_bits_depend_on_the_batch_otherwise(sources: list[AdapterSource]) -> None:
     """So the test above can fail."""
     batches = Batches(sources, deterministic=False)

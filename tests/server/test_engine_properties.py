@@ -44,6 +44,8 @@ class Asked:
     deadline: float
     pooling: Pooling | None = None
     output: list[int] = dataclasses.field(default_factory=list)
+    told: list[int] | None = None
+    """The likeliest tokens in the places of its prompt, where they were told."""
     outcome: str = ""
 
 
@@ -71,6 +73,17 @@ def read(asked: Asked) -> list[int]:
     ]
 
 
+def told(asked: Asked) -> list[int]:
+    """Return what is the likeliest in each place of the prompt but the first."""
+    return [
+        completion(
+            asked.prompt[:end], asked.adapter, 1, eos=False, active_from=active_from(asked),
+            num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0],
+        )[0]
+        for end in range(1, len(asked.prompt))
+    ]  # fmt: skip
+
+
 SAMPLINGS = [
     {"temperature": 0.0},
     {"temperature": 3.0},
@@ -78,8 +91,10 @@ SAMPLINGS = [
     {"temperature": 5.0, "top_p": 0.7, "min_p": 0.1},
     {"temperature": 3.0, "presence_penalty": 2.0},
     {"temperature": 3.0, "num_logprobs": 2},
+    {"temperature": 0.0, "num_prompt_logprobs": 1},
+    {"temperature": 3.0, "num_prompt_logprobs": 1, "max_tokens": 0},
 ]
-"""How tokens are chosen: the device can, but for the last two."""
+"""How tokens are chosen: the device can in the first ones."""
 
 BEGINNING = [5, 9, 2, 7, 7, 3, 11, 4, 5, 9, 2, 8, 30, 31, 6, 6, 2, 3]
 TOKENS = st.integers(2, VOCAB - 1)
@@ -152,7 +167,10 @@ class EngineMachine(RuleBasedStateMachine):
             source = msgspec.structs.replace(source, tenant="ab"[adapter % 2])
         if adapter in {*TASKS, *VIRTUAL, *INVOCATIONS}:
             pooling = None
-        sampling = Sampling(max_tokens=max_tokens, seed=seed, ignore_eos=ignore_eos, **how)
+        if pooling or adapter in TASKS:
+            how = SAMPLINGS[0]
+        how = {"max_tokens": max_tokens, "seed": seed, "ignore_eos": ignore_eos, **how}
+        sampling = Sampling(**how)
         weight = 1 + len(tenant)
         self.engine.receive(
             [Submit(len(self.asked), prompt, source, sampling, tenant, timeout, weight, pooling)]
@@ -195,6 +213,15 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             report = self.engine.step()
+            for prompt in report.prompts:
+                asked = self.asked[prompt.request_id]
+                assert not asked.outcome, "a prompt after the end"
+                assert asked.told is None, "a prompt twice"
+                assert not asked.output, "a prompt after a token"
+                told_TL = np.frombuffer(prompt.numbers, np.float64).reshape(-1, 4)
+                asked.told = told_TL[:, 3].astype(int).tolist()
+                if prompt.finish:
+                    asked.outcome = "finished"
             for token in report.tokens:
                 asked = self.asked[token.request_id]
                 assert not asked.outcome, "a token after the end"
@@ -247,8 +274,11 @@ class EngineMachine(RuleBasedStateMachine):
                 eos=not asked.sampling.ignore_eos, active_from=active_from(asked),
                 num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0], sampling=asked.sampling,
             )  # fmt: skip
+            if asked.told is not None:
+                assert asked.told == told(asked)
             if asked.outcome == "finished":
                 assert asked.output == alone
+                assert (asked.told is None) == (asked.sampling.num_prompt_logprobs is None)
             else:
                 assert asked.output == alone[: len(asked.output)]
         assert self.scheduler.num_used_blocks == 0

@@ -36,6 +36,7 @@ from loramux_server.engine.messages import (
     Logprobs,
     ModelInfo,
     Pause,
+    PromptLogprobs,
     Report,
     Started,
     Stats,
@@ -151,7 +152,7 @@ def _asked(prompt: int, adapter: str, **sampling: Any) -> GenerateRequest:
     return GenerateRequest(
         prompt_token_ids=[prompt],
         adapter=adapter,
-        sampling=SamplingParams(max_tokens=MAX_TOKENS, **sampling),
+        sampling=SamplingParams(**{"max_tokens": MAX_TOKENS, **sampling}),
     )
 
 
@@ -222,6 +223,70 @@ async def test_each_completion_of_a_stream_has_an_interval_of_its_own() -> None:
     found = [await following, await anext(stream)]
     assert [len(response.delta.token_ids) for response in found] == [3, 3]
     await stream.aclose()
+
+
+async def test_what_is_told_of_the_prompt_comes_before_the_tokens_of_all_completions(
+    served: Served,
+) -> None:
+    stream = served.stream(n=2, prompt_logprobs=0)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    one, other = served.engine.ids
+    submits = [message for message in served.engine.sent if isinstance(message, Submit)]
+    assert [each.sampling.num_prompt_logprobs for each in submits] == [0, None]
+    for _ in range(2):  # whose prompt was in the cache
+        served.engine.report(Token(other, TOKEN))
+        assert not await woken(first)
+    served.engine.report(Token(one, TOKEN), prompts=[PromptLogprobs(one, b"")])
+    found = [await first, await anext(stream)]
+    assert [response.delta.index for response in found] == [0, 1]
+    assert [len(response.delta.token_ids) for response in found] == [1, 2]
+    assert [len(response.prompt_logprobs) for response in found] == [1, 0]
+    served.engine.report(Token(other, TOKEN, Finish.LENGTH))
+    response = await anext(stream)
+    assert (response.delta.index, len(response.prompt_logprobs)) == (1, 0)
+    await stream.aclose()
+
+
+async def test_a_prompt_that_is_not_continued_is_paid_for() -> None:
+    policies = KeptPolicies(Policy(tenant=DEFAULT_TENANT, tokens_per_minute=MAX_TOKENS))
+    served = Served(policies=policies)
+
+    def prompt() -> AsyncGenerator[StreamGenerateResponse, None]:
+        return served.stream(max_tokens=0, prompt_logprobs=0)
+
+    for number in range(3):
+        stream = prompt()
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        request_id = served.engine.ids[-1]
+        served.engine.report(
+            started=[Started(request_id, 0.25, number)],
+            prompts=[PromptLogprobs(request_id, b"", Finish.LENGTH)],
+        )
+        response = await first
+        assert (list(response.delta.token_ids), response.delta.finish_reason) == ([], 2)
+        assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (1, 0)
+        assert response.usage.cached_tokens == number
+        assert response.timing.queue_seconds == 0.25
+        assert response.timing.time_to_first_token_seconds == 0
+        assert await anext(stream, None) is None
+        assert not served.engine._calls
+    assert served.count("generated_tokens_total") == 0
+    assert served.count("prompt_tokens_total") == 3
+    # One token was used each time, so what may be made at most is more than what is left.
+    with pytest.raises(ResourceExhaustedError):
+        await anext(served.stream(max_tokens=MAX_TOKENS - 1))
+    # Who is gone before anything was told has used none.
+    stream = prompt()
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await woken(waiting)
+    first = asyncio.ensure_future(anext(served.stream(max_tokens=MAX_TOKENS - 4)))
+    await asyncio.sleep(0)
+    served.engine.report(Token(served.engine.ids[-1], TOKEN))
+    await first
 
 
 HELD_BACK = 200

@@ -109,6 +109,24 @@ def test_a_mixed_batch_gives_the_same(setup: Setup) -> None:
     assert max(r.batch.adapters for r in setup.together.reports if r.batch) > 1
 
 
+def test_prompts_are_as_likely(setup: Setup) -> None:
+    pairs = []
+    for index, prompt in enumerate(PROMPTS):
+        for source in (None, setup.sources[index]):
+            pairs.append([
+                harness.submit(prompt, source, max_tokens=index % 2, num_prompt_logprobs=3)
+                for harness in (setup.alone, setup.together)
+            ])  # fmt: skip
+    setup.alone.run()
+    setup.together.run()
+    for alone, together in pairs:
+        ours = setup.together.prompt_logprobs(together).reshape(-1, 8)
+        theirs = setup.alone.prompt_logprobs(alone).reshape(-1, 8)
+        torch.testing.assert_close(ours[:, 1:5], theirs[:, 1:5], rtol=0, atol=TOLERANCE)
+    told = sum(len(setup.together.prompt_logprobs(together)) for _, together in pairs)
+    assert told == 8 * 2 * sum(len(prompt) - 1 for prompt in PROMPTS)
+
+
 def test_mixes_and_adapters_that_begin_later_give_the_same(setup: Setup) -> None:
     small, other = setup.sources[0], setup.sources[3]
     mix = mixed([small, other], [0.5, -1.5], Combination.CAT)

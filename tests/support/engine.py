@@ -15,6 +15,7 @@ from loramux_server.engine.messages import (
     AdapterSource,
     Cancel,
     Failure,
+    PromptLogprobs,
     Report,
     Sampling,
     Scores,
@@ -58,6 +59,7 @@ class Harness:
         )
         self.tokens: dict[int, list[Token]] = {}
         self.scores: dict[int, Scores] = {}
+        self.prompts: dict[int, PromptLogprobs] = {}
         self.failures: dict[int, Failure] = {}
         self.reports: list[Report] = []
         self._finished: set[int] = set()
@@ -89,6 +91,11 @@ class Harness:
         report = self.engine.step()
         self.engine.check()
         self.reports.append(report)
+        for prompt in report.prompts:
+            assert prompt.request_id not in self.prompts and not self.tokens[prompt.request_id]
+            self.prompts[prompt.request_id] = prompt
+            if prompt.finish:
+                self._finished.add(prompt.request_id)
         for token in report.tokens:
             self.tokens[token.request_id].append(token)
             if token.finish:
@@ -113,6 +120,11 @@ class Harness:
         """Return what came of a text, or of each of its tokens, [R, numbers of each]."""
         found = np.frombuffer(self.scores[request_id].numbers, np.float32)
         return torch.from_numpy(found.copy()).reshape(-1, num_labels)
+
+    def prompt_logprobs(self, request_id: int) -> torch.Tensor:
+        """Return what `kernels.prompt_logprobs` tells of each token of a prompt but the first."""
+        found = np.frombuffer(self.prompts[request_id].numbers, np.float64)
+        return torch.from_numpy(found.copy())
 
     def output(self, request_id: int) -> list[int]:
         return [token.token for token in self.tokens[request_id]]

@@ -13,7 +13,7 @@ import torch
 
 from loramux_adapters.head import Task
 from loramux_server.engine.admission import Admission
-from loramux_server.engine.batch import Batch
+from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.flight import Chosen, DeviceOutcome
@@ -28,6 +28,7 @@ from loramux_server.engine.token_counts import counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
 from loramux_server.kernels.logprobs import logprobs
+from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.head import Head
@@ -146,8 +147,11 @@ class FakeModel:
             number = int(np.searchsorted(attention.query_start_B, part.rows.start, "right")) - 1
             context = attention.context_slots(number).tolist()
             seen = [context[: int(batch.input.position_T[row]) + 1] for row in rows]
-            sums = [float(checksum([self._cache[slot] for slot in slots])) for slots in seen]
-            read.append(torch.tensor(sums)[:, None])
+            sums = [checksum([self._cache[slot] for slot in slots]) for slots in seen]
+            if isinstance(part, PromptTokens):
+                read.append(told_of_prompt(sums, part))
+            else:
+                read.append(torch.tensor(sums).float()[:, None])
         return logits_RV, read
 
     def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:
@@ -203,6 +207,16 @@ def one_hot(token: int) -> torch.Tensor:
     logits = torch.zeros(VOCAB)
     logits[token] = 10.0
     return logits
+
+
+def told_of_prompt(likeliest: list[int], part: PromptTokens) -> torch.Tensor:
+    """Return what is told of the tokens of `part`, in whose places others were the likeliest."""
+    count = part.request.sampling.num_prompt_logprobs
+    assert count is not None
+    if not likeliest:
+        return torch.empty(0, 2 + 2 * count, dtype=torch.float64)
+    logits_RV = torch.stack([one_hot(token) for token in likeliest])
+    return prompt_logprobs(logits_RV, torch.tensor(part.tokens), count)
 
 
 def virtual_tokens(adapter: int, count: int) -> list[int]:

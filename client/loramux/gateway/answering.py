@@ -22,6 +22,8 @@ _EVENTS = {
     "x-accel-buffering": "no",  # or nginx would gather them
 }
 _DONE = b"data: [DONE]\n\n"
+_MANY_POSITIONS = 1024
+"""Of prompts whose log-probabilities are told: they would hold up the answers of others."""
 
 
 class WhileThere:
@@ -64,7 +66,13 @@ class Answering:
             [self.backend.generate(each, self.caller, self.seconds) for each in self.asked]
         )
         headers = self._headers(responses[0].adapters)
-        await json_response(self.answers.whole(responses), headers)(scope, receive, send)
+        if sum(len(response.prompt_logprobs) for response in responses) < _MANY_POSITIONS:
+            answer = json_response(self.answers.whole(responses), headers)
+        else:
+            answer = await asyncio.to_thread(
+                lambda: json_response(self.answers.whole(responses), headers)
+            )
+        await answer(scope, receive, send)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with an event for each piece.

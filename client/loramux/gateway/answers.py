@@ -2,13 +2,21 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from loramux.gateway.offsets import TextOffsets
+from loramux.gateway.told_prompt import (
+    LEAST,
+    NOTHING,
+    Echo,
+    PromptOptions,
+    echo_of,
+    prompt_logprobs,
+)
 from loramux.types import ServerInfo
 from loramux.v1 import generation_pb2
 
-_LEAST = -9999.0
-"""Stands for the logarithm of zero, which JSON has no number for."""
 _FINISH = {
     generation_pb2.FINISH_REASON_STOP: "stop",
     generation_pb2.FINISH_REASON_LENGTH: "length",
@@ -16,6 +24,27 @@ _FINISH = {
 }
 
 Object = dict[str, object]
+
+
+@dataclass(slots=True)
+class Written:
+    """What has been told of one choice."""
+
+    echo: Echo = NOTHING
+    """What comes before its text, and was not told yet."""
+    num_calls: int = 0
+    """Tools that were called."""
+    is_begun: bool = False
+    offsets: TextOffsets = field(init=False)
+    """Where its next token begins."""
+
+    def __post_init__(self) -> None:
+        self.offsets = TextOffsets(len(self.echo.text))
+
+    def take_echo(self) -> Echo:
+        """Return what comes before its text, once."""
+        echo, self.echo = self.echo, NOTHING
+        return echo
 
 
 class Style(Protocol):
@@ -28,19 +57,23 @@ class Style(Protocol):
     piece: str
     """What a piece of one is called."""
 
-    def message(self, completion: generation_pb2.Completion) -> Object:
+    repeats_prompt: bool
+    """Whether each choice has the `prompt_logprobs`, as vLLM has it, and not the answer."""
+
+    def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
         """Return the text and log-probabilities of a whole completion."""
 
-    def delta(self, piece: generation_pb2.Completion, *, is_first: bool, num_calls: int) -> Object:
-        """Return those of the next piece of one, before which `num_calls` tools were called."""
+    def delta(self, piece: generation_pb2.Completion, written: Written) -> Object:
+        """Return those of the next piece of one, of which so much is `written`."""
 
 
 class ChatStyle:
     """Answers of `/v1/chat/completions`."""
 
     prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+    repeats_prompt = False
 
-    def message(self, completion: generation_pb2.Completion) -> Object:
+    def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
         """See `Style`."""
         message: Object = {"role": "assistant", "content": completion.text, "refusal": None}
         if completion.tool_calls:
@@ -50,17 +83,17 @@ class ChatStyle:
             message["reasoning"] = completion.reasoning
         return {"message": message, "logprobs": self._logprobs(completion)}
 
-    def delta(self, piece: generation_pb2.Completion, *, is_first: bool, num_calls: int) -> Object:
+    def delta(self, piece: generation_pb2.Completion, written: Written) -> Object:
         """See `Style`."""
-        delta: Object = {"role": "assistant"} if is_first else {}
-        if piece.text or is_first:
+        delta: Object = {} if written.is_begun else {"role": "assistant"}
+        if piece.text or not written.is_begun:
             delta["content"] = piece.text
         if piece.reasoning:
             delta["reasoning"] = piece.reasoning
         if piece.tool_calls:
             delta["tool_calls"] = [
                 {"index": index} | _call(call)
-                for index, call in enumerate(piece.tool_calls, num_calls)
+                for index, call in enumerate(piece.tool_calls, written.num_calls)
             ]
         return {"delta": delta, "logprobs": self._logprobs(piece)}
 
@@ -78,23 +111,43 @@ class CompletionStyle:
     """Answers of `/v1/completions`."""
 
     prefix, whole, piece = "cmpl-", "text_completion", "text_completion"
+    repeats_prompt = True
 
-    def message(self, completion: generation_pb2.Completion) -> Object:
+    def __init__(self, options: PromptOptions) -> None:
+        """Prepare; `options` say what is given back of prompts."""
+        self._num_logprobs = options.num_logprobs
+
+    def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
         """See `Style`."""
-        return {"text": completion.text, "logprobs": self._logprobs(completion)}
-
-    def delta(self, piece: generation_pb2.Completion, *, is_first: bool, num_calls: int) -> Object:
-        """See `Style`."""
-        return self.message(piece)
-
-    def _logprobs(self, completion: generation_pb2.Completion) -> Object | None:
-        if not completion.logprobs:
-            return None
+        echo = written.take_echo()
         return {
-            "tokens": [_name(each.chosen) for each in completion.logprobs],
-            "token_logprobs": [_number(each.chosen) for each in completion.logprobs],
-            "top_logprobs": [_by_name(each.top) for each in completion.logprobs],
-            "text_offset": None,
+            "text": echo.text + completion.text,
+            "logprobs": self._logprobs(echo, completion, written.offsets),
+        }
+
+    def delta(self, piece: generation_pb2.Completion, written: Written) -> Object:
+        """See `Style`."""
+        return self.message(piece, written)
+
+    def _logprobs(
+        self, echo: Echo, completion: generation_pb2.Completion, offsets: TextOffsets
+    ) -> Object | None:
+        positions = [*echo.positions, *completion.logprobs]
+        if not positions:
+            return None
+        numbers: list[float | None] = [_number(each.chosen) for each in positions]
+        # Of which the server may tell more, where vLLM's `prompt_logprobs` asks for it.
+        top: list[object] = [_by_name(each.top[: self._num_logprobs]) for each in positions]
+        if echo.positions:
+            numbers[0] = top[0] = None  # nothing is before the first token
+        return {
+            "tokens": [_name(each.chosen) for each in positions],
+            "token_logprobs": numbers,
+            "top_logprobs": top,
+            "text_offset": [
+                *echo.offsets,
+                *offsets.of(each.chosen for each in completion.logprobs),
+            ],
         }
 
 
@@ -110,6 +163,8 @@ class Answers:
         server: ServerInfo,
         num_completions: int,
         return_token_ids: bool,
+        asked: Sequence[generation_pb2.GenerateRequest],
+        of_prompts: PromptOptions,
     ) -> None:
         """Prepare.
 
@@ -120,6 +175,8 @@ class Answers:
             server: Who answers.
             num_completions: Completions of each prompt.
             return_token_ids: Whether each choice tells its tokens.
+            asked: What the server is asked, for each prompt.
+            of_prompts: What is told of the prompts.
         """
         self._style = style
         self._head: Object = {
@@ -131,24 +188,44 @@ class Answers:
         }
         self._num_completions = num_completions
         self._return_token_ids = return_token_ids
-        self._num_calls: dict[int, int] = {}
-        """Of choices of which a piece was made: how many tools they called."""
+        self._asked = asked
+        self._of_prompts = of_prompts
+        self._echoes: dict[int, Echo] = {}
+        """Of each prompt of which something was answered."""
+        self._written: dict[int, Written] = {}
+        """Of choices of which a piece was made."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
         """Return the answer; `responses` are in the order of the prompts."""
-        choices = [
-            self._choice(place, completion, self._style.message(completion))
-            for place, response in enumerate(responses)
-            for completion in response.completions
-        ]
-        usage = usage_of([response.usage for response in responses])
-        return self._head | {"object": self._style.whole, "choices": choices, "usage": usage}
+        choices = []
+        told: Object = {}
+        count = self._of_prompts.num_prompt_logprobs
+        for place, response in enumerate(responses):
+            if count is not None:
+                told = {"prompt_logprobs": prompt_logprobs(count, response.prompt_logprobs)}
+            echo = echo_of(self._of_prompts, self._asked[place], response.prompt_logprobs)
+            for completion in response.completions:
+                choice = self._choice(
+                    place, completion, self._style.message(completion, Written(echo))
+                )
+                choices.append(choice | told if self._style.repeats_prompt else choice)
+        answer = self._head | {
+            "object": self._style.whole,
+            "choices": choices,
+            "usage": usage_of([response.usage for response in responses]),
+        }
+        return answer if self._style.repeats_prompt else answer | told
 
     def piece(self, place: int, response: generation_pb2.StreamGenerateResponse) -> Object | None:
         """Return the next piece, of the prompt at `place`; None if it would tell nothing."""
         delta = response.delta
         index = self._index(place, delta)
-        is_first = index not in self._num_calls
+        if place not in self._echoes:
+            prompt = response.prompt_logprobs
+            self._echoes[place] = echo_of(self._of_prompts, self._asked[place], prompt)
+        if index not in self._written:
+            self._written[index] = Written(self._echoes[place])
+        written = self._written[index]
         # Such as the first bytes of a character.
         is_empty = not (
             delta.text
@@ -157,11 +234,11 @@ class Answers:
             or delta.finish_reason
             or delta.logprobs
         )
-        if is_empty and not (is_first or self._return_token_ids):
+        if is_empty and written.is_begun and not self._return_token_ids:
             return None
-        num_calls = self._num_calls.get(index, 0)
-        said = self._style.delta(delta, is_first=is_first, num_calls=num_calls)
-        self._num_calls[index] = num_calls + len(delta.tool_calls)
+        said = self._style.delta(delta, written)
+        written.is_begun = True
+        written.num_calls += len(delta.tool_calls)
         choice = self._choice(place, delta, said)
         return self._head | {"choices": [choice]}
 
@@ -180,7 +257,7 @@ class Answers:
         return place * self._num_completions + completion.index
 
 
-def usage_of(usages: Sequence[generation_pb2.Usage]) -> dict[str, int]:
+def usage_of(usages: Sequence[generation_pb2.Usage]) -> Object:
     """Return the sum of `usages`."""
     prompt = sum(usage.prompt_tokens for usage in usages)
     completion = sum(usage.completion_tokens for usage in usages)
@@ -188,6 +265,7 @@ def usage_of(usages: Sequence[generation_pb2.Usage]) -> dict[str, int]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
     }
 
 
@@ -230,4 +308,4 @@ def _name(token: generation_pb2.TokenLogprob) -> str:
 
 
 def _number(token: generation_pb2.TokenLogprob) -> float:
-    return max(token.logprob, _LEAST)
+    return max(token.logprob, LEAST)

@@ -24,6 +24,7 @@ from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.models import adapter_model, base_model, models
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
+from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
 
 MAX_BODY_BYTES = 4 << 20
@@ -62,12 +63,14 @@ class Gateway:
 
     async def chat(self, request: Request) -> WhileThere:
         """`POST /v1/chat/completions`."""
-        return await self._completions(request, ChatBody, asked_by_chat, ChatStyle())
+        return await self._completions(
+            request, ChatBody, asked_by_chat, lambda options: ChatStyle()
+        )
 
     async def completions(self, request: Request) -> WhileThere:
         """`POST /v1/completions`."""
         return await self._completions(
-            request, CompletionBody, asked_by_completion, CompletionStyle()
+            request, CompletionBody, asked_by_completion, CompletionStyle
         )
 
     async def embeddings(self, request: Request) -> WhileThere:
@@ -100,22 +103,29 @@ class Gateway:
         return plain_refusal(503, "the server does not serve at present", "not_serving", caller)
 
     async def _completions(
-        self, request: Request, kind: type[B], ask: Ask[B], style: Style
+        self,
+        request: Request,
+        kind: type[B],
+        ask: Ask[B],
+        make_style: Callable[[PromptOptions], Style],
     ) -> WhileThere:
         body = parse(await _read(request), kind)
         caller = caller_of(request.scope)
         server = await self.backend.info(caller)
+        asked = ask(body, server.base_model, caller.request_id)
         answering = Answering(
             backend=self.backend,
             caller=caller,
-            asked=ask(body, server.base_model, caller.request_id),
+            asked=asked,
             answers=Answers(
-                style,
+                make_style(body.of_prompts),
                 request_id=caller.request_id,
                 model=body.model,
                 server=server,
                 num_completions=1 if body.n is None else body.n,
                 return_token_ids=body.return_token_ids,
+                asked=asked,
+                of_prompts=body.of_prompts,
             ),
             seconds=body.timeout,
             include_usage=body.stream_options is not None and body.stream_options.include_usage,

@@ -44,6 +44,7 @@ def asked_by_chat(
     messages = [_message(index, message) for index, message in enumerate(body.messages)]
     shared = _shared(body, base) | _tools(body)
     shared["add_generation_prompt"] = body.add_generation_prompt
+    shared |= _of_prompt(body, None)
     return [_request(None, messages, routing_key=body.user, **shared)]
 
 
@@ -60,7 +61,16 @@ def asked_by_completion(
     # All prompts of a request are answered by one version, where an alias stands for several.
     key = body.user or (request_id if len(prompts) > 1 else "")
     shared = _shared(body, base) | {"add_special_tokens": body.add_special_tokens}
-    return [_request(prompt, None, routing_key=key, **shared) for prompt in prompts]
+    return [
+        _request(prompt, None, routing_key=key, **shared | _of_prompt(body, prompt))
+        for prompt in prompts
+    ]
+
+
+def _of_prompt(body: Body, prompt: str | list[int] | None) -> dict[str, Any]:
+    """Return what is asked about a prompt itself; None stands for messages."""
+    wanted = body.of_prompts.wanted(prompt, makes_tokens=body.most_tokens != 0)
+    return {} if wanted is None else {"prompt_logprobs": wanted}
 
 
 def _request(

@@ -5,6 +5,7 @@ refused by name; null is the same as no field.
 """
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -12,6 +13,7 @@ import msgspec
 
 from loramux.errors import InvalidArgumentError
 from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.told_prompt import PromptOptions
 from loramux.gateway.tools import NamedTool, Tool, ToolCall
 
 HARMLESS = frozenset({
@@ -32,7 +34,7 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""Fields of OpenAI that are not served -> values that ask for nothing."""
+"""Fields of OpenAI that are not served, `echo` not in chats -> values that ask for nothing."""
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -110,6 +112,7 @@ class Body(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool = False
+    prompt_logprobs: int | None = None
 
     # Our own.
     adapters: list[WeightedAdapter] | None = None
@@ -125,6 +128,16 @@ class Body(msgspec.Struct, kw_only=True):
     def most_tokens(self) -> int | None:
         """How many tokens to make at most."""
         return self.max_tokens
+
+    @property
+    def of_prompts(self) -> PromptOptions:
+        """What is to be told of prompts."""
+        if self.stream and self.prompt_logprobs is not None:
+            raise unsupported(
+                "prompt_logprobs",
+                f"prompt_logprobs is {self.prompt_logprobs}; they are not told in a stream",
+            )
+        return PromptOptions(num_prompt_logprobs=self.prompt_logprobs)
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -192,6 +205,7 @@ class CompletionBody(Body, kw_only=True):
     prompt: object
     """Text, a list of texts, a list of token ids, or a list of such lists."""
     logprobs: int | None = None
+    echo: bool = False
     best_of: int | None = None
     add_special_tokens: bool = True
 
@@ -199,6 +213,11 @@ class CompletionBody(Body, kw_only=True):
     def num_logprobs(self) -> int | None:
         """See `Body`."""
         return self.logprobs
+
+    @property
+    def of_prompts(self) -> PromptOptions:
+        """See `Body`."""
+        return replace(super().of_prompts, echoes=self.echo, num_logprobs=self.logprobs)
 
 
 B = TypeVar("B", bound=msgspec.Struct)

@@ -37,14 +37,26 @@ class ReadTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """Tokens of one request's prompt whose log-probabilities are told."""
+
+    request: Request
+    tokens: list[int]
+    rows: slice
+    """Where the token before each of them is in the batch."""
+    is_last: bool
+    """Whether all of the prompt is known then."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step's input, and whom it serves."""
 
     input: StepInput
     requests: list[Request]
     """The requests of the tokens whose logits are needed, in the same order."""
-    read: tuple[ReadTokens, ...] = ()
-    """The tokens whose hidden states are read."""
+    read: tuple[ReadTokens | PromptTokens, ...] = ()
+    """The tokens whose hidden states are read, by heads or for their logits."""
 
     @staticmethod
     def build(
@@ -83,7 +95,10 @@ class Batch:
         embedded, cached = _virtual_runs(chunks, query_start, table, block_size, residence)
         sampled = [i for i, chunk in enumerate(chunks) if chunk.samples]
         ending = [chunks[i] for i in sampled]
-        read = _read_tokens(chunks, query_start, residence)
+        read: tuple[ReadTokens | PromptTokens, ...] = (
+            *_read_tokens(chunks, query_start, residence),
+            *_prompt_tokens(chunks, query_start),
+        )
         return Batch(
             StepInput(
                 token_T=torch.from_numpy(token),
@@ -182,6 +197,21 @@ def _read_tokens(
         row = begin + positions.start - chunk.start
         first = positions.start if chunk.request.reads_all else 0
         found.append(ReadTokens(chunk.request, head, first, slice(row, row + len(positions))))
+    return tuple(found)
+
+
+def _prompt_tokens(chunks: Sequence[Chunk], query_start: Int32) -> tuple[PromptTokens, ...]:
+    """Return what is told of prompts."""
+    found: list[PromptTokens] = []
+    for begin, chunk in zip(query_start.tolist(), chunks, strict=False):
+        if not chunk.request.tells_prompt:
+            continue
+        positions = chunk.told
+        if positions or chunk.ends_prompt:
+            tokens = [chunk.request.prompt[position + 1] for position in positions]
+            row = begin + positions.start - chunk.start
+            rows = slice(row, row + len(tokens))
+            found.append(PromptTokens(chunk.request, tokens, rows, chunk.ends_prompt))
     return tuple(found)
 
 

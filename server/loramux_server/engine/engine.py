@@ -11,7 +11,7 @@ import torch
 
 from loramux_adapters import PackageError
 from loramux_server.engine.admission import Admission
-from loramux_server.engine.batch import Batch, grouped
+from loramux_server.engine.batch import Batch, PromptTokens, ReadTokens, grouped
 from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.exhaustion import is_out_of_memory
 from loramux_server.engine.flight import Flight, Outcome
@@ -21,8 +21,10 @@ from loramux_server.engine.messages import (
     BatchSize,
     Cancel,
     Failure,
+    Finish,
     Pause,
     Ping,
+    PromptLogprobs,
     Report,
     Resume,
     Scores,
@@ -128,6 +130,7 @@ class Engine:
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._failures: list[Failure] = []
+        self._prompts: list[PromptLogprobs] = []
         self._failed_loads: dict[str, str] = {}
         """Digest -> why, in words for callers."""
         self._flight: Flight | None = None
@@ -169,7 +172,10 @@ class Engine:
             return self._report([], *self._land(before), landed)
         plan = plan or self._scheduler.plan(self._pace.max_prompt_tokens)
         now = self._clock()
-        started = [Started(r.request_id, now - r.arrival) for r in plan.started]
+        started = [
+            Started(r.request_id, now - r.arrival, max(0, r.num_computed - r.num_virtual))
+            for r in plan.started
+        ]
         # Loads start before the batch runs, so that they go on beside it.
         self._residents.start_loads(plan.urgent)
         self._is_stuck = not (plan.chunks or landed.loads or landed.failed)
@@ -229,8 +235,7 @@ class Engine:
 
     def _may_run_ahead(self, plan: Plan) -> bool:
         """Return whether the device alone can tell what the tokens of `plan` are."""
-        plain = (c.request.sampling.is_plain and c.request.continues for c in plan.chunks)
-        return self._starter is not None and all(plain)
+        return self._starter is not None and all(chunk.is_plain for chunk in plan.chunks)
 
     def _start(self, plan: Plan, before: Flight | None) -> Flight:
         assert self._starter is not None
@@ -256,6 +261,8 @@ class Engine:
         self._shaping.wait(batch.requests)
         waited = self._clock() - begin
         sampled = sample(logits_RV, batch.requests, self._vocab_size)
+        # Before tokens: a request of whose prompt nothing can be told makes none.
+        self._take_prompts(batch, read)
         return self._commit(plan, batch, sampled), self._take_scores(batch, read), waited
 
     def _lay_out(self, plan: Plan, before: Batch | None, *, draws: bool) -> Batch:
@@ -289,11 +296,32 @@ class Engine:
         self._shaping.advance(shaped)
         return tokens
 
+    def _take_prompts(self, batch: Batch, read: list[torch.Tensor]) -> None:
+        """Keep what is told of prompts, and report it of those that are whole."""
+        for part, told_TL in zip(batch.read, read, strict=True):
+            if not isinstance(part, PromptTokens):
+                continue
+            request = part.request
+            if told_TL.isnan().any():
+                self._fail(request, "ADAPTER_NOT_FINITE", _FAULTS["ADAPTER_NOT_FINITE"])
+                continue
+            request.prompt_logprobs.append(told_TL.numpy().tobytes())
+            request.num_told += len(part.tokens)
+            if part.is_last:
+                numbers, request.prompt_logprobs = b"".join(request.prompt_logprobs), []
+                request.num_told = len(request.prompt)
+                finish = None if request.continues else Finish.LENGTH
+                self._prompts.append(PromptLogprobs(request.request_id, numbers, finish))
+
     def _take_scores(self, batch: Batch, read: list[torch.Tensor]) -> list[Scores]:
         """Keep what was read of tokens, and end the requests that have no others."""
         done: list[Scores] = []
         for part, read_TN in zip(batch.read, read, strict=True):
             request = part.request
+            if not isinstance(part, ReadTokens):
+                if part.is_last and not request.continues:
+                    self._end(request.request_id)
+                continue
             if not read_TN.isfinite().all():
                 self._fail(request, "ADAPTER_NOT_FINITE", _FAULTS["ADAPTER_NOT_FINITE"])
                 continue
@@ -327,6 +355,7 @@ class Engine:
         scores: Sequence[Scores] = (),
     ) -> Report:
         failures, self._failures = self._failures, []
+        prompts, self._prompts = self._prompts, []
         failed_loads, self._failed_loads = self._failed_loads, {}
         return Report(
             tiers=self._residents.take_moved(),  # before the figures: adapters go with it
@@ -342,6 +371,7 @@ class Engine:
                 host=self._residents.stats(Tier.HOST),
             ),
             tokens=tokens,
+            prompts=prompts,
             scores=list(scores),
             failures=failures,
             started=started,

@@ -100,6 +100,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    """Likeliest tokens that are told at each position of the prompt; None where nothing is."""
     form: Form | None = None
     """What the text has to be; None for any."""
 
@@ -126,7 +128,10 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
 
 class Submit(Struct, frozen=True, tag=True):
-    """Generate one completion, or read one text: for the head of the adapter, or to embed it."""
+    """Generate one completion, or read one text: for the head of the adapter, or to embed it.
+
+    A completion of no tokens is one whose prompt's log-probabilities are wanted.
+    """
 
     request_id: int
     prompt: list[int]
@@ -269,6 +274,16 @@ class Token(Struct, frozen=True, array_like=True):
     logprobs: Logprobs | None = None
 
 
+class PromptLogprobs(Struct, frozen=True, array_like=True):
+    """The log-probabilities of a prompt, which come before the request's first token."""
+
+    request_id: int
+    numbers: bytes
+    """float64. What `kernels.prompt_logprobs` tells of each token of the prompt but the first."""
+    finish: Finish | None = None
+    """Why the request ended with them, where no token was asked for."""
+
+
 class Scores(Struct, frozen=True, array_like=True):
     """What became of a text that was read, which ends the request."""
 
@@ -294,6 +309,8 @@ class Started(Struct, frozen=True, array_like=True):
 
     request_id: int
     queue_seconds: float
+    cached_tokens: int = 0
+    """Tokens of its prompt whose keys and values were there already."""
 
 
 class CacheStats(Struct, frozen=True):
@@ -350,6 +367,7 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
 
     stats: Stats
     tokens: list[Token] = []
+    prompts: list[PromptLogprobs] = []
     scores: list[Scores] = []
     failures: list[Failure] = []
     started: list[Started] = []

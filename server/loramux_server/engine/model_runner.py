@@ -1,8 +1,11 @@
 """Batch -> logits; owns the KV cache's size and the adapters' slab."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
-from loramux_server.engine.batch import Batch
+from loramux_server.engine.batch import Batch, PromptTokens, ReadTokens
 from loramux_server.engine.flight import Chosen, DeviceOutcome
 from loramux_server.engine.graphs import Graphs
 from loramux_server.engine.messages import MAX_LOGPROBS
@@ -11,13 +14,17 @@ from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.draw import draw
 from loramux_server.kernels.logprobs import logprobs
+from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
-from loramux_server.models.hidden import last_hidden
+from loramux_server.models.hidden import given_hidden, hidden_states, last_hidden
+
+PIECE_BYTES = 32 << 20
+"""Of logits that are in memory at once where many tokens of a prompt have theirs told."""
 
 
 class ModelRunner:
@@ -77,8 +84,8 @@ class ModelRunner:
         with last_hidden(self._model.module) as found:
             logits_RV = self._logits(given)
         self.slab.note_step()
-        (hidden_TK,) = found
-        read = [part.head(hidden_TK[part.rows]).cpu() for part in batch.read]
+        (output,) = found
+        read = [self._read(given, part, output) for part in batch.read]
         return logits_RV[: len(batch.requests)], read
 
     @torch.inference_mode()
@@ -114,6 +121,30 @@ class ModelRunner:
             count = min(MAX_LOGPROBS, logits_RV.shape[1])
             logprobs_RL = logprobs(logits_RV, token_R, count)
         return Chosen(logits_RV, token_R, is_finite_R, logprobs_RL)
+
+    def _read(
+        self,
+        given: StepInput,
+        part: ReadTokens | PromptTokens,
+        output: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        """Return what comes of `part`, on the host; `output` is what `last_hidden` kept."""
+        if isinstance(part, ReadTokens):
+            return part.head(hidden_states(output)[part.rows]).cpu()
+        count = part.request.sampling.num_prompt_logprobs
+        assert count is not None
+        vocab_size = part.request.own_vocab_size or self._model.vocab_size
+        # Of all tokens at once they could take a thousand times the memory of the step.
+        size = max(1, PIECE_BYTES // (4 * vocab_size))
+        device = given.token_T.device
+        told = [torch.empty(0, 2 + 2 * count, dtype=torch.float64)]
+        with given_hidden(self._model.module, output):
+            for first in range(0, len(part.tokens), size):
+                token_R = torch.tensor(part.tokens[first : first + size], device=device)
+                row_R = torch.arange(len(token_R), device=device) + part.rows.start + first
+                logits_RV = self._logits(replace(given, sampled_R=row_R))[:, :vocab_size]
+                told.append(prompt_logprobs(logits_RV, token_R, count).cpu())
+        return torch.cat(told)
 
     def _logits(self, given: StepInput) -> torch.Tensor:
         with self._model.editor.editing(given):

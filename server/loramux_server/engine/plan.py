@@ -54,9 +54,26 @@ class Chunk:
         """Positions whose hidden states are read."""
         if self.request.reads_all:
             return range(self.start, self.end)
-        if self.is_last and not self.request.continues:
+        if self.is_last and self.request.is_read:
             return range(self.end - 1, self.end)
         return range(0)
+
+    @property
+    def told(self) -> range:
+        """Positions of the prompt whose next token's log-probability is told."""
+        request = self.request
+        return range(max(self.start, request.num_told), min(self.end, len(request.prompt) - 1))
+
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether with it all is known that is told of the prompt."""
+        return self.end >= len(self.request.prompt)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the device alone can tell what comes of it."""
+        request = self.request
+        return request.continues and request.sampling.is_plain and not request.tells_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,10 @@ class Request:
     """Whether it runs only once that is known."""
     numbers: list[bytes] = field(default_factory=list)
     """What its tokens gave that were read, float32: of each, or of a mean one sum, float64."""
+    prompt_logprobs: list[bytes] = field(default_factory=list)
+    """What `kernels.prompt_logprobs` told of its prompt so far, in order."""
+    num_told: int = field(init=False)
+    """Tokens of its prompt after which nothing of that kind is wanted any more, or ever was."""
     num_virtual: int = field(init=False)
     """Virtual tokens that its adapter puts before the prompt."""
 
@@ -69,6 +73,8 @@ class Request:
         self.num_virtual = self.adapter.virtual_tokens if self.adapter else 0
         if self.num_virtual:
             self.prompt = [PLACEHOLDER] * self.num_virtual + self.prompt
+        is_wanted = self.sampling.num_prompt_logprobs is not None
+        self.num_told = self.num_virtual if is_wanted else len(self.prompt)
 
     @property
     def num_fillable(self) -> int:
@@ -135,9 +141,28 @@ class Request:
         return self.adapter.task if self.adapter and self.pooling is None else None
 
     @property
+    def is_read(self) -> bool:
+        """Whether hidden states of its prompt are what is wanted."""
+        return self.task is not None or self.pooling is not None
+
+    @property
     def continues(self) -> bool:
-        """Whether its prompt is continued; else it is read."""
-        return self.task is None and self.pooling is None
+        """Whether its prompt is continued; else it ends with it."""
+        return not self.is_read and self.sampling.max_tokens > 0
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are still to be told."""
+        return self.num_told < len(self.prompt)
+
+    @property
+    def num_skippable(self) -> int:
+        """Tokens at its beginning that need not be computed if their keys and values are there."""
+        if self.reads_all:  # the hidden states of all of them are needed
+            return 0
+        # At least one token has to be computed, to choose the next one.
+        most = self.num_tokens - 1
+        return min(self.num_told, most) if self.tells_prompt else most
 
     @property
     def reads_all(self) -> bool:

@@ -281,11 +281,9 @@ class Scheduler:
 
     def _prefix(self, request: Request) -> list[bytes]:
         """Return the names of the blocks that a request which starts need not compute."""
-        # Whose every token is read needs the hidden states of all of them.
-        if not self._shares_prefixes or request.reads_all:
+        if not self._shares_prefixes:
             return []
-        # At least one token has to be computed, to choose the next one.
-        return name_blocks(request, self._blocks.block_size, request.num_tokens - 1)
+        return name_blocks(request, self._blocks.block_size, request.num_skippable)
 
     def _name_blocks(self, request: Request) -> None:
         """Let others find the blocks that `request` has filled."""

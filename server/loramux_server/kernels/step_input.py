@@ -39,7 +39,8 @@ class StepInput:
     tells_logprobs: bool = False
     """Whether the step tells log-probabilities beside its tokens."""
     reads: bool = False
-    """Whether its last hidden states are read: such a step chooses no token and is not recorded."""
+    """Whether its last hidden states are read, by heads or for log-probabilities of prompts: such a
+    step chooses no token and is not recorded."""
     form: Hashable = None
     """Equal in steps that differ only in what memory holds; None where no other step is alike."""
 

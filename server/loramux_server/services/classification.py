@@ -44,6 +44,7 @@ class ClassificationService:
                 timing=reading.observer.timing(),
             )
             response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
+            response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
 
 

@@ -52,6 +52,7 @@ class EmbeddingService:
                 timing=reading.observer.timing(),
             )
             response.usage.prompt_tokens = sum(map(len, texts))
+            response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
 
 

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
-from loramux_server.engine.messages import ModelInfo, Sampling, Token
+from loramux_server.engine.messages import (
+    ModelInfo,
+    PromptLogprobs,
+    Sampling,
+    Started,
+    Token,
+)
 from loramux_server.engine_client import EngineClient
 from loramux_server.forms.form import FormKind
-from loramux_server.mailbox import Mailbox
 from loramux_server.observe.call_record import note
 from loramux_server.place import Place
 from loramux_server.reasoning.thinking import Thinking
@@ -32,7 +37,9 @@ from loramux_server.services.limits import (
 )
 from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
+from loramux_server.services.prompt_logprobs import PromptFirst, check_told, positions
 from loramux_server.services.prompts import Prompts
+from loramux_server.services.reading import told_of
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Asked, Submission
 from loramux_server.services.tool_use import ToolUse
@@ -68,10 +75,15 @@ class _Call:
     operation: str
     """What traces call it."""
 
-    def started(self, queue_seconds: float) -> None:
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are told."""
+        return self.used.HasField("prompt_logprobs")
+
+    def started(self, started: Started) -> None:
         """Note that a completion left the engine's queue."""
         self.place.started()
-        self.observer.started(queue_seconds)
+        self.observer.started(started)
 
 
 class GenerationService:
@@ -123,6 +135,7 @@ class GenerationService:
             usage=last.usage,
             timing=last.timing,
             sampling=first.sampling,
+            prompt_logprobs=first.prompt_logprobs,
         )
 
     def StreamGenerate(
@@ -136,11 +149,12 @@ class GenerationService:
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the answer, `interval` tokens at once where nothing ends before them."""
         deadline = Deadline.of(context, self._default_timeout)
+        most = self._model.context_length
+        if request.sampling.HasField("max_tokens"):
+            most = request.sampling.max_tokens
         with (
             self._calls.observed() as observer,
-            self._calls.placed(
-                request, request.sampling.max_tokens or self._model.context_length, deadline
-            ) as place,
+            self._calls.placed(request, most, deadline) as place,
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
@@ -171,7 +185,8 @@ class GenerationService:
         # What follows a stop string, or the one call that may be, would be made in vain.
         is_cut_off = call.text.stops or (call.tool_use and not call.tool_use.is_parallel)
         at_once = self._stream_interval if is_cut_off else interval
-        submission = Submission[Token](self._engine, call.started, at_once)
+        submission = Submission[Token | PromptLogprobs](self._engine, call.started, at_once)
+        arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
         outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
         num_open = len(outputs)
         response = generation_pb2.StreamGenerateResponse(
@@ -196,18 +211,25 @@ class GenerationService:
         )
         followed = self._followed(call, outputs, submission.ids)
         with (
-            _accounted(call, outputs, submission.mailbox),
+            _accounted(call, outputs, arriving),
             running,
             followed,
             deadline.over(submission.mailbox),
         ):
             while num_open:
-                for index, tokens in (await submission.mailbox.take()).items():
+                prompt, arrived = await arriving.take()
+                if prompt:
+                    response.prompt_logprobs.extend(await _told(call, prompt, tokenizer))
+                for index, tokens in arrived.items():
                     output = outputs[index]
                     if output.is_finished:
                         continue
-                    output.push(tokens, response.delta)
-                    call.observer.tokens(index, len(response.delta.token_ids))
+                    if prompt and prompt.finish:
+                        output.end(response.delta)
+                    else:
+                        output.push(tokens, response.delta)
+                    if response.delta.token_ids:
+                        call.observer.tokens(index, len(response.delta.token_ids))
                     if output.is_finished:
                         num_open -= 1
                         self._engine.finish(submission.ids[index])
@@ -215,6 +237,7 @@ class GenerationService:
                     if not num_open:
                         response.usage.prompt_tokens = len(call.prompt)
                         response.usage.completion_tokens = sum(out.num_tokens for out in outputs)
+                        response.usage.cached_tokens = call.observer.cached_tokens(is_shared=True)
                         response.timing.CopyFrom(call.observer.timing())
                     yield response
                     response = generation_pb2.StreamGenerateResponse()
@@ -275,6 +298,7 @@ class GenerationService:
         each = samplings(
             params, len(tokens), self._model, told.generation, num_virtual=num_virtual, form=form
         )
+        check_told(params, len(tokens))
         tenant = caller().tenant
         most = len(tokens) + sum(sampling.max_tokens for sampling in each)
         with self._quotas.tokens(tenant, most) as reserved:
@@ -314,17 +338,27 @@ def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
     )
 
 
-@contextmanager
-def _accounted(call: _Call, outputs: list[Output], mailbox: Mailbox[Token]) -> Iterator[None]:
-    """Note in the end what of the quota was used; a request for which no token was made used none.
+async def _told(
+    call: _Call, prompt: PromptLogprobs, tokenizer: TextTokenizer | None
+) -> list[generation_pb2.PositionLogprobs]:
+    """Return what the caller is told of the prompt."""
+    bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
+    return await told_of([prompt.numbers], lambda: positions(call.prompt, prompt.numbers, bytes_of))
 
-    What was made and not taken counts, but for what follows a stop string.
+
+@contextmanager
+def _accounted(call: _Call, outputs: list[Output], arriving: PromptFirst) -> Iterator[None]:
+    """Note in the end what of the quota was used.
+
+    A request for which no token was made, though some were asked for, used none. What was made and
+    not taken counts, but for what follows a stop string.
     """
     try:
         yield
     finally:
         num_made = sum(
-            output.num_tokens + (0 if output.is_finished else mailbox.num_waiting(index))
+            output.num_tokens + (0 if output.is_finished else arriving.num_waiting(index))
             for index, output in enumerate(outputs)
         )
-        call.reserved.num_used = len(call.prompt) + num_made if num_made else 0
+        is_done = num_made or any(output.is_finished for output in outputs)
+        call.reserved.num_used = len(call.prompt) + num_made if is_done else 0

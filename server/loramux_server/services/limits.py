@@ -88,8 +88,8 @@ def samplings(
         InvalidArgumentError: Prompt and completion do not fit the context.
     """
     room = model.context_length - num_prompt - num_virtual
-    if room < 1:
-        raise _no_room("prompt", num_prompt, model, num_virtual)
+    if room < (0 if _is_empty(params) else 1):
+        raise _no_room("prompt", num_prompt, params, model, num_virtual)
     if params.HasField("max_tokens") and params.max_tokens > room:
         raise InvalidArgumentError(
             f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens"
@@ -121,6 +121,12 @@ def samplings(
             stop_token_ids=frozenset(params.stop_token_ids),
             ignore_eos=params.ignore_eos,
             num_logprobs=params.logprobs if params.HasField("logprobs") else None,
+            # All completions have the prompt in common.
+            num_prompt_logprobs=(
+                params.prompt_logprobs
+                if params.HasField("prompt_logprobs") and index == 0
+                else None
+            ),
             form=form,
         )
         for index in range(params.n if params.HasField("n") else 1)
@@ -219,16 +225,27 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
             field="prompt",
         )
     # Before they are looked at one by one: a message may hold millions.
-    if len(request.prompt_token_ids) >= model.context_length:
-        raise _no_room("prompt_token_ids", len(request.prompt_token_ids), model)
+    room = model.context_length - len(request.prompt_token_ids)
+    if room < (0 if _is_empty(request.sampling) else 1):
+        raise _no_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
+
+
+def _is_empty(params: generation_pb2.SamplingParams) -> bool:
+    """Return whether no token is to be made."""
+    return params.HasField("max_tokens") and params.max_tokens == 0
 
 
 def _no_room(
-    field: str, num_prompt: int, model: ModelInfo, num_virtual: int = 0
+    field: str,
+    num_prompt: int,
+    params: generation_pb2.SamplingParams,
+    model: ModelInfo,
+    num_virtual: int = 0,
 ) -> InvalidArgumentError:
+    rest = "is smaller" if _is_empty(params) else "leaves no room for a completion"
     return InvalidArgumentError(
         f"{field} has {num_prompt} tokens{_with_virtual(num_virtual)}; the context of "
-        f"{model.context_length} leaves no room for a completion",
+        f"{model.context_length} {rest}",
         reason="CONTEXT_LENGTH_EXCEEDED",
         field=field,
     )
@@ -239,14 +256,16 @@ def _with_virtual(num_virtual: int) -> str:
 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    _check_integer(params, "max_tokens", 1, model.context_length)
+    tells_prompt = params.HasField("prompt_logprobs")
+    _check_integer(params, "max_tokens", 0 if tells_prompt else 1, model.context_length)
     _check_integer(params, "min_tokens", 0, model.context_length)
     if params.HasField("max_tokens") and params.min_tokens > params.max_tokens:
         raise invalid(
             "sampling.min_tokens", params.min_tokens, f"at most max_tokens, {params.max_tokens}"
         )
-    _check_integer(params, "n", 1, MAX_COMPLETIONS)
-    _check_integer(params, "logprobs", 0, min(MAX_LOGPROBS, model.vocab_size))
+    _check_integer(params, "n", 1, 1 if _is_empty(params) else MAX_COMPLETIONS)
+    for name in ("logprobs", "prompt_logprobs"):
+        _check_integer(params, name, 0, min(MAX_LOGPROBS, model.vocab_size))
 
 
 def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.adapter_labels import NONE
+from loramux_server.engine.messages import Started
 from loramux_server.forms.form import FormKind
 from loramux_server.metrics import STORE_FULL, AdapterSeries, Metrics
 from loramux_server.observe.call_record import note
@@ -44,6 +45,8 @@ class Observer:
         self._last: dict[int, float] = {}
         self._num_prompt = 0
         self._num_made = 0
+        self._cached: list[int] = []
+        """Of each completion or text that has started: tokens that were not computed for it."""
 
     def resolved(self, adapter: str, num_prompt: int, form: FormKind | None = None) -> None:
         """Note the request's adapter, empty for the base, its prompt's length, and its form."""
@@ -55,11 +58,12 @@ class Observer:
         self._series.prompt_tokens.inc(num_prompt)
         self._metrics.totals.prompt_tokens += num_prompt
 
-    def started(self, queue_seconds: float) -> None:
-        """Note that a completion left the engine's queue; the first one counts."""
+    def started(self, started: Started) -> None:
+        """Note that a completion left the engine's queue; the time of the first one counts."""
+        self._cached.append(started.cached_tokens)
         if self._queued is None:
-            self._queued = queue_seconds
-            self._metrics.queue.observe(queue_seconds)
+            self._queued = started.queue_seconds
+            self._metrics.queue.observe(started.queue_seconds)
 
     def tokens(self, index: int, count: int) -> None:
         """Note `count` new tokens of completion `index`."""
@@ -99,6 +103,13 @@ class Observer:
             queue_seconds=None if self._queued is None else round(self._queued, 6),
             first_token_seconds=None if self._first is None else round(self._first, 6),
         )
+
+    def cached_tokens(self, *, is_shared: bool) -> int:
+        """Return how many tokens of its prompt nothing was computed for.
+
+        Where completions share the prompt, that is so of those that no completion had to compute.
+        """
+        return min(self._cached, default=0) if is_shared else sum(self._cached)
 
     def timing(self) -> generation_pb2.Timing:
         """Return where the time went so far."""

@@ -67,6 +67,12 @@ class Output:
         piece.text = "".join(text)
         self.finish_reason = piece.finish_reason
 
+    def end(self, piece: generation_pb2.Completion) -> None:
+        """Fill in the only piece of a completion for which no token was asked."""
+        piece.index = self._index
+        piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
+        self.finish_reason = piece.finish_reason
+
     def _told(self, token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
         """Return what is told of the place of `token`."""
         chosen, *top = (

@@ -47,6 +47,7 @@ class QuestionAnsweringService:
                 timing=reading.observer.timing(),
             )
             response.usage.prompt_tokens = sum(map(len, texts))
+            response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
 
     async def _pairs(

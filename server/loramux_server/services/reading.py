@@ -21,7 +21,7 @@ from loramux.v1 import (
 from loramux_adapters.embedding import Pooling
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Scores
+from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Scores, Started
 from loramux_server.engine_client import EngineClient
 from loramux_server.observe.call_record import note
 from loramux_server.place import Place
@@ -86,10 +86,10 @@ class Reading:
         """Its digest."""
         return self.record.digest if self.record else None
 
-    def started(self, queue_seconds: float) -> None:
+    def started(self, started: Started) -> None:
         """Note that a text left the engine's queue."""
         self.place.started()
-        self.observer.started(queue_seconds)
+        self.observer.started(started)
 
 
 class Readings:

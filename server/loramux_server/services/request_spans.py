@@ -84,15 +84,16 @@ class RequestSpans:
         for token in report.tokens:
             if completion := self._live.get(token.request_id):
                 completion.token(report.batch, begin, now)
-        for scores in report.scores:
-            if completion := self._live.get(scores.request_id):
+        ended = [prompt.request_id for prompt in report.prompts if prompt.finish]
+        for request_id in (*ended, *(scores.request_id for scores in report.scores)):
+            if completion := self._live.get(request_id):
                 completion.scored(report.batch, begin, now)
 
 
 class _Completion:
     """One completion in the engine: first in the queue, then in prefill, then in decode.
 
-    A text that is classified ends with its prefill.
+    A text that is classified ends with its prefill, and so does a prompt that is not continued.
     """
 
     __slots__ = (
@@ -134,7 +135,7 @@ class _Completion:
         self._last = end
 
     def scored(self, batch: BatchSize | None, begin: float, end: float) -> None:
-        """Note that a text was classified, by a step of `batch` that was the last of its prompt."""
+        """Note the end of what is not continued, in a step of `batch`, the last of its prompt."""
         self._step(batch, begin, end, {})
         self._close(end)
 

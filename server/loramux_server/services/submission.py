@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple
 
 from loramux.errors import LoramuxError
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine.messages import AdapterSource, Sampling, Started
 from loramux_server.engine_client import EngineClient
 from loramux_server.mailbox import Item, Mailbox
 
@@ -26,13 +26,13 @@ class Submission(Generic[Item]):
     """The requests of one call, and where their answers come in."""
 
     def __init__(
-        self, engine: EngineClient, on_started: Callable[[float], None], interval: int = 1
+        self, engine: EngineClient, on_started: Callable[[Started], None], interval: int = 1
     ) -> None:
         """Submit nothing yet.
 
         Args:
             engine: Does what is asked.
-            on_started: Told the seconds that each request was queued.
+            on_started: Told when each request left the engine's queue.
             interval: Tokens that are taken at once; see `Mailbox`.
         """
         self._engine = engine

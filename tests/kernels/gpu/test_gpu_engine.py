@@ -23,9 +23,10 @@ from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts
 from tests.parity.test_methods import save, vector_configs
 from tests.parity.test_peft import LOGPROB_TOLERANCE, cases, check
-from tests.support.adapters import Expected, pack_source, save_adapter
+from tests.support.adapters import Expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
+from tests.support.scored import check_told, expected_logprobs
 
 TOKENS = 3
 pytestmark = pytest.mark.filterwarnings(
@@ -94,6 +95,27 @@ def test_texts_are_classified_beside_prompts(device: torch.device, tmp_path: Pat
         check_logits(harness, request_id, text)
     assert all(len(harness.scores[request_id].numbers) for request_id in one)
     assert len(harness.output(0)) == 4
+
+
+def test_prompts_are_told_beside_others(device: torch.device, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    saved = save_adapter(model, tmp_path / "a", seed=1, r=4, target_modules="all-linear")
+    source = pack_source(saved, tmp_path / "a.package")
+    prompt = [3 + i % 60 for i in range(30)]
+    harness = harness_of(model, device, rows=64, num_blocks=60, max_batch_tokens=20)
+    writing = harness.submit([5, 6], max_tokens=6)
+    kinds: list[tuple[torch.nn.Module, Any]] = [(model, None), (with_adapter(model, saved), source)]
+    told = [
+        (harness.submit(prompt, adapter, max_tokens=size, num_prompt_logprobs=3), wrapped)
+        for wrapped, adapter in kinds
+        for size in (0, 2)
+    ]
+    harness.run()
+    for request_id, wrapped in told:
+        wanted = expected_logprobs(wrapped, prompt)
+        check_told(harness.prompt_logprobs(request_id), prompt, wanted, LOGPROB_TOLERANCE)
+    assert len(harness.output(writing)) == 6
+    assert [len(harness.output(request_id)) for request_id, _ in told] == [0, 2, 0, 2]
 
 
 @pytest.fixture

@@ -1,0 +1,71 @@
+"""Where tokens begin in a text, in characters, as OpenAI's `text_offset` tells it."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+
+from loramux.v1 import generation_pb2
+
+
+class TextOffsets:
+    """Counts the characters of tokens that follow each other, which may be parts of characters."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._place = start
+
+    def of(self, tokens: Iterable[generation_pb2.TokenLogprob]) -> list[int]:
+        """Return where each of the next `tokens` begins."""
+        found = []
+        for token in tokens:
+            found.append(self._place)
+            self._place += len(self._decoder.decode(token.utf8))
+        return found
+
+
+def offsets_in(text: str, tokens: Iterable[generation_pb2.TokenLogprob]) -> list[int]:
+    """Return where each of `tokens` begins in `text`, of which the server has made them.
+
+    What the tokenizer has put before and behind it, such as `<s>` or a space, has no place of its
+    own there.
+    """
+    raw = text.encode("utf-8", "surrogatepass")
+    return _characters(raw, _places(raw, _utf8(tokens)))
+
+
+def _places(raw: bytes, tokens: Iterable[bytes]) -> list[int]:
+    """Return the byte of `raw` at which each of `tokens` begins."""
+    found, place = [], 0
+    for token in tokens:
+        found.append(place)
+        if not place and not raw.startswith(token):
+            # A space that the tokenizer put there, or a token that stands before all text.
+            inner = token.removeprefix(b" ")
+            place = len(inner) if raw.startswith(inner) else 0
+        else:
+            place = min(place + len(token), len(raw))
+    return found
+
+
+def _characters(raw: bytes, begins: Iterable[int]) -> list[int]:
+    """Return how many characters of `raw` are whole before each of the bytes `begins`."""
+    found, last, count = [], 0, 0
+    for begin in begins:
+        count += _num_begun(raw[last:begin])
+        last = begin
+        is_inside = begin < len(raw) and raw[begin] & 0xC0 == 0x80
+        found.append(count - is_inside)
+    return found
+
+
+def _num_begun(part: bytes) -> int:
+    return sum(byte & 0xC0 != 0x80 for byte in part)
+
+
+def joined(tokens: Iterable[generation_pb2.TokenLogprob]) -> str:
+    """Return the text of `tokens`."""
+    return b"".join(_utf8(tokens)).decode("utf-8", "replace")
+
+
+def _utf8(tokens: Iterable[generation_pb2.TokenLogprob]) -> Iterator[bytes]:
+    for token in tokens:
+        yield token.utf8

@@ -1,0 +1,34 @@
+"""Log-probabilities of a prompt's own tokens, how many are likelier, and the likeliest.
+
+Legend: R rows, V tokens of the vocabulary, K the likeliest of them.
+"""
+
+import torch
+
+from loramux_server.kernels.logprobs import logprobs
+from loramux_server.kernels.logprobs_cpu import logprobs_cpu
+
+
+def prompt_logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> torch.Tensor:
+    """Return for each row the place of its token among all, from 1, and what `logprobs` tells.
+
+    They are [R, 2 + 2 * K] of float64; of equal tokens the lower comes first. A row whose logits
+    are not finite is NaN.
+
+    Args:
+        logits_RV: The model's own logits, float32; -inf for tokens that a row's model lacks.
+        token_R: The token of each row, int64.
+        count: K, at most V.
+    """
+    # The maximum is NaN if any logit is, and infinite if the row overflowed.
+    is_finite_R1 = logits_RV.amax(-1, keepdim=True).isfinite()
+    logits_RV = logits_RV.masked_fill(~is_finite_R1, 0.0)
+    form = logprobs_cpu if logits_RV.device.type == "cpu" else logprobs
+    told_RL = form(logits_RV, token_R, count)
+    token_R1 = token_R[:, None]
+    value_R1 = logits_RV.gather(1, token_R1)
+    token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
+    is_before_RV = (logits_RV > value_R1) | ((logits_RV == value_R1) & (token_V < token_R1))
+    rank_R1 = is_before_RV.sum(-1, keepdim=True) + 1
+    told_RL = torch.cat((rank_R1.double(), told_RL), 1)
+    return told_RL.masked_fill(~is_finite_R1, float("nan"))
