@@ -62,7 +62,7 @@ def test_a_file_is_answered_as_grpc_answers_it(
     ]
     source = write(tmp_path / "requests.jsonl", *asked)
     done = batch(chat_server, source, "-o", tmp_path / "answers.jsonl")
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "42 of 42 requests answered now: 42 with 200" in done.stderr
     found = answers(tmp_path / "answers.jsonl")
     for number in range(40):

@@ -55,7 +55,7 @@ def batch(
         raise typer.BadParameter(f"{requests}: {error}") from None
     if output.exists() and not resume:
         raise typer.BadParameter(f"{output} is there; name another file, or --resume this one")
-    open_backend = partial(Backend, server, retries=True, timeout=timeout)
+    open_backend = partial(Backend, server, retries=True, routing="adapter", timeout=timeout)
     console = Console(stderr=True)
     columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
