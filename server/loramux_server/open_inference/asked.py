@@ -181,9 +181,9 @@ def _given(
         given = json_of(raw)
         if twice := sorted(parameters.keys() & given.keys()):
             raise InvalidArgumentError(
-                f"{twice[0]} is in parameters and in {SAMPLING_PARAMETERS}; set it in one of them",
+                f"{SAMPLING_PARAMETERS} has {shown(twice[0])}, and so has parameters; set it once",
                 reason="INVALID_FIELD",
-                field=f"parameters.{twice[0]}",
+                field=SAMPLING_PARAMETERS,
             )
         found.append(parameters | given)
     return found * (num_texts if len(found) == 1 else 1)

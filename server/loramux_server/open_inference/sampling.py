@@ -58,17 +58,11 @@ class Given:
 def parameters_of(
     parameters: Mapping[str, open_inference_pb2.InferParameter],
 ) -> dict[str, Given]:
-    """Return what the parameters of a request say.
-
-    Raises:
-        InvalidArgumentError: One has no value.
-    """
+    """Return what the parameters of a request say; one that says nothing has the value None."""
     found = {}
     for name, parameter in parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
-        if kind is None:
-            raise invalid(f"parameters.{name}", None, "a value")
-        found[name] = Given(f"parameters.{name}", getattr(parameter, kind))
+        found[name] = Given(f"parameters.{name}", getattr(parameter, kind) if kind else None)
     return found
 
 
@@ -113,5 +107,7 @@ def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
 def _unknown(name: str, one: Given) -> InvalidArgumentError:
     why = _INSTEAD.get(name, f"there are {', '.join(sorted(_FIELDS))}")
     return InvalidArgumentError(
-        f"{shown(one.path)} is not served: {why}", reason="INVALID_FIELD", field=one.path
+        f"{shown(one.path)} is not served: {why}",
+        reason="INVALID_FIELD",
+        field=one.path.partition(".")[0],  # the rest may be anything
     )
