@@ -9,8 +9,12 @@ import grpc
 import pytest
 
 from loramux import Client, __version__
+from loramux_server.access.caller import Role
 from loramux_server.inference import open_inference_pb2 as pb
+from loramux_server.observe.call_record import REQUEST_ID_KEY
 from tests.conftest import ADAPTERS
+from tests.support.access import shown
+from tests.support.observed import Observed
 from tests.support.open_inference import (
     as_raw,
     asking,
@@ -227,6 +231,16 @@ def test_what_is_null_is_as_if_absent(channel: grpc.Channel) -> None:
     assert numbers_of(answer, "num_output_tokens") == [12]
 
 
+def test_what_is_special_to_the_tokenizer_is_so_where_that_is_wanted(channel: grpc.Channel) -> None:
+    def num_input(**parameters: Any) -> int:
+        request = asking("small", "hello</s>", parameters=GREEDY | parameters)
+        return numbers_of(infer(channel, request), "num_input_tokens")[0]
+
+    assert num_input() == len("<hello</s>")  # the prefix is one token
+    assert num_input(add_special_tokens=False) == len("hello</s>")
+    assert num_input(parse_special_tokens="true") == len("<hello>")
+
+
 # Streams
 
 
@@ -358,6 +372,27 @@ def test_who_cancels_takes_all_texts_along(
     assert eventually(lambda: num_running() == 0)
     # Some may have ended well before.
     assert eventually(lambda: cancelled() > before)
+
+
+def test_log_and_traces_tell_of_a_call_and_each_of_its_texts(observed: Observed) -> None:
+    trace = "5" * 32
+    metadata = (
+        *shown(observed.keys[Role.USER].text),
+        (REQUEST_ID_KEY, "two-texts"),
+        ("traceparent", f"00-{trace}-{'7' * 16}-01"),
+    )
+    request = asking("public/small", "hello", "you", parameters=GREEDY)
+    with grpc.insecure_channel(observed.server.target) as channel:
+        call(channel, "ModelInfer", request, metadata=metadata)
+    assert eventually(lambda: any(line["request_id"] == "two-texts" for line in observed.calls()))
+    (line,) = [line for line in observed.calls() if line["request_id"] == "two-texts"]
+    assert line["method"] == "inference.GRPCInferenceService.ModelInfer"
+    assert (line["tenant"], line["adapter"], line["parts"]) == ("acme", "small", 2)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (len("hello" + "you") + 2, 24)
+    spans = observed.collector.of(trace)
+    (whole,) = [span for span in spans if "rpc.method" in span.told]
+    texts = [span for span in spans if span.name == "text_completion tiny"]
+    assert [span.parent for span in texts] == [whole.id] * 2
 
 
 # What is refused

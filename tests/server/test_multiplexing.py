@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
+from loramux.errors import ResourceExhaustedError
 from loramux_server.multiplexing import multiplexed
 
 Piece = tuple[int, int]
@@ -100,7 +101,7 @@ async def test_a_request_that_cannot_be_read_fails_after_the_others() -> None:
     assert len(found) == 3
 
 
-@pytest.mark.parametrize("how", ["closed", "cancelled"])
+@pytest.mark.parametrize("how", ["closed", "lost", "cancelled"])
 async def test_who_goes_away_ends_all(how: str) -> None:
     answers = Answers()
     pieces = multiplexed(without_end(5, 6), answers.of, 10)
@@ -108,6 +109,9 @@ async def test_who_goes_away_ends_all(how: str) -> None:
     answers.may_go_on.clear()
     if how == "closed":
         await pieces.aclose()
+    elif how == "lost":  # as a reader is that takes nothing for too long
+        with pytest.raises(ResourceExhaustedError):
+            await pieces.athrow(ResourceExhaustedError("too slow"))
     else:
 
         async def reading() -> None:

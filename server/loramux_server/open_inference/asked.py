@@ -5,6 +5,7 @@ The tensors and their meaning are those of Triton's backend for vLLM.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from loramux.errors import InvalidArgumentError, LoramuxError
 from loramux.v1 import generation_pb2
@@ -42,8 +43,16 @@ INPUTS = {
 }
 """Inputs, each with its datatype and how many elements it may have."""
 _ROUTING_KEY = "routing_key"
-_HARMLESS = ("triton_enable_empty_final_response",)
-"""Parameters that change nothing here: the last answer is never empty."""
+_ADDS_TOKENS = "add_special_tokens"
+_PARSES_TOKENS = "parse_special_tokens"
+_PARAMETERS: dict[str, tuple[Any, str, Any]] = {
+    _ROUTING_KEY: (str, "text", ""),
+    _ADDS_TOKENS: (bool, "true or false", True),
+    _PARSES_TOKENS: (bool, "true or false", False),
+    # Changes nothing: the last answer is never empty.
+    "triton_enable_empty_final_response": (bool, "true or false", False),
+}
+"""Parameters that have nothing to do with sampling -> type, what that is called, and default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,10 @@ class Asked:
     outputs: tuple[str, ...]
     """In the order of the answer."""
     routing_key: str
+    adds_tokens: bool
+    """Whether the tokenizer's own prefix is put before each text."""
+    parses_tokens: bool
+    """Whether text such as `</s>` becomes a control token."""
     is_raw: bool
     """Whether the elements of tensors come and go as bytes."""
 
@@ -109,11 +122,10 @@ def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
         )
     texts = [_text(inputs[TEXT_INPUT], index) for index in range(len(inputs[TEXT_INPUT].elements))]
     parameters = parameters_of(request.parameters)
-    for name in _HARMLESS:
-        parameters.pop(name, None)
-    routing_key = parameters.pop(_ROUTING_KEY, Given("", "")).value
-    if not isinstance(routing_key, str):
-        raise invalid(f"parameters.{_ROUTING_KEY}", routing_key, "text")
+    own = {
+        name: parameters.pop(name).as_type(kind, expected) if name in parameters else default
+        for name, (kind, expected, default) in _PARAMETERS.items()
+    }
     given = _given(parameters, inputs.get(SAMPLING_PARAMETERS), len(texts))
     is_stream = _flag(inputs, STREAM, default=False)
     if is_stream and len(texts) > 1:
@@ -129,7 +141,9 @@ def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
         is_stream=is_stream,
         has_input=has_input,
         outputs=_outputs(request.outputs, inputs),
-        routing_key=routing_key,
+        routing_key=own[_ROUTING_KEY],
+        adds_tokens=own[_ADDS_TOKENS],
+        parses_tokens=own[_PARSES_TOKENS],
         is_raw=bool(request.raw_input_contents),
     )
 

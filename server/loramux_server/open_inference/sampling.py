@@ -54,6 +54,17 @@ class Given:
     path: str
     value: object
 
+    def as_type(self, kind: Any, expected: str) -> Any:  # noqa: ANN401
+        """Return the value as a `kind`, which is called what is `expected`.
+
+        Raises:
+            InvalidArgumentError: It is of another type.
+        """
+        try:
+            return msgspec.convert(self.value, kind, strict=False)
+        except msgspec.ValidationError:
+            raise invalid(self.path, self.value, expected) from None
+
 
 def parameters_of(
     parameters: Mapping[str, open_inference_pb2.InferParameter],
@@ -95,11 +106,7 @@ def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
     for name, one in given.items():
         if name not in _FIELDS:
             raise _unknown(name, one)
-        kind, expected = _FIELDS[name]
-        try:
-            value = msgspec.convert(one.value, kind, strict=False)
-        except msgspec.ValidationError:
-            raise invalid(one.path, one.value, expected) from None
+        value = one.as_type(*_FIELDS[name])
         fields[_OURS.get(name, name)] = [value] if isinstance(value, str) else value
     return generation_pb2.SamplingParams(**fields)
 

@@ -7,7 +7,7 @@ and told there is so here.
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from loramux import __version__
@@ -103,22 +103,22 @@ class OpenInferenceService:
         self, request: open_inference_pb2.ModelInferRequest, context: Context
     ) -> open_inference_pb2.ModelInferResponse:
         """Answer when every text is continued."""
-        with self._understood(request, may_stream=False) as (asked, record):
-            return await self._whole(request, asked, record, context)
+        asked, record = self._understood(request, may_stream=False)
+        return await self._whole(request, asked, record, context)
 
     async def ModelStreamInfer(
         self, request: open_inference_pb2.ModelInferRequest, context: Context
     ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
         """Answer one of the requests of a stream."""
         try:
-            with self._understood(request, may_stream=True) as (asked, record):
-                if not asked.is_stream:
-                    response = await self._whole(request, asked, record, context)
-                    yield streamed(response, is_last=True)
-                    return
-                async with aclosing(self._pieces(request, asked, record, context)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+            asked, record = self._understood(request, may_stream=True)
+            if not asked.is_stream:
+                response = await self._whole(request, asked, record, context)
+                yield streamed(response, is_last=True)
+                return
+            async with aclosing(self._pieces(request, asked, record, context)) as pieces:
+                async for piece in pieces:
+                    yield piece
         except LoramuxError as error:
             if _is_strict(context):
                 raise
@@ -158,33 +158,31 @@ class OpenInferenceService:
                     is_last = bool(piece.delta.finish_reason)
                     yield streamed(answer(request, asked, record, [made]), is_last=is_last)
 
-    @contextmanager
     def _understood(
         self, request: open_inference_pb2.ModelInferRequest, *, may_stream: bool
-    ) -> Iterator[tuple[Asked, AdapterRecord | None]]:
-        """Read a request, and keep its adapter's version for as long as the block runs.
+    ) -> tuple[Asked, AdapterRecord | None]:
+        """Return what `request` asks for, and the version that it names; None for the base model.
 
-        One for which that fails counts as one that ended so.
+        Raises:
+            LoramuxError: It cannot be answered, which counts as a request that ended so.
         """
-        with ExitStack() as kept:
-            try:
-                asked = asked_of(request)
-                if asked.is_stream and not may_stream:
-                    raise invalid(STREAM, True, "false: ModelStreamInfer answers with a stream")
-                record = self._leased(request, asked, kept)
-            except LoramuxError as error:
-                Observer(self._metrics).ended(outcome_of(error))
-                raise
-            yield asked, record
+        try:
+            asked = asked_of(request)
+            if asked.is_stream and not may_stream:
+                raise invalid(STREAM, True, "false: ModelStreamInfer answers with a stream")
+            return asked, self._resolved(request, asked)
+        except LoramuxError as error:
+            Observer(self._metrics).ended(outcome_of(error))
+            raise
 
-    def _leased(
-        self, request: open_inference_pb2.ModelInferRequest, asked: Asked, kept: ExitStack
+    def _resolved(
+        self, request: open_inference_pb2.ModelInferRequest, asked: Asked
     ) -> AdapterRecord | None:
-        """Return the version that `request` names, which stays until `kept` ends; None: the base.
+        """Return the version that `request` names now, the same for all of its texts.
 
         Raises:
             NotFoundError: There is none.
-            InvalidArgumentError: None can be called so, or there is no text here.
+            InvalidArgumentError: None can be called so, or the base model knows no text.
             FailedPreconditionError: It does not continue text.
         """
         reference = reference_of(request.model_name, request.model_version, self._model.name)
@@ -197,12 +195,10 @@ class OpenInferenceService:
             )
         if not reference:
             return None
-        # One for all texts, so that they get the same version of those that an alias stands for.
         key = asked.routing_key or secrets.token_hex(8)
-        lease = self._registry.lease(reference, key=key, field="model_name")
-        record, _ = kept.enter_context(lease)
-        check_continues(record, "model_name")
-        return record
+        with self._registry.lease(reference, key=key, field="model_name") as (record, _):
+            check_continues(record, "model_name")
+            return record
 
     def _named(self, name: str, version: str) -> AdapterRecord | None:
         """Return the version that a request names in `name` and `version`; None for the base.
@@ -221,6 +217,8 @@ def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_p
         adapter=f"{record}@{record.digest}" if record else "",
         prompt=asked.texts[index],
         sampling=asked.samplings[index],
+        add_special_tokens=asked.adds_tokens,
+        parse_special_tokens=asked.parses_tokens,
     )
 
 
