@@ -1,4 +1,8 @@
-"""Write the generated code in client/loramux/v1 from the protos: the one way to do it.
+"""Write the generated code from the protos: the one way to do it.
+
+Ours goes to client/loramux/v1. The protocol of others that the server speaks too goes to
+server/loramux_server/inference and is no part of the client, so that a program may have ours and
+theirs: two definitions of one message cannot be in one process.
 
 Run `make protos`, or `python protos/generate.py [OUTPUT_ROOT]`.
 """
@@ -8,14 +12,19 @@ import sys
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-CLIENT = PROTOS.parent / "client"
 
 
-def generate(output_root: Path) -> None:
-    """Compile every proto into `output_root`/loramux/v1, with type stubs."""
+def generate(root: Path) -> None:
+    """Compile every proto into `root`, with type stubs."""
+    client, server = root / "client", root / "server" / "loramux_server"
+    _compile(client, "loramux/v1/*.proto", ("python", "grpc_python", "mypy", "mypy_grpc"))
+    _compile(server, "inference/*.proto", ("python", "mypy"))
+
+
+def _compile(output: Path, protos: str, kinds: tuple[str, ...]) -> None:
     from grpc_tools import protoc
 
-    output_root.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     # By path: the plugins are not on PATH unless the environment is activated.
     scripts = Path(sys.executable).parent
     plugins = []
@@ -25,20 +34,20 @@ def generate(output_root: Path) -> None:
             raise SystemExit(f"{name} is missing; pip install mypy-protobuf")
         plugins.append(f"--plugin={name}={path}")
     well_known = Path(protoc.__file__).parent / "_proto"
+    outputs = [
+        f"--{kind}_out={'quiet:' if kind.startswith('mypy') else ''}{output}" for kind in kinds
+    ]
     arguments = [
         "protoc",
         f"--proto_path={PROTOS}",
         f"--proto_path={well_known}",
-        f"--python_out={output_root}",
-        f"--grpc_python_out={output_root}",
-        f"--mypy_out=quiet:{output_root}",
-        f"--mypy_grpc_out=quiet:{output_root}",
+        *outputs,
         *plugins,
-        *(str(path) for path in sorted(PROTOS.glob("loramux/v1/*.proto"))),
+        *(str(path) for path in sorted(PROTOS.glob(protos))),
     ]
     if protoc.main(arguments):
         raise SystemExit("protoc failed")
 
 
 if __name__ == "__main__":
-    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else CLIENT)
+    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else PROTOS.parent)

@@ -142,6 +142,28 @@ def test_the_client_never_imports_the_server() -> None:
     assert "loramux_server" not in found
 
 
+def test_the_client_leaves_the_messages_of_others_to_others() -> None:
+    """Two definitions of a message cannot be in one process: Triton's client brings its own."""
+    program = """
+import importlib
+import pkgutil
+import loramux
+from google.protobuf import descriptor_pool
+for found in pkgutil.walk_packages(loramux.__path__, "loramux."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+pool = descriptor_pool.Default()
+print(pool.FindMessageTypeByName("loramux.v1.GenerateRequest").name)
+try:
+    pool.FindMessageTypeByName("inference.ModelInferRequest")
+except KeyError:
+    print("not known")
+"""
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split("\n") == ["GenerateRequest", "not known", ""]
+
+
 def test_the_gateway_needs_what_its_extra_brings_and_no_more() -> None:
     found = imported_by(ROOT / "client" / "loramux" / "gateway") - set(sys.stdlib_module_names)
     assert found == {"grpc", "grpc_health", "loramux", "msgspec", "starlette", "uvicorn"}

@@ -56,6 +56,7 @@ class Listener:
         self._readers = readers
         self._health = health.aio.HealthServicer()
         self._service_names: list[str] = []
+        self._is_ready = self._is_closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._grpc = grpc.aio.server(
             interceptors=[call_log, gate],
@@ -97,8 +98,14 @@ class Listener:
         self.address = f"{host}:{bound}"
         await self._grpc.start()
 
+    @property
+    def is_serving(self) -> bool:
+        """What health checks are answered."""
+        return self._is_ready and not self._is_closing
+
     def show_health(self, is_ready: bool) -> None:
         """Answer health checks so from now on."""
+        self._is_ready = is_ready
         kind = health_pb2.HealthCheckResponse
         status = kind.SERVING if is_ready else kind.NOT_SERVING
         for name in self._service_names:
@@ -108,6 +115,7 @@ class Listener:
 
     async def close(self) -> None:
         """Refuse new calls, let those under way finish, then stop."""
+        self._is_closing = True
         await self._health.enter_graceful_shutdown()
         # gRPC itself would cancel calls that come meanwhile, and wait for who watches the health.
         if not await self._calls.close(self._drain_timeout):

@@ -88,6 +88,10 @@ class Quarantine:
         """Refuse what a server before this one did."""
         self._entries.update({entry.key: entry for entry in entries})
 
+    def refuses(self, key: str) -> bool:
+        """Return whether `key`, the digest of an adapter or the key of a request, is refused."""
+        return key in self._entries
+
     def check(self, work: Work) -> None:
         """Demand that `work` may run.
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -25,6 +25,7 @@ from loramux.v1 import errors_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES
+from loramux_server.multiplexing import multiplexed
 from loramux_server.observe.acts import targets
 from loramux_server.observe.call_record import REQUEST_ID_KEY, current, note
 from loramux_server.readers import Readers
@@ -33,6 +34,8 @@ STATUS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """When gRPC itself makes a call again, if it may: its retry design, gRFC A6."""
 DOMAIN = "loramux"
+MAX_ON_STREAM = 256
+"""Requests under way on one stream; further ones are not read."""
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +105,9 @@ def _method_handler(
         except DecodeError:
             return _Malformed()
 
+    if method.client_streaming and method.server_streaming:
+        handler = _both_streams(behaviour, method, calls, readers)
+        return grpc.stream_stream_rpc_method_handler(handler, parse, _serialize)
     if method.client_streaming:
         handler = _client_stream(behaviour, method, calls)
         return grpc.stream_unary_rpc_method_handler(handler, parse, _serialize)
@@ -164,14 +170,47 @@ def _client_stream(
     return handle
 
 
+def _both_streams(
+    behaviour: Callable[..., AsyncGenerator[Message, None]],
+    method: MethodDescriptor,
+    calls: Calls,
+    readers: Readers,
+) -> Any:  # noqa: ANN401
+    """Return the handler of a stream on which each request is answered as if it were a call.
+
+    While none is under way the stream is no call: the end of the server does not wait for it.
+    """
+
+    async def handle(requests: AsyncIterator[Message | _Malformed], context: Context) -> None:
+        async def checked() -> AsyncIterator[Message]:
+            async for request in requests:
+                yield _checked(request, method)
+
+        async def answers(request: Message) -> AsyncGenerator[Message, None]:
+            with calls.one_more():
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+        try:
+            responses = multiplexed(checked(), answers, MAX_ON_STREAM)
+            await readers.send(responses, context.write, on_lost=lambda: None)
+        except Exception as error:
+            await abort(context, error, method.full_name)
+
+    return handle
+
+
 def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message:
     if isinstance(request, _Malformed):
         raise InvalidArgumentError(
             f"the bytes of the request are no {method.input_type.full_name}",
             reason="MALFORMED_REQUEST",
         )
+    rule = RULES[method.full_name]
     try:
-        settle_name(request, RULES[method.full_name], caller())
+        if rule.fields:  # else nobody need be known
+            settle_name(request, rule, caller())
     finally:
         if target := targets(method.full_name, request):
             note(target=target)

@@ -143,6 +143,7 @@ class Server:
             metrics=self._metrics,
             quotas=self._entrance.quotas,
             audit=audit,
+            is_ready=lambda: self._listener is not None and self._listener.is_serving,
             config=self._config,
         )
         await asyncio.to_thread(expire, registry)

@@ -28,8 +28,11 @@ from loramux.v1 import (
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, new_key
 from loramux_server.access.rules import RULES
+from loramux_server.inference import open_inference_pb2
 from loramux_server.store.moments import now_in_utc
 from tests.support.access import Keys, Outcome, call, shown
+from tests.support.open_inference import asking, texts_of
+from tests.support.open_inference import call as call_inference
 from tests.support.packages import packed
 from tests.support.server import RunningServer
 from tests.support.wire import chunks, upload_header
@@ -94,7 +97,7 @@ def generation(name: str) -> generation_pb2.GenerateRequest:
     )
 
 
-V1 = "loramux.v1"
+V1, OIP = "loramux.v1", "inference.GRPCInferenceService"
 METHODS: dict[str, Method] = {
     f"/{V1}.GenerationService/Generate": Method(USER, "see", generation),
     f"/{V1}.GenerationService/StreamGenerate": Method(
@@ -197,6 +200,30 @@ METHODS: dict[str, Method] = {
     ),
     f"/{V1}.ServerService/GetServerLoad": Method(
         ADMIN, "none", lambda name: server_pb2.GetServerLoadRequest()
+    ),
+    f"/{OIP}/ServerLive": Method(
+        None, "none", lambda name: open_inference_pb2.ServerLiveRequest()
+    ),
+    f"/{OIP}/ServerReady": Method(
+        None, "none", lambda name: open_inference_pb2.ServerReadyRequest()
+    ),
+    f"/{OIP}/ServerMetadata": Method(
+        VIEWER, "none", lambda name: open_inference_pb2.ServerMetadataRequest()
+    ),
+    # Of what is not there it says that it is not ready.
+    f"/{OIP}/ModelReady": Method(
+        VIEWER, "none", lambda name: open_inference_pb2.ModelReadyRequest(name=name)
+    ),
+    f"/{OIP}/ModelMetadata": Method(
+        VIEWER, "see", lambda name: open_inference_pb2.ModelMetadataRequest(name=name)
+    ),
+    f"/{OIP}/ModelInfer": Method(
+        USER, "see", lambda name: asking(name, "a", parameters={"max_tokens": 1})
+    ),
+    # What fails there is told on the stream.
+    f"/{OIP}/ModelStreamInfer": Method(
+        USER, "none", lambda name: asking(name, "a", parameters={"max_tokens": 1}),
+        streams=(True, True),
     ),
     "/grpc.health.v1.Health/Check": Method(
         None, "none", lambda name: health_pb2.HealthCheckRequest()
@@ -389,6 +416,44 @@ def test_what_another_tenant_has_looks_as_if_it_were_not_there(
         missing = tenants.call(path, "acme/nobody", key).renamed("nobody", "clerk ")
         renamed = there.renamed("other/clerk", "acme/clerk ")
         assert (renamed.code, renamed.message) == (missing.code, missing.message)
+
+
+@pytest.mark.parametrize("role", [USER, ADMIN])
+def test_models_are_those_that_the_caller_may_see(tenants: Tenants, role: Role) -> None:
+    key = tenants.good["acme", role]
+    ready, told = {}, {}
+    for name in (*TARGETS.values(), "tiny"):
+        request = open_inference_pb2.ModelReadyRequest(name=name)
+        answer = call_inference(tenants.channel, "ModelReady", request, metadata=shown(key.text))
+        ready[name] = answer.ready
+        (piece,) = call_inference(
+            tenants.channel, "ModelStreamInfer", metadata=shown(key.text),
+            request=iter([asking(name, "a", parameters={"max_tokens": 1})]),
+        )  # fmt: skip
+        told[name] = piece.error_message
+    seen = {
+        "poet",
+        "acme/poet",
+        "public/judge",
+        "tiny",
+        *({"other/clerk"} if role is ADMIN else ()),
+    }
+    assert {name for name, is_ready in ready.items() if is_ready} == seen
+    assert {name for name, message in told.items() if not message} == seen
+    for name in set(told) - seen:
+        full = name if "/" in name else f"acme/{name}"
+        assert told[name] == f"NOT_FOUND: adapter {full!r} is not registered"
+
+
+def test_the_version_of_a_model_may_be_an_alias(tenants: Tenants) -> None:
+    metadata = shown(tenants.good["acme", USER].text)
+    found = []
+    for version in ("1", "stable", ""):
+        request = asking("poet", "hello", version=version,
+                         parameters={"temperature": 0, "max_tokens": 4})  # fmt: skip
+        found.append(call_inference(tenants.channel, "ModelInfer", request, metadata=metadata))
+    assert [answer.model_version for answer in found] == ["1"] * 3
+    assert len({tuple(texts_of(answer)) for answer in found}) == 1
 
 
 def listed(tenants: Tenants, key: Key, **fields: Any) -> list[str]:

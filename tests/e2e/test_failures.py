@@ -48,7 +48,7 @@ _NAMES = (
     "Adapter", "Alias", "Classification", "Embedding", "Generation", "Quarantine",
     "QuestionAnswering", "Residency", "Server", "Upload",
 )  # fmt: skip
-SERVICES = [f"loramux.v1.{name}Service" for name in _NAMES]
+SERVICES = [*(f"loramux.v1.{name}Service" for name in _NAMES), "inference.GRPCInferenceService"]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -426,7 +426,9 @@ def test_reflection_describes_every_service(server: RunningServer) -> None:
             *SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
         }  # fmt: skip
         file = database.FindFileContainingSymbol("loramux.v1.GenerationService")
+        theirs = database.FindFileContainingSymbol("inference.GRPCInferenceService")
     assert file.name == "loramux/v1/generation.proto"
+    assert theirs.name == "inference/open_inference.proto"
 
 
 def test_an_unknown_method_is_unimplemented(server: RunningServer) -> None:

@@ -27,6 +27,7 @@ from loramux_server.access.caller import Role
 from loramux_server.access.key import new_key
 from tests.support.access import Outcome, call
 from tests.support.observed import OTHER, SECRET, STORE_SECRET, Observed
+from tests.support.open_inference import asking
 from tests.support.packages import packed
 from tests.support.wire import chunks, upload_header
 
@@ -156,6 +157,8 @@ def others(package: bytes, other: bytes) -> Iterator[tuple[str, str, list[Any], 
         pair = question_answering_pb2.QuestionInput(question=PROMPT, context=PROMPT)
         ask = question_answering_pb2.AnswerRequest(adapter=adapter, inputs=[pair])
         yield f"answer by {adapter}", f"{V1}.QuestionAnsweringService/Answer", [ask], UNARY
+        infer = asking(adapter, PROMPT, parameters={"max_tokens": 2})
+        yield f"infer by {adapter}", "/inference.GRPCInferenceService/ModelInfer", [infer], UNARY
     good = [upload_header("scanned", package), *chunks(package)]
     yield "upload", f"{adapters}/UploadAdapter", good, UPLOADS
     damaged = CONTENT.encode() * 10

@@ -22,6 +22,7 @@ from loramux.v1 import (
 )
 from loramux_adapters import PackageError, read_package
 from loramux_adapters.tensorfile import read_header
+from loramux_server.inference import open_inference_pb2
 from tests.fuzz.inputs import configs, files, manifests, metadata, requests
 from tests.fuzz.target import Target
 from tests.support.fake_server import DIES, STOPS
@@ -29,8 +30,9 @@ from tests.support.server import RunningServer
 from tests.support.wire import refusal
 
 MODULES = (
-    adapters_pb2, aliases_pb2, classification_pb2, embedding_pb2, generation_pb2, quarantine_pb2,
-    question_answering_pb2, residency_pb2, server_pb2, uploads_pb2,
+    adapters_pb2, aliases_pb2, classification_pb2, embedding_pb2, generation_pb2,
+    open_inference_pb2, quarantine_pb2, question_answering_pb2, residency_pb2, server_pb2,
+    uploads_pb2,
 )  # fmt: skip
 NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 PATIENCE = 0.5

@@ -19,7 +19,7 @@ protoc = pytest.importorskip("grpc_tools.protoc")
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = ROOT / "protos"
-GENERATED = ROOT / "client" / "loramux" / "v1"
+GENERATED = ("client/loramux/v1", "server/loramux_server/inference")
 PLUGIN = "protoc-gen-mypy"
 
 
@@ -33,9 +33,10 @@ def test_the_generated_code_is_that_of_the_protos(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.generate(tmp_path)
-    made = contents(tmp_path / "loramux" / "v1")
-    assert made
-    assert contents(GENERATED) == made
+    for folder in GENERATED:
+        made = contents(tmp_path / folder)
+        assert made
+        assert contents(ROOT / folder) == made
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -89,7 +90,7 @@ def elements(file: FileDescriptorProto) -> Iterator[tuple[str, Place]]:
 def described(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     """Each element of the protos, as file:name, and the comment before it."""
     output = tmp_path_factory.mktemp("protos") / "descriptors"
-    protos = sorted(PROTOS.glob("loramux/v1/*.proto"))
+    protos = sorted(PROTOS.glob("**/*.proto"))
     failed = protoc.main([
         "protoc",
         f"--proto_path={PROTOS}",

@@ -11,6 +11,7 @@ import pytest
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.access.caller import LOCAL_ADMIN, enter
+from loramux_server.inference import open_inference_pb2 as theirs
 from loramux_server.readers import Readers
 from loramux_server.rpc import Calls, Context, generic_handler
 
@@ -83,3 +84,64 @@ async def test_of_a_defect_callers_get_a_number_and_the_log_the_text(
     assert SECRET not in repr(error.trailing_metadata())
     assert said.rpartition(" ")[2] in caplog.text
     assert SECRET in caplog.text
+
+
+class Streams:
+    """Answers each request of a stream, but for one that fails as nobody expects."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self._unused
+
+    async def _unused(self, request: Any, context: Context) -> Any:
+        raise AssertionError
+
+    async def ModelStreamInfer(
+        self, request: theirs.ModelInferRequest, context: Context
+    ) -> AsyncIterator[theirs.ModelStreamInferResponse]:
+        if not request.id:
+            raise RuntimeError(SECRET)
+        yield theirs.ModelStreamInferResponse(error_message=request.id)
+
+
+@asynccontextmanager
+async def streaming(calls: Calls) -> AsyncIterator[Any]:
+    """Yield a stream to a server that counts `calls`; nothing was sent on it yet."""
+    server = grpc.aio.server(interceptors=[Everybody()])
+    service = theirs.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    readers = Readers(30.0, lambda: None)
+    server.add_generic_rpc_handlers((generic_handler(service, Streams(), calls, readers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=theirs.ModelInferRequest.SerializeToString,
+            response_deserializer=theirs.ModelStreamInferResponse.FromString,
+        )(timeout=60)
+    await server.stop(None)
+
+
+async def told(stream: Any, name: str) -> str:
+    """Send a request called `name` and return the answer."""
+    await stream.write(theirs.ModelInferRequest(id=name))
+    return str((await stream.read()).error_message)
+
+
+async def test_a_defect_of_one_request_of_a_stream_ends_it_with_a_number() -> None:
+    async with streaming(Calls()) as stream:
+        assert await told(stream, "first") == "first"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await told(stream, "")
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert SECRET not in repr(caught.value)
+
+
+async def test_the_end_of_a_server_does_not_wait_for_a_stream_without_requests() -> None:
+    calls = Calls()
+    async with streaming(calls) as stream:
+        assert await told(stream, "first") == "first"
+        assert await calls.close(60.0)
+        # Who asks for more is told to try again, as with a call.
+        with pytest.raises(grpc.aio.AioRpcError, match="ending") as caught:
+            await told(stream, "second")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -18,6 +18,7 @@ from loramux.v1.generation_pb2 import GenerateRequest, WeightedAdapter
 from loramux_server.access.caller import Caller, Permission, Role, acting, caller
 from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES, Access, Rule, check_rules, method_name
+from loramux_server.inference import open_inference_pb2
 
 USER = Caller("acme", Role.USER)
 ADMIN = Caller("public", Role.ADMIN)
@@ -33,7 +34,7 @@ def methods() -> Iterator[MethodDescriptor]:
     """Yield every method that a server answers."""
     names = [found.name for found in pkgutil.iter_modules(loramux.v1.__path__)]
     ours = [importlib.import_module(f"loramux.v1.{n}") for n in names if n.endswith("_pb2")]
-    for module in [*ours, health_pb2, reflection_pb2]:
+    for module in [*ours, open_inference_pb2, health_pb2, reflection_pb2]:
         for service in module.DESCRIPTOR.services_by_name.values():
             yield from service.methods
 
@@ -78,7 +79,9 @@ def test_every_field_that_names_an_adapter_is_looked_at(method: MethodDescriptor
 
 def test_only_health_is_for_everybody() -> None:
     free = {name for name, rule in RULES.items() if rule.permission is Permission.NONE}
-    assert free == {f"grpc.health.v1.Health.{name}" for name in ("Check", "Watch", "List")}
+    health = {f"grpc.health.v1.Health.{name}" for name in ("Check", "Watch", "List")}
+    theirs = {f"inference.GRPCInferenceService.Server{name}" for name in ("Live", "Ready")}
+    assert free == health | theirs
 
 
 def test_a_path_of_grpc_becomes_a_name() -> None:

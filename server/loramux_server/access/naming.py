@@ -33,9 +33,28 @@ def settle_name(request: Message, rule: Rule, caller: Caller) -> None:
                 reference = parse_reference(text, shown, caller.tenant)
             except InvalidArgumentError:
                 continue
-            _demand(reference, shown, rule.access, caller)
+            demand(reference, shown, rule.access, caller)
             if "/" not in text:
                 setattr(message, field, str(reference))
+
+
+def demand(reference: Reference, field: str, access: Access, caller: Caller) -> None:
+    """Demand that `caller` may do `access` to what the request field `field` refers to.
+
+    Raises:
+        NotFoundError: It belongs to a tenant that the caller must not know of.
+        PermissionDeniedError: The call would change what is not the caller's.
+    """
+    tenant = reference.tenant
+    if caller.sees(tenant) if access is Access.SEE else caller.owns(tenant):
+        return
+    if access is Access.CREATE or caller.sees(tenant):
+        raise PermissionDeniedError(
+            f"{field} belongs to tenant {tenant!r}, and the caller to {caller.tenant!r}",
+            reason="PERMISSION_DENIED",
+            field=field,
+        )
+    raise not_registered(reference, field)
 
 
 def _named(message: Message, path: str, shown: str = "") -> Iterator[tuple[Message, str, str]]:
@@ -49,16 +68,3 @@ def _named(message: Message, path: str, shown: str = "") -> Iterator[tuple[Messa
             yield from _named(each, rest, f"{shown}{step}[{i}].")
     elif message.HasField(step):
         yield from _named(getattr(message, step), rest, f"{shown}{step}.")
-
-
-def _demand(reference: Reference, field: str, access: Access, caller: Caller) -> None:
-    tenant = reference.tenant
-    if caller.sees(tenant) if access is Access.SEE else caller.owns(tenant):
-        return
-    if access is Access.CREATE or caller.sees(tenant):
-        raise PermissionDeniedError(
-            f"{field} belongs to tenant {tenant!r}, and the caller to {caller.tenant!r}",
-            reason="PERMISSION_DENIED",
-            field=field,
-        )
-    raise not_registered(reference, field)

@@ -75,6 +75,15 @@ RULES = {
     "loramux.v1.ServerService.GetServerInfo": Rule(_VIEW),
     # It adds up what all tenants do.
     "loramux.v1.ServerService.GetServerLoad": Rule(_ADMINISTER),
+    # What health checks tell anyway.
+    "inference.GRPCInferenceService.ServerLive": Rule(_NONE),
+    "inference.GRPCInferenceService.ServerReady": Rule(_NONE),
+    "inference.GRPCInferenceService.ServerMetadata": Rule(_VIEW),
+    # A model may be the base, and its version is a field of its own: the service settles the name.
+    "inference.GRPCInferenceService.ModelReady": Rule(_VIEW),
+    "inference.GRPCInferenceService.ModelMetadata": Rule(_VIEW),
+    "inference.GRPCInferenceService.ModelInfer": Rule(_GENERATE),
+    "inference.GRPCInferenceService.ModelStreamInfer": Rule(_GENERATE),
     "grpc.health.v1.Health.Check": Rule(_NONE),
     "grpc.health.v1.Health.Watch": Rule(_NONE),
     # Of later versions of grpcio-health-checking.

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -23,6 +23,7 @@ from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
 from loramux_server.engine.messages import ModelInfo, Report
 from loramux_server.engine_client import EngineClient
+from loramux_server.inference import open_inference_pb2
 from loramux_server.loop_lag import LoopLag
 from loramux_server.metrics import Metrics
 from loramux_server.observe.audit import Audit
@@ -38,6 +39,7 @@ from loramux_server.services.embedding import EmbeddingService
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
+from loramux_server.services.open_inference import OpenInferenceService
 from loramux_server.services.pins import Pins
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
@@ -124,9 +126,10 @@ def build_services(
     metrics: Metrics,
     quotas: Quotas,
     audit: Audit,
+    is_ready: Callable[[], bool],
     config: ServerConfig,
 ) -> Services:
-    """Return the services of a server of `model`."""
+    """Return the services of a server of `model`; `is_ready` says what health checks do."""
     statuses = Statuses(lambda digest: bool(registry.with_digest(digest)))
     descriptions = Descriptions(registry, statuses)
     changes = Changes(descriptions)
@@ -188,6 +191,14 @@ def build_services(
         metrics=metrics,
         chunks=chunks,
     )
+    open_inference = OpenInferenceService(
+        generation=generation,
+        registry=registry,
+        quarantine=engine.quarantine,
+        model=model,
+        metrics=metrics,
+        is_ready=is_ready,
+    )
     quarantine = QuarantineService(engine.quarantine, registry, audit)
     return Services(
         {
@@ -209,6 +220,7 @@ def build_services(
             server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
                 model, config, metrics.totals
             ),
+            open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: open_inference,
         },
         uploads,
         FoundSeals(registry),

@@ -1,0 +1,227 @@
+"""What a request of the Open Inference Protocol asks for.
+
+The tensors and their meaning are those of Triton's backend for vLLM.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from loramux.errors import InvalidArgumentError, LoramuxError
+from loramux.v1 import generation_pb2
+from loramux_adapters.errors import shown
+from loramux_server.inference import open_inference_pb2
+from loramux_server.open_inference.sampling import Given, json_of, parameters_of, sampling_of
+from loramux_server.open_inference.tensors import BOOL, BYTES, UINT32, Tensor, read_tensor
+from loramux_server.services.input_limits import MAX_INPUTS
+from loramux_server.services.limits import MAX_REQUEST_ID, invalid
+
+TEXT_INPUT = "text_input"
+STREAM = "stream"
+SAMPLING_PARAMETERS = "sampling_parameters"
+EXCLUDE_INPUT = "exclude_input_in_output"
+TEXT_OUTPUT = "text_output"
+FINISH_REASON = "finish_reason"
+NUM_INPUT_TOKENS = "num_input_tokens"
+NUM_OUTPUT_TOKENS = "num_output_tokens"
+
+OUTPUTS = {
+    TEXT_OUTPUT: BYTES,
+    FINISH_REASON: BYTES,
+    NUM_INPUT_TOKENS: UINT32,
+    NUM_OUTPUT_TOKENS: UINT32,
+}
+"""Outputs, each with its datatype; all have an element for each text."""
+_RETURNED = {f"return_{name}": name for name in OUTPUTS if name != TEXT_OUTPUT}
+"""Inputs that say whether there is an output."""
+INPUTS = {
+    TEXT_INPUT: (BYTES, MAX_INPUTS),
+    STREAM: (BOOL, 1),
+    SAMPLING_PARAMETERS: (BYTES, MAX_INPUTS),
+    EXCLUDE_INPUT: (BOOL, 1),
+    **dict.fromkeys(_RETURNED, (BOOL, 1)),
+}
+"""Inputs, each with its datatype and how many elements it may have."""
+_ROUTING_KEY = "routing_key"
+_ADDS_TOKENS = "add_special_tokens"
+_PARSES_TOKENS = "parse_special_tokens"
+_PARAMETERS: dict[str, tuple[Any, str, Any]] = {
+    _ROUTING_KEY: (str, "text", ""),
+    _ADDS_TOKENS: (bool, "true or false", True),
+    _PARSES_TOKENS: (bool, "true or false", False),
+    # Changes nothing: the last answer is never empty.
+    "triton_enable_empty_final_response": (bool, "true or false", False),
+}
+"""Parameters that have nothing to do with sampling -> type, what that is called, and default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that was read."""
+
+    texts: list[str]
+    samplings: list[generation_pb2.SamplingParams]
+    """For each text."""
+    paths: list[dict[str, str]]
+    """For each text, where in the request a field of sampling was."""
+    shape: list[int]
+    """Of the texts, and so of all outputs."""
+    is_stream: bool
+    has_input: bool
+    """Whether a text is put before what is made of it."""
+    outputs: tuple[str, ...]
+    """In the order of the answer."""
+    routing_key: str
+    adds_tokens: bool
+    """Whether the tokenizer's own prefix is put before each text."""
+    parses_tokens: bool
+    """Whether text such as `</s>` becomes a control token."""
+    is_raw: bool
+    """Whether the elements of tensors come and go as bytes."""
+
+    def field_of_text(self, index: int) -> str:
+        """Return what a message calls the text at `index`."""
+        return TEXT_INPUT if len(self.texts) == 1 else f"{TEXT_INPUT}[{index}]"
+
+    def renamed(self, error: LoramuxError, index: int) -> LoramuxError:
+        """Return `error`, of the text at `index`, in words of this request.
+
+        It names a field of a GenerateRequest.
+        """
+        text, ours = str(error), error.field
+        theirs = {"prompt": self.field_of_text(index), "adapter": "model_name"}.get(ours, ours)
+        if ours.startswith("sampling."):
+            name = ours.removeprefix("sampling.")
+            theirs = self.paths[index].get(name, name)
+        # Messages begin with the field, unless it is an adapter, which has a name of its own.
+        if theirs != ours and ours != "adapter" and text.startswith(ours):
+            text = theirs + text.removeprefix(ours)
+        return type(error)(
+            text,
+            reason=error.reason,
+            field=theirs,
+            retry_delay=error.retry_delay,
+            quota=error.quota,
+        )
+
+
+def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
+    """Return what `request` asks of its model.
+
+    Raises:
+        InvalidArgumentError: It is not as it has to be; the message names the field.
+    """
+    if len(request.id) > MAX_REQUEST_ID or not request.id.isprintable():
+        raise invalid("id", request.id, f"at most {MAX_REQUEST_ID} printable characters")
+    inputs = _inputs(request)
+    if TEXT_INPUT not in inputs:
+        raise InvalidArgumentError(
+            f"inputs has no {TEXT_INPUT!r}; it has {', '.join(map(shown, inputs)) or 'none'}",
+            reason="INVALID_FIELD",
+            field="inputs",
+        )
+    texts = [_text(inputs[TEXT_INPUT], index) for index in range(len(inputs[TEXT_INPUT].elements))]
+    parameters = parameters_of(request.parameters)
+    own = {
+        name: parameters.pop(name).as_type(kind, expected) if name in parameters else default
+        for name, (kind, expected, default) in _PARAMETERS.items()
+    }
+    given = _given(parameters, inputs.get(SAMPLING_PARAMETERS), len(texts))
+    is_stream = _flag(inputs, STREAM, default=False)
+    if is_stream and len(texts) > 1:
+        raise invalid(f"{TEXT_INPUT}.shape", list(inputs[TEXT_INPUT].shape), "[1] with stream")
+    has_input = not _flag(inputs, EXCLUDE_INPUT, default=is_stream)
+    if is_stream and has_input:
+        raise invalid(EXCLUDE_INPUT, False, "true, or nothing, with stream")
+    return Asked(
+        texts=texts,
+        samplings=[sampling_of(each) for each in given],
+        paths=[{name: one.path for name, one in each.items()} for each in given],
+        shape=list(inputs[TEXT_INPUT].shape),
+        is_stream=is_stream,
+        has_input=has_input,
+        outputs=_outputs(request.outputs, inputs),
+        routing_key=own[_ROUTING_KEY],
+        adds_tokens=own[_ADDS_TOKENS],
+        parses_tokens=own[_PARSES_TOKENS],
+        is_raw=bool(request.raw_input_contents),
+    )
+
+
+def _inputs(request: open_inference_pb2.ModelInferRequest) -> dict[str, Tensor]:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise invalid(
+            "raw_input_contents",
+            f"{len(raw)} entries",
+            f"one for each of {len(request.inputs)} inputs",
+        )
+    found: dict[str, Tensor] = {}
+    for index, given in enumerate(request.inputs):
+        field = f"inputs[{index}].name"
+        if given.name not in INPUTS:
+            raise invalid(field, given.name, f"one of {', '.join(INPUTS)}")
+        if given.name in found:
+            raise invalid(field, given.name, "each input once")
+        if raw and given.HasField("contents"):
+            raise invalid(f"{given.name}.contents", "set", "none beside raw_input_contents")
+        datatype, most = INPUTS[given.name]
+        found[given.name] = read_tensor(given, raw[index] if raw else None, datatype, most)
+    return found
+
+
+def _text(tensor: Tensor, index: int) -> str:
+    raw: bytes = tensor.elements[index]
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if not text:
+        raise invalid(f"{TEXT_INPUT}[{index}]", raw, "text in UTF-8, not empty")
+    return text
+
+
+def _given(
+    parameters: dict[str, Given], tensor: Tensor | None, num_texts: int
+) -> list[dict[str, Given]]:
+    """Return what is said of sampling for each text."""
+    if tensor is None:
+        return [parameters] * num_texts
+    if len(tensor.elements) not in (1, num_texts):
+        expected = "[1]" if num_texts == 1 else f"[1] or [{num_texts}], one for each text"
+        raise invalid(f"{SAMPLING_PARAMETERS}.shape", list(tensor.shape), expected)
+    found = []
+    for raw in tensor.elements:
+        given = json_of(raw)
+        if twice := sorted(parameters.keys() & given.keys()):
+            raise InvalidArgumentError(
+                f"{SAMPLING_PARAMETERS} has {shown(twice[0])}, and so has parameters; set it once",
+                reason="INVALID_FIELD",
+                field=SAMPLING_PARAMETERS,
+            )
+        found.append(parameters | given)
+    return found * (num_texts if len(found) == 1 else 1)
+
+
+def _flag(inputs: dict[str, Tensor], name: str, *, default: bool) -> bool:
+    return bool(inputs[name].elements[0]) if name in inputs else default
+
+
+def _outputs(
+    requested: Iterable[open_inference_pb2.ModelInferRequest.InferRequestedOutputTensor],
+    inputs: dict[str, Tensor],
+) -> tuple[str, ...]:
+    found = []
+    for index, each in enumerate(requested):
+        field = f"outputs[{index}].name"
+        if each.name not in OUTPUTS:
+            raise invalid(field, each.name, f"one of {', '.join(OUTPUTS)}")
+        if each.name in found:
+            raise invalid(field, each.name, "each output once")
+        if each.parameters:
+            raise invalid(f"outputs[{index}].parameters", sorted(each.parameters)[0], "none")
+        found.append(each.name)
+    if found:
+        return tuple(found)
+    unwanted = {name for flag, name in _RETURNED.items() if not _flag(inputs, flag, default=True)}
+    return tuple(name for name in OUTPUTS if name not in unwanted)

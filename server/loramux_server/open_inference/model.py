@@ -1,0 +1,59 @@
+"""Whose name a model has: the base's, or that of a version of an adapter."""
+
+from dataclasses import replace
+
+from loramux.errors import InvalidArgumentError, NotFoundError
+from loramux_adapters.errors import shown
+from loramux_server.access.caller import caller
+from loramux_server.access.naming import demand
+from loramux_server.access.rules import Access
+from loramux_server.services.limits import invalid
+from loramux_server.store.reference import parse_reference
+
+
+def reference_of(name: str, version: str, base: str, prefix: str = "model_") -> str:
+    """Return the full reference to the adapter that a model is; empty for the base model.
+
+    Args:
+        name: Of the model, as the caller says it.
+        version: A number or an alias; empty for the newest.
+        base: What the base model is called.
+        prefix: What the fields `name` and `version` begin with in the request.
+
+    Raises:
+        NotFoundError: No model has that name, or the caller must not know of it.
+        InvalidArgumentError: No version can be called so.
+    """
+    field = f"{prefix}name"
+    if name == base:
+        if version:
+            raise _not_found(
+                f"{prefix}version is {shown(version)}; the base model {base!r} has no versions",
+                f"{prefix}version",
+            )
+        return ""
+    try:
+        reference = parse_reference(name, field, caller().tenant)
+    except InvalidArgumentError as error:
+        # What cannot be the name of a model is the name of none.
+        raise _not_found(f"{error}; the base model is called {base!r}", field) from None
+    if not reference.is_bare:
+        raise _not_found(
+            f"{field} is {shown(name)}; expected [tenant/]name: the version goes into "
+            f"{prefix}version",
+            field,
+        )
+    if version:
+        reference = replace(reference, tag=version)
+        try:
+            parsed = parse_reference(str(reference), f"{prefix}version")
+        except InvalidArgumentError:
+            parsed = None
+        if parsed != reference:
+            raise invalid(f"{prefix}version", version, "a number from 1, an alias, or nothing")
+    demand(reference, field, Access.SEE, caller())
+    return str(reference)
+
+
+def _not_found(message: str, field: str) -> NotFoundError:
+    return NotFoundError(message, reason="ADAPTER_NOT_FOUND", field=field)

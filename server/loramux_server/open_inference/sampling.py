@@ -1,0 +1,120 @@
+"""How tokens are chosen, as requests of the Open Inference Protocol say it: parameters, or JSON.
+
+Names are those of vLLM, since Triton's backend for vLLM takes them there. A number may come as
+text: clients of Triton long had no other way to send one that is not whole.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_adapters.errors import shown
+from loramux_server.inference import open_inference_pb2
+from loramux_server.services.limits import invalid
+
+_INT32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+_INT64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "temperature": (float, "a number"),
+    "top_p": (float, "a number"),
+    "top_k": (_INT32, "an integer of 32 bits"),
+    "min_p": (float, "a number"),
+    "max_tokens": (_INT32, "an integer of 32 bits"),
+    "min_tokens": (_INT32, "an integer of 32 bits"),
+    "seed": (_INT64, "an integer of 64 bits"),
+    "stop": (str | list[str], "text or a list of texts"),
+    "stop_token_ids": (list[_INT64], "a list of token ids"),
+    "presence_penalty": (float, "a number"),
+    "frequency_penalty": (float, "a number"),
+    "repetition_penalty": (float, "a number"),
+    "ignore_eos": (bool, "true or false"),
+    "include_stop_str_in_output": (bool, "true or false"),
+    "skip_special_tokens": (bool, "true or false"),
+}
+"""Name -> type, and what that is called."""
+_OURS = {"include_stop_str_in_output": "include_stop"}
+"""Names of fields that are called otherwise in our own requests."""
+_INSTEAD = {
+    "lora_name": "model_name names the adapter",
+    "n": "each text of text_input gets one completion",
+    "timeout": "the deadline of the call counts",
+}
+"""Names of what is not served, with what there is in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value, and where in the request it was."""
+
+    path: str
+    value: object
+
+    def as_type(self, kind: Any, expected: str) -> Any:  # noqa: ANN401
+        """Return the value as a `kind`, which is called what is `expected`.
+
+        Raises:
+            InvalidArgumentError: It is of another type.
+        """
+        try:
+            return msgspec.convert(self.value, kind, strict=False)
+        except msgspec.ValidationError:
+            raise invalid(self.path, self.value, expected) from None
+
+
+def parameters_of(
+    parameters: Mapping[str, open_inference_pb2.InferParameter],
+) -> dict[str, Given]:
+    """Return what the parameters of a request say; one that says nothing has the value None."""
+    found = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        found[name] = Given(f"parameters.{name}", getattr(parameter, kind) if kind else None)
+    return found
+
+
+def json_of(raw: bytes) -> dict[str, Given]:
+    """Return what an element of `sampling_parameters` says.
+
+    Raises:
+        InvalidArgumentError: It is no JSON object.
+    """
+    try:
+        found = msgspec.json.decode(raw, type=dict[str, object])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise invalid("sampling_parameters", raw, "a JSON object") from None
+    # null is the same as no field.
+    return {
+        name: Given(f"sampling_parameters.{name}", value)
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
+    """Return how tokens are chosen.
+
+    Raises:
+        InvalidArgumentError: A field is unknown, or of another type; which values are allowed is
+            not looked at.
+    """
+    fields: dict[str, Any] = {}
+    for name, one in given.items():
+        if name not in _FIELDS:
+            raise _unknown(name, one)
+        value = one.as_type(*_FIELDS[name])
+        fields[_OURS.get(name, name)] = [value] if isinstance(value, str) else value
+    return generation_pb2.SamplingParams(**fields)
+
+
+def _unknown(name: str, one: Given) -> InvalidArgumentError:
+    why = _INSTEAD.get(name, f"there are {', '.join(sorted(_FIELDS))}")
+    return InvalidArgumentError(
+        f"{shown(one.path)} is not served: {why}",
+        reason="INVALID_FIELD",
+        field=one.path.partition(".")[0],  # the rest may be anything
+    )

@@ -1,0 +1,248 @@
+"""GRPCInferenceService: the Open Inference Protocol of KServe and Triton, on GenerationService.
+
+Each text is a request of ours, made by the caller of the whole: what is checked, counted, limited
+and told there is so here.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, TypeVar
+
+from loramux import __version__
+from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
+from loramux.v1 import generation_pb2
+from loramux_server.engine.messages import ModelInfo
+from loramux_server.inference import open_inference_pb2
+from loramux_server.metrics import Metrics
+from loramux_server.observe.call_record import current, part
+from loramux_server.open_inference.answers import Made, answer, failed, metadata, streamed
+from loramux_server.open_inference.asked import STREAM, Asked, asked_of
+from loramux_server.open_inference.model import reference_of
+from loramux_server.quarantine import Quarantine
+from loramux_server.rpc import Context
+from loramux_server.services.generation import GenerationService
+from loramux_server.services.limits import invalid
+from loramux_server.services.observer import Observer, outcome_of
+from loramux_server.services.tasks import check_continues
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.registry import Registry
+
+_STRICT_KEY = "triton_grpc_error"
+"""Metadata with which an error ends a stream, as a status."""
+
+Result = TypeVar("Result")
+
+
+class OpenInferenceService:
+    """Implements `inference.GRPCInferenceService`."""
+
+    def __init__(
+        self,
+        *,
+        generation: GenerationService,
+        registry: Registry,
+        quarantine: Quarantine,
+        model: ModelInfo,
+        metrics: Metrics,
+        is_ready: Callable[[], bool],
+    ) -> None:
+        self._generation = generation
+        self._registry = registry
+        self._quarantine = quarantine
+        self._model = model
+        self._metrics = metrics
+        self._is_ready = is_ready
+
+    async def ServerLive(
+        self, request: open_inference_pb2.ServerLiveRequest, context: Context
+    ) -> open_inference_pb2.ServerLiveResponse:
+        """Say that calls are answered."""
+        return open_inference_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: open_inference_pb2.ServerReadyRequest, context: Context
+    ) -> open_inference_pb2.ServerReadyResponse:
+        """Say whether requests are answered."""
+        return open_inference_pb2.ServerReadyResponse(ready=self._is_ready())
+
+    async def ServerMetadata(
+        self, request: open_inference_pb2.ServerMetadataRequest, context: Context
+    ) -> open_inference_pb2.ServerMetadataResponse:
+        """Say what the server is."""
+        return open_inference_pb2.ServerMetadataResponse(
+            name="loramux", version=__version__, extensions=["parameters"]
+        )
+
+    async def ModelReady(
+        self, request: open_inference_pb2.ModelReadyRequest, context: Context
+    ) -> open_inference_pb2.ModelReadyResponse:
+        """Say whether a model can be asked; what is not there cannot."""
+        try:
+            record = self._named(request.name, request.version)
+        except (NotFoundError, InvalidArgumentError):
+            return open_inference_pb2.ModelReadyResponse(ready=False)
+        is_served = record is None or not (record.task or self._quarantine.refuses(record.digest))
+        has_tokenizer = self._model.tokenizer_json is not None
+        return open_inference_pb2.ModelReadyResponse(
+            ready=is_served and has_tokenizer and self._is_ready()
+        )
+
+    async def ModelMetadata(
+        self, request: open_inference_pb2.ModelMetadataRequest, context: Context
+    ) -> open_inference_pb2.ModelMetadataResponse:
+        """Say what a model takes and gives."""
+        record = self._named(request.name, request.version)
+        if record is None:
+            return metadata(request.name, [])
+        check_continues(record, "name")
+        return metadata(request.name, self._registry.versions(record.full_name))
+
+    async def ModelInfer(
+        self, request: open_inference_pb2.ModelInferRequest, context: Context
+    ) -> open_inference_pb2.ModelInferResponse:
+        """Answer when every text is continued."""
+        asked, record = self._understood(request, may_stream=False)
+        return await self._whole(request, asked, record, context)
+
+    async def ModelStreamInfer(
+        self, request: open_inference_pb2.ModelInferRequest, context: Context
+    ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
+        """Answer one of the requests of a stream."""
+        try:
+            asked, record = self._understood(request, may_stream=True)
+            if not asked.is_stream:
+                response = await self._whole(request, asked, record, context)
+                yield streamed(response, is_last=True)
+                return
+            async with aclosing(self._pieces(request, asked, record, context)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except LoramuxError as error:
+            if _is_strict(context):
+                raise
+            if call := current():
+                call.reason = error.reason
+            yield failed(request, error)
+
+    async def _whole(
+        self,
+        request: open_inference_pb2.ModelInferRequest,
+        asked: Asked,
+        record: AdapterRecord | None,
+        context: Context,
+    ) -> open_inference_pb2.ModelInferResponse:
+        """Return the answer to all texts, which are continued beside each other."""
+
+        async def made(index: int) -> Made:
+            with part(), _renaming(asked, index):
+                response = await self._generation.Generate(_one(asked, index, record), context)
+                return Made(response.completions[0], response.usage.prompt_tokens)
+
+        return answer(request, asked, record, await _all(map(made, range(len(asked.texts)))))
+
+    async def _pieces(
+        self,
+        request: open_inference_pb2.ModelInferRequest,
+        asked: Asked,
+        record: AdapterRecord | None,
+        context: Context,
+    ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
+        """Yield the answer to the one text in pieces."""
+        pieces = self._generation.StreamGenerate(_one(asked, 0, record), context)
+        with part(), _renaming(asked, 0):
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    made = Made(piece.delta, piece.usage.prompt_tokens)
+                    is_last = bool(piece.delta.finish_reason)
+                    yield streamed(answer(request, asked, record, [made]), is_last=is_last)
+
+    def _understood(
+        self, request: open_inference_pb2.ModelInferRequest, *, may_stream: bool
+    ) -> tuple[Asked, AdapterRecord | None]:
+        """Return what `request` asks for, and the version that it names; None for the base model.
+
+        Raises:
+            LoramuxError: It cannot be answered, which counts as a request that ended so.
+        """
+        try:
+            asked = asked_of(request)
+            if asked.is_stream and not may_stream:
+                raise invalid(STREAM, True, "false: ModelStreamInfer answers with a stream")
+            return asked, self._resolved(request, asked)
+        except LoramuxError as error:
+            Observer(self._metrics).ended(outcome_of(error))
+            raise
+
+    def _resolved(
+        self, request: open_inference_pb2.ModelInferRequest, asked: Asked
+    ) -> AdapterRecord | None:
+        """Return the version that `request` names now, the same for all of its texts.
+
+        Raises:
+            NotFoundError: There is none.
+            InvalidArgumentError: None can be called so, or the base model knows no text.
+            FailedPreconditionError: It does not continue text.
+        """
+        reference = reference_of(request.model_name, request.model_version, self._model.name)
+        if self._model.tokenizer_json is None:
+            raise InvalidArgumentError(
+                "text_input is text, but the base model came without a tokenizer; call "
+                "loramux.v1.GenerationService.Generate with prompt_token_ids",
+                reason="INVALID_FIELD",
+                field="text_input",
+            )
+        if not reference:
+            return None
+        key = asked.routing_key or secrets.token_hex(8)
+        with self._registry.lease(reference, key=key, field="model_name") as (record, _):
+            check_continues(record, "model_name")
+            return record
+
+    def _named(self, name: str, version: str) -> AdapterRecord | None:
+        """Return the version that a request names in `name` and `version`; None for the base.
+
+        Raises:
+            NotFoundError: There is none.
+            InvalidArgumentError: None can be called so.
+        """
+        reference = reference_of(name, version, self._model.name, prefix="")
+        return self._registry.get(reference) if reference else None
+
+
+def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_pb2.GenerateRequest:
+    """Return the request for one of the texts."""
+    return generation_pb2.GenerateRequest(
+        adapter=f"{record}@{record.digest}" if record else "",
+        prompt=asked.texts[index],
+        sampling=asked.samplings[index],
+        add_special_tokens=asked.adds_tokens,
+        parse_special_tokens=asked.parses_tokens,
+    )
+
+
+@contextmanager
+def _renaming(asked: Asked, index: int) -> Iterator[None]:
+    """Let errors of the block name fields of what was `asked`."""
+    try:
+        yield
+    except LoramuxError as error:
+        raise asked.renamed(error, index) from None
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return what `calls` return, which run beside each other; if one fails all end."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _is_strict(context: Context) -> bool:
+    """Return whether an error is to end the stream."""
+    return any(
+        key == _STRICT_KEY and value == "true" for key, value in context.invocation_metadata() or ()
+    )
