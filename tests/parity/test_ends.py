@@ -1,4 +1,4 @@
-"""What adapters change before and behind the layers: as PEFT has it, and layers stay one program."""
+"""Changes before and behind the layers: as PEFT has them, and the layers stay one program."""
 
 import copy
 import random
