@@ -47,7 +47,7 @@ class ModuleEdit(Protocol):
     """What is done to a module that is no packed linear layer; a dataclass of tensors."""
 
     def __call__(self, module: "nn.Module", x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
-        """Return what takes the place of `y`.
+        """Return what takes the place of `y`; that may be `y` with other numbers in it.
 
         Args:
             module: The module as it stands in the model.

@@ -48,9 +48,9 @@ class Editor:
                     token_T = given.token_T
                     # Before the one that looks up their rows, if there is one.
                     hooks.append(module.register_forward_pre_hook(_known_tokens, prepend=True))
-                hooks.append(
-                    module.register_forward_hook(_hook(rows, self._axes.get(name, 1), token_T))
-                )
+                is_new = module is self._output  # logits are many, and nobody else has them
+                hook = _hook(rows, self._axes.get(name, 1), token_T, is_new=is_new)
+                hooks.append(module.register_forward_hook(hook))
             if given.embedded:
                 assert self._embedding is not None
                 hooks.append(self._embedding.register_forward_hook(_embedding_hook(given.embedded)))
@@ -90,17 +90,25 @@ def _embedding_hook(runs: tuple[VirtualRun, ...]) -> Callable[..., torch.Tensor]
 
 
 def _hook(
-    found: list[tuple[slice, ModuleEdit]], axis: int, token_T: torch.Tensor | None
+    found: list[tuple[slice, ModuleEdit]], axis: int, token_T: torch.Tensor | None, *, is_new: bool
 ) -> Callable[..., torch.Tensor]:
+    """Return a hook that does what was `found`; with `is_new`, to the very output of the module."""
+
     def edit_output(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
         x_T = _by_token(arguments[0], axis) if token_T is None else token_T
-        y_T = _by_token(output, axis)
-        made = [(rows, edit(module, x_T[rows], y_T[rows])) for rows, edit in found]
-        width = max(piece.shape[-1] for _, piece in made)
-        # Some adapters have logits for more tokens; whoever reads them knows how many a row has.
-        y = nn.functional.pad(output, (0, max(0, width - output.shape[-1])))
-        y = y if y is not output else output.clone()
+        y = output if is_new else output.clone()
         y_T = _by_token(y, axis)
+        made = []
+        for rows, edit in found:
+            place = y_T[rows]
+            piece = edit(module, x_T[rows], place)
+            if piece is not place:  # else it is there
+                made.append((rows, piece))
+        # Some adapters have logits for more tokens; whoever reads them knows how many a row has.
+        num_more = max((piece.shape[-1] for _, piece in made), default=0) - y.shape[-1]
+        if num_more > 0:
+            y = nn.functional.pad(y, (0, num_more))
+            y_T = _by_token(y, axis)
         for rows, piece in made:
             y_T[rows, ..., : piece.shape[-1]] = piece.to(y.dtype)
         return y
