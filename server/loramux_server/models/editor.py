@@ -42,15 +42,15 @@ class Editor:
         try:
             for name, found in _edits_of(given.segments).items():
                 module = self.modules[name]
-                rows = [(self._rows(module, given, number), edit) for number, edit in found]
+                rows = [(self._rows(module, given, number), each) for number, each in found]
                 token_T = None
                 if module is self._embedding:
                     token_T = given.token_T
                     # Before the one that looks up their rows, if there is one.
                     hooks.append(module.register_forward_pre_hook(_known_tokens, prepend=True))
                 is_new = module is self._output  # logits are many, and nobody else has them
-                hook = _hook(rows, self._axes.get(name, 1), token_T, is_new=is_new)
-                hooks.append(module.register_forward_hook(hook))
+                edit = _hook(rows, self._axes.get(name, 1), token_T, is_new=is_new)
+                hooks.append(module.register_forward_hook(edit))
             if given.embedded:
                 assert self._embedding is not None
                 hooks.append(self._embedding.register_forward_hook(_embedding_hook(given.embedded)))
@@ -96,7 +96,7 @@ def _hook(
 
     def edit_output(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
         x_T = _by_token(arguments[0], axis) if token_T is None else token_T
-        y = output if is_new else output.clone()
+        y: torch.Tensor = output if is_new else output.clone()
         y_T = _by_token(y, axis)
         made = []
         for rows, edit in found:
