@@ -1,7 +1,7 @@
 """Base models of real shapes with seeded random weights, and LoRA adapters for them, as files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,11 +94,15 @@ def make_adapters(
     targets: Sequence[str] = TARGETS,
     dtype: str = "float32",
     use_dora: bool = False,
+    num_tokens: int = 0,
+    num_saved: int = 0,
     device: str = "cpu",
 ) -> list[str]:
     """Write `count` PEFT folders with weights of their own, ranks in turn; return their names.
 
-    Random numbers are drawn on `device`: on a GPU there are others, and they take no time.
+    Each has `num_tokens` trained tokens, the last of the vocabulary, and the first `num_saved` have
+    embeddings and an output layer. Random numbers are drawn on `device`: on a GPU there are others,
+    and they take no time.
     """
     names = []
     for index in range(count):
@@ -106,7 +110,14 @@ def make_adapters(
         rank = ranks[index % len(ranks)]
         generator = torch.Generator(device).manual_seed(1000 + index)
         tensors = _weights(shape, rank, targets, DTYPES[dtype], generator, use_dora=use_dora)
-        _write_adapter(folder / name, tensors, rank, targets, use_dora=use_dora)
+        config: dict[str, object] = {"use_dora": use_dora}
+        if num_tokens:
+            tensors |= _token_rows(shape, num_tokens, DTYPES[dtype], generator)
+            config["trainable_token_indices"] = list(range(shape.vocab - num_tokens, shape.vocab))
+        if index < num_saved:
+            tensors |= _ends(shape, DTYPES[dtype], generator)
+            config["modules_to_save"] = ["embed_tokens", "lm_head"]
+        _write_adapter(folder / name, tensors, rank, targets, config)
         names.append(name)
     return names
 
@@ -139,23 +150,40 @@ def _weights(
     return tensors
 
 
+def _token_rows(
+    shape: Shape, count: int, dtype: torch.dtype, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    rows = 0.02 * torch.randn(count, shape.hidden, generator=generator, device=generator.device)
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    return {name: rows.to(dtype)}
+
+
+def _ends(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    size = (shape.vocab, shape.hidden)
+    return {
+        f"base_model.model.{name}.weight": (
+            0.02 * torch.randn(size, generator=generator, device=generator.device)
+        ).to(dtype)
+        for name in ("model.embed_tokens", "lm_head")
+    }
+
+
 def _write_adapter(
     folder: Path,
     tensors: dict[str, torch.Tensor],
     rank: int,
     targets: Sequence[str],
-    *,
-    use_dora: bool,
+    config: Mapping[str, object],
 ) -> None:
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = {
+    fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": rank,
         "lora_alpha": 2 * rank,
         "target_modules": list(targets),
         "bias": "none",
-        "use_dora": use_dora,
+        **config,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps(fields), encoding="utf-8")

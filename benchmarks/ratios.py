@@ -54,6 +54,12 @@ def measures(registered: int, loads: int) -> dict[str, Measure]:
         "dora": Measure(
             "32 adapters of DoRA, rank 16, 32 at once ÷ of LoRA", throughput.dora, 0.9, 0.98
         ),
+        "tokens": Measure(
+            "32 adapters with trained tokens, 32 at once ÷ without", throughput.tokens, 0.9, 0.98
+        ),
+        "saved": Measure(
+            "one of 32 with saved embeddings, output ÷ none", throughput.saved, 0.85, 0.95
+        ),
         "one-x1": Measure("one adapter, alone ÷ base only", throughput.one(1), 0.93, 0.97),
         "one-x8": Measure("one adapter, 8 at once ÷ base only", throughput.one(8), 0.93, 0.97),
         "one-x32": Measure("one adapter, 32 at once ÷ base only", throughput.one(32), 0.93, 0.97),

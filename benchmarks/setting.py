@@ -19,11 +19,17 @@ class AdapterSet:
     """Taken in turn."""
     targets: tuple[str, ...] = TARGETS
     use_dora: bool = False
+    num_tokens: int = 0
+    """Tokens that each has trained."""
+    num_saved: int = 0
+    """How many of them, from the first, have embeddings and an output layer of their own."""
 
     @property
     def name(self) -> str:
         """Name of its folder."""
         ranks, kind = "-".join(map(str, self.ranks)), "-dora" if self.use_dora else ""
+        kind += f"-with-{self.num_tokens}-tokens" if self.num_tokens else ""
+        kind += f"-{self.num_saved}-saved" if self.num_saved else ""
         return f"{self.count}{kind}-of-rank-{ranks}-on-{len(self.targets)}"
 
 
@@ -55,7 +61,8 @@ class Setting:
             return sorted(path.name for path in folder.iterdir())
         return make_adapters(
             folder, self.shape, adapters.ranks, adapters.count, targets=adapters.targets,
-            use_dora=adapters.use_dora,
+            use_dora=adapters.use_dora, num_tokens=adapters.num_tokens,
+            num_saved=adapters.num_saved,
         )  # fmt: skip
 
     def folder_of(self, adapters: AdapterSet) -> Path:

@@ -35,6 +35,18 @@ def dora(setting: Setting) -> list[float]:
     )
 
 
+def tokens(setting: Setting) -> list[float]:
+    """Measure 32 adapters of rank 16 with trained tokens in one batch, ÷ as many without."""
+    return _over_other(
+        setting, AdapterSet(DISTINCT, num_tokens=4), AdapterSet(DISTINCT), "distinct"
+    )
+
+
+def saved(setting: Setting) -> list[float]:
+    """Measure 32 adapters of rank 16, one with saved ends, in one batch, ÷ as many without."""
+    return _over_other(setting, AdapterSet(DISTINCT, num_saved=1), AdapterSet(DISTINCT), "distinct")
+
+
 def many(registered: int) -> Callable[[Setting], list[float]]:
     """Measure zipf over `registered` adapters that are loaded where asked for, ÷ zipf over five."""
     return partial(

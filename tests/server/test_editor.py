@@ -43,7 +43,7 @@ def step(*edits: Edits | None) -> StepInput:
     return StepInput(
         torch.arange(size), torch.arange(size), torch.tensor([0, 2, 4]),
         AttentionBatch(empty, empty, empty[None], 4, torch.arange(size)), segments,
-    )  # fmt: skip
+    ).with_rows()  # fmt: skip
 
 
 def test_rows_of_an_adapter_are_edited_and_no_others() -> None:

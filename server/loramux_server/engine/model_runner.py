@@ -60,7 +60,8 @@ class ModelRunner:
         """Whether its logits are known to be the same to the last bit in every batch."""
         model.attention.allocate(num_slots, model.dtype, model.device)
         if model.stack:
-            model.stack.prepare()
+            # Where ends are edited, layers are recorded without them.
+            model.stack.prepare(Graphs[torch.Tensor](model.device).run)
         self._model = model
         self._graphs = Graphs[Chosen](model.device)
 
@@ -170,10 +171,8 @@ def masked(logits_RV: torch.Tensor, given: StepInput, vocab_size: int) -> torch.
     if segments is None or segments.edits is None or not any(map(_own_size, segments.edits)):
         return logits_RV
     size_R = torch.full_like(given.sampled_R, vocab_size)
-    borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
-    for (start, end), edits in zip(borders, segments.edits, strict=True):
-        is_own_R = (given.sampled_R >= start) & (given.sampled_R < end)
-        size_R = torch.where(is_own_R, _own_size(edits) or vocab_size, size_R)
+    for rows, edits in zip(given.rows_S, segments.edits, strict=True):
+        size_R[rows] = _own_size(edits) or vocab_size
     token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
     return logits_RV.masked_fill(token_V >= size_R[:, None], float("-inf"))
 

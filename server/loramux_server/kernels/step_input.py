@@ -6,6 +6,7 @@ Legend: T tokens, R rows whose logits are needed.
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from loramux_server.kernels.adjust import Adjustments
@@ -43,6 +44,20 @@ class StepInput:
     step chooses no token and is not recorded."""
     form: Hashable = None
     """Equal in steps that differ only in what memory holds; None where no other step is alike."""
+    layers_form: Hashable = None
+    """Likewise of the layers alone, in a step that is alone in what is before and behind them."""
+    rows_S: tuple[slice, ...] = ()
+    """Rows of each segment; told once the step is taken."""
+
+    def with_rows(self) -> "StepInput":
+        """Return the same, which is in memory of the host, with the rows of each segment."""
+        segments = self.segments
+        if segments is None or segments.edits is None:
+            return self
+        sampled_R = self.sampled_R.numpy()  # tokens come in order, and so do segments
+        first_S = np.searchsorted(sampled_R, segments.start_S).tolist()
+        last_S = np.searchsorted(sampled_R, segments.end_S).tolist()
+        return replace(self, rows_S=tuple(map(slice, first_S, last_S)))
 
 
 def stage(given: StepInput, device: torch.device) -> StepInput:

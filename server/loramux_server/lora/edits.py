@@ -1,9 +1,10 @@
 """What adapters do to the base beside low-rank changes: vectors and modules of their own.
 
-Factors and shifts of outputs go to the slab (`lora/affine.py`). A step in which a token has
-anything else goes through the model's own layers, one operation after the other, and each change is
-made where the method makes it. Steps without know nothing of this. Virtual tokens change no layer:
-the step that puts them in their place goes the usual way.
+Factors and shifts of outputs go to the slab (`lora/affine.py`). All else is done where the method
+does it. What is before and behind the layers, such as embeddings, the last norm and the layer that
+makes logits, leaves them as they are; a step in which a token has anything else goes through the
+model's own layers, one operation after the other. Steps without know nothing of this. Virtual
+tokens change no layer: the step that puts them in their place goes the usual way.
 
 Legend: T tokens, K input width, N output width of a layer.
 """
@@ -46,7 +47,7 @@ class ModuleEdit(Protocol):
     """What is done to a module that is no packed linear layer; a dataclass of tensors."""
 
     def __call__(self, module: "nn.Module", x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
-        """Return what takes the place of `y`.
+        """Return what takes the place of `y`; that may be `y` with other numbers in it.
 
         Args:
             module: The module as it stands in the model.
@@ -67,7 +68,9 @@ class Edits:
     layers: Mapping[int, Mapping[int, LayerEdit]] = field(default_factory=dict)
     """Likewise, what else is done to that layer."""
     modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
-    """Name of another module in the base model -> what is done to that."""
+    """Name of another module in the layers -> what is done to that."""
+    ends: Mapping[str, ModuleEdit] = field(default_factory=dict)
+    """Name of a module before or behind the layers -> likewise."""
     vocab_size: int = 0
     """Tokens that the base has with this adapter; 0 if as many as ever."""
     virtual: Virtual | None = None
@@ -85,8 +88,13 @@ class Edits:
 
     @property
     def acts(self) -> bool:
+        """Whether anything is that the slab does not have."""
+        return self.takes_layers or bool(self.ends or self.vocab_size)
+
+    @property
+    def takes_layers(self) -> bool:
         """Whether anything is that takes the model's own layers."""
-        return bool(self.layers or self.modules or self.vocab_size)
+        return bool(self.layers or self.modules)
 
     @property
     def num_bytes(self) -> int:

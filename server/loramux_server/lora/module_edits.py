@@ -27,6 +27,8 @@ class TokenRows:
 
     token_E: torch.Tensor
     row_EK: torch.Tensor
+    end: int
+    """The token after the last, known without a question to the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ class OutputEdit:
             y = y + x.float() @ self.low_rank.a_RK.T @ self.low_rank.b_NR.T
         y = layer.affine.of(y)
         if self.rows is not None:
-            num_more = int(self.rows.token_E[-1]) + 1 - y.shape[1]
-            y = nn.functional.pad(y, (0, max(0, num_more)))
-            y = y.index_copy(1, self.rows.token_E, nn.functional.linear(x, self.rows.row_EK))
+            if (num_more := self.rows.end - y.shape[1]) > 0:
+                y = nn.functional.pad(y, (0, num_more))
+            y[:, self.rows.token_E] = nn.functional.linear(x, self.rows.row_EK).to(y.dtype)
         return y
 
 

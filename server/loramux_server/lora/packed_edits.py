@@ -41,6 +41,9 @@ class BaseLayers(Protocol):
     def feeders(self) -> Mapping[LayerPlace, LayerPlace]:
         """Where a layer is -> where the one is whose output, times something, is its input."""
 
+    def is_end(self, module: str) -> bool:
+        """Return whether `module` is before or behind layers that are done as one."""
+
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
 

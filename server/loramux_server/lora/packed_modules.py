@@ -69,7 +69,8 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     edits = Edits(
         _by_group(affine),
         _by_group(layers),
-        modules,
+        {name: edit for name, edit in modules.items() if not base.is_end(name)},
+        {name: edit for name, edit in modules.items() if base.is_end(name)},
         base.vocabulary.size_for(package.contents),
         head=pack_head(package.head, read) if package.head else None,
     )
@@ -195,4 +196,5 @@ def _rows(module: str, found: Found, base: BaseLayers, read: Read) -> TokenRows 
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     token_E, order_E = torch.tensor(edit.tokens).sort()
-    return TokenRows(token_E, base.as_held(module, "weight", read(edit.tensor)[order_E]))
+    row_EK = base.as_held(module, "weight", read(edit.tensor)[order_E])
+    return TokenRows(token_E, row_EK, end=max(edit.tokens) + 1)

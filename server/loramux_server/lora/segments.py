@@ -65,7 +65,7 @@ class Segments:
     rank_GSP: Int32
     scale_GSP: Float32
     edits: tuple[Edits | None, ...] | None = None
-    """What each adapter does that takes the model's own layers; None if none does anything."""
+    """What each adapter does that the slab does not have; None if none does anything."""
     affine_GSP: Int32 | None = None
     """`Affine.kinds`; None if there are no vectors."""
 
@@ -84,6 +84,11 @@ class Segments:
             edits=edits if any(each and each.acts for each in edits) else None,
             affine_GSP=_kinds(adapters),
         )
+
+    @property
+    def takes_layers(self) -> bool:
+        """Whether an adapter does anything that takes the model's own layers."""
+        return any(edits and edits.takes_layers for edits in self.edits or ())
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
         """Return the segments that `mask` names."""

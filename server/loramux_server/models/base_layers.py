@@ -33,6 +33,11 @@ class BaseLayers:
         self.dtype = model.dtype
         self.device = model.device
 
+    def is_end(self, module: str) -> bool:
+        """Return whether `module` is before or behind layers that are done as one."""
+        stack = self._model.stack
+        return stack is not None and not stack.holds(self._model.editor.modules[module])
+
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
         if module == self.vocabulary.output:

@@ -18,6 +18,7 @@ from loramux_server.lora.shard import Shard, Split
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.fused import GatedMlp, RmsNorm
 from loramux_server.models.packed_linear import PackedLinear, PackedPart
+from loramux_server.models.repeated_decoder import Repeat, RepeatedDecoder
 from loramux_server.models.step import Step
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -57,6 +58,8 @@ class DecoderStack(nn.Module):
         self._step = step
         self._bridge = bridge
         self._decoder: Decoder | None = None
+        self._repeated: RepeatedDecoder | None = None
+        self._inside = {part for original in self.originals for part in original.modules()}
         for index, original in enumerate(self.originals):
             layers[index] = _Passing(original) if index else self
         self.attention_type = getattr(self.originals[0], "attention_type", None)
@@ -65,6 +68,10 @@ class DecoderStack(nn.Module):
         """Put the model's own layers back."""
         for index, original in enumerate(self.originals):
             self._places[0][index] = original
+
+    def holds(self, part: nn.Module) -> bool:
+        """Return whether `part` is one of the layers or is in one."""
+        return part in self._inside
 
     def cut(self, shard: Shard) -> None:
         """Keep only what `shard` has of each layer: its heads, its share of the MLP.
@@ -81,7 +88,7 @@ class DecoderStack(nn.Module):
                 f"{', '.join(f'{number} {what}' for number, what in sizes)}; "
                 f"these numbers do: {', '.join(fitting)}"
             )
-        self._decoder = None  # it holds all of the weights
+        self._decoder = self._repeated = None  # they hold all of the weights
         for found in self._found:
             found.qkv.cut(Split.OUTPUTS, shard)
             found.output.cut(Split.INPUTS, shard)
@@ -102,14 +109,19 @@ class DecoderStack(nn.Module):
 
     def move(self, device: torch.device) -> None:
         """Bring the layers' norms to `device`; their packed layers are moved on their own."""
-        self._decoder = None
+        self._decoder = self._repeated = None
         for original in self.originals:
             original.to(device)
 
-    def prepare(self) -> None:
-        """Take the parts as they are now: weights, cache, slab and backend."""
+    def prepare(self, repeat: Repeat | None = None) -> None:
+        """Take the parts as they are now: weights, cache, slab and backend.
+
+        Args:
+            repeat: Runs layers that have a form of their own.
+        """
         backend = self._step.backend
         self._decoder = backend.make_decoder([self._layer(found) for found in self._found], backend)
+        self._repeated = repeat and RepeatedDecoder(self._decoder, repeat)
 
     def forward(
         self,
@@ -121,16 +133,19 @@ class DecoderStack(nn.Module):
         """Return what the last layer makes of `hidden_states`, [1, T, K]."""
         cos, sin = position_embeddings
         batch, segments = self._step.attention, self._step.segments
-        if segments is not None and segments.edits is not None:
+        if segments is not None and segments.takes_layers:
             for layer in self.originals:
                 hidden_states = layer(
                     hidden_states, position_embeddings=position_embeddings, **kwargs
                 )
             return hidden_states
         assert batch is not None
+        given = hidden_states[0], cos[0], sin[0], batch, segments
+        form = self._step.layers_form
+        if form is not None and self._repeated is not None:
+            return self._repeated(form, *given)[None]
         assert self._decoder is not None
-        hidden_TK = self._decoder(hidden_states[0], cos[0], sin[0], batch, segments)
-        return hidden_TK[None]
+        return self._decoder(*given)[None]
 
     def _layer(self, found: _Recognised) -> DecoderLayer:
         keys, values = self._bridge.cache(found.number)

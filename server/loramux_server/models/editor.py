@@ -12,9 +12,6 @@ from loramux_server.lora.edits import ModuleEdit
 from loramux_server.lora.segments import Segments
 from loramux_server.lora.virtual import VirtualRun
 
-Rows = slice | torch.Tensor
-"""Which rows of a module's input and output are an adapter's."""
-
 
 class Editor:
     """Puts the edits of a step's adapters behind the modules that they are for."""
@@ -45,15 +42,15 @@ class Editor:
         try:
             for name, found in _edits_of(given.segments).items():
                 module = self.modules[name]
-                rows = [(self._rows(module, given, start, end), edit) for start, end, edit in found]
+                rows = [(self._rows(module, given, number), each) for number, each in found]
                 token_T = None
                 if module is self._embedding:
                     token_T = given.token_T
                     # Before the one that looks up their rows, if there is one.
                     hooks.append(module.register_forward_pre_hook(_known_tokens, prepend=True))
-                hooks.append(
-                    module.register_forward_hook(_hook(rows, self._axes.get(name, 1), token_T))
-                )
+                is_new = module is self._output  # logits are many, and nobody else has them
+                edit = _hook(rows, self._axes.get(name, 1), token_T, is_new=is_new)
+                hooks.append(module.register_forward_hook(edit))
             if given.embedded:
                 assert self._embedding is not None
                 hooks.append(self._embedding.register_forward_hook(_embedding_hook(given.embedded)))
@@ -62,21 +59,21 @@ class Editor:
             for hook in hooks:
                 hook.remove()
 
-    def _rows(self, module: nn.Module, given: StepInput, start: int, end: int) -> Rows:
-        if module is not self._output:
-            return slice(start, end)
-        return ((given.sampled_R >= start) & (given.sampled_R < end)).nonzero()[:, 0]
+    def _rows(self, module: nn.Module, given: StepInput, number: int) -> slice:
+        if module is self._output:
+            return given.rows_S[number]
+        assert given.segments is not None
+        return slice(int(given.segments.start_S[number]), int(given.segments.end_S[number]))
 
 
-def _edits_of(segments: Segments | None) -> dict[str, list[tuple[int, int, ModuleEdit]]]:
-    """Return first token, token after the last, and edit, of all edits of each module."""
+def _edits_of(segments: Segments | None) -> dict[str, list[tuple[int, ModuleEdit]]]:
+    """Return number of the segment, and edit, of all edits of each module."""
     if segments is None or segments.edits is None:
         return {}
-    edits_of: dict[str, list[tuple[int, int, ModuleEdit]]] = {}
-    borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
-    for (start, end), edits in zip(borders, segments.edits, strict=True):
-        for name, edit in edits.modules.items() if edits else ():
-            edits_of.setdefault(name, []).append((start, end, edit))
+    edits_of: dict[str, list[tuple[int, ModuleEdit]]] = {}
+    for number, edits in enumerate(segments.edits):
+        for name, edit in {**edits.modules, **edits.ends}.items() if edits else ():
+            edits_of.setdefault(name, []).append((number, edit))
     return edits_of
 
 
@@ -93,17 +90,25 @@ def _embedding_hook(runs: tuple[VirtualRun, ...]) -> Callable[..., torch.Tensor]
 
 
 def _hook(
-    found: list[tuple[Rows, ModuleEdit]], axis: int, token_T: torch.Tensor | None
+    found: list[tuple[slice, ModuleEdit]], axis: int, token_T: torch.Tensor | None, *, is_new: bool
 ) -> Callable[..., torch.Tensor]:
+    """Return a hook that does what was `found`; with `is_new`, to the very output of the module."""
+
     def edit_output(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
         x_T = _by_token(arguments[0], axis) if token_T is None else token_T
-        y_T = _by_token(output, axis)
-        made = [(rows, edit(module, x_T[rows], y_T[rows])) for rows, edit in found]
-        width = max(piece.shape[-1] for _, piece in made)
-        # Some adapters have logits for more tokens; whoever reads them knows how many a row has.
-        y = nn.functional.pad(output, (0, max(0, width - output.shape[-1])))
-        y = y if y is not output else output.clone()
+        y: torch.Tensor = output if is_new else output.clone()
         y_T = _by_token(y, axis)
+        made = []
+        for rows, edit in found:
+            place = y_T[rows]
+            piece = edit(module, x_T[rows], place)
+            if piece is not place:  # else it is there
+                made.append((rows, piece))
+        # Some adapters have logits for more tokens; whoever reads them knows how many a row has.
+        num_more = max((piece.shape[-1] for _, piece in made), default=0) - y.shape[-1]
+        if num_more > 0:
+            y = nn.functional.pad(y, (0, num_more))
+            y_T = _by_token(y, axis)
         for rows, piece in made:
             y_T[rows, ..., : piece.shape[-1]] = piece.to(y.dtype)
         return y

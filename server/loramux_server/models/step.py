@@ -4,6 +4,7 @@ transformers passes no arguments of ours through every model, so attention and t
 put in hold a reference to this object; the model runner, its only writer, sets it before each step.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +28,12 @@ class Step:
     attention: AttentionBatch | None = None
     segments: Segments | None = None
     """None when no token has an adapter: then no adapter code runs at all."""
+    layers_form: Hashable = None
+    """See `StepInput`."""
 
     def take(self, given: StepInput) -> StepInput:
         """Make `given` the step that runs, and return it as it is on the device."""
-        given = self.backend.stage(given, self.device)
+        given = self.backend.stage(given.with_rows(), self.device)
         self.attention, self.segments = given.attention, given.segments
+        self.layers_form = given.layers_form
         return given

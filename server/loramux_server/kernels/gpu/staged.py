@@ -72,7 +72,7 @@ class Staged:
     path: Path | None
     """None where no token has an adapter."""
     is_recorded: bool
-    """Whether steps like this one are repeated from a record, once there is one."""
+    """Whether its layers are repeated from a record, once there is one, alone or with the rest."""
 
 
 class Stager:
@@ -92,11 +92,11 @@ class Stager:
         is_decode = num_tokens == num_requests
         tile_size, tiles = _tiles(given.segments, num_tokens, is_decode=is_decode)
         queries = cut_queries(attention.query_start_B, self.query_tile, shortest=2)
-        is_edited = bool(given.embedded) or (
-            given.segments is not None and given.segments.edits is not None
-        )
+        segments = given.segments
+        is_apart = bool(given.embedded) or (segments is not None and segments.takes_layers)
+        has_ends = segments is not None and segments.edits is not None
         room = None
-        if is_decode or not is_edited:
+        if is_decode or not is_apart:
             room = self._room(given, len(tiles[0]), len(queries[0]))
         if room:
             if room not in self._kept:
@@ -138,8 +138,7 @@ class Stager:
         if tile_size == SHARED_TILE:
             num_tiles //= _SHARED
         path = self._path(given.segments, num_tokens)
-        # What edits are made of lies wherever it lies.
-        is_recorded = room is not None and not is_edited
+        is_recorded = room is not None and not is_apart
         staged = Staged(
             tiles=Tiles(
                 start_I=there["start"][:num_tiles],
@@ -164,7 +163,10 @@ class Stager:
         )
         way = None if given.draws is None else given.draws.is_cut
         form: Hashable = None
-        if is_recorded:
+        layers_form: Hashable = None
+        if is_recorded and has_ends:  # what edits are made of lies wherever it lies
+            layers_form = (room, path, tile_size)
+        elif is_recorded:
             form = (room, path, tile_size, way, given.tells_logprobs)
         num_sampled = room.requests if room else len(given.sampled_R)
         draws_R5 = there["draws"][:num_sampled]
@@ -189,6 +191,7 @@ class Stager:
             adjustments=adjustments,
             draws=None if given.draws is None else replace(given.draws, rows_R5=draws_R5),
             form=form,
+            layers_form=layers_form,
         )
         return step, staged
 
