@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from loramux import AsyncClient, Client
@@ -22,8 +23,10 @@ from loramux.errors import (
     NotFoundError,
 )
 from loramux_adapters import pack
+from loramux_server.inference.open_inference_pb2 import ModelMetadataRequest
 from tests.support.adapters import save_adapter
 from tests.support.models import tiny_model
+from tests.support.open_inference import asking, call, texts_of
 from tests.support.server import RunningServer
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
@@ -163,6 +166,33 @@ def test_a_split_is_sticky_by_key_and_gives_each_its_share(client: Client) -> No
     # Who was with the canary stays with it as it grows.
     client.adapters.set_alias("bot", "canary", weights={last - 1: 10, last: 90})
     assert all(version_of(client, "bot:canary", k) == last for k in keys if chosen[k] == last)
+
+
+def test_all_texts_of_a_model_whose_alias_is_split_get_one_version(
+    server: RunningServer, client: Client
+) -> None:
+    versions = range(newest(client) - 2, newest(client) + 1)
+    client.adapters.set_alias(
+        "bot", "canary", weights=dict(zip(versions, (40, 30, 30), strict=True))
+    )
+    alone = {
+        version: client.generate("hi", adapter=f"bot:{version}", **GREEDY).text
+        for version in versions
+    }
+    assert len(set(alone.values())) == 3
+    found = set()
+    with grpc.insecure_channel(server.target) as channel:
+        for key in map(str, range(12)):
+            request = asking("bot", *["hi"] * 4, version="canary", parameters=GREEDY)
+            request.parameters["routing_key"].string_param = key
+            answer = call(channel, "ModelInfer", request)
+            version = version_of(client, "bot:canary", key)
+            assert answer.model_version == str(version)
+            assert texts_of(answer) == ["hi" + alone[version]] * 4
+            found.add(version)
+        told = call(channel, "ModelMetadata", ModelMetadataRequest(name="bot", version="canary"))
+    assert len(found) > 1
+    assert list(told.versions) == list(map(str, versions))
 
 
 def test_a_running_request_keeps_its_version_when_the_alias_moves(client: Client) -> None:
