@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from loramux.errors import LoramuxError
 from loramux.gateway.answering import Answering, WhileThere
-from loramux.gateway.answers import Answers, ChatStyle, CompletionStyle, Style
+from loramux.gateway.answers import Answers
 from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
@@ -24,6 +24,7 @@ from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.models import adapter_model, base_model, models
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
+from loramux.gateway.styles import ChatStyle, CompletionStyle, Style
 from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
 

@@ -39,7 +39,6 @@ from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
 from loramux_server.services.prompt_logprobs import PromptFirst, check_told, positions
 from loramux_server.services.prompts import Prompts
-from loramux_server.services.reading import told_of
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Asked, Submission
 from loramux_server.services.tool_use import ToolUse
@@ -219,7 +218,8 @@ class GenerationService:
             while num_open:
                 prompt, arrived = await arriving.take()
                 if prompt:
-                    response.prompt_logprobs.extend(await _told(call, prompt, tokenizer))
+                    told = await positions(call.prompt, prompt, tokenizer)
+                    response.prompt_logprobs.extend(told)
                 for index, tokens in arrived.items():
                     output = outputs[index]
                     if output.is_finished:
@@ -336,14 +336,6 @@ def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
         call.thinking.reader() if call.thinking else None,
         call.tool_use.reader() if call.tool_use else None,
     )
-
-
-async def _told(
-    call: _Call, prompt: PromptLogprobs, tokenizer: TextTokenizer | None
-) -> list[generation_pb2.PositionLogprobs]:
-    """Return what the caller is told of the prompt."""
-    bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
-    return await told_of([prompt.numbers], lambda: positions(call.prompt, prompt.numbers, bytes_of))
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import PromptLogprobs, Token
 from loramux_server.mailbox import Mailbox
+from loramux_server.services.reading import told_of
+from loramux_server.tokenizer import TextTokenizer
 
 MAX_TOLD = 1 << 18
 """Log-probabilities of one prompt: some 6 MB of a message."""
@@ -64,18 +66,20 @@ class PromptFirst:
         return len(self._held.get(index, ())) + self._mailbox.num_waiting(index)
 
 
-def positions(
-    prompt: Sequence[int], numbers: bytes, bytes_of: Callable[[int], bytes]
+async def positions(
+    prompt: Sequence[int], told: PromptLogprobs, tokenizer: TextTokenizer | None
 ) -> list[generation_pb2.PositionLogprobs]:
     """Return what callers are told of each token of `prompt`.
 
     Args:
         prompt: Its tokens.
-        numbers: What the engine says of them, as `PromptLogprobs` has it.
-        bytes_of: Tells the bytes of a token.
+        told: What the engine says of them.
+        tokenizer: Tells the bytes of tokens; None where the base has none.
     """
+    bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
     first = generation_pb2.TokenLogprob(token_id=prompt[0], utf8=bytes_of(prompt[0]))
-    return [generation_pb2.PositionLogprobs(chosen=first), *_others(prompt, numbers, bytes_of)]
+    others = await told_of([told.numbers], lambda: list(_others(prompt, told.numbers, bytes_of)))
+    return [generation_pb2.PositionLogprobs(chosen=first), *others]
 
 
 def _others(
