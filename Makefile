@@ -24,7 +24,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 tests: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 crash: .venv/dev  # ten minutes and more
 	$(BIN)/python -m tests.crash.campaign --output benchmarks/results/$$(date +%F)-crash.json

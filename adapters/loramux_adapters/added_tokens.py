@@ -16,6 +16,8 @@ FILE = "tokenizer.json"
 MAX_FILE_BYTES = 64 << 20
 MAX_TOKENS = 1024
 MAX_TEXT = 256
+MAX_TEXTS = 32 << 10
+"""Characters of all tokens together: every conversation is searched for them."""
 MAX_ID = 1 << 31
 _FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
@@ -71,6 +73,11 @@ def parse_added_tokens(note: Iterable[object], where: str) -> tuple[AddedToken, 
     if len(tokens) > MAX_TOKENS:
         raise PackageError(
             f"{where}: {len(tokens)} added tokens; at most {MAX_TOKENS}", "INVALID_ADAPTER_CONFIG"
+        )
+    if (size := sum(len(token.content) for token in tokens)) > MAX_TEXTS:
+        raise PackageError(
+            f"{where}: added tokens of {size} characters together; at most {MAX_TEXTS}",
+            "INVALID_ADAPTER_CONFIG",
         )
     for name in ("id", "content"):
         if len({getattr(token, name) for token in tokens}) < len(tokens):

@@ -39,8 +39,7 @@ class TextTokenizer:
         """
         # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
         self._control: Tokenizer = _load(base) if isinstance(base, str) else twin_of(base._control)
-        for token in added:
-            _add(self._control, token)
+        _add(self._control, added)
         self._plain = twin_of(self._control)
         self._plain.encode_special_tokens = True
         known = self._control.get_added_tokens_decoder()
@@ -117,16 +116,22 @@ class TextTokenizer:
         return str(self._control.decode(tokens, skip_special_tokens=False))
 
     def decoder(
-        self, prompt: Sequence[int], *, skip_special: bool, shown: Set[int] = frozenset()
+        self,
+        prompt: Sequence[int],
+        *,
+        skip_special: bool,
+        ends: Set[int] = frozenset(),
+        shown: Set[int] = frozenset(),
     ) -> "TextDecoder":
         """Return a decoder for what follows `prompt`.
 
         Args:
             prompt: What went before.
             skip_special: Whether control tokens give no text.
+            ends: Tokens that are such, whatever the tokenizer says of them.
             shown: Control tokens that give text in either case.
         """
-        silent = self._special - shown if skip_special else frozenset[int]()
+        silent = (self._special | ends) - shown if skip_special else frozenset[int]()
         return TextDecoder(self._control, prompt, silent)
 
 
@@ -231,19 +236,28 @@ def twin_of(tokenizer: Tokenizer) -> Tokenizer:
     return twin
 
 
-def _add(tokenizer: Tokenizer, token: AddedToken) -> None:
-    there = tokenizer.id_to_token(token.id)
-    if there is not None and there != token.content:
-        raise ValueError(f"token {token.id} is {token.content!r}, that of the base {there!r}")
-    if there is not None:
-        return
+def _add(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> None:
+    """Add those of `added` that are not there.
+
+    Raises:
+        ValueError: They do not follow those that are.
+    """
+    new = []
+    for token in added:
+        there = tokenizer.id_to_token(token.id)
+        if there is None:
+            new.append(token)
+        elif there != token.content:
+            raise ValueError(f"token {token.id} is {token.content!r}, that of the base {there!r}")
     tokenizer.add_tokens([
         LibraryToken(
             token.content, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip,
             normalized=token.normalized, single_word=token.single_word,
         )
+        for token in new
     ])  # fmt: skip
-    if (found := tokenizer.token_to_id(token.content)) != token.id:
-        raise ValueError(
-            f"token {token.content!r} has id {token.id}, but with the base's tokenizer {found}"
-        )
+    for token in new:
+        if (found := tokenizer.token_to_id(token.content)) != token.id:
+            raise ValueError(
+                f"token {token.content!r} has id {token.id}, but with the base's tokenizer {found}"
+            )

@@ -144,6 +144,10 @@ def test_what_a_tokenizer_has_names_for_is_noted(tmp_path: Path) -> None:
     ("added", "message"),
     [
         ([{"id": -1, "content": "a"}], "is not an id from 0"),
+        (
+            [{"id": i, "content": f"{i:256}"} for i in range(200)],
+            "added tokens of 51200 characters together; at most 32768",
+        ),
         ([{"id": True, "content": "a"}], "is not an id from 0"),
         ([{"id": 9, "content": ""}], "a content of 1 to 256 characters"),
         ([{"id": 9, "content": "a" * 257}], "a content of 1 to 256 characters"),

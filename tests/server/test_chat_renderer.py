@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 
+import msgspec
 import psutil
 import pytest
 
@@ -69,6 +70,17 @@ async def test_a_template_that_is_ended_again_and_again_is_left_alone() -> None:
             await renderer.render(huge)
     assert caught.value.retry_delay is not None and caught.value.retry_delay <= 60
     assert await renderer.render(request(SIMPLE)) == WELL
+    await renderer.close()
+
+
+async def test_who_shares_a_template_does_not_pay_for_what_another_puts_into_it() -> None:
+    renderer = Renderer(SETUP, strikes=1)
+    shared = request("{% if eos_token == '!' %}{{ 9 ** (9 ** (8 + (eos_token | length))) }}{% endif %}hi")
+    bad = msgspec.structs.replace(shared, own=Words(variables={"eos_token": "!"}))
+    for message in ("more time", "1 times in a row"):
+        with pytest.raises(FailedPreconditionError, match=message):
+            await renderer.render(bad)
+    assert await renderer.render(shared) == [Piece("hi", False)]
     await renderer.close()
 
 

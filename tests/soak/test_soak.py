@@ -42,7 +42,7 @@ def test_a_server_in_use_leaves_nothing_behind_and_what_it_holds_is_seen(
     # A client that never ends is a leak as any other.
     store = tiny_server.log.parent / "store"
     with tiny_server.client() as client:
-        stream = client.stream("a", adapter="small", max_tokens=100, ignore_eos=True)
+        stream = client.stream("a", adapter="small", max_tokens=200, n=8, ignore_eos=True)
         next(stream)
         found = left(outcome.before, take(tiny_server, store, 0))
         stream.close()  # type: ignore[attr-defined]

@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from loramux.errors import LoramuxError
-from loramux.gateway.answers import Answers, adapter_header
+from loramux.gateway.answers import MANY_POSITIONS, Answers, adapter_header
 from loramux.gateway.backend import Backend, Pieces
 from loramux.gateway.caller import Caller
 from loramux.gateway.refusal import error_body, json_response
@@ -22,8 +23,9 @@ _EVENTS = {
     "x-accel-buffering": "no",  # or nginx would gather them
 }
 _DONE = b"data: [DONE]\n\n"
-_MANY_POSITIONS = 1024
-"""Of prompts whose log-probabilities are told: they would hold up the answers of others."""
+
+
+T = TypeVar("T")
 
 
 class WhileThere:
@@ -66,12 +68,8 @@ class Answering:
             [self.backend.generate(each, self.caller, self.seconds) for each in self.asked]
         )
         headers = self._headers(responses[0].adapters)
-        if sum(len(response.prompt_logprobs) for response in responses) < _MANY_POSITIONS:
-            answer = json_response(self.answers.whole(responses), headers)
-        else:
-            answer = await asyncio.to_thread(
-                lambda: json_response(self.answers.whole(responses), headers)
-            )
+        is_long = sum(len(each.prompt_logprobs) for each in responses) >= MANY_POSITIONS
+        answer = await _made(lambda: json_response(self.answers.whole(responses), headers), is_long)
         await answer(scope, receive, send)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,9 +89,11 @@ class Answering:
             usages = []
             try:
                 while True:
-                    if told := self.answers.piece(place, piece):
+                    is_long = self.answers.is_long(place, piece)
+                    event = await _made(partial(self._event, place, piece), is_long)
+                    if event:
                         # Returns when there is room on the way to the caller.
-                        await _send(send, _event(told))
+                        await _send(send, event)
                     if piece.HasField("usage"):
                         usages.append(piece.usage)
                     place, piece = await anext(pieces)
@@ -104,9 +104,18 @@ class Answering:
                 await _send(send, _event(error_body(error)))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def _event(self, place: int, piece: generation_pb2.StreamGenerateResponse) -> bytes:
+        told = self.answers.piece(place, piece)
+        return _event(told) if told else b""
+
     def _headers(self, adapters: Sequence[generation_pb2.AdapterIdentity]) -> dict[str, str]:
         named = adapter_header(adapters)
         return self.caller.returned | ({"x-loramux-adapter": named} if named else {})
+
+
+async def _made(make: Callable[[], T], is_long: bool) -> T:
+    """Return what `make` makes, in a thread where others would have to wait for it."""
+    return await asyncio.to_thread(make) if is_long else make()
 
 
 async def _left(receive: Receive) -> None:

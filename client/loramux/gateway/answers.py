@@ -14,6 +14,9 @@ _FINISH = {
     generation_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
+MANY_POSITIONS = 1024
+"""Of prompts whose log-probabilities are told: they would hold up the answers of others."""
+
 
 class Answers:
     """Makes the objects of one answer, which may be for several prompts."""
@@ -79,6 +82,13 @@ class Answers:
             "usage": usage_of([response.usage for response in responses]),
         }
         return answer if self._style.repeats_prompt else answer | told
+
+    def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
+        """Return whether `piece` takes so long that others would wait for it."""
+        echo = self._echoes.get(place)
+        is_repeated = echo and self._index(place, response.delta) not in self._written
+        told = echo.positions if echo and is_repeated else response.prompt_logprobs
+        return len(told) >= MANY_POSITIONS
 
     def piece(self, place: int, response: generation_pb2.StreamGenerateResponse) -> Object | None:
         """Return the next piece, of the prompt at `place`; None if it would tell nothing."""

@@ -20,6 +20,8 @@ from loramux.types import Message
 from loramux.v1 import generation_pb2
 
 MAX_PROMPTS = 64
+MAX_TOLD = 1 << 20
+"""Log-probabilities of prompts in one answer, which are some 64 MiB of JSON."""
 MAX_SECONDS = 86_400
 """Of a request; gRPC ends at once what may take much longer."""
 
@@ -45,7 +47,7 @@ def asked_by_chat(
     shared = _shared(body, base) | _tools(body)
     shared["add_generation_prompt"] = body.add_generation_prompt
     shared |= _of_prompt(body, None)
-    return [_request(None, messages, routing_key=body.user, **shared)]
+    return _checked(body, [_request(None, messages, routing_key=body.user, **shared)])
 
 
 def asked_by_completion(
@@ -61,16 +63,42 @@ def asked_by_completion(
     # All prompts of a request are answered by one version, where an alias stands for several.
     key = body.user or (request_id if len(prompts) > 1 else "")
     shared = _shared(body, base) | {"add_special_tokens": body.add_special_tokens}
-    return [
+    requests = [
         _request(prompt, None, routing_key=key, **shared | _of_prompt(body, prompt))
         for prompt in prompts
     ]
+    return _checked(body, requests)
 
 
 def _of_prompt(body: Body, prompt: str | list[int] | None) -> dict[str, Any]:
     """Return what is asked about a prompt itself; None stands for messages."""
     wanted = body.of_prompts.wanted(prompt, makes_tokens=body.most_tokens != 0)
     return {} if wanted is None else {"prompt_logprobs": wanted}
+
+
+def _checked(
+    body: Body, requests: list[generation_pb2.GenerateRequest]
+) -> list[generation_pb2.GenerateRequest]:
+    """Return `requests` if what they have told of their prompts can be held.
+
+    Raises:
+        LoramuxError: It may be too much; a text has a token for each byte at most.
+    """
+    told = 0
+    for request in requests:
+        if request.sampling.HasField("prompt_logprobs"):
+            texts = [request.prompt, *(message.content for message in request.messages)]
+            most = len(request.prompt_token_ids) or sum(len(text.encode()) for text in texts)
+            told += most * (1 + request.sampling.prompt_logprobs)
+    told *= 1 if body.n is None else body.n
+    if told > MAX_TOLD:
+        field = "logprobs" if body.of_prompts.num_prompt_logprobs is None else "prompt_logprobs"
+        raise invalid(
+            field,
+            f"{field} may have {told} log-probabilities of prompts told, over all choices; "
+            f"expected {MAX_TOLD} at most: ask for fewer prompts at once, or for fewer of each",
+        )
+    return requests
 
 
 def _request(

@@ -104,6 +104,8 @@ class Chat:
 
     async def _prepared(self, chat_format: ChatFormat = OF_BASE) -> ChatEncoder:
         added = chat_format.added_tokens
+        if self._encoder and not added:
+            return self._encoder
         async with self._preparing:
             if self._encoder is None:
                 # A large vocabulary takes a second.

@@ -39,6 +39,10 @@ ANSWER_SECONDS = 10.0
 """The process counts the time in which it runs; this is for one that does not get to run."""
 
 
+_Run = tuple[str, tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]
+"""A template and what an adapter has for it, which others that share the template have not."""
+
+
 class TemplateLimitError(FailedPreconditionError):
     """A template broke a limit of time or memory, which it need not do the next time."""
 
@@ -63,7 +67,7 @@ class Renderer:
         """
         self._setup = setup
         self._strikes = strikes
-        self._ended: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._ended: OrderedDict[_Run, tuple[int, float]] = OrderedDict()
         """Template -> how often in a row it had to be ended, and when it is left alone until."""
         self._turn = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,11 +83,11 @@ class Renderer:
             UnavailableError: The process cannot be started.
         """
         async with self._turn:
-            self._check_strikes(request.template)
+            self._check_strikes(_run_of(request))
             if self._writer is None:
                 await self._start()
             answer = await self._ask(request)
-            self._ended.pop(request.template, None)
+            self._ended.pop(_run_of(request), None)
         if isinstance(answer, Refused):
             raise InvalidArgumentError(
                 f"the chat template does not take these messages: {answer.message}",
@@ -110,7 +114,7 @@ class Renderer:
             return await asyncio.wait_for(self._read(), ANSWER_SECONDS)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             code = await self._end()
-            self._strike(request.template)
+            self._strike(_run_of(request))
             took = "memory" if code not in (-signal.SIGPROF, None) else "time"
             raise TemplateLimitError(f"it takes more {took} than a template may") from None
         except BaseException:
@@ -118,8 +122,8 @@ class Renderer:
             await self._end()
             raise
 
-    def _check_strikes(self, template: str) -> None:
-        count, until = self._ended.get(template, (0, 0.0))
+    def _check_strikes(self, run: _Run) -> None:
+        count, until = self._ended.get(run, (0, 0.0))
         left = until - asyncio.get_running_loop().time()
         if self._strikes and count >= self._strikes and left > 0:
             raise TemplateLimitError(
@@ -127,9 +131,9 @@ class Renderer:
                 retry_delay=left,
             )
 
-    def _strike(self, template: str) -> None:
-        count, _ = self._ended.pop(template, (0, 0.0))
-        self._ended[template] = (count + 1, asyncio.get_running_loop().time() + REST_SECONDS)
+    def _strike(self, run: _Run) -> None:
+        count, _ = self._ended.pop(run, (0, 0.0))
+        self._ended[run] = (count + 1, asyncio.get_running_loop().time() + REST_SECONDS)
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
@@ -195,3 +199,8 @@ class Renderer:
         head = await self._reader.readexactly(LENGTH.size)
         answer: Answer = decode_answer(await self._reader.readexactly(LENGTH.unpack(head)[0]))
         return answer
+
+
+def _run_of(request: Render) -> _Run:
+    own = request.own
+    return request.template, own.control, own.added, tuple(sorted(own.variables.items()))

@@ -47,11 +47,13 @@ class Renderer:
         """Return what the template makes of the messages, or why it makes nothing."""
         try:
             own = request.own
-            template, shield = self._prepared(request.template, own.control, own.added)
+            variables = {**self._words.variables, **own.variables}
+            named = frozenset(variables.values())
+            template, shield = self._prepared(request.template, own.control, own.added, named)
             render = functools.partial(
                 template.render,
                 add_generation_prompt=request.add_generation_prompt,
-                variables={**self._words.variables, **own.variables},
+                variables=variables,
             )
             return Rendered(shield.pieces(request.talk, render))
         except (RefusedMessagesError, ForgedTokenError) as error:
@@ -62,13 +64,26 @@ class Renderer:
             return Failed(type(error).__name__)
 
     def _prepare(
-        self, source: str, control: tuple[str, ...], added: tuple[str, ...]
+        self,
+        source: str,
+        control: tuple[str, ...],
+        added: tuple[str, ...],
+        named: frozenset[str],
     ) -> tuple[Template, Shield]:
         template = Template(source)
-        return template, Shield(self._tokens(control, added), source, template.literals)
+        return template, Shield(self._tokens(control, added, named), source, template.literals)
 
-    def _tokens_with(self, control: tuple[str, ...], added: tuple[str, ...]) -> Tokens:
-        return Tokens(Words((*self._words.control, *control), (*self._words.added, *added)))
+    def _tokens_with(
+        self, control: tuple[str, ...], added: tuple[str, ...], named: frozenset[str]
+    ) -> Tokens:
+        """Return those of base and adapter; what templates have a name for is control."""
+        others = (*self._words.added, *added)
+        return Tokens(
+            Words(
+                (*self._words.control, *control, *(text for text in others if text in named)),
+                tuple(text for text in others if text not in named),
+            )
+        )
 
 
 def main(descriptor: int) -> None:

@@ -1,6 +1,5 @@
 """Batch -> logits; owns the KV cache's size and the adapters' slab."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -141,9 +140,10 @@ class ModelRunner:
         told = [torch.empty(0, 2 + 2 * count, dtype=torch.float64)]
         with given_hidden(self._model.module, output):
             for first in range(0, len(part.tokens), size):
-                token_R = torch.tensor(part.tokens[first : first + size], device=device)
-                row_R = torch.arange(len(token_R), device=device) + part.rows.start + first
-                logits_RV = self._logits(replace(given, sampled_R=row_R))[:, :vocab_size]
+                tokens = part.tokens[first : first + size]
+                place_R = torch.arange(len(tokens)) + part.rows.start + first
+                logits_RV = self._logits(given.at(place_R))[:, :vocab_size]
+                token_R = torch.tensor(tokens, device=device)
                 told.append(prompt_logprobs(logits_RV, token_R, count).cpu())
         return torch.cat(told)
 

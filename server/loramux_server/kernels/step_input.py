@@ -47,7 +47,12 @@ class StepInput:
     layers_form: Hashable = None
     """Likewise of the layers alone, in a step that is alone in what is before and behind them."""
     rows_S: tuple[slice, ...] = ()
-    """Rows of each segment; told once the step is taken."""
+    """Rows of each segment, of those that `sampled_R` names; told once the step is taken."""
+
+    def at(self, token_R: torch.Tensor) -> "StepInput":
+        """Return the same with logits of other tokens: in order, and in memory of the host."""
+        device = self.sampled_R.device
+        return replace(replace(self, sampled_R=token_R).with_rows(), sampled_R=token_R.to(device))
 
     def with_rows(self) -> "StepInput":
         """Return the same, which is in memory of the host, with the rows of each segment."""

@@ -73,6 +73,8 @@ class _Call:
     """What it takes of the waiting room."""
     operation: str
     """What traces call it."""
+    ends: frozenset[int]
+    """Tokens with which the adapter ends a text, beside those of its base."""
 
     @property
     def tells_prompt(self) -> bool:
@@ -317,6 +319,7 @@ class GenerationService:
                 reserved,
                 place,
                 operation_of(request),
+                frozenset() if end_token is None else frozenset([end_token]),
             )
 
 
@@ -329,7 +332,9 @@ def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
     shown = frozenset(token for syntax in marked for token in syntax.ids.values())
     return Output(
         index,
-        tokenizer.decoder(call.prompt, skip_special=call.text.skip_special, shown=shown),
+        tokenizer.decoder(
+            call.prompt, skip_special=call.text.skip_special, ends=call.ends, shown=shown
+        ),
         tokenizer.bytes_of,
         call.text,
         min_tokens,
