@@ -75,7 +75,8 @@ async def test_a_template_that_is_ended_again_and_again_is_left_alone() -> None:
 
 async def test_who_shares_a_template_does_not_pay_for_what_another_puts_into_it() -> None:
     renderer = Renderer(SETUP, strikes=1)
-    shared = request("{% if eos_token == '!' %}{{ 9 ** (9 ** (8 + (eos_token | length))) }}{% endif %}hi")
+    power = "{{ 9 ** (9 ** (8 + (eos_token | length))) }}"
+    shared = request(f"{{% if eos_token == '!' %}}{power}{{% endif %}}hi")
     bad = msgspec.structs.replace(shared, own=Words(variables={"eos_token": "!"}))
     for message in ("more time", "1 times in a row"):
         with pytest.raises(FailedPreconditionError, match=message):
