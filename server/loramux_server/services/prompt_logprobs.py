@@ -12,7 +12,7 @@ from loramux_server.services.reading import told_of
 from loramux_server.tokenizer import TextTokenizer
 
 MAX_TOLD = 1 << 18
-"""Log-probabilities of one prompt: some 6 MB of a message."""
+"""Log-probabilities of one prompt: as a rule some 6 MB of a message."""
 
 
 def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
