@@ -1,15 +1,30 @@
 """Demanding calls whose parameters are written one by one."""
 
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher
 
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
 from loramux_server.chat.messages import Tool
+from loramux_server.engine.messages import ModelInfo
+from loramux_server.services.tool_use import ToolUse
 from loramux_server.tools.form import ANY_TEXT, UnknownToolSchemaError, form_of_calls
+from loramux_server.tools.rules import LargeRulesError
 from loramux_server.tools.syntax import joined
-from tests.support.tool_parameters import CALLED, MATCHERS, NAMES, ORDER, TRIP, call_in, told
+from tests.support.tool_parameters import (
+    CALLED,
+    MATCHERS,
+    NAMES,
+    ORDER,
+    TRIP,
+    call_in,
+    fanned,
+    told,
+)
 from tests.support.tool_syntaxes import (
     SYNTAXES,
     THEIRS,
@@ -18,6 +33,12 @@ from tests.support.tool_syntaxes import (
     read,
     written,
 )
+
+MODEL = ModelInfo(
+    name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",
+    device="cpu", context_length=1000, vocab_size=len(THEIRS), num_parameters=1, eos_token_ids=[1],
+    tokenizer_json="{}", layers={}, adapter_rows=8, num_blocks=8, kv_memory=8,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,6 +134,8 @@ def form_with(name: str, schema: dict[str, Any]) -> LLMatcher:
     ({"type": "string", "format": "date-time"}, ["2024-02-29T10:00:00Z"], ["2024-02-29"]),
     ({"type": "string", "format": "uuid"}, ["12345678-1234-1234-1234-123456789abc"], ["1"]),
     ({"type": "string", "minLength": 1}, ["a", "\n"], [""]),
+    ({"type": "string", "minLength": 2.0, "maxLength": 3.0}, ["ab", "abc"], ["a", "abcd"]),
+    ({"type": "string", "maxLength": 0}, [""], ["a"]),
     ({"type": ["string", "null"], "description": "x"}, ["a", "", None], []),
     ({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]},
      ["a", [1, 2], "{"], [["a"], "[x", " [1, 'a']"]),
@@ -159,7 +182,9 @@ def test_parameters_without_a_schema_may_be_anything(name: str) -> None:
 
 @pytest.mark.parametrize(("schema", "message"), [
     ({"minProperties": 1}, "has 'minProperties'"), ({"anyOf": []}, "has 'anyOf'"),
-    ({"properties": 3}, "not understood"), ({"required": 3}, "not understood"),
+    ({"properties": 3}, "not understood"), ({"required": 3}, "has 'required' that is 3,"),
+    ({"required": [5]}, r"has 'required' that is \[5\]"), ({"required": [{}]}, r"is \[{}\], which"),
+    ({"required": ["a", None]}, r"is \['a', None\], which is no list of names"),
     ({"additionalProperties": {"type": "string"}}, "none of its properties"),
     ({"properties": {"a": False}, "required": ["a"]}, "'a', which has no schema"),
     ({"properties": {"": {}}}, "where it ends"), ({"properties": {" a": {}}}, "where it ends"),
@@ -171,7 +196,18 @@ def test_parameters_without_a_schema_may_be_anything(name: str) -> None:
     ({"properties": {"a": {"type": "string", "pattern": "a(^b)"}}}, "part of which is anchored"),
     ({"properties": {"a": {"type": "string", "pattern": "a)|(b"}}}, "no regular expression"),
     ({"properties": {"a": {"type": "string", "pattern": "a\\"}}}, "no regular expression"),
+    ({"properties": {"a": {"type": "string", "pattern": 5}}}, "'pattern' that is 5, which is no s"),
+    ({"properties": {"a": {"type": "string", "format": []}}}, r"'format' that is \[\], which is n"),
+    ({"properties": {"a": {"type": "string", "minLength": 1.5}}}, "'minLength' that is 1.5, which"),
+    ({"properties": {"a": {"type": "string", "minLength": -1}}}, "'minLength' that is -1, which"),
+    ({"properties": {"a": {"type": "string", "maxLength": True}}}, "'maxLength' that is True"),
+    ({"properties": {"a": {"type": "string", "maxLength": "0}|(x{1"}}}, "which is no length"),
+    ({"properties": {"a": {"type": "string", "maxLength": {}}}}, "'maxLength' that is {}, which"),
+    ({"properties": {"a": {"type": "string", "maxLength": None}}}, "'maxLength' that is None"),
+    ({"properties": {"a": {"enum": 5}}}, "'a', which has 'enum' that is 5, which is no list"),
+    ({"properties": {"a": {"enum": "abc"}}}, "has 'enum' that is 'abc', which is no list"),
     ({"properties": {"a": {"minimum": 3}}}, "has no type"),
+    ({"properties": {"a": {"type": "text", "minimum": 3}}}, "'a', which has the type 'text'"),
     ({"properties": {"a": {"enum": []}}}, "has no value"),
     ({"properties": {"a": {"enum": ["a"], "maxLength": 3}}}, "'maxLength' beside its values"),
     ({"properties": {"a": {"anyOf": [{}], "type": "string"}}}, "'type' beside 'anyOf'"),
@@ -196,3 +232,72 @@ def test_a_word_that_would_be_read_as_something_else_is_refused() -> None:
         "typed",
         told("typed", {"a": "1"}),
     )
+
+
+def test_a_schema_may_not_make_more_of_itself_than_can_be_kept() -> None:
+    for width in (1, 2, 3, 20):
+        parts = fanned(width, {"type": "integer"})
+        schema = {"properties": {"a": {"$ref": "#/$defs/p0"}}, "$defs": parts}
+        if width < 3:
+            assert accepts(form_with("elements", schema), "elements", told("elements", {"a": 3}))
+        else:
+            with pytest.raises(UnknownToolSchemaError, match="'a', which brings the schemas of"):
+                form_with("elements", schema)
+    # And all tools together.
+    parts = fanned(2, {"type": "null"})
+    tools = [
+        Tool(name, None, {"properties": {"a": {"$ref": "#/$defs/p0"}}, "$defs": parts})
+        for name in ("first", "second", "third")
+    ]
+    assert form_of_calls(SYNTAXES["elements"], tools[:1], None, is_parallel=True)
+    with pytest.raises(UnknownToolSchemaError, match="1024, each counted") as found:
+        form_of_calls(SYNTAXES["elements"], tools, None, is_parallel=True)
+    assert found.value.tool.name == "third"
+
+
+def test_rules_end_where_a_form_is_too_large() -> None:
+    """Of 60 000 bytes that each of many parameters refers to, no more is made than may be."""
+    many = {f"a{n}": {"type": "array", "items": {"$ref": "#/$defs/x"}} for n in range(500)}
+    schema = {"properties": many, "$defs": {"x": {"enum": ["word"] * 7500}}}
+    tracemalloc.start()
+    try:
+        with pytest.raises(LargeRulesError):
+            form_with("elements", schema)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 << 20
+
+
+@pytest.mark.parametrize("group", ["$defs", "definitions"])
+def test_values_carry_the_definitions_that_they_refer_to_and_no_others(group: str) -> None:
+    ways = {
+        "a/b": {"type": "array", "items": {"$ref": f"#/{group}/c%20d"}, "maxItems": 1},
+        "c d": {"anyOf": [{"type": "integer"}, {"$ref": f"#/{group}/a~1b"}]},
+        "else": {"enum": ["not this one"]},
+    }
+    schema = {"properties": {"a": {"items": {"$ref": f"#/{group}/a~1b"}}}, group: ways}
+    tool = Tool("plan_trip", None, schema)
+    form = form_of_calls(SYNTAXES["elements"], [tool], None, is_parallel=True)
+    assert "a/b" in form.text and "c d" in form.text and "not this one" not in form.text
+    matcher = form_with("elements", schema)
+    for value, is_taken in (([[1], [[2]], []], True), ([["x"]], False), ([[1, 2]], False)):
+        assert accepts(matcher, "elements", told("elements", {"a": value})) == is_taken
+
+
+def test_a_request_is_told_what_of_its_tools_cannot_be_kept() -> None:
+    request = generation_pb2.GenerateRequest(
+        tool_choice=generation_pb2.ToolChoice(mode=generation_pb2.TOOL_MODE_REQUIRED)
+    )
+    many = {f"a{number}": {"type": "string", "maxLength": number} for number in range(500)}
+    for schema, message in (
+        ({"properties": many}, "tools make a form of more than 65536 bytes; expected at most that"),
+        (
+            {"required": [5]},
+            r"tools\[1\].parameters has 'required' that is \[5\], which is no list",
+        ),
+    ):
+        tools = (Tool("clock"), Tool("plan_trip", None, schema))
+        use = ToolUse(SYNTAXES["elements"], tools, is_parallel=True)
+        with pytest.raises(InvalidArgumentError, match=message):
+            use.form(request, MODEL)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from loramux_server.chat.messages import Tool
 from loramux_server.tools.parameter_reader import Given, ParameterReader
 from loramux_server.tools.reader import CallReader
-from loramux_server.tools.schemas import kinds_within
+from loramux_server.tools.schemas import MAX_SCHEMAS, Allowance, ToolSchema
 from loramux_server.tools.syntax import Parameters, joined
 from loramux_server.tools.values import arguments_of, value_of
 from loramux_server.tools.written import UnknownSyntaxError
-from tests.support.tool_parameters import CALLED, MATCHERS, NAMES, ORDER, TRIP, call_in
+from tests.support.tool_parameters import CALLED, MATCHERS, NAMES, ORDER, TRIP, call_in, fanned
 from tests.support.tool_syntaxes import (
     SYNTAXES,
     accepts,
@@ -249,7 +249,12 @@ def test_what_was_no_parameter_is_not_read_again(name: str) -> None:
 # What a text means
 
 
-STRING, UNKNOWN = frozenset({"string"}), None
+STRING, INTEGER, UNKNOWN = frozenset({"string"}), frozenset({"integer"}), None
+
+
+def nested(depth: int) -> list[Any]:
+    """Return arrays in each other, the innermost of them empty."""
+    return [nested(depth - 1)] if depth > 1 else []
 
 
 @pytest.mark.parametrize(("text", "kinds", "is_python", "value"), [
@@ -276,6 +281,12 @@ STRING, UNKNOWN = frozenset({"string"}), None
     ("null", {"string", "null"}, False, None), ("12", {"string", "null"}, False, "12"),
     ("12", {"string", "number"}, False, 12), ("1.5", {"string", "integer"}, False, "1.5"),
     ("[1]", {"string", "object"}, False, "[1]"), ("None", {"string", "null"}, True, None),
+    ("1" * 22, UNKNOWN, False, "1" * 22), ("1" * 22, {"integer"}, False, "1" * 22),
+    (f"{(1 << 64) - 1}", UNKNOWN, False, (1 << 64) - 1),
+    (f"{1 << 64}", UNKNOWN, True, f"{1 << 64}"),
+    (f"['a', {1 << 64}]", {"array"}, False, f"['a', {1 << 64}]"),
+    ("[" * 63 + "]" * 63, {"array"}, False, nested(63)),
+    ("[" * 64 + "]" * 64, {"array"}, False, "[" * 64 + "]" * 64),
 ])  # fmt: skip
 def test_a_text_has_the_type_that_the_schema_says(
     text: str, kinds: set[str] | None, is_python: bool, value: Any
@@ -304,6 +315,7 @@ def test_a_mark_that_tells_strings_goes_before_the_schema(
     ({"anyOf": [{"type": "string"}, {"$ref": "#/$defs/many"}]}, {"string", "array", "null"}),
     ({}, None), (True, None), (False, None), ({"$ref": "#/$defs/round"}, None),
     ({"$ref": "#/$defs/none"}, None), ({"$ref": "http://a/b"}, None), ({"$ref": 3}, None),
+    ({"$ref": "#/$defs/word" + "/" * 1100}, None),
     ({"anyOf": 3}, None), ({"anyOf": [{"type": "string"}, {}]}, None), ({"anyOf": [3]}, None),
     ({"allOf": [{"type": "string"}, {"maxLength": 3}]}, None), ({"type": 3}, None),
 ])  # fmt: skip
@@ -314,10 +326,42 @@ def test_the_types_that_a_schema_tells(schema: Any, kinds: set[str] | None) -> N
         "many": {"oneOf": [{"type": "array"}, {"type": "null"}]},
         "round": {"$ref": "#/$defs/round"},
     }
-    assert kinds_within(schema, {"$defs": parts}) == kinds
+    assert ToolSchema({"$defs": parts}, Allowance()).kinds(schema) == kinds
 
 
 def test_what_is_not_known_is_read_as_it_looks() -> None:
     given = [Given("a", "1", None), Given("b", "x", None), Given("a", "2", None)]
     for tool in (None, Tool("t"), Tool("t", None, {"properties": 3}), Tool("t", None, {})):
         assert arguments_of(given, tool, is_python=False) == {"a": 2, "b": "x"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["1" * 30, "[" * 70 + "]" * 70, "[" * 63 + "]" * 63])
+def test_a_call_is_not_lost_for_a_value_that_no_arguments_may_have(name: str, text: str) -> None:
+    ((_, arguments),) = read(name, call_in(name, ("days", "2"), ("a", text)), tools=[TRIP])[1]
+    if name in ("elements", "pairs"):
+        assert arguments == {"days": 2, "a": nested(63) if len(text) == 126 else text}
+    else:  # where it is told that both are strings
+        assert arguments == {"days": "2", "a": text}
+
+
+def test_types_are_looked_for_in_so_many_schemas() -> None:
+    first = {"$ref": "#/$defs/p0"}
+    for width, kinds in ((2, INTEGER), (3, UNKNOWN), (20, UNKNOWN)):
+        schema = ToolSchema({"$defs": fanned(width, {"type": "integer"})}, Allowance())
+        assert schema.kinds(first) == kinds
+    # A list of values counts as often as it is referred to.
+    many = {"enum": [1] * 784}
+    for num_times, kinds in ((9, INTEGER), (10, INTEGER), (11, UNKNOWN)):
+        schema = ToolSchema({"$defs": {"p0": many}}, Allowance())
+        assert schema.kinds({"anyOf": [first] * num_times}) == kinds
+    schema = ToolSchema({}, Allowance())
+    assert [schema.kinds({"type": "null"}) for _ in range(MAX_SCHEMAS)][-1] is not None
+    assert schema.kinds({"type": "null"}) is None
+
+
+def test_a_call_of_a_schema_that_is_too_large_is_read_as_it_looks() -> None:
+    root = {"properties": {"a": {"$ref": "#/$defs/p0"}}, "$defs": fanned(20, {"type": "string"})}
+    tool = Tool("plan_trip", None, root)
+    text = call_in("elements", ("a", "1"), ("b", "x"))
+    assert read("elements", text, tools=[tool]) == ("", [("plan_trip", {"a": 1, "b": "x"})])

@@ -50,3 +50,11 @@ def call_in(name: str, *parameters: tuple[str, str]) -> str:
 def told(name: str, arguments: dict[str, Any]) -> str:
     """Return a call of the tool as a template writes it."""
     return written(name, [("plan_trip", arguments)])
+
+
+def fanned(width: int, last: dict[str, Any]) -> dict[str, Any]:
+    """Return `p0` to `p6`, each of them one of `width` that are the next, and `last` as `p7`."""
+    parts: dict[str, Any] = {
+        f"p{level}": {"anyOf": [{"$ref": f"#/$defs/p{level + 1}"}] * width} for level in range(7)
+    }
+    return parts | {"p7": last}

@@ -12,6 +12,7 @@ from loramux_server.forms.form import MAX_BYTES, Form, FormKind
 from loramux_server.services.forms import form_of, wrong
 from loramux_server.tools.form import ANY_TEXT, Otherwise, UnknownToolSchemaError, form_of_calls
 from loramux_server.tools.reader import CallReader
+from loramux_server.tools.rules import LargeRulesError
 from loramux_server.tools.syntax import ToolSyntax
 
 
@@ -60,19 +61,18 @@ class ToolUse:
         # A tool that is named is called once.
         is_parallel = self.is_parallel and not is_named
         try:
-            form = form_of_calls(self.syntax, tools, otherwise, is_parallel=is_parallel)
+            return form_of_calls(self.syntax, tools, otherwise, is_parallel=is_parallel)
         except UnknownToolSchemaError as error:
             raise wrong(
                 f"tools[{self.tools.index(error.tool)}].parameters",
                 f"{error}; expected none of that where calls have to meet their schemas and the "
                 "chat template writes each parameter by itself",
             ) from None
-        if (size := len(form.text.encode())) > MAX_BYTES:
+        except LargeRulesError:
             raise wrong(
-                "tools", f"make a form of {size} bytes; expected at most {MAX_BYTES} where calls "
-                "have to meet their schemas",
-            )  # fmt: skip
-        return form
+                "tools", f"make a form of more than {MAX_BYTES} bytes; expected at most that where "
+                "calls have to meet their schemas",
+            ) from None  # fmt: skip
 
 
 def _answer(form: Form | None) -> Otherwise:

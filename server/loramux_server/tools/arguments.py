@@ -35,15 +35,15 @@ def parse_object(text: str) -> dict[str, Any]:
         raise ValueError(f"is nested deeper than {MAX_DEPTH}; expected at most that")
     if not isinstance(found, dict):
         raise ValueError(f"is {shown(text)}; expected a JSON object")
-    if not _is_small(found):
+    if not is_small(found):
         raise ValueError("holds an integer of more than 64 bits; expected none")
     return found
 
 
-def _is_small(value: object) -> bool:
+def is_small(value: object) -> bool:
     """Return whether no integer in a value of JSON is larger than others can read."""
     if isinstance(value, dict):
-        return all(map(_is_small, value.values()))
+        return all(map(is_small, value.values()))
     if isinstance(value, list):
-        return all(map(_is_small, value))
+        return all(map(is_small, value))
     return not isinstance(value, int) or _LEAST <= value <= _MOST

@@ -7,6 +7,7 @@ from loramux_server.chat.messages import Tool
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.grammar import json_rule, quoted
 from loramux_server.tools.parameter_form import ParameterForm
+from loramux_server.tools.rules import Rules
 from loramux_server.tools.schemas import UnknownSchemaError
 from loramux_server.tools.symbols import literal, symbols
 from loramux_server.tools.syntax import ID, ToolSyntax, joined
@@ -46,42 +47,43 @@ def form_of_calls(
 
     Raises:
         UnknownToolSchemaError: The schema of a tool cannot be kept in calls that are written so.
+        LargeRulesError: The form is too large.
     """
+    rules = Rules()
+    parameters = ParameterForm(syntax, syntax.parameters, rules) if syntax.parameters else None
     begin = symbols(syntax, syntax.opening)
     calls = _calls(syntax, is_parallel=is_parallel)
     if otherwise is None:
-        rules = [f"answer: {begin} {calls}"]
+        rules.add(f"answer: {begin} {calls}")
     elif otherwise == ANY_TEXT:
-        rules = _after_text(syntax, begin, calls)
+        rules.add(*_after_text(syntax, begin, calls))
     else:
-        rules = [f"answer: {begin} {calls} | other", f"other: {json_rule(otherwise)}"]
-    rules.append("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
+        rules.add(f"answer: {begin} {calls} | other", f"other: {json_rule(otherwise)}")
+    rules.add("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
     head, middle, tail = (symbols(syntax, p) for p in (syntax.head, syntax.middle, syntax.tail))
     if ID in (*syntax.head, *syntax.middle, *syntax.tail):
-        rules.append("ID: /[A-Za-z0-9]{9}/")
+        rules.add("ID: /[A-Za-z0-9]{9}/")
     for number, tool in enumerate(tools):
-        rules.append(f"call{number}: {head} {literal(tool.name)} {middle} arguments{number} {tail}")
+        rules.add(f"call{number}: {head} {literal(tool.name)} {middle} arguments{number} {tail}")
+        is_free = otherwise is not None and not tool.is_strict
         try:
-            rules += _arguments(
-                syntax,
-                f"arguments{number}",
-                tool,
-                is_free=otherwise is not None and not tool.is_strict,
-            )
+            _add_arguments(rules, parameters, f"arguments{number}", tool, is_free=is_free)
         except UnknownSchemaError as error:
             raise UnknownToolSchemaError(str(error), tool) from None
-    return Form(FormKind.TOOL_CALLS, "\n".join(rules))
+    return Form(FormKind.TOOL_CALLS, rules.text)
 
 
-def _arguments(syntax: ToolSyntax, name: str, tool: Tool, *, is_free: bool) -> list[str]:
-    """Return the rules of the arguments of a call of `tool`, of any if `is_free`."""
-    if syntax.parameters is None:
+def _add_arguments(
+    rules: Rules, parameters: ParameterForm | None, name: str, tool: Tool, *, is_free: bool
+) -> None:
+    """Add the rules of the arguments of a call of `tool`, of any if `is_free`."""
+    if parameters is None:
         schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
-        return [f"{name}: {json_rule({'type': 'object'} if is_free else schema)}"]
-    form = ParameterForm(syntax, syntax.parameters)
-    if is_free:
-        return form.free_rules(name)
-    return form.rules(name, _NOTHING if tool.parameters is None else tool.parameters)
+        rules.add(f"{name}: {json_rule({'type': 'object'} if is_free else schema)}")
+    elif is_free:
+        parameters.add_free(name)
+    else:
+        parameters.add(name, _NOTHING if tool.parameters is None else tool.parameters)
 
 
 def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:

@@ -1,17 +1,21 @@
 """Arguments of a call whose parameters are written one by one, in a grammar."""
 
-import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from loramux_adapters.errors import shown
 from loramux_server.forms.grammar import json_rule
 from loramux_server.tools.parameter_reader import MAX_NAME, Given
+from loramux_server.tools.rules import Rules
 from loramux_server.tools.schemas import (
     ANNOTATIONS,
+    Allowance,
+    ToolSchema,
     UnknownSchemaError,
-    alternatives,
+    definitions_of,
     kind_of,
     kinds_of,
-    kinds_within,
+    kinds_of_any,
 )
 from loramux_server.tools.symbols import literal, symbols
 from loramux_server.tools.syntax import Parameters, ToolSyntax, marks_of
@@ -34,8 +38,10 @@ _PYTHON: dict[str, list[bool | None]] = {"boolean": [True, False], "null": [None
 class ParameterForm:
     """Makes rules of schemas."""
 
-    def __init__(self, syntax: ToolSyntax, parameters: Parameters) -> None:
-        """Make rules of calls that are written so."""
+    def __init__(self, syntax: ToolSyntax, parameters: Parameters, rules: Rules) -> None:
+        """Add to `rules` those of calls that are written so."""
+        self._rules = rules
+        self._allowance = Allowance()
         self._syntax = syntax
         self._way = parameters
         self._begin, self._string, self._other, self._end = (
@@ -49,52 +55,60 @@ class ParameterForm:
             marks_of(part)[0] for part in (parameters.between, parameters.closing)
         )
 
-    def rules(self, name: str, schema: dict[str, Any]) -> list[str]:
-        """Return the rules of arguments that meet `schema`, that of an object.
+    def add(self, name: str, schema: dict[str, Any]) -> None:
+        """Add the rules of arguments that meet `schema`, that of an object.
 
-        The first one is `name`, in lower case, and the names of others begin with it.
+        One is `name`, in lower case, and the names of others begin with it.
 
         Raises:
             UnknownSchemaError: It cannot be kept where parameters are written one by one.
+            LargeRulesError: The rules are too many.
         """
         if unknown := sorted(schema.keys() - _KNOWN):
             raise UnknownSchemaError(f"has {unknown[0]!r}")
         properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
+        if not isinstance(properties, dict):
             raise UnknownSchemaError("has properties that are not understood")
+        if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+            raise UnknownSchemaError(
+                f"has 'required' that is {shown(required)}, which is no list of names"
+            )
         if not properties and not required and (more := schema.get("additionalProperties", True)):
             if more is not True:
                 raise UnknownSchemaError("has a schema for all that is none of its properties")
-            return self.free_rules(name)
-        properties = {**properties, **{key: True for key in required if key not in properties}}
-        parts, rules = [], []
+            self.add_free(name)
+            return
+        required = dict.fromkeys(required)
+        properties = properties | {key: True for key in required if key not in properties}
+        parts = []
+        whole = ToolSchema(schema, self._allowance)
         for number, (key, inner) in enumerate(properties.items()):
             if inner is False and key not in required:
                 continue
             part = f"{name}_{number}"
             try:
-                rules += self._parameter(part, key, inner, schema)
+                self._add_parameter(part, key, inner, whole)
             except UnknownSchemaError as error:
                 raise UnknownSchemaError(f"has the parameter {key!r}, which {error}") from None
             parts.append(part if key in required else f"{part}?")
-        return [f"{name}: {' '.join(parts)}", *rules]
+        self._rules.add(f"{name}: {' '.join(parts)}")
 
-    def free_rules(self, name: str) -> list[str]:
-        """Return the rules of any arguments, as `rules` those that meet a schema."""
+    def add_free(self, name: str) -> None:
+        """Add the rules of any arguments, as `add` those that meet a schema."""
         between = " | ".join(dict.fromkeys([self._string, self._other]))
         key = f"{name.upper()}_KEY"
-        return [
+        self._rules.add(
             f"{name}: ({self._begin} {key} ({between}) {name}_any)*",
             f"{key}: /[A-Za-z0-9_.-]{{1,64}}/",
             *text_rules(self._syntax, self._way.closing, f"{name}_any", {}, ""),
-        ]
+        )
 
-    def _parameter(self, name: str, key: str, schema: object, root: dict[str, Any]) -> list[str]:
-        """Return the rules of one parameter, as `rules` those of all."""
+    def _add_parameter(self, name: str, key: str, schema: object, whole: ToolSchema) -> None:
+        """Add the rules of one parameter, as `add` those of all."""
         if not 0 < len(key) <= MAX_NAME or key != key.strip() or self._end_name in key:
             raise UnknownSchemaError("has a name of which cannot be told where it ends")
-        choice = _split(schema, root)
-        kinds = kinds_within(schema, root)
+        alternatives = whole.alternatives(schema, is_exact=True)
+        choice, kinds = _split(alternatives), kinds_of_any(alternatives)
         strings = [self._word(key, word, kinds) for word in dict.fromkeys(choice.words)]
         # A text is read as what it looks like, if that may be. So it must not, where not all may.
         not_first = "" if self._way.tells_strings else "".join(
@@ -103,23 +117,22 @@ class ParameterForm:
                 for kind in sorted(kinds_of(each) or ())
             )
         )  # fmt: skip
-        rules = []
         for number, each in enumerate(choice.strings):
             rule = f"{name}_text{number}"
             strings.append(rule)
-            rules += text_rules(self._syntax, self._way.closing, rule, each, not_first)
+            self._rules.add(*text_rules(self._syntax, self._way.closing, rule, each, not_first))
         others = []
         for number, each in enumerate(choice.others):
             rule = f"{name}_value{number}"
             others.append(f"{rule} {self._end}")
-            rules.append(f"{rule}: {self._value(each, root)}")
+            self._rules.add(f"{rule}: {self._value(each, whole.root)}")
         ways = [(self._string, strings), (self._other, others)]
         if not self._way.tells_strings:
             ways = [(self._string, strings + others)]
         found = [f"{between} ({' | '.join(each)})" for between, each in ways if each]
         if not found:
             raise UnknownSchemaError("has no value")
-        return [f"{name}: {self._begin} {literal(key)} ({' | '.join(found)})", *rules]
+        self._rules.add(f"{name}: {self._begin} {literal(key)} ({' | '.join(found)})")
 
     def _word(self, key: str, word: str, kinds: frozenset[str] | None) -> str:
         """Return what stands in a rule for one string, with what closes it."""
@@ -137,9 +150,7 @@ class ParameterForm:
                 each for kind in sorted(kinds) for each in _PYTHON[kind]
             ]
             return " | ".join(literal(str(value)) for value in values)
-        if '"$ref"' in json.dumps(schema):
-            schema |= {key: root[key] for key in ("$defs", "definitions") if key in root}
-        return json_rule(schema)
+        return json_rule(schema | definitions_of(schema, root))
 
 
 class _Choice(NamedTuple):
@@ -153,19 +164,21 @@ class _Choice(NamedTuple):
     """What meets one of these and is no string."""
 
 
-def _split(schema: object, root: dict[str, Any]) -> _Choice:
-    """Return what meets `schema`, a part of `root`.
+def _split(alternatives: Sequence[dict[str, Any]]) -> _Choice:
+    """Return what meets one of some schemas.
 
     Raises:
         UnknownSchemaError: That cannot be told.
     """
     choice = _Choice([], [], [])
-    for each in alternatives(schema, root, is_exact=True):
+    for each in alternatives:
         keys = each.keys() - ANNOTATIONS
         if "const" in keys or "enum" in keys:
             if unknown := sorted(keys - {"type", "const", "enum"}):
                 raise UnknownSchemaError(f"has {unknown[0]!r} beside its values")
             values = [each["const"]] if "const" in keys else each["enum"]
+            if not isinstance(values, list):
+                raise UnknownSchemaError(f"has 'enum' that is {shown(values)}, which is no list")
             choice.words.extend(value for value in values if isinstance(value, str))
             for is_named in (True, False):  # which may be written in different ways
                 rest = [
@@ -182,6 +195,8 @@ def _split(schema: object, root: dict[str, Any]) -> _Choice:
             kinds = frozenset(kind for key, kind in _TELLING.items() if key in keys)
         if not kinds:
             raise UnknownSchemaError("has no type")
+        if unknown := sorted(kinds - _BEGINS.keys() - {"string"}):
+            raise UnknownSchemaError(f"has the type {unknown[0]!r}")
         if "string" in kinds:
             choice.strings.append(each)
         if rest := sorted(kinds - {"string"}):

@@ -1,16 +1,27 @@
 """What the JSON schema of a parameter says of the kinds of its values."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
+from urllib.parse import unquote
+
+from loramux_adapters.errors import shown
 
 MAX_REFERENCES = 16
 """How far a schema may refer from one part of it to the next."""
+MAX_SCHEMAS = 1024
+"""How many there may be in all parameters, each counted as often as it is referred to."""
+_LENGTH = 8
+"""Values of a list that count as one more schema."""
+_MAX_REFERENCE = 1024
+"""Characters."""
 ANNOTATIONS = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$comment", "$schema", "$id",
 })  # fmt: skip
 """Keywords that say nothing of what meets a schema."""
+_DEFINITION = re.compile(r"#/(\$defs|definitions)/([^/]*)")
 _ALL = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
 
 
@@ -18,42 +29,82 @@ class UnknownSchemaError(ValueError):
     """It cannot be told what meets a schema; says which part of it."""
 
 
-def alternatives(
-    schema: object, root: dict[str, Any], *, is_exact: bool = False, depth: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Yield the schemas of which a value of a parameter has to meet one.
+class Allowance:
+    """How many schemas may be looked at yet.
 
-    None of them refers to another one or is a union as a whole.
-
-    Args:
-        schema: That of the parameter.
-        root: That of the tool, in which it stands.
-        is_exact: Whether to demand that no value can meet two of which it has to meet just one.
-        depth: How many schemas lie around it.
-
-    Raises:
-        UnknownSchemaError: That cannot be told.
+    Parts that refer to others twice make a few hundred bytes as good as billions.
     """
-    if depth > MAX_REFERENCES:
-        raise UnknownSchemaError(f"refers more than {MAX_REFERENCES} times from part to part")
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise UnknownSchemaError("has no schema that anything could meet")
-    unions = [key for key in ("$ref", "anyOf", "oneOf", "allOf") if key in schema]
-    if not unions:
-        yield schema
-        return
-    key = unions[0]
-    if others := sorted(schema.keys() - ANNOTATIONS - {key}):
-        raise UnknownSchemaError(f"has {others[0]!r} beside {key!r}")
-    inner = [_referred(schema[key], root)] if key == "$ref" else schema[key]
-    if not isinstance(inner, list) or (key == "allOf" and len(inner) != 1):
-        raise UnknownSchemaError(f"has {key!r} that is not understood")
-    found = [list(alternatives(each, root, is_exact=is_exact, depth=depth + 1)) for each in inner]
-    if key == "oneOf" and is_exact and not _are_disjoint(found):
-        raise UnknownSchemaError("has 'oneOf' with two of the same type")
-    yield from chain.from_iterable(found)
+
+    def __init__(self) -> None:
+        """Allow MAX_SCHEMAS."""
+        self._num_left = MAX_SCHEMAS
+
+    def count(self, schema: dict[str, Any]) -> None:
+        """Count `schema`, more than once if it has a long list of values or types.
+
+        Raises:
+            UnknownSchemaError: There were too many.
+        """
+        lists = [each for key in ("enum", "type") if isinstance(each := schema.get(key), list)]
+        self._num_left -= 1 + sum(map(len, lists)) // _LENGTH
+        if self._num_left < 0:
+            raise UnknownSchemaError(
+                f"brings the schemas of parameters to more than {MAX_SCHEMAS}, each counted as "
+                "often as it is referred to"
+            )
+
+
+class ToolSchema:
+    """The schema of a tool."""
+
+    def __init__(self, root: dict[str, Any], allowance: Allowance) -> None:
+        """Look at no more of `root`, that of the whole tool, than is allowed."""
+        self.root = root
+        self._allowance = allowance
+
+    def alternatives(self, schema: object, *, is_exact: bool = False) -> list[dict[str, Any]]:
+        """Return the schemas of which a value of a parameter has to meet one.
+
+        None of them refers to another one or is a union as a whole.
+
+        Args:
+            schema: That of the parameter.
+            is_exact: Whether to demand that no value can meet two of which it has to meet just one.
+
+        Raises:
+            UnknownSchemaError: That cannot be told, or more would have to be looked at.
+        """
+        return self._within(schema, is_exact=is_exact, depth=0)
+
+    def kinds(self, schema: object) -> frozenset[str] | None:
+        """Return the JSON types of what meets `schema`, a part of it; None if that is not known."""
+        try:
+            return kinds_of_any(self.alternatives(schema))
+        except UnknownSchemaError:
+            return None
+
+    def _within(self, schema: object, *, is_exact: bool, depth: int) -> list[dict[str, Any]]:
+        """Return the alternatives in `schema`, which lies in `depth` others."""
+        if depth > MAX_REFERENCES:
+            raise UnknownSchemaError(f"refers more than {MAX_REFERENCES} times from part to part")
+        if schema is True:
+            schema = {}
+        if not isinstance(schema, dict):
+            raise UnknownSchemaError("has no schema that anything could meet")
+        self._allowance.count(schema)
+        key = next((key for key in ("$ref", "anyOf", "oneOf", "allOf") if key in schema), None)
+        if key is None:
+            return [schema]
+        other = next((other for other in schema if other not in ANNOTATIONS | {key}), None)
+        if other is not None:
+            raise UnknownSchemaError(f"has {other!r} beside {key!r}")
+        inner = [_referred(schema[key], self.root)] if key == "$ref" else schema[key]
+        if not isinstance(inner, list) or (key == "allOf" and len(inner) != 1):
+            raise UnknownSchemaError(f"has {key!r} that is not understood")
+        found = [self._within(each, is_exact=is_exact, depth=depth + 1) for each in inner]
+        if key == "oneOf" and is_exact and not _are_disjoint(found):
+            raise UnknownSchemaError("has 'oneOf' with two of the same type")
+        return list(chain.from_iterable(found))
 
 
 def _are_disjoint(unions: Sequence[Sequence[dict[str, Any]]]) -> bool:
@@ -84,14 +135,14 @@ def kinds_of(schema: dict[str, Any]) -> frozenset[str] | None:
     return None
 
 
-def kinds_within(schema: object, root: dict[str, Any]) -> frozenset[str] | None:
-    """Return the JSON types of what meets `schema`, a part of `root`; None if that is not known."""
-    try:
-        each = [kinds_of(alternative) for alternative in alternatives(schema, root)]
-    except UnknownSchemaError:
-        return None
-    known = [kinds for kinds in each if kinds is not None]
-    return frozenset().union(*known) if len(known) == len(each) else None
+def kinds_of_any(schemas: Iterable[dict[str, Any]]) -> frozenset[str] | None:
+    """Return the JSON types of what meets one of some alternatives; None for any."""
+    kinds: frozenset[str] = frozenset()
+    for each in map(kinds_of, schemas):
+        if each is None:
+            return None
+        kinds |= each
+    return kinds
 
 
 def kind_of(value: object) -> str:
@@ -109,12 +160,44 @@ def kind_of(value: object) -> str:
 def _referred(reference: object, root: dict[str, Any]) -> object:
     """Return the part of `root` that `reference` means."""
     found: object = root
-    path = str(reference)
+    path = reference if isinstance(reference, str) and len(reference) <= _MAX_REFERENCE else ""
     if not path.startswith("#"):
-        raise UnknownSchemaError(f"refers to {path!r}, which is no part of it")
+        raise UnknownSchemaError(f"refers to {shown(reference)}, which is no part of it")
     for step in path[1:].split("/")[1:]:
-        key = step.replace("~1", "/").replace("~0", "~")
+        key = _unescaped(step)
         if not isinstance(found, dict) or key not in found:
             raise UnknownSchemaError(f"refers to {path!r}, which is no part of it")
         found = found[key]
     return found
+
+
+def definitions_of(schema: object, root: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the definitions of `root` that a part of it refers to, and those that they refer to.
+
+    They lie in `$defs` and `definitions` as in `root`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        if not isinstance(part, dict):
+            continue
+        parts += part.values()
+        reference = part.get("$ref")
+        if not isinstance(reference, str) or not (step := _DEFINITION.match(reference)):
+            continue
+        group, definitions = step[1], root.get(step[1])
+        if not isinstance(definitions, dict):
+            continue
+        for name in {_unescaped(step[2]), _unescaped(unquote(step[2]))} & definitions.keys():
+            if name not in found.setdefault(group, {}):
+                found[group][name] = definitions[name]
+                parts.append(definitions[name])
+    return found
+
+
+def _unescaped(step: str) -> str:
+    """Return the key that a step of a reference means."""
+    return step.replace("~1", "/").replace("~0", "~")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from loramux_adapters.errors import shown
 from loramux_server.chat.messages import Piece
 from loramux_server.forms.grammar import quoted, slashed
 from loramux_server.tools.schemas import ANNOTATIONS, UnknownSchemaError
@@ -68,14 +69,32 @@ def _bodies(schema: dict[str, Any]) -> list[str]:
     """Return expressions all of which a string has to have."""
     if unknown := sorted(schema.keys() - _KNOWN):
         raise UnknownSchemaError(f"has {unknown[0]!r} for a string")
-    bodies = [f"(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})"]
+    least, most = (
+        _length(key, schema[key]) if key in schema else "" for key in ("minLength", "maxLength")
+    )
+    bodies = [f"(?s:.{{{least or 0},{most}}})"]
     if "pattern" in schema:
-        bodies.append(_anywhere(str(schema["pattern"])))
+        bodies.append(_anywhere(_text("pattern", schema["pattern"])))
     if "format" in schema:
-        if schema["format"] not in _FORMATS:
-            raise UnknownSchemaError(f"has the format {schema['format']!r}")
-        bodies.append(_FORMATS[schema["format"]])
+        name = _text("format", schema["format"])
+        if name not in _FORMATS:
+            raise UnknownSchemaError(f"has the format {name!r}")
+        bodies.append(_FORMATS[name])
     return bodies
+
+
+def _length(key: str, value: object) -> int:
+    """Return the number of characters that `value` of a keyword is, also as 2.0."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value == int(value):
+        return int(value)
+    raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is no length")
+
+
+def _text(key: str, value: object) -> str:
+    """Return `value` of a keyword, which has to be a string."""
+    if not isinstance(value, str):
+        raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is no string")
+    return value
 
 
 def _anywhere(pattern: str) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
+from loramux_adapters.strict_json import depth
 from loramux_server.chat.messages import Tool
+from loramux_server.tools.arguments import MAX_DEPTH, is_small
 from loramux_server.tools.parameter_reader import Given
-from loramux_server.tools.schemas import kind_of, kinds_within
+from loramux_server.tools.schemas import Allowance, ToolSchema, kind_of
 
 _STRING = frozenset({"string"})
 _NUMBERS = frozenset({"integer", "number"})
@@ -37,11 +39,10 @@ def arguments_of(given: Sequence[Given], tool: Tool | None, *, is_python: bool) 
     root = (tool.parameters if tool else None) or {}
     properties = root.get("properties")
     schemas = properties if isinstance(properties, dict) else {}
+    schema = ToolSchema(root, Allowance())
     return {
-        each.name: value_of(
-            each, kinds_within(schemas.get(each.name, True), root), is_python=is_python
-        )
-        for each in given
+        name: value_of(each, schema.kinds(schemas.get(name, True)), is_python=is_python)
+        for name, each in {each.name: each for each in given}.items()
     }
 
 
@@ -71,16 +72,29 @@ def _is_of(value: object, kinds: frozenset[str] | None) -> bool:
 
 
 def _decoded(text: str, *, is_python: bool) -> Any:  # noqa: ANN401 - JSON
-    """Return the value that JSON reads in `text`, or else Python."""
+    """Return the value that JSON reads in `text`, or else Python.
+
+    Raises:
+        _NoValueError: There is none, or none that arguments may have.
+    """
     try:
-        return msgspec.json.decode(text)
+        return _readable(text)
     except (ValueError, RecursionError):
         if not is_python:
             raise _NoValueError from None
     try:
-        return msgspec.json.decode(_LITERAL.sub(_as_json, text))
+        return _readable(_LITERAL.sub(_as_json, text))
     except (ValueError, RecursionError):
         raise _NoValueError from None
+
+
+def _readable(text: str) -> Any:  # noqa: ANN401 - JSON
+    """Return the value that `text` is in JSON, if it may be one of the arguments of a call."""
+    value = msgspec.json.decode(text)
+    # They are an object, and so one deeper.
+    if depth(value) >= MAX_DEPTH or not is_small(value):
+        raise ValueError("no value of arguments")
+    return value
 
 
 def _as_json(found: re.Match[str]) -> str:
