@@ -33,9 +33,6 @@ class Status:
     def now(self) -> grpc.ChannelConnectivity:
         return self.is_now
 
-    def end(self) -> None:
-        pass
-
 
 class Servers:
     """Servers that exist as far as a router sees them."""

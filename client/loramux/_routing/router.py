@@ -53,9 +53,6 @@ class State(Protocol):
     def now(self) -> grpc.ChannelConnectivity:
         """Return it."""
 
-    def end(self) -> None:
-        """Stop to care for it."""
-
 
 @dataclass(slots=True, eq=False)
 class Link(Generic[Channel]):
