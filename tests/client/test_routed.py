@@ -380,8 +380,24 @@ def test_servers_behind_a_name_show_a_certificate_of_the_name(made: Open, tmp_pa
     server.stop()
 
 
+def test_a_host_that_needs_no_proxy_by_its_name_needs_none_by_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "localhost")
+    server = SmallServer()
+    settings = server_options(f"dns:///localhost:{server.port}", retries=True)
+    with grpc.insecure_channel(server.target, settings) as channel:
+        request = generation_pb2.GenerateRequest(adapter="a", prompt="hello")
+        GenerationServiceStub(channel).Generate(request, timeout=60)
+    server.stop()
+    assert server.asked["a"] == 1
+
+
 class Renamed(Addresses):
-    """Whose servers change."""
+    """Whose servers change, and are found by lookup."""
+
+    are_found = True
 
     def become(self, *servers: SmallServer) -> None:
         self.known = tuple(server.target for server in servers)
@@ -422,5 +438,7 @@ async def test_servers_behind_a_name_come_and_go(servers: list[SmallServer]) -> 
             assert await asked(second) == [0, 2, 0]
             assert await asked(second, third) == [0, 2, 0]
             assert await asked(third) == [0, 0, 2]
+            first.stop()
+            assert await asked(first) == [0, 0, 2]  # likewise, for nobody is where the name points
             await aio_channel.close()
             channel.close()

@@ -149,10 +149,23 @@ def test_what_belongs_to_one_server_goes_there_however_busy_it_is(servers: Serve
 
 
 class Renamed(Addresses):
-    """Whose servers change."""
+    """Whose servers change, and are found by lookup."""
+
+    are_found = True
 
     def become(self, *servers: str) -> None:
         self.known = servers
+
+
+def test_a_name_is_left_to_grpc_while_none_that_was_found_can_be_reached() -> None:
+    servers = Servers(Renamed(SERVERS))
+    first = servers.once(HOT)
+    for state in servers.states.values():
+        state.is_now = FAILED
+    assert servers.router.take(HOT, set(), 0.0) is None
+    assert servers.router.take(Route("hot", is_home=True), {first}, 0.0) is None
+    servers.states[first].is_now = CONNECTING
+    assert servers.once(HOT) == first
 
 
 def test_servers_come_and_go_with_their_share_alone() -> None:
