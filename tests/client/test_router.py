@@ -133,7 +133,13 @@ def test_who_refused_a_call_gets_no_others_for_a_moment(servers: Servers) -> Non
 
 
 @pytest.mark.parametrize(
-    "failure", [refusal("QUOTA_EXCEEDED", 30.0), Failure(grpc.StatusCode.NOT_FOUND)]
+    "failure",
+    [
+        refusal("QUOTA_EXCEEDED", 30.0),
+        refusal("DEADLINE_UNREACHABLE", 30.0),
+        refusal("MEMORY_UNREACHABLE", 30.0),
+        Failure(grpc.StatusCode.NOT_FOUND),
+    ],
 )
 def test_a_failure_that_is_of_the_call_leaves_its_server_alone(
     servers: Servers, failure: Failure

@@ -251,7 +251,7 @@ class Trip(Generic[Channel]):
         self._tried.add(self._link.server)
         has_others = self._router.has_others(self._tried, now)
         delay = self._attempts.delay(error, has_others=has_others, now=now)
-        if delay and not has_others:
+        if delay is not None and not has_others:
             self._tried.clear()
         return delay
 
