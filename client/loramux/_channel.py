@@ -181,6 +181,8 @@ def server_options(
     return [
         *_OPTIONS,
         *(_FORWARDING if forwards else ()),
+        # What needs no proxy is known by its name, and addresses were found without one.
+        *([("grpc.enable_http_proxy", 0)] if name else ()),
         # What gRPC knows to have not reached a server goes there again in any case.
         ("grpc.enable_retries", int(retries)),
         ("grpc.client_idle_timeout_ms", _NEVER),

@@ -35,6 +35,8 @@ def test_a_call_for_which_there_is_no_room_is_tried_everywhere_and_not_again() -
 def test_the_server_says_how_long_to_wait_or_never_to_come_again() -> None:
     key = "grpc-retry-pushback-ms"
     assert delays(Failure(grpc.StatusCode.UNAVAILABLE, (key, "7500")))[0] == 7.5
+    at_once = Failure(grpc.StatusCode.UNAVAILABLE, (key, "0"))
+    assert delays(at_once) == [0.0] * (MAX_ATTEMPTS - 1) + [None]
     never = Failure(grpc.StatusCode.UNAVAILABLE, (key, "-1"))
     assert delays(never, has_others=True) == [None] * MAX_ATTEMPTS
 
@@ -49,8 +51,20 @@ def test_nobody_waits_past_the_deadline() -> None:
 
 def test_half_of_the_budget_is_spent_and_successes_bring_it_back() -> None:
     budget = Budget()
-    assert [budget.failed() for _ in range(RETRY_TOKENS // 2)].count(True) == RETRY_TOKENS // 2 - 1
-    assert not budget.failed()
+    half = RETRY_TOKENS // 2
+    for is_full in (False, True):  # neither takes from the other
+        assert [budget.failed(is_full=is_full) for _ in range(half)].count(True) == half - 1
+        assert not budget.failed(is_full=is_full)
     for _ in range(30):
         budget.succeeded()
-    assert budget.failed()
+    assert budget.failed(is_full=False)
+    assert budget.failed(is_full=True)
+
+
+def test_a_refusal_that_is_the_answer_costs_nothing() -> None:
+    budget = Budget()
+    for _ in range(RETRY_TOKENS):
+        full = Attempts(budget, None).delay(refusal("QUEUE_FULL"), has_others=False, now=0.0)
+        assert full is None
+    assert Attempts(budget, None).delay(refusal("QUEUE_FULL"), has_others=True, now=0.0) == 0.0
+    assert Attempts(budget, None).delay(AWAY, has_others=True, now=0.0) == 0.0

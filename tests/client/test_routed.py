@@ -1,6 +1,8 @@
 """Calls of both clients, among several servers."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -18,7 +20,7 @@ from loramux._channel import MAX_ATTEMPTS, RETRY_TOKENS, server_options
 from loramux._routing.aio_routed import AioRoutedChannel
 from loramux._routing.names import Addresses
 from loramux._routing.rendezvous import MIN_BOUND, order
-from loramux._routing.routed import RoutedChannel
+from loramux._routing.routed import Asked, RoutedChannel
 from loramux.errors import (
     InvalidArgumentError,
     LoramuxError,
@@ -289,6 +291,38 @@ def test_a_crowd_whose_calls_all_fail_adds_a_bounded_load(
     assert 0 < again <= RETRY_TOKENS
 
 
+def test_the_state_of_a_channel_can_be_asked_for(servers: list[SmallServer]) -> None:
+    with grpc.insecure_channel(servers[0].target) as channel:
+        state = Asked(channel)
+        assert eventually(lambda: state.now() is grpc.ChannelConnectivity.READY)
+    assert state.now() is grpc.ChannelConnectivity.SHUTDOWN
+
+
+FORKED = """
+import os, sys
+from loramux import Client
+
+client = Client(sys.argv[1:])
+client.generate("hello", adapter="a", timeout=60)
+child = os.fork()
+if not child:
+    with Client(sys.argv[1:]) as other:
+        other.generate("hello", adapter="b", timeout=60)
+    os._exit(0)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+client.generate("hello", adapter="a", timeout=60)
+client.close()
+sys.exit(code)
+"""
+
+
+def test_a_process_with_a_client_may_fork_one_that_has_its_own(servers: list[SmallServer]) -> None:
+    targets = [server.target for server in servers]
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", FORKED, *targets], check=True, timeout=100)
+    assert sum(server.asked["b"] for server in servers) == 3
+
+
 def test_servers_take_turns_where_that_is_wanted(servers: list[SmallServer], connect: Open) -> None:
     client = connect(routing="round_robin")
     assert eventually(lambda: client.generate("a") or all(s.asked["a"] for s in servers))
@@ -346,8 +380,24 @@ def test_servers_behind_a_name_show_a_certificate_of_the_name(made: Open, tmp_pa
     server.stop()
 
 
+def test_a_host_that_needs_no_proxy_by_its_name_needs_none_by_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "localhost")
+    server = SmallServer()
+    settings = server_options(f"dns:///localhost:{server.port}", retries=True)
+    with grpc.insecure_channel(server.target, settings) as channel:
+        request = generation_pb2.GenerateRequest(adapter="a", prompt="hello")
+        GenerationServiceStub(channel).Generate(request, timeout=60)
+    server.stop()
+    assert server.asked["a"] == 1
+
+
 class Renamed(Addresses):
-    """Whose servers change."""
+    """Whose servers change, and are found by lookup."""
+
+    are_found = True
 
     def become(self, *servers: SmallServer) -> None:
         self.known = tuple(server.target for server in servers)
@@ -388,5 +438,7 @@ async def test_servers_behind_a_name_come_and_go(servers: list[SmallServer]) -> 
             assert await asked(second) == [0, 2, 0]
             assert await asked(second, third) == [0, 2, 0]
             assert await asked(third) == [0, 0, 2]
+            first.stop()
+            assert await asked(first) == [0, 0, 2]  # likewise, for nobody is where the name points
             await aio_channel.close()
             channel.close()

@@ -33,9 +33,6 @@ class Status:
     def now(self) -> grpc.ChannelConnectivity:
         return self.is_now
 
-    def end(self) -> None:
-        pass
-
 
 class Servers:
     """Servers that exist as far as a router sees them."""
@@ -136,7 +133,13 @@ def test_who_refused_a_call_gets_no_others_for_a_moment(servers: Servers) -> Non
 
 
 @pytest.mark.parametrize(
-    "failure", [refusal("QUOTA_EXCEEDED", 30.0), Failure(grpc.StatusCode.NOT_FOUND)]
+    "failure",
+    [
+        refusal("QUOTA_EXCEEDED", 30.0),
+        refusal("DEADLINE_UNREACHABLE", 30.0),
+        refusal("MEMORY_UNREACHABLE", 30.0),
+        Failure(grpc.StatusCode.NOT_FOUND),
+    ],
 )
 def test_a_failure_that_is_of_the_call_leaves_its_server_alone(
     servers: Servers, failure: Failure
@@ -152,10 +155,23 @@ def test_what_belongs_to_one_server_goes_there_however_busy_it_is(servers: Serve
 
 
 class Renamed(Addresses):
-    """Whose servers change."""
+    """Whose servers change, and are found by lookup."""
+
+    are_found = True
 
     def become(self, *servers: str) -> None:
         self.known = servers
+
+
+def test_a_name_is_left_to_grpc_while_none_that_was_found_can_be_reached() -> None:
+    servers = Servers(Renamed(SERVERS))
+    first = servers.once(HOT)
+    for state in servers.states.values():
+        state.is_now = FAILED
+    assert servers.router.take(HOT, set(), 0.0) is None
+    assert servers.router.take(Route("hot", is_home=True), {first}, 0.0) is None
+    servers.states[first].is_now = CONNECTING
+    assert servers.once(HOT) == first
 
 
 def test_servers_come_and_go_with_their_share_alone() -> None:

@@ -9,11 +9,9 @@ from typing import Any, Self
 import grpc
 
 from loramux._routing.names import Addresses
-from loramux._routing.routed import SETTLE_SECONDS, Metadata
+from loramux._routing.routed import POLL_SECONDS, SETTLE_SECONDS, Metadata
 from loramux._routing.router import Link, Method, Router, Trip
 from loramux._routing.routes import ROUTES, RouteOf, home
-
-_POLL_SECONDS = 0.005
 
 
 class Asked:
@@ -26,10 +24,10 @@ class Asked:
 
     def now(self) -> grpc.ChannelConnectivity:
         """Return it."""
-        return self._channel.get_state(try_to_connect=True)
-
-    def end(self) -> None:
-        """Do nothing: nobody tells of it."""
+        try:
+            return self._channel.get_state(try_to_connect=True)
+        except grpc.aio.UsageError:  # it was closed
+            return grpc.ChannelConnectivity.SHUTDOWN
 
 
 class AioRoutedStream:
@@ -202,7 +200,7 @@ class AioRoutedChannel:
             left = max(0.0, until - time.monotonic())
             await asyncio.to_thread(self._router.addresses.wait, left)
         while not self._router.is_settled() and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         self._is_settled = True
 
     def _open(self, server: str) -> Link[grpc.aio.Channel]:

@@ -25,28 +25,39 @@ from loramux._wire import error_of
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _FULL = {"QUEUE_FULL", "SERVER_BUSY", "MEMORY_UNREACHABLE", "DEADLINE_UNREACHABLE"}
 """Reasons of RESOURCE_EXHAUSTED that another server may not have. A quota is none of them."""
+_BUSY = {"QUEUE_FULL", "SERVER_BUSY"}
+"""Those that other calls would have as well; the rest may be of the one call."""
 _MAX_AVOIDED = 1.0
 """Seconds without calls for a server that refused one, where others are there."""
 _MIN_AVOIDED = 0.1
 
 
 class Budget:
-    """How many calls may be made again, for all calls of a client; threads may share it."""
+    """How many calls may be made again, for all calls of a client; threads may share it.
+
+    What is full is there: to be refused for room takes nothing from what calls may cost that find
+    a server away, and has a budget of its own.
+    """
 
     def __init__(self) -> None:
-        self._tokens = float(RETRY_TOKENS)
+        self._tokens = {is_full: float(RETRY_TOKENS) for is_full in (False, True)}
         self._lock = threading.Lock()
 
     def succeeded(self) -> None:
         """Note a call that was answered."""
         with self._lock:
-            self._tokens = min(RETRY_TOKENS, self._tokens + RETRY_RATIO)
+            for is_full, left in self._tokens.items():
+                self._tokens[is_full] = min(RETRY_TOKENS, left + RETRY_RATIO)
 
-    def failed(self) -> bool:
-        """Note a failure; return whether there may be another attempt."""
+    def failed(self, *, is_full: bool) -> bool:
+        """Note a failure, by a server that is full or away.
+
+        Returns:
+            Whether there may be another attempt.
+        """
         with self._lock:
-            self._tokens = max(0.0, self._tokens - 1)
-            return self._tokens > RETRY_TOKENS / 2
+            left = self._tokens[is_full] = max(0.0, self._tokens[is_full] - 1)
+            return left > RETRY_TOKENS / 2
 
 
 class Attempts:
@@ -70,16 +81,17 @@ class Attempts:
         is_full = refuses_for_room(error)
         if not (is_full or is_away(error)):
             return None
+        if is_full and not has_others:
+            return None  # who asked is told when to come again
         pushback = _pushback(error)
-        if not self._budget.failed() or self._made >= MAX_ATTEMPTS or pushback < 0:
+        is_over = self._made >= MAX_ATTEMPTS or (pushback is not None and pushback < 0)
+        if not self._budget.failed(is_full=is_full) or is_over:
             return None
         # Only once where the engine may have died of the call: it is not to end several at a time.
         if has_others and (is_full or self._made == 1):
             return 0.0
-        if is_full:
-            return None  # who asked is told when to come again
         seconds = min(INITIAL_BACKOFF * BACKOFF_MULTIPLIER ** (self._made - 1), MAX_BACKOFF)
-        seconds = pushback or seconds * random.uniform(0.8, 1.2)
+        seconds = seconds * random.uniform(0.8, 1.2) if pushback is None else pushback
         if self._deadline is not None and now + seconds >= self._deadline:
             return None
         return seconds
@@ -100,27 +112,31 @@ def is_away(error: grpc.RpcError) -> bool:
 
 def refuses_for_room(error: grpc.RpcError) -> bool:
     """Return whether the server has too much to do for one call more."""
-    return (
-        _call(error).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        and error_of(error).reason in _FULL
-    )
+    return _is_refused(error, _FULL)
 
 
 def seconds_avoided(error: grpc.RpcError) -> float:
     """Return how long the server that ended a call with `error` gets no others; 0 for no matter."""
-    if not (is_away(error) or refuses_for_room(error)):
+    if not (is_away(error) or _is_refused(error, _BUSY)):
         return 0.0
     return min(max(error_of(error).retry_delay or 0.0, _MIN_AVOIDED), _MAX_AVOIDED)
 
 
-def _pushback(error: grpc.RpcError) -> float:
-    """Return the seconds that the server wants, 0 for what it does not say, < 0 for never."""
+def _is_refused(error: grpc.RpcError, reasons: set[str]) -> bool:
+    return (
+        _call(error).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        and error_of(error).reason in reasons
+    )
+
+
+def _pushback(error: grpc.RpcError) -> float | None:
+    """Return the seconds that the server wants, < 0 for never; None where it does not say."""
     metadata: Iterable[tuple[str, str | bytes]] = _call(error).trailing_metadata() or ()
     for key, value in metadata:
         if key == _PUSHBACK_KEY:
             text = value if isinstance(value, str) else value.decode("ascii", "replace")
             return int(text) / 1000 if text.isdecimal() else -1.0
-    return 0.0
+    return None
 
 
 def _call(error: grpc.RpcError) -> grpc.Call | grpc.aio.AioRpcError:

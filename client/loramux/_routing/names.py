@@ -30,6 +30,9 @@ def named(target: str) -> tuple[str, int] | None:
 class Addresses:
     """Which servers there are now; threads may share it."""
 
+    are_found = False
+    """Whether they are what a lookup found, so that gRPC may find others by its own."""
+
     def __init__(self, given: tuple[str, ...]) -> None:
         """Know those that were given, which stay."""
         self.known = given
@@ -65,6 +68,8 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 class Name(Addresses):
     """Those behind a name."""
+
+    are_found = True
 
     def __init__(
         self,

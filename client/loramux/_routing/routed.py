@@ -18,27 +18,28 @@ SETTLE_SECONDS = 1.0
 """How long a first call waits for servers that do not answer, so that it finds its adapter's."""
 
 
-class Watched:
-    """The state of a channel, as it was told last."""
+POLL_SECONDS = 0.005
+_STATES = {state.value[0]: state for state in grpc.ChannelConnectivity}
 
-    def __init__(self, channel: grpc.Channel, changed: threading.Condition) -> None:
-        """Connect, and let `changed` know of every other state."""
-        self._state = grpc.ChannelConnectivity.IDLE
-        self._channel, self._changed = channel, changed
-        channel.subscribe(self._set, try_to_connect=True)
+
+class Asked:
+    """The state of a channel, asked for when it is wanted.
+
+    `Channel.subscribe` tells of states from a thread that is always inside of gRPC. A process that
+    forks then cannot have channels of its own. So this asks what that thread asks.
+    """
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        """Connect."""
+        self._channel: Any = channel
+        self.now()
 
     def now(self) -> grpc.ChannelConnectivity:
         """Return it."""
-        return self._state
-
-    def end(self) -> None:
-        """Hear of no others."""
-        self._channel.unsubscribe(self._set)
-
-    def _set(self, state: grpc.ChannelConnectivity) -> None:
-        with self._changed:
-            self._state = state
-            self._changed.notify_all()
+        try:
+            return _STATES[self._channel._channel.check_connectivity_state(True)]
+        except ValueError:  # it was closed
+            return grpc.ChannelConnectivity.SHUTDOWN
 
 
 class RoutedStream:
@@ -132,7 +133,6 @@ class RoutedChannel:
         self._shared, self._connect = shared, connect
         self._by_adapter = by_adapter
         self._router = Router(addresses, self._open, _close_aside, retries=retries)
-        self._changed = threading.Condition()
         self._is_settled = False
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
@@ -187,9 +187,6 @@ class RoutedChannel:
     def close(self) -> None:
         """Close all channels; calls under way are cancelled."""
         links = self._router.close()
-        # Those who tell of states are to be through with it when their channels close.
-        for link in links:
-            link.state.end()
         self._shared.close()
         for link in links:
             link.channel.close()
@@ -214,13 +211,13 @@ class RoutedChannel:
             return
         until = time.monotonic() + min(SETTLE_SECONDS, math.inf if seconds is None else seconds)
         self._router.addresses.wait(max(0.0, until - time.monotonic()))
-        with self._changed:
-            self._changed.wait_for(self._router.is_settled, max(0.0, until - time.monotonic()))
+        while not self._router.is_settled() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
         self._is_settled = True
 
     def _open(self, server: str) -> Link[grpc.Channel]:
         channel = self._connect(server)
-        return Link(server, channel, Watched(channel, self._changed))
+        return Link(server, channel, Asked(channel))
 
 
 class HomeChannel:
@@ -243,9 +240,4 @@ class HomeChannel:
 
 def _close_aside(link: Link[grpc.Channel]) -> None:
     """Close what is idle, without waiting for it."""
-
-    def close() -> None:
-        link.state.end()
-        link.channel.close()
-
-    threading.Thread(target=close, name="loramux-close", daemon=True).start()
+    threading.Thread(target=link.channel.close, name="loramux-close", daemon=True).start()

@@ -53,9 +53,6 @@ class State(Protocol):
     def now(self) -> grpc.ChannelConnectivity:
         """Return it."""
 
-    def end(self) -> None:
-        """Stop to care for it."""
-
 
 @dataclass(slots=True, eq=False)
 class Link(Generic[Channel]):
@@ -123,14 +120,19 @@ class Router(Generic[Channel]):
     def take(self, route: Route, tried: set[str], now: float) -> Link[Channel] | None:
         """Return the server for a call, which counts there until it is released.
 
-        None where no server is known. Those that were `tried` already are the last resort.
+        None where no server is known, or none of those that were looked up can be reached. Those
+        that were `tried` already are the last resort.
         """
         self.addresses.refresh(now)
         with self._lock:
             self._follow()
-            if not self._links:
+            states = {server: link.state.now() for server, link in self._links.items()}
+            if _FAILED in states.values():
+                self.addresses.hurry()
+            is_lost = all(state is _FAILED for state in states.values())
+            if not states or (is_lost and self.addresses.are_found):
                 return None
-            link = self._links[self._choose(route, tried, now)]
+            link = self._links[self._choose(states, route, tried, now)]
             link.num_calls += 1
             return link
 
@@ -165,10 +167,13 @@ class Router(Generic[Channel]):
             self._is_closed = True
             return links
 
-    def _choose(self, route: Route, tried: set[str], now: float) -> str:
-        states = {server: link.state.now() for server, link in self._links.items()}
-        if _FAILED in states.values():
-            self.addresses.hurry()
+    def _choose(
+        self,
+        states: dict[str, grpc.ChannelConnectivity],
+        route: Route,
+        tried: set[str],
+        now: float,
+    ) -> str:
         chosen = (
             [server for server, state in states.items() if state is _READY]
             or [server for server, state in states.items() if state is not _FAILED]
@@ -231,7 +236,7 @@ class Trip(Generic[Channel]):
         return self._attempts.remaining(time.monotonic())
 
     def take(self) -> Link[Channel] | None:
-        """Return the server for the next attempt; None where no server is known."""
+        """Return the server for the next attempt; None where none is known or can be reached."""
         self._link = self._router.take(self._route, self._tried, time.monotonic())
         return self._link
 
@@ -246,7 +251,7 @@ class Trip(Generic[Channel]):
         self._tried.add(self._link.server)
         has_others = self._router.has_others(self._tried, now)
         delay = self._attempts.delay(error, has_others=has_others, now=now)
-        if delay and not has_others:
+        if delay is not None and not has_others:
             self._tried.clear()
         return delay
 
