@@ -50,7 +50,7 @@ def open_channel(
             there is no such routing.
         OSError: The file of authorities cannot be read.
     """
-    key = _checked_key(key)
+    key = checked_key(key)
     credentials = _credentials(target, bool(key), tls, credentials)
     by_adapter = checked(routing) == "adapter"
 
@@ -89,7 +89,7 @@ def open_aio_channel(
     With `forwards`, its calls are made for others, who show keys of their own: plaintext is
     refused as with a key.
     """
-    key = _checked_key(key)
+    key = checked_key(key)
     credentials = _credentials(target, bool(key) or forwards, tls, credentials)
     by_adapter = checked(routing) == "adapter"
 
@@ -112,19 +112,18 @@ def open_aio_channel(
     return cast(grpc.aio.Channel, Calling(channel, _showing(key), tracer_provider))
 
 
-def key_of_environment() -> str:
-    """Return the key that the environment has, empty for none."""
-    return os.environ.get(KEY_VARIABLE, "")
-
-
 def _showing(key: str) -> Metadata:
     return (("authorization", f"Bearer {key}"),) if key else ()
 
 
-def _checked_key(key: str | None) -> str:
-    """Return the key to show, empty for none."""
+def checked_key(key: str | None) -> str:
+    """Return the key to show, empty for none; where `key` is None it is that of the environment.
+
+    Raises:
+        InvalidArgumentError: It cannot be one.
+    """
     if key is None:
-        key = key_of_environment()
+        key = os.environ.get(KEY_VARIABLE, "")
     # Without the key in the message.
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from loramux_server.watching import ended
+from loramux_server.tasks import ended
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")

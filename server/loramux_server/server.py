@@ -47,7 +47,8 @@ from loramux_server.store.directory import Directory
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from loramux_server.store.writing import ADDED
-from loramux_server.watching import ended, look, watch
+from loramux_server.tasks import ended
+from loramux_server.watching import look, watch
 
 _log = logging.getLogger(__name__)
 

@@ -24,9 +24,3 @@ async def watch(directory: Directory, interval: float) -> None:
             await look(directory, settles=True)
         except (OSError, sqlalchemy.exc.OperationalError) as error:
             _log.warning("--adapters is looked at again later: %s", error)
-
-
-async def ended(task: asyncio.Task[None]) -> None:
-    """End `task`, and return when it has ended."""
-    task.cancel()
-    await asyncio.wait([task])

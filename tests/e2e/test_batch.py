@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +12,21 @@ from typing import Any
 
 import msgspec
 import pytest
+import typer
 
 from loramux import Client
-from loramux.gateway.batch import Line, OutputFile, WrongLineError, answer_all, lines_of
+from loramux._access import KEY_VARIABLE
+from loramux.cli.app import app
+from loramux.cli.batch import batch as batch_command
+from loramux.errors import InvalidArgumentError
+from loramux.gateway.batch import (
+    Line,
+    OutputFile,
+    Progress,
+    WrongLineError,
+    answer_all,
+    lines_of,
+)
 from loramux.gateway.door import Door, Reply
 from tests.support.server import RunningServer
 
@@ -63,7 +77,7 @@ def test_a_file_is_answered_as_grpc_answers_it(
     source = write(tmp_path / "requests.jsonl", *asked)
     done = batch(chat_server, source, "-o", tmp_path / "answers.jsonl")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "42 of 42 requests answered now: 42 with 200" in done.stderr
+    assert "42 of 42 requests answered now: 42 with 200; 0 asked again" in done.stderr
     found = answers(tmp_path / "answers.jsonl")
     for number in range(40):
         adapter = "plain" if number % 2 else None
@@ -110,23 +124,103 @@ def test_what_was_cut_off_or_refused_is_asked_again(
         (request(1, TEXT) | {"method": "GET"}, "line 2: method is 'GET'; expected 'POST'"),
         (request(1, TEXT) | {"model": "x"}, "line 2: Object contains unknown field `model`"),
         (request(1, TEXT) | {"custom_id": ""}, "custom_id has 0 characters; expected 1 to 512"),
+        (b'{"custom_id": "b", "url": "\xff"}', "line 2: 'utf-8' codec can't decode byte 0xff"),
+        ('{"custom_id": "b", "body": {"x": ' + "[" * 9999, "line 2: maximum recursion depth"),
         (request(1, TEXT, stream=True), "line 2: body.stream is true; expected false"),
     ],
 )
 def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: object, message: str) -> None:
     source = write(tmp_path / "requests.jsonl", request(0, TEXT, model="base"))
-    with source.open("a") as file:
-        file.write(line if isinstance(line, str) else json.dumps(line))
+    text = line if isinstance(line, str | bytes) else json.dumps(line)
+    with source.open("ab") as file:
+        file.write(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(WrongLineError) as caught:
         list(lines_of(source))
     assert message in str(caught.value)
 
 
+ANSWER = '{"id":"a","custom_id":"r0","response":{"status_code":200,"request_id":"","body":{}}}\n'
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return what `loramux batch` says, which asks nobody."""
+    with pytest.raises(SystemExit) as ended:
+        app(["batch", *map(str, arguments), "--server", "127.0.0.1:1", "--patience", "0"])
+    assert ended.value.code == 2
+    # Without the frame around it, and in one line.
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ("my notes\n", "line 1: JSON is malformed"),
+        (ANSWER + '{"a": 1}\n', "line 2: Object missing required field"),
+        (ANSWER + '{"a": 1}', "line 2: no answer, nor the beginning of one"),
+        (b"\xff\n", "line 1: JSON is malformed"),
+        ('{"id":"\xff"}\n'.encode("latin-1"), "line 1: 'utf-8' codec"),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, held: str | bytes, message: str
+) -> None:
+    source = write(tmp_path / "requests.jsonl", request(0, TEXT, model="base"))
+    output = tmp_path / "notes"
+    before = held if isinstance(held, bytes) else held.encode()
+    output.write_bytes(before)
+    with pytest.raises(WrongLineError) as caught:
+        OutputFile(output, goes_on=True)
+    assert message in str(caught.value)
+    assert "line" in refused(capsys, source, "-o", output, "--resume")
+    assert output.read_bytes() == before
+
+
+def test_a_pipe_is_refused_since_it_is_read_twice(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source, output = tmp_path / "pipe", tmp_path / "answers.jsonl"
+    os.mkfifo(source)
+    for path in (source, tmp_path, tmp_path / "nowhere"):
+        assert "is no plain file; it is read twice" in refused(capsys, path, "-o", output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("key", ["lmx_a\nb", "lmx_ä"])
+def test_a_key_that_cannot_be_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    write(source, request(0, TEXT, model="base", prompt="a"))
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(InvalidArgumentError, match="key holds what no key has"):
+        batch_command(source, output)
+    assert not output.exists()
+
+
+def test_fewer_answers_than_requests_are_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    write(source, *(request(i, TEXT, model="base") for i in range(2)))
+    output.write_text(ANSWER)
+
+    async def as_if_it_was_cut_short(*_: object, **__: object) -> Progress:
+        return Progress(num_again=3)
+
+    monkeypatch.setattr("loramux.gateway.batch.answer_all", as_if_it_was_cut_short)
+    with pytest.raises(typer.Exit) as ended:
+        batch_command(source, output, resume=True)
+    assert ended.value.exit_code == 1
+    assert "0 of 2 requests answered now: none; 3 asked again" in capsys.readouterr().err
+    write(source, request(0, TEXT, model="base"))
+    batch_command(source, output, resume=True)
+
+
 class FullDoor(Door):
     """Has no room for the first requests."""
 
-    def __init__(self, num_full: int) -> None:
-        self.num_left = num_full
+    def __init__(self, num_full: int, milliseconds: int = 1) -> None:
+        self.num_left, self.milliseconds = num_full, milliseconds
         self.num_at_once = self.most_at_once = 0
 
     async def post(self, url: str, body: bytes) -> Reply:
@@ -136,7 +230,7 @@ class FullDoor(Door):
         self.num_at_once -= 1
         self.num_left -= 1
         if self.num_left >= 0:
-            return Reply(429, {"retry-after-ms": "1"}, b'{"error": {}}')
+            return Reply(429, {"retry-after-ms": str(self.milliseconds)}, b'{"error": {}}')
         return Reply(200, {}, msgspec.json.encode({"asked": msgspec.json.decode(body)}))
 
 
@@ -154,3 +248,30 @@ async def test_who_finds_no_room_comes_again_until_patience_is_over(tmp_path: Pa
     with OutputFile(tmp_path / "b.jsonl", goes_on=False) as output:
         progress = await answer_all(lines, FullDoor(999), output, concurrency=4, patience=0)
     assert (progress.num_again, dict(progress.statuses), progress.num_failed) == (0, {429: 20}, 20)
+
+
+@pytest.mark.parametrize(("milliseconds", "least"), [(0, 0.05), (2000, 2.0)])
+async def test_not_all_come_again_at_one_moment_nor_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, milliseconds: int, least: float
+) -> None:
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds:
+            waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    lines = [Line(f"r{i}", TEXT, {}) for i in range(8)]
+    seen: list[int] = []
+
+    def see(progress: Progress) -> None:
+        seen.append(progress.num_again)
+
+    door = FullDoor(8, milliseconds)
+    with OutputFile(tmp_path / "a.jsonl", goes_on=False) as output:
+        await answer_all(lines, door, output, concurrency=8, patience=60, on_progress=see)
+    assert len(waits) == len(set(waits)) == 8
+    assert all(least <= seconds <= 1.25 * least for seconds in waits)
+    assert seen == [*range(1, 9), *[8] * 8]

@@ -333,6 +333,22 @@ def test_an_error_ends_the_stream_where_that_is_wanted(channel: grpc.Channel) ->
     assert refusal(caught.value).code is NOT_FOUND
 
 
+def test_the_log_of_a_stream_that_went_on_tells_what_was_refused(observed: Observed) -> None:
+    metadata = (*shown(observed.keys[Role.USER].text), (REQUEST_ID_KEY, "one-refused"))
+    requests = [asking("public/nobody", "hello"), asking("public/small", "", id="second")]
+    with grpc.insecure_channel(observed.server.target) as channel:
+        stream = Requests(requests[0])
+        answers = call(channel, "ModelStreamInfer", iter(stream), metadata=metadata)
+        assert next(answers).error_message.startswith("NOT_FOUND")
+        stream.send(requests[1])
+        assert next(answers).error_message.startswith("INVALID_ARGUMENT")
+        stream.send(None)
+        assert list(answers) == []
+    assert eventually(lambda: any(line["request_id"] == "one-refused" for line in observed.calls()))
+    (line,) = [line for line in observed.calls() if line["request_id"] == "one-refused"]
+    assert (line["status"], line["reason"]) == ("OK", "INVALID_FIELD")
+
+
 def test_bytes_that_are_no_request_end_the_stream(channel: grpc.Channel) -> None:
     stream: Any = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
     with pytest.raises(grpc.RpcError) as caught:
@@ -524,6 +540,27 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     ),
     "routing-key": (
         asking("small", "a", parameters={"routing_key": 1}), "parameters.routing_key", "1"
+    ),
+    "long-routing-key": (
+        asking("small", "a", parameters={"routing_key": "k" * 257}), "parameters.routing_key",
+        "at most 256 characters",
+    ),
+    "stops": (
+        asking("small", "a", sampling=[json.dumps({"stop": ["s"] * 9})]),
+        "sampling_parameters.stop", "a list of at most 8",
+    ),
+    "long-stop": (
+        asking("small", "a", parameters={"stop": "s" * 257}), "parameters.stop",
+        "a text of 1 to 256 bytes",
+    ),
+    "long-stop-in-bytes": (
+        asking("small", "a", sampling=[json.dumps({"stop": ["ü" * 129]})]),
+        "sampling_parameters.stop", "strings of 1 to 256 bytes",
+    ),
+    "empty-stop": (asking("small", "a", parameters={"stop": ""}), "parameters.stop", "''"),
+    "stop-tokens": (
+        asking("small", "a", "b", sampling=[json.dumps({"stop_token_ids": [1] * 500_000})]),
+        "sampling_parameters.stop_token_ids", "a list of at most 128 token ids",
     ),
     "stream": (asking("small", "a", flags=STREAM), "stream", "ModelStreamInfer"),
     "version": (asking("small", "a", version="01"), "model_version", "'01'"),

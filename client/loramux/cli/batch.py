@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from loramux._access import key_of_environment
+from loramux._access import checked_key
 from loramux.cli.options import DEFAULT_SERVER, Server, needs
 from loramux.client import DEFAULT_TIMEOUT
 
@@ -48,38 +48,56 @@ def batch(
         from loramux.gateway.backend import Backend
         from loramux.gateway.batch import OutputFile, Progress, WrongLineError, answer_all, lines_of
         from loramux.gateway.door import Door
+    if not requests.is_file():
+        raise typer.BadParameter(f"{requests} is no plain file; it is read twice")
     try:
         # All lines are looked at before the first is asked.
-        num_lines = sum(1 for _ in lines_of(requests))
+        wanted = {line.custom_id for line in lines_of(requests)}
     except WrongLineError as error:
         raise typer.BadParameter(f"{requests}: {error}") from None
     if output.exists() and not resume:
         raise typer.BadParameter(f"{output} is there; name another file, or --resume this one")
+    key = checked_key(None)
+    try:
+        file = OutputFile(output, goes_on=resume)
+    except WrongLineError as error:
+        raise typer.BadParameter(f"{output}: {error}") from None
+    num_before = len(wanted & file.done)
     open_backend = partial(Backend, server, retries=True, routing="adapter", timeout=timeout)
     console = Console(stderr=True)
-    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[num_again]} asked again"),
+    )
 
     async def run() -> Progress:
-        with (
-            OutputFile(output, goes_on=resume) as file,
-            Bar(*columns, console=console, disable=not console.is_terminal) as bar,
-        ):
-            task = bar.add_task("", total=num_lines, completed=len(file.done))
-            async with Door.opened(open_backend, key_of_environment()) as door:
+        with file, Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=len(wanted), completed=num_before, num_again=0)
+
+            def show(progress: Progress) -> None:
+                num_done = num_before + progress.statuses.total()
+                bar.update(task, completed=num_done, num_again=progress.num_again)
+
+            async with Door.opened(open_backend, key) as door:
                 return await answer_all(
                     lines_of(requests),
                     door,
                     file,
                     concurrency=concurrency,
                     patience=patience,
-                    on_done=lambda _: bar.advance(task),
+                    on_progress=show,
                 )
 
     progress = asyncio.run(run())
     told = ", ".join(f"{count} with {status}" for status, count in progress.statuses.most_common())
+    num_now = progress.statuses.total()
     print(
-        f"{progress.statuses.total()} of {num_lines} requests answered now: {told or 'none'}",
+        f"{num_now} of {len(wanted)} requests answered now: {told or 'none'}; "
+        f"{progress.num_again} asked again",
         file=sys.stderr,
     )
-    if progress.num_failed:
+    if progress.num_failed or num_before + num_now < len(wanted):
         raise typer.Exit(1)

@@ -22,7 +22,8 @@ class CallRecord:
     method: str
     request_id: str
     reason: str = ""
-    """The `ErrorInfo.reason` of its status, where that is not OK."""
+    """The `ErrorInfo.reason` of its status, where that is not OK; of a stream that went on, that of
+    the request on it that was refused last."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What else is told of it: never a prompt, a key or a path."""
     span: CallSpan | None = None

@@ -14,7 +14,7 @@ from loramux_server.inference import open_inference_pb2
 from loramux_server.open_inference.sampling import Given, json_of, parameters_of, sampling_of
 from loramux_server.open_inference.tensors import BOOL, BYTES, UINT32, Tensor, read_tensor
 from loramux_server.services.input_limits import MAX_INPUTS
-from loramux_server.services.limits import MAX_REQUEST_ID, invalid
+from loramux_server.services.limits import MAX_REQUEST_ID, MAX_ROUTING_KEY, invalid
 
 TEXT_INPUT = "text_input"
 STREAM = "stream"
@@ -126,7 +126,14 @@ def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
         name: parameters.pop(name).as_type(kind, expected) if name in parameters else default
         for name, (kind, expected, default) in _PARAMETERS.items()
     }
+    if len(own[_ROUTING_KEY]) > MAX_ROUTING_KEY:
+        raise invalid(
+            f"parameters.{_ROUTING_KEY}",
+            own[_ROUTING_KEY],
+            f"at most {MAX_ROUTING_KEY} characters",
+        )
     given = _given(parameters, inputs.get(SAMPLING_PARAMETERS), len(texts))
+    num_each = len(texts) // len(given)
     is_stream = _flag(inputs, STREAM, default=False)
     if is_stream and len(texts) > 1:
         raise invalid(f"{TEXT_INPUT}.shape", list(inputs[TEXT_INPUT].shape), "[1] with stream")
@@ -135,8 +142,8 @@ def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
         raise invalid(EXCLUDE_INPUT, False, "true, or nothing, with stream")
     return Asked(
         texts=texts,
-        samplings=[sampling_of(each) for each in given],
-        paths=[{name: one.path for name, one in each.items()} for each in given],
+        samplings=[sampling_of(each) for each in given] * num_each,
+        paths=[{name: one.path for name, one in each.items()} for each in given] * num_each,
         shape=list(inputs[TEXT_INPUT].shape),
         is_stream=is_stream,
         has_input=has_input,
@@ -184,9 +191,9 @@ def _text(tensor: Tensor, index: int) -> str:
 def _given(
     parameters: dict[str, Given], tensor: Tensor | None, num_texts: int
 ) -> list[dict[str, Given]]:
-    """Return what is said of sampling for each text."""
+    """Return what is said of sampling: once for all texts, or for each of them."""
     if tensor is None:
-        return [parameters] * num_texts
+        return [parameters]
     if len(tensor.elements) not in (1, num_texts):
         expected = "[1]" if num_texts == 1 else f"[1] or [{num_texts}], one for each text"
         raise invalid(f"{SAMPLING_PARAMETERS}.shape", list(tensor.shape), expected)
@@ -200,7 +207,7 @@ def _given(
                 field=SAMPLING_PARAMETERS,
             )
         found.append(parameters | given)
-    return found * (num_texts if len(found) == 1 else 1)
+    return found
 
 
 def _flag(inputs: dict[str, Tensor], name: str, *, default: bool) -> bool:

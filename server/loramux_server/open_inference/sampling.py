@@ -13,11 +13,16 @@ import msgspec
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
+from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS
 from loramux_server.inference import open_inference_pb2
 from loramux_server.services.limits import invalid
 
 _INT32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 _INT64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+# What is too long is refused here, before it is copied for each text.
+_STOP = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_BYTES)]
+_STOPS = Annotated[list[_STOP], msgspec.Meta(max_length=MAX_STOPS)]
+_STOP_TOKENS = Annotated[list[_INT64], msgspec.Meta(max_length=MAX_STOP_TOKENS)]
 
 _FIELDS: dict[str, tuple[Any, str]] = {
     "temperature": (float, "a number"),
@@ -27,8 +32,11 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "max_tokens": (_INT32, "an integer of 32 bits"),
     "min_tokens": (_INT32, "an integer of 32 bits"),
     "seed": (_INT64, "an integer of 64 bits"),
-    "stop": (str | list[str], "text or a list of texts"),
-    "stop_token_ids": (list[_INT64], "a list of token ids"),
+    "stop": (
+        _STOP | _STOPS,
+        f"a text of 1 to {MAX_STOP_BYTES} bytes, or a list of at most {MAX_STOPS}",
+    ),
+    "stop_token_ids": (_STOP_TOKENS, f"a list of at most {MAX_STOP_TOKENS} token ids"),
     "presence_penalty": (float, "a number"),
     "frequency_penalty": (float, "a number"),
     "repetition_penalty": (float, "a number"),
@@ -55,10 +63,10 @@ class Given:
     value: object
 
     def as_type(self, kind: Any, expected: str) -> Any:  # noqa: ANN401
-        """Return the value as a `kind`, which is called what is `expected`.
+        """Return the value as a `kind`, which a message calls what is `expected`.
 
         Raises:
-            InvalidArgumentError: It is of another type.
+            InvalidArgumentError: It is none.
         """
         try:
             return msgspec.convert(self.value, kind, strict=False)
@@ -99,8 +107,8 @@ def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
     """Return how tokens are chosen.
 
     Raises:
-        InvalidArgumentError: A field is unknown, or of another type; which values are allowed is
-            not looked at.
+        InvalidArgumentError: A field is unknown, of another type, or longer than any may be; which
+            values are allowed else is not looked at.
     """
     fields: dict[str, Any] = {}
     for name, one in given.items():

@@ -7,7 +7,11 @@ from typing import Self
 
 import msgspec
 
+from loramux.gateway.batch.lines import WrongLineError, decoded
+
 OK = 200
+_BEGINNING = b'{"id":'
+"""Of each line."""
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -49,7 +53,7 @@ class OutputFile:
         Raises:
             FileExistsError: It is there, and not to be gone on with.
             OSError: It cannot be read or written.
-            msgspec.DecodeError: A line of it is no answer.
+            WrongLineError: A line of it is no answer; nothing was changed.
         """
         self.done: set[str] = set()
         """Ids of requests that were answered well before."""
@@ -83,8 +87,10 @@ class OutputFile:
 def _answered_well(path: Path) -> list[Answered]:
     if not path.exists():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    found = [msgspec.json.decode(line, type=Answered) for line in whole.splitlines()]
+    *whole, rest = path.read_bytes().split(b"\n")
+    found = [decoded(line, Answered, number) for number, line in enumerate(whole, start=1)]
+    if not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
+        raise WrongLineError(f"line {len(whole) + 1}: no answer, nor the beginning of one")
     return [answered for answered in found if answered.response.status_code == OK]
 
 

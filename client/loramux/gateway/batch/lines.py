@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -10,9 +10,11 @@ URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 MAX_ID = 512
 """Characters."""
 
+Kind = TypeVar("Kind")
+
 
 class WrongLineError(ValueError):
-    """A line is no request; the message names it, and what would be right."""
+    """A line is not what it has to be; the message names it, and what would be right."""
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,11 +49,20 @@ def lines_of(path: Path) -> Iterator[Line]:
             yield line
 
 
-def _line(raw: bytes, number: int) -> Line:
+def decoded(raw: bytes, kind: type[Kind], number: int) -> Kind:
+    """Return what the line `number` of a file holds, `raw`.
+
+    Raises:
+        WrongLineError: It is no JSON, or not that of a `kind`.
+    """
     try:
-        line = msgspec.json.decode(raw, type=Line)
-    except msgspec.DecodeError as error:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WrongLineError(f"line {number}: {error}") from None
+
+
+def _line(raw: bytes, number: int) -> Line:
+    line = decoded(raw, Line, number)
     wrong = ""
     if not 1 <= len(line.custom_id) <= MAX_ID:
         wrong = f"custom_id has {len(line.custom_id)} characters; expected 1 to {MAX_ID}"

@@ -17,6 +17,8 @@ _AGAIN = (429, 503)
 """Statuses of a server that has no room, or is away."""
 _FIRST_SECONDS, _MOST_SECONDS = 0.5, 30.0
 """Waits between two tries where the server does not say how long."""
+_LEAST_SECONDS = 0.05
+"""The shortest wait where it does."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ async def answer_all(
     *,
     concurrency: int,
     patience: float,
-    on_done: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
     """Answer `lines`, but those that are answered in `output`.
 
@@ -51,20 +53,24 @@ async def answer_all(
         output: Where answers go.
         concurrency: Requests under way at once.
         patience: Seconds for which one is tried again where the server has no room for it.
-        on_done: Called after each.
+        on_progress: Called after each answer, and before one is asked again.
     """
     progress = Progress()
     left = (line for line in lines if line.custom_id not in output.done)
 
+    def again() -> None:
+        progress.num_again += 1
+        on_progress(progress)
+
     async def work(left: Iterator[Line]) -> None:
         for line in left:
-            reply = await _answer(line, door, patience, progress)
+            reply = await _answer(line, door, patience, again)
             response = Response(
                 reply.status, reply.headers.get("x-request-id", ""), msgspec.Raw(reply.body)
             )
             output.write(Answered.of(line.custom_id, response))
             progress.statuses[reply.status] += 1
-            on_done(progress)
+            on_progress(progress)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
@@ -72,17 +78,21 @@ async def answer_all(
     return progress
 
 
-async def _answer(line: Line, door: Door, patience: float, progress: Progress) -> Reply:
+async def _answer(line: Line, door: Door, patience: float, on_again: Callable[[], None]) -> Reply:
     """Return the answer to one request; the last one if the server never had room."""
     body, wait = msgspec.json.encode(line.body), _FIRST_SECONDS
     until = time.monotonic() + patience
     while True:
         reply = await door.post(line.url, body)
         told = reply.headers.get("retry-after-ms")
-        # Not all at one moment.
-        seconds = float(told) / 1000 if told else wait * random.uniform(0.5, 1.0)
+        # Not all at one moment, and never sooner than the server says.
+        seconds = (
+            max(float(told) / 1000, _LEAST_SECONDS) * random.uniform(1.0, 1.25)
+            if told
+            else wait * random.uniform(0.5, 1.0)
+        )
         if reply.status not in _AGAIN or time.monotonic() + seconds > until:
             return reply
-        progress.num_again += 1
+        on_again()
         await asyncio.sleep(seconds)
         wait = min(2 * wait, _MOST_SECONDS)
