@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from loramux._routing.aio_routed import AioRoutedChannel
 from loramux._routing.names import Addresses
 from loramux._routing.rendezvous import MIN_BOUND, order
 from loramux._routing.routed import Asked, RoutedChannel
+from loramux._routing.router import Trip
 from loramux.errors import (
     InvalidArgumentError,
     LoramuxError,
@@ -53,6 +54,17 @@ class Calls:
     def many(self, number: int, adapter: str | None) -> None:
         with ThreadPoolExecutor(number) as pool:
             list(pool.map(lambda _: self.generate(adapter), range(number)))
+
+    def close_during_calls(self, is_time: Callable[[], bool]) -> list[BaseException | None]:
+        """Close when `is_time`; return how a call and a stream of an adapter ended."""
+        with ThreadPoolExecutor(2) as pool:
+            calls: list[Future[Any]] = [
+                pool.submit(self.generate, "a"),
+                pool.submit(lambda: list(self.stream("a"))),
+            ]
+            assert eventually(is_time)
+            self.close()
+            return [call.exception() for call in calls]
 
     def info(self) -> None:
         self._client.info()
@@ -93,6 +105,19 @@ class AsyncCalls:
             await asyncio.gather(*(self._generate(adapter) for _ in range(number)))
 
         self._runner.run(together())
+
+    def close_during_calls(self, is_time: Callable[[], bool]) -> list[BaseException | None]:
+        async def stream() -> None:
+            async for _ in self._client.stream("hello", adapter="a", timeout=60):
+                pass
+
+        async def together() -> list[BaseException | None]:
+            calls = [asyncio.ensure_future(self._generate("a")), asyncio.ensure_future(stream())]
+            assert await asyncio.to_thread(eventually, is_time)
+            await self._client.close()
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        return self._runner.run(together())
 
     def info(self) -> None:
         self._runner.run(self._info())
@@ -289,6 +314,26 @@ def test_a_crowd_whose_calls_all_fail_adds_a_bounded_load(
             client.generate("a")
     again = sum(server.asked["a"] for server in servers) - 120
     assert 0 < again <= RETRY_TOKENS
+
+
+def test_a_call_that_waits_for_its_next_attempt_fails_as_before_when_the_client_ends(
+    servers: list[SmallServer], connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[float | None] = []
+    failed = Trip.failed
+
+    def noted(trip: Trip[Any], error: grpc.RpcError) -> float | None:
+        delays.append(failed(trip, error))
+        return delays[-1]
+
+    monkeypatch.setattr(Trip, "failed", noted)
+    client = connect()
+    for server in servers:
+        server.failure = fails(UNAVAILABLE, ("grpc-retry-pushback-ms", "50000"))
+    ended = client.close_during_calls(lambda: delays.count(50.0) == 2)
+    assert [str(error) for error in ended] == ["not now"] * 2
+    assert all(isinstance(error, UnavailableError) for error in ended)
+    assert sum(server.asked["a"] for server in servers) == len(delays)  # and none after that
 
 
 def test_the_state_of_a_channel_can_be_asked_for(servers: list[SmallServer]) -> None:

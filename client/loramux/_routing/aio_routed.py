@@ -30,6 +30,26 @@ class Asked:
             return grpc.ChannelConnectivity.SHUTDOWN
 
 
+class AioPauses:
+    """Waits of calls for their next attempts, which end with the client."""
+
+    def __init__(self) -> None:
+        self._is_over = asyncio.Event()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait; return whether there is to be no other attempt."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._is_over.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """End all, now and later."""
+        self._is_over.set()
+
+
 class AioRoutedStream:
     """The answers to a call, from the server that gave the first one."""
 
@@ -37,9 +57,10 @@ class AioRoutedStream:
         self,
         trip: Trip[grpc.aio.Channel],
         attempt: Callable[[], Coroutine[Any, Any, Any]],
+        pauses: AioPauses,
     ) -> None:
         """Make the call when the first answer is wanted."""
-        self._trip, self._attempt = trip, attempt
+        self._trip, self._attempt, self._pauses = trip, attempt, pauses
         self._call: Any = None
         self._next: Callable[[], Coroutine[Any, Any, object]] | None = None
         self._has_begun = False
@@ -59,11 +80,10 @@ class AioRoutedStream:
             except grpc.RpcError as error:
                 delay = None if self._has_begun else self._trip.failed(error)
                 self._trip.release()
-                if delay is None:
+                if delay is None or await self._pauses.wait(delay):
                     self._end(error.code())
                     raise
                 self._call = self._next = None
-                await asyncio.sleep(delay)
             except StopAsyncIteration:
                 self._end(grpc.StatusCode.OK)
                 raise
@@ -112,6 +132,7 @@ class AioRoutedChannel:
         self._shared, self._connect = shared, connect
         self._by_adapter = by_adapter
         self._router = Router(addresses, self._open, self._close_aside, retries=retries)
+        self._pauses = AioPauses()
         self._is_settled = False
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -160,19 +181,20 @@ class AioRoutedChannel:
                     answer: object = await made(request, timeout=trip.remaining, metadata=metadata)
                 except grpc.RpcError as error:
                     delay = trip.failed(error)
-                    if delay is None:
+                    trip.release()
+                    if delay is None or await self._pauses.wait(delay):
                         raise
                 else:
                     trip.succeeded()
                     return answer
                 finally:
                     trip.release()
-                await asyncio.sleep(delay)
 
         return call
 
     async def close(self) -> None:
-        """Close all channels; calls under way are cancelled."""
+        """Close all channels; calls under way are cancelled, or fail as they did last."""
+        self._pauses.end()
         channels = [link.channel for link in self._router.close()]
         await asyncio.gather(*(channel.close() for channel in (self._shared, *channels)))
         await asyncio.gather(*self._closing)
@@ -188,7 +210,7 @@ class AioRoutedChannel:
                 return made(request, timeout=trip.remaining, metadata=metadata)
 
             trip = Trip(self._router, route_of(request), timeout, repeats=True)
-            return AioRoutedStream(trip, attempt)
+            return AioRoutedStream(trip, attempt, self._pauses)
 
         return begin
 

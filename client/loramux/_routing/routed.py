@@ -42,6 +42,33 @@ class Asked:
             return grpc.ChannelConnectivity.SHUTDOWN
 
 
+class Pauses:
+    """Waits of calls for their next attempts, which end with the client."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._is_over = False
+
+    def wait(self, seconds: float, is_cancelled: Callable[[], bool] = lambda: False) -> bool:
+        """Wait; return whether there is to be no other attempt.
+
+        Who makes `is_cancelled` true has to `wake` it.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self._is_over or is_cancelled(), seconds)
+
+    def wake(self) -> None:
+        """Have those that were cancelled end."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """End all, now and later."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+
 class RoutedStream:
     """The answers to a call, from the server that gave the first one."""
 
@@ -49,13 +76,14 @@ class RoutedStream:
         self,
         trip: Trip[grpc.Channel],
         attempt: Callable[[], Any],
+        pauses: Pauses,
     ) -> None:
         """Make the call when the first answer is wanted."""
-        self._trip, self._attempt = trip, attempt
+        self._trip, self._attempt, self._pauses = trip, attempt, pauses
         self._call: Any = None
         self._has_begun = False
         self._code: grpc.StatusCode | None = None
-        self._is_cancelled = threading.Event()
+        self._is_cancelled = False
         self._callbacks: list[Callable[[], None]] = []
 
     def __iter__(self) -> Self:
@@ -70,7 +98,7 @@ class RoutedStream:
             except grpc.RpcError as error:
                 delay = None if self._has_begun else self._trip.failed(error)
                 self._trip.release()
-                if delay is None or self._is_cancelled.wait(delay):
+                if delay is None or self._pauses.wait(delay, lambda: self._is_cancelled):
                     self._end(error.code())
                     raise
                 self._call = None
@@ -85,7 +113,8 @@ class RoutedStream:
 
     def cancel(self) -> None:
         """End the call; does nothing once it is over."""
-        self._is_cancelled.set()
+        self._is_cancelled = True
+        self._pauses.wake()
         if self._call is not None:
             self._call.cancel()
         self._end(grpc.StatusCode.CANCELLED)
@@ -133,6 +162,7 @@ class RoutedChannel:
         self._shared, self._connect = shared, connect
         self._by_adapter = by_adapter
         self._router = Router(addresses, self._open, _close_aside, retries=retries)
+        self._pauses = Pauses()
         self._is_settled = False
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
@@ -173,20 +203,21 @@ class RoutedChannel:
                     answer: object = made(request, timeout=trip.remaining, metadata=metadata)
                 except grpc.RpcError as error:
                     delay = trip.failed(error)
-                    if delay is None:
+                    trip.release()
+                    if delay is None or self._pauses.wait(delay):
                         raise
                 else:
                     trip.succeeded()
                     return answer
                 finally:
                     trip.release()
-                time.sleep(delay)
 
         return call
 
     def close(self) -> None:
-        """Close all channels; calls under way are cancelled."""
+        """Close all channels; calls under way are cancelled, or fail as they did last."""
         links = self._router.close()
+        self._pauses.end()
         self._shared.close()
         for link in links:
             link.channel.close()
@@ -202,7 +233,7 @@ class RoutedChannel:
                 return made(request, timeout=trip.remaining, metadata=metadata)
 
             trip = Trip(self._router, route_of(request), timeout, repeats=True)
-            return RoutedStream(trip, attempt)
+            return RoutedStream(trip, attempt, self._pauses)
 
         return begin
 
