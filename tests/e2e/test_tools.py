@@ -466,7 +466,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"adapter": "pairs", **tool(strict=True, parameters='{"properties": {"a": {"minimum": 1}}}')},
      "tools[0].parameters", "has the parameter 'a', which has no type; expected none"),
     ({"tool_choice": REQUIRED, **tool(parameters=json.dumps({"enum": ["x" * 100] * 700}))},
-     "tools", "at most 65536"),
+     "tools", "more than 65536 bytes"),
 ]  # fmt: skip
 
 

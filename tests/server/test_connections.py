@@ -98,8 +98,7 @@ async def test_a_client_that_asks_for_signs_of_life_too_often_is_sent_away() -> 
 
     def talk() -> list[Frame]:
         with RawConnection(target) as connection:
-            for number in range(10):
-                connection.send(PING, 0, 0, number.to_bytes(8))
+            connection.send_together(PING, [number.to_bytes(8) for number in range(10)])
             return list(connection.frames())
 
     async with opened() as target:

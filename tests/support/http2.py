@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -36,6 +36,10 @@ class RawConnection:
 
     def send(self, kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> None:
         self._socket.sendall(_frame(kind, flags, stream, payload))
+
+    def send_together(self, kind: int, payloads: Sequence[bytes]) -> None:
+        """Send a frame for each payload at once: the other side may close after some of them."""
+        self._socket.sendall(b"".join(_frame(kind, 0, 0, payload) for payload in payloads))
 
     def call(self, method: str, message: bytes) -> int:
         """Begin a call with its only message and return the number of its stream."""
