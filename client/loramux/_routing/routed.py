@@ -16,9 +16,8 @@ Metadata = tuple[tuple[str, str], ...]
 
 SETTLE_SECONDS = 1.0
 """How long a first call waits for servers that do not answer, so that it finds its adapter's."""
-
-
 POLL_SECONDS = 0.005
+"""Between two looks at the states of servers meanwhile."""
 _STATES = {state.value[0]: state for state in grpc.ChannelConnectivity}
 
 

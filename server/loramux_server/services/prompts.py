@@ -26,6 +26,8 @@ from loramux_server.tools.finder import ToolFinder
 
 KEPT = 4
 """Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
+KEPT_FORMATS = 1024
+"""Adapters of which it is remembered how conversations are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Prompts:
         self._tokenizer: TextTokenizer | None = None
         self._own: OrderedDict[tuple[AddedToken, ...], TextTokenizer] = OrderedDict()
         """Those of adapters, last used last."""
+        self._formats: dict[int, tuple[Instruction, ChatFormat]] = {}
+        """Number of what an adapter says, which stays the same object, -> that, and its format."""
         self._preparing = asyncio.Lock()
         self._chat: Chat | None = None
         if model.tokenizer_json:
@@ -212,7 +216,7 @@ class Prompts:
 
     def _added(self, told: Instruction) -> tuple[AddedToken, ...]:
         """Return the tokens of an adapter that the base's tokenizer lacks."""
-        return self._tokenizer.lacking(told.added_tokens) if self._tokenizer else ()
+        return self._chat_format(told).added_tokens
 
     def _has_own(self, told: Instruction, ids: Mapping[str, int]) -> bool:
         """Return whether the base model lacks one of the tokens `ids` of an adapter."""
@@ -220,15 +224,22 @@ class Prompts:
 
     def _chat_format(self, told: Instruction) -> ChatFormat:
         """Return how conversations are written for an adapter."""
+        kept = self._formats.get(id(told))
+        if kept is not None and kept[0] is told:
+            return kept[1]
         known = self._model.special_tokens
-        return ChatFormat(
+        found = ChatFormat(
             told.chat_template,
-            self._added(told),
+            self._tokenizer.lacking(told.added_tokens) if self._tokenizer else (),
             tuple(
                 (name, text) for name, text in sorted(told.special_tokens.items())
                 if known.get(name) != text
             ),
         )  # fmt: skip
+        if len(self._formats) >= KEPT_FORMATS:
+            self._formats.clear()
+        self._formats[id(told)] = told, found
+        return found
 
     async def _of_messages(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
