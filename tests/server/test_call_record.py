@@ -1,6 +1,7 @@
 """What is noted of a call that has several parts."""
 
 import asyncio
+from contextvars import Context
 
 from loramux_server.observe.call_record import CallRecord, begin, current, note, part
 
@@ -27,7 +28,10 @@ async def test_parts_add_up_and_do_not_mix() -> None:
     }
 
 
-async def test_outside_of_a_call_nothing_is_noted() -> None:
-    with part():
-        note(prompt_tokens=1)
-    assert current() is None
+def test_outside_of_a_call_nothing_is_noted() -> None:
+    def outside() -> None:
+        with part():
+            note(prompt_tokens=1)
+        assert current() is None
+
+    Context().run(outside)
