@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.saved_linear import make_saved_linear
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.edits import Edits, LayerEdit
@@ -25,7 +26,7 @@ class Plus:
     bias: torch.Tensor
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        assert torch.equal(module.forward(x), y)
+        torch.testing.assert_close(module.forward(x), y)
         return y + self.bias
 
 
@@ -88,18 +89,20 @@ def test_a_step_without_edits_knows_nothing_of_them() -> None:
 
 
 def test_edits_know_their_size_and_move_as_a_whole() -> None:
-    weight = LayerEdit(weight_NK=torch.ones(2, 3), affine=Affine(shift_N=torch.ones(2)))
+    own = make_saved_linear(torch.ones(2, 3), torch.bfloat16)
+    weight = LayerEdit(own, affine=Affine(shift_N=torch.ones(2)))
     edits = Edits(
         affine={1: {0: Affine(torch.ones(5))}},
         layers={0: {1: LayerEdit(input_K=torch.ones(4)), 2: weight}},
         modules={"norm": Plus(torch.ones(3))},
     )
-    assert edits.num_bytes == 4 * (5 + 4 + 6 + 2 + 3)
+    assert edits.num_bytes == 4 * (5 + 4 + 2 + 3) + 2 * 6
     moved = edits.to(torch.device("meta"))
     assert not moved.affine  # the slab has it
     assert moved.num_bytes == edits.num_bytes - 4 * 5
     layer, plus = moved.layers[0][2], moved.modules["norm"]
-    assert layer.weight_NK is not None and layer.weight_NK.is_meta and layer.input_K is None
+    assert layer.weight is not None and layer.input_K is None
+    assert layer.weight(torch.ones(1, 3, device="meta")).is_meta
     assert layer.affine.shift_N is not None and layer.affine.shift_N.is_meta
     assert isinstance(plus, Plus) and plus.bias.is_meta
 
@@ -120,7 +123,7 @@ def test_what_multiplies_an_input_multiplies_what_makes_it() -> None:
             up: LayerEdit(affine=Affine(torch.ones(2), torch.ones(2))),
             down: LayerEdit(input_K=three, affine=Affine(four)),
             other: LayerEdit(input_K=four),
-            own: LayerEdit(weight_NK=torch.ones(2, 2), affine=Affine(four)),
+            own: LayerEdit(make_saved_linear(torch.ones(2, 2), torch.float32), None, Affine(four)),
         },
         {down: up},
     )
@@ -135,7 +138,8 @@ def test_what_multiplies_an_input_multiplies_what_makes_it() -> None:
 def test_a_weight_of_its_own_is_not_multiplied_before_its_time() -> None:
     """The slab is applied to the base's layer, of whose output nothing is left."""
     up, down = LayerPlace(0, 1), LayerPlace(1, 0)
-    layers = {up: LayerEdit(torch.ones(2, 2)), down: LayerEdit(input_K=torch.ones(2))}
+    weight = make_saved_linear(torch.ones(2, 2), torch.float32)
+    layers = {up: LayerEdit(weight), down: LayerEdit(input_K=torch.ones(2))}
     affine, rest = split_edits(layers, {down: up})
     assert not affine
     assert rest == layers

@@ -52,7 +52,8 @@ class AdapterSource(Struct, frozen=True):
     item_bytes: int = 4
     """Bytes of one of those in A and B: less if all were saved in 16 bits."""
     edit_bytes: int = 0
-    """Bytes of what it has beside A and B, which rests in float32 whatever it was saved in."""
+    """Bytes of what it has beside A and B, which rests in float32 but for matrices in the place of
+    the base's, which rest in what they were saved in."""
     vocab_size: int = 0
     """Tokens that the base has with it; 0 if as many as ever."""
     tenant: str = ""

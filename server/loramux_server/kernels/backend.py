@@ -20,6 +20,7 @@ from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
 from loramux_server.kernels.resting import AT_REST, Quantization
+from loramux_server.kernels.saved_linear import SavedLinear, make_saved_linear
 from loramux_server.kernels.step_input import StepInput, stage
 from loramux_server.lora.segments import Int32, Segments
 
@@ -88,6 +89,13 @@ class MakeLinear(Protocol):
         """Return the layer with these weights."""
 
 
+class MakeSavedLinear(Protocol):
+    """A linear layer with the weight of an adapter; see `kernels.saved_linear`."""
+
+    def __call__(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
+        """Return the layer with this weight, which is to rest in `dtype`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The operations of one kind of device."""
@@ -104,6 +112,7 @@ class Backend:
     make_decoder: Callable[[Sequence[DecoderLayer], "Backend"], Decoder]
     stage: Callable[[StepInput, torch.device], StepInput] = stage
     """Brings what a step is given to the device."""
+    make_saved_linear: MakeSavedLinear = make_saved_linear
     extends: bool = False
     """Whether A rows lie behind the base weights."""
     is_deterministic: bool = False
@@ -162,7 +171,7 @@ def choose_backend(
     from loramux_server.kernels.add_lora_cpu import FEW, AddLoraCpu
     from loramux_server.kernels.attention_cpu import PagedAttentionCpu
     from loramux_server.kernels.decoder_cpu import make_decoder_cpu
-    from loramux_server.kernels.linear_cpu import make_linear_cpu
+    from loramux_server.kernels.linear_cpu import make_linear_cpu, make_saved_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
     from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
@@ -170,7 +179,8 @@ def choose_backend(
     return Backend(
         "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(few), project,
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
-        partial(make_decoder_cpu, few=few), is_deterministic=is_deterministic,
+        partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
+        is_deterministic=is_deterministic,
     )  # fmt: skip
 
 

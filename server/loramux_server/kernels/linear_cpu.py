@@ -5,6 +5,7 @@ tokens at a time, whose sums stay in registers; while the last ones are at it th
 fetched. So few tokens take the time that the bytes take, and many that of the operations.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -21,6 +22,7 @@ from loramux_server.kernels.parallel import (
 )
 from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
 from loramux_server.kernels.resting import Quantization, at_rest, floats_at_rest
+from loramux_server.kernels.saved_linear import SavedLinear, make_saved_linear
 from loramux_server.kernels.simd import BFLOAT16, FLOAT16, FLOAT32, INT8
 
 LINEAR_JOB = np.dtype(
@@ -103,38 +105,44 @@ def _copy(to: Any, to_stride: Any, x: Any, x_stride: Any, rows: Any, width: Any)
 
 
 class LinearCpu:
-    """`make_linear` for float32 on a CPU."""
+    """`make_linear` and `make_saved_linear` for float32 on a CPU."""
 
     def __init__(
-        self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, quantization: Quantization
-    ) -> None:
-        self.outputs, self.depth = weight_NK.shape
-        if quantization is Quantization.INT8:
-            values_NK, scale_N = at_rest(weight_NK, quantization)
-            self._panels = _panels(values_NK, values_NK.dtype)
-        else:  # rounded on the way, without a copy of all weights in between
-            scale_N = None
-            self._panels = _panels(weight_NK, floats_at_rest(weight_NK, quantization))
-        padding = self._panels.shape[0] * PANEL
-        scale = torch.ones(self.outputs) if scale_N is None else scale_N
-        bias = torch.zeros(self.outputs) if bias_N is None else bias_N
-        self._scale, self._bias = _padded(scale, padding), _padded(bias, padding)
-        self._scratch = torch.empty(torch.get_num_threads() * MAX_ROWS * PANEL)
+        self, values_NK: torch.Tensor, dtype: torch.dtype, scale_N: torch.Tensor | None = None,
+        bias_N: torch.Tensor | None = None, *, is_exact: bool = True,
+    ) -> None:  # fmt: skip
+        """Take a copy of the weights.
+
+        Args:
+            values_NK: What they are before they are multiplied.
+            dtype: What of that rests in memory: it is rounded on the way, without a copy of all
+                in between.
+            scale_N: What each output's are multiplied with; None for one.
+            bias_N: None for zeros.
+            is_exact: Whether the weights are what they were before anybody rounded them.
+        """
+        self.outputs, self.depth = values_NK.shape
+        self._panels = _panels(values_NK, dtype)
+        padding = len(self._panels) * PANEL
+        self._scale = _filled(1, padding) if scale_N is None else _padded(scale_N, padding)
+        self._bias = _filled(0, padding) if bias_N is None else _padded(bias_N, padding)
+        self._scratch = _scratch()
         self._job = np.zeros(1, LINEAR_JOB)
         self.loop = _LOOPS[self._panels.dtype]
         """What runs on a job."""
         self._kernel = Kernel(self.loop, self._job)
         self.describe(self._job)
-        is_exact = quantization is Quantization.NONE or (
-            quantization is Quantization.BFLOAT16
-            and floats_at_rest(weight_NK, Quantization.NONE) is torch.bfloat16
-        )
         self.lookup = self._picked if is_exact else None
 
     @property
-    def num_bytes(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of the weights."""
         return self._panels.nbytes
+
+    def to(self, device: torch.device) -> "LinearCpu":
+        """Return the layer itself: it knows of no other device."""
+        assert device.type == "cpu"
+        return self
 
     def describe(self, job: Any) -> None:
         """Note in `job` what is the same in every call."""
@@ -153,6 +161,9 @@ class LinearCpu:
         num_tokens = len(x_TK)
         y_TN = x_TK.new_empty(num_tokens, self.outputs)
         job = self._job[0]
+        if len(self._scratch) < _scratch_size():  # it was made on a thread with a smaller team
+            self._scratch = _scratch()
+            job["scratch"] = self._scratch.data_ptr()
         job["x"], job["x_stride"], job["y"] = x_TK.data_ptr(), 4 * x_TK.stride(0), y_TN.data_ptr()
         job["y_stride"], job["num_tokens"] = 4 * self.outputs, num_tokens
         self._kernel.run(num_tokens * self.depth * self.outputs)
@@ -179,7 +190,22 @@ def make_linear_cpu(
     """Do what `loramux_server.kernels.linear.make_linear` defines."""
     if weight_NK.dtype != torch.float32:
         return make_linear(weight_NK, bias_N, quantization)
-    return LinearCpu(weight_NK, bias_N, quantization)
+    if quantization is Quantization.INT8:
+        values_NK, scale_N = at_rest(weight_NK, quantization)
+        return LinearCpu(values_NK, values_NK.dtype, scale_N, bias_N, is_exact=False)
+    is_exact = quantization is Quantization.NONE or (
+        quantization is Quantization.BFLOAT16
+        and floats_at_rest(weight_NK, Quantization.NONE) is torch.bfloat16
+    )
+    dtype = floats_at_rest(weight_NK, quantization)
+    return LinearCpu(weight_NK, dtype, bias_N=bias_N, is_exact=is_exact)
+
+
+def make_saved_linear_cpu(weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
+    """Do what `loramux_server.kernels.saved_linear.make_saved_linear` defines."""
+    if weight_NK.dtype != torch.float32:
+        return make_saved_linear(weight_NK, dtype)
+    return LinearCpu(weight_NK, dtype)
 
 
 def _panels(values_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -191,6 +217,20 @@ def _panels(values_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if whole < len(panels):
         panels[whole, :, : outputs - whole * PANEL] = values_NK[whole * PANEL :].T
     return panels
+
+
+@lru_cache(maxsize=32)
+def _filled(value: float, size: int) -> torch.Tensor:
+    """Return `value` so many times, in memory that all who ask for it share."""
+    return torch.full((size,), float(value))
+
+
+def _scratch() -> torch.Tensor:
+    return torch.empty(_scratch_size())
+
+
+def _scratch_size() -> int:
+    return torch.get_num_threads() * MAX_ROWS * PANEL
 
 
 def _padded(x_N: torch.Tensor, size: int) -> torch.Tensor:

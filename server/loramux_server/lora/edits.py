@@ -9,13 +9,14 @@ tokens change no layer: the step that puts them in their place goes the usual wa
 Legend: T tokens, K input width, N output width of a layer.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
-from loramux_adapters.tensorfile import ITEM_BYTES
+from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.virtual import Virtual
 
@@ -23,22 +24,24 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from loramux_server.kernels.saved_linear import SavedLinear
     from loramux_server.lora.head import Head
 
 _FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
 _SHIFTING = frozenset({EditKind.MAGNITUDE, EditKind.BIAS, EditKind.ADDED_BIAS})
-_SHARED = frozenset({EditKind.SHARED_WEIGHT, EditKind.TOKENS})
+_PADDED_TO = 32
+"""A matrix rests with a multiple of so many outputs at most: see `register_tile.PANEL`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerEdit:
     """What is done to one linear layer: `y = affine.of(layer(x * input))`.
 
-    The layer has its low-rank change in it. Where there is a weight, the layer is `x @ weight.T`.
-    What is None is not done.
+    The layer has its low-rank change in it. Where there is a weight, that is the layer. What is
+    None is not done.
     """
 
-    weight_NK: "torch.Tensor | None" = None
+    weight: "SavedLinear | None" = None
     input_K: "torch.Tensor | None" = None
     affine: Affine = field(default_factory=Affine)
 
@@ -60,7 +63,8 @@ class ModuleEdit(Protocol):
 class Edits:
     """Everything that one adapter does beside its low-rank changes of layers in the slab.
 
-    Tensors are of float32, weights that take the place of the base's in its number format.
+    Tensors are of float32. Weights that take the place of the base's are in its number format; but
+    matrices that were saved in 16 bits rest in these where the base has float32.
     """
 
     affine: Mapping[int, Mapping[int, Affine]] = field(default_factory=dict)
@@ -111,10 +115,14 @@ def num_edit_bytes(package: Package) -> int:
     num_bytes = 0
     shifted: set[str] = set()
     for edit in package.edits:
-        if edit.kind in _FACTORS or edit.kind is EditKind.PARAMETER:
+        if edit.kind in _FACTORS:
             num_bytes += 4 * edit.width
-        elif edit.kind in _SHARED:  # once for each of two modules that may be tied
+        elif edit.kind is EditKind.PARAMETER:
+            num_bytes += _parameter_bytes(edit.tensor)
+        elif edit.kind is EditKind.TOKENS:  # once for each of two modules that may be tied
             num_bytes += 2 * (4 * edit.width + 8 * len(edit.tokens))
+        elif edit.kind is EditKind.SHARED_WEIGHT:  # likewise
+            num_bytes += 2 * _parameter_bytes(edit.tensor)
         # DoRA moves the bias that the base has.
         if edit.kind in _SHIFTING and edit.module not in shifted:
             shifted.add(edit.module)
@@ -131,7 +139,24 @@ def num_edit_bytes(package: Package) -> int:
     return num_bytes
 
 
+def rests_as_saved(tensor: TensorInfo) -> bool:
+    """Return whether `tensor`, which takes the place of a parameter, rests in no more bits.
+
+    So do matrices, which are computed with as they rest, or in pieces. Others are small.
+    """
+    return len(tensor.shape) == 2
+
+
 Value = TypeVar("Value")
+
+
+def _parameter_bytes(tensor: TensorInfo) -> int:
+    """Return the most bytes that `tensor` takes in place of a parameter."""
+    if not rests_as_saved(tensor):
+        return 4 * math.prod(tensor.shape)
+    rows, columns = tensor.shape  # of some layers, the other way round
+    padded_rows, padded_columns = (-(-size // _PADDED_TO) * _PADDED_TO for size in (rows, columns))
+    return ITEM_BYTES[tensor.dtype] * max(padded_rows * columns, rows * padded_columns)
 
 
 def _tensors(value: object) -> Iterator["torch.Tensor"]:

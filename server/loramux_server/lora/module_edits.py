@@ -33,7 +33,7 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True)
 class ParameterEdit:
-    """The module with parameters of the adapter in place of its own."""
+    """The module with parameters of the adapter in place of its own, as they rest."""
 
     parameters: Mapping[str, torch.Tensor]
 
@@ -60,7 +60,7 @@ class EmbeddingEdit:
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of the tokens `x`, [T], in place of `y`, [T, K]."""
         if self.weight_VK is not None:
-            y = computed(module, {"weight": self.weight_VK}, x)
+            y = _embedded(module, self.weight_VK, x)
         # Some models multiply embeddings in the module itself.
         scale = getattr(module, "embed_scale", 1.0)
         if self.rows is not None:
@@ -86,8 +86,8 @@ class OutputEdit:
         if layer.input_K is not None:
             x = (x * layer.input_K).to(x.dtype)
             y = module.forward(x)
-        if layer.weight_NK is not None:
-            y = nn.functional.linear(x, layer.weight_NK)
+        if layer.weight is not None:
+            y = layer.weight(x)
         if self.low_rank is not None:
             y = y + x.float() @ self.low_rank.a_RK.T @ self.low_rank.b_NR.T
         y = layer.affine.of(y)
@@ -103,14 +103,29 @@ def computed(
 ) -> torch.Tensor:
     """Return what `module` makes of one row `x` of tokens with `parameters` in place of its own.
 
-    Hooks of the module are not called.
+    They are brought to the format of these. Hooks of the module are not called.
     """
     own = {name: getattr(module, name) for name in parameters}
     try:
         for name, value in parameters.items():
-            setattr(module, name, nn.Parameter(value, requires_grad=False))
+            held = value.to(own[name].dtype)
+            setattr(module, name, nn.Parameter(held, requires_grad=False))
         y: torch.Tensor = module.forward(x[None])
         return y[0]
     finally:
         for name, value in own.items():
             setattr(module, name, value)
+
+
+def _embedded(module: nn.Module, weight_VK: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return what the embeddings `module` make of the tokens `x` with `weight_VK`, as it rests.
+
+    Rows of the tokens alone are brought to the module's format, and are its weight for the moment.
+    """
+    assert isinstance(module, nn.Embedding)
+    padding = module.padding_idx
+    try:
+        module.padding_idx = None  # of use in training alone, and may be more than the rows
+        return computed(module, {"weight": weight_VK[x]}, torch.arange(len(x), device=x.device))
+    finally:
+        module.padding_idx = padding

@@ -13,9 +13,12 @@ from loramux_adapters import LoraModule, Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.kernels.saved_linear import SavedLinear
 from loramux_server.lora.affine import Affine
-from loramux_server.lora.edits import LayerEdit
+from loramux_server.lora.edits import LayerEdit, rests_as_saved
 from loramux_server.lora.packed import LayerPlace
+from loramux_server.lora.slab import DTYPES
+from loramux_server.lora.weight_format import FORMATS
 
 ROWS_AT_ONCE = 2048
 """Of a weight that is only looked at, so many are in memory at a time."""
@@ -58,6 +61,9 @@ class BaseLayers(Protocol):
 
     def as_held(self, module: str, parameter: str, value: torch.Tensor) -> torch.Tensor:
         """Return a parameter of `module`, as PEFT saves it, as the module holds it here."""
+
+    def linear(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
+        """Return a layer with a weight in the base's format, which is to rest in `dtype`."""
 
 
 @dataclass(slots=True)
@@ -108,9 +114,10 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
     kinds, low_rank, parameters = found.kinds, found.low_rank, found.parameters
     bias_N = base.bias(module)
     new_bias_N = read(parameters["bias"]) if "bias" in parameters else bias_N
-    factor_N = input_K = weight_NK = None
+    factor_N = input_K = weight = None
     if "weight" in parameters:
         weight_NK = base.as_held(module, "weight", read(parameters["weight"]))
+        weight = base.linear(weight_NK, rest_dtype(parameters["weight"], weight_NK.dtype))
         bias_N = None  # the weight alone comes before what follows
         if new_bias_N is not None and len(new_bias_N) != len(weight_NK):
             raise PackageError(
@@ -136,7 +143,13 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
         assert low_rank is not None
         added_N = low_rank.scale * read(kinds[EditKind.ADDED_BIAS])
         shift_N = added_N if shift_N is None else shift_N + added_N
-    return LayerEdit(weight_NK, input_K, Affine(factor_N, shift_N))
+    return LayerEdit(weight, input_K, Affine(factor_N, shift_N))
+
+
+def rest_dtype(tensor: TensorInfo, held: torch.dtype) -> torch.dtype:
+    """Return in which format `tensor` rests, of which the base would hold numbers of `held`."""
+    is_as_saved = held is torch.float32 and rests_as_saved(tensor)
+    return DTYPES[FORMATS[tensor.dtype]] if is_as_saved else held
 
 
 def split_edits(
@@ -151,15 +164,15 @@ def split_edits(
     factors: dict[LayerPlace, torch.Tensor] = {}
     for place, edit in layers.items():
         feeder, left = feeders.get(place), edit
-        if edit.weight_NK is None:
+        if edit.weight is None:
             affine[place] = edit.affine
             left = replace(edit, affine=Affine())
         if edit.input_K is not None and feeder is not None:
             maker = layers.get(feeder)
-            if maker is None or maker.weight_NK is None:
+            if maker is None or maker.weight is None:
                 factors[feeder] = edit.input_K
                 left = replace(left, input_K=None)
-        if left.weight_NK is not None or left.input_K is not None:
+        if left.weight is not None or left.input_K is not None:
             rest[place] = left
     for place, factor in factors.items():
         affine[place] = affine.get(place, Affine()).times(factor)

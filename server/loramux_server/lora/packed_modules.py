@@ -31,6 +31,7 @@ from loramux_server.lora.packed_edits import (
     check_factor,
     found_by_module,
     layer_edit,
+    rest_dtype,
     split_edits,
     weight_rows,
 )
@@ -133,9 +134,7 @@ def _embedding_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
         )
     edit = EmbeddingEdit(rows=_rows(module, found, base, read))
     if "weight" in found.parameters:
-        edit = replace(
-            edit, weight_VK=base.as_held(module, "weight", read(found.parameters["weight"]))
-        )
+        edit = replace(edit, weight_VK=_at_rest(module, "weight", found, base, read))
     if low_rank is None:
         return edit
     a_VR, b_KR = read(low_rank.a).T.contiguous(), low_rank.scale * read(low_rank.b)
@@ -168,7 +167,7 @@ def _output_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Out
     bias_N = base.bias(module)
     if rows is not None and bias_N is not None:
         # PEFT leaves the bias out of a layer some of whose rows were trained.
-        without_N = 0 if layer.weight_NK is not None else -bias_N
+        without_N = 0 if layer.weight is not None else -bias_N
         shift_N = without_N + torch.zeros_like(bias_N)
         layer = replace(layer, affine=replace(layer.affine, shift_N=shift_N))
     return OutputEdit(layer, low_rank, rows)
@@ -181,8 +180,17 @@ def _parameter_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
             "ADAPTER_BASE_MISMATCH",
         )
     return ParameterEdit({
-        name: base.as_held(module, name, read(tensor)) for name, tensor in found.parameters.items()
+        name: _at_rest(module, name, found, base, read) for name in found.parameters
     })  # fmt: skip
+
+
+def _at_rest(
+    module: str, parameter: str, found: Found, base: BaseLayers, read: Read
+) -> torch.Tensor:
+    """Return a parameter of `module` as it rests: widened, it is what the module holds."""
+    tensor = found.parameters[parameter]
+    held = base.as_held(module, parameter, read(tensor))
+    return held.to(rest_dtype(tensor, held.dtype))
 
 
 def _rows(module: str, found: Found, base: BaseLayers, read: Read) -> TokenRows | None:

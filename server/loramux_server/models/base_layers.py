@@ -7,6 +7,7 @@ import torch
 from loramux_adapters import Package, PackageError
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array
+from loramux_server.kernels.saved_linear import SavedLinear
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.packed_modules import pack_edits
@@ -75,6 +76,10 @@ class BaseLayers:
         part = self._model.editor.modules[module]
         held = value.to(getattr(part, parameter).dtype)
         return held + part.offset if isinstance(part, RmsNorm) else held
+
+    def linear(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
+        """Return a layer with a weight in the model's format, which is to rest in `dtype`."""
+        return self._model.step.backend.make_saved_linear(weight_NK, dtype)
 
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
         """Return what `package`, whose tensors `read` returns, does beside rank rows.

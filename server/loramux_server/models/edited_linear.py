@@ -22,7 +22,7 @@ def project_edited(
 
         y[t0:t1, n0:n1] = project(x[t0:t1] * input)[:, n0:n1]
 
-    Where there is a weight, affine.of(x[t0:t1] @ weight.T) takes the place of what is projected.
+    Where there is a weight, affine.of(weight(x[t0:t1])) takes the place of what is projected.
 
     Args:
         project: The layers with what the slab has for them; rows do not depend on each other.
@@ -54,9 +54,8 @@ def project_edited(
                 whole = x_TK.clone()
                 whole[start:end] = x_of_layer[start, part]
                 y.copy_(project(whole)[start:end, n0:n1])
-            if edit.weight_NK is not None:
-                own = torch.nn.functional.linear(x_TK[start:end], edit.weight_NK)
-                y.copy_(edit.affine.of(own))
+            if edit.weight is not None:
+                y.copy_(edit.affine.of(edit.weight(x_TK[start:end])))
     return y_TN
 
 
