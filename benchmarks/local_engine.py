@@ -12,17 +12,12 @@ import torch
 from benchmarks.fixture import Shape, make_base
 from loramux_adapters import read_package
 from loramux_adapters.package import pack
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import (
-    AdapterSource,
-    Cancel,
-    Drop,
-    Report,
-    Sampling,
-    Submit,
-)
+from loramux_server.engine.messages import Cancel, Drop, Report, Submit
 from loramux_server.engine.residents import loader_threads
+from loramux_server.engine.sampling import Sampling
 from loramux_server.hashes import Digest, Seal
 from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.edits import num_edit_bytes

@@ -23,7 +23,8 @@ from benchmarks import machine
 from benchmarks.fixture import SHAPES
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import Sampling, Submit
+from loramux_server.engine.messages import Submit
+from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.resting import Quantization
 from loramux_server.tokenizer import TextTokenizer
 

@@ -24,8 +24,8 @@ import typer
 from benchmarks import machine
 from benchmarks.fixture import SHAPES, Shape, make_adapters
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import AdapterSource
 from loramux_server.kernels.linear import Linear
 from loramux_server.kernels.linear_cpu import make_linear_cpu
 from loramux_server.kernels.resting import Quantization

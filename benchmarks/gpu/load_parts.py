@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from loramux_adapters import read_package
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.arriving import Reader, Seals
 from loramux_server.lora.rooms import PinnedMemory, Rooms, size_of_room
 

@@ -11,11 +11,13 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.fixture import SHAPES, make_adapters
 from benchmarks.local_engine import packaged
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.engine.messages import Submit
 from loramux_server.engine.residents import loader_threads
+from loramux_server.engine.sampling import Sampling
 from loramux_server.models.base_model import prepare
 
 _ADAPTERS, _RUNNING, _TOKENS = 12, 6, 24

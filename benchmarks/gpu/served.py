@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM
 from benchmarks.fixture import Shape
 from benchmarks.gpu.adapter_files import AdapterFiles
 from benchmarks.local_engine import GREEDY, LocalEngine
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import AdapterSource, Sampling
+from loramux_server.engine.sampling import Sampling
 from loramux_server.models.base_model import prepare
 
 _BLOCK = 16

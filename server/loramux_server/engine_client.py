@@ -17,9 +17,9 @@ from loramux.errors import (
     UnavailableError,
 )
 from loramux_adapters.embedding import Pooling
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
-    AdapterSource,
     Cancel,
     Drop,
     Failure,
@@ -27,10 +27,10 @@ from loramux_server.engine.messages import (
     Pin,
     Report,
     Resume,
-    Sampling,
     Submit,
     Unpin,
 )
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_process import EngineProcess
 from loramux_server.mailbox import Mailbox
 from loramux_server.quarantine import Quarantine, Work

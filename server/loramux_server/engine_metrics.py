@@ -2,7 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from loramux_server.engine.messages import CacheStats, ModelInfo, Report
+from loramux_server.engine.messages import CacheStats, Report
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.totals import NOTHING
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -18,7 +18,6 @@ from loramux_server.engine.channel import LENGTH, frame
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     FromEngine,
-    ModelInfo,
     OutOfMemory,
     Ping,
     Ready,
@@ -28,6 +27,7 @@ from loramux_server.engine.messages import (
     decode_from_engine,
     encode,
 )
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)

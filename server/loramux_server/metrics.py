@@ -4,7 +4,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from loramux import __version__
 from loramux_server.adapter_labels import BASE, NONE, OTHER, AdapterLabels
-from loramux_server.engine.messages import ModelInfo, Report
+from loramux_server.engine.messages import Report
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine_metrics import LATENCY, STEP, EngineMetrics
 from loramux_server.totals import NOTHING, Totals
 

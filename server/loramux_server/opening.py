@@ -7,7 +7,7 @@ import sqlalchemy.exc
 
 from loramux.errors import InvalidArgumentError
 from loramux_server.config import ConfigError, ServerConfig
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.catalog import Catalog, CatalogUrlError

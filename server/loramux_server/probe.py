@@ -5,7 +5,9 @@ import logging
 from collections.abc import Callable
 
 from loramux.errors import LoramuxError
-from loramux_server.engine.messages import ModelInfo, Report, Sampling, Token
+from loramux_server.engine.messages import Report, Token
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
 from loramux_server.mailbox import Mailbox
 

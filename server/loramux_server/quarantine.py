@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from loramux.errors import FailedPreconditionError
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.sampling import Sampling
 
 MAX_NOT_FINITE = 3
 """So many requests without finite logits, and none that ended well between, are enough."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
 from loramux_server.kernels.adjust import adjust
 

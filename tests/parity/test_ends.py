@@ -8,7 +8,7 @@ import pytest
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.kernels.program import Program
 from loramux_server.models.base_model import BaseModel, prepare
 from tests.parity.test_peft import Case, check

@@ -21,7 +21,7 @@ from peft import (
 )
 from transformers import PreTrainedModel
 
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.models.base_model import prepare
 from tests.parity.test_peft import Case, check, target_modules
 from tests.parity.test_saved import last_part, norms

@@ -9,7 +9,7 @@ import pytest
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from loramux_server.engine.messages import AdapterSource, Combination
+from loramux_server.engine.adapter_source import AdapterSource, Combination
 from loramux_server.lora.mix import mixed
 from tests.parity.test_methods import lora, save
 from tests.parity.test_peft import Case, check, target_modules

@@ -18,7 +18,7 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.store.check import check_package
 from tests.parity.test_peft import Case, check, target_modules
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter

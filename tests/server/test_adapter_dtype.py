@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.packed import read_weights
 from loramux_server.lora.weight_format import ROUNDINGS, Resting, WeightFormat
 from tests.support.adapters import pack_source, save_adapter

@@ -37,10 +37,10 @@ from transformers import (
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import Sampling
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
+from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.backend import DEFINITIONS, choose_backend
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.weight_format import WeightFormat

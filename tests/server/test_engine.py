@@ -9,7 +9,9 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from loramux.errors import UnavailableError
-from loramux_server.engine.messages import AdapterSource, Failure, Report, Sampling, Submit
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import Failure, Report, Submit
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import _error_of
 from loramux_server.lora import packed
 from loramux_server.lora.packed import DamagedError, UnreadableError

@@ -22,7 +22,8 @@ import json, socket, sys
 sys.path[:0] = {path}
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.config import decode_config
-from loramux_server.engine.messages import ModelInfo, Ready, encode
+from loramux_server.engine.messages import Ready, encode
+from loramux_server.engine.model_info import ModelInfo
 
 connection = socket.socket(fileno=int(sys.argv[3]))
 config = decode_config(read_message(connection))

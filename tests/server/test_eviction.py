@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.eviction import EVICTIONS, CostAware, Eviction
 from loramux_server.lora.reloads import Reloads

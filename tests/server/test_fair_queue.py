@@ -7,8 +7,8 @@ from hypothesis import given, settings
 
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.fair_queue import OUTPUT_COST, FairQueue
-from loramux_server.engine.messages import Sampling
 from loramux_server.engine.request import Request
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.scheduler import Scheduler
 from tests.server.test_scheduler import Adapters
 

@@ -5,8 +5,8 @@ import pytest
 
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine.gathering import gather, gathered
-from loramux_server.engine.messages import Sampling
 from loramux_server.engine.request import Request
+from loramux_server.engine.sampling import Sampling
 
 
 def mean_of(rows: np.ndarray, size: int) -> bytes:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Cancel, Failure, Report, Sampling, Submit
+from loramux_server.engine.messages import Cancel, Failure, Report, Submit
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
 from tests.support.fake import (

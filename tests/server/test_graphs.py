@@ -10,10 +10,10 @@ from loramux_adapters.embedding import Pooling
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.commands import Run, decode_command, encode
 from loramux_server.engine.graphs import PLAIN_RUNS, Graphs
-from loramux_server.engine.messages import Sampling
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
+from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.backend import DEFINITIONS
 from loramux_server.models.base_model import prepare
 from tests.support.models import tiny_model

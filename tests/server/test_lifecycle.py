@@ -24,7 +24,9 @@ from loramux.errors import (
     NotFoundError,
 )
 from loramux_adapters import read_package
-from loramux_server.engine.messages import AdapterSource, Cancel, Drop, Pin, Sampling, Submit, Unpin
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import Cancel, Drop, Pin, Submit, Unpin
+from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry

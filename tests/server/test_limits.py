@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1.generation_pb2 import Choice, GenerateRequest, SamplingParams, StructuredOutput
-from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.sampling import Sampling
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.services.defaults import with_defaults
 from loramux_server.services.forms import form_of

@@ -2,7 +2,8 @@
 
 import pytest
 
-from loramux_server.engine.messages import Pin, Sampling, Submit, Unpin
+from loramux_server.engine.messages import Pin, Submit, Unpin
+from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.row_allocator import RowSize
 from tests.support.fake import FakeModel, HeldExecutor, fake_engine, fake_source

@@ -13,8 +13,9 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.engine import model_runner
 from loramux_server.engine.batch import Batch, PromptTokens
-from loramux_server.engine.messages import Finish, Sampling, Submit
+from loramux_server.engine.messages import Finish, Submit
 from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.services.prompt_logprobs import MAX_TOLD, check_told

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from loramux.errors import FailedPreconditionError
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.sampling import Sampling
 from loramux_server.quarantine import MAX_ENTRIES, Quarantine, Work, dump, load
 
 A, B = "sha256:a", "sha256:b"

@@ -9,17 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from loramux_server.engine.adapter_source import AdapterSource, Combination
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import (
-    AdapterSource,
-    Cancel,
-    Combination,
-    Drop,
-    Report,
-    Sampling,
-    Submit,
-)
+from loramux_server.engine.messages import Cancel, Drop, Report, Submit
 from loramux_server.engine.residents import loader_threads
+from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.mix import mixed
 from tests.support.engine import InlineExecutor
 from tests.support.fake import HeldExecutor, ManualClock, fake_engine, fake_source

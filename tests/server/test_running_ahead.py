@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from loramux_server.engine.messages import Cancel, Logprobs, Sampling, Submit
+from loramux_server.engine.messages import Cancel, Logprobs, Submit
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.scheduler import Scheduler
 from tests.support.fake import FakeModel, completion, fake_engine, fake_source
 

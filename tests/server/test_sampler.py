@@ -7,9 +7,10 @@ import msgspec
 import pytest
 import torch
 
-from loramux_server.engine.messages import Sampling, Submit
+from loramux_server.engine.messages import Submit
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample, uniform
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.lora.weight_format import AS_SAVED
 from tests.support.fake import fake_source

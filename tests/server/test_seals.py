@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy.exc
 from blake3 import blake3
 
-from loramux_server.engine.messages import CacheStats, Combination, Report, Stats
+from loramux_server.engine.adapter_source import Combination
+from loramux_server.engine.messages import CacheStats, Report, Stats
 from loramux_server.lora.mix import mixed
 from loramux_server.services.seals import FoundSeals
 from loramux_server.store.registry import Registry

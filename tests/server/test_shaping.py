@@ -7,16 +7,8 @@ import torch
 
 from loramux_server.engine.allowed import is_allowed, only_allowed
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import (
-    Cancel,
-    Failure,
-    Finish,
-    Pause,
-    Report,
-    Resume,
-    Sampling,
-    Submit,
-)
+from loramux_server.engine.messages import Cancel, Failure, Finish, Pause, Report, Resume, Submit
+from loramux_server.engine.sampling import Sampling
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.forms import Next
 from tests.support.fake import EOS, VOCAB, FakeModel, completion, fake_engine

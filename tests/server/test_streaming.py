@@ -34,7 +34,6 @@ from loramux_server.engine.messages import (
     Failure,
     Finish,
     Logprobs,
-    ModelInfo,
     Pause,
     PromptLogprobs,
     Report,
@@ -44,6 +43,7 @@ from loramux_server.engine.messages import (
     ToEngine,
     Token,
 )
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
 from loramux_server.services.calls import Calls

@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
 from loramux_adapters.head import Task
+from loramux_server.engine.adapter_source import AdapterSource, Combination
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import AdapterSource, Combination
 from loramux_server.engine.model_part import load_model, load_whole
 from loramux_server.engine.team import Team
 from loramux_server.lora.mix import mixed

@@ -10,11 +10,13 @@ import torch
 from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import PreTrainedModel
 
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.engine.messages import Submit
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
+from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.weight_format import AS_SAVED
 from tests.parity.test_methods import save
 from tests.support.adapters import Expected, expected, pack_source, with_adapter

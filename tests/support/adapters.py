@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from loramux_adapters.package import digest_of, pack, read_package
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.packed import format_of
 from loramux_server.store.check import num_bytes

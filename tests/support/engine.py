@@ -9,19 +9,19 @@ import torch
 from transformers import PreTrainedModel
 
 from loramux_adapters.embedding import Pooling
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
-    AdapterSource,
     Cancel,
     Failure,
     PromptLogprobs,
     Report,
-    Sampling,
     Scores,
     Submit,
     Token,
 )
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.team import Team
 from loramux_server.models.base_model import BaseModel, prepare
 

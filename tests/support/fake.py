@@ -12,16 +12,17 @@ import numpy as np
 import torch
 
 from loramux_adapters.head import Task
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.flight import Chosen, DeviceOutcome
-from loramux_server.engine.messages import MAX_LOGPROBS, AdapterSource, Sampling
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock
 from loramux_server.engine.sampler import are_finite, likeliest, sample
+from loramux_server.engine.sampling import MAX_LOGPROBS, Sampling
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower
 from loramux_server.engine.token_counts import counts_of

@@ -17,7 +17,6 @@ from loramux_server.engine.messages import (
     CacheStats,
     Cancel,
     Finish,
-    ModelInfo,
     Pause,
     Ready,
     Report,
@@ -28,6 +27,7 @@ from loramux_server.engine.messages import (
     decode_to_engine,
     encode,
 )
+from loramux_server.engine.model_info import ModelInfo
 from tests.support.fake_server import (
     CONTEXT,
     DIES,

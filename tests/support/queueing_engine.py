@@ -12,7 +12,8 @@ import torch
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.config import decode_config
-from loramux_server.engine.messages import ModelInfo, Ready, encode
+from loramux_server.engine.messages import Ready, encode
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.process import Inbox, inherited_socket
 from tests.support.fake import BLOCK_SIZE, VOCAB, FakeModel, fake_engine
 

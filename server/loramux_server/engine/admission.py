@@ -6,7 +6,7 @@ Knows nothing of tensors or clocks.
 import math
 from typing import Protocol
 
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Scheduler

@@ -13,7 +13,7 @@ from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
-from loramux_server.engine.messages import Layer, ModelInfo
+from loramux_server.engine.model_info import Layer, ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import loader_threads

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from loramux_adapters import PackageError
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch, PromptTokens, ReadTokens, grouped
 from loramux_server.engine.deadlines import Deadlines
@@ -17,7 +18,6 @@ from loramux_server.engine.exhaustion import is_out_of_memory
 from loramux_server.engine.flight import Flight, Outcome
 from loramux_server.engine.gathering import gather, gathered
 from loramux_server.engine.messages import (
-    AdapterSource,
     BatchSize,
     Cancel,
     Failure,

@@ -1,7 +1,7 @@
 """Adapters on their way: from a package to memory of the host, and from there to rank rows."""
 
 from loramux_adapters import PackageError
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.mix import load_source

@@ -7,8 +7,8 @@ import torch
 from loramux_server.engine.batch import Batch, PromptTokens, ReadTokens
 from loramux_server.engine.flight import Chosen, DeviceOutcome
 from loramux_server.engine.graphs import Graphs
-from loramux_server.engine.messages import MAX_LOGPROBS
 from loramux_server.engine.sampler import are_finite, likeliest
+from loramux_server.engine.sampling import MAX_LOGPROBS
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.draw import draw

@@ -19,13 +19,7 @@ from loramux_server.engine.build import build_engine
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.config import EngineConfig, decode_config
 from loramux_server.engine.exhaustion import last_words
-from loramux_server.engine.messages import (
-    Ready,
-    StartFailed,
-    ToEngine,
-    decode_to_engine,
-    encode,
-)
+from loramux_server.engine.messages import Ready, StartFailed, ToEngine, decode_to_engine, encode
 from loramux_server.engine.model_part import load_model
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team

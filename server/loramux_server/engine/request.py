@@ -9,7 +9,9 @@ import msgspec
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
-from loramux_server.engine.messages import AdapterSource, Sampling, Submit
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import Submit
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import TokenCounts, counts_of
 from loramux_server.lora.weight_format import Resting
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from loramux_server.engine.messages import AdapterSource, CacheStats, Drop, Load, Pin, Unpin
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import CacheStats, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.edits import Edits

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from loramux_server.engine.allowed import is_allowed, only_allowed
-from loramux_server.engine.messages import Logprobs, Sampling
+from loramux_server.engine.messages import Logprobs
 from loramux_server.engine.request import Request
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import Turn, adjustments_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import Draws, draw

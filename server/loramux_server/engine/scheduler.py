@@ -9,9 +9,10 @@ out the request that started last starts over later. Tenants take turns by what 
 from collections.abc import Sequence
 from typing import Protocol
 
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.fair_queue import FairQueue
-from loramux_server.engine.messages import AdapterSource, Finish
+from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request

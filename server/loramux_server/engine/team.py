@@ -22,6 +22,7 @@ from typing import NoReturn, Protocol, Self
 
 import torch
 
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.commands import (
@@ -36,7 +37,6 @@ from loramux_server.engine.commands import (
     encode,
 )
 from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import AdapterSource
 from loramux_server.kernels import shard_group
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.shard import Shard

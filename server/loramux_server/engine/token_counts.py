@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.lora.segments import Float32, Int32
 

@@ -9,7 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loramux_server.engine.messages import AdapterSource, CacheStats
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import CacheStats
 from loramux_server.lora.byte_budget import ByteBudget
 from loramux_server.lora.eviction import EVICTIONS
 from loramux_server.lora.memory_tier import MemoryTier

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
-from loramux_server.engine.messages import AdapterSource, CacheStats
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import CacheStats
 from loramux_server.lora.eviction import Eviction
 
 

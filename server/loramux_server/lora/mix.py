@@ -18,7 +18,7 @@ import numpy as np
 
 from loramux_adapters import PackageError
 from loramux_adapters.weights.dtypes import Array
-from loramux_server.engine.messages import AdapterSource, Combination, Part
+from loramux_server.engine.adapter_source import AdapterSource, Combination, Part
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import (
     Base,

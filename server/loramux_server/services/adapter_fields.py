@@ -2,7 +2,7 @@
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.messages import Combination
+from loramux_server.engine.adapter_source import Combination
 from loramux_server.services.limits import invalid
 from loramux_server.store.reference import parse_reference
 

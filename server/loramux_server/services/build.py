@@ -21,7 +21,8 @@ from loramux.v1 import (
 )
 from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
-from loramux_server.engine.messages import ModelInfo, Report
+from loramux_server.engine.messages import Report
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine_client import EngineClient
 from loramux_server.inference import open_inference_pb2
 from loramux_server.loop_lag import LoopLag

@@ -12,7 +12,7 @@ from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_server.access.caller import caller
-from loramux_server.engine.messages import AdapterSource, Combination
+from loramux_server.engine.adapter_source import AdapterSource, Combination
 from loramux_server.lora.mix import NOT_MIXABLE, mixed
 from loramux_server.services.adapter_fields import COMBINATIONS
 from loramux_server.services.descriptions import identity_of

@@ -2,7 +2,7 @@
 
 from loramux.errors import DataLossError
 from loramux.v1 import classification_pb2
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.rpc import Context
 from loramux_server.services.classification_limits import check_request, check_sizes
 from loramux_server.services.gen_ai import CLASSIFY

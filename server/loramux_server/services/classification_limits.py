@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from loramux.v1 import classification_pb2
 from loramux_adapters.head import Task
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.services.input_limits import check_inputs, check_lengths
 from loramux_server.services.limits import check_names, invalid
 from loramux_server.services.scoring import Scoring

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from loramux.v1 import generation_pb2
 from loramux_adapters.generation import INTEGERS, LISTS, NUMBERS
-from loramux_server.engine.messages import ModelInfo, Sampling
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.sampling import Sampling
 from loramux_server.forms.form import Form
 from loramux_server.services.forms import ENDS
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from loramux.v1 import embedding_pb2
 from loramux_adapters.embedding import Embedding, Pooling
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.rpc import Context
 from loramux_server.services.gen_ai import EMBED
 from loramux_server.services.input_limits import check_inputs, check_lengths

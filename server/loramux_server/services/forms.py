@@ -6,7 +6,7 @@ from typing import cast
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.forms.form import MAX_BYTES, MAX_CHOICES, MAX_NESTING, Form, FormKind
 
 ENDS = ("min_tokens", "stop", "stop_token_ids")

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas, Reserved
-from loramux_server.engine.messages import (
-    ModelInfo,
-    PromptLogprobs,
-    Sampling,
-    Started,
-    Token,
-)
+from loramux_server.engine.messages import PromptLogprobs, Started, Token
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
 from loramux_server.forms.form import FormKind
 from loramux_server.observe.call_record import note

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2, embedding_pb2
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.services.limits import MAX_PROMPT_BYTES, invalid
 
 MAX_INPUTS = 64

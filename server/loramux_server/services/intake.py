@@ -13,7 +13,9 @@ from loramux.errors import (
 )
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
-from loramux_server.engine.messages import ModelInfo, Sampling, Scores, Token
+from loramux_server.engine.messages import Scores, Token
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
 from loramux_server.mailbox import Mailbox
 from loramux_server.observe.call_record import note

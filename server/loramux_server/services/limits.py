@@ -11,7 +11,8 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
-from loramux_server.engine.messages import MAX_LOGPROBS, ModelInfo, Sampling
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.sampling import MAX_LOGPROBS, Sampling
 from loramux_server.forms.form import Form
 from loramux_server.services.forms import check_form
 

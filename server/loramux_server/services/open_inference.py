@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from loramux import __version__
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.inference import open_inference_pb2
 from loramux_server.metrics import Metrics
 from loramux_server.observe.call_record import current, part

@@ -15,7 +15,7 @@ from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.format import EOS_TOKEN, ChatFormat
 from loramux_server.chat.messages import Talk
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.reasoning.finder import ReasoningFinder
 from loramux_server.reasoning.syntax import MAX_OPENING
 from loramux_server.reasoning.thinking import Thinking

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import question_answering_pb2
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.services.answers import Pair, Window
 from loramux_server.services.input_limits import MAX_INPUTS
 from loramux_server.services.limits import MAX_PROMPT_BYTES, check_names, invalid

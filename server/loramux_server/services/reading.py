@@ -21,7 +21,10 @@ from loramux.v1 import (
 from loramux_adapters.embedding import Pooling
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
-from loramux_server.engine.messages import AdapterSource, ModelInfo, Sampling, Scores, Started
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import Scores, Started
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
 from loramux_server.observe.call_record import note
 from loramux_server.place import Place

@@ -5,7 +5,8 @@ import time
 from loramux import __version__
 from loramux.v1 import server_pb2
 from loramux_server.config import ServerConfig
-from loramux_server.engine.messages import CacheStats, ModelInfo
+from loramux_server.engine.messages import CacheStats
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.rpc import Context
 from loramux_server.totals import Totals
 

@@ -6,7 +6,9 @@ from typing import Generic, NamedTuple
 
 from loramux.errors import LoramuxError
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.messages import AdapterSource, Sampling, Started
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import Started
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
 from loramux_server.mailbox import Item, Mailbox
 

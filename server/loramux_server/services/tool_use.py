@@ -7,7 +7,7 @@ import msgspec
 from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_server.chat.messages import Tool
-from loramux_server.engine.messages import ModelInfo
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.forms.form import MAX_BYTES, Form, FormKind
 from loramux_server.services.forms import form_of, wrong
 from loramux_server.tools.form import ANY_TEXT, Otherwise, UnknownToolSchemaError, form_of_calls

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramux_adapters import Package
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.files import Files

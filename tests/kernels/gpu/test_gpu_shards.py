@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.graphs import Graphs
-from loramux_server.engine.messages import AdapterSource
 from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import prepare
 from loramux_server.models.sharded import shard_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from loramux_server.engine.messages import Sampling
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
 from loramux_server.kernels.adjust import Adjustments, adjust
 from loramux_server.kernels.attention import AttentionBatch

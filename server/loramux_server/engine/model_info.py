@@ -1,0 +1,53 @@
+"""What the engine tells of the base model when it is ready."""
+
+from msgspec import Struct
+
+from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.lora.weight_format import AS_SAVED, Resting
+
+
+class Layer(Struct, frozen=True):
+    """A layer of the base that adapters can change."""
+
+    in_features: int
+    out_features: int
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What the frontend needs to know about the base model."""
+
+    name: str
+    architecture: str
+    fingerprint: str
+    dtype: str
+    device: str
+    context_length: int
+    vocab_size: int
+    num_parameters: int
+    eos_token_ids: list[int]
+    tokenizer_json: str | None
+    """The tokenizer in the format of the tokenizers library; None where the base has none."""
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+    """What a chat template may name, such as `bos_token` -> the text of the token."""
+    layers: dict[str, Layer]
+    """What can be adapted; embeddings map the number of tokens to the width of each."""
+    parameters: dict[str, list[int]] = {}
+    """Shapes of what an adapter may bring its own of."""
+    vocabulary: BaseVocabulary = BaseVocabulary()
+    """Where tokens go in and come out."""
+    adapter_rows: int
+    """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
+    row_bytes: int = 1
+    """Bytes of one of them over all layers."""
+    resting: Resting = AS_SAVED
+    """In which format adapters rest there."""
+    takes_edits: bool = True
+    """Whether adapters may do more than low-rank changes."""
+    embedding_width: int = 0
+    cache_shapes: list[tuple[int, int, int]] = []
+    """Of each layer: heads that keep something of a token, width of a key, width of a value."""
+    num_blocks: int
+    kv_memory: int
+    """Bytes of all KV blocks in each process that holds a part of the model: an engine that is
+    given so many has as many blocks."""
