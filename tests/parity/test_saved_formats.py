@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux_adapters import Package, read_package
-from loramux_server.engine.messages import AdapterSource
+from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.edits import Edits, num_edit_bytes
 from loramux_server.lora.packed import load_packed
 from loramux_server.models.base_layers import BaseLayers
