@@ -44,7 +44,7 @@ class Setup:
             self.started += [one.request_id for one in plan.started]
             for one in plan.started:
                 self.served[one.tenant] += len(one.prompt)
-            samples = [9] * sum(chunk.samples for chunk in plan.chunks)
+            samples = [[9]] * sum(chunk.samples for chunk in plan.chunks)
             for one, _, _ in self.scheduler.commit(plan, samples):
                 self.served[one.tenant] += OUTPUT_COST
             self.scheduler.check()

@@ -9,7 +9,7 @@ import torch
 
 from loramux_server.engine.messages import Submit
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampler import sample, uniform
+from loramux_server.engine.sampler import Sampled, sample, uniform
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.lora.weight_format import AS_SAVED
@@ -28,8 +28,15 @@ def request(
     return Request(0, prompt or [2], None, options, output=output or [], counts=counts)
 
 
+def first(
+    logits_RV: torch.Tensor, requests: list[Request], vocab_size: int | None = None
+) -> list[Sampled]:
+    """Return the only token of each request."""
+    return [sampled for (sampled,) in sample(logits_RV, requests, vocab_size)]
+
+
 def choose(logits: list[float], **options: object) -> int:
-    (sampled,) = sample(torch.tensor([logits]), [request(**options)])  # type: ignore[arg-type]
+    (sampled,) = first(torch.tensor([logits]), [request(**options)])  # type: ignore[arg-type]
     return sampled.token
 
 
@@ -38,7 +45,7 @@ def frequencies(logits: list[float], **sampling: object) -> list[float]:
     count = 4000
     requests = [request(**sampling | {"seed": seed}) for seed in range(count)]  # type: ignore[arg-type]
     rows = torch.tensor([logits]).expand(count, -1)
-    counts = Counter(sampled.token for sampled in sample(rows, requests))
+    counts = Counter(sampled.token for sampled in first(rows, requests))
     return [counts[token] / count for token in range(len(logits))]
 
 
@@ -47,8 +54,8 @@ def test_tokens_that_others_have_change_nothing() -> None:
     for options in ({"temperature": 0.0, "num_logprobs": 5}, {"top_p": 0.9}, {"min_tokens": 3}):
         for seed in range(20):
             asked = request(seed=seed, stop_token_ids=frozenset({6}), **options)
-            alone = sample(torch.tensor([LOGITS]), [asked], 5)
-            beside = sample(torch.tensor([wide]), [asked], 5)
+            alone = first(torch.tensor([LOGITS]), [asked], 5)
+            beside = first(torch.tensor([wide]), [asked], 5)
             assert beside == alone
 
 
@@ -92,8 +99,7 @@ def test_top_p_counts_within_what_top_k_left() -> None:
 def test_top_p_looks_behind_the_first_candidates() -> None:
     flat = [0.0] * 5000
     seen = {
-        sample(torch.tensor([flat]), [request(top_p=0.9, seed=seed)])[0].token
-        for seed in range(300)
+        first(torch.tensor([flat]), [request(top_p=0.9, seed=seed)])[0].token for seed in range(300)
     }
     assert len(seen) > 250
 
@@ -133,7 +139,7 @@ def test_end_tokens_wait_for_the_minimum() -> None:
 
 
 def test_logprobs_are_of_the_models_own_distribution() -> None:
-    (sampled,) = sample(
+    (sampled,) = first(
         torch.tensor([LOGITS]),
         [request(temperature=0.3, top_k=1, logit_bias={2: 50.0}, num_logprobs=2)],
     )
@@ -148,7 +154,7 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
 def test_a_row_that_is_not_finite_is_told_and_harms_no_other() -> None:
     nan, inf = float("nan"), float("inf")
     rows = torch.tensor([LOGITS, [0.0, nan, 1.0, 2.0, 3.0], [inf, 0, 0, 0, 0], LOGITS])
-    found = sample(rows, [request(temperature=0.0)] * 4)
+    found = first(rows, [request(temperature=0.0)] * 4)
     fault = "ADAPTER_NOT_FINITE"
     assert [sampled.fault for sampled in found] == [None, fault, fault, None]
     assert found[0].token == found[3].token == 4
@@ -156,7 +162,7 @@ def test_a_row_that_is_not_finite_is_told_and_harms_no_other() -> None:
 
 def test_parameters_that_cannot_be_used_end_their_own_request_only() -> None:
     rows = torch.tensor([LOGITS, LOGITS])
-    found = sample(rows, [request(num_logprobs=1000), request(temperature=0.0)])
+    found = first(rows, [request(num_logprobs=1000), request(temperature=0.0)])
     assert [sampled.fault for sampled in found] == ["INTERNAL", None]
     assert found[1].token == 4
 
@@ -167,8 +173,8 @@ def test_a_seed_decides_whatever_the_neighbours() -> None:
         {}, {"top_p": 0.9}, {"num_logprobs": 2}, {"repetition_penalty": 1.5, "top_k": 20},
     ]  # fmt: skip
     requests = [request(seed=seed, **ways[seed % 4]) for seed in range(8)]
-    together = [sampled.token for sampled in sample(rows, requests)]
-    alone = [sample(rows[i : i + 1], [requests[i]])[0].token for i in range(8)]
+    together = [sampled.token for sampled in first(rows, requests)]
+    alone = [first(rows[i : i + 1], [requests[i]])[0].token for i in range(8)]
     assert together == alone
 
 

@@ -68,7 +68,7 @@ def run(
     subject: Scheduler, token: int = 9, max_prompt_tokens: int | None = None
 ) -> list[tuple[int, int]]:
     plan = subject.plan(max_prompt_tokens)
-    subject.commit(plan, [token] * sum(chunk.samples for chunk in plan.chunks))
+    subject.commit(plan, [[token]] * sum(chunk.samples for chunk in plan.chunks))
     subject.check()
     return shape(plan)
 
@@ -194,7 +194,7 @@ def finish_of(subject: Scheduler, *tokens: int) -> list[Finish | None]:
     found = []
     for token in tokens:
         plan = subject.plan()
-        found += [finish for _, _, finish in subject.commit(plan, [token])]
+        found += [finish for _, _, finish in subject.commit(plan, [[token]])]
     return found
 
 

@@ -174,7 +174,7 @@ def test_penalties_know_nothing_of_placeholders() -> None:
     sampling = Sampling(max_tokens=5, seed=0, temperature=0.0, repetition_penalty=2.0)
     asked = Submit(0, [2], fake_source(1, 8, num_virtual=2), sampling)
     request = Request.of(asked, AS_SAVED, 0.0, [1])
-    (sampled,) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request])
+    ((sampled,),) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request])
     assert sampled.token == 0  # 3.0 as it is, against 5.0 / 2
 
 

@@ -25,6 +25,7 @@ from loramux_server.engine.sampler import are_finite, likeliest, sample
 from loramux_server.engine.sampling import MAX_LOGPROBS, Sampling
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower
+from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
@@ -133,27 +134,26 @@ class FakeModel:
         slots = given.attention.slot_T.tolist()
         for token, slot, adapter in zip(tokens, slots, adapters, strict=True):
             self._cache[slot] = (token, adapter)
-        rows = []
-        ends = (given.attention.query_start_B[1:] - 1).tolist()
-        for index in given.sampled_R.tolist():
-            context = given.attention.context_slots(ends.index(index))
-            rows.append(one_hot(checksum([self._cache[int(slot)] for slot in context])))
+        rows = [one_hot(self._seen(batch, index)) for index in given.sampled_R.tolist()]
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        logits_RV, attention = self.run(batch), batch.input.attention
+        logits_RV = self.run(batch)
         read = []
         for part in batch.read:
-            rows = range(part.rows.start, part.rows.stop)
-            number = int(np.searchsorted(attention.query_start_B, part.rows.start, "right")) - 1
-            context = attention.context_slots(number).tolist()
-            seen = [context[: int(batch.input.position_T[row]) + 1] for row in rows]
-            sums = [checksum([self._cache[slot] for slot in slots]) for slots in seen]
+            sums = [self._seen(batch, row) for row in range(part.rows.start, part.rows.stop)]
             if isinstance(part, PromptTokens):
                 read.append(told_of_prompt(sums, part))
             else:
                 read.append(torch.tensor(sums).float()[:, None])
         return logits_RV, read
+
+    def _seen(self, batch: Batch, row: int) -> int:
+        """Return the checksum of what a token of `batch` has before it in the cache."""
+        attention = batch.input.attention
+        number = int(np.searchsorted(attention.query_start_B, row, "right")) - 1
+        slots = attention.context_slots(number).tolist()
+        return checksum([self._cache[s] for s in slots[: int(batch.input.position_T[row]) + 1]])
 
     def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:
         if before is not None:
@@ -242,7 +242,8 @@ def completion(
         if sampling:
             counts = counts_of(sampling, prompt, [EOS])
             request = Request(0, prompt, None, sampling, output=tokens, counts=counts)
-            token = sample(one_hot(token)[None], [request])[0].token
+            ((sampled,),) = sample(one_hot(token)[None], [request])
+            token = sampled.token
         tokens.append(token)
         if eos and tokens[-1] == EOS:
             break
@@ -266,6 +267,7 @@ def fake_engine(
     executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
     clock: Clock = lambda: 0.0, runs_ahead: bool = False, eviction: str = "lru",
     max_tenant_share: float = 1.0, follower: Follower | None = None,
+    speculative_tokens: int = 0,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts."""
     model = model or FakeModel()
@@ -302,6 +304,7 @@ def fake_engine(
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
         follower=follower,
+        speculation=Speculation(speculative_tokens, [EOS]),
         clock=clock,
     )
     return engine, scheduler, cache, model

@@ -3,8 +3,8 @@
 Requests that share an adapter lie next to each other, so that a segment is as long as it can be.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
@@ -54,9 +54,17 @@ class Batch:
 
     input: StepInput
     requests: list[Request]
-    """The requests of the tokens whose logits are needed, in the same order."""
+    """The requests of the tokens whose logits are needed, in the same order: one token of each, and
+    those of its draft."""
+    drafts: Mapping[Request, Sequence[int]] = field(default_factory=dict)
+    """The drafts of those of them that have one."""
     read: tuple[ReadTokens | PromptTokens, ...] = ()
     """The tokens whose hidden states are read, by heads or for their logits."""
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens whose logits are needed."""
+        return len(self.requests) + sum(map(len, self.drafts.values()))
 
     @staticmethod
     def build(
@@ -76,14 +84,9 @@ class Batch:
             before: The step that still runs, whose results are the tokens of chunks that are ahead.
             draws: Whether the step chooses the tokens itself.
         """
-        lengths = [chunk.num_tokens for chunk in chunks]
+        lengths = [chunk.length for chunk in chunks]
         query_start = np.cumsum([0, *lengths], dtype=np.int32)
-        token = np.fromiter(
-            chain.from_iterable(
-                (0,) if c.is_ahead else c.request.tokens(c.start, c.end) for c in chunks
-            ),
-            np.int64,
-        )
+        token = np.fromiter(chain.from_iterable(chunk.tokens for chunk in chunks), np.int64)
         row = np.repeat(np.arange(len(chunks)), lengths)
         computed = np.array([chunk.start for chunk in chunks]) - query_start[:-1]
         position = np.arange(len(token)) + computed[row]
@@ -93,8 +96,13 @@ class Batch:
         block, offset = np.divmod(position, block_size)
         slot = table[row, block].astype(np.int64) * block_size + offset
         embedded, cached = _virtual_runs(chunks, query_start, table, block_size, residence)
-        sampled = [i for i, chunk in enumerate(chunks) if chunk.samples]
-        ending = [chunks[i] for i in sampled]
+        ending = [chunk for chunk in chunks if chunk.samples]
+        sampled = [
+            place
+            for end, chunk in zip(query_start[1:].tolist(), chunks, strict=True)
+            if chunk.samples
+            for place in range(end - len(chunk.draft) - 1, end)
+        ]
         read: tuple[ReadTokens | PromptTokens, ...] = (
             *_read_tokens(chunks, query_start, residence),
             *_prompt_tokens(chunks, query_start),
@@ -103,10 +111,10 @@ class Batch:
             StepInput(
                 token_T=torch.from_numpy(token),
                 position_T=torch.from_numpy(position),
-                sampled_R=torch.from_numpy(query_start[1:][sampled].astype(np.int64) - 1),
+                sampled_R=torch.tensor(sampled, dtype=torch.int64),
                 attention=AttentionBatch(
                     query_start_B=query_start,
-                    context_B=np.array([chunk.end for chunk in chunks], np.int32),
+                    context_B=np.array([c.end + len(c.draft) for c in chunks], np.int32),
                     table_BM=table,
                     block_size=block_size,
                     slot_T=torch.from_numpy(slot),
@@ -122,6 +130,7 @@ class Batch:
                 reads=bool(read),
             ),
             requests=[chunk.request for chunk in ending],
+            drafts={chunk.request: chunk.draft for chunk in ending if chunk.draft},
             read=read,
         )
 

@@ -18,6 +18,7 @@ from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.team import Team
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
@@ -140,6 +141,7 @@ def build_engine(
         vocab_size=model.vocab_size,
         resting=resting,
         follower=_follower(model, wake),
+        speculation=Speculation(config.speculative_tokens, model.eos_token_ids),
     )
     return engine, _model_info(
         model, context_length, cache.rows.capacity, row_size, resting, num_blocks, config.block_size

@@ -77,6 +77,15 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             "prompts: their chunks shrink for it, but not below 64 tokens. 0 means no limit.",
         ),
     ] = 0.5
+    speculative_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most tokens of a request that are drafted from what it or its adapter "
+            "wrote before, and checked in one step; a full batch has fewer. They never change "
+            "what is chosen. 0 drafts nothing.",
+        ),
+    ] = 0
     max_waiting: Annotated[int, Meta(ge=1, description="Most requests in the queue.")] = 1024
     block_size: Annotated[int, Meta(ge=1, description="Tokens in one KV block.")] = 16
     kv_memory: Annotated[

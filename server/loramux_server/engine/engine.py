@@ -20,6 +20,7 @@ from loramux_server.engine.gathering import gather, gathered
 from loramux_server.engine.messages import (
     BatchSize,
     Cancel,
+    Drop,
     Failure,
     Finish,
     Pause,
@@ -41,6 +42,7 @@ from loramux_server.engine.residents import Clock, Landed, Loader, Residents
 from loramux_server.engine.sampler import Sampled, sample
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower, Shaping
+from loramux_server.engine.speculation import Speculation
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.weight_format import AS_SAVED, Resting
@@ -92,6 +94,7 @@ class Engine:
         vocab_size: int | None = None,
         resting: Resting = AS_SAVED,
         follower: Follower | None = None,
+        speculation: Speculation | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -111,9 +114,11 @@ class Engine:
             vocab_size: Tokens of the base; None if that makes no difference.
             resting: In which format an adapter rests in memory.
             follower: Knows what may come next in texts that have a form; None where there are none.
+            speculation: Finds drafts; None where there are to be none.
             clock: Seconds, monotonic.
         """
         self._shaping = Shaping(follower, self._fail)
+        self._speculation = speculation or Speculation(0)
         self._scheduler = scheduler
         self._pace = pace
         self._cache = cache
@@ -157,6 +162,8 @@ class Engine:
                 self._pause_or_resume(message)
             elif not isinstance(message, Ping):
                 self._residents.steer(message)
+                if isinstance(message, Drop):
+                    self._speculation.forget(message.digest)
 
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
@@ -166,11 +173,11 @@ class Engine:
         for source, error in landed.failed:
             self._fail_waiting(source, error)
         before, self._flight = self._flight, None
-        plan = self._scheduler.follow(before.plan) if before else None
+        plan = self._follow(before) if before else None
         if before and plan is None:
             self._is_stuck = False
             return self._report([], *self._land(before), landed)
-        plan = plan or self._scheduler.plan(self._pace.max_prompt_tokens)
+        plan = plan or self._plan()
         now = self._clock()
         started = [
             Started(r.request_id, now - r.arrival, max(0, r.num_computed - r.num_virtual))
@@ -188,12 +195,13 @@ class Engine:
                 tokens, size = self._land(before)
         elif plan.chunks:
             tokens, scores, waited = self._run(plan)
-            size = self._learn(plan, now + waited)
+            size = self._learn(plan, now + waited, tokens)
         return self._report(started, tokens, size, landed, scores)
 
     def check(self) -> None:
-        """Assert that nothing leaked: blocks, rows, bytes, waits, leases and forms."""
+        """Assert that nothing leaked: blocks, rows, bytes, waits, leases, drafts and forms."""
         self._scheduler.check()
+        self._speculation.check(self._requests.values())
         self._residents.check()
         self._shaping.check()
 
@@ -221,6 +229,7 @@ class Engine:
         if request:
             self._scheduler.remove(request)
             self._shaping.end(request)
+            self._speculation.end(request)
 
     def _pause_or_resume(self, message: Pause | Resume) -> None:
         request = self._requests.get(message.request_id)
@@ -232,6 +241,22 @@ class Engine:
     def _fail(self, request: Request, reason: str, message: str, field: str = "") -> None:
         self._end(request.request_id)
         self._failures.append(Failure(request.request_id, reason, message, field))
+
+    def _plan(self) -> Plan:
+        plan = self._scheduler.plan(self._pace.max_prompt_tokens)
+        drafts = self._speculation.drafts(
+            plan.chunks,
+            self._scheduler.draft_room,
+            self._scheduler.num_left(plan),
+            self._pace.part_of_token(plan.num_prompt_tokens),
+        )
+        return self._scheduler.with_drafts(plan, drafts)
+
+    def _follow(self, before: Flight) -> Plan | None:
+        """Return the step after `before`; None if that has to end first."""
+        if self._speculation.expects(before.plan.chunks):
+            return None
+        return self._scheduler.follow(before.plan)
 
     def _may_run_ahead(self, plan: Plan) -> bool:
         """Return whether the device alone can tell what the tokens of `plan` are."""
@@ -246,8 +271,9 @@ class Engine:
 
     def _land(self, flight: Flight) -> tuple[list[Token], BatchSize]:
         """Wait for a step that was started, and take in what it gave."""
-        tokens = self._commit(flight.plan, flight.batch, flight.outcome.wait())
-        return tokens, self._learn(flight.plan, max(flight.begin, self._landed_at))
+        chosen = [[one] for one in flight.outcome.wait()]
+        tokens = self._commit(flight.plan, flight.batch, chosen)
+        return tokens, self._learn(flight.plan, max(flight.begin, self._landed_at), tokens)
 
     def _run(self, plan: Plan) -> tuple[list[Token], list[Scores], float]:
         """Return what a step gives, and how many of its seconds nothing ran."""
@@ -260,7 +286,7 @@ class Engine:
         begin = self._clock()
         self._shaping.wait(batch.requests)
         waited = self._clock() - begin
-        sampled = sample(logits_RV, batch.requests, self._vocab_size)
+        sampled = sample(logits_RV, batch.requests, self._vocab_size, batch.drafts)
         # Before tokens: a request of whose prompt nothing can be told makes none.
         self._take_prompts(batch, read)
         return self._commit(plan, batch, sampled), self._take_scores(batch, read), waited
@@ -269,21 +295,27 @@ class Engine:
         chunks = grouped(plan.chunks)
         return Batch.build(chunks, self._residents.where, self._block_size, before, draws=draws)
 
-    def _learn(self, plan: Plan, begin: float) -> BatchSize:
+    def _learn(self, plan: Plan, begin: float, tokens: Sequence[Token]) -> BatchSize:
         """Return the size of a step that has just ended, and let the pace know what it took."""
         self._landed_at = self._clock()
-        size = _size(plan, self._landed_at - begin)
-        self._pace.learn(plan.num_prompt_tokens, plan.num_decode_tokens, size.seconds)
-        return size
+        seconds, drafted = self._landed_at - begin, plan.num_draft_tokens
+        self._pace.learn(plan.num_prompt_tokens, plan.num_decode_tokens, seconds, drafted)
+        # Each request has one token, and one more for each that was drafted and held.
+        accepted = len(tokens) - len({token.request_id for token in tokens}) if drafted else 0
+        digests = {chunk.digest for chunk in plan.chunks} - {None}
+        return BatchSize(
+            len(plan.chunks), plan.num_tokens, len(digests), seconds, drafted, accepted
+        )
 
-    def _commit(self, plan: Plan, batch: Batch, sampled: list[Sampled]) -> list[Token]:
+    def _commit(self, plan: Plan, batch: Batch, sampled: list[list[Sampled]]) -> list[Token]:
         by_request = dict(zip(batch.requests, sampled, strict=True))
         rows = (by_request[chunk.request] for chunk in plan.chunks if chunk.samples)
-        chosen = [None if row.is_put_off else row.token for row in rows]
+        chosen = [[row.token for row in rows_of_one if not row.is_put_off] for rows_of_one in rows]
+        left = {request: iter(choices) for request, choices in by_request.items()}
         tokens: list[Token] = []
         shaped: list[Request] = []
         for request, token, finish in self._scheduler.commit(plan, chosen):
-            choice = by_request[request]
+            choice = next(left[request])
             if choice.fault:
                 self._fail(request, choice.fault, _FAULTS[choice.fault])
                 continue
@@ -291,6 +323,7 @@ class Engine:
             if finish:
                 del self._requests[request.request_id]
                 self._shaping.end(request)
+                self._speculation.end(request)
             elif request.sampling.form:
                 shaped.append(request)
         self._shaping.advance(shaped)
@@ -382,8 +415,3 @@ class Engine:
             batch=size,
             compiled=self._shaping.take_compiled(),
         )
-
-
-def _size(plan: Plan, seconds: float) -> BatchSize:
-    digests = {chunk.digest for chunk in plan.chunks} - {None}
-    return BatchSize(len(plan.chunks), plan.num_tokens, len(digests), seconds)

@@ -203,6 +203,10 @@ class BatchSize(Struct, frozen=True):
     adapters: int
     """Distinct adapters, the base not counted."""
     seconds: float
+    drafted: int = 0
+    """Tokens that were computed in case that they are what comes."""
+    accepted: int = 0
+    """Those of them that were."""
 
 
 class Report(Struct, frozen=True, tag=True, kw_only=True):

@@ -75,7 +75,7 @@ class ModelRunner:
         else:
             logits_RV = self._graphs.run(given.form, lambda: self._chosen(given)).logits_RV
         self.slab.note_step()
-        return logits_RV[: len(batch.requests)]
+        return logits_RV[: batch.num_rows]
 
     @torch.inference_mode()
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -86,7 +86,7 @@ class ModelRunner:
         self.slab.note_step()
         (output,) = found
         read = [self._read(given, part, output) for part in batch.read]
-        return logits_RV[: len(batch.requests)], read
+        return logits_RV[: batch.num_rows], read
 
     @torch.inference_mode()
     def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:

@@ -15,6 +15,8 @@ _MEMORY = 7
 """Steps of each kind that are remembered."""
 _MIN_TOKENS = 64
 """So many are always allowed, so that prompts go on; the cost of one is not learnt from fewer."""
+_UNKNOWN_PART = 1 / 16
+"""What a token is thought to cost, as a part of a step, before that is known."""
 _MIN_SECONDS = 1e-9
 """Least cost of a prompt."""
 
@@ -47,10 +49,24 @@ class Pace:
         token = median_low(self._token_seconds) if self._token_seconds else 0.0
         return prompt_tokens * token + decode_tokens * self._decode_cost
 
-    def learn(self, prompt_tokens: int, decode_tokens: int, seconds: float) -> None:
+    def part_of_token(self, prompt_tokens: int) -> float:
+        """Return what a token more costs a step, as a part of what the step costs.
+
+        Args:
+            prompt_tokens: Tokens of prompts that the step has beside decode.
+        """
+        decode = self._decode_cost
+        token = median_low(self._token_seconds) if self._token_seconds else decode * _UNKNOWN_PART
+        return token / (decode + prompt_tokens * token) if decode else _UNKNOWN_PART
+
+    def learn(
+        self, prompt_tokens: int, decode_tokens: int, seconds: float, draft_tokens: int = 0
+    ) -> None:
         """Take in what a step cost."""
         if not prompt_tokens:
-            self._decode_seconds.append(seconds)
+            # A token of a draft is thought to cost what one of a prompt does, and not all of it.
+            drafts = draft_tokens * self.part_of_token(0) * self._decode_cost
+            self._decode_seconds.append(max(seconds - drafts, seconds / 2))
         elif prompt_tokens >= _MIN_TOKENS:
             # The cost of decode gets out of date while every step has a prompt. Then the tokens are
             # blamed for the difference, and a step like this one is still foreseen right; but

@@ -16,11 +16,25 @@ class Chunk:
     """Whether its one token is what a step gives that still runs."""
     num_filled: int = 0
     """Tokens before `start` whose keys and values the adapter brings."""
+    draft: tuple[int, ...] = ()
+    """Tokens that are computed behind it, in case that they are what comes."""
 
     @property
     def end(self) -> int:
         """Position after the last token."""
         return self.start + self.num_tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens that are computed, those of the draft included."""
+        return self.num_tokens + len(self.draft)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What is computed; of one that is ahead, whatever."""
+        if self.is_ahead:
+            return [0]
+        return [*self.request.tokens(self.start, self.end), *self.draft]
 
     @property
     def position(self) -> int:
@@ -89,14 +103,19 @@ class Plan:
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
-        return sum(chunk.num_tokens for chunk in self.chunks)
+        return sum(chunk.length for chunk in self.chunks)
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Those of them that are drafts."""
+        return sum(len(chunk.draft) for chunk in self.chunks)
 
     @property
     def num_decode_tokens(self) -> int:
-        """Those of them that are the only one of their request."""
+        """Those of them that are the only one of their request beside its draft."""
         return sum(chunk.num_tokens == 1 for chunk in self.chunks)
 
     @property
     def num_prompt_tokens(self) -> int:
         """The others."""
-        return self.num_tokens - self.num_decode_tokens
+        return self.num_tokens - self.num_draft_tokens - self.num_decode_tokens

@@ -153,6 +153,12 @@ class Request:
         return not self.is_read and self.sampling.max_tokens > 0
 
     @property
+    def may_draft(self) -> bool:
+        """Whether several of its tokens can be chosen in a step."""
+        # What may follow a token of a form is found out when that is chosen.
+        return self.continues and self.sampling.form is None
+
+    @property
     def tells_prompt(self) -> bool:
         """Whether log-probabilities of its prompt are still to be told."""
         return self.num_told < len(self.prompt)

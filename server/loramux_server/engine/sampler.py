@@ -8,8 +8,9 @@ import hashlib
 import logging
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 
@@ -48,40 +49,77 @@ def sample(
     logits_RV: torch.Tensor,
     requests: Sequence[Request],
     vocab_size: int | None = None,
-) -> list[Sampled]:
-    """Choose the next token of each of `requests` from its row of `logits_RV` (float32).
+    drafts: Mapping[Request, Sequence[int]] = MappingProxyType({}),
+) -> list[list[Sampled]]:
+    """Choose the next tokens of each of `requests`.
 
-    Rows end with tokens that the model has with another adapter only; `vocab_size` are those of the
-    base.
+    Args:
+        logits_RV: Of each request a row, and one for each token of its draft: the logits of what
+            comes after it. float32. Rows end with tokens that the model has with another
+            adapter only.
+        requests: Whose the rows are.
+        vocab_size: Tokens of the base.
+        drafts: What was drafted for some of the requests.
+
+    Returns:
+        One token of each request, and more as long as each is the one that was drafted: what it
+        would be given one after the other. There is none after one with a fault.
     """
     tokens_R = likeliest(logits_RV)
     finite = are_finite(logits_RV, tokens_R).tolist()
+    rows = [
+        (request, number)
+        for request in requests
+        for number in range(len(drafts.get(request, ())) + 1)
+    ]
     draws = draws_of(
-        [None if _is_apart(r.sampling) else (r.sampling, len(r.output)) for r in requests]
+        [None if _is_apart(r.sampling) else (r.sampling, len(r.output) + n) for r, n in rows]
     )
     chosen = _choose(logits_RV, tokens_R, draws).tolist()
-    results = []
-    for i, request in enumerate(requests):
-        logits_V = logits_RV[i, : request.own_vocab_size or vocab_size]
-        if not finite[i]:
-            results.append(Sampled(0, fault="ADAPTER_NOT_FINITE"))
-            continue
-        if request.sampling.form and request.allowed is None:
-            results.append(Sampled(0, is_put_off=True))
-            continue
-        try:
-            token = chosen[i]
-            if _is_apart(request.sampling):
-                token = _choose_changed(logits_V, request)
-            if not is_allowed(request.allowed, token):  # each of those that are has no probability
-                results.append(Sampled(0, fault="STRUCTURED_OUTPUT_FAILED"))
-                continue
-            results.append(Sampled(token, logprobs=_logprobs(logits_V, token, request)))
-        except Exception:
-            # Whatever it is, it is of this request's parameters: the others must not end for it.
-            _log.exception("no token could be chosen with %s", request.sampling)
-            results.append(Sampled(0, fault="INTERNAL"))
+    results: list[list[Sampled]] = []
+    row = 0
+    for request in requests:
+        size = request.own_vocab_size or vocab_size
+        draft = drafts.get(request, ())
+        results.append([])
+        before: list[int] = []
+        for number in range(row, row + len(draft) + 1):
+            logits_V = logits_RV[number, :size]
+            found = _sampled(logits_V, request, before, chosen[number], is_finite=finite[number])
+            results[-1].append(found)
+            if found.fault or len(before) == len(draft) or found.token != draft[len(before)]:
+                break
+            before.append(found.token)
+        row += len(draft) + 1
     return results
+
+
+def _sampled(
+    logits_V: torch.Tensor, request: Request, before: Sequence[int], token: int, *, is_finite: bool
+) -> Sampled:
+    """Return what comes in `request` after its output and the tokens `before`.
+
+    Args:
+        logits_V: Its logits.
+        request: Whose it is.
+        before: What was chosen in the same step.
+        token: What is chosen if its parameters leave the logits as they are.
+        is_finite: Whether the logits are.
+    """
+    if not is_finite:
+        return Sampled(0, fault="ADAPTER_NOT_FINITE")
+    if request.sampling.form and request.allowed is None:
+        return Sampled(0, is_put_off=True)
+    try:
+        if _is_apart(request.sampling):
+            token = _choose_changed(logits_V, request, before)
+        if not is_allowed(request.allowed, token):  # each of those that are has no probability
+            return Sampled(0, fault="STRUCTURED_OUTPUT_FAILED")
+        return Sampled(token, logprobs=_logprobs(logits_V, token, request))
+    except Exception:
+        # Whatever it is, it is of this request's parameters: the others must not end for it.
+        _log.exception("no token could be chosen with %s", request.sampling)
+        return Sampled(0, fault="INTERNAL")
 
 
 def chosen_from(
@@ -154,9 +192,10 @@ def _is_apart(sampling: Sampling) -> bool:
     return sampling.changes_logits or sampling.form is not None
 
 
-def _choose_changed(logits_V: torch.Tensor, request: Request) -> int:
-    position, logits_1V = len(request.output), logits_V[None]
-    adjustments = adjustments_of([Turn(request.counts, position, request.output)])
+def _choose_changed(logits_V: torch.Tensor, request: Request, before: Sequence[int]) -> int:
+    output = [*request.output, *before] if before else request.output
+    position, logits_1V = len(output), logits_V[None]
+    adjustments = adjustments_of([Turn(request.counts, position, output)])
     if adjustments is not None:
         device = logits_V.device
         nothing_1 = torch.zeros(1, dtype=torch.int64, device=device)  # all of the output is known

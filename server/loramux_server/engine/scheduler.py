@@ -6,7 +6,8 @@ out the request that started last starts over later. Tenants take turns by what 
 (`fair_queue.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from loramux_server.engine.adapter_source import AdapterSource
@@ -152,6 +153,29 @@ class Scheduler:
         started = self._admit(chunks, budget) if preemptions == self.num_preemptions else []
         return Plan(chunks, started, self._whose_turn())
 
+    def num_left(self, plan: Plan) -> int:
+        """Return how many tokens more the step of `plan` may have."""
+        return self._max_batch_tokens - plan.num_tokens
+
+    def draft_room(self, request: Request) -> int:
+        """Return how many tokens more than one `request` may have."""
+        return min(
+            request.sampling.max_tokens - len(request.output) - 1,
+            self._context_length - request.num_tokens - 1,
+        )
+
+    def with_drafts(self, plan: Plan, drafts: Mapping[Request, Sequence[int]]) -> Plan:
+        """Return `plan` with each of `drafts` behind its request's tokens, if blocks are left."""
+        if not drafts:
+            return plan
+        chunks = []
+        for chunk in plan.chunks:
+            draft = drafts.get(chunk.request, ())
+            if draft and self._blocks.grow(chunk.request.blocks, chunk.end + len(draft)):
+                chunk = replace(chunk, draft=tuple(draft))
+            chunks.append(chunk)
+        return replace(plan, chunks=chunks)
+
     def follow(self, plan: Plan) -> Plan | None:
         """Return the step after `plan`, which still runs; None if its end has to come first.
 
@@ -175,14 +199,15 @@ class Scheduler:
         return Plan(chunks, [], self._whose_turn()) if chunks else None
 
     def commit(
-        self, plan: Plan, tokens: Sequence[int | None]
+        self, plan: Plan, tokens: Sequence[Sequence[int]]
     ) -> list[tuple[Request, int, Finish | None]]:
         """Take in the result of `plan`, and free what finished; who ended meanwhile is passed over.
 
         Args:
             plan: What was run.
-            tokens: The new token of each chunk that samples, in order; None where it is put off,
-                and the last token of the chunk is computed again.
+            tokens: The new tokens of each chunk that samples, in order: those of its draft that
+                hold, and one more. None where it is put off, and the last token of the chunk is
+                computed again.
 
         Returns:
             (request, new token, why it ended or None) for each of `tokens` that counts.
@@ -192,21 +217,17 @@ class Scheduler:
         running = set(self.running)
         for chunk in plan.chunks:
             request = chunk.request
+            samples = chunk.samples
+            chosen = next(new) if samples else ()
             if request not in running:
-                if chunk.samples:
-                    next(new)
                 continue
-            token = next(new) if chunk.samples else None
-            request.num_computed = chunk.end - (chunk.samples and token is None)
+            taken = self._take(request, chosen)
+            # The last token that was chosen is still to be computed.
+            request.num_computed = chunk.end + len(taken) - samples
             self._name_blocks(request)
-            if token is None:
-                continue
-            request.output.append(token)
-            self.waiting.charge_output(request)
-            finish = self._finish_reason(request, token)
-            if finish:
+            if taken and taken[-1][2]:
                 self.remove(request)
-            results.append((request, token, finish))
+            results += taken
         return results
 
     def check(self) -> None:
@@ -216,6 +237,20 @@ class Scheduler:
         assert not any(request.blocks for request in idle), "one that does not run holds blocks"
         enough = (r.digest for r in self.waiting if self._was_passed_enough(r))
         assert next(enough, None) == self._whose_turn(), "one was passed more often than before it"
+
+    def _take(
+        self, request: Request, tokens: Sequence[int]
+    ) -> list[tuple[Request, int, Finish | None]]:
+        """Append `tokens` up to the one with which `request` ends, and return what was."""
+        taken: list[tuple[Request, int, Finish | None]] = []
+        for token in tokens:
+            request.output.append(token)
+            self.waiting.charge_output(request)
+            finish = self._finish_reason(request, token)
+            taken.append((request, token, finish))
+            if finish:
+                break
+        return taken
 
     def _plan_decode(self, chunks: list[Chunk], budget: int) -> int:
         # A snapshot: preemption takes requests from the end of the list while this goes on.

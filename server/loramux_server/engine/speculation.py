@@ -1,0 +1,267 @@
+"""Drafts: what may come next in a text, so that a step can check several tokens at once.
+
+What is drafted comes from the request's own tokens, or from what its adapter wrote for its tenant
+before: many fine-tunes write the same forms again and again. No model is asked. A draft is checked
+by the step in which the model sees it: tokens are chosen one after the other, exactly as they would
+be without it, and it holds up to the first that was chosen otherwise. So it decides when a
+token comes, never which.
+
+Finding drafts in earlier outputs is the idea of SuffixDecoding (Oliaro et al., 2024,
+arXiv:2411.04975). Here a token is drafted if it is likely enough for what it costs: how often
+drafts of its kind were right is counted for each adapter, whether or not a step had room for them,
+and what tokens cost is known from the last steps (`pace.py`). So a full batch has few drafts.
+
+Knows nothing of tensors or clocks.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from loramux_server.engine.ngrams import BORDER, MOST_RUNS, SIZE, Ngrams
+from loramux_server.engine.plan import Chunk
+from loramux_server.engine.request import Request
+
+_MOST_KEPT = 1 << 18
+"""Tokens that are kept of all adapters' texts."""
+_MOST_ADAPTERS = 1 << 12
+"""Adapters of which anything is known."""
+_MOST_OF_ADAPTER = 1 << 13
+_MOST_OF_TEXT = 1 << 11
+_MEMORY = 64
+"""Outcomes of a kind that are remembered."""
+_LEAST_ODDS = 0.05
+"""What is less likely is never drafted."""
+
+_LIKELY = 0.5
+"""For what is more likely than that, a step waits for the one before it."""
+
+Kind = int
+"""Of a drafted token: where it was found, and how often it came there in a row."""
+_NUM_KINDS = 2 * (MOST_RUNS + 1)
+
+
+class Odds:
+    """How often drafted tokens of each kind were right, if those before them were."""
+
+    def __init__(self) -> None:
+        """Begin with what is likely: what came three times in a row is four to one to come."""
+        self._right = [kind % (MOST_RUNS + 1) + 1.0 for kind in range(_NUM_KINDS)]
+        self._seen = [right + 1.0 for right in self._right]
+
+    def of(self, kind: Kind) -> float:
+        """Return how likely a token of `kind` is."""
+        return self._right[kind] / self._seen[kind]
+
+    def learn(self, kind: Kind, is_right: bool) -> None:
+        """Take in what became of a token of `kind`."""
+        if self._seen[kind] >= _MEMORY:
+            self._right[kind] /= 2
+            self._seen[kind] /= 2
+        self._right[kind] += is_right
+        self._seen[kind] += 1
+
+
+@dataclass(slots=True)
+class _Habits:
+    """What an adapter wrote for a tenant, and how well that tells what it writes."""
+
+    texts: Ngrams = field(default_factory=Ngrams)
+    odds: Odds = field(default_factory=Odds)
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A request, as far as it was seen."""
+
+    own: Ngrams
+    habits: _Habits
+    num_seen: int = 0
+    """Tokens of its output that `own` has."""
+    guess: Sequence[int] = ()
+    """What was thought to come next."""
+    kinds: list[Kind] = field(default_factory=list)
+
+
+class Speculation:
+    """Finds drafts, and learns what they are worth."""
+
+    def __init__(self, most_tokens: int, ends: Collection[int] = ()) -> None:
+        """Begin without texts.
+
+        Args:
+            most_tokens: Most tokens of a draft; 0 drafts nothing.
+            ends: The tokens with which the model ends a text.
+        """
+        self._most_tokens = most_tokens
+        self._ends = frozenset(ends)
+        self._followed: dict[Request, _Followed] = {}
+        self._habits: OrderedDict[tuple[str, str | None], _Habits] = OrderedDict()
+        """Tenant and adapter -> its habits; who wrote last is the last."""
+        self._num_kept = 0
+        """Tokens of all of them."""
+
+    def drafts(
+        self,
+        chunks: Sequence[Chunk],
+        room: Callable[[Request], int],
+        num_tokens: int,
+        token_cost: float,
+    ) -> dict[Request, Sequence[int]]:
+        """Return what is to be checked behind `chunks`, of each request that has a draft.
+
+        Args:
+            chunks: What the step computes anyway.
+            room: How many tokens more a request may have.
+            num_tokens: How many tokens more the step may have.
+            token_cost: What one costs, as a part of what the step costs without drafts.
+        """
+        if not self._most_tokens:
+            return {}
+        found: list[tuple[float, int, Chunk]] = []
+        num_chosen = 0
+        for chunk in chunks:
+            if not chunk.samples:
+                continue
+            num_chosen += 1
+            if chunk.request.may_draft:
+                self._look(chunk.request)
+        least = max(_LEAST_ODDS, token_cost * num_chosen)
+        for chunk in chunks:
+            if chunk.samples and chunk.request.may_draft:
+                most = min(room(chunk.request), self._most_tokens)
+                found += [
+                    (-odds, number, chunk)
+                    for number, odds in enumerate(self._odds(chunk.request, most, least))
+                ]
+        lengths = _worth(found, num_chosen, num_tokens, token_cost)
+        return {
+            request: self._followed[request].guess[:length] for request, length in lengths.items()
+        }
+
+    def expects(self, chunks: Sequence[Chunk]) -> bool:
+        """Return whether it is likely that the next step after that of `chunks` has a draft."""
+        for chunk in chunks:
+            if self._most_tokens and chunk.request.may_draft:
+                self._look(chunk.request)
+                # The first is the token that the step still has to give.
+                if len(self._odds(chunk.request, 2, _LIKELY)) == 2:
+                    return True
+        return False
+
+    def end(self, request: Request) -> None:
+        """Keep what `request` wrote, and forget it."""
+        followed = self._followed.pop(request, None)
+        if followed is None:
+            return
+        self._see(request, followed)
+        text = [*request.prompt[-SIZE:], *request.output[:_MOST_OF_TEXT]]
+        self._keep((request.tenant, request.digest), text)
+
+    def forget(self, digest: str) -> None:
+        """Forget what an adapter wrote."""
+        for key in [key for key in self._habits if key[1] == digest]:
+            self._drop(key)
+
+    def check(self, requests: Collection[Request]) -> None:
+        """Assert that nothing is kept of others than `requests`, and not too much of texts."""
+        assert set(self._followed) <= set(requests), "one that has ended is followed"
+        assert self._num_kept == sum(len(habits.texts) for habits in self._habits.values())
+        assert self._num_kept <= _MOST_KEPT
+
+    def _look(self, request: Request) -> None:
+        """Take in what `request` has, and guess what comes next in it."""
+        followed = self._followed.get(request)
+        if followed is None:
+            habits = self._habits_of((request.tenant, request.digest))
+            own = Ngrams([*request.prompt[request.num_virtual :], *request.output])
+            followed = self._followed[request] = _Followed(own, habits, len(request.output))
+        elif not self._see(request, followed) and followed.guess:
+            return
+        followed.guess, followed.kinds = self._guess(followed)
+
+    def _see(self, request: Request, followed: _Followed) -> bool:
+        """Take in what was chosen since the last time, and return whether anything was."""
+        new = request.output[followed.num_seen :]
+        odds = followed.habits.odds
+        for token, guess, kind in zip(new, followed.guess, followed.kinds, strict=False):
+            odds.learn(kind, token == guess)
+            if token != guess:
+                break
+        for token in new:
+            followed.own.append(token)
+        followed.num_seen = len(request.output)
+        return bool(new)
+
+    def _guess(self, followed: _Followed) -> tuple[Sequence[int], list[Kind]]:
+        """Return what is thought to come next, and of which kind each token is."""
+        last = followed.own.last()
+        best: tuple[Sequence[int], list[Kind]] = (), []
+        if len(last) < SIZE:
+            return best
+        odds = followed.habits.odds
+        for first_kind, texts in ((0, followed.own), (MOST_RUNS + 1, followed.habits.texts)):
+            if place := texts.find(last):
+                guess, runs = texts.following(place, self._most_tokens)
+                kinds = [first_kind + run for run in runs]
+                if kinds and (not best[1] or odds.of(kinds[0]) > odds.of(best[1][0])):
+                    best = guess, kinds
+        return best
+
+    def _odds(self, request: Request, most: int, least: float) -> list[float]:
+        """Return how likely each of the first tokens of the guess is, down to `least`."""
+        followed = self._followed[request]
+        found: list[float] = []
+        odds = 1.0
+        for token, kind in zip(followed.guess[:most], followed.kinds, strict=False):
+            odds *= followed.habits.odds.of(kind)
+            if odds < least:
+                break
+            found.append(odds)
+            if token in self._ends and not request.sampling.ignore_eos:
+                break
+        return found
+
+    def _habits_of(self, key: tuple[str, str | None]) -> _Habits:
+        habits = self._habits.setdefault(key, _Habits())
+        self._habits.move_to_end(key)
+        if len(self._habits) > _MOST_ADAPTERS:
+            self._drop(next(iter(self._habits)))
+        return habits
+
+    def _drop(self, key: tuple[str, str | None]) -> None:
+        self._num_kept -= len(self._habits.pop(key).texts)
+
+    def _keep(self, key: tuple[str, str | None], text: Sequence[int]) -> None:
+        texts = self._habits_of(key).texts
+        before = len(texts)
+        for token in (*text, BORDER):
+            texts.append(token)
+        if len(texts) > _MOST_OF_ADAPTER:
+            texts.keep(_MOST_OF_ADAPTER // 2)
+        self._num_kept += len(texts) - before
+        while self._num_kept > _MOST_KEPT:
+            self._drop(next(iter(self._habits)))
+
+
+def _worth(
+    found: list[tuple[float, int, Chunk]], num_chosen: int, num_tokens: int, token_cost: float
+) -> dict[Request, int]:
+    """Return how many tokens of each request's draft are worth what they cost.
+
+    Args:
+        found: What is negated the odds of a token, its number in the draft, and whose it is.
+        num_chosen: Tokens that the step gives without drafts.
+        num_tokens: How many more it may compute.
+        token_cost: What each costs, as a part of what the step costs without them.
+    """
+    lengths: dict[Request, int] = {}
+    gain, cost = float(num_chosen), 1.0
+    # The likeliest first; within a draft each is less likely than those before it.
+    for negated, number, chunk in sorted(found, key=lambda one: one[:2])[:num_tokens]:
+        if -negated * cost < token_cost * gain:
+            break
+        gain -= negated
+        cost += token_cost
+        lengths[chunk.request] = number + 1
+    return lengths
