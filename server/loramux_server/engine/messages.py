@@ -35,6 +35,8 @@ class Submit(Struct, frozen=True, tag=True):
     """The tenant's part of a busy engine, beside the weights of others."""
     pooling: Pooling | None = None
     """How the text is embedded, by its last token or all of them; None where it is not."""
+    prediction: list[int] = []
+    """What the completion may be, for the most part: it comes sooner where it is right."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

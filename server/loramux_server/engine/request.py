@@ -35,6 +35,8 @@ class Request:
     """Position of the first token that the adapter sees; those before are the base's."""
     pooling: Pooling | None = None
     """How its hidden states become one, where it is to be embedded."""
+    prediction: Sequence[int] = ()
+    """What its output may be; it changes nothing but when that comes."""
     weight: int = 1
     """Its tenant's part of a busy engine, beside the weights of others."""
     arrival: float = 0.0
@@ -116,6 +118,7 @@ class Request:
             message.tenant,
             active_from=active_from or 0,
             pooling=message.pooling,
+            prediction=message.prediction,
             weight=message.weight,
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,

@@ -1,7 +1,8 @@
 """Drafts: what may come next in a text, so that a step can check several tokens at once.
 
-What is drafted comes from the request's own tokens, or from what its adapter wrote for its tenant
-before: many fine-tunes write the same forms again and again. No model is asked. A draft is checked
+What is drafted comes from the request's own tokens, from what the caller thinks will come, or from
+what its adapter wrote for its tenant before: many fine-tunes write the same forms again and again.
+No model is asked. A draft is checked
 by the step in which the model sees it: tokens are chosen one after the other, exactly as they would
 be without it, and it holds up to the first that was chosen otherwise. So it decides when a
 token comes, never which.
@@ -173,8 +174,9 @@ class Speculation:
         """Take in what `request` has, and guess what comes next in it."""
         followed = self._followed.get(request)
         if followed is None:
+            size = request.num_tokens
             habits = self._habits_of((request.tenant, request.digest))
-            own = Ngrams([*request.prompt[request.num_virtual :], *request.output])
+            own = Ngrams([*_predicted(request), *request.tokens(request.num_virtual, size)])
             followed = self._followed[request] = _Followed(own, habits, len(request.output))
         elif not self._see(request, followed) and followed.guess:
             return
@@ -242,6 +244,13 @@ class Speculation:
         self._num_kept += len(texts) - before
         while self._num_kept > _MOST_KEPT:
             self._drop(next(iter(self._habits)))
+
+
+def _predicted(request: Request) -> list[int]:
+    """Return what the caller thinks that comes, after the tokens after which it would."""
+    if not request.prediction:
+        return []
+    return [*request.prompt[-SIZE:], *request.prediction, BORDER]
 
 
 def _worth(
