@@ -117,16 +117,17 @@ class EngineMachine(RuleBasedStateMachine):
         runs_ahead=st.booleans(),
         eviction=st.sampled_from(["lru", "cost"]),
         share=st.sampled_from([0.25, 0.5, 1.0]),
+        drafts=st.sampled_from([0, 5]),
     )
     def build(
-        self, rows: int, bypassed: int, runs_ahead: bool, eviction: str, share: float
+        self, rows: int, bypassed: int, runs_ahead: bool, eviction: str, share: float, drafts: int
     ) -> None:
         self.executor = HeldExecutor()
         self.clock = ManualClock()
         self.engine, self.scheduler, self.cache, model = fake_engine(
             num_blocks=NUM_BLOCKS, rows=rows, host_bytes=6400, max_bypassed=bypassed,
             executor=self.executor, runs_ahead=runs_ahead, eviction=eviction,
-            max_tenant_share=share, clock=self.clock,
+            max_tenant_share=share, clock=self.clock, speculative_tokens=drafts,
         )  # fmt: skip
         model.broken = {BROKEN}
         self.asked: list[Asked] = []

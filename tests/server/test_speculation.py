@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_server.engine.messages import Cancel, Drop, Sampling, Submit
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.messages import Cancel, Drop, Submit
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
+from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.speculation import Odds
 from loramux_server.engine.token_counts import counts_of
 from tests.server.test_running_ahead import CHOICES
@@ -25,6 +27,8 @@ from tests.support.fake import (
 
 A, B = fake_source(1, 8), fake_source(2, 16)
 PROMPT = [5, 6, 7, 8, 9]
+LIKELIEST = completion(PROMPT, 1, 12, eos=False)
+"""What adapter A makes of it."""
 
 
 @dataclass
@@ -35,45 +39,254 @@ class Asking:
     num_blocks: int = 60
     model: FakeModel | None = None
     clock: ManualClock = field(default_factory=ManualClock)
-    max_running: int = 8
     runs_ahead: bool = False
+    drafted: int = 0
+    accepted: int = 0
+    num_steps: int = 0
+    found: dict[int, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.engine, self.scheduler, self.cache, self.fake = fake_engine(
+        self.engine, self.scheduler, _, self.fake = fake_engine(
             num_blocks=self.num_blocks, rows=64, speculative_tokens=self.most, model=self.model,
-            clock=self.clock, max_running=self.max_running, max_batch_tokens=64,
-            runs_ahead=self.runs_ahead,
+            clock=self.clock, max_running=32, max_batch_tokens=64, runs_ahead=self.runs_ahead,
         )  # fmt: skip
-        self._next = 0
-        self.drafted = self.accepted = self.num_steps = 0
-        self.found: dict[int, list[Any]] = {}
 
-    def submit(self, prompt: list[int] = PROMPT, adapter: Any = A, **sampling: Any) -> int:
-        chosen = Sampling(**{"max_tokens": 12, "seed": 0, "temperature": 0.0} | sampling)
-        tenant = sampling.pop("tenant", "")
-        self.engine.receive([Submit(self._next, prompt, adapter, chosen, tenant)])
-        self.found[self._next] = []
-        self._next += 1
-        return self._next - 1
+    def submit(
+        self, prompt: list[int] = PROMPT, adapter: AdapterSource | None = A, *, tenant: str = "",
+        prediction: list[int] | None = None, **sampling: Any,
+    ) -> int:  # fmt: skip
+        defaults = {"max_tokens": 12, "seed": 0, "temperature": 0.0, "ignore_eos": True}
+        chosen = Sampling(**defaults | sampling)
+        number = len(self.found)
+        self.found[number] = []
+        message = Submit(number, prompt, adapter, chosen, tenant, prediction=prediction or [])
+        self.engine.receive([message])
+        return number
+
+    def step(self) -> None:
+        executor = self.engine._residents._executor
+        while len(executor):  # type: ignore[arg-type]
+            executor.finish()  # type: ignore[attr-defined]
+        report = self.engine.step()
+        self.engine.check()
+        assert not report.failures
+        for token in report.tokens:
+            self.found[token.request_id].append(token)
+        if report.batch:
+            self.num_steps += 1
+            self.drafted += report.batch.drafted
+            self.accepted += report.batch.accepted
 
     def run(self) -> None:
-        executor = self.engine._residents._executor
         for _ in range(400):
-            while len(executor):  # type: ignore[arg-type]
-                executor.finish()  # type: ignore[attr-defined]
-            report = self.engine.step()
-            self.engine.check()
-            assert not report.failures
-            for token in report.tokens:
-                self.found[token.request_id].append((token.token, token.logprobs, token.finish))
-            if report.batch:
-                self.num_steps += 1
-                self.drafted += report.batch.drafted
-                self.accepted += report.batch.accepted
-            if not (self.scheduler.running or self.scheduler.waiting or len(executor)):  # type: ignore[arg-type]
-                break
+            self.step()
+            if not (self.scheduler.running or self.scheduler.waiting):
+                return
+        raise AssertionError("it does not end")
 
     def ask(self, *args: Any, **kwargs: Any) -> list[int]:
         number = self.submit(*args, **kwargs)
         self.run()
-        return [token for token, *_ in self.found[number]]
+        return [token.token for token in self.found[number]]
+
+
+def test_what_an_adapter_wrote_comes_again_in_a_few_steps() -> None:
+    subject = Asking()
+    assert subject.ask() == LIKELIEST
+    assert (subject.drafted, subject.num_steps) == (0, 12)
+    assert subject.ask() == LIKELIEST
+    # The odds of what came once are even, so that half as likely tokens follow, down to a least.
+    assert subject.accepted == subject.drafted > 0
+    before = subject.num_steps
+    assert subject.ask() == LIKELIEST
+    assert subject.num_steps - before < 6
+
+
+def test_wrong_drafts_change_nothing() -> None:
+    subject = Asking()
+    for number in range(8):
+        prompt = [10 + number, *PROMPT]
+        assert subject.ask(prompt) == completion(prompt, 1, 12, eos=False)
+    assert subject.drafted > subject.accepted
+
+
+def test_a_text_that_ends_is_drafted_to_its_end() -> None:
+    prompts = [[number, 6, 7, 8, 9] for number in range(2, 60)]
+    texts = [completion(prompt, 1, 12, eos=True) for prompt in prompts]
+    number = next(i for i, text in enumerate(texts) if EOS in text and 3 < len(text) < 9)
+    subject = Asking()
+    for _ in range(4):
+        assert subject.ask(prompts[number], ignore_eos=False) == texts[number]
+    assert subject.accepted
+    assert subject.found[3][-1].finish == "stop"
+
+
+def test_a_draft_goes_on_behind_a_stop_and_no_further_than_max_tokens() -> None:
+    subject = Asking()
+    for _ in range(3):
+        subject.ask()
+    stops = frozenset({LIKELIEST[2]})
+    assert subject.ask(stop_token_ids=stops, ignore_eos=False) == LIKELIEST[:3]
+    assert subject.ask(max_tokens=2) == LIKELIEST[:2]
+    assert subject.ask(max_tokens=1) == LIKELIEST[:1]
+    assert subject.ask(max_tokens=12) == LIKELIEST
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True])
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=list(CHOICES))
+def test_all_that_is_told_is_the_same(choices: list[dict[str, Any]], runs_ahead: bool) -> None:
+    plain, drafting = Asking(most=0), Asking(runs_ahead=runs_ahead)
+    for subject in (plain, drafting):
+        for _ in range(3):
+            for number, adapter in enumerate([None, A, B, A]):
+                options = {"max_tokens": 20, "seed": number, **choices[number % len(choices)]}
+                subject.submit([*PROMPT, number], adapter, **options)
+            subject.run()
+    assert drafting.found == plain.found
+    assert drafting.accepted > 10
+    assert drafting.num_steps < plain.num_steps
+
+
+def test_steps_run_ahead_until_there_is_something_to_draft() -> None:
+    subject = Asking(runs_ahead=True)
+    assert subject.ask() == LIKELIEST
+    assert subject.fake.num_ahead > 8
+    before = subject.fake.num_ahead
+    subject.ask()
+    assert subject.ask() == LIKELIEST
+    assert subject.accepted
+    assert subject.fake.num_ahead - before < 12
+
+
+def test_a_prediction_comes_sooner_where_it_is_right() -> None:
+    subject = Asking()
+    wrong = [*LIKELIEST[:5], 63, *LIKELIEST[6:]]
+    assert subject.ask(prediction=wrong) == LIKELIEST
+    assert subject.accepted > 3
+    assert subject.drafted > subject.accepted
+    assert subject.num_steps < 10
+    base = completion(PROMPT, 0, 12, eos=False)
+    assert subject.ask(adapter=None, prediction=[3] * 300) == base
+
+
+def test_tenants_learn_nothing_of_each_other() -> None:
+    subject = Asking()
+    for tenant in ("a", "a", "b"):
+        subject.ask(tenant=tenant)
+        learnt = subject.drafted
+        if tenant == "a":
+            before = learnt
+    assert subject.drafted == before > 0
+    assert subject.ask(tenant="a", adapter=B) == completion(PROMPT, 2, 12, eos=False)
+    assert subject.drafted == before
+
+
+def test_what_a_dropped_adapter_wrote_is_forgotten() -> None:
+    subject = Asking()
+    subject.ask()
+    subject.engine.receive([Drop(A.digest)])
+    subject.step()
+    subject.ask()
+    assert subject.drafted == 0
+
+
+def test_who_ends_early_is_followed_no_more() -> None:
+    subject = Asking()
+    subject.ask()
+    number = subject.submit()
+    subject.step()
+    subject.step()
+    subject.engine.receive([Cancel(number)])
+    subject.step()  # which checks that nothing is kept of it
+    assert not subject.scheduler.running
+    assert subject.ask() == LIKELIEST
+
+
+def test_nobody_loses_blocks_for_a_draft() -> None:
+    plain, drafting = Asking(most=0, num_blocks=9), Asking(num_blocks=9)
+    for subject in (plain, drafting):
+        for _ in range(3):
+            for number in range(3):
+                subject.submit([*PROMPT, number], max_tokens=20)
+            subject.run()
+    texts = [[[t.token for t in found] for found in s.found.values()] for s in (plain, drafting)]
+    assert texts[0] == texts[1]
+    assert drafting.accepted
+    assert drafting.scheduler.num_preemptions <= plain.scheduler.num_preemptions
+
+
+def drafted_beside(num_others: int) -> float:
+    """Return how many tokens a step drafts for each request, where tokens cost a tenth of it."""
+    clock = ManualClock()
+    subject = Asking(
+        clock=clock, num_blocks=400, model=SlowModel(clock, step_seconds=1.0, token_seconds=0.1)
+    )
+    subject.ask(list(range(2, 62)) * 2 + PROMPT)  # a long prompt, so that the cost is known
+    requests = [(PROMPT, A)] * (1 + num_others)
+    for _ in range(3):
+        for prompt, adapter in requests:
+            subject.submit(prompt, adapter)
+        drafted, steps = subject.drafted, subject.num_steps
+        subject.run()
+    return (subject.drafted - drafted) / len(requests) / (subject.num_steps - steps)
+
+
+def test_a_full_batch_has_fewer_drafts() -> None:
+    assert drafted_beside(0) > drafted_beside(12) > drafted_beside(30)
+
+
+def test_odds_follow_what_happens() -> None:
+    odds = Odds()
+    assert odds.of(0) == pytest.approx(0.5)
+    assert odds.of(3) > odds.of(0)
+    for _ in range(100):
+        odds.learn(0, is_right=False)
+    assert odds.of(0) < 0.05
+    for _ in range(100):
+        odds.learn(0, is_right=True)
+    assert odds.of(0) > 0.7
+
+
+@pytest.mark.parametrize("num_right", [0, 1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 2.0, "top_p": 0.9},
+        {"temperature": 2.0, "frequency_penalty": 1.5, "num_logprobs": 3},
+        {"temperature": 0.0, "repetition_penalty": 3.0, "min_tokens": 4},
+    ],
+)
+def test_several_tokens_are_chosen_as_one_after_the_other(
+    options: dict[str, Any], num_right: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_RV = 3 * torch.randn(4, VOCAB, generator=generator)
+
+    def asked() -> Request:
+        sampling = Sampling(**{"max_tokens": 9, "seed": 5} | options)
+        return Request(0, PROMPT, None, sampling, counts=counts_of(sampling, PROMPT, [EOS]))
+
+    single, wanted = asked(), []
+    for row in logits_RV:
+        ((sampled,),) = sample(row[None], [single])
+        wanted.append(sampled)
+        single.output.append(sampled.token)
+    draft = [one.token for one in wanted[:num_right]]
+    draft += [(one.token + 1) % VOCAB for one in wanted[num_right:3]]
+    other, subject = asked(), asked()
+    rows = torch.cat([logits_RV[:1], logits_RV])
+    beside, found = sample(rows, [other, subject], drafts={subject: draft})
+    assert beside == wanted[:1]
+    assert found == wanted[: num_right + 1]
+
+
+def test_a_row_that_is_not_finite_ends_a_request_after_the_tokens_before_it() -> None:
+    logits_RV = torch.zeros(3, VOCAB)
+    logits_RV[0, 7] = logits_RV[2, 9] = 1.0
+    logits_RV[1] = torch.nan
+    subject = Request(0, PROMPT, None, Sampling(max_tokens=9, seed=0, temperature=0.0))
+    (right,) = sample(logits_RV, [subject], drafts={subject: [7, 9]})
+    assert [(one.token, one.fault) for one in right] == [(7, None), (0, "ADAPTER_NOT_FINITE")]
+    (wrong,) = sample(logits_RV, [subject], drafts={subject: [8, 9]})
+    assert [(one.token, one.fault) for one in wrong] == [(7, None)]

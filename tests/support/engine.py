@@ -70,6 +70,7 @@ class Harness:
         adapter: AdapterSource | None = None,
         *,
         pooling: Pooling | None = None,
+        prediction: Iterable[int] = (),
         **sampling: Any,
     ) -> int:
         """Give the engine a request; greedy, to its full length, unless `sampling` says else.
@@ -80,7 +81,10 @@ class Harness:
         defaults = {"max_tokens": 8, "seed": 0, "temperature": 0.0, "ignore_eos": True}
         self.tokens[request_id] = []
         chosen = Sampling(**defaults | sampling)
-        self.engine.receive([Submit(request_id, list(prompt), adapter, chosen, pooling=pooling)])
+        message = Submit(
+            request_id, list(prompt), adapter, chosen, pooling=pooling, prediction=list(prediction)
+        )
+        self.engine.receive([message])
         return request_id
 
     def cancel(self, request_id: int) -> None:

@@ -87,7 +87,8 @@ class Chunk:
     def is_plain(self) -> bool:
         """Whether the device alone can tell what comes of it."""
         request = self.request
-        return request.continues and request.sampling.is_plain and not request.tells_prompt
+        is_simple = request.continues and request.sampling.is_plain and not self.draft
+        return is_simple and not request.tells_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ _MEMORY = 64
 _LEAST_ODDS = 0.05
 """What is less likely is never drafted."""
 
-_LIKELY = 0.5
+_LIKELY = 0.3
 """For what is more likely than that, a step waits for the one before it."""
 
 Kind = int
@@ -142,8 +142,10 @@ class Speculation:
 
     def expects(self, chunks: Sequence[Chunk]) -> bool:
         """Return whether it is likely that the next step after that of `chunks` has a draft."""
+        if not self._most_tokens:
+            return False
         for chunk in chunks:
-            if self._most_tokens and chunk.request.may_draft:
+            if chunk.request.may_draft:
                 self._look(chunk.request)
                 # The first is the token that the step still has to give.
                 if len(self._odds(chunk.request, 2, _LIKELY)) == 2:

@@ -21,6 +21,8 @@ from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models import base_model
 from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts
+from tests.parity.test_drafts import ask
+from tests.parity.test_methods import cases as method_cases
 from tests.parity.test_methods import save, vector_configs
 from tests.parity.test_peft import LOGPROB_TOLERANCE, cases, check
 from tests.support.adapters import Expected, pack_source, save_adapter, with_adapter
@@ -68,6 +70,13 @@ def test_a_mixed_batch_equals_peft_alone(
         check(harness, request_id, case, tolerance)
     assert harness.reports[-1].stats.device.evictions > 0
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 1
+
+
+def test_drafts_are_checked_as_peft_writes(device: torch.device, tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    requests = method_cases(model, tmp_path, vector_configs(model))[:5]
+    harness = harness_of(model, device, rows=128, num_blocks=60, speculative_tokens=6)
+    ask(harness, requests, None if device.type == "cpu" else 2e-4)
 
 
 def test_an_adapter_begins_in_the_middle_of_a_chunk(device: torch.device, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class Room:
 
     tokens: int
     requests: int
+    rows: int
+    """Tokens whose logits are needed."""
     width: int
     """Blocks of a request."""
     tiles: int
@@ -104,8 +106,9 @@ class Stager:
             staging = self._kept[room]
         else:
             exact = Room(
-                num_tokens, num_requests, num_blocks, len(tiles[0]), len(queries[0]), _said(given)
-            )
+                num_tokens, num_requests, len(given.sampled_R), num_blocks, len(tiles[0]),
+                len(queries[0]), _said(given),
+            )  # fmt: skip
             staging = _make(exact, self._device)
         here = staging.begin()
         for name, array in here.items():
@@ -168,7 +171,7 @@ class Stager:
             layers_form = (room, path, tile_size)
         elif is_recorded:
             form = (room, path, tile_size, way, given.tells_logprobs)
-        num_sampled = room.requests if room else len(given.sampled_R)
+        num_sampled = room.rows if room else len(given.sampled_R)
         draws_R5 = there["draws"][:num_sampled]
         adjustments = None
         if given.adjustments is not None:
@@ -202,18 +205,18 @@ class Stager:
         width, said = _width(num_blocks), _width(_said(given)) if _said(given) else 0
         if num_tokens == num_requests:
             tokens = _fitting(num_tokens, _ROOMS)
-            return Room(tokens, tokens, width, tokens, 0, said)
+            return Room(tokens, tokens, tokens, width, tokens, 0, said)
         if num_tokens > _CHUNK_ROOMS[-1]:
             return None
-        tokens, requests = _fitting(num_tokens, _CHUNK_ROOMS), 4
-        while requests < num_requests:
-            requests *= 4
+        tokens, requests = _fitting(num_tokens, _CHUNK_ROOMS), _power_of_4(num_requests)
+        # Drafts have several rows of a request.
+        rows = max(requests, _power_of_4(len(given.sampled_R)))
         # Whoever begins in the middle of a tile takes another one.
         tiles = tokens // PREFILL_TILE + requests + 1
         queries = tokens // self.query_tile + requests
-        if num_tiles > tiles or num_queries > queries or len(given.sampled_R) > requests:
+        if num_tiles > tiles or num_queries > queries:
             return None
-        return Room(tokens, requests, width, tiles, queries, said)
+        return Room(tokens, requests, rows, width, tiles, queries, said)
 
     def _path(self, segments: Segments | None, num_tokens: int) -> Path | None:
         if segments is None:
@@ -260,14 +263,14 @@ def _make(room: Room, device: torch.device) -> Staging:
         {
             **dict.fromkeys(_ENTRIES, (narrow, (room.said,))),
             "said_bias": (floats, (room.said,)),
-            "said_factors": (floats, (room.requests, NUM_FACTORS)),
-            "said_lacks_one": (narrow, (room.requests,)),
+            "said_factors": (floats, (room.rows, NUM_FACTORS)),
+            "said_lacks_one": (narrow, (room.rows,)),
             "token": (wide, (room.tokens,)),
             "position": (wide, (room.tokens,)),
             "slot": (wide, (room.tokens,)),
-            "sampled": (wide, (room.tokens,)),
+            "sampled": (wide, (max(room.tokens, room.rows),)),
             "carried": (wide, (room.tokens,)),
-            "draws": (torch.float64, (room.requests, NUM_PARAMETERS)),
+            "draws": (torch.float64, (room.rows, NUM_PARAMETERS)),
             "context": (narrow, (room.requests,)),
             "query_start": (narrow, (room.requests + 1,)),
             "table": (narrow, (room.requests, room.width)),
@@ -286,6 +289,14 @@ def _fitting(number: int, rooms: Sequence[int]) -> int:
     """Return the least of `rooms` for `number`, or of the multiples of the last one."""
     fitting = (room for room in rooms if room >= number)
     return next(fitting, -(-number // rooms[-1]) * rooms[-1])
+
+
+def _power_of_4(number: int) -> int:
+    """Return the least power of four, of which 4 is the first, that is not below `number`."""
+    power = 4
+    while power < number:
+        power *= 4
+    return power
 
 
 def _width(num_blocks: int) -> int:
