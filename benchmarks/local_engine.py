@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -30,11 +31,27 @@ GREEDY = Sampling(max_tokens=10_000, seed=0, temperature=0.0, ignore_eos=True)
 """What requests ask for that go on until they are ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What came of requests that ran together."""
+
+    texts: list[list[int]]
+    seconds: float
+    drafted: int
+    accepted: int
+
+
 class LocalEngine:
     """An engine of a fixture's base model; one batch at a time."""
 
-    def __init__(self, base: Path | BaseModel, config: EngineConfig) -> None:
-        """Serve `base`, or the model in that folder; `config.model` is not looked at."""
+    def __init__(
+        self, base: Path | BaseModel, config: EngineConfig, *, speculative_tokens: int = 0
+    ) -> None:
+        """Serve `base`, or the model in that folder.
+
+        `config.model` is not looked at, nor what it says of drafts.
+        """
+        config = msgspec.structs.replace(config, speculative_tokens=speculative_tokens)
         torch.set_num_threads(config.threads or torch.get_num_threads())
         if isinstance(base, Path):
             base = load_base_model(
@@ -87,6 +104,26 @@ class LocalEngine:
         begin = time.perf_counter()
         self.engine.receive(messages)
         return begin
+
+    def complete(self, messages: Sequence[Submit]) -> Completed:
+        """Run requests to their ends, and return what came of them."""
+        found: dict[int, list[int]] = {message.request_id: [] for message in messages}
+        drafted = accepted = 0
+        begin = time.perf_counter()
+        self.engine.receive(messages)
+        left = len(found)
+        while left:
+            report = self.step()
+            if report.failures:
+                raise SystemExit(f"a request failed: {report.failures[0]}")
+            for token in report.tokens:
+                found[token.request_id].append(token.token)
+                left -= token.finish is not None
+            if report.batch:
+                drafted += report.batch.drafted
+                accepted += report.batch.accepted
+        seconds = time.perf_counter() - begin
+        return Completed(list(found.values()), seconds, drafted, accepted)
 
     def _run(self) -> int:
         """Step until each request has a token, and return how many run then."""

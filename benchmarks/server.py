@@ -41,6 +41,8 @@ class Running:
 def running(folder: Path, model: Path, *arguments: str) -> Iterator[Running]:
     """Run `loramux serve` on `model` for the block; its files are kept in `folder`.
 
+    Random weights repeat themselves as no model does that is used, so nothing is drafted.
+
     Starting again on one folder is a restart: the store is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def running(folder: Path, model: Path, *arguments: str) -> Iterator[Running]:
     command = [
         sys.executable, "-m", "loramux.cli", "serve", "--model", str(model),
         "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready-file", str(ready),
-        "--store", str(folder / "store"), *arguments,
+        "--store", str(folder / "store"), "--speculative-tokens", "0", *arguments,
     ]  # fmt: skip
     with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as run:
         try:

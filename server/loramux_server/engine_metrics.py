@@ -55,6 +55,12 @@ class EngineMetrics:
             "loramux_prefix_cache_hit_tokens", "Those of them that were there.",
             registry=registry,
         )  # fmt: skip
+        self.draft_tokens = Counter(
+            "loramux_draft_tokens", "Tokens that were drafted and checked.", registry=registry
+        )
+        self.draft_accepted = Counter(
+            "loramux_draft_accepted_tokens", "Those of them that held.", registry=registry
+        )
         self.preemptions = Counter(
             "loramux_preemptions", "Requests that had to start over for want of KV blocks.",
             registry=registry,
@@ -137,6 +143,8 @@ class EngineMetrics:
             self.batch_adapters.observe(report.batch.adapters)
             self.batch_tokens.observe(report.batch.tokens)
             self.step.observe(report.batch.seconds)
+            self.draft_tokens.inc(report.batch.drafted)
+            self.draft_accepted.inc(report.batch.accepted)
 
 
 class TierSeries:

@@ -305,3 +305,15 @@ def test_equal_beginnings_show_as_hits_of_the_prefix_cache(
     assert "loramux_prefix_cache_hit_tokens_total" not in growth(
         server, lambda: client.generate(prompt, **GREEDY)
     )
+
+
+def test_what_was_written_before_shows_as_drafts(server: RunningServer, client: Client) -> None:
+    answers = []
+
+    def again() -> None:
+        for _ in range(3):
+            answers.append(client.generate([9, 8, 7, 6, 5], adapter="a01", **GREEDY).token_ids)
+
+    grown = growth(server, again)
+    assert 0 < grown["loramux_draft_accepted_tokens_total"] <= grown["loramux_draft_tokens_total"]
+    assert answers[0] == answers[1] == answers[2]

@@ -48,6 +48,7 @@ class Harness:
         base = model if isinstance(model, BaseModel) else prepare(model)
         config.setdefault("kernels", "torch")
         config.setdefault("block_size", 4)
+        config.setdefault("speculative_tokens", 0)
         if num_blocks is not None:
             weights = sum(shape.weights for shape in base.cache_shapes)
             config["kv_memory"] = num_blocks * config["block_size"] * weights * base.dtype.itemsize

@@ -35,6 +35,7 @@ from loramux_server.models.base_model import BaseModel, UnservableModelError
 
 _log = logging.getLogger(__name__)
 
+_DRAFT_TOKENS = 16
 _ROOMS_FOR_PARTS = 256 << 20
 """Bytes of memory that wait for parts of adapters on their way to a device."""
 
@@ -141,7 +142,7 @@ def build_engine(
         vocab_size=model.vocab_size,
         resting=resting,
         follower=_follower(model, wake),
-        speculation=Speculation(config.speculative_tokens, model.eos_token_ids),
+        speculation=Speculation(_draft_tokens(model, config), model.eos_token_ids),
     )
     return engine, _model_info(
         model, context_length, cache.rows.capacity, row_size, resting, num_blocks, config.block_size
@@ -157,6 +158,14 @@ def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
         return Rooms(memory, min(config.host_adapter_memory, _ROOMS_FOR_PARTS))
     # Rooms may be an eighth larger than what lies in them.
     return Rooms(memory, config.host_adapter_memory * 9 // 8, loader_threads(1, "spare"))
+
+
+def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
+    """Return how many tokens of a request are drafted at most."""
+    if config.speculative_tokens >= 0:
+        return config.speculative_tokens
+    # On a GPU steps start before those before them have ended, and drafts have to wait for that.
+    return _DRAFT_TOKENS if model.device.type == "cpu" else 0
 
 
 def _follower(model: BaseModel, wake: Callable[[], None]) -> Forms | None:

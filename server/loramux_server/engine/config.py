@@ -80,12 +80,12 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     speculative_tokens: Annotated[
         int,
         Meta(
-            ge=0,
-            description="Most tokens of a request that are drafted from what it or its adapter "
-            "wrote before, and checked in one step; a full batch has fewer. They never change "
-            "what is chosen. 0 drafts nothing.",
+            ge=-1,
+            description="Most tokens of a request that are drafted, from what it or its adapter "
+            "wrote before, and checked in one step. They never change what is chosen, and a full "
+            "batch has fewer. 0 drafts nothing; -1 means 16 on a CPU and 0 on a GPU.",
         ),
-    ] = 0
+    ] = -1
     max_waiting: Annotated[int, Meta(ge=1, description="Most requests in the queue.")] = 1024
     block_size: Annotated[int, Meta(ge=1, description="Tokens in one KV block.")] = 16
     kv_memory: Annotated[

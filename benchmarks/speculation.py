@@ -1,0 +1,163 @@
+"""What drafts gain and cost, by how often they are right.
+
+Texts of random weights are drawn, so that nothing in them repeats itself; a draft is right where
+the text that is foretold (`prediction`) is. Each text is foretold with so many of its tokens
+changed, or not at all, or it is asked for again, as an adapter writes what it wrote before. One
+engine drafts and one does not, in turns; both choose the same, but for what hangs on a rounding.
+
+    python -m benchmarks.speculation --batch 1 --batch 8 --batch 32
+"""
+
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import machine
+from benchmarks.fixture import SHAPES, make_adapters
+from benchmarks.local_engine import Completed, LocalEngine, fixture_base, packaged
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.messages import Submit
+from loramux_server.engine.sampling import Sampling
+
+_RIGHT = (0.5, 0.8, 0.9, 1.0)
+"""Parts of a foretold text that are right."""
+
+
+def main(
+    batch: Annotated[list[int], typer.Option(help="Requests at once; repeatable.")],
+    tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 128,
+    context: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
+    drafts: Annotated[int, typer.Option(help="Most tokens of a draft.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Rounds, of which the median counts.")] = 3,
+    shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
+    output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
+) -> None:
+    """Print tokens per second with drafts, as a ratio to without."""
+    figures: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
+        folder = Path(name)
+        make_adapters(folder / "adapters", SHAPES[shape], [16], max(batch))
+        adapters = packaged(folder / "adapters")
+        base = fixture_base(folder, SHAPES[shape])
+        config = EngineConfig(model="", max_running=max(batch), adapter_memory=4 << 30)
+        plain = LocalEngine(base, config)
+        drafting = LocalEngine(base, config, speculative_tokens=drafts)
+        for size in batch:
+            measure = Measure(plain, drafting, adapters[:size], tokens, context)
+            measure.warm_up()
+            for found in measure.figures(repeats):
+                figures.append({"batch": size, **found})
+                print("  ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
+    if output:
+        result = {
+            "command": "python -m benchmarks.speculation",
+            "options": {"tokens": tokens, "context": context, "drafts": drafts, "shape": shape},
+            "machine": machine.describe(),
+            "figures": figures,
+        }
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+class Measure:
+    """Requests of distinct adapters at once, to an engine that drafts and one that does not."""
+
+    def __init__(
+        self, plain: LocalEngine, drafting: LocalEngine, adapters: Sequence[AdapterSource],
+        tokens: int, context: int,
+    ) -> None:  # fmt: skip
+        self._plain = plain
+        self._drafting = drafting
+        self._adapters = adapters
+        self._tokens = tokens
+        self._context = context
+        self._rng = random.Random(0)
+        self._next_id = 0
+
+    def warm_up(self) -> None:
+        """Run everything once, so that all is compiled, and what tokens cost is known."""
+        asked = self._requests()
+        texts = self._ask(self._plain, asked).texts
+        self._ask(self._drafting, asked, texts)
+        self._ask(self._drafting, asked)
+
+    def figures(self, repeats: int) -> list[dict[str, Any]]:
+        """Return a figure for each way in which texts are foretold."""
+        names = ["nothing foretold", *(f"{100 * part:.0f} % right" for part in _RIGHT), "again"]
+        ratios: dict[str, list[float]] = {name: [] for name in names}
+        drafted, accepted, others = (dict.fromkeys(names, 0) for _ in range(3))
+        for _ in range(repeats):
+            for name, part in zip(names, (0.0, *_RIGHT, 0.0), strict=True):
+                asked = self._requests()
+                plain = self._ask(self._plain, asked)
+                foretold = [self._changed(text, part) for text in plain.texts] if part else None
+                if name == "again":
+                    self._ask(self._drafting, asked)
+                found = self._ask(self._drafting, asked, foretold)
+                same = zip(found.texts, plain.texts, strict=True)
+                others[name] += sum(text != wanted for text, wanted in same)
+                ratios[name].append(plain.seconds / found.seconds)
+                drafted[name] += found.drafted
+                accepted[name] += found.accepted
+        return [
+            {
+                "foretold": name,
+                "speedup": round(median(ratios[name]), 3),
+                "all": [round(ratio, 3) for ratio in ratios[name]],
+                "drafted": drafted[name],
+                "accepted": accepted[name],
+                "other texts": others[name],
+            }
+            for name in names
+        ]
+
+    def _requests(self) -> list[Submit]:
+        """Return a request of each adapter."""
+        vocab_size = self._plain.info.vocab_size
+        return [
+            Submit(
+                0,
+                [self._rng.randrange(3, vocab_size) for _ in range(self._context)],
+                adapter,
+                Sampling(
+                    max_tokens=self._tokens, seed=self._rng.getrandbits(32), ignore_eos=True
+                ),
+            )
+            for adapter in self._adapters
+        ]
+
+    def _ask(
+        self,
+        engine: LocalEngine,
+        asked: Sequence[Submit],
+        foretold: Sequence[list[int]] | None = None,
+    ) -> Completed:
+        messages = []
+        for number, message in enumerate(asked):
+            self._next_id += 1
+            prediction = foretold[number] if foretold else []
+            messages.append(
+                Submit(
+                    self._next_id, message.prompt, message.adapter, message.sampling,
+                    prediction=prediction,
+                )
+            )  # fmt: skip
+        return engine.complete(messages)
+
+    def _changed(self, text: list[int], right: float) -> list[int]:
+        """Return `text` with all but a part of its tokens changed."""
+        vocab_size = self._plain.info.vocab_size
+        return [
+            token if self._rng.random() < right else self._rng.randrange(3, vocab_size)
+            for token in text
+        ]
+
+
+if __name__ == "__main__":
+    typer.run(main)
