@@ -125,9 +125,7 @@ class Measure:
                 0,
                 [self._rng.randrange(3, vocab_size) for _ in range(self._context)],
                 adapter,
-                Sampling(
-                    max_tokens=self._tokens, seed=self._rng.getrandbits(32), ignore_eos=True
-                ),
+                Sampling(max_tokens=self._tokens, seed=self._rng.getrandbits(32), ignore_eos=True),
             )
             for adapter in self._adapters
         ]

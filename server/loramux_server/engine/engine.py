@@ -12,20 +12,17 @@ import torch
 from loramux_adapters import PackageError
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.admission import Admission
-from loramux_server.engine.batch import Batch, PromptTokens, ReadTokens, grouped
+from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.exhaustion import is_out_of_memory
 from loramux_server.engine.flight import Flight, Outcome
-from loramux_server.engine.gathering import gather, gathered
 from loramux_server.engine.messages import (
     BatchSize,
     Cancel,
     Drop,
     Failure,
-    Finish,
     Pause,
     Ping,
-    PromptLogprobs,
     Report,
     Resume,
     Scores,
@@ -37,9 +34,10 @@ from loramux_server.engine.messages import (
 )
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
+from loramux_server.engine.readings import Readings
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Landed, Loader, Residents
-from loramux_server.engine.sampler import Sampled, sample
+from loramux_server.engine.sampler import FAULTS, Sampled, sample
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower, Shaping
 from loramux_server.engine.speculation import Speculation
@@ -48,13 +46,6 @@ from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 _log = logging.getLogger(__name__)
-
-_FAULTS = {
-    "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
-    "INTERNAL": "no token could be chosen with these sampling parameters",
-    "STRUCTURED_OUTPUT_FAILED": "the model gives no token a chance that the text's form allows",
-}
-"""What is said of a row without a token."""
 
 
 class Runner(Protocol):
@@ -135,7 +126,7 @@ class Engine:
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._failures: list[Failure] = []
-        self._prompts: list[PromptLogprobs] = []
+        self._readings = Readings(self._fail, self._end)
         self._failed_loads: dict[str, str] = {}
         """Digest -> why, in words for callers."""
         self._flight: Flight | None = None
@@ -288,8 +279,8 @@ class Engine:
         waited = self._clock() - begin
         sampled = sample(logits_RV, batch.requests, self._vocab_size, batch.drafts)
         # Before tokens: a request of whose prompt nothing can be told makes none.
-        self._take_prompts(batch, read)
-        return self._commit(plan, batch, sampled), self._take_scores(batch, read), waited
+        self._readings.take_prompts(batch, read)
+        return self._commit(plan, batch, sampled), self._readings.take_scores(batch, read), waited
 
     def _lay_out(self, plan: Plan, before: Batch | None, *, draws: bool) -> Batch:
         chunks = grouped(plan.chunks)
@@ -317,7 +308,7 @@ class Engine:
         for request, token, finish in self._scheduler.commit(plan, chosen):
             choice = next(left[request])
             if choice.fault:
-                self._fail(request, choice.fault, _FAULTS[choice.fault])
+                self._fail(request, choice.fault, FAULTS[choice.fault])
                 continue
             tokens.append(Token(request.request_id, token, finish, choice.logprobs))
             if finish:
@@ -328,41 +319,6 @@ class Engine:
                 shaped.append(request)
         self._shaping.advance(shaped)
         return tokens
-
-    def _take_prompts(self, batch: Batch, read: list[torch.Tensor]) -> None:
-        """Keep what is told of prompts, and report it of those that are whole."""
-        for part, told_TL in zip(batch.read, read, strict=True):
-            if not isinstance(part, PromptTokens):
-                continue
-            request = part.request
-            if told_TL.isnan().any():
-                self._fail(request, "ADAPTER_NOT_FINITE", _FAULTS["ADAPTER_NOT_FINITE"])
-                continue
-            request.prompt_logprobs.append(told_TL.numpy().tobytes())
-            request.num_told += len(part.tokens)
-            if part.is_last:
-                numbers, request.prompt_logprobs = b"".join(request.prompt_logprobs), []
-                request.num_told = len(request.prompt)
-                finish = None if request.continues else Finish.LENGTH
-                self._prompts.append(PromptLogprobs(request.request_id, numbers, finish))
-
-    def _take_scores(self, batch: Batch, read: list[torch.Tensor]) -> list[Scores]:
-        """Keep what was read of tokens, and end the requests that have no others."""
-        done: list[Scores] = []
-        for part, read_TN in zip(batch.read, read, strict=True):
-            request = part.request
-            if not isinstance(part, ReadTokens):
-                if part.is_last and not request.continues:
-                    self._end(request.request_id)
-                continue
-            if not read_TN.isfinite().all():
-                self._fail(request, "ADAPTER_NOT_FINITE", _FAULTS["ADAPTER_NOT_FINITE"])
-                continue
-            gather(request, part.first, read_TN.numpy())
-            if not request.num_uncomputed:
-                done.append(Scores(request.request_id, gathered(request)))
-                self._end(request.request_id)
-        return done
 
     def _fail_waiting(self, source: AdapterSource, error: BaseException) -> None:
         """Fail the requests that wait for an adapter that could not be loaded."""
@@ -388,7 +344,6 @@ class Engine:
         scores: Sequence[Scores] = (),
     ) -> Report:
         failures, self._failures = self._failures, []
-        prompts, self._prompts = self._prompts, []
         failed_loads, self._failed_loads = self._failed_loads, {}
         return Report(
             tiers=self._residents.take_moved(),  # before the figures: adapters go with it
@@ -404,7 +359,7 @@ class Engine:
                 host=self._residents.stats(Tier.HOST),
             ),
             tokens=tokens,
-            prompts=prompts,
+            prompts=self._readings.pop_prompts(),
             scores=list(scores),
             failures=failures,
             started=started,

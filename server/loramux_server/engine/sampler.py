@@ -33,6 +33,14 @@ _LIKELIEST = (0.0, *_ALL, 0.0)
 """A row of `Draws` whose likeliest token is taken."""
 
 
+FAULTS = {
+    "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
+    "INTERNAL": "no token could be chosen with these sampling parameters",
+    "STRUCTURED_OUTPUT_FAILED": "the model gives no token a chance that the text's form allows",
+}
+"""What is said of a row without a token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """What was chosen for one request."""

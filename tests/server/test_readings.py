@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.gathering import gather, gathered
+from loramux_server.engine.readings import gather, gathered
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampling import Sampling
 
