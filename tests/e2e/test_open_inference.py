@@ -265,10 +265,11 @@ def final(response: pb.ModelStreamInferResponse) -> bool:
 
 
 def test_a_stream_is_the_answer_in_pieces(channel: grpc.Channel, client: Client) -> None:
-    whole = client.generate("hello", adapter="wide", **GREEDY)
-    request = asking("wide", "hello", id="a", parameters=GREEDY, flags=STREAM)
+    # Nobody asked that before: what was written already may come in one piece.
+    request = asking("wide", "a stream", id="a", parameters=GREEDY, flags=STREAM)
     set_parameter(request.parameters["triton_enable_empty_final_response"], True)
     found = list(call(channel, "ModelStreamInfer", iter([request])))
+    whole = client.generate("a stream", adapter="wide", **GREEDY)
     assert len(found) > 1
     answers = [each.infer_response for each in found]
     assert not any(each.error_message for each in found)
@@ -277,7 +278,7 @@ def test_a_stream_is_the_answer_in_pieces(channel: grpc.Channel, client: Client)
     assert [final(each) for each in found] == [False] * (len(found) - 1) + [True]
     reasons = [texts_of(answer, "finish_reason")[0] for answer in answers]
     assert reasons == ["None"] * (len(found) - 1) + ["length"]
-    assert numbers_of(answers[-1], "num_input_tokens") == [len("hello") + 1]
+    assert numbers_of(answers[-1], "num_input_tokens") == [len("a stream") + 1]
     assert {(each.model_name, each.model_version, each.id) for each in answers} == {
         ("wide", "1", "a")
     }

@@ -63,7 +63,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         save_adapter(model, folder / "adapters" / name, seed=seed, r=4, target_modules=["q_proj"])
         (folder / "adapters" / name / "chat_template.jinja").write_text(template)
     save_caller(model, tokenizer, folder / "adapters" / "caller")
-    with RunningServer(folder, folder / "base", "--adapters", str(folder / "adapters")) as running:
+    # Drafts would let many tokens come in one piece, and it is asked where pieces end.
+    options = ["--adapters", str(folder / "adapters"), "--speculative-tokens", "0"]
+    with RunningServer(folder, folder / "base", *options) as running:
         yield running
     shutil.rmtree(folder)
 
