@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from loramux.cli.app import app
 from loramux.cli.batch import batch as batch_command
 from loramux.errors import InvalidArgumentError
 from loramux.gateway.batch import (
+    ChangedFileError,
     Line,
     OutputFile,
     Progress,
+    RequestFile,
     WrongLineError,
     answer_all,
-    lines_of,
 )
 from loramux.gateway.door import Door, Reply
 from tests.support.server import RunningServer
@@ -135,18 +137,18 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: object, messag
     with source.open("ab") as file:
         file.write(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(WrongLineError) as caught:
-        list(lines_of(source))
+        RequestFile(source)
     assert message in str(caught.value)
 
 
 ANSWER = '{"id":"a","custom_id":"r0","response":{"status_code":200,"request_id":"","body":{}}}\n'
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
     """Return what `loramux batch` says, which asks nobody."""
     with pytest.raises(SystemExit) as ended:
         app(["batch", *map(str, arguments), "--server", "127.0.0.1:1", "--patience", "0"])
-    assert ended.value.code == 2
+    assert ended.value.code == code
     # Without the frame around it, and in one line.
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
 
@@ -183,6 +185,29 @@ def test_a_pipe_is_refused_since_it_is_read_twice(
     for path in (source, tmp_path, tmp_path / "nowhere"):
         assert "is no plain file; it is read twice" in refused(capsys, path, "-o", output)
     assert not output.exists()
+
+
+def test_a_file_that_changes_between_its_two_readings_ends_the_run_with_the_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    write(source, request(0, TEXT, model="base", prompt="a"))
+    # The answers of before are read after the requests were looked at, and wait for their writer.
+    os.mkfifo(output)
+
+    def change() -> None:
+        with output.open("wb"):
+            write(source, request(0, TEXT, model="base", prompt="b"))
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    told = refused(capsys, source, "-o", output, "--resume", code=1)
+    changing.join()
+    assert told == (
+        f"loramux: {source}: line 1 changed after all lines were looked at; expected the file to "
+        f"stay as it was; --resume goes on with {output}"
+    )
+    assert output.read_bytes() == b""
 
 
 @pytest.mark.parametrize("key", ["lmx_a\nb", "lmx_ä"])
@@ -248,6 +273,40 @@ async def test_who_finds_no_room_comes_again_until_patience_is_over(tmp_path: Pa
     with OutputFile(tmp_path / "b.jsonl", goes_on=False) as output:
         progress = await answer_all(lines, FullDoor(999), output, concurrency=4, patience=0)
     assert (progress.num_again, dict(progress.statuses), progress.num_failed) == (0, {429: 20}, 20)
+
+
+@pytest.mark.parametrize(
+    ("kept", "added", "message"),
+    [
+        (3, [request(3, TEXT)], "line 4 is new after"),
+        (2, [], "line 3 is gone after"),
+        (1, [request(2, TEXT)], "line 2 changed after"),
+        (1, ["no request"], "line 2 changed after"),
+    ],
+)
+async def test_what_stands_before_a_line_that_changed_is_answered(
+    tmp_path: Path, kept: int, added: list[object], message: str
+) -> None:
+    asked = [request(i, TEXT) for i in range(3)]
+    source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    lines = RequestFile(write(source, *asked))
+    write(source, *asked[:kept], *added)
+    with (
+        OutputFile(output, goes_on=False) as file,
+        pytest.raises(ChangedFileError, match=message),
+    ):
+        await answer_all(lines, FullDoor(0), file, concurrency=1, patience=0)
+    assert set(answers(output)) == {f"r{i}" for i in range(kept)}
+
+
+async def test_a_file_that_is_gone_is_said_to_be_gone(tmp_path: Path) -> None:
+    lines = RequestFile(write(tmp_path / "requests.jsonl", request(0, TEXT)))
+    (tmp_path / "requests.jsonl").unlink()
+    with (
+        OutputFile(tmp_path / "answers.jsonl", goes_on=False) as file,
+        pytest.raises(FileNotFoundError),
+    ):
+        await answer_all(lines, FullDoor(0), file, concurrency=4, patience=0)
 
 
 @pytest.mark.parametrize(("milliseconds", "least"), [(0, 0.05), (2000, 2.0)])

@@ -12,7 +12,7 @@ _STORE = (
 _ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit", "tls")
 _VALIDATOR = (
     "tensor_file", "fit", "manifest", "package", "contents", "companions", "virtual_tokens",
-    "vocabulary", "hostile_packages", "base", "checks", "saved", "heads",
+    "vocabulary", "hostile_packages", "base", "checks", "saved", "heads", "embedding",
 )  # fmt: skip
 _FITS = ("activated", "vocabulary", "heads", "virtual_tokens")
 

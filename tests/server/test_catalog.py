@@ -5,13 +5,14 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 import sqlalchemy.exc
 
 from loramux.errors import ResourceExhaustedError
 from loramux_server.services.storage import storage_errors
 from loramux_server.store.catalog import Catalog, CatalogUrlError
 from loramux_server.store.registry import Registry
-from loramux_server.store.schema import FORMAT, NewerFormatError
+from loramux_server.store.schema import FORMAT, NewerFormatError, metadata
 from tests.support.packages import publish, small_package
 
 FORMAT_1 = """
@@ -130,6 +131,18 @@ def test_tables_are_those_of_their_format(tmp_path: Path) -> None:
     connection.close()
     assert FORMAT == 8
     assert found == Path(__file__).with_name("catalog.sql").read_text().splitlines()
+
+
+def test_every_moment_has_its_zone() -> None:
+    # In SQLite it never has one, in PostgreSQL it would else be that of the session.
+    moments = [
+        (str(column), column.type.timezone)
+        for table in metadata.tables.values()
+        for column in table.columns
+        if isinstance(column.type, sqlalchemy.DateTime)
+    ]
+    assert moments
+    assert [column for column, has_zone in moments if not has_zone] == []
 
 
 def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.access.caller import Caller, Role, caller
-from loramux_server.access.entrance import Entrance
+from loramux_server.access.entrance import REFRESH_SECONDS, Entrance
 from loramux_server.access.gate import Gate
 from loramux_server.access.key import Key
 from loramux_server.access.server_secret import SECRET_FILE
@@ -300,6 +300,14 @@ async def test_keys_that_cannot_be_read_stay_as_they_were_and_that_is_said_once(
         async with asyncio.timeout(60):
             while len([r for r in caplog.records if "stay as" in r.message]) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+
+async def test_there_is_a_pause_between_two_looks_at_keys(tmp_path: Path, keys: Keys) -> None:
+    tls, clock = Certificates(), asyncio.get_running_loop()
+    async with guarded(tmp_path, keys, tls):
+        looks, begin = tls.num_looks, clock.time()
+        await asyncio.sleep(2 * REFRESH_SECONDS)
+        assert tls.num_looks - looks <= (clock.time() - begin) / REFRESH_SECONDS + 1
 
 
 async def test_a_server_with_keys_only_that_are_over_is_open_to_nobody(

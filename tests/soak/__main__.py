@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from loramux_adapters import pack
 from loramux_adapters.head import Task
 from tests.soak.campaign import Outcome, campaign
-from tests.soak.mix import Setting
+from tests.soak.worker import Setting
 from tests.support.classifiers import classifier, save_classifier
 from tests.support.demo import DEMO
 from tests.support.report import write_report

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.soak.bounds import MAX_SLOPE, MEMORY, SPARE, grown, left, slopes
-from tests.soak.mix import Mix, Setting
+from tests.soak.loop import Loop
+from tests.soak.mix import Mix
 from tests.soak.samples import Sample, Sampler, take
+from tests.soak.worker import Setting
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
 
@@ -82,16 +84,17 @@ def campaign(
 ) -> Outcome:  # fmt: skip
     """Use a running `server` in all ways for so long, a look every `interval` seconds."""
     store = server.log.parent / "store"
-    with Mix(server, setting, num_workers=num_workers) as warming:
-        assert warming.toured(max(120.0, seconds)), "\n".join(warming.surprises)
-        time.sleep(WARM_UP * seconds)
-    before = rested(server, store)
-    mix = Mix(server, setting, num_workers=num_workers)
-    begin = time.monotonic()
-    with mix, Sampler(lambda: take(server, store, mix.num_done), interval) as sampler:
-        time.sleep((1 - WARM_UP) * seconds)
-        assert mix.toured(max(120.0, seconds)), "\n".join(mix.surprises)
-        worked = time.monotonic() - begin
+    with Loop() as loop:
+        with Mix(server, setting, loop, num_workers=num_workers) as warming:
+            assert warming.toured(max(120.0, seconds)), "\n".join(warming.surprises)
+            time.sleep(WARM_UP * seconds)
+        before = rested(server, store)
+        mix = Mix(server, setting, loop, num_workers=num_workers)
+        begin = time.monotonic()
+        with mix, Sampler(lambda: take(server, store, mix.num_done), interval) as sampler:
+            time.sleep((1 - WARM_UP) * seconds)
+            assert mix.toured(max(120.0, seconds)), "\n".join(mix.surprises)
+            worked = time.monotonic() - begin
     eventually(lambda: not left(before, take(server, store, 0)), QUIET_SECONDS)
     return Outcome(
         worked, mix.done, before, sampler.samples, take(server, store, mix.num_done),

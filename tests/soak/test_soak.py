@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.soak.__main__ import variants
 from tests.soak.bounds import MAX_SLOPE, MEMORY, SPARE, grown, left, slope
 from tests.soak.campaign import campaign
-from tests.soak.mix import Setting
 from tests.soak.samples import Sample, take
+from tests.soak.worker import Setting
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
 
@@ -38,7 +38,8 @@ def test_a_server_in_use_leaves_nothing_behind_and_what_it_holds_is_seen(
     outcome = campaign(tiny_server, setting, seconds=2, num_workers=3, interval=0.2)
     assert outcome.surprises == []
     assert left(outcome.before, outcome.after) == []
-    assert min(outcome.done[kind] for kind in ("stream", "cancel", "slow", "upload")) > 0
+    kinds = ("stream", "score", "infer", "batch", "routed", "cancel", "slow", "upload")
+    assert min(outcome.done[kind] for kind in kinds) > 0
     # A client that never ends is a leak as any other.
     store = tiny_server.log.parent / "store"
     with tiny_server.client() as client:

@@ -46,13 +46,19 @@ def batch(
         "starlette", "msgspec", "grpc_health", extra="gateway", what="batch"
     ):  # what the gateway answers with
         from loramux.gateway.backend import Backend
-        from loramux.gateway.batch import OutputFile, Progress, WrongLineError, answer_all, lines_of
+        from loramux.gateway.batch import (
+            ChangedFileError,
+            OutputFile,
+            Progress,
+            RequestFile,
+            WrongLineError,
+            answer_all,
+        )
         from loramux.gateway.door import Door
     if not requests.is_file():
         raise typer.BadParameter(f"{requests} is no plain file; it is read twice")
     try:
-        # All lines are looked at before the first is asked.
-        wanted = {line.custom_id for line in lines_of(requests)}
+        lines = RequestFile(requests)
     except WrongLineError as error:
         raise typer.BadParameter(f"{requests}: {error}") from None
     if output.exists() and not resume:
@@ -62,7 +68,7 @@ def batch(
         file = OutputFile(output, goes_on=resume)
     except WrongLineError as error:
         raise typer.BadParameter(f"{output}: {error}") from None
-    num_before = len(wanted & file.done)
+    num_before = len(lines.ids & file.done)
     open_backend = partial(Backend, server, retries=True, routing="adapter", timeout=timeout)
     console = Console(stderr=True)
     columns = (
@@ -75,7 +81,7 @@ def batch(
 
     async def run() -> Progress:
         with file, Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("", total=len(wanted), completed=num_before, num_again=0)
+            task = bar.add_task("", total=len(lines.ids), completed=num_before, num_again=0)
 
             def show(progress: Progress) -> None:
                 num_done = num_before + progress.statuses.total()
@@ -83,7 +89,7 @@ def batch(
 
             async with Door.opened(open_backend, key) as door:
                 return await answer_all(
-                    lines_of(requests),
+                    lines,
                     door,
                     file,
                     concurrency=concurrency,
@@ -91,13 +97,17 @@ def batch(
                     on_progress=show,
                 )
 
-    progress = asyncio.run(run())
+    try:
+        progress = asyncio.run(run())
+    except ChangedFileError as error:
+        print(f"loramux: {requests}: {error}; --resume goes on with {output}", file=sys.stderr)
+        raise typer.Exit(1) from None
     told = ", ".join(f"{count} with {status}" for status, count in progress.statuses.most_common())
     num_now = progress.statuses.total()
     print(
-        f"{num_now} of {len(wanted)} requests answered now: {told or 'none'}; "
+        f"{num_now} of {len(lines.ids)} requests answered now: {told or 'none'}; "
         f"{progress.num_again} asked again",
         file=sys.stderr,
     )
-    if progress.num_failed or num_before + num_now < len(wanted):
+    if progress.num_failed or num_before + num_now < len(lines.ids):
         raise typer.Exit(1)

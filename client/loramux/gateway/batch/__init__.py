@@ -4,15 +4,16 @@ Needs what the gateway needs: each request is answered as the gateway would, wit
 """
 
 from loramux.gateway.batch.answered import Answered, OutputFile
-from loramux.gateway.batch.lines import Line, WrongLineError, lines_of
+from loramux.gateway.batch.lines import ChangedFileError, Line, RequestFile, WrongLineError
 from loramux.gateway.batch.run import Progress, answer_all
 
 __all__ = [
     "Answered",
+    "ChangedFileError",
     "Line",
     "OutputFile",
     "Progress",
+    "RequestFile",
     "WrongLineError",
     "answer_all",
-    "lines_of",
 ]

@@ -1,6 +1,8 @@
 """What is asked: a file with a request on each line, in the format of OpenAI's batches."""
 
+from array import array
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,10 @@ class WrongLineError(ValueError):
     """A line is not what it has to be; the message names it, and what would be right."""
 
 
+class ChangedFileError(ValueError):
+    """A file is not what it was when it was read before; the message names the line."""
+
+
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One request."""
 
@@ -27,26 +33,54 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: str = "POST"
 
 
-def lines_of(path: Path) -> Iterator[Line]:
-    """Yield the requests in the file at `path`; empty lines are left out.
+class RequestFile:
+    """A file of requests, which are all looked at before the first is taken; that reads it again.
 
-    Raises:
-        WrongLineError: A line is none, or has the id of an earlier one.
-        OSError: The file cannot be read.
+    Empty lines are left out.
     """
-    known: set[str] = set()
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            line = _line(raw, number)
-            if line.custom_id in known:
-                raise WrongLineError(
-                    f"line {number}: custom_id {line.custom_id!r} is there before; expected each "
-                    "once"
-                )
-            known.add(line.custom_id)
-            yield line
+
+    def __init__(self, path: Path) -> None:
+        """Look at all lines of the file at `path`.
+
+        Raises:
+            WrongLineError: A line is no request, or has the id of an earlier one.
+            OSError: The file cannot be read.
+        """
+        self.ids: set[str] = set()
+        """Of all requests."""
+        self._path = path
+        self._hashes = array("q")
+        """Of the lines as they were."""
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                self._hashes.append(hash(raw))
+                if raw.strip():
+                    self._note(_line(raw, number), number)
+
+    def __iter__(self) -> Iterator[Line]:
+        """Yield the requests.
+
+        Raises:
+            ChangedFileError: The file is not what it was.
+            OSError: The file cannot be read.
+        """
+        with self._path.open("rb") as file:
+            for number, (raw, known) in enumerate(zip_longest(file, self._hashes), start=1):
+                if raw is None or hash(raw) != known:
+                    what = "is gone" if raw is None else "is new" if known is None else "changed"
+                    raise ChangedFileError(
+                        f"line {number} {what} after all lines were looked at; expected the file "
+                        "to stay as it was"
+                    )
+                if raw.strip():
+                    yield _line(raw, number)
+
+    def _note(self, line: Line, number: int) -> None:
+        if line.custom_id in self.ids:
+            raise WrongLineError(
+                f"line {number}: custom_id {line.custom_id!r} is there before; expected each once"
+            )
+        self.ids.add(line.custom_id)
 
 
 def decoded(raw: bytes, kind: type[Kind], number: int) -> Kind:

@@ -54,6 +54,10 @@ async def answer_all(
         concurrency: Requests under way at once.
         patience: Seconds for which one is tried again where the server has no room for it.
         on_progress: Called after each answer, and before one is asked again.
+
+    Raises:
+        ChangedFileError: From `lines`; what is under way then is left to another run.
+        OSError: `lines` cannot be read, or `output` not be written.
     """
     progress = Progress()
     left = (line for line in lines if line.custom_id not in output.done)
@@ -72,9 +76,13 @@ async def answer_all(
             progress.statuses[reply.status] += 1
             on_progress(progress)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(work(left))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work(left))
+    except ExceptionGroup as errors:
+        # The first ended the others.
+        raise errors.exceptions[0] from None
     return progress
 
 
