@@ -15,7 +15,7 @@ import loramux.v1
 from loramux.errors import NotFoundError, PermissionDeniedError
 from loramux.v1.adapters_pb2 import DeleteAdapterRequest, GetAdapterRequest, UploadAdapterRequest
 from loramux.v1.generation_pb2 import GenerateRequest, WeightedAdapter
-from loramux_server.access.caller import Caller, Permission, Role, acting, caller
+from loramux_server.access.caller import LOCAL_ADMIN, Caller, Permission, Role, acting, caller
 from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES, Access, Rule, check_rules, method_name
 from loramux_server.inference import open_inference_pb2
@@ -93,8 +93,10 @@ def test_each_role_may_do_more_than_the_one_before() -> None:
     assert [len(found) for found in granted] == [2, 3, 4, 5]
 
 
-def test_nobody_calls_by_default() -> None:
+def test_nobody_calls_by_default_nor_after_its_time() -> None:
     with acting(USER):
+        with acting(LOCAL_ADMIN):
+            assert caller() is LOCAL_ADMIN
         assert caller() is USER
     with pytest.raises(LookupError):
         contextvars.Context().run(caller)
