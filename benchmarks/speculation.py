@@ -37,6 +37,7 @@ def main(
     drafts: Annotated[int, typer.Option(help="Most tokens of a draft.")] = 16,
     repeats: Annotated[int, typer.Option(help="Rounds, of which the median counts.")] = 3,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="Number format of the base.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Print tokens per second with drafts, as a ratio to without."""
@@ -46,7 +47,7 @@ def main(
         make_adapters(folder / "adapters", SHAPES[shape], [16], max(batch))
         adapters = packaged(folder / "adapters")
         base = fixture_base(folder, SHAPES[shape])
-        config = EngineConfig(model="", max_running=max(batch), adapter_memory=4 << 30)
+        config = EngineConfig(model="", max_running=max(batch), adapter_memory=4 << 30, dtype=dtype)
         plain = LocalEngine(base, config)
         drafting = LocalEngine(base, config, speculative_tokens=drafts)
         for size in batch:
@@ -58,7 +59,13 @@ def main(
     if output:
         result = {
             "command": "python -m benchmarks.speculation",
-            "options": {"tokens": tokens, "context": context, "drafts": drafts, "shape": shape},
+            "options": {
+                "tokens": tokens,
+                "context": context,
+                "drafts": drafts,
+                "shape": shape,
+                "dtype": dtype,
+            },
             "machine": machine.describe(),
             "figures": figures,
         }

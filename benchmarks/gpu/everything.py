@@ -32,6 +32,7 @@ from benchmarks.gpu.record import Record, say
 
 _ROOT = Path(__file__).parents[2]
 _PLANS = _ROOT / "server/loramux_server/kernels/gpu/plans.json"
+_DRAFTS = ("--batch=1", "--batch=8", "--batch=32", "--repeats=1", "--dtype=bfloat16")
 _LEAST_SECONDS = 10.0
 """In less than that nothing is measured."""
 
@@ -70,19 +71,22 @@ def parts(peer: Path | None, peer_name: str, shape: str) -> list[Part]:
     cores = str(os.cpu_count() or 1)
     workers = ("--workers", cores) if importlib.util.find_spec("xdist") else ()
     of = ("--shape", shape)
+    # Its base is made on the host, and is loaded twice.
+    drafted = "llama-3.2-1b" if shape == "llama-3.1-8b" else shape
     found = [
-        _part("tune", 100, "tune", "--processes", cores, *of),
-        _part("end_to_end", 210, "end_to_end", "--only-own", *of),
-        _part("peer_kernels", 60, "peer_kernels", str(peer), "--peer", peer_name, *of),
-        _part("check", 150, "check", "--seconds", "30", *workers),
-        _part("kernels", 60, "kernels", *of),
-        _part("peers", 240, "end_to_end", "--only", "peft", "--only", "batching", *of),
+        _part("tune", 100, "gpu.tune", "--processes", cores, *of),
+        _part("end_to_end", 210, "gpu.end_to_end", "--only-own", *of),
+        _part("peer_kernels", 60, "gpu.peer_kernels", str(peer), "--peer", peer_name, *of),
+        _part("check", 150, "gpu.check", "--seconds", "30", *workers),
+        _part("kernels", 60, "gpu.kernels", *of),
+        _part("speculation", 90, "speculation", *_DRAFTS, "--shape", drafted),
+        _part("peers", 240, "gpu.end_to_end", "--only", "peft", "--only", "batching", *of),
     ]
     return [part for part in found if peer or part.name != "peer_kernels"]
 
 
 def _part(name: str, most_seconds: float, module: str, *arguments: str) -> Part:
-    return Part(name, ("-m", f"benchmarks.gpu.{module}", *arguments), most_seconds)
+    return Part(name, ("-m", f"benchmarks.{module}", *arguments), most_seconds)
 
 
 NAMES = [part.name for part in parts(Path(), "", "")]
