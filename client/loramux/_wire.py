@@ -44,6 +44,7 @@ _FORMS = tuple(
     field.name for field in generation_pb2.StructuredOutput.DESCRIPTOR.oneofs_by_name["form"].fields
 )
 """Options of which one says which form a text has."""
+_BESIDE_SAMPLING = TOOL_OPTIONS | {"prediction"}
 _ERRORS = {
     error.code: error
     for error in vars(errors).values()
@@ -88,19 +89,15 @@ def generate_request(
     if scale is not None:
         with fitting("scale"):
             request.scale = scale
-    if isinstance(prompt, str):
-        with fitting("prompt"):
-            request.prompt = prompt
-    elif prompt is not None:
-        with fitting("prompt_token_ids"):
-            request.prompt_token_ids.extend(prompt)
+    _add_tokens(request, "prompt", prompt)
+    _add_tokens(request, "prediction", options.get("prediction"))
     add_messages(messages or (), request)
     if not add_special_tokens:
         request.add_special_tokens = False
     if not add_generation_prompt:
         request.add_generation_prompt = False
     add_tools(options, request)
-    sampling = {name: value for name, value in options.items() if name not in TOOL_OPTIONS}
+    sampling = {name: value for name, value in options.items() if name not in _BESIDE_SAMPLING}
     if isinstance(stop := sampling.get("stop"), str):
         sampling["stop"] = [stop]
     _add_form(sampling, request.sampling)
@@ -109,6 +106,19 @@ def generate_request(
             one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
             request.sampling.MergeFrom(one)
     return request
+
+
+def _add_tokens(
+    request: generation_pb2.GenerateRequest, field: str, given: str | Sequence[int] | None
+) -> None:
+    """Put text or token ids into the field of `request` that is for them."""
+    if isinstance(given, str):
+        with fitting(field):
+            setattr(request, field, given)
+    elif given is not None:
+        field += "_token_ids"
+        with fitting(field):
+            getattr(request, field).extend(given)
 
 
 def _add_form(options: dict[str, object], sampling: generation_pb2.SamplingParams) -> None:

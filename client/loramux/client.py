@@ -130,7 +130,8 @@ class Client(Texts):
             combination: How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which
                 is what None means, or `linear`.
             scale: Multiplies what `adapter` changes; None means 1.
-            options: How tokens are chosen and when to stop; and with messages, tools.
+            options: How tokens are chosen and when to stop; what is predicted of them; and with
+                messages, tools.
         """
         request = _wire.generate_request(
             prompt,

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,11 +108,12 @@ class EngineClient:
         timeout: float | None = None,
         weight: int = 1,
         pooling: Pooling | None = None,
+        prediction: Sequence[int] = (),
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
         Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
-        `pooling`, the prompt is embedded.
+        `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`.
 
         Raises:
             UnavailableError: The engine is away.
@@ -126,8 +127,11 @@ class EngineClient:
         self._next_id += 1
         self._calls[self._next_id] = _Call(mailbox, index, work)
         self.process.send(
-            Submit(self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling)
-        )
+            Submit(
+                self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling,
+                list(prediction),
+            )
+        )  # fmt: skip
         return self._next_id
 
     def finish(self, request_id: int) -> None:

@@ -46,18 +46,21 @@ class TextTokenizer:
         self._special = frozenset(token for token, about in known.items() if about.special)
         self._bytes = TokenBytes(self._control)
 
-    def encode(self, text: str, *, parse_special: bool, add_special: bool) -> list[int]:
+    def encode(
+        self, text: str, field: str = "prompt", *, parse_special: bool, add_special: bool
+    ) -> list[int]:
         """Return the tokens of `text`.
 
         Args:
             text: What the user wrote.
+            field: The request field that it is.
             parse_special: Whether text such as `</s>` is a control token or plain text.
             add_special: Whether the tokenizer puts its own prefix before the text.
 
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
         """
-        return list(self._encoding(text, "prompt", parse_special, add_special).ids)
+        return list(self._encoding(text, field, parse_special, add_special).ids)
 
     def encode_placed(
         self, text: str, field: str, *, parse_special: bool, add_special: bool

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from loramux.errors import InvalidArgumentError
-from loramux.gateway.asked import MAX_TOLD, asked_by_completion
-from loramux.gateway.body import CompletionBody, parse
+from loramux.gateway.asked import MAX_TOLD, asked_by_chat, asked_by_completion
+from loramux.gateway.body import ChatBody, CompletionBody, parse
 
 
 def body(**fields: Any) -> CompletionBody:
@@ -26,3 +26,45 @@ def test_what_is_told_of_all_prompts_and_choices_is_bounded(field: str) -> None:
         assert f"expected {MAX_TOLD} at most" in str(caught.value)
     # Who has nothing told may ask for as much as ever.
     assert len(asked_by_completion(body(prompt=[prompt] * 9, n=8), "base", "")) == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("def f():\n    return 1\n", "def f():\n    return 1\n"),
+        ([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}], "a b"),
+        ("", ""),
+        ([], ""),
+    ],
+)
+def test_a_prediction_goes_along_with_each_prompt(content: object, text: str) -> None:
+    prediction = {"type": "content", "content": content}
+    asked = asked_by_completion(body(prompt=["x", [5]], prediction=prediction), "base", "")
+    talk = {
+        "model": "base", "messages": [{"role": "user", "content": "x"}], "prediction": prediction,
+    }  # fmt: skip
+    asked += asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base", "")
+    assert [request.prediction for request in asked] == [text] * 3
+
+
+@pytest.mark.parametrize(
+    ("prediction", "param", "says"),
+    [
+        ("text", "prediction", "object"),
+        ({"content": "x"}, "prediction", "type"),
+        ({"type": "content"}, "prediction", "content"),
+        ({"type": "tokens", "content": "x"}, "prediction.type", "'tokens'"),
+        ({"type": "content", "content": 3}, "prediction.content", "int"),
+        ({"type": "content", "content": ["x"]}, "prediction.content[0]", "object"),
+        ({"type": "content", "content": "x", "n": 1}, "prediction", "n"),
+        ({"type": "content", "content": [{"type": "text"}]}, "prediction.content[0]", "string"),
+        ({"type": "content", "content": [{"type": "image", "text": "x"}]},
+         "prediction.content[0]", "'image'"),
+    ],
+)  # fmt: skip
+def test_a_prediction_of_another_shape_is_refused_by_name(
+    prediction: object, param: str, says: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=says) as caught:
+        asked_by_completion(body(prompt="x", prediction=prediction), "base", "")
+    assert caught.value.field == param

@@ -69,6 +69,8 @@ def test_fields_are_called_as_in_the_request(field: str, param: str | None) -> N
          "messages[0].role is 'routing_key'"),
         ("messages", "messages is text; set prompt_token_ids",
          "messages is text; set token ids as prompt"),
+        ("prediction", "prediction is text; set prediction_token_ids",
+         "prediction is text; leave it out"),
         ("adapter", "adapter a/b:1 cannot be used", "adapter a/b:1 cannot be used"),
         ("", "no field", "no field"),
     ],

@@ -29,6 +29,14 @@ def test_sampling_options_arrive() -> None:
     assert not sent.HasField("top_p")
 
 
+def test_a_prediction_is_text_or_token_ids() -> None:
+    sent = request(prediction="hello", max_tokens=3)
+    assert (sent.prediction, list(sent.prediction_token_ids)) == ("hello", [])
+    sent = request(prediction=(5, 6))
+    assert (sent.prediction, list(sent.prediction_token_ids)) == ("", [5, 6])
+    assert request(prediction=None) == request() == request(prediction="")
+
+
 def test_a_form_arrives_as_what_it_is() -> None:
     def form(**options: Any) -> generation_pb2.StructuredOutput:
         sent: generation_pb2.SamplingParams = request(**options).sampling
@@ -115,6 +123,8 @@ def test_the_command_line_tells_weights_from_tags(
         ("sampling.nothing", {"nothing": 1}),
         ("prompt", {"prompt": "\udc80"}),
         ("prompt_token_ids", {"prompt": [1, 1 << 64]}),
+        ("prediction", {"prediction": "\udc80"}),
+        ("prediction_token_ids", {"prediction": [1, 1 << 64]}),
         ("adapter", {"adapter": "\udc80"}),
         ("adapters", {"adapters": {"\udc80": 1.0}}),
         ("combination", {"combination": "svd"}),

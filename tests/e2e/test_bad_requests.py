@@ -93,6 +93,18 @@ MIXES: list[tuple[GenerateRequest, str, str]] = [
     ),
 ]
 
+PREDICTIONS: list[tuple[str, Any, str, dict[str, Any]]] = [
+    ("prediction", "a", "both set", {"prediction_token_ids": [5]}),
+    ("prediction", "a " * (257 << 9), "263168 bytes; at most 262144", {}),
+    ("prediction", "a" * 20_000, "20000 characters", {}),
+    ("prediction", "a" * (CONTEXT + 1), "257 tokens; at most 256", {}),
+    ("prediction_token_ids", [5] * (CONTEXT + 1), "257 tokens; at most 256", {}),
+    *(
+        ("prediction_token_ids", [5, token], f"{token}; expected ids from 0 to {VOCAB - 1}", {})
+        for token in (-1, VOCAB, 2**63 - 1)
+    ),
+]
+
 FIELDS = [
     row("D01-empty", request(prompt=""), "prompt", "all empty"),
     row("D02-both", request(prompt="a", prompt_token_ids=[1]), "prompt", "both set"),
@@ -129,6 +141,10 @@ FIELDS = [
             str(token),
         )
         for token in (-1, VOCAB, 2**31 - 1, 2**63 - 1)
+    ),
+    *(
+        row(f"prediction-{number}", request(**{field: value}, **more), field, says)
+        for number, (field, value, says, more) in enumerate(PREDICTIONS)
     ),
     row(
         "D13-unknown", request(adapter="nobody"), "adapter", "'nobody'", "ADAPTER_NOT_FOUND",
@@ -376,6 +392,11 @@ FINE = {
     ),
     "E17-20-logprobs": request({"logprobs": 20}),
     "E17-0-logprobs": request({"logprobs": 0}),
+    "prediction-of-a-context": request(prediction="a" * CONTEXT),
+    "prediction-of-a-context-of-tokens": request(prediction_token_ids=[5] * CONTEXT),
+    "prediction-of-nothing": request(prediction="", prediction_token_ids=[]),
+    "prediction-of-nul": request(prediction="a\x00</s>"),
+    "prediction-of-no-tokens": request({"max_tokens": 0, "prompt_logprobs": 0}, prediction="a"),
     "E17-20-prompt-logprobs": request({"prompt_logprobs": 20}),
     "E17-0-prompt-logprobs": request({"prompt_logprobs": 0, "max_tokens": 0}),
     **{f"E18-seed-{seed}": request({"seed": seed, "n": 2}) for seed in (2**63 - 1, -(2**63), 0)},
@@ -463,6 +484,7 @@ FEATURES: dict[str, list[Any]] = {
     "logprobs": [0, 20],
     "prompt_logprobs": [0, 20],
     "skip_special_tokens": [False, True],
+    "prediction": ["hello", [70, 2, 70]],
     "regex": ["[a-z]{3}"],
 }
 OPEN = {"min_tokens", "ignore_eos"}

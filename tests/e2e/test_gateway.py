@@ -101,6 +101,17 @@ def test_a_chat_is_what_grpc_gives(client: openai.OpenAI, direct: Client, model:
     assert chunks[-1].usage == found.usage
 
 
+def test_a_prediction_changes_no_answer(client: openai.OpenAI, direct: Client) -> None:
+    wanted = direct.chat(TALK, adapter="plain", **SAMPLED)
+    messages: Any = TALK
+    for content in (wanted.text, [{"type": "text", "text": "something else"}]):
+        prediction: Any = {"type": "content", "content": content}
+        found = client.chat.completions.create(
+            model="plain", messages=messages, prediction=prediction, **SAMPLED
+        )
+        assert found.choices[0].message.content == wanted.text
+
+
 async def test_the_asynchronous_client_streams_many_at_once(
     gateway: RunningGateway, direct: Client
 ) -> None:
@@ -358,6 +369,11 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
      "invalid_field"),
     (TEXT, {"structured_outputs": {"json": {}}}, 400, "structured_outputs", "invalid_field"),
     (TEXT, {"structured_outputs": {"regex": "a"}, "min_tokens": 2}, 400, "min_tokens",
+     "invalid_field"),
+    (CHAT, {"prediction": "x"}, 400, "prediction", "invalid_field"),
+    (CHAT, {"prediction": {"type": "content", "content": [{"type": "image_url"}]}}, 400,
+     "prediction.content[0]", "unsupported_parameter"),
+    (TEXT, {"prediction": {"type": "content", "content": "x" * 600}}, 400, "prediction",
      "invalid_field"),
     (CHAT, {"modalities": ["audio"]}, 400, "modalities", "unsupported_parameter"),
     (CHAT, {"top_logprobs": 2}, 400, "top_logprobs", "invalid_field"),

@@ -19,6 +19,7 @@ from loramux_server.forms.form import Form, FormKind
 from loramux_server.services.defaults import with_defaults
 from loramux_server.services.forms import form_of
 from loramux_server.services.limits import check_fields, invalid, samplings, text_options
+from loramux_server.services.prediction import check_prediction
 
 MODEL = ModelInfo(
     name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",
@@ -153,16 +154,30 @@ def test_text_options_have_the_defaults_of_the_contract() -> None:
         (GenerateRequest(prompt="hello"), "prompt"),
         (GenerateRequest(prompt_token_ids=[1], sampling=SamplingParams(stop=["a"])),
          "sampling.stop"),
+        (GenerateRequest(prompt_token_ids=[1], prediction="a"), "prediction"),
     ],
-    ids=["prompt", "stop"],
+    ids=["prompt", "stop", "prediction"],
 )  # fmt: skip
 def test_a_base_without_a_tokenizer_takes_and_gives_token_ids_only(
     request_: GenerateRequest, field: str
 ) -> None:
-    check_fields(request_, MODEL)
+    def check(model: ModelInfo) -> None:
+        check_fields(request_, model)
+        check_prediction(request_, model)
+
+    check(MODEL)
     with pytest.raises(InvalidArgumentError, match="tokenizer") as caught:
-        check_fields(request_, WITHOUT_TOKENIZER)
+        check(WITHOUT_TOKENIZER)
     assert caught.value.field == field
+
+
+def test_token_ids_are_predicted_without_a_tokenizer_too() -> None:
+    request = GenerateRequest(prompt_token_ids=[1], prediction_token_ids=[2] * 1000)
+    check_prediction(request, WITHOUT_TOKENIZER)
+    request.prediction_token_ids.append(2)
+    with pytest.raises(InvalidArgumentError, match="has 1001 tokens; at most 1000") as caught:
+        check_prediction(request, WITHOUT_TOKENIZER)
+    assert caught.value.field == "prediction_token_ids"
 
 
 def test_no_more_logprobs_than_tokens_can_be_asked_for() -> None:

@@ -77,6 +77,21 @@ async def test_a_conversation_without_any_template_is_refused() -> None:
     await prompts.close()
 
 
+async def test_what_is_predicted_goes_on_without_the_prefix_of_the_tokenizer(
+    prompts: Prompts,
+) -> None:
+    size = len(TOKENIZER)
+    told = Instruction(added_tokens=(AddedToken(size, "<call>"),))
+    request = GenerateRequest(prompt="hi", prediction="<call></s>")
+    assert text_of(await prompts.predicted(request, NONE)) == "<call></s>"
+    assert TOKENIZER.eos_token_id not in await prompts.predicted(request, told)
+    request.parse_special_tokens = True
+    assert await prompts.predicted(request, told) == [size, TOKENIZER.eos_token_id]
+    request = GenerateRequest(prompt="hi", prediction_token_ids=[7, 1, 7])
+    assert await prompts.predicted(request, NONE) == [7, 1, 7]
+    assert await prompts.predicted(GenerateRequest(prompt="hi"), NONE) == []
+
+
 async def test_tokens_of_an_adapter_are_known_to_its_requests_alone(prompts: Prompts) -> None:
     size = len(TOKENIZER)
     told = Instruction(added_tokens=(

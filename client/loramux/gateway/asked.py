@@ -139,8 +139,10 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
         "logprobs": body.num_logprobs,
         "include_stop": body.include_stop_str_in_output,
     }
-    sampling = {name: value for name, value in given.items() if value is not None}
-    return sampling | _form(body) | _adapters(body, base)
+    if body.prediction:
+        given["prediction"] = _text("prediction.content", body.prediction.content)
+    options = {name: value for name, value in given.items() if value is not None}
+    return options | _form(body) | _adapters(body, base)
 
 
 def _form(body: Body) -> dict[str, Any]:
@@ -224,16 +226,21 @@ def _message(index: int, message: ChatMessage) -> Message:
 
 
 def _content(index: int, message: ChatMessage) -> str:
-    """Return the text of a message; that of several parts is put together as it is."""
+    """Return the text of a message."""
     name = f"messages[{index}].content"
     if message.content is None and message.tool_calls:
         return ""
     if message.content is None:
         raise invalid(name, f"{name} is missing; expected text")
-    if isinstance(message.content, str):
-        return message.content
+    return _text(name, message.content)
+
+
+def _text(name: str, content: str | list[dict[str, object]]) -> str:
+    """Return the text of the field `name`; that of several parts is put together as it is."""
+    if isinstance(content, str):
+        return content
     texts = []
-    for place, part in enumerate(message.content):
+    for place, part in enumerate(content):
         kind, text = part.get("type"), part.get("text")
         if kind != "text":
             raise unsupported(

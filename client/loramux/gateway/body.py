@@ -28,7 +28,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "prediction": (),
     "reasoning_effort": (),
     "suffix": ("",),
     "verbosity": (),
@@ -83,6 +82,13 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
     grammar: str | None = None
 
 
+class Prediction(msgspec.Struct, forbid_unknown_fields=True):
+    """What an answer will be, for the most part."""
+
+    type: Literal["content"]
+    content: str | list[dict[str, object]]
+
+
 class Body(msgspec.Struct, kw_only=True):
     """What both kinds of requests may say."""
 
@@ -100,6 +106,7 @@ class Body(msgspec.Struct, kw_only=True):
     seed: int | None = None
     user: str = ""
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
+    prediction: Prediction | None = None
 
     # As vLLM calls them.
     structured_outputs: StructuredOutputs | None = None

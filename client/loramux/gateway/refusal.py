@@ -136,6 +136,8 @@ def _message(text: str, field: str) -> str:
         text = (_param(field) or "") + text.removeprefix(field)
     if field in ("prompt", "messages"):
         text = text.replace("prompt_token_ids", "token ids as prompt")
+    if field == "prediction":
+        text = text.replace("set prediction_token_ids", "leave it out")
     return text
 
 

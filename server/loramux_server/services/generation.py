@@ -33,6 +33,7 @@ from loramux_server.services.limits import (
 )
 from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
+from loramux_server.services.prediction import check_predicted, check_prediction
 from loramux_server.services.prompt_logprobs import PromptFirst, check_told, positions
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
@@ -56,6 +57,8 @@ class _Call:
     tenant: str
     """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
+    predicted: list[int]
+    """What every completion is, for the most part, if the caller is right."""
     adapters: Choice
     samplings: list[Sampling]
     used: generation_pb2.SamplingParams
@@ -162,12 +165,15 @@ class GenerationService:
             tokens = await self._prompts.tokens(request, talk, told)
             tool_use = await self._prompts.tool_use(request, talk, told)
             thinking = await self._prompts.thinking(request, tokens, told)
-            check_own_tokens(request, tokens, adapters.vocab_size or self._model.vocab_size)
+            predicted = await self._prompts.predicted(request, told)
+            vocab_size = adapters.vocab_size or self._model.vocab_size
+            check_own_tokens(request, tokens, vocab_size)
+            check_predicted(request, predicted, self._model, vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
             end_token = await self._prompts.end_token(told)
             reserving = self._reserved(
-                request, request_id, adapters, told, tokens, tool_use, thinking, end_token,
-                observer, place,
+                request, request_id, adapters, told, tokens, predicted, tool_use, thinking,
+                end_token, observer, place,
             )  # fmt: skip
             with reserving as call:
                 # Closed here, and not some time later: what it counts belongs to the reservation.
@@ -201,7 +207,10 @@ class GenerationService:
             on_lost=submission.give_way,
         )
         running = submission.running(
-            [Asked(call.prompt, call.adapters.source, sampling) for sampling in call.samplings],
+            [
+                Asked(call.prompt, call.adapters.source, sampling, prediction=call.predicted)
+                for sampling in call.samplings
+            ],
             tenant=call.tenant,
             seconds_left=deadline.remaining,
             weight=call.place.weight,
@@ -265,6 +274,7 @@ class GenerationService:
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
+        check_prediction(request, self._model)
         check_adapters(request)
         with self._calls.live(request.request_id) as request_id:
             yield request_id
@@ -277,6 +287,7 @@ class GenerationService:
         adapters: Choice,
         told: Instruction,
         tokens: list[int],
+        predicted: list[int],
         tool_use: ToolUse | None,
         thinking: Thinking | None,
         end_token: int | None,
@@ -305,6 +316,7 @@ class GenerationService:
                 request_id,
                 tenant,
                 tokens,
+                predicted,
                 adapters,
                 each,
                 used(params, each),

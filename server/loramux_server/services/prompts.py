@@ -100,15 +100,25 @@ class Prompts:
         if request.messages:
             tokens = await self._of_messages(request, talk, told)
         else:
-            tokenizer = await self.tokenizer(told)
-            assert tokenizer is not None
-            if len(request.prompt) < OFF_LOOP:
-                tokens = _of_text(request, tokenizer)
-            else:
-                tokens = await asyncio.to_thread(_of_text, request, tokenizer)
+            add = request.add_special_tokens if request.HasField("add_special_tokens") else True
+            tokens = await self._of_text(request, request.prompt, field, told, add_special=add)
         if not tokens:
             raise no_tokens(field)
         return tokens
+
+    async def predicted(
+        self, request: generation_pb2.GenerateRequest, told: Instruction
+    ) -> list[int]:
+        """Return the tokens that `request` predicts, if it does; its adapter says `told`.
+
+        Raises:
+            InvalidArgumentError: The text cannot be tokenized.
+        """
+        if not request.prediction:
+            return list(request.prediction_token_ids)
+        # It goes on after the prompt: the tokenizer's own prefix does not come there.
+        text, field = request.prediction, "prediction"
+        return await self._of_text(request, text, field, told, add_special=False)
 
     async def tool_use(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
@@ -241,6 +251,18 @@ class Prompts:
         self._formats[id(told)] = told, found
         return found
 
+    async def _of_text(
+        self, request: generation_pb2.GenerateRequest, text: str, field: str, told: Instruction, *,
+        add_special: bool,
+    ) -> list[int]:  # fmt: skip
+        tokenizer = await self.tokenizer(told)
+        assert tokenizer is not None
+        encode = partial(
+            tokenizer.encode, text, field, parse_special=request.parse_special_tokens,
+            add_special=add_special,
+        )  # fmt: skip
+        return encode() if len(text) < OFF_LOOP else await asyncio.to_thread(encode)
+
     async def _of_messages(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
     ) -> list[int]:
@@ -271,14 +293,4 @@ def no_tokens(field: str) -> InvalidArgumentError:
         f"{field} has no tokens: the tokenizer makes none of this text",
         reason="INVALID_FIELD",
         field=field,
-    )
-
-
-def _of_text(request: generation_pb2.GenerateRequest, tokenizer: TextTokenizer) -> list[int]:
-    return tokenizer.encode(
-        request.prompt,
-        parse_special=request.parse_special_tokens,
-        add_special=(
-            request.add_special_tokens if request.HasField("add_special_tokens") else True
-        ),
     )

@@ -1,6 +1,6 @@
 """What one call has at the engine: a request for each completion, or for each text."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, NamedTuple
 
@@ -22,6 +22,8 @@ class Asked(NamedTuple):
     sampling: Sampling
     pooling: Pooling | None = None
     """How the prompt is embedded; None where it is not."""
+    prediction: Sequence[int] = ()
+    """What comes, for the most part, if the caller is right."""
 
 
 class Submission(Generic[Item]):
@@ -55,11 +57,11 @@ class Submission(Generic[Item]):
             weight: The tenant's.
         """
         try:
-            for index, (prompt, source, sampling, pooling) in enumerate(asked):
+            for index, (prompt, source, sampling, pooling, prediction) in enumerate(asked):
                 self.ids.append(
                     self._engine.submit(
                         self.mailbox, index, prompt, source, sampling, tenant, seconds_left, weight,
-                        pooling,
+                        pooling, prediction,
                     )
                 )  # fmt: skip
             yield
