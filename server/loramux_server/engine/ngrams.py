@@ -7,72 +7,67 @@ transformers.
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-SIZE = 3
-"""Tokens by which a place is found."""
+SIZES = (4, 2, 1)
+"""Tokens by which a place is found: as many as were there before."""
 MOST_RUNS = 3
-"""A place's runs are counted up to this."""
+"""A token's runs are counted up to this."""
 BORDER = -1
 """Stands between texts: nothing goes on beyond it, and nothing is found by it."""
-_FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+_FACTOR = 0x9E3779B97F4A7C15
+_BITS = (1 << 64) - 1
 _FEWEST_SLOTS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the last tokens came before."""
+
+    start: int
+    """Of what followed them."""
+    rank: int
+    """Place in `SIZES` of how many they are."""
+
+
 class Ngrams:
-    """Grows at its end; takes 13 to 21 bytes for each token."""
+    """Grows at its end; takes 31 to 55 bytes for each token."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         """Begin with `tokens`."""
         self._tokens = array("i", tokens)
-        self._runs = bytearray(len(tokens))
-        """How often in a row each token came after those before it, before it did here."""
-        self._place = array("i")
-        """Slot of a few tokens -> the place of what came after them last; 0 for none. Others may
-        have taken the slot meanwhile, and then these are not found."""
-        self._fill()
+        self._indexes = [_Index(size, self._tokens) for size in SIZES]
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def append(self, token: int) -> None:
         """Take in what comes next."""
-        tokens, here = self._tokens, len(self._tokens)
-        if 2 * here >= len(self._place):
-            self._fill()
-        tokens.append(token)
-        self._runs.append(0)
-        if here < SIZE:
-            return
-        slot = self._slot(tokens[here - 3], tokens[here - 2], tokens[here - 1])
-        before = self._place[slot]
-        if before and tokens[before] == token and self._is_same(before, here):
-            self._runs[here] = min(MOST_RUNS, self._runs[before] + 1)
-        self._place[slot] = here
-
-    def find(self, last: Sequence[int]) -> int:
-        """Return the latest place that the `SIZE` tokens of `last` came before; 0 if none did."""
-        first, second, third = last
-        place, tokens = self._place[self._slot(first, second, third)], self._tokens
-        is_found = (
-            place
-            and tokens[place - 3] == first
-            and tokens[place - 2] == second
-            and tokens[place - 1] == third
-        )
-        return place if is_found else 0
+        self._tokens.append(token)
+        for index in self._indexes:
+            index.append(self._tokens)
 
     def last(self) -> Sequence[int]:
-        """Return the last `SIZE` tokens, or fewer if there are."""
-        return self._tokens[-SIZE:]
+        """Return the last tokens, as many as a place can be found by, or all."""
+        return self._tokens[-SIZES[0] :]
 
-    def following(self, place: int, count: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Return up to `count` tokens from `place` on, and the runs of each.
+    def find(self, last: Sequence[int]) -> Place | None:
+        """Return the latest place that the tokens of `last` came before; most of them first."""
+        last = array("i", last)
+        for rank, index in enumerate(self._indexes):
+            if start := index.find(self._tokens, last):
+                return Place(start, rank)
+        return None
+
+    def following(self, place: Place, count: int) -> tuple[Sequence[int], Sequence[int]]:
+        """Return up to `count` tokens from `place` on, and how often in a row each came there.
 
         Where the text ends it goes on as it did from `place`: what repeats itself may do so again.
         """
-        tokens, runs = self._tokens[place : place + count], self._runs[place : place + count]
+        part = slice(place.start, place.start + count)
+        tokens, runs = self._tokens[part], self._indexes[place.rank].runs[part]
         if BORDER in tokens:
             end = tokens.index(BORDER)
             return tokens[:end], runs[:end]
@@ -81,26 +76,66 @@ class Ngrams:
 
     def keep(self, count: int) -> None:
         """Forget all but the last `count` tokens."""
-        del self._tokens[:-count], self._runs[:-count]
-        self._place = array("i")
-        self._fill()
+        del self._tokens[:-count]
+        for index in self._indexes:
+            del index.runs[:-count]
+            index.fill(self._tokens)
 
-    def _is_same(self, place: int, other: int) -> bool:
-        tokens = self._tokens
-        return tokens[place - SIZE : place] == tokens[other - SIZE : other]
 
-    def _slot(self, first: int, second: int, third: int) -> int:
-        one, two, three = _FACTORS
-        return (first * one ^ second * two ^ third * three) >> 7 & len(self._place) - 1
+class _Index:
+    """Where each `size` tokens in a row came last."""
 
-    def _fill(self) -> None:
-        """Have more than two slots for each token, and note all places in them."""
-        size = max(_FEWEST_SLOTS, 1 << (2 * len(self._tokens)).bit_length())
+    def __init__(self, size: int, tokens: "array[int]") -> None:
+        self._size = size
+        self.runs = bytearray(len(tokens))
+        """How often in a row each token came after those before it, before it did here."""
+        self.fill(tokens)
+
+    def fill(self, tokens: "array[int]") -> None:
+        """Have more than two slots for each of `tokens`, and note all places in them."""
+        size = max(_FEWEST_SLOTS, 1 << (2 * len(tokens)).bit_length())
         place_S = np.zeros(size, np.int32)
-        tokens = np.array(self._tokens, np.int64)
-        if len(tokens) > SIZE:
-            windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], SIZE)
-            first, second, third = (windows * np.array(_FACTORS)).T
-            slot = (first ^ second ^ third) >> 7 & size - 1
-            place_S[slot] = np.arange(SIZE, len(tokens), dtype=np.int32)  # the last one stays
+        if len(tokens) > self._size:
+            token_T = np.array(tokens, np.int64).astype(np.uint64)
+            num_places = len(tokens) - self._size
+            hash_P = np.zeros(num_places, np.uint64)
+            for first in range(self._size):
+                hash_P = (hash_P ^ token_T[first : first + num_places]) * np.uint64(_FACTOR)
+            slot_P = (hash_P >> np.uint64(32)) & np.uint64(size - 1)
+            # Of several places that have a slot the last one stays.
+            place_S[slot_P] = np.arange(self._size, len(tokens), dtype=np.int32)
         self._place = array("i", place_S.tobytes())
+        """Slot of a few tokens -> the place of what came after them last; 0 for none. Others may
+        have taken the slot meanwhile, and then these are not found."""
+
+    def append(self, tokens: "array[int]") -> None:
+        """Take in the last of `tokens`."""
+        here = len(tokens) - 1
+        self.runs.append(0)
+        if here < self._size:
+            return
+        if 2 * here >= len(self._place):
+            self.fill(tokens[:here])
+        last = tokens[here - self._size : here]
+        slot = self._slot(last)
+        before = self._place[slot]
+        if before and tokens[before] == tokens[here] and self._is_before(before, tokens, last):
+            self.runs[here] = min(MOST_RUNS, self.runs[before] + 1)
+        self._place[slot] = here
+
+    def find(self, tokens: "array[int]", last: "array[int]") -> int:
+        """Return the latest place that the last tokens came before; 0 if none did."""
+        if len(last) < self._size:
+            return 0
+        last = last[-self._size :]
+        place = self._place[self._slot(last)]
+        return place if place and self._is_before(place, tokens, last) else 0
+
+    def _is_before(self, place: int, tokens: "array[int]", last: "array[int]") -> bool:
+        return tokens[place - self._size : place] == last
+
+    def _slot(self, last: "array[int]") -> int:
+        found = 0
+        for token in last:
+            found = (found ^ (token & _BITS)) * _FACTOR & _BITS
+        return found >> 32 & len(self._place) - 1

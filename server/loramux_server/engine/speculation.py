@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from loramux_server.engine.ngrams import BORDER, MOST_RUNS, SIZE, Ngrams
+from loramux_server.engine.ngrams import BORDER, MOST_RUNS, SIZES, Ngrams
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 
@@ -38,17 +38,23 @@ _LIKELY = 0.3
 """For what is more likely than that, a step waits for the one before it."""
 
 Kind = int
-"""Of a drafted token: where it was found, and how often it came there in a row."""
-_NUM_KINDS = 2 * (MOST_RUNS + 1)
+"""Of a drafted token: where it was found, by how many tokens before it, and how often in a row it
+came there."""
+_NUM_RUNS = MOST_RUNS + 1
+_NUM_SOURCES = 2
+"""The request itself, and what its adapter wrote before."""
+_DOUBT = (1.0, 2.0, 4.0)
+"""So often tokens were wrong, it is thought at first, that were found by so many of `SIZES`."""
 
 
 class Odds:
     """How often drafted tokens of each kind were right, if those before them were."""
 
     def __init__(self) -> None:
-        """Begin with what is likely: what came three times in a row is four to one to come."""
-        self._right = [kind % (MOST_RUNS + 1) + 1.0 for kind in range(_NUM_KINDS)]
-        self._seen = [right + 1.0 for right in self._right]
+        """Begin with what is likely, such as that what came often in a row comes again."""
+        doubts = [doubt for doubt in _DOUBT for _ in range(_NUM_RUNS)] * _NUM_SOURCES
+        self._right = [kind % _NUM_RUNS + 1.0 for kind in range(len(doubts))]
+        self._seen = [right + doubt for right, doubt in zip(self._right, doubts, strict=True)]
 
     def of(self, kind: Kind) -> float:
         """Return how likely a token of `kind` is."""
@@ -158,7 +164,7 @@ class Speculation:
         if followed is None:
             return
         self._see(request, followed)
-        text = [*request.prompt[-SIZE:], *request.output[:_MOST_OF_TEXT]]
+        text = [*request.prompt[-SIZES[0] :], *request.output[:_MOST_OF_TEXT]]
         self._keep((request.tenant, request.digest), text)
 
     def forget(self, digest: str) -> None:
@@ -201,13 +207,12 @@ class Speculation:
         """Return what is thought to come next, and of which kind each token is."""
         last = followed.own.last()
         best: tuple[Sequence[int], list[Kind]] = (), []
-        if len(last) < SIZE:
-            return best
         odds = followed.habits.odds
-        for first_kind, texts in ((0, followed.own), (MOST_RUNS + 1, followed.habits.texts)):
+        for source, texts in enumerate((followed.own, followed.habits.texts)):
             if place := texts.find(last):
                 guess, runs = texts.following(place, self._most_tokens)
-                kinds = [first_kind + run for run in runs]
+                first = (source * len(SIZES) + place.rank) * _NUM_RUNS
+                kinds = [first + run for run in runs]
                 if kinds and (not best[1] or odds.of(kinds[0]) > odds.of(best[1][0])):
                     best = guess, kinds
         return best
@@ -252,7 +257,7 @@ def _predicted(request: Request) -> list[int]:
     """Return what the caller thinks that comes, after the tokens after which it would."""
     if not request.prediction:
         return []
-    return [*request.prompt[-SIZE:], *request.prediction, BORDER]
+    return [*request.prompt[-SIZES[0] :], *request.prediction, BORDER]
 
 
 def _worth(

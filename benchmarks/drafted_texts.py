@@ -1,0 +1,177 @@
+"""How much of what fine-tunes write is drafted rightly: tokens for each step.
+
+Nothing is computed: the texts are given, as if a model had written them, and go through the drafts
+of an engine as one request after the other, all of one adapter. What a token more costs is not
+measured but given, as a part of a step (`--token-cost`). Tokens are those of a byte-level tokenizer
+made of the sources of torch and transformers; these are what is edited and written, too.
+
+    python -m benchmarks.drafted_texts
+"""
+
+import json
+import random
+import re
+import sysconfig
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import machine
+from benchmarks.forms import tokenizer_of
+from loramux_server.engine.plan import Chunk
+from loramux_server.engine.request import Request
+from loramux_server.engine.sampling import Sampling
+from loramux_server.engine.speculation import Speculation
+
+_MANY = 1 << 30
+_LABELS = ("positive", "negative", "mostly neutral, and somewhat positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A prompt, and what is written after it."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was found of one kind of text."""
+
+    kind: str
+    tokens_per_step: float
+    drafted_per_step: float
+    time: float
+    """Of a token, where 1 is that without drafts, by the given cost."""
+
+
+def main(
+    token_cost: Annotated[float, typer.Option(help="Of a token more, as a part of a step.")] = 0.08,
+    drafts: Annotated[int, typer.Option(help="Most tokens of a draft.")] = 16,
+    texts: Annotated[int, typer.Option(help="Texts of each kind, of which half are learnt.")] = 100,
+    vocab: Annotated[int, typer.Option(help="Tokens of the tokenizer.")] = 16000,
+    output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
+) -> None:
+    """Print how many tokens a step gives for each kind of text."""
+    tokenizer = tokenizer_of(vocab)
+    figures = []
+    for kind, make in Texts().kinds().items():
+        found = follow(
+            kind,
+            [make() for _ in range(texts)],
+            lambda text: list(tokenizer.encode(text).ids),
+            Speculation(drafts),
+            token_cost,
+        )
+        figures.append(found)
+        print(
+            f"{kind:26} a step drafts {found.drafted_per_step:5.2f} tokens and gives "
+            f"{found.tokens_per_step:5.2f}; a token takes {found.time:.2f} of its time without",
+            flush=True,
+        )
+    if output:
+        result = {
+            "command": "python -m benchmarks.drafted_texts",
+            "options": {
+                "token_cost": token_cost, "drafts": drafts, "texts": texts, "vocab": vocab
+            },
+            "machine": machine.describe(),
+            "figures": [asdict(found) for found in figures],
+        }  # fmt: skip
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def follow(
+    kind: str,
+    texts: list[Text],
+    encode: Callable[[str], list[int]],
+    speculation: Speculation,
+    token_cost: float,
+) -> Figures:
+    """Return what drafts make of the second half of `texts`, after the first."""
+    num_tokens = num_steps = num_drafted = 0
+    for number, text in enumerate(texts):
+        request = Request(number, encode(text.prompt), None, Sampling(max_tokens=_MANY, seed=0))
+        left = encode(text.answer)
+        while left:
+            chunk = Chunk(request, 0, request.num_tokens)
+            found = speculation.drafts([chunk], lambda _: _MANY, _MANY, token_cost)
+            draft = list(found.get(request, ()))
+            right = 0
+            while right < min(len(draft), len(left) - 1) and draft[right] == left[right]:
+                right += 1
+            request.output += left[: right + 1]
+            left = left[right + 1 :]
+            if number >= len(texts) // 2:
+                num_steps += 1
+                num_tokens += right + 1
+                num_drafted += len(draft)
+        speculation.end(request)
+    time = (num_steps + token_cost * num_drafted) / num_tokens
+    return Figures(kind, num_tokens / num_steps, num_drafted / num_steps, time)
+
+
+class Texts:
+    """Texts as fine-tunes are asked for, seeded."""
+
+    def __init__(self) -> None:
+        self._rng = random.Random(0)
+        models = Path(sysconfig.get_path("purelib")) / "transformers/models"
+        files = sorted(models.glob("*/modeling_*.py"))[:60]
+        self._sources = [file.read_text(encoding="utf-8") for file in files]
+        self._words = sorted(set(re.findall(r"[a-z]{4,9}", "".join(self._sources[:8]))))
+
+    def kinds(self) -> dict[str, Callable[[], Text]]:
+        """Return what makes a text of each kind."""
+        return {
+            "a record as JSON": self.record,
+            "one of three labels": self.label,
+            "code with a name changed": self.edit,
+            "other code": self.code,
+        }
+
+    def record(self) -> Text:
+        """Return an invoice, and its fields as JSON."""
+        rng = self._rng
+        customer, city = f"{self._name()} {self._name()}", self._name()
+        day, total = rng.randrange(10, 28), rng.randrange(10, 9999)
+        fields = {
+            "customer": customer, "city": city, "due": f"2026-05-{day}", "total": total,
+            "currency": "EUR", "paid": rng.random() < 0.3,
+        }  # fmt: skip
+        asked = f"{customer} of {city} owes {total} EUR, due by 2026-05-{day}."
+        return Text(f"{asked}\n### Fields:\n", json.dumps(fields) + "\n")
+
+    def label(self) -> Text:
+        """Return words, and what somebody thinks of them."""
+        words = " ".join(self._rng.choice(self._words) for _ in range(30))
+        return Text(f"{words}\n### Sentiment:\n", self._rng.choice(_LABELS) + "\n")
+
+    def edit(self) -> Text:
+        """Return code, and the same with another name in it."""
+        code = self._piece(1500)
+        name = self._rng.choice(re.findall(r"[a-z_]{5,}", code))
+        return Text(
+            f"Call {name} new_name:\n{code}\n### Code:\n", code.replace(name, "new_name") + "\n"
+        )
+
+    def code(self) -> Text:
+        """Return nothing to go by, and code."""
+        return Text("Write code.\n### Code:\n", self._piece(800) + "\n")
+
+    def _name(self) -> str:
+        word: str = self._rng.choice(self._words)
+        return word.title()
+
+    def _piece(self, length: int) -> str:
+        source = self._rng.choice(self._sources)
+        first = self._rng.randrange(len(source) - length)
+        return source[first : first + length]
+
+
+if __name__ == "__main__":
+    typer.run(main)
