@@ -7,6 +7,7 @@ from loramux_server.adapter_labels import BASE, NONE, OTHER, AdapterLabels
 from loramux_server.engine.messages import Report
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine_metrics import LATENCY, STEP, EngineMetrics
+from loramux_server.token_metrics import TokenMetrics
 from loramux_server.totals import NOTHING, Totals
 
 MAX_ADAPTER_LABELS = 64
@@ -31,9 +32,8 @@ class Metrics:
         self.prompt_tokens = Counter(
             "loramux_prompt_tokens", "Prompt tokens.", adapter, registry=registry
         )
-        self.generated_tokens = Counter(
-            "loramux_generated_tokens", "Tokens generated.", adapter, registry=registry
-        )
+        self.tokens = TokenMetrics(STEP)
+        registry.register(self.tokens)
         self.queue = Histogram(
             "loramux_queue_seconds", "Time from arrival to the first run.",
             buckets=LATENCY, registry=registry,
@@ -41,10 +41,6 @@ class Metrics:
         self.first_token = Histogram(
             "loramux_time_to_first_token_seconds", "Time from arrival to the first token.",
             adapter, buckets=LATENCY, registry=registry,
-        )  # fmt: skip
-        self.inter_token = Histogram(
-            "loramux_inter_token_seconds", "Time between tokens of a completion.",
-            adapter, buckets=STEP, registry=registry,
         )  # fmt: skip
         self.duration = Histogram(
             "loramux_request_seconds", "Time from arrival to the end.",
@@ -98,10 +94,7 @@ class Metrics:
             ("version", "base_model", "architecture", "dtype", "device"), registry=registry,
         )  # fmt: skip
         self.labels = AdapterLabels(MAX_ADAPTER_LABELS, self._end_series)
-        self._per_adapter = (
-            self.prompt_tokens, self.generated_tokens, self.first_token, self.inter_token,
-            self.duration,
-        )  # fmt: skip
+        self._per_adapter = (self.prompt_tokens, self.first_token, self.duration, self.requests)
         self._series: dict[str, AdapterSeries] = {}
         self._engine = EngineMetrics(registry)
         self._begin()
@@ -149,7 +142,8 @@ class Metrics:
 
     def _end_series(self, name: str) -> None:
         self._series.pop(name, None)
-        for metric in (*self._per_adapter, self.requests):
+        self.tokens.forget(name)
+        for metric in self._per_adapter:
             metric.remove_by_labels({"adapter": name})
 
 
@@ -157,10 +151,9 @@ class AdapterSeries:
     """The metrics of one label value, at hand: to find them takes longer than to count."""
 
     def __init__(self, metrics: Metrics, label: str) -> None:
+        self.tokens = metrics.tokens.of(label)
         self.prompt_tokens = metrics.prompt_tokens.labels(label)
-        self.generated_tokens = metrics.generated_tokens.labels(label)
         self.first_token = metrics.first_token.labels(label)
-        self.inter_token = metrics.inter_token.labels(label)
         self.duration = metrics.duration.labels(label)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import promql_parser as promql
 from prometheus_client import Counter, Gauge, Histogram
 
+from loramux_server.adapter_labels import BASE
 from loramux_server.lora_requests import LoraRequests
 from loramux_server.metrics import Metrics
 from loramux_server.statuses import Statuses
@@ -51,6 +52,7 @@ def named(expression: str) -> Named:
 def exposed() -> dict[str, frozenset[str]]:
     """Return the labels of every sample that a server can expose, by the name of the sample."""
     metrics = Metrics()
+    metrics.tokens.of(BASE)
     metrics.registry.register(LoraRequests(Statuses(), lambda digest: [], max_adapters=1))
     return dict(_samples(metrics))
 
@@ -59,7 +61,9 @@ def _samples(metrics: Metrics) -> Iterator[tuple[str, frozenset[str]]]:
     for collector in set(metrics.registry._collector_to_names):
         if not isinstance(collector, Counter | Gauge | Histogram):
             for family in collector.collect():
-                yield family.name, frozenset(family.samples[0].labels)
+                for sample in family.samples:
+                    if not sample.name.endswith("_created"):
+                        yield sample.name, frozenset(sample.labels)
             continue
         name, labels = collector._name, frozenset(collector._labelnames)
         if isinstance(collector, Counter):

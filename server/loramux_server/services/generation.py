@@ -1,15 +1,13 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
-from loramux_server.access.quotas import Quotas, Reserved
-from loramux_server.engine.messages import PromptLogprobs, Started, Token
+from loramux_server.access.quotas import Quotas
+from loramux_server.engine.messages import PromptLogprobs, Token
 from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
 from loramux_server.forms.form import FormKind
 from loramux_server.observe.call_record import note
@@ -19,13 +17,14 @@ from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
+from loramux_server.services.completions import Completions
 from loramux_server.services.conversation import conversation
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.forms import form_of
 from loramux_server.services.gen_ai import answered, asked, operation_of
+from loramux_server.services.generation_call import GenerationCall
 from loramux_server.services.limits import (
-    TextOptions,
     check_fields,
     check_own_tokens,
     samplings,
@@ -34,7 +33,7 @@ from loramux_server.services.limits import (
 from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
 from loramux_server.services.prediction import check_predicted, check_prediction
-from loramux_server.services.prompt_logprobs import PromptFirst, check_told, positions
+from loramux_server.services.prompt_logprobs import check_told
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Asked, Submission
@@ -47,43 +46,6 @@ from loramux_server.waiting_room import WaitingRoom
 
 WHOLE_INTERVAL = 16
 """Tokens that are taken at once for who gets them all at the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A checked request, on its way."""
-
-    request_id: str
-    tenant: str
-    """Whose request it is, which need not be whose adapter it is."""
-    prompt: list[int]
-    predicted: list[int]
-    """What every completion is, for the most part, if the caller is right."""
-    adapters: Choice
-    samplings: list[Sampling]
-    used: generation_pb2.SamplingParams
-    text: TextOptions
-    tool_use: ToolUse | None
-    thinking: Thinking | None
-    observer: Observer
-    reserved: Reserved
-    """Tokens of its tenant's quota."""
-    place: Place
-    """What it takes of the waiting room."""
-    operation: str
-    """What traces call it."""
-    ends: frozenset[int]
-    """Tokens with which the adapter ends a text, beside those of its base."""
-
-    @property
-    def tells_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt are told."""
-        return self.used.HasField("prompt_logprobs")
-
-    def started(self, started: Started) -> None:
-        """Note that a completion left the engine's queue."""
-        self.place.started()
-        self.observer.started(started)
 
 
 class GenerationService:
@@ -175,33 +137,28 @@ class GenerationService:
                 request, request_id, adapters, told, tokens, predicted, tool_use, thinking,
                 end_token, observer, place,
             )  # fmt: skip
-            with reserving as call:
-                # Closed here, and not some time later: what it counts belongs to the reservation.
-                async with aclosing(self._run(call, tokenizer, deadline, interval)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+            with reserving as call, self._running(call, tokenizer, deadline, interval) as running:
+                while running.num_open:
+                    for index, made in (await running.take()).items():
+                        if response := running.push(index, made):
+                            yield response
 
-    async def _run(
-        self, call: _Call, tokenizer: TextTokenizer | None, deadline: Deadline, interval: int
-    ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
-        """Yield the pieces of all completions of `call` until each has ended."""
-        # What follows a stop string, or the one call that may be, would be made in vain.
-        is_cut_off = call.text.stops or (call.tool_use and not call.tool_use.is_parallel)
-        at_once = self._stream_interval if is_cut_off else interval
+    @contextmanager
+    def _running(
+        self,
+        call: GenerationCall,
+        tokenizer: TextTokenizer | None,
+        deadline: Deadline,
+        interval: int,
+    ) -> Iterator[Completions]:
+        """Let the engine work on the completions of `call` until the block ends."""
+        at_once = self._stream_interval if call.is_cut_off else interval
         submission = Submission[Token | PromptLogprobs](self._engine, call.started, at_once)
-        arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
-        outputs = [_output(call, tokenizer, index) for index in range(len(call.samplings))]
-        num_open = len(outputs)
-        response = generation_pb2.StreamGenerateResponse(
-            request_id=call.request_id,
-            adapter=call.adapters.identity,
-            adapters=call.adapters.identities,
-            sampling=call.used,
-        )
+        completions = Completions(call, tokenizer, submission)
         call.place.max_tokens = max(sampling.max_tokens for sampling in call.samplings)
         self._room.enter(
             call.place,
-            num_completions=len(outputs),
+            num_completions=len(call.samplings),
             num_prompt=len(call.prompt),
             seconds_left=deadline.remaining,
             on_lost=submission.give_way,
@@ -215,42 +172,12 @@ class GenerationService:
             seconds_left=deadline.remaining,
             weight=call.place.weight,
         )
-        followed = self._followed(call, outputs, submission.ids)
-        with (
-            _accounted(call, outputs, arriving),
-            running,
-            followed,
-            deadline.over(submission.mailbox),
-        ):
-            while num_open:
-                prompt, arrived = await arriving.take()
-                if prompt:
-                    told = await positions(call.prompt, prompt, tokenizer)
-                    response.prompt_logprobs.extend(told)
-                for index, tokens in arrived.items():
-                    output = outputs[index]
-                    if output.is_finished:
-                        continue
-                    if prompt and prompt.finish:
-                        output.end(response.delta)
-                    else:
-                        output.push(tokens, response.delta)
-                    if response.delta.token_ids:
-                        call.observer.tokens(index, len(response.delta.token_ids))
-                    if output.is_finished:
-                        num_open -= 1
-                        self._engine.finish(submission.ids[index])
-                        call.place.finished(output.num_tokens)
-                    if not num_open:
-                        response.usage.prompt_tokens = len(call.prompt)
-                        response.usage.completion_tokens = sum(out.num_tokens for out in outputs)
-                        response.usage.cached_tokens = call.observer.cached_tokens(is_shared=True)
-                        response.timing.CopyFrom(call.observer.timing())
-                    yield response
-                    response = generation_pb2.StreamGenerateResponse()
+        followed = self._followed(call, completions.outputs, submission.ids)
+        with completions.accounted(), running, followed, deadline.over(submission.mailbox):
+            yield completions
 
     def _followed(
-        self, call: _Call, outputs: list[Output], ids: list[int]
+        self, call: GenerationCall, outputs: list[Output], ids: list[int]
     ) -> AbstractContextManager[None]:
         """Let a trace that there may be of `call` tell what becomes of it."""
         digest = call.adapters.source.digest if call.adapters.source else None
@@ -293,7 +220,7 @@ class GenerationService:
         end_token: int | None,
         observer: Observer,
         place: Place,
-    ) -> Iterator[_Call]:
+    ) -> Iterator[GenerationCall]:
         """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
         form = tool_use.form(request, self._model) if tool_use else form_of(request.sampling)
         if form and thinking:
@@ -312,7 +239,7 @@ class GenerationService:
         most = len(tokens) + sum(sampling.max_tokens for sampling in each)
         with self._quotas.tokens(tenant, most) as reserved:
             observer.resolved(adapters.label, len(tokens), form.kind if form else None)
-            yield _Call(
+            yield GenerationCall(
                 request_id,
                 tenant,
                 tokens,
@@ -329,41 +256,3 @@ class GenerationService:
                 operation_of(request),
                 frozenset() if end_token is None else frozenset([end_token]),
             )
-
-
-def _output(call: _Call, tokenizer: TextTokenizer | None, index: int) -> Output:
-    min_tokens = call.samplings[index].min_tokens
-    if tokenizer is None:
-        return Output(index, None, lambda _: b"", call.text, min_tokens)
-    # What the readers look for is shown to them, be it a control token or not.
-    marked = [use.syntax for use in (call.tool_use, call.thinking) if use]
-    shown = frozenset(token for syntax in marked for token in syntax.ids.values())
-    return Output(
-        index,
-        tokenizer.decoder(
-            call.prompt, skip_special=call.text.skip_special, ends=call.ends, shown=shown
-        ),
-        tokenizer.bytes_of,
-        call.text,
-        min_tokens,
-        call.thinking.reader() if call.thinking else None,
-        call.tool_use.reader() if call.tool_use else None,
-    )
-
-
-@contextmanager
-def _accounted(call: _Call, outputs: list[Output], arriving: PromptFirst) -> Iterator[None]:
-    """Note in the end what of the quota was used.
-
-    A request for which no token was made, though some were asked for, used none. What was made and
-    not taken counts, but for what follows a stop string.
-    """
-    try:
-        yield
-    finally:
-        num_made = sum(
-            output.num_tokens + (0 if output.is_finished else arriving.num_waiting(index))
-            for index, output in enumerate(outputs)
-        )
-        is_done = num_made or any(output.is_finished for output in outputs)
-        call.reserved.num_used = len(call.prompt) + num_made if is_done else 0

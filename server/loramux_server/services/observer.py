@@ -76,13 +76,11 @@ class Observer:
         # Tokens that came together share the time since the one before them.
         last = self._last.get(index)
         gaps, gap = (count - 1, 0.0) if last is None else (count, (now - last) / count)
-        for _ in range(gaps):
-            series.inter_token.observe(gap)
+        series.tokens.add(count, gaps, gap)
         totals.gaps += gaps
         totals.gap_seconds += gaps * gap
         self._last[index] = now
         self._num_made += count
-        series.generated_tokens.inc(count)
         totals.generated_tokens += count
 
     def ended(self, outcome: str) -> None:

@@ -50,11 +50,13 @@ class Output:
         """Whether nothing may follow."""
         return bool(self.finish_reason)
 
-    def push(self, tokens: Iterable[Token], piece: generation_pb2.Completion) -> None:
-        """Fill in the piece that `tokens` make; the engine may send more after a stop string.
+    def push(self, tokens: Iterable[Token], piece: generation_pb2.Completion) -> int:
+        """Fill in the piece that `tokens` make, and return how many of them it has.
 
-        The piece has a finish_reason if the completion ends with it; then nothing may follow.
+        It has a finish_reason if the completion ends with it; then nothing may follow, though the
+        engine may have made more after a stop string.
         """
+        before = self.num_tokens
         piece.index = self._index
         text: list[str] = []
         for token in tokens:
@@ -63,9 +65,10 @@ class Output:
             if token.logprobs:
                 piece.logprobs.append(self._told(token.token, token.logprobs))
             if self._decode(token, text, piece):
+                self.finish_reason = piece.finish_reason
                 break
         piece.text = "".join(text)
-        self.finish_reason = piece.finish_reason
+        return self.num_tokens - before
 
     def end(self, piece: generation_pb2.Completion) -> None:
         """Fill in the only piece of a completion for which no token was asked."""

@@ -1,6 +1,7 @@
 """Log-probabilities of a prompt: how many there may be, and what callers are told of them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -49,17 +50,18 @@ class PromptFirst:
         Raises:
             LoramuxError: As `Mailbox.take`.
         """
+        if not self._is_awaited:  # nothing but tokens comes
+            return None, cast(dict[int, list[Token]], await self._mailbox.take())
         prompt = None
-        while True:
+        while prompt is None:
             for index, items in (await self._mailbox.take()).items():
                 for item in items:
                     if isinstance(item, PromptLogprobs):
                         prompt = item
                     else:
                         self._held.setdefault(index, []).append(item)
-            if prompt or not self._is_awaited:
-                tokens, self._held, self._is_awaited = self._held, {}, False
-                return prompt, ({0: []} if prompt else {}) | tokens
+        tokens, self._held, self._is_awaited = self._held, {}, False
+        return prompt, {0: []} | tokens
 
     def num_waiting(self, index: int) -> int:
         """Return how many tokens of the completion at `index` nobody has taken."""

@@ -68,6 +68,10 @@ class Submission(Generic[Item]):
         finally:
             self._cancel()
 
+    def finish(self, index: int) -> None:
+        """End the request at `index`, whose answer is as long as it has to be."""
+        self._engine.finish(self.ids[index])
+
     def give_way(self, error: LoramuxError) -> None:
         """End with `error`, at once: whoever takes the place in the queue is sent there next."""
         self.mailbox.fail(error)

@@ -1,0 +1,81 @@
+"""A checked request for completions, with all that it takes while it is under way."""
+
+from dataclasses import dataclass
+
+from loramux.v1 import generation_pb2
+from loramux_server.access.quotas import Reserved
+from loramux_server.engine.messages import Started
+from loramux_server.engine.sampling import Sampling
+from loramux_server.place import Place
+from loramux_server.reasoning.thinking import Thinking
+from loramux_server.services.choice import Choice
+from loramux_server.services.limits import TextOptions
+from loramux_server.services.observer import Observer
+from loramux_server.services.output import Output
+from loramux_server.services.tool_use import ToolUse
+from loramux_server.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """A checked request, on its way."""
+
+    request_id: str
+    tenant: str
+    """Whose request it is, which need not be whose adapter it is."""
+    prompt: list[int]
+    predicted: list[int]
+    """What every completion is, for the most part, if the caller is right."""
+    adapters: Choice
+    samplings: list[Sampling]
+    used: generation_pb2.SamplingParams
+    text: TextOptions
+    tool_use: ToolUse | None
+    thinking: Thinking | None
+    observer: Observer
+    reserved: Reserved
+    """Tokens of its tenant's quota."""
+    place: Place
+    """What it takes of the waiting room."""
+    operation: str
+    """What traces call it."""
+    ends: frozenset[int]
+    """Tokens with which the adapter ends a text, beside those of its base."""
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are told."""
+        return self.used.HasField("prompt_logprobs")
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a completion may end before the engine ends it.
+
+        What follows a stop string, or the one call that may be, is made in vain.
+        """
+        return bool(self.text.stops) or bool(self.tool_use and not self.tool_use.is_parallel)
+
+    def started(self, started: Started) -> None:
+        """Note that a completion left the engine's queue."""
+        self.place.started()
+        self.observer.started(started)
+
+    def output(self, tokenizer: TextTokenizer | None, index: int) -> Output:
+        """Return what makes text of the completion at `index`."""
+        min_tokens = self.samplings[index].min_tokens
+        if tokenizer is None:
+            return Output(index, None, lambda _: b"", self.text, min_tokens)
+        # What the readers look for is shown to them, be it a control token or not.
+        marked = [use.syntax for use in (self.tool_use, self.thinking) if use]
+        shown = frozenset(token for syntax in marked for token in syntax.ids.values())
+        return Output(
+            index,
+            tokenizer.decoder(
+                self.prompt, skip_special=self.text.skip_special, ends=self.ends, shown=shown
+            ),
+            tokenizer.bytes_of,
+            self.text,
+            min_tokens,
+            self.thinking.reader() if self.thinking else None,
+            self.tool_use.reader() if self.tool_use else None,
+        )
