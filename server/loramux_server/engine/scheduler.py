@@ -12,6 +12,7 @@ from typing import Protocol
 
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.ends import Ends
 from loramux_server.engine.fair_queue import FairQueue
 from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Chunk, Plan
@@ -64,8 +65,7 @@ class Scheduler:
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._max_bypassed = max_bypassed
-        self._context_length = context_length
-        self._eos_token_ids = eos_token_ids
+        self._ends = Ends(context_length, eos_token_ids)
 
     @property
     def num_used_blocks(self) -> int:
@@ -158,11 +158,8 @@ class Scheduler:
         return self._max_batch_tokens - plan.num_tokens
 
     def draft_room(self, request: Request) -> int:
-        """Return how many tokens more than one `request` may have."""
-        return min(
-            request.sampling.max_tokens - len(request.output) - 1,
-            self._context_length - request.num_tokens - 1,
-        )
+        """Return how many tokens a draft of `request` may have."""
+        return self._ends.num_before(request) - 1
 
     def with_drafts(self, plan: Plan, drafts: Mapping[Request, Sequence[int]]) -> Plan:
         """Return `plan` with each of `drafts` behind its request's tokens, if blocks are left."""
@@ -191,7 +188,7 @@ class Scheduler:
         chunks = []
         for chunk in going_on:
             request = chunk.request
-            if self._has_length(request, 1):
+            if self._ends.has_length(request, 1):
                 continue
             if not self._blocks.grow(request.blocks, chunk.end + 1):
                 return None
@@ -246,7 +243,7 @@ class Scheduler:
         for token in tokens:
             request.output.append(token)
             self.waiting.charge_output(request)
-            finish = self._finish_reason(request, token)
+            finish = self._ends.reason(request, token)
             taken.append((request, token, finish))
             if finish:
                 break
@@ -360,19 +357,3 @@ class Scheduler:
         request.num_computed = request.num_named = 0
         if request.digest:
             self._adapters.release(request.digest)
-
-    def _finish_reason(self, request: Request, token: int) -> Finish | None:
-        sampling = request.sampling
-        if len(request.output) > sampling.min_tokens and (
-            token in sampling.stop_token_ids
-            or (token in self._eos_token_ids and not sampling.ignore_eos)
-        ):
-            return Finish.STOP
-        return Finish.LENGTH if self._has_length(request) else None
-
-    def _has_length(self, request: Request, num_coming: int = 0) -> bool:
-        """Return whether `request` is as long as it may be, with `num_coming` tokens more."""
-        return (
-            len(request.output) + num_coming >= request.sampling.max_tokens
-            or request.num_tokens + num_coming >= self._context_length
-        )
