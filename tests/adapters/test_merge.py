@@ -108,7 +108,7 @@ def test_a_merge_is_that_of_peft(
     draw = as_peft_draws(folders) if method.startswith("dare") else None
     options = MergeOptions(method=method, weights=WEIGHTS, sign=sign, density=density)
     # PEFT decomposes in float32.
-    assert_close(deltas(merged(folders, options, draw)), expected, 1e-5)
+    assert_close(deltas(merged(folders, options, draw)), expected, 3e-5)
 
 
 @pytest.mark.parametrize(

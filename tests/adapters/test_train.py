@@ -111,7 +111,7 @@ def test_the_losses_are_drawn(loramux: Loramux, tiny_base: Path) -> None:
         (["--eval-share", "0.01"], "an eval_share of 0.01 of 12 examples is 0"),
         (["--epochs", "0"], "epochs is 0; it has to be 1 or more"),
         (["--rank", "513"], "r is 513, not an integer from 1 to 512"),
-        (["--lr", "1e12"], "is too high"),
+        (["--lr", "1e30"], "is too high"),
     ],
 )
 def test_a_mistake_is_named_and_leaves_no_package(

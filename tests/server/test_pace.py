@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loramux_server.engine.messages import Report, Submit
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.sampling import Sampling
-from tests.support.fake import ManualClock, SlowModel, fake_engine
+from tests.support.fake import ManualClock, SlowModel, completion, fake_engine
 
 MAX_STALL = 0.25
 
@@ -138,3 +138,65 @@ def longest_wait(max_stall: float) -> float:
 def test_a_long_prompt_keeps_no_stream_waiting() -> None:
     assert longest_wait(0.0) > 0.8
     assert longest_wait(MAX_STALL) <= MAX_STALL
+
+
+@pytest.mark.parametrize("prompt", [0, 64])
+@pytest.mark.parametrize("drafts", [8, 60, 480])
+def test_drafts_make_neither_prompts_nor_decode_look_dear(prompt: int, drafts: int) -> None:
+    subject = learnt()
+    for _ in range(10):
+        subject.learn(0, 4, 0.1 + 0.003 * 8, 8)
+        subject.learn(prompt, 4, 0.1 + 0.001 * prompt + 0.003 * drafts, drafts)
+    assert subject.least_seconds(1000, 0) == pytest.approx(1.0, rel=0.1)
+    assert subject.least_seconds(0, 10) == pytest.approx(1.0, rel=0.1)
+    assert subject.part_of_draft(0) == pytest.approx(0.03, rel=0.1)
+    assert subject.part_of_draft(100) == pytest.approx(0.015, rel=0.1)
+
+
+def test_drafts_take_the_time_that_decode_and_prompts_leave() -> None:
+    subject = learnt()
+    for _ in range(9):
+        subject.learn(0, 4, 0.1 + 0.002 * 8, 8)
+    assert subject.max_draft_tokens(0) == pytest.approx(75, abs=1)
+    assert subject.max_draft_tokens(100) == pytest.approx(25, abs=1)
+    assert subject.max_draft_tokens(1000) == 0
+    assert Pace(MAX_STALL).max_draft_tokens(0) is None
+    assert Pace(0.0).max_draft_tokens(0) is None
+
+
+def test_drafts_are_never_thought_free() -> None:
+    subject = learnt()
+    for _ in range(9):
+        subject.learn(0, 4, 0.05, 8)
+    assert subject.part_of_draft(0) > 0
+
+
+def test_drafts_are_thought_dear_before_anything_is_known() -> None:
+    assert Pace(0.0).part_of_draft(0) > 0.01
+    subject = Pace(0.0)
+    subject.learn(0, 1, 0.1)
+    assert subject.part_of_draft(0) == pytest.approx(1 / 16)
+
+
+@pytest.mark.parametrize("drafts", [0, 16])
+def test_no_step_takes_too_long_for_drafts(drafts: int) -> None:
+    clock = ManualClock()
+    model = SlowModel(clock, step_seconds=0.02, token_seconds=0.001)
+    engine, *_ = fake_engine(
+        num_blocks=4000, rows=8, max_running=32, max_batch_tokens=512, max_stall=MAX_STALL,
+        model=model, clock=clock, speculative_tokens=drafts,
+    )  # fmt: skip
+    greedy = Sampling(max_tokens=60, seed=0, temperature=0.0, ignore_eos=True)
+    text = completion([5, 6, 7], 0, 60, eos=False)
+    engine.receive([Submit(i, [5, 6, 7], None, greedy, prediction=text) for i in range(24)])
+    sizes = []
+    for number in range(60):
+        if number % 3 == 0:
+            prompt = [number % 50 + 2] * 300
+            short = Sampling(max_tokens=1, seed=0)
+            engine.receive([Submit(100 + number, prompt, None, short)])
+        report = engine.step()
+        if number > 6 and report.batch and report.batch.requests > 4:
+            sizes.append(report.batch)
+    assert max(size.seconds for size in sizes) <= 1.1 * MAX_STALL
+    assert bool(sum(size.drafted for size in sizes)) is bool(drafts)

@@ -6,15 +6,19 @@ from typing import Any
 import pytest
 import torch
 
+from loramux_server.engine import speculation
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.messages import Cancel, Drop, Submit
+from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
 from loramux_server.engine.sampling import Sampling
-from loramux_server.engine.speculation import Odds
+from loramux_server.engine.speculation import Odds, Speculation
 from loramux_server.engine.token_counts import counts_of
 from tests.server.test_running_ahead import CHOICES
+from tests.support.engine import Harness
 from tests.support.fake import (
+    BLOCK_SIZE,
     EOS,
     VOCAB,
     FakeModel,
@@ -24,6 +28,8 @@ from tests.support.fake import (
     fake_engine,
     fake_source,
 )
+from tests.support.models import VOCAB as VOCAB_OF_TINY
+from tests.support.models import tiny_model
 
 A, B = fake_source(1, 8), fake_source(2, 16)
 PROMPT = [5, 6, 7, 8, 9]
@@ -150,11 +156,28 @@ def test_steps_run_ahead_until_there_is_something_to_draft() -> None:
     subject = Asking(runs_ahead=True)
     assert subject.ask() == LIKELIEST
     assert subject.fake.num_ahead > 8
-    before = subject.fake.num_ahead
-    subject.ask()
+    for _ in range(3):
+        subject.ask()
+    accepted, ahead = subject.accepted, subject.fake.num_ahead
     assert subject.ask() == LIKELIEST
-    assert subject.accepted
-    assert subject.fake.num_ahead - before < 12
+    assert subject.accepted - accepted > 7
+    assert subject.fake.num_ahead - ahead < 3
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_who_ends_in_flight_is_followed_no_more(is_cancelled: bool) -> None:
+    subject = Asking(runs_ahead=True)
+    stop = frozenset() if is_cancelled else frozenset({LIKELIEST[3]})
+    ending, other = subject.submit(stop_token_ids=stop), subject.submit([3, 4, 5], None)
+    for _ in range(4):
+        subject.step()
+    if is_cancelled:
+        subject.engine.receive([Cancel(ending)])
+    subject.run()  # each step checks who is followed
+    assert subject.fake.num_ahead > 6
+    assert [token.token for token in subject.found[other]] == completion(
+        [3, 4, 5], 0, 12, eos=False
+    )
 
 
 def test_a_prediction_comes_sooner_where_it_is_right() -> None:
@@ -199,17 +222,102 @@ def test_who_ends_early_is_followed_no_more() -> None:
     assert subject.ask() == LIKELIEST
 
 
-def test_nobody_loses_blocks_for_a_draft() -> None:
-    plain, drafting = Asking(most=0, num_blocks=9), Asking(num_blocks=9)
-    for subject in (plain, drafting):
-        for _ in range(3):
-            for number in range(3):
-                subject.submit([*PROMPT, number], max_tokens=20)
-            subject.run()
-    texts = [[[t.token for t in found] for found in s.found.values()] for s in (plain, drafting)]
-    assert texts[0] == texts[1]
-    assert drafting.accepted
-    assert drafting.scheduler.num_preemptions <= plain.scheduler.num_preemptions
+def test_blocks_of_a_wrong_draft_are_given_back() -> None:
+    subject = Asking(num_blocks=12)
+    subject.submit(prediction=[*LIKELIEST[:2], 63, 62, 61, 60, 59, 58, 57])
+    num_seen = 0
+    while len(subject.found[0]) < 12:
+        subject.step()
+        for request in subject.scheduler.running:
+            num_seen += 1
+            assert len(request.blocks) <= -(-request.num_tokens // BLOCK_SIZE)
+    assert subject.drafted > subject.accepted > 0
+    assert num_seen > 4
+
+
+def test_no_draft_takes_a_block_that_others_could_use() -> None:
+    subject = Asking(num_blocks=6)
+    long = [11, 12, 13, 14, 15, 16, 17, 18]
+    subject.ask(long, max_tokens=1)  # its two blocks are remembered
+    number = subject.submit(
+        [5, 6, 7], max_tokens=9, prediction=completion([5, 6, 7], 1, 9, eos=False)
+    )
+    subject.run()
+    assert [t.token for t in subject.found[number]] == completion([5, 6, 7], 1, 9, eos=False)
+    assert subject.accepted
+    shared = subject.scheduler.num_shared_tokens
+    subject.ask([*long, 19])
+    assert subject.scheduler.num_shared_tokens == shared + len(long)
+
+
+def test_a_draft_leaves_room_for_the_last_token_of_the_context() -> None:
+    text = completion(PROMPT, 1, 19, eos=False)
+    subject = Asking(num_blocks=6)  # and so 24 tokens
+    assert subject.ask(max_tokens=100, prediction=text + [3] * 20) == text
+    assert subject.accepted > 8
+    assert subject.found[0][-1].finish == "length"
+
+
+@pytest.mark.parametrize(
+    ("end", "ignores_eos", "is_end"), [(EOS, False, True), (EOS, True, False), (9, True, True)]
+)
+def test_a_draft_ends_with_the_text(end: int, ignores_eos: bool, is_end: bool) -> None:
+    subject = Speculation(8, [EOS])
+    sampling = Sampling(
+        max_tokens=99, seed=0, ignore_eos=ignores_eos, stop_token_ids=frozenset({9})
+    )
+    prediction = [5, end] + [4] * 8
+    request = Request(0, [20, 21, 22, 23], None, sampling, prediction=prediction)
+    (draft,) = subject.drafts([Chunk(request, 0, 4)], lambda _: 99, 99, 0.0).values()
+    assert list(draft) == prediction[: 2 if is_end else len(draft)]
+    assert is_end or len(draft) > 2
+
+
+def test_little_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, most in (("KEPT", 60), ("OF_ADAPTER", 40), ("ADAPTERS", 3), ("ENDED", 4)):
+        monkeypatch.setattr(speculation, f"_MOST_{name}", most)
+    subject = Asking()
+    for number in range(6):
+        subject.ask(adapter=fake_source(number + 1, 8))
+        subject.ask(adapter=fake_source(number + 1, 8))
+        subject.step()
+    kept = subject.engine._speculation._habits
+    assert 0 < len(kept) <= 3
+    assert all(len(habits.texts) <= 40 for habits in kept.values())
+    assert 0 < sum(len(habits.texts) for habits in kept.values()) <= 60
+    for _ in range(9):
+        subject.submit(max_tokens=1)
+    subject.run()
+    assert len(subject.engine._speculation._ended) <= 4
+
+
+def test_long_texts_are_taken_in_over_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculation, "_MOST_AT_ONCE", 5)
+    subject = Asking()
+    for _ in range(4):
+        assert subject.ask() == LIKELIEST
+    assert subject.accepted > 8
+
+
+def test_what_an_adapter_writes_while_it_is_dropped_is_not_kept() -> None:
+    subject = Asking()
+    number = subject.submit()
+    while not subject.found[number]:
+        subject.step()
+    subject.engine.receive([Drop(A.digest)])
+    subject.run()
+    subject.ask()
+    assert subject.accepted == 0
+
+
+def test_a_prediction_with_a_token_that_there_is_not_is_refused() -> None:
+    model = Harness(tiny_model("llama"), speculative_tokens=4)
+    right = model.submit([3, 4, 5], max_tokens=2, prediction=[VOCAB_OF_TINY - 1])
+    wrong = model.submit([3, 4, 5], max_tokens=2, prediction=[5, 1 << 40])
+    model.run()
+    assert model.failures[wrong].reason == "INVALID_FIELD"
+    assert "prediction" in model.failures[wrong].message
+    assert len(model.tokens[right]) == 2
 
 
 def drafted_beside(num_others: int) -> float:

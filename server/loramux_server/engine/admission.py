@@ -33,6 +33,7 @@ class Admission:
         memory: Memory,
         context_length: int,
         max_waiting: int,
+        most_drafts: int = 0,
         vocab_size: int | None = None,
     ) -> None:
         """Put together what decides.
@@ -43,6 +44,7 @@ class Admission:
             memory: That of adapters.
             context_length: Tokens that a prompt and its completion may have; the blocks hold them.
             max_waiting: Most requests in the queue.
+            most_drafts: Most tokens that a step may give to a request beside the first.
             vocab_size: Tokens of the base; None where any will do.
         """
         self._scheduler = scheduler
@@ -50,6 +52,7 @@ class Admission:
         self._memory = memory
         self._context_length = context_length
         self._max_waiting = max_waiting
+        self._most_per_step = 1 + most_drafts
         self._vocab_size = vocab_size
 
     def refusal(self, request: Request) -> Refusal | None:
@@ -57,8 +60,10 @@ class Admission:
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
         if len(request.prompt) == request.num_virtual:
             return "INVALID_FIELD", "the prompt has no tokens"
-        if self._vocab_size and max(request.prompt) >= (request.own_vocab_size or self._vocab_size):
-            return "INVALID_FIELD", "the prompt has a token that the model lacks"
+        if size := self._vocab_size and (request.own_vocab_size or self._vocab_size):
+            for name, tokens in (("prompt", request.prompt), ("prediction", request.prediction)):
+                if max(tokens, default=0) >= size:
+                    return "INVALID_FIELD", f"the {name} has a token that the model lacks"
         room = self._context_length - request.continues
         if len(request.prompt) > room:
             rest = " leaves no room for a completion" if request.continues else " is smaller"
@@ -89,7 +94,8 @@ class Admission:
         if timeout == math.inf or not (self._scheduler.running or self._scheduler.waiting):
             return None
         least_tokens = max(1, request.sampling.min_tokens)
-        own = self._pace.least_seconds(self._scheduler.num_to_compute(request), least_tokens)
+        num_steps = -(-least_tokens // self._most_per_step)
+        own = self._pace.least_seconds(self._scheduler.num_to_compute(request), num_steps)
         if own > timeout:
             return (
                 "DEADLINE_EXCEEDED",

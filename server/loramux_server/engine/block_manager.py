@@ -7,6 +7,7 @@ it is remembered after the last of them, until its room is needed: the oldest go
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 
 
 class BlockManager:
@@ -45,6 +46,21 @@ class BlockManager:
             self._holders[block] = 1
             table.append(block)
         return True
+
+    def grow_spare(self, table: list[int], num_tokens: int) -> bool:
+        """Do what `grow` does, but not with blocks whose content others could still use."""
+        missing = self.num_missing(table, num_tokens)
+        # Blocks without a name are handed out first.
+        spare = islice(self._free, missing)
+        if missing > len(self._free) or any(block in self._name_of for block in spare):
+            return False
+        return self.grow(table, num_tokens)
+
+    def shrink(self, table: list[int], num_tokens: int) -> None:
+        """Take back the blocks of `table` beyond those that hold `num_tokens` tokens."""
+        kept = -(-num_tokens // self.block_size)
+        self.release(table[kept:])
+        del table[kept:]
 
     def num_known(self, names: Sequence[bytes]) -> int:
         """Return how many of the full blocks at a beginning are there already."""

@@ -123,6 +123,7 @@ def build_engine(
         memory=cache,
         context_length=context_length,
         max_waiting=config.max_waiting,
+        most_drafts=_draft_tokens(model, config),
         vocab_size=model.vocab_size,
     )
     loader = AdapterLoader(model, runner.slab, resting, is_deterministic=config.deterministic)

@@ -235,17 +235,20 @@ class Engine:
 
     def _plan(self) -> Plan:
         plan = self._scheduler.plan(self._pace.max_prompt_tokens)
+        num_left = self._scheduler.num_left(plan)
+        most = self._pace.max_draft_tokens(plan.num_prompt_tokens)
         drafts = self._speculation.drafts(
             plan.chunks,
             self._scheduler.draft_room,
-            self._scheduler.num_left(plan),
-            self._pace.part_of_token(plan.num_prompt_tokens),
+            num_left if most is None else min(most, num_left),
+            self._pace.part_of_draft(plan.num_prompt_tokens),
         )
         return self._scheduler.with_drafts(plan, drafts)
 
     def _follow(self, before: Flight) -> Plan | None:
         """Return the step after `before`; None if that has to end first."""
-        if self._speculation.expects(before.plan.chunks):
+        running = [c for c in before.plan.chunks if c.request.request_id in self._requests]
+        if self._speculation.expects(running):
             return None
         return self._scheduler.follow(before.plan)
 

@@ -33,7 +33,7 @@ class Place:
 
 
 class Ngrams:
-    """Grows at its end; takes 31 to 55 bytes for each token."""
+    """Grows at its end; takes 55 to 103 bytes for each token."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         """Begin with `tokens`."""
@@ -92,8 +92,8 @@ class _Index:
         self.fill(tokens)
 
     def fill(self, tokens: "array[int]") -> None:
-        """Have more than two slots for each of `tokens`, and note all places in them."""
-        size = max(_FEWEST_SLOTS, 1 << (2 * len(tokens)).bit_length())
+        """Have more than four slots for each of `tokens`, and note all places in them."""
+        size = max(_FEWEST_SLOTS, 1 << (4 * len(tokens)).bit_length())
         place_S = np.zeros(size, np.int32)
         if len(tokens) > self._size:
             token_T = np.array(tokens, np.int64).astype(np.uint64)
@@ -114,7 +114,7 @@ class _Index:
         self.runs.append(0)
         if here < self._size:
             return
-        if 2 * here >= len(self._place):
+        if 4 * here >= len(self._place):
             self.fill(tokens[:here])
         last = tokens[here - self._size : here]
         slot = self._slot(last)

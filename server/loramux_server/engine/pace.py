@@ -16,7 +16,9 @@ _MEMORY = 7
 _MIN_TOKENS = 64
 """So many are always allowed, so that prompts go on; the cost of one is not learnt from fewer."""
 _UNKNOWN_PART = 1 / 16
-"""What a token is thought to cost, as a part of a step, before that is known."""
+"""What a drafted token is thought to cost, as a part of decode, before that is known."""
+_LEAST_PART = 1 / 256
+"""What it costs at least."""
 _MIN_SECONDS = 1e-9
 """Least cost of a prompt."""
 
@@ -33,6 +35,7 @@ class Pace:
         self._max_stall = max_stall
         self._decode_seconds: deque[float] = deque(maxlen=_MEMORY)
         self._token_seconds: deque[float] = deque(maxlen=_MEMORY)
+        self._draft_seconds: deque[float] = deque(maxlen=_MEMORY)
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -42,38 +45,59 @@ class Pace:
         if not self._token_seconds:
             return _MIN_TOKENS
         seconds = self._max_stall - self._decode_cost
-        return max(_MIN_TOKENS, int(seconds / median_low(self._token_seconds)))
+        return max(_MIN_TOKENS, int(seconds / self._token_cost))
 
-    def least_seconds(self, prompt_tokens: int, decode_tokens: int) -> float:
-        """Return what so many tokens take if nothing else runs; 0 where that is not known yet."""
-        token = median_low(self._token_seconds) if self._token_seconds else 0.0
-        return prompt_tokens * token + decode_tokens * self._decode_cost
+    def max_draft_tokens(self, prompt_tokens: int) -> int | None:
+        """Most drafted tokens for a step with so many of prompts; None if there is no limit."""
+        if not (self._max_stall and self._draft_cost):
+            return None
+        seconds = self._max_stall - self._decode_cost - prompt_tokens * self._token_cost
+        return max(0, int(seconds / self._draft_cost))
 
-    def part_of_token(self, prompt_tokens: int) -> float:
-        """Return what a token more costs a step, as a part of what the step costs.
+    def part_of_draft(self, prompt_tokens: int) -> float:
+        """Return what a drafted token costs a step, as a part of what the step costs without.
 
         Args:
             prompt_tokens: Tokens of prompts that the step has beside decode.
         """
-        decode = self._decode_cost
-        token = median_low(self._token_seconds) if self._token_seconds else decode * _UNKNOWN_PART
-        return token / (decode + prompt_tokens * token) if decode else _UNKNOWN_PART
+        seconds = self._decode_cost + prompt_tokens * self._token_cost
+        return self._draft_cost / seconds if seconds and self._draft_cost else _UNKNOWN_PART
+
+    def least_seconds(self, prompt_tokens: int, decode_steps: int) -> float:
+        """Return what so many tokens take if nothing else runs; 0 where that is not known yet."""
+        return prompt_tokens * self._token_cost + decode_steps * self._decode_cost
 
     def learn(
         self, prompt_tokens: int, decode_tokens: int, seconds: float, draft_tokens: int = 0
     ) -> None:
         """Take in what a step cost."""
+        drafts = draft_tokens * self._draft_cost
+        if draft_tokens and self._decode_cost and not prompt_tokens:
+            self._draft_seconds.append(max(seconds - self._decode_cost, 0.0) / draft_tokens)
+        if drafts > seconds / 2:  # it tells little of the rest
+            return
         if not prompt_tokens:
-            # A token of a draft is thought to cost what one of a prompt does, and not all of it.
-            drafts = draft_tokens * self.part_of_token(0) * self._decode_cost
-            self._decode_seconds.append(max(seconds - drafts, seconds / 2))
+            self._decode_seconds.append(seconds - drafts)
         elif prompt_tokens >= _MIN_TOKENS:
             # The cost of decode gets out of date while every step has a prompt. Then the tokens are
             # blamed for the difference, and a step like this one is still foreseen right; but
             # they are never thought so cheap that the next step would take far too many.
-            rest = seconds - self._decode_cost if decode_tokens else seconds
+            rest = seconds - drafts - (self._decode_cost if decode_tokens else 0.0)
             self._token_seconds.append(max(rest, seconds / 3, _MIN_SECONDS) / prompt_tokens)
 
     @property
     def _decode_cost(self) -> float:
         return median_low(self._decode_seconds) if self._decode_seconds else 0.0
+
+    @property
+    def _token_cost(self) -> float:
+        return median_low(self._token_seconds) if self._token_seconds else 0.0
+
+    @property
+    def _draft_cost(self) -> float:
+        """What a drafted token costs: its row has logits, too, and its token is drawn."""
+        if self._draft_seconds:
+            # A moment in which a step was quick must not let drafts be thought free.
+            least = max(self._token_cost / 2, self._decode_cost * _LEAST_PART)
+            return max(median_low(self._draft_seconds), least)
+        return max(self._token_cost, self._decode_cost * _UNKNOWN_PART)

@@ -168,7 +168,8 @@ class Scheduler:
         chunks = []
         for chunk in plan.chunks:
             draft = drafts.get(chunk.request, ())
-            if draft and self._blocks.grow(chunk.request.blocks, chunk.end + len(draft)):
+            table = chunk.request.blocks
+            if draft and self._blocks.grow_spare(table, chunk.end + len(draft)):
                 chunk = replace(chunk, draft=tuple(draft))
             chunks.append(chunk)
         return replace(plan, chunks=chunks)
@@ -222,6 +223,8 @@ class Scheduler:
             # The last token that was chosen is still to be computed.
             request.num_computed = chunk.end + len(taken) - samples
             self._name_blocks(request)
+            if chunk.draft:  # others need what it would have taken
+                self._blocks.shrink(request.blocks, request.num_tokens)
             if taken and taken[-1][2]:
                 self.remove(request)
             results += taken

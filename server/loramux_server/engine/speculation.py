@@ -15,28 +15,36 @@ and what tokens cost is known from the last steps (`pace.py`). So a full batch h
 Knows nothing of tensors or clocks.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from loramux_server.engine.ngrams import BORDER, MOST_RUNS, SIZES, Ngrams
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 
-_MOST_KEPT = 1 << 18
+_MOST_KEPT = 1 << 17
 """Tokens that are kept of all adapters' texts."""
 _MOST_ADAPTERS = 1 << 12
 """Adapters of which anything is known."""
 _MOST_OF_ADAPTER = 1 << 13
 _MOST_OF_TEXT = 1 << 11
+_MOST_ENDED = 64
+"""Texts that wait to be taken in."""
+_MOST_AT_ONCE = 256
+"""Tokens of them that are taken in before a step: a millisecond or two."""
+_MOST_BEGUN = 1 << 16
+"""Tokens of requests that are followed from a step on, likewise; others are in a later one."""
 _MEMORY = 64
 """Outcomes of a kind that are remembered."""
 _LEAST_ODDS = 0.05
 """What is less likely is never drafted."""
 
-_LIKELY = 0.3
-"""For what is more likely than that, a step waits for the one before it."""
+_MANY = 0.3
+"""Drafted tokens for each request for which a step waits for the one before it."""
 
+_Key = tuple[str, str | None]
+"""A tenant, and an adapter's digest; None for the base model."""
 Kind = int
 """Of a drafted token: where it was found, by how many tokens before it, and how often in a row it
 came there."""
@@ -85,6 +93,8 @@ class _Followed:
     habits: _Habits
     num_seen: int = 0
     """Tokens of its output that `own` has."""
+    is_kept: bool = True
+    """Whether what it wrote is kept when it ends."""
     guess: Sequence[int] = ()
     """What was thought to come next."""
     kinds: list[Kind] = field(default_factory=list)
@@ -103,10 +113,12 @@ class Speculation:
         self._most_tokens = most_tokens
         self._ends = frozenset(ends)
         self._followed: dict[Request, _Followed] = {}
-        self._habits: OrderedDict[tuple[str, str | None], _Habits] = OrderedDict()
-        """Tenant and adapter -> its habits; who wrote last is the last."""
+        self._habits: OrderedDict[_Key, _Habits] = OrderedDict()
+        """Who wrote last is the last."""
         self._num_kept = 0
         """Tokens of all of them."""
+        self._ended: deque[tuple[_Key, Sequence[int]]] = deque()
+        """Texts that are still to be taken in, and of whom."""
 
     def drafts(
         self,
@@ -125,38 +137,28 @@ class Speculation:
         """
         if not self._most_tokens:
             return {}
-        found: list[tuple[float, int, Chunk]] = []
-        num_chosen = 0
-        for chunk in chunks:
-            if not chunk.samples:
-                continue
-            num_chosen += 1
-            if chunk.request.may_draft:
-                self._look(chunk.request)
+        self._take_in()
+        num_chosen = sum(chunk.samples for chunk in chunks)
         least = max(_LEAST_ODDS, token_cost * num_chosen)
-        for chunk in chunks:
-            if chunk.samples and chunk.request.may_draft:
-                most = min(room(chunk.request), self._most_tokens)
-                found += [
-                    (-odds, number, chunk)
-                    for number, odds in enumerate(self._odds(chunk.request, most, least))
-                ]
+        found: list[tuple[float, int, Chunk]] = []
+        for chunk in self._looked_at(chunks):
+            most = min(room(chunk.request), self._most_tokens)
+            found += [
+                (-odds, number, chunk)
+                for number, odds in enumerate(self._odds(chunk.request, most, least))
+            ]
         lengths = _worth(found, num_chosen, num_tokens, token_cost)
         return {
             request: self._followed[request].guess[:length] for request, length in lengths.items()
         }
 
     def expects(self, chunks: Sequence[Chunk]) -> bool:
-        """Return whether it is likely that the next step after that of `chunks` has a draft."""
+        """Return whether the step after that of `chunks` is likely to have drafts that count."""
         if not self._most_tokens:
             return False
-        for chunk in chunks:
-            if chunk.request.may_draft:
-                self._look(chunk.request)
-                # The first is the token that the step still has to give.
-                if len(self._odds(chunk.request, 2, _LIKELY)) == 2:
-                    return True
-        return False
+        odds = [self._odds(chunk.request, 2, 0.0) for chunk in self._looked_at(chunks)]
+        # The first is the token that the step still has to give.
+        return sum(both[1] for both in odds if len(both) == 2) >= _MANY * len(chunks)
 
     def end(self, request: Request) -> None:
         """Keep what `request` wrote, and forget it."""
@@ -164,19 +166,40 @@ class Speculation:
         if followed is None:
             return
         self._see(request, followed)
-        text = [*request.prompt[-SIZES[0] :], *request.output[:_MOST_OF_TEXT]]
-        self._keep((request.tenant, request.digest), text)
+        if followed.is_kept and request.output:
+            text = [*request.prompt[-SIZES[0] :], *request.output[:_MOST_OF_TEXT], BORDER]
+            self._ended.append(((request.tenant, request.digest), text))
+        if len(self._ended) > _MOST_ENDED:
+            self._ended.popleft()
 
     def forget(self, digest: str) -> None:
-        """Forget what an adapter wrote."""
+        """Forget what an adapter wrote, and what it still writes."""
         for key in [key for key in self._habits if key[1] == digest]:
             self._drop(key)
+        self._ended = deque(ended for ended in self._ended if ended[0][1] != digest)
+        for request, followed in self._followed.items():
+            if request.digest == digest:
+                followed.is_kept = False
 
     def check(self, requests: Collection[Request]) -> None:
         """Assert that nothing is kept of others than `requests`, and not too much of texts."""
         assert set(self._followed) <= set(requests), "one that has ended is followed"
         assert self._num_kept == sum(len(habits.texts) for habits in self._habits.values())
         assert self._num_kept <= _MOST_KEPT
+
+    def _looked_at(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
+        """Yield those of `chunks` that may have a draft, once it is known what comes next there."""
+        num_begun = 0
+        for chunk in chunks:
+            request = chunk.request
+            if not (chunk.samples and request.may_draft):
+                continue
+            if request not in self._followed:
+                num_begun += request.num_tokens
+                if num_begun > max(_MOST_BEGUN, request.num_tokens):
+                    continue
+            self._look(request)
+            yield chunk
 
     def _look(self, request: Request) -> None:
         """Take in what `request` has, and guess what comes next in it."""
@@ -227,24 +250,39 @@ class Speculation:
             if odds < least:
                 break
             found.append(odds)
-            if token in self._ends and not request.sampling.ignore_eos:
+            if self._ends_with(request, token):
                 break
         return found
 
-    def _habits_of(self, key: tuple[str, str | None]) -> _Habits:
+    def _habits_of(self, key: _Key) -> _Habits:
         habits = self._habits.setdefault(key, _Habits())
         self._habits.move_to_end(key)
         if len(self._habits) > _MOST_ADAPTERS:
             self._drop(next(iter(self._habits)))
         return habits
 
-    def _drop(self, key: tuple[str, str | None]) -> None:
+    def _drop(self, key: _Key) -> None:
         self._num_kept -= len(self._habits.pop(key).texts)
 
-    def _keep(self, key: tuple[str, str | None], text: Sequence[int]) -> None:
+    def _ends_with(self, request: Request, token: int) -> bool:
+        sampling = request.sampling
+        is_end = token in self._ends and not sampling.ignore_eos
+        return is_end or token in sampling.stop_token_ids
+
+    def _take_in(self) -> None:
+        """Take in some of the texts that have ended."""
+        num_left = _MOST_AT_ONCE
+        while self._ended and num_left:
+            key, text = self._ended.popleft()
+            if rest := text[num_left:]:
+                self._ended.appendleft((key, rest))
+            self._keep(key, text[:num_left])
+            num_left -= min(len(text), num_left)
+
+    def _keep(self, key: _Key, text: Sequence[int]) -> None:
         texts = self._habits_of(key).texts
         before = len(texts)
-        for token in (*text, BORDER):
+        for token in text:
             texts.append(token)
         if len(texts) > _MOST_OF_ADAPTER:
             texts.keep(_MOST_OF_ADAPTER // 2)
