@@ -32,13 +32,15 @@ def greedy(max_tokens: int = 40, min_tokens: int = 0) -> Sampling:
 class Place:
     """An engine with a request in a certain state, beside another one that decodes."""
 
-    def __init__(self, *, token_seconds: float = 0.0, num_blocks: int = 64) -> None:
+    def __init__(
+        self, *, token_seconds: float = 0.0, num_blocks: int = 64, speculative_tokens: int = 0
+    ) -> None:
         self.clock = ManualClock()
         self.executor = HeldExecutor()
         self.model = SlowModel(self.clock, step_seconds=1.0, token_seconds=token_seconds)
         parts = fake_engine(
             num_blocks=num_blocks, rows=8, max_running=2, max_batch_tokens=16, clock=self.clock,
-            executor=self.executor, model=self.model,
+            executor=self.executor, model=self.model, speculative_tokens=speculative_tokens,
         )  # fmt: skip
         self.engine: Engine = parts[0]
         self.scheduler: Scheduler = parts[1]
@@ -149,9 +151,9 @@ def refused(
     return report.failures[0].reason if report.failures else None
 
 
-def experienced() -> Place:
+def experienced(speculative_tokens: int = 0) -> Place:
     """Return an engine that knows: 1 s and 0.1 s for a token a step, so 0.11 s for one of many."""
-    place = Place(token_seconds=0.1, num_blocks=400)
+    place = Place(token_seconds=0.1, num_blocks=400, speculative_tokens=speculative_tokens)
     place.scheduler._max_batch_tokens = 100
     for number in range(3):
         place.engine.receive([Submit(90 + number, [number + 2] * 100, None, greedy(2))])
@@ -160,9 +162,9 @@ def experienced() -> Place:
     return place
 
 
-def busy() -> Place:
+def busy(speculative_tokens: int = 0) -> Place:
     """Return one that has something to do, too."""
-    place = experienced()
+    place = experienced(speculative_tokens)
     place.engine.receive([Submit(0, [9, 9], None, greedy(1000))])
     place.step()
     return place
@@ -173,6 +175,12 @@ def test_a_deadline_that_cannot_be_met_even_alone_is_refused_at_once() -> None:
     assert refused(place, [60] * 300, 20.0) == "DEADLINE_EXCEEDED"  # the prompt alone takes 33 s
     assert refused(place, [61] * 10, 20.0, min_tokens=40) == "DEADLINE_EXCEEDED"
     assert refused(place, [61] * 10, 20.0) is None
+
+
+def test_a_deadline_is_refused_only_if_right_drafts_could_not_meet_it() -> None:
+    assert refused(busy(), [61] * 10, 20.0, min_tokens=40) == "DEADLINE_EXCEEDED"
+    assert refused(busy(4), [61] * 10, 20.0, min_tokens=40) is None
+    assert refused(busy(4), [61] * 10, 20.0, min_tokens=200) == "DEADLINE_EXCEEDED"
 
 
 def test_a_deadline_that_the_queue_makes_impossible_is_refused_to_be_tried_again() -> None:

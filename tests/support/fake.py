@@ -293,6 +293,7 @@ def fake_engine(
             memory=cache,
             context_length=num_blocks * BLOCK_SIZE,
             max_waiting=max_waiting,
+            most_drafts=speculative_tokens,
         ),
         pace=pace,
         cache=cache,
