@@ -74,6 +74,15 @@ def read(asked: Asked) -> list[int]:
     ]
 
 
+def written(asked: Asked) -> list[int]:
+    """Return what the fake model writes."""
+    return completion(
+        asked.prompt, asked.adapter, asked.sampling.max_tokens,
+        eos=not asked.sampling.ignore_eos, active_from=active_from(asked),
+        num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0], sampling=asked.sampling,
+    )  # fmt: skip
+
+
 def told(asked: Asked) -> list[int]:
     """Return what is the likeliest in each place of the prompt but the first."""
     return [
@@ -143,6 +152,7 @@ class EngineMachine(RuleBasedStateMachine):
         seed=st.integers(0, 3),
         pooling=st.sampled_from([*[None] * 6, Pooling.LAST, Pooling.MEAN]),
         how=st.sampled_from(SAMPLINGS[:1] * 4 + SAMPLINGS[1:4] * 3 + SAMPLINGS[4:]),
+        wrong=st.none() | st.integers(0, 12),
     )
     def submit(
         self,
@@ -155,6 +165,7 @@ class EngineMachine(RuleBasedStateMachine):
         seed: int,
         pooling: Pooling | None,
         how: dict[str, Any],
+        wrong: int | None,
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
@@ -174,11 +185,19 @@ class EngineMachine(RuleBasedStateMachine):
         how = {"max_tokens": max_tokens, "seed": seed, "ignore_eos": ignore_eos, **how}
         sampling = Sampling(**how)
         weight = 1 + len(tenant)
-        self.engine.receive(
-            [Submit(len(self.asked), prompt, source, sampling, tenant, timeout, weight, pooling)]
-        )
         deadline = self.clock() + (math.inf if timeout is None else timeout)
-        self.asked.append(Asked(prompt, adapter, sampling, deadline, pooling))
+        asked = Asked(prompt, adapter, sampling, deadline, pooling)
+        prediction: list[int] = []
+        if wrong is not None and adapter not in TASKS and not pooling and sampling.max_tokens:
+            prediction = written(asked)
+            prediction[wrong : wrong + 1] = [3]
+        self.engine.receive([
+            Submit(
+                len(self.asked), prompt, source, sampling, tenant, timeout, weight, pooling,
+                prediction,
+            )
+        ])  # fmt: skip
+        self.asked.append(asked)
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -271,11 +290,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.step(1)
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
-            alone = read(asked) or completion(
-                asked.prompt, asked.adapter, asked.sampling.max_tokens,
-                eos=not asked.sampling.ignore_eos, active_from=active_from(asked),
-                num_virtual=VIRTUAL.get(asked.adapter, (0, False))[0], sampling=asked.sampling,
-            )  # fmt: skip
+            alone = read(asked) or written(asked)
             if asked.told is not None:
                 assert asked.told == told(asked)
             if asked.outcome == "finished":
