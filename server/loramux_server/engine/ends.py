@@ -1,0 +1,34 @@
+"""When a request has ended: it says so, or is as long as it may be."""
+
+from loramux_server.engine.messages import Finish
+from loramux_server.engine.request import Request
+
+
+class Ends:
+    """Knows where texts end."""
+
+    def __init__(self, context_length: int, eos_token_ids: frozenset[int]) -> None:
+        """Know the most tokens of a context, and those with which the model ends a text."""
+        self._context_length = context_length
+        self._eos_token_ids = eos_token_ids
+
+    def reason(self, request: Request, token: int) -> Finish | None:
+        """Return why `request` ends with `token`, the last of its output; None if it goes on."""
+        sampling = request.sampling
+        if len(request.output) > sampling.min_tokens and (
+            token in sampling.stop_token_ids
+            or (token in self._eos_token_ids and not sampling.ignore_eos)
+        ):
+            return Finish.STOP
+        return Finish.LENGTH if self.has_length(request) else None
+
+    def has_length(self, request: Request, num_coming: int = 0) -> bool:
+        """Return whether `request` is as long as it may be, with `num_coming` tokens more."""
+        return self.num_before(request) <= num_coming
+
+    def num_before(self, request: Request) -> int:
+        """Return how many tokens `request` may still have."""
+        return min(
+            request.sampling.max_tokens - len(request.output),
+            self._context_length - request.num_tokens,
+        )
