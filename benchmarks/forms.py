@@ -111,7 +111,7 @@ def measure(tokenizer: Tokenizer, texts: int) -> Figures:
         follower.answer(Begin(number, form, []))
         for token in tokenizer.encode(_text(number)).ids:
             begin = time.perf_counter()
-            answer = follower.answer(Advance(number, token))
+            answer = follower.answer(Advance(number, [token]))
             each.append(time.perf_counter() - begin)
             assert isinstance(answer, Allowed)
             bits = answer.bits

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from hypothesis import strategies as st
 
+from loramux_server.forms.findings import Next
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
@@ -89,6 +90,7 @@ def form_target(followed: Forms) -> Target:
         followed.begin(key, form)
         for _ in range(NUM_TOKENS):
             (found,) = followed.take([key], PATIENCE)
+            assert isinstance(found, Next)
             if found.allowed is None:
                 assert found.reason in ("INVALID_FIELD", "STRUCTURED_OUTPUT_FAILED"), found.reason
                 assert found.why
@@ -99,7 +101,7 @@ def form_target(followed: Forms) -> Target:
             token = chosen.choice(tokens)
             if token == EOS:
                 break
-            followed.advance([(key, token)])
+            followed.advance([(key, [token])])
         else:
             followed.take([key], PATIENCE)
         followed.end(key)

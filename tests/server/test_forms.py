@@ -1,6 +1,5 @@
 """Forms that a text must have, and the process that follows them: whatever they are, it goes on."""
 
-import itertools
 import json
 import random
 import re
@@ -14,70 +13,25 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.forms.forms import Forms, Next
+from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
 from tests.support.demo import DEMO
 from tests.support.models import byte_tokenizer
 from tests.support.templates import chat_tokenizer
+from tests.support.texts import (
+    Texts,
+    allowed,
+    choice,
+    grammar,
+    number_tokenizer,
+    schema,
+    setup_of,
+    worker,
+)
 
-WAIT = 60.0
 DIGITS = Form(FormKind.REGEX, "[0-9]{3}")
 AMBIGUOUS = Form(FormKind.GRAMMAR, 'start: s\ns: s s s | s s | "a" | "b" | "c" | " " | ""')
 A, ONE, QUOTE = byte_tokenizer()('a1"').input_ids[-3:]
-
-
-def setup_of(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Setup:
-    end = tokenizer.eos_token_id
-    text = tokenizer.backend_tokenizer.to_str()
-    return Setup(text, len(tokenizer), [2 if end is None else end], **changes)
-
-
-class Texts:
-    """Texts that are followed, one token after the other."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.num_woken = 0
-        self.forms = Forms(setup, self._wake)
-        self.end = setup.end_tokens[0]
-        self._num = 0
-
-    def _wake(self) -> None:
-        self.num_woken += 1
-
-    def begin(self, form: Form) -> tuple[int, Next]:
-        self._num += 1
-        self.forms.begin(self._num, form)
-        return self._num, self.found(self._num)
-
-    def found(self, key: int) -> Next:
-        (found,) = self.forms.take([key], WAIT)
-        assert found.key == key
-        return found
-
-    def write(self, form: Form, seed: int, most: int = 300) -> list[int] | None:
-        """Return a random text of `form`, None if it became longer than `most` tokens."""
-        chosen = random.Random(seed)
-        key, found = self.begin(form)
-        tokens: list[int] = []
-        while len(tokens) < most:
-            token = chosen.choice(allowed(found))
-            if token == self.end:
-                self.forms.end(key)
-                return tokens
-            tokens.append(token)
-            self.forms.advance([(key, token)])
-            found = self.found(key)
-        return None
-
-
-def allowed(found: Next) -> list[int]:
-    assert found.allowed is not None, found.why
-    return [
-        number * 8 + bit
-        for number, byte in enumerate(found.allowed)
-        for bit in range(8)
-        if byte >> bit & 1
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,26 +39,6 @@ def texts() -> Iterator[Texts]:
     texts = Texts(setup_of(byte_tokenizer(), cpu_seconds=0.3))
     yield texts
     texts.forms.close()
-
-
-def worker() -> psutil.Process:
-    """Return the one that was started last."""
-    # Not those of servers that other tests keep.
-    children = psutil.Process().children()
-    found = [child for child in children if "forms.worker" in " ".join(child.cmdline())]
-    return max(found, key=psutil.Process.create_time)
-
-
-def choice(*choices: str) -> Form:
-    return Form(FormKind.CHOICE, choices=choices)
-
-
-def schema(content: object) -> Form:
-    return Form(FormKind.JSON_SCHEMA, json.dumps(content))
-
-
-def grammar(*lines: str) -> Form:
-    return Form(FormKind.GRAMMAR, "\n".join(lines))
 
 
 # What is written
@@ -210,12 +144,10 @@ def test_the_end_may_come_where_the_form_may_end_and_has_to_where_nothing_follow
 ) -> None:
     key, found = texts.begin(Form(FormKind.REGEX, "ab?"))
     (a,) = allowed(found)
-    texts.forms.advance([(key, a)])
-    found = texts.found(key)
+    found = texts.advance(key, a)
     assert texts.end in allowed(found) and len(allowed(found)) == 2
     (b,) = set(allowed(found)) - {texts.end}
-    texts.forms.advance([(key, b)])
-    assert allowed(texts.found(key)) == [texts.end]
+    assert allowed(texts.advance(key, b)) == [texts.end]
 
 
 # What is refused
@@ -258,8 +190,7 @@ CONTROLS = [
 def test_no_form_has_control_tokens_but_the_end(texts: Texts, text: str) -> None:
     key, found = texts.begin(grammar(text))
     if found.allowed and A in allowed(found) and text.startswith('start: "a"'):
-        texts.forms.advance([(key, A)])
-        found = texts.found(key)
+        found = texts.advance(key, A)
     if found.allowed is None:
         assert found.why == "only control tokens may follow, which are no part of a form"
     else:
@@ -317,16 +248,14 @@ def test_no_form_takes_more_than_it_may(texts: Texts, name: str) -> None:
     for _ in range(8):
         if found.allowed is None or (token := chosen.choice(allowed(found))) == texts.end:
             break
-        texts.forms.advance([(key, token)])
-        found = texts.found(key)
+        found = texts.advance(key, token)
     if found.allowed is None:
         assert found.reason in ("INVALID_FIELD", "STRUCTURED_OUTPUT_FAILED")
     if name in TOO_MUCH:
         assert re.fullmatch(f"it takes more {TOO_MUCH[name]} than a form may", found.why)
     texts.forms.end(key)
     # Beside it another goes on, in the next process if it has to be.
-    texts.forms.advance([(begun, allowed(other)[3])])
-    assert allowed(texts.found(begun)) == allowed(other)
+    assert allowed(texts.advance(begun, allowed(other)[3])) == allowed(other)
     assert worker().memory_info().rss < 1 << 30
     texts.forms.end(begun)
 
@@ -349,9 +278,9 @@ def test_texts_that_are_under_way_go_before_new_ones(texts: Texts) -> None:
     new = [1000 + number for number in range(20)]
     for number in new:
         texts.forms.begin(number, Form(FormKind.REGEX, f"[a-z]{{{number}}}"))
-    texts.forms.advance([(key, allowed(found)[0])])
+    texts.forms.advance([(key, [allowed(found)[0]])])
     process.resume()
-    answers = [answer.key for answer in texts.forms.take([*new, key], WAIT)]
+    answers = [answer.key for answer in texts.each([*new, key])]
     assert answers == [key, *new] or answers == [new[0], key, *new[1:]]
 
 
@@ -366,9 +295,9 @@ def test_neither_new_nor_quick_texts_wait_for_all_slow_ones() -> None:
     process = worker()
     process.suspend()
     texts.forms.begin(1000, choice("x", "y"), "another")
-    texts.forms.advance([*((key, ONE) for key in begun), (quick, ONE)])
+    texts.forms.advance([*((key, [ONE]) for key in begun), (quick, [ONE])])
     process.resume()
-    answers = [answer.key for answer in texts.forms.take([*begun, quick, 1000], WAIT)]
+    answers = [answer.key for answer in texts.each([*begun, quick, 1000])]
     assert len(answers) == 7
     assert {quick, 1000} <= set(answers[:3])
     texts.forms.close()
@@ -380,16 +309,14 @@ def test_a_text_takes_no_more_time_than_it_may_in_all() -> None:
     key, found = texts.begin(AMBIGUOUS)
     count = 0
     while found.allowed:
-        texts.forms.advance([(key, A)])
-        found, count = texts.found(key), count + 1
+        found, count = texts.advance(key, A), count + 1
     assert (found.reason, found.why) == (
         "STRUCTURED_OUTPUT_FAILED",
         "it takes more time than a form may",
     )
     assert count > 5
     process = worker().pid
-    texts.forms.advance([(beside, ONE)])
-    assert texts.found(beside).allowed
+    assert texts.advance(beside, ONE).allowed
     assert worker().pid == process
     texts.forms.close()
 
@@ -402,7 +329,7 @@ def test_what_has_ended_before_it_began_is_not_compiled(texts: Texts) -> None:
         texts.forms.begin(2000 + number, form if number < 3 else DIGITS)
     texts.forms.end(2002)
     process.resume()
-    answers = texts.forms.take([2001, 2003], WAIT)
+    answers = texts.each([2001, 2003])
     assert [answer.key for answer in answers] == [2001, 2003]
     assert texts.forms.take() == []
 
@@ -414,14 +341,13 @@ def test_texts_go_on_where_they_were_when_the_process_is_lost(texts: Texts) -> N
     keys = []
     for _ in range(3):
         key, found = texts.begin(Form(FormKind.REGEX, "[0-9]a[b-d]"))
-        texts.forms.advance([(key, allowed(found)[0])])
-        (a,) = allowed(texts.found(key))
+        (a,) = allowed(texts.advance(key, allowed(found)[0]))
         keys.append(key)
     lost = worker()
     lost.kill()
     lost.wait()
-    texts.forms.advance([(key, a) for key in keys])
-    answers = texts.forms.take(keys, WAIT)
+    texts.forms.advance([(key, [a]) for key in keys])
+    answers = texts.each(keys)
     assert [answer.key for answer in answers] == keys
     assert all(len(allowed(answer)) == 3 for answer in answers)
     assert worker().pid != lost.pid
@@ -430,8 +356,8 @@ def test_texts_go_on_where_they_were_when_the_process_is_lost(texts: Texts) -> N
 def test_several_are_asked_for_at_once(texts: Texts) -> None:
     begun = [texts.begin(DIGITS) for _ in range(20)]
     woken = texts.num_woken
-    texts.forms.advance([(key, allowed(found)[0]) for key, found in begun])
-    answers = texts.forms.take([key for key, _ in begun], WAIT)
+    texts.forms.advance([(key, [allowed(found)[0]]) for key, found in begun])
+    answers = texts.each([key for key, _ in begun])
     assert [answer.key for answer in answers] == [key for key, _ in begun]
     assert texts.num_woken == woken + 20
 
@@ -442,11 +368,11 @@ def test_any_number_may_be_asked_for_at_once() -> None:
     keys = list(range(400))
     for key in keys:
         texts.forms.begin(key, DIGITS)
-    assert all(found.allowed for found in texts.forms.take(keys, WAIT))
+    assert all(found.allowed for found in texts.each(keys))
     process = worker().pid
     for _ in range(2):
-        texts.forms.advance([(key, ONE) for key in keys])
-        answers = texts.forms.take(keys, WAIT)
+        texts.forms.advance([(key, [ONE]) for key in keys])
+        answers = texts.each(keys)
         assert sorted(answer.key for answer in answers) == keys
         assert all(answer.allowed for answer in answers)
     assert worker().pid == process
@@ -466,8 +392,7 @@ def test_texts_that_wait_take_no_memory_from_others() -> None:
         assert texts.begin(large(number))[1].allowed
     # They go on as if they had been kept.
     for waiting in range(key, key + 60, 6):
-        texts.forms.advance([(waiting, QUOTE)])
-        assert len(allowed(texts.found(waiting))) == 1
+        assert len(allowed(texts.advance(waiting, QUOTE))) == 1
     assert worker().pid == process
     texts.forms.close()
 
@@ -477,8 +402,7 @@ def test_what_has_ended_gives_its_memory_to_those_who_came_before_that() -> None
     begun = []
     for number in range(38):
         key, _ = texts.begin(large(number))
-        texts.forms.advance([(key, QUOTE)])
-        assert texts.found(key).allowed
+        assert texts.advance(key, QUOTE).allowed
         begun.append(key)
     process = worker()
     process.suspend()
@@ -488,7 +412,7 @@ def test_what_has_ended_gives_its_memory_to_those_who_came_before_that() -> None
     for key in begun:
         texts.forms.end(key)
     process.resume()
-    assert all(found.allowed for found in texts.forms.take(new, WAIT))
+    assert all(found.allowed for found in texts.each(new))
     assert worker().pid == process.pid
     texts.forms.close()
 
@@ -499,8 +423,7 @@ def test_nobody_is_blamed_for_the_memory_of_others() -> None:
     for number in range(60):
         key, found = texts.begin(large(number))
         assert found.allowed, found.why
-        texts.forms.advance([(key, QUOTE)])
-        found = texts.found(key)
+        found = texts.advance(key, QUOTE)
         assert found.allowed, found.why
         processes.add(worker().pid)
     assert len(processes) > 1
@@ -511,20 +434,6 @@ def test_a_form_is_compiled_once(texts: Texts) -> None:
     form = Form(FormKind.REGEX, "once and no more")
     assert texts.begin(form)[1].seconds is not None
     assert texts.begin(form)[1].seconds is None
-
-
-def number_tokenizer() -> PreTrainedTokenizerFast:
-    """Return one with a token for each byte, and for each two and three digits."""
-    content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
-    model, digits = content["model"], "0123456789"
-    for length in (1, 2):
-        for first in itertools.product(digits, repeat=length):
-            for last in digits:
-                model["vocab"]["".join(first) + last] = len(model["vocab"])
-                model["merges"].append(["".join(first), last])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="</s>"
-    )
 
 
 def test_a_text_that_exhausts_its_form_takes_nothing_from_others_of_that_form() -> None:
@@ -538,13 +447,11 @@ def test_a_text_that_exhausts_its_form_takes_nothing_from_others_of_that_form() 
         while found.allowed is not None:
             count += 1
             token = chosen.choice([token for token in allowed(found) if token != texts.end])
-            texts.forms.advance([(key, token)])
-            found = texts.found(key)
+            found = texts.advance(key, token)
         assert found.reason == "STRUCTURED_OUTPUT_FAILED"
         assert "too many states" in found.why
         assert count > 3
-    texts.forms.advance([(beside, 20)])
-    assert len(allowed(texts.found(beside))) > 10
+    assert len(allowed(texts.advance(beside, 20))) > 10
     texts.forms.close()
 
 

@@ -1,88 +1,18 @@
 """Requests whose text has a form, in an engine: whoever is not one of them does not notice."""
 
-from collections.abc import Collection, Sequence
-
 import pytest
 import torch
 
-from loramux_server.engine.allowed import is_allowed, only_allowed
+from loramux_server.engine.allowed import only_allowed
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import Cancel, Failure, Finish, Pause, Report, Resume, Submit
 from loramux_server.engine.sampling import Sampling
-from loramux_server.forms.form import Form, FormKind
-from loramux_server.forms.forms import Next
-from tests.support.fake import EOS, VOCAB, FakeModel, completion, fake_engine
+from loramux_server.forms.bits import has_bit
+from tests.support.fake import EOS, FakeModel, completion, fake_engine
+from tests.support.fake_forms import FORM, STEPS, FakeForms
 
-FORM = Form(FormKind.REGEX, "two of some tokens")
 FREE = Sampling(max_tokens=12, seed=0, temperature=0.0, ignore_eos=True)
 SHAPED = Sampling(max_tokens=8, seed=3, form=FORM)
-STEPS = (range(40, 44), range(50, 53), range(EOS, EOS + 1))
-"""What may come first, second and third in a text."""
-
-
-def bits(tokens: Collection[int]) -> bytes:
-    number = sum(1 << token for token in tokens)
-    return number.to_bytes(VOCAB // 8, "little")
-
-
-class FakeForms:
-    """Knows what may come next, and says so when it is told to."""
-
-    def __init__(self, *, prompt: bool = True) -> None:
-        self.prompt = prompt
-        """Whether it answers at once."""
-        self.answers_who_waits = False
-        self.live: dict[int, list[int]] = {}
-        self.due: list[int] = []
-        self.found: list[Next] = []
-        self.failing: dict[int, int] = {}
-        """Key -> the length at which nothing may follow."""
-        self.waits = 0
-
-    @property
-    def has_found(self) -> bool:
-        return bool(self.found)
-
-    def begin(self, key: int, form: Form, tenant: str) -> None:
-        assert form == FORM
-        self.live[key] = []
-        self._ask(key)
-
-    def advance(self, chosen: Sequence[tuple[int, int]]) -> None:
-        for key, token in chosen:
-            assert token in STEPS[len(self.live[key])]
-            self.live[key].append(token)
-            self._ask(key)
-
-    def end(self, key: int) -> None:
-        self.live.pop(key)
-
-    def take(self, wanted: Collection[int] = (), seconds: float = 0.0) -> list[Next]:
-        self.waits += bool(wanted)
-        if wanted and self.answers_who_waits:
-            self.answer()
-        found, self.found = self.found, []
-        return found
-
-    def answer(self) -> None:
-        """Say what was asked for."""
-        for key in self.due:
-            if key not in self.live:
-                continue
-            length = len(self.live[key])
-            if self.failing.get(key) == length:
-                reason = "STRUCTURED_OUTPUT_FAILED" if length else "INVALID_FIELD"
-                self.found.append(Next(key, None, reason, "a limit"))
-            else:
-                self.found.append(
-                    Next(key, bits(STEPS[length]), seconds=0.5 if not length else None)
-                )
-        self.due = []
-
-    def _ask(self, key: int) -> None:
-        self.due.append(key)
-        if self.prompt:
-            self.answer()
 
 
 class Log:
@@ -306,5 +236,4 @@ def test_what_has_no_bit_is_not_allowed() -> None:
     assert torch.equal(logits_V, torch.arange(20.0))
     few_V = only_allowed(torch.arange(3.0), bytes([0b10000110]))
     assert torch.nonzero(few_V.isfinite()).flatten().tolist() == [1, 2]
-    assert [token for token in range(20) if is_allowed(bytes([0, 3]), token)] == [8, 9]
-    assert is_allowed(None, 10**6)
+    assert [token for token in range(20) if has_bit(bytes([0, 3]), token)] == [8, 9]

@@ -15,10 +15,3 @@ def only_allowed(logits_V: torch.Tensor, allowed: bytes) -> torch.Tensor:
     if num_without := len(logits_V) - len(added_V):
         added_V = torch.nn.functional.pad(added_V, (0, num_without), value=float("-inf"))
     return added_V.add_(logits_V)
-
-
-def is_allowed(allowed: bytes | None, token: int) -> bool:
-    """Return whether `token` is allowed; None allows all."""
-    if allowed is None:
-        return True
-    return token >> 3 < len(allowed) and bool(allowed[token >> 3] >> (token & 7) & 1)

@@ -272,6 +272,7 @@ class Engine:
     def _run(self, plan: Plan) -> tuple[list[Token], list[Scores], float]:
         """Return what a step gives, and how many of its seconds nothing ran."""
         batch = self._lay_out(plan, None, draws=False)
+        self._shaping.foresee(batch.drafts)
         read: list[torch.Tensor] = []
         if batch.read:
             logits_RV, read = self._runner.read(batch)
@@ -307,19 +308,21 @@ class Engine:
         chosen = [[row.token for row in rows_of_one if not row.is_put_off] for rows_of_one in rows]
         left = {request: iter(choices) for request, choices in by_request.items()}
         tokens: list[Token] = []
-        shaped: list[Request] = []
+        shaped: dict[Request, list[int]] = {}
         for request, token, finish in self._scheduler.commit(plan, chosen):
             choice = next(left[request])
             if choice.fault:
                 self._fail(request, choice.fault, FAULTS[choice.fault])
+                shaped.pop(request, None)
                 continue
             tokens.append(Token(request.request_id, token, finish, choice.logprobs))
             if finish:
                 del self._requests[request.request_id]
                 self._shaping.end(request)
                 self._speculation.end(request)
+                shaped.pop(request, None)
             elif request.sampling.form:
-                shaped.append(request)
+                shaped.setdefault(request, []).append(token)
         self._shaping.advance(shaped)
         return tokens
 

@@ -64,6 +64,12 @@ class Request:
     """Tokens that may come next where its text has a form, a bit each; None while nobody knows."""
     is_held: bool = False
     """Whether it runs only once that is known."""
+    ahead: Sequence[bytes] = ()
+    """Tokens that may come behind those of its draft, as far as that is known."""
+    forced: Sequence[int] = ()
+    """Tokens that its form lets come next, unless what they say is said in others."""
+    foresees: bool = False
+    """Whether it is found out in time what its form lets come behind a draft."""
     numbers: list[bytes] = field(default_factory=list)
     """What its tokens gave that were read, float32: of each, or of a mean one sum, float64."""
     prompt_logprobs: list[bytes] = field(default_factory=list)
@@ -158,8 +164,7 @@ class Request:
     @property
     def may_draft(self) -> bool:
         """Whether several of its tokens can be chosen in a step."""
-        # What may follow a token of a form is found out when that is chosen.
-        return self.continues and self.sampling.form is None
+        return self.continues and (self.foresees or self.sampling.form is None)
 
     @property
     def tells_prompt(self) -> bool:
@@ -186,6 +191,12 @@ class Request:
     def own_vocab_size(self) -> int:
         """Tokens that the base has with its adapter; 0 if as many as ever."""
         return self.adapter.vocab_size if self.adapter else 0
+
+    def allowed_behind(self, num_drafted: int) -> bytes | None:
+        """Return which tokens may come behind so many of its draft; None while nobody knows."""
+        if not num_drafted:
+            return self.allowed
+        return self.ahead[num_drafted - 1] if num_drafted <= len(self.ahead) else None
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Return the tokens of positions `start` to `end`, across prompt and output."""

@@ -14,11 +14,12 @@ from types import MappingProxyType
 
 import torch
 
-from loramux_server.engine.allowed import is_allowed, only_allowed
+from loramux_server.engine.allowed import only_allowed
 from loramux_server.engine.messages import Logprobs
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import Turn, adjustments_of
+from loramux_server.forms.bits import has_bit
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.draw_cpu import draw_cpu
@@ -71,7 +72,7 @@ def sample(
 
     Returns:
         One token of each request, and more as long as each is the one that was drafted: what it
-        would be given one after the other. There is none after one with a fault.
+        would be given one after the other. There is none after one with a fault, or put off.
     """
     tokens_R = likeliest(logits_RV)
     finite = are_finite(logits_RV, tokens_R).tolist()
@@ -95,7 +96,8 @@ def sample(
             logits_V = logits_RV[number, :size]
             found = _sampled(logits_V, request, before, chosen[number], is_finite=finite[number])
             results[-1].append(found)
-            if found.fault or len(before) == len(draft) or found.token != draft[len(before)]:
+            drafted = draft[len(before)] if len(before) < len(draft) else None
+            if found.fault or found.is_put_off or found.token != drafted:
                 break
             before.append(found.token)
         row += len(draft) + 1
@@ -116,12 +118,15 @@ def _sampled(
     """
     if not is_finite:
         return Sampled(0, fault="ADAPTER_NOT_FINITE")
-    if request.sampling.form and request.allowed is None:
+    allowed = request.allowed_behind(len(before))
+    if request.sampling.form and allowed is None:
         return Sampled(0, is_put_off=True)
     try:
         if _is_apart(request.sampling):
-            token = _choose_changed(logits_V, request, before)
-        if not is_allowed(request.allowed, token):  # each of those that are has no probability
+            token = _choose_changed(logits_V, request, before, allowed)
+        if allowed is not None and not has_bit(
+            allowed, token
+        ):  # each of those that are has no probability
             return Sampled(0, fault="STRUCTURED_OUTPUT_FAILED")
         return Sampled(token, logprobs=_logprobs(logits_V, token, request))
     except Exception:
@@ -200,7 +205,9 @@ def _is_apart(sampling: Sampling) -> bool:
     return sampling.changes_logits or sampling.form is not None
 
 
-def _choose_changed(logits_V: torch.Tensor, request: Request, before: Sequence[int]) -> int:
+def _choose_changed(
+    logits_V: torch.Tensor, request: Request, before: Sequence[int], allowed: bytes | None
+) -> int:
     output = [*request.output, *before] if before else request.output
     position, logits_1V = len(output), logits_V[None]
     adjustments = adjustments_of([Turn(request.counts, position, output)])
@@ -208,8 +215,8 @@ def _choose_changed(logits_V: torch.Tensor, request: Request, before: Sequence[i
         device = logits_V.device
         nothing_1 = torch.zeros(1, dtype=torch.int64, device=device)  # all of the output is known
         logits_1V = adjust(logits_1V, nothing_1, adjustments.to(device))
-    if request.allowed is not None:
-        logits_1V = only_allowed(logits_1V[0], request.allowed)[None]
+    if allowed is not None:
+        logits_1V = only_allowed(logits_1V[0], allowed)[None]
     draws = draws_of([(request.sampling, position)])
     return int(_choose(logits_1V, likeliest(logits_1V), draws))
 

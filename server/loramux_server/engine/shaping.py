@@ -2,16 +2,17 @@
 
 What may follow a token is found out while the next step runs (`forms/forms.py`). A row for which
 that takes longer than the step is put off: it is computed again once it is known, and from then on
-its request runs only when it is. So a form keeps requests without one waiting for no more than a
-moment, once.
+its request runs only when it is. What may follow the tokens of a draft is found out while the step
+runs that has it. A draft of which that is not known in time ends there, and its request has no more
+of them. So a form keeps requests without one waiting for no more than a moment, once each.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from loramux_server.engine.request import Request
+from loramux_server.forms.findings import Ahead, Next
 from loramux_server.forms.form import Form
-from loramux_server.forms.forms import Next
 
 PATIENCE = 0.02
 """Seconds that a step waits for what may come next."""
@@ -45,14 +46,19 @@ class Follower(Protocol):
     def begin(self, key: int, form: Form, tenant: str) -> None:
         """Follow a text of `tenant` from its beginning."""
 
-    def advance(self, chosen: Sequence[tuple[int, int]]) -> None:
-        """Go on in each text of `chosen` with a token."""
+    def advance(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Go on in each text of `chosen` with its tokens."""
+
+    def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Find out what may come behind each token of what is drafted for texts."""
 
     def end(self, key: int) -> None:
         """Forget a text."""
 
-    def take(self, wanted: Collection[int] = (), seconds: float = 0.0) -> list[Next]:
-        """Return what was found out, when all `wanted` is, or time is up."""
+    def take(
+        self, wanted: Collection[int] = (), seconds: float = 0.0, ahead: Collection[int] = ()
+    ) -> list[Next | Ahead]:
+        """Return what was found out, when all is that is wanted, or time is up."""
 
 
 class Shaping:
@@ -72,6 +78,10 @@ class Shaping:
         self._requests: dict[int, Request] = {}
         self._slow: set[Request] = set()
         """Those that were put off."""
+        self._drafted: set[Request] = set()
+        """Those of which it is to be found out what may come behind their draft."""
+        self._undrafted: set[Request] = set()
+        """Those of which that once was not known in time."""
         self._compiled: list[float] = []
 
     @property
@@ -94,57 +104,80 @@ class Shaping:
             self._requests[request.request_id] = request
             self._follower.begin(request.request_id, form, request.tenant)
 
-    def land(self, wanted: Collection[int] = (), seconds: float = 0.0) -> None:
-        """Tell requests what was found out, and fail those in which nothing may come next.
+    def land(self) -> None:
+        """Tell requests what was found out, and fail those in which nothing may come next."""
+        if self.has_found:
+            self._take()
 
-        Args:
-            wanted: Requests to wait for.
-            seconds: How long.
-        """
-        if self._follower is None or not (wanted or self._follower.has_found):
-            return
-        for found in self._follower.take(wanted, seconds):
-            if found.seconds is not None:
-                self._compiled.append(found.seconds)
-            request = self._requests.get(found.key)
-            if request is None:
-                continue
-            request.is_held = False
-            request.allowed = found.allowed
-            if found.allowed is None:
-                self._give_up(request, found)
+    def foresee(self, drafts: Mapping[Request, Sequence[int]]) -> None:
+        """Find out what may come behind each token of `drafts`, where texts have a form."""
+        self._drafted = {request for request in drafts if request.sampling.form}
+        if self._drafted:
+            assert self._follower is not None
+            self._follower.foresee([(r.request_id, drafts[r]) for r in self._drafted])
 
     def wait(self, requests: Iterable[Request]) -> None:
-        """Wait a moment until it is known what may come next in each of `requests`."""
+        """Wait a moment until it is known what may come in each of `requests`, and their drafts."""
         unknown = [r for r in requests if r.sampling.form and r.allowed is None]
-        if not unknown:
+        if not (unknown or self._drafted):
             return
-        self.land([request.request_id for request in unknown], PATIENCE)
+        self._take(unknown, PATIENCE)
         for request in unknown:
             # One that was given up meanwhile is none of them any more.
             if request.allowed is None and request.request_id in self._requests:
-                request.is_held = True
+                request.is_held, request.foresees = True, False
                 self._slow.add(request)
+        for request in self._drafted:
+            request.foresees = False
+        self._undrafted |= self._drafted
+        self._drafted.clear()
 
-    def advance(self, requests: Sequence[Request]) -> None:
-        """Find out what may follow the last token of each of `requests`."""
-        for request in requests:
-            request.allowed = None
+    def advance(self, chosen: Mapping[Request, Sequence[int]]) -> None:
+        """Find out what may follow the tokens that were `chosen` in each request."""
+        for request, tokens in chosen.items():
+            request.allowed, request.ahead = None, ()
             request.is_held = request in self._slow
-        if requests:
+            size = len(tokens)
+            is_forced = list(request.forced[:size]) == list(tokens)
+            request.forced = request.forced[size:] if is_forced else ()
+        if chosen:
             assert self._follower is not None
-            self._follower.advance([(r.request_id, r.output[-1]) for r in requests])
+            self._follower.advance([(r.request_id, tokens) for r, tokens in chosen.items()])
 
     def end(self, request: Request) -> None:
         """Forget `request`."""
         if self._requests.pop(request.request_id, None):
             assert self._follower is not None
-            self._slow.discard(request)
+            for requests in (self._slow, self._drafted, self._undrafted):
+                requests.discard(request)
             self._follower.end(request.request_id)
 
     def check(self) -> None:
         """Assert that nothing is kept of requests that have ended."""
-        assert self._slow <= set(self._requests.values()), "one that has ended is kept as slow"
+        kept = self._slow | self._undrafted
+        assert kept <= set(self._requests.values()), "one that has ended is kept as slow"
+        assert not self._drafted, "nobody waits for what comes behind a draft"
+
+    def _take(self, wanted: Sequence[Request] = (), seconds: float = 0.0) -> None:
+        """Take in what was found out, when all is that is wanted, or time is up."""
+        assert self._follower is not None
+        keys, ahead = ([r.request_id for r in part] for part in (wanted, self._drafted))
+        for found in self._follower.take(keys, seconds, ahead):
+            request = self._requests.get(found.key)
+            if isinstance(found, Ahead):
+                if request and request in self._drafted:
+                    self._drafted.remove(request)
+                    request.ahead = found.behind
+                continue
+            if found.seconds is not None:
+                self._compiled.append(found.seconds)
+            if request is None:
+                continue
+            request.is_held = False
+            request.allowed, request.forced = found.allowed, found.forced
+            request.foresees = found.foresees and request not in self._slow | self._undrafted
+            if found.allowed is None:
+                self._give_up(request, found)
 
     def _give_up(self, request: Request, found: Next) -> None:
         form = request.sampling.form

@@ -2,10 +2,10 @@
 
 What is drafted comes from the request's own tokens, from what the caller thinks will come, or from
 what its adapter wrote for its tenant before: many fine-tunes write the same forms again and again.
-No model is asked. A draft is checked
-by the step in which the model sees it: tokens are chosen one after the other, exactly as they would
-be without it, and it holds up to the first that was chosen otherwise. So it decides when a
-token comes, never which.
+So does a form that leaves a text only one way to go on. No model is asked. A draft is checked by
+the step in which the model sees it: tokens are chosen one after the other, exactly as they would be
+without it, and it holds up to the first that was chosen otherwise. So it decides when a token
+comes, never which.
 
 Finding drafts in earlier outputs is the idea of SuffixDecoding (Oliaro et al., 2024,
 arXiv:2411.04975). Here a token is drafted if it is likely enough for what it costs: how often
@@ -53,6 +53,10 @@ _NUM_SOURCES = 2
 """The request itself, and what its adapter wrote before."""
 _DOUBT = (1.0, 2.0, 4.0)
 """So often tokens were wrong, it is thought at first, that were found by so many of `SIZES`."""
+_FORCED: Kind = _NUM_SOURCES * len(SIZES) * _NUM_RUNS
+"""Of tokens that a form lets come next."""
+_RIGHT_FORCED, _WRONG_FORCED = 4.0, 1.0
+"""So often they were right, and wrong, it is thought at first."""
 
 
 class Odds:
@@ -63,6 +67,8 @@ class Odds:
         doubts = [doubt for doubt in _DOUBT for _ in range(_NUM_RUNS)] * _NUM_SOURCES
         self._right = [kind % _NUM_RUNS + 1.0 for kind in range(len(doubts))]
         self._seen = [right + doubt for right, doubt in zip(self._right, doubts, strict=True)]
+        self._right.append(_RIGHT_FORCED)
+        self._seen.append(_RIGHT_FORCED + _WRONG_FORCED)
 
     def of(self, kind: Kind) -> float:
         """Return how likely a token of `kind` is."""
@@ -211,7 +217,10 @@ class Speculation:
             followed = self._followed[request] = _Followed(own, habits, len(request.output))
         elif not self._see(request, followed) and followed.guess:
             return
-        followed.guess, followed.kinds = self._guess(followed)
+        guess = self._guess(followed)
+        if request.forced:
+            guess = _with_forced(guess, request.forced[: self._most_tokens], followed.habits.odds)
+        followed.guess, followed.kinds = guess
 
     def _see(self, request: Request, followed: _Followed) -> bool:
         """Take in what was chosen since the last time, and return whether anything was."""
@@ -289,6 +298,19 @@ class Speculation:
         self._num_kept += len(texts) - before
         while self._num_kept > _MOST_KEPT:
             self._drop(next(iter(self._habits)))
+
+
+def _with_forced(
+    guess: tuple[Sequence[int], list[Kind]], forced: Sequence[int], odds: Odds
+) -> tuple[Sequence[int], list[Kind]]:
+    """Return what is likelier to come: a guess, or what a form lets come; both if they agree."""
+    tokens, kinds = guess
+    forced_kinds = [_FORCED] * len(forced)
+    if list(tokens[: len(forced)]) == list(forced):
+        return tokens, [*forced_kinds, *kinds[len(forced) :]]
+    if kinds and odds.of(kinds[0]) > odds.of(_FORCED):
+        return guess
+    return forced, forced_kinds
 
 
 def _predicted(request: Request) -> list[int]:

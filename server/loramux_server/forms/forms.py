@@ -3,6 +3,8 @@
 A thread talks with the process that knows (`forms/process.py`), about whoever's turn it is
 (`forms/turns.py`). Where the process ends, another takes its texts up, each when it is next asked
 for. The one that it was at is given up if it alone was too much.
+
+What may come behind a draft is found out while nobody waits to know what comes next.
 """
 
 import itertools
@@ -12,9 +14,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
+from loramux_server.forms.findings import Ahead, Findings, Next
 from loramux_server.forms.form import Form
 from loramux_server.forms.lost_forms import LostForms
 from loramux_server.forms.messages import (
@@ -23,42 +25,18 @@ from loramux_server.forms.messages import (
     Begin,
     Broken,
     End,
+    Foresee,
     Setup,
     ToWorker,
 )
 from loramux_server.forms.process import LostError, NotStartedError, Process, UnusableError
-from loramux_server.forms.turns import Line, Pace, Turns
+from loramux_server.forms.text import Text
+from loramux_server.forms.turns import Line, Turns
 
 _log = logging.getLogger(__name__)
 
 MAX_UNBEGUN = 16
 """Texts without a token that the process keeps; the others of them may wait for long."""
-SLOW_SECONDS = 0.005
-"""Processor time of an answer from which on a text is slow."""
-
-
-@dataclass(frozen=True, slots=True)
-class Next:
-    """What may come next in one text, or why nothing may."""
-
-    key: int
-    allowed: bytes | None
-    """A bit for each token, the lowest of a byte first; None where nothing may."""
-    reason: str = ""
-    """Then: a name of `loramux.v1.ErrorReason` without its prefix."""
-    why: str = ""
-    seconds: float | None = None
-    """How long its form took to compile, if it had to be."""
-
-
-@dataclass(slots=True)
-class _Text:
-    form: Form
-    tenant: str
-    tokens: list[int] = field(default_factory=list)
-    pace: Pace = Pace.NEW
-    used: float = 0.0
-    """Seconds of processor time; what another process does again does not count."""
 
 
 class Forms:
@@ -72,18 +50,18 @@ class Forms:
             wake: Called, from the thread, when there is something to `take`.
         """
         self._setup = setup
-        self._wake = wake
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         """What the thread is told; None ends it."""
-        self._found: list[Next] = []
-        self._changed = threading.Condition()
+        self._findings = Findings(wake)
         self._thread: threading.Thread | None = None
         # What follows is the thread's own.
         self._turns = Turns()
+        self._drafts: dict[int, Sequence[int]] = {}
+        """Text -> the draft behind which it is wanted what may come."""
         self._process: Process | None = None
         self._has_answered = False
         """Whether the process did, ever."""
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, Text] = {}
         self._known: set[int] = set()
         """Texts that the process follows."""
         self._unusable: UnusableError | None = None
@@ -92,7 +70,7 @@ class Forms:
     @property
     def has_found(self) -> bool:
         """Whether there is something to `take`."""
-        return bool(self._found)
+        return bool(self._findings)
 
     def begin(self, key: int, form: Form, tenant: str = "") -> None:
         """Follow a text of `tenant` from its beginning."""
@@ -101,22 +79,29 @@ class Forms:
             self._thread.start()
         self._inbox.put(partial(self._begin, key, form, tenant))
 
-    def advance(self, chosen: Sequence[tuple[int, int]]) -> None:
-        """Go on in each text of `chosen` with a token."""
+    def advance(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Go on in each text of `chosen` with its tokens."""
         self._inbox.put(partial(self._advance, chosen))
+
+    def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Find out what may come behind each token of what is drafted for texts."""
+        self._inbox.put(partial(self._drafts.update, drafts))
 
     def end(self, key: int) -> None:
         """Forget a text."""
         self._inbox.put(partial(self._end, key))
 
-    def take(self, wanted: Collection[int] = (), seconds: float = 0.0) -> list[Next]:
-        """Return what was found out since the last time, when all `wanted` is, or time is up."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: {found.key for found in self._found}.issuperset(wanted), seconds
-            )
-            found, self._found = self._found, []
-        return found
+    def take(
+        self, wanted: Collection[int] = (), seconds: float = 0.0, ahead: Collection[int] = ()
+    ) -> list[Next | Ahead]:
+        """Return what was found out since the last time, when all is that is wanted, or time is up.
+
+        Args:
+            wanted: Texts of which it is wanted what may come next.
+            seconds: How long to wait.
+            ahead: Those of which it is wanted what may come behind their draft.
+        """
+        return self._findings.take(wanted, seconds, ahead)
 
     def close(self) -> None:
         """End thread and process."""
@@ -131,6 +116,8 @@ class Forms:
                 is_open = self._heed()
                 if is_open and self._turns:
                     self._take_turn()
+                elif is_open:
+                    self._look_ahead()
             except Exception:  # nobody may wait for an answer that never comes
                 _log.exception("forms cannot be followed")
                 self._drop()
@@ -140,7 +127,7 @@ class Forms:
 
     def _heed(self) -> bool:
         """Do what the thread was told, and return whether it goes on; wait if there is no more."""
-        while not self._turns or not self._inbox.empty():
+        while not (self._turns or self._drafts) or not self._inbox.empty():
             told = self._inbox.get()
             if told is None:
                 return False
@@ -154,6 +141,25 @@ class Forms:
         self._follow([key for key in keys if key in self._texts])
         self._turns.charge(line, time.perf_counter() - begin)
 
+    def _look_ahead(self) -> None:
+        """Find out what may come behind the draft that has waited longest."""
+        key = next(iter(self._drafts))
+        draft = self._drafts.pop(key)
+        if key not in self._texts:  # it may have been given up
+            return
+        text = self._texts[key]
+        behind: Sequence[bytes] = ()
+        if self._process and key in self._known and text.foresees:
+            try:
+                answer = self._process.foresee(Foresee(key, list(draft)))
+                text.foreseen(answer)
+                behind = answer.bits or ()
+            except LostError:
+                _log.warning("a text of %s is drafted no more", text.form)
+                text.may_draft = False
+                self._drop()
+        self._findings.tell(Ahead(key, behind))
+
     def _drop(self) -> None:
         """End the process; texts that it follows are another's to take up."""
         if self._process:
@@ -163,13 +169,14 @@ class Forms:
         self._has_answered = False
 
     def _begin(self, key: int, form: Form, tenant: str) -> None:
-        self._texts[key] = _Text(form, tenant)
+        self._texts[key] = Text(form, tenant)
         self._wait(key)
 
-    def _advance(self, chosen: Sequence[tuple[int, int]]) -> None:
-        for key, token in chosen:
+    def _advance(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> None:
+        for key, tokens in chosen:
+            self._drafts.pop(key, None)
             if key in self._texts:  # it may have been given up
-                self._texts[key].tokens.append(token)
+                self._texts[key].tokens += tokens
                 self._wait(key)
 
     def _wait(self, key: int) -> None:
@@ -178,6 +185,7 @@ class Forms:
 
     def _end(self, key: int) -> None:
         self._texts.pop(key, None)
+        self._drafts.pop(key, None)
         self._forget(key)
 
     def _forget(self, key: int) -> None:
@@ -240,7 +248,7 @@ class Forms:
     def _message(self, key: int) -> ToWorker:
         text = self._texts[key]
         if key in self._known:
-            return Advance(key, text.tokens[-1])
+            return Advance(key, text.tokens[text.num_told :])
         return Begin(key, text.form, text.tokens)
 
     def _answered(self, key: int, answer: Allowed | Broken) -> None:
@@ -250,9 +258,7 @@ class Forms:
             self._give_up(key, self._blame(key), answer.why)
             return
         text = self._texts[key]
-        if key in self._known or not text.tokens:
-            text.used += answer.cpu_seconds
-        text.pace = Pace.SLOW if answer.cpu_seconds > SLOW_SECONDS else Pace.QUICK
+        text.answered(answer, counts=key in self._known or not text.tokens)
         self._known.add(key)
         if text.used > self._setup.text_seconds:
             self._forget(key)
@@ -260,7 +266,11 @@ class Forms:
             return
         if not text.tokens and self._num_unbegun() > MAX_UNBEGUN:
             self._forget(key)
-        self._tell(Next(key, answer.bits, seconds=answer.seconds))
+        found = Next(
+            key, answer.bits, seconds=answer.seconds, forced=answer.forced,
+            foresees=key in self._known and text.foresees,
+        )  # fmt: skip
+        self._findings.tell(found)
 
     def _num_unbegun(self) -> int:
         return sum(not self._texts[key].tokens for key in self._known)
@@ -285,13 +295,7 @@ class Forms:
 
     def _give_up(self, key: int, reason: str, why: str) -> None:
         del self._texts[key]
-        self._tell(Next(key, None, reason, why))
-
-    def _tell(self, found: Next) -> None:
-        with self._changed:
-            self._found.append(found)
-            self._changed.notify()
-        self._wake()
+        self._findings.tell(Next(key, None, reason, why))
 
 
 def _too_much(what: str) -> str:

@@ -35,10 +35,17 @@ class Begin(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Advance(Struct, frozen=True, tag=True, array_like=True):
-    """A token was chosen."""
+    """Tokens were chosen."""
 
     key: int
-    token: int
+    tokens: list[int]
+
+
+class Foresee(Struct, frozen=True, tag=True, array_like=True):
+    """Find out what may come behind each token of a draft; the text stays where it is."""
+
+    key: int
+    draft: list[int]
 
 
 class End(Struct, frozen=True, tag=True, array_like=True):
@@ -63,6 +70,18 @@ class Allowed(Struct, frozen=True, tag=True, array_like=True):
     """Processor time that it took to find out."""
     seconds: float | None = None
     """How long it took to compile the form, if it had to be."""
+    forced: list[int] = []
+    """Tokens that come next unless what they say is said in others."""
+
+
+class Foreseen(Struct, frozen=True, tag=True, array_like=True):
+    """Which tokens may come behind those of a draft."""
+
+    bits: list[bytes] | None
+    """As of `Allowed`, behind each of its tokens, fewer where one is not allowed, or it takes long;
+    None where the form is so near its limits that no more is found out than its text needs."""
+    cpu_seconds: float
+    """Processor time that it took to find out."""
 
 
 class Broken(Struct, frozen=True, tag=True, array_like=True):
@@ -71,8 +90,8 @@ class Broken(Struct, frozen=True, tag=True, array_like=True):
     why: str
 
 
-ToWorker = Begin | Advance | End
-FromWorker = Prepared | Allowed | Broken
+ToWorker = Begin | Advance | Foresee | End
+FromWorker = Prepared | Allowed | Foreseen | Broken
 
 encode = msgspec.msgpack.Encoder().encode
 decode_setup = msgspec.msgpack.Decoder(Setup).decode

@@ -14,6 +14,8 @@ from loramux_server.forms.messages import (
     Allowed,
     Broken,
     End,
+    Foresee,
+    Foreseen,
     FromWorker,
     Prepared,
     Setup,
@@ -88,6 +90,17 @@ class Process:
             answer = self._read()
             assert isinstance(answer, Allowed | Broken)
             take(answer)
+
+    def foresee(self, message: Foresee) -> Foreseen:
+        """Return what may come behind a draft.
+
+        Raises:
+            LostError: There is no answer.
+        """
+        self._write(message)
+        answer = self._read()
+        assert isinstance(answer, Foreseen)
+        return answer
 
     def tell(self, message: End) -> None:
         """Send a message that has no answer; whether it arrives, the next one shows."""

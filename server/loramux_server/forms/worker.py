@@ -6,13 +6,13 @@ and the processor time of each answer are limited by the system, and the engine 
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from loramux_server.confinement import close_doors, limited
 from loramux_server.engine.channel import read_message, write_message
+from loramux_server.forms.bits import bits_of, has_bit
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.grammar import LIMITS, added_tokens, grammar_of, said, tokenizer_of
 from loramux_server.forms.messages import (
@@ -27,6 +28,8 @@ from loramux_server.forms.messages import (
     Begin,
     Broken,
     End,
+    Foresee,
+    Foreseen,
     Prepared,
     Setup,
     ToWorker,
@@ -37,6 +40,12 @@ from loramux_server.forms.messages import (
 
 KEPT = 16
 """Forms that stay compiled."""
+MOST_FORCED = 64
+"""Tokens of which it is told that nothing else can come."""
+_FORCED_SECONDS = 0.001
+"""Processor time of an answer beyond which it is not found out what is forced."""
+_AHEAD_SECONDS = 0.01
+"""Processor time after which no more is found out about a draft."""
 
 
 class UnusableFormError(Exception):
@@ -57,6 +66,10 @@ class _Text:
     compiled: _Compiled
     matcher: LLMatcher
     tokens: list[int]
+    bits: bytes = b""
+    """What may come next."""
+    is_alone: bool = False
+    """Whether `compiled` has nothing that was found out for other texts, or drafts."""
 
 
 class Follower:
@@ -73,26 +86,28 @@ class Follower:
             n_vocab=setup.vocab_size,
             eos_token=setup.end_tokens,
         )
-        self._ends = _bits(setup.end_tokens)
-        self._controls = _bits(added_tokens(setup.tokenizer_json)) & ~self._ends
+        self._ends = bits_of(setup.end_tokens)
+        self._controls = bits_of(added_tokens(setup.tokenizer_json)) & ~self._ends
         """A grammar can ask for them by number."""
         self._live: dict[int, _Text] = {}
         self._compiled: OrderedDict[Form, _Compiled] = OrderedDict()
         """Those that were used last, the last one last."""
 
-    def answer(self, message: ToWorker) -> Allowed | Broken | None:
+    def answer(self, message: ToWorker) -> Allowed | Foreseen | Broken | None:
         """Return which tokens may come next, or why none may; None if nobody asks."""
         if isinstance(message, End):
             self._live.pop(message.key, None)
             return None
+        if isinstance(message, Foresee):
+            return self._foresee(self._live[message.key], message.draft)
         begin, seconds = time.process_time(), None
         try:
             if isinstance(message, Begin):
                 seconds = self._begin(message)
-                bits = self._advance(message.key, message.tokens)
-            else:
-                bits = self._advance(message.key, [message.token])
-            return Allowed(bits, time.process_time() - begin, seconds)
+            bits = self._advance(message.key, message.tokens)
+            is_quick = time.process_time() - begin < _FORCED_SECONDS
+            forced = self._forced(self._live[message.key]) if is_quick else []
+            return Allowed(bits, time.process_time() - begin, seconds, forced)
         except UnusableFormError as error:
             self._live.pop(message.key, None)
             return Broken(str(error))
@@ -113,20 +128,48 @@ class Follower:
     def _advance(self, key: int, tokens: list[int]) -> bytes:
         text = self._live[key]
         text.tokens += tokens
-        bits = b""
         if text.matcher.consume_tokens(tokens):
-            bits = text.matcher.compute_bitmask()
-            if text.form.kind is FormKind.GRAMMAR:
-                bits = self._without_controls(bits, text.matcher)
+            text.bits = self._allowed(text.form, text.matcher)
         if not text.matcher.is_error():
-            return bits
+            return text.bits
         if text.compiled.num_texts == 1:
             raise UnusableFormError(said(text.matcher.get_error()))
         # It may be at its limits because of other texts, so this one goes on with its own.
         if self._compiled.get(text.form) is text.compiled:
             del self._compiled[text.form]
         self._live[key] = _copied(text.form, self._compile(text.form))
+        self._live[key].is_alone = True
         return self._advance(key, text.tokens)
+
+    def _foresee(self, text: _Text, draft: list[int]) -> Foreseen:
+        begin, found, bits = time.process_time(), list[bytes](), text.bits
+        if text.is_alone:
+            return Foreseen(None, 0.0)
+        # As another text of the form a draft may take it to its limits.
+        text.compiled.num_texts += 1
+        matcher = text.matcher.deep_copy()
+        for token in draft:
+            is_late = time.process_time() - begin > _AHEAD_SECONDS
+            if is_late or not has_bit(bits, token) or self._ends >> token & 1:
+                break
+            try:
+                matcher.consume_token(token)
+                bits = self._allowed(text.form, matcher)
+            except UnusableFormError:
+                break
+            if matcher.is_error():
+                break
+            found.append(bits)
+        return Foreseen(found, time.process_time() - begin)
+
+    def _forced(self, text: _Text) -> list[int]:
+        """Return the tokens that come next unless what they say is said in others."""
+        tokens = text.matcher.deep_copy().compute_ff_tokens()[:MOST_FORCED]
+        return list(itertools.takewhile(lambda token: not self._ends >> token & 1, tokens))
+
+    def _allowed(self, form: Form, matcher: LLMatcher) -> bytes:
+        bits = matcher.compute_bitmask()
+        return self._without_controls(bits, matcher) if form.kind is FormKind.GRAMMAR else bits
 
     def _without_controls(self, bits: bytes, matcher: LLMatcher) -> bytes:
         """Return `bits` without control tokens, of which only the end counts where a text ends."""
@@ -146,10 +189,6 @@ class Follower:
         if matcher.is_error():
             raise UnusableFormError(said(matcher.get_error()))
         return _Compiled(matcher)
-
-
-def _bits(tokens: Iterable[int]) -> int:
-    return sum(1 << token for token in set(tokens))
 
 
 def _copied(form: Form, compiled: _Compiled) -> _Text:
