@@ -124,9 +124,8 @@ def _sampled(
     try:
         if _is_apart(request.sampling):
             token = _choose_changed(logits_V, request, before, allowed)
-        if allowed is not None and not has_bit(
-            allowed, token
-        ):  # each of those that are has no probability
+        # Each of those that are allowed may have no probability.
+        if allowed is not None and not has_bit(allowed, token):
             return Sampled(0, fault="STRUCTURED_OUTPUT_FAILED")
         return Sampled(token, logprobs=_logprobs(logits_V, token, request))
     except Exception:
