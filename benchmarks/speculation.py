@@ -42,6 +42,11 @@ def main(
 ) -> None:
     """Print tokens per second with drafts, as a ratio to without."""
     figures: list[dict[str, Any]] = []
+    described = machine.describe()
+    options = {
+        "tokens": tokens, "context": context, "drafts": drafts, "repeats": repeats, "shape": shape,
+        "dtype": dtype,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
         make_adapters(folder / "adapters", SHAPES[shape], [16], max(batch))
@@ -56,20 +61,14 @@ def main(
             for found in measure.figures(repeats):
                 figures.append({"batch": size, **found})
                 print("  ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
-    if output:
-        result = {
-            "command": "python -m benchmarks.speculation",
-            "options": {
-                "tokens": tokens,
-                "context": context,
-                "drafts": drafts,
-                "shape": shape,
-                "dtype": dtype,
-            },
-            "machine": machine.describe(),
-            "figures": figures,
-        }
-        output.write_text(json.dumps(result, indent=1) + "\n")
+            if output:  # what is measured is there, whatever happens next
+                result = {
+                    "command": "python -m benchmarks.speculation",
+                    "options": options,
+                    "machine": described,
+                    "figures": figures,
+                }
+                output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 class Measure:
