@@ -21,6 +21,7 @@ import typer
 
 from benchmarks import machine
 from benchmarks.forms import tokenizer_of
+from loramux_server.engine.ends import Ends
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampling import Sampling
@@ -64,7 +65,7 @@ def main(
             kind,
             [make() for _ in range(texts)],
             lambda text: list(tokenizer.encode(text).ids),
-            Speculation(drafts),
+            Speculation(drafts, Ends(_MANY, frozenset())),
             token_cost,
         )
         figures.append(found)
@@ -99,7 +100,7 @@ def follow(
         left = encode(text.answer)
         while left:
             chunk = Chunk(request, 0, request.num_tokens)
-            found = speculation.drafts([chunk], lambda _: _MANY, _MANY, token_cost)
+            found = speculation.drafts([chunk], _MANY, token_cost)
             draft = list(found.get(request, ()))
             right = 0
             while right < min(len(draft), len(left) - 1) and draft[right] == left[right]:

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_server.engine import speculation
+from loramux_server.engine import habits
 from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.ends import Ends
 from loramux_server.engine.messages import Cancel, Drop, Submit
+from loramux_server.engine.odds import Odds
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
 from loramux_server.engine.sampling import Sampling
-from loramux_server.engine.speculation import Odds, Speculation
+from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.token_counts import counts_of
 from tests.server.test_running_ahead import CHOICES
 from tests.support.engine import Harness
@@ -262,37 +264,37 @@ def test_a_draft_leaves_room_for_the_last_token_of_the_context() -> None:
     ("end", "ignores_eos", "is_end"), [(EOS, False, True), (EOS, True, False), (9, True, True)]
 )
 def test_a_draft_ends_with_the_text(end: int, ignores_eos: bool, is_end: bool) -> None:
-    subject = Speculation(8, [EOS])
+    subject = Speculation(8, Ends(1 << 30, frozenset([EOS])))
     sampling = Sampling(
         max_tokens=99, seed=0, ignore_eos=ignores_eos, stop_token_ids=frozenset({9})
     )
     prediction = [5, end] + [4] * 8
     request = Request(0, [20, 21, 22, 23], None, sampling, prediction=prediction)
-    (draft,) = subject.drafts([Chunk(request, 0, 4)], lambda _: 99, 99, 0.0).values()
+    (draft,) = subject.drafts([Chunk(request, 0, 4)], 99, 0.0).values()
     assert list(draft) == prediction[: 2 if is_end else len(draft)]
     assert is_end or len(draft) > 2
 
 
 def test_little_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, most in (("KEPT", 60), ("OF_ADAPTER", 40), ("ADAPTERS", 3), ("ENDED", 4)):
-        monkeypatch.setattr(speculation, f"_MOST_{name}", most)
+        monkeypatch.setattr(habits, f"_MOST_{name}", most)
     subject = Asking()
     for number in range(6):
         subject.ask(adapter=fake_source(number + 1, 8))
         subject.ask(adapter=fake_source(number + 1, 8))
         subject.step()
-    kept = subject.engine._speculation._habits
+    kept = subject.engine._speculation._habits._habits
     assert 0 < len(kept) <= 3
-    assert all(len(habits.texts) <= 40 for habits in kept.values())
-    assert 0 < sum(len(habits.texts) for habits in kept.values()) <= 60
+    assert all(len(each.texts) <= 40 for each in kept.values())
+    assert 0 < sum(len(each.texts) for each in kept.values()) <= 60
     for _ in range(9):
         subject.submit(max_tokens=1)
     subject.run()
-    assert len(subject.engine._speculation._ended) <= 4
+    assert len(subject.engine._speculation._habits._ended) <= 4
 
 
 def test_long_texts_are_taken_in_over_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculation, "_MOST_AT_ONCE", 5)
+    monkeypatch.setattr(habits, "_MOST_AT_ONCE", 5)
     subject = Asking()
     for _ in range(4):
         assert subject.ask() == LIKELIEST

@@ -305,7 +305,7 @@ def fake_engine(
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
         follower=follower,
-        speculation=Speculation(speculative_tokens, [EOS]),
+        speculation=Speculation(speculative_tokens, scheduler.ends),
         clock=clock,
     )
     return engine, scheduler, cache, model

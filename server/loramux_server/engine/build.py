@@ -143,7 +143,7 @@ def build_engine(
         vocab_size=model.vocab_size,
         resting=resting,
         follower=_follower(model, wake),
-        speculation=Speculation(_draft_tokens(model, config), model.eos_token_ids),
+        speculation=Speculation(_draft_tokens(model, config), scheduler.ends),
     )
     return engine, _model_info(
         model, context_length, cache.rows.capacity, row_size, resting, num_blocks, config.block_size

@@ -14,13 +14,15 @@ class Ends:
 
     def reason(self, request: Request, token: int) -> Finish | None:
         """Return why `request` ends with `token`, the last of its output; None if it goes on."""
-        sampling = request.sampling
-        if len(request.output) > sampling.min_tokens and (
-            token in sampling.stop_token_ids
-            or (token in self._eos_token_ids and not sampling.ignore_eos)
-        ):
+        if len(request.output) > request.sampling.min_tokens and self.is_end(request, token):
             return Finish.STOP
         return Finish.LENGTH if self.has_length(request) else None
+
+    def is_end(self, request: Request, token: int) -> bool:
+        """Return whether `token` ends `request`, if that may end."""
+        sampling = request.sampling
+        is_eos = token in self._eos_token_ids and not sampling.ignore_eos
+        return is_eos or token in sampling.stop_token_ids
 
     def has_length(self, request: Request, num_coming: int = 0) -> bool:
         """Return whether `request` is as long as it may be, with `num_coming` tokens more."""

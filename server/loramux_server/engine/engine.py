@@ -109,7 +109,7 @@ class Engine:
             clock: Seconds, monotonic.
         """
         self._shaping = Shaping(follower, self._fail)
-        self._speculation = speculation or Speculation(0)
+        self._speculation = speculation or Speculation(0, scheduler.ends)
         self._scheduler = scheduler
         self._pace = pace
         self._cache = cache
@@ -239,7 +239,6 @@ class Engine:
         most = self._pace.max_draft_tokens(plan.num_prompt_tokens)
         drafts = self._speculation.drafts(
             plan.chunks,
-            self._scheduler.draft_room,
             num_left if most is None else min(most, num_left),
             self._pace.part_of_draft(plan.num_prompt_tokens),
         )

@@ -65,7 +65,8 @@ class Scheduler:
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._max_bypassed = max_bypassed
-        self._ends = Ends(context_length, eos_token_ids)
+        self.ends = Ends(context_length, eos_token_ids)
+        """Knows when requests end."""
 
     @property
     def num_used_blocks(self) -> int:
@@ -157,10 +158,6 @@ class Scheduler:
         """Return how many tokens more the step of `plan` may have."""
         return self._max_batch_tokens - plan.num_tokens
 
-    def draft_room(self, request: Request) -> int:
-        """Return how many tokens a draft of `request` may have."""
-        return self._ends.num_before(request) - 1
-
     def with_drafts(self, plan: Plan, drafts: Mapping[Request, Sequence[int]]) -> Plan:
         """Return `plan` with each of `drafts` behind its request's tokens, if blocks are left."""
         if not drafts:
@@ -189,7 +186,7 @@ class Scheduler:
         chunks = []
         for chunk in going_on:
             request = chunk.request
-            if self._ends.has_length(request, 1):
+            if self.ends.has_length(request, 1):
                 continue
             if not self._blocks.grow(request.blocks, chunk.end + 1):
                 return None
@@ -204,7 +201,7 @@ class Scheduler:
         Args:
             plan: What was run.
             tokens: The new tokens of each chunk that samples, in order: those of its draft that
-                hold, and one more. None where it is put off, and the last token of the chunk is
+                hold, and one more. No token where it is put off, and the last token of the chunk is
                 computed again.
 
         Returns:
@@ -246,7 +243,7 @@ class Scheduler:
         for token in tokens:
             request.output.append(token)
             self.waiting.charge_output(request)
-            finish = self._ends.reason(request, token)
+            finish = self.ends.reason(request, token)
             taken.append((request, token, finish))
             if finish:
                 break

@@ -15,80 +15,22 @@ and what tokens cost is known from the last steps (`pace.py`). So a full batch h
 Knows nothing of tensors or clocks.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from loramux_server.engine.ngrams import BORDER, MOST_RUNS, SIZES, Ngrams
+from loramux_server.engine.ends import Ends
+from loramux_server.engine.habits import AllHabits, Habits
+from loramux_server.engine.ngrams import BORDER, SIZES, Ngrams
+from loramux_server.engine.odds import FORCED, Kind, Odds, kind_of
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 
-_MOST_KEPT = 1 << 17
-"""Tokens that are kept of all adapters' texts."""
-_MOST_ADAPTERS = 1 << 12
-"""Adapters of which anything is known."""
-_MOST_OF_ADAPTER = 1 << 13
-_MOST_OF_TEXT = 1 << 11
-_MOST_ENDED = 64
-"""Texts that wait to be taken in."""
-_MOST_AT_ONCE = 256
-"""Tokens of them that are taken in before a step: a millisecond or two."""
 _MOST_BEGUN = 1 << 16
-"""Tokens of requests that are followed from a step on, likewise; others are in a later one."""
-_MEMORY = 64
-"""Outcomes of a kind that are remembered."""
+"""Tokens of requests that are followed from a step on: some ten milliseconds. Others are later."""
 _LEAST_ODDS = 0.05
 """What is less likely is never drafted."""
-
 _MANY = 0.3
 """Drafted tokens for each request for which a step waits for the one before it."""
-
-_Key = tuple[str, str | None]
-"""A tenant, and an adapter's digest; None for the base model."""
-Kind = int
-"""Of a drafted token: where it was found, by how many tokens before it, and how often in a row it
-came there."""
-_NUM_RUNS = MOST_RUNS + 1
-_NUM_SOURCES = 2
-"""The request itself, and what its adapter wrote before."""
-_DOUBT = (1.0, 2.0, 4.0)
-"""So often tokens were wrong, it is thought at first, that were found by so many of `SIZES`."""
-_FORCED: Kind = _NUM_SOURCES * len(SIZES) * _NUM_RUNS
-"""Of tokens that a form lets come next."""
-_RIGHT_FORCED, _WRONG_FORCED = 4.0, 1.0
-"""So often they were right, and wrong, it is thought at first."""
-
-
-class Odds:
-    """How often drafted tokens of each kind were right, if those before them were."""
-
-    def __init__(self) -> None:
-        """Begin with what is likely, such as that what came often in a row comes again."""
-        doubts = [doubt for doubt in _DOUBT for _ in range(_NUM_RUNS)] * _NUM_SOURCES
-        self._right = [kind % _NUM_RUNS + 1.0 for kind in range(len(doubts))]
-        self._seen = [right + doubt for right, doubt in zip(self._right, doubts, strict=True)]
-        self._right.append(_RIGHT_FORCED)
-        self._seen.append(_RIGHT_FORCED + _WRONG_FORCED)
-
-    def of(self, kind: Kind) -> float:
-        """Return how likely a token of `kind` is."""
-        return self._right[kind] / self._seen[kind]
-
-    def learn(self, kind: Kind, is_right: bool) -> None:
-        """Take in what became of a token of `kind`."""
-        if self._seen[kind] >= _MEMORY:
-            self._right[kind] /= 2
-            self._seen[kind] /= 2
-        self._right[kind] += is_right
-        self._seen[kind] += 1
-
-
-@dataclass(slots=True)
-class _Habits:
-    """What an adapter wrote for a tenant, and how well that tells what it writes."""
-
-    texts: Ngrams = field(default_factory=Ngrams)
-    odds: Odds = field(default_factory=Odds)
 
 
 @dataclass(slots=True)
@@ -96,7 +38,7 @@ class _Followed:
     """A request, as far as it was seen."""
 
     own: Ngrams
-    habits: _Habits
+    habits: Habits
     num_seen: int = 0
     """Tokens of its output that `own` has."""
     is_kept: bool = True
@@ -109,27 +51,21 @@ class _Followed:
 class Speculation:
     """Finds drafts, and learns what they are worth."""
 
-    def __init__(self, most_tokens: int, ends: Collection[int] = ()) -> None:
+    def __init__(self, most_tokens: int, ends: Ends) -> None:
         """Begin without texts.
 
         Args:
             most_tokens: Most tokens of a draft; 0 drafts nothing.
-            ends: The tokens with which the model ends a text.
+            ends: Knows where texts end.
         """
         self._most_tokens = most_tokens
-        self._ends = frozenset(ends)
+        self._ends = ends
         self._followed: dict[Request, _Followed] = {}
-        self._habits: OrderedDict[_Key, _Habits] = OrderedDict()
-        """Who wrote last is the last."""
-        self._num_kept = 0
-        """Tokens of all of them."""
-        self._ended: deque[tuple[_Key, Sequence[int]]] = deque()
-        """Texts that are still to be taken in, and of whom."""
+        self._habits = AllHabits()
 
     def drafts(
         self,
         chunks: Sequence[Chunk],
-        room: Callable[[Request], int],
         num_tokens: int,
         token_cost: float,
     ) -> dict[Request, Sequence[int]]:
@@ -137,18 +73,18 @@ class Speculation:
 
         Args:
             chunks: What the step computes anyway.
-            room: How many tokens more a request may have.
             num_tokens: How many tokens more the step may have.
             token_cost: What one costs, as a part of what the step costs without drafts.
         """
         if not self._most_tokens:
             return {}
-        self._take_in()
+        self._habits.take_in()
         num_chosen = sum(chunk.samples for chunk in chunks)
         least = max(_LEAST_ODDS, token_cost * num_chosen)
         found: list[tuple[float, int, Chunk]] = []
         for chunk in self._looked_at(chunks):
-            most = min(room(chunk.request), self._most_tokens)
+            # The last token of a text comes without a draft.
+            most = min(self._ends.num_before(chunk.request) - 1, self._most_tokens)
             found += [
                 (-odds, number, chunk)
                 for number, odds in enumerate(self._odds(chunk.request, most, least))
@@ -173,16 +109,11 @@ class Speculation:
             return
         self._see(request, followed)
         if followed.is_kept and request.output:
-            text = [*request.prompt[-SIZES[0] :], *request.output[:_MOST_OF_TEXT], BORDER]
-            self._ended.append(((request.tenant, request.digest), text))
-        if len(self._ended) > _MOST_ENDED:
-            self._ended.popleft()
+            self._habits.note(request)
 
     def forget(self, digest: str) -> None:
         """Forget what an adapter wrote, and what it still writes."""
-        for key in [key for key in self._habits if key[1] == digest]:
-            self._drop(key)
-        self._ended = deque(ended for ended in self._ended if ended[0][1] != digest)
+        self._habits.forget(digest)
         for request, followed in self._followed.items():
             if request.digest == digest:
                 followed.is_kept = False
@@ -190,8 +121,7 @@ class Speculation:
     def check(self, requests: Collection[Request]) -> None:
         """Assert that nothing is kept of others than `requests`, and not too much of texts."""
         assert set(self._followed) <= set(requests), "one that has ended is followed"
-        assert self._num_kept == sum(len(habits.texts) for habits in self._habits.values())
-        assert self._num_kept <= _MOST_KEPT
+        self._habits.check()
 
     def _looked_at(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
         """Yield those of `chunks` that may have a draft, once it is known what comes next there."""
@@ -212,7 +142,7 @@ class Speculation:
         followed = self._followed.get(request)
         if followed is None:
             size = request.num_tokens
-            habits = self._habits_of((request.tenant, request.digest))
+            habits = self._habits.of(request)
             own = Ngrams([*_predicted(request), *request.tokens(request.num_virtual, size)])
             followed = self._followed[request] = _Followed(own, habits, len(request.output))
         elif not self._see(request, followed) and followed.guess:
@@ -243,8 +173,7 @@ class Speculation:
         for source, texts in enumerate((followed.own, followed.habits.texts)):
             if place := texts.find(last):
                 guess, runs = texts.following(place, self._most_tokens)
-                first = (source * len(SIZES) + place.rank) * _NUM_RUNS
-                kinds = [first + run for run in runs]
+                kinds = [kind_of(source, place.rank, run) for run in runs]
                 if kinds and (not best[1] or odds.of(kinds[0]) > odds.of(best[1][0])):
                     best = guess, kinds
         return best
@@ -259,45 +188,9 @@ class Speculation:
             if odds < least:
                 break
             found.append(odds)
-            if self._ends_with(request, token):
+            if self._ends.is_end(request, token):
                 break
         return found
-
-    def _habits_of(self, key: _Key) -> _Habits:
-        habits = self._habits.setdefault(key, _Habits())
-        self._habits.move_to_end(key)
-        if len(self._habits) > _MOST_ADAPTERS:
-            self._drop(next(iter(self._habits)))
-        return habits
-
-    def _drop(self, key: _Key) -> None:
-        self._num_kept -= len(self._habits.pop(key).texts)
-
-    def _ends_with(self, request: Request, token: int) -> bool:
-        sampling = request.sampling
-        is_end = token in self._ends and not sampling.ignore_eos
-        return is_end or token in sampling.stop_token_ids
-
-    def _take_in(self) -> None:
-        """Take in some of the texts that have ended."""
-        num_left = _MOST_AT_ONCE
-        while self._ended and num_left:
-            key, text = self._ended.popleft()
-            if rest := text[num_left:]:
-                self._ended.appendleft((key, rest))
-            self._keep(key, text[:num_left])
-            num_left -= min(len(text), num_left)
-
-    def _keep(self, key: _Key, text: Sequence[int]) -> None:
-        texts = self._habits_of(key).texts
-        before = len(texts)
-        for token in text:
-            texts.append(token)
-        if len(texts) > _MOST_OF_ADAPTER:
-            texts.keep(_MOST_OF_ADAPTER // 2)
-        self._num_kept += len(texts) - before
-        while self._num_kept > _MOST_KEPT:
-            self._drop(next(iter(self._habits)))
 
 
 def _with_forced(
@@ -305,10 +198,10 @@ def _with_forced(
 ) -> tuple[Sequence[int], list[Kind]]:
     """Return what is likelier to come: a guess, or what a form lets come; both if they agree."""
     tokens, kinds = guess
-    forced_kinds = [_FORCED] * len(forced)
+    forced_kinds = [FORCED] * len(forced)
     if list(tokens[: len(forced)]) == list(forced):
         return tokens, [*forced_kinds, *kinds[len(forced) :]]
-    if kinds and odds.of(kinds[0]) > odds.of(_FORCED):
+    if kinds and odds.of(kinds[0]) > odds.of(FORCED):
         return guess
     return forced, forced_kinds
 

@@ -1,0 +1,99 @@
+"""What adapters wrote before, each for a tenant; it lies in memory, and there is little of it."""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from loramux_server.engine.ngrams import BORDER, SIZES, Ngrams
+from loramux_server.engine.odds import Odds
+from loramux_server.engine.request import Request
+
+_MOST_KEPT = 1 << 17
+"""Tokens that are kept of all adapters' texts."""
+_MOST_ADAPTERS = 1 << 12
+"""Adapters of which anything is known."""
+_MOST_OF_ADAPTER = 1 << 13
+_MOST_OF_TEXT = 1 << 11
+_MOST_ENDED = 64
+"""Texts that wait to be taken in."""
+_MOST_AT_ONCE = 256
+"""Tokens of them that are taken in before a step: a millisecond or two."""
+
+Key = tuple[str, str | None]
+"""A tenant, and an adapter's digest; None for the base model."""
+
+
+@dataclass(slots=True)
+class Habits:
+    """What an adapter wrote for a tenant, and how well that tells what it writes."""
+
+    texts: Ngrams = field(default_factory=Ngrams)
+    odds: Odds = field(default_factory=Odds)
+
+
+class AllHabits:
+    """Owns the habits of all adapters; those that wrote longest ago go first."""
+
+    def __init__(self) -> None:
+        """Begin without texts."""
+        self._habits: OrderedDict[Key, Habits] = OrderedDict()
+        """Who wrote last is the last."""
+        self._num_kept = 0
+        """Tokens of all of them."""
+        self._ended: deque[tuple[Key, Sequence[int]]] = deque()
+        """Texts that are still to be taken in, and of whom."""
+
+    def of(self, request: Request) -> Habits:
+        """Return the habits of the adapter of `request`, for its tenant."""
+        return self._of((request.tenant, request.digest))
+
+    def note(self, request: Request) -> None:
+        """Keep what `request` wrote, which is taken in later."""
+        text = [*request.prompt[-SIZES[0] :], *request.output[:_MOST_OF_TEXT], BORDER]
+        self._ended.append(((request.tenant, request.digest), text))
+        if len(self._ended) > _MOST_ENDED:
+            self._ended.popleft()
+
+    def take_in(self) -> None:
+        """Take in some of what was noted."""
+        num_left = _MOST_AT_ONCE
+        while self._ended and num_left:
+            key, text = self._ended.popleft()
+            if rest := text[num_left:]:
+                self._ended.appendleft((key, rest))
+            self._keep(key, text[:num_left])
+            num_left -= min(len(text), num_left)
+
+    def forget(self, digest: str) -> None:
+        """Forget what an adapter wrote."""
+        for key in [key for key in self._habits if key[1] == digest]:
+            self._drop(key)
+        self._ended = deque(ended for ended in self._ended if ended[0][1] != digest)
+
+    def check(self) -> None:
+        """Assert that not too much is kept."""
+        assert self._num_kept == sum(len(habits.texts) for habits in self._habits.values())
+        assert self._num_kept <= _MOST_KEPT
+        assert len(self._habits) <= _MOST_ADAPTERS
+        assert len(self._ended) <= _MOST_ENDED
+
+    def _of(self, key: Key) -> Habits:
+        habits = self._habits.setdefault(key, Habits())
+        self._habits.move_to_end(key)
+        if len(self._habits) > _MOST_ADAPTERS:
+            self._drop(next(iter(self._habits)))
+        return habits
+
+    def _drop(self, key: Key) -> None:
+        self._num_kept -= len(self._habits.pop(key).texts)
+
+    def _keep(self, key: Key, text: Sequence[int]) -> None:
+        texts = self._of(key).texts
+        before = len(texts)
+        for token in text:
+            texts.append(token)
+        if len(texts) > _MOST_OF_ADAPTER:
+            texts.keep(_MOST_OF_ADAPTER // 2)
+        self._num_kept += len(texts) - before
+        while self._num_kept > _MOST_KEPT:
+            self._drop(next(iter(self._habits)))
