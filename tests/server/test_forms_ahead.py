@@ -12,6 +12,7 @@ from loramux_server.engine import shaping
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import Token
 from loramux_server.engine.model_part import load_model
+from loramux_server.forms import text
 from loramux_server.forms.bits import has_bit
 from loramux_server.forms.findings import Ahead, Findings, Next
 from loramux_server.forms.form import Form, FormKind
@@ -200,6 +201,8 @@ def test_drafts_take_a_form_to_no_limit_that_its_text_would_not_reach() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[list[list[Token]], list[int]]:
     """Return what the demo model makes of forms, each asked for several times, and the steps."""
     monkeypatch.setattr(shaping, "PATIENCE", WAIT)
+    for name in ("SLOW_SECONDS", "LONG_SECONDS"):
+        monkeypatch.setattr(text, name, WAIT)
     base = load_model(EngineConfig(model=str(DEMO / "base"), kernels="cpu", deterministic=True))
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
     # White space is all that it would write.

@@ -178,6 +178,34 @@ def test_drafts_are_thought_dear_before_anything_is_known() -> None:
     assert subject.part_of_draft(0) == pytest.approx(1 / 16)
 
 
+def test_drafts_that_were_dear_for_a_moment_are_tried_again() -> None:
+    subject = learnt()
+    for _ in range(7):
+        subject.learn(0, 4, 0.1 + 0.08 * 8, 8)
+    dear = subject.part_of_draft(0)
+    assert dear == pytest.approx(0.8, rel=0.1)
+    found, num_steps = [], 0
+    while subject.part_of_draft(0) > 0.1:
+        subject.learn(0, 4, 0.1)
+        found.append(subject.part_of_draft(0))
+        num_steps += 1
+    assert num_steps < 1000
+    assert found[100] == dear  # not at once
+    for _ in range(3):
+        subject.learn(0, 4, 0.1 + 0.08 * 8, 8)
+    assert subject.part_of_draft(0) == pytest.approx(dear)  # they still are
+    for _ in range(10_000):
+        subject.learn(0, 4, 0.1)
+    assert 0 < subject.part_of_draft(0) < 0.1
+
+
+def test_drafts_that_were_never_tried_are_thought_cheaper_after_a_while() -> None:
+    subject = Pace(0.0)
+    for _ in range(1000):
+        subject.learn(0, 32, 0.1)
+    assert 0 < subject.part_of_draft(0) < 1 / 100
+
+
 @pytest.mark.parametrize("drafts", [0, 16])
 def test_no_step_takes_too_long_for_drafts(drafts: int) -> None:
     clock = ManualClock()

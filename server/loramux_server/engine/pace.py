@@ -19,6 +19,8 @@ _UNKNOWN_PART = 1 / 16
 """What a drafted token is thought to cost, as a part of decode, before that is known."""
 _LEAST_PART = 1 / 256
 """What it costs at least."""
+_DOUBTED_AFTER = 128
+"""Steps without drafts after which these may have become cheaper than they were."""
 _MIN_SECONDS = 1e-9
 """Least cost of a prompt."""
 
@@ -36,6 +38,8 @@ class Pace:
         self._decode_seconds: deque[float] = deque(maxlen=_MEMORY)
         self._token_seconds: deque[float] = deque(maxlen=_MEMORY)
         self._draft_seconds: deque[float] = deque(maxlen=_MEMORY)
+        self._num_undrafted = 0
+        """Steps since the last that told what drafts cost."""
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -74,6 +78,9 @@ class Pace:
         drafts = draft_tokens * self._draft_cost
         if draft_tokens and self._decode_cost and not prompt_tokens:
             self._draft_seconds.append(max(seconds - self._decode_cost, 0.0) / draft_tokens)
+            self._num_undrafted = 0
+        elif decode_tokens:
+            self._doubt_drafts()
         if drafts > seconds / 2:  # it tells little of the rest
             return
         if not prompt_tokens:
@@ -84,6 +91,15 @@ class Pace:
             # they are never thought so cheap that the next step would take far too many.
             rest = seconds - drafts - (self._decode_cost if decode_tokens else 0.0)
             self._token_seconds.append(max(rest, seconds / 3, _MIN_SECONDS) / prompt_tokens)
+
+    def _doubt_drafts(self) -> None:
+        """Think drafts cheaper after a while without: who never tries them again never knows."""
+        self._num_undrafted += 1
+        if self._num_undrafted == _DOUBTED_AFTER:
+            cost = self._draft_cost / 2
+            self._draft_seconds.clear()
+            self._draft_seconds.append(cost)
+            self._num_undrafted = 0
 
     @property
     def _decode_cost(self) -> float:
