@@ -5,34 +5,47 @@ that they have in the one that continues text. Llama's `model.layers` are `trans
 `LlamaForQuestionAnswering`, and in what `AutoModel` loads nothing stands before `layers`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.experts import split_experts
 from loramux_adapters.head import Task
 
 FEATURES = "FEATURE_EXTRACTION"
 """What PEFT calls the task of an adapter of what `AutoModel` loads, which has no head."""
 
 
-def named_for(contents: Contents, names: Iterable[str]) -> Contents:
+def named_for(
+    contents: Contents, names: Collection[str], experts: Collection[str] = ()
+) -> Contents:
     """Return `contents` with its modules under the names that they have in a base.
 
-    Those for other tasks than QUESTION_ANS and FEATURE_EXTRACTION keep theirs, and so do those
-    whose layers the base does not have: they do not fit it.
+    Changes of layers that are experts there become such; see `split_experts`. Those for other tasks
+    than QUESTION_ANS and FEATURE_EXTRACTION keep theirs, and so do those whose layers the base does
+    not have: they do not fit it.
 
     Args:
         contents: What an adapter does.
         names: Names of modules of the base.
+        experts: Names of its experts.
 
     Raises:
         PackageError: Two of its modules would have one name.
     """
+    contents = _named_for_task(contents, names)
+    if not experts:
+        return contents
+    modules, of_experts = split_experts(contents.modules, names, experts)
+    return replace(contents, modules=modules, experts=[*contents.experts, *of_experts])
+
+
+def _named_for_task(contents: Contents, names: Iterable[str]) -> Contents:
     if contents.task not in (Task.SPANS, FEATURES):
         return contents
-    bottlenecks = (each.layer for each in contents.bottlenecks)
-    own, there = _layers([*contents.changed_modules, *bottlenecks]), _layers(names)
+    modules = _modules(contents)
+    own, there = _layers(modules), _layers(names)
     if own is None or there is None or own == there:
         return contents
     first, _, rest = own.partition(".")
@@ -48,7 +61,7 @@ def named_for(contents: Contents, names: Iterable[str]) -> Contents:
         return f"{below}.{tail}" if head == first else module
 
     before: dict[str, str] = {}
-    for module in [*contents.changed_modules, *(each.layer for each in contents.bottlenecks)]:
+    for module in modules:
         other = before.setdefault(named(module), module)
         if other != module:
             raise PackageError(
@@ -57,6 +70,12 @@ def named_for(contents: Contents, names: Iterable[str]) -> Contents:
                 "INVALID_ADAPTER_CONFIG",
             )
     return _renamed(contents, named)
+
+
+def _modules(contents: Contents) -> list[str]:
+    """Return the names of all that `contents` changes."""
+    bottlenecks = (each.layer for each in contents.bottlenecks)
+    return [*contents.changed_modules, *bottlenecks]
 
 
 def _layers(names: Iterable[str]) -> str | None:
@@ -73,6 +92,7 @@ def _renamed(contents: Contents, named: Callable[[str], str]) -> Contents:
     return replace(
         contents,
         modules=[replace(each, module=named(each.module)) for each in contents.modules],
+        experts=[replace(each, module=named(each.module)) for each in contents.experts],
         edits=[replace(each, module=named(each.module)) for each in contents.edits],
         bottlenecks=[replace(each, layer=named(each.layer)) for each in contents.bottlenecks],
     )

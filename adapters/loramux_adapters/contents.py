@@ -4,6 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from loramux_adapters.experts import ExpertLora
 from loramux_adapters.head import Head
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.tensorfile import TensorInfo
@@ -121,7 +122,9 @@ class Contents:
     """All changes of one adapter, each list in the order of the modules' names."""
 
     modules: list[LoraModule] = field(default_factory=list)
-    """Low-rank changes."""
+    """Low-rank changes of layers."""
+    experts: list[ExpertLora] = field(default_factory=list)
+    """Low-rank changes of experts."""
     edits: list[Edit] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     virtual: VirtualTokens | None = None
@@ -133,6 +136,11 @@ class Contents:
     """What it was trained for, as PEFT's `task_type` calls that; empty if that is not said."""
 
     @property
+    def low_rank(self) -> list[LoraModule | ExpertLora]:
+        """All low-rank changes."""
+        return [*self.modules, *self.experts]
+
+    @property
     def outer_modules(self) -> list[LoraModule]:
         """Low-rank changes of what stands before or behind the model's layers."""
         return [module for module in self.modules if module.is_outer]
@@ -141,7 +149,7 @@ class Contents:
     def changed_modules(self) -> list[str]:
         """The names of all modules that it changes, bottlenecks aside, sorted."""
         return sorted(
-            {module.module for module in self.modules} | {edit.module for edit in self.edits}
+            {change.name for change in self.low_rank} | {edit.module for edit in self.edits}
         )
 
     @property
@@ -156,5 +164,5 @@ class Contents:
 
     @property
     def has_more(self) -> bool:
-        """Whether anything is done to the base beside low-rank changes."""
-        return bool(self.edits or self.bottlenecks or self.virtual)
+        """Whether anything is done to the base beside low-rank changes of its layers."""
+        return bool(self.experts or self.edits or self.bottlenecks or self.virtual)

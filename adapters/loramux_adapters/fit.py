@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from loramux_adapters.bottleneck import sites
 from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
+from loramux_adapters.experts import ExpertsShape, check_experts
 from loramux_adapters.token_shape import TokenShape
 
 
@@ -13,6 +14,7 @@ def check_fit(
     base: Mapping[str, tuple[int, int]],
     parameters: Mapping[str, tuple[int, ...]] | None = None,
     token: TokenShape | None = None,
+    experts: Mapping[str, ExpertsShape] | None = None,
 ) -> None:
     """Demand that an adapter changes modules that the base has, in their shapes.
 
@@ -22,6 +24,7 @@ def check_fit(
             those are the number of tokens, and of what each becomes.
         parameters: Name of each parameter that can be replaced -> its shape.
         token: What the base makes of a token; None if that is not known.
+        experts: Name of each layer's experts that can be changed -> their shape.
 
     Raises:
         PackageError: A module is missing or has another shape.
@@ -55,6 +58,8 @@ def check_fit(
             _check_parameter(edit, parameters or {})
         else:
             _check_vector(edit, base[edit.module])
+    for change in contents.experts:
+        check_experts(change, (experts or {}).get(change.module))
     for bottleneck in contents.bottlenecks:
         _check_bottleneck(bottleneck, base)
 

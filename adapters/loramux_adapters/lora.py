@@ -20,6 +20,11 @@ class LoraModule:
     """Whether its input is a token, which takes a column of A."""
 
     @property
+    def name(self) -> str:
+        """Name of what it changes."""
+        return self.module
+
+    @property
     def rank(self) -> int:
         """Number of rows of A and columns of B."""
         return self.a.shape[0]

@@ -46,6 +46,8 @@ class LoraConfig:
     """Ends of the names of embeddings -> the tokens whose rows were trained."""
     ensures_tying: bool = False
     """Whether what is tied to embeddings was adapted with them, though no field names it."""
+    parameters: tuple[str, ...] = ()
+    """Ends of the names of parameters of experts that are changed."""
     invocation: tuple[int, ...] = ()
     """Tokens from whose last occurrence in a prompt on the adapter is active (aLoRA); empty where
     it is from the beginning."""
@@ -72,6 +74,10 @@ class LoraConfig:
             if self.target_modules.isdisjoint(tails(module)):
                 return False
         return self.layers is None or self._layer_of(module) in self.layers
+
+    def targets_parameter(self, name: str) -> bool:
+        """Return whether PEFT would give the parameter `name` an adapter."""
+        return not set(self.parameters).isdisjoint(tails(name))
 
     def _layer_of(self, module: str) -> int | None:
         parts = module.split(".")

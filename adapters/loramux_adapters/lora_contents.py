@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.experts import ExpertLora, check_whole, expert_lora, parameters_of
 from loramux_adapters.fields import path_of
 from loramux_adapters.lora import LoraModule, is_outer
 from loramux_adapters.lora_config import Bias, LoraConfig
@@ -42,23 +43,33 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
         else:
             found.setdefault(path.removesuffix(ending), {})[ending] = tensor
     modules: list[LoraModule] = []
+    experts: list[ExpertLora] = []
     edits: list[Edit] = []
     for module, parts in sorted(found.items()):
+        if config.parameters and not config.targets(module) and parameters_of(config, module)[1]:
+            experts.append(_of_experts(config, module, parts))
+            continue
         for a, b in _HALVES:
             if a in parts or b in parts:
                 modules.append(_join(config, module, parts, a, b))
         edits += _edits(config, module, parts)
+    check_whole(config, experts)
     _check_tokens(config, edits)
     check_saved_alone(whole, found.keys())
     edits += sorted(whole, key=lambda edit: edit.tensor.name)
     _check_activated(config, modules, edits)
-    return Contents(modules, edits, invocation=config.invocation)
+    return Contents(modules, experts, edits, invocation=config.invocation)
 
 
 def _check_activated(config: LoraConfig, modules: list[LoraModule], edits: list[Edit]) -> None:
     """Demand that what begins with the invocation tokens can begin in the middle of a prompt."""
     if not config.invocation:
         return
+    if config.parameters:
+        raise PackageError(
+            "adapter_config.json: beside alora_invocation_tokens target_parameters are not served",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     for edit in edits:
         if edit.kind is not EditKind.ADDED_BIAS:
             raise PackageError(
@@ -80,9 +91,24 @@ def _is_saved(config: LoraConfig, tensor: TensorInfo) -> bool:
     return is_inside(path_of(tensor.name).rpartition(".")[0], config.saved)
 
 
-def _join(
-    config: LoraConfig, module: str, parts: dict[str, TensorInfo], a_ending: str, b_ending: str
-) -> LoraModule:
+def _of_experts(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> ExpertLora:
+    """Return the change of a parameter of experts whose factors are `parts`."""
+    others = [tensor for ending, tensor in parts.items() if ending not in (_A, _B)]
+    if others:
+        raise PackageError(
+            f"tensor {others[0].name}: of experts '{_A}' and '{_B}' are served",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    a, b = _halves(module, parts, _A, _B)
+    change = expert_lora(config, module, a, b)
+    _check_scale(change.name, change.scale)
+    return change
+
+
+def _halves(
+    module: str, parts: dict[str, TensorInfo], a_ending: str, b_ending: str
+) -> tuple[TensorInfo, TensorInfo]:
+    """Return A and B of `module`, which are matrices of the same rank."""
     for ending, partner in ((a_ending, b_ending), (b_ending, a_ending)):
         if ending not in parts:
             half, other = (name.split(".")[1] for name in (ending, partner))
@@ -91,9 +117,18 @@ def _join(
     for tensor in (a, b):
         if len(tensor.shape) != 2:
             raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 2-D")
+    if b.shape[1] != a.shape[0]:
+        raise PackageError(
+            f"module {module}: lora_A has rank {a.shape[0]}, lora_B has rank {b.shape[1]}"
+        )
+    return a, b
+
+
+def _join(
+    config: LoraConfig, module: str, parts: dict[str, TensorInfo], a_ending: str, b_ending: str
+) -> LoraModule:
+    a, b = _halves(module, parts, a_ending, b_ending)
     rank = a.shape[0]
-    if b.shape[1] != rank:
-        raise PackageError(f"module {module}: lora_A has rank {rank}, lora_B has rank {b.shape[1]}")
     if rank != config.rank_of(module):
         raise PackageError(
             f"module {module}: the tensors have rank {rank}, "
@@ -107,12 +142,16 @@ def _join(
             "INVALID_ADAPTER_CONFIG",
         )
     scale = config.scale_of(module)
+    _check_scale(module, scale)
+    return LoraModule(module, scale, a, b, is_embedding=a_ending == _EMBEDDING_A)
+
+
+def _check_scale(module: str, scale: float) -> None:
     if scale > MAX_SCALE:
         raise PackageError(
             f"module {module}: scale {scale:g} from lora_alpha and r is above {MAX_SCALE:g}",
             "INVALID_ADAPTER_CONFIG",
         )
-    return LoraModule(module, scale, a, b, is_embedding=a_ending == _EMBEDDING_A)
 
 
 def _edits(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> list[Edit]:

@@ -7,7 +7,7 @@ input gives equal bytes, and the SHA-256 of those bytes is the adapter's identit
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -91,9 +91,9 @@ class Package:
         head = self.head
         return labels_of(head, self.notes) if head and head.task.classifies else None
 
-    def named_for(self, names: Iterable[str]) -> "Package":
+    def named_for(self, names: Collection[str], experts: Collection[str] = ()) -> "Package":
         """Return it with its modules under the names that they have in a base; see `named_for`."""
-        return replace(self, contents=named_for(self.contents, names))
+        return replace(self, contents=named_for(self.contents, names, experts))
 
     @property
     def task(self) -> str:
@@ -115,7 +115,7 @@ class Package:
     @property
     def rank(self) -> int:
         """The largest rank of any module; 0 where there is no low-rank change."""
-        return max((module.rank for module in self.modules), default=0)
+        return max((change.rank for change in self.contents.low_rank), default=0)
 
     @property
     def target_modules(self) -> list[str]:

@@ -6,6 +6,7 @@ Source of the meaning of each field: `peft.LoraConfig`, PEFT 0.21.
 from collections.abc import Mapping
 
 from loramux_adapters.errors import shown
+from loramux_adapters.experts import PARAMETERS
 from loramux_adapters.fields import (
     Fields,
     alpha,
@@ -33,7 +34,7 @@ FIELDS = Fields(
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_dora",
         "bias", "lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
-        "alora_invocation_tokens", "task_type",
+        "alora_invocation_tokens", "task_type", "target_parameters",
     }),
     # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
     # before training. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
@@ -46,8 +47,6 @@ FIELDS = Fields(
     refused={
         "init_lora_weights": "the adapter starts from the base, whose weights PEFT changes again "
         "at each load: save it with path_initial_model_for_weight_conversion, as a LoRA of its own",
-        "target_parameters": "parameters that are not a layer's weight, such as those of experts, "
-        "are not served",
         "layer_replication": "it makes a base of other layers: replicate them in the base's own "
         "checkpoint",
         "megatron_config": "layers of Megatron are not those of transformers",
@@ -100,11 +99,25 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         saved=saved_names(config),
         tokens=token_indices(config),
         ensures_tying=boolean(config, "ensure_weight_tying"),
+        parameters=_parameters(config),
         invocation=_invocation(config),
     )
-    if checked.target_modules is not None and not checked.target_modules:
+    if checked.target_modules is not None and not checked.target_modules | {*checked.parameters}:
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")
     return checked
+
+
+def _parameters(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the ends of the names of parameters that are changed, all of them of experts."""
+    name = "target_parameters"
+    found = names(config, name)
+    for parameter in found:
+        if parameter.rpartition(".")[2] not in PARAMETERS:
+            wanted = ", ".join(repr(str(each)) for each in PARAMETERS)
+            raise unsupported(name, parameter, f"{wanted} of experts are served")
+        if config.get("use_dora") or config.get("lora_bias"):
+            raise unsupported(name, parameter, "PEFT adapts parameters by A and B alone")
+    return found
 
 
 def _invocation(config: Mapping[str, object]) -> tuple[int, ...]:

@@ -29,6 +29,12 @@ def require_low_rank(package: Package, action: str) -> LoraConfig:
             f"{edit.tensor.name}, its {edit.kind}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
+    if package.contents.experts:
+        raise PackageError(
+            f"{action} takes low-rank changes of layers alone; the adapter changes all experts of "
+            f"{package.contents.experts[0].name}",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     if package.head:
         raise PackageError(
             f"{action} takes low-rank changes alone; the adapter has a head, "

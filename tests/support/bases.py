@@ -8,6 +8,7 @@ from loramux_server.store.check import ServedBase
 ROOMY = ServedBase(
     layers={},
     parameters={},
+    experts={},
     vocabulary=BaseVocabulary(),
     max_rows=64,
     max_host_bytes=1 << 30,

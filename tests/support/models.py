@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 
 VOCAB = 97
 
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -47,19 +47,19 @@ _SHAPE = {
 _OLD = {"vocab_size": VOCAB, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_SHAPE),
-    "llama-bias": lambda: LlamaConfig(**_SHAPE, attention_bias=True, mlp_bias=True),
-    "qwen2": lambda: Qwen2Config(**_SHAPE),
-    "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=16),
+    "llama": lambda: LlamaConfig(**SHAPE),
+    "llama-bias": lambda: LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "qwen2": lambda: Qwen2Config(**SHAPE),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=16),
     "qwen3-moe": lambda: Qwen3MoeConfig(
-        **_SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+        **SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
     ),
-    "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=8),
-    "gemma": lambda: GemmaConfig(**_SHAPE, head_dim=16),
-    "gemma2": lambda: Gemma2Config(**_SHAPE, head_dim=16, sliding_window=8),
-    "gemma3": lambda: Gemma3TextConfig(**_SHAPE, head_dim=16, sliding_window=8),
-    "phi": lambda: PhiConfig(**_SHAPE),
-    "phi3": lambda: Phi3Config(**_SHAPE),
+    "mistral": lambda: MistralConfig(**SHAPE, sliding_window=8),
+    "gemma": lambda: GemmaConfig(**SHAPE, head_dim=16),
+    "gemma2": lambda: Gemma2Config(**SHAPE, head_dim=16, sliding_window=8),
+    "gemma3": lambda: Gemma3TextConfig(**SHAPE, head_dim=16, sliding_window=8),
+    "phi": lambda: PhiConfig(**SHAPE),
+    "phi3": lambda: Phi3Config(**SHAPE),
     "gpt2": lambda: GPT2Config(
         **_OLD, n_embd=32, n_layer=2, n_head=4, n_positions=256
     ),

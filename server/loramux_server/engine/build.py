@@ -273,6 +273,7 @@ def _model_info(
         special_tokens=model.text.special_tokens,
         layers=layers,
         parameters={name: list(shape) for name, shape in known.shapes.items()},
+        experts=model.experts,
         vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,

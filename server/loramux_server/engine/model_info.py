@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
@@ -34,6 +35,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """What can be adapted; embeddings map the number of tokens to the width of each."""
     parameters: dict[str, list[int]] = {}
     """Shapes of what an adapter may bring its own of."""
+    experts: dict[str, ExpertsShape] = {}
+    """Experts that can be adapted."""
     vocabulary: BaseVocabulary = BaseVocabulary()
     """Where tokens go in and come out."""
     adapter_rows: int

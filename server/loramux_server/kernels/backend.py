@@ -113,6 +113,8 @@ class Backend:
     stage: Callable[[StepInput, torch.device], StepInput] = stage
     """Brings what a step is given to the device."""
     make_saved_linear: MakeSavedLinear = make_saved_linear
+    add_lora_apart: AddLora = add_lora
+    """The segmented low-rank matmul with rows that are in no slab."""
     extends: bool = False
     """Whether A rows lie behind the base weights."""
     is_deterministic: bool = False
@@ -176,11 +178,12 @@ def choose_backend(
     from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
     few = 0 if is_deterministic else FEW
+    add_lora_cpu = AddLoraCpu(few)
     return Backend(
-        "cpu", partial(make_linear_cpu, quantization=quantization), AddLoraCpu(few), project,
+        "cpu", partial(make_linear_cpu, quantization=quantization), add_lora_cpu, project,
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
         partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
-        is_deterministic=is_deterministic,
+        add_lora_apart=add_lora_cpu, is_deterministic=is_deterministic,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loramux_adapters import Package
 from loramux_adapters.contents import EditKind
+from loramux_adapters.experts import ExpertLora, Projection
 from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.virtual import Virtual
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loramux_server.kernels.saved_linear import SavedLinear
+    from loramux_server.lora.experts_edit import ExpertsEdit
     from loramux_server.lora.head import Head
 
 _FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
@@ -73,6 +75,8 @@ class Edits:
     """Likewise, what else is done to that layer."""
     modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of another module in the layers -> what is done to that."""
+    experts: Mapping[str, "ExpertsEdit"] = field(default_factory=dict)
+    """Name of a layer's experts -> what is done to their matrices, as these rest."""
     ends: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of a module before or behind the layers -> likewise."""
     vocab_size: int = 0
@@ -98,7 +102,7 @@ class Edits:
     @property
     def takes_layers(self) -> bool:
         """Whether anything is that takes the model's own layers."""
-        return bool(self.layers or self.modules)
+        return bool(self.layers or self.modules or self.experts)
 
     @property
     def num_bytes(self) -> int:
@@ -129,6 +133,8 @@ def num_edit_bytes(package: Package) -> int:
             num_bytes += 4 * edit.width
     for module in package.contents.outer_modules:
         num_bytes += 4 * module.rank * (module.in_features + module.out_features)
+    for change in package.contents.experts:
+        num_bytes += _expert_bytes(change)
     for bottleneck in package.contents.bottlenecks:
         for part in bottleneck.parts.values():
             num_bytes += 4 * part.num_bytes // ITEM_BYTES[part.dtype]
@@ -145,6 +151,15 @@ def rests_as_saved(tensor: TensorInfo) -> bool:
     So do matrices, which are computed with as they rest, or in pieces. Others are small.
     """
     return len(tensor.shape) == 2
+
+
+def _expert_bytes(change: ExpertLora) -> int:
+    """Return the most bytes that the change of experts takes; of 16 bits rows come in pairs."""
+    width_in, width_out = change.features
+    if change.projection in (Projection.GATE, Projection.UP):  # their outputs lie side by side
+        width_out *= 2
+    rows = change.num_experts * (change.rank + change.rank % 2)
+    return rows * (width_in + width_out) * ITEM_BYTES[change.a.dtype]
 
 
 Value = TypeVar("Value")

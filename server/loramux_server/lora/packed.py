@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramux_adapters import Package, PackageError, read_package
+from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.files import PASSING
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded
@@ -117,6 +118,10 @@ class Base(Protocol):
         """Where each layer is that an adapter may change."""
 
     @property
+    def experts(self) -> Mapping[str, ExpertsShape]:
+        """The experts that an adapter may change, by name."""
+
+    @property
     def num_groups(self) -> int:
         """Groups of layers."""
 
@@ -173,7 +178,7 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
     """Pack what is in `file` as it comes; nobody gets anything of it before its digest is known."""
     try:
         header = file[: 8 + int.from_bytes(file[:8], "little")]
-        package = read_package(io.BytesIO(header), len(file)).named_for(base.places)
+        package = read_package(io.BytesIO(header), len(file)).named_for(base.places, base.experts)
         form = resting.of(format_of(package))
         rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
         scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
@@ -214,7 +219,8 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
 
 def format_of(package: Package) -> WeightFormat:
     """Return the format in which an adapter rests: that of its file, if that has only one."""
-    found = {tensor.dtype for module in package.modules for tensor in (module.a, module.b)}
+    changes = package.contents.low_rank
+    found = {tensor.dtype for change in changes for tensor in (change.a, change.b)}
     return FORMATS[found.pop()] if len(found) == 1 else WeightFormat.FLOAT32
 
 

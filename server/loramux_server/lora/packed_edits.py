@@ -11,6 +11,7 @@ import torch
 
 from loramux_adapters import LoraModule, Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
+from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.kernels.saved_linear import SavedLinear
@@ -39,6 +40,10 @@ class BaseLayers(Protocol):
     @property
     def places(self) -> Mapping[str, LayerPlace]:
         """Where each layer is that an adapter may change in the slab."""
+
+    @property
+    def experts(self) -> Mapping[str, ExpertsShape]:
+        """The experts that an adapter may change, by name."""
 
     @property
     def feeders(self) -> Mapping[LayerPlace, LayerPlace]:

@@ -35,6 +35,7 @@ from loramux_server.lora.packed_edits import (
     split_edits,
     weight_rows,
 )
+from loramux_server.lora.packed_experts import pack_experts
 from loramux_server.lora.packed_virtual import pack_virtual
 
 Change = TypeVar("Change", Affine, LayerEdit)
@@ -71,8 +72,9 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
         _by_group(affine),
         _by_group(layers),
         {name: edit for name, edit in modules.items() if not base.is_end(name)},
-        {name: edit for name, edit in modules.items() if base.is_end(name)},
-        base.vocabulary.size_for(package.contents),
+        ends={name: edit for name, edit in modules.items() if base.is_end(name)},
+        vocab_size=base.vocabulary.size_for(package.contents),
+        experts=pack_experts(package, base.experts, base.dtype, read),
         head=pack_head(package.head, read) if package.head else None,
     )
     return edits if edits else None

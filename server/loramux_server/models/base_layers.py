@@ -28,6 +28,7 @@ class BaseLayers:
             for mlp in part.modules()
             if isinstance(mlp, GatedMlp)
         }
+        self.experts = model.experts
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
         self.vocabulary = model.replaceable.vocabulary

@@ -9,6 +9,7 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
+from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
@@ -47,6 +48,8 @@ class ServedBase:
     """Bytes of a rank row over all layers."""
     parameters: Mapping[str, tuple[int, ...]]
     """Name of each parameter that can be replaced -> its shape."""
+    experts: Mapping[str, ExpertsShape]
+    """Name of each layer's experts that can be changed -> their shape."""
     vocabulary: BaseVocabulary
     """Where tokens go in and come out."""
     takes_edits: bool
@@ -62,6 +65,7 @@ class ServedBase:
         return cls(
             layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
             parameters={name: tuple(shape) for name, shape in model.parameters.items()},
+            experts=model.experts,
             vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
             max_host_bytes=max_host_bytes,
@@ -88,11 +92,11 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     Raises:
         PackageError: It cannot; the message says why.
     """
-    package = read_package(file, size).named_for(base.layers)
+    package = read_package(file, size).named_for(base.layers, base.experts)
     _check_notes(package, base)
     contents = package.contents
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
-    check_fit(contents, layers, parameters, base.token)
+    check_fit(contents, layers, parameters, base.token, base.experts)
     _check_invocation(contents.invocation, base)
     if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
@@ -122,13 +126,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "start the server with more --host-adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
-    for module in package.modules:
+    for change in contents.low_rank:
         largest = max(
-            _largest(file, package.file.data_start, tensor) for tensor in (module.a, module.b)
+            _largest(file, package.file.data_start, tensor) for tensor in (change.a, change.b)
         )
-        if not largest * module.scale <= MAX_WEIGHT:
+        if not largest * change.scale <= MAX_WEIGHT:
             raise PackageError(
-                f"module {module.module}: a weight times its scale is {largest * module.scale:g}, "
+                f"module {change.name}: a weight times its scale is {largest * change.scale:g}, "
                 f"above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )

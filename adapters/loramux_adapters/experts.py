@@ -1,0 +1,223 @@
+"""Low-rank changes of experts: matrices of which a layer takes a few for each token.
+
+PEFT changes all experts of a layer with one pair of factors where transformers has their weights in
+one parameter (`target_parameters`), and each with its own where they are layers, as they were
+before transformers 5. Source of the shapes: `ParamWrapper` and `transformers_weight_conversion` of
+PEFT 0.21.
+
+Legend: E experts, R rank, K input width, N output width.
+"""
+
+import enum
+import re
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.lora import LoraModule
+from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.tensorfile import TensorInfo
+
+_INSIDE = ".base_layer"
+"""What PEFT puts behind the name of a module that it has wrapped more than once."""
+_ALONE = re.compile(
+    r"(?P<module>.+\.experts)\.(?P<number>0|[1-9]\d{0,8})\."
+    r"(?P<projection>gate_proj|up_proj|down_proj|w1|w2|w3)"
+)
+_OLD_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_OLD_PARENTS = {".block_sparse_moe.experts": ".mlp.experts"}
+"""What transformers 4 called the experts of Mixtral -> what it calls them now."""
+
+
+class Projection(enum.StrEnum):
+    """Which matrix of an expert, in the order in which experts have them."""
+
+    GATE_UP = "gate_up_proj"
+    """Both of the next two in one."""
+    GATE = "gate_proj"
+    UP = "up_proj"
+    DOWN = "down_proj"
+
+
+PARAMETERS = (Projection.GATE_UP, Projection.UP, Projection.DOWN)
+"""Those that are parameters of all experts, in the order in which experts have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLora:
+    """The low-rank change of one matrix of experts, y += scale * B(Ax)."""
+
+    module: str
+    """Name of the experts in the base model, such as `model.layers.0.mlp.experts`."""
+    projection: Projection
+    scale: float
+    a: TensorInfo
+    """[E * R, K]: one expert after the other."""
+    b: TensorInfo
+    """[N, R * E]: for each rank, one expert after the other."""
+    num_experts: int
+    number: int | None = None
+    """The expert, where it is the change of one; None where of all."""
+
+    @property
+    def name(self) -> str:
+        """Name of what it changes."""
+        number = "" if self.number is None else f".{self.number}"
+        return f"{self.module}{number}.{self.projection}"
+
+    @property
+    def rank(self) -> int:
+        """Number of rows of A, and columns of B, for each expert."""
+        return self.a.shape[0] // self.num_experts
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Width of the input and of the output of an expert's matrix."""
+        return self.a.shape[1], self.b.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsShape:
+    """The experts of a layer of a base model."""
+
+    count: int
+    width: int
+    """Of what they take and make."""
+    inner: int
+    """Of what is between."""
+    is_gated: bool = True
+    """Whether a gate is multiplied with what they take, so that there are two first matrices."""
+    has_halves: bool = True
+    """Whether the outputs of the gate come before those of the other, not in turns with them."""
+
+    def features(self, projection: Projection) -> tuple[int, int] | None:
+        """Return input and output width of a matrix; None if there is none that can be changed."""
+        if projection is Projection.DOWN:
+            return self.inner, self.width
+        if projection is Projection.GATE_UP and self.is_gated:
+            return self.width, 2 * self.inner
+        is_there = self.has_halves if self.is_gated else projection is Projection.UP
+        return (
+            (self.width, self.inner) if is_there and projection is not Projection.GATE_UP else None
+        )
+
+
+def parameters_of(config: LoraConfig, path: str) -> tuple[str, list[Projection], int]:
+    """Return the module that `path` is about, its targeted parameters, and which wrapper it is.
+
+    PEFT wraps a module once for each of them, the first innermost; 0 is the outermost wrapper.
+    """
+    module, depth = path, 0
+    while module.endswith(_INSIDE):
+        module, depth = module.removesuffix(_INSIDE), depth + 1
+    found = [each for each in PARAMETERS if config.targets_parameter(f"{module}.{each}")]
+    return module, found, depth
+
+
+def expert_lora(config: LoraConfig, path: str, a: TensorInfo, b: TensorInfo) -> ExpertLora:
+    """Return the change of a parameter of experts whose factors PEFT has saved under `path`.
+
+    Raises:
+        PackageError: They are of no parameter that the config names, or disagree with its rank.
+    """
+    module, found, depth = parameters_of(config, path)
+    if depth >= len(found):
+        raise PackageError(
+            f"module {path}: it has factors for {depth + 1} parameters of {module}, and "
+            f"target_parameters of adapter_config.json names {len(found)}",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    projection = found[len(found) - 1 - depth]
+    name = f"{module}.{projection}"
+    rank, rows = config.rank_of(name), a.shape[0]
+    if rows % rank or not rows:
+        raise PackageError(
+            f"module {name}: lora_A has {rows} rows, which is no multiple of the rank {rank} of "
+            "adapter_config.json (r or rank_pattern)",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    return ExpertLora(module, projection, config.scale_of(name), a, b, rows // rank)
+
+
+def check_whole(config: LoraConfig, changes: Iterable[ExpertLora]) -> None:
+    """Demand that experts have factors for all parameters that the config names.
+
+    Raises:
+        PackageError: Some lack one.
+    """
+    found: dict[str, set[Projection]] = {}
+    for change in changes:
+        found.setdefault(change.module, set()).add(change.projection)
+    for module, there in found.items():
+        for wanted in parameters_of(config, module)[1]:
+            if wanted not in there:
+                raise PackageError(
+                    f"module {module} has no factors for {wanted}, which target_parameters of "
+                    "adapter_config.json names",
+                    "INVALID_ADAPTER_CONFIG",
+                )
+
+
+def split_experts(
+    modules: Iterable[LoraModule], layers: Container[str], experts: Container[str]
+) -> tuple[list[LoraModule], list[ExpertLora]]:
+    """Return which of `modules` are changes of layers, and which of one expert each.
+
+    Args:
+        modules: Low-rank changes as they were trained.
+        layers: Names of the layers of the base.
+        experts: Names of its experts, whose weights are in one parameter.
+    """
+    kept: list[LoraModule] = []
+    found: list[ExpertLora] = []
+    for module in modules:
+        match = None if module.module in layers else _ALONE.fullmatch(module.module)
+        name = _there(match["module"], experts) if match else None
+        if match is None or name is None:
+            kept.append(module)
+            continue
+        projection = Projection(_OLD_NAMES.get(match["projection"], match["projection"]))
+        found.append(
+            ExpertLora(name, projection, module.scale, module.a, module.b, 1, int(match["number"]))
+        )
+    return kept, found
+
+
+def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
+    """Demand that `change` fits experts of `shape`, which is None where there are none.
+
+    Raises:
+        PackageError: It does not.
+    """
+    wanted = shape.features(change.projection) if shape else None
+    if shape is None or wanted is None:
+        raise PackageError(
+            f"module {change.name}: the base model has no such experts that can be adapted",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if change.number is None and change.num_experts != shape.count:
+        raise PackageError(
+            f"module {change.name}: the adapter changes {change.num_experts} experts, the base "
+            f"model has {shape.count}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if change.number is not None and change.number >= shape.count:
+        raise PackageError(
+            f"module {change.name}: the base model has experts from 0 to {shape.count - 1}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    if change.features != wanted:
+        raise PackageError(
+            f"module {change.name}: the adapter maps {change.features[0]} to {change.features[1]} "
+            f"features, the base model {wanted[0]} to {wanted[1]}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _there(module: str, experts: Container[str]) -> str | None:
+    """Return what `module` is called among `experts`."""
+    names = [module]
+    for old, new in _OLD_PARENTS.items():
+        if module.endswith(old):
+            names.append(module.removesuffix(old) + new)
+    return next((name for name in names if name in experts), None)

@@ -1,0 +1,110 @@
+"""What an adapter does to the experts of a layer: a low-rank change of the matrices of each.
+
+Legend: E experts, R rows that an expert has, K input width, N output width of its matrix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from loramux_server.lora.segments import Int32, Segments
+from loramux_server.lora.weight_format import WeightFormat
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRows:
+    """The change of one matrix of all experts, as a slab of its own has it.
+
+    Expert e has the rows from e * size on. Those whose matrix is not changed have zeros.
+    """
+
+    a_RK: torch.Tensor
+    """[E * R, K], float32 or memory taken for it."""
+    b_RN: torch.Tensor
+    size: int
+    """Rows of float32 that an expert has."""
+    rank: int
+    scale: float
+    format: WeightFormat
+
+    def segments(self, start_S: Int32, end_S: Int32, expert_S: Int32) -> Segments:
+        """Return which expert's change applies to which rows of a batch."""
+        num_runs = len(start_S)
+        return Segments(
+            start_S=start_S,
+            end_S=end_S,
+            row_S=(expert_S * self.size).astype(np.int32),
+            size_S=np.full(num_runs, self.size, np.int32),
+            format_S=np.full(num_runs, self.format, np.int32),
+            rank_GSP=np.full((1, num_runs, 1), self.rank, np.int32),
+            scale_GSP=np.full((1, num_runs, 1), self.scale, np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsEdit:
+    """The changes of one layer's experts; what is None is not changed."""
+
+    first: ExpertRows | None
+    """Of what the gate and the other first matrix make, side by side."""
+    last: ExpertRows | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPiece:
+    """The change of some experts' outputs `begin` to `begin` + N."""
+
+    a_ERK: torch.Tensor
+    b_ERN: torch.Tensor
+    scale: float
+    begin: int = 0
+    number: int | None = None
+    """The expert, where it is that of one."""
+
+
+def rows_of(
+    pieces: Sequence[ExpertPiece], num_experts: int, features: tuple[int, int],
+    form: WeightFormat, dtype: torch.dtype,
+) -> ExpertRows:  # fmt: skip
+    """Return the change that `pieces` are together; of one expert they have rows of their own.
+
+    Args:
+        pieces: At least one.
+        num_experts: Experts of the layer.
+        features: Widths of the input and of the output of their matrix.
+        form: In which format it rests.
+        dtype: The same as torch calls it.
+    """
+    used_E = [0] * num_experts
+    for piece in pieces:
+        for expert in _experts(piece, num_experts):
+            used_E[expert] += piece.a_ERK.shape[1]
+    rank, scale = max(used_E), pieces[0].scale
+    per_row = torch.float32.itemsize // dtype.itemsize
+    size = -(-rank // per_row)
+    width_in, width_out = features
+    a_ERK = torch.zeros(num_experts, size * per_row, width_in, dtype=dtype)
+    b_ERN = torch.zeros(num_experts, size * per_row, width_out, dtype=dtype)
+    used_E = [0] * num_experts
+    for piece in pieces:
+        _, num_rows, width = piece.b_ERN.shape
+        columns = slice(piece.begin, piece.begin + width)
+        # All have one scale in what PEFT saves, unless patterns say otherwise.
+        b_piece = piece.b_ERN if piece.scale == scale else piece.b_ERN * (piece.scale / scale)
+        for at, expert in enumerate(_experts(piece, num_experts)):
+            rows = slice(used_E[expert], used_E[expert] + num_rows)
+            a_ERK[expert, rows] = piece.a_ERK[at].to(dtype)
+            b_ERN[expert, rows, columns] = b_piece[at].to(dtype)
+            used_E[expert] += num_rows
+    return ExpertRows(_as_float32(a_ERK), _as_float32(b_ERN), size, rank, scale, form)
+
+
+def _experts(piece: ExpertPiece, num_experts: int) -> range:
+    return range(num_experts) if piece.number is None else range(piece.number, piece.number + 1)
+
+
+def _as_float32(rows_ERK: torch.Tensor) -> torch.Tensor:
+    """Return the memory of `rows_ERK` as rows of float32."""
+    return rows_ERK.view(-1).view(torch.float32).view(-1, rows_ERK.shape[2])
