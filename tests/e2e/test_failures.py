@@ -456,7 +456,7 @@ def test_a_server_that_is_told_to_end_finishes_what_it_began(
     server: RunningServer, client: Client
 ) -> None:
     engine = server.engine_pid
-    options = LONG | {"max_tokens": 400}
+    options = LONG | {"max_tokens": 1000}
     alone = client.generate("hello", adapter="wide", **options).token_ids
     stream = client.stream("hello", adapter="wide", **options)
     tokens = next(stream).token_ids
