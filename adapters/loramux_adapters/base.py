@@ -1,5 +1,6 @@
 """A base model as a folder of transformers: its layers, from configs and headers alone."""
 
+import itertools
 import json
 import os
 import struct
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.experts import ExpertsShape, names_of_experts
 from loramux_adapters.token_shape import TokenShape, token_shape
 
 CONFIG_FILE = "config.json"
@@ -94,6 +96,28 @@ class BaseFolder:
             for module in contents.changed_modules
         }
         return {name: layer.features for name, layer in layers.items() if layer}
+
+    def experts(self, contents: Contents) -> dict[str, ExpertsShape]:
+        """Return the shapes of those experts that `contents` changes and that there are."""
+        shapes = {change.module: self._experts(change.module) for change in contents.experts}
+        return {name: shape for name, shape in shapes.items() if shape}
+
+    def _experts(self, module: str) -> ExpertsShape | None:
+        """Return the shape of the experts `module`, which may be saved together or one by one."""
+        together = [self.parameter(f"{module}.{name}") for name in ("gate_up_proj", "down_proj")]
+        first, last = (tensor.shape if tensor else () for tensor in together)
+        if len(first) == len(last) == 3:
+            count, *sizes = last
+            # Those of some models are transposed; then the widths do not meet here.
+            inner, width = sizes[::-1] if first[2] == last[1] else sizes
+            return ExpertsShape(count, width, inner)
+        for name in names_of_experts(module):
+            for down in ("down_proj", "w2"):
+                names = (f"{name}.{number}.{down}.weight" for number in itertools.count())
+                found = list(itertools.takewhile(bool, map(self.parameter, names)))
+                if found and found[0] and len(found[0].shape) == 2:
+                    return ExpertsShape(len(found), *found[0].shape)
+        return None
 
     def parameters(self, contents: Contents) -> dict[str, tuple[int, ...]]:
         """Return the shapes of those parameters that `contents` replaces and that there are."""

@@ -25,8 +25,8 @@ _ALONE = re.compile(
     r"(?P<projection>gate_proj|up_proj|down_proj|w1|w2|w3)"
 )
 _OLD_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_OLD_PARENTS = {".block_sparse_moe.experts": ".mlp.experts"}
-"""What transformers 4 called the experts of Mixtral -> what it calls them now."""
+_OLD_PARENT, _PARENT = ".block_sparse_moe.experts", ".mlp.experts"
+"""What transformers 4 called the experts of Mixtral, and what it calls them now."""
 
 
 class Projection(enum.StrEnum):
@@ -183,6 +183,12 @@ def split_experts(
     return kept, found
 
 
+def names_of_experts(module: str) -> list[str]:
+    """Return what the experts `module` may be called where each of them has weights of its own."""
+    old = [module.removesuffix(_PARENT) + _OLD_PARENT] if module.endswith(_PARENT) else []
+    return [module, *old]
+
+
 def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
     """Demand that `change` fits experts of `shape`, which is None where there are none.
 
@@ -217,7 +223,6 @@ def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
 def _there(module: str, experts: Container[str]) -> str | None:
     """Return what `module` is called among `experts`."""
     names = [module]
-    for old, new in _OLD_PARENTS.items():
-        if module.endswith(old):
-            names.append(module.removesuffix(old) + new)
+    if module.endswith(_OLD_PARENT):
+        names.append(module.removesuffix(_OLD_PARENT) + _PARENT)
     return next((name for name in names if name in experts), None)

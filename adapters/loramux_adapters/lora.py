@@ -25,6 +25,11 @@ class LoraModule:
         return self.module
 
     @property
+    def num_experts(self) -> int:
+        """Of how many experts it is the change: it is one of a layer."""
+        return 1
+
+    @property
     def rank(self) -> int:
         """Number of rows of A and columns of B."""
         return self.a.shape[0]

@@ -79,10 +79,11 @@ def _of_config(package: Package) -> Iterator[Finding]:
         return  # the scales are those of convert or merge, not of training
     use_rslora = isinstance(config, LoraConfig) and config.use_rslora
     scales = defaultdict(list)
-    for module in package.modules:
-        scales[module.scale, module.rank].append(module.module)
+    changes = package.contents.low_rank
+    for change in changes:
+        scales[change.scale, change.rank].append(change.name)
     for (scale, rank), modules in scales.items():
-        where = f"in {len(modules)} of {len(package.modules)} modules, {modules[0]} the first"
+        where = f"in {len(modules)} of {len(changes)} modules, {modules[0]} the first"
         if scale > MAX_USUAL_SCALE:
             usual = f"above {MAX_USUAL_SCALE:g} training is rarely stable"
             yield Finding("scale-high", f"the scale is {scale:g} {where}: {usual}")
@@ -98,14 +99,15 @@ def _of_config(package: Package) -> Iterator[Finding]:
 
 
 def _of_updates(file: BinaryIO, package: Package) -> Iterator[Finding]:
-    dead = []
+    dead, num_updates = [], 0
     for update in read_updates(file, package):
+        num_updates += 1
         if not update.is_finite():
             yield Finding("not-finite", "a weight is NaN or infinite", update.module)
         elif not update.b_OR.any() or not update.a_RI.any():
             half = "A" if update.b_OR.any() else "B"
             dead.append(Finding("dead-module", f"{half} is all zeros", update.module))
-    if dead and len(dead) == len(package.modules) and not package.edits:
+    if dead and len(dead) == num_updates and not package.edits:
         yield Finding("dead-adapter", "every module is zero: the adapter changes nothing")
     else:
         yield from dead
@@ -144,7 +146,7 @@ def _of_dtypes(file: BinaryIO, package: Package) -> Iterator[Finding]:
     dtypes = {tensor.dtype for tensor in package.file.tensors.values()}
     if len(dtypes) > 1:
         yield Finding("mixed-dtypes", f"the tensors have dtypes {', '.join(sorted(dtypes))}")
-    if "F32" not in dtypes or not package.modules:
+    if "F32" not in dtypes or not package.contents.low_rank:
         return
     fitting = {"BF16", "F16"}
     for update in read_updates(file, package):

@@ -8,7 +8,7 @@ import numpy as np
 
 from loramux_adapters.package import Package
 from loramux_adapters.weights.spectrum import effective_rank, factors, norm, singular_values
-from loramux_adapters.weights.update import read_update
+from loramux_adapters.weights.update import read_low_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,17 @@ class Measured:
 
 def measure(file: BinaryIO, package: Package) -> Iterator[Measured]:
     """Yield the measures of each update of `package`, which is open as `file`."""
-    for module in package.modules:
-        update = read_update(file, package, module)
+    for change, update in read_low_rank(file, package):
         s_K = singular_values(factors(update)) if update.is_finite() else np.array([np.nan])
         is_known = bool(np.isfinite(s_K).all())
         yield Measured(
-            module=module.module,
-            rank=module.rank,
-            scale=module.scale,
-            in_features=module.in_features,
-            out_features=module.out_features,
-            dtype="/".join(sorted({module.a.dtype, module.b.dtype})),
-            size_bytes=module.a.num_bytes + module.b.num_bytes,
+            module=update.module,
+            rank=update.rank,
+            scale=update.scale,
+            in_features=update.a_RI.shape[1],
+            out_features=update.b_OR.shape[0],
+            dtype="/".join(sorted({change.a.dtype, change.b.dtype})),
+            size_bytes=(change.a.num_bytes + change.b.num_bytes) // change.num_experts,
             norm=norm(s_K) if is_known else None,
             largest=float(s_K[0]) if is_known else None,
             effective_rank=effective_rank(s_K) if is_known else None,

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from loramux_adapters.errors import PackageError
+from loramux_adapters.experts import ExpertLora
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.package import Output, Package, tensor_reader, write_package
 from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
@@ -39,18 +40,40 @@ class Update:
 
 def read_update(file: BinaryIO, package: Package, module: LoraModule) -> Update:
     """Return the update of `module`, one of those of `package`, which is open as `file`."""
+    return Update(module.module, module.scale, *_read(file, package, module))
+
+
+def _read(file: BinaryIO, package: Package, change: LoraModule | ExpertLora) -> tuple[Array, Array]:
+    """Return A and B of `change` as they are in the file."""
     read = tensor_reader(file, package.file.data_start)
-    a_RI, b_OR = (
+    a, b = (
         decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
-        for tensor in (module.a, module.b)
+        for tensor in (change.a, change.b)
     )
-    return Update(module.module, module.scale, a_RI, b_OR)
+    return a, b
 
 
 def read_updates(file: BinaryIO, package: Package) -> Iterator[Update]:
-    """Yield the updates of `package`, which is open as `file`; memory holds one at a time."""
+    """Yield the updates of `package`, which is open as `file`; see `read_low_rank`."""
+    return (update for _, update in read_low_rank(file, package))
+
+
+def read_low_rank(
+    file: BinaryIO, package: Package
+) -> Iterator[tuple[LoraModule | ExpertLora, Update]]:
+    """Yield the low-rank changes of `package`, which is open as `file`, and what they add.
+
+    Those of experts come once for each expert. Memory holds one at a time.
+    """
     for module in package.modules:
-        yield read_update(file, package, module)
+        yield module, read_update(file, package, module)
+    for change in package.contents.experts:
+        a, b = _read(file, package, change)
+        a_ERI = a.reshape(change.num_experts, change.rank, -1)
+        b_ORE = b.reshape(len(b), change.rank, change.num_experts)
+        for number, a_RI in enumerate(a_ERI):
+            name = f"{change.module}.{number}.{change.projection}"
+            yield change, Update(name, change.scale, a_RI, b_ORE[:, :, number])
 
 
 def dtype_of(package: Package) -> str:

@@ -54,7 +54,10 @@ def verify(
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
         contents = package.named_for(base.tensors).contents
-        check_fit(contents, base.features(contents), base.parameters(contents), base.token)
+        check_fit(
+            contents, base.features(contents), base.parameters(contents), base.token,
+            base.experts(contents),
+        )  # fmt: skip
         done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
         if "base" in package.notes:
             check_fingerprint(cast(dict[str, object], package.notes["base"]), base)
