@@ -10,7 +10,8 @@ from torch import nn
 from transformers.integrations.moe import use_experts_implementation
 
 from loramux_adapters.experts import ExpertsShape
-from loramux_server.kernels.backend import DEFINITIONS, choose_backend
+from loramux_server.kernels.backend import choose_backend
+from loramux_server.kernels.experts import ExpertWeights, Pairs, multiply_experts
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.experts_edit import ExpertPiece, ExpertsEdit, rows_of
 from loramux_server.lora.segments import Residence, Segments
@@ -168,11 +169,9 @@ def test_changes_of_16_bits_rest_in_them(dtype: torch.dtype) -> None:
     held_ERK = rows.a_RK.view(-1).view(dtype).view(E, 4, K)
     assert torch.equal(held_ERK[:, :3], one.a_ERK.to(dtype))
     assert not held_ERK[:, 3].any()
-    y_PN, x_PK = torch.zeros(2, M), torch.randn(2, K)
-    ends = np.array([1, 2], np.int32)
-    segments = rows.segments(ends - 1, ends, np.array([4, 0], np.int32))
-    columns = np.array([0, M], np.int32)
-    DEFINITIONS.add_lora_apart(y_PN, x_PK, rows.a_RK, rows.b_RN, columns, segments, 0)
-    for at, expert in enumerate((4, 0)):
+    x_PK = torch.randn(2, K)
+    weights = ExpertWeights(torch.zeros(E, M, K), None)
+    y_PN = multiply_experts(x_PK, weights, Pairs(torch.tensor([1, 9]), 2), [rows])
+    for at, expert in enumerate((0, 4)):
         a_RK, b_RN = (half[expert].to(dtype).float() for half in (one.a_ERK, one.b_ERN))
         torch.testing.assert_close(y_PN[at], 0.5 * (x_PK[at] @ a_RK.T) @ b_RN)

@@ -18,7 +18,9 @@ from triton.runtime.jit import JITFunction
 from loramux_server.kernels import gpu
 from loramux_server.kernels.attention import AttentionForm
 from loramux_server.kernels.decoder import Norm
+from loramux_server.kernels.experts import ExpertWeights, Pairs
 from loramux_server.kernels.gpu.expand import expand_triton
+from loramux_server.kernels.gpu.experts import multiply_experts_triton
 from loramux_server.kernels.gpu.plan import FILE, Plan
 from loramux_server.kernels.gpu.residual_norm import NormScratch, residual_norm_triton
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
@@ -27,6 +29,8 @@ from loramux_server.kernels.gpu.shrink import shrink_triton
 from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
 from loramux_server.kernels.gpu.tiles import LowRank
 from loramux_server.kernels.gpu.write_cache import write_cache_triton
+from loramux_server.lora.experts_edit import ExpertPiece, ExpertRows, rows_of
+from loramux_server.lora.slab import DTYPES
 from tests.support.attention import problem
 from tests.support.device_attention import give
 from tests.support.low_rank import Residents, residents
@@ -81,6 +85,7 @@ def main(part: str = "1/1") -> None:
     if number == 1:
         rms_norm_triton(_zeros(TOKENS, WIDTH), _zeros(WIDTH), 1e-5)
         launch_attention()
+        launch_experts()
     ways: list[tuple[int, int | None]] = [(1, None), (1, 1), (1, 8), (16, 1), (16, 8), (64, 1)]
     for tile, num_planes in ways[number - 1 :: parts]:
         has_adapter = num_planes is not None
@@ -109,6 +114,18 @@ def launch_attention() -> None:
             give(one, torch.device("cpu"), size=16).decode(form, shares=2, blocks=blocks)
     rows = _zeros(len(given.batch.slot_T), given.keys.shape[1], HEAD)
     write_cache_triton(given.keys, given.values, rows, rows, given.batch.slot_T)
+
+
+def launch_experts() -> None:
+    """Launch the changes of experts, which rest in any format."""
+    key_P, x = torch.arange(TOKENS), _zeros(TOKENS, WIDTH)
+    weights = ExpertWeights(torch.zeros(TOKENS, WIDTH, WIDTH, dtype=DTYPE), None)
+    changes: list[ExpertRows | None] = []
+    for form, dtype in DTYPES.items():
+        one = torch.zeros(TOKENS, 24, WIDTH)
+        pieces = [ExpertPiece(one, one, 1.0)]
+        changes.append(rows_of(pieces, TOKENS, (WIDTH, WIDTH), form, dtype))
+    multiply_experts_triton(x, weights, Pairs(key_P, len(changes) + 1), changes)
 
 
 def launch_layers(size: int, num_planes: int | None, *, has_vectors: bool) -> None:

@@ -16,12 +16,14 @@ from loramux_server.kernels.attention import (
     write_cache,
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
+from loramux_server.kernels.experts import ExpertWeights, Pairs, multiply_experts
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
 from loramux_server.kernels.resting import AT_REST, Quantization
 from loramux_server.kernels.saved_linear import SavedLinear, make_saved_linear
 from loramux_server.kernels.step_input import StepInput, stage
+from loramux_server.lora.experts_edit import ExpertRows
 from loramux_server.lora.segments import Int32, Segments
 
 
@@ -96,6 +98,19 @@ class MakeSavedLinear(Protocol):
         """Return the layer with this weight, which is to rest in `dtype`."""
 
 
+class MultiplyExperts(Protocol):
+    """A matrix of experts with adapters' changes; see `kernels.experts`."""
+
+    def __call__(
+        self,
+        x_PK: torch.Tensor,
+        weights: ExpertWeights,
+        pairs: Pairs,
+        changes: Sequence[ExpertRows | None],
+    ) -> torch.Tensor:
+        """Return what each pair's expert makes of its input."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The operations of one kind of device."""
@@ -113,8 +128,7 @@ class Backend:
     stage: Callable[[StepInput, torch.device], StepInput] = stage
     """Brings what a step is given to the device."""
     make_saved_linear: MakeSavedLinear = make_saved_linear
-    add_lora_apart: AddLora = add_lora
-    """The segmented low-rank matmul with rows that are in no slab."""
+    multiply_experts: MultiplyExperts = multiply_experts
     extends: bool = False
     """Whether A rows lie behind the base weights."""
     is_deterministic: bool = False
@@ -183,7 +197,8 @@ def choose_backend(
         "cpu", partial(make_linear_cpu, quantization=quantization), add_lora_cpu, project,
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
         partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
-        add_lora_apart=add_lora_cpu, is_deterministic=is_deterministic,
+        multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu),
+        is_deterministic=is_deterministic,
     )  # fmt: skip
 
 

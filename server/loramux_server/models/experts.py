@@ -4,7 +4,7 @@ transformers describes such experts to whoever computes them otherwise: see its
 `use_experts_implementation`. Steps in which nobody changes them are left to the experts themselves.
 
 Legend: T tokens, X experts that each token has, P = T * X pairs of token and expert, E experts,
-K input width, N output width of a matrix, S runs of pairs that share expert and adapter.
+K input width, N output width of a matrix.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from loramux_adapters.experts import ExpertsShape
-from loramux_server.lora.experts_edit import ExpertRows, ExpertsEdit
-from loramux_server.lora.segments import Int32, Segments
+from loramux_server.kernels.experts import ExpertWeights, Pairs
+from loramux_server.lora.experts_edit import ExpertsEdit
+from loramux_server.lora.segments import Segments
 from loramux_server.models.step import Step
 
 _ABOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
@@ -31,26 +32,6 @@ class _Change:
     start: int
     end: int
     edit: ExpertsEdit
-
-
-@dataclass(frozen=True, slots=True)
-class _Runs:
-    """Pairs in the order of their experts, and for each expert in the order of their adapters."""
-
-    order_P: torch.Tensor
-    """Which pair is at each place."""
-    border_E: list[int]
-    """First place of each expert, and the number of pairs."""
-    start_S: Int32
-    end_S: Int32
-    expert_S: Int32
-    change_S: Int32
-    """Number of the change of each run; -1 where there is none."""
-
-    def of(self, number: int) -> tuple[Int32, Int32, Int32]:
-        """Return first place, place after the last and expert of the runs of a change."""
-        mask = self.change_S == number
-        return self.start_S[mask], self.end_S[mask], self.expert_S[mask]
 
 
 class ServedExperts(nn.Module):
@@ -80,41 +61,19 @@ class ServedExperts(nn.Module):
         """Return what experts make of `x_TK` with the changes of some tokens' adapters."""
         own: Any = self.own
         num_chosen = index_TX.shape[1]
-        runs = _runs(index_TX, changes, len(own.down_proj))
-        y_PN = self._multiply(x_TK[runs.order_P // num_chosen], "first", runs, changes)
+        order_P, pairs = _in_order(index_TX, changes)
+        multiply = self._step.backend.multiply_experts
+        first, last = (_weights(own, name) for name in (_first_name(own), "down_proj"))
+        x_PK = x_TK[order_P // num_chosen]
+        y_PN = multiply(x_PK, first, pairs, [change.edit.first for change in changes])
         y_PN = own._apply_gate(y_PN) if own.has_gate else own.act_fn(y_PN)
-        y_PK = self._multiply(y_PN, "last", runs, changes)
+        y_PK = multiply(y_PN, last, pairs, [change.edit.last for change in changes])
         if own.has_post_expert_norm:
             y_PK = own.post_expert_norm(y_PK)
-        y_PK = y_PK * weight_TX.reshape(-1)[runs.order_P, None]
+        y_PK = y_PK * weight_TX.reshape(-1)[order_P, None]
         back_PK = torch.empty_like(y_PK)
-        back_PK[runs.order_P] = y_PK
+        back_PK[order_P] = y_PK
         return back_PK.view(len(x_TK), num_chosen, -1).sum(1).to(x_TK.dtype)
-
-    def _multiply(
-        self, x_PK: torch.Tensor, which: str, runs: _Runs, changes: Sequence[_Change]
-    ) -> torch.Tensor:
-        """Return what the `first` or `last` matrices make of `x_PK`, in the order of `runs`."""
-        own: Any = self.own
-        name = "down_proj" if which == "last" else _first_name(own)
-        weight_ENK = getattr(own, name)
-        if own.is_transposed:
-            weight_ENK = weight_ENK.transpose(1, 2)
-        bias_EN = getattr(own, f"{name}_bias") if own.has_bias else None
-        y_PN = x_PK.new_empty(len(x_PK), weight_ENK.shape[1])
-        for expert, (start, end) in enumerate(zip(runs.border_E, runs.border_E[1:], strict=False)):
-            if start < end:
-                torch.mm(x_PK[start:end], weight_ENK[expert].T, out=y_PN[start:end])
-                if bias_EN is not None:
-                    y_PN[start:end] += bias_EN[expert]
-        columns = np.array([0, y_PN.shape[1]], np.int32)
-        for number, change in enumerate(changes):
-            rows: ExpertRows | None = getattr(change.edit, which)
-            if rows is not None:
-                add_lora = self._step.backend.add_lora_apart
-                segments = rows.segments(*runs.of(number))
-                add_lora(y_PN, x_PK, rows.a_RK, rows.b_RN, columns, segments, 0)
-        return y_PN
 
 
 def find_experts(module: nn.Module, step: Step) -> dict[str, ExpertsShape]:
@@ -144,25 +103,22 @@ def _changes(segments: Segments | None, name: str) -> Iterator[_Change]:
             yield _Change(start, end, edits.experts[name])
 
 
-def _runs(index_TX: torch.Tensor, changes: Sequence[_Change], num_experts: int) -> _Runs:
+def _in_order(index_TX: torch.Tensor, changes: Sequence[_Change]) -> tuple[torch.Tensor, Pairs]:
+    """Return which pair is at each place, and what they are in this order."""
     change_T = np.zeros(len(index_TX), np.int64)
     for number, change in enumerate(changes, 1):
         change_T[change.start : change.end] = number
+    of_token_T = torch.from_numpy(change_T).to(index_TX.device)
     num_kinds = len(changes) + 1
-    expert_P = index_TX.reshape(-1).cpu().numpy()
-    key_P = expert_P * num_kinds + np.repeat(change_T, index_TX.shape[1])
-    order_P = np.argsort(key_P, kind="stable")
-    sorted_P = key_P[order_P]
-    start_S = np.flatnonzero(np.diff(sorted_P, prepend=-1)).astype(np.int32)
-    key_S = sorted_P[start_S]
-    return _Runs(
-        order_P=torch.from_numpy(order_P).to(index_TX.device),
-        border_E=np.searchsorted(sorted_P, np.arange(num_experts + 1) * num_kinds).tolist(),
-        start_S=start_S,
-        end_S=np.append(start_S[1:], np.int32(len(sorted_P))),
-        expert_S=(key_S // num_kinds).astype(np.int32),
-        change_S=(key_S % num_kinds - 1).astype(np.int32),
-    )
+    key_TX = index_TX * num_kinds + of_token_T[:, None]
+    key_P, order_P = torch.sort(key_TX.reshape(-1), stable=True)
+    return order_P, Pairs(key_P, num_kinds)
+
+
+def _weights(own: Any, name: str) -> ExpertWeights:  # noqa: ANN401
+    weight = getattr(own, name)
+    bias_EN = getattr(own, f"{name}_bias") if own.has_bias else None
+    return ExpertWeights(weight.transpose(1, 2) if own.is_transposed else weight, bias_EN)
 
 
 def _shape(part: nn.Module) -> ExpertsShape | None:

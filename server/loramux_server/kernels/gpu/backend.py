@@ -17,6 +17,7 @@ from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_at
 from loramux_server.kernels.gpu.decoder import make_decoder_gpu
 from loramux_server.kernels.gpu.device_batch import tile_size
 from loramux_server.kernels.gpu.expand import expand_triton
+from loramux_server.kernels.gpu.experts import multiply_experts_triton
 from loramux_server.kernels.gpu.linear import LinearGpu, make_linear_gpu
 from loramux_server.kernels.gpu.plan import Cut, Plan
 from loramux_server.kernels.gpu.prefill_attention import prefill_attention_triton
@@ -192,4 +193,5 @@ def make_gpu_backend(device: torch.device) -> Backend:
     return Backend(
         "triton", make_linear_gpu, add_lora, of.project, of.write_cache, of.paged_attention,
         rms_norm_triton, silu_mul, rotate, of.make_decoder, of.stage, extends=True,
+        multiply_experts=multiply_experts_triton,
     )  # fmt: skip

@@ -1,0 +1,108 @@
+"""A matrix of experts with the adapters' changes on top: its definition.
+
+Legend: P pairs of a token and one of its experts, E experts, K input width, N output width, C
+adapters of the step, S runs of pairs that share expert and adapter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from loramux_server.kernels.add_lora import add_lora
+from loramux_server.lora.experts_edit import ExpertRows
+from loramux_server.lora.segments import Int32
+
+if TYPE_CHECKING:
+    from loramux_server.kernels.backend import AddLora
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """The same matrix of all experts."""
+
+    weight_ENK: torch.Tensor
+    bias_EN: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which expert and which adapter's change each pair has, in the order of both."""
+
+    key_P: torch.Tensor
+    """Expert times `num_kinds`, and the number of the change."""
+    num_kinds: int
+    """Changes, and one more: 0 is the number of none."""
+
+    @cached_property
+    def runs(self) -> "Runs":
+        """Where expert or change are others than before; known once the device has told it."""
+        key_P = self.key_P.cpu().numpy()
+        start_S = np.flatnonzero(np.diff(key_P, prepend=-1)).astype(np.int32)
+        key_S = key_P[start_S]
+        return Runs(
+            start_S,
+            np.append(start_S[1:], np.int32(len(key_P))),
+            (key_S // self.num_kinds).astype(np.int32),
+            (key_S % self.num_kinds).astype(np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of pairs that share expert and change."""
+
+    start_S: Int32
+    end_S: Int32
+    expert_S: Int32
+    change_S: Int32
+
+    def of(self, change: int) -> tuple[Int32, Int32, Int32]:
+        """Return first pair, pair after the last and expert of the runs of a change."""
+        mask = self.change_S == change
+        return self.start_S[mask], self.end_S[mask], self.expert_S[mask]
+
+    def by_expert(self) -> list[tuple[int, int, int]]:
+        """Return each expert that there is, its first pair and the one after its last."""
+        first = np.flatnonzero(np.diff(self.expert_S, prepend=-1))
+        last = np.append(first[1:], len(self.expert_S)) - 1
+        found = self.expert_S[first], self.start_S[first], self.end_S[last]
+        return list(zip(*(each.tolist() for each in found), strict=True))
+
+
+def multiply_experts(
+    x_PK: torch.Tensor,
+    weights: ExpertWeights,
+    pairs: Pairs,
+    changes: Sequence[ExpertRows | None],
+    *,
+    add_lora: "AddLora" = add_lora,
+) -> torch.Tensor:
+    """Return what each pair's expert makes of its input, as [P, N].
+
+    Semantics, for a pair of expert e and of an adapter whose change is not None:
+
+        y = x @ weight[e].T + bias[e] + scale * (x @ A[e].T) @ B[e]
+
+    Args:
+        x_PK: The inputs.
+        weights: The base's matrix.
+        pairs: Which expert and which adapter each has.
+        changes: What each adapter does, in the order of their numbers from 1 on.
+        add_lora: The segmented low-rank matmul.
+    """
+    runs = pairs.runs
+    y_PN = x_PK.new_empty(len(x_PK), weights.weight_ENK.shape[1])
+    for expert, start, end in runs.by_expert():
+        torch.mm(x_PK[start:end], weights.weight_ENK[expert].T, out=y_PN[start:end])
+        if weights.bias_EN is not None:
+            y_PN[start:end] += weights.bias_EN[expert]
+    columns = np.array([0, y_PN.shape[1]], np.int32)
+    for number, rows in enumerate(changes, 1):
+        if rows is not None:
+            segments = rows.segments(*runs.of(number))
+            add_lora(y_PN, x_PK, rows.a_RK, rows.b_RN, columns, segments, 0)
+    return y_PN
