@@ -22,12 +22,15 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from tests.parity import test_classifiers, test_methods, test_saved
+from tests.parity import test_classifiers, test_experts, test_methods, test_saved
 from tests.support.adapters import Expected, expected, pack_source, quiet_peft, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "phi", "gpt2", "gpt-neox")
+ARCHITECTURES = (
+    "llama", "qwen2", "qwen3", "mistral", "gemma", "phi", "gpt2", "gpt-neox",
+    "qwen3-moe",
+)  # fmt: skip
 NUM_TOKENS = 6
 _SAME_TO_PEFT = 1e-2
 """Rounding is below; two models that differ are above."""
@@ -57,7 +60,12 @@ def methods(model: PreTrainedModel) -> Mapping[str, tuple[PeftConfig, Save]]:
     kinds = {name: (config, test_methods.save) for name, config in
              test_methods.configs(model).items()}  # fmt: skip
     others = {name: (config, test_saved.save) for name, config in test_saved.configs(model).items()}
-    return {**kinds, **{f"beside layers: {name}": found for name, found in others.items()}}
+    kinds |= {f"beside layers: {name}": found for name, found in others.items()}
+    if hasattr(model.config, "num_experts"):
+        experts = {name: (config, test_methods.save) for name, config in
+                   test_experts.configs().items() if config.target_parameters}  # fmt: skip
+        kinds |= {f"of experts: {name}": found for name, found in experts.items()}
+    return kinds
 
 
 def _merged(wrapped: nn.Module) -> nn.Module | None:
@@ -146,7 +154,7 @@ def _along(model: nn.Module, prompt: list[int], tokens: list[int]) -> Expected:
 
 
 def _lines(columns: Mapping[str, Mapping[str, Cell | None]]) -> list[str]:
-    names = list(next(iter(columns.values())))
+    names = list({name: None for column in columns.values() for name in column})
     cells = [cell for column in columns.values() for cell in column.values() if cell]
     return [
         "# How far each method is from PEFT",
