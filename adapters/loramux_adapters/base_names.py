@@ -5,12 +5,12 @@ that they have in the one that continues text. Llama's `model.layers` are `trans
 `LlamaForQuestionAnswering`, and in what `AutoModel` loads nothing stands before `layers`.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.experts import split_experts
+from loramux_adapters.experts import ExpertsShape, split_experts
 from loramux_adapters.head import Task
 
 FEATURES = "FEATURE_EXTRACTION"
@@ -18,7 +18,7 @@ FEATURES = "FEATURE_EXTRACTION"
 
 
 def named_for(
-    contents: Contents, names: Collection[str], experts: Collection[str] = ()
+    contents: Contents, names: Collection[str], experts: Mapping[str, ExpertsShape] | None = None
 ) -> Contents:
     """Return `contents` with its modules under the names that they have in a base.
 
@@ -29,7 +29,7 @@ def named_for(
     Args:
         contents: What an adapter does.
         names: Names of modules of the base.
-        experts: Names of its experts.
+        experts: Its experts by name.
 
     Raises:
         PackageError: Two of its modules would have one name.
@@ -37,8 +37,10 @@ def named_for(
     contents = _named_for_task(contents, names)
     if not experts:
         return contents
-    modules, of_experts = split_experts(contents.modules, names, experts)
-    return replace(contents, modules=modules, experts=[*contents.experts, *of_experts])
+    modules, routers, of_experts = split_experts(contents.modules, names, experts)
+    return replace(
+        contents, modules=modules, routers=routers, experts=[*contents.experts, *of_experts]
+    )
 
 
 def _named_for_task(contents: Contents, names: Iterable[str]) -> Contents:

@@ -126,6 +126,8 @@ class Contents:
     experts: list[ExpertLora] = field(default_factory=list)
     """Low-rank changes of experts."""
     edits: list[Edit] = field(default_factory=list)
+    routers: list[LoraModule] = field(default_factory=list)
+    """Low-rank changes of what chooses among experts, once it is known what that is in a base."""
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     virtual: VirtualTokens | None = None
     invocation: tuple[int, ...] = ()
@@ -138,7 +140,7 @@ class Contents:
     @property
     def low_rank(self) -> list[LoraModule | ExpertLora]:
         """All low-rank changes."""
-        return [*self.modules, *self.experts]
+        return [*self.modules, *self.routers, *self.experts]
 
     @property
     def outer_modules(self) -> list[LoraModule]:
@@ -165,4 +167,4 @@ class Contents:
     @property
     def has_more(self) -> bool:
         """Whether anything is done to the base beside low-rank changes of its layers."""
-        return bool(self.experts or self.edits or self.bottlenecks or self.virtual)
+        return bool(self.experts or self.routers or self.edits or self.bottlenecks or self.virtual)

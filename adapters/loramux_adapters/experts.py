@@ -10,8 +10,8 @@ Legend: E experts, R rank, K input width, N output width.
 
 import enum
 import re
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from loramux_adapters.errors import PackageError
 from loramux_adapters.lora import LoraModule
@@ -27,6 +27,8 @@ _ALONE = re.compile(
 _OLD_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _OLD_PARENT, _PARENT = ".block_sparse_moe.experts", ".mlp.experts"
 """What transformers 4 called the experts of Mixtral, and what it calls them now."""
+_OLD_ROUTER, _ROUTER = ".block_sparse_moe.gate", ".mlp.gate"
+"""Likewise what chooses among them."""
 
 
 class Projection(enum.StrEnum):
@@ -39,6 +41,8 @@ class Projection(enum.StrEnum):
     DOWN = "down_proj"
 
 
+ROUTER_WEIGHTS = ("gate.weight", "router.weight")
+"""Parameters of what chooses among experts."""
 PARAMETERS = (Projection.GATE_UP, Projection.UP, Projection.DOWN)
 """Those that are parameters of all experts, in the order in which experts have them."""
 
@@ -89,6 +93,8 @@ class ExpertsShape:
     """Whether a gate is multiplied with what they take, so that there are two first matrices."""
     has_halves: bool = True
     """Whether the outputs of the gate come before those of the other, not in turns with them."""
+    router: str = ""
+    """Name of what chooses among them; empty if it cannot be changed."""
 
     def features(self, projection: Projection) -> tuple[int, int] | None:
         """Return input and output width of a matrix; None if there is none that can be changed."""
@@ -159,20 +165,26 @@ def check_whole(config: LoraConfig, changes: Iterable[ExpertLora]) -> None:
 
 
 def split_experts(
-    modules: Iterable[LoraModule], layers: Container[str], experts: Container[str]
-) -> tuple[list[LoraModule], list[ExpertLora]]:
-    """Return which of `modules` are changes of layers, and which of one expert each.
+    modules: Iterable[LoraModule], layers: Container[str], experts: Mapping[str, ExpertsShape]
+) -> tuple[list[LoraModule], list[LoraModule], list[ExpertLora]]:
+    """Return which of `modules` are changes of layers, of routers, and of one expert each.
 
     Args:
         modules: Low-rank changes as they were trained.
         layers: Names of the layers of the base.
-        experts: Names of its experts, whose weights are in one parameter.
+        experts: Its experts, whose weights are in one parameter, by name.
     """
+    names = {shape.router for shape in experts.values()}
     kept: list[LoraModule] = []
+    routers: list[LoraModule] = []
     found: list[ExpertLora] = []
     for module in modules:
+        router = _there(module.module, names, _OLD_ROUTER, _ROUTER)
+        if router:
+            routers.append(replace(module, module=router))
+            continue
         match = None if module.module in layers else _ALONE.fullmatch(module.module)
-        name = _there(match["module"], experts) if match else None
+        name = _there(match["module"], experts, _OLD_PARENT, _PARENT) if match else None
         if match is None or name is None:
             kept.append(module)
             continue
@@ -180,7 +192,7 @@ def split_experts(
         found.append(
             ExpertLora(name, projection, module.scale, module.a, module.b, 1, int(match["number"]))
         )
-    return kept, found
+    return kept, routers, found
 
 
 def names_of_experts(module: str) -> list[str]:
@@ -220,9 +232,9 @@ def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
         )
 
 
-def _there(module: str, experts: Container[str]) -> str | None:
-    """Return what `module` is called among `experts`."""
+def _there(module: str, there: Container[str], old: str, new: str) -> str | None:
+    """Return what `module` is called in `there`, where its end may be `new` and not `old`."""
     names = [module]
-    if module.endswith(_OLD_PARENT):
-        names.append(module.removesuffix(_OLD_PARENT) + _PARENT)
-    return next((name for name in names if name in experts), None)
+    if module.endswith(old):
+        names.append(module.removesuffix(old) + new)
+    return next((name for name in names if name in there), None)

@@ -6,6 +6,7 @@ from loramux_adapters.bottleneck import sites
 from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertsShape, check_experts
+from loramux_adapters.lora import LoraModule
 from loramux_adapters.token_shape import TokenShape
 
 
@@ -46,13 +47,7 @@ def check_fit(
                 "ADAPTER_BASE_MISMATCH",
             )
     for module in contents.modules:
-        if (module.in_features, module.out_features) != base[module.module]:
-            wanted_in, wanted_out = base[module.module]
-            raise PackageError(
-                f"module {module.module}: the adapter maps {module.in_features} to "
-                f"{module.out_features} features, the base model {wanted_in} to {wanted_out}",
-                "ADAPTER_BASE_MISMATCH",
-            )
+        _check_features(module, base[module.module])
     for edit in contents.edits:
         if _is_of_parameter(edit, base):
             _check_parameter(edit, parameters or {})
@@ -60,8 +55,20 @@ def check_fit(
             _check_vector(edit, base[edit.module])
     for change in contents.experts:
         check_experts(change, (experts or {}).get(change.module))
+    widths = {shape.router: (shape.width, shape.count) for shape in (experts or {}).values()}
+    for module in contents.routers:
+        _check_features(module, widths[module.module])
     for bottleneck in contents.bottlenecks:
         _check_bottleneck(bottleneck, base)
+
+
+def _check_features(module: LoraModule, wanted: tuple[int, int]) -> None:
+    if (module.in_features, module.out_features) != wanted:
+        raise PackageError(
+            f"module {module.module}: the adapter maps {module.in_features} to "
+            f"{module.out_features} features, the base model {wanted[0]} to {wanted[1]}",
+            "ADAPTER_BASE_MISMATCH",
+        )
 
 
 def _is_of_parameter(edit: Edit, base: Mapping[str, tuple[int, int]]) -> bool:

@@ -129,19 +129,23 @@ def _join(
 ) -> LoraModule:
     a, b = _halves(module, parts, a_ending, b_ending)
     rank = a.shape[0]
-    if rank != config.rank_of(module):
+    # What chooses among experts is targeted by its weight.
+    is_parameter = config.targets_parameter(f"{module}.weight")
+    name = f"{module}.weight" if is_parameter else module
+    if rank != config.rank_of(name):
         raise PackageError(
             f"module {module}: the tensors have rank {rank}, "
-            f"adapter_config.json says {config.rank_of(module)} (r or rank_pattern)",
+            f"adapter_config.json says {config.rank_of(name)} (r or rank_pattern)",
             "INVALID_ADAPTER_CONFIG",
         )
-    if not config.targets(module) and not (config.ensures_tying and is_outer(module)):
+    is_target = is_parameter or config.targets(module)
+    if not is_target and not (config.ensures_tying and is_outer(module)):
         raise PackageError(
             f"module {module} has tensors but adapter_config.json does not target it "
             "(target_modules, exclude_modules, layers_to_transform)",
             "INVALID_ADAPTER_CONFIG",
         )
-    scale = config.scale_of(module)
+    scale = config.scale_of(name)
     _check_scale(module, scale)
     return LoraModule(module, scale, a, b, is_embedding=a_ending == _EMBEDDING_A)
 

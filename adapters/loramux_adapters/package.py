@@ -18,6 +18,7 @@ from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
 from loramux_adapters.embedding import Embedding, embedding_of
 from loramux_adapters.errors import PackageError
+from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.head import Head, Task
 from loramux_adapters.kinds import AdapterConfig, kind_of, read_contents
 from loramux_adapters.labels import Labels, labels_beside, labels_of
@@ -91,7 +92,9 @@ class Package:
         head = self.head
         return labels_of(head, self.notes) if head and head.task.classifies else None
 
-    def named_for(self, names: Collection[str], experts: Collection[str] = ()) -> "Package":
+    def named_for(
+        self, names: Collection[str], experts: Mapping[str, ExpertsShape] | None = None
+    ) -> "Package":
         """Return it with its modules under the names that they have in a base; see `named_for`."""
         return replace(self, contents=named_for(self.contents, names, experts))
 

@@ -6,7 +6,7 @@ Source of the meaning of each field: `peft.LoraConfig`, PEFT 0.21.
 from collections.abc import Mapping
 
 from loramux_adapters.errors import shown
-from loramux_adapters.experts import PARAMETERS
+from loramux_adapters.experts import PARAMETERS, ROUTER_WEIGHTS
 from loramux_adapters.fields import (
     Fields,
     alpha,
@@ -112,9 +112,10 @@ def _parameters(config: Mapping[str, object]) -> tuple[str, ...]:
     name = "target_parameters"
     found = names(config, name)
     for parameter in found:
-        if parameter.rpartition(".")[2] not in PARAMETERS:
-            wanted = ", ".join(repr(str(each)) for each in PARAMETERS)
-            raise unsupported(name, parameter, f"{wanted} of experts are served")
+        last = parameter.split(".")[-2:]
+        if last[-1] not in PARAMETERS and ".".join(last) not in ROUTER_WEIGHTS:
+            wanted = ", ".join(repr(str(each)) for each in (*PARAMETERS, *ROUTER_WEIGHTS))
+            raise unsupported(name, parameter, f"{wanted} of mixtures of experts are served")
         if config.get("use_dora") or config.get("lora_bias"):
             raise unsupported(name, parameter, "PEFT adapts parameters by A and B alone")
     return found

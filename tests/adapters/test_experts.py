@@ -1,6 +1,7 @@
 """Low-rank changes of experts: what is read of them, and what fits a base."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_layers_are_layers_whatever_parameters_are_named() -> None:
     (DOWN | {"use_dora": True}, LAST, UNSUPPORTED, "'target_parameters' = 'mlp.experts.down_proj'"),
     (DOWN | {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, LAST, UNSUPPORTED,
      "beside alora_invocation_tokens target_parameters"),
-    (CONFIG | {"target_parameters": ["q.weight"]}, LAST, UNSUPPORTED, "'down_proj' of experts"),
+    (CONFIG | {"target_parameters": ["q.weight"]}, LAST, UNSUPPORTED, "experts are served"),
     (CONFIG | {"target_parameters": ["experts.*"]}, LAST, UNSUPPORTED, "patterns are not served"),
     (CONFIG | {"target_parameters": "down_proj"}, LAST, UNSUPPORTED, "a regular expression"),
 ])  # fmt: skip
@@ -127,12 +128,19 @@ def test_changes_of_layers_become_those_of_experts_where_these_are_none() -> Non
     names = [
         f"{EXPERTS}.7.up_proj", f"{old}.2.w1", f"{old}.2.w2", f"{old}.2.w4",
         f"{EXPERTS}.01.up_proj", "model.layers.1.mlp.experts.0.up_proj", f"{EXPERTS}.8.up_proj",
+        "model.layers.0.block_sparse_moe.gate", "model.layers.1.mlp.gate",
     ]  # fmt: skip
-    found = named_for(Contents([*map(module, names)]), [names[-1]], [EXPERTS])
+    shape = replace(SHAPE, router="model.layers.0.mlp.gate")
+    found = named_for(Contents([*map(module, names)]), [names[6]], {EXPERTS: shape})
     assert [each.name for each in found.experts] == [
         f"{EXPERTS}.7.up_proj", f"{EXPERTS}.2.gate_proj", f"{EXPERTS}.2.down_proj",
     ]  # fmt: skip
-    assert [each.name for each in found.modules] == names[3:]
+    assert [each.name for each in found.modules] == [*names[3:7], names[8]]
+    assert [each.name for each in found.routers] == ["model.layers.0.mlp.gate"]
+    check = Contents(routers=found.routers)
+    check_fit(check, {}, experts={EXPERTS: replace(shape, count=6)})
+    with pytest.raises(PackageError, match="maps 4 to 6 features, the base model 4 to 3"):
+        check_fit(check, {}, experts={EXPERTS: shape})
 
 
 FUSED = {f"{EXPERTS}.gate_up_proj": (3, 12, 4), f"{EXPERTS}.down_proj": (3, 4, 6)}

@@ -47,7 +47,7 @@ CORPUS = [
     *(
         case(f"B05-{field}", UNSUPPORTED, f"'{field}'", **{field: value})
         for field, value in {
-            "layer_replication": [[0, 4], [2, 5]], "target_parameters": ["experts.down_proj"],
+            "layer_replication": [[0, 4], [2, 5]], "target_parameters": ["experts.w1"],
             "use_qalora": True, "megatron_config": {"a": 1}, "use_bdlora": {"nblocks": 2},
             "arrow_config": {"top_k": 1}, "kasa_config": {"beta": 1}, "velora_config": {"scale": 1},
             "monteclora_config": {"n": 1}, "init_lora_weights": "pissa",

@@ -31,10 +31,16 @@ BASES: dict[str, Callable[[], PreTrainedConfig]] = {
     "granite-moe": lambda: GraniteMoeConfig(**SHAPE, num_local_experts=3, num_experts_per_tok=1),
 }  # fmt: skip
 OLD = {
-    "qwen3-moe": ("mlp", {"gate_proj": (32, 24), "up_proj": (32, 24), "down_proj": (24, 32)}),
-    "mixtral": ("block_sparse_moe", {"w1": (32, 48), "w3": (32, 48), "w2": (48, 32)}),
+    "qwen3-moe": (
+        "mlp",
+        {"gate_proj": (32, 24), "up_proj": (32, 24), "down_proj": (24, 32), "gate": (32, 4)},
+    ),
+    "mixtral": (
+        "block_sparse_moe",
+        {"w1": (32, 48), "w3": (32, 48), "w2": (48, 32), "gate": (32, 3)},
+    ),
 }
-"""What transformers 4 called the parts of a layer, and of an expert -> width in and out."""
+"""What transformers 4 called the parts of a layer; of an expert, and what chooses -> widths."""
 
 
 def base(name: str) -> PreTrainedModel:
@@ -50,8 +56,8 @@ def lora(**fields: Any) -> LoraConfig:
     )  # fmt: skip
 
 
-def configs() -> dict[str, PeftConfig]:
-    attention = ["q_proj", "o_proj"]
+def configs(router: str = "gate") -> dict[str, PeftConfig]:
+    attention, chooses = ["q_proj", "o_proj"], f"{router}.weight"
     both = ["experts.gate_up_proj", "experts.down_proj"]
     return {
         "experts": lora(target_parameters=both),
@@ -62,6 +68,9 @@ def configs() -> dict[str, PeftConfig]:
         "gate and up": lora(target_parameters=["gate_up_proj"], target_modules=attention),
         "down": lora(target_parameters=["experts.down_proj"], r=1),
         "attention": lora(target_modules=attention),
+        "router": lora(target_parameters=[chooses], rank_pattern={chooses: 3}),
+        "router and experts": lora(target_parameters=[*both, chooses]),
+        "router, whole": lora(target_modules=attention, modules_to_save=[router]),
     }  # fmt: skip
 
 
@@ -89,7 +98,11 @@ def test_experts_in_one_batch_with_others_equal_peft(
     name: str, kernels: str, tmp_path: Path
 ) -> None:
     model = base(name)
-    serve(model, kernels, cases(model, tmp_path, configs()))
+    serve(
+        model,
+        kernels,
+        cases(model, tmp_path, configs("router" if name == "granite-moe" else "gate")),
+    )
 
 
 def save_old(
@@ -105,7 +118,8 @@ def save_old(
     for layer in range(2):
         for expert in range(4 if name == "qwen3-moe" else 3):
             for part, (width_in, width_out) in widths.items():
-                key = f"base_model.model.model.layers.{layer}.{parent}.experts.{expert}.{part}"
+                at = f"base_model.model.model.layers.{layer}.{parent}"
+                key = f"{at}.gate" if part == "gate" else f"{at}.experts.{expert}.{part}"
                 for half, shape in (("A", (3, width_in)), ("B", (width_out, 3))):
                     value = torch.randn(shape, generator=generator) * 0.5 / shape[1] ** 0.5
                     if part in parts or whole:
@@ -129,7 +143,7 @@ def test_adapters_of_experts_that_were_layers_equal_peft(
     model, rng = base(name), random.Random(0)
     found = list(OLD[name][1])
     requests = []
-    for number, parts in enumerate((found, found[:2], found[2:])):
+    for number, parts in enumerate((found, found[:2], found[2:3])):
         saved = save_old(name, tmp_path / f"{number}", parts, dtype)
         source = pack_source(saved, tmp_path / f"{number}.pkg")
         # Of the first matrices alone PEFT 0.21 finds none: it takes them for wrapped twice.

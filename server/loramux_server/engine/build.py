@@ -257,6 +257,11 @@ def _model_info(
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
     known = model.replaceable
+    routers = {
+        f"{shape.router}.weight": [shape.count, shape.width]
+        for shape in model.experts.values()
+        if shape.router
+    }
     layers |= {name: Layer(*features) for name, features in known.outer_layers.items()}
     return ModelInfo(
         name=model.name,
@@ -272,7 +277,7 @@ def _model_info(
         chat_template=model.text.chat_template,
         special_tokens=model.text.special_tokens,
         layers=layers,
-        parameters={name: list(shape) for name, shape in known.shapes.items()},
+        parameters={name: list(shape) for name, shape in known.shapes.items()} | routers,
         experts=model.experts,
         vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from loramux_server.kernels.saved_linear import SavedLinear
     from loramux_server.lora.experts_edit import ExpertsEdit
     from loramux_server.lora.head import Head
+    from loramux_server.lora.module_edits import RouterEdit
 
 _FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
 _SHIFTING = frozenset({EditKind.MAGNITUDE, EditKind.BIAS, EditKind.ADDED_BIAS})
@@ -77,6 +78,8 @@ class Edits:
     """Name of another module in the layers -> what is done to that."""
     experts: Mapping[str, "ExpertsEdit"] = field(default_factory=dict)
     """Name of a layer's experts -> what is done to their matrices, as these rest."""
+    routers: Mapping[str, "RouterEdit"] = field(default_factory=dict)
+    """Name of what chooses among experts -> its weight."""
     ends: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of a module before or behind the layers -> likewise."""
     vocab_size: int = 0
@@ -102,7 +105,7 @@ class Edits:
     @property
     def takes_layers(self) -> bool:
         """Whether anything is that takes the model's own layers."""
-        return bool(self.layers or self.modules or self.experts)
+        return bool(self.layers or self.modules or self.experts or self.routers)
 
     @property
     def num_bytes(self) -> int:
@@ -131,7 +134,7 @@ def num_edit_bytes(package: Package) -> int:
         if edit.kind in _SHIFTING and edit.module not in shifted:
             shifted.add(edit.module)
             num_bytes += 4 * edit.width
-    for module in package.contents.outer_modules:
+    for module in (*package.contents.outer_modules, *package.contents.routers):
         num_bytes += 4 * module.rank * (module.in_features + module.out_features)
     for change in package.contents.experts:
         num_bytes += _expert_bytes(change)

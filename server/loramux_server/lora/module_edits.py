@@ -4,7 +4,8 @@ Legend: T tokens, V tokens of the vocabulary, E tokens that have rows of their o
 width, N output width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,25 @@ class ParameterEdit:
         """Return what `module` makes of `x` with these parameters."""
         del y
         return computed(module, self.parameters, x)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterEdit:
+    """The weight of what chooses among experts: another, then a low-rank change.
+
+    What is None is not done.
+    """
+
+    weight_EK: torch.Tensor | None = None
+    low_rank: LowRank | None = None
+
+    def weight(self, own_EK: torch.Tensor) -> torch.Tensor:
+        """Return the weight in place of `own_EK`."""
+        weight_EK = own_EK if self.weight_EK is None else self.weight_EK.to(own_EK.dtype)
+        if self.low_rank is None:
+            return weight_EK
+        changed_EK = torch.addmm(weight_EK.float(), self.low_rank.b_NR, self.low_rank.a_RK)
+        return changed_EK.to(own_EK.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +123,22 @@ def computed(
 ) -> torch.Tensor:
     """Return what `module` makes of one row `x` of tokens with `parameters` in place of its own.
 
-    They are brought to the format of these. Hooks of the module are not called.
+    Hooks of the module are not called.
     """
+    with replaced(module, parameters):
+        y: torch.Tensor = module.forward(x[None])
+    return y[0]
+
+
+@contextmanager
+def replaced(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Put `parameters` in place of the module's own, in the format of these, for the block."""
     own = {name: getattr(module, name) for name in parameters}
     try:
         for name, value in parameters.items():
             held = value.to(own[name].dtype)
             setattr(module, name, nn.Parameter(held, requires_grad=False))
-        y: torch.Tensor = module.forward(x[None])
-        return y[0]
+        yield
     finally:
         for name, value in own.items():
             setattr(module, name, value)

@@ -101,6 +101,8 @@ def found_by_module(package: Package) -> dict[str, Found]:
             of_module.parameters["bias"] = edit.tensor
         else:
             of_module.kinds[edit.kind] = edit.tensor
+    for module in package.contents.routers:
+        found.setdefault(module.module, Found()).low_rank = module
     for module in package.modules:
         if module.is_outer or module.module in found:
             found.setdefault(module.module, Found()).low_rank = module

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from loramux_adapters import Package, PackageError
+from loramux_adapters import LoraModule, Package, PackageError
 from loramux_adapters.contents import Edit, EditKind
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.bottleneck import pack_bottlenecks
@@ -20,6 +20,7 @@ from loramux_server.lora.module_edits import (
     LowRank,
     OutputEdit,
     ParameterEdit,
+    RouterEdit,
     TokenRows,
 )
 from loramux_server.lora.packed import LayerPlace
@@ -55,12 +56,16 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
         _share(package, found, base)
     layers: dict[LayerPlace, LayerEdit] = {}
     modules = pack_bottlenecks(package, base.places, read)
+    routers = {shape.router for shape in base.experts.values()}
+    chosen: dict[str, RouterEdit] = {}
     for module, of_module in found.items():
         place = base.places.get(module)
         if of_module.is_low_rank_alone and (place or of_module.low_rank is None):
             continue
         if place:
             layers[place] = layer_edit(module, of_module, base, read)
+        elif module in routers:
+            chosen[module] = _router_edit(module, of_module, base, read)
         elif module == base.vocabulary.embedding:
             modules[module] = _embedding_edit(module, of_module, base, read)
         elif module == base.vocabulary.output:
@@ -74,6 +79,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
         {name: edit for name, edit in modules.items() if not base.is_end(name)},
         ends={name: edit for name, edit in modules.items() if base.is_end(name)},
         vocab_size=base.vocabulary.size_for(package.contents),
+        routers=chosen,
         experts=pack_experts(package, base.experts, base.dtype, read),
         head=pack_head(package.head, read) if package.head else None,
     )
@@ -163,8 +169,7 @@ def _output_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Out
                 f"module {module} makes logits, but has LoRA for embeddings",
                 "ADAPTER_BASE_MISMATCH",
             )
-        a_RK, b_NR = read(found.low_rank.a), read(found.low_rank.b)
-        low_rank = LowRank(a_RK, found.low_rank.scale * b_NR)
+        low_rank = _low_rank(found.low_rank, read)
     rows = _rows(module, found, base, read)
     bias_N = base.bias(module)
     if rows is not None and bias_N is not None:
@@ -173,6 +178,21 @@ def _output_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Out
         shift_N = without_N + torch.zeros_like(bias_N)
         layer = replace(layer, affine=replace(layer.affine, shift_N=shift_N))
     return OutputEdit(layer, low_rank, rows)
+
+
+def _low_rank(module: LoraModule, read: Read) -> LowRank:
+    return LowRank(read(module.a), module.scale * read(module.b))
+
+
+def _router_edit(module: str, found: Found, base: BaseLayers, read: Read) -> RouterEdit:
+    if found.kinds or found.tokens or found.parameters.keys() - {"weight"}:
+        raise PackageError(
+            f"module {module} chooses among experts: low-rank changes and another weight are all "
+            "that is served of it",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    weight = _at_rest(module, "weight", found, base, read) if found.parameters else None
+    return RouterEdit(weight, _low_rank(found.low_rank, read) if found.low_rank else None)
 
 
 def _parameter_edit(module: str, found: Found, base: BaseLayers, read: Read) -> ParameterEdit:

@@ -8,7 +8,7 @@ K input width, N output width of a matrix.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from loramux_adapters.experts import ExpertsShape
 from loramux_server.kernels.experts import ExpertWeights, Pairs
 from loramux_server.lora.experts_edit import ExpertsEdit
 from loramux_server.lora.segments import Segments
+from loramux_server.models.routers import find_router
 from loramux_server.models.step import Step
 
 _ABOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
@@ -77,9 +78,12 @@ class ServedExperts(nn.Module):
 
 
 def find_experts(module: nn.Module, step: Step) -> dict[str, ExpertsShape]:
-    """Replace those experts of `module` that adapters can change, and return their shapes by name.
+    """Replace those experts of `module` that adapters can change, and what chooses among them.
 
     They are tried on random numbers first; what computes something else here stays as it is.
+
+    Returns:
+        The experts' shapes by their names.
     """
     found = {}
     for name, part in list(module.named_modules()):
@@ -89,7 +93,8 @@ def find_experts(module: nn.Module, step: Step) -> dict[str, ExpertsShape]:
         served = ServedExperts(part, name, step)
         if _is_same(served, shape):
             module.set_submodule(name, served)
-            found[name] = shape
+            router = find_router(module, name, (shape.count, shape.width), step)
+            found[name] = replace(shape, router=router)
     return found
 
 

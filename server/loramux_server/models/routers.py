@@ -1,0 +1,96 @@
+"""What chooses among the experts of a mixture, with the weights of adapters in place of its own.
+
+A choice is no number to which something could be added, so the tokens of an adapter that changes it
+go through it again.
+
+Legend: T tokens, E experts, K width of a token.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from loramux_server.lora.module_edits import RouterEdit, replaced
+from loramux_server.models.step import Step
+
+_NUM_TOKENS = 5
+
+
+class ServedRouter(nn.Module):
+    """Stands where a router stood."""
+
+    def __init__(self, own: nn.Module, name: str, step: Step) -> None:
+        super().__init__()
+        self.own = own
+        """The model's own."""
+        self._name = name
+        self._step = step
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The model's own weight, [E, K]."""
+        weight: torch.Tensor = self.own.weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, hidden: torch.Tensor) -> Any:  # noqa: ANN401
+        """Return what is chosen for each token of `hidden`, as the model's own returns it."""
+        found = self.own(hidden)
+        x_TK = hidden.reshape(-1, hidden.shape[-1])
+        for start, end, edit in self._edits():
+            with replaced(self.own, {"weight": edit.weight(self.weight)}):
+                piece = self.own(x_TK[start:end])
+            for whole_T, part_T in zip(found, piece, strict=True):
+                whole_T[start:end] = part_T
+        return found
+
+    def _edits(self) -> Iterator[tuple[int, int, RouterEdit]]:
+        """Yield first token, token after the last, and change, of the step's adapters."""
+        segments = self._step.segments
+        if segments is None or segments.edits is None:
+            return
+        borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
+        for (start, end), edits in zip(borders, segments.edits, strict=True):
+            if edits and self._name in edits.routers:
+                yield start, end, edits.routers[self._name]
+
+
+def find_router(module: nn.Module, experts: str, size: tuple[int, int], step: Step) -> str:
+    """Replace what chooses among the experts called `experts`, and return its name.
+
+    Args:
+        module: The model.
+        experts: Name of the experts in it.
+        size: How many they are, and the width of a token.
+        step: The step that runs.
+
+    Returns:
+        Empty if there is none that can be changed.
+    """
+    parent = experts.rpartition(".")[0]
+    for child, part in module.get_submodule(parent).named_children():
+        weight = getattr(part, "weight", None)
+        if (
+            type(weight) is nn.Parameter
+            and tuple(weight.shape) == size
+            and _is_router(part, size[1])
+        ):
+            name = f"{parent}.{child}"
+            module.set_submodule(name, ServedRouter(part, name, step))
+            return name
+    return ""
+
+
+def _is_router(part: nn.Module, width: int) -> bool:
+    """Return whether `part` takes tokens alone, and makes some tensors by token of its weight."""
+    weight: Any = part.weight
+    x_TK = torch.ones(_NUM_TOKENS, width, device=weight.device, dtype=weight.dtype)
+    with torch.inference_mode():
+        try:
+            found = part(x_TK)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            return False
+    return isinstance(found, tuple) and all(
+        isinstance(each, torch.Tensor) and len(each) == _NUM_TOKENS for each in found
+    )
