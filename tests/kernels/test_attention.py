@@ -15,7 +15,7 @@ from loramux_server.kernels.attention import (
 from loramux_server.kernels.attention_cpu import PagedAttentionCpu
 from loramux_server.kernels.backend import PagedAttention, WriteCache
 from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
-from tests.support.attention import problem
+from tests.support.attention import SINKS, problem
 
 FORMS: dict[str, Callable[[], PagedAttention]] = {
     "definition": lambda: paged_attention,
@@ -44,6 +44,9 @@ VARIANTS = {
     "window": AttentionForm(scale=0.25, window=4),
     "softcap": AttentionForm(scale=1.0, softcap=2.0),
     "both": AttentionForm(scale=1.0, window=9, softcap=2.0),
+    "sinks": AttentionForm(scale=0.25, sinks_H=SINKS),
+    "sinks, window": AttentionForm(scale=0.25, window=4, sinks_H=SINKS),
+    "all": AttentionForm(scale=1.0, window=9, softcap=2.0, sinks_H=SINKS),
 }
 
 
@@ -52,11 +55,10 @@ VARIANTS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_it_is_what_float64_gives(form: str, name: str, variant: str) -> None:
     given = PROBLEMS[name]
-    out = FORMS[form]()(given.q, given.keys, given.values, given.batch, VARIANTS[variant])
+    variant_form = given.fitted(VARIANTS[variant])
+    out = FORMS[form]()(given.q, given.keys, given.values, given.batch, variant_form)
     # A slot of another request or of nobody would be NaN here.
-    torch.testing.assert_close(
-        out.double(), given.reference(VARIANTS[variant]), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(out.double(), given.reference(variant_form), rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -71,6 +73,15 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         )  # fmt: skip
         out = operation(given.q[b : b + 1], given.keys, given.values, alone, VARIANTS["plain"])
         assert torch.equal(out[0], together[b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_sinks_may_have_another_type_than_queries(dtype: torch.dtype) -> None:
+    given = PROBLEMS["mixed"]
+    form = AttentionForm(scale=0.25, sinks_H=SINKS[:4].to(dtype))
+    for make in FORMS.values():
+        out = make()(given.q, given.keys, given.values, given.batch, form)
+        torch.testing.assert_close(out.double(), given.reference(form), rtol=1e-5, atol=1e-5)
 
 
 def test_scores_far_apart_do_not_overflow() -> None:

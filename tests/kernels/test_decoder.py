@@ -22,7 +22,9 @@ KINDS_GP = np.array([[3, 0, 1], [3, 0, 0], [2, 1, 0], [1, 0, 0]] * 2, np.int32)
 """`Affine.kinds` of each layer."""
 
 
-def make_layers(has_norms: bool = False, has_bias: bool = False) -> dict[str, list[DecoderLayer]]:
+def make_layers(
+    has_norms: bool = False, has_bias: bool = False, has_sinks: bool = False
+) -> dict[str, list[DecoderLayer]]:
     """Return the same layers twice, with caches of their own."""
     torch.manual_seed(0)
     layers: dict[str, list[DecoderLayer]] = {"definition": [], "cpu": []}
@@ -51,7 +53,11 @@ def make_layers(has_norms: bool = False, has_bias: bool = False) -> dict[str, li
             "attention_norm": norm(HIDDEN),
             "query_norm": norm(WIDTH) if has_norms else None,
             "key_norm": norm(WIDTH) if has_norms else None,
-            "form": AttentionForm(WIDTH**-0.5, window=7 if index else 0),
+            "form": AttentionForm(
+                WIDTH**-0.5,
+                window=7 if index else 0,
+                sinks_H=torch.randn(HEADS) if has_sinks and index else None,
+            ),
             "mlp_norm": norm(HIDDEN),
         }
         keys, values = torch.randn(2, SLOTS, KV_HEADS, WIDTH)
@@ -122,10 +128,10 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("adapters", ["base", "adapters", "vectors"])
-@pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "head-norms"])
+@pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "head-norms-and-sinks"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_program_computes_what_is_defined(batch: str, has_norms: bool, adapters: str) -> None:
-    layers = make_layers(has_norms=has_norms, has_bias=has_norms)
+    layers = make_layers(has_norms=has_norms, has_bias=has_norms, has_sinks=has_norms)
     program = DecoderCpu(layers["cpu"])
     defined = make_decoder(layers["definition"], DEFINITIONS)
     queries, contexts = BATCHES[batch]

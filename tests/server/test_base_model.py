@@ -17,7 +17,6 @@ from transformers import (
     DogeConfig,
     ElectraConfig,
     FalconH1Config,
-    GptOssConfig,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
@@ -53,6 +52,7 @@ from loramux_server.models.base_model import (
 from loramux_server.models.packed_linear import PackedLinear
 from tests.support.engine import InlineExecutor
 from tests.support.models import save_model, tiny_model
+from tests.support.sinks import gpt_oss
 
 
 def groups(model: BaseModel) -> dict[int, list[str]]:
@@ -192,20 +192,19 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
             "attention interface|does not use",
             id="recurrent",
         ),
-        pytest.param(
-            GptOssConfig(
-                vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-                num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2,
-                pad_token_id=0, eos_token_id=2,
-            ),
-            "attention sinks",
-            id="sinks",
-        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_by_name(config: PreTrainedConfig, reason: str) -> None:
     model = random_model(config)
     with pytest.raises(UnservableModelError, match=reason):
+        prepare(model)
+
+
+def test_sinks_that_not_every_head_has_are_refused() -> None:
+    model = gpt_oss()
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data = torch.zeros(1)
+    with pytest.raises(UnservableModelError, match=r"shape \[1\]; one for each of 4 heads, \[4\]"):
         prepare(model)
 
 

@@ -8,6 +8,7 @@ from loramux_server.models.base_model import prepare
 from loramux_server.models.decoder_stack import DecoderStack
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
+from tests.support.sinks import granite_swa
 
 RECOGNISED = ("llama", "llama-bias", "qwen2", "qwen3", "mistral")
 OTHERS = ("gemma", "gemma2", "gemma3", "gpt2", "gpt-neox", "phi", "qwen3-moe")
@@ -40,6 +41,23 @@ def test_layers_that_compute_something_else_stay() -> None:
     assert base.module.model.layers[0] is layer
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layers_that_turn_queries_and_keys_each_in_its_own_way_stay(dtype: torch.dtype) -> None:
+    """Rounding to 16 bits would hide it on sequences as short as those of the self-check."""
+    assert prepare(granite_swa(dtype, layer_rope_theta=[1e4, 1e4])).stack
+    assert prepare(granite_swa(dtype, layer_rope_theta=[1e4, 1.2e4])).stack is None
+    assert prepare(granite_swa(dtype, layer_rope_theta=[1e4, 0])).stack is None
+
+
+def test_layers_whose_sinks_are_made_anew_stay() -> None:
+    model = granite_swa()
+    layer = model.model.layers[0].self_attn
+    own = layer.sinks.detach()
+    del layer.sinks
+    layer.__class__ = type("Made", (type(layer),), {"sinks": property(lambda _: 2 * own)})
+    assert prepare(model).stack is None
+
+
 def test_layers_that_are_called_in_another_way_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(self: DecoderStack, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
         raise TypeError("a positional argument is missing")
@@ -61,9 +79,9 @@ def test_the_models_own_layers_are_kept_whole() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["torch", "cpu"])
-@pytest.mark.parametrize("name", RECOGNISED)
+@pytest.mark.parametrize("name", [*RECOGNISED, "granite-swa"])
 def test_tokens_are_those_of_the_model_alone(name: str, kernels: str) -> None:
-    model = tiny_model(name)
+    model = granite_swa() if name == "granite-swa" else tiny_model(name)
     prompts = [[5, 6, 7], list(range(3, 40)), [9], list(range(20, 31))]
     expected = [_greedy(model, prompt, 8) for prompt in prompts]
     harness = Harness(model, kernels=kernels, max_batch_tokens=16)

@@ -13,6 +13,7 @@ from loramux_server.models.base_model import BaseModel, UnservableModelError, pr
 from loramux_server.models.sharded import moved, shard_model
 from tests.support.models import tiny_model
 from tests.support.shards import Sums, side_by_side
+from tests.support.sinks import gpt_oss, granite_swa
 
 
 def divided(models: list[BaseModel], sums: Sums) -> list[BaseModel]:
@@ -42,6 +43,14 @@ def test_parts_in_16_bits_compute_the_whole_but_for_rounding(dtype: torch.dtype)
     assert [model.dtype for model in divided(models, Sums(2))] == [dtype, dtype]
 
 
+def test_sinks_are_divided_as_their_heads_are() -> None:
+    shards = divided([prepare(granite_swa()) for _ in range(2)], Sums(2))
+    for layer, own in enumerate(granite_swa().model.layers):
+        found = [shard.attention.forms[layer].sinks_H for shard in shards]
+        parts = [part for part in found if part is not None]
+        assert torch.equal(torch.cat(parts), own.self_attn.sinks)
+
+
 def test_parts_whose_results_are_not_added_up_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: None)
     with pytest.raises(UnservableModelError, match="something else in 2 processes than in one"):
@@ -51,6 +60,8 @@ def test_parts_whose_results_are_not_added_up_are_refused(monkeypatch: pytest.Mo
 def test_layers_of_other_parts_are_refused() -> None:
     with pytest.raises(UnservableModelError, match="those of GPT2LMHeadModel in float32 are not"):
         shard_model(prepare(tiny_model("gpt2")), Shard(0, 2))
+    with pytest.raises(UnservableModelError, match="those of GptOssForCausalLM in float32 are not"):
+        shard_model(prepare(gpt_oss()), Shard(0, 2))
 
 
 @pytest.mark.parametrize(

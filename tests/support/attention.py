@@ -1,11 +1,14 @@
 """Requests to attend for, and what they see in float64."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm, write_cache
+
+SINKS = torch.tensor([1.5, -2.0, 0.0, 4.0, 30.0, -30.0]).repeat(4)
+"""Sinks that weigh as much as a few tokens, all, or nothing."""
 
 
 @dataclass
@@ -18,6 +21,13 @@ class Problem:
     batch: AttentionBatch
     dense: list[tuple[torch.Tensor, torch.Tensor]]
     """Keys and values of each request, in order."""
+
+    def fitted(self, form: AttentionForm) -> AttentionForm:
+        """Return `form`, with as many sinks as there are query heads if it has any."""
+        sinks_H = form.sinks_H
+        if sinks_H is None:
+            return form
+        return replace(form, sinks_H=sinks_H[: self.q.shape[1]].to(self.q.device))
 
     def reference(self, form: AttentionForm) -> torch.Tensor:
         """Return the result in float64, a token and a head at a time."""
@@ -33,7 +43,10 @@ class Problem:
                     scores *= form.scale
                     if form.softcap:
                         scores = form.softcap * torch.tanh(scores / form.softcap)
-                    out[t, h] = torch.softmax(scores, 0) @ values[first : position + 1, j].double()
+                    if form.sinks_H is not None:
+                        scores = torch.cat([scores, form.sinks_H[h : h + 1].cpu().double()])
+                    weights = torch.softmax(scores, 0)[: position + 1 - first]
+                    out[t, h] = weights @ values[first : position + 1, j].double()
         return out
 
 

@@ -36,7 +36,7 @@ class AttentionBatch:
         return slots.reshape(-1)[:length]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AttentionForm:
     """How a layer turns scores into weights."""
 
@@ -45,6 +45,9 @@ class AttentionForm:
     """Tokens that a token sees, itself included; 0 means all before it."""
     softcap: float = 0.0
     """Bound of the scores: softcap * tanh(score / softcap); 0 means none."""
+    sinks_H: torch.Tensor | None = None
+    """Scores of tokens that have no value, one for each query head; they are neither scaled nor
+    bounded, and seen whatever the window. The memory stays: kernels are told where it is."""
 
 
 def write_cache(
@@ -72,6 +75,8 @@ def paged_attention(
 
         scores = form.scale * q . k[j]     for max(0, p - window + 1) <= j <= p
         out = softmax(softcap(scores)) @ v[j]
+
+    With sinks there is one more score in the softmax, that of the head; its weight goes nowhere.
     """
     out_THE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1], v_SJE.shape[2])
     for request in range(len(batch.context_B)):
@@ -99,14 +104,19 @@ def _attend_request(
     sees_all = num_queries == 1 and not form.window
     is_causal = num_queries == length and not form.window
     mask_QC = None
-    if not (sees_all or is_causal) or form.softcap:
+    is_plain = not form.softcap and form.sinks_H is None
+    if not (sees_all or is_causal) or not is_plain:
         mask_QC = _visible(length, num_queries, form.window, q_THD.device)
-    if form.softcap:
+    if mask_QC is not None and not is_plain:
         score_HQC = torch.matmul(q_HQD, k_HCD.transpose(1, 2)) * form.scale
-        score_HQC = form.softcap * torch.tanh(score_HQC / form.softcap)
-        score_HQC = score_HQC.masked_fill(~mask_QC, float("-inf"))  # type: ignore[operator]
-        weight_HQC = torch.softmax(score_HQC, dim=-1, dtype=torch.float32).to(q_THD.dtype)
-        out_HQE = torch.matmul(weight_HQC, v_HCE)
+        if form.softcap:
+            score_HQC = form.softcap * torch.tanh(score_HQC / form.softcap)
+        score_HQC = score_HQC.masked_fill(~mask_QC, float("-inf"))
+        if form.sinks_H is not None:
+            sink_HQ1 = form.sinks_H[:, None, None].expand(-1, num_queries, 1)
+            score_HQC = torch.cat([score_HQC, sink_HQ1], dim=-1)
+        weight_HQC = torch.softmax(score_HQC, dim=-1, dtype=torch.float32)[..., :length]
+        out_HQE = torch.matmul(weight_HQC.to(q_THD.dtype), v_HCE)
     else:
         out_HQE = torch.nn.functional.scaled_dot_product_attention(
             q_HQD[None],

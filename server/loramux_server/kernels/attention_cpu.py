@@ -35,7 +35,7 @@ ATTEND_JOB = np.dtype(
         for name in (
             "q", "k", "v", "out", "scores", "tiles", "num_tiles", "table", "num_heads",
             "num_kv_heads", "key_width", "value_width", "block_size", "table_stride",
-            "scores_stride", "window", "q_stride", "q_head_stride", "ones", "zeros",
+            "scores_stride", "window", "q_stride", "q_head_stride", "ones", "zeros", "sinks",
         )
     ]
     + [("scale", np.float64), ("softcap", np.float64)],
@@ -85,9 +85,12 @@ def attend(pointer: Any) -> None:
         for i in range((j1 - j0) * count * groups):
             seen = length - count + 1 + i // groups % count
             begin = max(0, seen - job.window) if job.window > 0 else 0
+            sink = np.float32(-np.inf)
+            if job.sinks != 0:
+                sink = float32_at(job.sinks)[(j0 + i // (groups * count)) * groups + i % groups]
             _softmax(
                 float32_at(scores + 4 * i * (length - first)), begin - first, seen - first,
-                length - first, np.float32(job.softcap),
+                length - first, np.float32(job.softcap), sink,
             )  # fmt: skip
         _mix(job, scores, blocks, row, count, first, length, j0, j1)
 
@@ -163,15 +166,20 @@ def _mix(
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any) -> None:
-    """Turn scores `begin` to `end` of `count` into weights, in place, and the others to zero."""
+def _softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any, sink: Any) -> None:
+    """Turn scores `begin` to `end` of `count` into weights, in place, and the others to zero.
+
+    What `sink` weighs, which is -inf where there is none, is taken from their sum of one.
+    """
     if softcap > 0:
         for i in range(begin, end):
             scores[i] = softcap * np.tanh(scores[i] / softcap)
-    top = scores[begin]
+    top = max(scores[begin], sink)
     for i in range(begin, end):
         top = max(top, scores[i])
     mass = np.float32(0.0)
+    if sink > -np.inf:
+        mass = _exp(sink - top)
     for i in range(begin, end):
         scores[i] = _exp(scores[i] - top)
         mass += scores[i]
@@ -182,6 +190,18 @@ def _softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any) -> Non
         scores[i] = np.float32(0.0)
     for i in range(end, count):
         scores[i] = np.float32(0.0)
+
+
+def takes(form: AttentionForm) -> bool:
+    """Return whether a job can have this `form`."""
+    sinks_H = form.sinks_H
+    return sinks_H is None or (sinks_H.dtype == torch.float32 and sinks_H.is_contiguous())
+
+
+def describe_form(job: Any, form: AttentionForm) -> None:
+    """Note in `job` how its layer turns scores into weights."""
+    job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
+    job["sinks"] = 0 if form.sinks_H is None else form.sinks_H.data_ptr()
 
 
 class QueryTiles:
@@ -251,7 +271,8 @@ class PagedAttentionCpu:
         """Do what `loramux_server.kernels.attention.paged_attention` defines."""
         num_heads, key_width = q_THD.shape[1:]
         num_kv_heads, value_width = v_SJE.shape[1:]
-        if q_THD.dtype != torch.float32 or key_width % WIDTH or value_width % WIDTH:
+        is_served = q_THD.dtype == torch.float32 and takes(form)
+        if not is_served or key_width % WIDTH or value_width % WIDTH:
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
         job, shape = self._job[0], (num_heads, num_kv_heads)
         if self._tiles is None or self._tiles.batch is not batch or self._shape != shape:
@@ -265,6 +286,6 @@ class PagedAttentionCpu:
         job["q_stride"], job["q_head_stride"] = 4 * q_THD.stride(0), 4 * q_THD.stride(1)
         job["num_heads"], job["num_kv_heads"] = num_heads, num_kv_heads
         job["key_width"], job["value_width"] = key_width, value_width
-        job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
+        describe_form(job, form)
         self._kernel.run(len(self._tiles) * int(batch.context_B.max()) * num_heads * key_width)
         return out_THE

@@ -16,6 +16,8 @@ from loramux_server.kernels.attention_cpu import (
     ATTEND_JOB,
     QueryTiles,
     attend,
+    describe_form,
+    takes,
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, make_decoder
 from loramux_server.kernels.linear_cpu import LINEAR_JOB, LinearCpu
@@ -51,6 +53,7 @@ def _is_served(layer: DecoderLayer) -> bool:
         layer.keys_SJD.dtype == torch.float32
         and layer.keys_SJD.shape == layer.values_SJD.shape
         and layer.keys_SJD.shape[2] % (2 * WIDTH) == 0
+        and takes(layer.form)
         and all(
             isinstance(p.linear, LinearCpu) and serves(p.linear.depth, p.columns)
             for p in projections
@@ -178,8 +181,7 @@ class DecoderCpu:
         job["num_heads"], job["num_kv_heads"] = heads, self._kv_heads
         job["key_width"] = job["value_width"] = self._width
         job["q_stride"], job["q_head_stride"] = row_bytes, head_bytes
-        form = layer.form
-        job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
+        describe_form(job, layer.form)
 
     def _describe_projection(self, index: int, projection: Projection) -> None:
         linear, lora = self._linears[index], self._loras[index]

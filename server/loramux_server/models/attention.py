@@ -55,6 +55,9 @@ class AttentionBridge:
         """Keep only what `shard` has of the heads of a layer."""
         shape = self.shapes[layer]
         self.shapes[layer] = replace(shape, num_heads=shape.num_heads // shard.count)
+        sinks = self.forms[layer].sinks_H
+        if sinks is not None:  # the layer's own parameter, which it keeps
+            sinks.data = sinks.data[shard.of(len(sinks))].clone()
 
     def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the cache: `num_slots` tokens in each layer. Memory is taken when it is touched."""
@@ -104,7 +107,7 @@ class AttentionBridge:
             scaling: Factor of the scores; D ** -0.5 where absent.
             sliding_window: Tokens that a token sees, itself included; all before it where absent.
             softcap: Bound of the scores; none where absent.
-            s_aux: Attention sinks, which are not served.
+            s_aux: Attention sinks, [H]; none where absent.
             kwargs: What else a model passes along.
 
         Returns:
@@ -115,11 +118,12 @@ class AttentionBridge:
             scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
             window=sliding_window or 0,
             softcap=softcap or 0.0,
+            sinks_H=s_aux,
         )
         q_THD, k_TJD, v_TJE = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         batch = self._step.attention
         if batch is None:
-            self._check(layer, attention_mask, s_aux, kwargs)
+            self._check(layer, attention_mask, s_aux, query.shape[1], kwargs)
             self.forms[layer] = form
             self.shapes[layer] = CacheShape(key.shape[1], key.shape[3], value.shape[3])
             return query.new_zeros(1, q_THD.shape[0], q_THD.shape[1], value.shape[3]), None
@@ -133,11 +137,15 @@ class AttentionBridge:
         layer: int,
         attention_mask: torch.Tensor | None,
         s_aux: torch.Tensor | None,
+        num_heads: int,
         kwargs: dict[str, Any],
     ) -> None:
         """Refuse what would be left out of account."""
-        if s_aux is not None:
-            raise NotImplementedError("attention sinks")
+        if s_aux is not None and s_aux.shape != (num_heads,):
+            raise NotImplementedError(
+                f"attention sinks of shape {list(s_aux.shape)}; one for each of {num_heads} heads, "
+                f"[{num_heads}], would be right"
+            )
         if attention_mask is not None:
             raise NotImplementedError("an attention mask of the model's own")
         if layer in self.shapes:

@@ -6,6 +6,7 @@ to say, which runs the model in both ways.
 """
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -51,6 +52,10 @@ class DecoderStack(nn.Module):
         """
         super().__init__()
         self._found = [_recognised(layer) for layer in layers]
+        for found in self._found:
+            sinks = bridge.forms[found.number].sinks_H
+            if not (sinks is None or isinstance(sinks, nn.Parameter)):
+                raise ValueError("attention sinks are made anew in each step")
         self.originals = list(layers)
         """The model's own layers."""
         # In a list, so that torch does not take it for a part of this one.
@@ -59,9 +64,11 @@ class DecoderStack(nn.Module):
         self._bridge = bridge
         self._decoder: Decoder | None = None
         self._repeated: RepeatedDecoder | None = None
+        self._turns: tuple[torch.Tensor, ...] = ()
+        """What the first layer turned queries and keys by."""
         self._inside = {part for original in self.originals for part in original.modules()}
         for index, original in enumerate(self.originals):
-            layers[index] = _Passing(original) if index else self
+            layers[index] = _Passing(original, self) if index else self
         self.attention_type = getattr(self.originals[0], "attention_type", None)
 
     def restore(self) -> None:
@@ -110,6 +117,7 @@ class DecoderStack(nn.Module):
     def move(self, device: torch.device) -> None:
         """Bring the layers' norms to `device`; their packed layers are moved on their own."""
         self._decoder = self._repeated = None
+        self._turns = ()
         for original in self.originals:
             original.to(device)
 
@@ -131,7 +139,7 @@ class DecoderStack(nn.Module):
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
         """Return what the last layer makes of `hidden_states`, [1, T, K]."""
-        cos, sin = position_embeddings
+        self._turns = cos, sin = position_embeddings
         batch, segments = self._step.attention, self._step.segments
         if segments is not None and segments.takes_layers:
             for layer in self.originals:
@@ -146,6 +154,11 @@ class DecoderStack(nn.Module):
             return self._repeated(form, *given)[None]
         assert self._decoder is not None
         return self._decoder(*given)[None]
+
+    def turns_by(self, position_embeddings: tuple[torch.Tensor, ...] | None) -> bool:
+        """Return whether these turned queries and keys in the step that runs."""
+        given = position_embeddings or ()
+        return len(given) == len(self._turns) and all(map(operator.is_, given, self._turns))
 
     def _layer(self, found: _Recognised) -> DecoderLayer:
         keys, values = self._bridge.cache(found.number)
@@ -168,12 +181,26 @@ class DecoderStack(nn.Module):
 class _Passing(nn.Module):
     """Stands where another layer stood."""
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: nn.Module, stack: DecoderStack) -> None:
         super().__init__()
+        # In a list, likewise.
+        self._stacks = [stack]
         self.attention_type = getattr(original, "attention_type", None)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
-        """Return `hidden_states`, to which everything has been done."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        """Return `hidden_states`, to which everything has been done.
+
+        Raises:
+            ValueError: Queries and keys of this layer are not turned as those of the first.
+        """
+        if not self._stacks[0].turns_by(position_embeddings):
+            raise ValueError("each layer turns queries and keys in its own way")
         return hidden_states
 
 
