@@ -42,6 +42,15 @@ def test_every_row_equals_peft_alone(kernels: str, tmp_path: Path) -> None:
     serve(model, kernels, cases(model, tmp_path, configs()))
 
 
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"  # numpy in the interpreter, of rows that stand for no token
+)
+def test_kernels_of_a_gpu_give_the_same(tmp_path: Path) -> None:
+    model = gpt_oss()
+    few = {"experts of a layer": configs()["experts of a layer"]}
+    serve(model, "triton", cases(model, tmp_path, few))
+
+
 def test_sinks_and_all_experts_are_found() -> None:
     model = prepare(gpt_oss())
     assert [form.window for form in model.attention.forms.values()] == [8, 0]

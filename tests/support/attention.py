@@ -22,12 +22,11 @@ class Problem:
     dense: list[tuple[torch.Tensor, torch.Tensor]]
     """Keys and values of each request, in order."""
 
-    def fitted(self, form: AttentionForm) -> AttentionForm:
+    def fitted(self, form: AttentionForm, device: torch.device | None = None) -> AttentionForm:
         """Return `form`, with as many sinks as there are query heads if it has any."""
-        sinks_H = form.sinks_H
-        if sinks_H is None:
+        if form.sinks_H is None:
             return form
-        return replace(form, sinks_H=sinks_H[: self.q.shape[1]].to(self.q.device))
+        return replace(form, sinks_H=form.sinks_H[: self.q.shape[1]].to(device))
 
     def reference(self, form: AttentionForm) -> torch.Tensor:
         """Return the result in float64, a token and a head at a time."""

@@ -7,6 +7,7 @@ JSON object a line: `name`, `tile` (tokens of a tile; null where there is none),
 
 import json
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -99,8 +100,9 @@ def launch_attention() -> None:
     chunk = problem([TOKENS, 1], [2 * TOKENS, 1], width=HEAD, value_width=HEAD, dtype=DTYPE)
     given = give(chunk, torch.device("cpu"), size=16)
     form = AttentionForm(scale=0.125, window=16, softcap=30.0)
-    given.decode(form, shares=2)
-    given.prefill(form)
+    for sinks in (None, _zeros(given.q.shape[1])):
+        given.decode(replace(form, sinks_H=sinks), shares=2)
+        given.prefill(replace(form, sinks_H=sinks))
     # As plans have it for one model, where others are served.
     plans = json.loads(files(gpu).joinpath(FILE).read_text(encoding="utf-8"))
     for blocks in Plan.parse({**plans["default"], **plans["sm_90"]}).decode_attention.values():

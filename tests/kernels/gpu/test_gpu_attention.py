@@ -13,7 +13,7 @@ from loramux_server.kernels.gpu import prefill_attention as prefill
 from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
 from loramux_server.kernels.gpu.device_batch import cut_queries, tile_size
 from loramux_server.kernels.gpu.write_cache import write_cache, write_cache_triton
-from tests.support.attention import Problem, problem
+from tests.support.attention import SINKS, Problem, problem
 from tests.support.device_attention import CANARY, check, give
 
 DTYPES = [
@@ -32,7 +32,9 @@ VARIANTS = {
     "window": AttentionForm(scale=0.25, window=21),
     "softcap": AttentionForm(scale=1.0, softcap=2.0),
     "both": AttentionForm(scale=1.0, window=9, softcap=2.0),
+    "all": AttentionForm(scale=1.0, window=9, softcap=2.0, sinks_H=SINKS.to(torch.bfloat16)),
 }
+WITH_SINKS = AttentionForm(scale=0.25, sinks_H=SINKS)
 SMALL = DecodeBlocks(context=16, least_share=16)
 """Many blocks, and shares, in a short context."""
 
@@ -60,7 +62,7 @@ PREFILLS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", DECODES)
 def test_decode_is_what_float64_gives(name: str, variant: str, device: torch.device) -> None:
-    form = VARIANTS[variant]
+    form = DECODES[name].fitted(VARIANTS[variant], device)
     given = give(DECODES[name], device)
     given.decode(form, 3, decode.decode_attention)
     check(given, DECODES[name], form)
@@ -75,7 +77,7 @@ def test_decode_is_what_float64_gives(name: str, variant: str, device: torch.dev
 def test_shares_of_a_context_may_be_empty(
     shares: int, window: int, least: int, device: torch.device
 ) -> None:
-    form = AttentionForm(scale=0.25, window=window)
+    form = DECODES["lengths"].fitted(replace(WITH_SINKS, window=window), device)
     given = give(DECODES["lengths"], device)
     given.decode(form, shares, blocks=replace(SMALL, least_share=least))
     check(given, DECODES["lengths"], form)
@@ -84,7 +86,7 @@ def test_shares_of_a_context_may_be_empty(
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", PREFILLS)
 def test_prefill_is_what_float64_gives(name: str, variant: str, device: torch.device) -> None:
-    form = VARIANTS[variant]
+    form = PREFILLS[name].fitted(VARIANTS[variant], device)
     given = give(PREFILLS[name], device)
     given.prefill(form, prefill.prefill_attention)
     check(given, PREFILLS[name], form)
@@ -104,14 +106,14 @@ def test_heads_that_do_not_fit_beside_a_tile_get_their_own_program(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", ["plain", "both"])
+@pytest.mark.parametrize("variant", ["plain", "both", "all"])
 def test_numbers_of_every_type_are_served(
     dtype: torch.dtype, variant: str, device: torch.device
 ) -> None:
     given_problem = problem(
         [1, 13, 1, 1], [90, 33, 7, 45], heads=8, kv_heads=2, width=64, value_width=64, dtype=dtype,
     )  # fmt: skip
-    form = VARIANTS[variant]
+    form = given_problem.fitted(VARIANTS[variant], device)
     given = give(given_problem, device, size=tile_size(8, 2))
     given.prefill(form)
     check(given, given_problem, form)
@@ -141,7 +143,7 @@ def test_each_half_of_a_mixed_batch_leaves_the_rows_of_the_other(device: torch.d
 def test_scores_far_apart_do_not_overflow(device: torch.device) -> None:
     far = problem([1, 3], [50, 20])
     far.q.mul_(1000)
-    for form in (VARIANTS["plain"], VARIANTS["softcap"]):
+    for form in (VARIANTS["plain"], VARIANTS["softcap"], far.fitted(WITH_SINKS, device)):
         given = give(far, device, shortest=2)
         given.decode(form, 2)
         given.prefill(form)
@@ -178,8 +180,8 @@ def test_a_row_does_not_depend_on_its_neighbours(device: torch.device) -> None:
 def test_a_row_does_not_depend_on_how_its_prompt_was_cut(
     cut: int, window: int, device: torch.device
 ) -> None:
-    form = AttentionForm(scale=0.25, window=window)
     whole = problem([37], [37])
+    form = whole.fitted(replace(WITH_SINKS, window=window), device)
     given = give(whole, device)
     given.prefill(form, blocks=SMALL)
     batch = replace(

@@ -69,8 +69,16 @@ def tanh(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def sink_exponents(p_sink: tl.tensor, head_R: tl.tensor, m_R: tl.tensor) -> tl.tensor:
+    """Return the sinks of heads as exponents of two, [R]; -inf where `m_R` is false."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    return tl.load(p_sink + head_R, mask=m_R, other=float("-inf")).to(tl.float32) * LOG2_E
+
+
+@triton.jit
 def attend(
     q_RD: tl.tensor,
+    sink_R: tl.tensor,
     position_R: tl.tensor,
     p_k: tl.tensor,
     k_stride: tl.tensor,
@@ -90,6 +98,8 @@ def attend(
 ) -> tl.tuple:
     """Return what rows see at positions `begin` to `end` of their request's context.
 
+    With sinks, which are None or exponents of two, each weighs as one token more, of no value.
+
     Returns:
         The weighted sum of values, [R, E], to be divided by the sum of weights, [R]; and the
         exponent, [R], by which both are too small.
@@ -101,6 +111,9 @@ def attend(
     sum_RE = tl.zeros((BLOCK_R, BLOCK_E), tl.float32)
     sum_R = tl.zeros((BLOCK_R,), tl.float32)
     max_R = tl.full((BLOCK_R,), float("-inf"), tl.float32)
+    if sink_R is not None:
+        max_R = sink_R
+        sum_R = tl.where(sink_R > float("-inf"), 1.0, 0.0)
     for first in range(begin, end, BLOCK_C):
         position_C = first + tl.arange(0, BLOCK_C)
         m_C = position_C < end

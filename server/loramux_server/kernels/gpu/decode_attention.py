@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from loramux_server.kernels.attention import AttentionForm, paged_attention
-from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors
+from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors, sink_exponents
 from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
 from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
@@ -107,7 +107,8 @@ def decode_attention_triton(
     _attend_shares[num_requests, kv_heads, num_shares](
         q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
         batch.query_start_B, batch.context_B, batch.table_BM, batch.table_BM.stride(0), scale,
-        out_THE, out_THE.stride(), scratch.out_BHPE, scratch.weight_BHP, scratch.arrived_BH,
+        form.sinks_H, out_THE, out_THE.stride(),
+        scratch.out_BHPE, scratch.weight_BHP, scratch.arrived_BH,
         GROUPS=num_heads // kv_heads, D=key_width, E=value_width, BLOCK_R=rows,
         BLOCK_D=padded(key_width), BLOCK_E=padded(value_width), BLOCK_C=blocks.context,
         BLOCK_SIZE=batch.block_size, WINDOW=form.window, BOUND=bound, SHARES=num_shares,
@@ -146,6 +147,7 @@ def _attend_shares(
     p_table: tl.tensor,
     table_stride: tl.tensor,
     scale: tl.tensor,
+    p_sink: tl.tensor,
     p_out: tl.tensor,
     out_stride: tl.tuple,
     p_share: tl.tensor,
@@ -185,8 +187,12 @@ def _attend_shares(
     p_RD = p_q + token.to(tl.int64) * q_stride[0] + head_R[:, None] * q_stride[1]
     m_RD = m_R[:, None] & (o_D < D)[None, :]
     q_RD = tl.load(p_RD + o_D[None, :] * q_stride[2], mask=m_RD, other=0.0)
+    sink_R = None
+    if p_sink is not None:  # it is in the first share alone
+        share_R = tl.zeros((BLOCK_R,), tl.int32) + share
+        sink_R = sink_exponents(p_sink, head_R, m_R & (share_R == 0))
     sum_RE, sum_R, max_R = attend(
-        q_RD, tl.full((BLOCK_R,), 0, tl.int32) + (context - 1),
+        q_RD, sink_R, tl.full((BLOCK_R,), 0, tl.int32) + (context - 1),
         p_k + kv_head * k_stride[1], k_stride[0], p_v + kv_head * v_stride[1], v_stride[0],
         p_table + request.to(tl.int64) * table_stride,
         begin, tl.minimum(begin + length, context), scale,

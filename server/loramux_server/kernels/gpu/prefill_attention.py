@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from loramux_server.kernels.attention import AttentionForm, paged_attention
-from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors
+from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors, sink_exponents
 from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
 _MOST_ROWS = 128
@@ -67,7 +67,7 @@ def prefill_attention_triton(
     _attend_tiles[len(batch.tile_request_I), k_SJD.shape[1] * triton.cdiv(groups, heads)](
         q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
         batch.query_start_B, batch.context_B, batch.table_BM, batch.table_BM.stride(0),
-        batch.tile_request_I, batch.tile_start_I, scale, out_THE, out_THE.stride(),
+        batch.tile_request_I, batch.tile_start_I, scale, form.sinks_H, out_THE, out_THE.stride(),
         TILE_SIZE=batch.tile_size, GROUPS=groups, HEADS=heads, D=key_width, E=value_width,
         BLOCK_R=rows, BLOCK_D=padded(key_width), BLOCK_E=padded(value_width),
         BLOCK_C=blocks.context, BLOCK_SIZE=batch.block_size, WINDOW=form.window, BOUND=bound,
@@ -94,6 +94,7 @@ def _attend_tiles(
     p_request: tl.tensor,
     p_start: tl.tensor,
     scale: tl.tensor,
+    p_sink: tl.tensor,
     p_out: tl.tensor,
     out_stride: tl.tuple,
     TILE_SIZE: tl.constexpr,
@@ -137,8 +138,11 @@ def _attend_tiles(
     p_RD = p_q + token_R[:, None] * q_stride[0] + head_R[:, None] * q_stride[1]
     m_RD = m_R[:, None] & (o_D < D)[None, :]
     q_RD = tl.load(p_RD + o_D[None, :] * q_stride[2], mask=m_RD, other=0.0)
+    sink_R = None
+    if p_sink is not None:
+        sink_R = sink_exponents(p_sink, head_R, m_R)
     sum_RE, sum_R, _ = attend(
-        q_RD, position_R,
+        q_RD, sink_R, position_R,
         p_k + kv_head * k_stride[1], k_stride[0], p_v + kv_head * v_stride[1], v_stride[0],
         p_table + request.to(tl.int64) * table_stride, begin, position + count, scale,
         D, E, BLOCK_C, BLOCK_E, BLOCK_SIZE, WINDOW, BOUND,
