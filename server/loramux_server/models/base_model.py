@@ -32,8 +32,10 @@ from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear
 from loramux_server.models.packing import pack, probe
 from loramux_server.models.quantized import (
+    MXFP4,
     check_quantized,
-    is_saved_quantized,
+    mxfp4_config,
+    saved_method,
     torchao_config,
 )
 from loramux_server.models.replaceable import Replaceable, find_replaceable
@@ -115,7 +117,7 @@ def load_base_model(
     Args:
         path: The folder or hub id.
         dtype: Its number format; `auto` is the one that suits `device`, and the one it was saved in
-            if it was quantised then.
+            if it was quantised then, other than in MXFP4.
         device: Where it is to run.
         kernels: The operations to use there. Those of a CPU round weights themselves, when they
             take them; for others it is done here.
@@ -127,13 +129,16 @@ def load_base_model(
     """
     target = _device(device)
     try:
-        is_quantized = is_saved_quantized(path)
-        if is_quantized and quantization is not Quantization.NONE:
+        method = saved_method(path)
+        is_quantized = method is not None and method != MXFP4
+        if method is not None and quantization is not Quantization.NONE:
             raise ValueError(
                 f"it was quantised before it was saved, so that quantization can only be 'none', "
                 f"not {str(quantization)!r}"
             )
         options: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto")}
+        if method == MXFP4:
+            options["quantization_config"] = mxfp4_config(path)
         if quantization is not Quantization.NONE and resolve(kernels, target) != "cpu":
             options["quantization_config"] = torchao_config(quantization, target)
             is_quantized = True
@@ -150,7 +155,9 @@ def load_base_model(
             path, trust_remote_code=False, use_safetensors=True, **options
         )
         check_quantized(module, quantization)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     if not stays_on_host:
         module = module.to(target)

@@ -2,19 +2,25 @@
 
 transformers makes them, with torchao (a weight that is a tensor of a class of its own) or with
 bitsandbytes (a layer of a class of its own). Neither is imported here unless it is asked for.
+What was saved in MXFP4, as the experts of gpt-oss are, is dequantised while it is loaded.
 """
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, TorchAoConfig
+from transformers import AutoConfig, Mxfp4Config, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.kernels.resting import Quantization
 
 _PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
+_log = logging.getLogger(__name__)
 _METHODS = ("torchao", "bitsandbytes")
+_OLDEST = "bitsandbytes"
+"""Whose configs did not say of which method they are."""
+MXFP4 = "mxfp4"
 _FP8_CAPABILITY = (8, 9)
 
 
@@ -45,15 +51,26 @@ def rounds_inputs(module: nn.Module) -> bool:
     )
 
 
-def is_saved_quantized(path: str) -> bool:
-    """Return whether the base model in folder or hub id `path` was quantised before it was saved.
+def saved_method(path: str) -> str | None:
+    """Return by what the base model in folder or hub id `path` was quantised before it was saved.
 
     Raises:
         OSError: There is none.
         ValueError: It is of no known kind.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    return getattr(config, "quantization_config", None) is not None
+    found = getattr(config, "quantization_config", None)
+    return None if found is None else str(found.get("quant_method", _OLDEST))
+
+
+def mxfp4_config(path: str) -> Mxfp4Config:
+    """Return what lets transformers dequantise the weights in `path` while it loads them."""
+    _log.info(
+        "%s was saved in MXFP4, in which nothing is computed here: each of those numbers of 4 bits "
+        "is dequantised, exactly, and takes 16 or 32",
+        path,
+    )
+    return Mxfp4Config(dequantize=True)
 
 
 def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoConfig:
@@ -100,7 +117,7 @@ def check_quantized(module: PreTrainedModel, quantization: Quantization) -> None
     method = str(getattr(config.quant_method, "value", config.quant_method))
     if method not in _METHODS:
         raise ValueError(
-            f"it is quantised by {method}, but only {' and '.join(_METHODS)} are served"
+            f"it is quantised by {method}, but only {', '.join(_METHODS)} and {MXFP4} are served"
         )
     layers = {name: layer for name, layer in module.named_modules() if is_quantized(layer)}
     if not layers and quantization is not Quantization.NONE:
