@@ -103,7 +103,10 @@ class BaseFolder:
         return {name: shape for name, shape in shapes.items() if shape}
 
     def _experts(self, module: str) -> ExpertsShape | None:
-        """Return the shape of the experts `module`, which may be saved together or one by one."""
+        """Return the shape of the experts `module`, which may be saved together or one by one.
+
+        In MXFP4 a block of them is 32 numbers of 4 bits, two in a byte.
+        """
         together = [self.parameter(f"{module}.{name}") for name in ("gate_up_proj", "down_proj")]
         first, last = (tensor.shape if tensor else () for tensor in together)
         if len(first) == len(last) == 3:
@@ -111,6 +114,10 @@ class BaseFolder:
             # Those of some models are transposed; then the widths do not meet here.
             inner, width = sizes[::-1] if first[2] == last[1] else sizes
             return ExpertsShape(count, width, inner)
+        blocks = self.parameter(f"{module}.down_proj_blocks")
+        if blocks and len(blocks.shape) == 4:
+            count, width, per_row, per_block = blocks.shape
+            return ExpertsShape(count, width, 2 * per_row * per_block)
         for name in names_of_experts(module):
             for down in ("down_proj", "w2"):
                 names = (f"{name}.{number}.{down}.weight" for number in itertools.count())

@@ -146,10 +146,15 @@ def test_changes_of_layers_become_those_of_experts_where_these_are_none() -> Non
 FUSED = {f"{EXPERTS}.gate_up_proj": (3, 12, 4), f"{EXPERTS}.down_proj": (3, 4, 6)}
 TURNED = {f"{EXPERTS}.gate_up_proj": (3, 4, 12), f"{EXPERTS}.down_proj": (3, 6, 4)}
 ALONE = {f"{EXPERTS}.{n}.down_proj.weight": (4, 6) for n in range(3)}
+# In blocks of six numbers.
+MXFP4 = {
+    f"{EXPERTS}.gate_up_proj_blocks": (3, 12, 1, 2),
+    f"{EXPERTS}.down_proj_blocks": (3, 4, 1, 3),
+}
 MIXTRAL = {f"model.layers.0.block_sparse_moe.experts.{n}.w2.weight": (4, 6) for n in range(3)}
 
 
-@pytest.mark.parametrize("weights", [FUSED, TURNED, ALONE, MIXTRAL, {}], ids=str)
+@pytest.mark.parametrize("weights", [FUSED, TURNED, ALONE, MIXTRAL, MXFP4, {}], ids=str)
 def test_a_folder_has_experts_in_several_ways(
     weights: dict[str, tuple[int, ...]], tmp_path: Path
 ) -> None:

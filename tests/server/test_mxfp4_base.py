@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.support.models import VOCAB
 from tests.support.mxfp4 import save_mxfp4
 from tests.support.sinks import gpt_oss
 
-WIDTHS = {"hidden_size": 64, "intermediate_size": 32}
+WIDTHS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 32}
 """Multiples of a block, which has 32 numbers."""
 
 
@@ -63,5 +64,5 @@ def test_a_folder_that_lacks_factors_is_refused(tmp_path: Path) -> None:
     tensors = load_file(file)
     del tensors["model.layers.1.mlp.experts.down_proj_scales"]
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(UnservableModelError, match="cannot load a base model .*conversion"):
+    with pytest.raises(UnservableModelError, match=r"cannot load a base model .*conversion"):
         load_base_model(str(folder), device="cpu")
