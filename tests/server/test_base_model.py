@@ -1,5 +1,6 @@
 """What becomes of a base model when it is made ready, and which are refused."""
 
+import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -219,6 +221,26 @@ def test_a_router_with_a_forward_of_its_own_is_left_alone(config: PreTrainedConf
     model = prepare(random_model(config))
     assert not any("router" in name or "gate" in name.split(".")[-2:] for name in model.places)
     assert any(name.endswith("q_proj") for name in model.places)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_what_a_folder_lacks_is_not_made_up(name: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "base")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UnservableModelError, match=f"lacks the weight {name} of Llama"):
+        load_base_model(str(folder), device="cpu")
+
+
+def test_a_model_without_a_layer_of_logits_is_served_where_that_is_tied(tmp_path: Path) -> None:
+    tiny_model("llama").model.save_pretrained(str(tmp_path))
+    with pytest.raises(UnservableModelError, match=r"lacks the weight lm_head.weight"):
+        load_base_model(str(tmp_path), device="cpu")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert load_base_model(str(tmp_path), device="cpu").replaceable.vocabulary.is_tied
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ looks like is found by running it once: which layers share an input, and what ea
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,9 +151,10 @@ def load_base_model(
         if is_quantized and target.type == "cuda":
             # Weights are rounded and ordered there, and never all of them on the host.
             options["device_map"] = {"": target}
-        module = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=False, use_safetensors=True, **options
+        module, loading = AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
+        _check_whole(module, loading["missing_keys"])
         check_quantized(module, quantization)
     except torch.OutOfMemoryError:
         raise
@@ -162,6 +163,19 @@ def load_base_model(
     if not stays_on_host:
         module = module.to(target)
     return prepare(module, name=Path(path).name, text=read_text_format(path))
+
+
+def _check_whole(module: PreTrainedModel, missing: Collection[str]) -> None:
+    """Demand that no weight is `missing`, in place of which transformers puts random numbers."""
+    if not missing:
+        return
+    first, *others = sorted(missing)
+    what = f"the weight {first}" + (f" and {len(others)} others" if others else "")
+    raise ValueError(
+        f"it lacks {what} of {type(module).__name__}: save it whole. A model that was saved "
+        "without the layer of logits serves vectors and adapters with heads where its config.json "
+        "has tie_word_embeddings"
+    )
 
 
 def _device(name: str) -> torch.device:
