@@ -56,7 +56,7 @@ def test_sinks_and_all_experts_are_found() -> None:
     assert [form.window for form in model.attention.forms.values()] == [8, 0]
     assert all(form.sinks_H is not None for form in model.attention.forms.values())
     assert len(model.experts) == 2
-    assert not any(shape.has_halves for shape in model.experts.values())
+    assert not any(shape.shape.has_halves for shape in model.experts.values())
     assert model.check.difference(None) < 1e-5
 
 

@@ -257,9 +257,10 @@ def _model_info(
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
     known = model.replaceable
+    experts = {name: each.shape for name, each in model.experts.items()}
     routers = {
         f"{shape.router}.weight": [shape.count, shape.width]
-        for shape in model.experts.values()
+        for shape in experts.values()
         if shape.router
     }
     layers |= {name: Layer(*features) for name, features in known.outer_layers.items()}
@@ -278,7 +279,7 @@ def _model_info(
         special_tokens=model.text.special_tokens,
         layers=layers,
         parameters={name: list(shape) for name, shape in known.shapes.items()} | routers,
-        experts=model.experts,
+        experts=experts,
         vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,

@@ -51,6 +51,8 @@ class ModelRunner:
         model.step.backend = backend
         for group in model.groups:
             group.attach(self.slab, backend)
+        for experts in model.experts.values():
+            experts.attach(backend)
         model.output.attach(backend)
         model.embedding.attach(model.output)
         self.difference = model.check.difference(model.stack)

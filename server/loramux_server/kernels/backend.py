@@ -16,7 +16,7 @@ from loramux_server.kernels.attention import (
     write_cache,
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
-from loramux_server.kernels.experts import ExpertWeights, Pairs, multiply_experts
+from loramux_server.kernels.experts import ExpertLinears, Pairs, multiply_experts
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
@@ -104,7 +104,7 @@ class MultiplyExperts(Protocol):
     def __call__(
         self,
         x_PK: torch.Tensor,
-        weights: ExpertWeights,
+        linears: ExpertLinears,
         pairs: Pairs,
         changes: Sequence[ExpertRows | None],
     ) -> torch.Tensor:
@@ -129,6 +129,8 @@ class Backend:
     """Brings what a step is given to the device."""
     make_saved_linear: MakeSavedLinear = make_saved_linear
     multiply_experts: MultiplyExperts = multiply_experts
+    takes_experts: bool = False
+    """Whether the weights of experts are to be taken by `make_linear`, one by one."""
     extends: bool = False
     """Whether A rows lie behind the base weights."""
     is_deterministic: bool = False
@@ -197,7 +199,7 @@ def choose_backend(
         "cpu", partial(make_linear_cpu, quantization=quantization), add_lora_cpu, project,
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
         partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
-        multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu),
+        multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu), takes_experts=True,
         is_deterministic=is_deterministic,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ adapters of the step, S runs of pairs that share expert and adapter.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,15 +17,53 @@ from loramux_server.lora.experts_edit import ExpertRows
 from loramux_server.lora.segments import Int32
 
 if TYPE_CHECKING:
-    from loramux_server.kernels.backend import AddLora
+    from loramux_server.kernels.backend import AddLora, MakeLinear
+
+
+class ExpertLinears(Protocol):
+    """The same matrix of all experts, ready to be multiplied."""
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that an expert makes of each input."""
+
+    def of(self, expert: int, x_PK: torch.Tensor) -> torch.Tensor:
+        """Return what an expert makes of `x_PK`, [P, N]."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """The same matrix of all experts."""
+    """Such matrices as they lie in the model."""
 
     weight_ENK: torch.Tensor
     bias_EN: torch.Tensor | None
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that an expert makes of each input."""
+        return self.weight_ENK.shape[1]
+
+    def of(self, expert: int, x_PK: torch.Tensor) -> torch.Tensor:
+        """Return what an expert makes of `x_PK`, [P, N]."""
+        bias_N = None if self.bias_EN is None else self.bias_EN[expert]
+        return torch.nn.functional.linear(x_PK, self.weight_ENK[expert], bias_N)
+
+
+class LinearPerExpert:
+    """Such matrices, each a layer that owns its weights."""
+
+    def __init__(self, weights: ExpertWeights, make_linear: "MakeLinear") -> None:
+        """Let `make_linear` take all of `weights`."""
+        self.outputs = weights.outputs
+        biases = [None] * len(weights.weight_ENK) if weights.bias_EN is None else weights.bias_EN
+        self._linears = [
+            make_linear(weight_NK, bias_N)
+            for weight_NK, bias_N in zip(weights.weight_ENK, biases, strict=True)
+        ]
+
+    def of(self, expert: int, x_PK: torch.Tensor) -> torch.Tensor:
+        """Return what an expert makes of `x_PK`, [P, N]."""
+        return self._linears[expert](x_PK)
 
 
 @dataclass(frozen=True)
@@ -75,7 +113,7 @@ class Runs:
 
 def multiply_experts(
     x_PK: torch.Tensor,
-    weights: ExpertWeights,
+    linears: ExpertLinears,
     pairs: Pairs,
     changes: Sequence[ExpertRows | None],
     *,
@@ -85,21 +123,19 @@ def multiply_experts(
 
     Semantics, for a pair of expert e and of an adapter whose change is not None:
 
-        y = x @ weight[e].T + bias[e] + scale * (x @ A[e].T) @ B[e]
+        y = linears.of(e, x) + scale * (x @ A[e].T) @ B[e]
 
     Args:
         x_PK: The inputs.
-        weights: The base's matrix.
+        linears: The base's matrix of each expert.
         pairs: Which expert and which adapter each has.
         changes: What each adapter does, in the order of their numbers from 1 on.
         add_lora: The segmented low-rank matmul.
     """
     runs = pairs.runs
-    y_PN = x_PK.new_empty(len(x_PK), weights.weight_ENK.shape[1])
+    y_PN = x_PK.new_empty(len(x_PK), linears.outputs)
     for expert, start, end in runs.by_expert():
-        torch.mm(x_PK[start:end], weights.weight_ENK[expert].T, out=y_PN[start:end])
-        if weights.bias_EN is not None:
-            y_PN[start:end] += weights.bias_EN[expert]
+        y_PN[start:end] = linears.of(expert, x_PK[start:end])
     columns = np.array([0, y_PN.shape[1]], np.int32)
     for number, rows in enumerate(changes, 1):
         if rows is not None:

@@ -28,7 +28,7 @@ class BaseLayers:
             for mlp in part.modules()
             if isinstance(mlp, GatedMlp)
         }
-        self.experts = model.experts
+        self.experts = {name: each.shape for name, each in model.experts.items()}
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
         self.vocabulary = model.replaceable.vocabulary

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loramux_adapters.experts import ExpertsShape
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.packed import LayerPlace
@@ -25,7 +24,7 @@ from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.context_length import context_length
 from loramux_server.models.decoder_stack import DecoderStack, find_layers
 from loramux_server.models.editor import Editor
-from loramux_server.models.experts import find_experts
+from loramux_server.models.experts import ServedExperts, find_experts
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.fused import fuse
 from loramux_server.models.input_embedding import InputEmbedding
@@ -73,8 +72,8 @@ class BaseModel:
     check: SelfCheck
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> where it is among the groups."""
-    experts: dict[str, ExpertsShape]
-    """Name of each layer's experts that adapters can change -> their shape."""
+    experts: dict[str, ServedExperts]
+    """Each layer's experts that adapters can change, by name."""
     replaceable: Replaceable
     """What adapters can do beside that."""
     name: str

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from loramux_adapters.experts import ExpertsShape
-from loramux_server.kernels.experts import ExpertWeights, Pairs
+from loramux_server.kernels.backend import Backend
+from loramux_server.kernels.experts import ExpertLinears, ExpertWeights, LinearPerExpert, Pairs
 from loramux_server.lora.experts_edit import ExpertsEdit
 from loramux_server.lora.segments import Segments
 from loramux_server.models.routers import find_router
@@ -38,17 +39,35 @@ class _Change:
 class ServedExperts(nn.Module):
     """Stands where the experts of a layer stood."""
 
-    def __init__(self, own: nn.Module, name: str, step: Step) -> None:
+    def __init__(self, own: nn.Module, name: str, shape: ExpertsShape, step: Step) -> None:
         super().__init__()
         self.own = own
         """The model's own."""
+        self.shape = shape
         self._name = name
         self._step = step
+        self._names = (_first_name(own), "down_proj")
+        self._linears: list[ExpertLinears] = [_weights(own, each) for each in self._names]
+        """The first and the last matrices."""
+        self._leaves_to_own = True
+        """Whether the model's own experts compute where nobody changes them."""
+
+    def attach(self, backend: Backend) -> None:
+        """Let `backend` take the weights, if it does so; once."""
+        if not backend.takes_experts or self.own.down_proj.dtype is not torch.float32:
+            return
+        for at, name in enumerate(self._names):
+            weights = self._linears[at]
+            assert isinstance(weights, ExpertWeights)
+            self._linears[at] = LinearPerExpert(weights, backend.make_linear)
+            parameter = getattr(self.own, name)
+            parameter.data = parameter.data.new_empty(0)
+        self._leaves_to_own = False
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
         """Return what experts make of tokens, given these, and which experts, and their weights."""
         changes = list(_changes(self._step.segments, self._name))
-        if not changes:
+        if self._leaves_to_own and not changes:
             found: torch.Tensor = self.own(*args, **kwargs)
             return found
         hidden, index_TX, weight_TX = (*args, *kwargs.values())
@@ -64,7 +83,7 @@ class ServedExperts(nn.Module):
         num_chosen = index_TX.shape[1]
         order_P, pairs = _in_order(index_TX, changes)
         multiply = self._step.backend.multiply_experts
-        first, last = (_weights(own, name) for name in (_first_name(own), "down_proj"))
+        first, last = self._linears
         x_PK = x_TK[order_P // num_chosen]
         y_PN = multiply(x_PK, first, pairs, [change.edit.first for change in changes])
         y_PN = own._apply_gate(y_PN) if own.has_gate else own.act_fn(y_PN)
@@ -77,24 +96,25 @@ class ServedExperts(nn.Module):
         return back_PK.view(len(x_TK), num_chosen, -1).sum(1).to(x_TK.dtype)
 
 
-def find_experts(module: nn.Module, step: Step) -> dict[str, ExpertsShape]:
+def find_experts(module: nn.Module, step: Step) -> dict[str, ServedExperts]:
     """Replace those experts of `module` that adapters can change, and what chooses among them.
 
     They are tried on random numbers first; what computes something else here stays as it is.
 
     Returns:
-        The experts' shapes by their names.
+        What stands there now, by name.
     """
     found = {}
     for name, part in list(module.named_modules()):
         shape = _shape(part)
         if shape is None:
             continue
-        served = ServedExperts(part, name, step)
-        if _is_same(served, shape):
+        served = ServedExperts(part, name, shape, step)
+        if _is_same(served):
             module.set_submodule(name, served)
             router = find_router(module, name, (shape.count, shape.width), step)
-            found[name] = replace(shape, router=router)
+            served.shape = replace(shape, router=router)
+            found[name] = served
     return found
 
 
@@ -146,9 +166,10 @@ def _first_name(own: Any) -> str:  # noqa: ANN401
     return "gate_up_proj" if own.has_gate else "up_proj"
 
 
-def _is_same(served: ServedExperts, shape: ExpertsShape) -> bool:
+def _is_same(served: ServedExperts) -> bool:
     """Return whether `served` computes what the model's own experts do."""
     own: Any = served.own
+    shape = served.shape
     weight = own.down_proj
     generator = torch.Generator().manual_seed(0)
     x_TK = torch.randn(5, shape.width, generator=generator).to(weight.device, weight.dtype)

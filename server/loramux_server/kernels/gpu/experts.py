@@ -13,7 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-from loramux_server.kernels.experts import ExpertWeights, Pairs
+from loramux_server.kernels.experts import (
+    ExpertLinears,
+    ExpertWeights,
+    Pairs,
+    multiply_experts,
+)
 from loramux_server.lora.experts_edit import ExpertRows
 from loramux_server.lora.slab import DTYPES
 
@@ -42,14 +47,15 @@ DEFAULT = Blocks()
 
 def multiply_experts_triton(
     x_PK: torch.Tensor,
-    weights: ExpertWeights,
+    linears: ExpertLinears,
     pairs: Pairs,
     changes: Sequence[ExpertRows | None],
     *,
     blocks: Blocks = DEFAULT,
 ) -> torch.Tensor:
     """Do what `kernels.experts.multiply_experts` defines; the change is added up in float32."""
-    y_PN = _base(x_PK, weights, pairs)
+    assert isinstance(linears, ExpertWeights)
+    y_PN = _base(x_PK, linears, pairs)
     for dtype in {DTYPES[rows.format] for rows in changes if rows is not None}:
         chosen = [
             rows if rows is not None and DTYPES[rows.format] is dtype else None for rows in changes
@@ -63,13 +69,10 @@ def _base(x_PK: torch.Tensor, weights: ExpertWeights, pairs: Pairs) -> torch.Ten
     weight_ENK, bias_EN = weights.weight_ENK, weights.bias_EN
     num_experts, width_out, width_in = weight_ENK.shape
     if not x_PK.is_cuda or x_PK.dtype is not torch.bfloat16 or (width_in | width_out) % _ALIGNED:
-        y_PN = x_PK.new_empty(len(x_PK), width_out)
-        for expert, start, end in pairs.runs.by_expert():
-            torch.mm(x_PK[start:end], weight_ENK[expert].T, out=y_PN[start:end])
-    else:
-        ends_E = torch.arange(1, num_experts + 1, device=x_PK.device) * pairs.num_kinds
-        offsets_E = torch.searchsorted(pairs.key_P, ends_E).to(torch.int32)
-        y_PN = torch.nn.functional.grouped_mm(x_PK, weight_ENK.transpose(1, 2), offs=offsets_E)
+        return multiply_experts(x_PK, weights, pairs, ())
+    ends_E = torch.arange(1, num_experts + 1, device=x_PK.device) * pairs.num_kinds
+    offsets_E = torch.searchsorted(pairs.key_P, ends_E).to(torch.int32)
+    y_PN = torch.nn.functional.grouped_mm(x_PK, weight_ENK.transpose(1, 2), offs=offsets_E)
     if bias_EN is not None:
         y_PN += bias_EN[pairs.key_P // pairs.num_kinds]
     return y_PN
