@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import forms, gateway, ratios, registry, routing, scaling
+from benchmarks import experts, forms, gateway, ratios, registry, routing, scaling
 
 
 def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
@@ -90,3 +90,14 @@ def test_both_ways_to_spread_requests_get_the_same_ones(tmp_path: Path) -> None:
     record = json.loads(output.read_text())
     assert list(record["median"]) == ["round_robin", "adapter"]
     assert all(found["most_requests"] == 6 for found in record["median"].values())
+
+
+def test_adapters_of_experts_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "o.json"
+    experts.main(batch=[1, 2], steps=2, repeats=1, context=8, shape="tiny", output=output)
+    figures = json.loads(output.read_text())["figures"]
+    assert [figure["batch"] for figure in figures] == [1, 2]
+    assert all(figure["experts ÷ base"] > 0 for figure in figures)
+    assert len(capsys.readouterr().out.splitlines()) == 2

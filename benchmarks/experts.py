@@ -1,0 +1,151 @@
+"""What adapters of experts cost a decode step, and what their weights at rest gain a base model.
+
+A mixture of experts with random weights, saved in bfloat16, some layers of a real shape. Requests
+run at once without adapters, with distinct ones of attention alone, and with distinct ones that
+change every expert as well. The base runs with kernels `torch`, too, where experts are transformers' own.
+
+    python -m benchmarks.experts --batch 1 --batch 8
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, OlmoeConfig
+
+from benchmarks import machine
+from benchmarks.local_engine import LocalEngine, packaged
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.config import EngineConfig
+
+RANK = 16
+_ATTENTION = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a mixture."""
+
+    hidden: int
+    inner: int
+    experts: int
+    chosen: int
+    heads: int
+
+
+SHAPES = {"olmoe-1b-7b": Shape(2048, 1024, 64, 8, 16), "tiny": Shape(64, 32, 4, 2, 4)}
+
+
+def main(
+    batch: Annotated[list[int], typer.Option(help="Requests at once; repeatable.")],
+    steps: Annotated[int, typer.Option(help="Steps of each round.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Rounds, in turns; the median counts.")] = 3,
+    context: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 64,
+    layers: Annotated[int, typer.Option(help="Layers of the base.")] = 3,
+    shape: Annotated[str, typer.Option(help=f"Of a layer: {', '.join(SHAPES)}.")] = "olmoe-1b-7b",
+    quantization: Annotated[str, typer.Option(help="How the base's weights are rounded.")] = "none",
+    output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
+) -> None:
+    """Print milliseconds of a step, and what it takes as a ratio to the base alone."""
+    options = {
+        "steps": steps, "repeats": repeats, "context": context, "layers": layers, "shape": shape,
+        "quantization": quantization,
+    }  # fmt: skip
+    described, figures = machine.describe(), []
+    with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
+        folder = Path(name)
+        base = _save_base(folder / "base", SHAPES[shape], layers)
+        attention = _save_adapters(folder / "attention", SHAPES[shape], layers, max(batch))
+        experts = _save_adapters(
+            folder / "experts", SHAPES[shape], layers, max(batch), with_experts=True
+        )
+        ours, theirs = (
+            LocalEngine(base, EngineConfig(model="", kernels=kernels, quantization=rounded,
+                                           adapter_memory=4 << 30, max_running=max(batch)))
+            for kernels, rounded in (("cpu", quantization), ("torch", "none"))
+        )  # fmt: skip
+        ways: dict[str, tuple[LocalEngine, Sequence[AdapterSource]]] = {
+            "base": (ours, ()), "attention": (ours, attention), "experts": (ours, experts),
+            "base, torch": (theirs, ()),
+        }  # fmt: skip
+        for size in batch:
+            found: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(repeats):
+                for way, (engine, adapters) in ways.items():
+                    engine.fill(size, adapters, context)
+                    found[way].append(1000 * median(engine.time_steps(steps)))
+                    engine.clear()
+            figures.append({"batch": size, **_figure(found)})
+            print("  ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
+        ours.close()
+        theirs.close()
+    if output:
+        record: dict[str, Any] = {
+            "command": "python -m benchmarks.experts", "options": options, "machine": described,
+            "figures": figures,
+        }  # fmt: skip
+        output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _figure(found: dict[str, list[float]]) -> dict[str, object]:
+    base = median(found["base"])
+    ratios = {
+        f"{way} ÷ base": round(median(found[way]) / base, 3) for way in found if way != "base"
+    }
+    return {"base, ms": round(base, 2), **ratios, "all, ms": found}
+
+
+def _save_base(folder: Path, shape: Shape, layers: int) -> Path:
+    """Write a random model to `folder`, without a tokenizer."""
+    config = OlmoeConfig(
+        vocab_size=2048, hidden_size=shape.hidden, intermediate_size=shape.inner,
+        num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+        num_experts=shape.experts, num_experts_per_tok=shape.chosen, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def _save_adapters(
+    folder: Path, shape: Shape, layers: int, count: int, *, with_experts: bool = False
+) -> list[AdapterSource]:
+    """Write `count` adapters with weights of their own, as PEFT saves them, and pack them."""
+    config: dict[str, object] = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK,
+        "target_modules": list(_ATTENTION),
+    }  # fmt: skip
+    widths = {f"self_attn.{name}": (shape.hidden, shape.hidden, 1) for name in _ATTENTION}
+    if with_experts:
+        config["target_parameters"] = ["experts.gate_up_proj", "experts.down_proj"]
+        widths["mlp.experts.base_layer"] = (shape.hidden, 2 * shape.inner, shape.experts)
+        widths["mlp.experts"] = (shape.inner, shape.hidden, shape.experts)
+    for index in range(count):
+        generator = torch.Generator().manual_seed(index)
+        tensors = {}
+        for layer in range(layers):
+            for name, (width_in, width_out, experts) in widths.items():
+                key = f"base_model.model.model.layers.{layer}.{name}.lora_"
+                for half, size in (
+                    ("A", (experts * RANK, width_in)), ("B", (width_out, experts * RANK))
+                ):  # fmt: skip
+                    weight = torch.randn(size, generator=generator) * 0.02
+                    tensors[f"{key}{half}.weight"] = weight.to(torch.bfloat16)
+        peft = folder / f"a{index:04d}"
+        peft.mkdir(parents=True)
+        save_file(tensors, peft / "adapter_model.safetensors")
+        (peft / "adapter_config.json").write_text(json.dumps(config))
+    return packaged(folder)
+
+
+if __name__ == "__main__":
+    typer.run(main)
