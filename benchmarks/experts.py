@@ -2,7 +2,8 @@
 
 A mixture of experts with random weights, saved in bfloat16, some layers of a real shape. Requests
 run at once without adapters, with distinct ones of attention alone, and with distinct ones that
-change every expert as well. The base runs with kernels `torch`, too, where experts are transformers' own.
+change every expert as well. The base runs with kernels `torch`, too, where experts are those of
+transformers.
 
     python -m benchmarks.experts --batch 1 --batch 8
 """
