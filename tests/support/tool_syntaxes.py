@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
@@ -118,10 +119,10 @@ def matcher_of(
     return matcher_by(form_of_calls(SYNTAXES[name], tools, otherwise, is_parallel=is_parallel))
 
 
-def matcher_by(form: Form) -> LLMatcher:
+def matcher_by(form: Form, theirs: PreTrainedTokenizerFast = THEIRS) -> LLMatcher:
     """Return what follows a form."""
     tokenizer = LLTokenizer(
-        tokenizer_of(THEIRS.backend_tokenizer.to_str()), n_vocab=len(THEIRS), eos_token=[1]
+        tokenizer_of(theirs.backend_tokenizer.to_str()), n_vocab=len(theirs), eos_token=[1]
     )
     matcher = LLMatcher(tokenizer, grammar_of(form), log_level=0, limits=LIMITS)
     assert not matcher.is_error(), matcher.get_error()

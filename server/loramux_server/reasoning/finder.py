@@ -4,10 +4,13 @@ import re
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.by_template import ByTemplate
+from loramux_server.chat.channels import channels_of
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.format import ChatFormat
+from loramux_server.chat.messages import Piece, Talk
 from loramux_server.chat.renderer import TemplateLimitError
-from loramux_server.reasoning.syntax import THINKING, ReasoningSyntax, reasoning_syntax_of
+from loramux_server.reasoning.channels import ANSWERING, ChannelSyntax, channel_syntax_of
+from loramux_server.reasoning.syntax import ANSWER, THINKING, ReasoningSyntax, reasoning_syntax_of
 
 _MENTIONED = re.compile("think|reason", re.IGNORECASE)
 
@@ -17,9 +20,9 @@ class ReasoningFinder:
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
-        self._known = ByTemplate[ReasoningSyntax | None](chat, self._found)
+        self._known = ByTemplate[ReasoningSyntax | ChannelSyntax | None](chat, self._found)
 
-    async def find(self, chat_format: ChatFormat) -> ReasoningSyntax | None:
+    async def find(self, chat_format: ChatFormat) -> ReasoningSyntax | ChannelSyntax | None:
         """Return how a template marks what a model thinks; None where it does not.
 
         Args:
@@ -34,15 +37,23 @@ class ReasoningFinder:
         except TemplateLimitError:  # which says nothing of what it does the next time
             return None
 
-    async def _found(self, chat_format: ChatFormat) -> ReasoningSyntax | None:
+    async def _found(self, chat_format: ChatFormat) -> ReasoningSyntax | ChannelSyntax | None:
         source = self._chat.source(chat_format)
         if not _MENTIONED.search(source):
             return None
+        thinking = await self._pieces(THINKING, chat_format)
+        ids = (await self._chat.vocabulary(chat_format)).ids
+        if found := channel_syntax_of(thinking or [], ids):
+            answering = await self._pieces(ANSWERING, chat_format)
+            if channels_of(answering or [], ANSWER) == found.channels:
+                return found
+        return reasoning_syntax_of(thinking, source, ids)
+
+    async def _pieces(self, talk: Talk, chat_format: ChatFormat) -> list[Piece] | None:
+        """Return what a template makes of `talk`; None where it does not take that."""
         try:
-            pieces = await self._chat.pieces(THINKING, chat_format, add_generation_prompt=False)
+            return await self._chat.pieces(talk, chat_format, add_generation_prompt=False)
         except TemplateLimitError:
             raise
         except (InvalidArgumentError, FailedPreconditionError):
-            pieces = None
-        ids = (await self._chat.vocabulary(chat_format)).ids
-        return reasoning_syntax_of(pieces, source, ids)
+            return None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from loramux_server.chat.messages import Piece, Talk, Turn
 
-_THOUGHT = "¤ thought"
-THINKING = Talk([Turn("user", "Where?"), Turn("assistant", "§ here", reasoning=_THOUGHT)])
+THOUGHT, ANSWER = "¤ thought", "§ here"
+THINKING = Talk([Turn("user", "Where?"), Turn("assistant", ANSWER, reasoning=THOUGHT)])
 _COMMON = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
 """Marks of templates that leave out what was thought."""
 _MAX_MARK = 64
@@ -48,10 +48,10 @@ def reasoning_syntax_of(
 
 def _around(pieces: Sequence[Piece]) -> tuple[str, str] | None:
     """Return the tokens or words around the thought; None where it is left out or not marked."""
-    place = next((i for i, piece in enumerate(pieces) if _THOUGHT in piece.text), None)
+    place = next((i for i, piece in enumerate(pieces) if THOUGHT in piece.text), None)
     if place is None:
         return None
-    before, _, after = pieces[place].text.partition(_THOUGHT)
+    before, _, after = pieces[place].text.partition(THOUGHT)
     opening = [*_words(pieces[:place]), *before.split()][-1:]
     closing = [*after.split(), *_words(pieces[place + 1 :])][:1]
     if not opening or not closing or opening == closing:

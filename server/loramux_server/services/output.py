@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import Finish, Logprobs, Token
+from loramux_server.reasoning.channel_reader import ChannelReader
 from loramux_server.reasoning.reader import ReasoningReader, Thought
 from loramux_server.services.limits import TextOptions
 from loramux_server.stop_strings import StopStrings
@@ -21,7 +22,7 @@ class Output:
         bytes_of: Callable[[int], bytes],
         options: TextOptions,
         min_tokens: int,
-        reasoning: ReasoningReader | None = None,
+        reasoning: ReasoningReader | ChannelReader | None = None,
         calls: CallReader | None = None,
     ) -> None:
         """Prepare.

@@ -160,7 +160,7 @@ class Prompts:
         tokenizer = await self.tokenizer(told)
         assert tokenizer is not None
         end = tokenizer.text_of(tokens[-MAX_OPENING:])
-        return Thinking(syntax, syntax.is_open(end), self._has_own(told, syntax.ids))
+        return Thinking(syntax, end, self._has_own(told, syntax.ids))
 
     async def end_token(self, told: Instruction) -> int | None:
         """Return the token with which an adapter ends a text; None if its base model does, too."""

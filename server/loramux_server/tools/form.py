@@ -51,7 +51,7 @@ def form_of_calls(
     """
     rules = Rules()
     parameters = ParameterForm(syntax, syntax.parameters, rules) if syntax.parameters else None
-    begin = symbols(syntax, syntax.opening)
+    begin = symbols(syntax.ids, syntax.opening)
     calls = _calls(syntax, is_parallel=is_parallel)
     if otherwise is None:
         rules.add(f"answer: {begin} {calls}")
@@ -60,7 +60,7 @@ def form_of_calls(
     else:
         rules.add(f"answer: {begin} {calls} | other", f"other: {json_rule(otherwise)}")
     rules.add("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
-    head, middle, tail = (symbols(syntax, p) for p in (syntax.head, syntax.middle, syntax.tail))
+    head, middle, tail = (symbols(syntax.ids, p) for p in (syntax.head, syntax.middle, syntax.tail))
     if ID in (*syntax.head, *syntax.middle, *syntax.tail):
         rules.add("ID: /[A-Za-z0-9]{9}/")
     for number, tool in enumerate(tools):
@@ -88,17 +88,17 @@ def _add_arguments(
 
 def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:
     """Return calls, and what follows them."""
-    end = symbols(syntax, syntax.closing)
+    end = symbols(syntax.ids, syntax.closing)
     if not is_parallel or syntax.separator is None:
         return f"call {end}"
-    return f"call ({symbols(syntax, syntax.separator)} call)* {end}"
+    return f"call ({symbols(syntax.ids, syntax.separator)} call)* {end}"
 
 
 def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
     """Return the rules of text in which no call is read, and may be of calls after it."""
     at, trigger = syntax.first_token, syntax.trigger
     if at is not None:  # tokens are no text, of which all that stands before one may be part
-        after = symbols(syntax, syntax.opening[at:])
+        after = symbols(syntax.ids, syntax.opening[at:])
         first = "" if after == begin else f"{begin} {calls} | "
         return [f"answer: {first}TEXT? ({after} {calls})?", "TEXT: /(?s:.+)/"]
     if trigger:

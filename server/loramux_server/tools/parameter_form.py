@@ -45,7 +45,7 @@ class ParameterForm:
         self._syntax = syntax
         self._way = parameters
         self._begin, self._string, self._other, self._end = (
-            symbols(syntax, part)
+            symbols(syntax.ids, part)
             for part in (
                 parameters.opening, parameters.between, parameters.between_others,
                 parameters.closing,

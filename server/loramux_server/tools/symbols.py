@@ -1,10 +1,10 @@
 """What a template writes, as a grammar has it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from loramux_server.chat.messages import Piece
-from loramux_server.tools.syntax import ID, ToolSyntax
+from loramux_server.tools.syntax import ID
 
 
 def literal(text: str) -> str:
@@ -12,13 +12,13 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def symbols(syntax: ToolSyntax, pieces: Iterable[Piece]) -> str:
-    """Return what stands in a rule for `pieces` of `syntax`."""
-    return " ".join(_symbol(syntax, piece) for piece in pieces)
+def symbols(ids: Mapping[str, int], pieces: Iterable[Piece]) -> str:
+    """Return what stands in a rule for `pieces`, whose tokens have `ids`."""
+    return " ".join(_symbol(ids, piece) for piece in pieces)
 
 
-def _symbol(syntax: ToolSyntax, piece: Piece) -> str:
+def _symbol(ids: Mapping[str, int], piece: Piece) -> str:
     if piece == ID:
         return "ID"
     # A token by its number, which no text has.
-    return f"<[{syntax.ids[piece.text]}]>" if piece.is_token else literal(piece.text)
+    return f"<[{ids[piece.text]}]>" if piece.is_token else literal(piece.text)

@@ -59,7 +59,7 @@ def text_rules(
     parts += [f"~{slashed(expression)}" for expression in forbidden]
     terminal = name.upper()
     return [
-        f"{name}: {name}_text {symbols(syntax, (piece for piece in rest if piece.text))}",
+        f"{name}: {name}_text {symbols(syntax.ids, (piece for piece in rest if piece.text))}",
         f"{name}_text{'[lazy]' if is_lazy else ''}: {terminal}",
         f"{terminal}: {' & '.join(parts)}",
     ]

@@ -1,0 +1,135 @@
+"""Messages on channels -> what a model thinks, and its answer, as they arrive."""
+
+import enum
+
+from loramux_server.reasoning.channels import Begun, ChannelSyntax
+from loramux_server.reasoning.reader import Thought
+from loramux_server.stop_strings import overlap
+from loramux_server.tools.syntax import joined
+
+_MAX_HEADER = 256
+"""Characters between the tokens around a channel."""
+_BREAK = "\n\n"
+"""Stands between what several messages say."""
+
+
+class _Now(enum.Enum):
+    """What is being read."""
+
+    HEADER = enum.auto()
+    """What says on which channel a message is, if it does."""
+    THOUGHT = enum.auto()
+    TEXT = enum.auto()
+
+
+class ChannelReader:
+    """Takes what is thought out of the messages of one completion, and the marks of all of them.
+
+    Where a message is to a tool, or says nothing of a channel, its header is text, too.
+    """
+
+    def __init__(self, syntax: ChannelSyntax, begun: Begun) -> None:
+        """Read what follows a prompt that has `begun` a message."""
+        channels = syntax.channels
+        self._thought_channel = syntax.thought
+        self._begin, self._between = joined(channels.begin), joined(channels.between)
+        self._start, self._end = channels.begin[0].text, channels.end.text
+        self._before, self._after = channels.before.text, channels.after.text
+        self._now = {
+            Begun.NOTHING: _Now.HEADER, Begun.THOUGHT: _Now.THOUGHT, Begun.ANSWER: _Now.TEXT,
+        }[begun]  # fmt: skip
+        self._held = ""
+        """What may be part of a mark, and white space that may stand before one."""
+        self._is_begun = False
+        """Whether the message has a content by now."""
+        self._is_headed = False
+        """Whether its header is left out."""
+        self._has_thought = self._has_text = False
+
+    def push(self, piece: str) -> Thought:
+        """Take what comes next, and return what is known by now."""
+        self._held += piece
+        reasoning: list[str] = []
+        text: list[str] = []
+        is_known = True
+        while is_known:
+            if self._now is _Now.HEADER:
+                is_known = self._header()
+            elif self._now is _Now.THOUGHT:
+                is_known = self._thought(reasoning)
+            else:
+                is_known = self._text(text)
+        return Thought("".join(reasoning), "".join(text))
+
+    def flush(self) -> Thought:
+        """Return what was held back, at the end of the completion, but for marks."""
+        held, self._held = self._held, ""
+        mark = held.lstrip()
+        marks = [self._end, self._start]
+        if self._now is _Now.HEADER and "=" not in mark:
+            marks.append(self._before)
+        if mark.startswith(tuple(marks)):
+            return Thought("", "")
+        return Thought(held.rstrip(), "") if self._now is _Now.THOUGHT else Thought("", held)
+
+    def _header(self) -> bool:
+        """Find out what is in the message; return whether that is known."""
+        held = self._held.lstrip()
+        if held.startswith(self._begin):
+            self._held = held[len(self._begin) :]
+            return True
+        if any(mark.startswith(held) for mark in (self._begin, self._before)):
+            return False
+        self._is_begun = self._is_headed = False
+        self._now = _Now.TEXT
+        if not held.startswith(self._before):
+            return True
+        head, after, content = held[len(self._before) :].partition(self._after)
+        length = len(head) if after else len(head) - overlap(self._after, head)
+        if length > _MAX_HEADER or "\n" in head or self._begin in head:
+            return True
+        if not after:
+            self._now = _Now.HEADER
+            return False
+        if "=" not in head:  # which tells to whom it is
+            self._is_headed = True
+            self._held = content
+            if head.split()[:1] == [self._thought_channel]:
+                self._now = _Now.THOUGHT
+        return True
+
+    def _thought(self, reasoning: list[str]) -> bool:
+        """Take what is thought for certain; return whether the message ends."""
+        content, ends = self._content()
+        if not self._is_begun:
+            content = content.lstrip()
+        known = content.rstrip()
+        if not ends:
+            self._held = content[len(known) :] + self._held
+        if known:
+            gap = _BREAK if self._has_thought and not self._is_begun else ""
+            reasoning.append(gap + known)
+            self._is_begun = self._has_thought = True
+        return ends
+
+    def _text(self, text: list[str]) -> bool:
+        """Take what is text for certain; return whether the message ends."""
+        known, ends = self._content()
+        if known:
+            is_apart = self._has_text and self._is_headed and not self._is_begun
+            text.append((_BREAK if is_apart else "") + known)
+            self._is_begun = self._has_text = True
+        return ends
+
+    def _content(self) -> tuple[str, bool]:
+        """Return what of the message has come, and whether it ends there; hold the rest."""
+        at = self._held.find(self._begin)
+        if at >= 0:
+            content = self._held[:at].removesuffix(self._end)
+            self._held = self._held[at + len(self._begin) :]
+            self._now = _Now.HEADER
+            return content, True
+        keep = max(overlap(mark, self._held) for mark in (self._begin, self._between))
+        at = len(self._held) - keep
+        content, self._held = self._held[:at], self._held[at:]
+        return content, False

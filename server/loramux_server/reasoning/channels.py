@@ -1,0 +1,61 @@
+"""How a template writes what a model thinks as a message of its own, on another channel."""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loramux_server.chat.channels import Channels, channels_of
+from loramux_server.chat.messages import Piece, Talk, Turn
+from loramux_server.reasoning.syntax import ANSWER, THOUGHT
+from loramux_server.tools.syntax import joined
+
+ANSWERING = Talk([Turn("user", "Where?"), Turn("assistant", ANSWER)])
+
+
+class Begun(enum.Enum):
+    """What the prompt has begun of the message that comes next."""
+
+    NOTHING = enum.auto()
+    THOUGHT = enum.auto()
+    ANSWER = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSyntax:
+    """On which channel a model thinks."""
+
+    channels: Channels
+    thought: str
+    ids: Mapping[str, int]
+    """The added tokens of messages."""
+
+    def begun(self, prompt: str) -> Begun:
+        """Return what `prompt`, or its end, has begun."""
+        _, begin, last = prompt.rpartition(joined(self.channels.begin))
+        if not begin or self.channels.end.text in last:
+            return Begun.NOTHING
+        if last.startswith(joined(self.channels.header(self.thought))):
+            return Begun.THOUGHT
+        return Begun.ANSWER if self.channels.after.text in last else Begun.NOTHING
+
+
+def channel_syntax_of(thinking: Sequence[Piece], ids: Mapping[str, int]) -> ChannelSyntax | None:
+    """Return on which channel a model thinks; None where there are none.
+
+    Args:
+        thinking: What the template makes of `THINKING`.
+        ids: The tokenizer's added tokens.
+    """
+    channels = channels_of(thinking, ANSWER)
+    at = next((i for i, piece in enumerate(thinking) if piece.text == THOUGHT), 0)
+    if channels is None or at < len(channels.begin) + 3:
+        return None
+    thought = thinking[at - 2].text
+    before = (*channels.begin, *channels.header(thought))
+    after = (*channels.between, *channels.header(channels.answer))
+    if thought == channels.answer or not (
+        tuple(thinking[at - len(before) : at]) == before
+        and tuple(thinking[at + 1 : at + 1 + len(after)]) == after
+    ):
+        return None
+    return ChannelSyntax(channels, thought, {token: ids[token] for token in channels.tokens})
