@@ -1,5 +1,6 @@
 """A chat template whose answers are messages on channels, and a tokenizer with its tokens."""
 
+import asyncio
 from functools import partial
 
 from llguidance import LLMatcher
@@ -9,7 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Piece, Talk
 from loramux_server.chat.shield import Shield, Tokens
-from loramux_server.chat.template import Template
+from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
+from loramux_server.tools.addressed import AddressedSyntax
+from loramux_server.tools.probe import Probe
+from loramux_server.tools.syntax import ToolSyntax
 from tests.support.templates import chat_tokenizer
 
 CHANNELS = """\
@@ -74,6 +78,18 @@ def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]
     compiled = Template(template)
     render = partial(compiled.render, add_generation_prompt=prompt, variables=_WORDS.variables)
     return Shield(Tokens(_WORDS), template, compiled.literals).pieces(talk, render)
+
+
+def tool_syntax_by(template: str) -> ToolSyntax | AddressedSyntax:
+    """Return how a template writes calls."""
+
+    async def write(talk: Talk, prompt: bool) -> list[Piece] | None:
+        try:
+            return pieces_of(template, talk, prompt=prompt)
+        except (RefusedMessagesError, FailedTemplateError):
+            return None
+
+    return asyncio.run(Probe(write, OURS.vocabulary, ENDS).syntax())
 
 
 def accepts(matcher: LLMatcher, text: str) -> bool:

@@ -65,7 +65,9 @@ def syntax_by(template: str, ends: set[str] = ENDS) -> ToolSyntax:
         except (RefusedMessagesError, FailedTemplateError):
             return None
 
-    return asyncio.run(Probe(write, OURS.vocabulary, ends).syntax())
+    found = asyncio.run(Probe(write, OURS.vocabulary, ends).syntax())
+    assert isinstance(found, ToolSyntax)
+    return found
 
 
 SYNTAXES = {name: syntax_by(template) for name, template in TOOL_TEMPLATES.items()}

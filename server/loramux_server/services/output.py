@@ -9,6 +9,7 @@ from loramux_server.reasoning.reader import ReasoningReader, Thought
 from loramux_server.services.limits import TextOptions
 from loramux_server.stop_strings import StopStrings
 from loramux_server.tokenizer import TextDecoder
+from loramux_server.tools.addressed_reader import AddressedReader
 from loramux_server.tools.reader import CallReader
 
 
@@ -23,7 +24,7 @@ class Output:
         options: TextOptions,
         min_tokens: int,
         reasoning: ReasoningReader | ChannelReader | None = None,
-        calls: CallReader | None = None,
+        calls: CallReader | AddressedReader | None = None,
     ) -> None:
         """Prepare.
 

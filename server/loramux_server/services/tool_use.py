@@ -10,6 +10,9 @@ from loramux_server.chat.messages import Tool
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.forms.form import MAX_BYTES, Form, FormKind
 from loramux_server.services.forms import form_of, wrong
+from loramux_server.tools.addressed import AddressedSyntax
+from loramux_server.tools.addressed_form import form_of_addressed
+from loramux_server.tools.addressed_reader import AddressedReader
 from loramux_server.tools.form import ANY_TEXT, Otherwise, UnknownToolSchemaError, form_of_calls
 from loramux_server.tools.reader import CallReader
 from loramux_server.tools.rules import LargeRulesError
@@ -20,16 +23,19 @@ from loramux_server.tools.syntax import ToolSyntax
 class ToolUse:
     """The tools that a model knows of."""
 
-    syntax: ToolSyntax
+    syntax: ToolSyntax | AddressedSyntax
     tools: tuple[Tool, ...]
     is_parallel: bool
     """Whether an answer may have several calls."""
     has_own_tokens: bool = False
     """Whether calls have tokens that only the adapter has, which no form knows."""
 
-    def reader(self) -> CallReader:
+    def reader(self) -> CallReader | AddressedReader:
         """Return what takes calls out of a completion."""
-        return CallReader(self.syntax, self.tools, most=None if self.is_parallel else 1)
+        most = None if self.is_parallel else 1
+        if isinstance(self.syntax, AddressedSyntax):
+            return AddressedReader(self.syntax, most=most)
+        return CallReader(self.syntax, self.tools, most=most)
 
     def form(self, request: generation_pb2.GenerateRequest, model: ModelInfo) -> Form | None:
         """Return the form of the answer of `model` to `request`, which has tools; None for any.
@@ -61,6 +67,8 @@ class ToolUse:
         # A tool that is named is called once.
         is_parallel = self.is_parallel and not is_named
         try:
+            if isinstance(self.syntax, AddressedSyntax):
+                return form_of_addressed(self.syntax, tools, otherwise)
             return form_of_calls(self.syntax, tools, otherwise, is_parallel=is_parallel)
         except UnknownToolSchemaError as error:
             raise wrong(

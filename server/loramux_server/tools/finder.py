@@ -8,6 +8,7 @@ from loramux_server.chat.chat import Chat
 from loramux_server.chat.format import EOS_TOKEN, ChatFormat
 from loramux_server.chat.messages import Piece, Talk
 from loramux_server.chat.renderer import TemplateLimitError
+from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.probe import Probe
 from loramux_server.tools.syntax import ToolSyntax
 from loramux_server.tools.written import UnknownSyntaxError
@@ -20,10 +21,10 @@ class ToolFinder:
         """Render by `chat`; `end_token_ids` end what the model writes."""
         self._chat = chat
         self._end_token_ids = frozenset(end_token_ids)
-        self._known = ByTemplate[ToolSyntax | str](chat, self._found)
+        self._known = ByTemplate[ToolSyntax | AddressedSyntax | str](chat, self._found)
         """In place of an unknown one, what the template does."""
 
-    async def find(self, chat_format: ChatFormat) -> ToolSyntax:
+    async def find(self, chat_format: ChatFormat) -> ToolSyntax | AddressedSyntax:
         """Return how a template writes calls of tools.
 
         Args:
@@ -52,7 +53,7 @@ class ToolFinder:
         found = await self._known.get(chat_format)
         return isinstance(found, ToolSyntax) and found.takes_text
 
-    async def _found(self, chat_format: ChatFormat) -> ToolSyntax | str:
+    async def _found(self, chat_format: ChatFormat) -> ToolSyntax | AddressedSyntax | str:
         async def write(talk: Talk, prompt: bool) -> list[Piece] | None:
             return await self._pieces(talk, chat_format, prompt=prompt)
 

@@ -73,13 +73,18 @@ def form_of_calls(
     return Form(FormKind.TOOL_CALLS, rules.text)
 
 
+def json_arguments(tool: Tool, *, is_free: bool) -> str:
+    """Return what stands in a rule for the object of arguments of `tool`, for any if `is_free`."""
+    schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
+    return json_rule({"type": "object"} if is_free else schema)
+
+
 def _add_arguments(
     rules: Rules, parameters: ParameterForm | None, name: str, tool: Tool, *, is_free: bool
 ) -> None:
     """Add the rules of the arguments of a call of `tool`, of any if `is_free`."""
     if parameters is None:
-        schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
-        rules.add(f"{name}: {json_rule({'type': 'object'} if is_free else schema)}")
+        rules.add(f"{name}: {json_arguments(tool, is_free=is_free)}")
     elif is_free:
         parameters.add_free(name)
     else:

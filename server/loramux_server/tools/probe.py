@@ -9,6 +9,7 @@ import msgspec
 
 from loramux_server.chat.encoder import Vocabulary
 from loramux_server.chat.messages import Piece, Talk
+from loramux_server.tools.addressed import AddressedSyntax, addressed_of
 from loramux_server.tools.conversations import (
     ANSWERING,
     ASKING,
@@ -48,7 +49,7 @@ class Probe:
         self._vocabulary = vocabulary
         self._ends = ends
 
-    async def syntax(self) -> ToolSyntax:
+    async def syntax(self) -> ToolSyntax | AddressedSyntax:
         """Return how the template writes calls.
 
         Raises:
@@ -78,6 +79,11 @@ class Probe:
         try:
             if await self._wants_text():
                 return await found(takes_text=True)
+        except UnknownSyntaxError:
+            pass
+        try:
+            if FIRST.name in joined(asking):
+                return addressed_of(answering, await self._taken(CALLING), self._vocabulary)
         except UnknownSyntaxError:
             pass
         raise fault

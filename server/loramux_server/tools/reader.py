@@ -246,9 +246,9 @@ class CallReader:
         self._end = None
         self._now = _Now.AFTER
         self.num_calls += 1
-        call_id = made_id if isinstance(made_id, str) and _ID.fullmatch(made_id) else _new_id()
+        call_id = made_id if isinstance(made_id, str) and _ID.fullmatch(made_id) else new_id()
         if call_id in self._ids:
-            call_id = _new_id()
+            call_id = new_id()
         self._ids.add(call_id)
         return ToolCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
 
@@ -296,5 +296,6 @@ def _at_id(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
     return [pieces[:at], pieces[at + 1 :]]
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """Return an id for a call whose model makes up none."""
     return "".join(secrets.choice(_ID_CHARS) for _ in range(_ID_LENGTH))
