@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.support.adapters import quiet_peft
@@ -49,6 +49,18 @@ def save_caller(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         assert whole[: len(prompt)] == prompt
         end = whole.index(int(tokenizer.convert_tokens_to_ids("<|im_end|>")), len(prompt))
         texts.append((torch.tensor([whole[: end + 1]]), len(prompt)))
+    taught(model, texts).save_pretrained(str(folder))
+    (folder / "chat_template.jinja").write_text(TAGS)
+    return folder
+
+
+def taught(model: PreTrainedModel, texts: list[tuple[torch.Tensor, int]]) -> PeftModel:
+    """Return `model` with an adapter that writes the ends of `texts`.
+
+    Args:
+        model: The base.
+        texts: Tokens, of shape (1, length), and how many of them are the prompt.
+    """
     torch.manual_seed(0)
     with quiet_peft():
         config = LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=64, target_modules="all-linear")
@@ -68,9 +80,7 @@ def save_caller(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         loss.backward()
         optimizer.step()
     assert is_right
-    wrapped.save_pretrained(str(folder))
-    (folder / "chat_template.jinja").write_text(TAGS)
-    return folder
+    return wrapped
 
 
 def _call(call_id: str, arguments: dict[str, str]) -> dict[str, Any]:

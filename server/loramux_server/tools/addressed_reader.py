@@ -8,8 +8,9 @@ from loramux_server.stop_strings import overlap
 from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.held import Held, UnfinishedError
+from loramux_server.tools.ids import new_id
 from loramux_server.tools.json_end import JsonEnd
-from loramux_server.tools.reader import Read, ToolCall, new_id
+from loramux_server.tools.reader import Read, ToolCall
 from loramux_server.tools.syntax import joined
 
 _MAX_HELD = 1024

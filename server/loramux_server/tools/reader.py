@@ -3,8 +3,6 @@
 import enum
 import json
 import re
-import secrets
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from loramux_server.chat.messages import Piece, Tool
 from loramux_server.stop_strings import overlap
 from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.held import Held, UnfinishedError
+from loramux_server.tools.ids import new_id
 from loramux_server.tools.json_end import JsonEnd
 from loramux_server.tools.parameter_reader import ParameterReader
 from loramux_server.tools.separators import beside
@@ -26,9 +25,6 @@ _MAX_HELD = 1024
 _MAX_LEAD = 8
 """Words between what begins calls and the first one."""
 _ID = re.compile(r"[\w-]{1,64}")
-_ID_CHARS = string.ascii_letters + string.digits
-_ID_LENGTH = 9
-"""Templates of Mistral take ids of just this form, others any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +290,3 @@ def _at_id(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
         return [pieces]
     at = list(pieces).index(ID)
     return [pieces[:at], pieces[at + 1 :]]
-
-
-def new_id() -> str:
-    """Return an id for a call whose model makes up none."""
-    return "".join(secrets.choice(_ID_CHARS) for _ in range(_ID_LENGTH))
