@@ -19,6 +19,7 @@ from transformers import (
     DogeConfig,
     ElectraConfig,
     FalconH1Config,
+    HunYuanMoEV1Config,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
@@ -241,6 +242,13 @@ def test_a_model_without_a_layer_of_logits_is_served_where_that_is_tied(tmp_path
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     assert load_base_model(str(tmp_path), device="cpu").replaceable.vocabulary.is_tied
+
+
+def test_a_model_that_asks_in_which_format_its_layers_are_is_served() -> None:
+    config = HunYuanMoEV1Config(
+        **SHAPE, head_dim=8, num_experts=4, moe_topk=[2, 2], num_shared_expert=[1, 1],
+    )  # fmt: skip
+    assert "model.layers.1.mlp.gate.wg" in prepare(random_model(config)).places
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -181,6 +181,12 @@ class PackedPart(nn.Module):
         """Where adapters have their changes of the layer."""
         return self.packed.place(self.part)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Shape and format of the layer's weight, for which some models ask, without numbers."""
+        width_in, width_out = self.packed.whole.in_features, self.packed.whole.out_features
+        return torch.empty(width_out[self.part], width_in, dtype=self.packed.dtype, device="meta")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the adapters' changes of the running step."""
         return self.packed.part(x, self.part)
