@@ -179,6 +179,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         timing=timing(response.timing) if response.HasField("timing") else None,
         sampling=_sampling(response.sampling) if response.HasField("sampling") else None,
         prompt_logprobs=_prompt_logprobs(response.prompt_logprobs),
+        beam_score=delta.beam_score if delta.HasField("beam_score") else None,
     )
 
 
@@ -236,6 +237,7 @@ def _completion(message: generation_pb2.Completion) -> Completion:
         logprobs=_logprobs(message.logprobs),
         tool_calls=tool_calls(message.tool_calls),
         reasoning=message.reasoning,
+        beam_score=message.beam_score if message.HasField("beam_score") else None,
     )
 
 

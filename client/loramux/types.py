@@ -77,6 +77,9 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int
     prompt_logprobs: int
     skip_special_tokens: bool
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool
     json_schema: str | Mapping[str, object]
     json_object: bool
     regex: str
@@ -183,6 +186,9 @@ class Completion:
     """Calls that the model asks for, which are no part of the text."""
     reasoning: str = ""
     """What the model thought before its answer, which is no part of the text."""
+    beam_score: float | None = None
+    """Sum of the log-probabilities of its tokens, divided by their number to the power of
+    `length_penalty`; None without a beam search."""
 
     @property
     def message(self) -> Message:
@@ -278,3 +284,5 @@ class Chunk:
     """What is new of what the model thinks before its answer."""
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     """Set in the first chunk of a stream, where they were asked for."""
+    beam_score: float | None = None
+    """That of `Completion`: a beam search gives each completion in one piece, at the end."""

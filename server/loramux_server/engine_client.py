@@ -109,11 +109,13 @@ class EngineClient:
         weight: int = 1,
         pooling: Pooling | None = None,
         prediction: Sequence[int] = (),
+        num_made: int = 0,
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
         Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
-        `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`.
+        `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`. It
+        goes on with a completion if the last `num_made` tokens of the prompt were made for it.
 
         Raises:
             UnavailableError: The engine is away.
@@ -129,7 +131,7 @@ class EngineClient:
         self.process.send(
             Submit(
                 self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling,
-                list(prediction),
+                list(prediction), num_made,
             )
         )  # fmt: skip
         return self._next_id

@@ -72,6 +72,8 @@ class Admission:
                 f"the prompt has {len(request.prompt)} tokens with those of its adapter; the "
                 f"context of {self._context_length}{rest}",
             )
+        if request.goes_on:
+            return None
         if self._scheduler.num_queued >= self._max_waiting:
             return "QUEUE_FULL", f"{self._max_waiting} requests are waiting already"
         if request.adapter and not self._memory.fits(request.adapter):

@@ -68,9 +68,12 @@ class FairQueue:
             heapq.heapreplace(heap, (self._served[tenant], i, tenant))
 
     def append(self, request: Request) -> None:
-        """Put a request that arrives at the end of its tenant's line."""
+        """Put a request that arrives at the end of its tenant's line; who goes on comes first."""
         self._served[request.tenant] = self._counter(request.tenant)
         self._num_live[request.tenant] += 1
+        if request.goes_on:
+            self.put_back(request)
+            return
         self._lines.setdefault(request.tenant, deque()).append(request)
         self._num_waiting += 1
 

@@ -37,6 +37,9 @@ class Submit(Struct, frozen=True, tag=True):
     """How the text is embedded, by its last token or all of them; None where it is not."""
     prediction: list[int] = []
     """What the completion may be, for the most part: it comes sooner where it is right."""
+    num_made: int = 0
+    """Tokens at the end of the prompt that were made for a completion, which goes on: it was
+    admitted before, and waits before others of its tenant."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

@@ -37,6 +37,8 @@ class Request:
     """How its hidden states become one, where it is to be embedded."""
     prediction: Sequence[int] = ()
     """What its output may be; it changes nothing but when that comes."""
+    goes_on: bool = False
+    """Whether it goes on with a completion that was queued and counted before."""
     weight: int = 1
     """Its tenant's part of a busy engine, beside the weights of others."""
     arrival: float = 0.0
@@ -57,7 +59,7 @@ class Request:
     num_bypassed: int = 0
     """Later requests that started while this one waited for its adapter."""
     has_started: bool = False
-    """Whether it ever left the queue."""
+    """Whether it ever left the queue, or what it goes on with did."""
     owes_prompt: bool = True
     """Whether what it has to compute before its next token is still to be charged."""
     allowed: bytes | None = None
@@ -115,7 +117,8 @@ class Request:
             sampling = msgspec.structs.replace(sampling, top_k=0)
         active_from: int | None = 0
         if source and source.invocation:
-            active_from = last_place(message.prompt, source.invocation)
+            num_asked = len(message.prompt) - message.num_made
+            active_from = last_place(message.prompt[:num_asked], source.invocation)
         return Request(
             message.request_id,
             message.prompt,
@@ -125,6 +128,8 @@ class Request:
             active_from=active_from or 0,
             pooling=message.pooling,
             prediction=message.prediction,
+            goes_on=message.num_made > 0,
+            has_started=message.num_made > 0,
             weight=message.weight,
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,

@@ -104,7 +104,7 @@ class Scheduler:
         return num_tokens + size * sum(not self._blocks.num_known([name]) for name in names)
 
     def add(self, request: Request) -> None:
-        """Put `request` at the end of its tenant's line."""
+        """Put `request` in its tenant's line; see `FairQueue.append`."""
         self._want(request)
         self.waiting.append(request)
 
@@ -295,8 +295,9 @@ class Scheduler:
             request.num_named = num_shared
             request.num_computed = num_shared * self._blocks.block_size
             self.waiting.remove(request)
-            self.num_prompt_tokens += request.num_tokens
-            self.num_shared_tokens += request.num_computed
+            if not request.goes_on:
+                self.num_prompt_tokens += request.num_tokens
+                self.num_shared_tokens += request.num_computed
             self.running.append(request)
             budget -= self._add_chunk(chunks, request, budget)
             if request.owes_prompt:

@@ -27,12 +27,7 @@ class Completions:
         self._arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
         self.outputs = [call.output(tokenizer, index) for index in range(len(call.samplings))]
         self.num_open = len(self.outputs)
-        self._response = generation_pb2.StreamGenerateResponse(
-            request_id=call.request_id,
-            adapter=call.adapters.identity,
-            adapters=call.adapters.identities,
-            sampling=call.used,
-        )
+        self._response = call.first_response()
         """What is sent next."""
         self._ends_with_prompt = False
         """Whether what is told of the prompt was all that is asked for."""
@@ -84,13 +79,6 @@ class Completions:
             self._submission.finish(index)
             self._call.place.finished(output.num_tokens)
             if not self.num_open:
-                self._sum_up(response)
+                num_made = sum(output.num_tokens for output in self.outputs)
+                self._call.sum_up(response, num_made)
         return response
-
-    def _sum_up(self, response: generation_pb2.StreamGenerateResponse) -> None:
-        """Tell in the last response what all completions took."""
-        observer = self._call.observer
-        response.usage.prompt_tokens = len(self._call.prompt)
-        response.usage.completion_tokens = sum(output.num_tokens for output in self.outputs)
-        response.usage.cached_tokens = observer.cached_tokens(is_shared=True)
-        response.timing.CopyFrom(observer.timing())

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
@@ -15,6 +16,9 @@ from loramux_server.place import Place
 from loramux_server.reasoning.thinking import Thinking
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
+from loramux_server.services.beam_fields import beams_of, check_beams, searched, searching_defaults
+from loramux_server.services.beam_search import BeamSearch
+from loramux_server.services.beams import BeamOptions
 from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.completions import Completions
@@ -137,11 +141,17 @@ class GenerationService:
                 request, request_id, adapters, told, tokens, predicted, tool_use, thinking,
                 end_token, observer, place,
             )  # fmt: skip
-            with reserving as call, self._running(call, tokenizer, deadline, interval) as running:
-                while running.num_open:
-                    for index, made in (await running.take()).items():
-                        if response := running.push(index, made):
-                            yield response
+            with reserving as call:
+                if call.beams:
+                    with self._searching(call, call.beams, tokenizer, deadline) as search:
+                        for whole in await search.responses():
+                            yield whole
+                    return
+                with self._running(call, tokenizer, deadline, interval) as running:
+                    while running.num_open:
+                        for index, made in (await running.take()).items():
+                            if response := running.push(index, made):
+                                yield response
 
     @contextmanager
     def _running(
@@ -155,14 +165,7 @@ class GenerationService:
         at_once = self._stream_interval if call.is_cut_off else interval
         submission = Submission[Token | PromptLogprobs](self._engine, call.started, at_once)
         completions = Completions(call, tokenizer, submission)
-        call.place.max_tokens = max(sampling.max_tokens for sampling in call.samplings)
-        self._room.enter(
-            call.place,
-            num_completions=len(call.samplings),
-            num_prompt=len(call.prompt),
-            seconds_left=deadline.remaining,
-            on_lost=submission.give_way,
-        )
+        self._enter(call, len(call.samplings), submission, deadline)
         running = submission.running(
             [
                 Asked(call.prompt, call.adapters.source, sampling, prediction=call.predicted)
@@ -175,6 +178,41 @@ class GenerationService:
         followed = self._followed(call, completions.outputs, submission.ids)
         with completions.accounted(), running, followed, deadline.over(submission.mailbox):
             yield completions
+
+    @contextmanager
+    def _searching(
+        self,
+        call: GenerationCall,
+        beams: BeamOptions,
+        tokenizer: TextTokenizer | None,
+        deadline: Deadline,
+    ) -> Iterator[BeamSearch]:
+        """Let the engine take the first step of a search, which the block goes on with."""
+        search = BeamSearch(self._engine, call, beams, tokenizer, deadline)
+        self._enter(call, beams.num_beams, search.first, deadline)
+        running = search.first.running(
+            search.asked,
+            tenant=call.tenant,
+            seconds_left=deadline.remaining,
+            weight=call.place.weight,
+        )
+        followed = self._followed(call, search.outputs, search.first.ids)
+        with search.accounted(), running, followed:
+            yield search
+
+    def _enter(
+        self, call: GenerationCall, num_completions: int, submission: Submission[Any],
+        deadline: Deadline,
+    ) -> None:  # fmt: skip
+        """Let the completions of `call` wait, which give way by ending `submission`."""
+        call.place.max_tokens = max(sampling.max_tokens for sampling in call.samplings)
+        self._room.enter(
+            call.place,
+            num_completions=num_completions,
+            num_prompt=len(call.prompt),
+            seconds_left=deadline.remaining,
+            on_lost=submission.give_way,
+        )
 
     def _followed(
         self, call: GenerationCall, outputs: list[Output], ids: list[int]
@@ -202,6 +240,7 @@ class GenerationService:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
         check_prediction(request, self._model)
+        check_beams(request)
         check_adapters(request)
         with self._calls.live(request.request_id) as request_id:
             yield request_id
@@ -229,14 +268,18 @@ class GenerationService:
                 thinking = None
             else:
                 form = thinking.before(form)
-        params = with_defaults(request.sampling, told.generation, self._model, form, end_token)
+        defaults = searching_defaults(request.sampling, told.generation)
+        params = searched(with_defaults(request.sampling, defaults, self._model, form, end_token))
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
         each = samplings(
-            params, len(tokens), self._model, told.generation, num_virtual=num_virtual, form=form
+            params, len(tokens), self._model, defaults, num_virtual=num_virtual, form=form
         )
         check_told(params, len(tokens))
+        vocab_size = adapters.vocab_size or self._model.vocab_size
+        beams = beams_of(params, each[0], self._model.eos_token_ids, vocab_size)
+        num_made = beams.most_tokens if beams else sum(sampling.max_tokens for sampling in each)
         tenant = caller().tenant
-        most = len(tokens) + sum(sampling.max_tokens for sampling in each)
+        most = len(tokens) + num_made
         with self._quotas.tokens(tenant, most) as reserved:
             observer.resolved(adapters.label, len(tokens), form.kind if form else None)
             yield GenerationCall(
@@ -255,4 +298,5 @@ class GenerationService:
                 place,
                 operation_of(request),
                 frozenset() if end_token is None else frozenset([end_token]),
+                beams,
             )

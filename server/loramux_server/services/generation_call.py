@@ -8,6 +8,7 @@ from loramux_server.engine.messages import Started
 from loramux_server.engine.sampling import Sampling
 from loramux_server.place import Place
 from loramux_server.reasoning.thinking import Thinking
+from loramux_server.services.beams import BeamOptions
 from loramux_server.services.choice import Choice
 from loramux_server.services.limits import TextOptions
 from loramux_server.services.observer import Observer
@@ -41,6 +42,8 @@ class GenerationCall:
     """What traces call it."""
     ends: frozenset[int]
     """Tokens with which the adapter ends a text, beside those of its base."""
+    beams: BeamOptions | None
+    """What a beam search is to find; None where tokens are chosen one by one."""
 
     @property
     def tells_prompt(self) -> bool:
@@ -59,6 +62,22 @@ class GenerationCall:
         """Note that a completion left the engine's queue."""
         self.place.started()
         self.observer.started(started)
+
+    def first_response(self) -> generation_pb2.StreamGenerateResponse:
+        """Return what the first response tells beside a piece of a completion."""
+        return generation_pb2.StreamGenerateResponse(
+            request_id=self.request_id,
+            adapter=self.adapters.identity,
+            adapters=self.adapters.identities,
+            sampling=self.used,
+        )
+
+    def sum_up(self, response: generation_pb2.StreamGenerateResponse, num_made: int) -> None:
+        """Tell in the last response what all completions took, of which tokens `num_made`."""
+        response.usage.prompt_tokens = len(self.prompt)
+        response.usage.completion_tokens = num_made
+        response.usage.cached_tokens = self.observer.cached_tokens(is_shared=True)
+        response.timing.CopyFrom(self.observer.timing())
 
     def output(self, tokenizer: TextTokenizer | None, index: int) -> Output:
         """Return what makes text of the completion at `index`."""

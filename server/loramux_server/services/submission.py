@@ -24,6 +24,8 @@ class Asked(NamedTuple):
     """How the prompt is embedded; None where it is not."""
     prediction: Sequence[int] = ()
     """What comes, for the most part, if the caller is right."""
+    num_made: int = 0
+    """Tokens at the end of the prompt that were made for a completion which goes on."""
 
 
 class Submission(Generic[Item]):
@@ -57,11 +59,11 @@ class Submission(Generic[Item]):
             weight: The tenant's.
         """
         try:
-            for index, (prompt, source, sampling, pooling, prediction) in enumerate(asked):
+            for index, one in enumerate(asked):
                 self.ids.append(
                     self._engine.submit(
-                        self.mailbox, index, prompt, source, sampling, tenant, seconds_left, weight,
-                        pooling, prediction,
+                        self.mailbox, index, one.prompt, one.source, one.sampling, tenant,
+                        seconds_left, weight, one.pooling, one.prediction, one.num_made,
                     )
                 )  # fmt: skip
             yield
