@@ -22,10 +22,12 @@ from loramux.errors import AlreadyExistsError, DeadlineExceededError, LoramuxErr
 from loramux.v1.generation_pb2 import (
     COMBINATION_CAT,
     COMBINATION_LINEAR,
+    ChatMessage,
     Choice,
     GenerateRequest,
     SamplingParams,
     StructuredOutput,
+    Tool,
     WeightedAdapter,
 )
 from tests.conftest import ADAPTERS
@@ -35,6 +37,7 @@ from tests.support.wire import GENERATE, STREAM_GENERATE, refusal, send
 
 CONTEXT = 256
 VOCAB = 259
+TURN = ChatMessage(role="user", content="hello")
 NAN, INF = float("nan"), float("inf")
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -52,7 +55,7 @@ def client(tiny_server: RunningServer) -> Iterator[Client]:
 
 
 def request(sampling: dict[str, Any] | None = None, **fields: Any) -> GenerateRequest:
-    if not {"prompt", "prompt_token_ids"} & set(fields):
+    if not {"prompt", "prompt_token_ids", "messages"} & set(fields):
         fields["prompt"] = "hello"
     return GenerateRequest(sampling=SamplingParams(**(sampling or {})), **fields)
 
@@ -273,9 +276,47 @@ FORMS = [
 ]
 
 
+def beams_row(name: str, says: object, field: str | None = None, /, **sampling: Any) -> Any:
+    """A row of what does not go with a beam search, with a value that is shown as `says`."""
+    field = field or next(iter(sampling))
+    wanted = request({"num_beams": 4, **sampling})
+    return row(f"beams-{name}", wanted, f"sampling.{field}", str(says))
+
+
+BEAMS = [
+    *(beams_row(f"{v}", v, num_beams=v) for v in (0, -1, 11, 2**31 - 1)),
+    *(beams_row(f"penalty-{v}", v, length_penalty=v) for v in (10.5, -11.0, NAN, INF)),
+    *(
+        row(f"beams-none-{name}", request({name: value}), f"sampling.{name}", str(value))
+        for name, value in (("length_penalty", 1.0), ("early_stopping", False))
+    ),
+    beams_row("more-completions", "5; expected at most num_beams, 4", n=5),
+    beams_row("temperature", "0.5; expected 0 or none with num_beams, 4", temperature=0.5),
+    beams_row("top-k", "7", top_k=7),
+    beams_row("top-p", "0.5", top_p=0.5),
+    beams_row("min-p", "0.25", min_p=0.25),
+    beams_row("repetition", "1.5; expected 1 or none", repetition_penalty=1.5),
+    beams_row("presence", "0.5", presence_penalty=0.5),
+    beams_row("frequency", "-0.5", frequency_penalty=-0.5),
+    beams_row("logprobs", "0", logprobs=0),
+    beams_row("prompt-logprobs", "0", prompt_logprobs=0),
+    beams_row("no-tokens", "0", "prompt_logprobs", prompt_logprobs=0, max_tokens=0),
+    beams_row("bias", "{7: 1.0}", logit_bias={7: 1.0}),
+    beams_row("stop", "['END']; expected none (stop_token_ids go with it)", stop=["END"]),
+    beams_row("form", "'regex'", structured_output=StructuredOutput(regex="a")),
+    row("beams-tools", request({"num_beams": 2}, messages=[TURN],
+                               tools=[Tool(name="look_up")]), "tools", "['look_up']"),
+    row("beams-prediction", request({"num_beams": 2}, prediction="a b"), "prediction", "'a b'"),
+    row(
+        "beams-predicted-tokens", request({"num_beams": 2}, prediction_token_ids=[5, 6]),
+        "prediction_token_ids", "[5, 6]",
+    ),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("method", [GENERATE, STREAM_GENERATE], ids=["whole", "stream"])
 @pytest.mark.parametrize(
-    ("message", "field", "says", "reason", "code"), [*FIELDS, *SAMPLING, *FORMS]
+    ("message", "field", "says", "reason", "code"), [*FIELDS, *SAMPLING, *FORMS, *BEAMS]
 )
 def test_a_bad_field_is_refused_by_name(
     channel: grpc.Channel, client: Client, message: GenerateRequest, field: str, says: str,
@@ -392,6 +433,27 @@ FINE = {
     ),
     "E17-20-logprobs": request({"logprobs": 20}),
     "E17-0-logprobs": request({"logprobs": 0}),
+    "beams-1-and-a-temperature": request({"num_beams": 1, "temperature": 0.5, "top_k": 3, "n": 2}),
+    "beams-1-and-a-penalty": request({"num_beams": 1, "length_penalty": 2.0}),
+    "beams-10-and-128-stop-tokens": request(
+        {"num_beams": 10, "n": 8, "stop_token_ids": range(128)}
+    ),
+    "beams-with-what-changes-nothing": request(
+        {
+            "num_beams": 2,
+            "temperature": 0.0,
+            "top_k": -1,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "seed": 1,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+        }
+    ),
+    "beams-of-a-token": request({"num_beams": 10, "n": 8, "max_tokens": 1}),
+    "beams-to-the-end-of-the-context": request(
+        {"num_beams": 3}, prompt_token_ids=[5] * (CONTEXT - 2)
+    ),
     "prediction-of-a-context": request(prediction="a" * CONTEXT),
     "prediction-of-a-context-of-tokens": request(prediction_token_ids=[5] * CONTEXT),
     "prediction-of-nothing": request(prediction="", prediction_token_ids=[]),

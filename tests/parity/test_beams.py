@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def qwen_server(
 
 @torch.inference_mode()
 def searched(
-    model: torch.nn.Module, prompt: list[int], ends: list[int], **given: object
+    model: torch.nn.Module, prompt: list[int], ends: list[int], **given: Any
 ) -> list[Best]:
     """Return what `generate` finds with four beams."""
     ids = torch.tensor([prompt])
@@ -74,20 +75,20 @@ def check(answer: Generation, wanted: list[Best], ends: list[int]) -> None:
 
 def check_server(client: Client, architecture: str, adapters: Path) -> None:
     base = tiny_model(architecture, vocab_size=VOCAB)
-    models = {name: with_adapter(base, name and adapters / name) for name in ADAPTERS}
+    models = {name: with_adapter(base, adapters / name if name else None) for name in ADAPTERS}
     cases = []
     for name, penalty, early in itertools.product(ADAPTERS, PENALTIES, (False, True)):
         model, prompt = models[name], PROMPTS[name]
         # Tokens that this model likes, or no beam would ever end before its length.
         liked = searched(model, prompt, [EOS])
         ends = sorted({EOS, liked[0].tokens[4], liked[1].tokens[2], liked[2].tokens[-2]})
-        options = {"length_penalty": penalty, "early_stopping": early}
+        options: dict[str, Any] = {"length_penalty": penalty, "early_stopping": early}
         cases.append((name, ends, options, searched(model, prompt, ends, **options)))
     lengths = {len(best.tokens) for *_, wanted in cases for best in wanted}
     assert len(lengths) > 3
     assert len({tuple(wanted) for name, *_, wanted in cases if name == "wide"}) > 1
 
-    def ask(case: tuple[str | None, list[int], dict[str, object], list[Best]]) -> Generation:
+    def ask(case: tuple[str | None, list[int], dict[str, Any], list[Best]]) -> Generation:
         name, ends, options, _ = case
         return client.generate(
             PROMPTS[name], adapter=name, num_beams=4, n=3, max_tokens=MAX_TOKENS,

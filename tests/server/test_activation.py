@@ -60,6 +60,16 @@ def test_one_that_begins_with_the_prompt_is_like_any_other() -> None:
     assert names(request(prompt, (7, 8))) == names(request(prompt))
 
 
+def test_what_was_made_for_a_completion_does_not_move_it() -> None:
+    source, tokens = fake_source(1, 8, (7, 8)), [5, 7, 8, 6, 7, 8]
+    found = [
+        Request.of(Submit(0, tokens, source, SAMPLING, num_made=count), AS_SAVED, 0.0)
+        for count in (0, 1, 3, 5)
+    ]
+    assert [each.active_from for each in found] == [4, 1, 1, 0]
+    assert [each.adapter is None for each in found] == [False, False, False, True]
+
+
 def test_segments_begin_where_adapters_do_and_stay_long() -> None:
     decoding = [request([7, *range(9)], (7,)) for _ in range(3)]
     beginning = request([1, 2, 3, 7, 5], (7,))

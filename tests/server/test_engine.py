@@ -53,6 +53,18 @@ def test_the_longest_prompt_runs() -> None:
     assert token.finish == "length"
 
 
+def test_a_full_queue_refuses_no_completion_that_goes_on() -> None:
+    engine, *_ = fake_engine(num_blocks=40, rows=8, max_running=1, max_waiting=1)
+    engine.receive([Submit(number, [5, 6], None, GREEDY) for number in range(3)])
+    engine.receive([Submit(3, [5, 6, 7], None, GREEDY, num_made=1)])
+    reports = [engine.step() for _ in range(4)]
+    (failure,) = [failure for report in reports for failure in report.failures]
+    assert (failure.request_id, failure.reason) == (2, "QUEUE_FULL")
+    tokens = [token for report in reports for token in report.tokens if token.request_id == 3]
+    assert [token.token for token in tokens] == completion([5, 6, 7], 0, 3, eos=False)[:3]
+    assert not [started for report in reports for started in report.started if started.request_id]
+
+
 def test_while_the_device_is_full_who_finds_its_adapter_there_goes_first_but_not_for_ever() -> None:
     engine, *_ = fake_engine(
         num_blocks=40, rows=8, max_bypassed=2, max_running=8, executor=InlineExecutor()

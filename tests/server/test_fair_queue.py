@@ -94,6 +94,26 @@ def test_to_come_and_go_is_no_way_to_the_front() -> None:
     assert list(queue.turns()) == [waiting, again]
 
 
+def test_who_goes_on_goes_before_others_of_its_tenant() -> None:
+    setup = Setup()
+    setup.add(
+        *(request(i, "long") for i in range(20)), *(request(i, "other") for i in range(20, 40))
+    )
+    setup.step()
+    going_on = request(99, "long")
+    going_on.goes_on = going_on.has_started = True
+    setup.add(going_on)
+    prompt_tokens = setup.scheduler.num_prompt_tokens
+    assert setup.scheduler.waiting.lines()[1][0] is going_on
+    setup.step(8)
+    assert going_on.output
+    # It was queued and counted before.
+    assert 99 not in setup.started
+    assert setup.scheduler.num_prompt_tokens == prompt_tokens + 4 * (
+        len(setup.started) - MAX_RUNNING
+    )
+
+
 def test_who_was_paused_is_not_paid_for_it() -> None:
     setup = Setup()
     slow = request(0, "slow", max_tokens=1000)

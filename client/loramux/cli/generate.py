@@ -10,9 +10,12 @@ import typer
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.cli.sampling import (
     AdapterOption,
+    Beams,
     Choice,
     CombinationOption,
+    EarlyStopping,
     JsonSchema,
+    LengthPenalty,
     MaxTokens,
     Regex,
     RoutingKey,
@@ -43,6 +46,9 @@ def generate(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     choice: Choice = None,
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    early_stopping: EarlyStopping = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +65,9 @@ def generate(
         json_schema=json_schema,
         regex=regex,
         choice=choice,
+        num_beams=beams,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
     )
     chosen = adapter_options(adapter, scale, combination)
     with Client(server) as client:

@@ -31,6 +31,16 @@ MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to make.")]
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
 TopP = Annotated[float | None, typer.Option(help="Keep this much probability.")]
 TopK = Annotated[int | None, typer.Option(help="Keep so many tokens.")]
+Beams = Annotated[
+    int | None, typer.Option("--beams", help="Beams of a beam search, from which the best comes.")
+]
+LengthPenalty = Annotated[
+    float | None, typer.Option(help="With --beams: above 0 it favours long texts; 1 if left out.")
+]
+EarlyStopping = Annotated[
+    bool | None,
+    typer.Option("--early-stopping", help="With --beams: end with so many texts that have ended."),
+]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")]
 JsonSchema = Annotated[
