@@ -7,7 +7,7 @@ import pytest
 
 from loramux.errors import InvalidArgumentError
 from loramux.gateway.asked import MAX_TOLD, asked_by_chat, asked_by_completion
-from loramux.gateway.body import ChatBody, CompletionBody, parse
+from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
 
 
 def body(**fields: Any) -> CompletionBody:
@@ -68,3 +68,32 @@ def test_a_prediction_of_another_shape_is_refused_by_name(
     with pytest.raises(InvalidArgumentError, match=says) as caught:
         asked_by_completion(body(prompt="x", prediction=prediction), "base", "")
     assert caught.value.field == param
+
+
+def test_beams_are_as_many_as_the_best_are_of() -> None:
+    def asked(kind: type[Body] = CompletionBody, **fields: Any) -> tuple[int, int, float | None]:
+        given = {"model": "base", "use_beam_search": True, **fields}
+        read = parse(msgspec.json.encode(given), kind)
+        if isinstance(read, ChatBody):
+            (request,) = asked_by_chat(read, "base", "")
+        else:
+            assert isinstance(read, CompletionBody)
+            (request,) = asked_by_completion(read, "base", "")
+        sent = request.sampling
+        penalty = sent.length_penalty if sent.HasField("length_penalty") else None
+        return sent.num_beams, sent.n, penalty
+
+    talk = [{"role": "user", "content": "x"}]
+    assert asked(prompt="x", n=3) == (3, 3, None)
+    assert asked(prompt="x", best_of=4, length_penalty=0.5) == (4, 0, 0.5)
+    assert asked(prompt="x", best_of=4, n=2) == (4, 2, None)
+    assert asked(ChatBody, messages=talk, n=2) == (2, 2, None)
+    for fields, param in (
+        ({}, "use_beam_search"),
+        ({"best_of": 1}, "use_beam_search"),
+        ({"use_beam_search": False, "length_penalty": 1.0}, "length_penalty"),
+        ({"use_beam_search": False, "best_of": 2}, "best_of"),
+    ):
+        with pytest.raises(InvalidArgumentError) as caught:
+            asked(prompt="x", **fields)
+        assert caught.value.field == param

@@ -330,6 +330,10 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     (TEXT, {"n": 9}, 400, "n", "invalid_field"),
     (TEXT, {"n": True}, 400, "n", "invalid_field"),
     (TEXT, {"best_of": 2}, 400, "best_of", "unsupported_parameter"),
+    (TEXT, {"use_beam_search": True}, 400, "use_beam_search", "invalid_field"),
+    (TEXT, {"use_beam_search": True, "best_of": 11}, 400, "best_of", "invalid_field"),
+    (CHAT, {"use_beam_search": True, "n": 2, "top_k": 3}, 400, "top_k", "invalid_field"),
+    (TEXT, {"length_penalty": 0.5}, 400, "length_penalty", "invalid_field"),
     (CHAT, {"echo": True}, 400, "echo", "unsupported_parameter"),
     (TEXT, {"echo": True, "max_tokens": 0, "n": 2}, 400, "n", "invalid_field"),
     (TEXT, {"echo": True, "logprobs": 21}, 400, "logprobs", "invalid_field"),
@@ -400,6 +404,24 @@ def test_what_cannot_be_done_is_refused_by_name(gateway: RunningGateway, stream:
         assert found.error["type"] == "invalid_request_error"
         for ours in ("sampling", "routing_key is", "prompt_token_ids"):
             assert ours not in found.error["message"], wrong
+
+
+def test_beams_are_searched_as_vllm_is_asked(client: openai.OpenAI, direct: Client) -> None:
+    wanted = direct.generate(
+        "Once", adapter="plain", num_beams=4, n=2, length_penalty=0.5, max_tokens=8
+    )
+    texts = [completion.text for completion in wanted.completions]
+    extra = {"use_beam_search": True, "length_penalty": 0.5}
+    asked: dict[str, Any] = {
+        "model": "plain", "prompt": "Once", "n": 2, "best_of": 4, "max_tokens": 8, "temperature": 0,
+        "extra_body": extra,
+    }  # fmt: skip
+    found = client.completions.create(**asked)
+    assert [choice.text for choice in found.choices] == texts
+    assert found.usage and found.usage.completion_tokens == wanted.usage.completion_tokens
+    pieces = [choice for piece in client.completions.create(**asked, stream=True)
+              for choice in piece.choices]  # fmt: skip
+    assert [choice.text for choice in pieces] == texts
 
 
 def test_what_asks_for_nothing_is_taken(gateway: RunningGateway) -> None:

@@ -101,6 +101,21 @@ def test_a_trace_goes_from_the_client_to_the_steps_of_the_engine(
     assert len(spans) == 5 + len(loads) + len(steps)
 
 
+def test_a_beam_search_is_one_request_whose_first_step_is_told(
+    observed: Observed, client: Client, tracer: Tracer
+) -> None:
+    answer = client.generate("abandon", num_beams=4, n=2, max_tokens=5, ignore_eos=True)
+    trace_id, _ = ids_of(tracer.span())
+    spans = observed.collector.of(trace_id)
+    (whole,) = named(spans, "text_completion tiny")
+    assert whole.told["gen_ai.request.choice.count"] == 2
+    assert whole.told["gen_ai.usage.output_tokens"] == answer.usage.completion_tokens == 1 + 4 * 4
+    assert whole.told["gen_ai.response.finish_reasons"] == ["length"] * 2
+    counts = {name: len(named(spans, name)) for name in ("queue", "prefill", "engine step")}
+    assert counts == {"queue": 1, "prefill": 1, "engine step": 1}
+    assert len(spans) == 5
+
+
 def test_spans_tell_what_the_conventions_name(
     observed: Observed, client: Client, tracer: Tracer
 ) -> None:

@@ -55,7 +55,7 @@ def asked_by_completion(
 ) -> list[generation_pb2.GenerateRequest]:
     """Return what `body` asks, a message for each prompt; see `asked_by_chat`."""
     num_completions = 1 if body.n is None else body.n
-    if body.best_of not in (None, num_completions):
+    if body.best_of not in (None, num_completions) and not body.use_beam_search:
         raise unsupported(
             "best_of", f"best_of is {body.best_of}; only as many as n, {num_completions}, are made"
         )
@@ -142,7 +142,22 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
     if body.prediction:
         given["prediction"] = _text("prediction.content", body.prediction.content)
     options = {name: value for name, value in given.items() if value is not None}
-    return options | _form(body) | _adapters(body, base)
+    return options | _beams(body) | _form(body) | _adapters(body, base)
+
+
+def _beams(body: Body) -> dict[str, Any]:
+    """Return what is asked of beam search: the best of `num_beams` are told, as many as `n`."""
+    if not body.use_beam_search:
+        if body.length_penalty is not None:
+            raise invalid("length_penalty", "length_penalty is set; it needs use_beam_search")
+        return {}
+    if body.num_beams == 1:
+        raise invalid(
+            "use_beam_search",
+            "use_beam_search is true, with 1 beam; give 2 or more as n or best_of",
+        )
+    found = {"num_beams": body.num_beams, "length_penalty": body.length_penalty}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _form(body: Body) -> dict[str, Any]:

@@ -120,6 +120,8 @@ class Body(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool | None = None
     return_token_ids: bool = False
     prompt_logprobs: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float | None = None
 
     # Our own.
     adapters: list[WeightedAdapter] | None = None
@@ -135,6 +137,11 @@ class Body(msgspec.Struct, kw_only=True):
     def most_tokens(self) -> int | None:
         """How many tokens to make at most."""
         return self.max_tokens
+
+    @property
+    def num_beams(self) -> int:
+        """How many beams a search is to have."""
+        return 1 if self.n is None else self.n
 
     @property
     def of_prompts(self) -> PromptOptions:
@@ -220,6 +227,11 @@ class CompletionBody(Body, kw_only=True):
     def num_logprobs(self) -> int | None:
         """See `Body`."""
         return self.logprobs
+
+    @property
+    def num_beams(self) -> int:
+        """See `Body`."""
+        return super().num_beams if self.best_of is None else self.best_of
 
     @property
     def of_prompts(self) -> PromptOptions:

@@ -40,6 +40,7 @@ _PARAMS = {
     "prompt_token_ids": "prompt",
     "routing_key": "user",
     "include_stop": "include_stop_str_in_output",
+    "num_beams": "best_of",
 }
 """Field of the server's request -> field of OpenAI's, where they are called differently."""
 _FORMS = {

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from loramux.v1 import generation_pb2
 from loramux_server.observe.spans import Attributes
+from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output
 
 _FINISH = {
@@ -79,11 +80,12 @@ def asked_to_read(
     }
 
 
-def answered(outputs: Sequence[Output], timing: generation_pb2.Timing) -> Attributes:
+def answered(outputs: Sequence[Output], observer: Observer) -> Attributes:
     """Return what is known of the answer, so far as there is one."""
     reasons = [_FINISH[output.finish_reason] for output in outputs if output.is_finished]
+    timing = observer.timing()
     return {
-        "gen_ai.usage.output_tokens": sum(output.num_tokens for output in outputs),
+        "gen_ai.usage.output_tokens": observer.num_made,
         "gen_ai.response.finish_reasons": reasons or None,
         "gen_ai.response.time_to_first_chunk": timing.time_to_first_token_seconds or None,
     }

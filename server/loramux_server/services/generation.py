@@ -230,7 +230,7 @@ class GenerationService:
                 adapter=call.adapters.label,
                 digest=digest,
             ),
-            lambda: answered(outputs, call.observer.timing()),
+            lambda: answered(outputs, call.observer),
             ids=ids,
             digest=digest,
         )

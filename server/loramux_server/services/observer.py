@@ -44,7 +44,8 @@ class Observer:
         self._first: float | None = None
         self._last: dict[int, float] = {}
         self._num_prompt = 0
-        self._num_made = 0
+        self.num_made = 0
+        """Tokens so far, over all completions."""
         self._cached: list[int] = []
         """Of each completion or text that has started: tokens that were not computed for it."""
 
@@ -80,7 +81,7 @@ class Observer:
         totals.gaps += gaps
         totals.gap_seconds += gaps * gap
         self._last[index] = now
-        self._num_made += count
+        self.num_made += count
         totals.generated_tokens += count
 
     def ended(self, outcome: str) -> None:
@@ -97,7 +98,7 @@ class Observer:
         note(
             adapter=self._adapter or None,
             prompt_tokens=self._num_prompt,
-            completion_tokens=self._num_made,
+            completion_tokens=self.num_made,
             queue_seconds=None if self._queued is None else round(self._queued, 6),
             first_token_seconds=None if self._first is None else round(self._first, 6),
         )
