@@ -204,13 +204,13 @@ def test_a_default_that_beams_cannot_have_is_to_be_taken_back() -> None:
 def test_there_are_more_tokens_than_beams_and_ends() -> None:
     params = SamplingParams(num_beams=8, stop_token_ids=[3, 4, 5])
     (sampling,) = samplings(params, 10, MODEL)
-    found = beams_of(params, sampling, [2], 12)
+    found = beams_of(params, sampling, MODEL, 0)
     assert found is not None
     assert (sorted(found.ends), found.num_likely) == ([2, 3, 4, 5], 12)
     with pytest.raises(InvalidArgumentError, match="num_beams is 8; expected at most 7"):
-        beams_of(params, sampling, [2], 11)
+        beams_of(params, sampling, MODEL, 11)
     params.ignore_eos = True
     (sampling,) = samplings(params, 10, MODEL)
-    found = beams_of(params, sampling, [2], 11)
+    found = beams_of(params, sampling, MODEL, 11)
     assert found is not None
     assert sorted(found.ends) == [3, 4, 5]

@@ -153,6 +153,7 @@ class EngineMachine(RuleBasedStateMachine):
         pooling=st.sampled_from([*[None] * 6, Pooling.LAST, Pooling.MEAN]),
         how=st.sampled_from(SAMPLINGS[:1] * 4 + SAMPLINGS[1:4] * 3 + SAMPLINGS[4:]),
         wrong=st.none() | st.integers(0, 12),
+        goes_on=st.sampled_from([*[False] * 4, True]),
     )
     def submit(
         self,
@@ -166,6 +167,7 @@ class EngineMachine(RuleBasedStateMachine):
         pooling: Pooling | None,
         how: dict[str, Any],
         wrong: int | None,
+        goes_on: bool,
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
@@ -194,7 +196,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.receive([
             Submit(
                 len(self.asked), prompt, source, sampling, tenant, timeout, weight, pooling,
-                prediction,
+                prediction, num_made=len(prompt) - 1 if goes_on and not invocation else 0,
             )
         ])  # fmt: skip
         self.asked.append(asked)

@@ -1,10 +1,11 @@
 """What a request says of beam search, and what cannot go with it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.sampling import Sampling
 from loramux_server.services.beams import BeamOptions
 from loramux_server.services.limits import invalid
@@ -92,25 +93,26 @@ def searched(params: generation_pb2.SamplingParams) -> generation_pb2.SamplingPa
 def beams_of(
     params: generation_pb2.SamplingParams,
     sampling: Sampling,
-    end_tokens: Iterable[int],
-    vocab_size: int,
+    model: ModelInfo,
+    own_vocab_size: int,
 ) -> BeamOptions | None:
     """Return what is searched for; None where nothing is.
 
     Args:
         params: What is used.
         sampling: What became of it.
-        end_tokens: The tokens with which the base model ends a text.
-        vocab_size: How many tokens there are with the adapter.
+        model: The base model.
+        own_vocab_size: How many tokens there are with the adapter; 0 if as many as ever.
 
     Raises:
         InvalidArgumentError: There are not so many tokens that end nothing as beams.
     """
     if not is_search(params):
         return None
-    ends = sampling.stop_token_ids | frozenset(() if sampling.ignore_eos else end_tokens)
-    if params.num_beams + len(ends) > vocab_size:
-        expected = f"at most {vocab_size - len(ends)}, the tokens that end nothing"
+    ends = sampling.stop_token_ids | frozenset(() if sampling.ignore_eos else model.eos_token_ids)
+    most = (own_vocab_size or model.vocab_size) - len(ends)
+    if params.num_beams > most:
+        expected = f"at most {most}, the tokens that end nothing"
         raise invalid("sampling.num_beams", params.num_beams, expected)
     return BeamOptions(
         num_beams=params.num_beams,

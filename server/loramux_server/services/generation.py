@@ -275,12 +275,10 @@ class GenerationService:
             params, len(tokens), self._model, defaults, num_virtual=num_virtual, form=form
         )
         check_told(params, len(tokens))
-        vocab_size = adapters.vocab_size or self._model.vocab_size
-        beams = beams_of(params, each[0], self._model.eos_token_ids, vocab_size)
+        beams = beams_of(params, each[0], self._model, adapters.vocab_size)
         num_made = beams.most_tokens if beams else sum(sampling.max_tokens for sampling in each)
         tenant = caller().tenant
-        most = len(tokens) + num_made
-        with self._quotas.tokens(tenant, most) as reserved:
+        with self._quotas.tokens(tenant, len(tokens) + num_made) as reserved:
             observer.resolved(adapters.label, len(tokens), form.kind if form else None)
             yield GenerationCall(
                 request_id,
