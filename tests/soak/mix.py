@@ -20,8 +20,8 @@ MAX_SURPRISES = 20
 """So many are kept word by word."""
 WEIGHTS = {
     "stream": 50, "mix": 5, "chat": 5, "tools": 3, "form": 5, "embed": 5, "read": 5, "score": 5,
-    "infer": 5, "batch": 1, "routed": 2, "cancel": 10, "slow": 5, "upload": 5, "mistake": 10,
-    "look": 8, "scrape": 2,
+    "search": 3, "infer": 5, "batch": 1, "routed": 2, "cancel": 10, "slow": 5, "upload": 5,
+    "mistake": 10, "look": 8, "scrape": 2,
 }  # fmt: skip
 """How often each happens."""
 

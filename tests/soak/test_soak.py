@@ -38,7 +38,7 @@ def test_a_server_in_use_leaves_nothing_behind_and_what_it_holds_is_seen(
     outcome = campaign(tiny_server, setting, seconds=2, num_workers=3, interval=0.2)
     assert outcome.surprises == []
     assert left(outcome.before, outcome.after) == []
-    kinds = ("stream", "score", "infer", "batch", "routed", "cancel", "slow", "upload")
+    kinds = ("stream", "score", "search", "infer", "batch", "routed", "cancel", "slow", "upload")
     assert min(outcome.done[kind] for kind in kinds) > 0
     # A client that never ends is a leak as any other.
     store = tiny_server.log.parent / "store"
