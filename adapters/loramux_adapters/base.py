@@ -12,7 +12,7 @@ from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.experts import (
     ExpertsShape,
     names_of_experts,
-    names_of_layer,
+    names_of_parameter,
     names_together,
 )
 from loramux_adapters.token_shape import TokenShape, token_shape
@@ -74,8 +74,7 @@ class BaseFolder:
 
     def layer(self, module: str, *, is_embedding: bool = False) -> BaseLayer | None:
         """Return the layer `module`; None if the folder has no matrix of that name."""
-        found = (self.parameter(f"{name}.weight") for name in names_of_layer(module))
-        tensor = next(filter(None, found), None)
+        tensor = self.parameter(f"{module}.weight")
         if tensor is None or len(tensor.shape) != 2:
             return None
         last = module.rpartition(".")[2]
@@ -88,7 +87,10 @@ class BaseFolder:
         A checkpoint of the bare model lacks the first part of the names that adapters use, and an
         output layer whose weight is that of the embeddings has none of its own.
         """
-        found = self.tensors.get(name) or self.tensors.get(name.partition(".")[2])
+        names = [
+            each for known in names_of_parameter(name) for each in (known, known.partition(".")[2])
+        ]
+        found = next((self.tensors[each] for each in names if each in self.tensors), None)
         if found is None and name in _TIED:
             tied = [each for key, each in self.tensors.items() if key.endswith(_EMBEDDINGS)]
             found = tied[0] if len(tied) == 1 else None

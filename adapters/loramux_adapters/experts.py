@@ -220,10 +220,12 @@ def names_together(module: str) -> list[tuple[str, str]]:
     return [own, (f"{parent}.input_linear.weight", f"{parent}.output_linear.weight")]
 
 
-def names_of_layer(module: str) -> list[str]:
-    """Return what a layer may be called where it is saved, if it chooses among experts."""
-    old = [module.removesuffix(end) + _OLD_ROUTER for end in _ROUTERS if module.endswith(end)]
-    return [module, *old, *([f"{module}.layer"] if module.endswith(f"{_GRANITE}.router") else [])]
+def names_of_parameter(name: str) -> list[str]:
+    """Return what a parameter may be called where it is saved, as that of what chooses."""
+    saved = ((end, _OLD_ROUTER) for end in _ROUTERS)
+    ends = (*saved, (f"{_GRANITE}.router", f"{_GRANITE}.router.layer"))
+    weights = ((f"{end}.weight", f"{other}.weight") for end, other in ends)
+    return [name, *(name.removesuffix(end) + other for end, other in weights if name.endswith(end))]
 
 
 def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:

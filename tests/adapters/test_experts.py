@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from loramux_adapters import PackageError
 from loramux_adapters.base import read_base
 from loramux_adapters.base_names import named_for
-from loramux_adapters.contents import Contents
+from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.experts import ExpertLora, ExpertsShape, Projection
 from loramux_adapters.fit import check_fit
 from loramux_adapters.kinds import read_contents
@@ -200,8 +200,10 @@ def test_a_folder_has_what_chooses_under_several_names(
     (tmp_path / "config.json").write_text('{"model_type": "any"}')
     weight = torch.zeros(3, 4)
     save_file({f"model.layers.0.{saved}.weight": weight}, tmp_path / "model.safetensors")
-    found = read_base(tmp_path).features(Contents([module(f"model.layers.0.{name}")]))
-    assert found == {f"model.layers.0.{name}": (4, 3)}
+    name, base = f"model.layers.0.{name}", read_base(tmp_path)
+    assert base.features(Contents([module(name)])) == {name: (4, 3)}
+    whole = Edit(name, EditKind.PARAMETER, TensorInfo("t", "F32", (3, 4), 0, 48), "weight")
+    assert base.parameters(Contents(edits=[whole])) == {f"{name}.weight": (3, 4)}
 
 
 def test_a_folder_of_granite_has_experts_as_other_layers(tmp_path: Path) -> None:
