@@ -79,6 +79,14 @@ class LoraConfig:
         """Return whether PEFT would give the parameter `name` an adapter."""
         return not self.parameters.isdisjoint(tails(name))
 
+    def key_of(self, module: str) -> str:
+        """Return the name for which the patterns say what the low-rank change of `module` is.
+
+        What chooses among experts is targeted by its weight.
+        """
+        weight = f"{module}.weight"
+        return weight if self.targets_parameter(weight) else module
+
     def _layer_of(self, module: str) -> int | None:
         parts = module.split(".")
         numbers = [(i, int(part)) for i, part in enumerate(parts[:-1]) if part.isdecimal()]
