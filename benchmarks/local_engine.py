@@ -22,8 +22,8 @@ from loramux_server.engine.sampling import Sampling
 from loramux_server.hashes import Digest, Seal
 from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.edits import num_edit_bytes
-from loramux_server.lora.packed import format_of
 from loramux_server.lora.row_allocator import RowSize
+from loramux_server.lora.weight_format import format_of
 from loramux_server.models.base_model import BaseModel, load_base_model
 from loramux_server.store.check import num_bytes
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.experts import ExpertsShape, names_of_experts
+from loramux_adapters.experts import (
+    ExpertsShape,
+    names_of_experts,
+    names_of_parameter,
+    names_together,
+)
 from loramux_adapters.token_shape import TokenShape, token_shape
 
 CONFIG_FILE = "config.json"
@@ -82,7 +87,10 @@ class BaseFolder:
         A checkpoint of the bare model lacks the first part of the names that adapters use, and an
         output layer whose weight is that of the embeddings has none of its own.
         """
-        found = self.tensors.get(name) or self.tensors.get(name.partition(".")[2])
+        names = [
+            each for known in names_of_parameter(name) for each in (known, known.partition(".")[2])
+        ]
+        found = next((self.tensors[each] for each in names if each in self.tensors), None)
         if found is None and name in _TIED:
             tied = [each for key, each in self.tensors.items() if key.endswith(_EMBEDDINGS)]
             found = tied[0] if len(tied) == 1 else None
@@ -107,13 +115,14 @@ class BaseFolder:
 
         In MXFP4 a block of them is 32 numbers of 4 bits, two in a byte.
         """
-        together = [self.parameter(f"{module}.{name}") for name in ("gate_up_proj", "down_proj")]
-        first, last = (tensor.shape if tensor else () for tensor in together)
-        if len(first) == len(last) == 3:
-            count, *sizes = last
-            # Those of some models are transposed; then the widths do not meet here.
-            inner, width = sizes[::-1] if first[2] == last[1] else sizes
-            return ExpertsShape(count, width, inner)
+        for together in names_together(module):
+            found = map(self.parameter, together)
+            first, last = (tensor.shape if tensor else () for tensor in found)
+            if len(first) == len(last) == 3:
+                count, *sizes = last
+                # Those of some models are transposed; then the widths do not meet here.
+                inner, width = sizes[::-1] if first[2] == last[1] else sizes
+                return ExpertsShape(count, width, inner)
         blocks = self.parameter(f"{module}.down_proj_blocks")
         if blocks and len(blocks.shape) == 4:
             count, width, per_row, per_block = blocks.shape
@@ -121,9 +130,9 @@ class BaseFolder:
         for name in names_of_experts(module):
             for down in ("down_proj", "w2"):
                 names = (f"{name}.{number}.{down}.weight" for number in itertools.count())
-                found = list(itertools.takewhile(bool, map(self.parameter, names)))
-                if found and found[0] and len(found[0].shape) == 2:
-                    return ExpertsShape(len(found), *found[0].shape)
+                alone = list(itertools.takewhile(bool, map(self.parameter, names)))
+                if alone and alone[0] and len(alone[0].shape) == 2:
+                    return ExpertsShape(len(alone), *alone[0].shape)
         return None
 
     def parameters(self, contents: Contents) -> dict[str, tuple[int, ...]]:

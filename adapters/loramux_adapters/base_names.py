@@ -39,7 +39,10 @@ def named_for(
         return contents
     modules, routers, of_experts = split_experts(contents.modules, names, experts)
     return replace(
-        contents, modules=modules, routers=routers, experts=[*contents.experts, *of_experts]
+        contents,
+        modules=modules,
+        routers=[*contents.routers, *routers],
+        experts=[*contents.experts, *of_experts],
     )
 
 

@@ -10,6 +10,7 @@ Legend: E experts, R rank, K input width, N output width.
 
 import enum
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -27,8 +28,10 @@ _ALONE = re.compile(
 _OLD_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _OLD_PARENT, _PARENT = ".block_sparse_moe.experts", ".mlp.experts"
 """What transformers 4 called the experts of Mixtral, and what it calls them now."""
-_OLD_ROUTER, _ROUTER = ".block_sparse_moe.gate", ".mlp.gate"
-"""Likewise what chooses among them."""
+_OLD_ROUTER, _ROUTERS = ".block_sparse_moe.gate", (".mlp.gate", ".mlp.router")
+"""Likewise what chooses among them, the last that of PhiMoE."""
+_GRANITE = ".block_sparse_moe"
+"""What Granite calls a mixture, of which it saves the parts under other names than they have."""
 
 
 class Projection(enum.StrEnum):
@@ -62,6 +65,8 @@ class ExpertLora:
     num_experts: int
     number: int | None = None
     """The expert, where it is the change of one; None where of all."""
+    num_beside: int = 0
+    """The other experts of the layer, where it is the change of one and the base is known."""
 
     @property
     def name(self) -> str:
@@ -173,13 +178,16 @@ def split_experts(
         modules: Low-rank changes as they were trained.
         layers: Names of the layers of the base.
         experts: Its experts, whose weights are in one parameter, by name.
+
+    Raises:
+        PackageError: Two of them, by their old name and by the new one, are of the same matrix.
     """
     names = {shape.router for shape in experts.values()}
     kept: list[LoraModule] = []
     routers: list[LoraModule] = []
     found: list[ExpertLora] = []
     for module in modules:
-        router = _there(module.module, names, _OLD_ROUTER, _ROUTER)
+        router = _there(module.module, names, _OLD_ROUTER, *_ROUTERS)
         if router:
             routers.append(replace(module, module=router))
             continue
@@ -189,9 +197,11 @@ def split_experts(
             kept.append(module)
             continue
         projection = Projection(_OLD_NAMES.get(match["projection"], match["projection"]))
+        number, num_beside = int(match["number"]), experts[name].count - 1
         found.append(
-            ExpertLora(name, projection, module.scale, module.a, module.b, 1, int(match["number"]))
+            ExpertLora(name, projection, module.scale, module.a, module.b, 1, number, num_beside)
         )
+    _check_apart([each.name for each in routers] + [each.name for each in found])
     return kept, routers, found
 
 
@@ -199,6 +209,23 @@ def names_of_experts(module: str) -> list[str]:
     """Return what the experts `module` may be called where each of them has weights of its own."""
     old = [module.removesuffix(_PARENT) + _OLD_PARENT] if module.endswith(_PARENT) else []
     return [module, *old]
+
+
+def names_together(module: str) -> list[tuple[str, str]]:
+    """Return what the first and the last matrices of all experts `module` may be called."""
+    own = (f"{module}.{Projection.GATE_UP}", f"{module}.{Projection.DOWN}")
+    if not module.endswith(f"{_GRANITE}.experts"):
+        return [own]
+    parent = module.removesuffix(".experts")
+    return [own, (f"{parent}.input_linear.weight", f"{parent}.output_linear.weight")]
+
+
+def names_of_parameter(name: str) -> list[str]:
+    """Return what a parameter may be called where it is saved, as that of what chooses."""
+    saved = ((end, _OLD_ROUTER) for end in _ROUTERS)
+    ends = (*saved, (f"{_GRANITE}.router", f"{_GRANITE}.router.layer"))
+    weights = ((f"{end}.weight", f"{other}.weight") for end, other in ends)
+    return [name, *(name.removesuffix(end) + other for end, other in weights if name.endswith(end))]
 
 
 def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
@@ -232,9 +259,17 @@ def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
         )
 
 
-def _there(module: str, there: Container[str], old: str, new: str) -> str | None:
-    """Return what `module` is called in `there`, where its end may be `new` and not `old`."""
+def _check_apart(names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise PackageError(
+                f"module {name}: the adapter has it under two names", "INVALID_ADAPTER_CONFIG"
+            )
+
+
+def _there(module: str, there: Container[str], old: str, *new: str) -> str | None:
+    """Return what `module` is called in `there`, where its end may be of `new` and not `old`."""
     names = [module]
     if module.endswith(old):
-        names.append(module.removesuffix(old) + new)
+        names += [module.removesuffix(old) + each for each in new]
     return next((name for name in names if name in there), None)

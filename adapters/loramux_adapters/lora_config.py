@@ -46,7 +46,7 @@ class LoraConfig:
     """Ends of the names of embeddings -> the tokens whose rows were trained."""
     ensures_tying: bool = False
     """Whether what is tied to embeddings was adapted with them, though no field names it."""
-    parameters: tuple[str, ...] = ()
+    parameters: frozenset[str] = frozenset()
     """Ends of the names of parameters of experts that are changed."""
     invocation: tuple[int, ...] = ()
     """Tokens from whose last occurrence in a prompt on the adapter is active (aLoRA); empty where
@@ -77,7 +77,15 @@ class LoraConfig:
 
     def targets_parameter(self, name: str) -> bool:
         """Return whether PEFT would give the parameter `name` an adapter."""
-        return not set(self.parameters).isdisjoint(tails(name))
+        return not self.parameters.isdisjoint(tails(name))
+
+    def key_of(self, module: str) -> str:
+        """Return the name for which the patterns say what the low-rank change of `module` is.
+
+        What chooses among experts is targeted by its weight.
+        """
+        weight = f"{module}.weight"
+        return weight if self.targets_parameter(weight) else module
 
     def _layer_of(self, module: str) -> int | None:
         parts = module.split(".")

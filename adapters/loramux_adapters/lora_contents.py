@@ -129,16 +129,14 @@ def _join(
 ) -> LoraModule:
     a, b = _halves(module, parts, a_ending, b_ending)
     rank = a.shape[0]
-    # What chooses among experts is targeted by its weight.
-    is_parameter = config.targets_parameter(f"{module}.weight")
-    name = f"{module}.weight" if is_parameter else module
+    name = config.key_of(module)
     if rank != config.rank_of(name):
         raise PackageError(
             f"module {module}: the tensors have rank {rank}, "
             f"adapter_config.json says {config.rank_of(name)} (r or rank_pattern)",
             "INVALID_ADAPTER_CONFIG",
         )
-    is_target = is_parameter or config.targets(module)
+    is_target = name != module or config.targets(module)
     if not is_target and not (config.ensures_tying and is_outer(module)):
         raise PackageError(
             f"module {module} has tensors but adapter_config.json does not target it "

@@ -102,12 +102,12 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         parameters=_parameters(config),
         invocation=_invocation(config),
     )
-    if checked.target_modules is not None and not checked.target_modules | {*checked.parameters}:
+    if checked.target_modules is not None and not checked.target_modules | checked.parameters:
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")
     return checked
 
 
-def _parameters(config: Mapping[str, object]) -> tuple[str, ...]:
+def _parameters(config: Mapping[str, object]) -> frozenset[str]:
     """Return the ends of the names of parameters that are changed, all of them of experts."""
     name = "target_parameters"
     found = names(config, name)
@@ -118,7 +118,7 @@ def _parameters(config: Mapping[str, object]) -> tuple[str, ...]:
             raise unsupported(name, parameter, f"{wanted} of mixtures of experts are served")
         if config.get("use_dora") or config.get("lora_bias"):
             raise unsupported(name, parameter, "PEFT adapts parameters by A and B alone")
-    return found
+    return frozenset(found)
 
 
 def _invocation(config: Mapping[str, object]) -> tuple[int, ...]:

@@ -219,3 +219,16 @@ def test_what_cannot_be_written_is_refused(
     with pytest.raises(PackageError, match=message) as caught:
         converted(write_folder(tmp_path / "bad", tensors), **options)
     assert caught.value.reason == "ADAPTER_NOT_FINITE"
+
+
+def test_what_chooses_among_experts_has_a_rank_of_its_own(tmp_path: Path) -> None:
+    folder = save_adapter(
+        tiny_model("qwen3-moe"), tmp_path / "adapter", seed=0, r=4, target_modules=["q_proj"],
+        target_parameters=["gate.weight"], rank_pattern={"gate.weight": 2},
+    )  # fmt: skip
+    output = io.BytesIO()
+    with ExitStack() as stack:
+        convert(*opened(stack, folder)[0], output, rank=3)
+    found = read_package(output, output.seek(0, 2))
+    ranks = {module.module.rpartition(".")[2]: module.rank for module in found.modules}
+    assert ranks == {"q_proj": 3, "gate": 2}

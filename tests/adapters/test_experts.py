@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from loramux_adapters import PackageError
 from loramux_adapters.base import read_base
 from loramux_adapters.base_names import named_for
-from loramux_adapters.contents import Contents
+from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.experts import ExpertLora, ExpertsShape, Projection
 from loramux_adapters.fit import check_fit
 from loramux_adapters.kinds import read_contents
@@ -119,11 +119,12 @@ def test_what_does_not_fit_is_said(
     assert caught.value.reason == MISMATCH
 
 
-def test_changes_of_layers_become_those_of_experts_where_these_are_none() -> None:
-    def module(name: str) -> LoraModule:
-        a, b = (TensorInfo("t", "F32", shape, 0, 0) for shape in ((2, 4), (6, 2)))
-        return LoraModule(name, 1.0, a, b)
+def module(name: str) -> LoraModule:
+    a, b = (TensorInfo("t", "F32", shape, 0, 0) for shape in ((2, 4), (6, 2)))
+    return LoraModule(name, 1.0, a, b)
 
+
+def test_changes_of_layers_become_those_of_experts_where_these_are_none() -> None:
     old = "model.layers.0.block_sparse_moe.experts"
     names = [
         f"{EXPERTS}.7.up_proj", f"{old}.2.w1", f"{old}.2.w2", f"{old}.2.w4",
@@ -141,6 +142,28 @@ def test_changes_of_layers_become_those_of_experts_where_these_are_none() -> Non
     check_fit(check, {}, experts={EXPERTS: replace(shape, count=6)})
     with pytest.raises(PackageError, match="maps 4 to 6 features, the base model 4 to 3"):
         check_fit(check, {}, experts={EXPERTS: shape})
+
+
+@pytest.mark.parametrize("router", ["model.layers.0.mlp.gate", "model.layers.0.mlp.router"])
+def test_what_has_its_name_stays_as_it_is(router: str) -> None:
+    old = "model.layers.0.block_sparse_moe"
+    there = {EXPERTS: replace(SHAPE, router=router)}
+    contents = Contents([module(f"{old}.gate"), module(f"{old}.experts.1.w1")])
+    found = named_for(contents, [], there)
+    assert [each.name for each in found.low_rank] == [router, f"{EXPERTS}.1.gate_proj"]
+    assert named_for(found, [], there) == found
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("block_sparse_moe.gate", "mlp.gate"),
+    ("block_sparse_moe.experts.1.w3", "mlp.experts.1.up_proj"),
+])  # fmt: skip
+def test_what_is_changed_under_two_names_is_refused(old: str, new: str) -> None:
+    both = Contents([module(f"model.layers.0.{name}") for name in (old, new)])
+    there = {EXPERTS: replace(SHAPE, router="model.layers.0.mlp.gate")}
+    with pytest.raises(PackageError, match=f"{new}: the adapter has it under two names") as caught:
+        named_for(both, [], there)
+    assert caught.value.reason == INVALID
 
 
 FUSED = {f"{EXPERTS}.gate_up_proj": (3, 12, 4), f"{EXPERTS}.down_proj": (3, 4, 6)}
@@ -163,3 +186,34 @@ def test_a_folder_has_experts_in_several_ways(
     save_file(tensors or {"other": torch.zeros(1)}, tmp_path / "model.safetensors")
     found = read_base(tmp_path).experts(read(BOTH, FIRST | LAST))
     assert found == ({EXPERTS: SHAPE} if weights else {})
+
+
+@pytest.mark.parametrize(("name", "saved"), [
+    ("mlp.gate", "mlp.gate"),
+    ("mlp.gate", "block_sparse_moe.gate"),
+    ("mlp.router", "block_sparse_moe.gate"),
+    ("block_sparse_moe.router", "block_sparse_moe.router.layer"),
+])  # fmt: skip
+def test_a_folder_has_what_chooses_under_several_names(
+    name: str, saved: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "any"}')
+    weight = torch.zeros(3, 4)
+    save_file({f"model.layers.0.{saved}.weight": weight}, tmp_path / "model.safetensors")
+    name, base = f"model.layers.0.{name}", read_base(tmp_path)
+    assert base.features(Contents([module(name)])) == {name: (4, 3)}
+    whole = Edit(name, EditKind.PARAMETER, TensorInfo("t", "F32", (3, 4), 0, 48), "weight")
+    assert base.parameters(Contents(edits=[whole])) == {f"{name}.weight": (3, 4)}
+
+
+def test_a_folder_of_granite_has_experts_as_other_layers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "granitemoe"}')
+    parent = "model.layers.0.block_sparse_moe"
+    tensors = {
+        f"{parent}.input_linear.weight": torch.zeros(3, 12, 4),
+        f"{parent}.output_linear.weight": torch.zeros(3, 4, 6),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = CONFIG | {"target_parameters": ["experts.down_proj"]}
+    contents = read(config, pair(f"base_model.model.{parent}.experts", [6, 6], [4, 6]))
+    assert read_base(tmp_path).experts(contents) == {f"{parent}.experts": SHAPE}

@@ -133,6 +133,33 @@ def test_a_rank_above_all_is_the_exact_sum(unequal: list[Path]) -> None:
     assert_close(best, exact, 1e-6)
 
 
+def test_what_chooses_among_experts_is_merged_as_layers_are(
+    loramux: Loramux, tmp_path: Path
+) -> None:
+    model, targets = tiny_model("qwen3-moe"), {"target_modules": ["q_proj"]}
+    configs: list[dict[str, Any]] = [
+        targets | {"target_parameters": ["gate.weight"], "rank_pattern": {"gate.weight": 3}},
+        targets | {"target_parameters": ["mlp.gate.weight"]},
+        targets,
+    ]
+    sources = [
+        save_adapter(model, tmp_path / str(seed), seed=seed, r=2, **config)
+        for seed, config in enumerate(configs)
+    ]
+    parts = [with_adapter(model, source) for source in sources]
+    expected: dict[str, Any] = {}
+    for weight, part in zip(WEIGHTS, parts, strict=True):
+        for name, delta in deltas_of_peft(part, "default").items():
+            expected[name] = expected.get(name, 0) + weight * delta
+    for order in ([0, 1, 2], [2, 1, 0]):
+        names = ",".join(str(WEIGHTS[number]) for number in order)
+        folders = [str(sources[number]) for number in order]
+        assert loramux("merge", *folders, "-o", "merged", "--weights", names).code == 0
+        assert loramux("unpack", "merged", "-o", f"folder {order}").code == 0
+        merged_model = with_adapter(model, tmp_path / f"folder {order}")
+        assert_close(deltas_of_peft(merged_model, "default"), expected, 1e-5)
+
+
 def test_peft_loads_a_merged_adapter(unequal: list[Path], loramux: Loramux, tmp_path: Path) -> None:
     sources = [str(folder) for folder in unequal]
     assert loramux("merge", *sources, "-o", "merged", "--weights", "0.7,-0.4").code == 0

@@ -160,6 +160,26 @@ def test_experts_that_compute_something_else_stay_as_they_are() -> None:
     assert model.experts is own
 
 
+def test_experts_need_not_say_that_they_have_no_norm() -> None:
+    own = experts()
+    vars(own).pop("has_post_expert_norm", None)  # as transformers 5.17 describes them
+    own.__class__.forward = lambda self, *given: plain(self, *given)
+    model = Model(own)
+    assert find_experts(model, Step()) == {"experts": model.experts}
+
+
+def plain(
+    own: Any, x_TK: torch.Tensor, index_TX: torch.Tensor, weight_TX: torch.Tensor
+) -> torch.Tensor:
+    """Return what gated experts make, one token after the other."""
+    made = torch.zeros_like(x_TK)
+    for token, (indices, weights) in enumerate(zip(index_TX, weight_TX, strict=True)):
+        for expert, weight in zip(indices, weights, strict=True):
+            gate_up = own.gate_up_proj[expert] @ x_TK[token]
+            made[token] += weight * (own.down_proj[expert] @ own._apply_gate(gate_up))
+    return made
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_changes_of_16_bits_rest_in_them(dtype: torch.dtype) -> None:
     form = WeightFormat.BFLOAT16 if dtype is torch.bfloat16 else WeightFormat.FLOAT16

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from loramux_server.kernels.resting import Quantization
 from loramux_server.models.base_model import UnservableModelError, load_base_model, prepare
+from loramux_server.models.quantized import hold_dequantised
 from tests.parity.test_gpt_oss import configs
 from tests.parity.test_methods import TOLERANCE, cases
 from tests.parity.test_peft import check
@@ -50,6 +51,18 @@ def test_it_may_be_served_in_16_bits(tmp_path: Path) -> None:
     base = load_base_model(str(folder), device="cpu", dtype="bfloat16")
     assert base.dtype == torch.bfloat16
     assert base.fingerprint == prepare(model).fingerprint
+
+
+def test_what_came_in_16_bits_is_held_as_the_rest() -> None:
+    model = gpt_oss(**WIDTHS)
+    experts = model.model.layers[0].mlp.experts
+    whole = experts.down_proj.detach().clone().bfloat16()
+    experts.down_proj.data = whole
+    hold_dequantised(model, "auto")
+    assert experts.down_proj.dtype == torch.bfloat16
+    hold_dequantised(model, torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(experts.down_proj, whole.float())
 
 
 def test_it_is_not_quantised_twice(tmp_path: Path) -> None:

@@ -206,6 +206,16 @@ def test_drafts_that_were_never_tried_are_thought_cheaper_after_a_while() -> Non
     assert 0 < subject.part_of_draft(0) < 1 / 100
 
 
+def test_drafts_beside_prompts_are_not_thought_cheaper() -> None:
+    subject = learnt()
+    for _ in range(7):
+        subject.learn(0, 4, 0.1 + 0.03 * 8, 8)
+    known = subject.part_of_draft(0)
+    for _ in range(1000):
+        subject.learn(8, 4, 0.1 + 0.03 * 8, 8)  # they are tried, if that tells nothing
+    assert subject.part_of_draft(0) == known
+
+
 @pytest.mark.parametrize("drafts", [0, 16])
 def test_no_step_takes_too_long_for_drafts(drafts: int) -> None:
     clock = ManualClock()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from loramux_adapters.package import digest_of, pack, read_package
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.edits import num_edit_bytes
-from loramux_server.lora.packed import format_of
+from loramux_server.lora.weight_format import format_of
 from loramux_server.store.check import num_bytes
 
 

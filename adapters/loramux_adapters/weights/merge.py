@@ -197,15 +197,20 @@ def _config(
     """Return the config of the first, with targets that are all of `modules`."""
     first = configs[0]
     config = dict(packages[0].peft_config)
-    if all(
-        (other.target_modules, other.exclude_modules, other.layers, other.layers_pattern)
-        == (first.target_modules, first.exclude_modules, first.layers, first.layers_pattern)
-        for other in configs[1:]
-    ):
+    if all(_targets(other) == _targets(first) for other in configs[1:]):
         return config
+    keys = {other.key_of(module) for other in configs for module in modules} - {*modules}
     return config | {
-        "target_modules": modules,
+        "target_modules": [module for module in modules if f"{module}.weight" not in keys],
+        "target_parameters": sorted(keys) or None,
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
     }
+
+
+def _targets(config: LoraConfig) -> tuple[object, ...]:
+    return (
+        config.target_modules, config.exclude_modules, config.layers, config.layers_pattern,
+        config.parameters,
+    )  # fmt: skip

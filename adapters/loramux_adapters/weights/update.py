@@ -15,6 +15,7 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertLora
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.package import Output, Package, tensor_reader, write_package
+from loramux_adapters.peft_config import check_config
 from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded, encoded
 
@@ -119,9 +120,11 @@ def write_updates(
         "r": rank,
         "lora_alpha": rank,
         "use_rslora": False,
-        "rank_pattern": {update.module: update.rank for update in others},
+        "rank_pattern": {},
         "alpha_pattern": {},
     }
+    key_of = check_config(config).key_of
+    config["rank_pattern"] = {key_of(update.module): update.rank for update in others}
     tensors: dict[str, TensorInfo] = {}
     arrays: dict[str, Array] = {}
     for update in updates:

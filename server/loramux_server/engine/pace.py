@@ -39,7 +39,7 @@ class Pace:
         self._token_seconds: deque[float] = deque(maxlen=_MEMORY)
         self._draft_seconds: deque[float] = deque(maxlen=_MEMORY)
         self._num_undrafted = 0
-        """Steps since the last that told what drafts cost."""
+        """Steps without drafts since the last that told what these cost."""
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -79,7 +79,7 @@ class Pace:
         if draft_tokens and self._decode_cost and not prompt_tokens:
             self._draft_seconds.append(max(seconds - self._decode_cost, 0.0) / draft_tokens)
             self._num_undrafted = 0
-        elif decode_tokens:
+        elif decode_tokens and not draft_tokens:
             self._doubt_drafts()
         if drafts > seconds / 2:  # it tells little of the rest
             return

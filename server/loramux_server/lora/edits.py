@@ -10,6 +10,7 @@ Legend: T tokens, K input width, N output width of a layer.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -20,6 +21,7 @@ from loramux_adapters.experts import ExpertLora, Projection
 from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.virtual import Virtual
+from loramux_server.lora.weight_format import format_of
 
 if TYPE_CHECKING:
     import torch
@@ -136,8 +138,7 @@ def num_edit_bytes(package: Package) -> int:
             num_bytes += 4 * edit.width
     for module in (*package.contents.outer_modules, *package.contents.routers):
         num_bytes += 4 * module.rank * (module.in_features + module.out_features)
-    for change in package.contents.experts:
-        num_bytes += _expert_bytes(change)
+    num_bytes += _experts_bytes(package)
     for bottleneck in package.contents.bottlenecks:
         for part in bottleneck.parts.values():
             num_bytes += 4 * part.num_bytes // ITEM_BYTES[part.dtype]
@@ -156,13 +157,30 @@ def rests_as_saved(tensor: TensorInfo) -> bool:
     return len(tensor.shape) == 2
 
 
-def _expert_bytes(change: ExpertLora) -> int:
-    """Return the most bytes that the change of experts takes; of 16 bits rows come in pairs."""
-    width_in, width_out = change.features
-    if change.projection in (Projection.GATE, Projection.UP):  # their outputs lie side by side
-        width_out *= 2
-    rows = change.num_experts * (change.rank + change.rank % 2)
-    return rows * (width_in + width_out) * ITEM_BYTES[change.a.dtype]
+def _experts_bytes(package: Package) -> int:
+    """Return the most bytes that changes of experts take.
+
+    All experts of a layer have as many rows as the one that is changed most; of 16 bits rows come
+    in pairs.
+    """
+    found: dict[tuple[str, bool], list[ExpertLora]] = {}
+    for change in package.contents.experts:
+        found.setdefault((change.module, change.projection is Projection.DOWN), []).append(change)
+    num_weights = 0
+    for changes in found.values():
+        ranks: Counter[int | None] = Counter()
+        for change in changes:
+            ranks[change.number] += change.rank
+        rank = ranks.pop(None, 0) + max(ranks.values(), default=0)
+        num_experts = max(change.num_experts + change.num_beside for change in changes)
+        width = max(change.features[0] + _width_out(change) for change in changes)
+        num_weights += num_experts * (rank + rank % 2) * width
+    return num_weights * format_of(package).item_bytes
+
+
+def _width_out(change: ExpertLora) -> int:
+    is_half = change.projection in (Projection.GATE, Projection.UP)  # they lie side by side
+    return change.features[1] * (2 if is_half else 1)
 
 
 Value = TypeVar("Value")

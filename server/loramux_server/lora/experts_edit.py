@@ -81,7 +81,8 @@ def rows_of(
     for piece in pieces:
         for expert in _experts(piece, num_experts):
             used_E[expert] += piece.a_ERK.shape[1]
-    rank, scale = max(used_E), pieces[0].scale
+    # The largest, so that in the others nothing grows out of the format.
+    rank, scale = max(used_E), max(piece.scale for piece in pieces)
     per_row = torch.float32.itemsize // dtype.itemsize
     size = -(-rank // per_row)
     width_in, width_out = features

@@ -19,7 +19,13 @@ from loramux_server.lora.edits import Edits
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Residence
-from loramux_server.lora.weight_format import AS_SAVED, FORMATS, Resting, WeightFormat
+from loramux_server.lora.weight_format import (
+    AS_SAVED,
+    FORMATS,
+    Resting,
+    WeightFormat,
+    format_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -215,13 +221,6 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
         edits=base.edits(package, values),
     )  # fmt: skip
     return place(adapter) if place else adapter
-
-
-def format_of(package: Package) -> WeightFormat:
-    """Return the format in which an adapter rests: that of its file, if that has only one."""
-    changes = package.contents.low_rank
-    found = {tensor.dtype for change in changes for tensor in (change.a, change.b)}
-    return FORMATS[found.pop()] if len(found) == 1 else WeightFormat.FLOAT32
 
 
 def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat) -> Weights:

@@ -10,10 +10,9 @@ import torch
 from loramux_adapters import Package
 from loramux_adapters.experts import ExpertLora, ExpertsShape, Projection
 from loramux_server.lora.experts_edit import ExpertPiece, ExpertRows, ExpertsEdit, rows_of
-from loramux_server.lora.packed import format_of
 from loramux_server.lora.packed_edits import Read
 from loramux_server.lora.slab import DTYPES
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.lora.weight_format import WeightFormat, format_of
 
 _FORMATS = {dtype: form for form, dtype in DTYPES.items()}
 

@@ -7,6 +7,8 @@ loses nothing, because both widen to float32 exactly where they are used.
 import enum
 from dataclasses import dataclass
 
+from loramux_adapters import Package
+
 
 class WeightFormat(enum.IntEnum):
     """A number format; kernels go by its number."""
@@ -52,3 +54,10 @@ ROUNDINGS = {
 """Names in the config -> what becomes of an adapter that would rest in float32."""
 FORMATS = {"F32": WeightFormat.FLOAT32, "BF16": WeightFormat.BFLOAT16, "F16": WeightFormat.FLOAT16}
 """The names of the safetensors format."""
+
+
+def format_of(package: Package) -> WeightFormat:
+    """Return the format in which an adapter rests: that of its file, if that has only one."""
+    changes = package.contents.low_rank
+    found = {tensor.dtype for change in changes for tensor in (change.a, change.b)}
+    return FORMATS[found.pop()] if len(found) == 1 else WeightFormat.FLOAT32

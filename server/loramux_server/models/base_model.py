@@ -33,6 +33,7 @@ from loramux_server.models.packing import pack, probe
 from loramux_server.models.quantized import (
     MXFP4,
     check_quantized,
+    hold_dequantised,
     mxfp4_config,
     saved_method,
     torchao_config,
@@ -154,6 +155,8 @@ def load_base_model(
             path, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
         _check_whole(module, loading["missing_keys"])
+        if method == MXFP4:
+            hold_dequantised(module, options["dtype"])
         check_quantized(module, quantization)
     except torch.OutOfMemoryError:
         raise

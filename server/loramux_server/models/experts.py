@@ -23,7 +23,7 @@ from loramux_server.lora.segments import Segments
 from loramux_server.models.routers import find_router
 from loramux_server.models.step import Step
 
-_ABOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
+_ABOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 _TOLERANCE = 1e-5
 
 
@@ -88,7 +88,7 @@ class ServedExperts(nn.Module):
         y_PN = multiply(x_PK, first, pairs, [change.edit.first for change in changes])
         y_PN = own._apply_gate(y_PN) if own.has_gate else own.act_fn(y_PN)
         y_PK = multiply(y_PN, last, pairs, [change.edit.last for change in changes])
-        if own.has_post_expert_norm:
+        if getattr(own, "has_post_expert_norm", False):  # unknown to transformers 5.17
             y_PK = own.post_expert_norm(y_PK)
         y_PK = y_PK * weight_TX.reshape(-1)[order_P, None]
         back_PK = torch.empty_like(y_PK)

@@ -73,6 +73,18 @@ def mxfp4_config(path: str) -> Mxfp4Config:
     return Mxfp4Config(dequantize=True)
 
 
+def hold_dequantised(module: nn.Module, dtype: torch.dtype | str) -> None:
+    """Bring what was dequantised to `dtype`, unless that is "auto": it may have come as bfloat16.
+
+    transformers 5.17 leaves it so, whatever it is asked for.
+    """
+    if not isinstance(dtype, torch.dtype):
+        return
+    for parameter in module.parameters():
+        if parameter.dtype is torch.bfloat16:
+            parameter.data = parameter.data.to(dtype)
+
+
 def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoConfig:
     """Return what lets transformers round the weights of linear layers while it loads them.
 
