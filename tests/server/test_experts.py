@@ -1,6 +1,7 @@
 """Experts with adapters' changes, whatever form the model's own have."""
 
 import copy
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,15 @@ from loramux_server.models.experts import ServedExperts, find_experts
 from loramux_server.models.step import CPU, Step
 
 E, K, M, TOKENS = 5, 32, 48, 23
-FORMS = {
+FORMS: dict[str, dict[str, bool]] = {
     "gated": {},
     "transposed, biased, in turns": {
         "is_transposed": True, "has_bias": True, "is_concatenated": False,
     },
     "without a gate": {"has_gate": False, "has_bias": True},
-    "with a norm": {"has_post_expert_norm": True},
 }  # fmt: skip
+if "has_post_expert_norm" in signature(use_experts_implementation).parameters:
+    FORMS["with a norm"] = {"has_post_expert_norm": True}
 
 
 class Config:
