@@ -105,12 +105,10 @@ class ExpertsShape:
         """Return input and output width of a matrix; None if there is none that can be changed."""
         if projection is Projection.DOWN:
             return self.inner, self.width
-        if projection is Projection.GATE_UP and self.is_gated:
-            return self.width, 2 * self.inner
+        if projection is Projection.GATE_UP:
+            return (self.width, 2 * self.inner) if self.is_gated else None
         is_there = self.has_halves if self.is_gated else projection is Projection.UP
-        return (
-            (self.width, self.inner) if is_there and projection is not Projection.GATE_UP else None
-        )
+        return (self.width, self.inner) if is_there else None
 
 
 def parameters_of(config: LoraConfig, path: str) -> tuple[str, list[Projection], int]:

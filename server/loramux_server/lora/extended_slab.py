@@ -21,10 +21,8 @@ from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter, Weights
 from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.row_allocator import GRANULE
-from loramux_server.lora.slab import DTYPES, GroupShape, Slab
+from loramux_server.lora.slab import DTYPES, FORMATS, GroupShape, Slab
 from loramux_server.lora.weight_format import Resting
-
-FORMATS = {dtype: form for form, dtype in DTYPES.items()}
 
 
 class ExtendedSlab(Slab):

@@ -11,10 +11,8 @@ from loramux_adapters import Package
 from loramux_adapters.experts import ExpertLora, ExpertsShape, Projection
 from loramux_server.lora.experts_edit import ExpertPiece, ExpertRows, ExpertsEdit, rows_of
 from loramux_server.lora.packed_edits import Read
-from loramux_server.lora.slab import DTYPES
+from loramux_server.lora.slab import DTYPES, FORMATS
 from loramux_server.lora.weight_format import WeightFormat, format_of
-
-_FORMATS = {dtype: form for form, dtype in DTYPES.items()}
 
 
 def pack_experts(
@@ -31,7 +29,7 @@ def pack_experts(
     found: dict[str, list[ExpertLora]] = {}
     for change in package.contents.experts:
         found.setdefault(change.module, []).append(change)
-    form = format_of(package) if held is torch.float32 else _FORMATS[held]
+    form = format_of(package) if held is torch.float32 else FORMATS[held]
     return {
         module: ExpertsEdit(
             _rows([c for c in changes if c.projection is not Projection.DOWN],

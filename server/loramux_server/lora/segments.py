@@ -1,6 +1,7 @@
 """Which adapter applies to which tokens of a batch."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,15 @@ class Segments:
     def takes_layers(self) -> bool:
         """Whether an adapter does anything that takes the model's own layers."""
         return any(edits and edits.takes_layers for edits in self.edits or ())
+
+    def edited(self) -> Iterator[tuple[int, int, Edits]]:
+        """Yield first token, token after the last, and edits, of the segments that have any."""
+        if self.edits is None:
+            return
+        borders = self.start_S.tolist(), self.end_S.tolist()
+        for start, end, edits in zip(*borders, self.edits, strict=True):
+            if edits:
+                yield start, end, edits
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
         """Return the segments that `mask` names."""

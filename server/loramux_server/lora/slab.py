@@ -25,6 +25,7 @@ DTYPES = {
     WeightFormat.FLOAT16: torch.float16,
 }
 """The formats as torch calls them."""
+FORMATS = {dtype: form for form, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)

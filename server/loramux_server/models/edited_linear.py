@@ -61,8 +61,6 @@ def project_edited(
 
 def _of_group(segments: Segments, group: int) -> Iterator[tuple[int, int, Mapping[int, LayerEdit]]]:
     """Yield first token, token after the last, and changes, for the segments that have any."""
-    assert segments.edits is not None
-    borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
-    for (start, end), edits in zip(borders, segments.edits, strict=True):
-        if edits and group in edits.layers:
+    for start, end, edits in segments.edited():
+        if group in edits.layers:
             yield start, end, edits.layers[group]

@@ -1,7 +1,8 @@
 """Experts of a mixture whose weights are in one parameter, with the adapters' changes on top.
 
 transformers describes such experts to whoever computes them otherwise: see its
-`use_experts_implementation`. Steps in which nobody changes them are left to the experts themselves.
+`use_experts_implementation`. Where no backend takes their weights, as that of a CPU does, steps in
+which nobody changes them are left to the experts themselves.
 
 Legend: T tokens, X experts that each token has, P = T * X pairs of token and expert, E experts,
 K input width, N output width of a matrix.
@@ -120,11 +121,8 @@ def find_experts(module: nn.Module, step: Step) -> dict[str, ServedExperts]:
 
 def _changes(segments: Segments | None, name: str) -> Iterator[_Change]:
     """Yield what the adapters of a step do to the experts called `name`."""
-    if segments is None or segments.edits is None:
-        return
-    borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
-    for (start, end), edits in zip(borders, segments.edits, strict=True):
-        if edits and name in edits.experts:
+    for start, end, edits in segments.edited() if segments else ():
+        if name in edits.experts:
             yield _Change(start, end, edits.experts[name])
 
 

@@ -48,11 +48,8 @@ class ServedRouter(nn.Module):
     def _edits(self) -> Iterator[tuple[int, int, RouterEdit]]:
         """Yield first token, token after the last, and change, of the step's adapters."""
         segments = self._step.segments
-        if segments is None or segments.edits is None:
-            return
-        borders = zip(segments.start_S.tolist(), segments.end_S.tolist(), strict=True)
-        for (start, end), edits in zip(borders, segments.edits, strict=True):
-            if edits and self._name in edits.routers:
+        for start, end, edits in segments.edited() if segments else ():
+            if self._name in edits.routers:
                 yield start, end, edits.routers[self._name]
 
 
