@@ -132,16 +132,19 @@ def test_a_file_that_follows_does_not_wait_for_a_seal(
 ) -> None:
     path, reader, updated = tmp_path / "file", Reader(), []
     is_in_the_way = reader._is_in_the_way  # another thread has another
+    has_begun = threading.Event()
     path.write_bytes(CONTENT)
 
     class Slow:
         def update(self, data: memoryview) -> None:
             updated.append(len(data))
+            has_begun.set()
             assert is_in_the_way.wait(30)
 
     monkeypatch.setattr(arriving, "Seal", Slow)
     with reader.reading(path, digest_of(CONTENT)) as file:
         assert file.is_right()
+    assert has_begun.wait(30)
     with reader.reading(path, digest_of(CONTENT)) as file:
         assert updated == [1 << 20]  # of six pieces, and no more is done
         assert seals.get(digest_of(CONTENT)) is None
