@@ -13,6 +13,7 @@ from loramux_adapters.errors import PackageError, shown
 PREFIX = "base_model.model."
 """How names of tensors begin that PEFT saved."""
 MAX_ALPHA = 4096.0
+_ANYTHING = r".*\."
 _METACHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]")
 
 
@@ -124,13 +125,20 @@ def text(config: Mapping[str, object], name: str) -> str:
 
 
 def mapping(config: Mapping[str, object], name: str) -> Mapping[str, object]:
-    """Return the object `name`, whose keys are names of modules."""
+    """Return the object `name`, whose keys are names of modules.
+
+    To PEFT they are regular expressions. The one kind that it writes itself, where it has converted
+    what was trained on a mixture, means no more than a name: anything, a dot, and that.
+    """
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise invalid(name, f"is {shown(value)}, not an object")
-    for key in value:
-        _check_literal(name, key)
-    return value
+    found: dict[str, object] = {}
+    for key, each in value.items():
+        literal = key.removeprefix(_ANYTHING)
+        _check_literal(name, literal)
+        found.setdefault(literal, each)
+    return found
 
 
 def names(

@@ -14,10 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from loramux_server.engine.adapter_source import AdapterSource
 from tests.support.adapters import Expected, expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
-from tests.support.models import CONFIGS, VOCAB, tiny_model
+from tests.support.models import CONFIGS, RECURRENT, VOCAB, tiny_model
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ROWS = 128  # as many as two adapters of rank 64 take
+ROWS_OF = {"qwen3-next": 2 * ROWS}
+"""Where PEFT makes one change of rank 2r of those of the gate and the layer beside it."""
+LEFT_OUT = {"falcon_h1": "out_proj", "nemotron_h": "out_proj", "jamba": "dt_proj"}
+"""Model -> layer that PEFT does not adapt, or that is adapted to no effect."""
 LOGPROB_TOLERANCE = 1e-4
 
 
@@ -37,6 +41,7 @@ def target_modules(model: PreTrainedModel) -> list[list[str]]:
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and layer is not model.get_output_embeddings()
     })  # fmt: skip
+    names = [name for name in names if name != LEFT_OUT.get(model.config.model_type)]
     return [names, names[::2], names[1::2] or names, names[-1:]]
 
 
@@ -76,14 +81,14 @@ def check(
         torch.testing.assert_close(ours, logprob_V, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", [*CONFIGS, *RECURRENT])
 def test_a_mixed_batch_equals_peft_alone(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
     requests = cases(model, tmp_path, num_requests=26)
     # Prompts run in chunks, blocks run out, and twelve adapters share the room of two.
     harness = Harness(
-        copy.deepcopy(model), kernels="cpu", rows=ROWS, num_blocks=30, max_batch_tokens=24,
-        max_running=8, host_adapter_memory=1 << 20,
+        copy.deepcopy(model), kernels="cpu", rows=ROWS_OF.get(architecture, ROWS), num_blocks=30,
+        max_batch_tokens=24, max_running=8, host_adapter_memory=1 << 20,
     )  # fmt: skip
     for index, case in enumerate(requests):
         harness.submit(
@@ -96,7 +101,7 @@ def test_a_mixed_batch_equals_peft_alone(architecture: str, tmp_path: Path) -> N
         check(harness, request_id, case)
     stats = harness.reports[-1].stats
     assert stats.device.evictions > 0
-    assert stats.preemptions > 0
+    assert stats.preemptions > 0 or architecture in RECURRENT  # whose states lack first
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 1
 
 

@@ -127,16 +127,26 @@ class EngineMachine(RuleBasedStateMachine):
         eviction=st.sampled_from(["lru", "cost"]),
         share=st.sampled_from([0.25, 0.5, 1.0]),
         drafts=st.sampled_from([0, 5]),
+        states=st.sampled_from([0, 0, 2, 3, 6, 40]),
     )
     def build(
-        self, rows: int, bypassed: int, runs_ahead: bool, eviction: str, share: float, drafts: int
+        self,
+        rows: int,
+        bypassed: int,
+        runs_ahead: bool,
+        eviction: str,
+        share: float,
+        drafts: int,
+        states: int,
     ) -> None:
+        self.has_states = states > 0
         self.executor = HeldExecutor()
         self.clock = ManualClock()
         self.engine, self.scheduler, self.cache, model = fake_engine(
             num_blocks=NUM_BLOCKS, rows=rows, host_bytes=6400, max_bypassed=bypassed,
             executor=self.executor, runs_ahead=runs_ahead, eviction=eviction,
-            max_tenant_share=share, clock=self.clock, speculative_tokens=drafts,
+            max_tenant_share=share, clock=self.clock,
+            speculative_tokens=0 if states else drafts, num_states=states,
         )  # fmt: skip
         model.broken = {BROKEN}
         self.asked: list[Asked] = []
@@ -170,6 +180,8 @@ class EngineMachine(RuleBasedStateMachine):
         goes_on: bool,
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
+        if has_cache and self.has_states:  # recurrent layers know nothing of keys and values
+            adapter, num_virtual, has_cache = 0, 0, False
         max_tokens = min(max_tokens, NUM_BLOCKS * BLOCK_SIZE - len(prompt) - num_virtual)
         invocation = INVOCATIONS.get(adapter, ())
         source = None
@@ -301,6 +313,8 @@ class EngineMachine(RuleBasedStateMachine):
             else:
                 assert asked.output == alone[: len(asked.output)]
         assert self.scheduler.num_used_blocks == 0
+        if self.scheduler._states:
+            self.scheduler._states.check([])
         assert self.cache.num_leases == 0
         assert self.cache.num_waiting == 0
 

@@ -60,6 +60,9 @@ class Harness:
         if num_blocks is not None:
             weights = sum(shape.weights for shape in base.cache_shapes)
             config["kv_memory"] = num_blocks * config["block_size"] * weights * base.dtype.itemsize
+            # What recurrent layers know has as much at most, and no more than twice what can run.
+            most_states = (1 + 2 * config.get("max_running", 64)) * base.recurrent.slot_bytes
+            config["kv_memory"] += min(config["kv_memory"], most_states)
         if rows is not None:
             config["adapter_memory"] = rows * 4 * sum(g.shape.row_weights for g in base.groups)
         self.executor = ThreadPoolExecutor(2) if threads else InlineExecutor()

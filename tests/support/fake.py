@@ -4,6 +4,7 @@ The fake keeps a KV cache of (token, adapter) pairs and a slab of adapter number
 table, a reused block or a reused row changes the checksum, and so the tokens.
 """
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -26,11 +27,14 @@ from loramux_server.engine.sampling import MAX_LOGPROBS, Sampling
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower
 from loramux_server.engine.speculation import Speculation
+from loramux_server.engine.state_keeper import StateKeeper
+from loramux_server.engine.state_slots import StateSlots
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
 from loramux_server.kernels.logprobs import logprobs
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
+from loramux_server.kernels.states import BEGINNING, StateBatch
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.head import Head
@@ -42,6 +46,8 @@ from loramux_server.lora.weight_format import WeightFormat
 VOCAB = 64
 BLOCK_SIZE = 4
 EOS = 1
+_BEGINNING = 7
+"""Checksum of nothing."""
 
 
 class FakePacked(PackedAdapter):
@@ -84,6 +90,8 @@ class FakeModel:
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
         self._cache: dict[int, tuple[int, int]] = {}
+        self._states: dict[int, int] = {BEGINNING: _BEGINNING}
+        """Slot -> checksum of all that its request has seen."""
         self.broken: set[int] = set()
         """Adapters whose files are damaged."""
         self.seals: dict[str, str] = {}
@@ -134,8 +142,29 @@ class FakeModel:
         slots = given.attention.slot_T.tolist()
         for token, slot, adapter in zip(tokens, slots, adapters, strict=True):
             self._cache[slot] = (token, adapter)
+        if given.states is not None:
+            self._check_states(batch, given.states, list(zip(tokens, adapters, strict=True)))
         rows = [one_hot(self._seen(batch, index)) for index in given.sampled_R.tolist()]
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
+
+    def _check_states(self, batch: Batch, states: StateBatch, seen: list[tuple[int, int]]) -> None:
+        """Go on with checksums in their slots, and hold them against what is in the cache."""
+        borders = batch.input.attention.query_start_B.tolist()
+        assert len(set(states.write_B.tolist())) == len(states.write_B), "two write one slot"
+        made = {}
+        for number, (start, end) in enumerate(itertools.pairwise(borders)):
+            kept = {each.length: each.slot for each in states.kept if each.request == number}
+            total = self._states[int(states.read_B[number])]
+            for row in range(start, end):
+                total = continued(total, *seen[row])
+                assert total % VOCAB == self._seen(batch, row), "a state of something else"
+                if slot := kept.pop(row + 1 - start, None):
+                    assert row > start or end == row + 1, "a token on the way is not told apart"
+                    made[slot] = total
+            assert not kept
+            made[int(states.write_B[number])] = total
+        assert BEGINNING not in made
+        self._states |= made
 
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         logits_RV = self.run(batch)
@@ -198,10 +227,15 @@ class SlowModel(FakeModel):
 
 def checksum(context: list[tuple[int, int]]) -> int:
     """Return a token that depends on every (token, adapter) of `context` and on its order."""
-    total = 7
+    total = _BEGINNING
     for token, adapter in context:
-        total = (total * 31 + token * 5 + adapter * 11 + 3) % 1_000_003
+        total = continued(total, token, adapter)
     return total % VOCAB
+
+
+def continued(total: int, token: int, adapter: int) -> int:
+    """Return what becomes of a checksum with one token more."""
+    return (total * 31 + token * 5 + adapter * 11 + 3) % 1_000_003
 
 
 def one_hot(token: int) -> torch.Tensor:
@@ -267,9 +301,12 @@ def fake_engine(
     executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
     clock: Clock = lambda: 0.0, runs_ahead: bool = False, eviction: str = "lru",
     max_tenant_share: float = 1.0, follower: Follower | None = None,
-    speculative_tokens: int = 0,
+    speculative_tokens: int = 0, num_states: int = 0,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
-    """Return an engine over a `FakeModel`, and its parts."""
+    """Return an engine over a `FakeModel`, and its parts.
+
+    With `num_states`, the model has recurrent layers.
+    """
     model = model or FakeModel()
     cache = AdapterCache(
         device_rows=rows, row_size=RowSize(100), host_bytes=host_bytes, eviction=eviction,
@@ -283,6 +320,7 @@ def fake_engine(
         max_bypassed=max_bypassed,
         context_length=num_blocks * BLOCK_SIZE,
         eos_token_ids=frozenset({EOS}),
+        states=StateKeeper(StateSlots(num_states), BLOCK_SIZE, keeps=True) if num_states else None,
     )
     pace = Pace(max_stall)
     engine = Engine(

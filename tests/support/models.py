@@ -8,13 +8,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
+    JambaConfig,
+    KimiLinearConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
+    NemotronHConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
@@ -22,8 +28,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 # The models are tiny, and more threads than free cores wait for each other.
@@ -74,10 +82,53 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }  # fmt: skip
 
+_LINEAR = {
+    "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+_MAMBA = {
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}  # fmt: skip
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
+    "qwen3.5": lambda: Qwen3_5TextConfig(**SHAPE, **_LINEAR),
+    "qwen3-next": lambda: Qwen3NextConfig(
+        **SHAPE, **_LINEAR, **_EXPERTS, shared_expert_intermediate_size=24
+    ),
+    "lfm2": lambda: Lfm2Config(
+        **SHAPE, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+    ),
+    "granite-hybrid": lambda: GraniteMoeHybridConfig(
+        **SHAPE, **_MAMBA, layer_types=["mamba", "attention"], num_local_experts=0,
+        shared_intermediate_size=48,
+    ),
+    "falcon-h1": lambda: FalconH1Config(**SHAPE | _MAMBA, mamba_d_ssm=64),
+    "nemotron-h": lambda: NemotronHConfig(
+        **SHAPE | {"num_hidden_layers": 3, "initializer_range": 0.1},
+        layers_block_type=["mamba", "attention", "mlp"], mamba_num_heads=4, mamba_head_dim=8,
+        ssm_state_size=8, n_groups=1, chunk_size=8, head_dim=8,
+    ),
+    "jamba": lambda: JambaConfig(
+        **SHAPE, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
+        expert_layer_offset=1, num_experts=2, num_experts_per_tok=1, mamba_d_state=8,
+        mamba_dt_rank=4,
+    ),
+    "kimi-linear": lambda: KimiLinearConfig(
+        **SHAPE | {"num_key_value_heads": 4}, layer_types=["linear_attention", "full_attention"],
+        mlp_layer_types=["dense", "sparse"], num_local_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=24, linear_num_heads=4, linear_head_dim=8, kv_lora_rank=16,
+        qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+    ),
+}  # fmt: skip
+"""Models some of whose layers are recurrent."""
+
 
 def tiny_model(architecture: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Return the same small random model of `architecture` for the same seed and config changes."""
-    config = CONFIGS[architecture]()
+    config = (CONFIGS | RECURRENT)[architecture]()
     config.update(changes)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -17,6 +17,7 @@ from loramux_server.engine.token_counts import Turn, adjustments_of
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
+from loramux_server.kernels.states import Kept, StateBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.head import states
 from loramux_server.lora.segments import Int32, Residence, Segments
@@ -120,6 +121,7 @@ class Batch:
                     slot_T=torch.from_numpy(slot),
                 ),
                 segments=_segments(chunks, query_start, residence),
+                states=_states(chunks),
                 embedded=embedded,
                 cached=cached,
                 carried_T=_carried(chunks, before) if before else None,
@@ -222,6 +224,21 @@ def _prompt_tokens(chunks: Sequence[Chunk], query_start: Int32) -> tuple[PromptT
             rows = slice(row, row + len(tokens))
             found.append(PromptTokens(chunk.request, tokens, rows, chunk.ends_prompt))
     return tuple(found)
+
+
+def _states(chunks: Sequence[Chunk]) -> StateBatch | None:
+    uses = [chunk.state for chunk in chunks if chunk.state]
+    if not uses:
+        return None
+    return StateBatch(
+        read_B=np.array([use.read for use in uses], np.int64),
+        write_B=np.array([use.write for use in uses], np.int64),
+        kept=tuple(
+            Kept(number, position - chunk.start, slot)
+            for number, chunk in enumerate(chunks)
+            for position, slot in (chunk.state.kept if chunk.state else ())
+        ),
+    )
 
 
 def _segments(

@@ -19,12 +19,15 @@ from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.speculation import Speculation
+from loramux_server.engine.state_keeper import StateKeeper
+from loramux_server.engine.state_slots import StateSlots
 from loramux_server.engine.team import Team
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
 from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import sharded
+from loramux_server.kernels.states import BEGINNING
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.rooms import PinnedMemory, Rooms
 from loramux_server.lora.row_allocator import RowSize
@@ -40,8 +43,16 @@ _ROOMS_FOR_PARTS = 256 << 20
 """Bytes of memory that wait for parts of adapters on their way to a device."""
 
 
-def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> ModelRunner:
-    """Return what runs `model`, or this process's part of it, with room for `num_slots` tokens.
+def make_runner(
+    model: BaseModel, config: EngineConfig, num_slots: int, num_states: int = 0
+) -> ModelRunner:
+    """Return what runs `model`, or this process's part of it.
+
+    Args:
+        model: The prepared base model.
+        config: Its settings.
+        num_slots: Tokens that the KV cache is to hold.
+        num_states: Requests of which there is room for what recurrent layers know.
 
     Raises:
         UnservableModelError: The kernels do not run on its device, or compute something else.
@@ -51,6 +62,7 @@ def make_runner(model: BaseModel, config: EngineConfig, num_slots: int) -> Model
         model,
         backend if model.shard == WHOLE else sharded(backend),
         num_slots=num_slots,
+        num_state_slots=BEGINNING + 1 + num_states,
         adapter_memory=config.adapter_memory,
         rooms=_rooms(model, config),
     )
@@ -84,11 +96,12 @@ def build_engine(
             not run on the model's device.
     """
     context_length = min(config.max_context or model.context_length, model.context_length)
-    num_blocks = _num_blocks(model, config, context_length)
+    num_states = _num_states(model, config)
+    num_blocks = _num_blocks(model, config, context_length, num_states)
     context_length = min(context_length, num_blocks * config.block_size)
     num_slots = num_blocks * config.block_size
     with team.allocating(num_slots) if team else nullcontext():
-        runner = make_runner(model, config, num_slots)
+        runner = make_runner(model, config, num_slots, num_states)
     resting = resting_of(runner, config)
     row_size = RowSize(
         row_bytes([group.shape for group in model.groups], resting.row_item_bytes),
@@ -115,6 +128,7 @@ def build_engine(
         context_length=context_length,
         eos_token_ids=frozenset(model.eos_token_ids),
         shares_prefixes=config.prefix_cache,
+        states=_states(model, config, num_states) if num_states else None,
     )
     pace = Pace(config.max_stall)
     admission = Admission(
@@ -163,6 +177,13 @@ def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
 
 def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
     """Return how many tokens of a request are drafted at most."""
+    if model.recurrent.states:
+        if config.speculative_tokens > 0:
+            raise UnservableModelError(
+                f"speculative_tokens can only be 0, not {config.speculative_tokens}: recurrent "
+                f"layers, which {model.architecture} has, cannot go back to before a draft"
+            )
+        return 0
     if config.speculative_tokens >= 0:
         return config.speculative_tokens
     # On a GPU steps start before those before them have ended, and drafts have to wait for that.
@@ -218,16 +239,54 @@ def _backend(config: EngineConfig, device: torch.device) -> Backend:
         raise UnservableModelError(str(error)) from None
 
 
-def _num_blocks(model: BaseModel, config: EngineConfig, context_length: int) -> int:
+def _num_states(model: BaseModel, config: EngineConfig) -> int:
+    """Return of how many requests there is room for what recurrent layers know; 0 without such.
+
+    Of the memory for KV blocks it is half at most.
+    """
+    slot_bytes = model.recurrent.slot_bytes
+    if not slot_bytes:
+        return 0
+    room = config.kv_memory or _room_for_blocks(model, config)
+    # As many again are remembered of requests that have ended.
+    count = min(2 * config.max_running, room // 2 // slot_bytes - 1)
+    if count < 2:
+        raise UnservableModelError(
+            f"kv_memory: half of {room} bytes holds no 3 states of recurrent layers, which take "
+            f"{slot_bytes} bytes each"
+        )
+    if count < config.max_running:
+        _log.warning(
+            "%d requests run at once, not %d: what recurrent layers know of one takes %d bytes, "
+            "and they have half of kv_memory, %d bytes",
+            count,
+            config.max_running,
+            slot_bytes,
+            room,
+        )
+    return count
+
+
+def _states(model: BaseModel, config: EngineConfig, count: int) -> StateKeeper:
+    keeps = config.prefix_cache and model.recurrent.goes_on
+    return StateKeeper(StateSlots(count), config.block_size, keeps=keeps)
+
+
+def _num_blocks(
+    model: BaseModel, config: EngineConfig, context_length: int, num_states: int
+) -> int:
     block_bytes = _block_bytes(model, config.block_size)
+    states = (BEGINNING + 1 + num_states) * model.recurrent.slot_bytes if num_states else 0
     if config.kv_memory:
-        if config.kv_memory < block_bytes:
+        room = config.kv_memory - states
+        if room < block_bytes:
             raise UnservableModelError(
                 f"kv_memory of {config.kv_memory} bytes holds no block of {block_bytes} bytes"
             )
-        return config.kv_memory // block_bytes
+        return room // block_bytes
     wanted = config.max_running * -(-context_length // config.block_size)
-    return max(1, min(wanted, _room_for_blocks(model, config) // block_bytes))
+    room = _room_for_blocks(model, config) - states
+    return max(1, min(wanted, room // block_bytes))
 
 
 def _block_bytes(model: BaseModel, block_size: int) -> int:

@@ -35,6 +35,7 @@ class ModelRunner:
         backend: Backend,
         *,
         num_slots: int,
+        num_state_slots: int = 0,
         adapter_memory: int,
         rooms: Rooms | None = None,
     ) -> None:
@@ -44,6 +45,7 @@ class ModelRunner:
             model: The prepared base model.
             backend: The operations to use.
             num_slots: Tokens that the KV cache holds.
+            num_state_slots: Slots for what recurrent layers know, `BEGINNING` among them.
             adapter_memory: Bytes for the adapters' rank rows.
             rooms: Where adapters lie on the host, if a device copies them from there.
         """
@@ -60,6 +62,7 @@ class ModelRunner:
         self.is_invariant = backend.is_deterministic and model.check.is_invariant(model.stack)
         """Whether its logits are known to be the same to the last bit in every batch."""
         model.attention.allocate(num_slots, model.dtype, model.device)
+        model.recurrent.allocate(num_state_slots, model.device)
         if model.stack:
             # Where ends are edited, layers are recorded without them.
             model.stack.prepare(Graphs[torch.Tensor](model.device).run)

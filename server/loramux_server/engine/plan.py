@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from loramux_server.engine.request import Request
+from loramux_server.engine.state_keeper import StateUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Chunk:
     """Tokens before `start` whose keys and values the adapter brings."""
     draft: tuple[int, ...] = ()
     """Tokens that are computed behind it, in case that they are what comes."""
+    state: StateUse | None = None
+    """Where its recurrent layers find and leave what they know; None where there are none."""
 
     @property
     def end(self) -> int:

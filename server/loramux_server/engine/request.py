@@ -13,6 +13,7 @@ from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.messages import Submit
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import TokenCounts, counts_of
+from loramux_server.kernels.states import BEGINNING
 from loramux_server.lora.weight_format import Resting
 
 PLACEHOLDER = 0
@@ -52,6 +53,14 @@ class Request:
     """Its block table: the KV block of every `block_size` tokens, in order."""
     block_names: list[bytes] = field(default_factory=list)
     """Names of its full blocks, as far as they were needed; see `prefix.name_blocks`."""
+    state: int = BEGINNING
+    """Slot of what its recurrent layers know; `BEGINNING` where it has none."""
+    read_state: int = BEGINNING
+    """Slot in which that is found before its next tokens; its own, once it has run."""
+    keep_at: int = 0
+    """Position up to which its blocks were there when it began: others begin like that."""
+    kept_name: bytes | None = None
+    """Name of the last block of its output after which a state was kept."""
     num_named: int = 0
     """Blocks of its table that others can find."""
     num_computed: int = 0

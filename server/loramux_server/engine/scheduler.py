@@ -18,6 +18,7 @@ from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
+from loramux_server.engine.state_keeper import StateKeeper, StateUse
 
 
 class Adapters(Protocol):
@@ -50,6 +51,7 @@ class Scheduler:
         context_length: int,
         eos_token_ids: frozenset[int],
         shares_prefixes: bool = True,
+        states: StateKeeper | None = None,
     ) -> None:
         self.waiting = FairQueue()
         self.running: list[Request] = []
@@ -61,6 +63,8 @@ class Scheduler:
         """Those of them whose blocks were there already."""
         self._shares_prefixes = shares_prefixes
         self._blocks = blocks
+        self._states = states
+        """None where the model has no recurrent layers."""
         self._adapters = adapters
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
@@ -183,14 +187,19 @@ class Scheduler:
         going_on = [chunk for chunk in plan.chunks if chunk.request in running]
         if len(going_on) < len(running) or not all(chunk.samples for chunk in going_on):
             return None
-        chunks = []
-        for chunk in going_on:
-            request = chunk.request
-            if self.ends.has_length(request, 1):
-                continue
-            if not self._blocks.grow(request.blocks, chunk.end + 1):
-                return None
-            chunks.append(Chunk(request, chunk.end, 1, is_ahead=True))
+        going_on = [c for c in going_on if not self.ends.has_length(c.request, 1)]
+        if not all(self._blocks.grow(c.request.blocks, c.end + 1) for c in going_on):
+            return None
+        chunks = [
+            Chunk(
+                chunk.request,
+                chunk.end,
+                1,
+                is_ahead=True,
+                state=self._use_state(chunk.request, chunk.end, 1, is_ahead=True),
+            )
+            for chunk in going_on
+        ]
         return Plan(chunks, [], self._whose_turn()) if chunks else None
 
     def commit(
@@ -215,11 +224,17 @@ class Scheduler:
             samples = chunk.samples
             chosen = next(new) if samples else ()
             if request not in running:
+                self._commit_state(chunk, is_running=False)
                 continue
             taken = self._take(request, chosen)
             # The last token that was chosen is still to be computed.
             request.num_computed = chunk.end + len(taken) - samples
             self._name_blocks(request)
+            self._commit_state(chunk, is_running=True)
+            if samples and not taken and self._states:
+                # What is known after the token that is computed again is not known before it.
+                self._preempt(request)
+                continue
             if chunk.draft:  # others need what it would have taken
                 self._blocks.shrink(request.blocks, request.num_tokens)
             if taken and taken[-1][2]:
@@ -230,6 +245,8 @@ class Scheduler:
     def check(self) -> None:
         """Assert that blocks are held by running requests only."""
         self._blocks.check([request.blocks for request in self.running])
+        if self._states:
+            self._states.check(self.running)
         idle = [*self.waiting, *self.paused]
         assert not any(request.blocks for request in idle), "one that does not run holds blocks"
         enough = (r.digest for r in self.waiting if self._was_passed_enough(r))
@@ -270,8 +287,20 @@ class Scheduler:
         start = max(done, request.num_fillable) if done < request.num_virtual else done
         num_tokens = min(request.num_tokens - start, budget)
         if num_tokens:
-            chunks.append(Chunk(request, start, num_tokens, num_filled=start - done))
+            state = self._use_state(request, start, num_tokens)
+            chunks.append(Chunk(request, start, num_tokens, num_filled=start - done, state=state))
         return num_tokens
+
+    def _use_state(
+        self, request: Request, start: int, num_tokens: int, *, is_ahead: bool = False
+    ) -> StateUse | None:
+        if not self._states:
+            return None
+        return self._states.use(request, start, start + num_tokens, is_ahead=is_ahead)
+
+    def _commit_state(self, chunk: Chunk, *, is_running: bool) -> None:
+        if self._states and chunk.state:
+            self._states.commit(chunk.request, chunk.state, is_running=is_running)
 
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
         started: list[Request] = []
@@ -287,6 +316,8 @@ class Scheduler:
             names = self._prefix(request)
             if not self._blocks.can_begin(names, request.num_tokens):
                 break
+            if self._states and not self._states.can_begin(names):
+                break
             if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
                 passed.append(request)
                 is_draining = is_draining or self._was_passed_enough(request)
@@ -294,6 +325,9 @@ class Scheduler:
             request.blocks, num_shared = self._blocks.begin(names, request.num_tokens)
             request.num_named = num_shared
             request.num_computed = num_shared * self._blocks.block_size
+            if self._states:
+                num_blocks = self._blocks.num_known(self._names(request))
+                self._states.begin(request, names, num_blocks)
             self.waiting.remove(request)
             if not request.goes_on:
                 self.num_prompt_tokens += request.num_tokens
@@ -313,8 +347,15 @@ class Scheduler:
                 break
         return started
 
-    def _prefix(self, request: Request) -> list[bytes]:
+    def _prefix(self, request: Request) -> Sequence[bytes]:
         """Return the names of the blocks that a request which starts need not compute."""
+        names = self._names(request)
+        if not self._states:
+            return names
+        return self._states.known(names, self._blocks.num_known(names))
+
+    def _names(self, request: Request) -> list[bytes]:
+        """Return the names of the blocks that it need not compute if they are there."""
         if not self._shares_prefixes:
             return []
         return name_blocks(request, self._blocks.block_size, request.num_skippable)
@@ -355,6 +396,8 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self._blocks.release(request.blocks)
+        if self._states:
+            self._states.end(request)
         request.num_computed = request.num_named = 0
         if request.digest:
             self._adapters.release(request.digest)

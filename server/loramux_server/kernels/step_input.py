@@ -12,6 +12,7 @@ import torch
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
+from loramux_server.kernels.states import StateBatch
 from loramux_server.lora.segments import Segments
 from loramux_server.lora.virtual import VirtualRun
 
@@ -27,6 +28,8 @@ class StepInput:
     attention: AttentionBatch
     segments: Segments | None
     """None when every token belongs to the base model alone."""
+    states: StateBatch | None = None
+    """None where the model has no recurrent layers."""
     embedded: tuple[VirtualRun, ...] = ()
     """Virtual tokens whose embeddings take the place of those of their tokens."""
     cached: tuple[VirtualRun, ...] = ()

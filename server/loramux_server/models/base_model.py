@@ -38,6 +38,7 @@ from loramux_server.models.quantized import (
     saved_method,
     torchao_config,
 )
+from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, find_replaceable
 from loramux_server.models.self_check import SelfCheck
 from loramux_server.models.step import Step
@@ -63,6 +64,8 @@ class BaseModel:
     module: PreTrainedModel
     step: Step
     attention: AttentionBridge
+    recurrent: Recurrent
+    """The layers that know of tokens by states; none in most models."""
     groups: list[PackedLinear]
     embedding: InputEmbedding
     output: OutputLayer
@@ -210,20 +213,17 @@ def prepare(
     bridge = AttentionBridge(step)
     with _refused(module):
         probed = probe(module, bridge)
-    if sorted(bridge.shapes) != list(range(config.num_hidden_layers)):
-        raise UnservableModelError(
-            f"{type(module).__name__}: only layers {sorted(bridge.shapes)} of "
-            f"{config.num_hidden_layers} use transformers' attention interface; models with "
-            "recurrent layers, shared caches or attention of their own are not served"
-        )
+    recurrent = probed.recurrent
+    _check_layers(module, config.num_hidden_layers, set(bridge.shapes), recurrent.numbers)
     _check_arguments(module)
     with _refused(module):
-        check = SelfCheck(module, step, bridge)
+        check = SelfCheck(module, step, bridge, recurrent)
     replaceable = find_replaceable(module, probed)
     try:
         groups, places = pack(module, probed.calls, step)
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
+    recurrent.serve(module, step)
     _own(module)
     experts = find_experts(module, step)
     vocabulary = replaceable.vocabulary
@@ -249,6 +249,7 @@ def prepare(
         module=module,
         step=step,
         attention=bridge,
+        recurrent=recurrent,
         groups=groups,
         embedding=embedding,
         output=output,
@@ -283,6 +284,23 @@ def _refused(module: PreTrainedModel) -> Iterator[None]:
             f"{type(module).__name__} does not use transformers' attention interface in the way "
             f"that is served: {type(error).__name__}: {error}"
         ) from None
+
+
+def _check_layers(
+    module: PreTrainedModel, count: int, attending: set[int], recurrent: set[int]
+) -> None:
+    """Demand that it is known what each of `count` layers keeps of tokens.
+
+    Where some are recurrent, others may keep nothing.
+    """
+    if not attending:
+        raise UnservableModelError(f"{type(module).__name__}: no layer attends to tokens before")
+    if not recurrent and attending != set(range(count)):
+        raise UnservableModelError(
+            f"{type(module).__name__}: only layers {sorted(attending)} of {count} use "
+            "transformers' attention interface, and the others bring no state to its cache; models "
+            "with shared caches or attention of their own are not served"
+        )
 
 
 def _check_arguments(module: PreTrainedModel) -> None:

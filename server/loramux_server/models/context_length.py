@@ -29,7 +29,9 @@ def _limits(config: PreTrainedConfig, windows: dict[int, int]) -> list[int]:
     # Attention is not told of what a model puts into its mask alone: stay where the mask is causal.
     if "chunked_attention" in kinds:
         limits.append(config.attention_chunk_size)
-    if any(not windows[layer] and kind != "full_attention" for layer, kind in enumerate(kinds)):
+    if any(
+        windows.get(layer) == 0 and kind != "full_attention" for layer, kind in enumerate(kinds)
+    ):
         limits.append(getattr(config, "sliding_window", None))
     # Scales of the scores that go by the place in the batch; all are 1 before this.
     if getattr(config, "attn_temperature_tuning", None):

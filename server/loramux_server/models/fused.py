@@ -5,6 +5,7 @@ differs in spelling only. Each one found is tried against our operation on rando
 replaced if it gives the same; what is not recognised stays as it is.
 """
 
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -66,6 +67,8 @@ def _norm(part: nn.Module, step: Step) -> RmsNorm | None:
         return None
     if weight.dim() != 1 or not isinstance(epsilon, float):
         return None
+    if len(inspect.signature(part.forward).parameters) > 1:  # others take a gate beside the input
+        return None
     x = _random(1, 3, len(weight), like=weight)
     # Gemma keeps what is to be added to one.
     for candidate in (RmsNorm(weight, epsilon, step), RmsNorm(weight, epsilon, step, offset=1)):
@@ -118,7 +121,8 @@ def _with_rotary(forward: Callable[..., Any], step: Step) -> Callable[..., Any] 
         *rest: object,
         **named: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if rest or named or cos.shape[-1] != q.shape[-1] or q.dtype != cos.dtype:
+        is_usual = len(q) == 1 and cos.shape[-1] == q.shape[-1] and q.dtype == cos.dtype
+        if rest or named or not is_usual:
             return original(q, k, cos, sin, *rest, **named)  # type: ignore[no-any-return]
         q_THD, k_TJD = q[0].transpose(0, 1), k[0].transpose(0, 1)
         step.backend.rotate(q_THD, k_TJD, cos[0], sin[0])

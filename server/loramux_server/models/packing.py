@@ -3,18 +3,21 @@
 Nothing is read of modelling code: layers that are called with the same tensor belong together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.packed_linear import PackedLinear, PackedPart
 from loramux_server.models.quantized import is_linear
+from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.step import Step
 
 _NUM_TOKENS = 7
@@ -32,7 +35,9 @@ class Probed:
     """The number of logits."""
     plain: Mapping[str, int]
     """Other modules with parameters of their own that make one tensor of another -> the dimension
-    of the tokens in both."""
+    of the tokens in both. Those inside of recurrent layers are none: they see a batch in parts."""
+    recurrent: Recurrent
+    """The layers that know of tokens by states."""
 
 
 def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
@@ -40,7 +45,8 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
     output_layer = module.get_output_embeddings()
     calls: list[tuple[str, torch.Tensor]] = []
     axes: dict[str, set[int | None]] = {}
-    hooks = []
+    recurrent = Recurrent()
+    hooks: list[RemovableHandle] = []
     for name, layer in module.named_modules():
         if is_linear(layer) and layer is not output_layer:
             hooks.append(layer.register_forward_pre_hook(_recorder(calls, name)))
@@ -48,23 +54,30 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
             hooks.append(
                 layer.register_forward_hook(_judge(axes.setdefault(name, set())), with_kwargs=True)
             )
-    try:
+    with recurrent.finding(module, _NUM_TOKENS), _removing(hooks):
         module.set_attn_implementation(bridge.name)
         tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=module.device)
         positions = torch.arange(_NUM_TOKENS, device=module.device)[None]
         with torch.inference_mode():
             output = module(input_ids=tokens, position_ids=positions, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     plain = {
         name: axis
         for name, found in axes.items()
         if len(found) == 1
         for axis in found
-        if axis is not None
+        if axis is not None and not recurrent.has(name)
     }
-    return Probed(calls, output.logits.shape[-1], plain)
+    return Probed(calls, output.logits.shape[-1], plain, recurrent)
+
+
+@contextmanager
+def _removing(hooks: list[RemovableHandle]) -> Iterator[None]:
+    """Remove `hooks` behind the block."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _recorder(

@@ -14,15 +14,20 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loramux_server.kernels.attention import AttentionBatch
+from loramux_server.kernels.states import BEGINNING, StateBatch
 from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.segments import Int32
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.quantized import rounds_inputs
+from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.step import Step
 
 _LENGTHS = (7, 12)
-_SPLITS = (3, 5)
+_CUTS = ((3,), (5,))
 """Where each sequence is cut: the first pieces run in one batch, the others in the next."""
+_CUTS_OF_STATES = ((3, 4, 6), (5, 10, 11))
+"""The same for models with recurrent layers, for which single tokens are something else."""
 _BLOCK_SIZE = 4
 _TABLE_BM = np.array([[4, 1, 0], [2, 0, 3]], np.int32)
 """Neighbouring blocks of a sequence do not lie side by side."""
@@ -33,11 +38,20 @@ _NOT_A_SCORE = 1e6
 class SelfCheck:
     """Two sequences and what `module` makes of them before its layers are packed."""
 
-    def __init__(self, module: PreTrainedModel, step: Step, bridge: AttentionBridge) -> None:
+    def __init__(
+        self, module: PreTrainedModel, step: Step, bridge: AttentionBridge, recurrent: Recurrent
+    ) -> None:
         """Run `module` on one sequence at a time, with transformers' own plain attention."""
         self._module = module
         self._step = step
         self._bridge = bridge
+        self._recurrent = recurrent
+        cuts = _CUTS_OF_STATES if recurrent.states else _CUTS
+        self._spans = [
+            list(zip((0, *inner), (*inner, length), strict=True))
+            for inner, length in zip(cuts, _LENGTHS, strict=True)
+        ]
+        """Of each sequence, what runs in one batch after another."""
         self._sequences = _sequences(module)
         self._rounds_inputs = rounds_inputs(module)
         module.set_attn_implementation("eager")
@@ -58,9 +72,7 @@ class SelfCheck:
         with self._small_cache():
             if stack:
                 stack.prepare()
-            first = self._serve([(0, split) for split in _SPLITS])
-            rest = self._serve(list(zip(_SPLITS, _LENGTHS, strict=True)))
-        served_TV = torch.cat([piece for pair in zip(first, rest, strict=True) for piece in pair])
+            served_TV = torch.cat(self._in_batches())
         own_TV = self._own_TV
         is_score = own_TV.abs() < _NOT_A_SCORE
         # One rounding of a logit, however large they all are, is no error.
@@ -75,9 +87,7 @@ class SelfCheck:
         with self._small_cache():
             if stack:
                 stack.prepare()
-            first = self._serve([(0, split) for split in _SPLITS])
-            rest = self._serve(list(zip(_SPLITS, _LENGTHS, strict=True)))
-            together = [torch.cat(pieces) for pieces in zip(first, rest, strict=True)]
+            together = self._in_batches()
             whole = [self._serve([(0, _LENGTHS[n])], [n])[0] for n in numbers]
             one_by_one = [
                 torch.cat([self._serve([(t, t + 1)], [n])[0] for t in range(_LENGTHS[n])])
@@ -102,11 +112,18 @@ class SelfCheck:
         """Give attention a KV cache for the block, and take everything back after it."""
         num_slots = _BLOCK_SIZE * (int(_TABLE_BM.max()) + 1)
         self._bridge.allocate(num_slots, self._module.dtype, self._module.device)
+        self._recurrent.allocate(BEGINNING + 1 + len(_LENGTHS), self._module.device)
         try:
             yield
         finally:
             self._step.attention = None
             self._bridge.release()
+            self._recurrent.release()
+
+    def _in_batches(self) -> list[torch.Tensor]:
+        """Return the logits of each sequence, computed in batches of both."""
+        served = [self._serve(list(spans)) for spans in zip(*self._spans, strict=True)]
+        return [torch.cat(pieces) for pieces in zip(*served, strict=True)]
 
     def _serve(
         self, spans: list[tuple[int, int]], numbers: Sequence[int] = (0, 1)
@@ -137,6 +154,7 @@ class SelfCheck:
                     slot_T=torch.from_numpy(np.concatenate(slots)),
                 ),
                 segments=None,
+                states=self._states(starts, numbers),
             )
         )
         with torch.inference_mode():
@@ -148,6 +166,12 @@ class SelfCheck:
             )
         logits_TV = output.logits[0][: len(tokens)].float()
         return list(torch.split(logits_TV.flip(0), (ends - starts).tolist()))
+
+    def _states(self, starts: Int32, numbers: Sequence[int]) -> StateBatch | None:
+        if not self._recurrent.states:
+            return None
+        own = np.array(numbers) + BEGINNING + 1
+        return StateBatch(read_B=np.where(starts, own, BEGINNING), write_B=own)
 
 
 def _sequences(module: PreTrainedModel) -> list[torch.Tensor]:

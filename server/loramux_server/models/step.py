@@ -11,6 +11,7 @@ import torch
 
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.backend import DEFINITIONS, Backend
+from loramux_server.kernels.states import StateBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Segments
 
@@ -26,6 +27,8 @@ class Step:
     backend: Backend = DEFINITIONS
     """The operations to use; set once, before the first step."""
     attention: AttentionBatch | None = None
+    states: StateBatch | None = None
+    """None where the model has no recurrent layers."""
     segments: Segments | None = None
     """None when no token has an adapter: then no adapter code runs at all."""
     layers_form: Hashable = None
@@ -35,5 +38,6 @@ class Step:
         """Make `given` the step that runs, and return it as it is on the device."""
         given = self.backend.stage(given.with_rows(), self.device)
         self.attention, self.segments = given.attention, given.segments
+        self.states = given.states
         self.layers_form = given.layers_form
         return given

@@ -98,7 +98,8 @@ class Stager:
         is_apart = bool(given.embedded) or (segments is not None and segments.takes_layers)
         has_ends = segments is not None and segments.edits is not None
         room = None
-        if is_decode or not is_apart:
+        # Recurrent layers are the model's own: it is not known whether they can be recorded.
+        if given.states is None and (is_decode or not is_apart):
             room = self._room(given, len(tiles[0]), len(queries[0]))
         if room:
             if room not in self._kept:

@@ -1,0 +1,141 @@
+"""What a request's recurrent layers know: where it is read and written, and what of it is kept.
+
+Knows nothing of tensors. Where a prompt ends, where it parts from what others had before, and now
+and then in an output, what is known after a full block is kept beside the request's own slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loramux_server.engine.prefix import name_blocks
+from loramux_server.engine.request import Request
+from loramux_server.engine.state_slots import StateSlots
+from loramux_server.kernels.states import BEGINNING
+
+_APART = 64
+"""Tokens of an output between states that are kept, at least; only the last one is."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateUse:
+    """The slots of a chunk."""
+
+    read: int
+    write: int
+    kept: tuple[tuple[int, int], ...] = ()
+    """Position up to which a state is kept, and its slot, in order."""
+
+
+class StateKeeper:
+    """Gives requests their slots."""
+
+    def __init__(self, slots: StateSlots, block_size: int, *, keeps: bool) -> None:
+        """Begin without requests.
+
+        Args:
+            slots: All there are.
+            block_size: Tokens of a KV block.
+            keeps: Whether states can be kept, and requests go on from them.
+        """
+        self._slots = slots
+        self._block_size = block_size
+        self._keeps = keeps
+        self._apart = -(-_APART // block_size) * block_size
+        self._under_way: list[int] = []
+        """Slots of what the steps that run keep."""
+
+    def can_begin(self, names: Sequence[bytes]) -> bool:
+        """Return whether `begin` has the slot that it needs."""
+        return self._slots.num_free > bool(names and self._slots.is_free(names[-1]))
+
+    def known(self, names: Sequence[bytes], num_blocks: int) -> Sequence[bytes]:
+        """Return up to which of the full blocks at a beginning a request can go on.
+
+        Args:
+            names: Of the blocks.
+            num_blocks: How many of them are there.
+        """
+        return names[: self._slots.num_known(names[:num_blocks]) if self._keeps else 0]
+
+    def begin(self, request: Request, names: Sequence[bytes], num_blocks: int) -> None:
+        """Give `request` a slot; see `can_begin`.
+
+        Args:
+            request: It has none.
+            names: Of the full blocks up to which it goes on; see `known`.
+            num_blocks: How many of its blocks were there.
+        """
+        # First, so that its room is not what is taken.
+        request.read_state = self._slots.hold(names[-1]) if names else BEGINNING
+        slot = self._slots.take()
+        assert slot is not None, "begin without can_begin"
+        request.state = slot
+        request.keep_at = num_blocks * self._block_size
+
+    def use(self, request: Request, start: int, end: int, *, is_ahead: bool) -> StateUse:
+        """Return the slots for tokens `start` to `end` of `request`.
+
+        Args:
+            request: It has begun.
+            start: First position.
+            end: Position after the last.
+            is_ahead: Whether they follow on a step that still runs.
+        """
+        kept: list[tuple[int, int]] = []
+        for position in self._wanted(request, start, end):
+            # Recurrent layers do not tell a single token apart on the way.
+            is_apart = position - (kept[-1][0] if kept else start) > 1
+            if position != end and not is_apart:
+                continue
+            slot = self._slots.take()
+            if slot is None:
+                break
+            kept.append((position, slot))
+            self._under_way.append(slot)
+        read = request.state if is_ahead else request.read_state
+        return StateUse(read, request.state, tuple(kept))
+
+    def commit(self, request: Request, use: StateUse, *, is_running: bool) -> None:
+        """Take in that a chunk of `request` was computed, which may have ended meanwhile."""
+        for position, slot in use.kept:
+            if is_running:
+                name = name_blocks(request, self._block_size, position)[-1]
+                self._slots.name(slot, name)
+                if position > len(request.prompt):
+                    self._replace(request, name)
+            self._under_way.remove(slot)
+            self._slots.release(slot)
+        if is_running and request.read_state != request.state:
+            self._slots.release(request.read_state)
+            request.read_state = request.state
+
+    def end(self, request: Request) -> None:
+        """Take back what `request` has."""
+        if request.read_state != request.state:
+            self._slots.release(request.read_state)
+        self._slots.release(request.state)
+        request.read_state = request.state = BEGINNING
+        request.kept_name = None
+
+    def check(self, running: Sequence[Request]) -> None:
+        """Assert that slots are held by running requests and steps only."""
+        own = [request.state for request in running]
+        read = [r.read_state for r in running if r.read_state != r.state]
+        assert BEGINNING not in own, "one that runs has no slot"
+        self._slots.check([*own, *read, *self._under_way])
+
+    def _wanted(self, request: Request, start: int, end: int) -> list[int]:
+        """Return the positions after which a state is to be kept, in order."""
+        if not self._keeps:
+            return []
+        prompt, size = len(request.prompt), self._block_size
+        wanted = {(prompt - 1) // size * size, request.keep_at}
+        if end > prompt and end % self._apart == 0:
+            wanted.add(end)
+        return sorted(position for position in wanted if start < position <= end)
+
+    def _replace(self, request: Request, name: bytes) -> None:
+        """Let `name` be the one state that is kept of the output of `request`."""
+        if request.kept_name:
+            self._slots.forget(request.kept_name)
+        request.kept_name = name
