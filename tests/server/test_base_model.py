@@ -18,13 +18,13 @@ from transformers import (
     DiffLlamaConfig,
     DogeConfig,
     ElectraConfig,
-    FalconH1Config,
     HunYuanMoEV1Config,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MarianConfig,
     MBartConfig,
+    MiniMaxConfig,
     MistralConfig,
     PegasusConfig,
     Phi3Config,
@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2MoeConfig,
+    RecurrentGemmaConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -181,9 +182,14 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
         pytest.param(DogeConfig(**SHAPE), "attention mask of the model's own", id="own-mask"),
         pytest.param(DiffLlamaConfig(**SHAPE), "attends twice", id="two-in-a-layer"),
         pytest.param(
-            FalconH1Config(**SHAPE, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_state=8),
-            "than in its own",
-            id="attention-and-recurrence",
+            RecurrentGemmaConfig(**SHAPE, block_types=["recurrent", "attention"]),
+            r"only layers \[1\] of 2 use .* the others bring no state to its cache",
+            id="a-state-of-its-own",
+        ),
+        pytest.param(
+            MiniMaxConfig(**SHAPE, head_dim=8, layer_types=["linear_attention", "full_attention"]),
+            "asks for get_linear_cache of its cache",
+            id="a-cache-of-its-own",
         ),
         pytest.param(
             BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2),
@@ -192,8 +198,8 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
         ),
         pytest.param(
             MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4),
-            "attention interface|does not use",
-            id="recurrent",
+            "no layer attends to tokens before; models whose layers are all recurrent",
+            id="without-attention",
         ),
     ],
 )  # fmt: skip

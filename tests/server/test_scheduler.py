@@ -159,6 +159,20 @@ def test_a_request_paused_in_the_queue_does_not_start() -> None:
     assert not (subject.paused or subject.waiting or subject.running)
 
 
+def test_a_request_that_never_started_comes_back_before_those_that_came_later() -> None:
+    subject = scheduler(Adapters(), max_bypassed=1)
+    asked = [request(number, adapter="away") for number in range(4)]
+    for each in asked:
+        subject.add(each)
+    subject.pause(asked[2])
+    subject.add(request(4))
+    run(subject)  # it passes those who wait for their adapter
+    subject.resume(asked[2])
+    assert [each.request_id for each in subject.waiting] == [0, 1, 2, 3]
+    subject.check()
+    assert subject.plan().urgent == "away"
+
+
 def test_a_request_whose_adapter_is_away_lets_others_pass_a_bounded_number_of_times() -> None:
     adapters = Adapters("here")
     subject = scheduler(adapters, max_bypassed=2)

@@ -88,11 +88,13 @@ def test_a_request_waits_for_its_form_while_others_pass_it() -> None:
     assert len(log.tokens[1]) == 1
 
 
-def test_a_row_that_is_not_known_in_time_is_put_off_and_no_token_is_lost() -> None:
+@pytest.mark.parametrize("num_states", [0, 8])
+def test_a_row_that_is_not_known_in_time_is_put_off_and_no_token_is_lost(num_states: int) -> None:
     forms = FakeForms(prompt=False)
-    engine, _, _, _ = fake_engine(
-        num_blocks=40, rows=8, follower=forms, clock=lambda: float(forms.waits)
-    )
+    engine, scheduler, _, _ = fake_engine(
+        num_blocks=40, rows=8, follower=forms, clock=lambda: float(forms.waits),
+        num_states=num_states,
+    )  # fmt: skip
     engine.receive(submits(FREE, SHAPED))
     log = Log()
     log.step(engine, 2)
@@ -110,11 +112,16 @@ def test_a_row_that_is_not_known_in_time_is_put_off_and_no_token_is_lost() -> No
     forms.answer()
     log.step(engine, 10)
     assert log.tokens == {0: free(0), 1: shaped_alone()}
+    # A state knows of the token that is computed again: with states it begins anew.
+    assert scheduler.num_preemptions == (1 if num_states else 0)
 
 
-def test_a_prompt_whose_last_chunk_is_put_off_goes_on() -> None:
+@pytest.mark.parametrize("num_states", [0, 8])
+def test_a_prompt_whose_last_chunk_is_put_off_goes_on(num_states: int) -> None:
     forms = FakeForms(prompt=False)
-    engine, scheduler, _, _ = fake_engine(num_blocks=40, rows=8, follower=forms)
+    engine, scheduler, _, _ = fake_engine(
+        num_blocks=40, rows=8, follower=forms, num_states=num_states
+    )
     engine.receive([Submit(1, [5, 6, 8], None, SHAPED)])
     log = Log()
     forms.answer()

@@ -83,9 +83,18 @@ class FairQueue:
         self._num_waiting += 1
 
     def come_back(self, request: Request) -> None:
-        """Do the same with one that was away by itself, for which its tenant is not paid."""
+        """Do the same with one that was away by itself, for which its tenant is not paid.
+
+        One that never started goes where it was: before those that came later.
+        """
         self._served[request.tenant] = self._counter(request.tenant)
-        self.put_back(request)
+        if request.has_started:
+            self.put_back(request)
+            return
+        line = self._lines.setdefault(request.tenant, deque())
+        later = (i for i, other in enumerate(line) if _came_before(request, other))
+        line.insert(next(later, len(line)), request)
+        self._num_waiting += 1
 
     def remove(self, request: Request) -> None:
         """Take a request out that waits."""
@@ -142,6 +151,12 @@ class FairQueue:
             return served
         waiting = (self._served[other] for other in self._lines)
         return max(served, min(waiting, default=self._level))
+
+
+def _came_before(request: Request, other: Request) -> bool:
+    if other.has_started:
+        return False
+    return (request.arrival, request.request_id) < (other.arrival, other.request_id)
 
 
 def _prompt_cost(request: Request) -> float:

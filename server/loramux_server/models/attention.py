@@ -46,6 +46,8 @@ class AttentionBridge:
         """Layer number -> what it keeps of a token, seen when the model first ran."""
         self.forms: dict[int, AttentionForm] = {}
         """Layer number -> how it turns scores into weights, seen likewise."""
+        self.attending: list[nn.Module] = []
+        """The modules that attend, seen likewise."""
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
         self.name = f"loramux-{next(_numbers)}"
@@ -125,6 +127,7 @@ class AttentionBridge:
         if batch is None:
             self._check(layer, attention_mask, s_aux, query.shape[1], kwargs)
             self.forms[layer] = form
+            self.attending.append(module)
             self.shapes[layer] = CacheShape(key.shape[1], key.shape[3], value.shape[3])
             return query.new_zeros(1, q_THD.shape[0], q_THD.shape[1], value.shape[3]), None
         backend = self._step.backend

@@ -293,8 +293,11 @@ def _check_layers(
 
     Where some are recurrent, others may keep nothing.
     """
-    if not attending:
-        raise UnservableModelError(f"{type(module).__name__}: no layer attends to tokens before")
+    if recurrent and not attending:
+        raise UnservableModelError(
+            f"{type(module).__name__}: no layer attends to tokens before; models whose layers are "
+            "all recurrent are not served"
+        )
     if not recurrent and attending != set(range(count)):
         raise UnservableModelError(
             f"{type(module).__name__}: only layers {sorted(attending)} of {count} use "

@@ -3,8 +3,7 @@
 Nothing is read of modelling code: layers that are called with the same tensor belong together.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +44,6 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
     output_layer = module.get_output_embeddings()
     calls: list[tuple[str, torch.Tensor]] = []
     axes: dict[str, set[int | None]] = {}
-    recurrent = Recurrent()
     hooks: list[RemovableHandle] = []
     for name, layer in module.named_modules():
         if is_linear(layer) and layer is not output_layer:
@@ -54,12 +52,13 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
             hooks.append(
                 layer.register_forward_hook(_judge(axes.setdefault(name, set())), with_kwargs=True)
             )
-    with recurrent.finding(module, _NUM_TOKENS), _removing(hooks):
+    try:
         module.set_attn_implementation(bridge.name)
-        tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=module.device)
-        positions = torch.arange(_NUM_TOKENS, device=module.device)[None]
-        with torch.inference_mode():
-            output = module(input_ids=tokens, position_ids=positions, use_cache=False)
+        output = _run(module)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    recurrent = Recurrent.found(module, bridge.attending, lambda: _run_again(module, bridge))
     plain = {
         name: axis
         for name, found in axes.items()
@@ -70,14 +69,16 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
     return Probed(calls, output.logits.shape[-1], plain, recurrent)
 
 
-@contextmanager
-def _removing(hooks: list[RemovableHandle]) -> Iterator[None]:
-    """Remove `hooks` behind the block."""
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _run(module: PreTrainedModel) -> Any:  # noqa: ANN401
+    tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=module.device)
+    positions = torch.arange(_NUM_TOKENS, device=module.device)[None]
+    with torch.inference_mode():
+        return module(input_ids=tokens, position_ids=positions, use_cache=False)
+
+
+def _run_again(module: PreTrainedModel, bridge: AttentionBridge) -> None:
+    bridge.shapes.clear()  # which tell who attends twice
+    _run(module)
 
 
 def _recorder(

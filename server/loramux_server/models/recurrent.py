@@ -7,7 +7,7 @@ know of a request lies in slots.
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -56,26 +56,37 @@ class Recurrent:
         """Return whether the module called `name` is inside of one of the layers."""
         return any(name.startswith(f"{each}.") for each in self.states)
 
-    @contextmanager
-    def finding(self, module: nn.Module, num_tokens: int) -> Iterator[None]:
-        """Find the layers of `module`, which is run on one text of `num_tokens` in the block."""
-        seen: dict[str, _Seen] = {}
+    @staticmethod
+    def found(
+        module: nn.Module, attending: Sequence[nn.Module], run: Callable[[], object]
+    ) -> "Recurrent":
+        """Return the layers of `module`.
+
+        Args:
+            module: The model.
+            attending: Its modules that attend; for what is around them a cache is something else.
+            run: Runs it on one text.
+
+        Raises:
+            NotImplementedError: A layer is recurrent in a way that is not served.
+        """
+        seen = dict(_that_may_be(module, attending))
+        if not seen:
+            return Recurrent()
         with ExitStack() as hooks:
-            for name, layer in module.named_modules():
-                call, number = _Call.of(layer), getattr(layer, "layer_idx", None)
-                if call.cache and isinstance(number, int):
-                    seen[name] = _Seen(call, number)
-                    hook = layer.register_forward_pre_hook(seen[name].tell, with_kwargs=True)
-                    hooks.callback(hook.remove)
-            yield
+            for each in seen.values():
+                hook = each.layer.register_forward_pre_hook(each.tell, with_kwargs=True)
+                hooks.callback(hook.remove)
+            run()
+        states: dict[str, LayerStates] = {}
         tried: dict[type[nn.Module], bool] = {}
         for name, each in seen.items():
             if each.given.states:
-                states = self.states[name] = each.states(num_tokens)
+                states[name] = each.states()
                 kind = type(each.layer)
                 if kind not in tried:
-                    tried[kind] = each.goes_on(states, num_tokens)
-        self.goes_on = all(tried.values())
+                    tried[kind] = each.goes_on(states[name])
+        return Recurrent(states, goes_on=all(tried.values()))
 
     def serve(self, module: nn.Module, step: Step) -> None:
         """Let the layers of `module`, whose linear layers are packed, take batches."""
@@ -156,6 +167,18 @@ class _Call:
         return _mapped(made, part.row)
 
 
+def _that_may_be(
+    module: nn.Module, attending: Sequence[nn.Module]
+) -> Iterator[tuple[str, "_Seen"]]:
+    """Yield the layers of `module` that take a cache and have nothing that attends inside."""
+    attends = set(map(id, attending))
+    for name, layer in module.named_modules():
+        call, number = _Call.of(layer), getattr(layer, "layer_idx", None)
+        is_around_attention = any(id(part) in attends for part in layer.modules())
+        if call.cache and isinstance(number, int) and not is_around_attention:
+            yield name, _Seen(call, number)
+
+
 class _Seen:
     """A layer that takes a cache, and what it did with it when the model was run."""
 
@@ -166,14 +189,17 @@ class _Seen:
         self._number = number
         self._call = call
         self._arguments: tuple[_Args, _Kwargs] = ((), {})
+        self._shape = torch.Size()
+        """Of the text that it was given: one of some tokens."""
 
     def tell(self, layer: nn.Module, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs]:
         """Give the layer a cache of its own; a hook."""
         del layer
         self._arguments = self._call.with_cache(args, kwargs, None)
+        self._shape = next(chain(args, kwargs.values())).shape[:2]
         return self._call.with_cache(args, kwargs, self.given.as_cache(self._number))
 
-    def states(self, num_tokens: int) -> LayerStates:
+    def states(self) -> LayerStates:
         """Return what it keeps of a request, without slots.
 
         Raises:
@@ -181,7 +207,7 @@ class _Seen:
         """
 
         def check(x: torch.Tensor) -> torch.Tensor:
-            if x.shape[:2] != (1, num_tokens):
+            if x.shape[:2] != self._shape:
                 raise NotImplementedError(
                     f"recurrent layer {self._number} depends on more than tokens"
                 )
@@ -194,9 +220,10 @@ class _Seen:
         }
         return LayerStates(self._number, shapes)
 
-    def goes_on(self, states: LayerStates, num_tokens: int) -> bool:
+    def goes_on(self, states: LayerStates) -> bool:
         """Return whether it makes the same of random tokens in two pieces as of all of them."""
         slot, device = BEGINNING + 1, next(self.layer.parameters()).device
+        num_tokens = self._shape[1]
         generator = torch.Generator().manual_seed(0)
 
         def random(x: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ def harness_of(model: PreTrainedModel, device: torch.device, **config: Any) -> H
     return Harness(copy.deepcopy(model).to(device), kernels="triton", **config)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "qwen3.5"])
 def test_a_mixed_batch_equals_peft_alone(
     architecture: str, device: torch.device, tmp_path: Path
 ) -> None:
