@@ -16,6 +16,7 @@ from loramux_server.kernels.attention import (
     write_cache,
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
+from loramux_server.kernels.delta_rule import delta_rule
 from loramux_server.kernels.experts import ExpertLinears, Pairs, multiply_experts
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
@@ -111,6 +112,23 @@ class MultiplyExperts(Protocol):
         """Return what each pair's expert makes of its input."""
 
 
+class DeltaRule(Protocol):
+    """Linear attention of one token of each request; see `kernels.delta_rule`."""
+
+    def __call__(
+        self,
+        q_TJK: torch.Tensor,
+        k_TJK: torch.Tensor,
+        v_THV: torch.Tensor,
+        decay_THK: torch.Tensor,
+        beta_TH: torch.Tensor,
+        state_SHKV: torch.Tensor,
+        read_T: torch.Tensor,
+        write_T: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return what each request reads from its state, which learns its token first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The operations of one kind of device."""
@@ -129,6 +147,7 @@ class Backend:
     """Brings what a step is given to the device."""
     make_saved_linear: MakeSavedLinear = make_saved_linear
     multiply_experts: MultiplyExperts = multiply_experts
+    delta_rule: DeltaRule = delta_rule
     takes_experts: bool = False
     """Whether the weights of experts are to be taken by `make_linear`, one by one."""
     extends: bool = False
@@ -189,6 +208,7 @@ def choose_backend(
     from loramux_server.kernels.add_lora_cpu import FEW, AddLoraCpu
     from loramux_server.kernels.attention_cpu import PagedAttentionCpu
     from loramux_server.kernels.decoder_cpu import make_decoder_cpu
+    from loramux_server.kernels.delta_rule_cpu import DeltaRuleCpu
     from loramux_server.kernels.linear_cpu import make_linear_cpu, make_saved_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
     from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
@@ -199,8 +219,8 @@ def choose_backend(
         "cpu", partial(make_linear_cpu, quantization=quantization), add_lora_cpu, project,
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
         partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
-        multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu), takes_experts=True,
-        is_deterministic=is_deterministic,
+        multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu),
+        delta_rule=DeltaRuleCpu(), takes_experts=True, is_deterministic=is_deterministic,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from loramux_server.models.packed_linear import PackedLinear, PackedPart
+from loramux_server.models.rebound import calls, rebound
 from loramux_server.models.step import Step
 
 _TOLERANCE = 1e-5
@@ -106,12 +107,9 @@ def _fuse_rotary(module: nn.Module, step: Step) -> None:
 def _with_rotary(forward: Callable[..., Any], step: Step) -> Callable[..., Any] | None:
     """Return `forward` with another `apply_rotary_pos_emb`, or None if it calls none like ours."""
     name = "apply_rotary_pos_emb"
-    code = getattr(forward, "__code__", None)
-    if not isinstance(forward, types.FunctionType) or code is None or name not in code.co_names:
+    if not calls(forward, name):
         return None
-    original = forward.__globals__.get(name)
-    if original is None:
-        return None
+    original = forward.__globals__[name]
 
     def rotated(
         q: torch.Tensor,
@@ -130,12 +128,7 @@ def _with_rotary(forward: Callable[..., Any], step: Step) -> Callable[..., Any] 
 
     if not _same_rotation(original, rotated):
         return None
-    names = {**forward.__globals__, name: rotated}
-    changed = types.FunctionType(
-        code, names, forward.__name__, forward.__defaults__, forward.__closure__
-    )
-    changed.__kwdefaults__ = forward.__kwdefaults__
-    return changed
+    return rebound(forward, name, rotated)
 
 
 def _same_rotation(original: Callable[..., Any], rotated: Callable[..., Any]) -> bool:

@@ -58,11 +58,11 @@ class SingleTokens(Part):
         return y.squeeze(1)
 
     def begin(self, states: LayerStates) -> GivenStates:
-        """Return what a layer knows of each, as a copy."""
-        return states.gathered(self.read_N)
+        """Return what a layer knows of each."""
+        return states.gathered(self.read_N, self.write_N)
 
     def end(self, states: LayerStates, given: GivenStates) -> None:
-        """Put that back, and copy it on."""
+        """Leave that in its slots, and copy it on."""
         states.scatter(given, self.write_N)
         for source, target in self.kept:
             states.copy(source, target)

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Cache
 from transformers.cache_utils import LinearAttentionLayer
 
 from loramux_server.kernels.states import BEGINNING
+from loramux_server.models.delta_rule import DeltaRule
+from loramux_server.models.step import Step
 
 CONV, RECURRENT = "conv", "recurrent"
 State = tuple[str, int]
 """Kind, and the number that a layer gives to a state of that kind."""
+_OF_RULE = (RECURRENT, 0)
 _MOST_STATES = 16
 """Of one kind in a layer; those that are known have three."""
 
@@ -131,6 +135,8 @@ class LayerStates:
         self._shapes = shapes
         self._slots: dict[State, torch.Tensor] = {}
         """[S, ...] each."""
+        self._rule: DeltaRule | None = None
+        """What changes the first recurrent state in its slots; None where nothing does."""
 
     @property
     def slot_bytes(self) -> int:
@@ -153,16 +159,33 @@ class LayerStates:
         for slots in self._slots.values():
             slots[target] = slots[source]
 
-    def gathered(self, read_B: torch.Tensor) -> GivenStates:
-        """Return what is known of requests, as a copy."""
-        return GivenStates({
-            state: slots.index_select(0, read_B) for state, slots in self._slots.items()
-        })  # fmt: skip
+    def put_rule_into(self, layer: nn.Module, step: Step) -> None:
+        """Let `layer` change its state in its slots, where one token of each request comes."""
+        shape = self._shapes.get(_OF_RULE)
+        if shape and shape.dtype is torch.float32:
+            self._rule = DeltaRule.put_into(layer, shape.shape, step)
+
+    def gathered(self, read_B: torch.Tensor, write_B: torch.Tensor) -> GivenStates:
+        """Return what is known of requests: copies, but of what changes in its slots all of them.
+
+        Args:
+            read_B: Where it is found.
+            write_B: Where `scatter` will put it.
+        """
+        given = {}
+        for state, slots in self._slots.items():
+            if self._rule and state == _OF_RULE:
+                given[state] = slots
+                self._rule.begin(slots, read_B, write_B)
+            else:
+                given[state] = slots.index_select(0, read_B)
+        return GivenStates(given)
 
     def scatter(self, given: GivenStates, write_B: torch.Tensor) -> None:
         """Put what is known of requests into slots."""
         for state, made in given.states.items():
-            self._slots[state].index_copy_(0, write_B, made)
+            if made is not self._slots[state]:
+                self._slots[state].index_copy_(0, write_B, made)
 
     def at(self, slot: int, kept: int = BEGINNING) -> GivenStates:
         """Return what is known of one request, which changes in its slot.
