@@ -18,15 +18,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, OlmoeConfig
 
 from benchmarks import machine
-from benchmarks.local_engine import LocalEngine, packaged
+from benchmarks.local_engine import LocalEngine
+from benchmarks.random_adapters import save_adapters
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
 
-RANK = 16
 _ATTENTION = ("q_proj", "v_proj")
 
 
@@ -121,31 +120,18 @@ def _save_adapters(
     folder: Path, shape: Shape, layers: int, count: int, *, with_experts: bool = False
 ) -> list[AdapterSource]:
     """Write `count` adapters with weights of their own, as PEFT saves them, and pack them."""
-    config: dict[str, object] = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK,
-        "target_modules": list(_ATTENTION),
-    }  # fmt: skip
+    config: dict[str, object] = {"target_modules": list(_ATTENTION)}
     widths = {f"self_attn.{name}": (shape.hidden, shape.hidden, 1) for name in _ATTENTION}
     if with_experts:
         config["target_parameters"] = ["experts.gate_up_proj", "experts.down_proj"]
         widths["mlp.experts.base_layer"] = (shape.hidden, 2 * shape.inner, shape.experts)
         widths["mlp.experts"] = (shape.inner, shape.hidden, shape.experts)
-    for index in range(count):
-        generator = torch.Generator().manual_seed(index)
-        tensors = {}
-        for layer in range(layers):
-            for name, (width_in, width_out, experts) in widths.items():
-                key = f"base_model.model.model.layers.{layer}.{name}.lora_"
-                for half, size in (
-                    ("A", (experts * RANK, width_in)), ("B", (width_out, experts * RANK))
-                ):  # fmt: skip
-                    weight = torch.randn(size, generator=generator) * 0.02
-                    tensors[f"{key}{half}.weight"] = weight.to(torch.bfloat16)
-        peft = folder / f"a{index:04d}"
-        peft.mkdir(parents=True)
-        save_file(tensors, peft / "adapter_model.safetensors")
-        (peft / "adapter_config.json").write_text(json.dumps(config))
-    return packaged(folder)
+    named = {
+        f"model.layers.{layer}.{name}": width
+        for layer in range(layers)
+        for name, width in widths.items()
+    }
+    return save_adapters(folder, named, count, **config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import experts, forms, gateway, ratios, registry, routing, scaling
+from benchmarks import experts, forms, gateway, hybrid, ratios, registry, routing, scaling
 
 
 def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
@@ -100,4 +100,13 @@ def test_adapters_of_experts_are_measured(
     figures = json.loads(output.read_text())["figures"]
     assert [figure["batch"] for figure in figures] == [1, 2]
     assert all(figure["experts ÷ base"] > 0 for figure in figures)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_hybrid_bases_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "o.json"
+    hybrid.main(batch=[1, 2], steps=2, repeats=1, context=8, shape="tiny", output=output)
+    figures = json.loads(output.read_text())["figures"]
+    assert [figure["batch"] for figure in figures] == [1, 2]
+    assert all(figure["PEFT, float32 ÷ base"] > 0 for figure in figures)
     assert len(capsys.readouterr().out.splitlines()) == 2

@@ -49,13 +49,13 @@ def test_the_loop_is_the_definition(
     # Each of the states changes in its slot, but for the first, which comes to another.
     read = torch.randperm(9, generator=torch.Generator().manual_seed(1))[: requests + 1]
     read, write = read[:requests], torch.cat([read[-1:], read[1:requests]])
-    states = given[-1].clone()
-    wanted = delta_rule(*given[:-1], states, read, write)
-    mine = given[-1].clone()
+    q, k, v, decay, beta, slots = given
+    states, mine = slots.clone(), slots.clone()
+    wanted = delta_rule(q, k, v, decay, beta, states, read, write)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        out = DeltaRuleCpu()(*given[:-1], mine, read, write)
+        out = DeltaRuleCpu()(q, k, v, decay, beta, mine, read, write)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(out, wanted)

@@ -84,7 +84,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 _LINEAR = {
     "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 64,
     "layer_types": ["linear_attention", "full_attention"],
 }  # fmt: skip
 _MAMBA = {

@@ -1,0 +1,194 @@
+"""What a decode step of a hybrid base costs, with adapters of its recurrent layers and without.
+
+Some layers of Qwen3.5's shape with random weights, saved in bfloat16: three of linear attention to
+one of full attention. Requests run at once without adapters and with distinct ones of both kinds of
+layers. transformers' own model takes as many texts side by side, of one length, and PEFT a distinct
+adapter for each of them.
+
+    python -m benchmarks.hybrid --batch 1 --batch 8
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qwen3_5TextConfig
+
+from benchmarks import machine
+from benchmarks.local_engine import LocalEngine
+from benchmarks.random_adapters import save_adapters
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.config import EngineConfig
+
+VOCAB = 2048
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a base."""
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    linear_heads: int
+    """Of keys as of values."""
+    linear_width: int
+
+
+SHAPES = {
+    "qwen3.5-0.8b": Shape(1024, 3584, 8, 2, 256, 16, 128),
+    "tiny": Shape(64, 96, 4, 2, 16, 2, 64),
+}
+
+
+def main(
+    batch: Annotated[list[int], typer.Option(help="Requests at once; repeatable.")],
+    steps: Annotated[int, typer.Option(help="Steps of each round.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Rounds, in turns; the median counts.")] = 3,
+    context: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 64,
+    layers: Annotated[int, typer.Option(help="Layers of the base.")] = 4,
+    shape: Annotated[str, typer.Option(help=f"Of a layer: {', '.join(SHAPES)}.")] = "qwen3.5-0.8b",
+    output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
+) -> None:
+    """Print milliseconds of a step, and what it takes as a ratio to the base alone."""
+    options = {
+        "steps": steps, "repeats": repeats, "context": context, "layers": layers, "shape": shape
+    }  # fmt: skip
+    described, figures = machine.describe(), []
+    with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
+        folder = Path(name)
+        config = _config(SHAPES[shape], layers)
+        base = _save_base(folder / "base", config)
+        adapters = _save_adapters(folder / "adapters", config, max(batch))
+        engine = LocalEngine(
+            base, EngineConfig(model="", adapter_memory=1 << 30, max_running=max(batch))
+        )
+        theirs = {
+            str(dtype).removeprefix("torch."): _own(base, dtype)
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+        peft = _peft(_own(base, torch.float32), folder / "adapters", max(batch))
+        for size in batch:
+            ways: dict[str, Callable[[], float]] = {
+                "base": partial(_ours, engine, size, (), context, steps),
+                "adapters": partial(_ours, engine, size, adapters, context, steps),
+            }
+            for dtype, model in theirs.items():
+                ways[f"transformers, {dtype}"] = partial(_decode, model, size, context, steps)
+            names = [f"a{index:04d}" for index in range(size)]
+            ways["PEFT, float32"] = partial(
+                _decode, peft, size, context, steps, adapter_names=names
+            )
+            found: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(repeats):
+                for way, measure in ways.items():
+                    found[way].append(1000 * measure())
+            figures.append({"batch": size, **_figure(found)})
+            print("  ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
+        engine.close()
+    if output:
+        record: dict[str, Any] = {
+            "command": "python -m benchmarks.hybrid", "options": options, "machine": described,
+            "figures": figures,
+        }  # fmt: skip
+        output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _figure(found: dict[str, list[float]]) -> dict[str, object]:
+    base = median(found["base"])
+    ratios = {
+        f"{way} ÷ base": round(median(found[way]) / base, 3) for way in found if way != "base"
+    }
+    return {"base, ms": round(base, 2), **ratios, "all, ms": found}
+
+
+def _ours(
+    engine: LocalEngine, size: int, adapters: Sequence[AdapterSource], context: int, steps: int
+) -> float:
+    engine.fill(size, adapters, context)
+    seconds = median(engine.time_steps(steps))
+    engine.clear()
+    return seconds
+
+
+@torch.inference_mode()
+def _decode(
+    model: PreTrainedModel | PeftModel, size: int, context: int, steps: int, **named: object
+) -> float:
+    """Return the median of the seconds in which `model` takes a token of each of `size` texts."""
+    generator = torch.Generator().manual_seed(0)
+    cache = DynamicCache(config=model.config)
+    token = torch.randint(3, VOCAB, (size, context), generator=generator)
+    seconds = []
+    for _ in range(1 + steps):
+        begin = time.perf_counter()
+        made = model(input_ids=token, past_key_values=cache, logits_to_keep=1, **named)
+        token = made.logits[:, -1].argmax(-1, keepdim=True)
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds[1:])
+
+
+def _config(shape: Shape, layers: int) -> Qwen3_5TextConfig:
+    kinds = ["linear_attention"] * 3 + ["full_attention"]
+    return Qwen3_5TextConfig(
+        vocab_size=VOCAB, hidden_size=shape.hidden, intermediate_size=shape.inner,
+        num_hidden_layers=layers, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads, head_dim=shape.head_width,
+        linear_num_key_heads=shape.linear_heads, linear_num_value_heads=shape.linear_heads,
+        linear_key_head_dim=shape.linear_width, linear_value_head_dim=shape.linear_width,
+        layer_types=[kinds[layer % 4] for layer in range(layers)], bos_token_id=1, eos_token_id=2,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def _save_base(folder: Path, config: Qwen3_5TextConfig) -> Path:
+    """Write a random model to `folder`, without a tokenizer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def _save_adapters(folder: Path, config: Qwen3_5TextConfig, count: int) -> list[AdapterSource]:
+    """Write adapters of the layers that take a token in, and of those that give one out."""
+    linear = config.linear_num_key_heads * config.linear_key_head_dim
+    full = config.num_attention_heads * config.head_dim
+    widths = {}
+    for layer, kind in enumerate(config.layer_types):
+        if kind == "linear_attention":
+            widths[f"{layer}.linear_attn.in_proj_qkv"] = (config.hidden_size, 3 * linear, 1)
+            widths[f"{layer}.linear_attn.out_proj"] = (linear, config.hidden_size, 1)
+        else:  # queries come with a gate each
+            widths[f"{layer}.self_attn.q_proj"] = (config.hidden_size, 2 * full, 1)
+            widths[f"{layer}.self_attn.o_proj"] = (full, config.hidden_size, 1)
+    named = {f"model.layers.{name}": width for name, width in widths.items()}
+    targets = sorted({name.rpartition(".")[2] for name in named})
+    return save_adapters(folder, named, count, target_modules=targets)
+
+
+def _own(base: Path, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype)
+    return model.eval()
+
+
+def _peft(model: PreTrainedModel, folder: Path, count: int) -> PeftModel:
+    names = [f"a{index:04d}" for index in range(count)]
+    peft = PeftModel.from_pretrained(model, str(folder / names[0]), adapter_name=names[0])
+    for name in names[1:]:
+        peft.load_adapter(str(folder / name), adapter_name=name)
+    return peft.eval()
+
+
+if __name__ == "__main__":
+    typer.run(main)
