@@ -11,6 +11,7 @@ adapter for each of them.
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -184,6 +185,7 @@ def _own(base: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 def _peft(model: PreTrainedModel, folder: Path, count: int) -> PeftModel:
     names = [f"a{index:04d}" for index in range(count)]
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers, for what PEFT calls
     peft = PeftModel.from_pretrained(model, str(folder / names[0]), adapter_name=names[0])
     for name in names[1:]:
         peft.load_adapter(str(folder / name), adapter_name=name)

@@ -63,6 +63,7 @@ class Harness:
             # What recurrent layers know has as much at most, and no more than twice what can run.
             most_states = (1 + 2 * config.get("max_running", 64)) * base.recurrent.slot_bytes
             config["kv_memory"] += min(config["kv_memory"], most_states)
+            config["kv_memory"] = max(config["kv_memory"], 12 * base.recurrent.slot_bytes)
         if rows is not None:
             config["adapter_memory"] = rows * 4 * sum(g.shape.row_weights for g in base.groups)
         self.executor = ThreadPoolExecutor(2) if threads else InlineExecutor()
