@@ -94,7 +94,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             ge=0,
             description="Memory for KV blocks, of each process; 0 means enough for max_running "
             "contexts, up to a quarter of what is free (nine tenths of what adapters leave of a "
-            "GPU).",
+            "GPU). What recurrent layers know of requests lies there, too, in half of it at most.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 0
