@@ -8,6 +8,8 @@ from loramux_adapters.tensorfile import TensorInfo
 
 ReadTensor = Callable[[TensorInfo], Iterable[bytes]]
 """Yields the bytes of a tensor, in pieces."""
+UNKNOWN_DIGEST = f"sha256:{'0' * 64}"
+"""As long as any."""
 
 
 def tensor_digest(tensor: TensorInfo, read: ReadTensor) -> str:

@@ -101,5 +101,5 @@ class LoraConfig:
 
 def _first_match(keys: Mapping[str, object], module: str) -> str | None:
     # Looked up, not searched: a small file can bring thousands of keys and thousands of modules.
-    found = {tail for tail in tails(module) if tail in keys}
+    found = {tail for tail in tails(module) if tail in keys} if keys else None
     return next((key for key in keys if key in found), None) if found else None

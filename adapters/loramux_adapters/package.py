@@ -1,6 +1,7 @@
 """An adapter package: one safetensors file that says everything about itself.
 
-The tensors have the names that PEFT gave them, so any safetensors reader can open the file. The
+The tensors have the names that PEFT gave them, so any safetensors reader can open the file. Where
+they would be too many, those of experts lie in stacks; see `loramux_adapters.stacks`. The
 `loramux.manifest` entry of its metadata is a JSON document with the PEFT config as it was. Equal
 input gives equal bytes, and the SHA-256 of those bytes is the adapter's identity.
 """
@@ -15,7 +16,12 @@ from typing import BinaryIO, Protocol, cast
 from loramux_adapters.added_tokens import added_tokens_of
 from loramux_adapters.base_names import FEATURES, named_for
 from loramux_adapters.contents import Contents, Edit, VirtualTokens
-from loramux_adapters.digests import ReadTensor, check_digests, tensor_digests
+from loramux_adapters.digests import (
+    UNKNOWN_DIGEST,
+    ReadTensor,
+    check_digests,
+    tensor_digests,
+)
 from loramux_adapters.embedding import Embedding, embedding_of
 from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertsShape
@@ -36,7 +42,9 @@ from loramux_adapters.peft_folder import (
     read_config,
     read_notes,
 )
+from loramux_adapters.stacks import Stored, stacked, unstacked
 from loramux_adapters.tensorfile import (
+    FOLDER,
     ITEM_BYTES,
     TensorFile,
     TensorInfo,
@@ -65,6 +73,12 @@ class Package:
     """What else the manifest says; `loramux_adapters.manifest.NOTES` names all."""
     contents: Contents
     file: TensorFile
+    """What lies in the file, with stacks as they are."""
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The tensors that PEFT saved, and where in the file each lies, be it in a stack."""
+        return unstacked(self.file.tensors)
 
     @property
     def modules(self) -> list[LoraModule]:
@@ -144,7 +158,7 @@ def read_package(file: BinaryIO, size: int) -> Package:
             "INVALID_ADAPTER_CONFIG",
         )
     manifest = parse_manifest(header.metadata[MANIFEST_KEY])
-    checked, contents = _read(manifest.peft_config, header.tensors)
+    checked, contents = _read(manifest.peft_config, unstacked(header.tensors))
     _check_use(contents, manifest.notes)
     return Package(checked, manifest.peft_config, manifest.notes, contents, header)
 
@@ -163,18 +177,21 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
     has_head = config.get("task_type") in set(Task)
     noted = read_notes(source, notes, but=("embedding",) if has_head else ())
     with open_tensors(source) as file:
-        header = read_tensor_header(file, os.fstat(file.fileno()).st_size)
+        header = read_tensor_header(file, os.fstat(file.fileno()).st_size, limits=FOLDER)
         read = tensor_reader(file, header.data_start)
+        tensors = unstacked(header.tensors)
         if "tensors" in noted:
-            check_digests(cast(dict[str, object], noted["tensors"]), header.tensors, read)
-        _, contents = _read(config, header.tensors)
+            form = stored(config, tensors, noted)
+            digests = cast(dict[str, object], noted["tensors"])
+            check_digests(digests, form.tensors, form.reader(read))
+        _, contents = _read(config, tensors)
         given = {**noted, **(notes or {})}
         if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
             noted = {**noted, "added_tokens": added}
         if "classification" not in given and _classifies(contents):
             told = labels_beside(source)
             noted = {**noted, "classification": told} if told else noted
-        write_package(config, header.tensors, read, output, notes=noted)
+        write_package(config, tensors, read, output, notes=noted)
 
 
 def write_package(
@@ -185,24 +202,43 @@ def write_package(
     *,
     notes: Mapping[str, object],
 ) -> None:
-    """Write a package of `tensors`, whose bytes `read` yields, to `output`.
+    """Write a package of `tensors`, none of them stacks, whose bytes `read` yields, to `output`.
 
     With any notes, the digests of the tensors are noted, too: they say what the notes are of.
 
     Raises:
-        PackageError: Config and tensors are not an adapter that can be served.
+        PackageError: Config and tensors are not an adapter that can be served, or too many even in
+            stacks.
     """
     _, contents = _read(peft_config, tensors)
     _check_use(contents, notes)
-    # Wide items first, so that every tensor is aligned; then by name.
-    order = sorted(tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
+    form = stored(peft_config, tensors, notes)
+    read = form.reader(read)
     if notes and "tensors" not in notes:
-        notes = {**notes, "tensors": tensor_digests(tensors, read)}
-    metadata = {"format": "pt", MANIFEST_KEY: manifest_text(peft_config, notes)}
-    output.write(encode_header(_end_to_end(order), metadata))
-    for tensor in order:
+        notes = {**notes, "tensors": tensor_digests(form.tensors, read)}
+    output.write(_header(peft_config, form, notes))
+    for tensor in _in_order(form):
         for piece in read(tensor):
             output.write(piece)
+
+
+def stored(
+    peft_config: Mapping[str, object],
+    tensors: Mapping[str, TensorInfo],
+    notes: Mapping[str, object],
+) -> Stored:
+    """Return how a package of `tensors` stores them: as they are, where its header has room.
+
+    So what was packed before there were stacks has the digest that it had. A signature counts by
+    its length, and digests are those to come.
+    """
+    plain = Stored(dict(tensors))
+    noted = {**notes, "tensors": dict.fromkeys(tensors, UNKNOWN_DIGEST)} if notes else notes
+    try:
+        _header(peft_config, plain, noted)
+    except PackageError:
+        return stacked(tensors)
+    return plain
 
 
 def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
@@ -230,6 +266,16 @@ def digest_of(file: BinaryIO) -> str:
     while piece := file.read(_COPY_BYTES):
         sha256.update(piece)
     return f"sha256:{sha256.hexdigest()}"
+
+
+def _header(peft_config: Mapping[str, object], form: Stored, notes: Mapping[str, object]) -> bytes:
+    metadata = {"format": "pt", MANIFEST_KEY: manifest_text(peft_config, notes)}
+    return encode_header(_end_to_end(_in_order(form)), metadata)
+
+
+def _in_order(form: Stored) -> list[TensorInfo]:
+    # Wide items first, so that every tensor is aligned; then by name.
+    return sorted(form.tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
 
 
 def _end_to_end(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:

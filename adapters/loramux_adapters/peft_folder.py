@@ -8,14 +8,14 @@ from loramux_adapters.companions import companion_notes
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular, read_object
 from loramux_adapters.manifest import check_notes
-from loramux_adapters.tensorfile import MAX_HEADER_BYTES
+from loramux_adapters.tensorfile import PACKAGE
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 64 << 10
 NOTES_FILE = "loramux.json"
 """Notes for the manifest, beside the files of PEFT."""
-MAX_NOTES_BYTES = MAX_HEADER_BYTES
+MAX_NOTES_BYTES = PACKAGE.num_bytes
 
 
 def is_peft_folder(path: Path) -> bool:

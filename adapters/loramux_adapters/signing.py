@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.serialization import (
 from loramux_adapters.digests import check_digests, tensor_digests
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.manifest import manifest_text
-from loramux_adapters.package import Output, Package, tensor_reader, write_package
+from loramux_adapters.package import Output, Package, stored, tensor_reader, write_package
 
 ALGORITHM = "ed25519"
 PUBLIC_ENDING = ".pub"
+SIGNATURE_BYTES = 64
 MAX_KEY_BYTES = 1 << 16
 _CONTEXT = b"loramux package, manifest version 1\n"
 """Before what is signed, so that a signature for another purpose is none for a package."""
@@ -67,16 +68,13 @@ def sign(file: BinaryIO, package: Package, key: Path, output: Output) -> str:
     """
     private = _private_key(key)
     read = tensor_reader(file, package.file.data_start)
-    tensors = package.file.tensors
-    notes = {name: note for name, note in package.notes.items() if name != "signature"}
-    notes["tensors"] = tensor_digests(tensors, read)
     public = _hex(private.public_key())
-    notes["signature"] = {
-        "algorithm": ALGORITHM,
-        "public_key": public,
-        "value": private.sign(_signed(package, notes)).hex(),
-    }
-    write_package(package.peft_config, tensors, read, output, notes=notes)
+    signature = {"algorithm": ALGORITHM, "public_key": public, "value": "0" * 2 * SIGNATURE_BYTES}
+    notes = {**package.notes, "signature": signature}
+    form = stored(package.peft_config, package.tensors, notes)
+    notes["tensors"] = tensor_digests(form.tensors, form.reader(read))
+    signature["value"] = private.sign(_signed(package, notes)).hex()
+    write_package(package.peft_config, package.tensors, read, output, notes=notes)
     return public
 
 

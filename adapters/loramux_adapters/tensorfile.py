@@ -16,13 +16,13 @@ from typing import BinaryIO
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.strict_json import parse_object
 
-MAX_HEADER_BYTES = 1 << 20
-MAX_TENSORS = 4096
 MAX_NAME_BYTES = 256
 MAX_DIMENSION = 1 << 32
 MAX_DIMENSIONS = 3
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
+_VALUES = 10
+"""Of the entry of a tensor, at most; in memory each is many times what it is in the file."""
 _NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip or torch pickle file",
@@ -30,6 +30,20 @@ _OTHER_FORMATS = {
     b"GGUF": "a GGUF file",
     b"\x1f\x8b": "a gzip file",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a header may hold."""
+
+    num_bytes: int
+    num_tensors: int
+
+
+PACKAGE = Limits(1 << 20, 4096)
+"""Of a package, which a server reads at each load."""
+FOLDER = Limits(16 << 20, 3 << 15)
+"""Of what PEFT saved, which is read once: up to 58 layers of 256 experts with factors for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +68,26 @@ class TensorFile:
     """Position in the file of the first tensor byte."""
 
 
-def read_header(file: BinaryIO, size: int, *, is_foreign: bool = False) -> TensorFile:
+def read_header(
+    file: BinaryIO, size: int, *, is_foreign: bool = False, limits: Limits = PACKAGE
+) -> TensorFile:
     """Return the checked header of `file`, which is `size` bytes long.
 
     With `is_foreign` a tensor may be a scalar, or empty, as other tools save them.
 
     Raises:
-        PackageError: The file breaks the format or a limit of this module.
+        PackageError: The file breaks the format, a limit of this module or one of `limits`.
     """
     file.seek(0)
     start = file.read(8)
     if len(start) < 8:
         raise PackageError(f"the file has {len(start)} bytes; a tensor file has at least 8")
     for magic, what in _OTHER_FORMATS.items():
-        if start.startswith(magic) and not _is_plausible(start, size):
+        if start.startswith(magic) and not _is_plausible(start, size, limits):
             raise PackageError(f"the file is {what}, not safetensors")
     (length,) = struct.unpack("<Q", start)
-    if length > MAX_HEADER_BYTES:
-        raise PackageError(f"header length {length} is above the limit of {MAX_HEADER_BYTES} bytes")
+    if length > limits.num_bytes:
+        raise PackageError(f"header length {length} is above the limit of {limits.num_bytes} bytes")
     if length < 2 or 8 + length > size:
         raise PackageError(f"header length {length} does not fit a file of {size} bytes")
     raw = file.read(length)
@@ -79,20 +95,30 @@ def read_header(file: BinaryIO, size: int, *, is_foreign: bool = False) -> Tenso
         raise PackageError(f"the file ends inside the header, after {8 + len(raw)} bytes")
     if not raw.startswith(b"{"):
         raise PackageError("the header does not begin with '{'")
+    num_values = sum(raw.count(mark) for mark in (b",", b"[", b"{"))
+    if num_values > _VALUES * limits.num_tensors + PACKAGE.num_bytes:
+        raise PackageError(
+            f"the header has {num_values} values, more than {limits.num_tensors} tensors have"
+        )
     try:
         header = parse_object(raw.rstrip(b" "), "the header")
     except ValueError as error:
         raise PackageError(str(error)) from None
     metadata = _metadata(header.pop("__metadata__", {}))
-    if len(header) > MAX_TENSORS:
-        raise PackageError(f"{len(header)} tensors are more than the limit of {MAX_TENSORS}")
+    _check_count(len(header), limits)
     tensors = [_tensor(name, entry, is_foreign) for name, entry in header.items()]
     _check_ranges(tensors, size - 8 - length)
     return TensorFile({tensor.name: tensor for tensor in tensors}, metadata, 8 + length)
 
 
-def encode_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """Return length and header for `tensors` in their order; equal input gives equal bytes."""
+def encode_header(
+    tensors: Iterable[TensorInfo], metadata: Mapping[str, str], *, limits: Limits = PACKAGE
+) -> bytes:
+    """Return length and header for `tensors` in their order; equal input gives equal bytes.
+
+    Raises:
+        PackageError: They are more than `limits` allow.
+    """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     for tensor in tensors:
         header[tensor.name] = {
@@ -100,16 +126,22 @@ def encode_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str]) ->
             "shape": list(tensor.shape),
             "data_offsets": [tensor.offset, tensor.offset + tensor.num_bytes],
         }
+    _check_count(len(header) - 1, limits)
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    if len(raw) > MAX_HEADER_BYTES:
-        raise PackageError(f"the header needs {len(raw)} bytes; the limit is {MAX_HEADER_BYTES}")
+    if len(raw) > limits.num_bytes:
+        raise PackageError(f"the header needs {len(raw)} bytes; the limit is {limits.num_bytes}")
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _is_plausible(start: bytes, size: int) -> bool:
+def _is_plausible(start: bytes, size: int, limits: Limits) -> bool:
     (length,) = struct.unpack("<Q", start)
-    return bool(2 <= length <= min(MAX_HEADER_BYTES, size - 8))
+    return bool(2 <= length <= min(limits.num_bytes, size - 8))
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.num_tensors:
+        raise PackageError(f"{count} tensors are more than the limit of {limits.num_tensors}")
 
 
 def _metadata(value: object) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from loramux_adapters.package import Package, tensor_reader
 from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
-from loramux_adapters.tensorfile import encode_header
+from loramux_adapters.tensorfile import FOLDER, encode_header
 
 
 def unpack(file: BinaryIO, package: Package, folder: Path) -> None:
@@ -21,7 +21,7 @@ def unpack(file: BinaryIO, package: Package, folder: Path) -> None:
         OSError: The folder exists or cannot be written.
     """
     read = tensor_reader(file, package.file.data_start)
-    order = sorted(package.file.tensors.values(), key=lambda tensor: tensor.offset)
+    order = sorted(package.tensors.values(), key=lambda tensor: tensor.offset)
     folder.mkdir()
     (folder / CONFIG_FILE).write_text(json.dumps(package.peft_config, indent=2) + "\n", "utf-8")
     notes = dict(package.notes)
@@ -30,7 +30,7 @@ def unpack(file: BinaryIO, package: Package, folder: Path) -> None:
     if notes:
         (folder / NOTES_FILE).write_text(json.dumps(notes, indent=2) + "\n", "utf-8")
     with (folder / TENSOR_FILE).open("xb") as output:
-        output.write(encode_header(order, {"format": "pt"}))
+        output.write(encode_header(order, {"format": "pt"}, limits=FOLDER))
         for tensor in order:
             for piece in read(tensor):
                 output.write(piece)

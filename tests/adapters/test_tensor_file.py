@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from loramux_adapters import Package, PackageError, tensorfile
-from loramux_adapters.tensorfile import encode_header, read_header
+from loramux_adapters import Package, PackageError
+from loramux_adapters.tensorfile import Limits, TensorInfo, encode_header, read_header
 from loramux_server.store.check import check_package
 from tests.adapters.files import (
     CONFIG,
@@ -390,12 +390,15 @@ def test_a_file_shorter_than_its_declared_size_is_refused(left: int) -> None:
     assert caught.value.reason == FILE
 
 
-def test_a_header_is_written_up_to_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encode_header([], {"note": "x" * 100})
-    monkeypatch.setattr(tensorfile, "MAX_HEADER_BYTES", len(whole) - 8)
-    assert encode_header([], {"note": "x" * 100}) == whole
+def test_a_header_is_written_up_to_what_is_read() -> None:
+    tensor = TensorInfo(A, "F32", (2, 4), 0, 32)
+    whole = encode_header([tensor], {"note": "x" * 100})
+    limits = Limits(len(whole) - 8, 1)
+    assert encode_header([tensor], {"note": "x" * 100}, limits=limits) == whole
     with pytest.raises(PackageError, match=f"the limit is {len(whole) - 8}"):
-        encode_header([], {"note": "x" * 108})
+        encode_header([tensor], {"note": "x" * 108}, limits=limits)
+    with pytest.raises(PackageError, match="2 tensors are more than the limit of 1"):
+        encode_header([tensor, replace(tensor, name=B)], {}, limits=limits)
 
 
 def test_the_shortest_header_is_one() -> None:

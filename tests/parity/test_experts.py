@@ -19,11 +19,16 @@ from transformers import (
     PreTrainedModel,
 )
 
+from loramux_adapters import read_package
+from loramux_adapters.package import tensor_reader
+from loramux_adapters.stacks import stacked
+from loramux_server.engine.adapter_source import AdapterSource
+from tests.adapters.files import package as packaged
 from tests.parity.test_methods import TOLERANCE, cases
 from tests.parity.test_peft import Case, check
-from tests.support.adapters import expected, pack_source, with_adapter
+from tests.support.adapters import expected, pack_source, source_of, with_adapter
 from tests.support.engine import Harness
-from tests.support.models import CONFIGS, SHAPE, VOCAB
+from tests.support.models import CONFIGS, SHAPE, VOCAB, tiny_model
 
 BASES: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3-moe": CONFIGS["qwen3-moe"],
@@ -74,10 +79,10 @@ def configs(router: str = "gate") -> dict[str, PeftConfig]:
     }  # fmt: skip
 
 
-def serve(model: PreTrainedModel, kernels: str, requests: list[Case]) -> None:
+def serve(model: PreTrainedModel, kernels: str, requests: list[Case], *, rows: int = 512) -> None:
     """Demand that each of `requests` has what PEFT makes of it, all in few batches."""
     harness = Harness(
-        copy.deepcopy(model), kernels=kernels, rows=512, num_blocks=200, max_batch_tokens=24,
+        copy.deepcopy(model), kernels=kernels, rows=rows, num_blocks=200, max_batch_tokens=24,
         max_running=8,
     )  # fmt: skip
     for index, case in enumerate(requests):
@@ -106,8 +111,9 @@ def test_experts_in_one_batch_with_others_equal_peft(
 
 
 def save_old(
-    name: str, folder: Path, parts: list[str], dtype: torch.dtype, *, whole: bool = False
-) -> Path:
+    name: str, folder: Path, parts: list[str], dtype: torch.dtype, *, whole: bool = False,
+    layers: int = 2, experts: int | None = None,
+) -> Path:  # fmt: skip
     """Save an adapter of `parts` of every expert, as PEFT did where these were layers.
 
     With `whole` it has the other parts, too, which change nothing.
@@ -115,8 +121,8 @@ def save_old(
     parent, widths = OLD[name]
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for layer in range(2):
-        for expert in range(4 if name == "qwen3-moe" else 3):
+    for layer in range(layers):
+        for expert in range(experts or (4 if name == "qwen3-moe" else 3)):
             for part, (width_in, width_out) in widths.items():
                 at = f"base_model.model.model.layers.{layer}.{parent}"
                 key = f"{at}.gate" if part == "gate" else f"{at}.experts.{expert}.{part}"
@@ -153,3 +159,47 @@ def test_adapters_of_experts_that_were_layers_equal_peft(
             prompt = [rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 20))]
             requests.append(Case(prompt, source, expected(wrapped, prompt, 4)))
     serve(model, "cpu", requests)
+
+
+def in_stacks(source: AdapterSource, output: Path) -> AdapterSource:
+    """Write a package to `output` that has in stacks what that of `source` has without."""
+    with Path(source.path).open("rb") as file:
+        package = read_package(file, Path(source.path).stat().st_size)
+        form = stacked(package.tensors)
+        assert len(form.tensors) < len(package.file.tensors) == len(package.tensors)
+        read = form.reader(tensor_reader(file, package.file.data_start))
+        content: dict[str, tuple[str, list[int], bytes]] = {
+            name: (tensor.dtype, list(tensor.shape), b"".join(read(tensor)))
+            for name, tensor in form.tensors.items()
+        }
+    output.write_bytes(packaged(content, package.peft_config))
+    return source_of(output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_stacks_are_what_their_parts_are(dtype: torch.dtype, tmp_path: Path) -> None:
+    saved = save_old("qwen3-moe", tmp_path / "saved", list(OLD["qwen3-moe"][1]), dtype)
+    plain = pack_source(saved, tmp_path / "plain")
+    harness = Harness(base("qwen3-moe"), kernels="cpu", rows=512, num_blocks=200)
+    for source in (plain, in_stacks(plain, tmp_path / "stacks"), None):
+        harness.submit([5, 9, 40], source, max_tokens=6, num_logprobs=VOCAB)
+        harness.run()
+    assert not harness.failures
+    alone, in_one, without = (
+        [(each.token, each.logprobs) for each in harness.tokens[i]] for i in range(3)
+    )
+    assert alone == in_one != without
+
+
+def test_a_mixture_with_more_tensors_than_a_package_equals_peft(tmp_path: Path) -> None:
+    model = tiny_model("qwen3-moe", num_hidden_layers=6, num_experts=128)
+    saved = save_old(
+        "qwen3-moe", tmp_path / "saved", list(OLD["qwen3-moe"][1])[:3], torch.float32, layers=6,
+        experts=128,
+    )  # fmt: skip
+    source = pack_source(saved, tmp_path / "package")
+    prompt = [5, 9, 40, 7]
+    serve(
+        model, "cpu", [Case(prompt, source, expected(with_adapter(model, saved), prompt, 4))],
+        rows=4096,
+    )  # fmt: skip

@@ -120,7 +120,7 @@ def _write_as(
 ) -> None:
     """Write the tensors of `package` in `dtype`, and its config as it is."""
     read = tensor_reader(file, package.file.data_start)
-    before = package.file.tensors
+    before = package.tensors
 
     def piece(tensor: TensorInfo) -> list[bytes]:
         values = decoded(b"".join(read(before[tensor.name])), before[tensor.name].dtype)

@@ -39,17 +39,18 @@ def verify(
     found = digest_of(file)
     if digest is not None and found != digest:
         raise PackageError(f"the package has digest {found}, not {digest}")
-    num_tensors = len(package.file.tensors)
+    num_tensors, num_stored = len(package.tensors), len(package.file.tensors)
     modules, virtual = package.contents.changed_modules, package.virtual
     holds = f"{virtual.count} virtual tokens" if virtual else f"{len(modules)} modules"
+    in_stacks = f" in {num_stored}" if num_stored != num_tensors else ""
     done = [
-        Verified("structure", f"{holds}, {num_tensors} tensors"),
+        Verified("structure", f"{holds}, {num_tensors} tensors{in_stacks}"),
         Verified("digest", found),
     ]
     if "tensors" in package.notes:
         noted = cast(dict[str, object], package.notes["tensors"])
         check_digests(noted, package.file.tensors, tensor_reader(file, package.file.data_start))
-        done.append(Verified("tensor digests", f"all {num_tensors} as in the manifest"))
+        done.append(Verified("tensor digests", f"all {num_stored} as in the manifest"))
     _check_finite(file, package)
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
@@ -67,7 +68,7 @@ def verify(
 
 def _check_finite(file: BinaryIO, package: Package) -> None:
     read = tensor_reader(file, package.file.data_start)
-    for tensor in package.file.tensors.values():
+    for tensor in package.tensors.values():
         if not np.isfinite(decoded(b"".join(read(tensor)), tensor.dtype)).all():
             raise PackageError(
                 f"tensor {tensor.name}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"

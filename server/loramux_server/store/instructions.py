@@ -19,7 +19,7 @@ from loramux_adapters.files import PASSING
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels
 from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
-from loramux_adapters.tensorfile import MAX_HEADER_BYTES
+from loramux_adapters.tensorfile import PACKAGE
 from loramux_server.engine.adapter_source import AdapterSource
 
 KEPT = 4096
@@ -99,7 +99,7 @@ def _read(path: Path) -> Instruction:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+            header = json.loads(file.read(min(length, PACKAGE.num_bytes)))
             manifest = parse_manifest(header["__metadata__"][MANIFEST_KEY])
             labels = None
             if manifest.peft_config.get("task_type") in (Task.SEQUENCE, Task.TOKENS):
