@@ -20,7 +20,12 @@ RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ROWS = 128  # as many as two adapters of rank 64 take
 ROWS_OF = {"qwen3-next": 2 * ROWS}
 """Where PEFT makes one change of rank 2r of those of the gate and the layer beside it."""
-LEFT_OUT = {"falcon_h1": "out_proj", "nemotron_h": "out_proj", "jamba": "dt_proj"}
+LEFT_OUT = {
+    "falcon_h1": "out_proj",
+    "nemotron_h": "out_proj",
+    "mamba2": "out_proj",
+    "jamba": "dt_proj",
+}
 """Model -> layer that PEFT does not adapt, or that is adapted to no effect."""
 LOGPROB_TOLERANCE = 1e-4
 

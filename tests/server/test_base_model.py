@@ -21,7 +21,6 @@ from transformers import (
     HunYuanMoEV1Config,
     Llama4TextConfig,
     LlamaConfig,
-    MambaConfig,
     MarianConfig,
     MBartConfig,
     MiniMaxConfig,
@@ -195,11 +194,6 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
             BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2),
             "attention interface",
             id="alibi",
-        ),
-        pytest.param(
-            MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4),
-            "no layer attends to tokens before; models whose layers are all recurrent",
-            id="without-attention",
         ),
     ],
 )  # fmt: skip

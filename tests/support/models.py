@@ -19,6 +19,7 @@ from transformers import (
     KimiLinearConfig,
     Lfm2Config,
     LlamaConfig,
+    Mamba2Config,
     MistralConfig,
     NemotronHConfig,
     OPTConfig,
@@ -116,6 +117,10 @@ RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
         expert_layer_offset=1, num_experts=2, num_experts_per_tok=1, mamba_d_state=8,
         mamba_dt_rank=4,
     ),
+    "mamba2": lambda: Mamba2Config(
+        **_OLD, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=16,
+        n_groups=1, chunk_size=8,
+    ),
     "kimi-linear": lambda: KimiLinearConfig(
         **SHAPE | {"num_key_value_heads": 4}, layer_types=["linear_attention", "full_attention"],
         mlp_layer_types=["dense", "sparse"], num_local_experts=4, num_experts_per_tok=2,
@@ -123,7 +128,7 @@ RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
         qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
     ),
 }  # fmt: skip
-"""Models some of whose layers are recurrent."""
+"""Models some of whose layers are recurrent, or all."""
 
 
 def tiny_model(architecture: str, seed: int = 0, **changes: Any) -> PreTrainedModel:

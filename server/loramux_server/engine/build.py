@@ -275,7 +275,10 @@ def _states(model: BaseModel, config: EngineConfig, count: int) -> StateKeeper:
 def _num_blocks(
     model: BaseModel, config: EngineConfig, context_length: int, num_states: int
 ) -> int:
+    wanted = config.max_running * -(-context_length // config.block_size)
     block_bytes = _block_bytes(model, config.block_size)
+    if not block_bytes:  # nothing is kept of tokens
+        return wanted
     states = (BEGINNING + 1 + num_states) * model.recurrent.slot_bytes if num_states else 0
     if config.kv_memory:
         room = config.kv_memory - states
@@ -284,7 +287,6 @@ def _num_blocks(
                 f"kv_memory of {config.kv_memory} bytes holds no block of {block_bytes} bytes"
             )
         return room // block_bytes
-    wanted = config.max_running * -(-context_length // config.block_size)
     room = _room_for_blocks(model, config) - states
     return max(1, min(wanted, room // block_bytes))
 

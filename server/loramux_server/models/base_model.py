@@ -215,7 +215,7 @@ def prepare(
         probed = probe(module, bridge)
     recurrent = probed.recurrent
     _check_layers(module, config.num_hidden_layers, set(bridge.shapes), recurrent.numbers)
-    _check_arguments(module)
+    _check_arguments(module, attends=bool(bridge.shapes))
     with _refused(module):
         check = SelfCheck(module, step, bridge, recurrent)
     replaceable = find_replaceable(module, probed)
@@ -293,11 +293,6 @@ def _check_layers(
 
     Where some are recurrent, others may keep nothing.
     """
-    if recurrent and not attending:
-        raise UnservableModelError(
-            f"{type(module).__name__}: no layer attends to tokens before; models whose layers are "
-            "all recurrent are not served"
-        )
     if not recurrent and attending != set(range(count)):
         raise UnservableModelError(
             f"{type(module).__name__}: only layers {sorted(attending)} of {count} use "
@@ -306,11 +301,14 @@ def _check_layers(
         )
 
 
-def _check_arguments(module: PreTrainedModel) -> None:
-    """Demand that `module` takes what each step tells it; many models swallow other names."""
+def _check_arguments(module: PreTrainedModel, *, attends: bool) -> None:
+    """Demand that `module` takes what each step tells it; many models swallow other names.
+
+    Positions are for attention alone.
+    """
     known = inspect.signature(module.forward).parameters
     for name in ("position_ids", "logits_to_keep"):
-        if name not in known:
+        if name not in known and (attends or name != "position_ids"):
             raise UnservableModelError(f"{type(module).__name__}.forward takes no {name}")
 
 

@@ -3,6 +3,8 @@
 from transformers import PreTrainedConfig
 
 _DEFAULT = 2048
+_WITHOUT_ATTENTION = 1 << 17
+"""Of a model that has no positions; to say how much is remembered is up to who trained it."""
 
 
 def context_length(config: PreTrainedConfig, windows: dict[int, int]) -> int:
@@ -14,7 +16,8 @@ def context_length(config: PreTrainedConfig, windows: dict[int, int]) -> int:
             all before it.
     """
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0)
-    return int(min([length or _DEFAULT, *_limits(config, windows)]))
+    default = _DEFAULT if windows else _WITHOUT_ATTENTION
+    return int(min([length or default, *_limits(config, windows)]))
 
 
 def _limits(config: PreTrainedConfig, windows: dict[int, int]) -> list[int]:

@@ -64,7 +64,7 @@ def fuse(module: nn.Module, step: Step) -> None:
 def _norm(part: nn.Module, step: Step) -> RmsNorm | None:
     weight = getattr(part, "weight", None)
     epsilon = getattr(part, "variance_epsilon", getattr(part, "eps", None))
-    if "RMSNorm" not in type(part).__name__ or not isinstance(weight, torch.Tensor):
+    if "RMSNorm" not in type(part).__name__ or not isinstance(weight, nn.Parameter):
         return None
     if weight.dim() != 1 or not isinstance(epsilon, float):
         return None

@@ -199,6 +199,8 @@ class OutputLayer(nn.Module):
         super().__init__()
         self.bias = None if layer.bias is None else layer.bias.float().cpu()
         """Float32 in memory of the host; None if it has none."""
+        self.weight = layer.weight.to("meta")
+        """Shape and format, for which some models ask, without numbers."""
         self._weights: Weights | None = None
         self._linear: Linear
         if is_quantized(layer):
