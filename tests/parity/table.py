@@ -29,7 +29,7 @@ from tests.support.models import VOCAB, tiny_model
 
 ARCHITECTURES = (
     "llama", "qwen2", "qwen3", "mistral", "gemma", "phi", "gpt2", "gpt-neox",
-    "qwen3-moe",
+    "qwen3-moe", "qwen3.5",
 )  # fmt: skip
 NUM_TOKENS = 6
 _SAME_TO_PEFT = 1e-2
@@ -165,7 +165,8 @@ def _lines(columns: Mapping[str, Mapping[str, Cell | None]]) -> list[str]:
         "and the whole vocabulary, float32, tiny models with seeded weights. An empty cell is what",
         "PEFT itself does not do, - what it does not merge, † where its merged model is not what",
         "it computed before: with tied weights it adds to both. Of adapters with a head it is the",
-        "largest difference of an output's logit, over two texts or all of their tokens.",
+        "largest difference of an output's logit, over two texts or all of their tokens. Norms are",
+        "those outside of recurrent layers: what is inside of these is served for layers alone.",
         "",
         f"PEFT {version('peft')}, transformers {version('transformers')}, torch "
         f"{version('torch')}. Worst of {len(cells)} cells: "

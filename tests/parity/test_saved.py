@@ -31,7 +31,7 @@ TOKENS = [40, 7, 96, 3]
 MODELS = {
     "llama": "llama", "llama, tied": "llama", "qwen3": "qwen3", "qwen3-moe": "qwen3-moe",
     "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi": "phi", "gpt2": "gpt2",
-    "gpt-neox": "gpt-neox", "opt": "opt",
+    "gpt-neox": "gpt-neox", "opt": "opt", "qwen3.5": "qwen3.5",
 }  # fmt: skip
 
 
@@ -53,10 +53,12 @@ def lora(targets: list[str], **fields: object) -> LoraConfig:
 
 
 def norms(model: PreTrainedModel) -> list[str]:
+    """Return what PEFT finds the norms of `model` by, but for those inside of recurrent layers."""
+    names = [name for name, part in model.named_modules() if "Norm" in type(part).__name__]
+    inside = {name.rpartition(".")[2] for name in names if ".linear_attn." in name}
+    outside = [name for name in names if ".linear_attn." not in name]
     return sorted({
-        name.rpartition(".")[2]
-        for name, part in model.named_modules()
-        if "Norm" in type(part).__name__
+        name if last in inside else last for name in outside for last in [name.rpartition(".")[2]]
     })  # fmt: skip
 
 
