@@ -139,6 +139,13 @@ def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
             "are like",
             "ADAPTER_BASE_MISMATCH",
         )
+    if virtual.has_cache and token.has_recurrent_layers:
+        raise PackageError(
+            f"tensor {virtual.tensor.name}: the adapter brings keys and values, and the base model "
+            "has recurrent layers, which keep none; virtual tokens that are embeddings fit it, as "
+            "those of prompt tuning",
+            "ADAPTER_BASE_MISMATCH",
+        )
     if virtual.has_cache:
         given = ((virtual.num_heads, virtual.head_width, virtual.head_width),) * virtual.num_layers
         if given != token.cache:

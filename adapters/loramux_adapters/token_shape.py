@@ -6,6 +6,8 @@ from dataclasses import dataclass
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
+_KINDS = ("layer_types", "layers_block_type")
+_RECURRENT = frozenset({"linear_attention", "recurrent", "mamba", "conv"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,8 @@ class TokenShape:
     """Of an embedding."""
     cache: tuple[tuple[int, int, int], ...]
     """Of each layer: heads that keep something, width of a key, width of a value."""
+    has_recurrent_layers: bool = False
+    """Whether there are layers that keep nothing of a token, but a state after all of them."""
 
 
 def token_shape(config: Mapping[str, object]) -> TokenShape | None:
@@ -29,7 +33,16 @@ def token_shape(config: Mapping[str, object]) -> TokenShape | None:
     num_kept = _first(config, ("num_key_value_heads",)) or num_heads
     head_width = _first(config, ("head_dim",)) or width // num_heads
     embedding = _first(config, ("word_embed_proj_dim",)) or width
-    return TokenShape(embedding, ((num_kept, head_width, head_width),) * num_layers)
+    cache = ((num_kept, head_width, head_width),) * num_layers
+    return TokenShape(embedding, cache, _has_recurrent_layers(config))
+
+
+def _has_recurrent_layers(config: Mapping[str, object]) -> bool:
+    """Return whether layers are of such kinds, or those of Mamba where no kinds are named."""
+    kinds = next((config[name] for name in _KINDS if isinstance(config.get(name), list)), None)
+    if isinstance(kinds, list):
+        return any(kind in _RECURRENT for kind in kinds if isinstance(kind, str))
+    return any(name.startswith("mamba") for name in (*config, str(config.get("model_type"))))
 
 
 def _first(config: Mapping[str, object], names: tuple[str, ...]) -> int:

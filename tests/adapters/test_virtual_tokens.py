@@ -25,7 +25,7 @@ from loramux_adapters.token_shape import TokenShape, token_shape
 from tests.adapters.test_contents import infos
 from tests.support.adapters import expected, quiet_peft, with_adapter
 from tests.support.command_line import Loramux
-from tests.support.models import CONFIGS, tiny_model
+from tests.support.models import CONFIGS, RECURRENT, tiny_model
 
 INVALID = "INVALID_ADAPTER_CONFIG"
 UNSUPPORTED = "UNSUPPORTED_ADAPTER_FEATURE"
@@ -117,6 +117,7 @@ def test_what_does_not_fit_together_is_refused(
         (PREFIX, 48, TokenShape(8, ((2, 4, 4),) * 2), "for 3 layers of 2 heads of width 4"),
         (PREFIX, 48, TokenShape(8, ((2, 4, 8),) * 3), "keeps 3 layers of 2 heads of 4 and 8"),
         (PREFIX, 48, TokenShape(8, ((1, 8, 8),) * 3), "keeps 3 layers of 1 heads of 8 and 8"),
+        (PREFIX, 48, TokenShape(8, ((2, 4, 4),) * 3, True), "recurrent layers, which keep none"),
         (PROMPT, 8, None, "it is not known what those of the base model are like"),
     ],
 )
@@ -141,6 +142,28 @@ def test_a_config_of_the_base_says_what_its_tokens_are_like(architecture: str) -
         fields, infos({EMBEDDINGS: [5, 2 * fields["num_layers"] * fields["token_dim"]]})
     )
     check_fit(contents, {}, token=token_shape(json.loads(config.to_json_string(use_diff=False))))
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    sorted((CONFIGS | RECURRENT).keys() - {"nemotron-h"}),  # whose config does not count layers
+)
+def test_a_config_of_the_base_says_whether_layers_are_recurrent(architecture: str) -> None:
+    config = (CONFIGS | RECURRENT)[architecture]()
+    token = token_shape(json.loads(config.to_json_string(use_diff=False)))
+    assert token
+    assert token.has_recurrent_layers == (architecture in RECURRENT)
+
+
+def test_kinds_of_layers_are_what_tells() -> None:
+    sizes = {"hidden_size": 8, "n_layer": 2, "n_head": 2, "mamba_d_state": 8}
+    for kinds, is_recurrent in (
+        (["attention", "attention"], False), (["mamba", "attention"], True),
+        ([7, "full_attention"], False), ("mamba", True), (None, True),
+    ):  # fmt: skip
+        token = token_shape(sizes | {"layer_types": kinds})
+        assert token
+        assert token.has_recurrent_layers == is_recurrent
 
 
 def test_a_config_that_says_little_says_nothing() -> None:

@@ -157,9 +157,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, architecture: str = "llama", *, tokenizer: bool = True) -> Path:
+def save_model(
+    folder: Path, architecture: str = "llama", *, tokenizer: bool = True, **changes: Any
+) -> Path:
     """Save a tiny model to `folder` as a hub model is: weights, configs and tokenizer."""
-    tiny_model(architecture, vocab_size=259).save_pretrained(str(folder))
+    tiny_model(architecture, vocab_size=259, **changes).save_pretrained(str(folder))
     if tokenizer:
         byte_tokenizer().save_pretrained(str(folder))
     return folder

@@ -115,6 +115,11 @@ class RunningServer:
         assert self._process is not None
         if self._process.poll() is None:
             (os.killpg if whole_group else os.kill)(self.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended and return the exit code."""
+        assert self._process is not None
         return self._process.wait(timeout=120)
 
     def __enter__(self) -> Self:

@@ -350,6 +350,7 @@ def _model_info(
         cache_shapes=[
             (shape.num_heads, shape.key_width, shape.value_width) for shape in model.cache_shapes
         ],
+        has_recurrent_layers=bool(model.recurrent.states),
         num_blocks=num_blocks,
         kv_memory=num_blocks * _block_bytes(model, block_size),
     )

@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from loramux_server.engine.batch import Batch
@@ -150,7 +151,8 @@ def main() -> None:
     try:
         follow(leader)
     except UnservableModelError as error:
-        leader.say(Done(problem=str(error)))
+        with suppress(ConnectionError):  # which may have found it out before
+            leader.say(Done(problem=str(error)))
         # The leader tells the reason before it goes, and this process goes with it.
         threading.Event().wait()
 

@@ -50,6 +50,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     embedding_width: int = 0
     cache_shapes: list[tuple[int, int, int]] = []
     """Of each layer: heads that keep something of a token, width of a key, width of a value."""
+    has_recurrent_layers: bool = False
+    """Whether there are others, which keep a state of all tokens."""
     num_blocks: int
     kv_memory: int
     """Bytes of all KV blocks in each process that holds a part of the model: an engine that is

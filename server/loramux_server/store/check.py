@@ -74,7 +74,9 @@ class ServedBase:
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
             vocab_size=model.vocab_size,
-            token=TokenShape(model.embedding_width, tuple(model.cache_shapes)),
+            token=TokenShape(
+                model.embedding_width, tuple(model.cache_shapes), model.has_recurrent_layers
+            ),
             context_length=model.context_length,
         )
 
