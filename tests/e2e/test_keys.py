@@ -27,11 +27,13 @@ from loramux.v1.server_pb2_grpc import ServerServiceStub
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
 from tests.support.access import Keys, shown
+from tests.support.models import save_model
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
 from tests.support.wire import refusal
 
-LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 4000, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True, "logprobs": 20}
+"""More than has room on its way to who does not read, so that it does not end by itself."""
 
 
 class Store:
@@ -43,7 +45,7 @@ class Store:
         self.target = ""
 
     def client(self, key: Key | str) -> Client:
-        return Client(self.target, key=key if isinstance(key, str) else key.text, timeout=60)
+        return Client(self.target, key=key if isinstance(key, str) else key.text, timeout=300)
 
     def loramux(self, *arguments: str) -> str:
         """Run a command in a process of its own and return what it printed."""
@@ -64,11 +66,12 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterator[Store]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     folder = tmp_path_factory.mktemp("server")
     store = Store(folder)
     store.keys.make("acme", Role.USER)
-    with RunningServer(folder, roomy_base) as server:
+    base = save_model(folder / "base", max_position_embeddings=1 << 17)
+    with RunningServer(folder, base) as server:
         store.target = server.target
         yield store
     store.keys.close()
