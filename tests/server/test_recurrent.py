@@ -50,8 +50,9 @@ def test_layers_are_found_by_what_they_bring_to_the_cache() -> None:
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)
-def test_it_is_found_out_who_takes_a_text_in_pieces(architecture: str) -> None:
-    base = prepare(tiny_model(architecture))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_is_found_out_who_takes_a_text_in_pieces(architecture: str, dtype: torch.dtype) -> None:
+    base = prepare(tiny_model(architecture).to(dtype))
     assert base.recurrent.goes_on == (architecture != "jamba")
 
 
