@@ -156,6 +156,24 @@ def test_more_run_than_there_are_states_for() -> None:
         check(harness, request_id, model, prompt)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"max_context": 16},  # of which states take more than blocks
+        {"kv_memory": 200_003, "max_running": 16},
+        {"kv_memory": 123_457, "max_running": 3},
+    ],
+)
+@pytest.mark.parametrize("architecture", ["qwen3.5", "llama"])
+def test_an_engine_after_another_has_as_much_room(
+    architecture: str, config: dict[str, Any]
+) -> None:
+    first = Harness(tiny_model(architecture), **config).info
+    again = Harness(tiny_model(architecture), **config | {"kv_memory": first.kv_memory}).info
+    assert again == first
+
+
 def test_memory_that_holds_no_state_is_refused() -> None:
     base = prepare(tiny_model("qwen3.5"))
     with pytest.raises(UnservableModelError, match="holds no 3 states of recurrent layers"):

@@ -52,5 +52,5 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """Of each layer: heads that keep something of a token, width of a key, width of a value."""
     num_blocks: int
     kv_memory: int
-    """Bytes of all KV blocks in each process that holds a part of the model: an engine that is
-    given so many has as many blocks."""
+    """Bytes for KV blocks and states in each process that holds a part of the model: an engine
+    that is given so many has as many of both."""
