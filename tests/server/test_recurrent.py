@@ -12,6 +12,7 @@ import torch
 from loramux_server.kernels.states import BEGINNING, Kept, StateBatch
 from loramux_server.models.base_model import UnservableModelError, prepare
 from loramux_server.models.parts import Run, SingleTokens, in_steps, parts_of
+from loramux_server.models.states import GivenStates, LayerStates
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import RECURRENT, VOCAB, tiny_model
@@ -130,6 +131,21 @@ def test_layers_that_cannot_go_on_take_each_token_of_a_next_chunk_alone() -> Non
 
 def test_a_state_that_is_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SingleTokens, "end", lambda *_: None)
+    with pytest.raises(UnservableModelError, match="than in its own forward"):
+        prepare(tiny_model("lfm2"))
+
+
+def test_what_cannot_be_kept_on_the_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin_with_a_copy(self: Run, states: LayerStates) -> GivenStates:
+        states.copy(self.read, self.write)
+        slot = torch.tensor([self.write])
+        return states.gathered(slot, slot)  # before the part in front of it has changed it
+
+    def put_back(self: Run, states: LayerStates, given: GivenStates) -> None:
+        states.scatter(given, torch.tensor([self.write]))
+
+    monkeypatch.setattr(Run, "begin", begin_with_a_copy)
+    monkeypatch.setattr(Run, "end", put_back)
     with pytest.raises(UnservableModelError, match="than in its own forward"):
         prepare(tiny_model("lfm2"))
 
