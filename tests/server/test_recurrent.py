@@ -12,6 +12,7 @@ import torch
 from loramux_server.kernels.states import BEGINNING, Kept, StateBatch
 from loramux_server.models.base_model import UnservableModelError, prepare
 from loramux_server.models.parts import Run, SingleTokens, in_steps, parts_of
+from loramux_server.models.states import GivenStates, LayerStates
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import RECURRENT, VOCAB, tiny_model
@@ -50,8 +51,9 @@ def test_layers_are_found_by_what_they_bring_to_the_cache() -> None:
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)
-def test_it_is_found_out_who_takes_a_text_in_pieces(architecture: str) -> None:
-    base = prepare(tiny_model(architecture))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_is_found_out_who_takes_a_text_in_pieces(architecture: str, dtype: torch.dtype) -> None:
+    base = prepare(tiny_model(architecture).to(dtype))
     assert base.recurrent.goes_on == (architecture != "jamba")
 
 
@@ -133,6 +135,21 @@ def test_a_state_that_is_of_something_else_is_refused(monkeypatch: pytest.Monkey
         prepare(tiny_model("lfm2"))
 
 
+def test_what_cannot_be_kept_on_the_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin_with_a_copy(self: Run, states: LayerStates) -> GivenStates:
+        states.copy(self.read, self.write)
+        slot = torch.tensor([self.write])
+        return states.gathered(slot, slot)  # before the part in front of it has changed it
+
+    def put_back(self: Run, states: LayerStates, given: GivenStates) -> None:
+        states.scatter(given, torch.tensor([self.write]))
+
+    monkeypatch.setattr(Run, "begin", begin_with_a_copy)
+    monkeypatch.setattr(Run, "end", put_back)
+    with pytest.raises(UnservableModelError, match="than in its own forward"):
+        prepare(tiny_model("lfm2"))
+
+
 def test_what_is_inside_of_a_recurrent_layer_is_no_adapters_but_for_layers() -> None:
     base = prepare(tiny_model("qwen3.5"))
     inside = {name for name in base.replaceable.shapes if ".linear_attn." in name}
@@ -153,6 +170,24 @@ def test_more_run_than_there_are_states_for() -> None:
     assert max(report.stats.running for report in harness.reports) == 5
     for request_id, prompt in zip(asked, prompts, strict=True):
         check(harness, request_id, model, prompt)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"max_context": 16},  # of which states take more than blocks
+        {"kv_memory": 200_003, "max_running": 16},
+        {"kv_memory": 123_457, "max_running": 3},
+    ],
+)
+@pytest.mark.parametrize("architecture", ["qwen3.5", "llama"])
+def test_an_engine_after_another_has_as_much_room(
+    architecture: str, config: dict[str, Any]
+) -> None:
+    first = Harness(tiny_model(architecture), **config).info
+    again = Harness(tiny_model(architecture), **config | {"kv_memory": first.kv_memory}).info
+    assert again == first
 
 
 def test_memory_that_holds_no_state_is_refused() -> None:

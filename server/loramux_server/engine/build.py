@@ -5,13 +5,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import nullcontext
 
-import psutil
 import torch
 
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.engine import Engine
+from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.model_info import Layer, ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
@@ -96,12 +96,11 @@ def build_engine(
             not run on the model's device.
     """
     context_length = min(config.max_context or model.context_length, model.context_length)
-    num_states = _num_states(model, config)
-    num_blocks = _num_blocks(model, config, context_length, num_states)
-    context_length = min(context_length, num_blocks * config.block_size)
-    num_slots = num_blocks * config.block_size
+    room = KvRoom.of(model, config, context_length)
+    num_slots = room.num_blocks * config.block_size
+    context_length = min(context_length, num_slots)
     with team.allocating(num_slots) if team else nullcontext():
-        runner = make_runner(model, config, num_slots, num_states)
+        runner = make_runner(model, config, num_slots, room.num_states)
     resting = resting_of(runner, config)
     row_size = RowSize(
         row_bytes([group.shape for group in model.groups], resting.row_item_bytes),
@@ -120,7 +119,7 @@ def build_engine(
             f"8 of them take {8 * row_size.num_bytes} bytes"
         )
     scheduler = Scheduler(
-        blocks=BlockManager(num_blocks, config.block_size),
+        blocks=BlockManager(room.num_blocks, config.block_size),
         adapters=cache,
         max_running=config.max_running,
         max_batch_tokens=config.max_batch_tokens,
@@ -128,7 +127,7 @@ def build_engine(
         context_length=context_length,
         eos_token_ids=frozenset(model.eos_token_ids),
         shares_prefixes=config.prefix_cache,
-        states=_states(model, config, num_states) if num_states else None,
+        states=_states(model, config, room.num_states) if room.num_states else None,
     )
     pace = Pace(config.max_stall)
     admission = Admission(
@@ -159,9 +158,7 @@ def build_engine(
         follower=_follower(model, wake),
         speculation=Speculation(_draft_tokens(model, config), scheduler.ends),
     )
-    return engine, _model_info(
-        model, context_length, cache.rows.capacity, row_size, resting, num_blocks, config.block_size
-    )
+    return engine, _model_info(model, context_length, cache.rows.capacity, row_size, resting, room)
 
 
 def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
@@ -239,69 +236,9 @@ def _backend(config: EngineConfig, device: torch.device) -> Backend:
         raise UnservableModelError(str(error)) from None
 
 
-def _num_states(model: BaseModel, config: EngineConfig) -> int:
-    """Return of how many requests there is room for what recurrent layers know; 0 without such.
-
-    Of the memory for KV blocks it is half at most.
-    """
-    slot_bytes = model.recurrent.slot_bytes
-    if not slot_bytes:
-        return 0
-    room = config.kv_memory or _room_for_blocks(model, config)
-    # As many again are remembered of requests that have ended.
-    count = min(2 * config.max_running, room // 2 // slot_bytes - 1)
-    if count < 2:
-        raise UnservableModelError(
-            f"kv_memory: half of {room} bytes holds no 3 states of recurrent layers, which take "
-            f"{slot_bytes} bytes each"
-        )
-    if count < config.max_running:
-        _log.warning(
-            "%d requests run at once, not %d: what recurrent layers know of one takes %d bytes, "
-            "and they have half of kv_memory, %d bytes",
-            count,
-            config.max_running,
-            slot_bytes,
-            room,
-        )
-    return count
-
-
 def _states(model: BaseModel, config: EngineConfig, count: int) -> StateKeeper:
     keeps = config.prefix_cache and model.recurrent.goes_on
     return StateKeeper(StateSlots(count), config.block_size, keeps=keeps)
-
-
-def _num_blocks(
-    model: BaseModel, config: EngineConfig, context_length: int, num_states: int
-) -> int:
-    wanted = config.max_running * -(-context_length // config.block_size)
-    block_bytes = _block_bytes(model, config.block_size)
-    if not block_bytes:  # nothing is kept of tokens
-        return wanted
-    states = (BEGINNING + 1 + num_states) * model.recurrent.slot_bytes if num_states else 0
-    if config.kv_memory:
-        room = config.kv_memory - states
-        if room < block_bytes:
-            raise UnservableModelError(
-                f"kv_memory of {config.kv_memory} bytes holds no block of {block_bytes} bytes"
-            )
-        return room // block_bytes
-    room = _room_for_blocks(model, config) - states
-    return max(1, min(wanted, room // block_bytes))
-
-
-def _block_bytes(model: BaseModel, block_size: int) -> int:
-    return block_size * model.dtype.itemsize * sum(shape.weights for shape in model.cache_shapes)
-
-
-def _room_for_blocks(model: BaseModel, config: EngineConfig) -> int:
-    """Return the bytes that KV blocks may take in each process that holds a part of `model`."""
-    if model.device.type == "cuda":
-        # The rest is for activations, and for the weights that are in place twice for a moment.
-        free = int(torch.cuda.mem_get_info(model.device)[0])
-        return max(0, free - config.adapter_memory) * 9 // 10
-    return int(psutil.virtual_memory().available) // model.shard.count // 4
 
 
 def _model_info(
@@ -310,8 +247,7 @@ def _model_info(
     adapter_rows: int,
     row_size: RowSize,
     resting: Resting,
-    num_blocks: int,
-    block_size: int,
+    room: KvRoom,
 ) -> ModelInfo:
     layers = {}
     for name, place in model.places.items():
@@ -351,6 +287,6 @@ def _model_info(
             (shape.num_heads, shape.key_width, shape.value_width) for shape in model.cache_shapes
         ],
         has_recurrent_layers=bool(model.recurrent.states),
-        num_blocks=num_blocks,
-        kv_memory=num_blocks * _block_bytes(model, block_size),
+        num_blocks=room.num_blocks,
+        kv_memory=room.memory,
     )

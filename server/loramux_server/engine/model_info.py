@@ -54,5 +54,5 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """Whether there are others, which keep a state of all tokens."""
     num_blocks: int
     kv_memory: int
-    """Bytes of all KV blocks in each process that holds a part of the model: an engine that is
-    given so many has as many blocks."""
+    """Bytes for KV blocks and states in each process that holds a part of the model: an engine
+    that is given so many has as many of both."""

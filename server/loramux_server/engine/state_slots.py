@@ -21,7 +21,6 @@ class StateSlots:
     def __init__(self, num_slots: int) -> None:
         if num_slots < 2:  # a request reads one and writes another
             raise ValueError(f"num_slots must be 2 or more, not {num_slots}")
-        self.num_slots = num_slots
         self._holders = dict.fromkeys(range(BEGINNING + 1, BEGINNING + 1 + num_slots), 0)
         self._free = OrderedDict.fromkeys(self._holders)
         """Slots that nobody holds, in the order in which they are handed out."""

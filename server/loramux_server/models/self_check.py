@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loramux_server.kernels.attention import AttentionBatch
-from loramux_server.kernels.states import BEGINNING, StateBatch
+from loramux_server.kernels.states import BEGINNING, Kept, StateBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32
 from loramux_server.models.attention import AttentionBridge
@@ -112,7 +112,7 @@ class SelfCheck:
         """Give attention a KV cache for the block, and take everything back after it."""
         num_slots = _BLOCK_SIZE * (int(_TABLE_BM.max()) + 1)
         self._bridge.allocate(num_slots, self._module.dtype, self._module.device)
-        self._recurrent.allocate(BEGINNING + 1 + len(_LENGTHS), self._module.device)
+        self._recurrent.allocate(BEGINNING + 1 + 2 * len(_LENGTHS), self._module.device)
         try:
             yield
         finally:
@@ -154,7 +154,7 @@ class SelfCheck:
                     slot_T=torch.from_numpy(np.concatenate(slots)),
                 ),
                 segments=None,
-                states=self._states(starts, numbers),
+                states=self._states(starts, ends, numbers),
             )
         )
         with torch.inference_mode():
@@ -167,11 +167,16 @@ class SelfCheck:
         logits_TV = output.logits[0][: len(tokens)].float()
         return list(torch.split(logits_TV.flip(0), (ends - starts).tolist()))
 
-    def _states(self, starts: Int32, numbers: Sequence[int]) -> StateBatch | None:
+    def _states(self, starts: Int32, ends: Int32, numbers: Sequence[int]) -> StateBatch | None:
         if not self._recurrent.states:
             return None
         own = np.array(numbers) + BEGINNING + 1
-        return StateBatch(read_B=np.where(starts, own, BEGINNING), write_B=own)
+        kept: list[Kept] = []
+        if self._recurrent.goes_on:
+            # Whatever is kept on the way, its request goes through a layer as one part and another.
+            spare = (own + len(_LENGTHS)).tolist()
+            kept += [Kept(b, 2, spare[b]) for b in np.flatnonzero(ends - starts > 3).tolist()]
+        return StateBatch(np.where(starts, own, BEGINNING), own, tuple(kept))
 
 
 def _sequences(module: PreTrainedModel) -> list[torch.Tensor]:

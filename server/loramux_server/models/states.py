@@ -154,6 +154,10 @@ class LayerStates:
         """Give the slots' memory back."""
         self._slots = {}
 
+    def fill(self, state: State, slot: int, value: float) -> None:
+        """Make each number of a state in a slot `value`."""
+        self._slots[state][slot] = value
+
     def copy(self, source: int, target: int) -> None:
         """Copy one slot to another."""
         for slots in self._slots.values():

@@ -1,0 +1,101 @@
+"""How many KV blocks there is memory for, and how many states of recurrent layers."""
+
+import logging
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from loramux_server.engine.config import EngineConfig
+from loramux_server.kernels.states import BEGINNING
+from loramux_server.models.base_model import BaseModel, UnservableModelError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KvRoom:
+    """What each process that holds a part of the model can keep of requests."""
+
+    memory: int
+    """Bytes for all of it. An engine that is given so many has as much room."""
+    num_blocks: int
+    """KV blocks."""
+    num_states: int
+    """Requests of which there is room for what recurrent layers know; 0 without such."""
+
+    @staticmethod
+    def of(model: BaseModel, config: EngineConfig, context_length: int) -> "KvRoom":
+        """Return the room for `model`, whose requests have `context_length` tokens at most.
+
+        Raises:
+            UnservableModelError: There is none.
+        """
+        wanted = config.max_running * -(-context_length // config.block_size)
+        weights = sum(shape.weights for shape in model.cache_shapes)
+        block_bytes = config.block_size * model.dtype.itemsize * weights
+        memory = config.kv_memory or _own_memory(model, config, wanted * block_bytes, block_bytes)
+        num_states = _num_states(model, config, memory)
+        if not block_bytes:  # nothing is kept of tokens
+            return KvRoom(memory, wanted, num_states)
+        room = memory - _state_bytes(model, num_states)
+        if room < block_bytes:
+            raise UnservableModelError(
+                f"kv_memory of {memory} bytes holds no block of {block_bytes} bytes"
+            )
+        return KvRoom(memory, room // block_bytes, num_states)
+
+
+def _own_memory(model: BaseModel, config: EngineConfig, wanted: int, least: int) -> int:
+    """Return the bytes that are taken where nobody says how many.
+
+    Args:
+        model: The base model.
+        config: Its settings.
+        wanted: Bytes for all the KV blocks that can be of use.
+        least: Bytes for one.
+    """
+    states = _state_bytes(model, _most_states(config)) if model.recurrent.states else 0
+    # Of all of it, states have half at most.
+    return max(least, min(max(wanted, states) + states, _free_memory(model, config)))
+
+
+def _free_memory(model: BaseModel, config: EngineConfig) -> int:
+    """Return the bytes that may be taken in each process that holds a part of `model`."""
+    if model.device.type == "cuda":
+        # The rest is for activations, and for the weights that are in place twice for a moment.
+        free = int(torch.cuda.mem_get_info(model.device)[0])
+        return max(0, free - config.adapter_memory) * 9 // 10
+    return int(psutil.virtual_memory().available) // model.shard.count // 4
+
+
+def _num_states(model: BaseModel, config: EngineConfig, memory: int) -> int:
+    slot_bytes = model.recurrent.slot_bytes
+    if not slot_bytes:
+        return 0
+    count = min(_most_states(config), memory // 2 // slot_bytes - 1)
+    if count < 2:
+        raise UnservableModelError(
+            f"kv_memory: half of {memory} bytes holds no 3 states of recurrent layers, which take "
+            f"{slot_bytes} bytes each"
+        )
+    if count < config.max_running:
+        _log.warning(
+            "%d requests run at once, not %d: what recurrent layers know of one takes %d bytes, "
+            "and they have half of kv_memory, which is %d bytes",
+            count,
+            config.max_running,
+            slot_bytes,
+            memory,
+        )
+    return count
+
+
+def _most_states(config: EngineConfig) -> int:
+    """Return how many are of use: as many again are remembered of requests that have ended."""
+    return 2 * config.max_running
+
+
+def _state_bytes(model: BaseModel, count: int) -> int:
+    """Return what `count` of them take, and the one of what is known before the first token."""
+    return (BEGINNING + 1 + count) * model.recurrent.slot_bytes if count else 0
