@@ -29,7 +29,7 @@ def run(
     """Compute `asked` up to each of `borders` in turn, as if so many of its blocks were there."""
     names = name_blocks(asked, SIZE, len(asked.prompt) - 1)
     known = subject.known(names, num_blocks)
-    assert subject.can_begin(known)
+    assert subject.can_begin
     subject.begin(asked, known, num_blocks)
     uses, start = [], len(known) * SIZE
     for end in borders:
@@ -43,9 +43,9 @@ def run(
     return uses
 
 
-def test_there_are_two_slots_or_more() -> None:
-    with pytest.raises(ValueError, match="num_slots must be 2 or more, not 1"):
-        StateSlots(1)
+def test_there_is_a_slot_at_least() -> None:
+    with pytest.raises(ValueError, match="num_slots must be positive, not 0"):
+        StateSlots(0)
 
 
 def test_a_slot_is_one_holders_and_comes_back() -> None:
@@ -71,8 +71,6 @@ def test_what_was_remembered_first_goes_first_and_what_is_held_stays() -> None:
         slots.release(slot)
     assert slots.num_known([b"a", b"b", b"x"]) == 2
     held = slots.hold(b"a")
-    assert not slots.is_free(b"a")
-    assert slots.is_free(b"b")
     assert slots.take() not in (None, held)
     assert slots.num_known([b"b"]) == 0
     slots.take()
@@ -89,11 +87,12 @@ def test_what_is_forgotten_is_handed_out_first() -> None:
         slots.name(slot, name)
         slots.release(slot)
         of[name] = slot
-    slots.hold(b"c")
+    held = slots.hold(b"c")
     for name in (b"b", b"c", b"unknown"):
         slots.forget(name)
+    assert slots.num_known([b"c"]) == slots.num_known([b"b"]) == 0
     assert slots.take() == of[b"b"]
-    assert slots.num_known([b"c"]) == 1  # somebody holds it
+    slots.check([held, of[b"b"]])
 
 
 def test_the_first_slot_of_a_name_keeps_it() -> None:
@@ -188,17 +187,22 @@ def test_where_no_slot_is_left_nothing_is_kept() -> None:
     assert subject.use(asked, 0, 10, is_ahead=False).kept == ()
 
 
-def test_whoever_goes_on_from_the_only_free_slot_waits_for_another() -> None:
+def test_whoever_goes_on_from_the_last_free_slot_makes_it_its_own() -> None:
     subject, slots = keeper(2)
     run(subject, request(range(10)), 10)
     names = name_blocks(request(range(10)), SIZE, 9)
-    slot = slots.take()
-    assert slot is not None
+    while slots.num_free > 1:
+        slots.take()
     assert subject.known(names, 2) == names
-    assert not subject.can_begin(names)
-    assert subject.can_begin([])
-    slots.release(slot)
-    assert subject.can_begin(names)
+    assert subject.can_begin
+    asked = request(range(10))
+    subject.begin(asked, names, 2)
+    assert asked.state == asked.read_state
+    assert not subject.can_begin
+    assert subject.known(names, 2) == []
+    subject.commit(asked, subject.use(asked, 8, 10, is_ahead=False), is_running=True)
+    subject.end(asked)
+    assert slots.num_free == 1
 
 
 def test_what_a_step_keeps_of_a_request_that_ended_meanwhile_has_no_name() -> None:

@@ -316,7 +316,7 @@ class Scheduler:
             names = self._prefix(request)
             if not self._blocks.can_begin(names, request.num_tokens):
                 break
-            if self._states and not self._states.can_begin(names):
+            if self._states and not self._states.can_begin:
                 break
             if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
                 passed.append(request)

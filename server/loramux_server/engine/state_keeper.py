@@ -44,9 +44,10 @@ class StateKeeper:
         self._under_way: list[int] = []
         """Slots of what the steps that run keep."""
 
-    def can_begin(self, names: Sequence[bytes]) -> bool:
-        """Return whether `begin` has the slot that it needs."""
-        return self._slots.num_free > bool(names and self._slots.is_free(names[-1]))
+    @property
+    def can_begin(self) -> bool:
+        """Whether `begin` has the slot that it needs."""
+        return self._slots.num_free > 0
 
     def known(self, names: Sequence[bytes], num_blocks: int) -> Sequence[bytes]:
         """Return up to which of the full blocks at a beginning a request can go on.
@@ -67,9 +68,10 @@ class StateKeeper:
         """
         # First, so that its room is not what is taken.
         request.read_state = self._slots.hold(names[-1]) if names else BEGINNING
-        slot = self._slots.take()
-        assert slot is not None, "begin without can_begin"
-        request.state = slot
+        request.state = self._slots.take() or request.read_state
+        assert request.state != BEGINNING, "begin without can_begin"
+        if request.state == request.read_state:  # the last one becomes its own
+            self._slots.forget(names[-1])
         request.keep_at = num_blocks * self._block_size
 
     def use(self, request: Request, start: int, end: int, *, is_ahead: bool) -> StateUse:

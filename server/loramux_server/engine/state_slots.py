@@ -19,8 +19,8 @@ class StateSlots:
     """Hands out slots 1 to `num_slots`; before them is `BEGINNING`, which all may read."""
 
     def __init__(self, num_slots: int) -> None:
-        if num_slots < 2:  # a request reads one and writes another
-            raise ValueError(f"num_slots must be 2 or more, not {num_slots}")
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be positive, not {num_slots}")
         self._holders = dict.fromkeys(range(BEGINNING + 1, BEGINNING + 1 + num_slots), 0)
         self._free = OrderedDict.fromkeys(self._holders)
         """Slots that nobody holds, in the order in which they are handed out."""
@@ -48,10 +48,6 @@ class StateSlots:
                 return count
         return 0
 
-    def is_free(self, name: bytes) -> bool:
-        """Return whether nobody holds the slot that is remembered under `name`."""
-        return self._slot_of.get(name) in self._free
-
     def hold(self, name: bytes) -> int:
         """Return the slot that is remembered under `name`, which stays until it is released."""
         slot = self._slot_of[name]
@@ -77,10 +73,12 @@ class StateSlots:
             self._name_of[slot] = name
 
     def forget(self, name: bytes) -> None:
-        """Remember a slot no longer, where nobody holds it: another is better."""
-        if self.is_free(name):
-            slot = self._slot_of[name]
-            self._forget(slot)
+        """Remember no longer what is known under `name`, if anything is."""
+        slot = self._slot_of.get(name)
+        if slot is None:
+            return
+        self._forget(slot)
+        if slot in self._free:
             self._free.move_to_end(slot, last=False)
 
     def check(self, held: Sequence[int]) -> None:

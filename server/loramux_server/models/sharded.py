@@ -24,6 +24,11 @@ def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = No
     Raises:
         UnservableModelError: Its layers cannot be divided so.
     """
+    if model.recurrent.states:
+        raise UnservableModelError(
+            f"tensor_parallel is {shard.count}, but recurrent layers, which {model.architecture} "
+            "has, are not divided; 1 serves it"
+        )
     if model.stack is None:
         raise UnservableModelError(
             f"tensor_parallel is {shard.count}, but only layers made of the parts that Llama, "
