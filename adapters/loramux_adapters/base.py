@@ -25,6 +25,8 @@ MAX_JSON_BYTES = 100 << 20
 
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+_SAVED_AS = {"model.": "backbone.", ".forget_gate.": ".", ".mlp.": ".block_sparse_moe."}
+"""Part of a module's name -> what is there where Nemotron-H, or Kimi Linear, is saved."""
 _TIED = frozenset({"lm_head.weight", "embed_out.weight"})
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
@@ -84,11 +86,18 @@ class BaseFolder:
     def parameter(self, name: str) -> BaseTensor | None:
         """Return the parameter `name`; None if the folder has none.
 
-        A checkpoint of the bare model lacks the first part of the names that adapters use, and an
-        output layer whose weight is that of the embeddings has none of its own.
+        A checkpoint of the bare model lacks the first part of the names that adapters use, that of
+        some models has other parts, and an output layer whose weight is that of the embeddings has
+        none of its own.
         """
         names = [
-            each for known in names_of_parameter(name) for each in (known, known.partition(".")[2])
+            each
+            for known in names_of_parameter(name)
+            for each in (
+                known,
+                known.partition(".")[2],
+                *(known.replace(part, saved, 1) for part, saved in _SAVED_AS.items()),
+            )
         ]
         found = next((self.tensors[each] for each in names if each in self.tensors), None)
         if found is None and name in _TIED:

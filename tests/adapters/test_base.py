@@ -180,6 +180,25 @@ def test_a_checkpoint_of_the_bare_model_lacks_a_prefix(loramux: Loramux, tmp_pat
         torch.testing.assert_close(weight, expected.state_dict()[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "targets"),
+    [
+        ("nemotron-h", ["in_proj", "q_proj", "up_proj"]),
+        ("kimi-linear", ["q_proj", "f_a_proj", "g_b_proj"]),
+    ],
+)
+def test_a_checkpoint_has_names_of_its_own(
+    loramux: Loramux, architecture: str, targets: list[str], tmp_path: Path
+) -> None:
+    model = tiny_model(architecture)
+    save_base(model, tmp_path / "base")
+    adapter = save_adapter(model, tmp_path / "a", seed=1, r=2, target_modules=targets)
+    assert loramux("merge", str(adapter), "--into-base", "base", "-o", "whole").code == 0
+    expected, found = merged_by_peft(tmp_path / "base", adapter), loaded(tmp_path / "whole")
+    for name, weight in found.state_dict().items():
+        torch.testing.assert_close(weight, expected.state_dict()[name], rtol=1e-6, atol=1e-6)
+
+
 def test_a_tied_head_is_refused(loramux: Loramux, tmp_path: Path) -> None:
     save_base(tiny_model("llama"), tmp_path / "base")
     head = pair("lm_head", 2, features=(32, VOCAB))
