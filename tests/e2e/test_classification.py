@@ -45,7 +45,7 @@ def client(served: Served) -> Iterator[Client]:
 def test_texts_are_classified_in_one_batch_with_prompts_that_are_continued(
     served: Served, client: Client
 ) -> None:
-    options: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 120, "ignore_eos": True}
     writers = ["upper", "reverse", None]
     alone = [client.generate("abandon ->", adapter=name, **options).token_ids for name in writers]
     before = served.server.metrics()

@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
@@ -154,7 +161,7 @@ def load_base_model(
         if is_quantized and target.type == "cuda":
             # Weights are rounded and ordered there, and never all of them on the host.
             options["device_map"] = {"": target}
-        module, loading = AutoModelForCausalLM.from_pretrained(
+        module, loading = _kind_of(path).from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
         _check_whole(module, loading["missing_keys"])
@@ -168,6 +175,18 @@ def load_base_model(
     if not stays_on_host:
         module = module.to(target)
     return prepare(module, name=Path(path).name, text=read_text_format(path))
+
+
+def _kind_of(path: str) -> Any:  # noqa: ANN401
+    """Return what loads the model in `path`: text alone where it can be had, else that of images.
+
+    Raises:
+        OSError: There is no config.
+    """
+    kind = type(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    has_text_alone = kind in MODEL_FOR_CAUSAL_LM_MAPPING
+    sees = not has_text_alone and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _check_whole(module: PreTrainedModel, missing: Collection[str]) -> None:
@@ -224,6 +243,7 @@ def prepare(
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
     recurrent.serve(module, step)
+    _let_go(module, probed.idle)
     _own(module)
     experts = find_experts(module, step)
     vocabulary = replaceable.vocabulary
@@ -310,6 +330,22 @@ def _check_arguments(module: PreTrainedModel, *, attends: bool) -> None:
     for name in ("position_ids", "logits_to_keep"):
         if name not in known and (attends or name != "position_ids"):
             raise UnservableModelError(f"{type(module).__name__}.forward takes no {name}")
+
+
+def _let_go(module: PreTrainedModel, names: Collection[str]) -> None:
+    """Let go of the weights of parts that no text needs, such as those that see images."""
+    idle = [module.get_submodule(name) for name in names]
+    inside = {id(part) for each in idle for part in each.modules()}
+    used = {
+        id(parameter)
+        for part in module.modules()
+        if id(part) not in inside
+        for parameter in part.parameters(recurse=False)
+    }
+    for each in idle:
+        for parameter in each.parameters():
+            if id(parameter) not in used and type(parameter) is nn.Parameter:
+                parameter.data = parameter.data.new_empty(0)
 
 
 def _own(module: PreTrainedModel) -> None:

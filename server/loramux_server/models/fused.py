@@ -66,7 +66,7 @@ def _norm(part: nn.Module, step: Step) -> RmsNorm | None:
     epsilon = getattr(part, "variance_epsilon", getattr(part, "eps", None))
     if "RMSNorm" not in type(part).__name__ or not isinstance(weight, nn.Parameter):
         return None
-    if weight.dim() != 1 or not isinstance(epsilon, float):
+    if weight.dim() != 1 or not len(weight) or not isinstance(epsilon, float):
         return None
     if len(inspect.signature(part.forward).parameters) > 1:  # others take a gate beside the input
         return None

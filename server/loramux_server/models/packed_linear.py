@@ -199,8 +199,7 @@ class OutputLayer(nn.Module):
         super().__init__()
         self.bias = None if layer.bias is None else layer.bias.float().cpu()
         """Float32 in memory of the host; None if it has none."""
-        self.weight = layer.weight.to("meta")
-        """Shape and format, for which some models ask, without numbers."""
+        self._format = layer.weight.shape, layer.weight.dtype
         self._weights: Weights | None = None
         self._linear: Linear
         if is_quantized(layer):
@@ -222,6 +221,12 @@ class OutputLayer(nn.Module):
         if self._weights is not None:
             self._linear = backend.make_linear(*self._weights)
             self._weights = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Shape and format of the weight, for which some models ask, without numbers."""
+        shape, dtype = self._format
+        return torch.empty(shape, dtype=dtype, device="meta")
 
     @property
     def lookup(self) -> Lookup | None:

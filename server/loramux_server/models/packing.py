@@ -37,6 +37,8 @@ class Probed:
     of the tokens in both. Those inside of recurrent layers are none: they see a batch in parts."""
     recurrent: Recurrent
     """The layers that know of tokens by states."""
+    idle: frozenset[str]
+    """Models inside of the model that text does not come to, such as one that sees images."""
 
 
 def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
@@ -44,8 +46,10 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
     output_layer = module.get_output_embeddings()
     calls: list[tuple[str, torch.Tensor]] = []
     axes: dict[str, set[int | None]] = {}
+    called: set[nn.Module] = set()
     hooks: list[RemovableHandle] = []
     for name, layer in module.named_modules():
+        hooks.append(layer.register_forward_pre_hook(lambda layer, _: called.add(layer)))
         if is_linear(layer) and layer is not output_layer:
             hooks.append(layer.register_forward_pre_hook(_recorder(calls, name)))
         elif next(layer.parameters(recurse=False), None) is not None:
@@ -66,7 +70,12 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
         for axis in found
         if axis is not None and not recurrent.has(name)
     }
-    return Probed(calls, output.logits.shape[-1], plain, recurrent)
+    idle = frozenset(
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, PreTrainedModel) and called.isdisjoint(part.modules())
+    )
+    return Probed(calls, output.logits.shape[-1], plain, recurrent, idle)
 
 
 def _run(module: PreTrainedModel) -> Any:  # noqa: ANN401
