@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from loramux_server.kernels.states import BEGINNING, Kept, StateBatch
+from loramux_server.models import delta_rule
 from loramux_server.models.base_model import UnservableModelError, prepare
+from loramux_server.models.delta_rule import DeltaRule
+from loramux_server.models.in_slots import InSlots
 from loramux_server.models.parts import Run, SingleTokens, in_steps, parts_of
+from loramux_server.models.state_space import StateSpace
 from loramux_server.models.states import GivenStates, LayerStates
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
@@ -48,6 +52,26 @@ def test_layers_are_found_by_what_they_bring_to_the_cache() -> None:
     both = prepare(tiny_model("falcon-h1"))
     assert both.recurrent.numbers == set(both.attention.shapes) == {0, 1}
     assert not prepare(tiny_model("llama")).recurrent.states
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("qwen3.5", DeltaRule), ("kimi-linear", DeltaRule), ("granite-hybrid", StateSpace),
+        ("mamba2", StateSpace), ("lfm2", type(None)),
+    ],
+)  # fmt: skip
+def test_it_is_found_out_whose_states_change_in_their_slots(
+    architecture: str, kind: type[InSlots]
+) -> None:
+    found = prepare(tiny_model(architecture)).recurrent.states.values()
+    assert all(type(each._in_slots) is kind for each in found)
+
+
+def test_a_rule_that_computes_something_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_rule, "_EPSILON", 0.5)
+    (found,) = prepare(tiny_model("qwen3.5")).recurrent.states.values()
+    assert found._in_slots is None
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)

@@ -89,7 +89,7 @@ _LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
 }  # fmt: skip
 _MAMBA = {
-    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1,
     "mamba_chunk_size": 8,
 }  # fmt: skip
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -110,7 +110,7 @@ RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
     "nemotron-h": lambda: NemotronHConfig(
         **SHAPE | {"num_hidden_layers": 3, "initializer_range": 0.1},
         layers_block_type=["mamba", "attention", "mlp"], mamba_num_heads=4, mamba_head_dim=8,
-        ssm_state_size=8, n_groups=1, chunk_size=8, head_dim=8,
+        ssm_state_size=16, n_groups=1, chunk_size=8, head_dim=8,
     ),
     "jamba": lambda: JambaConfig(
         **SHAPE, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
@@ -118,7 +118,7 @@ RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
         mamba_dt_rank=4,
     ),
     "mamba2": lambda: Mamba2Config(
-        **_OLD, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=16,
+        **_OLD, hidden_size=32, num_hidden_layers=2, state_size=16, num_heads=4, head_dim=16,
         n_groups=1, chunk_size=8,
     ),
     "kimi-linear": lambda: KimiLinearConfig(

@@ -23,6 +23,7 @@ from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
 from loramux_server.kernels.resting import AT_REST, Quantization
 from loramux_server.kernels.saved_linear import SavedLinear, make_saved_linear
+from loramux_server.kernels.state_space import state_space
 from loramux_server.kernels.step_input import StepInput, stage
 from loramux_server.lora.experts_edit import ExpertRows
 from loramux_server.lora.segments import Int32, Segments
@@ -129,6 +130,22 @@ class DeltaRule(Protocol):
         """Return what each request reads from its state, which learns its token first."""
 
 
+class StateSpace(Protocol):
+    """State spaces of one token of each request; see `kernels.state_space`."""
+
+    def __call__(
+        self,
+        x_THP: torch.Tensor,
+        decay_TH: torch.Tensor,
+        b_TGN: torch.Tensor,
+        c_TGN: torch.Tensor,
+        state_SHPN: torch.Tensor,
+        read_T: torch.Tensor,
+        write_T: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return what each request reads from its state, which takes its token in first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The operations of one kind of device."""
@@ -148,6 +165,7 @@ class Backend:
     make_saved_linear: MakeSavedLinear = make_saved_linear
     multiply_experts: MultiplyExperts = multiply_experts
     delta_rule: DeltaRule = delta_rule
+    state_space: StateSpace = state_space
     takes_experts: bool = False
     """Whether the weights of experts are to be taken by `make_linear`, one by one."""
     extends: bool = False
@@ -211,6 +229,7 @@ def choose_backend(
     from loramux_server.kernels.delta_rule_cpu import DeltaRuleCpu
     from loramux_server.kernels.linear_cpu import make_linear_cpu, make_saved_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
+    from loramux_server.kernels.state_space_cpu import StateSpaceCpu
     from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
     few = 0 if is_deterministic else FEW
@@ -220,7 +239,8 @@ def choose_backend(
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
         partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
         multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu),
-        delta_rule=DeltaRuleCpu(), takes_experts=True, is_deterministic=is_deterministic,
+        delta_rule=DeltaRuleCpu(), state_space=StateSpaceCpu(), takes_experts=True,
+        is_deterministic=is_deterministic,
     )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ class Recurrent:
             for inner, part in list(layer.named_modules()):
                 if isinstance(part, PackedPart):
                     layer.set_submodule(inner, WaitingPart(part, turns))
-            states.put_rule_into(layer, step)
+            states.change_in_slots(layer, step)
             module.set_submodule(name, RecurrentLayer(layer, states, turns, division))
 
     def allocate(self, num_slots: int, device: torch.device) -> None:

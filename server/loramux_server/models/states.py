@@ -15,12 +15,14 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.models.delta_rule import DeltaRule
+from loramux_server.models.in_slots import InSlots
+from loramux_server.models.state_space import StateSpace
 from loramux_server.models.step import Step
 
 CONV, RECURRENT = "conv", "recurrent"
 State = tuple[str, int]
 """Kind, and the number that a layer gives to a state of that kind."""
-_OF_RULE = (RECURRENT, 0)
+_FIRST = (RECURRENT, 0)
 _MOST_STATES = 16
 """Of one kind in a layer; those that are known have three."""
 
@@ -135,7 +137,7 @@ class LayerStates:
         self._shapes = shapes
         self._slots: dict[State, torch.Tensor] = {}
         """[S, ...] each."""
-        self._rule: DeltaRule | None = None
+        self._in_slots: InSlots | None = None
         """What changes the first recurrent state in its slots; None where nothing does."""
 
     @property
@@ -163,11 +165,12 @@ class LayerStates:
         for slots in self._slots.values():
             slots[target] = slots[source]
 
-    def put_rule_into(self, layer: nn.Module, step: Step) -> None:
+    def change_in_slots(self, layer: nn.Module, step: Step) -> None:
         """Let `layer` change its state in its slots, where one token of each request comes."""
-        shape = self._shapes.get(_OF_RULE)
+        shape = self._shapes.get(_FIRST)
         if shape and shape.dtype is torch.float32:
-            self._rule = DeltaRule.put_into(layer, shape.shape, step)
+            tried = (kind.put_into(layer, shape.shape, step) for kind in (DeltaRule, StateSpace))
+            self._in_slots = next(filter(None, tried), None)
 
     def gathered(self, read_B: torch.Tensor, write_B: torch.Tensor) -> GivenStates:
         """Return what is known of requests: copies, but of what changes in its slots all of them.
@@ -178,9 +181,9 @@ class LayerStates:
         """
         given = {}
         for state, slots in self._slots.items():
-            if self._rule and state == _OF_RULE:
+            if self._in_slots and state == _FIRST:
                 given[state] = slots
-                self._rule.begin(slots, read_B, write_B)
+                self._in_slots.begin(slots, read_B, write_B)
             else:
                 given[state] = slots.index_select(0, read_B)
         return GivenStates(given)
