@@ -24,7 +24,8 @@ from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import format_of
-from loramux_server.models.base_model import BaseModel, load_base_model
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import num_bytes
 
 GREEDY = Sampling(max_tokens=10_000, seed=0, temperature=0.0, ignore_eos=True)

@@ -21,7 +21,8 @@ from transformers import (
 from loramux_adapters.base_names import named_for
 from loramux_adapters.contents import Contents
 from loramux_adapters.lora import LoraModule
-from loramux_server.models.base_model import BaseModel, load_base_model
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.loading import load_base_model
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import RECURRENT, SHAPE, VOCAB, byte_tokenizer

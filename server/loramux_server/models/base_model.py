@@ -1,4 +1,4 @@
-"""A base model, loaded by transformers and made ready to serve adapters.
+"""A base model that is made ready to serve adapters.
 
 Any decoder will do whose attention goes through transformers' attention interface. What the model
 looks like is found by running it once: which layers share an input, and what each keeps of a token.
@@ -9,22 +9,11 @@ import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from loramux_server.kernels.backend import resolve
-from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
@@ -37,25 +26,12 @@ from loramux_server.models.fused import fuse
 from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear
 from loramux_server.models.packing import pack, probe
-from loramux_server.models.quantized import (
-    MXFP4,
-    check_quantized,
-    hold_dequantised,
-    mxfp4_config,
-    saved_method,
-    torchao_config,
-)
 from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, find_replaceable
 from loramux_server.models.self_check import SelfCheck
 from loramux_server.models.step import Step
-from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat, read_text_format
+from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 _UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 """What is raised where a model is run in a way that it does not know."""
 
@@ -109,111 +85,6 @@ class BaseModel:
     def cache_shapes(self) -> list[CacheShape]:
         """What each layer keeps of a token."""
         return list(self.attention.shapes.values())
-
-
-def load_base_model(
-    path: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    kernels: str = "auto",
-    quantization: Quantization = Quantization.NONE,
-    stays_on_host: bool = False,
-) -> BaseModel:
-    """Load the base model in folder or hub id `path` and make it ready.
-
-    Nothing of the model's folder is executed: remote code is never trusted.
-
-    Args:
-        path: The folder or hub id.
-        dtype: Its number format; `auto` is the one that suits `device`, and the one it was saved in
-            if it was quantised then, other than in MXFP4.
-        device: Where it is to run.
-        kernels: The operations to use there. Those of a CPU round weights themselves, when they
-            take them; for others it is done here.
-        quantization: How weights are rounded.
-        stays_on_host: Leave it in memory of the host, for somebody who moves a part of it.
-
-    Raises:
-        UnservableModelError: The model cannot be loaded or is of a kind that is not served.
-    """
-    target = _device(device)
-    try:
-        method = saved_method(path)
-        is_quantized = method is not None and method != MXFP4
-        if method is not None and quantization is not Quantization.NONE:
-            raise ValueError(
-                f"it was quantised before it was saved, so that quantization can only be 'none', "
-                f"not {str(quantization)!r}"
-            )
-        options: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto")}
-        if method == MXFP4:
-            options["quantization_config"] = mxfp4_config(path)
-        if quantization is not Quantization.NONE and resolve(kernels, target) != "cpu":
-            options["quantization_config"] = torchao_config(quantization, target)
-            is_quantized = True
-        elif dtype == "auto" and target.type == "cpu" and not is_quantized:
-            options["dtype"] = torch.float32
-        if is_quantized and stays_on_host:
-            raise ValueError(
-                "quantised layers are not divided among processes: tensor_parallel can only be 1"
-            )
-        if is_quantized and target.type == "cuda":
-            # Weights are rounded and ordered there, and never all of them on the host.
-            options["device_map"] = {"": target}
-        module, loading = _kind_of(path).from_pretrained(
-            path, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
-        )
-        _check_whole(module, loading["missing_keys"])
-        if method == MXFP4:
-            hold_dequantised(module, options["dtype"])
-        check_quantized(module, quantization)
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
-    if not stays_on_host:
-        module = module.to(target)
-    return prepare(module, name=Path(path).name, text=read_text_format(path))
-
-
-def _kind_of(path: str) -> Any:  # noqa: ANN401
-    """Return what loads the model in `path`: text alone where it can be had, else that of images.
-
-    Raises:
-        OSError: There is no config.
-    """
-    kind = type(AutoConfig.from_pretrained(path, trust_remote_code=False))
-    has_text_alone = kind in MODEL_FOR_CAUSAL_LM_MAPPING
-    sees = not has_text_alone and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
-
-
-def _check_whole(module: PreTrainedModel, missing: Collection[str]) -> None:
-    """Demand that no weight is `missing`, in place of which transformers puts random numbers."""
-    if not missing:
-        return
-    first, *others = sorted(missing)
-    what = f"the weight {first}" + (f" and {len(others)} others" if others else "")
-    raise ValueError(
-        f"it lacks {what} of {type(module).__name__}: save it whole. A model that was saved "
-        "without the layer of logits serves vectors and adapters with heads where its config.json "
-        "has tie_word_embeddings"
-    )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
-        reason = str(error).partition("\n")[0]
-        raise UnservableModelError(f"device {name!r} cannot be used: {reason}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UnservableModelError(f"device {name!r} cannot be used: it is neither cpu nor cuda")
-    return device
 
 
 def prepare(
