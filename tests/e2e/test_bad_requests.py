@@ -33,6 +33,7 @@ from loramux.v1.generation_pb2 import (
 from tests.conftest import ADAPTERS
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
+from tests.support.unread import Unread
 from tests.support.wire import GENERATE, STREAM_GENERATE, refusal, send
 
 CONTEXT = 256
@@ -494,17 +495,17 @@ def test_the_prefix_of_the_tokenizer_can_be_left_out(client: Client) -> None:
     assert bare.usage.prompt_tokens == 3
 
 
-def test_a_request_id_is_taken_while_its_request_runs(client: Client) -> None:
+def test_a_request_id_is_taken_while_its_request_runs(
+    tiny_server: RunningServer, client: Client
+) -> None:
     """D20."""
     # More than has room on its way to who does not read: it cannot end by itself.
-    stream = client.stream(
-        "hello", request_id="twice", ignore_eos=True, max_tokens=240, n=8, logprobs=20
-    )
-    assert next(stream).request_id == "twice"
-    with pytest.raises(AlreadyExistsError, match="'twice'") as caught:
-        client.generate("hello", request_id="twice")
-    assert (caught.value.reason, caught.value.field) == ("REQUEST_EXISTS", "request_id")
-    stream.close()  # type: ignore[attr-defined]
+    endless = request({"ignore_eos": True, "max_tokens": 240, "logprobs": 20}, request_id="twice")
+    with Unread(tiny_server.target, endless) as stream:
+        assert stream.first.request_id == "twice"
+        with pytest.raises(AlreadyExistsError, match="'twice'") as caught:
+            client.generate("hello", request_id="twice")
+        assert (caught.value.reason, caught.value.field) == ("REQUEST_EXISTS", "request_id")
 
     def is_free() -> bool:
         try:

@@ -11,8 +11,10 @@ import pytest
 
 from loramux import Client
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
+from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
+from tests.support.unread import Unread
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
 NUM_ADAPTERS = 100
@@ -145,7 +147,7 @@ def test_uploads_are_counted_by_their_outcome(
     assert grown["loramux_adapters_registered"] == 1
     # The one token that an upload is tried out with is nobody's request.
     assert not any(name.startswith("loramux_requests_total") for name in grown)
-    client.adapters.delete("counted")
+    client.adapters.delete("counted", wait=True)
 
 
 def test_a_deleted_adapter_gives_its_memory_back(
@@ -183,23 +185,23 @@ def test_adapters_at_hand_are_named_to_who_chooses_between_servers(
     running = lora_requests(server)["running_lora_adapters"].split(",")
     assert running[0] == "at-hand"
     assert lora_requests(server)["waiting_lora_adapters"] == ""
-    client.adapters.delete("at-hand")
+    client.adapters.delete("at-hand", wait=True)
     assert "at-hand" not in lora_requests(server)["running_lora_adapters"]
 
 
 def test_used_and_all_kv_blocks_make_the_ratio_that_routers_read(
     server: RunningServer, client: Client
 ) -> None:
-    def ratio() -> float:
+    def is_told() -> bool:
         stream = client.stream("hello", n=8, max_tokens=200, ignore_eos=True)
         next(stream)
         metrics = server.metrics()
         stream.close()  # type: ignore[attr-defined]
-        ratio = metrics["loramux_kv_cache_usage_ratio"]
-        assert ratio == metrics["loramux_kv_blocks_used"] / metrics["loramux_kv_blocks"]
-        return ratio
+        used, ratio = metrics["loramux_kv_blocks_used"], metrics["loramux_kv_cache_usage_ratio"]
+        return ratio == used / metrics["loramux_kv_blocks"] > 0
 
-    assert eventually(lambda: ratio() > 0)  # a stream may have ended before it is looked at
+    # A stream may have ended before it is looked at, and a report may come between two samples.
+    assert eventually(is_told)
     assert eventually(lambda: server.metrics()["loramux_kv_cache_usage_ratio"] == 0)
 
 
@@ -261,11 +263,13 @@ def test_a_deleted_adapter_has_no_series(
     for _ in range(10):
         client.generate("hi", adapter="passing", **GREEDY)
     assert "passing" in labels(server.metrics(), "loramux_requests_total")
-    stream = client.stream("hi", adapter="passing", max_tokens=200, ignore_eos=True)
-    next(stream)
-    client.adapters.delete("passing")
-    # The rest of a request of it counts, but no longer under its name.
-    assert len(list(stream)) > 1
+    sampling = SamplingParams(max_tokens=200, ignore_eos=True, logprobs=20)
+    request = GenerateRequest(prompt="hi", adapter="passing", sampling=sampling)
+    with Unread(server.target, request) as stream:
+        client.adapters.delete("passing")
+        # The rest of a request of it counts, but no longer under its name.
+        stream.read()
+    assert len(stream.tokens[0]) == 200
     samples = server.metrics()
     for metric in PER_ADAPTER:
         assert "passing" not in labels(samples, metric)

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from loramux import AsyncClient, Client
 from loramux.errors import LoramuxError, NotFoundError
 from loramux_server.access.caller import Role
-from tests.support.collector import Got, deaf_endpoint
+from tests.support.collector import Collector, Got, deaf_endpoint
 from tests.support.fake_server import FakeServer
 from tests.support.observed import Observed
 from tests.support.polling import eventually
@@ -183,15 +183,19 @@ def test_a_refused_call_has_a_span_that_says_why(
     assert not call.has_failed  # that is the caller's mistake, not the server's
 
 
-def test_a_stream_that_is_left_is_cancelled_in_its_trace(
-    observed: Observed, client: Client, tracer: Tracer
-) -> None:
-    # More than has room on its way to who does not read: it cannot end by itself.
-    stream = client.stream("x", max_tokens=200, n=8, logprobs=20, ignore_eos=True)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    trace_id, _ = ids_of(tracer.span())
-    (call,) = [span for span in observed.collector.of(trace_id) if "rpc.method" in span.told]
+def test_a_stream_that_is_left_is_cancelled_in_its_trace(tmp_path: Path, tracer: Tracer) -> None:
+    with Collector() as collector:
+        arguments = ("--tracing-endpoint", collector.endpoint)
+        # With so long a step the stream does not end by itself.
+        with (
+            FakeServer(tmp_path, *arguments, step_seconds=0.2) as server,
+            server.client(tracer_provider=tracer.provider) as client,
+        ):
+            stream = client.stream([1], max_tokens=4000)
+            next(stream)
+            stream.close()  # type: ignore[attr-defined]
+        trace_id, _ = ids_of(tracer.span())
+        (call,) = [span for span in collector.of(trace_id) if "rpc.method" in span.told]
     assert (call.name, call.told["rpc.response.status_code"]) == (STREAM, "CANCELLED")
 
 

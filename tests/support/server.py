@@ -34,8 +34,10 @@ class RunningServer:
             sys.executable, "-m", "loramux.cli", "serve", "--model", str(model),
             "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0",
             "--ready-file", str(self._ready), "--store", str(folder / "store"),
-            # A token now and then would be among those that tests count.
-            "--threads", "1", "--drain-timeout", "5", "--probe-interval", "0", *arguments,
+            # A token now and then would be among those that tests count, and a stream that nobody
+            # reads is to wait for its test.
+            "--threads", "1", "--drain-timeout", "5", "--probe-interval", "0",
+            "--reader-timeout", "300", *arguments,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.target = ""

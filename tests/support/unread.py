@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import grpc
 
-from loramux.v1.generation_pb2 import GenerateRequest, StreamGenerateResponse
+from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams, StreamGenerateResponse
 from tests.support.wire import STREAM_GENERATE
 
 OPTIONS = [
@@ -19,7 +19,10 @@ OPTIONS = [
 
 
 class Unread:
-    """A stream, on a connection of its own, of which one message was read."""
+    """A stream, on a connection of its own, of which one message was read.
+
+    Leaving the `with` cancels it.
+    """
 
     def __init__(self, target: str, request: GenerateRequest, timeout: float = 120.0) -> None:
         self.tokens: dict[int, list[int]] = {index: [] for index in range(request.sampling.n or 1)}
@@ -31,7 +34,8 @@ class Unread:
             response_deserializer=StreamGenerateResponse.FromString,
         )
         self._stream = streaming(request, timeout=timeout)
-        self._take(next(self._stream))
+        self.first = next(self._stream)
+        self._take(self.first)
 
     def read(self) -> None:
         """Read the rest."""
@@ -51,3 +55,14 @@ class Unread:
         traceback: TracebackType | None,
     ) -> None:
         self._exits.close()
+
+
+def held(target: str, max_tokens: int = 240, **fields: Any) -> Unread:
+    """Return a greedy stream of so many tokens that does not end before it is read.
+
+    What is told of each token takes so much room that the engine pauses after some fifty of them.
+    """
+    sampling = SamplingParams(
+        temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=20
+    )  # fmt: skip
+    return Unread(target, GenerateRequest(prompt="hello", sampling=sampling, **fields))
