@@ -33,7 +33,7 @@ from loramux.v1.generation_pb2 import (
 from tests.conftest import ADAPTERS
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
-from tests.support.unread import Unread
+from tests.support.unread import held
 from tests.support.wire import GENERATE, STREAM_GENERATE, refusal, send
 
 CONTEXT = 256
@@ -499,9 +499,7 @@ def test_a_request_id_is_taken_while_its_request_runs(
     tiny_server: RunningServer, client: Client
 ) -> None:
     """D20."""
-    # More than has room on its way to who does not read: it cannot end by itself.
-    endless = request({"ignore_eos": True, "max_tokens": 240, "logprobs": 20}, request_id="twice")
-    with Unread(tiny_server.target, endless) as stream:
+    with held(tiny_server.target, request_id="twice") as stream:
         assert stream.first.request_id == "twice"
         with pytest.raises(AlreadyExistsError, match="'twice'") as caught:
             client.generate("hello", request_id="twice")

@@ -25,10 +25,10 @@ from tests.support.adapters import save_adapter
 from tests.support.models import tiny_model
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
+from tests.support.unread import held
 
 ROWS = 32
 """Rank rows that the adapter memory of the server holds."""
-LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def loramux(server: RunningServer, *arguments: str) -> str:
     return done.stdout
 
 
-def test_what_is_used_is_counted(client: Client) -> None:
+def test_what_is_used_is_counted(server: RunningServer, client: Client) -> None:
     before = client.adapters.prefetch("one").status
     begin = datetime.datetime.now(datetime.UTC)
     for _ in range(3):
@@ -87,10 +87,8 @@ def test_what_is_used_is_counted(client: Client) -> None:
     assert after.last_used_at is not None
     assert begin <= after.last_used_at <= datetime.datetime.now(datetime.UTC)
     assert after.memory_bytes == client.adapters.get("two").status.memory_bytes > 0
-    stream = client.stream("hello", adapter="one", **LONG)
-    next(stream)
-    assert client.adapters.get("one").status.calls == 1
-    stream.close()  # type: ignore[attr-defined]
+    with held(server.target, adapter="one"):
+        assert client.adapters.get("one").status.calls == 1
     assert eventually(lambda: client.adapters.get("one").status.calls == 0)
 
 
@@ -193,22 +191,19 @@ def test_a_download_is_what_was_uploaded(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "wide.safetensors"]
 
 
-def test_a_delete_can_wait_for_the_last_request(client: Client) -> None:
-    stream = client.stream("hello", adapter="one", **LONG)
-    first = next(stream)
-    deleting = threading.Thread(target=lambda: client.adapters.delete("one", wait=True))
-    deleting.start()
-
+def test_a_delete_can_wait_for_the_last_request(server: RunningServer, client: Client) -> None:
     def is_gone() -> bool:
         return "one" not in tiers(client)
 
-    assert eventually(is_gone)  # at once, for others
-    was_waiting = deleting.is_alive()
-    tokens = first.token_ids + sum((chunk.token_ids for chunk in stream), ())
+    deleting = threading.Thread(target=lambda: client.adapters.delete("one", wait=True))
+    with held(server.target, max_tokens=200, adapter="one") as stream:
+        deleting.start()
+        assert eventually(is_gone)  # at once, for others
+        assert deleting.is_alive()
+        stream.read()
     deleting.join(timeout=60)
     assert not deleting.is_alive()
-    assert was_waiting
-    assert len(tokens) == LONG["max_tokens"]
+    assert len(stream.tokens[0]) == 200
 
 
 def test_a_watcher_is_told_of_everything(client: Client, folders: dict[str, Path]) -> None:

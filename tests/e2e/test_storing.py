@@ -29,11 +29,11 @@ from tests.support.adapters import save_adapter
 from tests.support.models import tiny_model
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
+from tests.support.unread import held
 from tests.support.wire import chunks, refusal, upload_header
 
 HOUR = datetime.timedelta(hours=1)
 SECOND = datetime.timedelta(seconds=1)
-LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}
 CHUNK = 64 << 10
 
 
@@ -85,25 +85,26 @@ def loramux(server: RunningServer, *arguments: str) -> Any:
     return json.loads(done.stdout) if "--json" in arguments else done.stdout
 
 
-def test_what_expires_goes_while_requests_go_on(client: Client, packages: list[Path]) -> None:
+def test_what_expires_goes_while_requests_go_on(
+    server: RunningServer, client: Client, packages: list[Path]
+) -> None:
     begin = datetime.datetime.now(datetime.UTC)
     adapter = client.adapters.upload("brief", packages[0], ttl=HOUR)
     assert adapter.expires_at is not None
     assert begin + HOUR <= adapter.expires_at <= datetime.datetime.now(datetime.UTC) + HOUR
-    stream = client.stream("hello", adapter="brief", **LONG)
-    first = next(stream)
-    watch = client.adapters.watch("brief", include_existing=True, timeout=120)
-    assert next(watch).kind == "existing"
-    shortened = client.adapters.set_ttl("brief:1", SECOND)
-    assert shortened.expires_at is not None
-    assert shortened.expires_at < adapter.expires_at
-    kinds = [next(change.kind for change in watch if change.kind != "moved") for _ in range(2)]
-    assert kinds == ["updated", "deleted"]
-    watch.close()  # type: ignore[attr-defined]
-    with pytest.raises(NotFoundError, match="not registered"):
-        client.generate("hello", adapter="brief")
-    tokens = first.token_ids + sum((chunk.token_ids for chunk in stream), ())
-    assert len(tokens) == LONG["max_tokens"]
+    with held(server.target, max_tokens=200, adapter="brief") as stream:
+        watch = client.adapters.watch("brief", include_existing=True, timeout=120)
+        assert next(watch).kind == "existing"
+        shortened = client.adapters.set_ttl("brief:1", SECOND)
+        assert shortened.expires_at is not None
+        assert shortened.expires_at < adapter.expires_at
+        kinds = [next(change.kind for change in watch if change.kind != "moved") for _ in range(2)]
+        assert kinds == ["updated", "deleted"]
+        watch.close()  # type: ignore[attr-defined]
+        with pytest.raises(NotFoundError, match="not registered"):
+            client.generate("hello", adapter="brief")
+        stream.read()
+    assert len(stream.tokens[0]) == 200
 
 
 def test_a_time_can_be_changed_and_cleared(
@@ -154,8 +155,6 @@ def test_a_delete_that_waits_leaves_no_row(
     before = server.metrics()[used]
     client.adapters.delete("one", wait=True)
     assert server.metrics()[used] == before  # another version has the same content
-    stream = client.stream("hello", adapter="team/same", **LONG)
-    next(stream)
     figures: list[dict[str, float]] = []
 
     def delete() -> None:
@@ -163,11 +162,11 @@ def test_a_delete_that_waits_leaves_no_row(
         figures.append(server.metrics())
 
     deleting = threading.Thread(target=delete)
-    deleting.start()
-    assert eventually(lambda: not client.adapters.list())
-    assert not figures
-    for _ in stream:
-        pass
+    with held(server.target, adapter="team/same") as stream:
+        deleting.start()
+        assert eventually(lambda: not client.adapters.list())
+        assert not figures
+        stream.read()
     deleting.join(timeout=60)
     (after,) = figures
     for tier in ("device", "host"):

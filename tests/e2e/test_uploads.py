@@ -40,6 +40,7 @@ from tests.support.adapters import save_adapter
 from tests.support.models import tiny_model
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
+from tests.support.unread import held
 from tests.support.wire import chunks, refusal, upload_header
 
 ROWS = 32
@@ -215,14 +216,13 @@ def test_a_stream_finishes_with_an_adapter_that_is_deleted_meanwhile(
 ) -> None:
     digest = client.adapters.upload("short-lived", folders["one"]).digest
     alone = client.generate("hello", adapter="short-lived", **LONG)
-    stream = client.stream("hello", adapter="short-lived", **LONG)
-    tokens = next(stream).token_ids
-    client.adapters.delete("short-lived")
-    with pytest.raises(NotFoundError):
-        client.generate("hello", adapter="short-lived")
-    assert blob_of(server, digest).exists()
-    tokens += sum((chunk.token_ids for chunk in stream), ())
-    assert tokens == alone.token_ids
+    with held(server.target, LONG["max_tokens"], adapter="short-lived") as stream:
+        client.adapters.delete("short-lived")
+        with pytest.raises(NotFoundError):
+            client.generate("hello", adapter="short-lived")
+        assert blob_of(server, digest).exists()
+        stream.read()
+    assert tuple(stream.tokens[0]) == alone.token_ids
     # Nobody names it or uses it any more.
     assert eventually(lambda: not blob_of(server, digest).exists())
 
