@@ -11,10 +11,9 @@ import pytest
 
 from loramux import Client
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
-from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
-from tests.support.unread import Unread
+from tests.support.unread import held
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
 NUM_ADAPTERS = 100
@@ -263,9 +262,7 @@ def test_a_deleted_adapter_has_no_series(
     for _ in range(10):
         client.generate("hi", adapter="passing", **GREEDY)
     assert "passing" in labels(server.metrics(), "loramux_requests_total")
-    sampling = SamplingParams(max_tokens=200, ignore_eos=True, logprobs=20)
-    request = GenerateRequest(prompt="hi", adapter="passing", sampling=sampling)
-    with Unread(server.target, request) as stream:
+    with held(server.target, max_tokens=200, adapter="passing") as stream:
         client.adapters.delete("passing")
         # The rest of a request of it counts, but no longer under its name.
         stream.read()
