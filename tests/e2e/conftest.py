@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def roomy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_base` with a context of 4,096 tokens and a tokenizer that knows a token too many.
+    """`tiny_base` with a context of 131,072 tokens and a tokenizer that knows a token too many.
 
     And it makes no token of the character "␀". A stream of it can be made to last for seconds. The
     adapters of `tiny_base` fit.
@@ -33,7 +33,9 @@ def roomy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.models import byte_tokenizer, tiny_model
 
     folder = tmp_path_factory.mktemp("base") / "roomy"
-    tiny_model("llama", vocab_size=259, max_position_embeddings=4096).save_pretrained(str(folder))
+    tiny_model("llama", vocab_size=259, max_position_embeddings=1 << 17).save_pretrained(
+        str(folder)
+    )
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<beyond>"]})
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("␀", "")

@@ -30,17 +30,17 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux.types import Chunk
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from loramux_adapters import pack
 from tests.support.polling import eventually, is_alive
 from tests.support.server import RunningServer
-from tests.support.unread import Unread
+from tests.support.unread import Unread, held
 from tests.support.wire import GENERATE, STREAM_GENERATE, chunks, refusal, send, upload_header
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
-LONG: dict[str, Any] = {**GREEDY, "max_tokens": 3000}
+LONG: dict[str, Any] = {**GREEDY, "max_tokens": 100_000}
+"""More than is made while a test runs, and more than has room on its way to who does not read."""
 MAX_RUNNING = 16
 MAX_WAITING = 16
 DEFAULT_TIMEOUT = 1.5
@@ -271,9 +271,13 @@ def is_serving(client: Client) -> bool:
 
 def test_a_cancelled_stream_frees_what_it_held(server: RunningServer, client: Client) -> None:
     stream = client.stream("hello", adapter="wide", n=8, **LONG)
-    next(stream)
-    assert eventually(lambda: server.metrics()["loramux_requests_running"] == 8)
-    assert server.metrics()["loramux_kv_blocks_used"] >= 8
+
+    def runs() -> bool:
+        next(stream)  # which is paused where that is not done
+        metrics = server.metrics()
+        return metrics["loramux_requests_running"] == 8 <= metrics["loramux_kv_blocks_used"]
+
+    assert eventually(runs)
     before = outcomes(server, "cancelled")
     stream.close()  # type: ignore[attr-defined]
     assert eventually(lambda: is_idle(server))
@@ -287,18 +291,15 @@ def test_a_lost_connection_frees_what_it_held(server: RunningServer) -> None:
     assert eventually(lambda: is_idle(server))
 
 
-def test_a_request_cancelled_in_the_queue_never_runs(server: RunningServer, client: Client) -> None:
-    running = all_running(client)
-    with ThreadPoolExecutor(1) as pool, server.client() as other:
+def test_a_request_cancelled_in_the_queue_never_runs(server: RunningServer) -> None:
+    with all_running(server), ThreadPoolExecutor(1) as pool, server.client() as other:
         waiting = pool.submit(other.generate, "hello", n=8, **GREEDY)
         assert eventually(lambda: server.metrics()["loramux_requests_waiting"] == 8)
         other.close()
         assert eventually(lambda: server.metrics()["loramux_requests_waiting"] == 0)
         with pytest.raises(LoramuxError):
             waiting.result(timeout=60)
-    assert server.metrics()["loramux_requests_running"] == MAX_RUNNING
-    for stream in running:
-        stream.close()  # type: ignore[attr-defined]
+        assert server.metrics()["loramux_requests_running"] == MAX_RUNNING
     assert eventually(lambda: is_idle(server))
 
 
@@ -307,7 +308,7 @@ def test_a_deadline_ends_a_request_and_frees_what_it_held(
     server: RunningServer, client: Client, how: str
 ) -> None:
     def call() -> None:
-        list(getattr(client, how)("hello", adapter="wide", timeout=0.5, **LONG))
+        list(getattr(client, how)("hello", adapter="wide", timeout=2, **LONG))
 
     before = outcomes(server, "cancelled", "deadline_exceeded")
     with pytest.raises(DeadlineExceededError):
@@ -351,15 +352,20 @@ def test_a_stream_that_is_not_read_holds_nothing_and_goes_on_when_it_is(
     assert eventually(lambda: is_idle(server))
 
 
-def all_running(client: Client) -> list[Iterator[Chunk]]:
-    """Return as many streams as can run, all of which do.
+@contextlib.contextmanager
+def all_running(server: RunningServer) -> Iterator[None]:
+    """Let as many completions run as can while the block does, and end them then.
 
-    Each is one completion: what comes of it has room on the way, though nobody reads it.
+    They are no streams: what comes of them has room, though nobody reads it.
     """
-    streams = [client.stream("hello", **LONG) for _ in range(MAX_RUNNING)]
-    for stream in streams:
-        next(stream)
-    return streams
+    with server.client() as client, ThreadPoolExecutor(MAX_RUNNING // 8) as pool:
+        for _ in range(MAX_RUNNING // 8):
+            pool.submit(client.generate, "hello", n=8, **LONG)
+        try:
+            assert eventually(lambda: server.metrics()["loramux_requests_running"] == MAX_RUNNING)
+            yield
+        finally:
+            client.close()
 
 
 # Too much at once, and what must not reach the engine
@@ -367,17 +373,15 @@ def all_running(client: Client) -> list[Iterator[Chunk]]:
 
 def test_a_full_queue_refuses_and_goes_on(server: RunningServer, client: Client) -> None:
     """F23."""
-    running = all_running(client)
     waiting = [client.stream("hello", n=8, **LONG) for _ in range(MAX_WAITING // 8)]
     with ThreadPoolExecutor(len(waiting)) as pool:
-        started = [pool.submit(next, stream) for stream in waiting]
-        assert eventually(lambda: server.metrics()["loramux_requests_waiting"] == MAX_WAITING)
-        with pytest.raises(ResourceExhaustedError) as caught:
-            client.generate("hello", **GREEDY)
-        assert caught.value.reason == "QUEUE_FULL"
-        assert caught.value.retry_delay
-        for stream in running:
-            stream.close()  # type: ignore[attr-defined]
+        with all_running(server):
+            started = [pool.submit(next, stream) for stream in waiting]
+            assert eventually(lambda: server.metrics()["loramux_requests_waiting"] == MAX_WAITING)
+            with pytest.raises(ResourceExhaustedError) as caught:
+                client.generate("hello", **GREEDY)
+            assert caught.value.reason == "QUEUE_FULL"
+            assert caught.value.retry_delay
         for first in started:
             assert first.result(timeout=60).token_ids
     for stream in waiting:
@@ -456,11 +460,9 @@ def test_a_server_that_is_told_to_end_finishes_what_it_began(
     server: RunningServer, client: Client
 ) -> None:
     engine = server.engine_pid
-    options = LONG | {"max_tokens": 1000}
-    alone = client.generate("hello", adapter="wide", **options).token_ids
-    stream = client.stream("hello", adapter="wide", **options)
-    tokens = next(stream).token_ids
+    alone = client.generate("hello", adapter="wide", **GREEDY | {"max_tokens": 400}).token_ids
     with (
+        held(server.target, max_tokens=400, adapter="wide") as stream,
         ThreadPoolExecutor(1) as pool,
         grpc.insecure_channel(server.target) as channel,
         server.client() as late,
@@ -478,9 +480,9 @@ def test_a_server_that_is_told_to_end_finishes_what_it_began(
             assert caught.value.reason == "ENGINE_UNAVAILABLE"
             assert caught.value.retry_delay
         assert health.Check(health_pb2.HealthCheckRequest(service="")).status == NOT_SERVING
-        tokens += sum((chunk.token_ids for chunk in stream), ())
+        stream.read()
         assert ending.result() == 0
-    assert tokens == alone
+    assert tuple(stream.tokens[0]) == alone
     assert not is_alive(engine)
 
 
@@ -488,15 +490,12 @@ def test_a_signal_to_the_whole_process_group_cuts_nothing_off(
     server: RunningServer, client: Client
 ) -> None:
     """As from a terminal, or from systemd."""
-    options = LONG | {"max_tokens": 400}
-    alone = client.generate("hello", **options).token_ids
-    stream = client.stream("hello", **options)
-    tokens = next(stream).token_ids
-    with ThreadPoolExecutor(1) as pool:
+    alone = client.generate("hello", **GREEDY | {"max_tokens": 400}).token_ids
+    with held(server.target, max_tokens=400) as stream, ThreadPoolExecutor(1) as pool:
         ending = pool.submit(server.stop, whole_group=True)
-        tokens += sum((chunk.token_ids for chunk in stream), ())
+        stream.read()
         assert ending.result() == 0
-    assert tokens == alone
+    assert tuple(stream.tokens[0]) == alone
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -27,7 +27,6 @@ from loramux.v1.server_pb2_grpc import ServerServiceStub
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
 from tests.support.access import Keys, shown
-from tests.support.models import save_model
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
 from tests.support.wire import refusal
@@ -66,12 +65,11 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterator[Store]:
     folder = tmp_path_factory.mktemp("server")
     store = Store(folder)
     store.keys.make("acme", Role.USER)
-    base = save_model(folder / "base", max_position_embeddings=1 << 17)
-    with RunningServer(folder, base) as server:
+    with RunningServer(folder, roomy_base) as server:
         store.target = server.target
         yield store
     store.keys.close()

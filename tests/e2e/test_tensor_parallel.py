@@ -44,7 +44,7 @@ def test_a_follower_that_dies_ends_the_engine_and_another_comes(server: RunningS
     with server.client() as client:
         before = [completion(client, name) for name in names]
         engine, (follower,) = server.engine_pid, followers(server)
-        stream = client.stream("hello", adapter="wide", **GREEDY | {"max_tokens": 3000})
+        stream = client.stream("hello", adapter="wide", **GREEDY | {"max_tokens": 100_000})
         next(stream)
         os.kill(follower, signal.SIGKILL)
         with pytest.raises(UnavailableError):
