@@ -122,7 +122,7 @@ async def test_an_engine_that_loads_is_ended_at_once(engines: FakeEngines) -> No
     pid = engines.process.pid
     assert pid
     starting.cancel()
-    await asyncio.wait_for(engines.process.stop(), 5)
+    await asyncio.wait_for(engines.process.stop(), 30)
     assert not psutil.pid_exists(pid)
     with pytest.raises(asyncio.CancelledError):
         await starting
