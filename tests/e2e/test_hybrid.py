@@ -13,6 +13,7 @@ from peft import PrefixTuningConfig
 
 from loramux import Client
 from loramux.errors import InvalidArgumentError
+from loramux.types import Chunk
 from tests.e2e.test_prompt_logprobs import check as check_prompt
 from tests.parity.test_beams import check as check_beams
 from tests.parity.test_beams import searched
@@ -187,14 +188,17 @@ def test_keys_and_values_of_an_adapter_are_refused(
     assert client.generate(PROMPT, **GREEDY).token_ids == hybrid.tokens(None)
 
 
+def runs(server: RunningServer, stream: Iterator[Chunk]) -> bool:
+    """Read on in `stream`, which is paused where nobody does, and return whether all of it runs."""
+    next(stream)
+    return server.metrics()["loramux_requests_running"] == MAX_RUNNING
+
+
 def test_who_gives_up_leaves_nothing_behind(hybrid: Hybrid, client: Client) -> None:
     # More of them in turn than there are states.
     for name in (*NAMES, *NAMES):
         stream = client.stream(PROMPT, adapter=name, n=MAX_RUNNING, **ENDLESS)
-        next(stream)
-        assert eventually(
-            lambda: hybrid.server.metrics()["loramux_requests_running"] == MAX_RUNNING
-        )
+        assert eventually(lambda stream=stream: runs(hybrid.server, stream))  # type: ignore[misc]
         stream.close()  # type: ignore[attr-defined]
         assert eventually(lambda: is_idle(hybrid.server))
     with ThreadPoolExecutor(2 * MAX_RUNNING) as pool:

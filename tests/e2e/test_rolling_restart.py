@@ -12,7 +12,7 @@ import pytest
 
 from loramux import AsyncClient, Client
 from loramux.errors import InvalidArgumentError, UnavailableError
-from tests.support.fake_server import FakeServer, answer, answered, asked
+from tests.support.fake_server import FakeServer, answer, answered, asked, write_engine
 from tests.support.gateway import RunningGateway
 from tests.support.load import Load
 from tests.support.polling import eventually
@@ -92,7 +92,8 @@ async def test_a_call_waits_for_a_server_that_starts_again(tmp_path: Path) -> No
 def test_a_call_outlives_a_death_of_the_engine_only_before_its_first_token(
     tmp_path: Path,
 ) -> None:
-    with FakeServer(tmp_path, step_seconds=0.01) as server, server.client(retries=True) as client:
+    with FakeServer(tmp_path, step_seconds=0.3) as server, server.client(retries=True) as client:
+        write_engine(tmp_path)  # the next one is quick, and this one ends nothing before it dies
         stream = client.stream([5], max_tokens=4000)
         next(stream)
         with ThreadPoolExecutor(1) as pool:
