@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ Patch = pytest.MonkeyPatch
 
 def keep_a_row_after_eviction(patch: Patch) -> None:
     where = Residents.where
-    first: dict[tuple[int, str], Residence] = {}
+    first = WeakKeyDictionary[Residents, dict[str, Residence]]()
 
     def where_(self: Residents, digest: str) -> Residence:
-        return first.setdefault((id(self), digest), where(self, digest))
+        return first.setdefault(self, {}).setdefault(digest, where(self, digest))
 
     patch.setattr(Residents, "where", where_)
 

@@ -64,6 +64,9 @@ class Harness:
             most_states = (1 + 2 * config.get("max_running", 64)) * base.recurrent.slot_bytes
             config["kv_memory"] += min(config["kv_memory"], most_states)
             config["kv_memory"] = max(config["kv_memory"], 12 * base.recurrent.slot_bytes)
+        # Of the usual gigabyte nothing is touched, but where many engines wait to be collected, a
+        # process cannot fork any more.
+        config.setdefault("adapter_memory", 64 << 20)
         if rows is not None:
             config["adapter_memory"] = rows * 4 * sum(g.shape.row_weights for g in base.groups)
         self.executor = ThreadPoolExecutor(2) if threads else InlineExecutor()

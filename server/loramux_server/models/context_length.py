@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 
 _DEFAULT = 2048
-_WITHOUT_ATTENTION = 1 << 17
+_WITHOUT_ATTENTION = 1 << 15
 """Of a model that has no positions; to say how much is remembered is up to who trained it."""
 
 
