@@ -8,13 +8,12 @@ transformers.
     python -m benchmarks.experts --batch 1 --batch 8
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM, OlmoeConfig
 from benchmarks import machine
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_adapters import save_adapters
+from benchmarks.step_ways import in_turns, write_record
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
 
@@ -71,35 +71,20 @@ def main(
                                            adapter_memory=4 << 30, max_running=max(batch)))
             for kernels, rounded in (("cpu", quantization), ("torch", "none"))
         )  # fmt: skip
-        ways: dict[str, tuple[LocalEngine, Sequence[AdapterSource]]] = {
+        setups: dict[str, tuple[LocalEngine, Sequence[AdapterSource]]] = {
             "base": (ours, ()), "attention": (ours, attention), "experts": (ours, experts),
             "base, torch": (theirs, ()),
         }  # fmt: skip
         for size in batch:
-            found: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(repeats):
-                for way, (engine, adapters) in ways.items():
-                    engine.fill(size, adapters, context)
-                    found[way].append(1000 * median(engine.time_steps(steps)))
-                    engine.clear()
-            figures.append({"batch": size, **_figure(found)})
-            print("  ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
+            ways = {
+                way: partial(engine.step_seconds, size, adapters, context, steps)
+                for way, (engine, adapters) in setups.items()
+            }
+            figures.append(in_turns(size, ways, repeats))
         ours.close()
         theirs.close()
     if output:
-        record: dict[str, Any] = {
-            "command": "python -m benchmarks.experts", "options": options, "machine": described,
-            "figures": figures,
-        }  # fmt: skip
-        output.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _figure(found: dict[str, list[float]]) -> dict[str, object]:
-    base = median(found["base"])
-    ratios = {
-        f"{way} ÷ base": round(median(found[way]) / base, 3) for way in found if way != "base"
-    }
-    return {"base, ms": round(base, 2), **ratios, "all, ms": found}
+        write_record(output, "python -m benchmarks.experts", options, described, figures)
 
 
 def _save_base(folder: Path, shape: Shape, layers: int) -> Path:

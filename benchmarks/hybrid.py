@@ -8,16 +8,15 @@ adapter for each of them.
     python -m benchmarks.hybrid --batch 1 --batch 8
 """
 
-import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -27,6 +26,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qw
 from benchmarks import machine
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_adapters import save_adapters
+from benchmarks.step_ways import in_turns, write_record
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
 
@@ -82,8 +82,8 @@ def main(
         peft = _peft(_own(base, torch.float32), folder / "adapters", max(batch))
         for size in batch:
             ways: dict[str, Callable[[], float]] = {
-                "base": partial(_ours, engine, size, (), context, steps),
-                "adapters": partial(_ours, engine, size, adapters, context, steps),
+                "base": partial(engine.step_seconds, size, (), context, steps),
+                "adapters": partial(engine.step_seconds, size, adapters, context, steps),
             }
             for dtype, model in theirs.items():
                 ways[f"transformers, {dtype}"] = partial(_decode, model, size, context, steps)
@@ -91,36 +91,10 @@ def main(
             ways["PEFT, float32"] = partial(
                 _decode, peft, size, context, steps, adapter_names=names
             )
-            found: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(repeats):
-                for way, measure in ways.items():
-                    found[way].append(1000 * measure())
-            figures.append({"batch": size, **_figure(found)})
-            print("  ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
+            figures.append(in_turns(size, ways, repeats))
         engine.close()
     if output:
-        record: dict[str, Any] = {
-            "command": "python -m benchmarks.hybrid", "options": options, "machine": described,
-            "figures": figures,
-        }  # fmt: skip
-        output.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _figure(found: dict[str, list[float]]) -> dict[str, object]:
-    base = median(found["base"])
-    ratios = {
-        f"{way} ÷ base": round(median(found[way]) / base, 3) for way in found if way != "base"
-    }
-    return {"base, ms": round(base, 2), **ratios, "all, ms": found}
-
-
-def _ours(
-    engine: LocalEngine, size: int, adapters: Sequence[AdapterSource], context: int, steps: int
-) -> float:
-    engine.fill(size, adapters, context)
-    seconds = median(engine.time_steps(steps))
-    engine.clear()
-    return seconds
+        write_record(output, "python -m benchmarks.hybrid", options, described, figures)
 
 
 @torch.inference_mode()

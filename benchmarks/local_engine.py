@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import torch
@@ -150,6 +151,22 @@ class LocalEngine:
             begin = time.perf_counter()
             self.engine.step()
             seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    def step_seconds(
+        self, size: int, adapters: Sequence[AdapterSource], context: int, steps: int
+    ) -> float:
+        """Return the median of the seconds in which `size` requests take a token each.
+
+        Args:
+            size: Requests at once.
+            adapters: Theirs, in turn; none for the base.
+            context: Tokens of each prompt.
+            steps: How many steps are timed.
+        """
+        self.fill(size, adapters, context)
+        seconds = median(self.time_steps(steps))
+        self.clear()
         return seconds
 
     def rows_of(self, adapter: AdapterSource) -> int:

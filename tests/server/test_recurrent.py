@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from loramux_server.kernels.states import BEGINNING, Kept, StateBatch
+from loramux_server.kernels.states import Kept, StateBatch
 from loramux_server.models import delta_rule
 from loramux_server.models.base_model import UnservableModelError, prepare
 from loramux_server.models.delta_rule import DeltaRule
@@ -257,4 +257,3 @@ def test_a_batch_of_single_tokens_is_one_part() -> None:
     states = StateBatch(read_B=np.array([5, 6]), write_B=np.array([5, 6]))
     (part,) = parts_of(np.array([0, 1, 2], np.int32), states, CPU)
     assert part.rows == slice(None)
-    assert BEGINNING == 0

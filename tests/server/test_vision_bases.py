@@ -126,13 +126,12 @@ def test_what_sees_images_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_text_alone_serves_on_either(tmp_path: Path) -> None:
-    whole = saved("qwen3.5", tmp_path / "base")
+    saved("qwen3.5", tmp_path / "base")
     alone = AutoModelForCausalLM.from_pretrained(str(tmp_path / "base"), dtype=torch.float32)
     adapter = save_adapter(
         alone.eval(), tmp_path / "a", seed=1, r=4, target_modules=["in_proj_qkv", "q_proj"]
     )
     check(load_base_model(str(tmp_path / "base"), device="cpu"), alone, adapter)
-    del whole
 
 
 def module(name: str) -> LoraModule:
