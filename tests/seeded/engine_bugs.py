@@ -37,7 +37,7 @@ def name_blocks_without_adapter(patch: Patch) -> None:
         finally:
             request.adapter = adapter
 
-    patch.setattr("loramux_server.engine.scheduler.name_blocks", name_blocks_)
+    patch.setattr("loramux_server.engine.contexts.name_blocks", name_blocks_)
 
 
 def end_a_segment_one_token_early(patch: Patch) -> None:

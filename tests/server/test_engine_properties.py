@@ -313,8 +313,7 @@ class EngineMachine(RuleBasedStateMachine):
             else:
                 assert asked.output == alone[: len(asked.output)]
         assert self.scheduler.num_used_blocks == 0
-        if self.scheduler._states:
-            self.scheduler._states.check([])
+        self.scheduler._contexts.check([])
         assert self.cache.num_leases == 0
         assert self.cache.num_waiting == 0
 

@@ -6,6 +6,8 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.contexts import Contexts
+from loramux_server.engine.ends import Ends
 from loramux_server.engine.fair_queue import OUTPUT_COST, FairQueue
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampling import Sampling
@@ -27,9 +29,9 @@ class Setup:
 
     def __init__(self) -> None:
         self.scheduler = Scheduler(
-            blocks=BlockManager(500, 4), adapters=Adapters(), max_running=MAX_RUNNING,
-            max_batch_tokens=64, max_bypassed=2, context_length=1000,
-            eos_token_ids=frozenset(), shares_prefixes=False,
+            contexts=Contexts(BlockManager(500, 4), shares_prefixes=False),
+            adapters=Adapters(), ends=Ends(1000, frozenset()), max_running=MAX_RUNNING,
+            max_batch_tokens=64, max_bypassed=2,
         )  # fmt: skip
         self.started: list[int] = []
         self.served: Counter[str] = Counter()

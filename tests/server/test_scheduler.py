@@ -2,6 +2,8 @@
 
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.contexts import Contexts
+from loramux_server.engine.ends import Ends
 from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.prefix import name_blocks
@@ -40,14 +42,12 @@ def scheduler(
     shares_prefixes: bool = False,
 ) -> Scheduler:  # fmt: skip
     return Scheduler(
-        blocks=BlockManager(num_blocks, 4),
+        contexts=Contexts(BlockManager(num_blocks, 4), shares_prefixes=shares_prefixes),
         adapters=adapters or Adapters(),
+        ends=Ends(context_length, frozenset({EOS})),
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         max_bypassed=max_bypassed,
-        context_length=context_length,
-        eos_token_ids=frozenset({EOS}),
-        shares_prefixes=shares_prefixes,
     )
 
 

@@ -204,7 +204,7 @@ def test_what_comes_ready_is_not_counted_as_work() -> None:
     for number, (count, has_cache, own) in enumerate(((9, False, 12), (9, True, 3))):
         source = fake_source(number + 1, 8, num_virtual=count, has_cache=has_cache)
         request = Request(number, [5, 6, 7], source, sampling)
-        assert scheduler.num_to_compute(request) == own
+        assert scheduler.backlog.num_tokens_of(request) == own
         scheduler.add(request)
         # Of a block that is filled in part no more is known than that it is begun.
-        assert scheduler.num_to_compute_before("") == 12
+        assert scheduler.backlog.num_tokens_before("") == 12

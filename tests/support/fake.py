@@ -17,6 +17,8 @@ from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.contexts import Contexts
+from loramux_server.engine.ends import Ends
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.flight import Chosen, DeviceOutcome
 from loramux_server.engine.pace import Pace
@@ -28,7 +30,6 @@ from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
-from loramux_server.engine.state_slots import StateSlots
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
@@ -312,15 +313,17 @@ def fake_engine(
         device_rows=rows, row_size=RowSize(100), host_bytes=host_bytes, eviction=eviction,
         max_tenant_share=max_tenant_share,
     )  # fmt: skip
+    ends = Ends(num_blocks * BLOCK_SIZE, frozenset({EOS}))
     scheduler = Scheduler(
-        blocks=BlockManager(num_blocks, BLOCK_SIZE),
+        contexts=Contexts(
+            BlockManager(num_blocks, BLOCK_SIZE),
+            StateKeeper(num_states, BLOCK_SIZE, keeps=True) if num_states else None,
+        ),
         adapters=cache,
+        ends=ends,
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         max_bypassed=max_bypassed,
-        context_length=num_blocks * BLOCK_SIZE,
-        eos_token_ids=frozenset({EOS}),
-        states=StateKeeper(StateSlots(num_states), BLOCK_SIZE, keeps=True) if num_states else None,
     )
     pace = Pace(max_stall)
     engine = Engine(
@@ -343,7 +346,7 @@ def fake_engine(
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
         follower=follower,
-        speculation=Speculation(speculative_tokens, scheduler.ends),
+        speculation=Speculation(speculative_tokens, ends),
         clock=clock,
     )
     return engine, scheduler, cache, model

@@ -97,7 +97,7 @@ class Admission:
             return None
         least_tokens = max(1, request.sampling.min_tokens)
         num_steps = -(-least_tokens // self._most_per_step)
-        own = self._pace.least_seconds(self._scheduler.num_to_compute(request), num_steps)
+        own = self._pace.least_seconds(self._scheduler.backlog.num_tokens_of(request), num_steps)
         if own > timeout:
             return (
                 "DEADLINE_EXCEEDED",
@@ -105,9 +105,11 @@ class Admission:
                 f"prompt and first tokens alone take {own:.3g} s",
             )
         # The exact count looks at every block of the queue; mostly this one answers.
-        if own + self._pace.least_seconds(self._scheduler.num_waiting_tokens(), 0) <= timeout:
+        if own + self._pace.least_seconds(self._scheduler.backlog.num_tokens, 0) <= timeout:
             return None
-        before = self._pace.least_seconds(self._scheduler.num_to_compute_before(request.tenant), 0)
+        before = self._pace.least_seconds(
+            self._scheduler.backlog.num_tokens_before(request.tenant), 0
+        )
         if own + before > timeout:
             return (
                 "DEADLINE_UNREACHABLE",

@@ -10,6 +10,8 @@ import torch
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.contexts import Contexts
+from loramux_server.engine.ends import Ends
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
@@ -20,7 +22,6 @@ from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
-from loramux_server.engine.state_slots import StateSlots
 from loramux_server.engine.team import Team
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
@@ -118,16 +119,14 @@ def build_engine(
             f"adapter_memory of {config.adapter_memory} bytes holds no rank row; "
             f"8 of them take {8 * row_size.num_bytes} bytes"
         )
+    ends = Ends(context_length, frozenset(model.eos_token_ids))
     scheduler = Scheduler(
-        blocks=BlockManager(room.num_blocks, config.block_size),
+        contexts=_contexts(model, config, room),
         adapters=cache,
+        ends=ends,
         max_running=config.max_running,
         max_batch_tokens=config.max_batch_tokens,
         max_bypassed=config.max_bypassed,
-        context_length=context_length,
-        eos_token_ids=frozenset(model.eos_token_ids),
-        shares_prefixes=config.prefix_cache,
-        states=_states(model, config, room.num_states) if room.num_states else None,
     )
     pace = Pace(config.max_stall)
     admission = Admission(
@@ -156,7 +155,7 @@ def build_engine(
         vocab_size=model.vocab_size,
         resting=resting,
         follower=_follower(model, wake),
-        speculation=Speculation(_draft_tokens(model, config), scheduler.ends),
+        speculation=Speculation(_draft_tokens(model, config), ends),
     )
     return engine, _model_info(model, context_length, cache.rows.capacity, row_size, resting, room)
 
@@ -236,9 +235,13 @@ def _backend(config: EngineConfig, device: torch.device) -> Backend:
         raise UnservableModelError(str(error)) from None
 
 
-def _states(model: BaseModel, config: EngineConfig, count: int) -> StateKeeper:
-    keeps = config.prefix_cache and model.recurrent.goes_on
-    return StateKeeper(StateSlots(count), config.block_size, keeps=keeps)
+def _contexts(model: BaseModel, config: EngineConfig, room: KvRoom) -> Contexts:
+    states = None
+    if room.num_states:
+        keeps = config.prefix_cache and model.recurrent.goes_on
+        states = StateKeeper(room.num_states, config.block_size, keeps=keeps)
+    blocks = BlockManager(room.num_blocks, config.block_size)
+    return Contexts(blocks, states, shares_prefixes=config.prefix_cache)
 
 
 def _model_info(

@@ -74,6 +74,7 @@ class Engine:
         scheduler: Scheduler,
         admission: Admission,
         pace: Pace,
+        speculation: Speculation,
         cache: AdapterCache,
         loader: Loader,
         runner: Runner,
@@ -85,7 +86,6 @@ class Engine:
         vocab_size: int | None = None,
         resting: Resting = AS_SAVED,
         follower: Follower | None = None,
-        speculation: Speculation | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -94,6 +94,7 @@ class Engine:
             scheduler: Decides what runs.
             admission: Decides what may wait to run.
             pace: Decides how much of a prompt runs beside decode.
+            speculation: Finds drafts.
             cache: Decides which adapters are resident.
             loader: Brings adapters to memory; called on `executor`.
             runner: Runs the model.
@@ -105,11 +106,10 @@ class Engine:
             vocab_size: Tokens of the base; None if that makes no difference.
             resting: In which format an adapter rests in memory.
             follower: Knows what may come next in texts that have a form; None where there are none.
-            speculation: Finds drafts; None where there are to be none.
             clock: Seconds, monotonic.
         """
         self._shaping = Shaping(follower, self._fail)
-        self._speculation = speculation or Speculation(0, scheduler.ends)
+        self._speculation = speculation
         self._scheduler = scheduler
         self._pace = pace
         self._cache = cache

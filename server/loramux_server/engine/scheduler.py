@@ -1,9 +1,9 @@
 """What runs next: continuous batching over requests of many adapters.
 
 Knows nothing of tensors or clocks. Decode goes before prefill; prompts run in chunks; a request
-whose adapter is not resident lets others pass, but only a bounded number of times; when blocks run
-out the request that started last starts over later. Tenants take turns by what they were served
-(`fair_queue.py`).
+whose adapter is not resident lets others pass, but only a bounded number of times (`bypass.py`);
+when blocks run out (`contexts.py`) the request that started last starts over later. Tenants take
+turns by what they were served (`fair_queue.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,17 @@ from dataclasses import replace
 from typing import Protocol
 
 from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.backlog import Backlog
+from loramux_server.engine.bypass import Bypass
+from loramux_server.engine.contexts import Contexts, Known
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.fair_queue import FairQueue
 from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Chunk, Plan
-from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
-from loramux_server.engine.state_keeper import StateKeeper, StateUse
+
+Gain = tuple[Request, int, Finish | None]
+"""A request, a new token of it, and why it ended with that; None if it goes on."""
 
 
 class Adapters(Protocol):
@@ -43,15 +46,12 @@ class Scheduler:
     def __init__(
         self,
         *,
-        blocks: BlockManager,
+        contexts: Contexts,
         adapters: Adapters,
+        ends: Ends,
         max_running: int,
         max_batch_tokens: int,
         max_bypassed: int,
-        context_length: int,
-        eos_token_ids: frozenset[int],
-        shares_prefixes: bool = True,
-        states: StateKeeper | None = None,
     ) -> None:
         self.waiting = FairQueue()
         self.running: list[Request] = []
@@ -61,51 +61,24 @@ class Scheduler:
         """Tokens that requests brought when they started."""
         self.num_shared_tokens = 0
         """Those of them whose blocks were there already."""
-        self._shares_prefixes = shares_prefixes
-        self._blocks = blocks
-        self._states = states
-        """None where the model has no recurrent layers."""
+        self._contexts = contexts
         self._adapters = adapters
+        self._ends = ends
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._max_bypassed = max_bypassed
-        self.ends = Ends(context_length, eos_token_ids)
-        """Knows when requests end."""
+        self._bypass = Bypass(self.waiting, max_bypassed)
+        self.backlog = Backlog(self.waiting, contexts)
+        """Knows what the queue has to compute."""
 
     @property
     def num_used_blocks(self) -> int:
         """KV blocks that running requests hold."""
-        return self._blocks.num_blocks - self._blocks.num_free
+        return self._contexts.num_used_blocks
 
     @property
     def num_queued(self) -> int:
         """Waiting requests for which the next step has no place among the running ones."""
         return max(0, len(self.waiting) + len(self.running) - self._max_running)
-
-    def num_to_compute(self, request: Request) -> int:
-        """Return how many tokens of a request that has not started have to be computed."""
-        known = self._blocks.num_known(self._prefix(request))
-        return request.num_tokens - max(request.num_fillable, known * self._blocks.block_size)
-
-    def num_waiting_tokens(self) -> int:
-        """Return how many tokens the queue has, of which `num_to_compute_before` may be fewer."""
-        return sum(request.num_tokens for request in self.waiting)
-
-    def num_to_compute_before(self, tenant: str) -> int:
-        """Return how many tokens are computed before a request of `tenant` that comes now.
-
-        What requests share counts once.
-        """
-        names: set[bytes] = set()
-        num_tokens, size = 0, self._blocks.block_size
-        for request in self.waiting.before(tenant):
-            if request.num_bypassed:  # it waits for its adapter, and others go before it
-                continue
-            num_filled = -(-request.num_fillable // size)
-            found = self._prefix(request)[num_filled:]
-            names.update(found)
-            num_tokens += max(0, request.num_tokens - (num_filled + len(found)) * size)
-        return num_tokens + size * sum(not self._blocks.num_known([name]) for name in names)
 
     def add(self, request: Request) -> None:
         """Put `request` in its tenant's line; see `FairQueue.append`."""
@@ -156,7 +129,7 @@ class Scheduler:
                 budget -= self._add_chunk(chunks, request, budget)
         # Whoever just lost its blocks must not take them back in the same step.
         started = self._admit(chunks, budget) if preemptions == self.num_preemptions else []
-        return Plan(chunks, started, self._whose_turn())
+        return Plan(chunks, started, self._bypass.whose_turn())
 
     def num_left(self, plan: Plan) -> int:
         """Return how many tokens more the step of `plan` may have."""
@@ -169,8 +142,7 @@ class Scheduler:
         chunks = []
         for chunk in plan.chunks:
             draft = drafts.get(chunk.request, ())
-            table = chunk.request.blocks
-            if draft and self._blocks.grow_spare(table, chunk.end + len(draft)):
+            if draft and self._contexts.grow_spare(chunk.request, chunk.end + len(draft)):
                 chunk = replace(chunk, draft=tuple(draft))
             chunks.append(chunk)
         return replace(plan, chunks=chunks)
@@ -187,24 +159,14 @@ class Scheduler:
         going_on = [chunk for chunk in plan.chunks if chunk.request in running]
         if len(going_on) < len(running) or not all(chunk.samples for chunk in going_on):
             return None
-        going_on = [c for c in going_on if not self.ends.has_length(c.request, 1)]
-        if not all(self._blocks.grow(c.request.blocks, c.end + 1) for c in going_on):
+        going_on = [c for c in going_on if not self._ends.has_length(c.request, 1)]
+        if not all(self._contexts.grow(c.request, c.end + 1) for c in going_on):
             return None
-        chunks = [
-            Chunk(
-                chunk.request,
-                chunk.end,
-                1,
-                is_ahead=True,
-                state=self._use_state(chunk.request, chunk.end, 1, is_ahead=True),
-            )
-            for chunk in going_on
-        ]
-        return Plan(chunks, [], self._whose_turn()) if chunks else None
+        coming = [Chunk(chunk.request, chunk.end, 1, is_ahead=True) for chunk in going_on]
+        chunks = [self._contexts.with_state(chunk) for chunk in coming]
+        return Plan(chunks, [], self._bypass.whose_turn()) if chunks else None
 
-    def commit(
-        self, plan: Plan, tokens: Sequence[Sequence[int]]
-    ) -> list[tuple[Request, int, Finish | None]]:
+    def commit(self, plan: Plan, tokens: Sequence[Sequence[int]]) -> list[Gain]:
         """Take in the result of `plan`, and free what finished; who ended meanwhile is passed over.
 
         Args:
@@ -214,53 +176,45 @@ class Scheduler:
                 computed again.
 
         Returns:
-            (request, new token, why it ended or None) for each of `tokens` that counts.
+            What each request has of `tokens`.
         """
-        results: list[tuple[Request, int, Finish | None]] = []
+        gains: list[Gain] = []
         new = iter(tokens)
         running = set(self.running)
         for chunk in plan.chunks:
-            request = chunk.request
-            samples = chunk.samples
+            request, samples = chunk.request, chunk.samples
             chosen = next(new) if samples else ()
             if request not in running:
-                self._commit_state(chunk, is_running=False)
+                self._contexts.commit(chunk, is_running=False)
                 continue
             taken = self._take(request, chosen)
             # The last token that was chosen is still to be computed.
             request.num_computed = chunk.end + len(taken) - samples
-            self._name_blocks(request)
-            self._commit_state(chunk, is_running=True)
-            if samples and not taken and self._states:
-                # What is known after the token that is computed again is not known before it.
+            self._contexts.commit(chunk, is_running=True)
+            if samples and not taken and not self._contexts.can_go_back:
                 self._preempt(request)
                 continue
             if chunk.draft:  # others need what it would have taken
-                self._blocks.shrink(request.blocks, request.num_tokens)
+                self._contexts.shrink(request)
             if taken and taken[-1][2]:
                 self.remove(request)
-            results += taken
-        return results
+            gains += taken
+        return gains
 
     def check(self) -> None:
         """Assert that blocks are held by running requests only."""
-        self._blocks.check([request.blocks for request in self.running])
-        if self._states:
-            self._states.check(self.running)
+        self._contexts.check(self.running)
         idle = [*self.waiting, *self.paused]
         assert not any(request.blocks for request in idle), "one that does not run holds blocks"
-        enough = (r.digest for r in self.waiting if self._was_passed_enough(r))
-        assert next(enough, None) == self._whose_turn(), "one was passed more often than before it"
+        self._bypass.check()
 
-    def _take(
-        self, request: Request, tokens: Sequence[int]
-    ) -> list[tuple[Request, int, Finish | None]]:
+    def _take(self, request: Request, tokens: Sequence[int]) -> list[Gain]:
         """Append `tokens` up to the one with which `request` ends, and return what was."""
-        taken: list[tuple[Request, int, Finish | None]] = []
+        taken: list[Gain] = []
         for token in tokens:
             request.output.append(token)
             self.waiting.charge_output(request)
-            finish = self.ends.reason(request, token)
+            finish = self._ends.reason(request, token)
             taken.append((request, token, finish))
             if finish:
                 break
@@ -273,7 +227,7 @@ class Scheduler:
                 continue
             if not budget or request not in self.running:
                 continue
-            while not self._blocks.grow(request.blocks, request.num_tokens):
+            while not self._contexts.grow(request, request.num_tokens):
                 victim = self.running[-1]
                 self._preempt(victim)
                 if victim is request:
@@ -287,101 +241,49 @@ class Scheduler:
         start = max(done, request.num_fillable) if done < request.num_virtual else done
         num_tokens = min(request.num_tokens - start, budget)
         if num_tokens:
-            state = self._use_state(request, start, num_tokens)
-            chunks.append(Chunk(request, start, num_tokens, num_filled=start - done, state=state))
+            chunk = Chunk(request, start, num_tokens, num_filled=start - done)
+            chunks.append(self._contexts.with_state(chunk))
         return num_tokens
 
-    def _use_state(
-        self, request: Request, start: int, num_tokens: int, *, is_ahead: bool = False
-    ) -> StateUse | None:
-        if not self._states:
-            return None
-        return self._states.use(request, start, start + num_tokens, is_ahead=is_ahead)
-
-    def _commit_state(self, chunk: Chunk, *, is_running: bool) -> None:
-        if self._states and chunk.state:
-            self._states.commit(chunk.request, chunk.state, is_running=is_running)
-
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
+        """Start those who wait, as far as `budget` goes, and return who never ran before."""
         started: list[Request] = []
         passed: list[Request] = []
-        # Whether one of `passed` let enough others pass: then only base requests start, the
-        # leases run out, and its adapter fits.
+        # Whether one of `passed` let enough others pass: then only base requests start.
         is_draining = False
         if not budget or len(self.running) >= self._max_running:
             return started
         for request in self.waiting.turns():
             if request.is_held:
                 continue
-            names = self._prefix(request)
-            if not self._blocks.can_begin(names, request.num_tokens):
-                break
-            if self._states and not self._states.can_begin:
+            known = self._contexts.known(request)
+            if not self._contexts.can_begin(request, known):
                 break
             if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
                 passed.append(request)
-                is_draining = is_draining or self._was_passed_enough(request)
+                is_draining = is_draining or self._bypass.is_over(request)
                 continue
-            request.blocks, num_shared = self._blocks.begin(names, request.num_tokens)
-            request.num_named = num_shared
-            request.num_computed = num_shared * self._blocks.block_size
-            if self._states:
-                num_blocks = self._blocks.num_known(self._names(request))
-                self._states.begin(request, names, num_blocks)
-            self.waiting.remove(request)
-            if not request.goes_on:
-                self.num_prompt_tokens += request.num_tokens
-                self.num_shared_tokens += request.num_computed
-            self.running.append(request)
+            self._start(request, known)
             budget -= self._add_chunk(chunks, request, budget)
-            if request.owes_prompt:
-                request.owes_prompt = False
-                self.waiting.charge_prompt(request)
             if not request.has_started:
                 request.has_started = True
                 started.append(request)
-            for other in passed:
-                other.num_bypassed += 1
-                is_draining = is_draining or self._was_passed_enough(other)
+            self._bypass.note(passed)
+            is_draining = any(map(self._bypass.is_over, passed))
             if not budget or len(self.running) >= self._max_running:
                 break
         return started
 
-    def _prefix(self, request: Request) -> Sequence[bytes]:
-        """Return the names of the blocks that a request which starts need not compute."""
-        names = self._names(request)
-        if not self._states:
-            return names
-        return self._states.known(names, self._blocks.num_known(names))
-
-    def _names(self, request: Request) -> list[bytes]:
-        """Return the names of the blocks that it need not compute if they are there."""
-        if not self._shares_prefixes:
-            return []
-        return name_blocks(request, self._blocks.block_size, request.num_skippable)
-
-    def _name_blocks(self, request: Request) -> None:
-        """Let others find the blocks that `request` has filled."""
-        size = self._blocks.block_size
-        if self._shares_prefixes and request.num_computed >= (request.num_named + 1) * size:
-            names = name_blocks(request, size, request.num_computed)
-            for i in range(request.num_named, len(names)):
-                self._blocks.name(request.blocks[i], names[i])
-            request.num_named = len(names)
-
-    def _whose_turn(self) -> str | None:
-        """Return the adapter of the first request that let enough others pass, if one did."""
-        for line in self.waiting.lines():
-            for request in line:
-                if self._was_passed_enough(request):
-                    return request.digest
-                if request.adapter and not request.has_started:
-                    # Those behind it came later, and nobody passed them who did not pass it.
-                    break
-        return None
-
-    def _was_passed_enough(self, request: Request) -> bool:
-        return request.adapter is not None and request.num_bypassed >= self._max_bypassed
+    def _start(self, request: Request, known: Known) -> None:
+        self._contexts.begin(request, known)
+        self.waiting.remove(request)
+        self.running.append(request)
+        if not request.goes_on:
+            self.num_prompt_tokens += request.num_tokens
+            self.num_shared_tokens += request.num_computed
+        if request.owes_prompt:
+            request.owes_prompt = False
+            self.waiting.charge_prompt(request)
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -395,9 +297,6 @@ class Scheduler:
             self._adapters.want(request.adapter)
 
     def _release(self, request: Request) -> None:
-        self._blocks.release(request.blocks)
-        if self._states:
-            self._states.end(request)
-        request.num_computed = request.num_named = 0
+        self._contexts.end(request)
         if request.digest:
             self._adapters.release(request.digest)

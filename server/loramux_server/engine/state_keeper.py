@@ -1,15 +1,20 @@
 """What a request's recurrent layers know: where it is read and written, and what of it is kept.
 
 Knows nothing of tensors. Where a prompt ends, where it parts from what others had before, and now
-and then in an output, what is known after a full block is kept beside the request's own slot.
+and then in an output, what is known after a full block is kept beside the request's own slot, under
+the name of the block; a request that begins with the same tokens goes on from there. It stays until
+its slot is needed: what was not used for longest goes first.
+
+Source: SGLang's radix cache for hybrid models, which keeps states beside blocks, where prompts end
+and where they part.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loramux_server.engine.named_pool import NamedPool
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
-from loramux_server.engine.state_slots import StateSlots
 from loramux_server.kernels.states import BEGINNING
 
 _APART = 64
@@ -27,17 +32,19 @@ class StateUse:
 
 
 class StateKeeper:
-    """Gives requests their slots."""
+    """Gives requests their slots: 1 to `num_slots`, since all may read `BEGINNING` before them."""
 
-    def __init__(self, slots: StateSlots, block_size: int, *, keeps: bool) -> None:
+    def __init__(self, num_slots: int, block_size: int, *, keeps: bool) -> None:
         """Begin without requests.
 
         Args:
-            slots: All there are.
+            num_slots: Slots of requests, and of what is kept beside them.
             block_size: Tokens of a KV block.
             keeps: Whether states can be kept, and requests go on from them.
         """
-        self._slots = slots
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be positive, not {num_slots}")
+        self._slots = NamedPool(range(BEGINNING + 1, BEGINNING + 1 + num_slots))
         self._block_size = block_size
         self._keeps = keeps
         self._apart = -(-_APART // block_size) * block_size
@@ -49,29 +56,33 @@ class StateKeeper:
         """Whether `begin` has the slot that it needs."""
         return self._slots.num_free > 0
 
-    def known(self, names: Sequence[bytes], num_blocks: int) -> Sequence[bytes]:
-        """Return up to which of the full blocks at a beginning a request can go on.
+    def num_known(self, names: Sequence[bytes]) -> int:
+        """Return after how many of the full blocks of `names`, all there, a state is kept."""
+        for count in range(len(names) if self._keeps else 0, 0, -1):
+            if self._slots.find(names[count - 1]) is not None:
+                return count
+        return 0
 
-        Args:
-            names: Of the blocks.
-            num_blocks: How many of them are there.
-        """
-        return names[: self._slots.num_known(names[:num_blocks]) if self._keeps else 0]
-
-    def begin(self, request: Request, names: Sequence[bytes], num_blocks: int) -> None:
+    def begin(self, request: Request, last: bytes | None, num_blocks: int) -> None:
         """Give `request` a slot; see `can_begin`.
 
         Args:
             request: It has none.
-            names: Of the full blocks up to which it goes on; see `known`.
+            last: Name of the full block after which it goes on; None from its first token on.
             num_blocks: How many of its blocks were there.
         """
-        # First, so that its room is not what is taken.
-        request.read_state = self._slots.hold(names[-1]) if names else BEGINNING
-        request.state = self._slots.take() or request.read_state
-        assert request.state != BEGINNING, "begin without can_begin"
-        if request.state == request.read_state:  # the last one becomes its own
-            self._slots.forget(names[-1])
+        request.read_state = BEGINNING
+        if last is not None:  # held first, so that its room is not what is taken
+            kept = self._slots.find(last)
+            assert kept is not None, "nothing is kept after that block"
+            self._slots.hold(kept)
+            request.read_state = kept
+        if self._slots.num_free:
+            request.state = self._slots.take()
+        else:  # the last one becomes its own
+            assert last is not None, "begin without can_begin"
+            self._slots.forget(last)
+            request.state = request.read_state
         request.keep_at = num_blocks * self._block_size
 
     def use(self, request: Request, start: int, end: int, *, is_ahead: bool) -> StateUse:
@@ -89,9 +100,9 @@ class StateKeeper:
             is_apart = position - (kept[-1][0] if kept else start) > 1
             if position != end and not is_apart:
                 continue
-            slot = self._slots.take()
-            if slot is None:
+            if not self._slots.num_free:
                 break
+            slot = self._slots.take()
             kept.append((position, slot))
             self._under_way.append(slot)
         read = request.state if is_ahead else request.read_state
@@ -107,14 +118,13 @@ class StateKeeper:
                     self._replace(request, name)
             self._under_way.remove(slot)
             self._slots.release(slot)
-        if is_running and request.read_state != request.state:
-            self._slots.release(request.read_state)
+        if is_running:
+            self._stop_reading(request)
             request.read_state = request.state
 
     def end(self, request: Request) -> None:
         """Take back what `request` has."""
-        if request.read_state != request.state:
-            self._slots.release(request.read_state)
+        self._stop_reading(request)
         self._slots.release(request.state)
         request.read_state = request.state = BEGINNING
         request.kept_name = None
@@ -122,9 +132,14 @@ class StateKeeper:
     def check(self, running: Sequence[Request]) -> None:
         """Assert that slots are held by running requests and steps only."""
         own = [request.state for request in running]
-        read = [r.read_state for r in running if r.read_state != r.state]
+        read = [r.read_state for r in running if r.read_state not in (BEGINNING, r.state)]
         assert BEGINNING not in own, "one that runs has no slot"
         self._slots.check([*own, *read, *self._under_way])
+
+    def _stop_reading(self, request: Request) -> None:
+        """Give back the slot that `request` reads, unless that is its own or nobody's."""
+        if request.read_state not in (BEGINNING, request.state):
+            self._slots.release(request.read_state)
 
     def _wanted(self, request: Request, start: int, end: int) -> list[int]:
         """Return the positions after which a state is to be kept, in order."""

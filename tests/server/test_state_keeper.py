@@ -2,12 +2,12 @@
 
 import pytest
 
+from loramux_server.engine.named_pool import NamedPool
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.state_keeper import StateKeeper, StateUse
-from loramux_server.engine.state_slots import StateSlots
 from loramux_server.kernels.states import BEGINNING
 
 SIZE = 4
@@ -18,9 +18,9 @@ def request(prompt: range | list[int], *, num_output: int = 0) -> Request:
     return Request(1, list(prompt), None, Sampling(max_tokens=100, seed=0), output=output)
 
 
-def keeper(num_slots: int, *, keeps: bool = True) -> tuple[StateKeeper, StateSlots]:
-    slots = StateSlots(num_slots)
-    return StateKeeper(slots, SIZE, keeps=keeps), slots
+def keeper(num_slots: int, *, keeps: bool = True) -> tuple[StateKeeper, NamedPool]:
+    made = StateKeeper(num_slots, SIZE, keeps=keeps)
+    return made, made._slots
 
 
 def run(
@@ -28,10 +28,10 @@ def run(
 ) -> list[StateUse]:
     """Compute `asked` up to each of `borders` in turn, as if so many of its blocks were there."""
     names = name_blocks(asked, SIZE, len(asked.prompt) - 1)
-    known = subject.known(names, num_blocks)
+    num_known = subject.num_known(names[:num_blocks])
     assert subject.can_begin
-    subject.begin(asked, known, num_blocks)
-    uses, start = [], len(known) * SIZE
+    subject.begin(asked, names[num_known - 1] if num_known else None, num_blocks)
+    uses, start = [], num_known * SIZE
     for end in borders:
         uses.append(subject.use(asked, start, end, is_ahead=False))
         subject.check([asked])
@@ -45,66 +45,7 @@ def run(
 
 def test_there_is_a_slot_at_least() -> None:
     with pytest.raises(ValueError, match="num_slots must be positive, not 0"):
-        StateSlots(0)
-
-
-def test_a_slot_is_one_holders_and_comes_back() -> None:
-    slots = StateSlots(2)
-    first, second = slots.take(), slots.take()
-    assert {first, second} == {BEGINNING + 1, BEGINNING + 2}
-    assert slots.take() is None
-    assert first is not None
-    slots.release(first)
-    assert slots.take() == first
-    slots.release(BEGINNING)  # nobody's
-    slots.check([1, 2])
-    with pytest.raises(AssertionError, match="leaked"):
-        slots.check([1])
-
-
-def test_what_was_remembered_first_goes_first_and_what_is_held_stays() -> None:
-    slots = StateSlots(3)
-    for name in (b"a", b"b", b"c"):
-        slot = slots.take()
-        assert slot is not None
-        slots.name(slot, name)
-        slots.release(slot)
-    assert slots.num_known([b"a", b"b", b"x"]) == 2
-    held = slots.hold(b"a")
-    assert slots.take() not in (None, held)
-    assert slots.num_known([b"b"]) == 0
-    slots.take()
-    assert slots.take() is None
-    assert slots.num_known([b"a"]) == 1
-
-
-def test_what_is_forgotten_is_handed_out_first() -> None:
-    slots = StateSlots(3)
-    of = {}
-    for name in (b"a", b"b", b"c"):
-        slot = slots.take()
-        assert slot is not None
-        slots.name(slot, name)
-        slots.release(slot)
-        of[name] = slot
-    held = slots.hold(b"c")
-    for name in (b"b", b"c", b"unknown"):
-        slots.forget(name)
-    assert slots.num_known([b"c"]) == slots.num_known([b"b"]) == 0
-    assert slots.take() == of[b"b"]
-    slots.check([held, of[b"b"]])
-
-
-def test_the_first_slot_of_a_name_keeps_it() -> None:
-    slots = StateSlots(2)
-    first, second = slots.take(), slots.take()
-    assert first is not None
-    assert second is not None
-    for slot in (first, second):
-        slots.name(slot, b"a")
-        slots.release(slot)
-    assert slots.hold(b"a") == first
-    assert slots.take() == second
+        StateKeeper(0, SIZE, keeps=True)
 
 
 def test_a_request_reads_nothing_at_first_and_its_own_slot_then() -> None:
@@ -168,22 +109,21 @@ def test_a_single_token_on_the_way_is_not_told_apart() -> None:
 
 
 def test_of_an_output_the_last_state_is_kept() -> None:
-    subject, slots = keeper(8)
+    subject, _ = keeper(8)
     asked = request(range(5), num_output=200)
     uses = run(subject, asked, 5, *range(6, 200))
     kept = [position for use in uses for position, _ in use.kept]
     assert kept == [4, 64, 128, 192]
     names = name_blocks(asked, SIZE, 200)
-    assert slots.num_known(names) == 48
-    assert slots.num_known(names[:47]) == 1
+    assert subject.num_known(names) == 48
+    assert subject.num_known(names[:47]) == 1
 
 
 def test_where_no_slot_is_left_nothing_is_kept() -> None:
     subject, slots = keeper(2)
-    other = slots.take()
-    assert other is not None
+    slots.take()
     asked = request(range(10))
-    subject.begin(asked, [], 0)
+    subject.begin(asked, None, 0)
     assert subject.use(asked, 0, 10, is_ahead=False).kept == ()
 
 
@@ -193,13 +133,13 @@ def test_whoever_goes_on_from_the_last_free_slot_makes_it_its_own() -> None:
     names = name_blocks(request(range(10)), SIZE, 9)
     while slots.num_free > 1:
         slots.take()
-    assert subject.known(names, 2) == names
+    assert subject.num_known(names) == 2
     assert subject.can_begin
     asked = request(range(10))
-    subject.begin(asked, names, 2)
+    subject.begin(asked, names[1], 2)
     assert asked.state == asked.read_state
     assert not subject.can_begin
-    assert subject.known(names, 2) == []
+    assert subject.num_known(names) == 0
     subject.commit(asked, subject.use(asked, 8, 10, is_ahead=False), is_running=True)
     subject.end(asked)
     assert slots.num_free == 1
@@ -208,14 +148,14 @@ def test_whoever_goes_on_from_the_last_free_slot_makes_it_its_own() -> None:
 def test_what_a_step_keeps_of_a_request_that_ended_meanwhile_has_no_name() -> None:
     subject, slots = keeper(4)
     asked = request(range(10))
-    subject.begin(asked, [], 0)
+    subject.begin(asked, None, 0)
     use = subject.use(asked, 0, 10, is_ahead=False)
     assert use.kept
     subject.end(asked)
     subject.check([])
     subject.commit(asked, use, is_running=False)
     subject.check([])
-    assert slots.num_known(name_blocks(asked, SIZE, 10)) == 0
+    assert subject.num_known(name_blocks(asked, SIZE, 10)) == 0
     assert slots.num_free == 4
 
 
@@ -224,7 +164,7 @@ def test_a_step_that_follows_reads_what_the_one_before_writes() -> None:
     run(subject, request(range(10)), 10)
     asked = request(range(10))
     names = name_blocks(asked, SIZE, 9)
-    subject.begin(asked, names, 2)
+    subject.begin(asked, names[1], 2)
     first = subject.use(asked, 8, 10, is_ahead=False)
     second = subject.use(asked, 10, 11, is_ahead=True)
     assert first.read not in (BEGINNING, asked.state)

@@ -1,0 +1,144 @@
+"""What the model knows of the tokens of requests: keys and values in blocks, and states in slots.
+
+Knows nothing of tensors. Requests share what they begin with, if both are of one tenant and adapter
+(`prefix.py`). Where a model has recurrent layers, a request goes on after a block only if the state
+after it is kept as well.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.plan import Chunk
+from loramux_server.engine.prefix import name_blocks
+from loramux_server.engine.request import Request
+from loramux_server.engine.state_keeper import StateKeeper
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The beginning of a request that need not be computed, in full blocks."""
+
+    names: Sequence[bytes]
+    blocks: Sequence[int]
+    num_there: int
+    """Blocks of its beginning that are there, also those after which no state is kept."""
+
+
+class Contexts:
+    """Gives requests room for what is known of their tokens, and takes it back."""
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        states: StateKeeper | None = None,
+        *,
+        shares_prefixes: bool = True,
+    ) -> None:
+        """Begin without requests.
+
+        Args:
+            blocks: All there are.
+            states: Keeps what recurrent layers know; None where the model has none.
+            shares_prefixes: Whether a request takes what others have computed.
+        """
+        self.block_size = blocks.block_size
+        self._blocks = blocks
+        self._states = states
+        self._shares_prefixes = shares_prefixes
+
+    @property
+    def num_used_blocks(self) -> int:
+        """KV blocks that requests hold."""
+        return self._blocks.num_used
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether a token that was computed can be computed again."""
+        # What is known after it is not known before it.
+        return self._states is None
+
+    def known(self, request: Request) -> Known:
+        """Return what is known of a request that has not started."""
+        names = self._shareable(request)
+        blocks = self._blocks.known(names)
+        size = num_there = len(blocks)
+        if self._states:
+            size = self._states.num_known(names[:num_there])
+        return Known(names[:size], blocks[:size], num_there)
+
+    def expected(self, request: Request) -> Sequence[bytes]:
+        """Return the names of the blocks that others may have computed before it starts."""
+        return self.known(request).names if self._states else self._shareable(request)
+
+    def is_known(self, name: bytes) -> bool:
+        """Return whether a block of that name is there."""
+        return self._blocks.is_known(name)
+
+    def can_begin(self, request: Request, known: Known) -> bool:
+        """Return whether `begin` has the room that it needs."""
+        has_state = self._states is None or self._states.can_begin
+        return has_state and self._blocks.can_begin(known.blocks, request.num_tokens)
+
+    def begin(self, request: Request, known: Known) -> None:
+        """Give a request room for its tokens, of which some are `known`; see `can_begin`."""
+        request.blocks = self._blocks.begin(known.blocks, request.num_tokens)
+        request.num_named = len(known.blocks)
+        request.num_computed = request.num_named * self.block_size
+        if self._states:
+            last = known.names[-1] if known.names else None
+            self._states.begin(request, last, known.num_there)
+
+    def grow(self, request: Request, num_tokens: int) -> bool:
+        """Give `request` room for so many tokens; False, and no change, if blocks lack."""
+        return self._blocks.grow(request.blocks, num_tokens)
+
+    def grow_spare(self, request: Request, num_tokens: int) -> bool:
+        """Do what `grow` does, but not with blocks whose content others could still use."""
+        return self._blocks.grow_spare(request.blocks, num_tokens)
+
+    def shrink(self, request: Request) -> None:
+        """Take back the room that `request` has beyond its tokens."""
+        self._blocks.shrink(request.blocks, request.num_tokens)
+
+    def with_state(self, chunk: Chunk) -> Chunk:
+        """Return `chunk` with slots for what recurrent layers know, if there are any."""
+        if not self._states:
+            return chunk
+        use = self._states.use(chunk.request, chunk.start, chunk.end, is_ahead=chunk.is_ahead)
+        return replace(chunk, state=use)
+
+    def commit(self, chunk: Chunk, *, is_running: bool) -> None:
+        """Let others find what a chunk computed, unless its request has ended meanwhile."""
+        if is_running:
+            self._name_blocks(chunk.request)
+        if self._states and chunk.state:
+            self._states.commit(chunk.request, chunk.state, is_running=is_running)
+
+    def end(self, request: Request) -> None:
+        """Take back what `request` has."""
+        self._blocks.release(request.blocks)
+        if self._states:
+            self._states.end(request)
+        request.num_computed = request.num_named = 0
+
+    def check(self, running: Sequence[Request]) -> None:
+        """Assert that nobody holds anything but those that are `running`."""
+        self._blocks.check([request.blocks for request in running])
+        if self._states:
+            self._states.check(running)
+
+    def _shareable(self, request: Request) -> list[bytes]:
+        """Return the names of the blocks that it need not compute if they are there."""
+        if not self._shares_prefixes:
+            return []
+        return name_blocks(request, self.block_size, request.num_skippable)
+
+    def _name_blocks(self, request: Request) -> None:
+        """Let others find the blocks that `request` has filled."""
+        size = self.block_size
+        if self._shares_prefixes and request.num_computed >= (request.num_named + 1) * size:
+            names = name_blocks(request, size, request.num_computed)
+            for i in range(request.num_named, len(names)):
+                self._blocks.name(request.blocks[i], names[i])
+            request.num_named = len(names)
