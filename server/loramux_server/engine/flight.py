@@ -1,4 +1,4 @@
-"""A step that was started, whose tokens are still to come."""
+"""A step that was started, whose tokens are still to come, and what it is when they are there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +46,24 @@ class Flight:
     outcome: Outcome
     begin: float
     """When it was started, on the engine's clock."""
+
+    def land(self) -> "Ran":
+        """Wait for its tokens."""
+        return Ran(self.plan, self.batch, [[one] for one in self.outcome.wait()], [], self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A step that has run."""
+
+    plan: Plan
+    batch: Batch
+    sampled: list[list[Sampled]]
+    """What was chosen for each of `batch.requests`: what held of its draft, and one more."""
+    read: list[torch.Tensor]
+    """What came of each of `batch.read`."""
+    begin: float
+    """When it began, on the engine's clock, but later by the time in which nothing ran."""
 
 
 class DeviceOutcome:

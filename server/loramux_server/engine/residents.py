@@ -1,6 +1,8 @@
 """The adapters in memory: their weights in both tiers, and the loads that bring them there."""
 
+import logging
 import os
+import secrets
 import sys
 import threading
 import time
@@ -11,14 +13,18 @@ from typing import Any, Protocol
 
 import msgspec
 
+from loramux_adapters import PackageError
 from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.exhaustion import is_out_of_memory
 from loramux_server.engine.messages import CacheStats, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.edits import Edits
-from loramux_server.lora.packed import PackedAdapter
+from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
+
+_log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -33,11 +39,34 @@ class _Flight:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedLoad:
+    """A load that brought nothing."""
+
+    source: AdapterSource
+    reason: str
+    """A name of `loramux.v1.ErrorReason` without its prefix."""
+    why: str
+    """In words for callers."""
+
+    @staticmethod
+    def of(source: AdapterSource, error: BaseException) -> "FailedLoad":
+        """Say why a load failed with `error`; where that is a defect, the log has the rest."""
+        if isinstance(error, DamagedError | PackageError):
+            return FailedLoad(source, error.reason, str(error))
+        if is_out_of_memory(error):
+            why = "no memory is left for it at present"
+            return FailedLoad(source, "ENGINE_OUT_OF_MEMORY", why)
+        incident = secrets.token_hex(8)
+        _log.error("incident %s: loading %s failed", incident, source.digest, exc_info=error)
+        return FailedLoad(source, "INTERNAL", f"internal error, incident {incident}")
+
+
+@dataclass(frozen=True, slots=True)
 class Landed:
     """The loads that ended since the last step."""
 
     loads: list[Load] = field(default_factory=list)
-    failed: list[tuple[AdapterSource, BaseException]] = field(default_factory=list)
+    failed: list[FailedLoad] = field(default_factory=list)
 
 
 def loader_threads(count: int = 2, name: str = "load") -> ThreadPoolExecutor:
@@ -147,7 +176,7 @@ class Residents:
             del self._flights[source.digest]
             if error := flight.future.exception():
                 self._cache.failed(order)
-                landed.failed.append((source, error))
+                landed.failed.append(FailedLoad.of(source, error))
                 continue
             if order.tier is Tier.HOST:
                 self._packed[source.digest] = flight.future.result()

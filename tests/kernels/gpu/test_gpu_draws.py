@@ -57,7 +57,7 @@ def test_the_tokens_are_those_that_the_host_draws(
     found: list[list[list[int]]] = []
     for runs_ahead in (True, False):
         if not runs_ahead:
-            harness.engine._starter = None
+            harness.engine._execution._starter = None
         asked = [
             harness.submit(range(3, 5 + n), sound if n % 2 else None, max_tokens=3, seed=n, **how)
             for n, how in enumerate(HOW)
@@ -66,7 +66,7 @@ def test_the_tokens_are_those_that_the_host_draws(
         num_ahead = 0
         while harness.engine.can_step:
             harness.step()
-            num_ahead += harness.engine._flight is not None
+            num_ahead += harness.engine._execution.flight is not None
         assert bool(num_ahead) == runs_ahead
         assert harness.failures.keys() & {lost, *asked} == {lost}
         assert harness.failures[lost].reason == "ADAPTER_NOT_FINITE"

@@ -1,0 +1,99 @@
+"""How a step runs: to its end, or ahead of the host where the device alone tells its tokens."""
+
+from typing import Any, Protocol
+
+import torch
+
+from loramux_server.engine.batch import Batch
+from loramux_server.engine.flight import Flight, Outcome, Ran
+from loramux_server.engine.plan import Plan
+from loramux_server.engine.residents import Clock
+from loramux_server.engine.sampler import sample
+from loramux_server.engine.shaping import Shaping
+
+
+class Runner(Protocol):
+    """What the engine needs from a model."""
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Return the logits of the rows that need them, float32, as [R, V]."""
+
+    def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the same, and what comes of each of `batch.read`, on the host."""
+
+
+class Starter(Protocol):
+    """What starts a step without waiting for the one before it."""
+
+    def start(self, batch: Batch, before: Any) -> Outcome:  # noqa: ANN401
+        """Start a step; some of its tokens are what `before` gives, an earlier outcome of this."""
+
+
+class Execution:
+    """Runs batches, and chooses tokens."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        starter: Starter | None,
+        shaping: Shaping,
+        vocab_size: int | None,
+        clock: Clock,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            runner: Runs the model.
+            starter: Runs it while the engine goes on; None where there is nothing to be gained.
+            shaping: Knows which tokens may be chosen.
+            vocab_size: Tokens of the base; None if that makes no difference.
+            clock: Seconds, monotonic.
+        """
+        self._runner = runner
+        self._starter = starter
+        self._shaping = shaping
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self.flight: Flight | None = None
+        """The step that runs while the next one is planned."""
+
+    def can_run_ahead(self, plan: Plan) -> bool:
+        """Return whether the device alone can tell what the tokens of `plan` are."""
+        return self._starter is not None and all(chunk.is_plain for chunk in plan.chunks)
+
+    def start(self, plan: Plan, batch: Batch, begin: float) -> Ran | None:
+        """Start a step that draws its tokens itself, and wait for the one before, if one runs.
+
+        Args:
+            plan: What is in it; see `can_run_ahead`.
+            batch: The same, laid out.
+            begin: When it began, on the engine's clock.
+
+        Returns:
+            The step before it.
+        """
+        assert self._starter is not None
+        before = self.flight
+        outcome = self._starter.start(batch, before.outcome if before else None)
+        self.flight = Flight(plan, batch, outcome, begin)
+        return before.land() if before else None
+
+    def land(self) -> Ran:
+        """Wait for the step that runs."""
+        assert self.flight is not None
+        flight, self.flight = self.flight, None
+        return flight.land()
+
+    def run(self, plan: Plan, batch: Batch, begin: float) -> Ran:
+        """Run a step to its end, and sample; the arguments are those of `start`."""
+        self._shaping.foresee(batch.drafts)
+        read: list[torch.Tensor] = []
+        if batch.read:
+            logits_RV, read = self._runner.read(batch)
+        else:
+            logits_RV = self._runner.run(batch)
+        ended = self._clock()
+        self._shaping.wait(batch.requests)
+        waited = self._clock() - ended
+        sampled = sample(logits_RV, batch.requests, self._vocab_size, batch.drafts)
+        return Ran(plan, batch, sampled, read, begin + waited)

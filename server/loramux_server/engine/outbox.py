@@ -1,0 +1,77 @@
+"""What the frontend is told after a step: everything that happened since the last report."""
+
+from dataclasses import dataclass, field
+
+from loramux_server.engine.messages import BatchSize, Failure, Report, Scores, Started, Stats, Token
+from loramux_server.engine.readings import Readings
+from loramux_server.engine.request import Request
+from loramux_server.engine.residents import Landed, Residents
+from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.shaping import Shaping
+from loramux_server.lora.adapter_cache import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a step gave."""
+
+    tokens: list[Token] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)
+    size: BatchSize | None = None
+    """None where nothing has run."""
+
+
+class Outbox:
+    """Keeps failures until they are told, and has the figures of those who own them."""
+
+    def __init__(
+        self, scheduler: Scheduler, residents: Residents, readings: Readings, shaping: Shaping
+    ) -> None:
+        """Begin with nothing to tell, and know who has figures."""
+        self._scheduler = scheduler
+        self._residents = residents
+        self._readings = readings
+        self._shaping = shaping
+        self._failures: list[Failure] = []
+
+    def fail(self, request: Request, reason: str, message: str, field: str) -> None:
+        """Tell why a request has ended without a result; see `Failure`."""
+        self._failures.append(Failure(request.request_id, reason, message, field))
+
+    def publish(self, landed: Landed, started: list[Started], made: Made) -> Report:
+        """Return, once, what happened.
+
+        Args:
+            landed: Loads that ended.
+            started: Requests that left the queue.
+            made: What a step gave that has ended.
+        """
+        failures, self._failures = self._failures, []
+        return Report(
+            tiers=self._residents.take_moved(),  # before the figures: adapters go with it
+            stats=self._stats(),
+            tokens=made.tokens,
+            prompts=self._readings.pop_prompts(),
+            scores=made.scores,
+            failures=failures,
+            started=started,
+            loads=landed.loads,
+            loading=self._residents.take_begun(),
+            failed_loads={load.source.digest: load.why for load in landed.failed},
+            seals=self._residents.take_seals(),
+            batch=made.size,
+            compiled=self._shaping.take_compiled(),
+        )
+
+    def _stats(self) -> Stats:
+        return Stats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            paused=len(self._scheduler.paused),
+            used_blocks=self._scheduler.num_used_blocks,
+            preemptions=self._scheduler.num_preemptions,
+            prompt_tokens=self._scheduler.num_prompt_tokens,
+            shared_tokens=self._scheduler.num_shared_tokens,
+            device=self._residents.stats(Tier.DEVICE),
+            host=self._residents.stats(Tier.HOST),
+        )
