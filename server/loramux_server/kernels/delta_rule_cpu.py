@@ -7,21 +7,13 @@ import numpy as np
 import torch
 
 from loramux_server.kernels import delta_rule as definition
-from loramux_server.kernels.parallel import Kernel, float32_at, int64_at, share_of
+from loramux_server.kernels.parallel import float32_at, int64_at, share_of
 from loramux_server.kernels.simd import WIDTH, load, splat, store
+from loramux_server.kernels.state_loop import StateLoop, state_job
 
 _BLOCK = 4 * WIDTH
 """Value channels that a thread has at once: of 128 key channels they fit its first cache."""
-JOB = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "q", "k", "v", "decay", "beta", "state", "read", "write", "out", "requests", "heads",
-            "group", "key_width", "value_width",
-        )
-    ],
-    align=True,
-)  # fmt: skip
+JOB = state_job("q", "k", "v", "decay", "beta", "key_width", "value_width")
 
 
 def learn(pointer: Any) -> None:
@@ -80,8 +72,7 @@ class DeltaRuleCpu:
     """`delta_rule` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, JOB)
-        self._kernel = Kernel(learn, self._job)
+        self._loop = StateLoop(learn, JOB)
 
     def __call__(
         self,
@@ -95,20 +86,21 @@ class DeltaRuleCpu:
         write_T: torch.Tensor,
     ) -> torch.Tensor:
         """Do what `loramux_server.kernels.delta_rule.delta_rule` defines."""
-        num_requests, heads, value_width = v_THV.shape
-        key_heads, key_width = k_TJK.shape[1:]
+        heads, key_width, value_width = state_SHKV.shape[1:]
+        key_heads = k_TJK.shape[1]
         if state_SHKV.dtype != torch.float32 or value_width % _BLOCK or heads % key_heads:
             return definition.delta_rule(
                 q_TJK, k_TJK, v_THV, decay_THK, beta_TH, state_SHKV, read_T, write_T
             )
-        given = [x.float().contiguous() for x in (q_TJK, k_TJK, v_THV, decay_THK, beta_TH)]
-        out_THV = torch.empty_like(given[2])
-        job = self._job[0]
-        for name, x in zip(("q", "k", "v", "decay", "beta"), given, strict=True):
-            job[name] = x.data_ptr()
-        job["state"], job["out"] = state_SHKV.data_ptr(), out_THV.data_ptr()
-        job["read"], job["write"] = read_T.data_ptr(), write_T.data_ptr()
-        job["requests"], job["heads"], job["group"] = num_requests, heads, heads // key_heads
-        job["key_width"], job["value_width"] = key_width, value_width
-        self._kernel.run(num_requests * heads * key_width * value_width)
+        out_THV = torch.empty(v_THV.shape, dtype=torch.float32)
+        self._loop.run(
+            {"q": q_TJK, "k": k_TJK, "v": v_THV, "decay": decay_THK, "beta": beta_TH},
+            state_SHKV,
+            read_T,
+            write_T,
+            out_THV,
+            group=heads // key_heads,
+            key_width=key_width,
+            value_width=value_width,
+        )
         return out_THV

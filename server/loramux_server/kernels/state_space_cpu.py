@@ -7,19 +7,11 @@ import numpy as np
 import torch
 
 from loramux_server.kernels import state_space as definition
-from loramux_server.kernels.parallel import Kernel, float32_at, int64_at, share_of
+from loramux_server.kernels.parallel import float32_at, int64_at, share_of
 from loramux_server.kernels.simd import WIDTH, load, splat, store, total
+from loramux_server.kernels.state_loop import StateLoop, state_job
 
-JOB = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "x", "decay", "b", "c", "state", "read", "write", "out", "requests", "heads", "group",
-            "head_width", "state_width",
-        )
-    ],
-    align=True,
-)  # fmt: skip
+JOB = state_job("x", "decay", "b", "c", "head_width", "state_width")
 
 
 def take_in(pointer: Any) -> None:
@@ -52,8 +44,7 @@ class StateSpaceCpu:
     """`state_space` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._job = np.zeros(1, JOB)
-        self._kernel = Kernel(take_in, self._job)
+        self._loop = StateLoop(take_in, JOB)
 
     def __call__(
         self,
@@ -66,20 +57,21 @@ class StateSpaceCpu:
         write_T: torch.Tensor,
     ) -> torch.Tensor:
         """Do what `loramux_server.kernels.state_space.state_space` defines."""
-        num_requests, heads, head_width = x_THP.shape
-        groups, state_width = b_TGN.shape[1:]
+        heads, head_width, state_width = state_SHPN.shape[1:]
+        groups = b_TGN.shape[1]
         if state_SHPN.dtype != torch.float32 or state_width % WIDTH or heads % groups:
             return definition.state_space(
                 x_THP, decay_TH, b_TGN, c_TGN, state_SHPN, read_T, write_T
             )
-        given = [each.float().contiguous() for each in (x_THP, decay_TH, b_TGN, c_TGN)]
-        out_THP = torch.empty_like(given[0])
-        job = self._job[0]
-        for name, each in zip(("x", "decay", "b", "c"), given, strict=True):
-            job[name] = each.data_ptr()
-        job["state"], job["out"] = state_SHPN.data_ptr(), out_THP.data_ptr()
-        job["read"], job["write"] = read_T.data_ptr(), write_T.data_ptr()
-        job["requests"], job["heads"], job["group"] = num_requests, heads, heads // groups
-        job["head_width"], job["state_width"] = head_width, state_width
-        self._kernel.run(num_requests * heads * head_width * state_width)
+        out_THP = torch.empty(x_THP.shape, dtype=torch.float32)
+        self._loop.run(
+            {"x": x_THP, "decay": decay_TH, "b": b_TGN, "c": c_TGN},
+            state_SHPN,
+            read_T,
+            write_T,
+            out_THP,
+            group=heads // groups,
+            head_width=head_width,
+            state_width=state_width,
+        )
         return out_THP
