@@ -223,10 +223,11 @@ def choose_backend(
             f"{', '.join(AT_REST)}; kernels 'torch' let torchao do it"
         )
     # Imported when asked for: compiling takes a second or two.
-    from loramux_server.kernels.add_lora_cpu import FEW, AddLoraCpu
+    from loramux_server.kernels.add_lora_cpu import AddLoraCpu
     from loramux_server.kernels.attention_cpu import PagedAttentionCpu
     from loramux_server.kernels.decoder_cpu import make_decoder_cpu
     from loramux_server.kernels.delta_rule_cpu import DeltaRuleCpu
+    from loramux_server.kernels.expand_cpu import FEW
     from loramux_server.kernels.linear_cpu import make_linear_cpu, make_saved_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
     from loramux_server.kernels.state_space_cpu import StateSpaceCpu

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from loramux_server.kernels.add_lora_cpu import FEW, LORA_JOB, SegmentJobs, expand, serves, shrink
+from loramux_server.kernels.add_lora_cpu import serves
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.attention_cpu import (
     ATTEND_JOB,
@@ -20,7 +20,9 @@ from loramux_server.kernels.attention_cpu import (
     takes,
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, Norm, make_decoder
+from loramux_server.kernels.expand_cpu import FEW, expand
 from loramux_server.kernels.linear_cpu import LINEAR_JOB, LinearCpu
+from loramux_server.kernels.lora_job import LORA_JOB, SegmentJobs
 from loramux_server.kernels.pointwise_cpu import (
     ADD_JOB,
     GATE_JOB,
@@ -33,6 +35,7 @@ from loramux_server.kernels.pointwise_cpu import (
 )
 from loramux_server.kernels.program import Program
 from loramux_server.kernels.projection import Projection
+from loramux_server.kernels.shrink_cpu import shrink
 from loramux_server.kernels.simd import WIDTH
 from loramux_server.kernels.write_cache_cpu import WRITE_JOB, write
 from loramux_server.lora.segments import Segments
