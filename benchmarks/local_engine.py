@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.fixture import Shape, make_base
 from loramux_adapters import read_package
-from loramux_adapters.package import pack
+from loramux_adapters.packing import pack
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.config import EngineConfig

@@ -9,7 +9,8 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.names import check_adapter_name
-from loramux_adapters.package import Package, pack, read_package
+from loramux_adapters.package import Package, read_package
+from loramux_adapters.packing import pack
 from loramux_adapters.sources import open_package, open_source, pack_source
 from loramux_adapters.unpack import unpack
 

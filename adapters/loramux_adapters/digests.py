@@ -1,13 +1,11 @@
 """Digests of single tensors, which tell where a package was changed and what a signature is for."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.tensorfile import ReadTensor, TensorInfo
 
-ReadTensor = Callable[[TensorInfo], Iterable[bytes]]
-"""Yields the bytes of a tensor, in pieces."""
 UNKNOWN_DIGEST = f"sha256:{'0' * 64}"
 """As long as any."""
 

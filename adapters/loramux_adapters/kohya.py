@@ -17,9 +17,9 @@ from loramux_adapters.base import BaseFolder
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.files import open_regular
 from loramux_adapters.manifest import MANIFEST_KEY, check_notes
-from loramux_adapters.package import Output, tensor_reader
+from loramux_adapters.packing import Output
 from loramux_adapters.renamed import Halves, write_renamed
-from loramux_adapters.tensorfile import TensorInfo, read_header
+from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 
 _PART = re.compile(r"(?P<layer>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")
 _IMAGES = re.compile(r"lora_(te\d*|unet|prior_unet)_|lora_te\d*\.|lora_unet\.")

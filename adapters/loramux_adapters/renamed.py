@@ -7,8 +7,8 @@ from typing import BinaryIO, TypeVar
 
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import PREFIX
-from loramux_adapters.package import Output, tensor_reader, write_package
-from loramux_adapters.tensorfile import TensorFile, TensorInfo
+from loramux_adapters.packing import Output, write_package
+from loramux_adapters.tensorfile import TensorFile, TensorInfo, tensor_reader
 
 N = TypeVar("N", int, float)
 

@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
 from loramux_adapters.digests import check_digests, tensor_digests
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.manifest import manifest_text
-from loramux_adapters.package import Output, Package, stored, tensor_reader, write_package
+from loramux_adapters.package import Package
+from loramux_adapters.packing import Output, stored, write_package
+from loramux_adapters.tensorfile import tensor_reader
 
 ALGORITHM = "ed25519"
 PUBLIC_ENDING = ".pub"

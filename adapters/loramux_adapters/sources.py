@@ -13,7 +13,8 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular
 from loramux_adapters.kinds import FOLDED
 from loramux_adapters.kohya import is_kohya, pack_kohya
-from loramux_adapters.package import Output, Package, pack, read_package
+from loramux_adapters.package import Package, read_package
+from loramux_adapters.packing import Output, pack
 from loramux_adapters.peft_folder import is_peft_folder, read_config
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loramux_adapters.digests import ReadTensor
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.tensorfile import FOLDER, MAX_NAME_BYTES, TensorInfo
+from loramux_adapters.tensorfile import FOLDER, MAX_NAME_BYTES, ReadTensor, TensorInfo
 
 MAX_PARTS = FOLDER.num_tensors
 """Of all stacks of a package; a small file can name billions."""

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -20,6 +20,7 @@ MAX_NAME_BYTES = 256
 MAX_DIMENSION = 1 << 32
 MAX_DIMENSIONS = 3
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_COPY_BYTES = 1 << 20
 
 _VALUES = 10
 """Of the entry of a tensor, at most; in memory each is many times what it is in the file."""
@@ -68,6 +69,10 @@ class TensorFile:
     """Position in the file of the first tensor byte."""
 
 
+ReadTensor = Callable[[TensorInfo], Iterable[bytes]]
+"""Yields the bytes of a tensor, in pieces."""
+
+
 def read_header(
     file: BinaryIO, size: int, *, is_foreign: bool = False, limits: Limits = PACKAGE
 ) -> TensorFile:
@@ -109,6 +114,24 @@ def read_header(
     tensors = [_tensor(name, entry, is_foreign) for name, entry in header.items()]
     _check_ranges(tensors, size - 8 - length)
     return TensorFile({tensor.name: tensor for tensor in tensors}, metadata, 8 + length)
+
+
+def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
+    """Return what reads the tensors of `file`, whose data begin at `data_start`."""
+
+    def read(tensor: TensorInfo) -> Iterator[bytes]:
+        file.seek(data_start + tensor.offset)
+        left = tensor.num_bytes
+        while left:
+            piece = file.read(min(left, _COPY_BYTES))
+            if not piece:
+                raise PackageError(
+                    f"the file ended inside tensor {tensor.name}: it changed meanwhile"
+                )
+            yield piece
+            left -= len(piece)
+
+    return read
 
 
 def encode_header(

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from loramux_adapters.package import Package, tensor_reader
+from loramux_adapters.package import Package
 from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
-from loramux_adapters.tensorfile import FOLDER, encode_header
+from loramux_adapters.tensorfile import FOLDER, encode_header, tensor_reader
 
 
 def unpack(file: BinaryIO, package: Package, folder: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from loramux_adapters import open_package, pack
 from loramux_adapters.digests import tensor_digest
-from loramux_adapters.package import digest_of, tensor_reader
+from loramux_adapters.package import digest_of
+from loramux_adapters.tensorfile import tensor_reader
 from loramux_adapters.weights.lint import CODES, lint
 from tests.adapters.files import CONFIG, TENSORS, Tensors, write_folder
 from tests.adapters.weights import SOUND, Q, V, random_pair

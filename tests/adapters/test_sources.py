@@ -15,7 +15,7 @@ from safetensors.torch import save_file as save_torch_file
 from loramux._upload import open_upload
 from loramux_adapters import PackageError, open_package
 from loramux_adapters.kinds import FOLDED
-from loramux_adapters.package import tensor_reader
+from loramux_adapters.tensorfile import tensor_reader
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 from loramux_adapters.weights.update import read_updates
 from tests.adapters.test_adalora import save_adalora

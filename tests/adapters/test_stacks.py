@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from loramux_adapters import Package, PackageError, pack, read_package, unpack
 from loramux_adapters.experts import ExpertsShape
-from loramux_adapters.package import tensor_reader
 from loramux_adapters.stacks import MAX_PARTS, stacked, unstacked
-from loramux_adapters.tensorfile import FOLDER, PACKAGE, TensorInfo, read_header
+from loramux_adapters.tensorfile import FOLDER, PACKAGE, TensorInfo, read_header, tensor_reader
 from loramux_server.store.check import check_package
 from tests.adapters.files import CONFIG, Tensors, package, pair, write_folder
 from tests.support.bases import ROOMY

@@ -19,7 +19,8 @@ _FITS = ("activated", "vocabulary", "heads", "virtual_tokens")
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "validator": (
         [f"adapters/loramux_adapters/{name}.py"
-         for name in ("tensorfile", "package", "peft_folder", "manifest", "strict_json", "fit")],
+         for name in ("tensorfile", "package", "packing", "peft_folder", "manifest", "strict_json",
+                      "fit")],
         [f"tests/adapters/test_{name}.py" for name in _VALIDATOR],
     ),
     "access": (

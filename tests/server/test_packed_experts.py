@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loramux_adapters.package import digest_of, pack, read_package
+from loramux_adapters.package import digest_of, read_package
+from loramux_adapters.packing import pack
 from loramux_server.lora.edits import Edits, num_edit_bytes
 from loramux_server.lora.packed import load_packed
 from loramux_server.models.base_layers import BaseLayers

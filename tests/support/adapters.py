@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from loramux_adapters.package import digest_of, pack, read_package
+from loramux_adapters.package import digest_of, read_package
+from loramux_adapters.packing import pack
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.weight_format import format_of

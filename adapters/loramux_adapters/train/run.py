@@ -28,7 +28,7 @@ from loramux_adapters.base import read_base
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fingerprint import fingerprint
 from loramux_adapters.manifest import with_step
-from loramux_adapters.package import Output
+from loramux_adapters.packing import Output
 from loramux_adapters.sources import pack_source
 from loramux_adapters.train.curve import Curve, Progress, Recorder
 from loramux_adapters.train.examples import Examples, read_examples

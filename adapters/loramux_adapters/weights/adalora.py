@@ -13,11 +13,11 @@ import numpy as np
 
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import PREFIX, Fields, refuse_unserved
-from loramux_adapters.package import Output, tensor_reader
+from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import MAX_RANK, check_config
 from loramux_adapters.peft_folder import open_tensors, read_config, read_notes
-from loramux_adapters.tensorfile import TensorInfo, read_header
+from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_adapters.weights.update import Update, write_updates
 

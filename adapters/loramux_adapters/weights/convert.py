@@ -7,25 +7,14 @@ import numpy as np
 
 from loramux_adapters.errors import PackageError
 from loramux_adapters.manifest import with_step
-from loramux_adapters.package import (
-    Package,
-    digest_of,
-    read_package,
-    tensor_reader,
-    write_package,
-)
+from loramux_adapters.package import Package, digest_of, read_package
+from loramux_adapters.packing import write_package
 from loramux_adapters.plain import require_low_rank
-from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
+from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo, tensor_reader
 from loramux_adapters.weights.diff import diff_of_updates
 from loramux_adapters.weights.dtypes import decoded, dtype_named
 from loramux_adapters.weights.spectrum import factors, spectrum
-from loramux_adapters.weights.update import (
-    Update,
-    dtype_of,
-    read_updates,
-    stored,
-    write_updates,
-)
+from loramux_adapters.weights.update import Update, dtype_of, read_updates, stored, write_updates
 
 
 @dataclass(frozen=True, slots=True)

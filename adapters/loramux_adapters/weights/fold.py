@@ -17,11 +17,11 @@ from loramux_adapters.base import BaseFolder
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import Fields, refuse_unserved, split_name
 from loramux_adapters.lora_config import LoraConfig
-from loramux_adapters.package import Output, tensor_reader
+from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import MAX_RANK, check_config
 from loramux_adapters.peft_folder import open_tensors, read_config, read_notes
 from loramux_adapters.sources import MAX_ERROR
-from loramux_adapters.tensorfile import TensorInfo, read_header
+from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_adapters.weights.spectrum import Factors, Wide, norm
 from loramux_adapters.weights.update import Update, write_updates

@@ -10,7 +10,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from loramux_adapters.lora_config import LoraConfig
-from loramux_adapters.package import Package, tensor_reader
+from loramux_adapters.package import Package
+from loramux_adapters.tensorfile import tensor_reader
 from loramux_adapters.weights.dtypes import NAMES, decoded, is_exact
 from loramux_adapters.weights.measure import Measured, measure
 from loramux_adapters.weights.update import read_updates

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from loramux_adapters.base import BaseFolder
 from loramux_adapters.fields import Fields
-from loramux_adapters.package import Output
+from loramux_adapters.packing import Output
 from loramux_adapters.peft_folder import read_config
 from loramux_adapters.sources import MAX_ERROR
 from loramux_adapters.weights.adalora import FIELDS as ADALORA_FIELDS

@@ -14,9 +14,10 @@ import numpy as np
 from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertLora
 from loramux_adapters.lora import LoraModule
-from loramux_adapters.package import Output, Package, tensor_reader, write_package
+from loramux_adapters.package import Package
+from loramux_adapters.packing import Output, write_package
 from loramux_adapters.peft_config import check_config
-from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
+from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded, encoded
 
 

@@ -10,7 +10,8 @@ from loramux_adapters.digests import check_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fingerprint import check_fingerprint
 from loramux_adapters.fit import check_fit
-from loramux_adapters.package import Package, digest_of, tensor_reader
+from loramux_adapters.package import Package, digest_of
+from loramux_adapters.tensorfile import tensor_reader
 from loramux_adapters.weights.dtypes import decoded
 
 
