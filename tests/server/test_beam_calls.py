@@ -23,7 +23,7 @@ from loramux_server.engine.messages import (
     Token,
 )
 from loramux_server.services.beam_fields import beams_of, searched, searching_defaults
-from loramux_server.services.limits import samplings
+from loramux_server.services.sampling import samplings
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
 from tests.server.test_limits import MODEL

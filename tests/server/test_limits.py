@@ -18,8 +18,9 @@ from loramux_server.engine.sampling import Sampling
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.services.defaults import with_defaults
 from loramux_server.services.forms import form_of
-from loramux_server.services.limits import check_fields, invalid, samplings, text_options
+from loramux_server.services.limits import check_fields, invalid
 from loramux_server.services.prediction import check_prediction
+from loramux_server.services.sampling import samplings, text_options
 
 MODEL = ModelInfo(
     name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",

@@ -22,8 +22,9 @@ from loramux_server.services.descriptions import Descriptions, alias_of
 from loramux_server.services.expiry import end_of, ttl_of
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
-from loramux_server.services.limits import invalid, page_size
+from loramux_server.services.limits import invalid
 from loramux_server.services.observer import counting_failed_uploads
+from loramux_server.services.pages import page_size
 from loramux_server.services.selection import Selection
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.statuses import Statuses

@@ -6,7 +6,8 @@ from loramux.v1 import aliases_pb2
 from loramux_server.access.caller import caller
 from loramux_server.rpc import Context
 from loramux_server.services.descriptions import alias_of, split_of
-from loramux_server.services.limits import invalid, page_size
+from loramux_server.services.limits import invalid
+from loramux_server.services.pages import page_size
 from loramux_server.services.storage import finished, storage_errors
 from loramux_server.store.alias import Split
 from loramux_server.store.names import not_registered

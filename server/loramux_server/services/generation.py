@@ -28,18 +28,14 @@ from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.forms import form_of
 from loramux_server.services.gen_ai import answered, asked, operation_of
 from loramux_server.services.generation_call import GenerationCall
-from loramux_server.services.limits import (
-    check_fields,
-    check_own_tokens,
-    samplings,
-    text_options,
-)
+from loramux_server.services.limits import check_fields, check_own_tokens
 from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
 from loramux_server.services.prediction import check_predicted, check_prediction
 from loramux_server.services.prompt_logprobs import check_told
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
+from loramux_server.services.sampling import samplings, text_options
 from loramux_server.services.submission import Asked, Submission
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.statuses import Statuses

@@ -10,9 +10,9 @@ from loramux_server.place import Place
 from loramux_server.reasoning.thinking import Thinking
 from loramux_server.services.beams import BeamOptions
 from loramux_server.services.choice import Choice
-from loramux_server.services.limits import TextOptions
 from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output
+from loramux_server.services.sampling import TextOptions
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.tokenizer import TextTokenizer
 

@@ -1,19 +1,15 @@
 """Whether a request may run: every field within its limits, before anything is done for it."""
 
 import math
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import cast
+from collections.abc import Iterable, Sequence
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
 from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.sampling import MAX_LOGPROBS, Sampling
-from loramux_server.forms.form import Form
+from loramux_server.engine.sampling import MAX_LOGPROBS
+from loramux_server.services.context_room import context_room, is_empty
 from loramux_server.services.forms import check_form
 
 MAX_PROMPT_BYTES = 256 << 10
@@ -21,21 +17,7 @@ MAX_REQUEST_ID = 128
 MAX_COMPLETIONS = 8
 MAX_BIASES = 300
 MAX_BIAS = 100.0
-DEFAULT_MAX_TOKENS = 256
 MAX_ROUTING_KEY = 256
-MAX_PAGE = 1000
-DEFAULT_PAGE = 100
-
-_SEEDS = 1 << 64
-
-
-@dataclass(frozen=True, slots=True)
-class TextOptions:
-    """What happens to the text of a completion."""
-
-    stops: tuple[str, ...]
-    include_stop: bool
-    skip_special: bool
 
 
 def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
@@ -64,94 +46,6 @@ def check_names(request_id: str, routing_key: str) -> None:
         raise invalid("routing_key", routing_key, f"at most {MAX_ROUTING_KEY} characters")
     if len(request_id) > MAX_REQUEST_ID or not request_id.isprintable():
         raise invalid("request_id", request_id, f"at most {MAX_REQUEST_ID} printable characters")
-
-
-def samplings(
-    params: generation_pb2.SamplingParams,
-    num_prompt: int,
-    model: ModelInfo,
-    defaults: Mapping[str, object] = MappingProxyType({}),
-    *,
-    num_virtual: int = 0,
-    form: Form | None = None,
-) -> list[Sampling]:
-    """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
-
-    Args:
-        params: What was asked for.
-        num_prompt: Tokens of the prompt.
-        model: The base model.
-        defaults: Where `params` name no `max_tokens`, that of these counts.
-        num_virtual: Tokens that the adapter puts before the prompt.
-        form: What each has to be; None for anything.
-
-    Raises:
-        InvalidArgumentError: Prompt and completion do not fit the context.
-    """
-    room = model.context_length - num_prompt - num_virtual
-    if room < (0 if _is_empty(params) else 1):
-        raise _no_room("prompt", num_prompt, params, model, num_virtual)
-    if params.HasField("max_tokens") and params.max_tokens > room:
-        raise InvalidArgumentError(
-            f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens"
-            f"{_with_virtual(num_virtual)} the context of {model.context_length} leaves room for "
-            f"{room}",
-            reason="CONTEXT_LENGTH_EXCEEDED",
-            field="sampling.max_tokens",
-        )
-    max_tokens = cast(int, defaults.get("max_tokens", DEFAULT_MAX_TOKENS))
-    if params.HasField("max_tokens"):
-        max_tokens = params.max_tokens
-    seed = params.seed if params.HasField("seed") else secrets.randbits(63)
-    return [
-        Sampling(
-            max_tokens=min(max_tokens, room),
-            min_tokens=min(params.min_tokens, room),
-            # Seeds are signed 64-bit numbers; the one after the last is the first.
-            seed=(seed + index + _SEEDS // 2) % _SEEDS - _SEEDS // 2,
-            temperature=params.temperature if params.HasField("temperature") else 1.0,
-            top_k=max(0, params.top_k),
-            top_p=params.top_p if params.HasField("top_p") else 1.0,
-            min_p=params.min_p,
-            repetition_penalty=(
-                params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
-            ),
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            logit_bias=dict(params.logit_bias),
-            stop_token_ids=frozenset(params.stop_token_ids),
-            ignore_eos=params.ignore_eos,
-            num_logprobs=params.logprobs if params.HasField("logprobs") else None,
-            # All completions have the prompt in common.
-            num_prompt_logprobs=(
-                params.prompt_logprobs
-                if params.HasField("prompt_logprobs") and index == 0
-                else None
-            ),
-            form=form,
-        )
-        for index in range(params.n if params.HasField("n") else 1)
-    ]
-
-
-def text_options(params: generation_pb2.SamplingParams) -> TextOptions:
-    """Return what happens to the text."""
-    return TextOptions(
-        stops=tuple(params.stop),
-        include_stop=params.include_stop,
-        skip_special=params.skip_special_tokens if params.HasField("skip_special_tokens") else True,
-    )
-
-
-def page_size(asked: int) -> int:
-    """Return how many entries a page has that was asked for with the field `page_size`.
-
-    Raises:
-        InvalidArgumentError: It is negative.
-    """
-    if asked < 0:
-        raise invalid("page_size", asked, f"0 to {MAX_PAGE}")
-    return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
 def check_own_tokens(
@@ -226,34 +120,7 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
             field="prompt",
         )
     # Before they are looked at one by one: a message may hold millions.
-    room = model.context_length - len(request.prompt_token_ids)
-    if room < (0 if _is_empty(request.sampling) else 1):
-        raise _no_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
-
-
-def _is_empty(params: generation_pb2.SamplingParams) -> bool:
-    """Return whether no token is to be made."""
-    return params.HasField("max_tokens") and params.max_tokens == 0
-
-
-def _no_room(
-    field: str,
-    num_prompt: int,
-    params: generation_pb2.SamplingParams,
-    model: ModelInfo,
-    num_virtual: int = 0,
-) -> InvalidArgumentError:
-    rest = "is smaller" if _is_empty(params) else "leaves no room for a completion"
-    return InvalidArgumentError(
-        f"{field} has {num_prompt} tokens{_with_virtual(num_virtual)}; the context of "
-        f"{model.context_length} {rest}",
-        reason="CONTEXT_LENGTH_EXCEEDED",
-        field=field,
-    )
-
-
-def _with_virtual(num_virtual: int) -> str:
-    return f" and {num_virtual} virtual tokens of the adapter" if num_virtual else ""
+    context_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
@@ -264,7 +131,7 @@ def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
         raise invalid(
             "sampling.min_tokens", params.min_tokens, f"at most max_tokens, {params.max_tokens}"
         )
-    _check_integer(params, "n", 1, 1 if _is_empty(params) else MAX_COMPLETIONS)
+    _check_integer(params, "n", 1, 1 if is_empty(params) else MAX_COMPLETIONS)
     for name in ("logprobs", "prompt_logprobs"):
         _check_integer(params, name, 0, min(MAX_LOGPROBS, model.vocab_size))
 

@@ -6,7 +6,7 @@ from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import Finish, Logprobs, Token
 from loramux_server.reasoning.channel_reader import ChannelReader
 from loramux_server.reasoning.reader import ReasoningReader, Thought
-from loramux_server.services.limits import TextOptions
+from loramux_server.services.sampling import TextOptions
 from loramux_server.stop_strings import StopStrings
 from loramux_server.tokenizer import TextDecoder
 from loramux_server.tools.addressed_reader import AddressedReader

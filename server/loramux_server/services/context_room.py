@@ -1,0 +1,61 @@
+"""What the context has room for, with a prompt and the virtual tokens of an adapter in it."""
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_server.engine.model_info import ModelInfo
+
+
+def context_room(
+    field: str,
+    num_prompt: int,
+    params: generation_pb2.SamplingParams,
+    model: ModelInfo,
+    num_virtual: int = 0,
+) -> int:
+    """Return how many tokens may follow a prompt of `num_prompt` tokens, which came in `field`.
+
+    Raises:
+        InvalidArgumentError: The prompt leaves no room for what is asked for.
+    """
+    room = model.context_length - num_prompt - num_virtual
+    if room < (0 if is_empty(params) else 1):
+        rest = "is smaller" if is_empty(params) else "leaves no room for a completion"
+        raise InvalidArgumentError(
+            f"{field} has {num_prompt} tokens{_with_virtual(num_virtual)}; the context of "
+            f"{model.context_length} {rest}",
+            reason="CONTEXT_LENGTH_EXCEEDED",
+            field=field,
+        )
+    return room
+
+
+def completion_room(
+    num_prompt: int,
+    params: generation_pb2.SamplingParams,
+    model: ModelInfo,
+    num_virtual: int = 0,
+) -> int:
+    """Do the same for a prompt whatever it came in, and demand that `max_tokens` fit.
+
+    Raises:
+        InvalidArgumentError: There is not as much room as is asked for.
+    """
+    room = context_room("prompt", num_prompt, params, model, num_virtual)
+    if params.HasField("max_tokens") and params.max_tokens > room:
+        raise InvalidArgumentError(
+            f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens"
+            f"{_with_virtual(num_virtual)} the context of {model.context_length} leaves room for "
+            f"{room}",
+            reason="CONTEXT_LENGTH_EXCEEDED",
+            field="sampling.max_tokens",
+        )
+    return room
+
+
+def is_empty(params: generation_pb2.SamplingParams) -> bool:
+    """Return whether no token is to be made."""
+    return params.HasField("max_tokens") and params.max_tokens == 0
+
+
+def _with_virtual(num_virtual: int) -> str:
+    return f" and {num_virtual} virtual tokens of the adapter" if num_virtual else ""

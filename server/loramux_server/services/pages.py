@@ -1,0 +1,17 @@
+"""Pages of lists: how many entries each has."""
+
+from loramux_server.services.limits import invalid
+
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+
+
+def page_size(asked: int) -> int:
+    """Return how many entries a page has that was asked for with the field `page_size`.
+
+    Raises:
+        InvalidArgumentError: It is negative.
+    """
+    if asked < 0:
+        raise invalid("page_size", asked, f"0 to {MAX_PAGE}")
+    return min(asked or DEFAULT_PAGE, MAX_PAGE)
