@@ -5,7 +5,6 @@ hold it costs two additions. When a tenant finds the room full of others who hav
 their part, those give way who came last and have not started.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from loramux_server.engine.messages import Stats
 from loramux_server.forecast import CAUTION, Forecast
 from loramux_server.metrics import RoomMetrics
 from loramux_server.place import Place
+from loramux_server.places import Places
 from loramux_server.room_limits import RoomLimits, Taken
 
 MIN_DELAY, MAX_DELAY = 0.1, 60.0
@@ -45,12 +45,7 @@ class WaitingRoom:
         self._metrics = metrics
         self._clock = clock
         self._lag = lag
-        self._places: dict[Place, None] = {}
-        """Everybody in the room, in order of arrival."""
-        self._unstarted: Counter[str] = Counter()
-        """Completions of each tenant that wait."""
-        self._weights: dict[str, int] = {}
-        """Of the tenants of which some do."""
+        self._places = Places()
         self._taken = Taken()
         self._forecast = Forecast()
         self._looked_at = clock()
@@ -79,7 +74,7 @@ class WaitingRoom:
         self._check_time(place, seconds_left)
         # Nobody gives way to a request that may turn out to be none.
         self._who_gives_way(place, Taken(1, 0, num_bytes))
-        self._places[place] = None
+        self._places.add(place)
         self._taken.bytes += num_bytes
         self._show()
         try:
@@ -118,7 +113,7 @@ class WaitingRoom:
         place.num_prompt, place.on_lost = num_prompt, on_lost
         place.num_open = place.num_unstarted = num_completions
         self._taken.completions += num_completions
-        self._wait(place, num_completions)
+        self._places.wait(place, num_completions)
         self._taken.tokens += place.num_tokens
         self._show()
 
@@ -137,7 +132,7 @@ class WaitingRoom:
             self._forecast.started()
         place.has_started, place.started_at = True, self._looked_at
         place.num_unstarted -= 1
-        self._wait(place, -1)
+        self._places.wait(place, -1)
         self._taken.tokens -= place.num_prompt
         if not place.num_unstarted:
             self._taken.bytes -= place.num_bytes
@@ -159,9 +154,8 @@ class WaitingRoom:
 
     def _leave(self, place: Place) -> None:
         self._pass_time()
-        self._places.pop(place, None)
+        self._places.remove(place)
         self._taken.completions -= place.num_open
-        self._wait(place, -place.num_unstarted)
         self._taken.tokens -= place.num_tokens
         self._taken.bytes -= place.num_bytes
         place.num_open = place.num_unstarted = place.num_bytes = 0
@@ -176,17 +170,10 @@ class WaitingRoom:
     @property
     def _is_full(self) -> bool:
         """Whether some wait until others end, and not just for the next step."""
-        if not self._unstarted:
+        if not self._places.has_waiting:
             return False
         num_free = self._num_free_blocks * self._limits.block_size
         return self._taken.completions >= self._limits.max_running or self._taken.tokens > num_free
-
-    def _wait(self, place: Place, more: int) -> None:
-        """Count `more` completions at `place` that wait."""
-        self._unstarted[place.tenant] += more
-        self._weights[place.tenant] = place.weight
-        if not self._unstarted[place.tenant]:
-            del self._unstarted[place.tenant], self._weights[place.tenant]
 
     def _check_lag(self) -> None:
         limit, lag = self._limits.max_lag, self._lag()
@@ -196,9 +183,9 @@ class WaitingRoom:
     def _check_memory(self, place: Place, num_prompt: int, seconds_left: float) -> None:
         """Refuse a prompt for which KV memory would become free too late."""
         num_free = self._num_free_blocks * self._limits.block_size
-        if self._taken.tokens + num_prompt <= num_free or not self._unstarted:
+        if self._taken.tokens + num_prompt <= num_free or not self._places.has_waiting:
             return
-        missing = self._num_tokens_before(place) + num_prompt - num_free
+        missing = self._places.num_tokens_before(place) + num_prompt - num_free
         wait = self._forecast.free_seconds(missing)
         if missing > 0 and wait is not None and wait > seconds_left:
             raise self._shed(
@@ -216,8 +203,7 @@ class WaitingRoom:
         """
         if not self._is_full:
             return
-        num_starts = sum(self._before(place).values()) + 1
-        wait = self._forecast.start_seconds(num_starts)
+        wait = self._forecast.start_seconds(self._places.num_before(place) + 1)
         if wait is None:
             return
         seconds = CAUTION * (wait + self._forecast.run_seconds(place.max_tokens))
@@ -233,7 +219,7 @@ class WaitingRoom:
     def _lateness(self, place: Place) -> DeadlineExceededError | None:
         """Return why `place` is not worth a start, if somebody else waits for room to run."""
         is_crowded = self._taken.completions > self._limits.max_running
-        if not is_crowded or self._unstarted.total() <= place.num_unstarted:
+        if not is_crowded or self._places.num_waiting <= place.num_unstarted:
             return None
         seconds = self._forecast.run_seconds(place.max_tokens)
         seconds_left = place.deadline - self._looked_at
@@ -246,32 +232,13 @@ class WaitingRoom:
             reason="DEADLINE_EXCEEDED",
         )
 
-    def _before(self, place: Place) -> dict[str, float]:
-        """Return how many of each tenant start before one of `place`: tenants take turns."""
-        own = self._unstarted[place.tenant]
-        turns = (own + 1) / place.weight
-        return {
-            tenant: own if tenant == place.tenant else min(count, turns * self._weights[tenant])
-            for tenant, count in self._unstarted.items()
-        }
-
-    def _num_tokens_before(self, place: Place) -> float:
-        """Return the prompt tokens of those who start before one of `place`."""
-        left = self._before(place)
-        num_tokens = 0.0
-        for other in self._places:
-            if num_starts := min(other.num_unstarted, left.get(other.tenant, 0.0)):
-                left[other.tenant] -= num_starts
-                num_tokens += num_starts * other.num_prompt
-        return num_tokens
-
     def _who_gives_way(self, place: Place, more: Taken) -> list[Place]:
         """Return who has to go so that there is room for `more`; refuse it if too few can."""
         over = self._limits.over(self._taken, more)
         if over is None:
             return []
         going: list[Place] = []
-        shares = self._shares()
+        shares = self._places.shares()
         mine = shares.get(place.tenant, 0.0) + more.completions / place.weight
         for other in reversed(self._places):
             if other.has_started or other.on_lost is None or shares[other.tenant] <= mine:
@@ -290,18 +257,10 @@ class WaitingRoom:
         self._leave(place)
         on_lost(error)
 
-    def _shares(self) -> dict[str, float]:
-        """Return what each tenant has of the room, by its weight."""
-        shares: dict[str, float] = {}
-        for place in self._places:
-            used = place.num_unstarted / place.weight
-            shares[place.tenant] = shares.get(place.tenant, 0.0) + used
-        return shares
-
     @property
     def _drain_seconds(self) -> float:
         """Seconds in which all that waits has started, at the rate of late."""
-        seconds = self._forecast.start_seconds(max(1, self._unstarted.total()))
+        seconds = self._forecast.start_seconds(max(1, self._places.num_waiting))
         return UNKNOWN_DELAY if seconds is None else seconds
 
     def _shed(self, cause: str, reason: str, message: str, delay: float) -> ResourceExhaustedError:
