@@ -29,7 +29,7 @@ from benchmarks.gpu.record import Record, replace_file
 from loramux_server.kernels import gpu
 from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
 from loramux_server.kernels.gpu.plan import FILE, Plan, capability
-from loramux_server.kernels.gpu.staged import PREFILL_TILE, SHARED_TILE, SINGLE_TILE
+from loramux_server.kernels.gpu.tiles import PREFILL_TILE, SHARED_TILE, SINGLE_TILE
 
 _ATTENTION = "decode_attention"
 _CHOICES: dict[str, Mapping[str, Sequence[int]]] = {

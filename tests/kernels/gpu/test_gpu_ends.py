@@ -15,7 +15,7 @@ import torch
 
 from loramux_server.engine import graphs
 from loramux_server.engine.graphs import Graphs
-from loramux_server.kernels.gpu.staged import Room
+from loramux_server.kernels.gpu.room import Room
 from tests.parity.test_ends import ends, saved_case, submit
 from tests.parity.test_peft import Case, check
 from tests.parity.test_saved import TOKENS, TOLERANCE

@@ -16,9 +16,9 @@ from loramux_server.kernels.adjust import Adjustments, adjust
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.gpu.plan import Plan
-from loramux_server.kernels.gpu.staged import SHARED_TILE, Stager
+from loramux_server.kernels.gpu.staged import Stager
 from loramux_server.kernels.gpu.staging import Staging
-from loramux_server.kernels.gpu.tiles import BASE, tokens
+from loramux_server.kernels.gpu.tiles import BASE, SHARED_TILE, tokens
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Residence, Segments
 from loramux_server.lora.weight_format import WeightFormat

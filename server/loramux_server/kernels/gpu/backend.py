@@ -23,9 +23,10 @@ from loramux_server.kernels.gpu.plan import Cut, Plan
 from loramux_server.kernels.gpu.prefill_attention import prefill_attention_triton
 from loramux_server.kernels.gpu.residual_norm import NormScratch
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
+from loramux_server.kernels.gpu.room import power
 from loramux_server.kernels.gpu.shrink import shrink_triton
 from loramux_server.kernels.gpu.side_stream import SideStream
-from loramux_server.kernels.gpu.staged import Staged, Stager, power
+from loramux_server.kernels.gpu.staged import Staged, Stager
 from loramux_server.kernels.gpu.tiles import LowRank
 from loramux_server.kernels.gpu.write_cache import write_cache_triton
 from loramux_server.kernels.pointwise import rotate, silu_mul

@@ -1,6 +1,6 @@
 """A step as kernels on a GPU find it: cut into tiles, in memory of the device."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,43 +12,26 @@ from loramux_server.kernels.adjust import NUM_FACTORS, Adjustments
 from loramux_server.kernels.draw import NUM_PARAMETERS
 from loramux_server.kernels.gpu.device_batch import DeviceBatch, cut_queries
 from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.kernels.gpu.room import Room, decode_room, power
 from loramux_server.kernels.gpu.staging import Staging
-from loramux_server.kernels.gpu.tiles import BASE, Tiles, cut
+from loramux_server.kernels.gpu.tiles import (
+    BASE,
+    PREFILL_TILE,
+    SHARED_TILE,
+    SINGLE_TILE,
+    Tiles,
+    cut,
+)
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32, Segments
 
-SINGLE_TILE, SHARED_TILE, PREFILL_TILE = 1, 16, 64
-"""Tokens of a tile: of decode, of decode where many requests have few adapters, and of prefill."""
 _SHARED = 4
 """Requests of one tile, on average, that make tiles of several worth while."""
-_ROOMS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Batches of decode are filled up to one of these, or to a multiple of the last."""
-_CHUNK_ROOMS = (
-    16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048,
-)  # fmt: skip
-"""And those with prompts to one of these: rows that nobody needs take less than launches would."""
 _ENTRIES = ("said_row", "said_token", "said_bias", "said_seen", "said_count")
 _SAID = (*_ENTRIES, "said_factors", "said_lacks_one")
 """Staged arrays of what rows say of tokens, in the order of the fields of `Adjustments`."""
 _FEWEST_ROWS = 128
 """Least A rows that a matmul goes on through; fewer would mean more forms of a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How much of everything there is room for. Steps that have the same have the same memory."""
-
-    tokens: int
-    requests: int
-    rows: int
-    """Tokens whose logits are needed."""
-    width: int
-    """Blocks of a request."""
-    tiles: int
-    queries: int
-    """Tiles of attention."""
-    said: int = 0
-    """Entries of what rows say of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +83,13 @@ class Stager:
         room = None
         # Recurrent layers are the model's own: it is not known whether they can be recorded.
         if given.states is None and (is_decode or not is_apart):
-            room = self._room(given, len(tiles[0]), len(queries[0]))
+            room = Room.shared(given, len(tiles[0]), len(queries[0]), self.query_tile)
         if room:
             if room not in self._kept:
                 self._kept[room] = _make(room, self._device)
             staging = self._kept[room]
         else:
-            exact = Room(
-                num_tokens, num_requests, len(given.sampled_R), num_blocks, len(tiles[0]),
-                len(queries[0]), _said(given),
-            )  # fmt: skip
+            exact = Room.of(given, len(tiles[0]), len(queries[0]))
             staging = _make(exact, self._device)
         here = staging.begin()
         for name, array in here.items():
@@ -199,26 +179,6 @@ class Stager:
         )
         return step, staged
 
-    def _room(self, given: StepInput, num_tiles: int, num_queries: int) -> Room | None:
-        """Return the room for a step that others are like; None for one that stands alone."""
-        num_tokens = len(given.token_T)
-        num_requests, num_blocks = given.attention.table_BM.shape
-        width, said = _width(num_blocks), _width(_said(given)) if _said(given) else 0
-        if num_tokens == num_requests:
-            tokens = _fitting(num_tokens, _ROOMS)
-            return Room(tokens, tokens, tokens, width, tokens, 0, said)
-        if num_tokens > _CHUNK_ROOMS[-1]:
-            return None
-        tokens, requests = _fitting(num_tokens, _CHUNK_ROOMS), _power_of_4(num_requests)
-        # Drafts have several rows of a request.
-        rows = max(requests, _power_of_4(len(given.sampled_R)))
-        # Whoever begins in the middle of a tile takes another one.
-        tiles = tokens // PREFILL_TILE + requests + 1
-        queries = tokens // self.query_tile + requests
-        if num_tiles > tiles or num_queries > queries:
-            return None
-        return Room(tokens, requests, rows, width, tiles, queries, said)
-
     def _path(self, segments: Segments | None, num_tokens: int) -> Path | None:
         if segments is None:
             return None
@@ -240,14 +200,9 @@ def _tiles(
         return PREFILL_TILE, cut(segments, num_tokens, PREFILL_TILE)
     if segments is not None:
         shared = cut(segments, num_tokens, SHARED_TILE)
-        if len(shared[0]) <= _fitting(num_tokens, _ROOMS) // _SHARED:
+        if len(shared[0]) <= decode_room(num_tokens) // _SHARED:
             return SHARED_TILE, shared
     return SINGLE_TILE, cut(segments, num_tokens, SINGLE_TILE)
-
-
-def _said(given: StepInput) -> int:
-    """Return how many entries there are of what rows say of tokens."""
-    return 0 if given.adjustments is None else len(given.adjustments.row_E)
 
 
 def _say(adjustments: Adjustments, here: dict[str, npt.NDArray[Any]]) -> None:
@@ -284,30 +239,3 @@ def _make(room: Room, device: torch.device) -> Staging:
         },
         device,
     )
-
-
-def _fitting(number: int, rooms: Sequence[int]) -> int:
-    """Return the least of `rooms` for `number`, or of the multiples of the last one."""
-    fitting = (room for room in rooms if room >= number)
-    return next(fitting, -(-number // rooms[-1]) * rooms[-1])
-
-
-def _power_of_4(number: int) -> int:
-    """Return the least power of four, of which 4 is the first, that is not below `number`."""
-    power = 4
-    while power < number:
-        power *= 4
-    return power
-
-
-def _width(num_blocks: int) -> int:
-    """Return 64 or a power of four times it: few forms, whatever the contexts."""
-    width = 64
-    while width < num_blocks:
-        width *= 4
-    return width
-
-
-def power(number: int) -> int:
-    """Return the least power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()

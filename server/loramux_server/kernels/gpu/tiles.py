@@ -15,6 +15,8 @@ from loramux_server.lora.segments import Int32, Segments
 
 BASE = -1
 """The adapter of a tile that belongs to the base model alone."""
+SINGLE_TILE, SHARED_TILE, PREFILL_TILE = 1, 16, 64
+"""Tokens of a tile: of decode, of decode where many requests have few adapters, and of prefill."""
 
 
 @dataclass(frozen=True, slots=True)
