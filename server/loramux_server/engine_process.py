@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +11,6 @@ from collections.abc import Callable
 import msgspec
 
 from loramux_server.config import ConfigError
-from loramux_server.engine.channel import LENGTH, frame
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import (
     FromEngine,
@@ -24,10 +20,9 @@ from loramux_server.engine.messages import (
     Report,
     StartFailed,
     ToEngine,
-    decode_from_engine,
-    encode,
 )
 from loramux_server.engine.model_info import ModelInfo
+from loramux_server.running_engine import RunningEngine
 from loramux_server.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -39,23 +34,13 @@ MIN_START_PATIENCE = 60.0
 START_PATIENCE = 10.0
 """An engine that replaces another gets so many times as long to start as the first one took."""
 
-_ENVIRONMENT = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-    # OpenMP threads that wait for each other without sleeping keep everybody else off the cores,
-    # the one that they wait for among them: with one other busy process on two cores, steps took
-    # ten times as long as alone. With so few turns it is less than twice, and alone the same.
-    "GOMP_SPINCOUNT": "1000",
-}
-"""What the engine's environment has unless it says otherwise."""
-
 
 class EngineDiedError(ConfigError):
     """The engine ended before it was ready, and did not say why."""
 
 
 class EngineProcess:
-    """Owns the engine process and its socket; there is one at a time."""
+    """Owns the engine that runs; there is one at a time."""
 
     def __init__(
         self,
@@ -78,8 +63,10 @@ class EngineProcess:
         self._watchdog = Watchdog(watchdog, config.max_batch_tokens) if watchdog else None
         self._on_report = on_report
         self._on_ready = on_ready
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._engine: RunningEngine | None = None
+        """The last one that was started."""
+        self.is_ready = False
+        """Whether it answers."""
         self._model: ModelInfo | None = None
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._supervisor: asyncio.Task[None] | None = None
@@ -90,11 +77,6 @@ class EngineProcess:
         """How long the first engine took to be ready; None before that."""
 
     @property
-    def is_ready(self) -> bool:
-        """Whether the engine answers."""
-        return self._writer is not None
-
-    @property
     def seconds_to_ready(self) -> float:
         """Seconds that a new engine will probably take to be ready, 1 at least."""
         since = time.monotonic() - self._deaths[-1] if self._deaths else 0.0
@@ -103,7 +85,7 @@ class EngineProcess:
     @property
     def pid(self) -> int | None:
         """Process id of the engine, while there is one."""
-        return self._process.pid if self._process else None
+        return self._engine.pid if self._engine else None
 
     async def start(self) -> ModelInfo:
         """Start the engine and return what it serves.
@@ -111,8 +93,8 @@ class EngineProcess:
         Raises:
             ConfigError: The engine cannot start with this config.
         """
-        reader, model = await self._spawn()
-        self._supervisor = asyncio.create_task(self._supervise(reader), name="engine")
+        engine, model = await self._spawn()
+        self._supervisor = asyncio.create_task(self._supervise(engine), name="engine")
         return model
 
     async def wait_failed(self) -> None:
@@ -124,15 +106,15 @@ class EngineProcess:
     async def stop(self) -> None:
         """End the engine."""
         self._is_stopping = True
-        if self._writer:
-            self._writer.close()
-        elif self._process and self._process.returncode is None:
-            self._process.kill()  # still loading: it would not look at its socket before the end
-        if self._process and self._process.returncode is None:
+        if engine := self._engine:
+            if self.is_ready:
+                engine.close()
+            else:
+                engine.kill()  # still loading: it would not look at its socket before the end
             try:
-                await asyncio.wait_for(self._process.wait(), timeout=10)
+                await asyncio.wait_for(engine.wait(), timeout=10)
             except TimeoutError:
-                self._process.kill()
+                engine.kill()
         if self._supervisor:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -140,54 +122,41 @@ class EngineProcess:
 
     def send(self, message: ToEngine) -> None:
         """Tell the engine something; it must be ready."""
-        assert self._writer is not None
-        # Of an engine that has just gone the calls are about to end.
-        if not self._writer.is_closing():
-            self._writer.write(frame(encode(message)))
+        assert self._engine is not None
+        assert self.is_ready
+        self._engine.send(message)
 
-    async def _spawn(self) -> tuple[asyncio.StreamReader, ModelInfo]:
+    async def _spawn(self) -> tuple[RunningEngine, ModelInfo]:
         begin = time.monotonic()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "loramux_server.engine.process",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                env=_ENVIRONMENT | os.environ,
-            )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        writer.write(frame(encode(self._config)))
-        first = await self._first_message(reader)
+        engine = self._engine = await RunningEngine.spawn(self._config)
+        first = await self._first_message(engine)
         if isinstance(first, Ready):
             try:
                 self._keep(first.model)
             except ConfigError:
-                writer.close()
+                engine.close()
                 raise
-            self._writer = writer
+            self.is_ready = True
             self._start_seconds = self._start_seconds or time.monotonic() - begin
             self._on_ready(True)
-            return reader, first.model
-        writer.close()
-        code = await self._process.wait()
+            return engine, first.model
+        engine.close()
+        code = await engine.wait()
         if isinstance(first, StartFailed):
             raise ConfigError(first.message)
         raise EngineDiedError(f"the engine ended with exit code {code} before it was ready")
 
-    async def _first_message(self, reader: asyncio.StreamReader) -> FromEngine | None:
+    async def _first_message(self, engine: RunningEngine) -> FromEngine | None:
         """Return what a new engine says first, or None when it is gone or does not get ready."""
-        assert self._process is not None
         patience = None
         if self._start_seconds is not None:
             patience = max(MIN_START_PATIENCE, START_PATIENCE * self._start_seconds)
         try:
             async with asyncio.timeout(patience):
-                return await _read(reader)
+                return await engine.read()
         except TimeoutError:
             _log.error("the engine did not get ready within %.3g s", patience)
-            self._process.kill()
+            engine.kill()
             return None
 
     def _keep(self, model: ModelInfo) -> None:
@@ -209,20 +178,18 @@ class EngineProcess:
             different = ", ".join(changed)
             raise ConfigError(f"the base model is not the one of before: its {different} changed")
 
-    async def _supervise(self, reader: asyncio.StreamReader) -> None:
-        while True:
+    async def _supervise(self, first: RunningEngine) -> None:
+        engine: RunningEngine | None = first
+        while engine:
             self.ran_out_of_memory = False
-            await self._follow(reader)
-            await self._bury()
-            again = await self._start_again()
-            if again is None:
-                return
-            reader = again
+            await self._follow(engine)
+            await self._bury(engine)
+            engine = await self._start_again()
 
-    async def _follow(self, reader: asyncio.StreamReader) -> None:
+    async def _follow(self, engine: RunningEngine) -> None:
         """Pass on what the engine reports until it is gone, or silent for too long."""
         # Of an engine that hangs nothing may be left to wait for, its socket least of all.
-        tasks = {asyncio.create_task(self._pass_on(reader)), asyncio.create_task(self._watch())}
+        tasks = {asyncio.create_task(self._pass_on(engine)), asyncio.create_task(self._watch())}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -231,8 +198,8 @@ class EngineProcess:
         for task in done:
             task.result()
 
-    async def _pass_on(self, reader: asyncio.StreamReader) -> None:
-        while isinstance(message := await _read(reader), Report):
+    async def _pass_on(self, engine: RunningEngine) -> None:
+        while isinstance(message := await engine.read(), Report):
             if self._watchdog:
                 self._watchdog.heard(message.batch)
             self._on_report(message)
@@ -252,15 +219,15 @@ class EngineProcess:
                 return
             self.send(Ping())
 
-    async def _start_again(self) -> asyncio.StreamReader | None:
-        """Return what a new engine writes to, or None if there will be none."""
+    async def _start_again(self) -> RunningEngine | None:
+        """Return a new engine, or None if there will be none."""
         while not self._is_stopping:
             is_often = len(self._deaths) == MAX_DEATHS
             if is_often and self._deaths[-1] - self._deaths[0] < DEATH_WINDOW:
                 _log.error("the engine died %d times in %d s", MAX_DEATHS, DEATH_WINDOW)
                 return None
             try:
-                reader, _ = await self._spawn()
+                engine, _ = await self._spawn()
             except EngineDiedError as error:
                 self._deaths.append(time.monotonic())
                 _log.error("%s", error)
@@ -268,21 +235,18 @@ class EngineProcess:
                 _log.error("the engine cannot start again: %s", error)
                 return None
             else:
-                return reader
+                return engine
         return None
 
-    async def _bury(self) -> None:
+    async def _bury(self, engine: RunningEngine) -> None:
         """Make room for the next engine, now that this one is gone."""
-        if self._writer:
-            self._writer.close()
-            self._writer = None
+        self.is_ready = False
+        engine.close()
         self._deaths.append(time.monotonic())
         self._on_ready(False)
-        assert self._process is not None
         # Its end of the socket is closed; whatever is left of it must go before the next starts.
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        code = await self._process.wait()
+        engine.kill()
+        code = await engine.wait()
         if not self._is_stopping:
             _log.error("the engine died with %s", _cause(code, self.ran_out_of_memory))
 
@@ -294,13 +258,3 @@ def _cause(code: int, ran_out_of_memory: bool) -> str:
     if code == -signal.SIGKILL:
         return "SIGKILL, as the kernel's out-of-memory killer sends it"
     return f"exit code {code}"
-
-
-async def _read(reader: asyncio.StreamReader) -> FromEngine | None:
-    """Return the engine's next message, or None when it is gone."""
-    try:
-        head = await reader.readexactly(LENGTH.size)
-        message: FromEngine = decode_from_engine(await reader.readexactly(LENGTH.unpack(head)[0]))
-        return message
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
