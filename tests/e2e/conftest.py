@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    import openai
+
+    from loramux import Client
     from tests.support.heads import Served
     from tests.support.observed import Observed
     from tests.support.server import RunningServer
@@ -19,6 +22,29 @@ DEFAULTS: dict[str, Any] = {
     "transformers_version": "5.23.0",
 }  # fmt: skip
 """Generation defaults of the adapter `own` of `chat_server`."""
+
+
+@pytest.fixture(scope="module")
+def client(server: "RunningServer") -> "Iterator[Client]":
+    """A client of the `server` that a file of tests has."""
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def door(
+    server: "RunningServer", tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[openai.OpenAI]":
+    """OpenAI's client of a gateway in front of that server."""
+    import openai
+
+    from tests.support.gateway import RunningGateway
+
+    with (
+        RunningGateway(tmp_path_factory.mktemp("gateway"), server.target) as gateway,
+        openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="session")

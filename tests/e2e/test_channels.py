@@ -11,7 +11,6 @@ import pytest
 from loramux import Client, FinishReason, Message
 from tests.support.channel_adapter import ANSWER, ANSWERED, CALLED, save_writer
 from tests.support.channels import CHANNELS, channel_tokenizer
-from tests.support.gateway import RunningGateway
 from tests.support.models import tiny_model
 from tests.support.server import RunningServer
 from tests.support.tool_adapter import AFTER, ASKED, BEFORE, THOUGHT, WEATHER
@@ -39,23 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(folder, folder / "base", *options) as running:
         yield running
     shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[Client]:
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def door(
-    server: RunningServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[openai.OpenAI]:
-    with (
-        RunningGateway(tmp_path_factory.mktemp("gateway"), server.target) as gateway,
-        openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as client,
-    ):
-        yield client
 
 
 def test_a_thought_and_an_answer_are_told_apart(client: Client) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,6 @@ def folders(chat_folders: dict[str, Path]) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def server(chat_server: RunningServer) -> RunningServer:
     return chat_server
-
-
-@pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[Client]:
-    with server.client() as client:
-        yield client
 
 
 def prompt_of(tokenizer: Any, template: str, messages: list[Message]) -> list[int]:

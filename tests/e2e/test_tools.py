@@ -26,7 +26,6 @@ from loramux.v1.generation_pb2 import (
     ToolChoice,
 )
 from tests.support.adapters import save_adapter
-from tests.support.gateway import RunningGateway
 from tests.support.models import tiny_model
 from tests.support.server import RunningServer
 from tests.support.templates import CHATML, chat_tokenizer
@@ -71,26 +70,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[Client]:
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def channel(server: RunningServer) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(server.target) as channel:
         yield channel
-
-
-@pytest.fixture(scope="module")
-def door(
-    server: RunningServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[openai.OpenAI]:
-    with (
-        RunningGateway(tmp_path_factory.mktemp("gateway"), server.target) as gateway,
-        openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as client,
-    ):
-        yield client
 
 
 def asked(client: Client, **options: Any) -> Generation:
