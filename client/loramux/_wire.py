@@ -1,15 +1,15 @@
 """Values <-> wire messages, and status -> error; shared by both clients."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Unpack, cast
+from typing import Unpack
 
 import grpc
 
 from loramux import errors
 from loramux._fitting import fitting
+from loramux._sampling_wire import add_sampling, sampling_options
 from loramux._tool_wire import OPTIONS as TOOL_OPTIONS
 from loramux._tool_wire import add_messages, add_tools, tool_calls
 from loramux.types import (
@@ -22,7 +22,6 @@ from loramux.types import (
     Message,
     Mix,
     PositionLogprobs,
-    SamplingOptions,
     Timing,
     TokenLogprob,
     Usage,
@@ -40,10 +39,6 @@ _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     generation_pb2.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
 }
-_FORMS = tuple(
-    field.name for field in generation_pb2.StructuredOutput.DESCRIPTOR.oneofs_by_name["form"].fields
-)
-"""Options of which one says which form a text has."""
 _BESIDE_SAMPLING = TOOL_OPTIONS | {"prediction"}
 _ERRORS = {
     error.code: error
@@ -98,13 +93,7 @@ def generate_request(
         request.add_generation_prompt = False
     add_tools(options, request)
     sampling = {name: value for name, value in options.items() if name not in _BESIDE_SAMPLING}
-    if isinstance(stop := sampling.get("stop"), str):
-        sampling["stop"] = [stop]
-    _add_form(sampling, request.sampling)
-    for name, value in sampling.items():
-        with fitting(f"sampling.{name}"):
-            one = generation_pb2.SamplingParams(**{name: value})  # type: ignore[arg-type]
-            request.sampling.MergeFrom(one)
+    add_sampling(sampling, request.sampling)
     return request
 
 
@@ -121,26 +110,6 @@ def _add_tokens(
             getattr(request, field).extend(given)
 
 
-def _add_form(options: dict[str, object], sampling: generation_pb2.SamplingParams) -> None:
-    """Take the form that `options` want of a text out of them, and put it into `sampling`."""
-    given = {name: options.pop(name) for name in _FORMS if name in options}
-    if len(given) > 1:
-        names = " and ".join(given)
-        raise errors.InvalidArgumentError(
-            f"{names} are both set; set one of them",
-            reason="INVALID_FIELD",
-            field="sampling.structured_output",
-        )
-    for name, value in given.items():
-        with fitting(f"sampling.structured_output.{name}"):
-            if isinstance(value, Mapping):
-                value = json.dumps(value, ensure_ascii=False)
-            elif name == "choice":
-                value = generation_pb2.Choice(texts=cast(Sequence[str], value))
-            form = generation_pb2.StructuredOutput(**{name: value})  # type: ignore[arg-type]
-            sampling.structured_output.CopyFrom(form)
-
-
 def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
     return adapters.items() if isinstance(adapters, Mapping) else adapters
 
@@ -154,7 +123,7 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
         adapters=tuple(map(identity, response.adapters)),
         usage=usage(response.usage),
         timing=timing(response.timing),
-        sampling=_sampling(response.sampling),
+        sampling=sampling_options(response.sampling),
         prompt_logprobs=_prompt_logprobs(response.prompt_logprobs),
     )
 
@@ -177,7 +146,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         adapters=tuple(map(identity, response.adapters)),
         usage=usage(response.usage) if response.HasField("usage") else None,
         timing=timing(response.timing) if response.HasField("timing") else None,
-        sampling=_sampling(response.sampling) if response.HasField("sampling") else None,
+        sampling=sampling_options(response.sampling) if response.HasField("sampling") else None,
         prompt_logprobs=_prompt_logprobs(response.prompt_logprobs),
         beam_score=delta.beam_score if delta.HasField("beam_score") else None,
     )
@@ -286,22 +255,6 @@ def identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
 def usage(message: generation_pb2.Usage) -> Usage:
     """Return the value of counts of tokens."""
     return Usage(message.prompt_tokens, message.completion_tokens, message.cached_tokens)
-
-
-def _sampling(message: generation_pb2.SamplingParams) -> SamplingOptions:
-    """Return what `message` says; fields without a value are left out."""
-    found: dict[str, object] = {}
-    for field, value in message.ListFields():
-        if field.name == "logit_bias":
-            found[field.name] = dict(value)
-        elif field.name == "structured_output":
-            # None is a form that only a newer server knows.
-            if name := message.structured_output.WhichOneof("form"):
-                form = getattr(message.structured_output, name)
-                found[name] = list(form.texts) if name == "choice" else form
-        else:
-            found[field.name] = list(value) if isinstance(value, Sequence) else value
-    return cast(SamplingOptions, found)
 
 
 def timing(message: generation_pb2.Timing) -> Timing:
