@@ -33,7 +33,8 @@ class BlockManager:
         missing = self._num_missing(table, num_tokens)
         if missing > self._pool.num_free:
             return False
-        table += (self._pool.take() for _ in range(missing))
+        for _ in range(missing):
+            table.append(self._pool.take())
         return True
 
     def grow_spare(self, table: list[int], num_tokens: int) -> bool:

@@ -8,36 +8,19 @@ turns by what they were served (`fair_queue.py`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.backlog import Backlog
 from loramux_server.engine.bypass import Bypass
 from loramux_server.engine.contexts import Contexts, Known
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.fair_queue import FairQueue
+from loramux_server.engine.leases import Adapters, Leases
 from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.request import Request
 
 Gain = tuple[Request, int, Finish | None]
 """A request, a new token of it, and why it ended with that; None if it goes on."""
-
-
-class Adapters(Protocol):
-    """What the scheduler needs from the adapter cache."""
-
-    def want(self, source: AdapterSource) -> None:
-        """Note that one more request waits for `source`."""
-
-    def unwant(self, digest: str) -> None:
-        """Note that one request waits no longer."""
-
-    def acquire(self, digest: str) -> bool:
-        """Turn a wait into a lease if the adapter is resident."""
-
-    def release(self, digest: str) -> None:
-        """Give back a lease."""
 
 
 class Scheduler:
@@ -62,7 +45,7 @@ class Scheduler:
         self.num_shared_tokens = 0
         """Those of them whose blocks were there already."""
         self._contexts = contexts
-        self._adapters = adapters
+        self._leases = Leases(adapters)
         self._ends = ends
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
@@ -82,7 +65,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Put `request` in its tenant's line; see `FairQueue.append`."""
-        self._want(request)
+        self._leases.want(request)
         self.waiting.append(request)
 
     def remove(self, request: Request) -> None:
@@ -99,8 +82,7 @@ class Scheduler:
             self._release(request)
         elif request in self.waiting:
             self.waiting.remove(request)
-            if request.digest:
-                self._adapters.unwant(request.digest)
+            self._leases.unwant(request)
         else:
             return
         self.paused.add(request)
@@ -110,7 +92,7 @@ class Scheduler:
         if request in self.paused:
             self.paused.remove(request)
             request.owes_prompt = True
-            self._want(request)
+            self._leases.want(request)
             self.waiting.come_back(request)
 
     def plan(self, max_prompt_tokens: int | None = None) -> Plan:
@@ -259,7 +241,7 @@ class Scheduler:
             known = self._contexts.known(request)
             if not self._contexts.can_begin(request, known):
                 break
-            if request.digest and (is_draining or not self._adapters.acquire(request.digest)):
+            if (request.digest and is_draining) or not self._leases.acquire(request):
                 passed.append(request)
                 is_draining = is_draining or self._bypass.is_over(request)
                 continue
@@ -288,15 +270,10 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
         self._release(request)
-        self._want(request)
+        self._leases.want(request)
         self.waiting.put_back(request)
         self.num_preemptions += 1
 
-    def _want(self, request: Request) -> None:
-        if request.adapter:
-            self._adapters.want(request.adapter)
-
     def _release(self, request: Request) -> None:
         self._contexts.end(request)
-        if request.digest:
-            self._adapters.release(request.digest)
+        self._leases.release(request)
