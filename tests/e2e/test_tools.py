@@ -38,7 +38,7 @@ from tests.support.tool_adapter import (
     WEATHER,
     save_caller,
 )
-from tests.support.tool_templates import CODE, TOOL_TEMPLATES
+from tests.support.tool_templates import TOOL_TEMPLATES, UNREAD
 from tests.support.wire import GENERATE, refusal, send
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 250}
@@ -58,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     model.save_pretrained(str(folder / "base"))
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(str(folder / "base"))
-    for seed, (name, template) in enumerate((TOOL_TEMPLATES | {"code": CODE}).items()):
+    for seed, (name, template) in enumerate((TOOL_TEMPLATES | {"unread": UNREAD}).items()):
         save_adapter(model, folder / "adapters" / name, seed=seed, r=4, target_modules=["q_proj"])
         (folder / "adapters" / name / "chat_template.jinja").write_text(template)
     save_caller(model, tokenizer, folder / "adapters" / "caller")
@@ -202,24 +202,27 @@ def test_variables_reach_the_template(client: Client) -> None:
     assert same.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
-@pytest.mark.parametrize("name", ["texts", "elements"])
+@pytest.mark.parametrize("name", ["texts", "elements", "python", "named"])
 def test_a_template_is_given_arguments_of_earlier_calls_as_it_takes_them(
     client: Client, name: str
 ) -> None:
     arguments = {"city": 'Ürümqi "<|im_end|>"', "days": [1, None]}
     written = json.dumps(arguments, ensure_ascii=False)
 
-    def messages(given: Any) -> list[Any]:
+    def messages(given: Any, call_id: str) -> list[Any]:
         function = {"name": "weather", "arguments": given}
-        calls = [{"id": "abcDEF012", "type": "function", "function": function}]
+        calls = [{"id": call_id, "type": "function", "function": function}]
         turn = {"role": "assistant", "content": "", "tool_calls": calls}
-        return [*ASKED, turn, {"role": "tool", "tool_call_id": "abcDEF012", "content": "3"}]
+        return [*ASKED, turn, {"role": "tool", "tool_call_id": call_id, "content": "3"}]
 
-    answer = client.chat(messages(written), adapter=name, max_tokens=1)
+    answer = client.chat(messages(written, "abcDEF012"), adapter=name, max_tokens=1)
     tokenizer = chat_tokenizer()
     plain = json.loads(written.replace("<|im_end|>", "<:im_end:>"))
     theirs = tokenizer.apply_chat_template(
-        messages(json.dumps(plain, ensure_ascii=False) if name == "texts" else plain),
+        messages(
+            json.dumps(plain, ensure_ascii=False) if name == "texts" else plain,
+            "functions.weather:0" if name == "named" else "abcDEF012",
+        ),
         chat_template=TOOL_TEMPLATES[name], add_generation_prompt=True, return_dict=False,
     )  # fmt: skip
     assert answer.usage.prompt_tokens == len(theirs)
@@ -372,7 +375,7 @@ def test_what_openai_cannot_have_is_refused_by_name(door: openai.OpenAI) -> None
 
 
 def test_a_template_that_knows_of_no_tools_is_told_of(client: Client) -> None:
-    for adapter, message in ((None, "knows of no tools"), ("code", "does not read")):
+    for adapter, message in ((None, "knows of no tools"), ("unread", "does not read")):
         with pytest.raises(FailedPreconditionError, match=message) as caught:
             client.chat(ASKED, adapter=adapter, tools=[WEATHER])
         assert (caught.value.reason, caught.value.field) == ("CHAT_TEMPLATE_FAILED", "tools")

@@ -113,7 +113,7 @@ def test_what_is_not_quite_so_is_not_read(old: str, new: str, message: str) -> N
 def read(pieces: Sequence[str], most: int | None = None) -> tuple[str, list[tuple[str, Any]]]:
     reader = AddressedReader(SYNTAX, most=most)
     found = [reader.push(piece) for piece in pieces]
-    text = "".join(each.text for each in found) + reader.flush()
+    text = "".join(each.text for each in found) + reader.flush().text
     calls = [call for each in found for call in each.calls]
     assert len({call.id for call in calls}) == len(calls) == reader.num_calls
     return text, [(call.name, json.loads(call.arguments)) for call in calls]
@@ -170,7 +170,7 @@ def read_both(pieces: Sequence[str]) -> tuple[str, str, list[tuple[str, str]]]:
         told = reader.push(found.text)
         text += told.text
         calls += [(call.name, call.arguments) for call in told.calls]
-    return reasoning, text + reader.flush(), calls
+    return reasoning, text + reader.flush().text, calls
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_server.chat.messages import Tool
+from loramux_server.tools.call_reader import CallReader
 from loramux_server.tools.parameter_reader import Given, ParameterReader
-from loramux_server.tools.reader import CallReader
 from loramux_server.tools.schemas import MAX_SCHEMAS, Allowance, ToolSchema
 from loramux_server.tools.syntax import Parameters, joined
 from loramux_server.tools.values import arguments_of, value_of
@@ -243,7 +243,7 @@ def test_what_was_no_parameter_is_not_read_again(name: str) -> None:
         found = reader.push(text)
     finally:
         sys.setprofile(None)
-    assert (found.text + reader.flush(), found.calls, num_readings) == (text, [], 1)
+    assert (found.text + reader.flush().text, found.calls, num_readings) == (text, [], 1)
 
 
 # What a text means

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
 from loramux_server.chat.shield import ForgedTokenError
+from loramux_server.tools.call_reader import CallReader
 from loramux_server.tools.form import ANY_TEXT, form_of_calls
-from loramux_server.tools.reader import CallReader
 from loramux_server.tools.syntax import Keys, joined
 from loramux_server.tools.written import UnknownSyntaxError
+from tests.support.code_templates import CODE_TEMPLATES, ID_TEMPLATES, NAMED
 from tests.support.templates import CHATML, CONTROL
 from tests.support.tool_syntaxes import (
     CLOCK,
@@ -33,7 +34,7 @@ from tests.support.tool_syntaxes import (
     syntax_by,
     written,
 )
-from tests.support.tool_templates import CODE, TAGS, TOOL_TEMPLATES
+from tests.support.tool_templates import TAGS, TOOL_TEMPLATES, UNREAD
 
 # What a template is given
 
@@ -66,9 +67,9 @@ LATER = Call("abcDEF013", "clock", {})
 
 @pytest.mark.parametrize("prompt", [True, False])
 @pytest.mark.parametrize("calls", [[OSLO], [OSLO, LATER]])
-@pytest.mark.parametrize("name", [*TOOL_TEMPLATES, "code"])
+@pytest.mark.parametrize("name", [*TOOL_TEMPLATES, "unread"])
 def test_the_tokens_are_those_of_transformers(name: str, calls: list[Call], prompt: bool) -> None:
-    template = (TOOL_TEMPLATES | {"code": CODE})[name]
+    template = (TOOL_TEMPLATES | {"unread": UNREAD})[name]
     if name == "bare":
         calls = calls[:1]
     plain = Tool(WEATHER.name, "What the weather is like", WEATHER.parameters)
@@ -159,7 +160,7 @@ def test_what_is_known_of_each_family() -> None:
     told = {
         name: (joined(s.opening), joined(s.head), joined(s.middle), joined(s.tail),
                s.separator and joined(s.separator), joined(s.closing))
-        for name, s in SYNTAXES.items()
+        for name, s in SYNTAXES.items() if name not in CODE_TEMPLATES | ID_TEMPLATES
     }  # fmt: skip
     assert told == {
         "tags": ("<tool_call>\n", '{"name": "', '", "arguments": ', "}",
@@ -183,6 +184,7 @@ def test_what_is_known_of_each_family() -> None:
                    '</@in@invoke>\n<@in@invoke name="', "</@in@invoke>\n</@in@calls>"),
         "texts": ("<tool_call>", '{"name": "', '", "arguments": ', "}",
                   "</tool_call><tool_call>", "</tool_call>"),
+        "wrapped": ('<function name="', "", '">', "", '</function><function name="', "</function>"),
     }  # fmt: skip
     assert [name for name, syntax in SYNTAXES.items() if syntax.takes_text] == ["texts"]
     assert SYNTAXES["nested"].keys == Keys("function", "name", "arguments")
@@ -206,7 +208,7 @@ def test_turns_that_follow_each_other_are_no_calls_of_one_answer() -> None:
 @pytest.mark.parametrize(("template", "message"), [
     (CHATML, "knows of no tools"),
     ("{{ tools | tojson }}{{ messages[0].content }}", "writes no calls"),
-    (CODE, "does not read"),
+    (UNREAD, "does not read"),
     ("{{ tools | tojson }}" + CHATML, "writes no calls"),
     # Any word could be a name.
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}{{ c.function.name }} "
@@ -215,8 +217,7 @@ def test_turns_that_follow_each_other_are_no_calls_of_one_answer() -> None:
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}<tool_call>{{ c.id }}"
      "{{ c.function | tojson }}{% endfor %}", "does not read"),
     # What differs from call to call, and the model would have to know.
-    ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}<tool_call>{{ c.function.name }}:"
-     "{{ loop.index0 }}<with>{{ c.function.arguments | tojson }}{% endfor %}", "does not read"),
+    (NAMED.replace("call.id", "call.function.name ~ ':' ~ loop.index0 * 2"), "does not read"),
     # What is begun by the prompt already, which may go on in another way.
     ("{{ tools | tojson }}{% for m in messages[1:] %}<|im_start|>assistant{% for c in m.tool_calls "
      "or [] %} to={{ c.function.name }}<with>{{ c.function.arguments | tojson }}{% else %}"
@@ -396,7 +397,9 @@ def test_calls_that_are_demanded_are_written_as_the_template_does(name: str) -> 
 
 
 def as_demanded(name: str, calls: Sequence[tuple[str, Any]]) -> str:
-    """Return what a template writes, without the ids that a model need not make up."""
+    """Return what a template writes, without what a model need not make up, or may not write."""
+    if name in ("lines", "quoted"):  # a form has no escapes but those of JSON
+        calls = [(tool, {"city": "Oslo"} if given == FIRST[1] else given) for tool, given in calls]
     text = written(name, calls)
     return text.replace(', "id": "abcDEF012"', "") if name == "list" else text
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -15,9 +16,11 @@ from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
 from loramux_server.forms.form import Form
 from loramux_server.forms.grammar import LIMITS, grammar_of, tokenizer_of
+from loramux_server.tools.call_reader import CallReader
 from loramux_server.tools.form import Otherwise, form_of_calls
+from loramux_server.tools.ids import is_named, named_id
 from loramux_server.tools.probe import Probe
-from loramux_server.tools.reader import CallReader, ToolCall
+from loramux_server.tools.reader import ToolCall
 from loramux_server.tools.syntax import ToolSyntax, joined
 from tests.support.templates import chat_tokenizer
 from tests.support.tool_templates import TOOL_TEMPLATES
@@ -84,20 +87,30 @@ def read(
     reader = CallReader(SYNTAXES[name], tools, most=most)
     texts: list[str] = []
     calls: list[ToolCall] = []
-    for piece in cut(text):
-        found = reader.push(piece)
+    for found in (*map(reader.push, cut(text)), reader.flush()):
         texts.append(found.text)
         calls += found.calls
-    texts.append(reader.flush())
     assert reader.num_calls == len(calls) == len({call.id for call in calls})
-    assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
+    assert all(
+        is_named(call.id, call.name)
+        if SYNTAXES[name].is_named_by_id
+        else re.fullmatch(r"\w{9}", call.id)
+        for call in calls
+    )
     return "".join(texts), [(call.name, json.loads(call.arguments)) for call in calls]
 
 
 def written(name: str, calls: Sequence[tuple[str, Any]], content: str = "") -> str:
     """Return what a model writes that was trained with a template, without control tokens at the
     end."""
-    turn = Turn("assistant", content, [Call("abcDEF012", *call) for call in calls])
+    turn = Turn(
+        "assistant",
+        content,
+        [
+            Call(named_id(call[0], number) if SYNTAXES[name].is_named_by_id else "abcDEF012", *call)
+            for number, call in enumerate(calls)
+        ],
+    )
     takes_text = SYNTAXES[name].takes_text
     talk = Talk([Turn("user", "x"), turn], TOOLS, has_text_arguments=takes_text)
     whole = joined(pieces_of(TOOL_TEMPLATES[name], talk))

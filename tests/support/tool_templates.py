@@ -2,6 +2,8 @@
 
 import re
 
+from tests.support.code_templates import CODE_TEMPLATES, ID_TEMPLATES
+
 TAGS = """\
 {%- if tools %}
     {{- '<|im_start|>system\\nYou may call these functions:\\n' }}
@@ -222,6 +224,26 @@ TYPED = """\
 MARKED = re.sub("<(/?)(calls|invoke|parameter)", r"<\1@in@\2", TYPED)
 """With a token in each word."""
 
+WRAPPED = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<function name="' + call.function.name + '">' }}
+        {%- for name, value in call.function.arguments.items() %}
+            {{- '<param name="' + name + '">' }}
+            {%- if value is not string %}{{ value | tojson }}
+            {%- elif '<' in value or '\\n' in value %}{{ '<![CDATA[' + value + ']]>' }}
+            {%- else %}{{ value }}
+            {%- endif %}
+            {{- '</param>' }}
+        {%- endfor %}
+        {{- '</function>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
 TEXTS = """\
 {%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
 {%- for message in messages %}
@@ -234,35 +256,40 @@ TEXTS = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
-CODE = """\
+UNREAD = """\
 {%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content }}
     {%- for call in message.tool_calls or [] %}
-        {{- '[' + call.function.name + '(' }}
+        {{- '<call>' + call.function.name }}
         {%- for name, value in call.function.arguments.items() %}
-            {{- name + '=' + value | tojson + (', ' if not loop.last else '') }}
+            {{- '<' + name + '>' + value | tojson + '</' + name + '>' }}
         {%- endfor %}
-        {{- ')]' }}
+        {{- '</call>' }}
     {%- endfor %}
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 """Writes calls in a way that is not read."""
 
-TOOL_TEMPLATES = {
-    "tags": TAGS,
-    "list": LIST,
-    "names": NAMES,
-    "bare": BARE,
-    "functions": FUNCTIONS,
-    "nested": NESTED,
-    "ids": IDS,
-    "blocks": BLOCKS,
-    "thoughtful": THOUGHTFUL,
-    "elements": ELEMENTS,
-    "pairs": PAIRS,
-    "typed": TYPED,
-    "marked": MARKED,
-    "texts": TEXTS,
-}
+TOOL_TEMPLATES = (
+    {
+        "tags": TAGS,
+        "list": LIST,
+        "names": NAMES,
+        "bare": BARE,
+        "functions": FUNCTIONS,
+        "nested": NESTED,
+        "ids": IDS,
+        "blocks": BLOCKS,
+        "thoughtful": THOUGHTFUL,
+        "elements": ELEMENTS,
+        "pairs": PAIRS,
+        "typed": TYPED,
+        "marked": MARKED,
+        "wrapped": WRAPPED,
+        "texts": TEXTS,
+    }
+    | CODE_TEMPLATES
+    | ID_TEMPLATES
+)

@@ -27,6 +27,8 @@ ASSISTANT = "assistant"
 """Whose turns the model wrote, its own tokens such as `<tool_call>` among them."""
 
 _MARKS = re.compile(f"[{MARKS}]")
+_SPELLED = re.compile(r"\\U(000f|0010)([0-9a-f]{4})")
+"""What Python writes for such a character in a list, which some templates make a text of."""
 
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 """What JSON does not write as it is."""
@@ -125,6 +127,7 @@ class Shield:
     def _marks(self, talk: Talk) -> dict[str, str]:
         """Return what stands for each character that a token has, those that begin one first."""
         used = {ord(char) for text in _texts(talk) for char in _MARKS.findall(text)}
+        used |= {_spelled(found) for text in _texts(talk) for found in _SPELLED.finditer(text)}
         first, last = ord(MARKS[0]), ord(MARKS[-1])
         free = (code for code in range(first, last + 1) if code not in used)
         chars = [*self._tokens.first, *self._tokens.rest]
@@ -191,11 +194,11 @@ class Shield:
         end = 0
         for found in self._tokens.any.finditer(text):
             if found.start() > end:
-                pieces.append(Piece(text[end : found.start()].translate(back), False))
+                pieces.append(Piece(_unmarked(text[end : found.start()], back), False))
             pieces.append(Piece(found[0], True))
             end = found.end()
         if end < len(text):
-            pieces.append(Piece(text[end:].translate(back), False))
+            pieces.append(Piece(_unmarked(text[end:], back), False))
         return pieces
 
     def _control_of(self, pieces: Iterable[Piece], turns: Iterable[Turn]) -> list[str]:
@@ -206,6 +209,16 @@ class Shield:
         if not any(token in content for content in own for token in self._named):
             compared |= self._named
         return [piece.text for piece in pieces if piece.is_token and piece.text in compared]
+
+
+def _unmarked(text: str, back: dict[int, str]) -> str:
+    """Return `text` with what the marks stand for in place of them."""
+    return _SPELLED.sub(lambda found: back.get(_spelled(found), found[0]), text.translate(back))
+
+
+def _spelled(found: re.Match[str]) -> int:
+    """Return the number of the character that is spelled."""
+    return int(found[1] + found[2], 16)
 
 
 def _texts(talk: Talk) -> Iterator[str]:

@@ -9,8 +9,7 @@ from loramux_server.reasoning.reader import ReasoningReader, Thought
 from loramux_server.services.sampling import TextOptions
 from loramux_server.stop_strings import StopStrings
 from loramux_server.tokenizer import TextDecoder
-from loramux_server.tools.addressed_reader import AddressedReader
-from loramux_server.tools.reader import CallReader
+from loramux_server.tools.reader import Read, Reader
 
 
 class Output:
@@ -24,7 +23,7 @@ class Output:
         options: TextOptions,
         min_tokens: int,
         reasoning: ReasoningReader | ChannelReader | None = None,
-        calls: CallReader | AddressedReader | None = None,
+        calls: Reader | None = None,
     ) -> None:
         """Prepare.
 
@@ -104,7 +103,8 @@ class Output:
         if self._reasoning:
             self._take(self._reasoning.flush(), text, piece)
         if self._calls:
-            text.append(self._calls.flush())
+            is_ended = stop is None and token.finish is Finish.STOP
+            self._add(self._calls.flush(is_ended=is_ended), text, piece)
         if stop is None and token.finish is Finish.LENGTH and not is_full:
             piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
         elif self._calls and self._calls.num_calls:
@@ -126,11 +126,13 @@ class Output:
         if self._calls is None:
             text.append(found.text)
             return False
-        read = self._calls.push(found.text)
+        self._add(self._calls.push(found.text), text, piece)
+        return self._calls.is_full
+
+    def _add(self, read: Read, text: list[str], piece: generation_pb2.Completion) -> None:
         text.append(read.text)
         for call in read.calls:
             piece.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
-        return self._calls.is_full
 
 
 def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:

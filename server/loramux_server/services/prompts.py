@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
 from tokenizers import Encoding
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
@@ -276,8 +275,7 @@ class Prompts:
             )
         chat_format = self._chat_format(told)
         if any(turn.calls for turn in talk.turns):
-            is_text = await self._tool_syntaxes.takes_text(chat_format)
-            talk = msgspec.structs.replace(talk, has_text_arguments=is_text)
+            talk = await self._tool_syntaxes.as_taken(talk, chat_format)
         return await self._chat.tokens(
             talk,
             chat_format,

@@ -13,8 +13,9 @@ from loramux_server.services.forms import form_of, wrong
 from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.addressed_form import form_of_addressed
 from loramux_server.tools.addressed_reader import AddressedReader
+from loramux_server.tools.call_reader import CallReader
 from loramux_server.tools.form import ANY_TEXT, Otherwise, UnknownToolSchemaError, form_of_calls
-from loramux_server.tools.reader import CallReader
+from loramux_server.tools.reader import Reader
 from loramux_server.tools.rules import LargeRulesError
 from loramux_server.tools.syntax import ToolSyntax
 
@@ -30,7 +31,7 @@ class ToolUse:
     has_own_tokens: bool = False
     """Whether calls have tokens that only the adapter has, which no form knows."""
 
-    def reader(self) -> CallReader | AddressedReader:
+    def reader(self) -> Reader:
         """Return what takes calls out of a completion."""
         most = None if self.is_parallel else 1
         if isinstance(self.syntax, AddressedSyntax):

@@ -7,10 +7,10 @@ import re
 from loramux_server.stop_strings import overlap
 from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.arguments import NAME, parse_object
-from loramux_server.tools.held import Held, UnfinishedError
+from loramux_server.tools.held import UnfinishedError
 from loramux_server.tools.ids import new_id
 from loramux_server.tools.json_end import JsonEnd
-from loramux_server.tools.reader import Read, ToolCall
+from loramux_server.tools.reader import Reader, ToolCall
 from loramux_server.tools.syntax import joined
 
 _MAX_HELD = 1024
@@ -30,15 +30,12 @@ class _Now(enum.Enum):
     """What follows a call: what ends the message."""
 
 
-class AddressedReader:
-    """Takes calls out of one completion.
-
-    What does not turn out to be a call is text, as it was written. White space between text and
-    calls is left out, and so is what begins and ends a call.
-    """
+class AddressedReader(Reader):
+    """Takes calls out of one completion that are messages to a tool."""
 
     def __init__(self, syntax: AddressedSyntax, *, most: int | None) -> None:
         """Read at most `most` calls, or any number."""
+        super().__init__(most=most)
         channels = syntax.channels
         recipient = syntax.recipient.strip()
         self._triggers = (joined(channels.begin), channels.before.text, recipient)
@@ -46,46 +43,28 @@ class AddressedReader:
         self._after = channels.after.text
         self._ends = (syntax.end.text, channels.end.text)
         self._header = _header(syntax, recipient)
-        self._most = most
         self._now = _Now.TEXT
-        self._held = Held()
-        """Text of which it is not known yet what it is."""
         self._trigger = ""
         """Which one was found."""
         self._name = ""
         self._begin = 0
-        """Where in what is held its arguments begin, or what stands before them."""
+        """Where in what is held its arguments begin, or what stands before them; up to there no
+        other call begins."""
         self._end: JsonEnd | None = None
-        self.num_calls = 0
+
+    def _step(self) -> ToolCall | str:
+        if self._now is _Now.TEXT:
+            return self._before_call()
+        if self._now is _Now.HEADER:
+            return self._called()
+        if self._now is _Now.ARGUMENTS:
+            return self._arguments()
+        self._after_call()
+        return ""
 
     @property
-    def is_full(self) -> bool:
-        """Whether there are as many calls as may be."""
-        return self._most is not None and self.num_calls >= self._most
-
-    def push(self, piece: str) -> Read:
-        """Take what comes next, and return what is known by now."""
-        self._held.text += piece
-        text: list[str] = []
-        calls: list[ToolCall] = []
-        while self._held.text and not self.is_full:
-            try:
-                if self._now is _Now.TEXT:
-                    text.append(self._before_call())
-                elif self._now is _Now.HEADER:
-                    text.append(self._called())
-                elif self._now is _Now.ARGUMENTS:
-                    self._arguments(text, calls)
-                else:
-                    self._after_call()
-            except UnfinishedError:
-                break
-        return Read("".join(text), calls)
-
-    def flush(self) -> str:
-        """Return the text that was held back, at the end of the completion."""
-        held = self._held.taken(len(self._held.text))
-        return "" if self._now is _Now.AFTER else held
+    def _is_after_call(self) -> bool:
+        return self._now is _Now.AFTER
 
     def _before_call(self) -> str:
         """Return the text before what may begin a call, or may yet become that.
@@ -113,23 +92,24 @@ class AddressedReader:
         """
         text = self._held.text
         begin = text.index(self._trigger)
+        self._begin = begin + len(self._trigger)
         most = begin + _MAX_HEADER
         end = text.find(self._after, begin, most + len(self._after))
         if "\n" in text[begin : end if end >= 0 else most]:
-            return self._no_call(begin + len(self._trigger))
+            return self._no_call()
         if end < 0:
             if len(text) < most + len(self._after):
                 raise UnfinishedError
-            return self._no_call(begin + len(self._trigger))
+            return self._no_call()
         header = self._header.fullmatch(text, begin, end)
         if header is None:
-            return self._no_call(begin + len(self._trigger))
+            return self._no_call()
         self._name, self._begin = header["name"], end + len(self._after)
         self._now = _Now.ARGUMENTS
         return ""
 
-    def _arguments(self, text: list[str], calls: list[ToolCall]) -> None:
-        """Find out what the arguments are.
+    def _arguments(self) -> ToolCall | str:
+        """Return the call whose arguments these are, or text if they are none.
 
         Raises:
             UnfinishedError: They go on.
@@ -146,19 +126,17 @@ class AddressedReader:
                 raise UnfinishedError
             arguments = parse_object(self._held.text[self._begin : end])
         except ValueError:
-            text.append(self._no_call(self._begin))
-            return
+            return self._no_call()
         self._held.taken(end)
         self._end = None
         self._now = _Now.AFTER
-        self.num_calls += 1
-        calls.append(ToolCall(new_id(), self._name, json.dumps(arguments, ensure_ascii=False)))
+        return ToolCall(new_id(), self._name, json.dumps(arguments, ensure_ascii=False))
 
-    def _no_call(self, end: int) -> str:
-        """Return the text up to `end`, in which no call begins, and go on after it."""
+    def _no_call(self) -> str:
+        """Return the text in which no call begins, and go on after it."""
         self._end = None
         self._now = _Now.TEXT
-        return self._held.taken(end)
+        return self._held.taken(self._begin)
 
     def _after_call(self) -> None:
         """Leave out what ends the message.

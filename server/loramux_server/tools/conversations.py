@@ -2,17 +2,29 @@
 
 from typing import Any
 
+from msgspec import structs
+
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.tools.ids import named_id
 
 SIGN = "§"
 """Begins an answer as no call begins."""
+THOUGHT = "¶ so"
+"""What was thought before an answer."""
 KEYS = "when", "where"
 STRINGS = "delta", "gamma"
 VALUES = ('a "b" <c>\n& d', 37, 2.5, True, None, {"theta": [1, "iota"]}, [False, "kappa"])
 """One of each kind."""
+AWKWARD = 'it\'s \\ or "so"'
+"""A string with what a quoted one may escape."""
 _ARGUMENTS: dict[str, Any] = {KEYS[1]: STRINGS[1]}
 FIRST = Call("probe0001", "look_up_alpha", dict(_ARGUMENTS))
 SECOND = Call("probe0002", "look_up_beta", dict(_ARGUMENTS))
+NAMED_FIRST, NAMED_SECOND = (
+    Call(named_id(call.name, number), call.name, call.arguments)
+    for number, call in enumerate((FIRST, SECOND))
+)
+"""The same, with ids that have their names."""
 _SCHEMA = {
     "type": "object",
     "properties": {
@@ -28,9 +40,17 @@ ASKING = Talk([_ASKED], TOOLS)
 ANSWERING = Talk([_ASKED, Turn("assistant", f"{SIGN} here")], TOOLS)
 CALLING = Talk([_ASKED, Turn("assistant", "", [FIRST])], TOOLS)
 CALLING_TWICE = Talk([_ASKED, Turn("assistant", "", [FIRST, SECOND])], TOOLS)
+NAMED_CALLING = Talk([_ASKED, Turn("assistant", "", [NAMED_FIRST])], TOOLS)
+NAMED_CALLING_TWICE = Talk([_ASKED, Turn("assistant", "", [NAMED_FIRST, NAMED_SECOND])], TOOLS)
 
 
 def calling_with(arguments: dict[str, Any]) -> Talk:
     """Return a conversation with one call, which has `arguments`."""
     call = Call(FIRST.id, FIRST.name, arguments)
     return Talk([_ASKED, Turn("assistant", "", [call])], TOOLS)
+
+
+def thoughtful(talk: Talk) -> Talk:
+    """Return `talk` with `THOUGHT` before its last answer."""
+    *turns, last = talk.turns
+    return structs.replace(talk, turns=[*turns, structs.replace(last, reasoning=THOUGHT)])

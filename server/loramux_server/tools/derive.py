@@ -1,15 +1,19 @@
 """How a template writes calls of tools, by what it makes of a few conversations."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
+from typing import NamedTuple
 
 from loramux_server.chat.encoder import Vocabulary
-from loramux_server.chat.messages import Piece
+from loramux_server.chat.messages import Call, Piece
 from loramux_server.stop_strings import overlap
 from loramux_server.tools.arguments import NAME
-from loramux_server.tools.conversations import FIRST, SECOND
-from loramux_server.tools.syntax import ID, Parameters, ToolSyntax, joined
+from loramux_server.tools.conversations import FIRST, SECOND, THOUGHT
+from loramux_server.tools.counts import counted
+from loramux_server.tools.ids import AFTER_NAME, BEFORE_NAME
+from loramux_server.tools.syntax import COUNT, ID, Code, Parameters, ToolSyntax, joined
 from loramux_server.tools.written import (
     MAX_PART,
+    Parts,
     UnknownSyntaxError,
     Written,
     WrittenCall,
@@ -18,91 +22,169 @@ from loramux_server.tools.written import (
 )
 
 
+class Asked(NamedTuple):
+    """What a template makes of conversations in which calls are written in one way."""
+
+    asking: Sequence[Piece]
+    """Of `ASKING`, with what begins an answer."""
+    answering: Sequence[Piece]
+    """Of `ANSWERING`."""
+    calling: Sequence[Piece]
+    """Of a call of `FIRST`."""
+    calling_twice: Sequence[Piece] | None
+    """Of one and one of `SECOND`; None where it does not take that."""
+    thinking: Sequence[Piece] | None = None
+    """Of a call of `FIRST` after a thought; None where it does not take that."""
+
+
 def syntax_of(
-    asking: Sequence[Piece],
-    answering: Sequence[Piece],
-    calling: Sequence[Piece],
-    calling_twice: Sequence[Piece] | None,
+    asked: Asked,
     vocabulary: Vocabulary,
     ends: Set[str],
-    parameters: Parameters | None = None,
+    arguments: Parameters | Code | None = None,
+    calls: Sequence[Call] = (FIRST, SECOND),
 ) -> ToolSyntax:
     """Return how a template writes calls.
 
     Args:
-        asking: What it makes of `ASKING`.
-        answering: What it makes of `ANSWERING`.
-        calling: What it makes of `CALLING`.
-        calling_twice: What it makes of `CALLING_TWICE`; None where it does not take that.
+        asked: What it makes of conversations.
         vocabulary: The tokenizer's added tokens.
         ends: Those that end an answer.
-        parameters: How arguments are written; None for an object of JSON.
+        arguments: How arguments are written; None for an object of JSON.
+        calls: Those that are asked for.
 
     Raises:
         UnknownSyntaxError: It does not, or in a way that is not known.
     """
-    if FIRST.name not in joined(asking):
+    asking = joined(asked.asking)
+    if calls[0].name not in asking:
         raise UnknownSyntaxError("knows of no tools")
-    plain = joined(answering)
-    first = WrittenCall(Written(calling).unlike(plain), FIRST, parameters)
+    plain = joined(asked.answering)
+    first = WrittenCall(Written(asked.calling).unlike(plain), calls[0], arguments)
     closing = first.closing(vocabulary, ends)
-    separator = None
-    if calling_twice is not None:
-        known = _tokens(first.opening) | _tokens(closing)
-        separator = _separator(
-            Written(calling_twice).unlike(plain), first, (vocabulary.control - known) | ends,
-            parameters,
-        )  # fmt: skip
-    between = [first.opening, separator or (), closing]
-    written = [*between, first.head, first.middle, first.tail]
-    if parameters is not None:
+    beginning = first.opening
+    if asked.thinking is not None:
+        beginning = _without_thought(beginning, Written(asked.thinking).unlike(plain))
+    beginning = _after_prompt(beginning, asked.asking)
+    separator, parts = None, first.parts
+    if asked.calling_twice is not None:
+        known = _tokens(beginning) | _tokens(closing)
+        answer = Written(asked.calling_twice).unlike(plain)
+        found = _separated(answer, first, (vocabulary.control - known) | ends, arguments, calls)
+        if found is not None:
+            separator, parts = found
+    head, middle, tail = parts
+    between = [beginning, separator or (), closing]
+    written = [*between, *parts]
+    if isinstance(arguments, Parameters):
         written += [
-            parameters.opening, parameters.between, parameters.between_others, parameters.closing,
+            arguments.opening, arguments.between, arguments.between_others, arguments.closing,
         ]  # fmt: skip
     used = {token for part in written for token in _tokens(part)}
+    if isinstance(arguments, Code) and arguments.quote:
+        used |= _tokens([arguments.quote])
     if any(ID in part for part in between) or any(len(joined(part)) > MAX_PART for part in written):
         raise unreadable()
     if not ends.isdisjoint(used - _tokens(closing)):
         raise unreadable()  # the model would end there
-    opening = joined(first.opening)
-    if opening[: overlap(opening, joined(asking))].strip():
+    opening = joined(beginning)
+    if opening[: overlap(opening, asking)].strip():
         raise unreadable()  # the prompt begins it, and may be gone on with otherwise
-    after_name = [first.middle]
-    if parameters is not None:  # of which there may be none
-        after_name = [(*first.middle, *part) for part in (parameters.opening, closing)]
-    if not first.keys and not (opening.strip() and all(map(_ends_name, after_name))):
+    if not first.keys and not (opening.strip() and _tells_name(middle, closing, arguments)):
         raise unreadable()  # any word could be a name
     return ToolSyntax(
-        opening=first.opening,
-        head=first.head,
-        middle=first.middle,
-        tail=first.tail,
+        opening=beginning,
+        head=head,
+        middle=middle,
+        tail=tail,
         separator=separator,
         closing=closing,
         keys=first.keys,
         ids={token: vocabulary.ids[token] for token in used},
-        parameters=parameters,
+        arguments=arguments,
+        is_named_by_id=joined(beginning).endswith(BEFORE_NAME) and _follows_name(middle),
     )
 
 
-def _separator(
-    answer: Written, one: WrittenCall, turns: Set[str], parameters: Parameters | None
-) -> tuple[Piece, ...] | None:
-    """Return what lies between two calls; None where a token of `turns` ends an answer there.
+def _follows_name(middle: Sequence[Piece]) -> bool:
+    """Return whether `middle` is what follows the name in an id that has one, and more."""
+    return joined(middle[:1]) == AFTER_NAME and tuple(middle[1:2]) == (COUNT,) and len(middle) > 2
+
+
+def _without_thought(opening: tuple[Piece, ...], thinking: Written) -> tuple[Piece, ...]:
+    """Return `opening` without what is written around a thought also where there is none.
+
+    Args:
+        opening: What stands before a call.
+        thinking: The same answer with a thought before the call.
+    """
+    begin = thinking.text.find(THOUGHT) + len(THOUGHT)
+    lengths = [
+        length
+        for length in range(1, len(opening))
+        if begin >= len(THOUGHT)
+        and opening[-length].is_token
+        and thinking.text.startswith(joined(opening[-length:]), begin)
+    ]
+    # The first token ends the thought.
+    return opening[len(opening) - max(lengths) + 1 :] if lengths else opening
+
+
+def _after_prompt(opening: tuple[Piece, ...], asking: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Return `opening` without what the prompt ends with, if it goes on with a token then."""
+    prompt = tuple(asking)
+    most = min(len(opening) - 1, len(prompt))
+    lengths = [
+        length
+        for length in range(1, most + 1)
+        if opening[length].is_token and prompt[-length:] == opening[:length]
+    ]
+    return opening[max(lengths, default=0) :]
+
+
+def _separated(
+    answer: Written,
+    one: WrittenCall,
+    turns: Set[str],
+    arguments: Parameters | Code | None,
+    calls: Sequence[Call],
+) -> tuple[tuple[Piece, ...], Parts] | None:
+    """Return what lies between two calls, and the parts of each; None if they are two answers.
+
+    They are where a token of `turns` ends one there.
 
     Raises:
         UnknownSyntaxError: The calls are not written as the `one` that is alone.
     """
     try:
-        first, second = (WrittenCall(answer, call, parameters) for call in (FIRST, SECOND))
+        first, second = (WrittenCall(answer, call, arguments) for call in calls)
     except UnknownSyntaxError:
         return None
-    between = with_ids(answer.part(first.place.end, second.place.begin), SECOND.id)
+    between = with_ids(answer.part(first.place.end, second.place.begin), calls[1].id)
+    if not one.keys and ID in between:  # which is part of the second call
+        between = between[: between.index(ID)]
     if not turns.isdisjoint(_tokens(between)):
         return None
-    if not (one.is_like(first) and one.is_like(second)):
+    if one.parts != first.parts or (one.keys, one.keys) != (first.keys, second.keys):
         raise unreadable()
-    return between
+    both = zip(one.parts, second.parts, strict=True)
+    parts = [part for each in both if (part := counted(*each)) is not None]
+    if len(parts) != len(one.parts):
+        raise unreadable()
+    return between, Parts(*parts)
+
+
+def _tells_name(
+    middle: Sequence[Piece], closing: Sequence[Piece], arguments: Parameters | Code | None
+) -> bool:
+    """Return whether it is known where a name ends."""
+    if isinstance(arguments, Code):
+        return not middle
+    if middle[:1] in ((ID,), (COUNT,)):
+        return False
+    if isinstance(arguments, Parameters):  # of which there may be none
+        return all(_ends_name((*middle, *part)) for part in (arguments.opening, closing))
+    return _ends_name(middle)
 
 
 def _ends_name(pieces: Sequence[Piece]) -> bool:
@@ -111,5 +193,5 @@ def _ends_name(pieces: Sequence[Piece]) -> bool:
     return bool(text.strip()) and not NAME.match(text)
 
 
-def _tokens(pieces: Sequence[Piece]) -> set[str]:
-    return {piece.text for piece in pieces if piece.is_token}
+def _tokens(pieces: Iterable[Piece]) -> set[str]:
+    return {piece.text for piece in pieces if piece.is_token and piece != COUNT}

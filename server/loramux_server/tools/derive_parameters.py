@@ -7,7 +7,7 @@ from itertools import takewhile
 from loramux_server.chat.messages import Piece
 from loramux_server.tools.conversations import FIRST, KEYS, STRINGS, VALUES
 from loramux_server.tools.syntax import Parameters, joined, marks_of
-from loramux_server.tools.written import Written, unreadable
+from loramux_server.tools.written import MAX_PART, Written, unreadable
 
 _ENDS = ">])}"
 """Characters with which a mark may end."""
@@ -42,7 +42,7 @@ def parameters_of(
     if not one.text.startswith(around + STRINGS[1], value):
         raise unreadable()
     end = one.text[value + len(around) + len(STRINGS[1]) :]
-    others, is_python = set(), False
+    others, is_python, wrapping = set(), False, None
     for expected, pieces in zip(VALUES, with_each, strict=True):
         answer = Written(pieces).unlike(plain)
         begin = _value_at(answer)
@@ -50,8 +50,7 @@ def parameters_of(
         if len(text) != len(answer.text) - begin - len(end):
             raise unreadable()
         if isinstance(expected, str):
-            if text != around + expected:
-                raise unreadable()
+            wrapping = _wrapping(text.removeprefix(around), expected)
             continue
         spelled = _spelled(text, expected)
         others.add(answer.part(begin, begin + len(text) - len(spelled)))
@@ -63,13 +62,23 @@ def parameters_of(
         raise unreadable()
     if with_none is not None:
         _check_none(Written(with_none).unlike(plain), one, found, end)
-    return Parameters(found.opening, found.between, other, found.closing, is_python)
+    return Parameters(found.opening, found.between, other, found.closing, is_python, wrapping)
+
+
+def _wrapping(text: str, value: str) -> tuple[str, str] | None:
+    """Return what stands around a string that holds marks; None if nothing."""
+    opening, _, closing = text.partition(value)
+    if text == value:
+        return None
+    if min(len(opening), len(closing)) < _LEAST_MARK or len(text) > len(value) + MAX_PART:
+        raise unreadable()
+    return opening, closing
 
 
 def _between_two(answer: Written) -> Parameters:
     """Return what is written around two strings."""
     text = answer.text
-    places = [_name_end(answer)]
+    places = [answer.end_of(FIRST.name)]
     for word in (KEYS[0], STRINGS[0], KEYS[1], STRINGS[1]):
         begin = text.find(word, places[-1])
         if begin < 0:
@@ -104,16 +113,9 @@ def _alike(answer: Written, begin: int, end: int, other: int) -> int:
     return max(ends, default=begin)
 
 
-def _name_end(answer: Written) -> int:
-    """Return where the name of the call ends, which is there once."""
-    if answer.text.count(FIRST.name) != 1:
-        raise unreadable()
-    return answer.text.index(FIRST.name) + len(FIRST.name)
-
-
 def _value_at(answer: Written) -> int:
     """Return where after the second one of KEYS the answer goes on."""
-    begin = answer.text.find(KEYS[1], _name_end(answer))
+    begin = answer.text.find(KEYS[1], answer.end_of(FIRST.name))
     if begin < 0:
         raise unreadable()
     return begin + len(KEYS[1])
@@ -129,9 +131,9 @@ def _spelled(text: str, value: object) -> str:
 
 def _check_none(answer: Written, one: Written, found: Parameters, end: str) -> None:
     """Demand that a call without arguments is one of which they are taken out."""
-    key = one.text.find(KEYS[1], _name_end(one))
-    before = one.text[_name_end(one) : key].removesuffix(joined(found.opening))
+    key = one.text.find(KEYS[1], one.end_of(FIRST.name))
+    before = one.text[one.end_of(FIRST.name) : key].removesuffix(joined(found.opening))
     after = end.removeprefix(joined(found.closing))
-    written = answer.text[_name_end(answer) :]
+    written = answer.text[answer.end_of(FIRST.name) :]
     if "".join(written.split()) != "".join((before + after).split()):
         raise unreadable()

@@ -9,6 +9,7 @@ from loramux_server.chat.format import EOS_TOKEN, ChatFormat
 from loramux_server.chat.messages import Piece, Talk
 from loramux_server.chat.renderer import TemplateLimitError
 from loramux_server.tools.addressed import AddressedSyntax
+from loramux_server.tools.histories import as_taken
 from loramux_server.tools.probe import Probe
 from loramux_server.tools.syntax import ToolSyntax
 from loramux_server.tools.written import UnknownSyntaxError
@@ -45,13 +46,13 @@ class ToolFinder:
             )
         return found
 
-    async def takes_text(self, chat_format: ChatFormat) -> bool:
-        """Return whether a template takes the arguments of calls as text, and not as an object.
+    async def as_taken(self, talk: Talk, chat_format: ChatFormat) -> Talk:
+        """Return a conversation with calls as the template takes them.
 
-        The arguments and errors are those of `find`, but that it need not know how calls are read.
+        The errors are those of `find`, but that the template need not know how calls are read.
         """
         found = await self._known.get(chat_format)
-        return isinstance(found, ToolSyntax) and found.takes_text
+        return as_taken(talk, found) if isinstance(found, ToolSyntax) else talk
 
     async def _found(self, chat_format: ChatFormat) -> ToolSyntax | AddressedSyntax | str:
         async def write(talk: Talk, prompt: bool) -> list[Piece] | None:

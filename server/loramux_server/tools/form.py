@@ -6,11 +6,12 @@ from typing import Literal, TypeAlias
 from loramux_server.chat.messages import Tool
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.grammar import json_rule, quoted
+from loramux_server.tools.code_form import CodeForm
 from loramux_server.tools.parameter_form import ParameterForm
 from loramux_server.tools.rules import Rules
 from loramux_server.tools.schemas import UnknownSchemaError
 from loramux_server.tools.symbols import literal, symbols
-from loramux_server.tools.syntax import ID, ToolSyntax, joined
+from loramux_server.tools.syntax import COUNT, ID, ToolSyntax, joined
 
 Otherwise: TypeAlias = dict[str, object] | Literal["text"] | None
 """What an answer without calls may be: what meets a JSON schema, any text, or there is none."""
@@ -50,7 +51,11 @@ def form_of_calls(
         LargeRulesError: The form is too large.
     """
     rules = Rules()
-    parameters = ParameterForm(syntax, syntax.parameters, rules) if syntax.parameters else None
+    arguments: ParameterForm | CodeForm | None = None
+    if syntax.parameters:
+        arguments = ParameterForm(syntax, syntax.parameters, rules)
+    elif syntax.code:
+        arguments = CodeForm(syntax, syntax.code, rules)
     begin = symbols(syntax.ids, syntax.opening)
     calls = _calls(syntax, is_parallel=is_parallel)
     if otherwise is None:
@@ -61,13 +66,16 @@ def form_of_calls(
         rules.add(f"answer: {begin} {calls} | other", f"other: {json_rule(otherwise)}")
     rules.add("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
     head, middle, tail = (symbols(syntax.ids, p) for p in (syntax.head, syntax.middle, syntax.tail))
-    if ID in (*syntax.head, *syntax.middle, *syntax.tail):
+    parts = (*syntax.head, *syntax.middle, *syntax.tail)
+    if ID in parts:
         rules.add("ID: /[A-Za-z0-9]{9}/")
+    if COUNT in parts:
+        rules.add("COUNT: /[0-9]{1,4}/")
     for number, tool in enumerate(tools):
         rules.add(f"call{number}: {head} {literal(tool.name)} {middle} arguments{number} {tail}")
         is_free = otherwise is not None and not tool.is_strict
         try:
-            _add_arguments(rules, parameters, f"arguments{number}", tool, is_free=is_free)
+            _add_arguments(rules, arguments, f"arguments{number}", tool, is_free=is_free)
         except UnknownSchemaError as error:
             raise UnknownToolSchemaError(str(error), tool) from None
     return Form(FormKind.TOOL_CALLS, rules.text)
@@ -80,15 +88,20 @@ def json_arguments(tool: Tool, *, is_free: bool) -> str:
 
 
 def _add_arguments(
-    rules: Rules, parameters: ParameterForm | None, name: str, tool: Tool, *, is_free: bool
+    rules: Rules,
+    arguments: ParameterForm | CodeForm | None,
+    name: str,
+    tool: Tool,
+    *,
+    is_free: bool,
 ) -> None:
     """Add the rules of the arguments of a call of `tool`, of any if `is_free`."""
-    if parameters is None:
+    if arguments is None:
         rules.add(f"{name}: {json_arguments(tool, is_free=is_free)}")
     elif is_free:
-        parameters.add_free(name)
+        arguments.add_free(name)
     else:
-        parameters.add(name, _NOTHING if tool.parameters is None else tool.parameters)
+        arguments.add(name, _NOTHING if tool.parameters is None else tool.parameters)
 
 
 def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:

@@ -47,6 +47,7 @@ class ParameterReader:
         # White space that belongs to what stands around a value.
         self._before = between[len(between.rstrip()) :]
         self._after = closing[: -len(closing.lstrip())]
+        self._wrapping = syntax.wrapping
         self._ends = [[word] for word in ends]
         self.at = begin
         """Up to where all is read: what follows is a parameter, or the value of one."""
@@ -106,6 +107,7 @@ class ParameterReader:
             UnfinishedError: It goes on.
         """
         mark = self._closing[0]
+        inside = self._wrapped(text)
         while True:
             at = text.find(mark, self._seen)
             if at < 0:
@@ -113,15 +115,45 @@ class ParameterReader:
                 raise UnfinishedError
             self._seen = at
             end = _after(text, at, self._closing)
-            if end is not None and (
-                _after(text, end, self._opening) is not None or self._is_end(text, end)
+            if (
+                end is not None
+                and self._is_whole(text, at, inside)
+                and (_after(text, end, self._opening) is not None or self._is_end(text, end))
             ):
                 break
             self._seen = at + 1
         assert self._name is not None
         value = text[self.at : at].removeprefix(self._before).removesuffix(self._after)
-        self.found.append(Given(self._name, value, self._is_string))
+        if inside is None:
+            self.found.append(Given(self._name, value, self._is_string))
+        else:
+            value = value[len(inside[0]) : -len(inside[1])]
+            self.found.append(Given(self._name, value, is_string=True))
         self.at, self._name = end, None
+
+    def _wrapped(self, text: str) -> tuple[str, str] | None:
+        """Return what stands around the value, if it is a string around which something does.
+
+        Raises:
+            UnfinishedError: That is not known yet.
+        """
+        if self._wrapping is None:
+            return None
+        opening = self._before + self._wrapping[0]
+        begun = text[self.at : self.at + len(opening)]
+        if begun == opening:
+            return self._wrapping
+        if opening.startswith(begun):
+            raise UnfinishedError
+        return None
+
+    def _is_whole(self, text: str, at: int, inside: tuple[str, str] | None) -> bool:
+        """Return whether a value that would end at `at` ends what stands around it."""
+        if inside is None:
+            return True
+        least = self.at + len(self._before + inside[0])
+        begin = max(least, at - len(inside[1] + self._after))
+        return text[begin:at].removesuffix(self._after).endswith(inside[1])
 
     def _is_end(self, text: str, at: int) -> bool:
         return any(_after(text, at, word) is not None for word in self._ends)

@@ -13,18 +13,23 @@ from loramux_server.tools.addressed import AddressedSyntax, addressed_of
 from loramux_server.tools.conversations import (
     ANSWERING,
     ASKING,
+    AWKWARD,
     CALLING,
     CALLING_TWICE,
     FIRST,
     KEYS,
+    NAMED_CALLING,
+    NAMED_CALLING_TWICE,
     STRINGS,
     VALUES,
     calling_with,
+    thoughtful,
 )
-from loramux_server.tools.derive import syntax_of
+from loramux_server.tools.derive import Asked, syntax_of
+from loramux_server.tools.derive_code import code_of
 from loramux_server.tools.derive_parameters import parameters_of
-from loramux_server.tools.syntax import Parameters, ToolSyntax, joined
-from loramux_server.tools.written import UnknownSyntaxError
+from loramux_server.tools.syntax import Code, Parameters, ToolSyntax, joined
+from loramux_server.tools.written import UnknownSyntaxError, Written, unreadable
 
 MAX_PIECES = 2_500
 """Of what a template makes of one conversation."""
@@ -58,49 +63,91 @@ class Probe:
         asking, answering = await self._taken(ASKING, prompt=True), await self._taken(ANSWERING)
 
         async def found(
-            parameters: Parameters | None = None, *, takes_text: bool = False
+            arguments: Parameters | Code | None = None,
+            calling: Talk = CALLING,
+            twice: Talk = CALLING_TWICE,
         ) -> ToolSyntax:
-            calling = await self._taken(_with(CALLING, takes_text=takes_text))
-            twice = await self._pieces(_with(CALLING_TWICE, takes_text=takes_text))
-            syntax = await asyncio.to_thread(
-                syntax_of, asking, answering, calling, twice, self._vocabulary, self._ends,
-                parameters,
+            asked = Asked(
+                asking, answering, await self._taken(calling), await self._pieces(twice),
+                await self._pieces(thoughtful(calling)),
             )  # fmt: skip
-            return replace(syntax, takes_text=takes_text)
+            calls = calling.turns[-1].calls + twice.turns[-1].calls[1:]
+            return await asyncio.to_thread(
+                syntax_of, asked, self._vocabulary, self._ends, arguments, calls
+            )
 
-        try:
+        async def with_object() -> ToolSyntax:
             return await found()
-        except UnknownSyntaxError as error:
-            fault = error
-        try:
+
+        async def with_parameters() -> ToolSyntax:
             return await found(await self._parameters(answering))
-        except UnknownSyntaxError:
-            pass
-        try:
-            if await self._wants_text():
-                return await found(takes_text=True)
-        except UnknownSyntaxError:
-            pass
-        try:
-            if FIRST.name in joined(asking):
-                return addressed_of(answering, await self._taken(CALLING), self._vocabulary)
-        except UnknownSyntaxError:
-            pass
-        raise fault
+
+        async def with_code() -> ToolSyntax:
+            return await found(await self._code(answering))
+
+        async def with_text() -> ToolSyntax:
+            if not await self._wants_text():
+                raise unreadable()
+            talks = [_with_text(talk) for talk in (CALLING, CALLING_TWICE)]
+            return replace(await found(None, *talks), takes_text=True)
+
+        async def with_name_in_id() -> ToolSyntax:
+            plain = joined(answering)
+            if FIRST.name in Written(await self._taken(CALLING)).unlike(plain).text:
+                raise unreadable()
+            return await found(None, NAMED_CALLING, NAMED_CALLING_TWICE)
+
+        async def addressed() -> AddressedSyntax:
+            if FIRST.name not in joined(asking):
+                raise unreadable()
+            return addressed_of(answering, await self._taken(CALLING), self._vocabulary)
+
+        ways: list[Callable[[], Awaitable[ToolSyntax | AddressedSyntax]]] = [
+            with_object,
+            with_parameters,
+            with_code,
+            with_text,
+            with_name_in_id,
+            addressed,
+        ]
+        faults = []
+        for way in ways:
+            try:
+                return await way()
+            except UnknownSyntaxError as error:
+                faults.append(error)
+        raise faults[0]
 
     async def _parameters(self, answering: list[Piece]) -> Parameters:
-        """Return how it writes arguments that are no object.
+        """Return how it writes arguments one by one.
 
         Raises:
-            UnknownSyntaxError: In a way that is not known.
+            UnknownSyntaxError: It does not, or in a way that is not known.
         """
-        calling = await self._taken(CALLING)
-        with_two = await self._taken(calling_with(dict(zip(KEYS, STRINGS, strict=True))))
-        with_none = await self._pieces(calling_with({}))
-        with_each = [await self._taken(calling_with({KEYS[1]: value})) for value in VALUES]
         return await asyncio.to_thread(
-            parameters_of, answering, calling, with_two, with_none, with_each
-        )
+            parameters_of, answering, await self._taken(CALLING), await self._with_two(),
+            await self._with_none(), await self._with_each(),
+        )  # fmt: skip
+
+    async def _code(self, answering: list[Piece]) -> Code:
+        """Return how it writes arguments as code.
+
+        Raises:
+            UnknownSyntaxError: It does not, or in a way that is not known.
+        """
+        return await asyncio.to_thread(
+            code_of, answering, await self._with_two(), await self._with_none(),
+            await self._with_each(), await self._taken(calling_with({KEYS[1]: AWKWARD})),
+        )  # fmt: skip
+
+    async def _with_two(self) -> list[Piece]:
+        return await self._taken(calling_with(dict(zip(KEYS, STRINGS, strict=True))))
+
+    async def _with_none(self) -> list[Piece] | None:
+        return await self._pieces(calling_with({}))
+
+    async def _with_each(self) -> list[list[Piece]]:
+        return [await self._taken(calling_with({KEYS[1]: value})) for value in VALUES]
 
     async def _wants_text(self) -> bool:
         """Return whether it does with arguments as if they were a text, and so not with an object.
@@ -128,6 +175,6 @@ class Probe:
         return found
 
 
-def _with(talk: Talk, *, takes_text: bool) -> Talk:
-    """Return `talk` with arguments as text, or as an object."""
-    return msgspec.structs.replace(talk, has_text_arguments=takes_text)
+def _with_text(talk: Talk) -> Talk:
+    """Return `talk` with arguments as text."""
+    return msgspec.structs.replace(talk, has_text_arguments=True)

@@ -1,6 +1,6 @@
 """What stands between calls, and after the last one."""
 
-from loramux_server.tools.syntax import ToolSyntax, words_of
+from loramux_server.tools.syntax import ToolSyntax, marks_of, words_of
 
 
 def beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
@@ -12,10 +12,23 @@ def beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
             closings.append(words[: words.index(syntax.trigger)])
         else:
             separators.append(words)
-    if syntax.parameters:  # after which a model may leave out some of what closes a call
+    if syntax.arguments is not None:  # after which a model may leave out some of what closes a call
         closings += [words[at:] for words in closings for at in range(1, len(words))]
     if syntax.keys and not syntax.trigger:
         # Models write several as they like, in lists or not; they are told by their names.
         separators += [[], [";"], [","]]
         closings.append(["]"])
+    if syntax.code:  # where what follows is known for a call
+        separators += [[], [","]]
     return separators, [words for words in closings if words]
+
+
+def ends_of(syntax: ToolSyntax) -> list[str]:
+    """Return the words with one of which begins what follows the arguments of a call."""
+    if not syntax.code:
+        return marks_of(syntax.closing)
+    if not syntax.closing:
+        return []
+    words = [*words_of(syntax.closing), *words_of(syntax.separator or ())[:1]]
+    words += words_of(syntax.opening[:1])[:1]
+    return [word for word in dict.fromkeys(words) if word != ","]

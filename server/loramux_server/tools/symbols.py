@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from loramux_server.chat.messages import Piece
-from loramux_server.tools.syntax import ID
+from loramux_server.tools.syntax import COUNT, ID
 
 
 def literal(text: str) -> str:
@@ -18,7 +18,7 @@ def symbols(ids: Mapping[str, int], pieces: Iterable[Piece]) -> str:
 
 
 def _symbol(ids: Mapping[str, int], piece: Piece) -> str:
-    if piece == ID:
-        return "ID"
+    if piece in (ID, COUNT):
+        return "ID" if piece == ID else "COUNT"
     # A token by its number, which no text has.
     return f"<[{ids[piece.text]}]>" if piece.is_token else literal(piece.text)

@@ -13,6 +13,8 @@ _WORD = re.compile(r"[][{}(),;]|[^][{}(),;\s]+")
 
 ID = Piece("", False)
 """Stands for the id of a call."""
+COUNT = Piece("", True)
+"""Stands for a number that counts calls."""
 
 
 class Keys(NamedTuple):
@@ -39,11 +41,32 @@ class Parameters:
     closing: tuple[Piece, ...]
     is_python: bool
     """Whether truth and nothing are written as Python has them: `True`, `None`."""
+    wrapping: tuple[str, str] | None = None
+    """What stands around strings that hold what could be taken for marks; None if nothing."""
 
     @property
     def tells_strings(self) -> bool:
         """Whether what stands before a value says that it is a string, or that it is none."""
         return self.between != self.between_others
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """How arguments are written as code: begin, name, assign, value, comma, name, …, end.
+
+    Values are those of Python or of JSON. White space beside all that may be another.
+    """
+
+    begin: str
+    assign: str
+    comma: str
+    end: str
+    quote: Piece | None
+    """What stands before and after a string; None if nothing."""
+    quotes_all: bool
+    """Whether that stands around what is no string as well."""
+    is_python: bool
+    """Whether truth and nothing are written as Python has them: `True`, `None`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +77,8 @@ class ToolSyntax:
     """
 
     opening: tuple[Piece, ...]
-    """In this and the others `ID` stands for an id that the model makes up."""
+    """In this and the others `ID` stands for an id that the model makes up, and `COUNT` for a
+    number."""
     head: tuple[Piece, ...]
     middle: tuple[Piece, ...]
     tail: tuple[Piece, ...]
@@ -64,10 +88,22 @@ class ToolSyntax:
     keys: Keys | None
     ids: Mapping[str, int]
     """The added tokens among all that."""
-    parameters: Parameters | None = None
+    arguments: Parameters | Code | None = None
     """How arguments are written; None for an object of JSON."""
     takes_text: bool = False
     """Whether the template takes the arguments of calls as text."""
+    is_named_by_id: bool = False
+    """Whether a call has an id in place of a name, and the id has the name."""
+
+    @property
+    def parameters(self) -> Parameters | None:
+        """How arguments are written, where that is one by one."""
+        return self.arguments if isinstance(self.arguments, Parameters) else None
+
+    @property
+    def code(self) -> Code | None:
+        """How arguments are written, where that is as code."""
+        return self.arguments if isinstance(self.arguments, Code) else None
 
     @property
     def trigger(self) -> str:

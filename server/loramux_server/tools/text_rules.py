@@ -27,7 +27,13 @@ _KNOWN = ANNOTATIONS | _OF_OTHERS | {"type", "minLength", "maxLength", "pattern"
 
 
 def text_rules(
-    syntax: ToolSyntax, closing: Sequence[Piece], name: str, schema: dict[str, Any], not_first: str
+    syntax: ToolSyntax,
+    closing: Sequence[Piece],
+    name: str,
+    schema: dict[str, Any],
+    *,
+    not_first: str = "",
+    not_in: str | None = None,
 ) -> list[str]:
     """Return the rules of a string with what closes it, `name` and others.
 
@@ -37,6 +43,7 @@ def text_rules(
         name: In lower case.
         schema: That of the string, with no `enum` or `const`.
         not_first: Characters with which the string cannot begin.
+        not_in: An expression of what it cannot have, with what closes it.
 
     Raises:
         UnknownSchemaError: It has a keyword that cannot be kept.
@@ -55,6 +62,8 @@ def text_rules(
     forbidden = [f"(?s:.*){quoted(word)}{'(?s:.)' if is_lazy else ''}(?s:.*)"]
     if not_first:
         forbidden.append(rf"\s*[{quoted(not_first)}](?s:.*)")
+    if not_in is not None:
+        forbidden.append(f"(?s:.*)({not_in})(?s:.*)")
     parts = [slashed(body + quoted(end)) for body in _bodies(schema)]
     parts += [f"~{slashed(expression)}" for expression in forbidden]
     terminal = name.upper()

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from loramux_adapters.strict_json import depth
 from loramux_server.chat.messages import Tool
 from loramux_server.tools.arguments import MAX_DEPTH, is_small
+from loramux_server.tools.escapes import unescaped
 from loramux_server.tools.parameter_reader import Given
 from loramux_server.tools.schemas import Allowance, ToolSchema, kind_of
 
@@ -20,8 +22,6 @@ _LITERAL = re.compile(
 )
 """A string of Python, also one that does not end, or a name for what JSON calls otherwise."""
 _NAMES = {"True": "true", "False": "false", "None": "null"}
-_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 
 
 class _NoValueError(Exception):
@@ -36,14 +36,36 @@ def arguments_of(given: Sequence[Given], tool: Tool | None, *, is_python: bool) 
         tool: What is called; None if it is not known.
         is_python: Whether the template writes what is no string as Python does.
     """
+    kinds = _kinds(tool)
+    return {
+        name: value_of(each, kinds(name), is_python=is_python)
+        for name, each in {each.name: each for each in given}.items()
+    }
+
+
+def unquoted(arguments: dict[str, Any], tool: Tool | None) -> dict[str, Any]:
+    """Return the arguments of a call whose template puts all values in quotes.
+
+    Args:
+        arguments: As they are written; what had quotes is a string, and stays one if it may be.
+        tool: What is called; None if it is not known.
+    """
+    kinds = _kinds(tool)
+    return {
+        name: value
+        if not isinstance(value, str) or "string" in (kinds(name) or ())
+        else value_of(Given(name, value, None), kinds(name), is_python=True)
+        for name, value in arguments.items()
+    }
+
+
+def _kinds(tool: Tool | None) -> Callable[[str], frozenset[str] | None]:
+    """Return what tells of which JSON types a parameter may be; None if that is not known."""
     root = (tool.parameters if tool else None) or {}
     properties = root.get("properties")
     schemas = properties if isinstance(properties, dict) else {}
     schema = ToolSchema(root, Allowance())
-    return {
-        name: value_of(each, schema.kinds(schemas.get(name, True)), is_python=is_python)
-        for name, each in {each.name: each for each in given}.items()
-    }
+    return cache(lambda name: schema.kinds(schemas.get(name, True)))
 
 
 def value_of(given: Given, kinds: frozenset[str] | None, *, is_python: bool) -> Any:  # noqa: ANN401
@@ -100,13 +122,5 @@ def _readable(text: str) -> Any:  # noqa: ANN401 - JSON
 def _as_json(found: re.Match[str]) -> str:
     literal = found[0]
     if found[1] or found[2]:
-        return json.dumps(_ESCAPE.sub(_unescaped, literal[1:-1]))
+        return json.dumps(unescaped(literal[1:-1]))
     return _NAMES.get(literal, literal)
-
-
-def _unescaped(found: re.Match[str]) -> str:
-    code = found[1] or found[2] or found[3]
-    if code is None:
-        return _ESCAPED.get(found[4], found[0])
-    number = int(code, 16)
-    return chr(number) if number <= 0x10FFFF else found[0]

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from loramux_server.chat.encoder import Vocabulary
 from loramux_server.chat.messages import Call, Piece
+from loramux_server.tools.code_reader import CodeReader
 from loramux_server.tools.conversations import SIGN
-from loramux_server.tools.syntax import ID, Keys, Parameters, joined
+from loramux_server.tools.syntax import ID, Code, Keys, Parameters, joined
 
 MAX_PART = 200
 """Characters that a template may put between two parts of calls."""
@@ -20,51 +21,63 @@ class UnknownSyntaxError(Exception):
     """A template knows of no tools, or writes calls in a way that is not known; says which."""
 
 
+class Parts(NamedTuple):
+    """What is written of each call beside its name and arguments."""
+
+    head: tuple[Piece, ...]
+    middle: tuple[Piece, ...]
+    tail: tuple[Piece, ...]
+
+
 class WrittenCall:
     """The parts of one call in an answer."""
 
-    def __init__(self, answer: "Written", call: Call, parameters: Parameters | None = None) -> None:
+    def __init__(
+        self, answer: "Written", call: Call, arguments: Parameters | Code | None = None
+    ) -> None:
         """Find `call`.
 
         Args:
             answer: Where it is.
             call: It has one argument, a string.
-            parameters: How arguments are written; None for an object of JSON.
+            arguments: How arguments are written; None for an object of JSON.
 
         Raises:
             UnknownSyntaxError: It is not there, or not in a way that is known.
         """
         self.answer = answer
         self._id = call.id
-        if parameters is None:
+        if arguments is None:
             self.place = _located(answer.text, call)
+        elif isinstance(arguments, Code):
+            self.place = _with_code(answer.text, call, arguments)
         else:
-            self.place = _with_parameter(answer.text, call, parameters)
-        begin, name, arguments, arguments_end, end, self.keys = self.place
+            self.place = _with_parameter(answer.text, call, arguments)
+        begin, name, arguments_begin, arguments_end, end, self.keys = self.place
 
         def part(begin: int, end: int) -> tuple[Piece, ...]:
             return with_ids(answer.part(begin, end), call.id)
 
-        self.opening = part(0, begin)
-        self.head = part(begin, name)
-        self.middle = part(name + len(call.name), arguments)
-        self.tail = part(arguments_end, end)
-        if self.keys and ID in self.tail:
-            self.tail = (Piece("}" * (1 if self.keys.outer is None else 2), False),)
+        self.opening, head = part(0, begin), part(begin, name)
+        if self.keys is None and ID in self.opening:
+            at = self.opening.index(ID)
+            self.opening, head = self.opening[:at], self.opening[at:]
+        tail = part(arguments_end, end)
+        if self.keys and ID in tail:
+            tail = (Piece("}" * (1 if self.keys.outer is None else 2), False),)
+        self.parts = Parts(head, part(name + len(call.name), arguments_begin), tail)
 
     def closing(self, vocabulary: Vocabulary, ends: Set[str]) -> tuple[Piece, ...]:
-        """Return what follows the call until the answer ends, at a token of `ends` or another."""
+        """Return what follows the call until the answer ends.
+
+        It ends at a token of `ends`, or at another one where that is not there or too far.
+        """
         begin = self.place.end
         after = [(at, token) for at, token in self.answer.tokens() if at >= begin]
-        found = [at for at, token in after if token in ends]
+        found = [at for at, token in after if token in ends and at <= begin + MAX_PART]
         found += [at for at, token in after if token in vocabulary.control]
         text = self.answer.text[begin : found[0] if found else None]
         return with_ids(self.answer.part(begin, begin + len(text.rstrip())), self._id)
-
-    def is_like(self, other: "WrittenCall") -> bool:
-        """Return whether another call is written the same way."""
-        mine = (self.head, self.middle, self.tail, self.keys)
-        return mine == (other.head, other.middle, other.tail, other.keys)
 
 
 class _Located(NamedTuple):
@@ -111,6 +124,16 @@ class Written:
             at += len(piece.text)
         return tuple(found)
 
+    def end_of(self, name: str) -> int:
+        """Return where the name of a call ends, which is there once.
+
+        Raises:
+            UnknownSyntaxError: It is not.
+        """
+        if self.text.count(name) != 1:
+            raise unreadable()
+        return self.text.index(name) + len(name)
+
     def tokens(self) -> Iterator[tuple[int, str]]:
         """Yield where each added token is."""
         at = -self._begin
@@ -143,6 +166,22 @@ def _with_parameter(answer: str, call: Call, parameters: Parameters) -> _Located
     if name < 0 or begin < 0:
         raise unreadable()
     end = begin + len(text)
+    return _Located(name, name, begin, end, end, None)
+
+
+def _with_code(answer: str, call: Call, code: Code) -> _Located:
+    """Return where `call` is, whose arguments are written as code."""
+    name = answer.find(call.name)
+    begin = name + len(call.name)
+    if name < 0 or not answer.startswith(code.begin.strip(), begin):
+        raise unreadable()
+    reader = CodeReader(code, (), begin)
+    try:
+        end = reader.find(answer)
+    except ValueError:
+        end = None
+    if end is None or reader.found != call.arguments:
+        raise unreadable()
     return _Located(name, name, begin, end, end, None)
 
 

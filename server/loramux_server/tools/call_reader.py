@@ -1,0 +1,217 @@
+"""What a model writes -> text and calls of tools, as it arrives."""
+
+import enum
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from loramux_server.chat.messages import Tool
+from loramux_server.stop_strings import overlap
+from loramux_server.tools.arguments import NAME, parse_object
+from loramux_server.tools.call_head import Begun, CallHead
+from loramux_server.tools.code_reader import CodeReader
+from loramux_server.tools.held import UnfinishedError
+from loramux_server.tools.ids import new_id
+from loramux_server.tools.json_end import JsonEnd
+from loramux_server.tools.parameter_reader import ParameterReader
+from loramux_server.tools.reader import Reader, ToolCall
+from loramux_server.tools.separators import beside, ends_of
+from loramux_server.tools.syntax import COUNT, ToolSyntax
+from loramux_server.tools.values import arguments_of, unquoted
+
+_MAX_HELD = 1024
+"""Characters that wait for what follows, but for the arguments of a call."""
+_ID = re.compile(r"[\w.:-]{1,128}")
+"""What may be told as the id of a call."""
+
+
+class _Now(enum.Enum):
+    """What is being read."""
+
+    TEXT = enum.auto()
+    """Text, up to what begins a call."""
+    CALL = enum.auto()
+    """What begins or separates calls, and may be followed by one."""
+    AFTER = enum.auto()
+    """What follows a call: what closes it, and perhaps separates it from the next one."""
+    REST = enum.auto()
+    """Text to the end."""
+
+
+class CallReader(Reader):
+    """Takes calls out of one completion that are parts of a text."""
+
+    def __init__(self, syntax: ToolSyntax, tools: Sequence[Tool], *, most: int | None) -> None:
+        """Read calls.
+
+        Args:
+            syntax: How they are written.
+            tools: What may be called.
+            most: How many calls there may be; None for any number.
+        """
+        super().__init__(most=most)
+        self._syntax = syntax
+        self._tools = {tool.name: tool for tool in tools}
+        self._trigger = syntax.trigger
+        self._now = _Now.TEXT if self._trigger else _Now.CALL
+        self._head = CallHead(syntax, self._tools.keys())
+        self._counts = any(COUNT in part for part in (syntax.head, syntax.middle, syntax.tail))
+        self._separators, self._closings = beside(syntax)
+        self._ends = ends_of(syntax)
+        self._is_separated = False
+        """Whether what is held follows what separates calls, and not what begins them."""
+        self._begun = Begun(0)
+        """What stands before the arguments of a call."""
+        self._end: JsonEnd | ParameterReader | CodeReader | None = None
+        """What reads them; None before it is known that a call has begun."""
+        self._ids: set[str] = set()
+
+    def _given_up(self) -> str | None:
+        if self._end is not None or len(self._held.text) <= _MAX_HELD:
+            return None
+        self._now = self._no_call_now
+        return self._held.taken(len(self._held.text))
+
+    def _last_call(self) -> ToolCall | None:
+        if not isinstance(self._end, CodeReader):
+            return None
+        self._end.end()
+        try:
+            return self._call()
+        except UnfinishedError:
+            return None
+
+    @property
+    def _no_call_now(self) -> _Now:
+        """What is read where there is no call."""
+        return _Now.TEXT if self._trigger else _Now.REST
+
+    @property
+    def _is_after_call(self) -> bool:
+        return self._now is _Now.AFTER
+
+    def _step(self) -> ToolCall | str:
+        if self._now is _Now.TEXT:
+            return self._before_call()
+        if self._now is _Now.CALL:
+            return self._call() or self._no_call()
+        if self._now is _Now.AFTER:
+            self._after_call()
+            return ""
+        return self._held.taken(len(self._held.text))
+
+    def _before_call(self) -> str:
+        """Return the text before what begins a call, or may yet become that."""
+        end = self._held.text.find(self._trigger)
+        if end >= 0:
+            self._now = _Now.CALL
+            self._is_separated = False
+        else:
+            end = len(self._held.text) - overlap(self._trigger, self._held.text)
+        end = max(len(self._held.text[:end].rstrip()), end - _MAX_HELD)
+        if not end and self._now is _Now.TEXT:
+            raise UnfinishedError
+        return self._held.taken(end)
+
+    def _call(self) -> ToolCall | None:
+        """Return the call with which begins what is held, and go on after it; None if it is none.
+
+        Raises:
+            UnfinishedError: That is not known yet.
+        """
+        if self._end is None:
+            begun = self._head.find(self._held, is_separated=self._is_separated)
+            if begun is None:
+                return None
+            self._begun, self._end = begun, self._end_from(begun.at)
+        try:
+            end = self._end.find(self._held.text)
+            if end is None:
+                raise UnfinishedError
+            value = self._value(end)
+        except (ValueError, RecursionError):
+            return None
+        keys = self._syntax.keys
+        if keys is None:
+            return self._taken(self._begun.name, value, self._begun.id, end)
+        inner = value if keys.outer is None else value.get(keys.outer)
+        if not isinstance(inner, dict):
+            return None
+        made_id = None if self._counts else value.get("id")
+        return self._taken(inner.get(keys.name), inner.get(keys.arguments), made_id, end)
+
+    def _end_from(self, begin: int) -> JsonEnd | ParameterReader | CodeReader:
+        """Return what finds the end of arguments that begin at `begin`."""
+        if self._syntax.parameters:
+            return ParameterReader(self._syntax.parameters, self._ends, begin)
+        if self._syntax.code:
+            return CodeReader(self._syntax.code, self._ends, begin)
+        return JsonEnd(begin)
+
+    def _value(self, end: int) -> Any:  # noqa: ANN401 - JSON
+        """Return what is written up to `end`: the arguments of a call, or the object with them."""
+        tool = self._tools.get(self._begun.name)
+        if isinstance(self._end, ParameterReader):
+            assert self._syntax.parameters is not None
+            is_python = self._syntax.parameters.is_python
+            return arguments_of(self._end.found, tool, is_python=is_python)
+        if not isinstance(self._end, CodeReader):
+            return msgspec.json.decode(self._held.text[self._begun.at : end])
+        code = self._syntax.code
+        return unquoted(self._end.found, tool) if code and code.quotes_all else self._end.found
+
+    def _taken(self, name: Any, arguments: Any, made_id: Any, end: int) -> ToolCall | None:  # noqa: ANN401
+        """Return a call, if it is one, and hold what follows it from `end` on."""
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            return None
+        if not self._trigger and name not in self._tools:
+            return None
+        try:
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+            arguments = parse_object(text)
+        except ValueError:
+            return None
+        self._held.taken(end)
+        self._end = None
+        self._now = _Now.AFTER
+        call_id = made_id if isinstance(made_id, str) and _ID.fullmatch(made_id) else new_id()
+        if call_id in self._ids:
+            call_id = new_id()
+        self._ids.add(call_id)
+        return ToolCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
+
+    def _no_call(self) -> str:
+        """Return the text that was taken for what begins a call, and go on after it."""
+        # What was an argument is read once, whatever it holds.
+        end = 0 if self._end is None or isinstance(self._end, JsonEnd) else self._end.at
+        self._end = None
+        self._now = self._no_call_now
+        if self._trigger and not self._is_separated:
+            end = max(end, self._held.text.find(self._trigger) + len(self._trigger))
+        return self._held.taken(end)
+
+    def _after_call(self) -> None:
+        """Find out what follows a call; what separates and closes calls is left out.
+
+        Raises:
+            UnfinishedError: That is not known yet.
+        """
+        begin = self._held.spaced(0)
+        closed = None
+        for words in ([], *self._separators, *self._closings):
+            end = self._held.after_words(words, begin)
+            if end is None:
+                continue
+            is_separated = words in self._separators and self._head.may_be(self._held, end)
+            if is_separated or (self._trigger and self._held.word(end, [self._trigger])):
+                self._held.taken(end)
+                self._is_separated = is_separated
+                self._now = _Now.CALL
+                return
+            if words in self._closings and closed is None:
+                closed = end
+        self._held.taken(closed or 0)
+        self._now = self._no_call_now

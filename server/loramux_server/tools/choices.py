@@ -1,0 +1,109 @@
+"""What arguments may be, as the schema of their tool has it."""
+
+from collections.abc import Sequence, Set
+from typing import Any, NamedTuple
+
+from loramux_adapters.errors import shown
+from loramux_server.tools.schemas import ANNOTATIONS, UnknownSchemaError, kind_of, kinds_of
+
+NAMED: dict[str, list[bool | None]] = {"boolean": [True, False], "null": [None]}
+"""JSON type -> its values, where Python writes them in another way."""
+_KINDS = NAMED.keys() | {"array", "object", "integer", "number", "string"}
+_TELLING = {"properties": "object", "items": "array"}
+"""Keywords that say of which type a value is, if nothing else does."""
+_KNOWN = ANNOTATIONS | {
+    "type", "properties", "required", "additionalProperties", "$defs", "definitions",
+}  # fmt: skip
+
+
+class Arguments(NamedTuple):
+    """Arguments of a tool."""
+
+    properties: dict[str, Any]
+    """Schemas of those that there may be, by their names, in the order in which they come."""
+    required: Set[str]
+
+
+def arguments_in(schema: dict[str, Any]) -> Arguments | None:
+    """Return what arguments meet `schema`, that of an object; None for any.
+
+    Raises:
+        UnknownSchemaError: That cannot be told where each is written by itself.
+    """
+    if unknown := sorted(schema.keys() - _KNOWN):
+        raise UnknownSchemaError(f"has {unknown[0]!r}")
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict):
+        raise UnknownSchemaError("has properties that are not understood")
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise UnknownSchemaError(
+            f"has 'required' that is {shown(required)}, which is no list of names"
+        )
+    if not properties and not required and (more := schema.get("additionalProperties", True)):
+        if more is not True:
+            raise UnknownSchemaError("has a schema for all that is none of its properties")
+        return None
+    properties = properties | {key: True for key in required if key not in properties}
+    return Arguments(
+        {key: each for key, each in properties.items() if each is not False or key in required},
+        frozenset(required),
+    )
+
+
+class Choice(NamedTuple):
+    """What a parameter may be."""
+
+    words: list[str]
+    """These strings."""
+    strings: list[dict[str, Any]]
+    """Strings that meet one of these schemas."""
+    others: list[dict[str, Any]]
+    """What meets one of these and is no string."""
+
+
+def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
+    """Return what meets one of some schemas.
+
+    Raises:
+        UnknownSchemaError: That cannot be told.
+    """
+    choice = Choice([], [], [])
+    for each in alternatives:
+        keys = each.keys() - ANNOTATIONS
+        if "const" in keys or "enum" in keys:
+            if unknown := sorted(keys - {"type", "const", "enum"}):
+                raise UnknownSchemaError(f"has {unknown[0]!r} beside its values")
+            values = [each["const"]] if "const" in keys else each["enum"]
+            if not isinstance(values, list):
+                raise UnknownSchemaError(f"has 'enum' that is {shown(values)}, which is no list")
+            choice.words.extend(value for value in values if isinstance(value, str))
+            for is_named in (True, False):  # which may be written in different ways
+                rest = [
+                    value for value in values
+                    if not isinstance(value, str) and (kind_of(value) in NAMED) == is_named
+                ]  # fmt: skip
+                if rest:
+                    choice.others.append({"enum": rest})
+            continue
+        kinds = kinds_of(each)
+        if not keys:
+            kinds = frozenset({"string"})  # any text, which is read as what it may be
+        elif kinds is None:
+            kinds = frozenset(kind for key, kind in _TELLING.items() if key in keys)
+        if not kinds:
+            raise UnknownSchemaError("has no type")
+        if unknown := sorted(kinds - _KINDS):
+            raise UnknownSchemaError(f"has the type {unknown[0]!r}")
+        if "string" in kinds:
+            choice.strings.append(each)
+        if rest := sorted(kinds - {"string"}):
+            choice.others.append(each | {"type": rest if len(rest) > 1 else rest[0]})
+    return choice
+
+
+def named_values(schema: dict[str, Any]) -> list[bool | None]:
+    """Return the values that meet a schema of such types alone."""
+    values: list[bool | None] = schema.get("enum") or [
+        each for kind in sorted(kinds_of(schema) or ()) for each in NAMED[kind]
+    ]
+    return values

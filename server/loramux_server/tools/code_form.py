@@ -1,0 +1,129 @@
+"""Arguments of a call that are written as code, in a grammar."""
+
+from contextlib import suppress
+from typing import Any
+
+from loramux_server.forms.grammar import json_rule
+from loramux_server.tools.choices import NAMED, arguments_in, named_values, split
+from loramux_server.tools.code_reader import is_word
+from loramux_server.tools.escapes import ESCAPE
+from loramux_server.tools.rules import Rules
+from loramux_server.tools.schemas import (
+    Allowance,
+    ToolSchema,
+    UnknownSchemaError,
+    definitions_of,
+    kinds_of,
+)
+from loramux_server.tools.symbols import literal, symbols
+from loramux_server.tools.syntax import Code, ToolSyntax
+from loramux_server.tools.text_rules import text_rules
+
+_KEY = "/[A-Za-z_][A-Za-z0-9_]{0,63}/"
+
+
+class CodeForm:
+    """Makes rules of schemas.
+
+    What JSON writes is code as well, and so any value may be written as JSON, and meets all of its
+    schema then. What the template writes otherwise may be written so, where the schema is as simple
+    as those of parameters that are written one by one.
+    """
+
+    def __init__(self, syntax: ToolSyntax, code: Code, rules: Rules) -> None:
+        """Add to `rules` those of calls that are written so."""
+        self._rules = rules
+        self._allowance = Allowance()
+        self._syntax = syntax
+        self._code = code
+        self._quote = code.quote if code.quote and code.quote.text != '"' else None
+        """What JSON does not write."""
+
+    def add(self, name: str, schema: dict[str, Any]) -> None:
+        """Add the rules of arguments that meet `schema`, that of an object.
+
+        One is `name`, in lower case, and the names of others begin with it.
+
+        Raises:
+            UnknownSchemaError: It cannot be kept in code.
+            LargeRulesError: The rules are too many.
+        """
+        arguments = arguments_in(schema)
+        if arguments is None:
+            self.add_free(name)
+            return
+        whole = ToolSchema(schema, self._allowance)
+        firsts, is_open = [], True
+        comma = literal(self._code.comma)
+        for number, (key, inner) in enumerate(arguments.properties.items()):
+            part, is_required = f"{name}_{number}", key in arguments.required
+            self._add_argument(part, key, inner, whole)
+            more = f"{name}_more{number + 1}"
+            if is_open:
+                firsts.append(f"{part} {more}")
+                is_open = not is_required
+            if number:
+                this = f"{comma} {part}" if is_required else f"({comma} {part})?"
+                self._rules.add(f"{name}_more{number}: {this} {more}")
+        self._rules.add(f'{name}_more{len(arguments.properties)}: ""')
+        inner = f"({' | '.join(firsts)}){'?' if is_open else ''}" if firsts else ""
+        self._rules.add(f"{name}: {literal(self._code.begin)} {inner} {literal(self._code.end)}")
+
+    def add_free(self, name: str) -> None:
+        """Add the rules of any arguments, as `add` those that meet a schema."""
+        begin, assign, comma, end = (
+            literal(text)
+            for text in (self._code.begin, self._code.assign, self._code.comma, self._code.end)
+        )
+        key, value = f"{name.upper()}_KEY", f"{name}_any"
+        pair = f"{key} {assign} {value}"
+        self._rules.add(
+            f"{name}: {begin} ({pair} ({comma} {pair})*)? {end}",
+            f"{key}: {_KEY}",
+            f"{value}: {' | '.join([f'{value}_json', *self._others(value, {}, {})])}",
+            f"{value}_json: {json_rule({})}",
+        )
+
+    def _add_argument(self, name: str, key: str, schema: object, whole: ToolSchema) -> None:
+        """Add the rules of one argument, as `add` those of all."""
+        if not is_word(key):
+            raise UnknownSchemaError(
+                f"has the parameter {key!r}, which has a name that no code has"
+            )
+        if not isinstance(schema, dict | bool) or schema is False:
+            raise UnknownSchemaError(f"has the parameter {key!r}, which has no value")
+        known = {} if schema is True else schema
+        values = [f"{name}_json", *self._others(name, known, whole.root)]
+        self._rules.add(
+            f"{name}: {literal(key + self._code.assign)} ({' | '.join(values)})",
+            f"{name}_json: {json_rule(known | definitions_of(known, whole.root))}",
+        )
+
+    def _others(self, name: str, schema: dict[str, Any], root: dict[str, Any]) -> list[str]:
+        """Add rules of values that are written otherwise than in JSON; return what they are."""
+        try:
+            alternatives = ToolSchema(root, self._allowance).alternatives(schema, is_exact=True)
+            choice = split(alternatives)
+        except UnknownSchemaError:
+            return []
+        found: list[str] = []
+        if self._code.is_python:
+            named = [each for each in choice.others if (kinds_of(each) or {""}) <= NAMED.keys()]
+            found += [literal(str(value)) for each in named for value in named_values(each)]
+            if not schema:
+                found += [literal(str(value)) for values in NAMED.values() for value in values]
+        if self._quote is None:
+            return found
+        quote = symbols(self._syntax.ids, [self._quote])
+        not_in = None if self._quote.is_token else ESCAPE
+        found += [
+            f"{quote} {literal(word)} {quote}" for word in choice.words
+            if self._quote.text not in word and "\\" not in word
+        ]  # fmt: skip
+        for number, each in enumerate(choice.strings):
+            rule = f"{name}_text{number}"
+            with suppress(UnknownSchemaError):
+                rules = text_rules(self._syntax, [self._quote], rule, each, not_in=not_in)
+                self._rules.add(*rules)
+                found.append(f"{quote} {rule}")
+        return found

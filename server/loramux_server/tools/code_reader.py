@@ -1,0 +1,297 @@
+"""Arguments of a call that are written as code, in a text that arrives in pieces."""
+
+import enum
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from loramux_server.tools.arguments import MAX_DEPTH, NAME
+from loramux_server.tools.escapes import unescaped
+from loramux_server.tools.held import Held, UnfinishedError
+from loramux_server.tools.syntax import Code
+
+_QUOTES = ('"', "'", '"""', "'''")
+_WORD = re.compile(r"[^\s,=:()\[\]{}'\"]+")
+"""A number, what names a value, or the name of an argument."""
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_NAMED = {"true": True, "false": False, "null": None} | {"True": True, "False": False, "None": None}
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+MAX_QUOTE = 16
+"""Characters that may stand before a string."""
+_MAX_WORD = 256
+"""Characters of a number or a name."""
+_MAX_AFTER = 256
+"""Characters that are looked at to see whether a string ends."""
+
+
+def is_word(name: str) -> bool:
+    """Return whether an argument may have this name."""
+    return len(name) <= _MAX_WORD and _WORD.fullmatch(name) is not None
+
+
+class _Now(enum.Enum):
+    """What is being read."""
+
+    KEY = enum.auto()
+    """The name of a value, or the end of all in these brackets."""
+    ASSIGN = enum.auto()
+    VALUE = enum.auto()
+    """A value, or in a list the end of it."""
+    NEXT = enum.auto()
+    """What follows a value: a comma, or the end."""
+    STRING = enum.auto()
+
+
+@dataclass(slots=True)
+class _Open:
+    """Brackets that are not closed yet."""
+
+    end: str
+    values: list[Any] | None
+    """Those of a list; None in an object."""
+    named: dict[str, Any] = field(default_factory=dict)
+    """Those of an object."""
+    key: str = ""
+
+
+class CodeReader:
+    """Looks at each character of a call's arguments once or twice, in however many pieces.
+
+    Nothing is evaluated: values are strings, numbers, lists, objects, and what Python and JSON call
+    truth and nothing. Models forget to escape quotes, and so a string that is an argument ends
+    where the next argument or the end of the call follows it.
+    """
+
+    def __init__(self, code: Code, ends: Collection[str], begin: int) -> None:
+        """Read the arguments that begin at `begin`, with what opens them.
+
+        Args:
+            code: How they are written.
+            ends: The words with one of which the rest of the call begins; none where a string ends
+                with its first quote.
+            begin: Where in the text they begin.
+        """
+        quote = code.quote.text if code.quote else ""
+        self._special = "" if quote in _QUOTES else quote
+        """A quote that no string has."""
+        self._quotes = {*_QUOTES, *filter(None, [quote])}
+        self._is_bare = code.quote is None
+        self._opening, self._assign = code.begin.strip(), code.assign.strip()
+        self._ends: Collection[str] = ends
+        self._open = [_Open(code.end.strip(), None)]
+        self._end = self._open[0].end
+        self._now = _Now.KEY
+        self._quote = ""
+        """Of the string that is read; empty where it has none."""
+        self._is_key = False
+        """Whether that is the name of a value."""
+        self._seen = begin
+        """Up to where it is known that the string goes on."""
+        self.at = begin + len(self._opening)
+        """Up to where all is read: what follows is a string, or not known."""
+        self.found: dict[str, Any] = self._open[0].named
+
+    def find(self, text: str) -> int | None:
+        """Return where the arguments end; None if they go on.
+
+        Args:
+            text: All that has come; each time at least what it was the time before.
+
+        Raises:
+            ValueError: These are no arguments of a call.
+        """
+        try:
+            while self._open:
+                if self._now is _Now.STRING:
+                    self._string(text)
+                else:
+                    self._step(text)
+        except UnfinishedError:
+            return None
+        return self.at
+
+    def end(self) -> None:
+        """Read no more of a text than has come."""
+        self._ends = ()
+
+    def _step(self, text: str) -> None:
+        """Read what comes next, or of a string what begins it.
+
+        Raises:
+            UnfinishedError: It goes on.
+        """
+        self.at = at = Held(text).spaced(self.at)
+        inner, char = self._open[-1], text[at]
+        is_list = inner.values is not None
+        if char == inner.end and (self._now in (_Now.KEY, _Now.NEXT) or is_list):
+            self._close()
+        elif self._now is _Now.NEXT:
+            self._demand(char == ",")
+            self._pass(1, _Now.VALUE if is_list else _Now.KEY)
+        elif self._now is _Now.ASSIGN:
+            self._demand(char in "=:")
+            self._pass(1, _Now.VALUE)
+        elif quote := Held(text[at : at + MAX_QUOTE]).word(0, self._quotes):
+            self._begin(quote)
+        elif self._now is _Now.VALUE and char in _CLOSING:
+            self._demand(len(self._open) < MAX_DEPTH)
+            self._open.append(_Open(_CLOSING[char], None if char == "{" else []))
+            self._pass(1, _Now.KEY if char == "{" else _Now.VALUE)
+        else:
+            self._word(text)
+
+    def _word(self, text: str) -> None:
+        """Read a name, a number, or what is neither and has no quotes.
+
+        Raises:
+            UnfinishedError: It goes on.
+        """
+        found = _WORD.match(text, self.at, self.at + _MAX_WORD + 1)
+        word = found[0] if found else ""
+        is_long = len(word) > _MAX_WORD
+        if self.at + len(word) == len(text) and not is_long:
+            raise UnfinishedError
+        if self._now is _Now.KEY:
+            self._demand(word != "" and not is_long)
+            self._open[-1].key = word
+            self._pass(len(word), _Now.ASSIGN)
+            return
+        is_value = not is_long and bool(word in _NAMED or _NUMBER.fullmatch(word))
+        is_bare = self._is_bare and len(self._open) == 1
+        if is_bare and not (is_value and self._is_alone(text, self.at + len(word))):
+            self._begin("")
+            return
+        self._demand(is_value)
+        self.at += len(word)
+        if word in _NAMED:
+            self._put(_NAMED[word])
+        else:
+            self._put(int(word) if _INTEGER.fullmatch(word) else float(word))
+
+    def _begin(self, quote: str) -> None:
+        """Go on with a string after `quote`."""
+        self._is_key = self._now is _Now.KEY
+        self._quote = quote
+        self._pass(len(quote), _Now.STRING)
+        self._seen = self.at
+
+    def _string(self, text: str) -> None:
+        """Read a string up to its end.
+
+        Raises:
+            UnfinishedError: It goes on.
+        """
+        quote = self._quote
+        is_escaped = quote not in ("", self._special)
+        ends = re.escape(quote) if quote else f"[,{re.escape(self._end)}]"
+        pattern = re.compile(rf"\\|{ends}" if is_escaped else ends)
+        while True:
+            found = pattern.search(text, self._seen)
+            if found is None:
+                self._seen = max(self._seen, len(text) - max(0, len(quote) - 1))
+                raise UnfinishedError
+            self._seen = found.start()
+            if found[0] == "\\":
+                if found.end() == len(text):
+                    raise UnfinishedError
+                self._seen += 2
+                continue
+            end = found.end() if quote else found.start()
+            if self._is_end(text, end):
+                break
+            self._seen += 1
+        value = text[self.at : found.start()]
+        self.at = end
+        if is_escaped:
+            value = unescaped(value)
+        if self._is_key:
+            self._open[-1].key = value
+            self._now = _Now.ASSIGN
+        else:
+            self._put(value if quote else value.rstrip())
+
+    def _is_end(self, text: str, at: int) -> bool:
+        """Return whether a string, with its quote, ends at `at`.
+
+        Raises:
+            UnfinishedError: That is not known yet.
+        """
+        is_argument = len(self._open) == 1 and not self._is_key
+        if not is_argument or (self._quote and (not self._ends or self._quote == self._special)):
+            return True
+        return _is_so(text[at : at + _MAX_AFTER], self._has_next)
+
+    def _is_alone(self, text: str, at: int) -> bool:
+        """Return whether a value without quotes that ends at `at` is no part of a text.
+
+        Raises:
+            UnfinishedError: That is not known yet.
+        """
+        return _is_so(
+            text[at : at + _MAX_AFTER], lambda held: held.text[held.spaced(0)] in ("," + self._end)
+        )
+
+    def _has_next(self, held: Held) -> bool:
+        """Return whether what is held begins with another argument, or the end of the call.
+
+        Raises:
+            UnfinishedError: That is not known yet.
+        """
+        at = held.spaced(0)
+        if held.text[at] == ",":
+            at = held.spaced(at + 1)
+            key = _WORD.match(held.text, at)
+            if key:
+                return held.text[held.spaced(key.end())] == self._assign
+        if held.text[at] != self._end:
+            return False
+        if not self._ends:
+            return True
+        at = held.spaced(at + 1)
+        if held.text[at] == ",":
+            at = held.spaced(at + 1)
+        if held.word(at, self._ends):
+            return True
+        name = NAME.match(held.text, at)
+        return name is not None and held.text[held.spaced(name.end())] == self._opening
+
+    def _put(self, value: Any) -> None:  # noqa: ANN401 - JSON
+        """Take in a value, and go on after it."""
+        inner = self._open[-1]
+        if inner.values is None:
+            inner.named[inner.key] = value
+        else:
+            inner.values.append(value)
+        self._now = _Now.NEXT
+
+    def _close(self) -> None:
+        """Go on after the innermost brackets, which end here."""
+        closed = self._open.pop()
+        self.at += 1
+        if self._open:
+            self._put(closed.named if closed.values is None else closed.values)
+
+    def _pass(self, length: int, now: _Now) -> None:
+        """Go on after what is `length` characters long."""
+        self.at += length
+        self._now = now
+
+    def _demand(self, is_so: bool) -> None:
+        if not is_so:
+            raise ValueError(f"no arguments of a call at {self.at}")
+
+
+def _is_so(text: str, look: Callable[[Held], bool]) -> bool:
+    """Return what `look` finds in `text`; false if that is as much as is looked at, and too little.
+
+    Raises:
+        UnfinishedError: It is too little, and there may be more.
+    """
+    try:
+        return look(Held(text))
+    except UnfinishedError:
+        if len(text) < _MAX_AFTER:
+            raise
+        return False
