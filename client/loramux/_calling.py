@@ -46,6 +46,17 @@ class Calling:
             channel = channel.to(reference)
         return Calling(channel, self._metadata, self._provider)
 
+    def showing(self, metadata: Metadata) -> "Calling":
+        """Return what brings `metadata` along with every call as well."""
+        return Calling(self._channel, (*self._metadata, *metadata), self._provider)
+
+    async def each(self) -> "list[Calling]":
+        """Return what calls each server there is by itself; of an event loop's channel."""
+        if not isinstance(self._channel, AioRoutedChannel):
+            return [self]
+        found = await self._channel.each()
+        return [Calling(channel, self._metadata, self._provider) for channel in found] or [self]
+
     def _methods(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def made(path: str, *arguments: object, **options: object) -> Callable[..., Any]:
             call = make(path, *arguments, **options)

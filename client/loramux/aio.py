@@ -52,16 +52,29 @@ class AsyncClient(AsyncTexts):
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Connect to `target` when the first call is made; see `Client`."""
-        self._channel = open_aio_channel(
-            target,
-            key=key,
-            tls=tls,
-            credentials=credentials,
-            retries=retries,
-            routing=routing,
-            tracer_provider=tracer_provider,
+        self._use(
+            open_aio_channel(
+                target,
+                key=key,
+                tls=tls,
+                credentials=credentials,
+                retries=retries,
+                routing=routing,
+                tracer_provider=tracer_provider,
+            ),
+            timeout,
         )
-        super().__init__(self._channel, timeout)
+
+    @classmethod
+    def _over(cls, channel: grpc.aio.Channel, timeout: float) -> Self:
+        """Return a client that makes its calls over a channel of somebody else's."""
+        client = cls.__new__(cls)
+        client._use(channel, timeout)
+        return client
+
+    def _use(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        super().__init__(channel, timeout)
+        self._channel = channel
         self._generation = GenerationServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
         self._quarantine = QuarantineServiceStub(self._channel)

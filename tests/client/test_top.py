@@ -6,7 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from loramux.cli.top import View, rates_of, render
+from loramux._rates import rates_of
+from loramux.cli.top import View, render
 from loramux.types import ServerInfo, ServerLoad, TierLoad
 
 TIER = TierLoad(2, 3_000_000, 9_000_000, 10, 4, 1, 0)

@@ -223,7 +223,7 @@ def test_nothing_is_opened_by_accident(
     settings: dict[str, Any] = {
         "targets": ("127.0.0.1:1",), "host": "127.0.0.1", "port": 0, "tls_cert": None,
         "tls_key": None, "insecure": False, "allowed_hosts": (), "retries": False,
-        "routing": "adapter", "timeout": 1.0, "drain_timeout": 0,
+        "routing": "adapter", "timeout": 1.0, "drain_timeout": 0, "console": False,
     }  # fmt: skip
     with pytest.raises(error, match=said):
         run(Settings(**settings | options))

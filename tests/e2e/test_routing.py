@@ -174,3 +174,21 @@ def test_an_upload_goes_on_at_the_server_that_has_its_beginning(
             assert has_it == (server is home)
     with Client(targets) as client:
         assert client.generate("cat ->", adapter="large", max_tokens=1).adapter is not None
+
+
+def test_a_console_is_about_one_server_at_a_time(
+    servers: list[RunningServer], targets: list[str], tmp_path: Path
+) -> None:
+    with RunningGateway(tmp_path, targets, "--console") as gateway:
+        assert gateway.get("/console/api/server").json["servers"] == 3
+        body = {"name": "reverse", "alias": "seen", "weights": {"1": 1}}
+        for number in (0, 2):
+            path = f"/console/api/aliases/set?server={number}"
+            assert gateway.post(path, body).json == {"1": 1}
+        assert gateway.post("/console/api/aliases/set?server=3", body).status == 400
+    in_order = sorted(servers, key=lambda server: server.target)
+    for server, has_it in zip(in_order, (True, False, True), strict=True):
+        with server.client() as client:
+            assert ("seen" in client.adapters.aliases("reverse")) is has_it
+            if has_it:
+                client.adapters.delete_alias("reverse", "seen")

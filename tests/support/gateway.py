@@ -90,6 +90,9 @@ class RunningGateway:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._ask("POST", path, raw, {"content_type": "application/json"} | headers)
 
+    def put(self, path: str, body: bytes, **headers: str) -> Answer:
+        return self._ask("PUT", path, body, headers)
+
     def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         connection = self.connect()
         try:

@@ -143,6 +143,15 @@ class AioRoutedChannel:
         """Return what sends every call to the server of one adapter."""
         return AioHomeChannel(self, home(reference))
 
+    async def each(self) -> list[grpc.aio.Channel]:
+        """Return a channel to each server, in the order of their addresses; none if none is known.
+
+        They are closed with this one, or when theirs is no server any more.
+        """
+        self._router.addresses.refresh(time.monotonic())
+        await self._settle(None)
+        return [link.channel for link in sorted(self._router.links, key=lambda link: link.server)]
+
     def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
         """Return what calls a method of one message and one answer."""
         method = Method("unary_unary", path, arguments, options)

@@ -42,6 +42,13 @@ def gateway(
             "may be repeated.",
         ),
     ] = None,
+    console: Annotated[
+        bool,
+        typer.Option(
+            "--console",
+            help="Serve a page for people at /console, which manages adapters, too.",
+        ),
+    ] = False,
     retries: Annotated[
         bool, typer.Option(help="Ask again where the server was away before it began to answer.")
     ] = True,
@@ -86,5 +93,6 @@ def gateway(
             routing=checked(routing),
             timeout=timeout,
             drain_timeout=drain_timeout,
+            console=console,
         )
     )

@@ -17,11 +17,12 @@ from loramux.gateway.caller import Caller
 from loramux.gateway.refusal import error_body, json_response
 from loramux.v1 import generation_pb2
 
-_EVENTS = {
+EVENTS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # or nginx would gather them
 }
+"""Headers of a stream."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -80,7 +81,7 @@ class Answering:
         streams = [self.backend.stream(each, self.caller, self.seconds) for each in self.asked]
         async with aclosing(_merged(streams)) as pieces:
             place, piece = await anext(pieces)
-            headers = self._headers(piece.adapters) | _EVENTS
+            headers = self._headers(piece.adapters) | EVENTS
             await send({
                 "type": "http.response.start",
                 "status": 200,

@@ -1,6 +1,5 @@
 """The routes of the gateway."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -20,18 +19,15 @@ from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
 from loramux.gateway.caller import caller_of
+from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.models import adapter_model, base_model, models
+from loramux.gateway.reading import BODY_SECONDS, MAX_BODY_BYTES, read
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
 from loramux.gateway.styles import ChatStyle, CompletionStyle, Style
 from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
-
-MAX_BODY_BYTES = 4 << 20
-"""What the server takes as a message."""
-BODY_SECONDS = 60.0
-"""How long a body may take to come."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +72,7 @@ class Gateway:
 
     async def embeddings(self, request: Request) -> WhileThere:
         """`POST /v1/embeddings`."""
-        body = parse(await _read(request), EmbeddingBody)
+        body = parse(await read(request), EmbeddingBody)
         caller = caller_of(request.scope)
         server = await self.backend.info(caller)
         return WhileThere(Embedding.of(body, self.backend, caller, server.base_model).whole)
@@ -110,7 +106,7 @@ class Gateway:
         ask: Ask[B],
         make_style: Callable[[PromptOptions], Style],
     ) -> WhileThere:
-        body = parse(await _read(request), kind)
+        body = parse(await read(request), kind)
         caller = caller_of(request.scope)
         server = await self.backend.info(caller)
         asked = ask(body, server.base_model, caller.request_id)
@@ -134,12 +130,18 @@ class Gateway:
         return WhileThere(answering.events if body.stream else answering.whole)
 
 
-def make_app(open_backend: Callable[[], Backend], hosts: Collection[str] | None) -> Starlette:
+def make_app(
+    open_backend: Callable[[], Backend],
+    hosts: Collection[str] | None,
+    *,
+    console: Console | None = None,
+) -> Starlette:
     """Return the application.
 
     Args:
         open_backend: Called in the event loop that serves it.
         hosts: What `Host` may be beside loopback; None for anything.
+        console: The page for people; None for none.
     """
     gateway = Gateway(open_backend)
     app = Starlette(
@@ -150,6 +152,7 @@ def make_app(open_backend: Callable[[], Backend], hosts: Collection[str] | None)
             Route("/v1/models", gateway.models),
             Route("/v1/models/{id:path}", gateway.model),
             Route("/health", gateway.health),
+            *(console.routes(lambda: gateway.backend) if console else ()),
         ],
         exception_handlers={
             LoramuxError: _refused,
@@ -162,29 +165,6 @@ def make_app(open_backend: Callable[[], Backend], hosts: Collection[str] | None)
     )
     app.router.redirect_slashes = False  # it would send a caller wherever Host says
     return app
-
-
-async def _read(request: Request) -> bytes:
-    """Return the body of `request`.
-
-    Raises:
-        HTTPException: It is not called JSON, is too large, or takes too long.
-        ClientDisconnect: The caller went away before it was whole.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # Any page may let a browser send other types here; to send this one, it would have to ask.
-        raise HTTPException(415, f"content-type is {kind!r}; expected 'application/json'")
-    raw = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                raw += part
-                if len(raw) > MAX_BODY_BYTES:
-                    raise HTTPException(413)
-    except TimeoutError:
-        raise HTTPException(408) from None
-    return bytes(raw)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

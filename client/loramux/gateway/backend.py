@@ -3,11 +3,14 @@
 import math
 import time
 from collections.abc import AsyncGenerator
+from typing import cast
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loramux import _adapter_wire, _server_wire, _wire
 from loramux._access import open_aio_channel
+from loramux._calling import Calling
 from loramux._channel import Routing, Targets
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
@@ -53,7 +56,8 @@ class Backend:
             tracer_provider=None,
             forwards=True,
         )
-        self._timeout = timeout
+        self.timeout = timeout
+        """Seconds of a call that does not say."""
         self._generation = GenerationServiceStub(self._channel)
         self._embedding = EmbeddingServiceStub(self._channel)
         self._adapters = AdapterServiceStub(self._channel)
@@ -71,7 +75,7 @@ class Backend:
                 known = _server_wire.server_info(
                     await self._server.GetServerInfo(
                         server_pb2.GetServerInfoRequest(),
-                        timeout=self._timeout,
+                        timeout=self.timeout,
                         metadata=caller.metadata,
                     )
                 )
@@ -124,7 +128,7 @@ class Backend:
         request = adapters_pb2.GetAdapterRequest(name=reference)
         with _wire.raising():
             response = await self._adapters.GetAdapter(
-                request, timeout=self._timeout, metadata=caller.metadata
+                request, timeout=self.timeout, metadata=caller.metadata
             )
             return _adapter_wire.adapter(response.adapter)
 
@@ -138,16 +142,21 @@ class Backend:
                     page_size=_adapter_wire.PAGE_SIZE, page_token=token
                 )
                 response = await self._adapters.ListAdapters(
-                    request, timeout=self._timeout, metadata=caller.metadata
+                    request, timeout=self.timeout, metadata=caller.metadata
                 )
                 found += map(_adapter_wire.adapter, response.adapters)
                 token = response.next_page_token
                 if not token:
                     return found
 
+    async def servers(self, caller: Caller) -> list[grpc.aio.Channel]:
+        """Return what makes the caller's calls at each server by itself."""
+        own = cast(Calling, self._channel).showing(caller.metadata)
+        return [cast(grpc.aio.Channel, server) for server in await own.each()]
+
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
         await self._channel.close()
 
     def _limit(self, seconds: float | None) -> float:
-        return self._timeout if seconds is None else seconds
+        return self.timeout if seconds is None else seconds

@@ -18,6 +18,7 @@ from loramux.gateway.app import make_app
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
 from loramux.gateway.connection import Connection, Limits
+from loramux.gateway.console import Console
 from loramux.gateway.hosts import checked
 
 _KEEP_ALIVE_SECONDS = 75
@@ -49,6 +50,22 @@ class Settings:
     """How requests spread over the servers."""
     timeout: float
     drain_timeout: int
+    console: bool
+    """Whether there is a page for people."""
+
+
+class _Server(uvicorn.Server):
+    """Ends what would go on by itself before it waits for the rest."""
+
+    def __init__(self, config: uvicorn.Config, console: Console | None) -> None:
+        super().__init__(config)
+        self._console = console
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See the base class."""
+        if self._console:
+            self._console.end()
+        await super().shutdown(sockets)
 
 
 def run(settings: Settings) -> None:
@@ -70,9 +87,10 @@ def run(settings: Settings) -> None:
     _check_exposure(settings, open_backend)
     # What other machines can reach has names that nobody here knows.
     checks = bool(hosts) or _is_local(settings)
+    console = Console() if settings.console else None
     with _listening(settings.host, settings.port) as listener:
         config = uvicorn.Config(
-            make_app(open_backend, hosts if checks else None),
+            make_app(open_backend, hosts if checks else None, console=console),
             loop="uvloop",
             # Called by uvicorn, and no more.
             http=cast("type[asyncio.Protocol]", partial(Connection, limits=_limits())),
@@ -92,10 +110,12 @@ def run(settings: Settings) -> None:
         # From here on connections wait in the socket until they are answered.
         scheme = "https" if config.is_ssl else "http"
         print(f"{scheme}://{place}/v1 -> {', '.join(settings.targets)}", flush=True)
+        if console:
+            print(f"{scheme}://{place}/console", flush=True)
         # uvicorn ends on these, and then lets whoever had them before know.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _ended)
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, console).run(sockets=[listener])
 
 
 def _listening(host: str, port: int) -> socket.socket:

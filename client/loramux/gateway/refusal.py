@@ -67,10 +67,7 @@ def invalid(param: str, message: str) -> InvalidArgumentError:
 def error_body(error: LoramuxError) -> dict[str, object]:
     """Return OpenAI's object for `error`."""
     _, kind = _status(error)
-    message, code = str(error), error.reason.lower()
-    if not error.reason:  # made by the transport
-        message = _OWN_WORDS.get(error.code, "the server failed")
-        code = error.code.name.lower()
+    message, code = _words(error), (error.reason or error.code.name).lower()
     if _is_of_model(error):
         code = "model_not_found"
     if error.reason == "UNKNOWN_PARAMETER":  # has the name that the caller gave it
@@ -81,16 +78,23 @@ def error_body(error: LoramuxError) -> dict[str, object]:
 def refusal(error: LoramuxError, caller: Caller) -> Response:
     """Return the answer that tells `caller` of `error`."""
     status, _ = _status(error)
-    headers = dict(caller.returned)
-    delay = error.retry_delay
-    if delay is None and not error.reason and error.code is grpc.StatusCode.UNAVAILABLE:
-        delay = _AGAIN_SECONDS
-    if delay is not None:
-        headers["retry-after"] = str(max(1, math.ceil(delay)))
-        headers["retry-after-ms"] = str(round(1000 * delay))  # which OpenAI's clients read first
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return json_response(error_body(error), headers, status)
+    return json_response(error_body(error), _headers(error, status, caller), status)
+
+
+def told(error: LoramuxError) -> dict[str, object]:
+    """Return what the server said, with its own names."""
+    return {
+        "status": error.code.name,
+        "reason": error.reason,
+        "field": error.field,
+        "message": _words(error),
+    }
+
+
+def own_refusal(error: LoramuxError, caller: Caller) -> Response:
+    """Return the answer that tells `caller` of `error` as it is."""
+    status, _ = _STATUSES.get(error.code, _DEFECT)
+    return json_response({"error": told(error)}, _headers(error, status, caller), status)
 
 
 def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:
@@ -102,6 +106,24 @@ def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Respo
 def json_response(body: object, headers: dict[str, str], status: int = 200) -> Response:
     """Return an answer that is JSON."""
     return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def _words(error: LoramuxError) -> str:
+    """Return the message; one that the transport made has no reason."""
+    return str(error) if error.reason else _OWN_WORDS.get(error.code, "the server failed")
+
+
+def _headers(error: LoramuxError, status: int, caller: Caller) -> dict[str, str]:
+    headers = dict(caller.returned)
+    delay = error.retry_delay
+    if delay is None and not error.reason and error.code is grpc.StatusCode.UNAVAILABLE:
+        delay = _AGAIN_SECONDS
+    if delay is not None:
+        headers["retry-after"] = str(max(1, math.ceil(delay)))
+        headers["retry-after-ms"] = str(round(1000 * delay))  # which OpenAI's clients read first
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def _status(error: LoramuxError) -> tuple[int, str]:

@@ -1,0 +1,176 @@
+"""What the page asks for: one call of the client's each, made for the caller."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from loramux.aio import AsyncClient
+from loramux.gateway.answering import WhileThere
+from loramux.gateway.backend import Backend
+from loramux.gateway.body import parse
+from loramux.gateway.caller import caller_of
+from loramux.gateway.console.live import Live
+from loramux.gateway.console.uploads import Start, Uploading
+from loramux.gateway.reading import read
+from loramux.gateway.refusal import invalid, json_response
+from loramux.types import Adapter
+
+_BY = "console"
+"""Who moves aliases, beside the key."""
+_MAX_MOVES = 50
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+
+class Named(msgspec.Struct):
+    """What is about one adapter, or a version of one."""
+
+    name: str
+
+
+class AliasNamed(msgspec.Struct, kw_only=True):
+    """What is about one alias."""
+
+    name: str
+    alias: str
+    expected: dict[int, int] | None = None
+    """Weight by version; empty where there is to be none."""
+
+
+class AliasSet(AliasNamed, kw_only=True):
+    """What an alias is to stand for."""
+
+    weights: dict[int, int]
+
+
+class Finish(msgspec.Struct):
+    """What has come as a whole."""
+
+    upload_id: str
+
+
+class Api:
+    """Answers each route."""
+
+    def __init__(self, backend: Callable[[], Backend], ending: asyncio.Event) -> None:
+        """Prepare; `ending` is set when the gateway ends."""
+        self._backend = backend
+        self._ending = ending
+
+    async def server(self, request: Request) -> Response:
+        """`GET server`: what it is, and how many there are."""
+        channels = await self._backend().servers(caller_of(request.scope))
+        client = await self._client(request)
+        return _told(request, {"info": await client.info(), "servers": len(channels)})
+
+    async def live(self, request: Request) -> WhileThere:
+        """`GET live`: adapters and load, as they change."""
+        client = await self._client(request)
+        await client.info()  # so that what is refused is an HTTP error
+        return WhileThere(Live(client, self._ending, caller_of(request.scope)).events)
+
+    async def aliases(self, request: Request) -> Response:
+        """`GET aliases?name=`: weight by version, of each."""
+        client = await self._client(request)
+        return _told(request, await client.adapters.aliases(_given(request, "name")))
+
+    async def moves(self, request: Request) -> Response:
+        """`GET aliases/moves?name=&alias=`: the last moves of an alias, the newest first."""
+        client = await self._client(request)
+        name, alias = _given(request, "name"), _given(request, "alias")
+        return _told(request, await client.adapters.alias_moves(name, alias, limit=_MAX_MOVES))
+
+    async def set_alias(self, request: Request) -> Response:
+        """`POST aliases/set`: let one stand for other versions."""
+        body, client = await self._asked(request, AliasSet)
+        weights = await client.adapters.set_alias(
+            body.name, body.alias, weights=body.weights, expected=body.expected, by=_BY
+        )
+        return _told(request, weights)
+
+    async def delete_alias(self, request: Request) -> Response:
+        """`POST aliases/delete`: take one away."""
+        body, client = await self._asked(request, AliasNamed)
+        await client.adapters.delete_alias(body.name, body.alias, expected=body.expected, by=_BY)
+        return _told(request, {})
+
+    async def roll_back(self, request: Request) -> Response:
+        """`POST aliases/roll-back`: undo the last move of one."""
+        body, client = await self._asked(request, AliasNamed)
+        return _told(request, await client.adapters.roll_back(body.name, body.alias, by=_BY))
+
+    async def pin(self, request: Request) -> Response:
+        """`POST adapters/pin`: keep a version on the device."""
+        return await self._changed(request, lambda client, name: client.adapters.pin(name))
+
+    async def unpin(self, request: Request) -> Response:
+        """`POST adapters/unpin`: let it go again."""
+        return await self._changed(request, lambda client, name: client.adapters.unpin(name))
+
+    async def delete(self, request: Request) -> Response:
+        """`POST adapters/delete`: take an adapter away, or one version."""
+        body, client = await self._asked(request, Named)
+        await client.adapters.delete(body.name)
+        return _told(request, {})
+
+    async def start_upload(self, request: Request) -> Response:
+        """`POST uploads/start`: declare a package, or hear how far it came."""
+        body = parse(await read(request), Start)
+        return _told(request, await (await self._uploading(request)).start(body))
+
+    async def send_chunks(self, request: Request) -> Response:
+        """`PUT uploads/chunks?upload_id=&offset=`: bring bytes."""
+        uploading = await self._uploading(request)
+        upload_id, offset = _given(request, "upload_id"), _number(request, "offset")
+        return _told(request, await uploading.send(upload_id, offset, request.stream()))
+
+    async def finish_upload(self, request: Request) -> Response:
+        """`POST uploads/finish`: have it checked and registered."""
+        body = parse(await read(request), Finish)
+        return _told(request, await (await self._uploading(request)).finish(body.upload_id))
+
+    async def _changed(
+        self, request: Request, change: Callable[[AsyncClient, str], Awaitable[Adapter]]
+    ) -> Response:
+        body, client = await self._asked(request, Named)
+        return _told(request, await change(client, body.name))
+
+    async def _asked(self, request: Request, kind: type[B]) -> tuple[B, AsyncClient]:
+        return parse(await read(request), kind), await self._client(request)
+
+    async def _client(self, request: Request) -> AsyncClient:
+        return AsyncClient._over(await self._channel(request), self._backend().timeout)
+
+    async def _uploading(self, request: Request) -> Uploading:
+        return Uploading(await self._channel(request), self._backend().timeout)
+
+    async def _channel(self, request: Request) -> grpc.aio.Channel:
+        """Return what calls the server that the page shows."""
+        channels = await self._backend().servers(caller_of(request.scope))
+        number = _number(request, "server")
+        if number >= len(channels):
+            raise invalid("server", f"server is {number}; there are {len(channels)}, from 0")
+        return channels[number]
+
+
+def _told(request: Request, body: object) -> Response:
+    return json_response(body, caller_of(request.scope).returned)
+
+
+def _given(request: Request, name: str) -> str:
+    if name not in request.query_params:
+        raise invalid(name, f"{name} is missing in the query")
+    return request.query_params[name]
+
+
+def _number(request: Request, name: str) -> int:
+    """Return a whole number, 0 where none is given."""
+    given = request.query_params.get(name, "0")
+    if not (given.isascii() and given.isdecimal() and len(given) < 19):
+        raise invalid(name, f"{name} is {given[:32]!r}; expected a whole number")
+    return int(given)

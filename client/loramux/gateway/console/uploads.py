@@ -1,0 +1,120 @@
+"""Packages that a browser sends: passed on as they come, a piece at a time.
+
+The page knows size and digest before it sends anything, so the server judges the name and the
+caller first, and an upload that breaks off goes on where it was.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+
+import grpc
+import msgspec
+from starlette.exceptions import HTTPException
+
+from loramux import _adapter_wire, _wire
+from loramux._fitting import fitting
+from loramux._upload import CHUNK_BYTES
+from loramux.gateway.reading import BODY_SECONDS
+from loramux.gateway.refusal import invalid
+from loramux.v1 import adapters_pb2, uploads_pb2
+from loramux.v1.uploads_pb2_grpc import UploadServiceStub
+
+
+class Start(msgspec.Struct, kw_only=True):
+    """What will be sent."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    must_not_exist: bool = False
+
+
+class Uploading:
+    """The calls of one upload, at one server.
+
+    Each raises a `loramux.errors.LoramuxError` when it fails.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        """Make them over `channel`, each within `timeout` seconds."""
+        self._service = UploadServiceStub(channel)
+        self._timeout = timeout
+
+    async def start(self, start: Start) -> dict[str, object]:
+        """Return what the server has of it already: bytes, or all."""
+        with fitting("size_bytes"):
+            header = adapters_pb2.UploadHeader(
+                name=start.name,
+                size_bytes=start.size_bytes,
+                sha256=start.sha256,
+                must_not_exist=start.must_not_exist,
+            )
+        with _wire.raising():
+            response = await self._service.StartUpload(
+                uploads_pb2.StartUploadRequest(header=header), timeout=self._timeout
+            )
+        is_there = response.HasField("adapter")
+        return {
+            "upload_id": response.upload_id,
+            "committed_bytes": response.committed_bytes,
+            "adapter": _adapter_wire.adapter(response.adapter) if is_there else None,
+            "already_existed": response.already_existed,
+        }
+
+    async def send(
+        self, upload_id: str, offset: int, parts: AsyncIterable[bytes]
+    ) -> dict[str, object]:
+        """Send `parts`, which begin at `offset`; return how far the upload came.
+
+        Raises:
+            HTTPException: They come too slowly.
+            InvalidArgumentError: There are none.
+        """
+        committed: int | None = None
+        async with aclosing(_regrouped(parts)) as chunks:
+            while (chunk := await _next(chunks)) is not None:
+                request = uploads_pb2.SendChunksRequest(
+                    upload_id=upload_id, offset=offset, chunk=chunk
+                )
+                # A call each: what refuses a stream while it is written may not be told.
+                with _wire.raising():
+                    response = await self._service.SendChunks(
+                        iter([request]), timeout=self._timeout
+                    )
+                offset, committed = offset + len(chunk), response.committed_bytes
+        if committed is None:
+            raise invalid("chunk", "the body is empty; it is what comes next of the package")
+        return {"committed_bytes": committed}
+
+    async def finish(self, upload_id: str) -> dict[str, object]:
+        """Return what was registered."""
+        with _wire.raising():
+            response = await self._service.FinishUpload(
+                uploads_pb2.FinishUploadRequest(upload_id=upload_id), timeout=self._timeout
+            )
+        return {
+            "adapter": _adapter_wire.adapter(response.adapter),
+            "already_existed": response.already_existed,
+        }
+
+
+async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
+    """Return the next piece, or None after the last."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await anext(chunks, None)
+    except TimeoutError:
+        raise HTTPException(408) from None
+
+
+async def _regrouped(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the same bytes in pieces of a size that the server takes; the last may be smaller."""
+    held = bytearray()
+    async for part in parts:
+        held += part
+        while len(held) >= CHUNK_BYTES:
+            yield bytes(held[:CHUNK_BYTES])
+            del held[:CHUNK_BYTES]
+    if held:
+        yield bytes(held)
