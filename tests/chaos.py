@@ -18,14 +18,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loramux.errors import UnavailableError
+from loramux.types import PositionLogprobs
+from tests.support.adapters import save_adapter
 from tests.support.demo import DEMO
 from tests.support.fake_server import FakeServer, answered, asked
 from tests.support.load import Answer, Ask, Load, Stream
+from tests.support.models import save_model, tiny_model
+from tests.support.polling import eventually
 from tests.support.report import write_report
 from tests.support.server import RunningServer
 from tests.support.table import markdown
 
 WATCHDOG = 2.0
+HYBRID = "qwen3.5"
+HYBRID_ADAPTERS = {"recurrent": ["in_proj_qkv", "out_proj"], "both": ["in_proj_z", "q_proj"]}
+HYBRID_MEMORY = 160_000
+"""Bytes for KV blocks and states, of which there are five."""
+MIN_MARGIN = 1e-3
+"""By which the best token has to be ahead of the next, in log-probability."""
+HELD = (
+    "requests_running", "requests_waiting", "requests_paused", "kv_blocks_used",
+    "recurrent_states_used", "adapter_leases",
+)  # fmt: skip
 NUM_THREADS = 8
 MIN_STREAMS = 24
 """So many have to end well between two faults."""
@@ -64,6 +78,8 @@ class Outcome:
 
     faults: dict[str, Faults]
     streams: list[Stream]
+    left: dict[str, float]
+    """What the server holds in the end for requests that there are none of."""
 
     @property
     def num_hung(self) -> int:
@@ -86,6 +102,7 @@ class Outcome:
             "hung": self.num_hung,
             "wrong tokens": self.num_wrong,
             "other errors": self.surprises,
+            "left": self.left,
             "faults": {kind: faults.row() for kind, faults in self.faults.items()},
         }
 
@@ -128,7 +145,8 @@ def campaign(
             commit(kind, server)
             await_streams(server, load, 1, begin)
             take_in(faults[kind], load, begin, is_drain=kind == "drained")
-    return Outcome(faults, load.streams)
+    eventually(lambda: not held(server))
+    return Outcome(faults, load.streams, held(server))
 
 
 def await_streams(
@@ -162,32 +180,63 @@ def take_in(faults: Faults, load: Load, begin: float, *, is_drain: bool) -> None
 
 @contextlib.contextmanager
 def started(engine: str, folder: Path) -> Iterator[RunningServer]:
-    """Yield a server with a fake or a real engine."""
+    """Yield a server with a fake or a real engine, or one of a base with recurrent layers."""
     arguments = ["--watchdog", str(WATCHDOG), "--quarantine-deaths", "0", "--drain-timeout", "30"]
     if engine == "fake":
         with FakeServer(folder, *arguments) as server:
             yield server
     else:
-        more = ["--adapters", str(DEMO / "adapters"), "--deterministic"]
-        with RunningServer(folder, DEMO / "base", *arguments, *more) as server:
+        with real_server(engine, folder, arguments) as server:
             yield server
+
+
+def real_server(engine: str, folder: Path, arguments: list[str]) -> RunningServer:
+    """Return a server of the embedded model, or of one with recurrent layers."""
+    if engine == "real":
+        more = ["--adapters", str(DEMO / "adapters"), "--deterministic"]
+        return RunningServer(folder, DEMO / "base", *arguments, *more)
+    base = save_model(folder / "base", HYBRID)
+    adapters = folder / "adapters"
+    for seed, (name, targets) in enumerate(HYBRID_ADAPTERS.items()):
+        model = tiny_model(HYBRID, vocab_size=259)
+        save_adapter(model, adapters / name, seed=seed, r=4, target_modules=targets)
+    # Of fewer than those that come at once there are states.
+    more = ["--adapters", str(adapters), "--kv-memory", str(HYBRID_MEMORY)]
+    return RunningServer(folder, base, *arguments, *more)
 
 
 def known_answers(
     server: RunningServer, max_tokens: int
 ) -> tuple[Answer, Callable[[random.Random], Ask]]:
-    """Return what a real engine makes of some prompts, and a choice of them."""
-    adapters = [None, "reverse", "upper", "sort", "title"]
+    """Return what a real engine makes of some prompts, and a choice of them.
+
+    Where the second best token is as good but for rounding, a prompt is left out.
+    """
     words = ["abandon ->", "cat ->", "window ->", "seven ->"]
     known: dict[Ask, tuple[int, ...]] = {}
     with server.client() as client:
-        for adapter in adapters:
+        for adapter in (None, *(each.name for each in client.adapters.list())):
             for word in words:
                 answer = client.generate(
-                    word, adapter=adapter, max_tokens=max_tokens, temperature=0.0, ignore_eos=True
-                )
-                known[word, adapter] = answer.token_ids
+                    word, adapter=adapter, max_tokens=max_tokens, temperature=0.0,
+                    ignore_eos=True, logprobs=2,
+                )  # fmt: skip
+                if all(margin(each) > MIN_MARGIN for each in answer.logprobs):
+                    known[word, adapter] = answer.token_ids
+    assert len(known) > len(words)
     return lambda ask, count: known[ask][:count], lambda choice: choice.choice(list(known))
+
+
+def margin(logprobs: PositionLogprobs) -> float:
+    first, second = logprobs.top
+    return first.logprob - second.logprob
+
+
+def held(server: RunningServer) -> dict[str, float]:
+    """Return what a server holds for requests, though it may have none."""
+    metrics = server.metrics()
+    found = {name: metrics[f"loramux_{name}"] for name in HELD}
+    return {name: count for name, count in found.items() if count}
 
 
 def table(outcome: Outcome) -> str:
@@ -196,14 +245,15 @@ def table(outcome: Outcome) -> str:
     lines.append(
         f"\n{len(outcome.streams)} streams, {len(durations)} of them finished (median "
         f"{statistics.median(durations):.2f} s), {outcome.num_hung} hung, "
-        f"{outcome.num_wrong} with wrong tokens, {len(outcome.surprises)} with other errors"
+        f"{outcome.num_wrong} with wrong tokens, {len(outcome.surprises)} with other errors; "
+        f"left in the end: {outcome.left or 'nothing'}"
     )
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", choices=["fake", "real"], default="real")
+    parser.add_argument("--engine", choices=["fake", "real", "hybrid"], default="real")
     parser.add_argument("--cycles", type=int, default=1000, help="four faults each")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
@@ -222,7 +272,7 @@ def main() -> int:
     print(table(outcome))
     if arguments.output:
         write_report(arguments.output, outcome.report())
-    bad = outcome.num_hung + outcome.num_wrong + len(outcome.surprises)
+    bad = outcome.num_hung + outcome.num_wrong + len(outcome.surprises) + len(outcome.left)
     return int(bad + sum(faults.lost for faults in outcome.faults.values()) > 0)
 
 

@@ -8,7 +8,7 @@ meaning: `PeftModelForSequenceClassification`, `PeftModelForTokenClassification`
 from collections.abc import Mapping
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import path_of, unsupported
+from loramux_adapters.fields import path_of, text, unsupported
 from loramux_adapters.head import MAX_LABELS, Head, Task
 from loramux_adapters.saved import saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
@@ -26,10 +26,10 @@ def take_head(
     Raises:
         PackageError: There is no head, or one of another kind than is served.
     """
-    value = config.get("task_type")
+    value = text(config, "task_type")
     if value not in set(Task):
         return None, tensors
-    task = Task(str(value))
+    task = Task(value)
     kept = {tensor.name: tensor for tensor in without_repeats(tensors, saved_names(config))}
     parts: dict[str, TensorInfo] = {}
     for name, tensor in kept.items():

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from loramux_adapters.bottleneck import FIELDS as BOTTLENECK_FIELDS
 from loramux_adapters.bottleneck import PEFT_TYPE, bottleneck_contents, check_bottleneck
 from loramux_adapters.contents import Contents
-from loramux_adapters.fields import Fields, invalid, unsupported
+from loramux_adapters.fields import Fields, invalid, text, unsupported
 from loramux_adapters.head_contents import take_head
 from loramux_adapters.ia3 import FIELDS as IA3_FIELDS
 from loramux_adapters.ia3 import check_ia3, ia3_contents
@@ -129,6 +129,7 @@ def kind_of(config: Mapping[str, object]) -> Kind:
     """
     if depth(config) > MAX_CONFIG_DEPTH:
         raise invalid("the config", f"nests deeper than {MAX_CONFIG_DEPTH}")
+    text(config, "task_type")  # whoever asks for it later finds text
     name = config.get("peft_type")
     if not isinstance(name, str) or name not in KINDS:
         raise unsupported("peft_type", name, _why_not(name))
@@ -146,10 +147,8 @@ def read_contents(
     kind = kind_of(config)
     checked: AdapterConfig = kind.check(config)
     head, others = take_head(config, tensors)
-    task = config.get("task_type")
-    return checked, replace(
-        kind.contents(checked, others), head=head, task=task if isinstance(task, str) else ""
-    )
+    task = text(config, "task_type")
+    return checked, replace(kind.contents(checked, others), head=head, task=task)
 
 
 def _why_not(name: object) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from loramux_adapters.added_tokens import added_tokens_of
 from loramux_adapters.digests import UNKNOWN_DIGEST, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import text
 from loramux_adapters.head import Task
 from loramux_adapters.kinds import kind_of
 from loramux_adapters.labels import labels_beside
@@ -46,7 +47,7 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
     config = read_config(source)
     kind_of(config).check(config)  # before the tensors: the clearer message comes first
     # What has a head makes no vectors, whatever lies beside it.
-    has_head = config.get("task_type") in set(Task)
+    has_head = text(config, "task_type") in set(Task)
     noted = read_notes(source, notes, but=("embedding",) if has_head else ())
     with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size, limits=FOLDER)

@@ -162,7 +162,7 @@ def _check(
     num_heads: int = 0,
 ) -> VirtualTokensConfig:
     refuse_unserved(config, fields)
-    task = config.get("task_type")
+    task = text(config, "task_type")
     if task in set(Task):
         raise unsupported("task_type", task, "a head is not served beside virtual tokens")
     count = integer(config, "num_virtual_tokens", 0, 1, MAX_VIRTUAL_TOKENS)

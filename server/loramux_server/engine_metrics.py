@@ -47,6 +47,14 @@ class EngineMetrics:
             "loramux_kv_cache_usage_ratio", "Part of the KV blocks that requests hold, 0 to 1.",
             registry=registry,
         )  # fmt: skip
+        self.states_used = Gauge(
+            "loramux_recurrent_states_used",
+            "States of recurrent layers that requests hold.",
+            registry=registry,
+        )
+        self.states_total = Gauge(
+            "loramux_recurrent_states", "States of recurrent layers.", registry=registry
+        )
         self.prefix_tokens = Counter(
             "loramux_prefix_cache_tokens", "Tokens looked up in the prefix cache.",
             registry=registry,
@@ -112,6 +120,7 @@ class EngineMetrics:
         """Show how much there is of what requests and adapters take."""
         self._num_blocks = model.num_blocks
         self.blocks_total.set(model.num_blocks)
+        self.states_total.set(model.num_states)
         self.memory_bytes.labels("device").set(model.adapter_rows * model.row_bytes)
         self.memory_bytes.labels("host").set(host_bytes)
 
@@ -128,6 +137,7 @@ class EngineMetrics:
         self.paused.set(stats.paused)
         self.blocks_used.set(stats.used_blocks)
         self.blocks_ratio.set(stats.used_blocks / self._num_blocks if self._num_blocks else 0.0)
+        self.states_used.set(stats.used_states)
         self.preemptions.inc(stats.preemptions - last.preemptions)
         self.prefix_tokens.inc(stats.prompt_tokens - last.prompt_tokens)
         self.prefix_hits.inc(stats.shared_tokens - last.shared_tokens)

@@ -155,7 +155,7 @@ class Server:
             LoraRequests(
                 services.statuses,
                 registry.with_digest,
-                max_adapters=min(self._config.max_running, model.adapter_rows // GRANULE),
+                max_adapters=min(model.max_running, model.adapter_rows // GRANULE),
             )
         )
         self._exit.callback(services.uploads.close)

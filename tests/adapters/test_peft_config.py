@@ -126,6 +126,10 @@ CORPUS = [
              layers_to_transform=value)
         for value in (-1, [-1], [0.0], "0", True, ["0"], {"0": 1})
     ),
+    *(
+        case(f"task-type-{value!r}", INVALID, "task_type is", repr(value), task_type=value)
+        for value in (["SEQ_CLS"], {"SEQ_CLS": 1}, 7, True)
+    ),
     case("base-model-a-number", INVALID, "base_model_name_or_path", base_model_name_or_path=7),
     case("base-model-too-long", INVALID, "4096", base_model_name_or_path="x" * 4097),
     case("long-value", INVALID, "characters", r="8" * 5000),
@@ -163,6 +167,7 @@ GOOD: dict[str, list[Any]] = {
     "modules_to_save": [None, [], ["lm_head", "model.norm"]],
     "trainable_token_indices": [None, [], [7], {"embed_tokens": [7, 0]}],
     "ensure_weight_tying": [None, True],
+    "task_type": [None, "", [], {}, "CAUSAL_LM", "FEATURE_EXTRACTION"],
     "of_a_later_peft": [None, False, 0, "", [], {}],
     "loftq_config": [{"loftq_bits": 4}],
     # B12 and B13: recorded, whatever they name.

@@ -20,6 +20,10 @@ from tests.support.server import RunningServer
 NUM_PACKAGES = 6
 NUM_PUBLISHERS = 3
 NUM_READERS = 4
+TARGETS: dict[str, str | list[str]] = {
+    "llama": "all-linear", "qwen3-next": ["in_proj_qkvz", "out_proj", "down_proj", "o_proj"],
+}  # fmt: skip
+"""Base -> what adapters change. PEFT takes layers called as those of experts for these, too."""
 MIN_CALLS = 20
 """Answered calls before a kill; one that comes earlier would prove nothing."""
 
@@ -78,14 +82,15 @@ class Publisher:
 class Kills:
     """A server that is killed again and again."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, base: str = "llama") -> None:
+        """Prepare, in `folder`, for a tiny model of the architecture `base`."""
         self._folder = folder
         self._chance = random.Random(seed)
-        self.packages = list(_packages(folder))
+        self.packages = list(_packages(folder, base))
         self.digests = [
             f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in self.packages
         ]
-        model = save_model(folder / "base")
+        model = save_model(folder / "base", base)
         self.server = RunningServer(folder / "server", model)
         self._publishers = [
             Publisher(f"own-{number}", self.packages, seed + number)
@@ -163,11 +168,11 @@ def _generate(client: Client) -> None:
     assert answer.adapter is not None
 
 
-def _packages(folder: Path) -> Iterator[Path]:
-    model = tiny_model("llama", vocab_size=259)
+def _packages(folder: Path, base: str) -> Iterator[Path]:
+    model = tiny_model(base, vocab_size=259)
     for number in range(NUM_PACKAGES):
         source = save_adapter(
-            model, folder / f"peft{number}", seed=number, r=64, target_modules="all-linear"
+            model, folder / f"peft{number}", seed=number, r=64, target_modules=TARGETS[base]
         )
         path = folder / f"{number}.safetensors"
         with path.open("wb") as output:

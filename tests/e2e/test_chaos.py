@@ -13,6 +13,7 @@ def test_no_stream_hangs_and_no_drain_loses_one(tmp_path: Path) -> None:
         )
     assert outcome.num_hung == outcome.num_wrong == 0, table(outcome)
     assert outcome.surprises == []
+    assert outcome.left == {}
     assert sum(faults.count for faults in outcome.faults.values()) == 4
     assert outcome.faults["drained"].lost == 0, table(outcome)
     assert sum(len(faults.seconds_to_status) for faults in outcome.faults.values()) > 5

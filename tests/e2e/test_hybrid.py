@@ -12,7 +12,7 @@ import torch
 from peft import PrefixTuningConfig
 
 from loramux import Client
-from loramux.errors import InvalidArgumentError
+from loramux.errors import InvalidArgumentError, ResourceExhaustedError
 from loramux.types import Chunk
 from tests.e2e.test_prompt_logprobs import check as check_prompt
 from tests.parity.test_beams import check as check_beams
@@ -28,6 +28,8 @@ from tests.support.server import RunningServer
 VOCAB = 259
 BLOCK = 4
 MAX_RUNNING = 4
+STATE_BYTES = 12_800
+"""What recurrent layers of the tiny base know of a request."""
 TARGETS = {
     "one": ["in_proj_qkv", "out_proj", "q_proj"],
     "two": ["in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "k_proj", "v_proj", "down_proj"],
@@ -82,7 +84,12 @@ def is_idle(server: RunningServer) -> bool:
     metrics = server.metrics()
     return not any(
         metrics[f"loramux_{gauge}"]
-        for gauge in ("requests_running", "requests_waiting", "kv_blocks_used")
+        for gauge in (
+            "requests_running",
+            "requests_waiting",
+            "kv_blocks_used",
+            "recurrent_states_used",
+        )
     )
 
 
@@ -207,6 +214,21 @@ def test_who_gives_up_leaves_nothing_behind(hybrid: Hybrid, client: Client) -> N
             range(2 * MAX_RUNNING),
         )
         assert set(answers) == {hybrid.tokens("two")}
+
+
+def test_no_more_run_than_there_are_states_for(hybrid: Hybrid, tmp_path: Path) -> None:
+    # Half of it holds what recurrent layers know of five.
+    arguments = ("--kv-memory", str(12 * STATE_BYTES), "--max-running", "16", "--max-waiting", "2")
+    with RunningServer(tmp_path, hybrid.base, *arguments) as server, server.client() as client:
+        assert client.info().max_running_requests == 5
+        stream = client.stream(PROMPT, n=7, max_tokens=500, ignore_eos=True)
+        assert next(stream)
+        assert eventually(lambda: server.metrics()["loramux_recurrent_states_used"] == 5)
+        with pytest.raises(ResourceExhaustedError, match="2 requests may wait") as caught:
+            client.generate(PROMPT, **GREEDY)
+        assert caught.value.reason == "QUEUE_FULL"
+        stream.close()  # type: ignore[attr-defined]
+        assert eventually(lambda: is_idle(server))
 
 
 def test_what_it_does_not_do_is_said_at_the_start(hybrid: Hybrid, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from tests.fuzz.forms import following, form_target
+from tests.fuzz.hybrid import package_target, serving
 from tests.fuzz.target import Result, fuzz
 from tests.fuzz.targets import file_targets, wire_targets
 from tests.support.fake_server import FakeServer
@@ -25,8 +26,14 @@ def campaign(seconds: float, corpus: Path | None, first_seed: int) -> list[Resul
         FakeServer(Path(folder), step_seconds=0.0) as server,
         grpc.insecure_channel(server.target) as channel,
         following() as forms,
+        serving() as (harness, saved),
     ):
-        targets = [*file_targets(), *wire_targets(server, channel), form_target(forms)]
+        targets = [
+            *file_targets(),
+            package_target(harness, saved),
+            *wire_targets(server, channel),
+            form_target(forms),
+        ]
         each = seconds / len(targets)
         results = [fuzz(target, each, corpus, first_seed) for target in targets]
         with server.client() as client:

@@ -8,6 +8,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
+from peft import IA3Config, LoraConfig, PromptTuningConfig
 
 from tests.adapters.files import CONFIG, TENSORS, data, header, manifest, tensor_file
 from tests.adapters.test_tensor_fuzz import files
@@ -23,6 +24,16 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=6,
 )
+
+FULL_CONFIGS: list[dict[str, Any]] = [
+    json.loads(json.dumps(config.to_dict(), default=sorted))
+    for config in (
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]),
+        IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=[]),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, token_dim=4),
+    )
+]
+"""With every field that PEFT writes."""
 
 __all__ = ["configs", "files", "manifests", "metadata", "mutated", "requests"]
 
@@ -58,7 +69,7 @@ def manifests(draw: st.DrawFn) -> bytes:
 @st.composite
 def configs(draw: st.DrawFn) -> bytes:
     """A package whose PEFT config has a fault or two."""
-    config = draw(mangled(draw(mangled(CONFIG))))
+    config = draw(mangled(draw(mangled(draw(st.sampled_from([CONFIG, *FULL_CONFIGS]))))))
     return tensor_file(header(TENSORS, {"loramux.manifest": manifest(config)}), data())
 
 

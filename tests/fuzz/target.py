@@ -16,6 +16,10 @@ BATCH = 200
 """Examples that hypothesis makes before it begins anew with another seed."""
 
 
+class FindingError(AssertionError):
+    """An input came to something that no input may come to."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Something to try."""

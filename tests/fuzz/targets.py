@@ -24,7 +24,7 @@ from loramux_adapters import PackageError, read_package
 from loramux_adapters.tensorfile import read_header
 from loramux_server.inference import open_inference_pb2
 from tests.fuzz.inputs import configs, files, manifests, metadata, requests
-from tests.fuzz.target import Target
+from tests.fuzz.target import FindingError, Target
 from tests.support.fake_server import DIES, STOPS
 from tests.support.server import RunningServer
 from tests.support.wire import refusal
@@ -37,10 +37,6 @@ MODULES = (
 NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 PATIENCE = 0.5
 """Seconds for a call; streams that only watch would never end."""
-
-
-class FindingError(AssertionError):
-    """An input came to something that no input may come to."""
 
 
 def file_targets() -> list[Target]:

@@ -13,6 +13,11 @@ _ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit
 _VALIDATOR = (
     "tensor_file", "fit", "manifest", "package", "contents", "companions", "virtual_tokens",
     "vocabulary", "hostile_packages", "base", "checks", "saved", "heads", "embedding",
+    "stacks", "experts",
+)  # fmt: skip
+_STATES = (
+    "named_pool", "state_keeper", "recurrent", "recurrent_batches", "scheduler", "running_ahead",
+    "engine_properties",
 )  # fmt: skip
 _FITS = ("activated", "vocabulary", "heads", "virtual_tokens")
 
@@ -20,7 +25,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "validator": (
         [f"adapters/loramux_adapters/{name}.py"
          for name in ("tensorfile", "package", "packing", "peft_folder", "manifest", "strict_json",
-                      "fit")],
+                      "fit", "stacks", "experts")],
         [f"tests/adapters/test_{name}.py" for name in _VALIDATOR],
     ),
     "access": (
@@ -33,6 +38,12 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         # Those of packages, which an upload has to fit to the base.
         + [f"tests/adapters/test_{name}.py" for name in _FITS]
         + ["tests/crash/test_faults.py", "tests/seeded/test_store_bugs.py"],
+    ),
+    "states": (
+        [f"server/loramux_server/engine/{name}.py" for name in ("named_pool", "state_keeper")]
+        + [f"server/loramux_server/models/{name}.py"
+           for name in ("states", "parts", "turns", "recurrent", "in_slots")],
+        [f"tests/server/test_{name}.py" for name in _STATES],
     ),
 }  # fmt: skip
 """Name -> its files, and their tests."""

@@ -35,7 +35,8 @@ kv_memory = config.kv_memory or state["free"]
 write_message(connection, encode(Ready(ModelInfo(
     name="fake", architecture="Fake", fingerprint=state["fingerprint"], dtype="float32",
     device="cpu", context_length=kv_memory, vocab_size=8, num_parameters=1, eos_token_ids=[],
-    tokenizer_json=None, layers={{}}, adapter_rows=8, num_blocks=kv_memory, kv_memory=kv_memory,
+    tokenizer_json=None, layers={{}}, adapter_rows=8, max_running=8, num_blocks=kv_memory,
+    kv_memory=kv_memory,
 ))))
 read_message(connection)
 """

@@ -25,7 +25,8 @@ from loramux_server.services.sampling import samplings, text_options
 MODEL = ModelInfo(
     name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",
     device="cpu", context_length=1000, vocab_size=12, num_parameters=1, eos_token_ids=[2],
-    tokenizer_json="{}", layers={}, adapter_rows=8, num_blocks=8, kv_memory=8,
+    tokenizer_json="{}", layers={}, adapter_rows=8, max_running=8, num_blocks=8,
+    kv_memory=8,
 )  # fmt: skip
 WITHOUT_TOKENIZER = msgspec.structs.replace(MODEL, tokenizer_json=None)
 

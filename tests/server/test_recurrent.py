@@ -191,7 +191,10 @@ def test_more_run_than_there_are_states_for() -> None:
     prompts = [prompt_of(9 + n, seed=n) for n in range(12)]
     asked = [harness.submit(prompt, num_logprobs=VOCAB) for prompt in prompts]
     harness.run()
+    assert harness.info.max_running == harness.info.num_states == 5
     assert max(report.stats.running for report in harness.reports) == 5
+    assert max(report.stats.used_states for report in harness.reports) == 5
+    assert harness.reports[-1].stats.used_states == 0
     for request_id, prompt in zip(asked, prompts, strict=True):
         check(harness, request_id, model, prompt)
 

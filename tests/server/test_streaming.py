@@ -109,7 +109,7 @@ class Served:
             name="", architecture="", fingerprint="", dtype="", device="", vocab_size=vocab_size,
             context_length=2 * MAX_TOKENS, num_parameters=1, eos_token_ids=[2], layers={},
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
-            adapter_rows=8, num_blocks=8, kv_memory=8,
+            adapter_rows=8, max_running=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
         quotas, room = Quotas(policies or KeptPolicies()), room or open_room()
         self.service = GenerationService(

@@ -37,7 +37,8 @@ from tests.support.tool_syntaxes import (
 MODEL = ModelInfo(
     name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",
     device="cpu", context_length=1000, vocab_size=len(THEIRS), num_parameters=1, eos_token_ids=[1],
-    tokenizer_json="{}", layers={}, adapter_rows=8, num_blocks=8, kv_memory=8,
+    tokenizer_json="{}", layers={}, adapter_rows=8, max_running=8, num_blocks=8,
+    kv_memory=8,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ whose result is told again, and leave the allocator of C with holes."""
 MEMORY = ("frontend", "engine", "helpers")
 SPARE = {
     "descriptors": 6, "threads": 4, "processes": 0, "tasks": 0, "leases": 0, "requests": 0,
-    "blocks": 0, "adapters": 0, "resident": 0, "series": 0, "files": 0,
+    "blocks": 0, "states": 0, "adapters": 0, "resident": 0, "series": 0, "files": 0,
 }  # fmt: skip
 """Count -> by how much it may be above where it was when the server had nothing to do. Pools of
 threads, and of connections to the catalog with two descriptors each, grow to their size when they

@@ -43,6 +43,11 @@ class Outcome:
         return [*self.surprises, *grown(self.samples), *left(self.before, self.after)]
 
     @property
+    def num_preemptions(self) -> int:
+        """How often a request had to start over for want of KV blocks."""
+        return self.after.preemptions - self.before.preemptions
+
+    @property
     def _stride(self) -> int:
         return max(1, len(self.samples) // MAX_KEPT)
 
@@ -72,6 +77,7 @@ class Outcome:
             "seconds": round(self.seconds, 1),
             "done": dict(sorted(self.done.items())),
             "surprises": self.num_surprises,
+            "preemptions": self.num_preemptions,
             "measures": self.rows(),
             "findings": self.findings,
             "samples": [sample.as_dict() for sample in self.samples[:: self._stride]],

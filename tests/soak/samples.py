@@ -39,6 +39,10 @@ class Sample:
     """In the batch and in the queue."""
     blocks: int
     """KV blocks that requests hold."""
+    states: int
+    """States of recurrent layers that requests hold."""
+    preemptions: int
+    """Since the server started."""
     adapters: int
     resident: int
     """Adapters in memory, in all tiers."""
@@ -74,6 +78,8 @@ def take(server: RunningServer, store: Path, done: int) -> Sample:
         leases=gauge("adapter_leases"),
         requests=gauge("requests_running") + gauge("requests_waiting"),
         blocks=gauge("kv_blocks_used"),
+        states=gauge("recurrent_states_used"),
+        preemptions=gauge("preemptions_total"),
         adapters=gauge("adapters_registered"),
         resident=gauge("adapters_resident"),
         series=len(metrics),

@@ -4,7 +4,7 @@ import dataclasses
 import random
 from pathlib import Path
 
-from tests.soak.__main__ import variants
+from tests.soak.bases import variants
 from tests.soak.bounds import MAX_SLOPE, MEMORY, SPARE, grown, left, slope
 from tests.soak.campaign import campaign
 from tests.soak.samples import Sample, take
@@ -14,7 +14,8 @@ from tests.support.server import RunningServer
 
 REST = Sample(
     done=0, frontend=100.0, engine=600.0, helpers=20.0, tasks=16, leases=0, requests=0, blocks=0,
-    descriptors=40, threads=19, processes=3, adapters=12, resident=24, series=400, files=28,
+    states=0, preemptions=0, descriptors=40, threads=19, processes=3, adapters=12, resident=24,
+    series=400, files=28,
 )  # fmt: skip
 
 

@@ -115,7 +115,8 @@ def model(config: EngineConfig) -> ModelInfo:
     return ModelInfo(
         name="fake", architecture="Fake", fingerprint="sha256:fake", dtype="float32", device="cpu",
         context_length=CONTEXT, vocab_size=VOCAB, num_parameters=1, eos_token_ids=[],
-        tokenizer_json=None, layers={}, adapter_rows=8, num_blocks=64, kv_memory=64,
+        tokenizer_json=None, layers={}, adapter_rows=8,
+        max_running=config.max_running, num_blocks=64, kv_memory=64,
     )  # fmt: skip
 
 

@@ -51,8 +51,8 @@ def main() -> None:
     info = ModelInfo(
         name="fake", architecture="Fake", fingerprint="sha256:queueing", dtype="float32",
         device="cpu", context_length=CONTEXT, vocab_size=VOCAB, num_parameters=1,
-        eos_token_ids=[], tokenizer_json=None, layers={}, adapter_rows=8, num_blocks=NUM_BLOCKS,
-        kv_memory=NUM_BLOCKS,
+        eos_token_ids=[], tokenizer_json=None, layers={}, adapter_rows=8,
+        max_running=config.max_running, num_blocks=NUM_BLOCKS, kv_memory=NUM_BLOCKS,
     )  # fmt: skip
     write_message(connection, encode(Ready(info)))
     try:

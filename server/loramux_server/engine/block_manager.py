@@ -20,13 +20,12 @@ class BlockManager:
                 f"num_blocks and block_size must be positive, not {num_blocks} and {block_size}"
             )
         self.block_size = block_size
-        self._num_blocks = num_blocks
         self._pool = NamedPool(range(num_blocks))
 
     @property
     def num_used(self) -> int:
         """Blocks that somebody holds."""
-        return self._num_blocks - self._pool.num_free
+        return self._pool.num_used
 
     def grow(self, table: list[int], num_tokens: int) -> bool:
         """Extend `table` to hold `num_tokens` tokens; False, and no change, if blocks lack."""

@@ -124,7 +124,7 @@ def build_engine(
         contexts=_contexts(model, config, room),
         adapters=cache,
         ends=ends,
-        max_running=config.max_running,
+        max_running=room.max_running,
         max_batch_tokens=config.max_batch_tokens,
         max_bypassed=config.max_bypassed,
     )
@@ -290,6 +290,8 @@ def _model_info(
             (shape.num_heads, shape.key_width, shape.value_width) for shape in model.cache_shapes
         ],
         has_recurrent_layers=bool(model.recurrent.states),
+        max_running=room.max_running,
         num_blocks=room.num_blocks,
+        num_states=room.num_states,
         kv_memory=room.memory,
     )

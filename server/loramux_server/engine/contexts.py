@@ -53,6 +53,11 @@ class Contexts:
         return self._blocks.num_used
 
     @property
+    def num_used_states(self) -> int:
+        """States of recurrent layers that requests and steps hold."""
+        return self._states.num_used if self._states else 0
+
+    @property
     def can_go_back(self) -> bool:
         """Whether a token that was computed can be computed again."""
         # What is known after it is not known before it.

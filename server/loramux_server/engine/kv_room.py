@@ -23,6 +23,8 @@ class KvRoom:
     """KV blocks."""
     num_states: int
     """Requests of which there is room for what recurrent layers know; 0 without such."""
+    max_running: int
+    """Requests that run at once."""
 
     @staticmethod
     def of(model: BaseModel, config: EngineConfig, context_length: int) -> "KvRoom":
@@ -36,14 +38,15 @@ class KvRoom:
         block_bytes = config.block_size * model.dtype.itemsize * weights
         memory = config.kv_memory or _own_memory(model, config, wanted * block_bytes, block_bytes)
         num_states = _num_states(model, config, memory)
+        max_running = min(config.max_running, num_states or config.max_running)
         if not block_bytes:  # nothing is kept of tokens
-            return KvRoom(memory, wanted, num_states)
+            return KvRoom(memory, wanted, num_states, max_running)
         room = memory - _state_bytes(model, num_states)
         if room < block_bytes:
             raise UnservableModelError(
                 f"kv_memory of {memory} bytes holds no block of {block_bytes} bytes"
             )
-        return KvRoom(memory, room // block_bytes, num_states)
+        return KvRoom(memory, room // block_bytes, num_states, max_running)
 
 
 def _own_memory(model: BaseModel, config: EngineConfig, wanted: int, least: int) -> int:

@@ -182,6 +182,8 @@ class Stats(Struct, frozen=True, kw_only=True):
     paused: int = 0
     """Requests whose readers are behind."""
     used_blocks: int
+    used_states: int = 0
+    """States of recurrent layers that requests and steps hold."""
     preemptions: int
     """Since the engine started."""
     prompt_tokens: int

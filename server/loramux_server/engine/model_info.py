@@ -52,7 +52,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """Of each layer: heads that keep something of a token, width of a key, width of a value."""
     has_recurrent_layers: bool = False
     """Whether there are others, which keep a state of all tokens."""
+    max_running: int
+    """Requests that run at once: as many as are wanted, or of whose states there is room."""
     num_blocks: int
+    num_states: int = 0
+    """Requests of which there is room for what recurrent layers know; 0 without such."""
     kv_memory: int
     """Bytes for KV blocks and states in each process that holds a part of the model: an engine
     that is given so many has as many of both."""

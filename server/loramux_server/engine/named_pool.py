@@ -24,6 +24,11 @@ class NamedPool:
         """Numbers that nobody holds."""
         return len(self._free)
 
+    @property
+    def num_used(self) -> int:
+        """Numbers that somebody holds."""
+        return len(self._holders) - len(self._free)
+
     def has_nameless(self, count: int) -> bool:
         """Return whether the next `count` numbers can be taken without forgetting a name."""
         if count > len(self._free):

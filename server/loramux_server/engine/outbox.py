@@ -69,6 +69,7 @@ class Outbox:
             waiting=len(self._scheduler.waiting),
             paused=len(self._scheduler.paused),
             used_blocks=self._scheduler.num_used_blocks,
+            used_states=self._scheduler.num_used_states,
             preemptions=self._scheduler.num_preemptions,
             prompt_tokens=self._scheduler.num_prompt_tokens,
             shared_tokens=self._scheduler.num_shared_tokens,

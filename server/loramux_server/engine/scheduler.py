@@ -40,6 +40,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.paused: set[Request] = set()
         self.num_preemptions = 0
+        """Requests that started over for want of blocks."""
         self.num_prompt_tokens = 0
         """Tokens that requests brought when they started."""
         self.num_shared_tokens = 0
@@ -57,6 +58,11 @@ class Scheduler:
     def num_used_blocks(self) -> int:
         """KV blocks that running requests hold."""
         return self._contexts.num_used_blocks
+
+    @property
+    def num_used_states(self) -> int:
+        """States of recurrent layers that running requests and steps hold."""
+        return self._contexts.num_used_states
 
     @property
     def num_queued(self) -> int:
@@ -174,7 +180,7 @@ class Scheduler:
             request.num_computed = chunk.end + len(taken) - samples
             self._contexts.commit(chunk, is_running=True)
             if samples and not taken and not self._contexts.can_go_back:
-                self._preempt(request)
+                self._put_back(request)
                 continue
             if chunk.draft:  # others need what it would have taken
                 self._contexts.shrink(request)
@@ -268,11 +274,14 @@ class Scheduler:
             self.waiting.charge_prompt(request)
 
     def _preempt(self, request: Request) -> None:
+        self._put_back(request)
+        self.num_preemptions += 1
+
+    def _put_back(self, request: Request) -> None:
         self.running.remove(request)
         self._release(request)
         self._leases.want(request)
         self.waiting.put_back(request)
-        self.num_preemptions += 1
 
     def _release(self, request: Request) -> None:
         self._contexts.end(request)

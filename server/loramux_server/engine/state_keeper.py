@@ -52,6 +52,11 @@ class StateKeeper:
         """Slots of what the steps that run keep."""
 
     @property
+    def num_used(self) -> int:
+        """Slots that requests and steps hold."""
+        return self._slots.num_used
+
+    @property
     def can_begin(self) -> bool:
         """Whether `begin` has the slot that it needs."""
         return self._slots.num_free > 0

@@ -241,7 +241,7 @@ def _waiting_room(
 ) -> WaitingRoom:
     metrics.room.lag.set_function(lambda: lag.seconds)
     limits = RoomLimits(
-        max_running=config.max_running,
+        max_running=model.max_running,
         max_waiting=config.max_waiting,
         max_tokens=config.max_waiting_tokens,
         max_bytes=config.max_waiting_bytes,

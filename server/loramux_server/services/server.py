@@ -33,7 +33,7 @@ class ServerService:
                 num_parameters=model.num_parameters,
                 has_chat_template=model.chat_template is not None,
             ),
-            max_running_requests=config.max_running,
+            max_running_requests=model.max_running,
             max_upload_bytes=config.max_upload,
         )
 

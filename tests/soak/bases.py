@@ -1,0 +1,104 @@
+"""Servers to use for long, each with a base and adapters of its own."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from loramux_adapters import pack
+from loramux_adapters.head import Task
+from tests.soak.campaign import Outcome, campaign
+from tests.soak.worker import Setting
+from tests.support.adapters import save_adapter
+from tests.support.classifiers import classifier, save_classifier
+from tests.support.demo import DEMO
+from tests.support.models import save_model, tiny_model
+from tests.support.server import RunningServer
+from tests.support.tool_templates import TAGS
+
+ADAPTERS = ("reverse", "upper", "sort", "title", "double")
+CHATS = "title"
+LABELS, SPANS = "mood", "finder"
+NUM_PACKAGES = 12
+HYBRID = "qwen3-next"
+"""A base with recurrent layers and experts."""
+RECURRENT: list[str] = ["in_proj_qkvz", "in_proj_ba", "out_proj"]
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+HYBRID_ADAPTERS: dict[str, dict[str, Any]] = {
+    "recurrent": {"target_modules": RECURRENT},
+    "attention": {"target_modules": ["q_proj", "o_proj"]},
+    "all": {"target_modules": [*RECURRENT, "q_proj", "v_proj"]},
+}
+"""Those that can be mixed -> what they change."""
+HYBRID_CHATS = "experts"
+HYBRID_PACKAGES = ("recurrent", "all", HYBRID_CHATS)
+KV_MEMORY = 300_000
+"""Bytes; half of it is for what recurrent layers know of requests, of which fewer run than 16."""
+
+
+def variants(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Write packages that differ in a note alone, and so in their digests."""
+    packages = []
+    for number in range(NUM_PACKAGES):
+        copy = folder / f"variant-{number}"
+        shutil.copytree(sources[number % len(sources)], copy)
+        (copy / "loramux.json").write_text(json.dumps({"licence": f"variant {number}"}))
+        packages.append(folder / f"{number}.safetensors")
+        with packages[-1].open("wb") as file:
+            pack(copy, file)
+    return packages
+
+
+def demo_campaign(seconds: float, folder: Path) -> Outcome:
+    """Use a server of the embedded model and its adapters for so long."""
+    adapters = folder / "adapters"
+    shutil.copytree(DEMO / "adapters", adapters)
+    base = AutoModelForCausalLM.from_pretrained(DEMO / "base")
+    _save_readers(base, ["q_proj", "down_proj"], adapters)
+    setting = _setting(ADAPTERS, ADAPTERS, adapters, folder, chats=CHATS)
+    return _campaign(DEMO / "base", adapters, setting, seconds, folder)
+
+
+def hybrid_campaign(seconds: float, folder: Path) -> Outcome:
+    """Use a server of a tiny base with recurrent layers and experts for so long."""
+    adapters = folder / "adapters"
+    place = save_model(folder / "base", HYBRID, max_position_embeddings=4096)
+    base = tiny_model(HYBRID, vocab_size=259)
+    kinds = HYBRID_ADAPTERS | {HYBRID_CHATS: {"target_parameters": EXPERTS, "target_modules": []}}
+    for seed, (name, kind) in enumerate(kinds.items()):
+        save_adapter(base, adapters / name, seed=seed, r=4, **kind)
+    _save_readers(base, RECURRENT, adapters)
+    names = tuple(HYBRID_ADAPTERS)
+    setting = _setting(names, HYBRID_PACKAGES, adapters, folder, chats=HYBRID_CHATS)
+    arguments = ["--kv-memory", str(KV_MEMORY)]
+    return _campaign(place, adapters, setting, seconds, folder, *arguments)
+
+
+def _save_readers(base: PreTrainedModel, targets: list[str], adapters: Path) -> None:
+    """Save an adapter that classifies texts, and one that finds answers in them."""
+    for name, (task, num_outputs) in {
+        LABELS: (Task.SEQUENCE, 3), SPANS: (Task.SPANS, 2),
+    }.items():  # fmt: skip
+        config = LoraConfig(task_type=str(task), r=4, target_modules=targets)
+        save_classifier(classifier(base, task, num_outputs), config, adapters / name, seed=0)
+
+
+def _setting(
+    names: Sequence[str], packed: Sequence[str], adapters: Path, folder: Path, *, chats: str
+) -> Setting:
+    (adapters / chats / "chat_template.jinja").write_text(TAGS)
+    (folder / "packages").mkdir()
+    packages = variants([adapters / name for name in packed], folder / "packages")
+    return Setting(names, packages, chats=chats, labels=LABELS, spans=SPANS)
+
+
+def _campaign(
+    base: Path, adapters: Path, setting: Setting, seconds: float, folder: Path, *more: str
+) -> Outcome:
+    arguments = ["--adapters", str(adapters), "--max-running", "16", "--max-waiting", "256", *more]
+    with RunningServer(folder / "server", base, *arguments) as server:
+        return campaign(server, setting, seconds=seconds)
