@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loramux.errors import (
+    InternalError,
     InvalidArgumentError,
     LoramuxError,
     NotFoundError,
@@ -82,7 +83,11 @@ class Upload:
             LoramuxError: `error`, where another attempt would not help or enough were made.
         """
         is_lost = isinstance(error, NotFoundError) and error.reason == "UPLOAD_NOT_FOUND"
-        if not (is_lost or isinstance(error, UnavailableError)) or self.committed is None:
+        # What ends a stream that is still written may come as an error of gRPC's own; the next
+        # attempt is told why.
+        is_hidden = isinstance(error, InternalError) and not error.reason
+        is_passing = is_lost or is_hidden or isinstance(error, UnavailableError)
+        if not is_passing or self.committed is None:
             raise error
         self.failures += 1
         seconds = error.retry_delay or min(MIN_DELAY * 2.0**self.failures, MAX_DELAY)
