@@ -129,6 +129,14 @@ def test_a_norm_rounds_before_its_weight_is_applied(device: torch.device) -> Non
     assert _share_equal(out, twice) > 0.99
 
 
+@pytest.mark.parametrize("form", NORMS)
+def test_rms_norm_of_what_was_turned(form: str, device: torch.device) -> None:
+    x = normal((20, 7), torch.float32, device, seed=0).T
+    weight = normal((20,), torch.float32, device, seed=1)
+    wanted = _norm64(x, weight).to(device, torch.float32)
+    torch.testing.assert_close(NORMS[form](x, weight, EPSILON), wanted)
+
+
 @pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("form", ROPE)

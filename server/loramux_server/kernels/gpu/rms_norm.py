@@ -27,6 +27,8 @@ def rms_norm_triton(
     """Do what `pointwise.rms_norm` defines, for a weight of the type of x."""
     width = x_TK.shape[-1]
     rows = x_TK.reshape(-1, width)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
     out = torch.empty(rows.shape, dtype=x_TK.dtype, device=x_TK.device)
     if len(rows):
         _rms_norm[(len(rows),)](
