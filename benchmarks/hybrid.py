@@ -10,7 +10,6 @@ adapter for each of them.
 
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qw
 
 from benchmarks import machine
 from benchmarks.local_engine import LocalEngine
-from benchmarks.random_adapters import save_adapters
+from benchmarks.random_adapters import save_adapters, with_adapters
 from benchmarks.step_ways import in_turns, write_record
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
@@ -79,7 +78,7 @@ def main(
             str(dtype).removeprefix("torch."): _own(base, dtype)
             for dtype in (torch.float32, torch.bfloat16)
         }
-        peft = _peft(_own(base, torch.float32), folder / "adapters", max(batch))
+        peft = with_adapters(_own(base, torch.float32), folder / "adapters", max(batch))
         for size in batch:
             ways: dict[str, Callable[[], float]] = {
                 "base": partial(engine.step_seconds, size, (), context, steps),
@@ -155,15 +154,6 @@ def _save_adapters(folder: Path, config: Qwen3_5TextConfig, count: int) -> list[
 def _own(base: Path, dtype: torch.dtype) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype)
     return model.eval()
-
-
-def _peft(model: PreTrainedModel, folder: Path, count: int) -> PeftModel:
-    names = [f"a{index:04d}" for index in range(count)]
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers, for what PEFT calls
-    peft = PeftModel.from_pretrained(model, str(folder / names[0]), adapter_name=names[0])
-    for name in names[1:]:
-        peft.load_adapter(str(folder / name), adapter_name=name)
-    return peft.eval()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Adapters with random weights of their own, as PEFT saves them, for bases made in place."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from benchmarks.local_engine import packaged
 from loramux_server.engine.adapter_source import AdapterSource
@@ -46,3 +49,13 @@ def save_adapters(
         save_file(tensors, peft / "adapter_model.safetensors")
         (peft / "adapter_config.json").write_text(json.dumps(fields))
     return packaged(folder)
+
+
+def with_adapters(model: PreTrainedModel, folder: Path, count: int) -> PeftModel:
+    """Return `model` with the first `count` adapters of `folder`, as PEFT serves them."""
+    names = [f"a{index:04d}" for index in range(count)]
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers, for what PEFT calls
+    peft = PeftModel.from_pretrained(model, str(folder / names[0]), adapter_name=names[0])
+    for name in names[1:]:
+        peft.load_adapter(str(folder / name), adapter_name=name)
+    return peft.eval()

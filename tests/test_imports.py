@@ -201,6 +201,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "Embedding",
         "FinishReason",
         "Generation",
+        "Image",
         "LoramuxError",
         "Message",
         "Mix",

@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from loramux_adapters.base_names import names_of_sight, sees_images
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.experts import (
@@ -88,7 +89,7 @@ class BaseFolder:
 
         A checkpoint of the bare model lacks the first part of the names that adapters use, that of
         some models has other parts, and an output layer whose weight is that of the embeddings has
-        none of its own.
+        none of its own. What sees images is called otherwise in each version.
         """
         names = [
             each
@@ -99,6 +100,8 @@ class BaseFolder:
                 *(known.replace(part, saved, 1) for part, saved in _SAVED_AS.items()),
             )
         ]
+        if sees_images(name):
+            names += names_of_sight(name)
         found = next((self.tensors[each] for each in names if each in self.tensors), None)
         if found is None and name in _TIED:
             tied = [each for key, each in self.tensors.items() if key.endswith(_EMBEDDINGS)]

@@ -3,10 +3,11 @@
 transformers has a class for each task, and the layers below its head do not always have the name
 that they have in the one that continues text. Llama's `model.layers` are `transformer.layers` in
 `LlamaForQuestionAnswering`, and in what `AutoModel` loads nothing stands before `layers`. What sees
-images as well has its layers one level further down, which is called otherwise in each version.
+images as well has its layers one level further down, which is called otherwise in each version,
+and what sees is called otherwise, too.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import replace
 
 from loramux_adapters.contents import Contents
@@ -19,14 +20,22 @@ FEATURES = "FEATURE_EXTRACTION"
 
 _TEXT = frozenset(("language_model", "text_model"))
 """What the part for text is called in models that see images as well."""
+_SEEING = ("vision", "visual", "projector", "connector")
+"""Parts of the names of what sees images there."""
+_LEVEL = ("vision_tower.vision_model.", "vision_tower.")
+"""A level of names that some versions have, and what others have."""
 
 
 def named_for(
-    contents: Contents, names: Collection[str], experts: Mapping[str, ExpertsShape] | None = None
+    contents: Contents,
+    names: Collection[str],
+    experts: Mapping[str, ExpertsShape] | None = None,
+    sight: Collection[str] = (),
 ) -> Contents:
     """Return `contents` with its modules under the names that they have in a base.
 
-    Changes of layers that are experts there become such; see `split_experts`. Those for other tasks
+    Changes of layers that are experts there become such; see `split_experts`. What is done to
+    modules of `sight` becomes its `sight`. Those for other tasks
     than QUESTION_ANS and FEATURE_EXTRACTION keep theirs, and so do those whose layers the base does
     not have: they do not fit it.
 
@@ -34,12 +43,14 @@ def named_for(
         contents: What an adapter does.
         names: Names of modules of the base.
         experts: Its experts by name.
+        sight: Names of its modules that see images, as far as they are not in `names`.
 
     Raises:
         PackageError: Two of its modules would have one name.
     """
+    contents, seeing = _split_sight(contents, names, sight)
     contents = _named_for_task(contents, names)
-    contents = _named_for_text(contents, names)
+    contents = replace(_named_for_text(contents, names), sight=seeing)
     if not experts:
         return contents
     modules, routers, of_experts = split_experts(contents.modules, names, experts)
@@ -49,6 +60,49 @@ def named_for(
         routers=[*contents.routers, *routers],
         experts=[*contents.experts, *of_experts],
     )
+
+
+def sees_images(module: str) -> bool:
+    """Return whether `module` is, by its name, of what sees images in some base."""
+    return any(word in module for word in _SEEING)
+
+
+def names_of_sight(name: str) -> list[str]:
+    """Return what a module that sees images, or its parameter, is called in any version."""
+    plain = _plain_sight(name)
+    more, less = _LEVEL
+    names = [plain, plain.replace(less, more, 1)]
+    return [*names, *(f"model.{each}" for each in names)]
+
+
+def _split_sight(
+    contents: Contents, names: Container[str], sight: Collection[str]
+) -> tuple[Contents, Contents | None]:
+    """Return what `contents` does to what reads text, and to what sees images, by its names."""
+    there = {_plain_sight(name): name for name in sight if name not in names}
+    found = {
+        module: there[plain]
+        for module in contents.changed_modules
+        if module not in names and (plain := _plain_sight(module)) in there
+    }
+    if not found:
+        return contents, None
+    seeing = Contents(
+        modules=[each for each in contents.modules if each.module in found],
+        edits=[each for each in contents.edits if each.module in found],
+        invocation=contents.invocation,
+    )
+    reading = replace(
+        contents,
+        modules=[each for each in contents.modules if each.module not in found],
+        edits=[each for each in contents.edits if each.module not in found],
+    )
+    return reading, _renamed(seeing, found.__getitem__)
+
+
+def _plain_sight(name: str) -> str:
+    """Return `name` without what only some versions of transformers put into it."""
+    return name.removeprefix("model.").replace(*_LEVEL, 1)
 
 
 def _named_for_task(contents: Contents, names: Iterable[str]) -> Contents:
@@ -95,7 +149,7 @@ def _named_for_text(contents: Contents, names: Collection[str]) -> Contents:
 def _text_layers(names: Collection[str]) -> str | None:
     """Return what stands before the number of a layer, of the part for text if there is one."""
     found = [name for name in names if not _TEXT.isdisjoint(name.split("."))]
-    return _layers(found or names)
+    return _layers(found or (name for name in names if not sees_images(name)))
 
 
 def _plain(name: str) -> str:

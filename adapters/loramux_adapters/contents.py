@@ -134,12 +134,14 @@ class Contents:
     """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
     head: Head | None = None
     """What it has in place of the layer of logits; it changes no module of the base."""
+    sight: "Contents | None" = None
+    """What it does to what sees images, once it is known what that is in a base."""
     task: str = ""
     """What it was trained for, as PEFT's `task_type` calls that; empty if that is not said."""
 
     @property
     def low_rank(self) -> list[LoraModule | ExpertLora]:
-        """All low-rank changes."""
+        """All low-rank changes of what reads text."""
         return [*self.modules, *self.routers, *self.experts]
 
     @property
@@ -150,9 +152,11 @@ class Contents:
     @property
     def changed_modules(self) -> list[str]:
         """The names of all modules that it changes, bottlenecks aside, sorted."""
-        return sorted(
-            {change.name for change in self.low_rank} | {edit.module for edit in self.edits}
-        )
+        seeing = self.sight.changed_modules if self.sight else ()
+        return sorted({
+            *(change.name for change in self.low_rank), *(edit.module for edit in self.edits),
+            *seeing,
+        })  # fmt: skip
 
     @property
     def other_tensors(self) -> list[TensorInfo]:

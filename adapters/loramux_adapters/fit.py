@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from loramux_adapters.base_names import sees_images
 from loramux_adapters.bottleneck import sites
 from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
@@ -16,8 +17,11 @@ def check_fit(
     parameters: Mapping[str, tuple[int, ...]] | None = None,
     token: TokenShape | None = None,
     experts: Mapping[str, ExpertsShape] | None = None,
+    blindness: str = "",
 ) -> None:
     """Demand that an adapter changes modules that the base has, in their shapes.
+
+    What it does to what sees images is for `check_sight`.
 
     Args:
         contents: The changes of the adapter.
@@ -26,6 +30,7 @@ def check_fit(
         parameters: Name of each parameter that can be replaced -> its shape.
         token: What the base makes of a token; None if that is not known.
         experts: Name of each layer's experts that can be changed -> their shape.
+        blindness: That the base sees no images, and why; empty where it sees them.
 
     Raises:
         PackageError: A module is missing or has another shape.
@@ -42,15 +47,12 @@ def check_fit(
     names |= {edit.module for edit in contents.edits if not _is_of_parameter(edit, base)}
     for name in sorted(names):
         if name not in base:
-            raise PackageError(
-                f"module {name} is no layer of the base model that can be adapted",
-                "ADAPTER_BASE_MISMATCH",
-            )
+            raise no_layer(name, blindness)
     for module in contents.modules:
         _check_features(module, base[module.module])
     for edit in contents.edits:
         if _is_of_parameter(edit, base):
-            _check_parameter(edit, parameters or {})
+            _check_parameter(edit, parameters or {}, blindness)
         else:
             _check_vector(edit, base[edit.module])
     for change in contents.experts:
@@ -60,6 +62,65 @@ def check_fit(
         _check_features(module, widths[module.module])
     for bottleneck in contents.bottlenecks:
         _check_bottleneck(bottleneck, base)
+
+
+def check_sight(
+    contents: Contents,
+    layers: Mapping[str, tuple[int, int]],
+    parameters: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Demand that what an adapter does to what sees images can be done, and fits.
+
+    LoRA and DoRA of linear layers can, and other values for parameters.
+
+    Args:
+        contents: What it does there.
+        layers: Name of each linear layer that sees images -> (in_features, out_features).
+        parameters: Name of each parameter of such modules -> its shape.
+
+    Raises:
+        PackageError: It cannot, or does not fit.
+    """
+    for module in contents.modules:
+        if contents.invocation:
+            raise PackageError(
+                f"module {module.module} sees images: beside alora_invocation_tokens that is not "
+                "changed, because an image has no place where the adapter begins",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+        if module.module not in layers or module.is_embedding:
+            raise PackageError(
+                f"module {module.module} sees images and is no linear layer: low-rank changes of "
+                "linear layers are served there",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+        _check_features(module, layers[module.module])
+    for edit in contents.edits:
+        if edit.kind is EditKind.MAGNITUDE and edit.module in layers:
+            if f"{edit.module}.weight" not in parameters:
+                raise PackageError(
+                    f"module {edit.module}: DoRA needs the weights of the base, which are "
+                    "quantised",
+                    "UNSUPPORTED_ADAPTER_FEATURE",
+                )
+            _check_vector(edit, layers[edit.module])
+        elif edit.kind in (EditKind.BIAS, EditKind.PARAMETER):
+            _check_parameter(edit, parameters)
+        else:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: the {edit.kind} of module {edit.module}, which sees "
+                "images, is not served; LoRA, DoRA, biases and modules_to_save are",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
+
+
+def no_layer(module: str, blindness: str = "") -> PackageError:
+    """Return the error of a `module` that is none of the base; `blindness` as in `check_fit`."""
+    if blindness and sees_images(module):
+        fault = f"is of what sees images, and {blindness}"
+    else:
+        fault = "is no layer of the base model that can be adapted"
+    return PackageError(f"module {module} {fault}", "ADAPTER_BASE_MISMATCH")
 
 
 def _check_features(module: LoraModule, wanted: tuple[int, int]) -> None:
@@ -78,9 +139,13 @@ def _is_of_parameter(edit: Edit, base: Mapping[str, tuple[int, int]]) -> bool:
     return edit.kind in (EditKind.PARAMETER, EditKind.SHARED_WEIGHT, EditKind.TOKENS)
 
 
-def _check_parameter(edit: Edit, parameters: Mapping[str, tuple[int, ...]]) -> None:
+def _check_parameter(
+    edit: Edit, parameters: Mapping[str, tuple[int, ...]], blindness: str = ""
+) -> None:
     name = f"{edit.module}.{edit.parameter or 'bias'}"
     shape = edit.tensor.shape
+    if name not in parameters and blindness and sees_images(edit.module):
+        raise no_layer(edit.module, blindness)
     if name not in parameters:
         raise PackageError(
             f"tensor {edit.tensor.name}: {name} is no parameter of the base model that an adapter "

@@ -75,10 +75,13 @@ class Package:
         return labels_of(head, self.notes) if head and head.task.classifies else None
 
     def named_for(
-        self, names: Collection[str], experts: Mapping[str, ExpertsShape] | None = None
+        self,
+        names: Collection[str],
+        experts: Mapping[str, ExpertsShape] | None = None,
+        sight: Collection[str] = (),
     ) -> "Package":
         """Return it with its modules under the names that they have in a base; see `named_for`."""
-        return replace(self, contents=named_for(self.contents, names, experts))
+        return replace(self, contents=named_for(self.contents, names, experts, sight))
 
     @property
     def task(self) -> str:
@@ -99,7 +102,7 @@ class Package:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any module; 0 where there is no low-rank change."""
+        """The largest rank of any module that reads text; 0 where there is no low-rank change."""
         return max((change.rank for change in self.contents.low_rank), default=0)
 
     @property

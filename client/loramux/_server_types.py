@@ -23,6 +23,13 @@ class ServerInfo:
     """Whether messages can be continued without an adapter that has a template of its own."""
     max_running_requests: int
     max_upload_bytes: int
+    max_images: int = 0
+    """Most images of a request; 0 means that none are taken."""
+    max_image_bytes: int = 0
+    """Of the file of one."""
+    max_image_pixels: int = 0
+    max_request_bytes: int = 0
+    """Most bytes of a message to the server."""
 
 
 @dataclass(frozen=True, slots=True)

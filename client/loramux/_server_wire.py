@@ -23,6 +23,10 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         has_chat_template=base.has_chat_template,
         max_running_requests=message.max_running_requests,
         max_upload_bytes=message.max_upload_bytes,
+        max_images=message.max_images,
+        max_image_bytes=message.max_image_bytes,
+        max_image_pixels=message.max_image_pixels,
+        max_request_bytes=message.max_request_bytes,
     )
 
 

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypeAlias, TypedDict, cast
+
+from loramux._image import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,18 @@ class ToolCall:
         return cast(dict[str, Any], json.loads(self.arguments))
 
 
+ContentPart: TypeAlias = str | Image | bytes | Mapping[str, Any]
+"""A text, or an image, which may be the bytes of its file; OpenAI's `{"type": "text", "text": …}`
+and `{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}` will do."""
+
+
 class Message(TypedDict):
     """One turn of a conversation."""
 
     role: str
     """`system`, `developer`, `user`, `assistant` or `tool`."""
-    content: str
+    content: str | Sequence[ContentPart]
+    """What was said: a text, or texts and images in the order in which they stand."""
     tool_calls: NotRequired[Sequence[ToolCall | Mapping[str, Any]]]
     """What an assistant asked for; OpenAI's `{"id": …, "function": {…}}` will do."""
     tool_call_id: NotRequired[str]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from loramux._content_wire import add_content
 from loramux._fitting import fitting
 from loramux._tool_types import Message, ToolCall, ToolOptions
 from loramux.v1 import generation_pb2
@@ -26,10 +27,11 @@ def add_messages(messages: Iterable[Message], request: generation_pb2.GenerateRe
     for index, message in enumerate(messages):
         field = f"messages[{index}]"
         with fitting(field):
-            added = request.messages.add(role=message["role"], content=message["content"])
+            added = request.messages.add(role=message["role"])
             added.tool_call_id = message.get("tool_call_id", "")
             added.name = message.get("name", "")
             added.reasoning = message.get("reasoning", "")
+        add_content(field, message["content"], added)
         for number, call in enumerate(message.get("tool_calls", ())):
             with fitting(f"{field}.tool_calls[{number}]"):
                 added.tool_calls.append(_call(call))

@@ -9,8 +9,9 @@ from loramux._adapter_types import Adapter, AdapterChange, AdapterStatus, AliasM
 from loramux._answer_types import Answer, Answers, QuestionAnswering
 from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
 from loramux._embedding_types import Embedding
+from loramux._image import Image
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
-from loramux._tool_types import Message, ToolCall, ToolOptions
+from loramux._tool_types import ContentPart, Message, ToolCall, ToolOptions
 
 __all__ = [
     "Adapter",
@@ -23,10 +24,12 @@ __all__ = [
     "Chunk",
     "Classification",
     "Completion",
+    "ContentPart",
     "Embedding",
     "FinishReason",
     "Generation",
     "GenerationOptions",
+    "Image",
     "LabelScore",
     "Message",
     "Mix",

@@ -189,10 +189,22 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="Most bytes of requests in the queue, as they came.",
+            description="Most bytes of requests in the queue, as they came, and of their images as "
+            "the model takes them.",
             extra_json_schema={"format": "bytes"},
         ),
-    ] = 64 << 20
+    ] = 256 << 20
+    max_image_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Most bytes of a file with an image. A request has room for three such.",
+            extra_json_schema={"format": "bytes"},
+        ),
+    ] = 8 << 20
+    max_image_pixels: Annotated[
+        int, Meta(ge=1, description="Most pixels of an image, before the model's own limit.")
+    ] = 1 << 24
     max_lag: Annotated[
         float,
         Meta(

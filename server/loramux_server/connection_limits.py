@@ -2,6 +2,16 @@
 
 from dataclasses import dataclass
 
+MESSAGE_BYTES = 4 << 20
+"""Most bytes of a message without images."""
+LARGE_IMAGES = 3
+"""For so many images of the largest size there is room in a message beside that."""
+
+
+def message_bytes(max_images: int, max_image_bytes: int) -> int:
+    """Return the most bytes of a message with `max_images` of `max_image_bytes` each at most."""
+    return MESSAGE_BYTES + min(max_images, LARGE_IMAGES) * max_image_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
@@ -26,7 +36,7 @@ class ConnectionLimits:
     """Connections at once; others are closed at once."""
     max_streams: int = 1024
     """Calls at once on one connection; a client keeps others back until one has ended."""
-    max_message: int = 4 << 20
+    max_message: int = MESSAGE_BYTES
     """Bytes of a message from a client."""
     max_metadata: int = 8 << 10
     """Bytes of the metadata of a call."""

@@ -32,6 +32,7 @@ from loramux_server.engine.messages import (
 )
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_process import EngineProcess
+from loramux_server.images.messages import PlacedImage
 from loramux_server.mailbox import Mailbox
 from loramux_server.quarantine import Quarantine, Work
 
@@ -53,6 +54,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
     "STORE_UNAVAILABLE": UnavailableError,
     "ENGINE_OUT_OF_MEMORY": UnavailableError,
     "ENGINE_UNAVAILABLE": UnavailableError,
+    "IMAGES_NOT_SERVED": FailedPreconditionError,
     "STRUCTURED_OUTPUT_FAILED": FailedPreconditionError,
     "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
 }
@@ -110,19 +112,22 @@ class EngineClient:
         pooling: Pooling | None = None,
         prediction: Sequence[int] = (),
         num_made: int = 0,
+        images: Sequence[PlacedImage] = (),
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
         Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
         `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`. It
-        goes on with a completion if the last `num_made` tokens of the prompt were made for it.
+        goes on with a completion if the last `num_made` tokens of the prompt were made for it. The
+        prompt has `images`, in order.
 
         Raises:
             UnavailableError: The engine is away.
             FailedPreconditionError: The request or its adapter is in quarantine.
         """
         parts = tuple(part.digest for part in adapter.parts) if adapter else ()
-        work = Work(prompt, adapter.digest if adapter else None, sampling, tenant, parts)
+        digests = tuple(placed.image.digest for placed in images)
+        work = Work(prompt, adapter.digest if adapter else None, sampling, tenant, parts, digests)
         self.quarantine.check(work)
         if not self.process.is_ready:
             raise self._unavailable("is starting")
@@ -131,7 +136,7 @@ class EngineClient:
         self.process.send(
             Submit(
                 self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling,
-                list(prediction), num_made,
+                list(prediction), num_made, list(images),
             )
         )  # fmt: skip
         return self._next_id

@@ -33,7 +33,7 @@ class Place:
         self.tenant = tenant
         self.weight = weight
         self.num_bytes = num_bytes
-        """Of its message, until all completions have started."""
+        """Of its message and its images, until all completions have started."""
         self.max_tokens = max_tokens
         """Most tokens that it wants of a completion."""
         self.deadline = deadline

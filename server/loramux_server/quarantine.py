@@ -35,6 +35,8 @@ class Work:
     tenant: str = ""
     parts: tuple[str, ...] = ()
     """Identities of the adapters that `digest` is a mix of, if it is."""
+    images: tuple[bytes, ...] = ()
+    """Digests of those in the prompt."""
 
     @property
     def key(self) -> str:
@@ -46,6 +48,7 @@ class Work:
             (self.digest or "").encode(),
             struct.pack(f"<{len(self.prompt)}q", *self.prompt),
             _encode(sampling),
+            *self.images,
         ):
             content.update(struct.pack("<q", len(part)))
             content.update(part)

@@ -12,10 +12,13 @@ from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, ServerConfig
-from loramux_server.connection_limits import ConnectionLimits
+from loramux_server.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.engine.messages import Report
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine_client import EngineClient
 from loramux_server.heap import keep_what_is_there, return_large_pieces
+from loramux_server.images.messages import Setup
+from loramux_server.images.preparer import Preparer
 from loramux_server.listener import Listener, held_port
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora_requests import LoraRequests
@@ -41,6 +44,7 @@ from loramux_server.ready_file import write_ready_file
 from loramux_server.services.build import Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.expiry import expire, keep_expiring
+from loramux_server.services.images import max_images
 from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
@@ -145,6 +149,7 @@ class Server:
             quotas=self._entrance.quotas,
             audit=audit,
             is_ready=lambda: self._listener is not None and self._listener.is_serving,
+            preparer=self._preparer(model),
             config=self._config,
         )
         await asyncio.to_thread(expire, registry)
@@ -180,6 +185,9 @@ class Server:
                 keepalive=self._config.keepalive,
                 max_age=self._config.max_connection_age,
                 max_age_grace=MAX_TIMEOUT,
+                max_message=message_bytes(
+                    max_images(model, self._config), self._config.max_image_bytes
+                ),
             ),
             drain_timeout=self._config.drain_timeout,
             on_overtime=self._engine.close,
@@ -212,6 +220,12 @@ class Server:
         self._metrics.leases.set_function(lambda: len(registry.leases))
         self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
         return registry
+
+    def _preparer(self, model: ModelInfo) -> Preparer | None:
+        """Return what prepares images for `model`, if any are taken."""
+        if not max_images(model, self._config):
+            return None
+        return Preparer(Setup(self._config.model, self._config.max_image_pixels))
 
     def _show_health(self, is_well: bool) -> None:
         if self._listener:

@@ -82,6 +82,21 @@ class WaitingRoom:
         finally:
             self._leave(place)
 
+    def hold(self, place: Place, num_bytes: int) -> None:
+        """Count `num_bytes` more of the call at `place`, which has nothing that waits yet.
+
+        Raises:
+            ResourceExhaustedError: There is no room for them.
+        """
+        num_bytes += place.num_bytes
+        self._taken.bytes -= place.num_bytes
+        place.num_bytes = 0
+        # What is too large by itself may wait alone.
+        self._make_room(place, Taken(0, 0, num_bytes))
+        place.num_bytes = num_bytes
+        self._taken.bytes += num_bytes
+        self._show()
+
     def enter(
         self,
         place: Place,
@@ -106,10 +121,7 @@ class WaitingRoom:
         self._pass_time()
         self._check_memory(place, num_prompt, seconds_left)
         more = Taken(num_completions, num_completions * num_prompt, 0)
-        for other in self._who_gives_way(place, more):
-            message = f"{other.tenant!r} has more requests waiting than its part, and others came"
-            error = self._shed("share", "QUEUE_FULL", message, self._drain_seconds)
-            self._give_way(other, error)
+        self._make_room(place, more)
         place.num_prompt, place.on_lost = num_prompt, on_lost
         place.num_open = place.num_unstarted = num_completions
         self._taken.completions += num_completions
@@ -250,6 +262,13 @@ class WaitingRoom:
                 return going
         cause, message = over
         raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
+
+    def _make_room(self, place: Place, more: Taken) -> None:
+        """Let others go so that there is room for `more`; refuse it if too few can."""
+        for other in self._who_gives_way(place, more):
+            message = f"{other.tenant!r} has more requests waiting than its part, and others came"
+            error = self._shed("share", "QUEUE_FULL", message, self._drain_seconds)
+            self._give_way(other, error)
 
     def _give_way(self, place: Place, error: LoramuxError) -> None:
         on_lost = place.on_lost

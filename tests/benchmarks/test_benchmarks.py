@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import experts, forms, gateway, hybrid, ratios, registry, routing, scaling
+from benchmarks import experts, forms, gateway, hybrid, images, ratios, registry, routing, scaling
 
 
 def test_scaling_writes_a_row_for_each_point(tmp_path: Path) -> None:
@@ -110,3 +110,13 @@ def test_hybrid_bases_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [figure["batch"] for figure in figures] == [1, 2]
     assert all(figure["PEFT, float32 ÷ base"] > 0 for figure in figures)
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_questions_about_an_image_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "o.json"
+    images.main(batch=[2], tokens=3, repeats=1, shape="tiny", output=output)
+    (figure,) = json.loads(output.read_text())["figures"]
+    assert all(figure[f"{way} ÷ base"] > 0 for way in ("adapters", "PEFT, float32"))
+    assert len(capsys.readouterr().out.splitlines()) == 1

@@ -28,6 +28,18 @@ def test_what_is_told_of_all_prompts_and_choices_is_bounded(field: str) -> None:
     assert len(asked_by_completion(body(prompt=[prompt] * 9, n=8), "base", "")) == 9
 
 
+def test_what_is_told_of_prompts_with_images_is_bounded() -> None:
+    def asked(**options: int) -> int:
+        image = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOA=="}}
+        talk = {"model": "base", "messages": [{"role": "user", "content": [image]}], **options}
+        return len(asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base", ""))
+
+    # Only the server knows how many tokens stand for an image.
+    assert asked(prompt_logprobs=1, n=4) == asked(n=8) == 1
+    with pytest.raises(InvalidArgumentError, match="expected 1048576 at most"):
+        asked(prompt_logprobs=1, n=5)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

@@ -202,7 +202,7 @@ def command(server: RunningServer, *arguments: str, text: str = "") -> str:
 
 def test_the_command_line_chats(server: RunningServer, client: Client) -> None:
     greedy = ("--temperature", "0", "--max-tokens", "6")
-    system, user = (message["content"] for message in TALK)
+    system, user = (str(message["content"]) for message in TALK)
     answer = client.chat(TALK, temperature=0.0, max_tokens=6).text
     once = command(server, "--once", "--system", system, *greedy, text=user)
     assert once == f"{answer}\n"

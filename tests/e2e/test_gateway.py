@@ -387,7 +387,7 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, {"messages": [{"role": "boss", "content": "x"}]}, 400, "messages[0].role",
      "invalid_field"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-     400, "messages[0].content[0]", "unsupported_parameter"),
+     400, "messages[0].content[0]", "invalid_field"),
     (CHAT, {"messages": [{"role": "user", "content": "x", "mood": "me"}]}, 400, "messages[0]",
      "invalid_field"),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.samples import Sample
 
@@ -48,6 +49,7 @@ from loramux_server.engine_client import EngineClient
 from loramux_server.metrics import Metrics
 from loramux_server.services.calls import Calls
 from loramux_server.services.generation import WHOLE_INTERVAL, GenerationService
+from loramux_server.services.images import ImageLimits, Preparer
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.statuses import Statuses
@@ -101,6 +103,7 @@ class Served:
     def __init__(
         self, registry: Registry | None = None, policies: KeptPolicies | None = None,
         room: WaitingRoom | None = None, vocab_size: int = 259, stream_interval: int = 1,
+        preparer: Preparer | None = None, **of_model: Any,
     ) -> None:  # fmt: skip
         self.metrics = Metrics()
         self.spans = RequestSpans()
@@ -111,12 +114,14 @@ class Served:
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
             adapter_rows=8, max_running=8, num_blocks=8, kv_memory=8,
         )  # fmt: skip
+        self.model = model = msgspec.structs.replace(model, **of_model)
         quotas, room = Quotas(policies or KeptPolicies()), room or open_room()
+        self.prompts = Prompts(model, preparer=preparer)
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             calls=Calls(self.metrics, quotas, room), statuses=Statuses(), quotas=quotas,
-            room=room, prompts=Prompts(model), instructions=Instructions(), spans=self.spans,
-            default_timeout=60, stream_interval=stream_interval,
+            room=room, prompts=self.prompts, instructions=Instructions(), spans=self.spans,
+            images=ImageLimits(3, 1 << 20), default_timeout=60, stream_interval=stream_interval,
         )  # fmt: skip
 
     def stream(

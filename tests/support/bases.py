@@ -8,6 +8,9 @@ from loramux_server.store.check import ServedBase
 ROOMY = ServedBase(
     layers={},
     parameters={},
+    sight_layers={},
+    sight_parameters={},
+    blindness="the base model, Base, sees no images",
     experts={},
     vocabulary=BaseVocabulary(),
     max_rows=64,

@@ -24,6 +24,7 @@ from loramux_server.engine.messages import (
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.team import Team
+from loramux_server.images.messages import PlacedImage
 from loramux_server.models.base_model import BaseModel, prepare
 
 
@@ -73,6 +74,7 @@ class Harness:
         self.engine, self.info = build_engine(
             base, EngineConfig(model="tiny", **config), self.executor, lambda: None, team
         )
+        self.engine._views._executor = self.executor
         if config["speculative_tokens"]:
             self.engine._pace = SteadyPace(max_stall=0.0)
         self.tokens: dict[int, list[Token]] = {}
@@ -89,6 +91,8 @@ class Harness:
         *,
         pooling: Pooling | None = None,
         prediction: Iterable[int] = (),
+        images: Iterable[PlacedImage] = (),
+        tenant: str = "",
         **sampling: Any,
     ) -> int:
         """Give the engine a request; greedy, to its full length, unless `sampling` says else.
@@ -100,8 +104,9 @@ class Harness:
         self.tokens[request_id] = []
         chosen = Sampling(**defaults | sampling)
         message = Submit(
-            request_id, list(prompt), adapter, chosen, pooling=pooling, prediction=list(prediction)
-        )
+            request_id, list(prompt), adapter, chosen, tenant, pooling=pooling,
+            prediction=list(prediction), images=list(images),
+        )  # fmt: skip
         self.engine.receive([message])
         return request_id
 

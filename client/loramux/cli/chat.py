@@ -3,6 +3,8 @@
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,9 +31,12 @@ from loramux.cli.sampling import (
 )
 from loramux.client import Client
 from loramux.errors import InvalidArgumentError
-from loramux.types import Message, SamplingOptions
+from loramux.types import ContentPart, Image, Message, SamplingOptions
 
-_HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C ends an answer"
+_HELP = (
+    "/image FILE shows an image with what you say next, /clear forgets the conversation, "
+    "/exit or Ctrl-D ends it, Ctrl-C ends an answer"
+)
 
 
 class Conversation:
@@ -57,11 +62,17 @@ class Conversation:
         """Forget all but the system message."""
         self.messages = list(self._start)
 
-    def say(self, content: str, console: Console) -> None:
-        """Print the answer to `content` as it comes; both are part of the conversation then.
+    def say(self, text: str, console: Console, images: Sequence[Image] = ()) -> None:
+        """Print the answer to `text` as it comes; both are part of the conversation then.
 
         Of an answer that the user breaks off, what came is kept. A turn that fails is forgotten.
+
+        Args:
+            text: What the user says.
+            console: Where the answer goes.
+            images: What the user shows, before the text.
         """
+        content: str | list[ContentPart] = [*images, text] if images else text
         asked: list[Message] = [*self.messages, {"role": "user", "content": content}]
         answer: list[str] = []
         chunks = self._client.stream(
@@ -83,6 +94,16 @@ def chat(
     message: Annotated[
         str | None,
         typer.Argument(help="First message; with --once, - or none reads it from stdin."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Image that goes before the first message; can be given several times. Later "
+            "ones are shown with /image FILE.",
+        ),
     ] = None,
     adapter: AdapterOption = None,
     scale: Scale = None,
@@ -116,6 +137,8 @@ def chat(
         regex=regex,
         choice=choice,
     )
+    paths = image or []
+    images = [Image.from_file(path) for path in paths]
     with Client(server) as client:
         conversation = Conversation(
             client,
@@ -125,32 +148,55 @@ def chat(
             sampling=sampling,
         )
         if once or as_json:
-            content = sys.stdin.read() if message in (None, "-") else str(message)
-            conversation.say(content, Console(quiet=as_json))
+            text = sys.stdin.read() if message in (None, "-") else str(message)
+            conversation.say(text, Console(quiet=as_json), images)
             if as_json:
-                print(json.dumps({"messages": conversation.messages}))
+                print(json.dumps({"messages": _shown(conversation.messages, paths)}))
             return
-        _talk(conversation, message)
+        _talk(conversation, message, images)
 
 
-def _talk(conversation: Conversation, first: str | None) -> None:
+def _shown(messages: Sequence[Message], paths: Sequence[Path]) -> list[dict[str, object]]:
+    """Return `messages` for JSON, images as the paths of their files."""
+    left = iter(paths)
+
+    def shown(content: str | Sequence[ContentPart]) -> object:
+        if isinstance(content, str):
+            return content
+        return [
+            {"type": "image", "path": str(next(left))}
+            if isinstance(part, Image)
+            else {"type": "text", "text": part}
+            for part in content
+        ]
+
+    return [{**message, "content": shown(message["content"])} for message in messages]
+
+
+def _talk(conversation: Conversation, first: str | None, images: Sequence[Image]) -> None:
     console = Console()
     console.print(_HELP, style="dim", highlight=False)
-    content = first
+    text = first
     while True:
-        if content is None:
+        if text is None:
             try:
-                content = console.input("[bold]you[/] ").strip()
+                text = console.input("[bold]you[/] ").strip()
             except (EOFError, KeyboardInterrupt):
                 console.print()
                 return
-        if content == "/exit":
+        if text == "/exit":
             return
-        if content == "/clear":
-            conversation.clear()
-        elif content:
-            try:
-                conversation.say(content, console)
-            except InvalidArgumentError as error:  # such as a conversation that became too long
-                console.print(f"loramux: {error}", style="red", markup=False, highlight=False)
-        content = None
+        command, _, path = text.partition(" ")
+        try:
+            if text == "/clear":
+                conversation.clear()
+                images = ()
+            elif command == "/image":
+                images = (*images, Image.from_file(path.strip()))
+            elif text:
+                # One that the server does not take is not shown again.
+                shown, images = images, ()
+                conversation.say(text, console, shown)
+        except (InvalidArgumentError, OSError) as error:  # such as a conversation that is too long
+            console.print(f"loramux: {error}", style="red", markup=False, highlight=False)
+        text = None

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from loramux.gateway.answers import Answers
 from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
-from loramux.gateway.caller import caller_of
+from loramux.gateway.caller import Caller, caller_of
 from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
@@ -99,6 +100,12 @@ class Gateway:
             return json_response({"status": "ok"}, caller.returned)
         return plain_refusal(503, "the server does not serve at present", "not_serving", caller)
 
+    async def _most_bytes(self, caller: Caller) -> int:
+        """Return how large a body with images may be, to one whom the server knows."""
+        server = await self.backend.info(caller)
+        of_images = max(0, server.max_request_bytes - MAX_BODY_BYTES)
+        return MAX_BODY_BYTES + -(-of_images // 3) * 4  # base64
+
     async def _completions(
         self,
         request: Request,
@@ -106,8 +113,8 @@ class Gateway:
         ask: Ask[B],
         make_style: Callable[[PromptOptions], Style],
     ) -> WhileThere:
-        body = parse(await read(request), kind)
         caller = caller_of(request.scope)
+        body = parse(await read(request, partial(self._most_bytes, caller)), kind)
         server = await self.backend.info(caller)
         asked = ask(body, server.base_model, caller.request_id)
         answering = Answering(
@@ -169,14 +176,17 @@ def make_app(
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoramuxError)
-    return refusal(error, caller_of(request.scope))
+    answer = refusal(error, caller_of(request.scope))
+    if getattr(request.state, "is_cut_off", False):  # the rest of the body is not waited for
+        answer.headers["connection"] = "close"
+    return answer
 
 
 _HTTP = {
     404: ("there is no such route", "not_found"),
     405: ("the route has no such method", "method_not_allowed"),
     408: (f"the body took more than {BODY_SECONDS:g} s", "body_timeout"),
-    413: (f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large"),
+    413: ("", "body_too_large"),
     415: ("", "unsupported_media_type"),
 }
 """Status -> message, empty where the error has its own, and code."""

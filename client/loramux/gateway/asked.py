@@ -1,11 +1,12 @@
 """From the body of a request to what the server is asked: one message for each prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from loramux import _wire
+from loramux._content_wire import openai_image
 from loramux.errors import NotFoundError
 from loramux.gateway.body import (
     Body,
@@ -16,12 +17,14 @@ from loramux.gateway.body import (
     SchemaFormat,
 )
 from loramux.gateway.refusal import invalid, unsupported
-from loramux.types import Message
+from loramux.types import ContentPart, Image, Message
 from loramux.v1 import generation_pb2
 
 MAX_PROMPTS = 64
 MAX_TOLD = 1 << 20
 """Log-probabilities of prompts in one answer, which are some 64 MiB of JSON."""
+MAX_TOLD_OF_ONE = 1 << 18
+"""What the server tells of one prompt at most, for one whose images have an unknown length."""
 MAX_SECONDS = 86_400
 """Of a request; gRPC ends at once what may take much longer."""
 
@@ -87,9 +90,10 @@ def _checked(
     told = 0
     for request in requests:
         if request.sampling.HasField("prompt_logprobs"):
-            texts = [request.prompt, *(message.content for message in request.messages)]
-            most = len(request.prompt_token_ids) or sum(len(text.encode()) for text in texts)
+            most = len(request.prompt_token_ids) or sum(map(_size, _texts(request)))
             told += most * (1 + request.sampling.prompt_logprobs)
+            if any(part.HasField("image") for each in request.messages for part in each.parts):
+                told += MAX_TOLD_OF_ONE
     told *= 1 if body.n is None else body.n
     if told > MAX_TOLD:
         field = "logprobs" if body.of_prompts.num_prompt_logprobs is None else "prompt_logprobs"
@@ -240,31 +244,58 @@ def _message(index: int, message: ChatMessage) -> Message:
     return found
 
 
-def _content(index: int, message: ChatMessage) -> str:
-    """Return the text of a message."""
+def _texts(request: generation_pb2.GenerateRequest) -> Iterator[str]:
+    yield request.prompt
+    for message in request.messages:
+        yield message.content
+        yield from (part.text for part in message.parts)
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
+
+
+def _content(index: int, message: ChatMessage) -> str | list[ContentPart]:
+    """Return the content of a message."""
     name = f"messages[{index}].content"
     if message.content is None and message.tool_calls:
         return ""
     if message.content is None:
         raise invalid(name, f"{name} is missing; expected text")
-    return _text(name, message.content)
+    if isinstance(message.content, str):
+        return message.content
+    return [
+        _image(f"{name}[{place}]", part)
+        if part.get("type") == "image_url"
+        else _text_of(f"{name}[{place}]", part, "'text' and 'image_url' are")
+        for place, part in enumerate(message.content)
+    ]
+
+
+def _image(name: str, part: dict[str, object]) -> Image:
+    try:
+        return openai_image(part)
+    except ValueError as error:
+        raise invalid(name, f"{name} {error}") from None
 
 
 def _text(name: str, content: str | list[dict[str, object]]) -> str:
     """Return the text of the field `name`; that of several parts is put together as it is."""
     if isinstance(content, str):
         return content
-    texts = []
-    for place, part in enumerate(content):
-        kind, text = part.get("type"), part.get("text")
-        if kind != "text":
-            raise unsupported(
-                f"{name}[{place}]", f"{name}[{place}] has type {kind!r}; only 'text' is supported"
-            )
-        if not isinstance(text, str) or len(part) > 2:
-            raise invalid(f"{name}[{place}]", f"{name}[{place}] needs text, a string, and no more")
-        texts.append(text)
-    return "".join(texts)
+    return "".join(
+        _text_of(f"{name}[{place}]", part, "'text' is") for place, part in enumerate(content)
+    )
+
+
+def _text_of(name: str, part: dict[str, object], known: str) -> str:
+    """Return the text of the part `name`; messages say of which types it may be, `known`."""
+    kind, text = part.get("type"), part.get("text")
+    if kind != "text":
+        raise unsupported(name, f"{name} has type {kind!r}; only {known} supported")
+    if not isinstance(text, str) or len(part) > 2:
+        raise invalid(name, f"{name} needs text, a string, and no more")
+    return text
 
 
 def _prompts(given: object) -> list[str | list[int]]:

@@ -50,6 +50,8 @@ _FORMS = {
     "structured_output.": "structured_outputs.",
 }
 """The same of what asks for a form, also where it is named in a message."""
+_IMAGE = re.compile(r"(messages\[\d+\])\.parts(\[\d+\])\.image\b")
+"""Our name of an image, which to OpenAI is a part of a content."""
 _MODEL_FIELDS = ("adapter", "name")
 _AGAIN_SECONDS = 1.0
 
@@ -165,6 +167,7 @@ def _message(text: str, field: str) -> str:
 
 
 def _as_theirs(text: str) -> str:
+    text = _IMAGE.sub(r"\1.content\2.image_url", text)
     for ours, theirs in _FORMS.items():
         text = text.replace(ours, theirs)
     return text

@@ -146,6 +146,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
     its way to the form that was asked for: the form took more than it may, or leads nowhere.
     """
+    ERROR_REASON_IMAGES_NOT_SERVED: _ErrorReason.ValueType  # 90
+    """ERROR_REASON_IMAGES_NOT_SERVED means that a request has images, and that the base model sees none,
+    the server takes none, or the chat template puts other ones than these into the prompt.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
@@ -275,6 +279,10 @@ asked for: it classifies and does not continue text, or the other way round.
 ERROR_REASON_STRUCTURED_OUTPUT_FAILED: ErrorReason.ValueType  # 80
 """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
 its way to the form that was asked for: the form took more than it may, or leads nowhere.
+"""
+ERROR_REASON_IMAGES_NOT_SERVED: ErrorReason.ValueType  # 90
+"""ERROR_REASON_IMAGES_NOT_SERVED means that a request has images, and that the base model sees none,
+the server takes none, or the chat template puts other ones than these into the prompt.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -43,12 +43,24 @@ class GetServerInfoResponse(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """version is the version of the server."""
     max_running_requests: _builtins.int
     """max_running_requests is the most requests that one batch holds."""
     max_upload_bytes: _builtins.int
     """max_upload_bytes is the largest package that an upload may bring."""
+    max_images: _builtins.int
+    """max_images is the most images of a request; 0 means that none are taken."""
+    max_image_bytes: _builtins.int
+    """max_image_bytes is the most bytes that one of them may have."""
+    max_image_pixels: _builtins.int
+    """max_image_pixels is the most pixels that one of them may have."""
+    max_request_bytes: _builtins.int
+    """max_request_bytes is the most bytes of a message to the server."""
     @_builtins.property
     def base_model(self) -> Global___BaseModel:
         """base_model is the base model that is served."""
@@ -60,10 +72,14 @@ class GetServerInfoResponse(_message.Message):
         base_model: Global___BaseModel | None = ...,
         max_running_requests: _builtins.int = ...,
         max_upload_bytes: _builtins.int = ...,
+        max_images: _builtins.int = ...,
+        max_image_bytes: _builtins.int = ...,
+        max_image_pixels: _builtins.int = ...,
+        max_request_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "max_running_requests", b"max_running_requests", "max_upload_bytes", b"max_upload_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_request_bytes", b"max_request_bytes", "max_running_requests", b"max_running_requests", "max_upload_bytes", b"max_upload_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

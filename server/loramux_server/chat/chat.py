@@ -10,6 +10,7 @@ from loramux_server.chat.encoder import ChatEncoder, Vocabulary
 from loramux_server.chat.format import OF_BASE, ChatFormat
 from loramux_server.chat.messages import Piece, Render, Setup, Talk, Words
 from loramux_server.chat.renderer import Renderer
+from loramux_server.images.messages import Placeholder
 from loramux_server.tokenizer import OFF_LOOP
 
 KEPT = 16
@@ -42,7 +43,12 @@ class Chat:
         self._renderers: list[Renderer] = []
 
     async def tokens(
-        self, talk: Talk, chat_format: ChatFormat, *, add_generation_prompt: bool
+        self,
+        talk: Talk,
+        chat_format: ChatFormat,
+        *,
+        add_generation_prompt: bool,
+        placeholder: Placeholder | None = None,
     ) -> list[int]:
         """Return the tokens of a conversation.
 
@@ -50,6 +56,7 @@ class Chat:
             talk: Its messages, and what comes with them.
             chat_format: How it is written.
             add_generation_prompt: Whether the prompt ends with what begins an answer.
+            placeholder: What stands for an image, if there is one. No text becomes its token.
 
         Raises:
             FailedPreconditionError: There is no template, or it fails.
@@ -57,21 +64,37 @@ class Chat:
                 tokenized.
             UnavailableError: No process for templates can be started.
         """
-        pieces = await self.pieces(talk, chat_format, add_generation_prompt=add_generation_prompt)
+        pieces = await self.pieces(
+            talk,
+            chat_format,
+            add_generation_prompt=add_generation_prompt,
+            placeholder=placeholder,
+        )
         encoder = await self._prepared(chat_format)
         if _length(pieces) < OFF_LOOP:
-            return encoder.encode(pieces)
-        return await asyncio.to_thread(encoder.encode, pieces)
+            return encoder.encode(pieces, placeholder)
+        return await asyncio.to_thread(encoder.encode, pieces, placeholder)
 
     async def pieces(
-        self, talk: Talk, chat_format: ChatFormat, *, add_generation_prompt: bool
+        self,
+        talk: Talk,
+        chat_format: ChatFormat,
+        *,
+        add_generation_prompt: bool,
+        placeholder: Placeholder | None = None,
     ) -> list[Piece]:
         """Return what a template makes of a conversation; as `tokens`, before it is tokenized."""
         source = self.source(chat_format)
-        await self._prepared()
+        encoder = await self._prepared()
         renderer = self._renderers[0 if chat_format == OF_BASE else 1]
+        # Among control tokens, whatever the tokenizer says of it.
+        token = placeholder and placeholder.token
+        of_images = [text for text, id in encoder.vocabulary.ids.items() if id == token]
         own = Words(
-            tuple(token.content for token in chat_format.added_tokens if token.special),
+            (
+                *(token.content for token in chat_format.added_tokens if token.special),
+                *of_images,
+            ),
             tuple(token.content for token in chat_format.added_tokens if not token.special),
             dict(chat_format.special_tokens),
         )

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.messages import Piece, Words
+from loramux_server.images.messages import Placeholder
 from loramux_server.tokenizer import check_unbroken, panics_refused, twin_of
 
 
@@ -79,8 +80,12 @@ class ChatEncoder:
         ids, control = self.vocabulary
         return Words(tuple(sorted(control)), tuple(sorted(ids.keys() - control)), dict(variables))
 
-    def encode(self, pieces: Sequence[Piece]) -> list[int]:
+    def encode(self, pieces: Sequence[Piece], placeholder: Placeholder | None = None) -> list[int]:
         """Return the tokens of `pieces`.
+
+        Args:
+            pieces: What a template wrote.
+            placeholder: What stands for an image; no text may become its token either.
 
         Raises:
             InvalidArgumentError: They cannot be tokenized, or the tokenizer makes a control token
@@ -88,19 +93,26 @@ class ChatEncoder:
         """
         for piece in pieces:
             check_unbroken(piece.text, "messages")
-        text = "".join(
-            self._stand_ins.get(piece.text, "") if piece.is_token else piece.text
-            for piece in pieces
-        )
+        text = "".join(self._text_of(piece, placeholder) for piece in pieces)
         with panics_refused("messages"):
             found = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if forged := self._forged.intersection(found):
+        forbidden = self._forged if placeholder is None else self._forged | {placeholder.token}
+        if forged := forbidden.intersection(found):
             raise InvalidArgumentError(
                 f"messages hold a text of which the tokenizer makes control token {min(forged)}",
                 reason="INVALID_FIELD",
                 field="messages",
             )
         return [self._meant.get(token, token) for token in found]
+
+    def _text_of(self, piece: Piece, placeholder: Placeholder | None) -> str:
+        """Return what is encoded for `piece`."""
+        if not piece.is_token:
+            return piece.text
+        text = self._stand_ins.get(piece.text, "")
+        if placeholder is None or self.vocabulary.ids.get(piece.text) != placeholder.token:
+            return text
+        return f"{placeholder.before}{text}{placeholder.after}"
 
     def _stand_in(self, added: Iterable[AddedToken]) -> None:
         """Give each of `added` a stand-in."""

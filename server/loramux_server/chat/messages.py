@@ -37,14 +37,32 @@ class Turn(Struct, frozen=True, array_like=True):
     """Of the tool, where the message tells."""
     reasoning: str = ""
     """What an assistant thought before."""
+    parts: list[str | None] = []
+    """In place of the content, texts and images in their order; None is an image."""
 
-    def as_message(self, *, has_text_arguments: bool = False) -> dict[str, object]:
-        """Return what templates call a message, with arguments as an object or as text."""
+    @property
+    def texts(self) -> list[str]:
+        """The texts of its content."""
+        return [text for text in self.parts if text is not None] or [self.content]
+
+    def as_message(
+        self, *, has_text_arguments: bool = False, lists_contents: bool = False
+    ) -> dict[str, object]:
+        """Return what templates call a message.
+
+        Args:
+            has_text_arguments: Whether arguments of calls are a text, and not an object.
+            lists_contents: Whether a content that is a text is a list with that text.
+        """
 
         def given(arguments: dict[str, Any]) -> object:
             return json.dumps(arguments, ensure_ascii=False) if has_text_arguments else arguments
 
-        message: dict[str, object] = {"role": self.role, "content": self.content}
+        parts = self.parts or ([self.content] if lists_contents and self.content else [])
+        content = [
+            {"type": "image"} if text is None else {"type": "text", "text": text} for text in parts
+        ]
+        message: dict[str, object] = {"role": self.role, "content": content or self.content}
         if self.calls:
             message["tool_calls"] = [
                 ({"id": call.id} if call.id else {})
@@ -91,6 +109,13 @@ class Talk(Struct, frozen=True):
     """What else the template may name; JSON's values."""
     has_text_arguments: bool = False
     """Whether the template is given the arguments of calls as text, and not as an object."""
+    lists_contents: bool = False
+    """Whether the template is given each content as a list of parts, also one that is a text."""
+
+    @property
+    def num_images(self) -> int:
+        """How many images there are."""
+        return sum(turn.parts.count(None) for turn in self.turns)
 
     @property
     def has_more(self) -> bool:

@@ -1,18 +1,9 @@
 """A process that renders templates, seen from the frontend: started late, ended when stuck."""
 
 import asyncio
-import logging
-import signal
-import socket
-import subprocess
-import sys
 from collections import OrderedDict
 
-from loramux.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-    UnavailableError,
-)
+from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.messages import (
     Answer,
     Failed,
@@ -23,12 +14,8 @@ from loramux_server.chat.messages import (
     decode_answer,
     encode,
 )
-from loramux_server.confinement import environment
-from loramux_server.engine.channel import LENGTH, frame
+from loramux_server.confined_process import ConfinedProcess, LostAnswerError
 
-_log = logging.getLogger(__name__)
-
-START_SECONDS = 60.0
 STRIKES = 3
 REST_SECONDS = 60.0
 """A template that had to be ended so often in a row is left alone for so long, because meanwhile
@@ -65,14 +52,13 @@ class Renderer:
             setup: What the process needs to know.
             strikes: How often in a row a template may have to be ended; 0 for any number.
         """
-        self._setup = setup
         self._strikes = strikes
         self._ended: OrderedDict[_Run, tuple[int, float]] = OrderedDict()
         """Template -> how often in a row it had to be ended, and when it is left alone until."""
         self._turn = asyncio.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._process = ConfinedProcess(
+            "loramux_server.chat.worker", encode(setup), "renders chat templates"
+        )
 
     async def render(self, request: Render) -> list[Piece]:
         """Return what the template writes.
@@ -84,8 +70,6 @@ class Renderer:
         """
         async with self._turn:
             self._check_strikes(_run_of(request))
-            if self._writer is None:
-                await self._start()
             answer = await self._ask(request)
             self._ended.pop(_run_of(request), None)
         if isinstance(answer, Refused):
@@ -104,23 +88,16 @@ class Renderer:
 
     async def close(self) -> None:
         """End the process."""
-        await self._end()
+        await self._process.end()
 
     async def _ask(self, request: Render) -> Answer:
-        """Return what the process says, and end it where it does not."""
-        assert self._writer is not None
+        """Return what the process says."""
         try:
-            self._writer.write(frame(encode(request)))
-            return await asyncio.wait_for(self._read(), ANSWER_SECONDS)
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            code = await self._end()
+            answer: Answer = decode_answer(await self._process.ask(encode(request), ANSWER_SECONDS))
+        except LostAnswerError as lost:
             self._strike(_run_of(request))
-            took = "memory" if code not in (-signal.SIGPROF, None) else "time"
-            raise TemplateLimitError(f"it takes more {took} than a template may") from None
-        except BaseException:
-            # The answer to come would be taken for that to the next conversation.
-            await self._end()
-            raise
+            raise TemplateLimitError(f"it takes more {lost.took} than a template may") from None
+        return answer
 
     def _check_strikes(self, run: _Run) -> None:
         count, until = self._ended.get(run, (0, 0.0))
@@ -136,69 +113,6 @@ class Renderer:
         self._ended[run] = (count + 1, asyncio.get_running_loop().time() + REST_SECONDS)
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
-
-    async def _start(self) -> None:
-        for is_last in (False, True):
-            try:
-                await self._start_once()
-            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-                code = await self._end()
-                _log.error("the process that renders chat templates ended with exit code %s", code)
-                if is_last:
-                    raise UnavailableError(
-                        "the process that renders chat templates does not start",
-                        reason="ENGINE_UNAVAILABLE",
-                    ) from None
-            except BaseException:
-                await self._end()
-                raise
-            else:
-                return
-
-    async def _start_once(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "loramux_server.chat.worker", str(theirs.fileno())]
-            # Not by the event loop: it forks, and in a fork handlers of gRPC would run.
-            starting = asyncio.create_task(
-                asyncio.to_thread(
-                    subprocess.Popen,
-                    command,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=environment(),
-                )
-            )
-            try:
-                self._process = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                self._process = await starting  # to be ended, now that it is there
-                raise
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._writer.write(frame(encode(self._setup)))
-        await asyncio.wait_for(self._read(), START_SECONDS)
-
-    async def _end(self) -> int | None:
-        """End the process; return the code with which it ended by itself, None if it did not."""
-        process, writer = self._process, self._writer
-        self._process = self._reader = self._writer = None
-        if writer:
-            writer.close()
-        if process is None:
-            return None
-        try:
-            # One that ended by itself is about to be reaped.
-            return await asyncio.to_thread(process.wait, 0.2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            await asyncio.to_thread(process.wait)
-            return None
-
-    async def _read(self) -> Answer:
-        assert self._reader is not None
-        head = await self._reader.readexactly(LENGTH.size)
-        answer: Answer = decode_answer(await self._reader.readexactly(LENGTH.unpack(head)[0]))
-        return answer
 
 
 def _run_of(request: Render) -> _Run:

@@ -157,15 +157,14 @@ class Shield:
                 pattern = self._tokens.inner
             return pattern.sub(lambda found: marks[found[0]], text)
 
-        def content(turn: Turn) -> str:
-            spared = self._spared(turn) if spares else frozenset()
+        def content(text: str, role: str) -> str:
+            spared = self._spared(text, role) if spares else frozenset()
             return self._tokens.beginning.sub(
-                lambda found: found[0] if found.start() in spared else marks[found[0]],
-                turn.content,
+                lambda found: found[0] if found.start() in spared else marks[found[0]], text
             )
 
         return Talk(
-            [_changed_turn(turn, content(turn), beside) for turn in talk.turns],
+            [_changed_turn(turn, content, beside) for turn in talk.turns],
             [
                 Tool(*(_changed(value, beside) for value in msgspec.structs.astuple(tool)))
                 for tool in talk.tools
@@ -173,19 +172,25 @@ class Shield:
             # Names of variables are the template's.
             {name: _changed(value, beside) for name, value in talk.variables.items()},
             talk.has_text_arguments,
+            talk.lists_contents,
         )
 
-    def _spared(self, turn: Turn) -> frozenset[int]:
-        """Return which characters may begin what the template looks for, or a token like others."""
+    def _spared(self, text: str, role: str) -> frozenset[int]:
+        """Return which characters may begin what the template looks for, or a token like others.
+
+        Args:
+            text: Of a content.
+            role: Whose turn it is.
+        """
         refused = [self._tokens.any_control]
-        if turn.role != ASSISTANT:
+        if role != ASSISTANT:
             refused.append(self._any_named)
         return frozenset(
             place
             for kept in (self._sought, self._tokens.any_other)
-            for found in kept.finditer(turn.content)
+            for found in kept.finditer(text)
             for place in range(*found.span())
-            if not any(pattern.match(turn.content, place) for pattern in refused)
+            if not any(pattern.match(text, place) for pattern in refused)
         )
 
     def _split(self, text: str, back: dict[int, str]) -> list[Piece]:
@@ -205,8 +210,8 @@ class Shield:
         """Return the tokens that say whose turn it is, in order."""
         compared = self._tokens.control
         # The model's own turns may hold others.
-        own = [turn.content for turn in turns if turn.role == ASSISTANT]
-        if not any(token in content for content in own for token in self._named):
+        own = [text for turn in turns if turn.role == ASSISTANT for text in turn.texts]
+        if not any(token in text for text in own for token in self._named):
             compared |= self._named
         return [piece.text for piece in pieces if piece.is_token and piece.text in compared]
 
@@ -224,7 +229,7 @@ def _spelled(found: re.Match[str]) -> int:
 def _texts(talk: Talk) -> Iterator[str]:
     """Yield all strings that a request gives."""
     for turn in talk.turns:
-        yield from (turn.content, turn.call_id, turn.name, turn.reasoning)
+        yield from (*turn.texts, turn.call_id, turn.name, turn.reasoning)
         for call in turn.calls:
             yield from (call.id, call.name, *_strings(call.arguments))
     for tool in talk.tools:
@@ -245,14 +250,21 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _changed_turn(turn: Turn, content: str, change: Change) -> Turn:
-    """Return `turn` with another content, and each string but its role changed."""
+def _changed_turn(turn: Turn, content: Callable[[str, str], str], change: Change) -> Turn:
+    """Return `turn` with each string but its role changed, texts of its content by `content`."""
     calls = [
         Call(change(call.id), change(call.name), _changed(call.arguments, change))
         for call in turn.calls
     ]
-    others = map(change, (turn.call_id, turn.name, turn.reasoning))
-    return Turn(turn.role, content, calls, *others)
+    return Turn(
+        turn.role,
+        content(turn.content, turn.role),
+        calls,
+        change(turn.call_id),
+        change(turn.name),
+        change(turn.reasoning),
+        [None if text is None else content(text, turn.role) for text in turn.parts],
+    )
 
 
 def _changed(value: Any, change: Change) -> Any:  # noqa: ANN401 - JSON

@@ -102,7 +102,10 @@ class Template:
                 {"documents": None, **variables, **talk.variables}
                 | {
                     "messages": [
-                        turn.as_message(has_text_arguments=talk.has_text_arguments)
+                        turn.as_message(
+                            has_text_arguments=talk.has_text_arguments,
+                            lists_contents=talk.lists_contents,
+                        )
                         for turn in talk.turns
                     ],
                     "tools": [tool.as_tool() for tool in talk.tools] or None,

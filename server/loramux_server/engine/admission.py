@@ -60,6 +60,9 @@ class Admission:
         # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
         if len(request.prompt) == request.num_virtual:
             return "INVALID_FIELD", "the prompt has no tokens"
+        if request.pictures and request.num_virtual:
+            # Whether such tokens are counted by time, height and width, nobody says.
+            return "IMAGES_NOT_SERVED", "its adapter's virtual tokens are not put before images"
         if size := self._vocab_size and (request.own_vocab_size or self._vocab_size):
             for name, tokens in (("prompt", request.prompt), ("prediction", request.prediction)):
                 if max(tokens, default=0) >= size:

@@ -33,8 +33,10 @@ from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.rooms import PinnedMemory, Rooms
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shard import WHOLE
+from loramux_server.lora.sight_change import SightChanges
 from loramux_server.lora.slab import row_bytes
 from loramux_server.lora.weight_format import ROUNDINGS, Resting
+from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel, UnservableModelError
 
 _log = logging.getLogger(__name__)
@@ -139,6 +141,7 @@ def build_engine(
         vocab_size=model.vocab_size,
     )
     loader = AdapterLoader(model, runner.slab, resting, is_deterministic=config.deterministic)
+    blindness = _blindness(model, config)
     engine = Engine(
         scheduler=scheduler,
         admission=admission,
@@ -156,8 +159,24 @@ def build_engine(
         resting=resting,
         follower=_follower(model, wake),
         speculation=Speculation(_draft_tokens(model, config), ends),
+        sees=None if blindness else model.sight,
+        sight_changes=SightChanges(BaseLayers(model)),
     )
-    return engine, _model_info(model, context_length, cache.rows.capacity, row_size, resting, room)
+    info = _model_info(
+        model, context_length, cache.rows.capacity, row_size, resting, room, blindness
+    )
+    return engine, info
+
+
+def _blindness(model: BaseModel, config: EngineConfig) -> str:
+    """Return why `model` takes no images, where its kind sees; empty where it does, or has none."""
+    if model.sight and config.deterministic and (model.sight.is_whole or model.sight.adds):
+        # Rounded otherwise, in the steps of neighbours as well.
+        return (
+            "the server is deterministic, and steps with images of this model are computed in "
+            "another way than others"
+        )
+    return model.blindness
 
 
 def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
@@ -251,12 +270,15 @@ def _model_info(
     row_size: RowSize,
     resting: Resting,
     room: KvRoom,
+    blindness: str,
 ) -> ModelInfo:
     layers = {}
     for name, place in model.places.items():
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
     known = model.replaceable
+    sight_layers = model.sight.layers if model.sight else {}
+    sight_parameters = model.sight.parameters if model.sight else {}
     experts = {name: each.shape for name, each in model.experts.items()}
     routers = {
         f"{shape.router}.weight": [shape.count, shape.width]
@@ -278,6 +300,8 @@ def _model_info(
         chat_template=model.text.chat_template,
         special_tokens=model.text.special_tokens,
         layers=layers,
+        sight_layers={name: Layer(*features) for name, features in sight_layers.items()},
+        sight_parameters={name: list(shape) for name, shape in sight_parameters.items()},
         parameters={name: list(shape) for name, shape in known.shapes.items()} | routers,
         experts=experts,
         vocabulary=known.vocabulary,
@@ -289,6 +313,8 @@ def _model_info(
         cache_shapes=[
             (shape.num_heads, shape.key_width, shape.value_width) for shape in model.cache_shapes
         ],
+        sees_images=model.sight is not None and not blindness,
+        blindness=blindness,
         has_recurrent_layers=bool(model.recurrent.states),
         max_running=room.max_running,
         num_blocks=room.num_blocks,

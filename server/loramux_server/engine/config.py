@@ -153,5 +153,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         ),
     ] = 256
 
+    max_images: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most images of a request, for a base that sees; 0 takes none, and what "
+            "sees is not kept in memory.",
+        ),
+    ] = 8
+
 
 decode_config = msgspec.msgpack.Decoder(EngineConfig).decode

@@ -32,6 +32,7 @@ from loramux_server.engine.sampler import FAULTS
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower, Shaping
 from loramux_server.engine.speculation import Speculation
+from loramux_server.engine.views import Changes, Sees, Views, why_unseen
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
@@ -57,6 +58,8 @@ class Engine:
         vocab_size: int | None = None,
         resting: Resting = AS_SAVED,
         follower: Follower | None = None,
+        sees: Sees | None = None,
+        sight_changes: Changes | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -77,6 +80,8 @@ class Engine:
             vocab_size: Tokens of the base; None if that makes no difference.
             resting: In which format an adapter rests in memory.
             follower: Knows what may come next in texts that have a form; None where there are none.
+            sees: Looks at images; None where there are none.
+            sight_changes: Knows what adapters do to what sees them; None where they do nothing.
             clock: Seconds, monotonic.
         """
         self._scheduler = scheduler
@@ -95,6 +100,7 @@ class Engine:
         self._execution = Execution(runner, starter, self._shaping, vocab_size, clock)
         self._readings = Readings(self._fail, self._end)
         self._outbox = Outbox(scheduler, self._residents, self._readings, self._shaping)
+        self._views = Views(sees, sight_changes, wake)
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines()
         self._ended_at = 0.0
@@ -104,8 +110,8 @@ class Engine:
     @property
     def can_step(self) -> bool:
         """Whether a step may make progress now; False means wait for a message or a load."""
-        has_landed = self._residents.has_landed or self._shaping.has_found
-        return not self._is_stuck or self._execution.flight is not None or has_landed
+        parts = (self._residents.has_landed, self._shaping.has_found, self._views.has_looked)
+        return not self._is_stuck or self._execution.flight is not None or any(parts)
 
     def receive(self, messages: Iterable[ToEngine]) -> None:
         """Take in what the frontend sent."""
@@ -125,6 +131,7 @@ class Engine:
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
         self._end_late()
+        self._land_views()
         self._shaping.land()
         landed = self._land_loads()
         before = self._execution.flight
@@ -154,9 +161,14 @@ class Engine:
         ran = run_and_sample(plan, batch, now)
         return self._outbox.publish(landed, started, self._commit(ran))
 
+    def close(self) -> None:
+        """End what goes on beside the steps: nobody waits for it any more."""
+        self._views.close()
+
     def check(self) -> None:
         """Assert that nothing leaked: blocks, rows, bytes, waits, leases, drafts and forms."""
         self._scheduler.check()
+        self._views.check(self._requests.values())
         self._speculation.check(self._requests.values())
         self._residents.check()
         self._shaping.check()
@@ -170,8 +182,22 @@ class Engine:
             return
         self._requests[request.request_id] = request
         self._deadlines.note(request)
+        if message.images:
+            self._views.begin(request, message.images)
+        else:
+            self._queue(request)
+
+    def _queue(self, request: Request) -> None:
         self._scheduler.add(request)
         self._shaping.begin(request)
+
+    def _land_views(self) -> None:
+        """Queue the requests whose images have been looked at."""
+        looked = self._views.land()
+        for request in looked.ready:
+            self._queue(request)
+        for request, error in looked.failed:
+            self._fail(request, *why_unseen(error))
 
     def _end_late(self) -> None:
         for request in self._deadlines.late(self._requests.values(), self._clock()):
@@ -193,6 +219,7 @@ class Engine:
         """Forget a request wherever it is; unknown ones have ended already."""
         request = self._requests.pop(request_id, None)
         if request:
+            self._views.end(request)
             self._scheduler.remove(request)
             self._shaping.end(request)
             self._speculation.end(request)
@@ -200,8 +227,10 @@ class Engine:
     def _pause_or_resume(self, message: Pause | Resume) -> None:
         request = self._requests.get(message.request_id)
         if request and isinstance(message, Pause):
+            self._views.pause(request)
             self._scheduler.pause(request)
         elif request:
+            self._views.resume(request)
             self._scheduler.resume(request)
 
     def _fail(self, request: Request, reason: str, message: str, field: str = "") -> None:

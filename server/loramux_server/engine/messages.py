@@ -13,6 +13,7 @@ from loramux_adapters.embedding import Pooling
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.sampling import Sampling
+from loramux_server.images.messages import PlacedImage
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -40,6 +41,8 @@ class Submit(Struct, frozen=True, tag=True):
     num_made: int = 0
     """Tokens at the end of the prompt that were made for a completion, which goes on: it was
     admitted before, and waits before others of its tenant."""
+    images: list[PlacedImage] = []
+    """Images in the prompt, in order."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

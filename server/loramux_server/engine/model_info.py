@@ -33,6 +33,10 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """What a chat template may name, such as `bos_token` -> the text of the token."""
     layers: dict[str, Layer]
     """What can be adapted; embeddings map the number of tokens to the width of each."""
+    sight_layers: dict[str, Layer] = {}
+    """What can be adapted of what sees images; empty where none are seen."""
+    sight_parameters: dict[str, list[int]] = {}
+    """Shapes of what an adapter may bring its own of there."""
     parameters: dict[str, list[int]] = {}
     """Shapes of what an adapter may bring its own of."""
     experts: dict[str, ExpertsShape] = {}
@@ -50,6 +54,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     embedding_width: int = 0
     cache_shapes: list[tuple[int, int, int]] = []
     """Of each layer: heads that keep something of a token, width of a key, width of a value."""
+    sees_images: bool = False
+    blindness: str = ""
+    """Why it takes no images, where its kind could; empty where it could not."""
     has_recurrent_layers: bool = False
     """Whether there are others, which keep a state of all tokens."""
     max_running: int
@@ -60,3 +67,16 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     kv_memory: int
     """Bytes for KV blocks and states in each process that holds a part of the model: an engine
     that is given so many has as many of both."""
+
+    @property
+    def is_blind(self) -> str:
+        """That it sees no images, and why, in words; empty where it sees them."""
+        return "" if self.sees_images else told_blind(self.architecture, self.blindness)
+
+
+def told_blind(architecture: str, blindness: str) -> str:
+    """Return in words that a base model of `architecture` sees no images, because of `blindness`.
+
+    That is empty where models of its kind see none.
+    """
+    return f"the base model, {architecture}, sees no images" + (blindness and f": {blindness}")

@@ -41,6 +41,11 @@ def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
 
 
 def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> BaseModel:
+    unseeing = ""
+    if not config.max_images:
+        unseeing = "this server takes none (--max-images 0)"
+    elif stays_on_host:  # commands tell no images to those who have another part of the model
+        unseeing = "none are served with tensor_parallel above 1"
     return load_base_model(
         config.model,
         dtype=config.dtype,
@@ -48,6 +53,8 @@ def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> 
         kernels=config.kernels,
         quantization=Quantization(config.quantization),
         stays_on_host=stays_on_host,
+        sees=not unseeing,
+        unseeing=unseeing,
     )
 
 

@@ -156,7 +156,7 @@ class ModelRunner:
         with self._model.editor.editing(given):
             output = self._model.module(
                 input_ids=given.token_T[None],
-                position_ids=given.position_T[None],
+                position_ids=given.position_ids,
                 use_cache=False,
                 logits_to_keep=given.sampled_R,
             )

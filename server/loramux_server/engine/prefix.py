@@ -16,14 +16,15 @@ def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[byte
     """Return the names of the full blocks in the first `num_tokens` tokens of `request`.
 
     They are computed once and kept with the request. Two blocks have the same name only if tenant,
-    adapter and tokens are the same: the digest is a cryptographic one. Blocks before the one in
-    which an adapter begins are those of the base.
+    adapter, tokens and images are the same: the digest is a cryptographic one. Blocks before the
+    one in which an adapter begins are those of the base.
     """
     names = request.block_names
     for start in range(len(names) * block_size, num_tokens - block_size + 1, block_size):
         before = names[-1] if names else _root(request)
         if request.active_from and start <= request.active_from < start + block_size:
             before = _activated(before, request)
+        before = _shown(before, request, start, start + block_size)
         tokens = array("q", request.tokens(start, start + block_size)).tobytes()
         names.append(hashlib.blake2b(before + tokens, digest_size=32).digest())
     return names[: num_tokens // block_size]
@@ -43,3 +44,12 @@ def _activated(before: bytes, request: Request) -> bytes:
     """Return what comes before a block in which the adapter of `request` begins."""
     what = (request.digest or "").encode() + request.active_from.to_bytes(8)
     return hashlib.blake2b(before + what, digest_size=32, person=b"activated").digest()
+
+
+def _shown(before: bytes, request: Request, start: int, end: int) -> bytes:
+    """Return what comes before a block that ends at `end`, with the images whose tokens it has."""
+    for picture in request.pictures:
+        if picture.start < end and picture.end > start:
+            what = picture.digest + (start - picture.start).to_bytes(8, signed=True)
+            before = hashlib.blake2b(before + what, digest_size=32, person=b"shown").digest()
+    return before

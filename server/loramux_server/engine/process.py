@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 
 import torch
 
@@ -87,7 +87,7 @@ def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -
         engine, info = build_engine(model, config, executor, inbox.wake, team)
         return_once()
         write_message(connection, encode(Ready(info)))
-        with last_words(connection):
+        with last_words(connection), closing(engine):
             while not inbox.is_closed:
                 engine.receive(inbox.take(wait=not engine.can_step))
                 write_message(connection, encode(engine.step()))

@@ -15,9 +15,20 @@ from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import TokenCounts, counts_of
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.lora.weight_format import Resting
+from loramux_server.models.seen import View
 
 PLACEHOLDER = 0
 """The token that stands where an adapter says what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image, as a prefix knows it."""
+
+    start: int
+    """Position of its first token."""
+    end: int
+    digest: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +57,10 @@ class Request:
     """When it came, on the engine's clock."""
     deadline: float = math.inf
     """When it has to be finished, on the same clock."""
+    pictures: Sequence[Picture] = ()
+    """Where in its prompt there are images."""
+    view: View | None = None
+    """What its model sees in them; None where there are none, or they are not looked at yet."""
     counts: TokenCounts | None = None
     """Tokens of which its parameters say something; None if they leave logits as they are."""
     output: list[int] = field(default_factory=list)
@@ -140,6 +155,10 @@ class Request:
             goes_on=message.num_made > 0,
             has_started=message.num_made > 0,
             weight=message.weight,
+            pictures=[
+                Picture(each.start, each.start + each.length, each.image.digest)
+                for each in message.images
+            ],
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
             counts=counts_of(sampling, message.prompt, eos_token_ids, size),
@@ -211,6 +230,19 @@ class Request:
         if not num_drafted:
             return self.allowed
         return self.ahead[num_drafted - 1] if num_drafted <= len(self.ahead) else None
+
+    def uncut(self, start: int, num_tokens: int) -> int:
+        """Return how many tokens from `start` on are one chunk, if there is room for `num_tokens`.
+
+        They may be fewer, or one image more.
+        """
+        if self.view is None or not self.view.is_whole:
+            return num_tokens
+        for picture in self.pictures:
+            if picture.start < start + num_tokens < picture.end:
+                end = picture.start if picture.start > start else picture.end
+                return end - start
+        return num_tokens
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Return the tokens of positions `start` to `end`, across prompt and output."""

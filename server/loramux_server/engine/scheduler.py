@@ -229,9 +229,10 @@ class Scheduler:
         start = max(done, request.num_fillable) if done < request.num_virtual else done
         num_tokens = min(request.num_tokens - start, budget)
         if num_tokens:
+            num_tokens = request.uncut(start, num_tokens)
             chunk = Chunk(request, start, num_tokens, num_filled=start - done)
             chunks.append(self._contexts.with_state(chunk))
-        return num_tokens
+        return min(num_tokens, budget)
 
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
         """Start those who wait, as far as `budget` goes, and return who never ran before."""

@@ -27,6 +27,9 @@ class AttentionBatch:
     block_size: int
     slot_T: torch.Tensor
     """Cache slot of each token of the batch, int64."""
+    together_T2: Int32 | None = None
+    """Positions, from the first to before the second, that each token sees beside those before it:
+    those of its image. None where no token sees any; its keys are in the cache by then."""
 
     def context_slots(self, request: int) -> npt.NDArray[np.int64]:
         """Return the cache slot of each token of `request`'s context, in order."""
@@ -76,6 +79,8 @@ def paged_attention(
         scores = form.scale * q . k[j]     for max(0, p - window + 1) <= j <= p
         out = softmax(softcap(scores)) @ v[j]
 
+    Tokens of an image that see each other see j from together[0] to together[1] - 1 as well.
+
     With sinks there is one more score in the softmax, that of the head; its weight goes nowhere.
     """
     out_THE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1], v_SJE.shape[2])
@@ -101,12 +106,15 @@ def _attend_request(
     q_HQD = q_THD[start:end].transpose(0, 1)
     k_HCD = k_SJD[slots].transpose(0, 1).repeat_interleave(groups, dim=0)
     v_HCE = v_SJE[slots].transpose(0, 1).repeat_interleave(groups, dim=0)
+    together_Q2 = None if batch.together_T2 is None else batch.together_T2[start:end]
     sees_all = num_queries == 1 and not form.window
-    is_causal = num_queries == length and not form.window
+    is_causal = num_queries == length and not form.window and together_Q2 is None
     mask_QC = None
     is_plain = not form.softcap and form.sinks_H is None
     if not (sees_all or is_causal) or not is_plain:
         mask_QC = _visible(length, num_queries, form.window, q_THD.device)
+        if together_Q2 is not None:
+            mask_QC |= _together(length, torch.from_numpy(together_Q2).to(q_THD.device))
     if mask_QC is not None and not is_plain:
         score_HQC = torch.matmul(q_HQD, k_HCD.transpose(1, 2)) * form.scale
         if form.softcap:
@@ -136,3 +144,8 @@ def _visible(length: int, num_queries: int, window: int, device: torch.device) -
     if window:
         visible_QC &= position_C > position_Q - window
     return visible_QC
+
+
+def _together(length: int, together_Q2: torch.Tensor) -> torch.Tensor:
+    position_C = torch.arange(length, device=together_Q2.device)[None]
+    return (position_C >= together_Q2[:, :1]) & (position_C < together_Q2[:, 1:])

@@ -271,7 +271,7 @@ class PagedAttentionCpu:
         """Do what `loramux_server.kernels.attention.paged_attention` defines."""
         num_heads, key_width = q_THD.shape[1:]
         num_kv_heads, value_width = v_SJE.shape[1:]
-        is_served = q_THD.dtype == torch.float32 and takes(form)
+        is_served = q_THD.dtype == torch.float32 and takes(form) and batch.together_T2 is None
         if not is_served or key_width % WIDTH or value_width % WIDTH:
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
         job, shape = self._job[0], (num_heads, num_kv_heads)

@@ -30,8 +30,12 @@ class StepInput:
     """None when every token belongs to the base model alone."""
     states: StateBatch | None = None
     """None where the model has no recurrent layers."""
+    position_3T: torch.Tensor | None = None
+    """Positions by time, height and width; None where they are the same, as in text."""
     embedded: tuple[VirtualRun, ...] = ()
-    """Virtual tokens whose embeddings take the place of those of their tokens."""
+    """Virtual tokens, or an image's, whose embeddings take the place of those of their tokens."""
+    added: tuple[tuple[VirtualRun, ...], ...] = ()
+    """What is added for tokens of images to what each of the first layers makes."""
     cached: tuple[VirtualRun, ...] = ()
     """Virtual tokens whose keys and values come to the cache before the step runs."""
     carried_T: torch.Tensor | None = None
@@ -51,6 +55,11 @@ class StepInput:
     """Likewise of the layers alone, in a step that is alone in what is before and behind them."""
     rows_S: tuple[slice, ...] = ()
     """Rows of each segment, of those that `sampled_R` names; told once the step is taken."""
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """Positions as models take them, [1, T] or [3, 1, T]."""
+        return self.position_T[None] if self.position_3T is None else self.position_3T[:, None]
 
     def at(self, token_R: torch.Tensor) -> "StepInput":
         """Return the same with logits of other tokens: in order, and in memory of the host."""
@@ -76,6 +85,7 @@ def stage(given: StepInput, device: torch.device) -> StepInput:
         given,
         token_T=given.token_T.to(device),
         position_T=given.position_T.to(device),
+        position_3T=None if given.position_3T is None else given.position_3T.to(device),
         sampled_R=given.sampled_R.to(device),
         attention=replace(given.attention, slot_T=given.attention.slot_T.to(device)),
     )

@@ -149,6 +149,15 @@ def num_edit_bytes(package: Package) -> int:
     return num_bytes
 
 
+def num_sight_bytes(package: Package) -> int:
+    """Return the bytes of what `package` does to what sees images, which rests as it was saved."""
+    sight = package.contents.sight
+    if sight is None:
+        return 0
+    factors = (half for change in sight.low_rank for half in (change.a, change.b))
+    return sum(tensor.num_bytes for tensor in (*factors, *sight.other_tensors))
+
+
 def rests_as_saved(tensor: TensorInfo) -> bool:
     """Return whether `tensor`, which takes the place of a parameter, rests in no more bits.
 

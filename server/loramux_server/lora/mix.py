@@ -10,7 +10,7 @@ Legend: R rank, K input width, N output width of a layer.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from loramux_server.lora.packed import (
     PackedAdapter,
     PackedLayer,
     Place,
+    Weights,
     load_packed,
     rounded,
     widened,
@@ -33,8 +34,16 @@ from loramux_server.lora.packed import (
 from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
 
 NOT_MIXABLE: Final = "ADAPTER_NOT_MIXABLE"
-_Found = tuple[PackedLayer, WeightFormat, float]
-"""What a part does to a layer, the format of that, and its factor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a part does to a layer."""
+
+    a_RK: Weights
+    b_RN: Weights
+    form: WeightFormat
+    factor: float
 
 
 def mixed(
@@ -102,58 +111,69 @@ def _digest(parts: Sequence[Part], combination: Combination) -> str:
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def not_mixable(part: Part) -> PackageError:
+    """Return the error of a part of a mix that is more than low-rank changes."""
+    return PackageError(
+        f"{part.digest} does more than low-rank changes: it cannot be mixed or scaled", NOT_MIXABLE
+    )
+
+
 def _check_plain(packed: PackedAdapter, part: Part) -> None:
     if packed.edits:
-        raise PackageError(
-            f"{part.digest} does more than low-rank changes: it cannot be mixed or scaled",
-            NOT_MIXABLE,
-        )
+        raise not_mixable(part)
 
 
 def _pack(
     source: AdapterSource, parts: Sequence[tuple[PackedAdapter, float]], resting: Resting
 ) -> PackedAdapter:
     """Return the mix of `parts`, each with its weight."""
-    found: dict[LayerPlace, list[_Found]] = {}
+    found: dict[LayerPlace, list[Found]] = {}
     for packed, weight in parts:
         for layer in packed.layers:
             place = layer.place
             factor = float(packed.scale_GP[place.group, place.part]) * weight
-            found.setdefault(place, []).append((layer, packed.format, factor))
+            change = Found(layer.a_RK, layer.b_RN, packed.format, factor)
+            found.setdefault(place, []).append(change)
     form = resting.of(WeightFormat.FLOAT32)
     rank_GP = np.zeros_like(parts[0][0].rank_GP)
     scale_GP = np.zeros_like(parts[0][0].scale_GP)
     layers = []
-    join = _join if source.combination is Combination.CAT else _add
     for place, changes in found.items():
-        a_RK, b_RN = join(changes)
+        a_RK, b_RN = combined(changes, source.combination)
         rank_GP[place.group, place.part], scale_GP[place.group, place.part] = len(a_RK), 1
         layers.append(PackedLayer(place, rounded(a_RK, form), rounded(b_RN, form)))
         give_way()
     return PackedAdapter(source.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes)
 
 
-def _join(changes: Sequence[_Found]) -> tuple[Array, Array]:
+def combined(changes: Sequence[Found], combination: Combination) -> tuple[Array, Array]:
+    """Return A and B, transposed, of the one change that `changes` of a layer become.
+
+    Raises:
+        PackageError: Their ranks differ, and `combination` takes equal ones.
+    """
+    return (_join if combination is Combination.CAT else _add)(changes)
+
+
+def _join(changes: Sequence[Found]) -> tuple[Array, Array]:
     """Return A and B of a layer whose changes are summed up."""
-    a = [widened(layer.a_RK, form) * np.float32(factor) for layer, form, factor in changes]
-    b = [widened(layer.b_RN, form) for layer, form, _ in changes]
+    a = [widened(each.a_RK, each.form) * np.float32(each.factor) for each in changes]
+    b = [widened(each.b_RN, each.form) for each in changes]
     return np.concatenate(a), np.concatenate(b)
 
 
-def _add(changes: Sequence[_Found]) -> tuple[Array, Array]:
+def _add(changes: Sequence[Found]) -> tuple[Array, Array]:
     """Return A and B of a layer, each summed up: half of each factor, its sign with that of A."""
-    ranks = sorted({len(layer.a_RK) for layer, _, _ in changes})
+    ranks = sorted({len(each.a_RK) for each in changes})
     if len(ranks) > 1:
         raise PackageError(
             f"linear takes adapters of equal ranks, and in one layer they are "
             f"{', '.join(map(str, ranks))}; cat takes any",
             NOT_MIXABLE,
         )
-    a_RK, b_RN = (
-        np.zeros(half.shape, np.float32) for half in (changes[0][0].a_RK, changes[0][0].b_RN)
-    )
-    for layer, form, factor in changes:
-        root = np.float32(math.sqrt(abs(factor)))
-        a_RK += widened(layer.a_RK, form) * np.copysign(root, np.float32(factor))
-        b_RN += widened(layer.b_RN, form) * root
+    a_RK, b_RN = (np.zeros(half.shape, np.float32) for half in (changes[0].a_RK, changes[0].b_RN))
+    for each in changes:
+        root = np.float32(math.sqrt(abs(each.factor)))
+        a_RK += widened(each.a_RK, each.form) * np.copysign(root, np.float32(each.factor))
+        b_RN += widened(each.b_RN, each.form) * root
     return a_RK, b_RN

@@ -1,7 +1,8 @@
 """An adapter in host memory: its weights in the order in which the slab takes them."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from loramux_adapters import Package, PackageError, read_package
+from loramux_adapters import Package, read_package
+from loramux_adapters.base_names import sees_images
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.files import PASSING
+from loramux_adapters.fit import no_layer
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_server.lora.arriving import Arriving, Reader
@@ -128,6 +131,14 @@ class Base(Protocol):
         """The experts that an adapter may change, by name."""
 
     @property
+    def sight(self) -> Collection[str]:
+        """Names of the modules that see images."""
+
+    @property
+    def blindness(self) -> str:
+        """That it sees no images, and why; empty where it sees them."""
+
+    @property
     def num_groups(self) -> int:
         """Groups of layers."""
 
@@ -167,12 +178,54 @@ def load_packed(
         UnreadableError: They cannot be read for a cause that may pass.
         PackageError: The package does not fit the base model.
     """
+    with arriving(path, digest, seal) as file:
+        return _packed(file, base, resting, place)
+
+
+@contextmanager
+def arriving(path: Path, digest: str, seal: str) -> Iterator[Arriving]:
+    """Read the package at `path` while the block runs; see `load_packed`.
+
+    Raises:
+        DamagedError: It is absent or cannot be read.
+        UnreadableError: Likewise, for a cause that may pass.
+    """
     try:
         with _reader.reading(path, digest, seal) as file:
-            return _packed(file, base, resting, place)
+            yield file
     except OSError as error:
         kind = UnreadableError if error.errno in PASSING else DamagedError
         raise kind(f"cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def verified(file: Arriving) -> Iterator[None]:
+    """End the block only when it is known that the bytes of `file` are right.
+
+    Raises:
+        DamagedError: They are not. Whatever was found wrong: of such bytes nothing more is said.
+    """
+    try:
+        yield
+    finally:
+        if not file.is_right():
+            raise DamagedError("its bytes do not have the digest that it was registered with")
+
+
+def package_in(file: Arriving, base: Base) -> Package:
+    """Return the package that is on its way in `file`, under the names of `base`.
+
+    Raises:
+        PackageError: It is none that can be served, or is for a base that sees images.
+    """
+    header = file[: 8 + int.from_bytes(file[:8], "little")]
+    package = read_package(io.BytesIO(header), len(file))
+    package = package.named_for(base.places, base.experts, base.sight)
+    if base.blindness:  # it may have been registered where images were seen
+        for module in package.contents.changed_modules:
+            if sees_images(module) and module not in base.places:
+                raise no_layer(module, base.blindness)
+    return package
 
 
 def take_seals() -> dict[str, str]:
@@ -182,9 +235,8 @@ def take_seals() -> dict[str, str]:
 
 def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -> PackedAdapter:
     """Pack what is in `file` as it comes; nobody gets anything of it before its digest is known."""
-    try:
-        header = file[: 8 + int.from_bytes(file[:8], "little")]
-        package = read_package(io.BytesIO(header), len(file)).named_for(base.places, base.experts)
+    with verified(file):
+        package = package_in(file, base)
         form = resting.of(format_of(package))
         rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
         scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
@@ -199,7 +251,7 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
             if at is None and module.is_outer:
                 continue  # an edit
             if at is None:
-                raise PackageError(f"module {module.module} is not in the base model")
+                raise no_layer(module.module)
             rank_GP[at.group, at.part] = module.rank
             scale_GP[at.group, at.part] = module.scale
             a_RK = read_weights(module.a, raw(module.a), form)
@@ -208,10 +260,6 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
                 a_RK, b_RN = a_RK.copy(), b_RN.copy()
             layers.append(PackedLayer(at, a_RK, b_RN))
             give_way()
-    finally:
-        # Whatever was found wrong: of other bytes than the registered ones nothing more is said.
-        if not file.is_right():
-            raise DamagedError("its bytes do not have the digest that it was registered with")
 
     def values(tensor: TensorInfo) -> Array:
         return decoded(raw(tensor), tensor.dtype).reshape(tensor.shape)

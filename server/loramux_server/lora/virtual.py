@@ -1,4 +1,4 @@
-"""Virtual tokens of adapters in memory, and where a step puts them.
+"""Virtual tokens in memory, of adapters and images, and where a step puts them.
 
 Legend: V virtual tokens, K width of an embedding, J heads that keep something, D width of a key, E
 width of a value.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Virtual:
-    """What stands before every prompt of one adapter; tensors of float32."""
+    """What stands before every prompt of one adapter, in float32, or for an image in a prompt."""
 
     embedding_VK: "torch.Tensor | None" = None
     keys: "Mapping[int, torch.Tensor]" = field(default_factory=dict)
@@ -33,6 +33,12 @@ class VirtualRun:
     """Row of the batch for each embedding, or slot of the KV cache for keys and values; int64."""
 
     @property
+    def embeddings(self) -> "torch.Tensor":
+        """Their embeddings, [·, K]."""
+        assert self.virtual.embedding_VK is not None
+        return self.virtual.embedding_VK[self.numbers]
+
+    @property
     def numbers(self) -> slice:
-        """Which of the adapter's virtual tokens they are."""
+        """Which of the virtual tokens they are."""
         return slice(self.first, self.first + len(self.place_V))

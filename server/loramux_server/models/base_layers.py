@@ -7,6 +7,7 @@ import torch
 from loramux_adapters import Package, PackageError
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array
+from loramux_server.engine.model_info import told_blind
 from loramux_server.kernels.saved_linear import SavedLinear
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import LayerPlace
@@ -16,7 +17,10 @@ from loramux_server.models.fused import GatedMlp, RmsNorm
 
 
 class BaseLayers:
-    """What a package is packed for: see `lora.packed.Base` and `lora.packed_edits.BaseLayers`."""
+    """What a package is packed for.
+
+    See `lora.packed.Base`, `lora.packed_edits.BaseLayers` and `lora.sight_change.SeeingBase`.
+    """
 
     def __init__(self, model: BaseModel) -> None:
         self._model = model
@@ -29,6 +33,11 @@ class BaseLayers:
             if isinstance(mlp, GatedMlp)
         }
         self.experts = {name: each.shape for name, each in model.experts.items()}
+        sight = model.sight
+        self.sight_layers = sight.layers if sight else {}
+        self.sight_parameters = sight.parameters if sight else {}
+        self.sight = {name.rpartition(".")[0] for name in self.sight_parameters}
+        self.blindness = "" if sight else told_blind(model.architecture, model.blindness)
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
         self.vocabulary = model.replaceable.vocabulary

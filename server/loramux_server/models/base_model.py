@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from loramux_server.images.messages import PreparedImage
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
@@ -29,6 +30,8 @@ from loramux_server.models.packing import pack, probe
 from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, find_replaceable
 from loramux_server.models.self_check import SelfCheck
+from loramux_server.models.sight import Sight
+from loramux_server.models.sight_trial import SightTrial
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
 
@@ -57,6 +60,10 @@ class BaseModel:
     stack: DecoderStack | None
     """All layers in one; None where they are made of parts that it does not know."""
     check: SelfCheck
+    sight: Sight | None
+    """What sees images; None where they are not served."""
+    blindness: str
+    """Why they are not, where the model's kind sees; else empty."""
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> where it is among the groups."""
     experts: dict[str, ServedExperts]
@@ -88,9 +95,21 @@ class BaseModel:
 
 
 def prepare(
-    module: PreTrainedModel, *, name: str = "", text: TextFormat = WITHOUT_TEXT
+    module: PreTrainedModel,
+    *,
+    name: str = "",
+    text: TextFormat = WITHOUT_TEXT,
+    example: PreparedImage | None = None,
+    blindness: str = "",
 ) -> BaseModel:
     """Put our attention and packed layers into `module`, which is changed in place.
+
+    Args:
+        module: The model.
+        name: What it is called.
+        text: How it takes text.
+        example: An image with which is tried whether it sees; None where it is not to.
+        blindness: Why it is not, where its kind sees.
 
     Raises:
         UnservableModelError: The model is of a kind that is not served.
@@ -108,13 +127,17 @@ def prepare(
     _check_arguments(module, attends=bool(bridge.shapes))
     with _refused(module):
         check = SelfCheck(module, step, bridge, recurrent)
+        trial = SightTrial(
+            module, step, bridge, recurrent,
+            idle=probed.idle, example=example, blindness=blindness,
+        )  # fmt: skip
     replaceable = find_replaceable(module, probed)
     try:
         groups, places = pack(module, probed.calls, step)
     except ValueError as error:
         raise UnservableModelError(str(error)) from None
     recurrent.serve(module, step)
-    _let_go(module, probed.idle)
+    _let_go(module, trial.idle)
     _own(module)
     experts = find_experts(module, step)
     vocabulary = replaceable.vocabulary
@@ -122,10 +145,13 @@ def prepare(
         module.get_input_embeddings(), is_tied=vocabulary.is_tied and bool(vocabulary.embedding)
     )
     output = _replace_output(module)
-    fuse(module, step)
+    fuse(module, step, probed.called)
     modules = dict(module.named_modules())
-    editor = Editor(modules, output, replaceable.axes, module.get_input_embeddings())
-    stack, difference = _checked_stack(module, step, bridge, check)
+    layers = find_layers(module, bridge)
+    editor = Editor(
+        modules, output, replaceable.axes, module.get_input_embeddings(), list(layers or ())
+    )
+    stack, difference = _checked_stack(layers, step, bridge, check)
     if stack is None:
         with _refused(module):
             difference = check.difference(None)
@@ -135,6 +161,9 @@ def prepare(
             f"forward: logits differ by {difference:.2g} of their spread, and at most "
             f"{check.tolerance:.2g} may be rounding"
         )
+    sight = trial.sight(stack, editor)
+    if sight is None:
+        _let_go(module, probed.idle)
     windows = {layer: form.window for layer, form in bridge.forms.items()}
     return BaseModel(
         module=module,
@@ -147,6 +176,8 @@ def prepare(
         editor=editor,
         stack=stack,
         check=check,
+        sight=sight,
+        blindness=trial.blindness,
         places=places,
         experts=experts,
         name=name,
@@ -227,14 +258,13 @@ def _own(module: PreTrainedModel) -> None:
 
 
 def _checked_stack(
-    module: PreTrainedModel, step: Step, bridge: AttentionBridge, check: SelfCheck
+    layers: nn.ModuleList | None, step: Step, bridge: AttentionBridge, check: SelfCheck
 ) -> tuple[DecoderStack | None, float]:
-    """Do all layers as one, if they let themselves be done so and that makes no difference.
+    """Do all `layers` as one, if they let themselves be done so and that makes no difference.
 
     Returns:
         What does them, or None, and how far the logits are from the model's own.
     """
-    layers = find_layers(module, len(bridge.shapes))
     try:
         stack = None if layers is None else DecoderStack(layers, step, bridge)
     except ValueError:

@@ -141,13 +141,14 @@ class DecoderStack(nn.Module):
         """Return what the last layer makes of `hidden_states`, [1, T, K]."""
         self._turns = cos, sin = position_embeddings
         batch, segments = self._step.attention, self._step.segments
-        if segments is not None and segments.takes_layers:
+        assert batch is not None
+        is_special = self._step.adds or batch.together_T2 is not None
+        if is_special or (segments is not None and segments.takes_layers):
             for layer in self.originals:
                 hidden_states = layer(
                     hidden_states, position_embeddings=position_embeddings, **kwargs
                 )
             return hidden_states
-        assert batch is not None
         given = hidden_states[0], cos[0], sin[0], batch, segments
         form = self._step.layers_form
         if form is not None and self._repeated is not None:
@@ -204,12 +205,14 @@ class _Passing(nn.Module):
         return hidden_states
 
 
-def find_layers(module: PreTrainedModel, count: int) -> nn.ModuleList | None:
-    """Return the list of `count` layers of `module`, if it has exactly one."""
+def find_layers(module: PreTrainedModel, bridge: AttentionBridge) -> nn.ModuleList | None:
+    """Return the list of the layers of `module` that attend over `bridge`, if there is one."""
     found = [
         part
         for part in module.modules()
-        if isinstance(part, nn.ModuleList) and len(part) == count and hasattr(part[0], "self_attn")
+        if isinstance(part, nn.ModuleList)
+        and len(part) == len(bridge.shapes)
+        and getattr(part[0], "self_attn", None) in bridge.attending
     ]
     return found[0] if len(found) == 1 else None
 

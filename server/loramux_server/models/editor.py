@@ -1,6 +1,6 @@
-"""Modules of the model that adapters edit, for as long as a step runs in which they do."""
+"""Modules of the model that adapters and images edit, for as long as such a step runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ class Editor:
 
     def __init__(
         self, modules: Mapping[str, nn.Module], output: nn.Module, axes: Mapping[str, int],
-        embedding: nn.Module | None = None,
+        embedding: nn.Module | None = None, layers: Sequence[nn.Module] = (),
     ) -> None:  # fmt: skip
         """Know the modules by name.
 
@@ -28,8 +28,10 @@ class Editor:
             axes: Name -> the dimension of the tokens in what a module takes and makes, from 0 to 2;
                 1 where nothing is said. Before them is the one sequence that all tokens are.
             embedding: What takes tokens, of which an adapter may have more than the base.
+            layers: The model's own layers, in order.
         """
         self._embedding = embedding
+        self._layers = layers
         self._axes = axes
         self.modules = modules
         """What stands under each name, however layers are run."""
@@ -54,6 +56,8 @@ class Editor:
             if given.embedded:
                 assert self._embedding is not None
                 hooks.append(self._embedding.register_forward_hook(_embedding_hook(given.embedded)))
+            for layer, runs in zip(self._layers, given.added, strict=False):
+                hooks.append(layer.register_forward_hook(_adding_hook(runs)))
             yield
         finally:
             for hook in hooks:
@@ -81,12 +85,20 @@ def _embedding_hook(runs: tuple[VirtualRun, ...]) -> Callable[..., torch.Tensor]
     def embed(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         y = output.clone()
         for run in runs:
-            assert run.virtual.embedding_VK is not None
-            given_VK = run.virtual.embedding_VK[run.numbers]
-            y[0, run.place_V.to(y.device)] = given_VK.to(y.dtype)
+            y[0, run.place_V.to(y.device)] = run.embeddings.to(y.device, y.dtype)
         return y
 
     return embed
+
+
+def _adding_hook(runs: tuple[VirtualRun, ...]) -> Callable[..., torch.Tensor]:
+    def add(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        y = output.clone()
+        for run in runs:
+            y[0, run.place_V.to(y.device)] += run.embeddings.to(y.device, y.dtype)
+        return y
+
+    return add
 
 
 def _hook(

@@ -7,7 +7,7 @@ replaced if it gives the same; what is not recognised stays as it is.
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -51,14 +51,21 @@ class GatedMlp(nn.Module):
         return hidden
 
 
-def fuse(module: nn.Module, step: Step) -> None:
-    """Replace what is recognised in `module`, whose linear layers are packed already."""
+def fuse(module: nn.Module, step: Step, called: Collection[nn.Module]) -> None:
+    """Replace what is recognised in `module`, whose linear layers are packed already.
+
+    Args:
+        module: The model.
+        step: What its layers know of a step.
+        called: The parts that steps run. Others may run beside them, and keep their own operations.
+    """
+    parts = [(name, part) for name, part in module.named_modules() if part in called]
     with torch.inference_mode():
-        for name, part in list(module.named_modules()):
+        for name, part in parts:
             new = _norm(part, step) or _mlp(part, step)
             if new is not None:
                 module.set_submodule(name, new)
-    _fuse_rotary(module, step)
+    _fuse_rotary([part for _, part in parts], step)
 
 
 def _norm(part: nn.Module, step: Step) -> RmsNorm | None:
@@ -93,10 +100,10 @@ def _mlp(part: nn.Module, step: Step) -> GatedMlp | None:
     return candidate if _same(part, candidate, x) else None
 
 
-def _fuse_rotary(module: nn.Module, step: Step) -> None:
+def _fuse_rotary(parts: Sequence[nn.Module], step: Step) -> None:
     """Let attention layers call our rotary embedding under the name that they know it by."""
     forwards: dict[type[nn.Module], Callable[..., Any] | None] = {}
-    for layer in module.modules():
+    for layer in parts:
         kind = type(layer)
         if kind not in forwards:
             forwards[kind] = _with_rotary(kind.forward, step)

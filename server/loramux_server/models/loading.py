@@ -14,6 +14,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from loramux_server.images.decoding import RefusedImageError
+from loramux_server.images.example import NUM_PIXELS, picture
+from loramux_server.images.loading import NoProcessorError
+from loramux_server.images.messages import PreparedImage
+from loramux_server.images.processor import ImageProcessor
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
 from loramux_server.models.base_model import BaseModel, UnservableModelError, prepare
@@ -42,6 +47,8 @@ def load_base_model(
     kernels: str = "auto",
     quantization: Quantization = Quantization.NONE,
     stays_on_host: bool = False,
+    sees: bool = False,
+    unseeing: str = "",
 ) -> BaseModel:
     """Load the base model in folder or hub id `path` and make it ready.
 
@@ -56,6 +63,8 @@ def load_base_model(
             take them; for others it is done here.
         quantization: How weights are rounded.
         stays_on_host: Leave it in memory of the host, for somebody who moves a part of it.
+        sees: Whether it is to take images, where its kind does.
+        unseeing: Why it is not.
 
     Raises:
         UnservableModelError: The model cannot be loaded or is of a kind that is not served.
@@ -84,7 +93,8 @@ def load_base_model(
         if is_quantized and target.type == "cuda":
             # Weights are rounded and ordered there, and never all of them on the host.
             options["device_map"] = {"": target}
-        module, loading = _kind_of(path).from_pretrained(
+        kind, example, blindness = _kind_of(path, sees=sees, unseeing=unseeing)
+        module, loading = kind.from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
         _check_whole(module, loading["missing_keys"])
@@ -97,19 +107,37 @@ def load_base_model(
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     if not stays_on_host:
         module = module.to(target)
-    return prepare(module, name=Path(path).name, text=read_text_format(path))
+    return prepare(
+        module,
+        name=Path(path).name,
+        text=read_text_format(path),
+        example=example,
+        blindness=blindness,
+    )
 
 
-def _kind_of(path: str) -> Any:  # noqa: ANN401
-    """Return what loads the model in `path`: text alone where it can be had, else that of images.
+def _kind_of(path: str, *, sees: bool, unseeing: str) -> tuple[Any, PreparedImage | None, str]:
+    """Return what loads the model in `path`: text alone where that is all that is wanted.
+
+    Returns:
+        That, an image to try it with, or else why it takes none where its kind does.
 
     Raises:
         OSError: There is no config.
     """
     kind = type(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForCausalLM, None, ""
+    example, blindness = None, unseeing
+    if sees:
+        try:
+            example = ImageProcessor.load(path, NUM_PIXELS).prepare(picture())
+        except (NoProcessorError, RefusedImageError) as error:
+            blindness = str(error)
     has_text_alone = kind in MODEL_FOR_CAUSAL_LM_MAPPING
-    sees = not has_text_alone and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    if example is None and has_text_alone:
+        return AutoModelForCausalLM, None, blindness
+    return AutoModelForImageTextToText, example, "" if example else blindness
 
 
 def _check_whole(module: PreTrainedModel, missing: Collection[str]) -> None:

@@ -37,6 +37,8 @@ class Probed:
     of the tokens in both. Those inside of recurrent layers are none: they see a batch in parts."""
     recurrent: Recurrent
     """The layers that know of tokens by states."""
+    called: frozenset[nn.Module]
+    """Modules that text comes to, but for linear layers."""
     idle: frozenset[str]
     """Models inside of the model that text does not come to, such as one that sees images."""
 
@@ -75,7 +77,9 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
         for name, part in module.named_modules()
         if isinstance(part, PreTrainedModel) and called.isdisjoint(part.modules())
     )
-    return Probed(calls, output.logits.shape[-1], plain, recurrent, idle)
+    # Whoever holds a linear layer keeps its memory when it is replaced.
+    others = frozenset(part for part in called if not is_linear(part))
+    return Probed(calls, output.logits.shape[-1], plain, recurrent, others, idle)
 
 
 def _run(module: PreTrainedModel) -> Any:  # noqa: ANN401

@@ -3,11 +3,12 @@
 What is served goes other ways than transformers' own forward: several requests in one row of
 tokens, positions from outside, no mask, a paged cache, packed layers. A model may read any of these
 in a way of its own, and would then be wrong without a word; so two short sequences go both ways
-when it is loaded.
+when it is loaded, and where it sees images, one with an image.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.decoder_stack import DecoderStack
+from loramux_server.models.editor import Editor
 from loramux_server.models.quantized import rounds_inputs
 from loramux_server.models.recurrent import Recurrent
+from loramux_server.models.seen import View, positions
 from loramux_server.models.step import Step
 
 _LENGTHS = (7, 12)
@@ -35,44 +38,76 @@ _NOT_A_SCORE = 1e6
 """Models write -inf or the least number of the format where a token can never come."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sequence that goes both ways."""
+
+    token_T: torch.Tensor
+    spans: list[tuple[int, int]]
+    """What of it runs in one batch after another."""
+    block_M: Int32
+    """Its KV blocks; neighbours do not lie side by side."""
+    own: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the model's own forward is given beside tokens."""
+    look: Callable[[], View] | None = None
+    """What sees the images in it; None where there are none."""
+
+
 class SelfCheck:
-    """Two sequences and what `module` makes of them before its layers are packed."""
+    """Some sequences and what `module` makes of them before its layers are packed."""
 
     def __init__(
-        self, module: PreTrainedModel, step: Step, bridge: AttentionBridge, recurrent: Recurrent
+        self,
+        module: PreTrainedModel,
+        step: Step,
+        bridge: AttentionBridge,
+        recurrent: Recurrent,
+        samples: Sequence[Sample] | None = None,
     ) -> None:
-        """Run `module` on one sequence at a time, with transformers' own plain attention."""
+        """Run `module` on one sequence at a time, with transformers' own plain attention.
+
+        Args:
+            module: The model.
+            step: What its layers know of a step.
+            bridge: Its attention.
+            recurrent: Its layers with states.
+            samples: The sequences; two of text where nothing is said.
+        """
         self._module = module
         self._step = step
         self._bridge = bridge
         self._recurrent = recurrent
-        cuts = _CUTS_OF_STATES if recurrent.states else _CUTS
-        self._spans = [
-            list(zip((0, *inner), (*inner, length), strict=True))
-            for inner, length in zip(cuts, _LENGTHS, strict=True)
-        ]
-        """Of each sequence, what runs in one batch after another."""
-        self._sequences = _sequences(module)
+        self._samples = samples or _texts(module, _CUTS_OF_STATES if recurrent.states else _CUTS)
         self._rounds_inputs = rounds_inputs(module)
         module.set_attn_implementation("eager")
         with torch.inference_mode():
             self._own_TV = torch.cat([
-                module(input_ids=tokens[None], use_cache=False).logits[0].float()
-                for tokens in self._sequences
+                module(input_ids=each.token_T[None], use_cache=False, **each.own).logits[0].float()
+                for each in self._samples
             ])  # fmt: skip
         module.set_attn_implementation(bridge.name)
 
+    def cut_anew(self, spans: list[tuple[int, int]]) -> None:
+        """Let the only sequence run in other pieces."""
+        (sample,) = self._samples
+        self._samples = [replace(sample, spans=spans)]
+
     def move(self, device: torch.device) -> None:
         """Bring what is compared to `device`, where `module` and its layers are by now."""
-        self._sequences = [tokens.to(device) for tokens in self._sequences]
+        self._samples = [replace(s, token_T=s.token_T.to(device)) for s in self._samples]
         self._own_TV = self._own_TV.to(device)
 
-    def difference(self, stack: DecoderStack | None) -> float:
-        """Return how far the served logits are from the model's own, relative to their spread."""
+    def difference(self, stack: DecoderStack | None, editor: Editor | None = None) -> float:
+        """Return how far the served logits are from the model's own, relative to their spread.
+
+        Args:
+            stack: What does all layers as one, if anything does.
+            editor: What puts embeddings of images into a step, where there are images.
+        """
         with self._small_cache():
             if stack:
                 stack.prepare()
-            served_TV = torch.cat(self._in_batches())
+            served_TV = torch.cat(self._in_batches(editor))
         own_TV = self._own_TV
         is_score = own_TV.abs() < _NOT_A_SCORE
         # One rounding of a logit, however large they all are, is no error.
@@ -83,14 +118,15 @@ class SelfCheck:
 
     def is_invariant(self, stack: DecoderStack | None) -> bool:
         """Return whether the logits are the same to the last bit however the work is cut up."""
-        numbers = range(len(_LENGTHS))
+        numbers = range(len(self._samples))
+        lengths = [len(sample.token_T) for sample in self._samples]
         with self._small_cache():
             if stack:
                 stack.prepare()
             together = self._in_batches()
-            whole = [self._serve([(0, _LENGTHS[n])], [n])[0] for n in numbers]
+            whole = [self._serve([(0, lengths[n])], [n])[0] for n in numbers]
             one_by_one = [
-                torch.cat([self._serve([(t, t + 1)], [n])[0] for t in range(_LENGTHS[n])])
+                torch.cat([self._serve([(t, t + 1)], [n])[0] for t in range(lengths[n])])
                 for n in numbers
             ]
         return all(
@@ -110,9 +146,9 @@ class SelfCheck:
     @contextmanager
     def _small_cache(self) -> Iterator[None]:
         """Give attention a KV cache for the block, and take everything back after it."""
-        num_slots = _BLOCK_SIZE * (int(_TABLE_BM.max()) + 1)
+        num_slots = _BLOCK_SIZE * (max(int(each.block_M.max()) for each in self._samples) + 1)
         self._bridge.allocate(num_slots, self._module.dtype, self._module.device)
-        self._recurrent.allocate(BEGINNING + 1 + 2 * len(_LENGTHS), self._module.device)
+        self._recurrent.allocate(BEGINNING + 1 + 2 * len(self._samples), self._module.device)
         try:
             yield
         finally:
@@ -120,16 +156,19 @@ class SelfCheck:
             self._bridge.release()
             self._recurrent.release()
 
-    def _in_batches(self) -> list[torch.Tensor]:
-        """Return the logits of each sequence, computed in batches of both."""
-        served = [self._serve(list(spans)) for spans in zip(*self._spans, strict=True)]
+    def _in_batches(self, editor: Editor | None = None) -> list[torch.Tensor]:
+        """Return the logits of each sequence, computed in batches of all."""
+        numbers = range(len(self._samples))
+        together = zip(*(sample.spans for sample in self._samples), strict=True)
+        served = [self._serve(list(spans), numbers, editor) for spans in together]
         return [torch.cat(pieces) for pieces in zip(*served, strict=True)]
 
     def _serve(
-        self, spans: list[tuple[int, int]], numbers: Sequence[int] = (0, 1)
+        self, spans: list[tuple[int, int]], numbers: Sequence[int], editor: Editor | None = None
     ) -> list[torch.Tensor]:
         """Return the logits of one span of each sequence of `numbers`, computed in one batch."""
-        table_BM = _TABLE_BM[list(numbers)]
+        samples = [self._samples[n] for n in numbers]
+        table_BM = np.stack([sample.block_M for sample in samples])
         starts, ends = (np.array(side, np.int32) for side in zip(*spans, strict=True))
         query_start = np.cumsum([0, *(ends - starts)], dtype=np.int32)
         positions = [np.arange(start, end) for start, end in spans]
@@ -138,29 +177,31 @@ class SelfCheck:
             for blocks, at in zip(table_BM, positions, strict=True)
         ]
         tokens = torch.cat([
-            self._sequences[n][start:end] for n, (start, end) in zip(numbers, spans, strict=True)
+            sample.token_T[start:end] for sample, (start, end) in zip(samples, spans, strict=True)
         ])  # fmt: skip
-        given = self._step.take(
-            StepInput(
-                token_T=tokens.cpu(),
-                position_T=torch.from_numpy(np.concatenate(positions)),
-                # Backwards, to see that the model gives the rows that it is asked for.
-                sampled_R=torch.arange(len(tokens) - 1, -1, -1),
-                attention=AttentionBatch(
-                    query_start_B=query_start,
-                    context_B=ends,
-                    table_BM=table_BM,
-                    block_size=_BLOCK_SIZE,
-                    slot_T=torch.from_numpy(np.concatenate(slots)),
-                ),
-                segments=None,
-                states=self._states(starts, ends, numbers),
-            )
+        given = StepInput(
+            token_T=tokens.cpu(),
+            position_T=torch.from_numpy(np.concatenate(positions)),
+            # Backwards, to see that the model gives the rows that it is asked for.
+            sampled_R=torch.arange(len(tokens) - 1, -1, -1),
+            attention=AttentionBatch(
+                query_start_B=query_start,
+                context_B=ends,
+                table_BM=table_BM,
+                block_size=_BLOCK_SIZE,
+                slot_T=torch.from_numpy(np.concatenate(slots)),
+            ),
+            segments=None,
+            states=self._states(starts, ends, numbers),
         )
-        with torch.inference_mode():
+        looks = [sample.look for sample in samples]
+        if looks[0] is not None:  # it is alone
+            given = _with_view(given, looks[0](), *spans[0])
+        given = self._step.take(given)
+        with torch.inference_mode(), editor.editing(given) if editor else nullcontext():
             output = self._module(
                 input_ids=given.token_T[None],
-                position_ids=given.position_T[None],
+                position_ids=given.position_ids,
                 use_cache=False,
                 logits_to_keep=given.sampled_R,
             )
@@ -174,12 +215,13 @@ class SelfCheck:
         kept: list[Kept] = []
         if self._recurrent.goes_on:
             # Whatever is kept on the way, its request goes through a layer as one part and another.
-            spare = (own + len(_LENGTHS)).tolist()
+            spare = (own + len(self._samples)).tolist()
             kept += [Kept(b, 2, spare[b]) for b in np.flatnonzero(ends - starts > 3).tolist()]
         return StateBatch(np.where(starts, own, BEGINNING), own, tuple(kept))
 
 
-def _sequences(module: PreTrainedModel) -> list[torch.Tensor]:
+def ordinary_tokens(module: PreTrainedModel, count: int) -> torch.Tensor:
+    """Return `count` tokens that are nothing else than text to `module`, always the same."""
     config = module.config.get_text_config()
     # Padding, images and the like may mean more to a model than their embedding.
     special = {
@@ -188,8 +230,40 @@ def _sequences(module: PreTrainedModel) -> list[torch.Tensor]:
         if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
     }
     ordinary = [token for token in range(config.vocab_size) if token not in special]
-    chosen = np.random.default_rng(0).choice(ordinary, sum(_LENGTHS))
-    return list(torch.split(torch.from_numpy(chosen).to(module.device), [*_LENGTHS]))
+    chosen = np.random.default_rng(0).choice(ordinary, count)
+    return torch.from_numpy(chosen).to(module.device)
+
+
+def sample_of_image(
+    token_T: torch.Tensor, own: Mapping[str, torch.Tensor], look: Callable[[], View]
+) -> Sample:
+    """Return a sequence with an image, which is cut in its middle and before its last token."""
+    length = len(token_T)
+    spans = [(0, length // 2), (length // 2, length - 1), (length - 1, length)]
+    block_M = np.arange(-(-length // _BLOCK_SIZE), dtype=np.int32)[::-1].copy()
+    return Sample(token_T, spans, block_M, own, look)
+
+
+def _texts(module: PreTrainedModel, cuts: tuple[tuple[int, ...], ...]) -> list[Sample]:
+    sequences = torch.split(ordinary_tokens(module, sum(_LENGTHS)), [*_LENGTHS])
+    return [
+        Sample(token_T, list(zip((0, *inner), (*inner, len(token_T)), strict=True)), block_M)
+        for token_T, inner, block_M in zip(sequences, cuts, _TABLE_BM, strict=True)
+    ]
+
+
+def _with_view(given: StepInput, view: View, start: int, end: int) -> StepInput:
+    """Return a step of one sequence, of tokens `start` to `end`, as its images change it."""
+    position_T, position_3T = positions(view.turns(start, end))
+    together = view.together(start, end) if view.is_whole else None
+    return replace(
+        given,
+        position_T=position_T,
+        position_3T=position_3T,
+        attention=replace(given.attention, together_T2=together),
+        embedded=tuple(view.embedded(start, end, 0)),
+        added=tuple(map(tuple, view.added(start, end, 0))),
+    )
 
 
 def _has_experts(config: PreTrainedConfig) -> bool:

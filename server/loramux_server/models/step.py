@@ -31,6 +31,8 @@ class Step:
     """None where the model has no recurrent layers."""
     segments: Segments | None = None
     """None when no token has an adapter: then no adapter code runs at all."""
+    adds: bool = False
+    """Whether something is added between the first layers."""
     layers_form: Hashable = None
     """See `StepInput`."""
 
@@ -39,5 +41,6 @@ class Step:
         given = self.backend.stage(given.with_rows(), self.device)
         self.attention, self.segments = given.attention, given.segments
         self.states = given.states
+        self.adds = bool(given.added)
         self.layers_form = given.layers_form
         return given

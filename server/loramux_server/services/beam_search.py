@@ -54,6 +54,7 @@ class BeamSearch:
                 self._call.adapters.source,
                 self._sampling,
                 num_made=len(beam.tokens),
+                images=self._call.images,
             )
             for beam in self._beams.running
         ]

@@ -38,6 +38,7 @@ from loramux_server.services.classification import ClassificationService
 from loramux_server.services.descriptions import Descriptions
 from loramux_server.services.embedding import EmbeddingService
 from loramux_server.services.generation import GenerationService
+from loramux_server.services.images import ImageLimits, Preparer
 from loramux_server.services.imports import Imports
 from loramux_server.services.intake import Intake
 from loramux_server.services.open_inference import OpenInferenceService
@@ -128,9 +129,24 @@ def build_services(
     quotas: Quotas,
     audit: Audit,
     is_ready: Callable[[], bool],
+    preparer: Preparer | None,
     config: ServerConfig,
 ) -> Services:
-    """Return the services of a server of `model`; `is_ready` says what health checks do."""
+    """Return the services of a server of `model`.
+
+    Args:
+        registry: Its adapters.
+        engine: Does what is asked.
+        model: The base model.
+        base: The same, as adapters are compared with it.
+        sources: Where adapters may be imported from.
+        metrics: What happens is counted there.
+        quotas: What tenants may use.
+        audit: The log of acts.
+        is_ready: Says what health checks do.
+        preparer: Makes of images what the model takes of them; None where none are taken.
+        config: The settings.
+    """
     statuses = Statuses(lambda digest: bool(registry.with_digest(digest)))
     descriptions = Descriptions(registry, statuses)
     changes = Changes(descriptions)
@@ -146,7 +162,7 @@ def build_services(
     lag = LoopLag()
     room = _waiting_room(model, config, metrics, lag)
     spans = RequestSpans()
-    prompts = Prompts(model, adapter_templates=config.adapter_templates)
+    prompts = Prompts(model, adapter_templates=config.adapter_templates, preparer=preparer)
     calls, instructions = Calls(metrics, quotas, room), Instructions()
     generation = GenerationService(
         engine=engine,
@@ -159,6 +175,7 @@ def build_services(
         room=room,
         instructions=instructions,
         spans=spans,
+        images=ImageLimits(config.max_images, config.max_image_bytes),
         default_timeout=config.default_timeout,
         stream_interval=config.stream_interval,
     )

@@ -11,8 +11,11 @@ def context_room(
     params: generation_pb2.SamplingParams,
     model: ModelInfo,
     num_virtual: int = 0,
+    num_seen: int = 0,
 ) -> int:
     """Return how many tokens may follow a prompt of `num_prompt` tokens, which came in `field`.
+
+    Of these `num_seen` stand for images, and an adapter has `num_virtual` beside them.
 
     Raises:
         InvalidArgumentError: The prompt leaves no room for what is asked for.
@@ -21,7 +24,7 @@ def context_room(
     if room < (0 if is_empty(params) else 1):
         rest = "is smaller" if is_empty(params) else "leaves no room for a completion"
         raise InvalidArgumentError(
-            f"{field} has {num_prompt} tokens{_with_virtual(num_virtual)}; the context of "
+            f"{field} has {num_prompt} tokens{_beside(num_virtual, num_seen)}; the context of "
             f"{model.context_length} {rest}",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field=field,
@@ -34,18 +37,19 @@ def completion_room(
     params: generation_pb2.SamplingParams,
     model: ModelInfo,
     num_virtual: int = 0,
+    num_seen: int = 0,
 ) -> int:
     """Do the same for a prompt whatever it came in, and demand that `max_tokens` fit.
 
     Raises:
         InvalidArgumentError: There is not as much room as is asked for.
     """
-    room = context_room("prompt", num_prompt, params, model, num_virtual)
+    room = context_room("prompt", num_prompt, params, model, num_virtual, num_seen)
     if params.HasField("max_tokens") and params.max_tokens > room:
         raise InvalidArgumentError(
             f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens"
-            f"{_with_virtual(num_virtual)} the context of {model.context_length} leaves room for "
-            f"{room}",
+            f"{_beside(num_virtual, num_seen)} the context of {model.context_length} leaves room "
+            f"for {room}",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field="sampling.max_tokens",
         )
@@ -57,5 +61,6 @@ def is_empty(params: generation_pb2.SamplingParams) -> bool:
     return params.HasField("max_tokens") and params.max_tokens == 0
 
 
-def _with_virtual(num_virtual: int) -> str:
-    return f" and {num_virtual} virtual tokens of the adapter" if num_virtual else ""
+def _beside(num_virtual: int, num_seen: int) -> str:
+    seen = f" ({num_seen} of them for images)" if num_seen else ""
+    return seen + (f" and {num_virtual} virtual tokens of the adapter" if num_virtual else "")

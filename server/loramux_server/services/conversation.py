@@ -7,11 +7,12 @@ from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
 from loramux_server.services.forms import wrong
+from loramux_server.services.images import images_of
 from loramux_server.tokenizer import OFF_LOOP
 from loramux_server.tools.arguments import NAME, parse_object
 
 MAX_BYTES = 256 << 10
-"""Of all texts of a conversation together."""
+"""Of all texts of a conversation together; images are counted by themselves."""
 MAX_MESSAGES = 1024
 MAX_TOOLS = 128
 MAX_CALLS = 128
@@ -24,6 +25,8 @@ _ROLES_OF = {
     "tool_calls": "assistant", "reasoning": "assistant", "tool_call_id": "tool", "name": "tool",
 }  # fmt: skip
 """Field of a message -> the role that it needs."""
+_SHOWN_IMAGES = ("user", "system", "developer", "tool")
+"""Whose messages may have images."""
 _NAMES = "1 to 64 letters, digits, '_', '-' and '.'"
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 """Variables that the request's other fields are."""
@@ -72,7 +75,8 @@ def _check_size(request: generation_pb2.GenerateRequest) -> None:
     if request.messages and request.parse_special_tokens:
         raise wrong("parse_special_tokens", "is True; expected false: messages are plain text")
     sizes = {
-        "messages": sum(message.ByteSize() for message in request.messages),
+        "messages": sum(message.ByteSize() for message in request.messages)
+        - sum(len(image.data) for _, image in images_of(request)),
         "tools": sum(tool.ByteSize() for tool in request.tools),
         "chat_template_kwargs": len(request.chat_template_kwargs.encode()),
     }
@@ -104,9 +108,37 @@ def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
     _check_id(f"{field}.tool_call_id", message.tool_call_id)
     if message.name:
         _check_name(f"{field}.name", message.name)
+    parts = _parts(field, message)
+    has_image = None in parts
     return Turn(
-        message.role, message.content, calls, message.tool_call_id, message.name, message.reasoning
+        message.role,
+        # Not every template knows of parts.
+        message.content if has_image else "".join([message.content, *filter(None, parts)]),
+        calls,
+        message.tool_call_id,
+        message.name,
+        message.reasoning,
+        parts if has_image else [],
     )
+
+
+def _parts(field: str, message: generation_pb2.ChatMessage) -> list[str | None]:
+    """Return the texts and images of a message; None is an image."""
+    if message.parts and message.content:
+        raise wrong(f"{field}.parts", "is set, and so is content; expected one of them")
+    parts: list[str | None] = []
+    for index, part in enumerate(message.parts):
+        kind = part.WhichOneof("part")
+        if kind is None:
+            raise wrong(f"{field}.parts[{index}]", "is empty; expected text or image")
+        if kind == "image" and message.role not in _SHOWN_IMAGES:
+            raise wrong(
+                f"{field}.parts[{index}].image",
+                f"is set; expected none: the role is {message.role}, not one of "
+                f"{', '.join(_SHOWN_IMAGES)}",
+            )
+        parts.append(part.text if kind == "text" else None)
+    return parts
 
 
 def _call(field: str, call: generation_pb2.ToolCall) -> Call:

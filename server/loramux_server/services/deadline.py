@@ -1,8 +1,8 @@
 """Until when a request has to be finished."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from loramux.errors import DeadlineExceededError
@@ -16,8 +16,8 @@ MAX_TIMEOUT = 3600.0
 class Deadline:
     """The moment by which a request has to be finished.
 
-    Only the wait for the engine is cut short. Between the pieces of a stream the task is gRPC's,
-    and a stream whose task is cancelled there never ends for its reader.
+    Only the waits for a prompt and for the engine are cut short. Between the pieces of a stream the
+    task is gRPC's, and a stream whose task is cancelled there never ends for its reader.
     """
 
     @staticmethod
@@ -38,11 +38,26 @@ class Deadline:
     @contextmanager
     def over(self, mailbox: Mailbox[Any]) -> Iterator[None]:
         """Let `mailbox` fail with DeadlineExceededError when it is time, unless the block ends."""
-        error = DeadlineExceededError(
-            f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"
-        )
-        timer = asyncio.get_running_loop().call_at(self._when, mailbox.fail, error)
+        timer = asyncio.get_running_loop().call_at(self._when, mailbox.fail, self._error())
         try:
             yield
         finally:
             timer.cancel()
+
+    @asynccontextmanager
+    async def ending(self) -> AsyncIterator[None]:
+        """End the block, which yields nothing to callers, when it is time.
+
+        Raises:
+            DeadlineExceededError: It was.
+        """
+        try:
+            async with asyncio.timeout_at(self._when):
+                yield
+        except TimeoutError:
+            raise self._error() from None
+
+    def _error(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"the request did not finish within {self._seconds:.3g} s", reason="DEADLINE_EXCEEDED"
+        )

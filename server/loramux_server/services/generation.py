@@ -28,7 +28,8 @@ from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.forms import form_of
 from loramux_server.services.gen_ai import answered, asked, operation_of
 from loramux_server.services.generation_call import GenerationCall
-from loramux_server.services.limits import check_fields, check_own_tokens
+from loramux_server.services.images import ImageLimits, Prompt, check_images
+from loramux_server.services.limits import check_fields, check_own_tokens, check_tokens
 from loramux_server.services.observer import Observer
 from loramux_server.services.output import Output, join
 from loramux_server.services.prediction import check_predicted, check_prediction
@@ -64,6 +65,7 @@ class GenerationService:
         room: WaitingRoom,
         instructions: Instructions,
         spans: RequestSpans,
+        images: ImageLimits,
         default_timeout: float,
         stream_interval: int = 1,
     ) -> None:
@@ -75,6 +77,7 @@ class GenerationService:
         self._quotas = quotas
         self._room = room
         self._spans = spans
+        self._images = images
         self._default_timeout = default_timeout
         self._stream_interval = stream_interval
         self._prompts = prompts
@@ -124,7 +127,8 @@ class GenerationService:
                 note(digest=adapters.source.digest)
             talk = await conversation(request)
             told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
-            tokens = await self._prompts.tokens(request, talk, told)
+            async with deadline.ending():
+                tokens = await self._prompts.tokens(request, talk, told)
             tool_use = await self._prompts.tool_use(request, talk, told)
             thinking = await self._prompts.thinking(request, tokens, told)
             predicted = await self._prompts.predicted(request, told)
@@ -133,8 +137,12 @@ class GenerationService:
             check_predicted(request, predicted, self._model, vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
             end_token = await self._prompts.end_token(told)
+            prompt = Prompt(tokens, [])
+            if talk.num_images:
+                prompt = await self._with_images(request, tokens, place, deadline)
+                check_tokens("messages", prompt.tokens, vocab_size)
             reserving = self._reserved(
-                request, request_id, adapters, told, tokens, predicted, tool_use, thinking,
+                request, request_id, adapters, told, prompt, predicted, tool_use, thinking,
                 end_token, observer, place,
             )  # fmt: skip
             with reserving as call:
@@ -148,6 +156,24 @@ class GenerationService:
                         for index, made in (await running.take()).items():
                             if response := running.push(index, made):
                                 yield response
+
+    async def _with_images(
+        self,
+        request: generation_pb2.GenerateRequest,
+        tokens: list[int],
+        place: Place,
+        deadline: Deadline,
+    ) -> Prompt:
+        """Return the prompt of `request`, for which the template wrote `tokens`, with its images.
+
+        Meanwhile at least those are kept of the tenant's quota. What the images take counts at
+        `place`.
+        """
+        async with deadline.ending():
+            with self._quotas.tokens(caller().tenant, len(tokens)):
+                return await self._prompts.with_images(
+                    request, tokens, lambda num_bytes: self._room.hold(place, num_bytes)
+                )
 
     @contextmanager
     def _running(
@@ -164,7 +190,13 @@ class GenerationService:
         self._enter(call, len(call.samplings), submission, deadline)
         running = submission.running(
             [
-                Asked(call.prompt, call.adapters.source, sampling, prediction=call.predicted)
+                Asked(
+                    call.prompt,
+                    call.adapters.source,
+                    sampling,
+                    prediction=call.predicted,
+                    images=call.images,
+                )
                 for sampling in call.samplings
             ],
             tenant=call.tenant,
@@ -235,6 +267,7 @@ class GenerationService:
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_fields(request, self._model)
+        check_images(request, self._model, self._images)
         check_prediction(request, self._model)
         check_beams(request)
         check_adapters(request)
@@ -248,7 +281,7 @@ class GenerationService:
         request_id: str,
         adapters: Choice,
         told: Instruction,
-        tokens: list[int],
+        prompt: Prompt,
         predicted: list[int],
         tool_use: ToolUse | None,
         thinking: Thinking | None,
@@ -267,19 +300,27 @@ class GenerationService:
         defaults = searching_defaults(request.sampling, told.generation)
         params = searched(with_defaults(request.sampling, defaults, self._model, form, end_token))
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
+        num_prompt = len(prompt.tokens)
         each = samplings(
-            params, len(tokens), self._model, defaults, num_virtual=num_virtual, form=form
+            params,
+            num_prompt,
+            self._model,
+            defaults,
+            num_virtual=num_virtual,
+            num_seen=prompt.num_image_tokens,
+            form=form,
         )
-        check_told(params, len(tokens))
+        check_told(params, num_prompt)
         beams = beams_of(params, each[0], self._model, adapters.vocab_size)
         num_made = beams.most_tokens if beams else sum(sampling.max_tokens for sampling in each)
         tenant = caller().tenant
-        with self._quotas.tokens(tenant, len(tokens) + num_made) as reserved:
-            observer.resolved(adapters.label, len(tokens), form.kind if form else None)
+        with self._quotas.tokens(tenant, num_prompt + num_made) as reserved:
+            observer.resolved(adapters.label, num_prompt, form.kind if form else None)
             yield GenerationCall(
                 request_id,
                 tenant,
-                tokens,
+                prompt.tokens,
+                prompt.images,
                 predicted,
                 adapters,
                 each,

@@ -6,6 +6,7 @@ from loramux.v1 import generation_pb2
 from loramux_server.access.quotas import Reserved
 from loramux_server.engine.messages import Started
 from loramux_server.engine.sampling import Sampling
+from loramux_server.images.messages import PlacedImage
 from loramux_server.place import Place
 from loramux_server.reasoning.thinking import Thinking
 from loramux_server.services.beams import BeamOptions
@@ -25,6 +26,8 @@ class GenerationCall:
     tenant: str
     """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
+    images: list[PlacedImage]
+    """Those in the prompt, in order."""
     predicted: list[int]
     """What every completion is, for the most part, if the caller is right."""
     adapters: Choice

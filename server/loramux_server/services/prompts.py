@@ -2,22 +2,34 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 from tokenizers import Encoding
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.added_tokens import AddedToken
+from loramux_server.access.caller import caller
 from loramux_server.chat.chat import Chat
+from loramux_server.chat.contents import ContentFinder
 from loramux_server.chat.format import EOS_TOKEN, ChatFormat
 from loramux_server.chat.messages import Talk
 from loramux_server.engine.model_info import ModelInfo
+from loramux_server.images.messages import PreparedImage
 from loramux_server.reasoning.finder import ReasoningFinder
 from loramux_server.reasoning.syntax import MAX_OPENING
 from loramux_server.reasoning.thinking import Thinking
+from loramux_server.services.images import (
+    Preparer,
+    Prompt,
+    check_room,
+    check_written,
+    images_of,
+    placed,
+)
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.store.instructions import Instruction
 from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
@@ -41,15 +53,23 @@ class Text:
 class Prompts:
     """Makes tokens of requests, and text of tokens."""
 
-    def __init__(self, model: ModelInfo, *, adapter_templates: bool = True) -> None:
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        adapter_templates: bool = True,
+        preparer: Preparer | None = None,
+    ) -> None:
         """Prepare; what renders templates is started when it is needed.
 
         Args:
             model: What is served.
             adapter_templates: Whether templates of adapters are run at all.
+            preparer: Makes of images what the model takes of them; None where none are taken.
         """
         self._model = model
         self._adapter_templates = adapter_templates
+        self._preparer = preparer
         self._tokenizer: TextTokenizer | None = None
         self._own: OrderedDict[tuple[AddedToken, ...], TextTokenizer] = OrderedDict()
         """Those of adapters, last used last."""
@@ -62,6 +82,7 @@ class Prompts:
             self._chat = Chat(model.tokenizer_json, model.chat_template, model.special_tokens)
             self._tool_syntaxes = ToolFinder(self._chat, model.eos_token_ids)
             self._reasoning_syntaxes = ReasoningFinder(self._chat)
+            self._contents = ContentFinder(self._chat)
 
     async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
         """Return the tokenizer of an adapter that says `told`; None where the base has none."""
@@ -84,6 +105,8 @@ class Prompts:
     ) -> list[int]:
         """Return the tokens of the prompt of `request`, whose fields are checked.
 
+        A token stands for each image, until `with_images`.
+
         Args:
             request: It has one of prompt, prompt_token_ids and messages.
             talk: Its conversation.
@@ -91,7 +114,7 @@ class Prompts:
 
         Raises:
             LoramuxError: The prompt makes no tokens, or those of another model; or the template
-                makes no prompt of the messages.
+                makes no prompt of the messages, or does not know of the images in them.
         """
         if request.prompt_token_ids:
             return list(request.prompt_token_ids)
@@ -104,6 +127,32 @@ class Prompts:
         if not tokens:
             raise no_tokens(field)
         return tokens
+
+    async def with_images(
+        self,
+        request: generation_pb2.GenerateRequest,
+        tokens: list[int],
+        hold: Callable[[int], None],
+    ) -> Prompt:
+        """Return the prompt of `request`, whose fields are checked, with its images in it.
+
+        Args:
+            request: The request.
+            tokens: What `tokens` returned.
+            hold: Told how many bytes each of them takes, once it is known; may raise.
+
+        Raises:
+            LoramuxError: A file holds no image that is taken, it cannot be prepared, or the context
+                is too small for all of them.
+        """
+        preparer = self._preparer
+        assert preparer is not None
+        images: list[PreparedImage] = []
+        for field, image in images_of(request):
+            check_room(len(tokens), images, self._model)
+            images.append(await preparer.prepare(image.data, field, caller().tenant))
+            hold(images[-1].image.num_bytes)
+        return placed(tokens, (await preparer.placeholder(caller().tenant)).token, images)
 
     async def predicted(
         self, request: generation_pb2.GenerateRequest, told: Instruction
@@ -219,9 +268,11 @@ class Prompts:
         return encode() if is_short else await asyncio.to_thread(encode)
 
     async def close(self) -> None:
-        """End the processes that render templates."""
+        """End the processes that render templates and prepare images."""
         if self._chat:
             await self._chat.close()
+        if self._preparer:
+            await self._preparer.close()
 
     def _added(self, told: Instruction) -> tuple[AddedToken, ...]:
         """Return the tokens of an adapter that the base's tokenizer lacks."""
@@ -276,13 +327,23 @@ class Prompts:
         chat_format = self._chat_format(told)
         if any(turn.calls for turn in talk.turns):
             talk = await self._tool_syntaxes.as_taken(talk, chat_format)
-        return await self._chat.tokens(
+        if await self._contents.lists(chat_format):
+            talk = msgspec.structs.replace(talk, lists_contents=True)
+        placeholder = None
+        if talk.num_images:
+            assert self._preparer is not None
+            placeholder = await self._preparer.placeholder(caller().tenant)
+        tokens = await self._chat.tokens(
             talk,
             chat_format,
             add_generation_prompt=(
                 request.add_generation_prompt if request.HasField("add_generation_prompt") else True
             ),
+            placeholder=placeholder,
         )
+        if placeholder is not None:
+            check_written(tokens, placeholder.token, talk.num_images)
+        return tokens
 
 
 def no_tokens(field: str) -> InvalidArgumentError:

@@ -32,6 +32,7 @@ def samplings(
     defaults: Mapping[str, object] = MappingProxyType({}),
     *,
     num_virtual: int = 0,
+    num_seen: int = 0,
     form: Form | None = None,
 ) -> list[Sampling]:
     """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
@@ -42,12 +43,13 @@ def samplings(
         model: The base model.
         defaults: Where `params` name no `max_tokens`, that of these counts.
         num_virtual: Tokens that the adapter puts before the prompt.
+        num_seen: How many tokens of the prompt stand for images.
         form: What each has to be; None for anything.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
     """
-    room = completion_room(num_prompt, params, model, num_virtual)
+    room = completion_room(num_prompt, params, model, num_virtual, num_seen)
     max_tokens = cast(int, defaults.get("max_tokens", DEFAULT_MAX_TOKENS))
     if params.HasField("max_tokens"):
         max_tokens = params.max_tokens

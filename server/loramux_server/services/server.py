@@ -5,9 +5,11 @@ import time
 from loramux import __version__
 from loramux.v1 import server_pb2
 from loramux_server.config import ServerConfig
+from loramux_server.connection_limits import message_bytes
 from loramux_server.engine.messages import CacheStats
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.rpc import Context
+from loramux_server.services.images import max_images
 from loramux_server.totals import Totals
 
 
@@ -35,6 +37,10 @@ class ServerService:
             ),
             max_running_requests=model.max_running,
             max_upload_bytes=config.max_upload,
+            max_images=max_images(model, config),
+            max_image_bytes=config.max_image_bytes,
+            max_image_pixels=config.max_image_pixels,
+            max_request_bytes=message_bytes(max_images(model, config), config.max_image_bytes),
         )
 
     async def GetServerInfo(

@@ -10,6 +10,7 @@ from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.messages import Started
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
+from loramux_server.images.messages import PlacedImage
 from loramux_server.mailbox import Item, Mailbox
 
 
@@ -26,6 +27,8 @@ class Asked(NamedTuple):
     """What comes, for the most part, if the caller is right."""
     num_made: int = 0
     """Tokens at the end of the prompt that were made for a completion which goes on."""
+    images: Sequence[PlacedImage] = ()
+    """Those in the prompt, in order."""
 
 
 class Submission(Generic[Item]):
@@ -64,6 +67,7 @@ class Submission(Generic[Item]):
                     self._engine.submit(
                         self.mailbox, index, one.prompt, one.source, one.sampling, tenant,
                         seconds_left, weight, one.pooling, one.prediction, one.num_made,
+                        one.images,
                     )
                 )  # fmt: skip
             yield

@@ -9,13 +9,15 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
+from loramux_adapters.contents import Contents
 from loramux_adapters.experts import ExpertsShape
+from loramux_adapters.fit import check_sight
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.lora.edits import num_edit_bytes
+from loramux_server.engine.model_info import Layer, ModelInfo
+from loramux_server.lora.edits import num_edit_bytes, num_sight_bytes
 from loramux_server.lora.packed import read_weights
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import Resting, WeightFormat, format_of
@@ -48,6 +50,12 @@ class ServedBase:
     """Bytes of a rank row over all layers."""
     parameters: Mapping[str, tuple[int, ...]]
     """Name of each parameter that can be replaced -> its shape."""
+    sight_layers: Mapping[str, tuple[int, int]]
+    """Name of each linear layer that sees images -> likewise."""
+    sight_parameters: Mapping[str, tuple[int, ...]]
+    """Name of each parameter of modules that see images -> its shape."""
+    blindness: str
+    """That the base sees no images, and why; empty where it sees them."""
     experts: Mapping[str, ExpertsShape]
     """Name of each layer's experts that can be changed -> their shape."""
     vocabulary: BaseVocabulary
@@ -63,8 +71,11 @@ class ServedBase:
     def of(cls, model: ModelInfo, *, max_host_bytes: int) -> Self:
         """Return what `model` allows where the host's adapter memory is so large."""
         return cls(
-            layers={n: (la.in_features, la.out_features) for n, la in model.layers.items()},
+            layers=_features(model.layers),
             parameters={name: tuple(shape) for name, shape in model.parameters.items()},
+            sight_layers=_features(model.sight_layers),
+            sight_parameters={n: tuple(shape) for n, shape in model.sight_parameters.items()},
+            blindness=model.is_blind,
             experts=model.experts,
             vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
@@ -86,6 +97,10 @@ class ServedBase:
         return RowSize(self.row_bytes, self.resting.row_item_bytes)
 
 
+def _features(layers: Mapping[str, Layer]) -> dict[str, tuple[int, int]]:
+    return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
 def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     """Return the package in `file` if it can be served on `base`.
 
@@ -94,11 +109,14 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     Raises:
         PackageError: It cannot; the message says why.
     """
-    package = read_package(file, size).named_for(base.layers, base.experts)
+    sight = {name.rpartition(".")[0] for name in base.sight_parameters}
+    package = read_package(file, size).named_for(base.layers, base.experts, sight)
     _check_notes(package, base)
     contents = package.contents
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
-    check_fit(contents, layers, parameters, base.token, base.experts)
+    check_fit(contents, layers, parameters, base.token, base.experts, base.blindness)
+    if contents.sight:
+        check_sight(contents.sight, base.sight_layers, base.sight_parameters)
     _check_invocation(contents.invocation, base)
     if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
@@ -121,17 +139,23 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "--adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
-    needed = num_bytes(package)
+    needed = num_bytes(package) + num_sight_bytes(package)
     if needed > base.max_host_bytes:
         raise PackageError(
             f"the adapter takes {needed} bytes on the host, which holds {base.max_host_bytes}; "
             "start the server with more --host-adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
+    _check_values(file, package.file.data_start, contents)
+    if contents.sight:
+        _check_values(file, package.file.data_start, contents.sight)
+    return package
+
+
+def _check_values(file: BinaryIO, data_start: int, contents: Contents) -> None:
+    """Demand that all numbers of `contents` can be calculated with."""
     for change in contents.low_rank:
-        largest = max(
-            _largest(file, package.file.data_start, tensor) for tensor in (change.a, change.b)
-        )
+        largest = max(_largest(file, data_start, tensor) for tensor in (change.a, change.b))
         if not largest * change.scale <= MAX_WEIGHT:
             raise PackageError(
                 f"module {change.name}: a weight times its scale is {largest * change.scale:g}, "
@@ -139,13 +163,12 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
                 "ADAPTER_NOT_FINITE",
             )
     for tensor in contents.other_tensors:
-        largest = _largest(file, package.file.data_start, tensor)
+        largest = _largest(file, data_start, tensor)
         if not largest <= MAX_WEIGHT:
             raise PackageError(
                 f"tensor {tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
                 "ADAPTER_NOT_FINITE",
             )
-    return package
 
 
 def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:

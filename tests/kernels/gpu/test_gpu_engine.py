@@ -29,6 +29,7 @@ from tests.support.adapters import Expected, pack_source, save_adapter, with_ada
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 from tests.support.scored import check_told, expected_logprobs
+from tests.support.shown import show, told, vision_case
 
 TOKENS = 3
 pytestmark = pytest.mark.filterwarnings(
@@ -277,3 +278,18 @@ def test_factors_and_shifts_lie_behind_the_rows_in_float32(device: torch.device)
 
     slab.write(8, slab.pack(plain))
     assert not slab.table.affine_GAP.any()
+
+
+@pytest.mark.parametrize("kind", ["qwen3-vl", "gemma3"])
+def test_images_in_prompts_are_the_same_as_by_definition(
+    kind: str, device: torch.device, tmp_path: Path
+) -> None:
+    """Positions by height and width, features between layers; tokens that see each other."""
+    found = []
+    for name, where in (("torch", "cpu"), ("triton", str(device))):
+        case = vision_case(kind, tmp_path / name, where)
+        harness = Harness(case.base, kernels=name, max_batch_tokens=11)
+        ids = [show(harness, prompt) for prompt in case.prompts()]
+        harness.run()
+        found.append(torch.cat([told(harness, request_id) for request_id in ids]))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)

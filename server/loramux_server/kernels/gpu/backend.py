@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import torch
 
 from loramux_server.kernels.add_lora import add_lora
-from loramux_server.kernels.attention import AttentionBatch, AttentionForm
+from loramux_server.kernels.attention import AttentionBatch, AttentionForm, paged_attention
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.decoder import Decoder, DecoderLayer
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
@@ -155,7 +155,8 @@ class GpuOperations:
         form: AttentionForm,
     ) -> torch.Tensor:
         """Do what `loramux_server.kernels.attention.paged_attention` defines."""
-        del batch
+        if batch.together_T2 is not None:  # no kernel knows of tokens that see what is behind them
+            return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
         staged = self.staged.batch
         size = (*q_THD.shape[:2], v_SJE.shape[2])
         out_THE = q_THD.new_empty(size)

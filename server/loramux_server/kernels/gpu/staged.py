@@ -82,7 +82,9 @@ class Stager:
         has_ends = segments is not None and segments.edits is not None
         room = None
         # Recurrent layers are the model's own: it is not known whether they can be recorded.
-        if given.states is None and (is_decode or not is_apart):
+        # A step with an image has no others like it.
+        shows = given.position_3T is not None or given.added or attention.together_T2 is not None
+        if given.states is None and not shows and (is_decode or not is_apart):
             room = Room.shared(given, len(tiles[0]), len(queries[0]), self.query_tile)
         if room:
             if room not in self._kept:
@@ -169,6 +171,7 @@ class Stager:
             given,
             token_T=there["token"],
             position_T=there["position"],
+            position_3T=None if given.position_3T is None else given.position_3T.to(self._device),
             sampled_R=there["sampled"][:num_sampled],
             attention=replace(attention, slot_T=there["slot"]),
             carried_T=None if given.carried_T is None else there["carried"][:num_tokens],

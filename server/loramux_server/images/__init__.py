@@ -1,0 +1,1 @@
+"""Images in conversations: from files to what a base model takes of them."""

@@ -1,0 +1,117 @@
+"""Bytes of a file -> its pixels, upright.
+
+What a file is its first bytes say, and nothing else. It is looked at before it is decoded: a few
+bytes can stand for more pixels than there is memory.
+"""
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+
+import numpy as np
+from PIL import (
+    GifImagePlugin,
+    Image,
+    ImagePalette,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+from PIL.Image import Transpose
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MAX_ASPECT = 200
+"""Of the longer side to the shorter: beyond that some processors refuse an image, and others scale
+it until the shorter side is what they want."""
+USED = (
+    GifImagePlugin, ImagePalette, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin,
+    WebPImagePlugin,
+)  # fmt: skip
+"""What Pillow imports when a file first needs it; TIFF's is what it reads EXIF with."""
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # fmt: skip
+_BROKEN = (
+    OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, EOFError,
+    OverflowError, ZeroDivisionError, struct.error, zlib.error, NotImplementedError,
+)  # fmt: skip
+"""What Pillow raises for files that are not as they should be."""
+
+
+class RefusedImageError(Exception):
+    """The bytes are no image that is taken; the message is for callers."""
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the image in a file, of several the first, as its camera was held.
+
+    Raises:
+        RefusedImageError: It is of another format, damaged, or too large.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a bomb is refused below, and odd metadata is of no use
+        image = _opened(data, max_pixels)
+        width, height = image.size
+        _check_size(width, height, max_pixels)
+        try:
+            image.load()
+        except _BROKEN as error:
+            raise RefusedImageError(
+                f"the {image.format} file cannot be decoded, and may be cut off: {error}"
+            ) from None
+        return _eight_bits(_upright(image))
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise RefusedImageError(
+            f"{_begin(data)}, which is no file of a format that is taken: PNG, JPEG, WebP, GIF"
+        ) from None
+    except Image.DecompressionBombError:
+        raise RefusedImageError(
+            f"the image has more pixels than the {max_pixels} that it may have"
+        ) from None
+    except _BROKEN as error:
+        raise RefusedImageError(f"the file cannot be read: {error}") from None
+
+
+def _begin(data: bytes) -> str:
+    return f"it begins with {data[:12]!r}" if data else "it is empty"
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    shape = f"the image has {width} x {height} pixels"
+    if not width or not height:
+        raise RefusedImageError(f"{shape}; it needs at least one")
+    if width * height > max_pixels:
+        raise RefusedImageError(f"{shape}; it may have {max_pixels} in all")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise RefusedImageError(
+            f"{shape}; its longer side may be {MAX_ASPECT} times as long as the shorter"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except _BROKEN:
+        # As in a browser: what cannot be read says nothing.
+        return image
+    return image if turned is None else image.transpose(turned)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return gray of 16 bits as gray of 8; Pillow would make white of what is above 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

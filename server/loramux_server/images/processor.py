@@ -1,0 +1,115 @@
+"""Bytes of an image -> what the base model takes of it, by transformers' own processor."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image as Pillow
+from transformers import ProcessorMixin
+
+from loramux_server.images.decoding import RefusedImageError, decode
+from loramux_server.images.loading import NoProcessorError, load_processor, said
+from loramux_server.images.messages import Array, Image, Placeholder, PreparedImage, encode
+
+_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor makes of text."""
+
+
+class ImageProcessor:
+    """Prepares images, each alone, so that what becomes of one depends on nothing beside it."""
+
+    def __init__(self, processor: ProcessorMixin, max_pixels: int) -> None:
+        """Prepare with `processor`; `load` takes that of a folder.
+
+        Raises:
+            NoProcessorError: What it makes is nothing that can be used.
+        """
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._max_pixels = max_pixels
+        self._word = getattr(processor, "image_token", None)
+        name = type(processor).__name__
+        if not self._word:
+            raise NoProcessorError(f"{name} names no token that stands for an image")
+        added = self._tokenizer.get_added_vocab()
+        if self._word not in added:
+            raise NoProcessorError(f"the tokenizer has no {self._word}, which stands for an image")
+        self._added = frozenset(token for word, token in added.items() if word.strip())
+        """Those that are no text; some tokenizers have added tokens for line breaks."""
+        try:
+            tokens, _ = self._make(Pillow.new("RGB", (64, 64)))
+            first, last = self._bounds(tokens)
+        except Exception as error:
+            raise NoProcessorError(
+                f"{name} makes nothing of an image that can be used: {said(error)}"
+            ) from error
+        before, after = map(self._tokenizer.decode, (tokens[:first], tokens[last:]))
+        self.placeholder = Placeholder(added[self._word], before, after)
+        """What stands for an image before it is prepared."""
+
+    @classmethod
+    def load(cls, path: str, max_pixels: int) -> "ImageProcessor":
+        """Return the processor of the base model in folder or hub id `path`.
+
+        Args:
+            path: The folder or hub id.
+            max_pixels: Pixels that an image may have.
+
+        Raises:
+            NoProcessorError: It has none, or one that cannot be used here.
+        """
+        return cls(load_processor(path), max_pixels)
+
+    def prepare(self, data: bytes) -> PreparedImage:
+        """Return what the base model takes of the image in a file.
+
+        Raises:
+            RefusedImageError: The bytes are no image that is taken.
+        """
+        image = decode(data, self._max_pixels)
+        try:
+            return self._prepare(image)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RefusedImageError(
+                f"the image has {image.width} x {image.height} pixels, of which the base model's "
+                f"processor makes nothing: {said(error)}"
+            ) from None
+
+    def _prepare(self, image: Pillow.Image) -> PreparedImage:
+        tokens, arrays = self._make(image)
+        first, last = self._bounds(tokens)
+        own = tokens[first:last]
+        return PreparedImage(own, Image(_digest(own, arrays), arrays))
+
+    def _make(self, image: Pillow.Image) -> tuple[list[int], dict[str, Array]]:
+        """Return what transformers makes of the token for an image, and of the image."""
+        if not getattr(self._processor.image_processor, "do_convert_rgb", False):
+            image = image.convert("RGB")
+        made = self._processor(
+            text=[self._word], images=[image], return_tensors="pt", add_special_tokens=False
+        )
+        arrays = {name: _array(made[name].numpy()) for name in made if name not in _TEXT}
+        return made["input_ids"][0].tolist(), arrays
+
+    def _bounds(self, tokens: list[int]) -> tuple[int, int]:
+        """Return where `tokens` begin and end to be more than text."""
+        places = [place for place, token in enumerate(tokens) if token in self._added]
+        return places[0], places[-1] + 1
+
+
+def _array(numbers: np.ndarray) -> Array:
+    return Array(str(numbers.dtype), list(numbers.shape), numbers.tobytes())
+
+
+def _digest(tokens: list[int], arrays: Mapping[str, Array]) -> bytes:
+    """Return what an image is known by.
+
+    Tiles side by side may have the numbers of tiles one above the other, but never their tokens.
+    """
+    digest = hashlib.blake2b(encode(tokens), digest_size=32)
+    for name, array in sorted(arrays.items()):
+        digest.update(encode([name, array.dtype, array.shape]))
+        digest.update(array.data)
+    return digest.digest()

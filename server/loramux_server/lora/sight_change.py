@@ -1,0 +1,205 @@
+"""What an adapter does to the modules that see images.
+
+No step runs these, and so nothing of this is in rank rows: it is read when an image is looked at
+for a request with the adapter, and applied while that happens.
+
+Legend: R rank, K input width, N output width of a layer.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from loramux_adapters.contents import EditKind
+from loramux_adapters.fit import check_sight
+from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.lora.arriving import Arriving
+from loramux_server.lora.mix import Found, combined, not_mixable
+from loramux_server.lora.packed import (
+    Base,
+    Weights,
+    arriving,
+    package_in,
+    read_weights,
+    rounded,
+    verified,
+)
+from loramux_server.lora.slab import DTYPES
+from loramux_server.lora.weight_format import FORMATS, WeightFormat
+
+KEPT = 1024
+"""Adapters of which it is known what they do."""
+KEPT_BYTES = 256 << 20
+"""Memory of the host for that, unless one of them takes more."""
+
+
+class SeeingBase(Base, Protocol):
+    """What such changes are for."""
+
+    @property
+    def sight_layers(self) -> Mapping[str, tuple[int, int]]:
+        """Name of each linear layer that sees images -> (in_features, out_features)."""
+
+    @property
+    def sight_parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Name of each parameter of modules that see images -> its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class SightLayer:
+    """The low-rank change of one linear layer, in memory of the host."""
+
+    a_RK: Weights
+    b_RN: Weights
+    """B transposed."""
+    scale: float
+    form: WeightFormat
+    magnitude_N: torch.Tensor | None = None
+    """The length that each output's row of weights is given, the change included: DoRA."""
+
+    def of(self, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return what takes the place of `y`, which `layer` made of `x`."""
+        a_RK, b_RN = (self._factor(half, x.device) for half in (self.a_RK, self.b_RN))
+        added = self.scale * (x.float() @ a_RK.T @ b_RN)
+        if self.magnitude_N is None:
+            return (y.float() + added).to(y.dtype)
+        weight_NK: torch.Tensor = layer.get_parameter("weight").float()
+        bias_N: torch.Tensor | None = getattr(layer, "bias", None)
+        if isinstance(layer, Conv1D):
+            weight_NK = weight_NK.T
+        changed_NK = torch.addmm(weight_NK, b_RN.T, a_RK, alpha=self.scale)
+        length_N: torch.Tensor = torch.linalg.vector_norm(changed_NK, dim=1)
+        bias = 0 if bias_N is None else bias_N.float()
+        factor_N = self.magnitude_N.to(x.device).float() / length_N
+        return (factor_N * (y.float() - bias + added) + bias).to(y.dtype)
+
+    def _factor(self, values: Weights, device: torch.device) -> torch.Tensor:
+        held = torch.from_numpy(values).view(DTYPES[self.form])
+        return held.to(device).float()
+
+
+@dataclass(frozen=True, slots=True)
+class SightChange:
+    """All that one adapter, or a mix of several, does to what sees images."""
+
+    layers: Mapping[str, SightLayer] = field(default_factory=dict)
+    """Name of a linear layer -> its low-rank change."""
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Name of a parameter -> what takes its place."""
+
+    def __bool__(self) -> bool:
+        return bool(self.layers or self.parameters)
+
+    @property
+    def is_low_rank_alone(self) -> bool:
+        """Whether it can be mixed with others."""
+        return not self.parameters and all(
+            each.magnitude_N is None for each in self.layers.values()
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights but vectors."""
+        layers = sum(each.a_RK.nbytes + each.b_RN.nbytes for each in self.layers.values())
+        return layers + sum(each.nbytes for each in self.parameters.values())
+
+
+class SightChanges:
+    """What the adapters of requests do to what sees images; used on one thread."""
+
+    def __init__(self, base: SeeingBase) -> None:
+        """Keep what was read for `base`, the last of it."""
+        self._base = base
+        self._kept: OrderedDict[str, SightChange] = OrderedDict()
+
+    def of(self, source: AdapterSource) -> SightChange:
+        """Return what the adapter `source` does; its file is read unless that is known.
+
+        Raises:
+            DamagedError: See `load_sight_change`.
+            PackageError: Likewise.
+        """
+        change = self._kept.pop(source.digest, None)
+        if change is None:
+            change = load_sight_change(source, self._base)
+        self._kept[source.digest] = change
+        while len(self._kept) > 1 and self._is_full():
+            self._kept.popitem(last=False)
+        return change
+
+    def _is_full(self) -> bool:
+        num_bytes = sum(change.num_bytes for change in self._kept.values())
+        return num_bytes > KEPT_BYTES or len(self._kept) > KEPT
+
+
+def load_sight_change(source: AdapterSource, base: SeeingBase) -> SightChange:
+    """Read what an adapter, or a mix of several, does to what sees images; nothing in most cases.
+
+    Raises:
+        DamagedError: A file is absent or not what was registered.
+        PackageError: It does not fit the base model, or its parts cannot be mixed.
+    """
+    if not source.parts:
+        return _load(source.path, source.digest, source.seal, base)
+    found: dict[str, list[Found]] = {}
+    for part in source.parts:
+        change = _load(part.path, part.digest, part.seal, base)
+        if not change.is_low_rank_alone:
+            raise not_mixable(part)
+        for name, layer in change.layers.items():
+            found.setdefault(name, []).append(
+                Found(layer.a_RK, layer.b_RN, layer.form, layer.scale * part.weight)
+            )
+    return SightChange({name: _mixed(changes, source) for name, changes in found.items()})
+
+
+def _mixed(changes: Sequence[Found], source: AdapterSource) -> SightLayer:
+    form = WeightFormat.FLOAT32
+    a_RK, b_RN = (rounded(half, form) for half in combined(changes, source.combination))
+    return SightLayer(a_RK, b_RN, 1.0, form)
+
+
+def _load(path: str, digest: str, seal: str, base: SeeingBase) -> SightChange:
+    with arriving(Path(path), digest, seal) as file, verified(file):
+        package = package_in(file, base)
+        sight = package.contents.sight
+        if sight is None:
+            return SightChange()
+        check_sight(sight, base.sight_layers, base.sight_parameters)
+        begin = package.file.data_start
+        lengths: dict[str, torch.Tensor] = {}
+        parameters: dict[str, torch.Tensor] = {}
+        for edit in sight.edits:
+            value = _tensor(file, begin, edit.tensor)
+            if edit.kind is EditKind.MAGNITUDE:
+                lengths[edit.module] = value
+            else:
+                parameters[f"{edit.module}.{edit.parameter or 'bias'}"] = value
+        layers = {}
+        for module in sight.modules:
+            # Factors of two formats are of none.
+            form = FORMATS[module.a.dtype]
+            if FORMATS[module.b.dtype] is not form:
+                form = WeightFormat.FLOAT32
+            a_RK = _weights(file, begin, module.a, form)
+            b_RN = _weights(file, begin, module.b, form).T.copy()
+            length_N = lengths.get(module.module)
+            layers[module.module] = SightLayer(a_RK, b_RN, module.scale, form, length_N)
+    return SightChange(layers, parameters)
+
+
+def _weights(file: Arriving, begin: int, tensor: TensorInfo, form: WeightFormat) -> Weights:
+    at = begin + tensor.offset
+    return read_weights(tensor, file[at : at + tensor.num_bytes], form).copy()
+
+
+def _tensor(file: Arriving, begin: int, tensor: TensorInfo) -> torch.Tensor:
+    form = FORMATS[tensor.dtype]
+    return torch.from_numpy(_weights(file, begin, tensor, form)).view(DTYPES[form])
