@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from loramux_adapters.fields import Fields
 from loramux_adapters.kinds import FOLDED, KINDS, REFUSED
+from loramux_adapters.pattern_code import MAX_LENGTH, MAX_LEVELS, MAX_PARTS, MAX_STEPS
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 
 _HEAD = """\
@@ -17,6 +18,27 @@ what is computed; *recorded* ones do not change the result of what was saved, an
 are refused with this reason, unless they are switched off. A test holds the table against PEFT's
 config classes, so that a field of a later version cannot slip past. `BOTTLENECK` is what a package
 calls the bottleneck adapters of the `adapters` library (Houlsby, Pfeiffer, parallel).
+"""
+
+_NAMES = f"""\
+## Names of modules
+
+In `target_modules`, `exclude_modules` and `feedforward_modules` a list holds names, whole or the
+last parts of them, and a string other than `all-linear` is a regular expression for the whole
+name, as Unsloth, ms-swift and LLaMA-Factory write them. Keys of `rank_pattern` and `alpha_pattern`
+are expressions for the last parts, of which the first that matches counts, and so are names in
+`layers_pattern`. A key, or a name there, with no sign but dots is a name, and its dots are dots.
+All are asked with the names that modules have in the adapter's own file.
+
+Expressions are those of Python's `re`, lookarounds and `(?i)`, `(?s)` and `(?x)` included, but are
+not tried by it: it can take time that doubles with each character. Here each part of one is tried
+at each place of a name once at most. Refused are groups that are read again (`\\1`), `(?(1)…)`,
+`(?>…)`, `a++` and the other flags; beside `(?i)`, letters beyond ASCII; more than {MAX_LENGTH:,}
+characters, {MAX_LEVELS} parentheses inside each other, or {MAX_PARTS:,} parts with all that is
+repeated by number; and what takes more than {MAX_STEPS:,} steps for the modules of an adapter,
+about a second. The names of 2,000 modules take 300,000 with Unsloth's expression. In
+`layers_pattern` a choice needs parentheses around it, and no repeated part may be empty. Lists
+hold no expressions, and neither do `modules_to_save` and `target_parameters`.
 """
 
 _TASKS = """\
@@ -51,7 +73,7 @@ def all_fields() -> Mapping[str, Fields]:
 
 
 def _lines() -> Iterator[str]:
-    yield from (_HEAD, _TASKS, "## Methods", "", "| `peft_type` | |", "| --- | --- |")
+    yield from (_HEAD, _NAMES, _TASKS, "## Methods", "", "| `peft_type` | |", "| --- | --- |")
     rows = dict.fromkeys(KINDS, "served")
     rows |= dict.fromkeys(FOLDED, "made a LoRA by `loramux pack`")
     rows |= {name: f"refused: {why}" for name, why in REFUSED.items()}

@@ -1,8 +1,4 @@
-"""Fields of `adapter_config.json`, whatever the method: read one at a time, and checked.
-
-PEFT treats several of them as regular expressions; here they are literal names, because a pattern
-from a stranger can take exponential time.
-"""
+"""Fields of `adapter_config.json`, whatever the method: read one at a time, and checked."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +9,6 @@ from loramux_adapters.errors import PackageError, shown
 PREFIX = "base_model.model."
 """How names of tensors begin that PEFT saved."""
 MAX_ALPHA = 4096.0
-_ANYTHING = r".*\."
 _METACHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]")
 
 
@@ -125,42 +120,23 @@ def text(config: Mapping[str, object], name: str) -> str:
 
 
 def mapping(config: Mapping[str, object], name: str) -> Mapping[str, object]:
-    """Return the object `name`, whose keys are names of modules.
-
-    To PEFT they are regular expressions. The one kind that it writes itself, where it has converted
-    what was trained on a mixture, means no more than a name: anything, a dot, and that.
-    """
+    """Return the object `name`."""
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise invalid(name, f"is {shown(value)}, not an object")
-    found: dict[str, object] = {}
-    for key, each in value.items():
-        literal = key.removeprefix(_ANYTHING)
-        _check_literal(name, literal)
-        found.setdefault(literal, each)
-    return found
+    return value
 
 
-def names(
-    config: Mapping[str, object], name: str, *, text_is_name: bool = False
-) -> tuple[str, ...]:
-    """Return the list `name` of names of modules.
-
-    Args:
-        config: The config.
-        name: The field.
-        text_is_name: Whether a string is one name; else it is a pattern to PEFT, and refused.
-    """
+def names(config: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """Return the list `name` of names of modules."""
     value = config.get(name) or []
     if isinstance(value, str):
-        if not text_is_name:
-            # In PEFT a string, unlike a list, is a regular expression for the whole name.
-            raise unsupported(name, value, "a regular expression; list the names of the modules")
-        value = [value]
+        raise unsupported(name, value, "a regular expression; list the names of the modules")
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise invalid(name, f"is {shown(value)}, not a list of module names")
     for each in value:
-        _check_literal(name, each)
+        if _METACHARACTERS.search(each):
+            raise unsupported(name, each, "patterns are not served; give literal module names")
     return tuple(value)
 
 
@@ -172,8 +148,3 @@ def layers(value: object) -> frozenset[int] | None:
     if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
         raise invalid("layers_to_transform", f"is {shown(value)}, not layer numbers from 0")
     return frozenset(numbers)
-
-
-def _check_literal(name: str, literal: str) -> None:
-    if _METACHARACTERS.search(literal):
-        raise unsupported(name, literal, "patterns are not served; give literal module names")

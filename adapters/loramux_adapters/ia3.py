@@ -14,13 +14,14 @@ from loramux_adapters.fields import (
     Fields,
     boolean,
     invalid,
-    names,
     path_of,
     refuse_unserved,
     text,
 )
-from loramux_adapters.matching import tails
+from loramux_adapters.pattern import Pattern
+from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import check_saved_alone, saved_edit, saved_names, without_repeats
+from loramux_adapters.targets import Named, is_named, named
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
@@ -42,23 +43,24 @@ _SERVED = f"'{_ENDING}' is served of an IA3 adapter"
 class Ia3Config:
     """What a checked IA3 config says about each module."""
 
-    target_modules: frozenset[str] | None
-    """Names, whole or the last parts of them; None means every linear layer."""
-    exclude_modules: frozenset[str]
-    feedforward_modules: frozenset[str]
+    target_modules: Named | None
+    """None means every linear layer."""
+    exclude_modules: Named
+    feedforward_modules: Named
     base_model: str
     saved: tuple[str, ...] = ()
     """Ends of the names of modules that were trained whole."""
 
     def targets(self, module: str) -> bool:
         """Return whether PEFT would give `module` an adapter."""
-        known = tails(module)
-        if not self.exclude_modules.isdisjoint(known):
+        if is_named(module, self.exclude_modules):
             return False
-        return self.target_modules is None or not self.target_modules.isdisjoint(known)
+        return self.target_modules is None or is_named(module, self.target_modules)
 
     def is_feedforward(self, module: str) -> bool:
         """Return whether it is the input of `module` that is multiplied."""
+        if isinstance(self.feedforward_modules, Pattern):
+            return self.feedforward_modules.is_whole(module)
         # PEFT asks for the end of the name, not for whole parts of it.
         return any(module.endswith(name) for name in self.feedforward_modules)
 
@@ -73,16 +75,15 @@ def check_ia3(config: Mapping[str, object]) -> Ia3Config:
     refuse_unserved(config, FIELDS)
     boolean(config, "fan_in_fan_out")
     targets = config.get("target_modules")
+    steps = Steps()
     checked = Ia3Config(
-        target_modules=(
-            None if targets == "all-linear" else frozenset(names(config, "target_modules"))
-        ),
-        exclude_modules=frozenset(names(config, "exclude_modules")),
-        feedforward_modules=frozenset(names(config, "feedforward_modules")),
+        target_modules=None if targets == "all-linear" else named(config, "target_modules", steps),
+        exclude_modules=named(config, "exclude_modules", steps),
+        feedforward_modules=named(config, "feedforward_modules", steps),
         base_model=text(config, "base_model_name_or_path"),
         saved=saved_names(config),
     )
-    if checked.target_modules is not None and not checked.target_modules:
+    if checked.target_modules == frozenset():
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")
     return checked
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError
-from loramux_adapters.fields import Fields, names, path_of, refuse_unserved, text
-from loramux_adapters.matching import tails
+from loramux_adapters.fields import Fields, path_of, refuse_unserved, text
+from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import saved_edit, saved_names, without_repeats
+from loramux_adapters.targets import Named, is_named, named
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
@@ -32,18 +33,17 @@ _SERVED = f"'{_INFIX}weight' and '{_INFIX}bias' are served of an LN_TUNING adapt
 class LnTuningConfig:
     """What a checked config of this method says."""
 
-    target_modules: frozenset[str]
-    """Names of norms, whole or the last parts of them."""
-    exclude_modules: frozenset[str]
+    target_modules: Named
+    """The norms."""
+    exclude_modules: Named
     base_model: str
     saved: tuple[str, ...] = ()
     """Ends of the names of other modules that were trained whole."""
 
     def targets(self, module: str) -> bool:
         """Return whether PEFT would train `module`."""
-        known = tails(module)
-        is_excluded = not self.exclude_modules.isdisjoint(known)
-        return not is_excluded and not self.target_modules.isdisjoint(known)
+        is_excluded = is_named(module, self.exclude_modules)
+        return not is_excluded and is_named(module, self.target_modules)
 
 
 def check_ln_tuning(config: Mapping[str, object]) -> LnTuningConfig:
@@ -53,9 +53,10 @@ def check_ln_tuning(config: Mapping[str, object]) -> LnTuningConfig:
         PackageError: A field is malformed or asks for something that is not served.
     """
     refuse_unserved(config, FIELDS)
+    steps = Steps()
     return LnTuningConfig(
-        target_modules=frozenset(names(config, "target_modules")),
-        exclude_modules=frozenset(names(config, "exclude_modules")),
+        target_modules=named(config, "target_modules", steps),
+        exclude_modules=named(config, "exclude_modules", steps),
         base_model=text(config, "base_model_name_or_path"),
         saved=saved_names(config),
     )

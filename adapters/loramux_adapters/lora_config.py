@@ -1,6 +1,6 @@
 """What a LoRA config means for a layer: its rank, its scale, and whether it has an adapter at all.
 
-Source of the meaning: `peft.LoraConfig`, PEFT 0.21, with literal names where PEFT has patterns.
+Source of the meaning: `peft.LoraConfig`, PEFT 0.21.
 """
 
 import enum
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loramux_adapters.matching import tails
+from loramux_adapters.pattern import Pattern
+from loramux_adapters.targets import Keyed, Named, is_named, number_behind
 
 
 class Bias(enum.StrEnum):
@@ -27,14 +29,14 @@ class LoraConfig:
     rank: int
     alpha: float
     use_rslora: bool
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
-    target_modules: frozenset[str] | None
-    """Names, whole or the last parts of them; None means every linear layer."""
-    exclude_modules: frozenset[str]
+    ranks: Keyed[int]
+    alphas: Keyed[float]
+    target_modules: Named | None
+    """None means every linear layer."""
+    exclude_modules: Named
     layers: frozenset[int] | None
     """Layer numbers; None means all."""
-    layers_pattern: tuple[str, ...]
+    layers_pattern: tuple[str | Pattern, ...]
     """Names of what the layer number stands behind; the first that is found counts."""
     base_model: str
     use_dora: bool = False
@@ -54,25 +56,23 @@ class LoraConfig:
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the config gives to `module`."""
-        key = _first_match(self.rank_pattern, module)
-        return self.rank if key is None else self.rank_pattern[key]
+        return self.ranks.of(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """Return what multiplies B(Ax) for `module`: alpha/r, or alpha/sqrt(r) for rsLoRA."""
-        key = _first_match(self.alpha_pattern, module)
-        alpha = self.alpha if key is None else self.alpha_pattern[key]
+        alpha = self.alphas.of(module, self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
         """Return whether PEFT would give `module` an adapter."""
-        if not self.exclude_modules.isdisjoint(tails(module)):
+        targets = self.target_modules
+        if is_named(module, self.exclude_modules):
             return False
-        if self.target_modules is not None:
-            if module in self.target_modules:
-                return True  # PEFT does not look at the layer of a module named in full
-            if self.target_modules.isdisjoint(tails(module)):
-                return False
+        if targets is not None and not is_named(module, targets):
+            return False
+        if isinstance(targets, frozenset) and module in targets:
+            return True  # PEFT does not look at the layer of a module named in full
         return self.layers is None or self._layer_of(module) in self.layers
 
     def targets_parameter(self, name: str) -> bool:
@@ -96,10 +96,8 @@ class LoraConfig:
         found: dict[str, int] = {}
         for i, number in reversed(numbers):  # of two numbers behind one name the first counts
             found.update(dict.fromkeys(tails(".".join(parts[:i])), number))
-        return next((found[name] for name in self.layers_pattern if name in found), None)
-
-
-def _first_match(keys: Mapping[str, object], module: str) -> str | None:
-    # Looked up, not searched: a small file can bring thousands of keys and thousands of modules.
-    found = {tail for tail in tails(module) if tail in keys} if keys else None
-    return next((key for key in keys if key in found), None) if found else None
+        behind = (
+            number_behind(module, name) if isinstance(name, Pattern) else found.get(name)
+            for name in self.layers_pattern
+        )
+        return next((number for number in behind if number is not None), None)

@@ -21,7 +21,10 @@ from loramux_adapters.fields import (
     unsupported,
 )
 from loramux_adapters.lora_config import Bias, LoraConfig
+from loramux_adapters.pattern import Pattern
+from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import saved_names
+from loramux_adapters.targets import Keyed, layer_names, named
 from loramux_adapters.trainable_tokens import token_indices
 
 MAX_RANK = 512
@@ -75,23 +78,28 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
     ranks = mapping(config, "rank_pattern")
     alphas = mapping(config, "alpha_pattern")
     targets = config.get("target_modules")
+    steps = Steps()
     checked = LoraConfig(
         rank=rank,
         alpha=alpha(config.get("lora_alpha", 8), "lora_alpha"),
         use_rslora=boolean(config, "use_rslora"),
-        rank_pattern={
-            key: integer(ranks, key, rank, 1, MAX_RANK, f"rank_pattern[{shown(key)}]")
-            for key in ranks
-        },
-        alpha_pattern={
-            key: alpha(value, f"alpha_pattern[{shown(key)}]") for key, value in alphas.items()
-        },
-        target_modules=(
-            None if targets == "all-linear" else frozenset(names(config, "target_modules"))
+        ranks=Keyed.read(
+            "rank_pattern",
+            {
+                key: integer(ranks, key, rank, 1, MAX_RANK, f"rank_pattern[{shown(key)}]")
+                for key in ranks
+            },
+            steps,
         ),
-        exclude_modules=frozenset(names(config, "exclude_modules")),
+        alphas=Keyed.read(
+            "alpha_pattern",
+            {key: alpha(value, f"alpha_pattern[{shown(key)}]") for key, value in alphas.items()},
+            steps,
+        ),
+        target_modules=None if targets == "all-linear" else named(config, "target_modules", steps),
+        exclude_modules=named(config, "exclude_modules", steps),
         layers=layers(config.get("layers_to_transform")),
-        layers_pattern=names(config, "layers_pattern", text_is_name=True),
+        layers_pattern=layer_names(config, steps),
         base_model=text(config, "base_model_name_or_path"),
         use_dora=boolean(config, "use_dora"),
         lora_bias=boolean(config, "lora_bias"),
@@ -102,7 +110,13 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         parameters=_parameters(config),
         invocation=_invocation(config),
     )
-    if checked.target_modules is not None and not checked.target_modules | checked.parameters:
+    if isinstance(checked.target_modules, Pattern) and checked.layers is not None:
+        value = config["layers_to_transform"]
+        raise invalid(
+            "layers_to_transform",
+            f"is {shown(value)}; beside an expression in target_modules PEFT takes none",
+        )
+    if checked.target_modules == frozenset() and not checked.parameters:
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")
     return checked
 

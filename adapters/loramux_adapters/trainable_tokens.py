@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import Fields, invalid, names, path_of, refuse_unserved, text
+from loramux_adapters.fields import Fields, invalid, path_of, refuse_unserved, text
+from loramux_adapters.pattern import Pattern
+from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import saved_edit
+from loramux_adapters.targets import Named, is_name, named
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
@@ -32,7 +35,7 @@ class TrainableTokensConfig:
     """What a checked config of this method says."""
 
     tokens: tuple[int, ...]
-    target_modules: frozenset[str]
+    target_modules: Named
     """Ends of the names of embeddings; empty for the model's own."""
     base_model: str
 
@@ -46,8 +49,7 @@ def check_trainable_tokens(config: Mapping[str, object]) -> TrainableTokensConfi
     refuse_unserved(config, FIELDS)
     return TrainableTokensConfig(
         tokens=token_list(config.get("token_indices"), "token_indices"),
-        # PEFT writes the name of the embeddings as a string, if none was given.
-        target_modules=frozenset(names(config, "target_modules", text_is_name=True)),
+        target_modules=_targets(config),
         base_model=text(config, "base_model_name_or_path"),
     )
 
@@ -68,13 +70,28 @@ def trainable_tokens_contents(
         else:
             edits.append(saved_edit(tensor, (), _SERVED))
     # PEFT saves the rows also for what is tied to the embeddings, which no field names.
-    targets = tuple(config.target_modules) or ("",)
-    if not any(e.kind is EditKind.TOKENS and e.module.endswith(targets) for e in edits):
+    if not any(e.kind is EditKind.TOKENS and _is_target(config, e.module) for e in edits):
         raise PackageError(
             f"there is no tensor '{_OWN_ROWS}' of a module that target_modules names",
             "INVALID_ADAPTER_CONFIG",
         )
     return Contents(edits=sorted(edits, key=lambda edit: (edit.module, edit.kind)))
+
+
+def _targets(config: Mapping[str, object]) -> Named:
+    name = "target_modules"
+    value = config.get(name)
+    # PEFT writes the name of the embeddings as a string, if none was given.
+    if isinstance(value, str) and is_name(value):
+        return frozenset((value,))
+    return named(config, name, Steps())
+
+
+def _is_target(config: TrainableTokensConfig, module: str) -> bool:
+    targets = config.target_modules
+    if isinstance(targets, Pattern):
+        return targets.is_whole(module)
+    return module.endswith(tuple(targets) or ("",))
 
 
 def token_indices(config: Mapping[str, object]) -> Mapping[str, tuple[int, ...]]:

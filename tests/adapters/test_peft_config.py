@@ -74,15 +74,15 @@ CORPUS = [
     ),
     *(
         case(f"B06-{pattern}", UNSUPPORTED, "target_modules", repr(pattern), target_modules=pattern)
-        for pattern in ("(a+)+$", ".*", "q_proj", "all-linear-layers")
+        for pattern in ("(a+)+{9999}$", "(a)\\1", "(?>a)", "a{1,100000}", "q_proj(")
     ),
     case("B06-in-a-list", UNSUPPORTED, "target_modules", "'.*'", target_modules=["q_proj", ".*"]),
-    case("B06-to-exclude", UNSUPPORTED, "exclude_modules", "'.*'", exclude_modules=".*"),
-    case("B06-layers", UNSUPPORTED, "layers_pattern", "'(h|l)'", layers_pattern="(h|l)"),
+    case("B06-to-exclude", UNSUPPORTED, "exclude_modules", "'.*+'", exclude_modules=".*+"),
+    case("B06-layers", UNSUPPORTED, "layers_pattern", "'h|l'", layers_pattern="h|l"),
     *(
         case(f"B07-{field}-{key}", UNSUPPORTED, field, repr(key), **{field: {key: 4}})
         for field in ("rank_pattern", "alpha_pattern")
-        for key in ("^model.layers.0", "q_proj$", "a|b", "(a+)+", "a\\.b", "q_proj\n", "layers.*")
+        for key in ("(a", "(?i)a", "(a)\\2", "a{20000}", "a++", "(?<=a*)b")
     ),
     *(
         case(f"B08-r-{value!r}", INVALID, "r is", repr(value), r=value)
@@ -154,12 +154,14 @@ GOOD: dict[str, list[Any]] = {
     "r": [1, 512],
     "lora_alpha": [0.5, 16, 4096],
     "rank_pattern": [None, {}, {"q_proj": 512, "model.layers.0.mlp.up-proj": 1}],
-    "alpha_pattern": [None, {}, {"q_proj": 0.5}],
+    "alpha_pattern": [
+        None, {}, {"q_proj": 0.5}, {"^model.layers.0": 1, "q_proj$": 2, "(a+)+": 3, "a|b": 4},
+    ],
     "use_rslora": [None, True],
-    "target_modules": ["all-linear", ["a.b-c_d.0"]],
-    "exclude_modules": [None, [], "", ["lm_head"]],
+    "target_modules": ["all-linear", ["a.b-c_d.0"], ".*", "(a+)+$", "q_proj"],
+    "exclude_modules": [None, [], "", ["lm_head"], ".*(?:visual|head).*"],
     "layers_to_transform": [None, [], 0, [0, 1]],
-    "layers_pattern": [None, [], "", "layers", ["layers", "h"]],
+    "layers_pattern": [None, [], "", "layers", ["layers", "h"], "(h|layers)"],
     "bias": ["none", None, "all", "lora_only"],
     "lora_bias": [False, None, True],
     "init_lora_weights": [True, False, "gaussian", "eva", "orthogonal", "mica"],

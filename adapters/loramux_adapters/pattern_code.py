@@ -1,0 +1,253 @@
+"""Regular expressions for names of modules, as small programs.
+
+Python's own parser says what an expression means. A program has an instruction for each part of
+it, and one for each time that a counted repeat may happen. `pattern.py` runs it.
+"""
+
+import re
+from collections.abc import Iterable
+from re import _constants, _parser  # type: ignore[attr-defined]
+from typing import Any, TypeAlias, cast
+
+MAX_LENGTH = 4096
+"""Characters of an expression."""
+MAX_PARTS = 10_000
+"""Parts of an expression, those that are repeated as often as they may be."""
+MAX_LEVELS = 50
+"""Parentheses inside each other."""
+MAX_STEPS = 4_000_000
+"""Steps of all expressions of one config: about a second."""
+_STEPS_OF_PART = 20
+
+TEXT, ONE, MANY, SPLIT, PLACE, LOOK, DONE = range(7)
+"""What an instruction is: see `Instruction`."""
+
+Item: TypeAlias = Any
+"""What Python's parser makes of a part; it has no public type."""
+Instruction: TypeAlias = tuple[int, Any, int]
+"""What it is, its argument, and the number of the next.
+
+`TEXT` reads a string, `ONE` one character of a set; `MANY` any number of such: of a set, whether
+few are tried first, and what the next reads first, None if that is not known; `SPLIT` goes on at
+each of some instructions, in their order; `PLACE` demands a place such as the end; `LOOK` demands
+that another program, begun at an instruction and so many characters back, reads something, or
+nothing; `DONE` ends a program.
+"""
+
+_ASCII = frozenset(map(chr, range(128)))
+_DIGITS = frozenset("0123456789")
+_SPACES = frozenset(each for each in _ASCII if each.isspace())
+WORDS = frozenset(each for each in _ASCII if each.isalnum()) | {"_"}
+_CLASSES = {
+    _constants.CATEGORY_DIGIT: _DIGITS,
+    _constants.CATEGORY_NOT_DIGIT: _ASCII - _DIGITS,
+    _constants.CATEGORY_SPACE: _SPACES,
+    _constants.CATEGORY_NOT_SPACE: _ASCII - _SPACES,
+    _constants.CATEGORY_WORD: WORDS,
+    _constants.CATEGORY_NOT_WORD: _ASCII - WORDS,
+}
+BEGIN, END, LAST, BORDER, INSIDE = range(5)
+"""Places: before all, after all, that or before a last line break, at a word's edge, elsewhere."""
+_PLACES = {
+    _constants.AT_BEGINNING: BEGIN,
+    _constants.AT_BEGINNING_STRING: BEGIN,
+    _constants.AT_END: LAST,
+    _constants.AT_END_STRING: END,
+    _constants.AT_BOUNDARY: BORDER,
+    _constants.AT_NON_BOUNDARY: INSIDE,
+}
+_SIGNS = (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN)
+_REFUSED = {
+    _constants.GROUPREF: "a group again (\\1)",
+    _constants.GROUPREF_EXISTS: "a choice by a group, (?(1)…)",
+    _constants.ATOMIC_GROUP: "(?>…)",
+    _constants.POSSESSIVE_REPEAT: "*+, ++, ?+ or {…}+",
+}
+_FLAGS = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
+
+
+class Steps:
+    """How many steps are left to the expressions of one config."""
+
+    def __init__(self) -> None:
+        self.left = MAX_STEPS
+
+
+class RefusedPatternError(ValueError):
+    """Raised for an expression that is not served; the message says why."""
+
+
+class Program:
+    """The instructions of one expression; the first to be run is `start`."""
+
+    def __init__(self, text: str, steps: Steps, *, ending: str = "") -> None:
+        """Make the program of `text`.
+
+        Args:
+            text: The expression.
+            steps: What is left of the config's, of which this takes some.
+            ending: The name of a group, if it matters which of several ends Python would find:
+                all that matches has to end with it and one character more.
+
+        Raises:
+            RefusedPatternError: It is no expression, or has a part that is not served.
+        """
+        if len(text) > MAX_LENGTH:
+            raise RefusedPatternError(f"it has {len(text)} characters, at most {MAX_LENGTH}")
+        try:
+            parsed = _parser.parse(text)
+        except (re.error, ValueError, OverflowError, FutureWarning) as error:
+            raise RefusedPatternError(f"it is no regular expression: {error}") from None
+        except RecursionError:
+            raise RefusedPatternError(f"it is deeper than {MAX_LEVELS} levels") from None
+        self._steps = steps
+        self._is_ordered = bool(ending)
+        if ending and not _ends_with(parsed, ending):
+            raise RefusedPatternError("it has a choice that no parentheses enclose")
+        self._num_parts = 0
+        self.code: list[Instruction] = [(DONE, None, 0)]
+        self._firsts: list[frozenset[str] | None] = [None]
+        self.start = self._sequence(parsed, 0, parsed.state.flags, 0)
+
+    def _add(self, kind: int, argument: Item, then: int) -> int:
+        self.code.append((kind, argument, then))
+        self._firsts.append(self._first(kind, argument, then))
+        return len(self.code) - 1
+
+    def _first(self, kind: int, argument: Item, then: int) -> frozenset[str] | None:
+        """Return what an instruction can read first; None if that is not known."""
+        if kind == TEXT:
+            return frozenset(argument[0])
+        if kind == ONE:
+            return cast(frozenset[str], argument)
+        after = [self._firsts[each] for each in argument] if kind == SPLIT and argument else [None]
+        if kind == MANY:
+            after = [argument[0], self._firsts[then]]
+        known = [each for each in after if each is not None]
+        return frozenset().union(*known) if len(known) == len(after) else None
+
+    def _count(self) -> None:
+        self._num_parts += 1
+        self._steps.left -= _STEPS_OF_PART
+        if self._num_parts > MAX_PARTS:
+            raise RefusedPatternError(
+                f"with all that it repeats it has more than {MAX_PARTS} parts"
+            )
+        if self._steps.left < 0:
+            raise RefusedPatternError(too_long())
+
+    def _sequence(self, items: Iterable[Item], then: int, flags: int, level: int) -> int:
+        """Add what reads `items` and goes on at `then`; return where it begins."""
+        if level > MAX_LEVELS:
+            raise RefusedPatternError(f"it is deeper than {MAX_LEVELS} levels")
+        if flags & ~_FLAGS:
+            raise RefusedPatternError("of flags (?i), (?s) and (?x) are served")
+        self._count()
+        literal = ""
+        for kind, argument in reversed(list(items)):
+            self._count()
+            if kind is _constants.LITERAL and not flags & re.IGNORECASE:
+                literal = chr(argument) + literal
+                continue
+            if literal:
+                then, literal = self._add(TEXT, literal, then), ""
+            then = self._item(kind, argument, then, flags, level + 1)
+        return self._add(TEXT, literal, then) if literal else then
+
+    def _item(self, kind: Item, argument: Item, then: int, flags: int, level: int) -> int:
+        if kind in _SIGNS:
+            return self._add(ONE, self._signs(kind, argument, flags), then)
+        if kind is _constants.BRANCH:
+            branches = [self._sequence(each, then, flags, level) for each in argument[1]]
+            return self._add(SPLIT, tuple(branches), 0)
+        if kind is _constants.SUBPATTERN:
+            _, more, less, items = argument
+            return self._sequence(items, then, (flags | more) & ~less, level)
+        if kind in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
+            is_lazy = kind is _constants.MIN_REPEAT
+            low, high, body = argument
+            return self._repeat(low, high, body, then, flags, level, is_lazy=is_lazy)
+        if kind in (_constants.ASSERT, _constants.ASSERT_NOT):
+            direction, items = argument
+            return self._look(items, direction < 0, kind is _constants.ASSERT, then, flags, level)
+        if kind is _constants.AT:
+            return self._add(PLACE, _PLACES[argument], then)
+        if kind is _constants.FAILURE:
+            return self._add(SPLIT, (), 0)
+        raise RefusedPatternError(f"{_REFUSED.get(kind, kind)} is not served")
+
+    def _repeat(
+        self, low: int, high: Item, body: Item, then: int, flags: int, level: int, *, is_lazy: bool
+    ) -> int:
+        if self._is_ordered and not body.getwidth()[0]:
+            raise RefusedPatternError("it repeats what may be empty, so its end is not clear")
+
+        def either(inner: int, other: int) -> tuple[int, int]:
+            return (other, inner) if is_lazy else (inner, other)
+
+        if high is _constants.MAXREPEAT and len(body) == 1 and body[0][0] in _SIGNS:
+            # Where the order counts, each is tried by itself.
+            first = None if self._is_ordered else self._firsts[then]
+            then = self._add(
+                MANY, (self._signs(body[0][0], body[0][1], flags), is_lazy, first), then
+            )
+        elif high is _constants.MAXREPEAT:
+            loop = self._add(SPLIT, (), 0)
+            inner = self._sequence(body, loop, flags, level)
+            self.code[loop] = (SPLIT, either(inner, then), 0)
+            then = loop
+        else:
+            end = then
+            for _ in range(high - low):
+                inner = self._sequence(body, then, flags, level)
+                then = self._add(SPLIT, either(inner, end), 0)
+        for _ in range(low):
+            then = self._sequence(body, then, flags, level)
+        return then
+
+    def _look(
+        self, items: Item, is_behind: bool, is_wanted: bool, then: int, flags: int, level: int
+    ) -> int:
+        least, most = items.getwidth()
+        if is_behind and least != most:
+            raise RefusedPatternError("it is no regular expression: what it looks back at varies")
+        start = self._sequence(items, 0, flags, level)
+        return self._add(LOOK, (start, int(least) if is_behind else 0, is_wanted), then)
+
+    def _signs(self, kind: Item, argument: Item, flags: int) -> frozenset[str]:
+        """Return the characters that one item reads, of those that names have."""
+        if kind is _constants.ANY:
+            return _ASCII if flags & re.DOTALL else _ASCII - {"\n"}
+        items = argument if kind is _constants.IN else [(_constants.LITERAL, argument)]
+        is_negative = kind is _constants.NOT_LITERAL
+        found: set[str] = set()
+        for each, value in items:
+            self._count()
+            if each is _constants.NEGATE:
+                is_negative = True
+            elif each is _constants.CATEGORY:
+                found |= _CLASSES[value]
+            else:
+                low, high = value if each is _constants.RANGE else (value, value)
+                if flags & re.IGNORECASE and high > 127:
+                    raise RefusedPatternError("beside (?i) only ASCII is served")
+                found.update(map(chr, range(low, min(high, 127) + 1)))
+        if flags & re.IGNORECASE:
+            found |= {other for each in found for other in (each.lower(), each.upper())}
+        return _ASCII - found if is_negative else frozenset(found)
+
+
+def _ends_with(parsed: Item, group: str) -> bool:
+    """Return whether the last item but one is `group`."""
+    if len(parsed) < 2:
+        return False
+    kind, argument = parsed[-2]
+    return kind is _constants.SUBPATTERN and argument[0] == parsed.state.groupdict[group]
+
+
+def too_long() -> str:
+    """Return why a config is refused whose expressions take too many steps."""
+    return (
+        f"to try the expressions of this config on the names of modules takes more than {MAX_STEPS}"
+        " steps"
+    )
