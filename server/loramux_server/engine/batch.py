@@ -5,7 +5,7 @@ Requests that share an adapter lie next to each other, so that a segment is as l
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import draws_of
+from loramux_server.engine.shown import added, positions_of, shown, together
 from loramux_server.engine.token_counts import Turn, adjustments_of
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
@@ -22,7 +23,6 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.head import states
 from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.virtual import VirtualRun
-from loramux_server.models.seen import PLAIN, Int64, positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Batch:
         block, offset = np.divmod(position, block_size)
         slot = table[row, block].astype(np.int64) * block_size + offset
         embedded, cached = _virtual_runs(chunks, query_start, table, block_size, residence)
-        position_T, position_3T = _positions(chunks, position)
+        position_T, position_3T = positions_of(chunks, position)
         ending = [chunk for chunk in chunks if chunk.samples]
         sampled = [
             place
@@ -121,13 +121,13 @@ class Batch:
                     table_BM=table,
                     block_size=block_size,
                     slot_T=torch.from_numpy(slot),
-                    together_T2=_together(chunks),
+                    together_T2=together(chunks),
                 ),
                 segments=_segments(chunks, query_start, residence),
                 states=_states(chunks),
                 position_3T=position_3T,
-                embedded=(*embedded, *_shown(chunks, query_start)),
-                added=_added(chunks, query_start),
+                embedded=(*embedded, *shown(chunks, query_start)),
+                added=added(chunks, query_start),
                 cached=cached,
                 carried_T=_carried(chunks, before) if before else None,
                 draws=_draws(ending) if draws else None,
@@ -166,55 +166,6 @@ def _adjustments(chunks: Sequence[Chunk]) -> Adjustments | None:
     """Return what is done to their logits before."""
     turns = [Turn(c.request.counts, c.position, c.request.output) for c in chunks]
     return adjustments_of(turns)
-
-
-def _positions(
-    chunks: Sequence[Chunk], position: Int64
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return where the tokens are, by time, and by height and width where that is something else.
-
-    Args:
-        chunks: What is computed.
-        position: The place of each token in its text.
-    """
-    if all(chunk.request.view is None for chunk in chunks):
-        return torch.from_numpy(position), None
-    turns = [
-        (chunk.request.view or PLAIN).turns(chunk.start, chunk.start + chunk.length)
-        for chunk in chunks
-    ]
-    return positions(np.concatenate(turns, axis=1))
-
-
-def _together(chunks: Sequence[Chunk]) -> Int32 | None:
-    """Return what tokens of images see of them; None where they see what is before them alone."""
-    views = [chunk.request.view or PLAIN for chunk in chunks]
-    if not any(view.is_whole for view in views):
-        return None
-    pairs = zip(views, chunks, strict=True)
-    own_T2 = np.concatenate([view.together(c.start, c.start + c.length) for view, c in pairs])
-    # Behind an image, a text is one as any other.
-    return own_T2 if (own_T2[:, 1] - own_T2[:, 0] > 1).any() else None
-
-
-def _shown(chunks: Sequence[Chunk], query_start: Int32) -> list[VirtualRun]:
-    """Return the embeddings of images."""
-    return [
-        run
-        for row, chunk in zip(query_start.tolist(), chunks, strict=False)
-        if chunk.request.view
-        for run in chunk.request.view.embedded(chunk.start, chunk.end, row)
-    ]
-
-
-def _added(chunks: Sequence[Chunk], query_start: Int32) -> tuple[tuple[VirtualRun, ...], ...]:
-    """Return what images add behind each of the first layers."""
-    found = [
-        chunk.request.view.added(chunk.start, chunk.end, row)
-        for row, chunk in zip(query_start.tolist(), chunks, strict=False)
-        if chunk.request.view
-    ]
-    return tuple(tuple(chain.from_iterable(runs)) for runs in zip_longest(*found, fillvalue=[]))
 
 
 def _virtual_runs(

@@ -1,8 +1,7 @@
 """What a request asks to continue, as tokens: text, token ids, or a conversation."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,11 +10,10 @@ from tokenizers import Encoding
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_adapters.added_tokens import AddedToken
 from loramux_server.access.caller import caller
 from loramux_server.chat.chat import Chat
 from loramux_server.chat.contents import ContentFinder
-from loramux_server.chat.format import EOS_TOKEN, ChatFormat
+from loramux_server.chat.format import EOS_TOKEN
 from loramux_server.chat.messages import Talk
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.images.messages import PreparedImage
@@ -31,14 +29,10 @@ from loramux_server.services.images import (
     placed,
 )
 from loramux_server.services.tool_use import ToolUse
+from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.instructions import Instruction
 from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
 from loramux_server.tools.finder import ToolFinder
-
-KEPT = 4
-"""Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
-KEPT_FORMATS = 1024
-"""Adapters of which it is remembered how conversations are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +64,9 @@ class Prompts:
         self._model = model
         self._adapter_templates = adapter_templates
         self._preparer = preparer
-        self._tokenizer: TextTokenizer | None = None
-        self._own: OrderedDict[tuple[AddedToken, ...], TextTokenizer] = OrderedDict()
-        """Those of adapters, last used last."""
-        self._formats: dict[int, tuple[Instruction, ChatFormat]] = {}
-        """Number of what an adapter says, which stays the same object, -> that, and its format."""
-        self._preparing = asyncio.Lock()
+        self._vocabularies = Vocabularies(model)
         self._chat: Chat | None = None
         if model.tokenizer_json:
-            self._tokenizer = TextTokenizer(model.tokenizer_json)
             self._chat = Chat(model.tokenizer_json, model.chat_template, model.special_tokens)
             self._tool_syntaxes = ToolFinder(self._chat, model.eos_token_ids)
             self._reasoning_syntaxes = ReasoningFinder(self._chat)
@@ -86,19 +74,7 @@ class Prompts:
 
     async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
         """Return the tokenizer of an adapter that says `told`; None where the base has none."""
-        added = self._added(told)
-        if not added:
-            return self._tokenizer
-        async with self._preparing:
-            own = self._own.get(added)
-            if own is None:
-                assert self._tokenizer is not None
-                own = await asyncio.to_thread(TextTokenizer, self._tokenizer, added)
-                self._own[added] = own
-                if len(self._own) > KEPT:
-                    self._own.popitem(last=False)
-            self._own.move_to_end(added)
-            return own
+        return await self._vocabularies.tokenizer(told)
 
     async def tokens(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
@@ -180,11 +156,13 @@ class Prompts:
         """
         if not talk.tools:
             return None
-        syntax = await self._tool_syntaxes.find(self._chat_format(told))
+        syntax = await self._tool_syntaxes.find(self._vocabularies.chat_format(told))
         is_parallel = (
             request.parallel_tool_calls if request.HasField("parallel_tool_calls") else True
         )
-        return ToolUse(syntax, tuple(talk.tools), is_parallel, self._has_own(told, syntax.ids))
+        return ToolUse(
+            syntax, tuple(talk.tools), is_parallel, self._vocabularies.has_own(told, syntax.ids)
+        )
 
     async def thinking(
         self, request: generation_pb2.GenerateRequest, tokens: Sequence[int], told: Instruction
@@ -202,13 +180,13 @@ class Prompts:
         is_asked = request.separate_reasoning if request.HasField("separate_reasoning") else True
         if not request.messages or not is_asked:
             return None
-        syntax = await self._reasoning_syntaxes.find(self._chat_format(told))
+        syntax = await self._reasoning_syntaxes.find(self._vocabularies.chat_format(told))
         if syntax is None:
             return None
         tokenizer = await self.tokenizer(told)
         assert tokenizer is not None
         end = tokenizer.text_of(tokens[-MAX_OPENING:])
-        return Thinking(syntax, end, self._has_own(told, syntax.ids))
+        return Thinking(syntax, end, self._vocabularies.has_own(told, syntax.ids))
 
     async def end_token(self, told: Instruction) -> int | None:
         """Return the token with which an adapter ends a text; None if its base model does, too."""
@@ -274,33 +252,6 @@ class Prompts:
         if self._preparer:
             await self._preparer.close()
 
-    def _added(self, told: Instruction) -> tuple[AddedToken, ...]:
-        """Return the tokens of an adapter that the base's tokenizer lacks."""
-        return self._chat_format(told).added_tokens
-
-    def _has_own(self, told: Instruction, ids: Mapping[str, int]) -> bool:
-        """Return whether the base model lacks one of the tokens `ids` of an adapter."""
-        return not {token.id for token in self._added(told)}.isdisjoint(ids.values())
-
-    def _chat_format(self, told: Instruction) -> ChatFormat:
-        """Return how conversations are written for an adapter."""
-        kept = self._formats.get(id(told))
-        if kept is not None and kept[0] is told:
-            return kept[1]
-        known = self._model.special_tokens
-        found = ChatFormat(
-            told.chat_template,
-            self._tokenizer.lacking(told.added_tokens) if self._tokenizer else (),
-            tuple(
-                (name, text) for name, text in sorted(told.special_tokens.items())
-                if known.get(name) != text
-            ),
-        )  # fmt: skip
-        if len(self._formats) >= KEPT_FORMATS:
-            self._formats.clear()
-        self._formats[id(told)] = told, found
-        return found
-
     async def _of_text(
         self, request: generation_pb2.GenerateRequest, text: str, field: str, told: Instruction, *,
         add_special: bool,
@@ -324,7 +275,7 @@ class Prompts:
                 reason="CHAT_TEMPLATE_MISSING",
                 field="messages",
             )
-        chat_format = self._chat_format(told)
+        chat_format = self._vocabularies.chat_format(told)
         if any(turn.calls for turn in talk.turns):
             talk = await self._tool_syntaxes.as_taken(talk, chat_format)
         if await self._contents.lists(chat_format):

@@ -1,0 +1,61 @@
+"""What images are in a step: embeddings, positions, and what is added between layers."""
+
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+
+import numpy as np
+import torch
+
+from loramux_server.engine.plan import Chunk
+from loramux_server.lora.segments import Int32
+from loramux_server.lora.virtual import VirtualRun
+from loramux_server.models.seen import PLAIN, Int64, positions
+
+
+def positions_of(
+    chunks: Sequence[Chunk], position: Int64
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return where the tokens are, by time, and by height and width where that is something else.
+
+    Args:
+        chunks: What is computed.
+        position: The place of each token in its text.
+    """
+    if all(chunk.request.view is None for chunk in chunks):
+        return torch.from_numpy(position), None
+    turns = [
+        (chunk.request.view or PLAIN).turns(chunk.start, chunk.start + chunk.length)
+        for chunk in chunks
+    ]
+    return positions(np.concatenate(turns, axis=1))
+
+
+def together(chunks: Sequence[Chunk]) -> Int32 | None:
+    """Return what tokens of images see of them; None where they see what is before them alone."""
+    views = [chunk.request.view or PLAIN for chunk in chunks]
+    if not any(view.is_whole for view in views):
+        return None
+    pairs = zip(views, chunks, strict=True)
+    own_T2 = np.concatenate([view.together(c.start, c.start + c.length) for view, c in pairs])
+    # Behind an image, a text is one as any other.
+    return own_T2 if (own_T2[:, 1] - own_T2[:, 0] > 1).any() else None
+
+
+def shown(chunks: Sequence[Chunk], query_start: Int32) -> list[VirtualRun]:
+    """Return the embeddings of images."""
+    return [
+        run
+        for row, chunk in zip(query_start.tolist(), chunks, strict=False)
+        if chunk.request.view
+        for run in chunk.request.view.embedded(chunk.start, chunk.end, row)
+    ]
+
+
+def added(chunks: Sequence[Chunk], query_start: Int32) -> tuple[tuple[VirtualRun, ...], ...]:
+    """Return what images add behind each of the first layers."""
+    found = [
+        chunk.request.view.added(chunk.start, chunk.end, row)
+        for row, chunk in zip(query_start.tolist(), chunks, strict=False)
+        if chunk.request.view
+    ]
+    return tuple(tuple(chain.from_iterable(runs)) for runs in zip_longest(*found, fillvalue=[]))
