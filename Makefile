@@ -55,11 +55,13 @@ overload: .venv/dev  # seven minutes: up to ten times of what can be served
 	$(BIN)/python -m tests.overload --seconds 30 \
 		--output benchmarks/results/$$(date +%F)-overload.json
 
-soak: .venv/dev  # twenty minutes: everything that clients do, and whether anything of it stays
+soak: .venv/dev  # thirty minutes: everything that clients do, and whether anything of it stays
 	$(BIN)/python -m tests.soak --seconds 600 \
 		--output benchmarks/results/$$(date +%F)-soak.json
 	$(BIN)/python -m tests.soak --base hybrid --seconds 600 \
 		--output benchmarks/results/$$(date +%F)-soak-hybrid.json
+	$(BIN)/python -m tests.soak --base vision --seconds 600 \
+		--output benchmarks/results/$$(date +%F)-soak-vision.json
 
 needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
 	$(BIN)/python -m tests.needle --output benchmarks/results/$$(date +%F)-needle.json

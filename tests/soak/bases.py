@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from loramux import Image
 from loramux_adapters import pack
 from loramux_adapters.head import Task
 from tests.soak.campaign import Outcome, campaign
@@ -17,8 +19,10 @@ from tests.support.adapters import save_adapter
 from tests.support.classifiers import classifier, save_classifier
 from tests.support.demo import DEMO
 from tests.support.models import save_model, tiny_model
+from tests.support.pictures import picture, saved
 from tests.support.server import RunningServer
 from tests.support.tool_templates import TAGS
+from tests.support.vision import save_vision_base
 
 ADAPTERS = ("reverse", "upper", "sort", "title", "double")
 CHATS = "title"
@@ -36,6 +40,15 @@ HYBRID_ADAPTERS: dict[str, dict[str, Any]] = {
 """Those that can be mixed -> what they change."""
 HYBRID_CHATS = "experts"
 HYBRID_PACKAGES = ("recurrent", "all", HYBRID_CHATS)
+VISION = "qwen2.5-vl"
+"""A base that sees images."""
+VISION_ADAPTERS = {
+    "text": [f"language_model.layers.{layer}.self_attn.q_proj" for layer in range(2)],
+    "sight": "all-linear",
+}
+"""Those of it -> what they change."""
+NUM_IMAGES = 600
+"""Of 300 KB each, as the model takes them; 64 MiB are kept."""
 KV_MEMORY = 300_000
 """Bytes; half of it is for what recurrent layers know of requests, of which fewer run than 16."""
 
@@ -78,6 +91,31 @@ def hybrid_campaign(seconds: float, folder: Path) -> Outcome:
     return _campaign(place, adapters, setting, seconds, folder, *arguments)
 
 
+def vision_campaign(seconds: float, folder: Path) -> Outcome:
+    """Use a server of a tiny base that sees images for so long."""
+    adapters = folder / "adapters"
+    base = save_vision_base(VISION, folder / "base")
+    for seed, (name, targets) in enumerate(VISION_ADAPTERS.items()):
+        save_adapter(base, adapters / name, seed=seed, r=4, target_modules=targets)
+    names = tuple(VISION_ADAPTERS)
+    (folder / "packages").mkdir()
+    packages = variants([adapters / name for name in names], folder / "packages")
+    setting = Setting(names, packages, shows=True)
+    return _campaign(folder / "base", adapters, setting, seconds, folder, prepare=_show_many)
+
+
+def _show_many(server: RunningServer) -> None:
+    """Show so many images that no more are kept, before anything is measured."""
+
+    def show(seed: int) -> None:
+        image = Image(saved(picture(size=(112, 112), seed=seed)))
+        with server.client() as client:
+            client.chat([{"role": "user", "content": [image]}], max_tokens=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(show, range(NUM_IMAGES)))
+
+
 def _save_readers(base: PreTrainedModel, targets: list[str], adapters: Path) -> None:
     """Save an adapter that classifies texts, and one that finds answers in them."""
     for name, (task, num_outputs) in {
@@ -97,8 +135,10 @@ def _setting(
 
 
 def _campaign(
-    base: Path, adapters: Path, setting: Setting, seconds: float, folder: Path, *more: str
-) -> Outcome:
+    base: Path, adapters: Path, setting: Setting, seconds: float, folder: Path, *more: str,
+    prepare: Callable[[RunningServer], None] = lambda _: None,
+) -> Outcome:  # fmt: skip
     arguments = ["--adapters", str(adapters), "--max-running", "16", "--max-waiting", "256", *more]
     with RunningServer(folder / "server", base, *arguments) as server:
+        prepare(server)
         return campaign(server, setting, seconds=seconds)

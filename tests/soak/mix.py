@@ -19,9 +19,9 @@ CALLS_PER_CONNECTION = 50
 MAX_SURPRISES = 20
 """So many are kept word by word."""
 WEIGHTS = {
-    "stream": 50, "mix": 5, "chat": 5, "tools": 3, "form": 5, "embed": 5, "read": 5, "score": 5,
-    "search": 3, "infer": 5, "batch": 1, "routed": 2, "cancel": 10, "slow": 5, "upload": 5,
-    "mistake": 10, "look": 8, "scrape": 2,
+    "stream": 50, "mix": 5, "chat": 5, "show": 20, "tools": 3, "form": 5, "embed": 5, "read": 5,
+    "score": 5, "search": 3, "infer": 5, "batch": 1, "routed": 2, "cancel": 10, "slow": 5,
+    "upload": 5, "mistake": 10, "look": 8, "scrape": 2,
 }  # fmt: skip
 """How often each happens."""
 
@@ -87,7 +87,8 @@ class Mix:
         """Yield everything with every adapter once, and from then on what comes."""
         setting = self._setting
         needed = {
-            "chat": setting.chats, "tools": setting.chats, "read": setting.labels and setting.spans,
+            "chat": setting.chats, "tools": setting.chats, "show": setting.shows,
+            "read": setting.labels and setting.spans,
         }  # fmt: skip
         kinds = [kind for kind in WEIGHTS if needed.get(kind, True)]
         adapters = [None, *self._setting.adapters]

@@ -11,12 +11,14 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from loramux import Client
+from loramux import Client, Image
 from loramux._wire import raising
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
+from loramux.types import Message
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from tests.soak import doors
 from tests.soak.loop import Loop
+from tests.support.pictures import picture, saved
 from tests.support.server import RunningServer
 from tests.support.wire import GENERATE, chunks, send, upload_header
 
@@ -40,6 +42,8 @@ class Setting:
     """An adapter that classifies texts, if there is one."""
     spans: str | None = None
     """An adapter that finds answers in texts, likewise."""
+    shows: bool = False
+    """Whether the base sees images."""
     max_tokens: int = 120
     pause: float = 2.0
     """Seconds that a slow reader does not read."""
@@ -89,6 +93,22 @@ class Worker:
             [{"role": "user", "content": word} for word in words],
             adapter=self._setting.chats, max_tokens=8,
         )  # fmt: skip
+
+    def show(self, adapter: str | None) -> None:
+        """Ask about an image that was there before, and about a new one; go away; show none."""
+        for seed in (self._choice.randrange(4), self._choice.randrange(1 << 32)):
+            size = (self._choice.randint(20, 200), self._choice.randint(20, 200))
+            image = Image(saved(picture(size=size, seed=seed)))
+            messages: list[Message] = [{"role": "user", "content": [image, "cat"]}]
+            options: dict[str, Any] = {"adapter": adapter, "max_tokens": 8, "ignore_eos": True}
+            answer = self._client.chat(messages, **options, n=2)
+            assert [len(one.token_ids) for one in answer.completions] == [8, 8]
+            stream = self._client.stream(messages=messages, **options)
+            if self._choice.random() < 0.5:
+                next(stream)
+            stream.close()  # type: ignore[attr-defined]
+        with _refused("half of an image"):
+            self._client.chat([{"role": "user", "content": [Image(image.data[:80])]}])
 
     def tools(self, adapter: str | None) -> None:
         """Have a tool called."""

@@ -1,14 +1,11 @@
 """Prompts with images, and what transformers and PEFT make of them."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image as Pillow
 from transformers import PreTrainedModel
 
 from loramux_server.engine.adapter_source import AdapterSource
@@ -17,6 +14,7 @@ from loramux_server.images.processor import ImageProcessor
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
 from tests.support.engine import Harness
+from tests.support.pictures import picture, saved
 from tests.support.vision import save_vision_base
 
 PIXELS = 1 << 22
@@ -26,10 +24,7 @@ NUM_TOKENS = 5
 
 def photo(seed: int, width: int = 90, height: int = 60) -> bytes:
     """Return a PNG file of coloured noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Pillow.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+    return saved(picture(size=(width, height), seed=seed))
 
 
 @dataclass
