@@ -151,7 +151,7 @@ def test_an_image_on_which_the_weights_overflow_is_not_answered(case: Case) -> N
     harness = case.harness()
     sight = harness.engine._views._sees
     assert isinstance(sight, Sight)
-    for part in sight.seeing:
+    for part in sight._model.modules():
         if isinstance(part, torch.nn.Linear):
             part.weight.data *= 1e30  # the harness has a base of its own
     failed = show(harness, prompt_of(case, 1))

@@ -1,8 +1,6 @@
 """The adapters in memory: their weights in both tiers, and the loads that bring them there."""
 
-import logging
 import os
-import secrets
 import sys
 import threading
 import time
@@ -13,18 +11,15 @@ from typing import Any, Protocol
 
 import msgspec
 
-from loramux_adapters import PackageError
 from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.exhaustion import is_out_of_memory
+from loramux_server.engine.fault import explained
 from loramux_server.engine.messages import CacheStats, Drop, Load, Pin, Unpin
 from loramux_server.kernels.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.edits import Edits
-from loramux_server.lora.packed import DamagedError, PackedAdapter
+from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
-
-_log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -51,14 +46,7 @@ class FailedLoad:
     @staticmethod
     def of(source: AdapterSource, error: BaseException) -> "FailedLoad":
         """Say why a load failed with `error`; where that is a defect, the log has the rest."""
-        if isinstance(error, DamagedError | PackageError):
-            return FailedLoad(source, error.reason, str(error))
-        if is_out_of_memory(error):
-            why = "no memory is left for it at present"
-            return FailedLoad(source, "ENGINE_OUT_OF_MEMORY", why)
-        incident = secrets.token_hex(8)
-        _log.error("incident %s: loading %s failed", incident, source.digest, exc_info=error)
-        return FailedLoad(source, "INTERNAL", f"internal error, incident {incident}")
+        return FailedLoad(source, *explained(error, f"loading {source.digest}"))
 
 
 @dataclass(frozen=True, slots=True)

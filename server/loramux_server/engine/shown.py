@@ -23,21 +23,22 @@ def positions_of(
     """
     if all(chunk.request.view is None for chunk in chunks):
         return torch.from_numpy(position), None
-    turns = [
-        (chunk.request.view or PLAIN).turns(chunk.start, chunk.start + chunk.length)
-        for chunk in chunks
-    ]
+    views = [chunk.request.view or PLAIN for chunk in chunks]
+    if not any(map(_shows, chunks)):
+        shifts = [view.shift for view in views]
+        return torch.from_numpy(position + np.repeat(shifts, [c.length for c in chunks])), None
+    pairs = zip(views, chunks, strict=True)
+    turns = [view.turns(chunk.start, chunk.start + chunk.length) for view, chunk in pairs]
     return positions(np.concatenate(turns, axis=1))
 
 
 def together(chunks: Sequence[Chunk]) -> Int32 | None:
     """Return what tokens of images see of them; None where they see what is before them alone."""
-    views = [chunk.request.view or PLAIN for chunk in chunks]
-    if not any(view.is_whole for view in views):
+    if not any(c.request.view and c.request.view.is_whole for c in chunks if _shows(c)):
         return None
-    pairs = zip(views, chunks, strict=True)
-    own_T2 = np.concatenate([view.together(c.start, c.start + c.length) for view, c in pairs])
-    # Behind an image, a text is one as any other.
+    own_T2 = np.concatenate(
+        [(c.request.view or PLAIN).together(c.start, c.start + c.length) for c in chunks]
+    )
     return own_T2 if (own_T2[:, 1] - own_T2[:, 0] > 1).any() else None
 
 
@@ -46,7 +47,7 @@ def shown(chunks: Sequence[Chunk], query_start: Int32) -> list[VirtualRun]:
     return [
         run
         for row, chunk in zip(query_start.tolist(), chunks, strict=False)
-        if chunk.request.view
+        if chunk.request.view and _shows(chunk)
         for run in chunk.request.view.embedded(chunk.start, chunk.end, row)
     ]
 
@@ -56,6 +57,12 @@ def added(chunks: Sequence[Chunk], query_start: Int32) -> tuple[tuple[VirtualRun
     found = [
         chunk.request.view.added(chunk.start, chunk.end, row)
         for row, chunk in zip(query_start.tolist(), chunks, strict=False)
-        if chunk.request.view
+        if chunk.request.view and _shows(chunk)
     ]
     return tuple(tuple(chain.from_iterable(runs)) for runs in zip_longest(*found, fillvalue=[]))
+
+
+def _shows(chunk: Chunk) -> bool:
+    """Return whether there may be a token of an image in `chunk`, which later ones have none of."""
+    view = chunk.request.view
+    return view is not None and chunk.start < view.end

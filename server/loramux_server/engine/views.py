@@ -1,8 +1,6 @@
 """Images on their way: looked at beside the steps, and kept for who shows them again."""
 
-import logging
 import os
-import secrets
 import sys
 import threading
 from collections import OrderedDict
@@ -13,15 +11,13 @@ from typing import Protocol
 
 from loramux_adapters import PackageError
 from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.exhaustion import is_out_of_memory
+from loramux_server.engine.fault import explained
 from loramux_server.engine.request import Request
 from loramux_server.images.messages import Image, PlacedImage
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.sight_change import SightChange
 from loramux_server.models.seen import Seen, View
 from loramux_server.models.sight import NotFiniteError
-
-_log = logging.getLogger(__name__)
 
 _NICENESS = 10
 """Of who looks: neighbours' tokens come first."""
@@ -159,12 +155,8 @@ class Views:
 
 def why_unseen(error: BaseException) -> tuple[str, str]:
     """Return the reason, and words for callers, where looking at an image raised `error`."""
-    if isinstance(error, DamagedError | PackageError):
-        return error.reason, f"the stored adapter cannot be loaded: {error}"
     if isinstance(error, NotFiniteError):
         return "ADAPTER_NOT_FINITE" if error.is_changed else "INVALID_FIELD", str(error)
-    if is_out_of_memory(error):
-        return "ENGINE_OUT_OF_MEMORY", "no memory is left to look at its images at present"
-    incident = secrets.token_hex(8)
-    _log.error("incident %s: looking at an image failed", incident, exc_info=error)
-    return "INTERNAL", f"internal error, incident {incident}"
+    reason, why = explained(error, "looking at an image")
+    is_of_adapter = isinstance(error, DamagedError | PackageError)
+    return reason, f"the stored adapter cannot be loaded: {why}" if is_of_adapter else why

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loramux_server.lora.segments import Int32
 from loramux_server.lora.virtual import Virtual, VirtualRun
 
 Int64 = npt.NDArray[np.int64]
-Int32 = npt.NDArray[np.int32]
 
 
 def positions(turn_3T: Int64) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -56,6 +56,9 @@ class View:
     """Position of each image's first token, and what was seen; in order."""
     turn_3P: Int64 | None
     """Positions of the prompt's tokens by time, height and width; None where all are as in text."""
+    end: int = 0
+    """Position behind the last token of an image: from there on a text is one as any other, but for
+    `shift`."""
     shift: int = 0
     """How much larger than its place in the text the position of a later token is."""
 
@@ -68,8 +71,9 @@ class View:
             images: Position of the first token, number of tokens, and what was seen, of each.
         """
         placed = tuple((start, seen) for start, _, seen in images)
+        end = max(start + length for start, length, _ in images)
         if all(seen.turn_3L is None for _, seen in placed):
-            return View(placed, None)
+            return View(placed, None, end)
         turn_3P = np.empty((3, num_tokens), np.int64)
         done = turn = 0
         for start, length, seen in images:
@@ -80,7 +84,7 @@ class View:
             turn += int(own_3L.max()) + 1
             done = start + length
         turn_3P[:, done:] = np.arange(num_tokens - done) + turn
-        return View(placed, turn_3P, turn - done)
+        return View(placed, turn_3P, end, turn - done)
 
     def turns(self, start: int, end: int) -> Int64:
         """Return the positions of tokens `start` to `end` by time, height and width, [3, ·]."""

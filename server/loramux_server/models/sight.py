@@ -79,11 +79,6 @@ class Sight:
         }
         """Name of each parameter -> its shape; of a quantised layer none."""
 
-    @property
-    def seeing(self) -> set[nn.Module]:
-        """The modules that may be needed."""
-        return set(self._model.modules())
-
     @torch.inference_mode()
     def look(self, image: Image, tokens: Sequence[int], change: SightChange | None = None) -> Seen:
         """Return what is seen in `image`, for which `tokens` stand in a prompt.

@@ -1,0 +1,26 @@
+"""Why something failed beside the steps, in words for callers; of a defect the log has the rest."""
+
+import logging
+import secrets
+
+from loramux_adapters import PackageError
+from loramux_server.engine.exhaustion import is_out_of_memory
+from loramux_server.lora.packed import DamagedError
+
+_log = logging.getLogger(__name__)
+
+
+def explained(error: BaseException, doing: str) -> tuple[str, str]:
+    """Return a name of `loramux.v1.ErrorReason` without its prefix, and words for callers.
+
+    Args:
+        error: What was raised.
+        doing: What was being done, for the log, such as "loading sha256:…".
+    """
+    if isinstance(error, DamagedError | PackageError):
+        return error.reason, str(error)
+    if is_out_of_memory(error):
+        return "ENGINE_OUT_OF_MEMORY", "no memory is left for it at present"
+    incident = secrets.token_hex(8)
+    _log.error("incident %s: %s failed", incident, doing, exc_info=error)
+    return "INTERNAL", f"internal error, incident {incident}"
