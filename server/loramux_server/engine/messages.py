@@ -43,6 +43,11 @@ class Submit(Struct, frozen=True, tag=True):
     admitted before, and waits before others of its tenant."""
     images: list[PlacedImage] = []
     """Images in the prompt, in order."""
+    second_from: int = 0
+    """Position at which the second of two texts begins, if it is told; 0 where there is none."""
+    num_source: int = 0
+    """Tokens at the beginning of the prompt that an encoder reads; the text that is written begins
+    with those behind them. 0 where the base model has no encoder."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

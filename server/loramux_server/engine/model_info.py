@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 
@@ -19,6 +20,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 
     name: str
     architecture: str
+    kind: ModelKind = ModelKind.DECODER
     fingerprint: str
     dtype: str
     device: str
@@ -54,6 +56,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     embedding_width: int = 0
     cache_shapes: list[tuple[int, int, int]] = []
     """Of each layer: heads that keep something of a token, width of a key, width of a value."""
+    takes_token_types: bool = False
+    """Whether it is told which tokens are of the second of two texts."""
     sees_images: bool = False
     blindness: str = ""
     """Why it takes no images, where its kind could; empty where it could not."""

@@ -57,6 +57,10 @@ class Request:
     """When it came, on the engine's clock."""
     deadline: float = math.inf
     """When it has to be finished, on the same clock."""
+    second_from: int = 0
+    """Position at which the second of two texts begins; 0 where there is none."""
+    num_source: int = 0
+    """Tokens at the beginning of its prompt that an encoder reads."""
     pictures: Sequence[Picture] = ()
     """Where in its prompt there are images."""
     view: View | None = None
@@ -155,6 +159,8 @@ class Request:
             goes_on=message.num_made > 0,
             has_started=message.num_made > 0,
             weight=message.weight,
+            second_from=message.second_from,
+            num_source=message.num_source,
             pictures=[
                 Picture(each.start, each.start + each.length, each.image.digest)
                 for each in message.images
