@@ -1,16 +1,33 @@
 """Parts of a batch that take turns in a layer, and see its linear layers together."""
 
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from loramux_server.models.parts import Rows
+from loramux_server.models.step import Step
 from loramux_server.models.turns import Turns
 
-ROWS: list[Rows] = [slice(0, 2), torch.tensor([3, 2])]
+ROWS: list[tuple[Rows, ...]] = [(slice(0, 2),), (torch.tensor([3, 2]),)]
 """Of the parts in a batch of four tokens."""
+
+
+def turns_of() -> Turns:
+    return Turns(Step(num_tokens=4))
+
+
+@dataclass
+class Layer:
+    """One of them."""
+
+    both: "Doubling"
+    number: int
+    side: int = 0
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        self.both.seen.append(x[0, :, 0].tolist())
+        return 2 * x + self.number
 
 
 class Doubling:
@@ -18,11 +35,7 @@ class Doubling:
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
-        self.layers: list[Any] = [SimpleNamespace(packed=self, part=part) for part in (0, 1)]
-
-    def part(self, x: torch.Tensor, part: int) -> torch.Tensor:
-        self.seen.append(x[0, :, 0].tolist())
-        return 2 * x + part
+        self.layers = [Layer(self, number) for number in (0, 1)]
 
 
 def part_of(values: list[float]) -> torch.Tensor:
@@ -30,7 +43,7 @@ def part_of(values: list[float]) -> torch.Tensor:
 
 
 def test_a_linear_layer_is_given_the_whole_batch_and_each_part_gets_its_own() -> None:
-    turns, doubling = Turns(), Doubling()
+    turns, doubling = turns_of(), Doubling()
 
     def run(values: list[float]) -> list[list[float]]:
         x = part_of(values)
@@ -43,7 +56,7 @@ def test_a_linear_layer_is_given_the_whole_batch_and_each_part_gets_its_own() ->
 
 
 def test_a_part_that_fails_ends_all_and_the_next_batch_is_run() -> None:
-    turns, doubling = Turns(), Doubling()
+    turns, doubling = turns_of(), Doubling()
     ended: list[str] = []
 
     def waits() -> torch.Tensor:
@@ -65,11 +78,25 @@ def test_a_part_that_fails_ends_all_and_the_next_batch_is_run() -> None:
     assert ended == ["waited"]
 
 
-def test_parts_that_go_ways_of_their_own_are_refused() -> None:
-    turns, doubling = Turns(), Doubling()
+def test_parts_that_are_less_far_go_first_and_are_alone_until_they_meet_the_others() -> None:
+    turns, doubling = turns_of(), Doubling()
+    first, second = doubling.layers
+
+    def far() -> list[float]:
+        return turns.wait(second, part_of([1.0, 2.0])).flatten().tolist()
+
+    def near() -> list[float]:
+        return turns.wait(second, turns.wait(first, part_of([3.0, 4.0]))).flatten().tolist()
+
+    found = turns.run([far, near], [(slice(0, 2),), (slice(2, 4),)])
+    assert doubling.seen == [[3.0, 4.0], [1.0, 2.0, 6.0, 8.0]]
+    assert found == [[3.0, 5.0], [13.0, 17.0]]
+
+
+def test_parts_of_scattered_tokens_that_go_ways_of_their_own_are_refused() -> None:
+    turns, doubling = turns_of(), Doubling()
     x = part_of([1.0, 2.0])
     first, second = doubling.layers
-    for other in (lambda: turns.wait(second, x), lambda: x):
-        with pytest.raises(NotImplementedError, match="other ways for other lengths"):
-            turns.run([lambda: turns.wait(first, x), other], ROWS)
-        assert not turns.is_running
+    with pytest.raises(NotImplementedError, match="other ways for other lengths"):
+        turns.run([lambda: turns.wait(first, x), lambda: turns.wait(second, x)], ROWS)
+    assert not turns.is_running

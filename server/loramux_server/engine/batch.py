@@ -20,6 +20,7 @@ from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.states import Kept, StateBatch
 from loramux_server.kernels.step_input import StepInput
+from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.head import states
 from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.virtual import VirtualRun
@@ -125,6 +126,7 @@ class Batch:
                 ),
                 segments=_segments(chunks, query_start, residence),
                 states=_states(chunks),
+                texts=_whole_texts(chunks),
                 position_3T=position_3T,
                 embedded=(*embedded, *shown(chunks, query_start)),
                 added=added(chunks, query_start),
@@ -244,6 +246,18 @@ def _states(chunks: Sequence[Chunk]) -> StateBatch | None:
             for position, slot in (chunk.state.kept if chunk.state else ())
         ),
     )
+
+
+def _whole_texts(chunks: Sequence[Chunk]) -> tuple[WholeText, ...]:
+    """Return the texts of requests whose model reads them as wholes."""
+    return tuple(
+        WholeText(
+            request.second_from, request.num_source, chunk.start,
+            (request.tenant, request.digest), request.recall,
+        )
+        for chunk in chunks
+        if (request := chunk.request).is_whole
+    )  # fmt: skip
 
 
 def _segments(

@@ -16,6 +16,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.model_info import Layer, ModelInfo
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import loader_threads
@@ -156,6 +157,7 @@ def build_engine(
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
         vocab_size=model.vocab_size,
+        reads_whole=model.kind is not ModelKind.DECODER,
         resting=resting,
         follower=_follower(model, wake),
         speculation=Speculation(_draft_tokens(model, config), ends),
@@ -197,6 +199,13 @@ def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
             raise UnservableModelError(
                 f"speculative_tokens can only be 0, not {config.speculative_tokens}: recurrent "
                 f"layers, which {model.architecture} has, cannot go back to before a draft"
+            )
+        return 0
+    if model.whole_texts:
+        if config.speculative_tokens > 0:
+            raise UnservableModelError(
+                f"speculative_tokens can only be 0, not {config.speculative_tokens}: "
+                f"{model.architecture} has an encoder, and what its decoder writes is not drafted"
             )
         return 0
     if config.speculative_tokens >= 0:
@@ -260,7 +269,9 @@ def _contexts(model: BaseModel, config: EngineConfig, room: KvRoom) -> Contexts:
         keeps = config.prefix_cache and model.recurrent.goes_on
         states = StateKeeper(room.num_states, config.block_size, keeps=keeps)
     blocks = BlockManager(room.num_blocks, config.block_size)
-    return Contexts(blocks, states, shares_prefixes=config.prefix_cache)
+    # What is known of whole texts does not lie in blocks.
+    shares_prefixes = config.prefix_cache and not model.whole_texts
+    return Contexts(blocks, states, shares_prefixes=shares_prefixes)
 
 
 def _model_info(
@@ -289,10 +300,12 @@ def _model_info(
     return ModelInfo(
         name=model.name,
         architecture=model.architecture,
+        kind=model.kind,
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         context_length=context_length,
+        source_length=model.source_length,
         vocab_size=model.vocab_size,
         num_parameters=model.num_parameters,
         eos_token_ids=model.eos_token_ids,
@@ -313,6 +326,7 @@ def _model_info(
         cache_shapes=[
             (shape.num_heads, shape.key_width, shape.value_width) for shape in model.cache_shapes
         ],
+        takes_token_types=model.takes_token_types,
         sees_images=model.sight is not None and not blindness,
         blindness=blindness,
         has_recurrent_layers=bool(model.recurrent.states),

@@ -56,6 +56,7 @@ class Engine:
         block_size: int,
         eos_token_ids: list[int],
         vocab_size: int | None = None,
+        reads_whole: bool = False,
         resting: Resting = AS_SAVED,
         follower: Follower | None = None,
         sees: Sees | None = None,
@@ -78,6 +79,7 @@ class Engine:
             block_size: Tokens in a KV block.
             eos_token_ids: The tokens with which the model ends a text.
             vocab_size: Tokens of the base; None if that makes no difference.
+            reads_whole: Whether the base reads texts as wholes.
             resting: In which format an adapter rests in memory.
             follower: Knows what may come next in texts that have a form; None where there are none.
             sees: Looks at images; None where there are none.
@@ -91,6 +93,7 @@ class Engine:
         self._block_size = block_size
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
+        self._reads_whole = reads_whole
         self._resting = resting
         self._clock = clock
         self._residents = Residents(
@@ -175,8 +178,9 @@ class Engine:
 
     def _submit(self, message: Submit) -> None:
         request = Request.of(
-            message, self._resting, self._clock(), self._eos_token_ids, self._vocab_size
-        )
+            message, self._resting, self._clock(), self._eos_token_ids, self._vocab_size,
+            is_whole=self._reads_whole,
+        )  # fmt: skip
         if refusal := self._admission.refusal(request):
             self._fail(request, *refusal)
             return

@@ -25,6 +25,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     dtype: str
     device: str
     context_length: int
+    source_length: int = 0
+    """Tokens of it that are for what an encoder reads, where a decoder writes the rest."""
     vocab_size: int
     num_parameters: int
     eos_token_ids: list[int]

@@ -55,8 +55,9 @@ class ModelRunner:
             group.attach(self.slab, backend)
         for experts in model.experts.values():
             experts.attach(backend)
-        model.output.attach(backend)
-        model.embedding.attach(model.output)
+        if model.output:
+            model.output.attach(backend)
+            model.embedding.attach(model.output)
         self.difference = model.check.difference(model.stack)
         """How far its logits are from the model's own, relative to their spread."""
         self.is_invariant = backend.is_deterministic and model.check.is_invariant(model.stack)
@@ -86,7 +87,7 @@ class ModelRunner:
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the same, and what comes of each of `batch.read`, on the host."""
         given = self._take(batch)
-        with last_hidden(self._model.module) as found:
+        with last_hidden(self._model.runs) as found:
             logits_RV = self._logits(given)
         self.slab.note_step()
         (output,) = found
@@ -154,7 +155,7 @@ class ModelRunner:
 
     def _logits(self, given: StepInput) -> torch.Tensor:
         with self._model.editor.editing(given):
-            output = self._model.module(
+            output = self._model.runs(
                 input_ids=given.token_T[None],
                 position_ids=given.position_ids,
                 use_cache=False,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from loramux_adapters.embedding import Pooling
 from loramux_server.engine.request import Request
 from loramux_server.engine.state_keeper import StateUse
 
@@ -72,6 +73,8 @@ class Chunk:
         if self.request.reads_all:
             return range(self.start, self.end)
         if self.is_last and self.request.is_read:
+            if self.request.pooling is Pooling.FIRST:  # of a text that is read as a whole
+                return range(1)
             return range(self.end - 1, self.end)
         return range(0)
 

@@ -14,6 +14,7 @@ from loramux_server.engine.messages import Submit
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import TokenCounts, counts_of
 from loramux_server.kernels.states import BEGINNING
+from loramux_server.kernels.whole_text import Recall
 from loramux_server.lora.weight_format import Resting
 from loramux_server.models.seen import View
 
@@ -61,6 +62,10 @@ class Request:
     """Position at which the second of two texts begins; 0 where there is none."""
     num_source: int = 0
     """Tokens at the beginning of its prompt that an encoder reads."""
+    is_whole: bool = False
+    """Whether the model reads its text as a whole: what is to be computed of it is one chunk."""
+    recall: Recall = field(default_factory=Recall)
+    """What is kept of that text while it runs."""
     pictures: Sequence[Picture] = ()
     """Where in its prompt there are images."""
     view: View | None = None
@@ -128,6 +133,8 @@ class Request:
         arrival: float,
         eos_token_ids: Sequence[int] = (),
         vocab_size: int | None = None,
+        *,
+        is_whole: bool = False,
     ) -> "Request":
         """Return the request that `message` brings.
 
@@ -137,6 +144,7 @@ class Request:
             arrival: When it came, on the engine's clock.
             eos_token_ids: The tokens with which the model ends a text.
             vocab_size: Tokens of the base; None where it does not matter.
+            is_whole: Whether the base reads texts as wholes.
         """
         source = message.adapter and message.adapter.at_rest(resting)
         sampling, size = message.sampling, (source and source.vocab_size) or vocab_size
@@ -161,6 +169,7 @@ class Request:
             weight=message.weight,
             second_from=message.second_from,
             num_source=message.num_source,
+            is_whole=is_whole,
             pictures=[
                 Picture(each.start, each.start + each.length, each.image.digest)
                 for each in message.images
@@ -224,7 +233,7 @@ class Request:
         """Whether the hidden state of every token is read."""
         if self.task is None:
             return self.pooling is Pooling.MEAN
-        return self.task.reads_all
+        return self.is_whole or self.task.reads_all
 
     @property
     def own_vocab_size(self) -> int:
@@ -240,8 +249,10 @@ class Request:
     def uncut(self, start: int, num_tokens: int) -> int:
         """Return how many tokens from `start` on are one chunk, if there is room for `num_tokens`.
 
-        They may be fewer, or one image more.
+        They may be fewer, or one image more; of a text that is read as a whole, all.
         """
+        if self.is_whole:
+            return self.num_tokens - start
         if self.view is None or not self.view.is_whole:
             return num_tokens
         for picture in self.pictures:

@@ -13,6 +13,7 @@ from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.states import StateBatch
+from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.segments import Segments
 from loramux_server.lora.virtual import VirtualRun
 
@@ -30,6 +31,8 @@ class StepInput:
     """None when every token belongs to the base model alone."""
     states: StateBatch | None = None
     """None where the model has no recurrent layers."""
+    texts: tuple[WholeText, ...] = ()
+    """The texts of its requests, in order, where the model reads them as wholes."""
     position_3T: torch.Tensor | None = None
     """Positions by time, height and width; None where they are the same, as in text."""
     embedded: tuple[VirtualRun, ...] = ()

@@ -1,8 +1,8 @@
 """Which adapter applies to which tokens of a batch."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,6 +99,24 @@ class Segments:
         for start, end, edits in zip(*borders, self.edits, strict=True):
             if edits:
                 yield start, end, edits
+
+    def within(self, spans: Sequence[tuple[int, int]]) -> "Segments | None":
+        """Return the segments of some of the tokens, which lie side by side then.
+
+        Args:
+            spans: First token, and token after the last, of each run of them, in order.
+        """
+        # Before each token, how many of those that are left.
+        count_T = np.zeros(max(end for _, end in spans) + 1, np.int32)
+        for start, end in spans:
+            count_T[start + 1 : end + 1] = 1
+        count_T = np.cumsum(count_T, dtype=np.int32)
+        last = len(count_T) - 1
+        start_S, end_S = (count_T[np.minimum(side, last)] for side in (self.start_S, self.end_S))
+        is_left = end_S > start_S
+        if not is_left.any():
+            return None
+        return replace(self, start_S=start_S, end_S=end_S).select(is_left)
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
         """Return the segments that `mask` names."""

@@ -51,7 +51,7 @@ class BaseLayers:
 
     def bias(self, module: str) -> torch.Tensor | None:
         """Return the bias of a layer, float32 in memory of the host; None if it has none."""
-        if module == self.vocabulary.output:
+        if self._model.output and module == self.vocabulary.output:
             return self._model.output.bias
         place = self.places[module]
         return self._groups[place.group].bias(place.part)
@@ -67,7 +67,7 @@ class BaseLayers:
         try:
             if module == self.vocabulary.embedding:
                 return self._model.embedding.rows(start, end)
-            if module == self.vocabulary.output:
+            if self._model.output and module == self.vocabulary.output:
                 return self._model.output.rows(start, end)
             place = self.places[module]
             return self._groups[place.group].rows(place.part, start, end)

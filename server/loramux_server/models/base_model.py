@@ -8,12 +8,14 @@ import inspect
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.images.messages import PreparedImage
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.shard import WHOLE, Shard
@@ -34,9 +36,27 @@ from loramux_server.models.sight import Sight
 from loramux_server.models.sight_trial import SightTrial
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
+from loramux_server.models.whole_texts import WholeTexts
 
 _UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 """What is raised where a model is run in a way that it does not know."""
+
+
+class Check(Protocol):
+    """Compares what is served with the model's own; see `SelfCheck`."""
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that rounding explains."""
+
+    def difference(self, stack: DecoderStack | None) -> float:
+        """Return how far the served results are from the model's own, relative to their spread."""
+
+    def is_invariant(self, stack: DecoderStack | None) -> bool:
+        """Return whether results are the same to the last bit however the work is cut up."""
+
+    def move(self, device: torch.device) -> None:
+        """Bring what is compared to `device`."""
 
 
 class UnservableModelError(Exception):
@@ -54,12 +74,13 @@ class BaseModel:
     """The layers that know of tokens by states; none in most models."""
     groups: list[PackedLinear]
     embedding: InputEmbedding
-    output: OutputLayer
+    output: OutputLayer | None
+    """None where no logits are made."""
     editor: Editor
     """Does what adapters do to other modules than those."""
     stack: DecoderStack | None
     """All layers in one; None where they are made of parts that it does not know."""
-    check: SelfCheck
+    check: Check
     sight: Sight | None
     """What sees images; None where they are not served."""
     blindness: str
@@ -80,8 +101,22 @@ class BaseModel:
     num_parameters: int
     eos_token_ids: list[int]
     text: TextFormat
+    kind: ModelKind = ModelKind.DECODER
+    whole_texts: WholeTexts | None = None
+    """What takes a step in place of `module`, where that reads one text at a time."""
+    takes_token_types: bool = False
+    """Whether it is told which tokens are of the second of two texts."""
+    source_length: int = 0
+    """Tokens of the context that are for what an encoder reads, where a decoder writes the rest."""
+    own_cache_shapes: list[CacheShape] = field(default_factory=list)
+    """What is kept of a token beside blocks."""
     shard: Shard = WHOLE
     """Which part of its layers this process holds."""
+
+    @property
+    def runs(self) -> nn.Module:
+        """What takes a step."""
+        return self.whole_texts or self.module
 
     @property
     def embedding_width(self) -> int:
@@ -91,7 +126,7 @@ class BaseModel:
     @property
     def cache_shapes(self) -> list[CacheShape]:
         """What each layer keeps of a token."""
-        return list(self.attention.shapes.values())
+        return self.own_cache_shapes or list(self.attention.shapes.values())
 
 
 def prepare(
@@ -120,12 +155,12 @@ def prepare(
     config = module.config.get_text_config()
     step = Step(module.device)
     bridge = AttentionBridge(step)
-    with _refused(module):
+    with refused(module):
         probed = probe(module, bridge)
     recurrent = probed.recurrent
     _check_layers(module, config.num_hidden_layers, set(bridge.shapes), recurrent.numbers)
     _check_arguments(module, attends=bool(bridge.shapes))
-    with _refused(module):
+    with refused(module):
         check = SelfCheck(module, step, bridge, recurrent)
         trial = SightTrial(
             module, step, bridge, recurrent,
@@ -138,7 +173,7 @@ def prepare(
         raise UnservableModelError(str(error)) from None
     recurrent.serve(module, step)
     _let_go(module, trial.idle)
-    _own(module)
+    own(module)
     experts = find_experts(module, step)
     vocabulary = replaceable.vocabulary
     embedding = InputEmbedding(
@@ -153,14 +188,9 @@ def prepare(
     )
     stack, difference = _checked_stack(layers, step, bridge, check)
     if stack is None:
-        with _refused(module):
+        with refused(module):
             difference = check.difference(None)
-    if not difference <= check.tolerance:  # so that NaN is refused
-        raise UnservableModelError(
-            f"{type(module).__name__} computes something else when it is served than in its own "
-            f"forward: logits differ by {difference:.2g} of their spread, and at most "
-            f"{check.tolerance:.2g} may be rounding"
-        )
+    check_difference(module, difference, check)
     sight = trial.sight(stack, editor)
     if sight is None:
         _let_go(module, probed.idle)
@@ -189,13 +219,23 @@ def prepare(
         vocab_size=probed.vocab_size,
         num_parameters=num_parameters,
         replaceable=replaceable,
-        eos_token_ids=_eos_token_ids(module, probed.vocab_size),
+        eos_token_ids=eos_token_ids_of(module, probed.vocab_size),
         text=text,
     )
 
 
+def check_difference(module: nn.Module, difference: float, check: Check) -> None:
+    """Demand that `difference`, which `check` has found in `module`, may be rounding."""
+    if not difference <= check.tolerance:  # so that NaN is refused
+        raise UnservableModelError(
+            f"{type(module).__name__} computes something else when it is served than in its own "
+            f"forward: results differ by {difference:.2g} of their spread, and at most "
+            f"{check.tolerance:.2g} may be rounding"
+        )
+
+
 @contextmanager
-def _refused(module: PreTrainedModel) -> Iterator[None]:
+def refused(module: PreTrainedModel) -> Iterator[None]:
     """Turn what `module` raises when it is run in an unknown way into a reason not to serve it."""
     try:
         yield
@@ -250,7 +290,7 @@ def _let_go(module: PreTrainedModel, names: Collection[str]) -> None:
                 parameter.data = parameter.data.new_empty(0)
 
 
-def _own(module: PreTrainedModel) -> None:
+def own(module: PreTrainedModel) -> None:
     """Copy what is left of the weights, so that nothing holds the mapped file any longer."""
     for parameter in module.parameters():
         if type(parameter) is nn.Parameter:  # others lie where their library has put them
@@ -289,7 +329,8 @@ def _replace_output(module: PreTrainedModel) -> OutputLayer:
     return output
 
 
-def _eos_token_ids(module: PreTrainedModel, vocab_size: int) -> list[int]:
+def eos_token_ids_of(module: PreTrainedModel, vocab_size: int) -> list[int]:
+    """Return the tokens with which `module` ends a text, of those that it has."""
     found: set[int] = set()
     for config in (module.generation_config, module.config.get_text_config()):
         ids = getattr(config, "eos_token_id", None)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from loramux_server.models.whole_texts import WholeTexts
+
 
 @contextmanager
-def last_hidden(module: PreTrainedModel) -> Iterator[list[Any]]:
+def last_hidden(module: PreTrainedModel | WholeTexts) -> Iterator[list[Any]]:
     """Keep what the model below the layer of logits, final norm included, gives in the block.
 
     Yields:

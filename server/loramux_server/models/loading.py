@@ -8,12 +8,18 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.images.decoding import RefusedImageError
 from loramux_server.images.example import NUM_PIXELS, picture
 from loramux_server.images.loading import NoProcessorError
@@ -31,7 +37,10 @@ from loramux_server.models.quantized import (
     torchao_config,
 )
 from loramux_server.models.text_format import read_text_format
+from loramux_server.models.whole_model import prepare_whole
 
+_LOADS = {ModelKind.ENCODER: AutoModel, ModelKind.SEQ2SEQ: AutoModelForSeq2SeqLM}
+"""What loads models that are no decoders."""
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -93,11 +102,15 @@ def load_base_model(
         if is_quantized and target.type == "cuda":
             # Weights are rounded and ordered there, and never all of them on the host.
             options["device_map"] = {"": target}
-        kind, example, blindness = _kind_of(path, sees=sees, unseeing=unseeing)
-        module, loading = kind.from_pretrained(
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        kind, example, blindness = model_kind(config), None, ""
+        loads = _LOADS.get(kind)
+        if loads is None:
+            loads, example, blindness = _decoder(path, type(config), sees=sees, unseeing=unseeing)
+        module, loading = loads.from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
-        _check_whole(module, loading["missing_keys"])
+        _check_whole(module, loading["missing_keys"], kind)
         if method == MXFP4:
             hold_dequantised(module, options["dtype"])
         check_quantized(module, quantization)
@@ -107,6 +120,8 @@ def load_base_model(
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     if not stays_on_host:
         module = module.to(target)
+    if kind is not ModelKind.DECODER:
+        return prepare_whole(module, kind, name=Path(path).name, text=read_text_format(path))
     return prepare(
         module,
         name=Path(path).name,
@@ -116,16 +131,24 @@ def load_base_model(
     )
 
 
-def _kind_of(path: str, *, sees: bool, unseeing: str) -> tuple[Any, PreparedImage | None, str]:
-    """Return what loads the model in `path`: text alone where that is all that is wanted.
+def model_kind(config: PreTrainedConfig) -> ModelKind:
+    """Return what kind of model a `config` is of."""
+    if config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return ModelKind.SEQ2SEQ
+    is_decoder = config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not is_decoder:
+        return ModelKind.ENCODER
+    return ModelKind.DECODER
+
+
+def _decoder(
+    path: str, kind: type[PreTrainedConfig], *, sees: bool, unseeing: str
+) -> tuple[Any, PreparedImage | None, str]:
+    """Return what loads the decoder in `path`: text alone where that is all that is wanted.
 
     Returns:
         That, an image to try it with, or else why it takes none where its kind does.
-
-    Raises:
-        OSError: There is no config.
     """
-    kind = type(AutoConfig.from_pretrained(path, trust_remote_code=False))
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForCausalLM, None, ""
     example, blindness = None, unseeing
@@ -140,8 +163,13 @@ def _kind_of(path: str, *, sees: bool, unseeing: str) -> tuple[Any, PreparedImag
     return AutoModelForImageTextToText, example, "" if example else blindness
 
 
-def _check_whole(module: PreTrainedModel, missing: Collection[str]) -> None:
-    """Demand that no weight is `missing`, in place of which transformers puts random numbers."""
+def _check_whole(module: PreTrainedModel, missing: Collection[str], kind: ModelKind) -> None:
+    """Demand that no weight is `missing`, in place of which transformers puts random numbers.
+
+    Of an encoder, what comes behind its layers may be: only heads of adapters are served there.
+    """
+    if kind is ModelKind.ENCODER:
+        missing = [name for name in missing if not name.startswith("pooler.")]
     if not missing:
         return
     first, *others = sorted(missing)

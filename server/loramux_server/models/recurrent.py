@@ -81,7 +81,7 @@ class Recurrent:
 
     def serve(self, module: nn.Module, step: Step) -> None:
         """Let the layers of `module`, whose linear layers are packed, take batches."""
-        turns, division = Turns(), _Division(step, goes_on=self.goes_on)
+        turns, division = Turns(step), _Division(step, goes_on=self.goes_on)
         for name, states in self.states.items():
             layer = module.get_submodule(name)
             for inner, part in list(layer.named_modules()):
@@ -122,7 +122,7 @@ class RecurrentLayer(nn.Module):
         """Return what the layer makes of a row of tokens, those of one request after another."""
         parts = self._division.parts()
         calls = [partial(self._call.made, part, self._states, args, kwargs) for part in parts]
-        return joined(self._turns.run(calls, [part.rows for part in parts]), parts)
+        return joined(self._turns.run(calls, [(part.rows,) for part in parts]), parts)
 
 
 class _Division:

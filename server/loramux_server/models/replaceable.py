@@ -1,7 +1,8 @@
 """The parameters of a model of which an adapter may bring its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -46,26 +47,17 @@ def find_replaceable(module: PreTrainedModel, probed: Probed) -> Replaceable:
     inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
     names = {id(part): name for name, part in module.named_modules()}
     embedding, output = names[id(inputs)], names[id(outputs)]
-    shapes: dict[str, tuple[int, ...]] = {}
-    transposed = set()
     if output not in probed.plain:
         output = ""
-    for name in filter(None, [*(name for name, _ in probed.calls), output]):
-        layer = module.get_submodule(name)
-        if isinstance(layer, Conv1D):
-            transposed.add(name)
-        wide_in, wide_out = features(layer)
-        is_conv = name in transposed
-        shapes[f"{name}.weight"] = (wide_in, wide_out) if is_conv else (wide_out, wide_in)
-        if getattr(layer, "bias", None) is not None:
-            shapes[f"{name}.bias"] = (wide_out,)
+    layers = [*(name for name, _ in probed.calls), output]
+    shapes, transposed = layer_shapes(module, filter(None, layers))
     for name in probed.plain:
         for parameter, value in module.get_submodule(name).named_parameters(recurse=False):
             shapes.setdefault(f"{name}.{parameter}", tuple(value.shape))
     is_plain = isinstance(inputs, nn.Embedding) and embedding in probed.plain
     return Replaceable(
         shapes=shapes,
-        transposed=frozenset(transposed),
+        transposed=transposed,
         axes=probed.plain,
         vocabulary=BaseVocabulary(
             embedding=embedding if is_plain else "",
@@ -76,3 +68,26 @@ def find_replaceable(module: PreTrainedModel, probed: Probed) -> Replaceable:
         ),
         width=(inputs.weight.shape[1], features(outputs)[0]),
     )
+
+
+def layer_shapes(
+    module: nn.Module, names: Iterable[str]
+) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+    """Return the shapes of the parameters of linear layers, and names of those that are transposed.
+
+    Args:
+        module: The model.
+        names: The layers.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    transposed = set()
+    for name in names:
+        layer: Any = module.get_submodule(name)
+        if isinstance(layer, Conv1D):
+            transposed.add(name)
+        wide_in, wide_out = features(layer)
+        is_conv = name in transposed
+        shapes[f"{name}.weight"] = (wide_in, wide_out) if is_conv else (wide_out, wide_in)
+        if getattr(layer, "bias", None) is not None:
+            shapes[f"{name}.bias"] = (wide_out,)
+    return shapes, frozenset(transposed)

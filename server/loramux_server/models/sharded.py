@@ -59,7 +59,8 @@ def moved(model: BaseModel, device: torch.device) -> BaseModel:
     model.stack.move(device)
     for group in model.groups:
         group.move(device)
-    model.output.move(device)
+    if model.output:
+        model.output.move(device)
     model.check.move(device)
     model.step.device = device
     return replace(model, device=device)

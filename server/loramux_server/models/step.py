@@ -13,6 +13,7 @@ from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.backend import DEFINITIONS, Backend
 from loramux_server.kernels.states import StateBatch
 from loramux_server.kernels.step_input import StepInput
+from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.segments import Segments
 
 CPU = torch.device("cpu")
@@ -29,6 +30,10 @@ class Step:
     attention: AttentionBatch | None = None
     states: StateBatch | None = None
     """None where the model has no recurrent layers."""
+    texts: tuple[WholeText, ...] = ()
+    """Texts of the requests, where the model reads them as wholes."""
+    num_tokens: int = 0
+    """Tokens of all requests."""
     segments: Segments | None = None
     """None when no token has an adapter: then no adapter code runs at all."""
     adds: bool = False
@@ -39,8 +44,9 @@ class Step:
     def take(self, given: StepInput) -> StepInput:
         """Make `given` the step that runs, and return it as it is on the device."""
         given = self.backend.stage(given.with_rows(), self.device)
+        self.num_tokens = len(given.token_T)
         self.attention, self.segments = given.attention, given.segments
-        self.states = given.states
+        self.states, self.texts = given.states, given.texts
         self.adds = bool(given.added)
         self.layers_form = given.layers_form
         return given

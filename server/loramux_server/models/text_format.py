@@ -15,6 +15,8 @@ class TextFormat:
     """Its chat template; None where the base has none."""
     special_tokens: dict[str, str] = field(default_factory=dict)
     """What a template may name, such as `bos_token` -> the text of the token."""
+    has_token_types: bool = False
+    """Whether the tokenizer tells which tokens are of the second of two texts."""
 
 
 WITHOUT_TEXT = TextFormat()
@@ -32,4 +34,7 @@ def read_text_format(path: str) -> TextFormat:
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several, by name
         template = template.get("default")
-    return TextFormat(str(backend.to_str()), template or None, dict(tokenizer.special_tokens_map))
+    return TextFormat(
+        str(backend.to_str()), template or None, dict(tokenizer.special_tokens_map),
+        "token_type_ids" in tokenizer.model_input_names,
+    )  # fmt: skip

@@ -1,95 +1,201 @@
-"""Parts of a batch that go through a layer in turns, so that linear layers still see all of it.
+"""Parts of a batch that go their own ways, but for linear layers, which see the whole batch.
 
-What is recurrent cannot take requests one behind the other in a row of tokens, but its projections
-can, and have to: only of the whole batch it is known which adapter each token has. So the layer
-runs once for each part, each in a greenlet. Where they come to a linear layer they wait for each
-other, that layer computes the batch, and each goes on with what is its own.
+What is recurrent, and what reads a text as a whole, cannot take requests one behind the other in a
+row of tokens, but linear layers can, and have to: only of the whole batch it is known which adapter
+each token has. So the rest is computed for each part alone, each in a greenlet. Where they come to
+a linear layer they wait for each other, that layer computes the batch, and each goes on with what
+is its own.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from greenlet import getcurrent, greenlet
+from torch import nn
 
-from loramux_server.models.packed_linear import PackedPart
+from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.parts import Rows
+from loramux_server.models.step import Step
+
+_LAST = 1 << 30
+"""Number of the layer that makes logits."""
+
+
+class Waiting(Protocol):
+    """A layer at which parts wait for each other."""
+
+    @property
+    def number(self) -> int:
+        """Its place among those that a part comes to."""
+
+    side: int
+    """Which of the rows of a part it is given: see `Turns.run`."""
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what it makes of the rows of all parts, as [1, T, N]."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What a part waits for."""
 
-    layer: PackedPart
+    layer: Waiting
     x: torch.Tensor
 
 
 class Turns:
     """Runs the parts of one batch after another; one for a model."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: Step) -> None:
+        """Begin without parts; `step` tells whose adapters apply to the batch."""
         self.is_running = False
         """Whether there are parts that wait for each other."""
+        self._step = step
         self._asked: list[torch.Tensor] = []
-        self._whole = torch.empty(0)
+        self._gathered = _Gathered(torch.empty(0), [])
 
-    def run(self, calls: Sequence[Callable[[], Any]], rows: Sequence[Rows]) -> list[Any]:
-        """Return what each of `calls` gives, which runs the layer for the tokens `rows` names.
+    def run(
+        self, calls: Sequence[Callable[[], Any]], rows: Sequence[tuple[Rows, ...]]
+    ) -> list[Any]:
+        """Return what each of `calls` gives, which computes one part.
+
+        Args:
+            calls: The parts.
+            rows: Tokens of the batch that each has. Where layers have sides, those of each side,
+                which are slices, in order.
 
         Raises:
-            NotImplementedError: They do not come to the same linear layers.
+            NotImplementedError: Parts that are no slices do not come to the same layers.
         """
-        if len(calls) == 1:
+        if len(calls) == 1 and len(rows[0]) == 1:
             return [calls[0]()]
         parts = [greenlet(call) for call in calls]
         self.is_running = True
         try:
             said = [part.switch() for part in parts]
-            while not all(part.dead for part in parts):
-                layers = {id(one.layer) if isinstance(one, _Asked) else 0 for one in said}
-                if len(layers) > 1:
-                    raise NotImplementedError("a layer that goes other ways for other lengths")
-                ys = self._compute(said[0].layer, [one.x for one in said], rows)
-                said = [part.switch(y) for part, y in zip(parts, ys, strict=True)]
+            while waiting := [i for i, part in enumerate(parts) if not part.dead]:
+                # Who has come less far goes first, so that others find it where they are.
+                layer = min((said[i].layer for i in waiting), key=lambda one: one.number)
+                those = [i for i in waiting if said[i].layer is layer]
+                ys = self._compute(
+                    layer, [said[i].x for i in those], [rows[i][layer.side] for i in those]
+                )
+                for i, y in zip(those, ys, strict=True):
+                    said[i] = parts[i].switch(y)
         finally:
             self.is_running = False
-            self._asked, self._whole = [], torch.empty(0)
+            self._asked, self._gathered = [], _Gathered(torch.empty(0), [])
         return said
 
-    def wait(self, layer: PackedPart, x: torch.Tensor) -> torch.Tensor:
+    def wait(self, layer: Waiting, x: torch.Tensor) -> torch.Tensor:
         """Return what `layer` makes of `x`, which a part has, when all parts have come to it."""
         found: torch.Tensor = getcurrent().parent.switch(_Asked(layer, x))
         return found
 
     def _compute(
-        self, layer: PackedPart, xs: list[torch.Tensor], rows: Sequence[Rows]
+        self, layer: Waiting, xs: list[torch.Tensor], rows: list[Rows]
     ) -> list[torch.Tensor]:
         # Layers with the same input know each other by it.
-        if not (self._asked and all(map(_is, xs, self._asked))):
-            pieces = [x.reshape(-1, x.shape[-1]) for x in xs]
-            whole = pieces[0].new_empty(1, sum(map(len, pieces)), pieces[0].shape[-1])
+        if not (len(xs) == len(self._asked) and all(map(_is, xs, self._asked))):
+            self._gathered = self._gather(xs, rows)
+            self._asked = xs
+        gathered, step = self._gathered, self._step
+        batch = step.segments
+        if gathered.spans:
+            step.segments = batch and batch.within(gathered.spans)
+        y = layer.whole(gathered.x)[0]
+        step.segments = batch
+        return [
+            y[of_it].view(*x.shape[:-1], y.shape[-1])
+            for x, of_it in zip(xs, gathered.rows or rows, strict=True)
+        ]
+
+    def _gather(self, xs: list[torch.Tensor], rows: list[Rows]) -> "_Gathered":
+        pieces = [x.reshape(-1, x.shape[-1]) for x in xs]
+        count = sum(map(len, pieces))
+        whole = pieces[0].new_empty(1, count, pieces[0].shape[-1])
+        if count == self._step.num_tokens:
             for piece, of_it in zip(pieces, rows, strict=True):
                 whole[0, of_it] = piece
-            self._asked, self._whole = xs, whole
-        y = layer.packed.part(self._whole, layer.part)[0]
-        return [
-            y[of_it].view(*x.shape[:-1], y.shape[-1]) for x, of_it in zip(xs, rows, strict=True)
+            return _Gathered(whole, [])
+        # Of what it was given before, a part may have the last tokens alone.
+        spans = [
+            (each.stop - len(piece), each.stop)
+            for each, piece in zip(rows, pieces, strict=True)
+            if isinstance(each, slice)
         ]
+        if len(spans) < len(rows):
+            raise NotImplementedError("a layer that goes other ways for other lengths")
+        torch.cat(pieces, out=whole[0])
+        borders = [0]
+        for piece in pieces:
+            borders.append(borders[-1] + len(piece))
+        return _Gathered(whole, spans, [slice(*pair) for pair in itertools.pairwise(borders)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Rows of several parts, side by side."""
+
+    x: torch.Tensor
+    """[1, T, K]."""
+    spans: list[tuple[int, int]]
+    """Where they are in the batch, if they are not all of it."""
+    rows: list[slice] | None = None
+    """Where they are here, then."""
 
 
 class WaitingPart(PackedPart):
-    """Stands where a linear layer of a recurrent one stood."""
+    """Stands where a linear layer stood that parts of a batch come to."""
 
-    def __init__(self, part: PackedPart, turns: Turns) -> None:
+    def __init__(self, part: PackedPart, turns: Turns, side: int = 0) -> None:
         super().__init__(part.packed, part.part)
+        self.side = side
         self._turns = turns
+
+    @property
+    def number(self) -> int:
+        """That of its group."""
+        return self.place.group
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what it makes of the rows of all parts."""
+        return self.packed.part(x, self.part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the adapters' changes of the running step."""
         if self._turns.is_running:
             return self._turns.wait(self, x)
         return super().forward(x)
+
+
+class WaitingOutput(nn.Module):
+    """Stands where the layer stood that makes logits."""
+
+    number = _LAST
+
+    def __init__(self, output: OutputLayer, turns: Turns, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.output = output
+        self._turns = turns
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Shape and format of the weight, without numbers."""
+        return self.output.weight
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the rows of all parts."""
+        logits: torch.Tensor = self.output(x)
+        return logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of `x`."""
+        return self._turns.wait(self, x) if self._turns.is_running else self.whole(x)
 
 
 def _is(one: object, other: object) -> bool:

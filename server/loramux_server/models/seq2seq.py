@@ -1,0 +1,92 @@
+"""Models whose encoder reads one text, and whose decoder writes another.
+
+Legend: L tokens of a request, N those of them that are written, R rows whose logits are needed, V
+tokens of the vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from loramux_server.kernels.whole_text import WholeText
+from loramux_server.models.kept_texts import KeptTexts, copied
+from loramux_server.models.parts import Rows
+from loramux_server.models.whole_texts import Told
+
+SOURCE, WRITTEN = 0, 1
+"""Sides of such a model."""
+
+
+class Seq2Seq:
+    """Runs a model with an encoder and a decoder."""
+
+    def __init__(self, own: PreTrainedModel) -> None:
+        self.keeps = True
+        """Whether a request need not compute what another began with."""
+        self._own = own
+        self._kept = KeptTexts()
+
+    def rows(self, start: int, end: int, text: WholeText) -> tuple[Rows, ...]:
+        """Return those of the source, and those of what is written."""
+        border = start + max(0, text.num_source - text.start)
+        return slice(start, border), slice(border, end)
+
+    def read(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
+        """Return the logits of the last of what is written, [1, N, V]."""
+        recall, num_source = text.recall, max(0, text.num_source - text.start)
+        source, written = token_1L[:, :num_source], token_1L[:, num_source:]
+        if num_source:
+            self._begin(source, written, text)
+            written = written[:, recall.num_written :]
+        elif recall.num_written > text.start - text.num_source:  # its last token comes once more
+            recall.cache, recall.num_written = recall.before, recall.num_written - 1
+        if recall.encoded is None:
+            recall.encoded = self._own.get_encoder()(input_ids=source)
+        recall.before = recall.cache
+        made = self._own(
+            encoder_outputs=recall.encoded,
+            decoder_input_ids=written,
+            past_key_values=copied(recall.cache),
+            use_cache=True,
+        )
+        recall.cache = made.past_key_values
+        recall.num_written += written.shape[1]
+        if num_source and self.keeps and text.owner:
+            self._kept.keep(text.owner, *_tokens(source, token_1L[:, num_source:]), recall=recall)
+        logits_1NV: torch.Tensor = made.logits
+        return logits_1NV
+
+    def alone(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
+        """Return the logits of all that is written, [N, V], computed at once."""
+        logits_1NV: torch.Tensor = self._own(
+            input_ids=token_1L[:, : text.num_source],
+            decoder_input_ids=token_1L[:, text.num_source :],
+            use_cache=False,
+        ).logits
+        return logits_1NV[0]
+
+    def told(
+        self, made: Sequence[torch.Tensor], starts: Sequence[int], sampled: Sequence[int]
+    ) -> Told:
+        """Return the logits of the rows that are needed."""
+        ends = starts[1:]
+        rows = []
+        for token in sampled:
+            number = next(i for i, end in enumerate(ends) if token < end)
+            rows.append(made[number][0, token - ends[number]])
+        logits_RV = torch.stack(rows) if rows else made[0][0, :0]
+        return Told(logits_RV.new_empty(1, 0, 0), logits_RV[None])
+
+    def _begin(self, source: torch.Tensor, written: torch.Tensor, text: WholeText) -> None:
+        """Let a request that begins know what others of its kind did."""
+        recall, known = text.recall, None
+        if self.keeps and text.owner:
+            known = self._kept.find(text.owner, *_tokens(source, written))
+        recall.encoded = known.encoded if known else None
+        recall.cache = known.cache if known else None
+        recall.num_written = known.num_written if known else 0
+
+
+def _tokens(*texts: torch.Tensor) -> list[tuple[int, ...]]:
+    return [tuple(text[0].tolist()) for text in texts]

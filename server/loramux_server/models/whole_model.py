@@ -1,0 +1,177 @@
+"""Base models that read whole texts, made ready to serve adapters."""
+
+import inspect
+from functools import partial
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.engine.model_kind import ModelKind
+from loramux_server.kernels.whole_text import Recall
+from loramux_server.models.attention import AttentionBridge, CacheShape
+from loramux_server.models.base_model import (
+    BaseModel,
+    UnservableModelError,
+    check_difference,
+    eos_token_ids_of,
+    own,
+    refused,
+)
+from loramux_server.models.editor import Editor
+from loramux_server.models.fingerprint import fingerprint
+from loramux_server.models.input_embedding import InputEmbedding
+from loramux_server.models.packed_linear import OutputLayer, PackedPart
+from loramux_server.models.packing import pack
+from loramux_server.models.recurrent import Recurrent
+from loramux_server.models.replaceable import Replaceable, layer_shapes
+from loramux_server.models.seq2seq import SOURCE, WRITTEN, Seq2Seq
+from loramux_server.models.step import Step
+from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
+from loramux_server.models.turns import Turns, WaitingOutput, WaitingPart
+from loramux_server.models.whole_check import Sample, WholeCheck
+from loramux_server.models.whole_probe import WholeProbed, probe_whole, tokens_of
+from loramux_server.models.whole_texts import Encoder, Reader, WholeTexts
+
+_READ, _WRITTEN = (7, 12), (5, 4)
+"""Tokens of two texts, and of what is written to each."""
+_UNBOUNDED = 4096
+"""Tokens of a text that are served where a model has no positions of its own."""
+
+
+def prepare_whole(
+    module: PreTrainedModel, kind: ModelKind, *, name: str = "", text: TextFormat = WITHOUT_TEXT
+) -> BaseModel:
+    """Put packed layers into `module`, which has an encoder and is changed in place.
+
+    Args:
+        module: The model; an encoder that is alone has no head.
+        kind: Which of the two it is.
+        name: What it is called.
+        text: How it takes text.
+
+    Raises:
+        UnservableModelError: The model is of a kind that is not served.
+    """
+    module.eval().requires_grad_(False)
+    num_parameters = module.num_parameters()
+    digest = fingerprint(module, text.tokenizer_json)
+    step = Step(module.device)
+    turns = Turns(step)
+    writes = kind is ModelKind.SEQ2SEQ
+    takes_token_types = not writes and _takes_token_types(module, text)
+    reader: Reader = (
+        Seq2Seq(module) if writes else Encoder(module, takes_token_types=takes_token_types)
+    )
+    embedding = module.get_input_embeddings()
+    samples = _samples(embedding.weight.shape[0], module.device, writes=writes)
+    with refused(module):
+        check = WholeCheck(reader, samples, step, module.dtype)
+        probed = probe_whole(
+            module,
+            [
+                (partial(reader.alone, each.token_L[None], each.text()), each.lengths)
+                for each in samples
+            ],
+        )
+        shapes = _cache_shapes(reader, samples[0]) if writes else []
+    names = [name for name, _ in probed.calls]
+    parameters, transposed = layer_shapes(module, names)
+    try:
+        groups, places = pack(module, probed.calls, step)
+    except ValueError as error:
+        raise UnservableModelError(str(error)) from None
+    for name_of_part in names:
+        part = module.get_submodule(name_of_part)
+        assert isinstance(part, PackedPart)
+        waiting = WaitingPart(part, turns, probed.sides[name_of_part])
+        module.set_submodule(name_of_part, waiting)
+    output = _replace_output(module, turns) if writes else None
+    own(module)
+    check.serves = serves = WholeTexts(module, reader, turns, step)
+    with refused(module):
+        difference = check.difference()
+    check_difference(module, difference, check)
+    config = module.config.get_text_config()
+    lengths = [
+        _length(probed, side, config) for side in ((SOURCE, WRITTEN) if writes else (SOURCE,))
+    ]
+    vocab_size = check.width if writes else embedding.weight.shape[0]
+    width = embedding.weight.shape[1] if writes else check.width
+    return BaseModel(
+        module=module,
+        whole_texts=serves,
+        step=step,
+        attention=AttentionBridge(step),
+        recurrent=Recurrent(),
+        groups=groups,
+        embedding=InputEmbedding(embedding, is_tied=False),
+        output=output,
+        editor=Editor({}, serves, {}),
+        stack=None,
+        check=check,
+        sight=None,
+        blindness="",
+        places=places,
+        experts={},
+        name=name,
+        architecture=type(module).__name__,
+        fingerprint=digest,
+        dtype=module.dtype,
+        device=module.device,
+        context_length=sum(lengths),
+        source_length=lengths[0] if writes else 0,
+        vocab_size=vocab_size,
+        num_parameters=num_parameters,
+        replaceable=Replaceable(parameters, transposed, {}, BaseVocabulary(), (width, width)),
+        eos_token_ids=eos_token_ids_of(module, vocab_size) if writes else [],
+        text=text,
+        kind=kind,
+        takes_token_types=takes_token_types,
+        own_cache_shapes=shapes,
+    )
+
+
+def _takes_token_types(module: PreTrainedModel, text: TextFormat) -> bool:
+    """Return whether `module` is told which tokens are of the second of two texts."""
+    known = inspect.signature(module.forward).parameters
+    count = getattr(module.config, "type_vocab_size", 0)
+    return text.has_token_types and count > 1 and "token_type_ids" in known
+
+
+def _samples(vocab_size: int, device: torch.device, *, writes: bool) -> list[Sample]:
+    """Return two texts; where something is written to them, it comes in three batches."""
+    samples = []
+    for seed, (length, written) in enumerate(zip(_READ, _WRITTEN, strict=True)):
+        token_L = tokens_of(length + (written if writes else 0), vocab_size, seed).to(device)
+        if writes:
+            cuts = (length + 1, length + 2)
+            samples.append(Sample(token_L, num_source=length, cuts=cuts))
+        else:
+            samples.append(Sample(token_L, second_from=length // 2))
+    return samples
+
+
+def _cache_shapes(reader: Reader, sample: Sample) -> list[CacheShape]:
+    """Return what each layer of a decoder keeps of a token."""
+    recall = Recall()
+    with torch.inference_mode():
+        reader.read(sample.token_L[None], sample.text(recall=recall))
+    return [
+        CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
+        for layer in recall.cache.self_attention_cache.layers
+    ]
+
+
+def _replace_output(module: PreTrainedModel, turns: Turns) -> OutputLayer:
+    layer = module.get_output_embeddings()
+    name = next(name for name, found in module.named_modules() if found is layer)
+    output = OutputLayer(layer)
+    module.set_submodule(name, WaitingOutput(output, turns, WRITTEN))
+    return output
+
+
+def _length(probed: WholeProbed, side: int, config: PreTrainedConfig) -> int:
+    """Return how many tokens a text of a side may have."""
+    told = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
+    return int(probed.num_positions.get(side, told))
