@@ -95,8 +95,8 @@ def test_parts_that_are_less_far_go_first_and_are_alone_until_they_meet_the_othe
 
 def test_parts_of_scattered_tokens_that_go_ways_of_their_own_are_refused() -> None:
     turns, doubling = turns_of(), Doubling()
-    x = part_of([1.0, 2.0])
     first, second = doubling.layers
+    x, other = part_of([1.0, 2.0]), part_of([4.0, 3.0])
     with pytest.raises(NotImplementedError, match="other ways for other lengths"):
-        turns.run([lambda: turns.wait(first, x), lambda: turns.wait(second, x)], ROWS)
+        turns.run([lambda: turns.wait(first, x), lambda: turns.wait(second, other)], ROWS)
     assert not turns.is_running
