@@ -49,7 +49,7 @@ def named_for(
         PackageError: Two of its modules would have one name.
     """
     contents, seeing = _split_sight(contents, names, sight)
-    contents = _named_for_task(contents, names)
+    contents = _named_for_bare(_named_for_task(contents, names), names)
     contents = replace(_named_for_text(contents, names), sight=seeing)
     if not experts:
         return contents
@@ -125,6 +125,18 @@ def _named_for_task(contents: Contents, names: Iterable[str]) -> Contents:
         return f"{below}.{tail}" if head == first else module
 
     return _renamed(contents, named)
+
+
+def _named_for_bare(contents: Contents, names: Iterable[str]) -> Contents:
+    """Return `contents` for a base that is what `AutoModel` loads, as encoders are.
+
+    In a model for a task all of it has one name more before its own, such as `bert.`.
+    """
+    own, there = _layers(_modules(contents)), _layers(names)
+    if own is None or there is None or not own.endswith(f".{there}"):
+        return contents
+    above = own.removesuffix(there)
+    return _renamed(contents, lambda module: module.removeprefix(above))
 
 
 def _named_for_text(contents: Contents, names: Collection[str]) -> Contents:

@@ -93,6 +93,8 @@ class Harness:
         prediction: Iterable[int] = (),
         images: Iterable[PlacedImage] = (),
         tenant: str = "",
+        second_from: int = 0,
+        num_source: int = 0,
         **sampling: Any,
     ) -> int:
         """Give the engine a request; greedy, to its full length, unless `sampling` says else.
@@ -105,7 +107,8 @@ class Harness:
         chosen = Sampling(**defaults | sampling)
         message = Submit(
             request_id, list(prompt), adapter, chosen, tenant, pooling=pooling,
-            prediction=list(prediction), images=list(images),
+            prediction=list(prediction), images=list(images), second_from=second_from,
+            num_source=num_source,
         )  # fmt: skip
         self.engine.receive([message])
         return request_id

@@ -126,10 +126,10 @@ class Segments:
             self.row_S[mask],
             self.size_S[mask],
             self.format_S[mask],
-            self.rank_GSP[:, mask],
-            self.scale_GSP[:, mask],
+            np.ascontiguousarray(self.rank_GSP[:, mask]),
+            np.ascontiguousarray(self.scale_GSP[:, mask]),
             None if self.edits is None else tuple(itertools.compress(self.edits, mask)),
-            None if self.affine_GSP is None else self.affine_GSP[:, mask],
+            None if self.affine_GSP is None else np.ascontiguousarray(self.affine_GSP[:, mask]),
         )
 
 

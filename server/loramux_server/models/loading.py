@@ -41,6 +41,8 @@ from loramux_server.models.whole_model import prepare_whole
 
 _LOADS = {ModelKind.ENCODER: AutoModel, ModelKind.SEQ2SEQ: AutoModelForSeq2SeqLM}
 """What loads models that are no decoders."""
+_POOLER = "pooler."
+"""What stands before names of parameters that make one vector of a text."""
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -166,10 +168,13 @@ def _decoder(
 def _check_whole(module: PreTrainedModel, missing: Collection[str], kind: ModelKind) -> None:
     """Demand that no weight is `missing`, in place of which transformers puts random numbers.
 
-    Of an encoder, what comes behind its layers may be: only heads of adapters are served there.
+    Of an encoder, what makes one vector of a text may be: many are saved without, and only heads
+    that bring one of their own need it. It is 0 then.
     """
     if kind is ModelKind.ENCODER:
-        missing = [name for name in missing if not name.startswith("pooler.")]
+        for name in (name for name in missing if name.startswith(_POOLER)):
+            module.get_parameter(name).data.zero_()
+        missing = [name for name in missing if not name.startswith(_POOLER)]
     if not missing:
         return
     first, *others = sorted(missing)

@@ -16,6 +16,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
+from loramux_server.lora.segments import Segments
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.parts import Rows
 from loramux_server.models.step import Step
@@ -55,7 +56,9 @@ class Turns:
         """Whether there are parts that wait for each other."""
         self._step = step
         self._asked: list[torch.Tensor] = []
-        self._gathered = _Gathered(torch.empty(0), [])
+        self._gathered = _NOTHING
+        self._segments: dict[tuple[tuple[int, int], ...], Segments | None] = {}
+        """Of some of the tokens, by their runs."""
 
     def run(
         self, calls: Sequence[Callable[[], Any]], rows: Sequence[tuple[Rows, ...]]
@@ -87,7 +90,8 @@ class Turns:
                     said[i] = parts[i].switch(y)
         finally:
             self.is_running = False
-            self._asked, self._gathered = [], _Gathered(torch.empty(0), [])
+            self._asked, self._gathered = [], _NOTHING
+            self._segments.clear()
         return said
 
     def wait(self, layer: Waiting, x: torch.Tensor) -> torch.Tensor:
@@ -103,15 +107,20 @@ class Turns:
             self._gathered = self._gather(xs, rows)
             self._asked = xs
         gathered, step = self._gathered, self._step
-        batch = step.segments
-        if gathered.spans:
-            step.segments = batch and batch.within(gathered.spans)
+        of_batch = step.segments
+        if gathered.spans and of_batch:
+            step.segments = self._within(of_batch, gathered.spans)
         y = layer.whole(gathered.x)[0]
-        step.segments = batch
+        step.segments = of_batch
         return [
             y[of_it].view(*x.shape[:-1], y.shape[-1])
             for x, of_it in zip(xs, gathered.rows or rows, strict=True)
         ]
+
+    def _within(self, segments: Segments, spans: tuple[tuple[int, int], ...]) -> Segments | None:
+        if spans not in self._segments:
+            self._segments[spans] = segments.within(spans)
+        return self._segments[spans]
 
     def _gather(self, xs: list[torch.Tensor], rows: list[Rows]) -> "_Gathered":
         pieces = [x.reshape(-1, x.shape[-1]) for x in xs]
@@ -120,13 +129,13 @@ class Turns:
         if count == self._step.num_tokens:
             for piece, of_it in zip(pieces, rows, strict=True):
                 whole[0, of_it] = piece
-            return _Gathered(whole, [])
+            return _Gathered(whole)
         # Of what it was given before, a part may have the last tokens alone.
-        spans = [
+        spans = tuple(
             (each.stop - len(piece), each.stop)
             for each, piece in zip(rows, pieces, strict=True)
             if isinstance(each, slice)
-        ]
+        )
         if len(spans) < len(rows):
             raise NotImplementedError("a layer that goes other ways for other lengths")
         torch.cat(pieces, out=whole[0])
@@ -142,10 +151,13 @@ class _Gathered:
 
     x: torch.Tensor
     """[1, T, K]."""
-    spans: list[tuple[int, int]]
+    spans: tuple[tuple[int, int], ...] = ()
     """Where they are in the batch, if they are not all of it."""
     rows: list[slice] | None = None
     """Where they are here, then."""
+
+
+_NOTHING = _Gathered(torch.empty(0))
 
 
 class WaitingPart(PackedPart):

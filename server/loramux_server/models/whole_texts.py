@@ -90,10 +90,10 @@ class Encoder:
     def told(
         self, made: Sequence[torch.Tensor], starts: Sequence[int], sampled: Sequence[int]
     ) -> Told:
-        """Return hidden states, and no logits, which an encoder has not."""
+        """Return hidden states, and logits of no tokens: an encoder has none."""
         del starts, sampled
         hidden_1TK = torch.cat(list(made), 1)
-        return Told(hidden_1TK, hidden_1TK.new_empty(1, 0, 0))
+        return Told(hidden_1TK, hidden_1TK.new_empty(1, 0, 1))
 
 
 class WholeTexts(nn.Module):

@@ -1,0 +1,94 @@
+"""Texts that an encoder reads, in one batch of many adapters: each as PEFT has it alone."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftConfig
+
+from loramux_adapters.embedding import Pooling
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.model_kind import ModelKind
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.loading import load_base_model
+from tests.support.adapters import pack_source
+from tests.support.embedders import vector_of
+from tests.support.engine import Harness
+from tests.support.whole_models import ENCODERS, VOCAB, own_model, save_tuned, save_whole
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, and what PEFT makes of it."""
+
+    tokens: list[int]
+    source: AdapterSource | None
+    second_from: int
+    states: torch.Tensor
+
+
+def configs(base: BaseModel) -> list[PeftConfig]:
+    names = list(base.places)
+    lora = {"task_type": "FEATURE_EXTRACTION", "r": 5, "lora_alpha": 9}
+    return [
+        LoraConfig(target_modules=names, **lora),
+        LoraConfig(target_modules=names[::2], **lora | {"r": 12}, use_rslora=True),
+        LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
+        LoraConfig(target_modules=names[:3], **lora, bias="lora_only"),
+        IA3Config(
+            task_type="FEATURE_EXTRACTION", target_modules=names[:4], feedforward_modules=names[3:4]
+        ),
+    ]
+
+
+def texts(base: BaseModel, folder: Path) -> list[Text]:
+    own = own_model(folder)
+    models: list[tuple[torch.nn.Module, AdapterSource | None]] = [(own, None)]
+    for seed, config in enumerate(configs(base)):
+        saved = folder / f"adapter-{seed}"
+        wrapped = save_tuned(own, config, saved, seed=seed)
+        models.append((wrapped, pack_source(saved, folder / f"{seed}.package")))
+    rng = random.Random(4)
+    found = []
+    for wrapped, source in models:
+        for length in (1, 9, 9, 30):
+            tokens = [rng.randrange(3, VOCAB) for _ in range(length)]
+            second = rng.choice([0, length // 2])
+            types = {}
+            if base.takes_token_types:
+                types["token_type_ids"] = torch.tensor([[0] * second + [1] * (length - second)])
+                if not second:
+                    types["token_type_ids"].zero_()
+            with torch.inference_mode():
+                states = wrapped(input_ids=torch.tensor([tokens]), **types)[0][0]
+            found.append(Text(tokens, source, second, states))
+    rng.shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_texts_of_one_batch_equal_peft_alone(name: str, kernels: str, tmp_path: Path) -> None:
+    base = load_base_model(str(save_whole(name, tmp_path)))
+    assert base.kind is ModelKind.ENCODER
+    asked = texts(base, tmp_path)
+    harness = Harness(base, kernels=kernels, rows=256, max_batch_tokens=24, max_running=8)
+    wanted = {}
+    for index, text in enumerate(asked):
+        for pooling in (Pooling.MEAN, Pooling.FIRST, Pooling.LAST)[: 1 + index % 3]:
+            request_id = harness.submit(
+                text.tokens, text.source, pooling=pooling, second_from=text.second_from
+            )
+            wanted[request_id] = vector_of(text.states, pooling, normalize=False)
+        if index % 3 == 2:  # the others join while these run
+            harness.step()
+    harness.run()
+    assert not harness.failures
+    for request_id, vector in wanted.items():
+        found = harness.logits(request_id, len(vector))[0]
+        torch.testing.assert_close(found, vector, rtol=0, atol=TOLERANCE)
+    assert max(report.batch.adapters for report in harness.reports if report.batch) > 2

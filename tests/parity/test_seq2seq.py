@@ -1,0 +1,109 @@
+"""Texts that are written to others, in one batch of many adapters: each as PEFT has it alone."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftConfig
+
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.model_kind import ModelKind
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.loading import load_base_model
+from tests.support.adapters import Expected, pack_source
+from tests.support.engine import Harness
+from tests.support.whole_models import SEQ2SEQ, VOCAB, own_model, save_tuned, save_whole
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Text:
+    """A source, what its target begins with, and how PEFT goes on."""
+
+    source: list[int]
+    begin: list[int]
+    adapter: AdapterSource | None
+    expected: Expected
+
+
+def configs(base: BaseModel) -> list[PeftConfig]:
+    names = list(base.places)
+    lora = {"task_type": "SEQ_2_SEQ_LM", "r": 5, "lora_alpha": 9}
+    return [
+        LoraConfig(target_modules=names, **lora),
+        LoraConfig(target_modules=names[::3], **lora | {"r": 12}, use_rslora=True),
+        LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
+        IA3Config(
+            task_type="SEQ_2_SEQ_LM", target_modules=names[:9], feedforward_modules=names[4:5]
+        ),
+    ]
+
+
+@torch.inference_mode()
+def written(
+    model: torch.nn.Module, source: Sequence[int], begin: Sequence[int], num_tokens: int
+) -> Expected:
+    """Return the likeliest tokens behind `begin`, one whole forward pass for each."""
+    tokens: list[int] = []
+    rows = []
+    for _ in range(num_tokens):
+        logits = model(
+            input_ids=torch.tensor([list(source)]),
+            decoder_input_ids=torch.tensor([[*begin, *tokens]]),
+            use_cache=False,
+        ).logits[0, -1]
+        rows.append(torch.log_softmax(logits.float(), -1))
+        tokens.append(int(logits.argmax()))
+    return Expected(tokens, torch.stack(rows))
+
+
+def texts(base: BaseModel, folder: Path) -> list[Text]:
+    own = own_model(folder)
+    models: list[tuple[torch.nn.Module, AdapterSource | None]] = [(own, None)]
+    for seed, config in enumerate(configs(base)):
+        saved = folder / f"adapter-{seed}"
+        wrapped = save_tuned(own, config, saved, seed=seed)
+        models.append((wrapped, pack_source(saved, folder / f"{seed}.package")))
+    rng = random.Random(5)
+    found = []
+    for wrapped, adapter in models:
+        for length in (1, 9, 20):
+            source = [rng.randrange(3, VOCAB) for _ in range(length)]
+            begin = [2, *(rng.randrange(3, VOCAB) for _ in range(length % 3))]
+            found.append(Text(source, begin, adapter, written(wrapped, source, begin, 6)))
+    rng.shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_texts_of_one_batch_equal_peft_alone(name: str, tmp_path: Path) -> None:
+    base = load_base_model(str(save_whole(name, tmp_path)))
+    assert base.kind is ModelKind.SEQ2SEQ
+    asked = texts(base, tmp_path)
+    harness = Harness(
+        base, kernels="cpu", rows=256, max_batch_tokens=24, max_running=8, num_blocks=16
+    )
+    wanted = {}
+    # Each twice: the second finds what the first knew, if both are under way.
+    for index, text in enumerate([*asked, *asked]):
+        request_id = harness.submit(
+            [*text.source, *text.begin], text.adapter, num_source=len(text.source),
+            max_tokens=len(text.expected.tokens), num_logprobs=VOCAB,
+        )  # fmt: skip
+        wanted[request_id] = text
+        if index % 3 == 2:  # the others join while these run
+            harness.step()
+    harness.run()
+    assert not harness.failures
+    for request_id, text in wanted.items():
+        assert harness.output(request_id) == text.expected.tokens
+        for told, row in zip(harness.tokens[request_id], text.expected.logprobs, strict=True):
+            assert told.logprobs is not None
+            for token, logprob in told.logprobs.top:
+                assert abs(logprob - row[token].item()) < TOLERANCE
+    assert max(report.batch.adapters for report in harness.reports if report.batch) > 2
+    assert harness.reports[-1].stats.preemptions
