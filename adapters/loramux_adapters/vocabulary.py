@@ -36,14 +36,14 @@ class BaseVocabulary:
                     sizes[module] = size
         if sizes == before:
             return 0
-        if sizes[self.embedding] != sizes[self.output]:
+        if self.output and sizes[self.embedding] != sizes[self.output]:
             raise PackageError(
                 f"the adapter has {sizes[self.embedding]} tokens in module {self.embedding} and "
                 f"{sizes[self.output]} in {self.output}: with a resized vocabulary save both of "
                 "them (modules_to_save or save_embedding_layers)",
                 "ADAPTER_BASE_MISMATCH",
             )
-        return sizes[self.output]
+        return sizes[self.output or self.embedding]
 
     def _meant_by(self, edit: Edit, contents: Contents) -> set[str]:
         """Return the modules whose rows `edit` says."""
@@ -78,8 +78,9 @@ class BaseVocabulary:
             for name, shape in parameters.items()
             if name in {*weights, f"{self.output}.bias"}
         }
-        width = base[self.embedding][1], base[self.output][0]
-        layers = {self.embedding: (size, width[0]), self.output: (width[1], size)}
+        layers = {self.embedding: (size, base[self.embedding][1])}
+        if self.output:
+            layers[self.output] = base[self.output][0], size
         return {**base, **layers}, {**parameters, **changed}
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+)
 
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine.adapter_source import AdapterSource
@@ -33,15 +40,33 @@ class Text:
 
 def configs(base: BaseModel) -> list[PeftConfig]:
     names = list(base.places)
-    lora = {"task_type": "FEATURE_EXTRACTION", "r": 5, "lora_alpha": 9}
+    task = {"task_type": "FEATURE_EXTRACTION"}
+    lora = task | {"r": 5, "lora_alpha": 9}
+    embedding = base.replaceable.vocabulary.embedding
+    sizes = {
+        "token_dim": base.module.get_input_embeddings().weight.shape[1],
+        "num_layers": 2, "num_attention_heads": 4,
+    }  # fmt: skip
+    norms = [
+        name for name, part in base.module.named_modules() if "norm" in type(part).__name__.lower()
+    ]
     return [
         LoraConfig(target_modules=names, **lora),
         LoraConfig(target_modules=names[::2], **lora | {"r": 12}, use_rslora=True),
         LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
         LoraConfig(target_modules=names[:3], **lora, bias="lora_only"),
-        IA3Config(
-            task_type="FEATURE_EXTRACTION", target_modules=names[:4], feedforward_modules=names[3:4]
+        LoraConfig(target_modules=names[:2], **lora, bias="all"),
+        LoraConfig(target_modules=names[2:4], **lora, modules_to_save=[*norms, names[0]]),
+        LoraConfig(target_modules=[embedding, names[1]], **lora),
+        LoraConfig(
+            target_modules=names[1:2],
+            **lora,
+            trainable_token_indices={embedding.rpartition(".")[2]: [5, 17, 200]},
         ),
+        LNTuningConfig(**task, target_modules=norms),
+        IA3Config(**task, target_modules=names[:4], feedforward_modules=names[3:4]),
+        PromptTuningConfig(**task, num_virtual_tokens=4, **sizes),
+        PromptEncoderConfig(**task, num_virtual_tokens=3, encoder_hidden_size=16, **sizes),
     ]
 
 
@@ -57,9 +82,11 @@ def texts(base: BaseModel, folder: Path) -> list[Text]:
     for wrapped, source in models:
         for length in (1, 9, 9, 30):
             tokens = [rng.randrange(3, VOCAB) for _ in range(length)]
-            second = rng.choice([0, length // 2])
+            # PEFT takes no token types beside virtual tokens, which embed single texts.
+            has_virtual = source is not None and source.virtual_tokens > 0
+            second = 0 if has_virtual else rng.choice([0, length // 2])
             types = {}
-            if base.takes_token_types:
+            if base.takes_token_types and not has_virtual:
                 types["token_type_ids"] = torch.tensor([[0] * second + [1] * (length - second)])
                 if not second:
                     types["token_type_ids"].zero_()

@@ -49,7 +49,7 @@ class Editor:
                 if module is self._embedding:
                     token_T = given.token_T
                     # Before the one that looks up their rows, if there is one.
-                    hooks.append(module.register_forward_pre_hook(_known_tokens, prepend=True))
+                    hooks.append(module.register_forward_pre_hook(known_tokens, prepend=True))
                 is_new = module is self._output  # logits are many, and nobody else has them
                 edit = _hook(rows, self._axes.get(name, 1), token_T, is_new=is_new)
                 hooks.append(module.register_forward_hook(edit))
@@ -133,7 +133,7 @@ def _by_token(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     return tensor if axis == 0 else tensor[0].movedim(axis - 1, 0)
 
 
-def _known_tokens(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[torch.Tensor]:
+def known_tokens(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[torch.Tensor]:
     """Return tokens that the base has: those that it lacks have rows of the adapter's own."""
     (token_T,) = arguments
     assert isinstance(module, nn.Embedding)

@@ -54,6 +54,8 @@ class Turns:
         """Begin without parts; `step` tells whose adapters apply to the batch."""
         self.is_running = False
         """Whether there are parts that wait for each other."""
+        self.current = 0
+        """Number of the part that goes on."""
         self._step = step
         self._asked: list[torch.Tensor] = []
         self._gathered = _NOTHING
@@ -73,12 +75,16 @@ class Turns:
         Raises:
             NotImplementedError: Parts that are no slices do not come to the same layers.
         """
+        self.current = 0
         if len(calls) == 1 and len(rows[0]) == 1:
             return [calls[0]()]
         parts = [greenlet(call) for call in calls]
         self.is_running = True
         try:
-            said = [part.switch() for part in parts]
+            said: list[Any] = [None] * len(parts)
+            for i, part in enumerate(parts):
+                self.current = i
+                said[i] = part.switch()
             while waiting := [i for i, part in enumerate(parts) if not part.dead]:
                 # Who has come less far goes first, so that others find it where they are.
                 layer = min((said[i].layer for i in waiting), key=lambda one: one.number)
@@ -87,6 +93,7 @@ class Turns:
                     layer, [said[i].x for i in those], [rows[i][layer.side] for i in those]
                 )
                 for i, y in zip(those, ys, strict=True):
+                    self.current = i
                     said[i] = parts[i].switch(y)
         finally:
             self.is_running = False

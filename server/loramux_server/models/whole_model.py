@@ -4,6 +4,7 @@ import inspect
 from functools import partial
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loramux_adapters.vocabulary import BaseVocabulary
@@ -18,7 +19,6 @@ from loramux_server.models.base_model import (
     own,
     refused,
 )
-from loramux_server.models.editor import Editor
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
@@ -27,6 +27,7 @@ from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, layer_shapes
 from loramux_server.models.seq2seq import SOURCE, WRITTEN, Seq2Seq
 from loramux_server.models.step import Step
+from loramux_server.models.text_editor import TextEditor
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
 from loramux_server.models.turns import Turns, WaitingOutput, WaitingPart
 from loramux_server.models.whole_check import Sample, WholeCheck
@@ -76,7 +77,8 @@ def prepare_whole(
         )
         shapes = _cache_shapes(reader, samples[0]) if writes else []
     names = [name for name, _ in probed.calls]
-    parameters, transposed = layer_shapes(module, names)
+    width = embedding.weight.shape[1] if writes else check.width
+    replaceable = _replaceable(module, probed, width, takes_tokens=not writes)
     try:
         groups, places = pack(module, probed.calls, step)
     except ValueError as error:
@@ -97,7 +99,6 @@ def prepare_whole(
         _length(probed, side, config) for side in ((SOURCE, WRITTEN) if writes else (SOURCE,))
     ]
     vocab_size = check.width if writes else embedding.weight.shape[0]
-    width = embedding.weight.shape[1] if writes else check.width
     return BaseModel(
         module=module,
         whole_texts=serves,
@@ -107,7 +108,7 @@ def prepare_whole(
         groups=groups,
         embedding=InputEmbedding(embedding, is_tied=False),
         output=output,
-        editor=Editor({}, serves, {}),
+        editor=TextEditor(dict(module.named_modules()), turns, embedding),
         stack=None,
         check=check,
         sight=None,
@@ -123,7 +124,7 @@ def prepare_whole(
         source_length=lengths[0] if writes else 0,
         vocab_size=vocab_size,
         num_parameters=num_parameters,
-        replaceable=Replaceable(parameters, transposed, {}, BaseVocabulary(), (width, width)),
+        replaceable=replaceable,
         eos_token_ids=eos_token_ids_of(module, vocab_size) if writes else [],
         text=text,
         kind=kind,
@@ -137,6 +138,26 @@ def _takes_token_types(module: PreTrainedModel, text: TextFormat) -> bool:
     known = inspect.signature(module.forward).parameters
     count = getattr(module.config, "type_vocab_size", 0)
     return text.has_token_types and count > 1 and "token_type_ids" in known
+
+
+def _replaceable(
+    module: PreTrainedModel, probed: WholeProbed, width: int, *, takes_tokens: bool
+) -> Replaceable:
+    """Return what adapters can replace in `module`, whose hidden states are `width` wide.
+
+    With `takes_tokens`, that is embeddings as well.
+    """
+    shapes, transposed = layer_shapes(module, (name for name, _ in probed.calls))
+    embedding, vocabulary = module.get_input_embeddings(), BaseVocabulary()
+    for name in probed.plain:
+        part = module.get_submodule(name)
+        if isinstance(part, nn.Embedding) and not takes_tokens:
+            continue
+        for parameter, value in part.named_parameters(recurse=False):
+            shapes[f"{name}.{parameter}"] = tuple(value.shape)
+        if part is embedding:
+            vocabulary = BaseVocabulary(embedding=name, num_embeddings=part.num_embeddings)
+    return Replaceable(shapes, transposed, {}, vocabulary, (embedding.weight.shape[1], width))
 
 
 def _samples(vocab_size: int, device: torch.device, *, writes: bool) -> list[Sample]:

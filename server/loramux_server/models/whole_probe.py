@@ -19,6 +19,8 @@ class WholeProbed:
     """(name, input) for each linear layer that sees all tokens of a text, in its first call."""
     sides: dict[str, int] = field(default_factory=dict)
     """Name of such a layer -> number of the text whose tokens it sees."""
+    plain: set[str] = field(default_factory=set)
+    """Names of other modules with parameters that make something of each token of a text."""
     num_positions: dict[int, int] = field(default_factory=dict)
     """Number of a text -> how many tokens it may have, where positions are looked up in a table."""
 
@@ -45,6 +47,7 @@ def probe_whole(
     output = module.get_output_embeddings()
     hooks: list[RemovableHandle] = []
     others: set[str] = set()
+    mixed: set[str] = set()
     lengths: list[int] = []
     seen: set[str] = set()
 
@@ -67,7 +70,19 @@ def probe_whole(
         if (flat.diff() == 1).all():
             found.num_positions[lengths.index(len(flat))] = part.num_embeddings - int(flat[0])
 
+    def made(name: str, given: tuple[object, ...], named: dict[str, object], y: object) -> None:
+        x = given[0] if given else None
+        is_plain = len(given) == 1 and not named and _length(x) == _length(y) in lengths
+        (found.plain if is_plain else mixed).add(name)
+
     for name, part in module.named_modules():
+        if next(part.parameters(recurse=False), None) is not None and not is_linear(part):
+            hooks.append(
+                part.register_forward_hook(
+                    lambda _, given, named, y, name=name: made(name, given, named, y),
+                    with_kwargs=True,
+                )
+            )
         if is_linear(part) and part is not output:
             hook = part.register_forward_pre_hook(lambda _, given, name=name: saw(name, given[0]))
             hooks.append(hook)
@@ -85,4 +100,12 @@ def probe_whole(
         for hook in hooks:
             hook.remove()
     found.calls = [call for call in found.calls if call[0] not in others]
+    found.plain -= mixed
     return found
+
+
+def _length(tensor: object) -> int | None:
+    """Return the tokens of a text of which `tensor` tells, behind the only one of its sequences."""
+    if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and len(tensor) == 1:
+        return tensor.shape[1]
+    return None
