@@ -85,16 +85,18 @@ class VirtualTokens:
     """
 
     tensor: TensorInfo
-    """[count, width]."""
+    """[count, width]; of embeddings for an encoder and a decoder, those for both."""
     factors: tuple[TensorInfo, TensorInfo] | None = None
     """C and R, [1, count, rank] and [1, rank, width]: the embeddings are multiplied by CR."""
     num_layers: int = 0
     num_heads: int = 0
+    num_texts: int = 1
+    """Texts that they are for: of what an encoder reads and a decoder writes, 2."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
-        return self.tensor.shape[0]
+        """How many stand before a text; before one that is written, none are put by PEFT either."""
+        return self.tensor.shape[0] // (1 if self.has_cache else self.num_texts)
 
     @property
     def width(self) -> int:

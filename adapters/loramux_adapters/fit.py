@@ -204,6 +204,12 @@ def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
             "are like",
             "ADAPTER_BASE_MISMATCH",
         )
+    if virtual.num_texts != token.num_texts:
+        raise PackageError(
+            f"adapter_config.json: num_transformer_submodules is {virtual.num_texts}, the base "
+            f"model has {token.num_texts}",
+            "ADAPTER_BASE_MISMATCH",
+        )
     if virtual.has_cache and token.has_recurrent_layers:
         raise PackageError(
             f"tensor {virtual.tensor.name}: the adapter brings keys and values, and the base model "

@@ -20,6 +20,8 @@ class TokenShape:
     """Of each layer: heads that keep something, width of a key, width of a value."""
     has_recurrent_layers: bool = False
     """Whether there are layers that keep nothing of a token, but a state after all of them."""
+    num_texts: int = 1
+    """Texts that the base has: of one with an encoder and a decoder, 2."""
 
 
 def token_shape(config: Mapping[str, object]) -> TokenShape | None:

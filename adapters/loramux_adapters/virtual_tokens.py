@@ -70,6 +70,8 @@ class VirtualTokensConfig:
     num_layers: int = 0
     """Of the base, where keys and values are given."""
     num_heads: int = 0
+    num_texts: int = 1
+    """Texts that a base has: of one with an encoder and a decoder, 2."""
 
 
 def check_prompt(config: Mapping[str, object]) -> VirtualTokensConfig:
@@ -116,8 +118,12 @@ def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     """
     count, width = config.count, _needed("token_dim", config.token_dim)
     if not config.num_ranks:
-        (embeddings,) = _only(tensors, {_EMBEDDINGS: (count, width)})
-        return Contents(virtual=VirtualTokens(embeddings))
+        (embeddings,) = _only(tensors, {_EMBEDDINGS: (config.num_texts * count, width)})
+        return Contents(virtual=VirtualTokens(embeddings, num_texts=config.num_texts))
+    if config.num_texts > 1:
+        raise unsupported(
+            "num_transformer_submodules", config.num_texts, "of several tasks only 1 is served"
+        )
     embeddings, columns, rows = _only(
         tensors,
         {
@@ -141,7 +147,10 @@ def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     if width % num_heads:
         raise invalid("token_dim", f"is {width}, no multiple of num_attention_heads, {num_heads}")
     (both,) = _only(tensors, {_EMBEDDINGS: (config.count, 2 * num_layers * width)})
-    return Contents(virtual=VirtualTokens(both, num_layers=num_layers, num_heads=num_heads))
+    virtual = VirtualTokens(
+        both, num_layers=num_layers, num_heads=num_heads, num_texts=config.num_texts
+    )
+    return Contents(virtual=virtual)
 
 
 def _check_cache(config: Mapping[str, object], fields: Fields) -> VirtualTokensConfig:
@@ -167,9 +176,11 @@ def _check(
         raise unsupported("task_type", task, "a head is not served beside virtual tokens")
     count = integer(config, "num_virtual_tokens", 0, 1, MAX_VIRTUAL_TOKENS)
     submodules = config.get("num_transformer_submodules")
-    if submodules is not None and (type(submodules) is not int or submodules != 1):
+    if submodules is not None and (type(submodules) is not int or submodules not in (1, 2)):
         raise unsupported(
-            "num_transformer_submodules", submodules, "only decoders are served, which have 1"
+            "num_transformer_submodules",
+            submodules,
+            "models have 1, or 2 if an encoder is one of them",
         )
     return VirtualTokensConfig(
         count,
@@ -178,6 +189,7 @@ def _check(
         num_ranks,
         num_layers,
         num_heads,
+        submodules or 1,
     )
 
 

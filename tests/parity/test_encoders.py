@@ -11,6 +11,7 @@ from peft import (
     LNTuningConfig,
     LoraConfig,
     PeftConfig,
+    PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
 )
@@ -65,6 +66,11 @@ def configs(base: BaseModel) -> list[PeftConfig]:
         ),
         LNTuningConfig(**task, target_modules=norms),
         IA3Config(**task, target_modules=names[:4], feedforward_modules=names[3:4]),
+        *(
+            [PrefixTuningConfig(**task, num_virtual_tokens=4, **sizes | {"token_dim": 32})]
+            if base.prefix_shapes
+            else []
+        ),
         PromptTuningConfig(**task, num_virtual_tokens=4, **sizes),
         PromptEncoderConfig(**task, num_virtual_tokens=3, encoder_hidden_size=16, **sizes),
     ]

@@ -4,10 +4,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+)
+from transformers import GenerationConfig
 
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.model_kind import ModelKind
@@ -33,7 +42,10 @@ class Text:
 def configs(base: BaseModel) -> list[PeftConfig]:
     names = list(base.places)
     lora = {"task_type": "SEQ_2_SEQ_LM", "r": 5, "lora_alpha": 9}
+    sizes = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
     return [
+        PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, **sizes),
+        PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, **sizes),
         LoraConfig(target_modules=names, **lora),
         LoraConfig(target_modules=names[::3], **lora | {"r": 12}, use_rslora=True),
         LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
@@ -48,6 +60,8 @@ def written(
     model: torch.nn.Module, source: Sequence[int], begin: Sequence[int], num_tokens: int
 ) -> Expected:
     """Return the likeliest tokens behind `begin`, one whole forward pass for each."""
+    if getattr(model, "peft_type", "") == "PROMPT_TUNING":
+        return generated(model, source, begin, num_tokens)
     tokens: list[int] = []
     rows = []
     for _ in range(num_tokens):
@@ -59,6 +73,23 @@ def written(
         rows.append(torch.log_softmax(logits.float(), -1))
         tokens.append(int(logits.argmax()))
     return Expected(tokens, torch.stack(rows))
+
+
+def generated(
+    model: torch.nn.Module, source: Sequence[int], begin: Sequence[int], num_tokens: int
+) -> Expected:
+    """Return the same by `generate`, in which PEFT puts virtual tokens before sources alone."""
+    found = cast(PeftModel, model).generate(
+        input_ids=torch.tensor([list(source)]),
+        attention_mask=torch.ones(1, len(source), dtype=torch.long),
+        decoder_input_ids=torch.tensor([list(begin)]),
+        generation_config=GenerationConfig(
+            max_new_tokens=num_tokens, do_sample=False, pad_token_id=0, decoder_start_token_id=2,
+            return_dict_in_generate=True, output_logits=True,
+        ),
+    )  # fmt: skip
+    rows = torch.stack([torch.log_softmax(logits[0].float(), -1) for logits in found.logits])
+    return Expected(found.sequences[0, len(begin) :].tolist(), rows)
 
 
 def texts(base: BaseModel, folder: Path) -> list[Text]:

@@ -126,7 +126,7 @@ class Batch:
                 ),
                 segments=_segments(chunks, query_start, residence),
                 states=_states(chunks),
-                texts=_whole_texts(chunks),
+                texts=_whole_texts(chunks, residence),
                 position_3T=position_3T,
                 embedded=(*embedded, *shown(chunks, query_start)),
                 added=added(chunks, query_start),
@@ -213,7 +213,7 @@ def _read_tokens(
             head = residence(chunk.digest).head
         assert head is not None
         row = begin + positions.start - chunk.start
-        first = positions.start if chunk.request.reads_all else 0
+        first = positions.start - chunk.request.num_fillable if chunk.request.reads_all else 0
         found.append(ReadTokens(chunk.request, head, first, slice(row, row + len(positions))))
     return tuple(found)
 
@@ -248,16 +248,24 @@ def _states(chunks: Sequence[Chunk]) -> StateBatch | None:
     )
 
 
-def _whole_texts(chunks: Sequence[Chunk]) -> tuple[WholeText, ...]:
+def _whole_texts(
+    chunks: Sequence[Chunk], residence: Callable[[str], Residence]
+) -> tuple[WholeText, ...]:
     """Return the texts of requests whose model reads them as wholes."""
-    return tuple(
-        WholeText(
-            request.second_from, request.num_source, chunk.start,
-            (request.tenant, request.digest), request.recall,
+    texts = []
+    for chunk in chunks:
+        request, virtual = chunk.request, None
+        if not request.is_whole:
+            continue
+        if chunk.num_filled and request.digest:
+            virtual = residence(request.digest).virtual
+        owner = request.tenant, request.digest
+        texts.append(
+            WholeText(
+                request.second_from, request.num_source, chunk.start, owner, virtual, request.recall
+            )
         )
-        for chunk in chunks
-        if (request := chunk.request).is_whole
-    )  # fmt: skip
+    return tuple(texts)
 
 
 def _segments(

@@ -324,7 +324,8 @@ def _model_info(
         takes_edits=model.shard == WHOLE,
         embedding_width=model.embedding_width,
         cache_shapes=[
-            (shape.num_heads, shape.key_width, shape.value_width) for shape in model.cache_shapes
+            (shape.num_heads, shape.key_width, shape.value_width)
+            for shape in (model.prefix_shapes or model.cache_shapes)
         ],
         takes_token_types=model.takes_token_types,
         sees_images=model.sight is not None and not blindness,

@@ -74,7 +74,7 @@ class Chunk:
             return range(self.start, self.end)
         if self.is_last and self.request.is_read:
             if self.request.pooling is Pooling.FIRST:  # of a text that is read as a whole
-                return range(1)
+                return range(self.start, self.start + 1)
             return range(self.end - 1, self.end)
         return range(0)
 

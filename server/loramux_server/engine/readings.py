@@ -97,5 +97,6 @@ def gathered(request: Request) -> bytes:
     """Return what came of all tokens of `request`."""
     if request.pooling is not Pooling.MEAN:
         return b"".join(request.numbers)
-    mean = np.frombuffer(request.numbers[0], np.float64) / len(request.prompt)
+    num_read = len(request.prompt) - request.num_fillable
+    mean = np.frombuffer(request.numbers[0], np.float64) / num_read
     return mean.astype(np.float32).tobytes()

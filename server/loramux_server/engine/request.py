@@ -119,6 +119,7 @@ class Request:
         if self.num_virtual:
             self.prompt = [PLACEHOLDER] * self.num_virtual + self.prompt
             self.second_from += self.num_virtual if self.second_from else 0
+            self.num_source += self.num_virtual if self.num_source else 0
         is_wanted = self.sampling.num_prompt_logprobs is not None
         self.num_told = self.num_virtual if is_wanted else len(self.prompt)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from loramux_server.lora.virtual import Virtual
+
 Owner = tuple[str, str | None]
 """Tenant, and digest of the adapter; None for the base."""
 
@@ -33,4 +35,7 @@ class WholeText:
     """Position of its first token in the batch."""
     owner: Owner | None = None
     """Whose it is; None where nothing is kept of it for others."""
+    virtual: Virtual | None = None
+    """What its adapter brings of keys and values, which stand before all tokens that are attended
+    to; where there is a decoder, before what that writes."""
     recall: Recall = field(default_factory=Recall)

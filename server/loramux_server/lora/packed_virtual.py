@@ -20,7 +20,15 @@ def pack_virtual(virtual: VirtualTokens, read: Callable[[TensorInfo], torch.Tens
     if virtual.has_cache:
         shape = (virtual.count, virtual.num_layers, 2, virtual.num_heads, virtual.head_width)
         keys_LVJD, values_LVJE = given_VK.reshape(shape).permute(2, 1, 0, 3, 4).contiguous()
-        return Virtual(keys=dict(enumerate(keys_LVJD)), values=dict(enumerate(values_LVJE)))
+        # Beside an encoder PEFT (0.21, `PeftModel.get_prompt`) lays all layers out twice, and then
+        # gives each layer of the decoder what belongs to two: the first of them is used.
+        layers = [
+            virtual.num_texts * layer % virtual.num_layers for layer in range(virtual.num_layers)
+        ]
+        return Virtual(
+            keys={number: keys_LVJD[layer] for number, layer in enumerate(layers)},
+            values={number: values_LVJE[layer] for number, layer in enumerate(layers)},
+        )
     if virtual.factors:
         columns_VR, rows_RK = (read(factor)[0] for factor in virtual.factors)
         given_VK = given_VK * (columns_VR @ rows_RK)
@@ -29,4 +37,4 @@ def pack_virtual(virtual: VirtualTokens, read: Callable[[TensorInfo], torch.Tens
                 f"tensor {virtual.tensor.name} times the product of its factors is not finite",
                 "ADAPTER_NOT_FINITE",
             )
-    return Virtual(given_VK)
+    return Virtual(given_VK[: virtual.count])

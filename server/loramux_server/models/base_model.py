@@ -38,7 +38,7 @@ from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
 from loramux_server.models.whole_texts import WholeTexts
 
-_UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 """What is raised where a model is run in a way that it does not know."""
 
 
@@ -110,6 +110,8 @@ class BaseModel:
     """Tokens of the context that are for what an encoder reads, where a decoder writes the rest."""
     own_cache_shapes: list[CacheShape] = field(default_factory=list)
     """What is kept of a token beside blocks."""
+    prefix_shapes: list[CacheShape] = field(default_factory=list)
+    """What adapters may bring of a token before texts, where that is something else."""
     shard: Shard = WHOLE
     """Which part of its layers this process holds."""
 
@@ -241,7 +243,7 @@ def refused(module: PreTrainedModel) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except _UNKNOWN_WAYS as error:
+    except UNKNOWN_WAYS as error:
         raise UnservableModelError(
             f"{type(module).__name__} does not use transformers' attention interface in the way "
             f"that is served: {type(error).__name__}: {error}"
@@ -313,7 +315,7 @@ def _checked_stack(
         return None, math.inf
     try:
         difference = check.difference(stack)
-    except _UNKNOWN_WAYS:  # the layers are called in another way
+    except UNKNOWN_WAYS:  # the layers are called in another way
         difference = math.inf
     if difference <= check.tolerance:
         return stack, difference

@@ -7,12 +7,12 @@ tokens of the vocabulary.
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loramux_server.kernels.whole_text import WholeText
 from loramux_server.models.kept_texts import KeptTexts, copied
 from loramux_server.models.parts import Rows
-from loramux_server.models.whole_texts import Told
+from loramux_server.models.whole_texts import Told, cache_of
 
 SOURCE, WRITTEN = 0, 1
 """Sides of such a model."""
@@ -38,6 +38,9 @@ class Seq2Seq:
         source, written = token_1L[:, :num_source], token_1L[:, num_source:]
         if num_source:
             self._begin(source, written, text)
+            if text.virtual and recall.cache is None:
+                virtual = cache_of(text.virtual, self._own)
+                recall.cache = EncoderDecoderCache(virtual, DynamicCache())
             written = written[:, recall.num_written :]
         elif recall.num_written > text.start - text.num_source:  # its last token comes once more
             recall.cache, recall.num_written = recall.before, recall.num_written - 1

@@ -14,6 +14,7 @@ from torch import nn
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.kernels.whole_text import Recall, WholeText
+from loramux_server.lora.virtual import Virtual
 from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.step import Step
 from loramux_server.models.whole_texts import Reader
@@ -41,11 +42,12 @@ class Sample:
         """Its pieces."""
         return list(itertools.pairwise((0, *self.cuts, len(self.token_L))))
 
-    def text(self, start: int = 0, recall: Recall | None = None) -> WholeText:
+    def text(
+        self, start: int = 0, recall: Recall | None = None, virtual: Virtual | None = None
+    ) -> WholeText:
         """Return it as one request of a batch has it that begins at `start`."""
-        return WholeText(
-            self.second_from, self.num_source, start, None, Recall() if recall is None else recall
-        )
+        recall = Recall() if recall is None else recall
+        return WholeText(self.second_from, self.num_source, start, None, virtual, recall)
 
 
 class WholeCheck:

@@ -1,6 +1,7 @@
 """Base models that read whole texts, made ready to serve adapters."""
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,8 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.engine.model_kind import ModelKind
 from loramux_server.kernels.whole_text import Recall
+from loramux_server.lora.virtual import Virtual
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.base_model import (
+    UNKNOWN_WAYS,
     BaseModel,
     UnservableModelError,
     check_difference,
@@ -76,6 +79,9 @@ def prepare_whole(
             ],
         )
         shapes = _cache_shapes(reader, samples[0]) if writes else []
+    prefixes = shapes or _head_shapes(module.config.get_text_config())
+    if not _takes_prefix(reader, samples[0], prefixes, module):
+        prefixes = []
     names = [name for name, _ in probed.calls]
     width = embedding.weight.shape[1] if writes else check.width
     replaceable = _replaceable(module, probed, width, takes_tokens=not writes)
@@ -108,7 +114,11 @@ def prepare_whole(
         groups=groups,
         embedding=InputEmbedding(embedding, is_tied=False),
         output=output,
-        editor=TextEditor(dict(module.named_modules()), turns, embedding),
+        editor=TextEditor(
+            dict(module.named_modules()),
+            turns,
+            module.get_encoder().get_input_embeddings() if writes else embedding,
+        ),
         stack=None,
         check=check,
         sight=None,
@@ -130,6 +140,7 @@ def prepare_whole(
         kind=kind,
         takes_token_types=takes_token_types,
         own_cache_shapes=shapes,
+        prefix_shapes=prefixes,
     )
 
 
@@ -182,6 +193,36 @@ def _cache_shapes(reader: Reader, sample: Sample) -> list[CacheShape]:
         CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
         for layer in recall.cache.self_attention_cache.layers
     ]
+
+
+def _head_shapes(config: PreTrainedConfig) -> list[CacheShape]:
+    """Return the heads of each layer of an encoder, by its config."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = CacheShape(config.num_attention_heads, width, width)
+    return [shape] * config.num_hidden_layers
+
+
+def _takes_prefix(
+    reader: Reader, sample: Sample, shapes: Sequence[CacheShape], module: PreTrainedModel
+) -> bool:
+    """Return whether keys and values of `shapes` that stand before a text make a difference."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(width: str) -> dict[int, torch.Tensor]:
+        return {
+            layer: torch.randn(3, shape.num_heads, getattr(shape, width), generator=generator)
+            for layer, shape in enumerate(shapes)
+        }
+
+    virtual = Virtual(keys=random("key_width"), values=random("value_width"))
+    token_1L = sample.token_L[None]
+    try:
+        with torch.inference_mode():
+            plain = reader.read(token_1L, sample.text())
+            other = reader.read(token_1L, sample.text(virtual=virtual))
+    except UNKNOWN_WAYS:
+        return False
+    return other.shape == plain.shape and not torch.allclose(other, plain, atol=1e-3)
 
 
 def _replace_output(module: PreTrainedModel, turns: Turns) -> OutputLayer:

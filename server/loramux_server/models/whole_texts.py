@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from loramux_server.kernels.whole_text import WholeText
+from loramux_server.lora.virtual import Virtual
 from loramux_server.models.parts import Rows
 from loramux_server.models.step import Step
 from loramux_server.models.turns import Turns
@@ -75,11 +76,13 @@ class Encoder:
 
     def read(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
         """Return the last hidden states, [1, L, K]."""
-        told: dict[str, torch.Tensor] = {}
+        told: dict[str, Any] = {}
         if self._takes_token_types:
             told["token_type_ids"] = torch.zeros_like(token_1L)
             if text.second_from:
-                told["token_type_ids"][:, text.second_from :] = 1
+                told["token_type_ids"][:, text.second_from - text.start :] = 1
+        if text.virtual:
+            told["past_key_values"] = cache_of(text.virtual, self._own)
         hidden_1LK: torch.Tensor = self._own(input_ids=token_1L, **told)[0]
         return hidden_1LK
 
@@ -94,6 +97,17 @@ class Encoder:
         del starts, sampled
         hidden_1TK = torch.cat(list(made), 1)
         return Told(hidden_1TK, hidden_1TK.new_empty(1, 0, 1))
+
+
+def cache_of(virtual: Virtual, model: PreTrainedModel) -> DynamicCache:
+    """Return the keys and values of `virtual` as attention of `model` takes them."""
+    cache = DynamicCache()
+    for layer, (k_VJD, v_VJE) in enumerate(
+        zip(virtual.keys.values(), virtual.values.values(), strict=True)
+    ):
+        halves = (x.transpose(0, 1)[None].to(model.device, model.dtype) for x in (k_VJD, v_VJE))
+        cache.update(*halves, layer)
+    return cache
 
 
 class WholeTexts(nn.Module):

@@ -17,6 +17,7 @@ from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.engine.model_info import Layer, ModelInfo
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.lora.edits import num_edit_bytes, num_sight_bytes
 from loramux_server.lora.packed import read_weights
 from loramux_server.lora.row_allocator import RowSize
@@ -86,7 +87,10 @@ class ServedBase:
             takes_edits=model.takes_edits,
             vocab_size=model.vocab_size,
             token=TokenShape(
-                model.embedding_width, tuple(model.cache_shapes), model.has_recurrent_layers
+                model.embedding_width,
+                tuple(model.cache_shapes),
+                model.has_recurrent_layers,
+                num_texts=2 if model.kind is ModelKind.SEQ2SEQ else 1,
             ),
             context_length=model.context_length,
         )
