@@ -26,6 +26,7 @@ from loramux_server.models.editor import Editor
 from loramux_server.models.experts import ServedExperts, find_experts
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.fused import fuse
+from loramux_server.models.heads import Heads
 from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear
 from loramux_server.models.packing import pack, probe
@@ -110,6 +111,8 @@ class BaseModel:
     """Tokens of the context that are for what an encoder reads, where a decoder writes the rest."""
     own_cache_shapes: list[CacheShape] = field(default_factory=list)
     """What is kept of a token beside blocks."""
+    heads: Heads | None = None
+    """What adapters for tasks have behind its layers; None where that is a linear layer."""
     shard: Shard = WHOLE
     """Which part of its layers this process holds."""
 
