@@ -10,13 +10,11 @@ and what sees is called otherwise, too.
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import replace
 
+from loramux_adapters.behind import split_behind
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.experts import ExpertsShape, split_experts
-from loramux_adapters.head import Task
-
-FEATURES = "FEATURE_EXTRACTION"
-"""What PEFT calls the task of an adapter of what `AutoModel` loads, which has no head."""
+from loramux_adapters.head import FEATURES, HeadShape, Task
 
 _TEXT = frozenset(("language_model", "text_model"))
 """What the part for text is called in models that see images as well."""
@@ -31,11 +29,13 @@ def named_for(
     names: Collection[str],
     experts: Mapping[str, ExpertsShape] | None = None,
     sight: Collection[str] = (),
+    heads: Mapping[str, HeadShape] | None = None,
 ) -> Contents:
     """Return `contents` with its modules under the names that they have in a base.
 
     Changes of layers that are experts there become such; see `split_experts`. What is done to
-    modules of `sight` becomes its `sight`. Those for other tasks
+    modules of `sight` becomes its `sight`, and to what stands behind the layers its `behind`, under
+    the names that this has in the class for its task. Those for other tasks
     than QUESTION_ANS and FEATURE_EXTRACTION keep theirs, and so do those whose layers the base does
     not have: they do not fit it.
 
@@ -44,13 +44,15 @@ def named_for(
         names: Names of modules of the base.
         experts: Its experts by name.
         sight: Names of its modules that see images, as far as they are not in `names`.
+        heads: What it has behind its layers, by task; see `HeadShape`.
 
     Raises:
         PackageError: Two of its modules would have one name.
     """
+    contents, behind = split_behind(contents, heads or {})
     contents, seeing = _split_sight(contents, names, sight)
     contents = _named_for_bare(_named_for_task(contents, names), names)
-    contents = replace(_named_for_text(contents, names), sight=seeing)
+    contents = replace(_named_for_text(contents, names), sight=seeing, behind=behind)
     if not experts:
         return contents
     modules, routers, of_experts = split_experts(contents.modules, names, experts)

@@ -3,13 +3,13 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from loramux_adapters.base_names import FEATURES
 from loramux_adapters.embedding import Embedding, Pooling, embedding_of
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.files import read_bounded, read_object
 from loramux_adapters.generation_config import FILE as GENERATION_FILE
 from loramux_adapters.generation_config import MAX_BYTES as MAX_GENERATION_BYTES
 from loramux_adapters.generation_config import defaults_of
+from loramux_adapters.head import FEATURES
 from loramux_adapters.labels import CONFIG_FILE as MODEL_FILE
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 from loramux_adapters.sentence_transformers import FILES as SENTENCE_FILES

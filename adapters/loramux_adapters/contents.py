@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from loramux_adapters.experts import ExpertLora
 from loramux_adapters.head import Head
@@ -138,6 +139,9 @@ class Contents:
     """What it has in place of the layer of logits; it changes no module of the base."""
     sight: "Contents | None" = None
     """What it does to what sees images, once it is known what that is in a base."""
+    behind: "Contents | None" = None
+    """What it does to what stands behind the layers of a base, such as a pooler, once it is known
+    what that is; only heads read it."""
     task: str = ""
     """What it was trained for, as PEFT's `task_type` calls that; empty if that is not said."""
 
@@ -154,10 +158,10 @@ class Contents:
     @property
     def changed_modules(self) -> list[str]:
         """The names of all modules that it changes, bottlenecks aside, sorted."""
-        seeing = self.sight.changed_modules if self.sight else ()
+        beside = (part.changed_modules for part in (self.sight, self.behind) if part)
         return sorted({
             *(change.name for change in self.low_rank), *(edit.module for edit in self.edits),
-            *seeing,
+            *chain.from_iterable(beside),
         })  # fmt: skip
 
     @property

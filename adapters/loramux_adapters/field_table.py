@@ -53,12 +53,18 @@ have the names that transformers gives them for that task: `transformer.layers` 
 | `CAUSAL_LM`, or none | continues text |
 | `SEQ_CLS` | labels texts by a head, `score` or `classifier` |
 | `TOKEN_CLS` | labels each token by a head, `score` or `classifier` |
-| `QUESTION_ANS` | finds answers in texts by a head, `qa_outputs` |
+| `QUESTION_ANS` | finds answers in texts by a head, `qa_outputs`, or `classifier` (ModernBERT) |
 | `FEATURE_EXTRACTION` | embeds texts |
 
 What continues text embeds as well, unless it brings virtual tokens or waits for invocation tokens;
 FEATURE_EXTRACTION continues none, since no layer of logits was there when it was trained. A head is
-one linear layer that was trained whole. Others, and heads beside virtual tokens, are refused.
+trained whole: of a decoder one linear layer, of an encoder what transformers' class for the task
+has behind its base model, such as `classifier.dense` and `classifier.out_proj` of RoBERTa or
+`pre_classifier` and `classifier` of DistilBERT. LoRA, DoRA, biases and `modules_to_save` of a
+pooler, and of other layers there that were saved with the base (`head` of ModernBERT), are
+honoured. Layers that were not began as random numbers, and PEFT saves them where `modules_to_save`
+has them: DeBERTa's `pooler` has to be named there. An adapter without them is refused, which names
+them, and so are other heads, IA³ behind the layers, and heads beside virtual tokens.
 """
 
 

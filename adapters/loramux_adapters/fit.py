@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 
 from loramux_adapters.base_names import sees_images
+from loramux_adapters.behind import check_head
 from loramux_adapters.bottleneck import sites
 from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertsShape, check_experts
+from loramux_adapters.head import HeadShape
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.token_shape import TokenShape
 
@@ -18,6 +20,7 @@ def check_fit(
     token: TokenShape | None = None,
     experts: Mapping[str, ExpertsShape] | None = None,
     blindness: str = "",
+    heads: Mapping[str, HeadShape] | None = None,
 ) -> None:
     """Demand that an adapter changes modules that the base has, in their shapes.
 
@@ -31,16 +34,20 @@ def check_fit(
         token: What the base makes of a token; None if that is not known.
         experts: Name of each layer's experts that can be changed -> their shape.
         blindness: That the base sees no images, and why; empty where it sees them.
+        heads: What the base has behind its layers, by task; None if that is not known.
 
     Raises:
         PackageError: A module is missing or has another shape.
     """
     if contents.virtual:
         _check_virtual(contents.virtual, token)
-    if contents.head and token and contents.head.width != token.width:
+    if heads is not None:
+        check_head(contents, heads)
+    head = contents.head
+    if head and not heads and head.is_linear and token and head.width != token.width:
         raise PackageError(
-            f"tensor {contents.head.weight.name}: the head takes {contents.head.width} values of a "
-            f"token, the base model gives {token.width}",
+            f"tensor {head.weight.name}: the head takes {head.width} values of a token, the base "
+            f"model gives {token.width}",
             "ADAPTER_BASE_MISMATCH",
         )
     names = {module.module for module in contents.modules}

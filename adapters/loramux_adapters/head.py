@@ -1,11 +1,16 @@
 """Heads: what a model for another task has in place of the layer of logits."""
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from loramux_adapters.tensorfile import TensorInfo
 
 MAX_LABELS = 4096
+
+
+FEATURES = "FEATURE_EXTRACTION"
+"""What PEFT calls the task of an adapter of what `AutoModel` loads, which has no head."""
 
 
 class Task(enum.StrEnum):
@@ -31,13 +36,32 @@ class Task(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear layer from the last hidden state of a token to a number for each label."""
+    """From the last hidden states of tokens to a number for each label.
+
+    A linear layer, and whatever other layers stand before it in transformers' class for the task.
+    """
 
     task: Task
-    weight: TensorInfo
-    """[labels, width]."""
-    bias: TensorInfo | None = None
-    """[labels]."""
+    module: str
+    """Name of the linear layer, such as `score` or `classifier.out_proj`."""
+    parameters: Mapping[str, TensorInfo]
+    """Name of each parameter that was saved under the head's name -> its tensor."""
+
+    @property
+    def weight(self) -> TensorInfo:
+        """Of the linear layer, [labels, width]."""
+        return self.parameters[f"{self.module}.weight"]
+
+    @property
+    def bias(self) -> TensorInfo | None:
+        """Of the linear layer, [labels]."""
+        return self.parameters.get(f"{self.module}.bias")
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is that layer alone."""
+        own = {f"{self.module}.weight", f"{self.module}.bias"}
+        return "." not in self.module and self.parameters.keys() <= own
 
     @property
     def num_labels(self) -> int:
@@ -46,10 +70,41 @@ class Head:
 
     @property
     def width(self) -> int:
-        """Width of the hidden state."""
+        """Width of what the linear layer takes."""
         return self.weight.shape[1]
 
     @property
     def tensors(self) -> list[TensorInfo]:
         """All of its tensors."""
-        return [self.weight, *([self.bias] if self.bias else [])]
+        return list(self.parameters.values())
+
+
+LABELS = 0
+"""Stands in a shape for the number of labels, which each adapter has its own of."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """What a base model has behind its layers for a task, and reads hidden states with."""
+
+    architecture: str
+    """transformers' class for the task."""
+    parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each parameter behind the layers, as that class has it -> its shape."""
+    brought: tuple[str, ...] = ()
+    """Those of them that were saved with the base, and that an adapter need not bring."""
+    fault: str = ""
+    """Why heads for the task are not served; empty where they are."""
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the modules that have these parameters."""
+        return {name.rpartition(".")[0] for name in self.parameters}
+
+    @property
+    def module(self) -> str:
+        """Name of the layer that makes a number for each label."""
+        for name, shape in self.parameters.items():
+            if shape[0] == LABELS and len(shape) == 2:
+                return name.rpartition(".")[0]
+        return ""

@@ -2,7 +2,9 @@
 
 PEFT saves it as one of `modules_to_save`, which it adds by itself for the task. Sources of the
 meaning: `PeftModelForSequenceClassification`, `PeftModelForTokenClassification` and
-`PeftModelForQuestionAnswering`, PEFT 0.21, and transformers' models of the same tasks.
+`PeftModelForQuestionAnswering`, PEFT 0.21, and transformers' models of the same tasks. Layers of it
+that have names of their own, such as DistilBERT's `pre_classifier`, are known for what they are by
+the base alone; see `loramux_adapters.behind`.
 """
 
 from collections.abc import Mapping
@@ -14,8 +16,11 @@ from loramux_adapters.saved import saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
 
 _LABELS = ("score", "classifier")
-HEAD_NAMES = {Task.SEQUENCE: _LABELS, Task.TOKENS: _LABELS, Task.SPANS: ("qa_outputs",)}
-"""Task -> modules of which its head is one; where PEFT asks for two, a model has one."""
+HEAD_NAMES = {Task.SEQUENCE: _LABELS, Task.TOKENS: _LABELS, Task.SPANS: ("qa_outputs", _LABELS[1])}
+"""Task -> modules of which its head is one; where PEFT asks for two, a model has one. ModernBERT
+calls that of spans as others call one of labels."""
+_OF_METHODS = ("lora_", "ia3_", "base_layer", "token_adapter", "modules_to_save", "original_module")
+"""How names begin that PEFT puts between a module and its parameters."""
 
 
 def take_head(
@@ -31,30 +36,58 @@ def take_head(
         return None, tensors
     task = Task(value)
     kept = {tensor.name: tensor for tensor in without_repeats(tensors, saved_names(config))}
-    parts: dict[str, TensorInfo] = {}
+    found: dict[str, TensorInfo] = {}
     for name, tensor in kept.items():
-        module, _, part = path_of(name).partition(".")
-        if module in HEAD_NAMES[task]:
-            if part not in ("weight", "bias"):
-                raise PackageError(
-                    f"tensor {name} is refused: a head is served that is one linear layer, "
-                    f"'{module}.weight' and '{module}.bias', trained whole (modules_to_save)",
-                    "UNSUPPORTED_ADAPTER_FEATURE",
-                )
-            if part in parts:
-                raise PackageError(f"tensors {parts[part].name} and {name} are of two heads")
-            parts[part] = tensor
-    if "weight" not in parts:
+        path = path_of(name)
+        if path.partition(".")[0] not in HEAD_NAMES[task]:
+            continue
+        if any(part.startswith(_OF_METHODS) for part in path.split(".")):
+            raise not_linear(name, path.partition(".")[0])
+        other = next((each for each in found if _module(each) != _module(path)), None)
+        if other is not None:
+            raise PackageError(f"tensors {found[other].name} and {name} are of two heads")
+        found[path] = tensor
+    if not any(name.endswith(".weight") for name in found):
         names = " or ".join(f"'{name}.weight'" for name in HEAD_NAMES[task])
         raise unsupported(
             "task_type",
             str(task),
             f"there is no head ({names}), which PEFT saves with modules_to_save",
         )
-    head = Head(task, parts["weight"], parts.get("bias"))
+    head = Head(task, _last(found), found)
     _check_shapes(head)
     of_head = {tensor.name for tensor in head.tensors}
     return head, {name: tensor for name, tensor in kept.items() if name not in of_head}
+
+
+def not_linear(tensor: str, module: str) -> PackageError:
+    """Return the error of a `tensor` of a head `module` that is more than it may be."""
+    return PackageError(
+        f"tensor {tensor} is refused: a head is served that is one linear layer, "
+        f"'{module}.weight' and '{module}.bias', trained whole (modules_to_save)",
+        "UNSUPPORTED_ADAPTER_FEATURE",
+    )
+
+
+def _module(path: str) -> str:
+    return path.partition(".")[0]
+
+
+def _last(found: Mapping[str, TensorInfo]) -> str:
+    """Return the name of the linear layer behind all others.
+
+    What it makes none of them takes; where that is true of more than one, or of none because there
+    are as many labels as a state has numbers, its name says that it is the last.
+    """
+    weights = {
+        name.removesuffix(".weight"): tensor.shape
+        for name, tensor in sorted(found.items())
+        if name.endswith(".weight")
+    }
+    matrices = {name: shape for name, shape in weights.items() if len(shape) == 2} or weights
+    taken = {shape[-1:] for shape in matrices.values()}
+    left = [name for name, shape in matrices.items() if shape[:1] not in taken] or list(matrices)
+    return next((name for name in left if "out" in name.rpartition(".")[2]), left[-1])
 
 
 def _check_shapes(head: Head) -> None:

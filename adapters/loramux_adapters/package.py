@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from loramux_adapters.base_names import FEATURES, named_for
+from loramux_adapters.base_names import named_for
 from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.embedding import Embedding, embedding_of
 from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertsShape
-from loramux_adapters.head import Head
+from loramux_adapters.head import FEATURES, Head, HeadShape
 from loramux_adapters.kinds import AdapterConfig, read_contents
 from loramux_adapters.labels import Labels, labels_of
 from loramux_adapters.lora import LoraModule
@@ -79,9 +79,10 @@ class Package:
         names: Collection[str],
         experts: Mapping[str, ExpertsShape] | None = None,
         sight: Collection[str] = (),
+        heads: Mapping[str, HeadShape] | None = None,
     ) -> "Package":
         """Return it with its modules under the names that they have in a base; see `named_for`."""
-        return replace(self, contents=named_for(self.contents, names, experts, sight))
+        return replace(self, contents=named_for(self.contents, names, experts, sight, heads))
 
     @property
     def task(self) -> str:

@@ -70,7 +70,9 @@ def _is_repeat(
 ) -> bool:
     for infix in _AGAIN:
         module, found, parameter = tensor.name.rpartition(infix)
-        if found and f"{module}.{parameter}" in tensors:
+        # Of a module with others inside the copy has the name that PEFT gives the adapter, too.
+        names = (parameter, parameter.partition(".")[2])
+        if found and any(f"{module}.{name}" in tensors for name in names):
             return is_inside(path_of(module), saved)
     return False
 

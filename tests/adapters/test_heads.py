@@ -98,18 +98,19 @@ def test_other_modules_that_were_trained_whole_stay_edits() -> None:
         (TEXTS, LORA | {SCORE: [MAX_LABELS + 1, 4]}, FILE, f"1 to {MAX_LABELS} labels"),
         (TEXTS, LORA | {SCORE: [3, 4], f"{P}score.bias": [4]}, FILE, "shape [4] is not [3]"),
         (TEXTS, LORA | {SCORE: [3, 4], f"{P}classifier.weight": [3, 4]}, FILE, "of two heads"),
-        (TEXTS, LORA | {f"{P}classifier.dense.weight": [4, 4], f"{P}classifier.out_proj.weight":
-         [3, 4]}, UNSUPPORTED, "a head is served that is one linear layer"),
+        (TEXTS, LORA | {f"{P}classifier.dense.bias": [4]}, UNSUPPORTED, "there is no head"),
+        (TEXTS, LORA | {f"{P}classifier.dense.weight": [4, 4], f"{P}classifier.out.weight": [3, 4],
+                        f"{P}classifier.out.bias": [2]}, FILE, "out.bias: shape [2] is not [3]"),
+        (TEXTS, LORA | {f"{P}classifier.dense.lora_A.weight": [2, 4]}, UNSUPPORTED,
+         "classifier.dense.lora_A.weight is refused: a head is served"),
         (TEXTS, LORA | {f"{P}score.lora_A.weight": [2, 4], f"{P}score.lora_B.weight": [3, 2]},
          UNSUPPORTED, "score.lora_A.weight is refused: a head is served"),
         (SPANS, LORA | {SCORE: [2, 4]}, UNSUPPORTED,
-         "'QUESTION_ANS' is refused: there is no head ('qa_outputs.weight')"),
+         "is refused: there is no head ('qa_outputs.weight' or 'classifier.weight')"),
         (SPANS, LORA | {f"{P}qa_outputs.weight": [3, 4]}, FILE,
          "qa_outputs.weight: shape [3, 4] is not that of a head of spans, [2, width]"),
         (SPANS, LORA | {f"{P}qa_outputs.weight": [2, 4], f"{P}qa_outputs.bias": [3]}, FILE,
          "shape [3] is not [2], a number for each output"),
-        (SPANS, LORA | {f"{P}qa_outputs.dense.weight": [4, 4], f"{P}qa_outputs.weight": [2, 4]},
-         UNSUPPORTED, "a head is served that is one linear layer"),
         (TEXTS | {"alora_invocation_tokens": [1]}, LORA | {SCORE: [3, 4]}, UNSUPPORTED,
          "alora_invocation_tokens needs 'CAUSAL_LM'"),
         (PROMPT, {"prompt_embeddings": [2, 4], SCORE: [3, 4]}, UNSUPPORTED,
@@ -125,6 +126,55 @@ def test_what_is_no_head_is_refused(
         read_contents(config, infos(shapes))
     assert message in str(caught.value)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("shapes", "last"),
+    [
+        ({"out_proj.weight": [3, 4], "dense.weight": [4, 4]}, "out_proj"),
+        ({"out_proj.weight": [4, 4], "dense.weight": [4, 4]}, "out_proj"),
+        ({"a.weight": [3, 8], "b.weight": [8, 4], "norm.weight": [8]}, "a"),
+        ({"linear_hidden.weight": [8, 4], "linear_out.weight": [8, 8]}, "linear_out"),
+    ],
+)
+def test_labels_are_what_the_last_layer_of_a_head_makes(
+    shapes: dict[str, list[int]], last: str
+) -> None:
+    found = {f"{P}classifier.{name}": shape for name, shape in shapes.items()}
+    _, contents = read_contents(TEXTS, infos(LORA | found))
+    head = contents.head
+    assert head is not None
+    assert not head.is_linear
+    assert (head.module, head.num_labels) == (f"classifier.{last}", shapes[f"{last}.weight"][0])
+    assert {tensor.name for tensor in head.tensors} == found.keys()
+    assert not contents.edits
+
+
+def test_what_peft_saves_twice_of_a_head_of_layers_counts_once() -> None:
+    sizes = {"dense": 4, "out_proj": 3}
+    own = {f"{P}classifier.{part}.weight": [size, 4] for part, size in sizes.items()}
+    own |= {f"{P}classifier.{part}.bias": [size] for part, size in sizes.items()}
+    again = {
+        f"{P}classifier.{copy}.{part}.bias": [size]
+        for copy in ("original_module", "modules_to_save.default")
+        for part, size in sizes.items()
+    }
+    _, contents = read_contents(TEXTS | {"bias": "all"}, infos(LORA | own | again))
+    assert contents.head is not None
+    assert {tensor.name for tensor in contents.head.tensors} == own.keys()
+
+
+def test_a_head_of_a_decoder_is_one_linear_layer() -> None:
+    layers = {f"{P}classifier.dense.weight": [4, 4], f"{P}classifier.out_proj.weight": [3, 4]}
+    _, contents = read_contents(TEXTS, infos(LORA | layers))
+    base = {"model.layers.0.self_attn.q_proj": (4, 3)}
+    check_fit(contents, base, token=TokenShape(4, ()))  # it may be one of an encoder
+    with pytest.raises(PackageError) as caught:
+        check_fit(contents, base, token=TokenShape(4, ()), heads={})
+    assert "classifier.dense.weight is refused: a head is served that is one linear layer" in str(
+        caught.value
+    )
+    assert caught.value.reason == UNSUPPORTED
 
 
 def test_a_head_has_to_be_as_wide_as_the_base() -> None:

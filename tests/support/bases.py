@@ -12,6 +12,7 @@ ROOMY = ServedBase(
     sight_parameters={},
     blindness="the base model, Base, sees no images",
     experts={},
+    heads={},
     vocabulary=BaseVocabulary(),
     max_rows=64,
     max_host_bytes=1 << 30,

@@ -1,15 +1,17 @@
 """Whether a package is whole and fits: every check that needs no server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
 import numpy as np
 
 from loramux_adapters.base import BaseFolder
+from loramux_adapters.contents import Contents
 from loramux_adapters.digests import check_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fingerprint import check_fingerprint
 from loramux_adapters.fit import check_fit
+from loramux_adapters.lora import is_outer
 from loramux_adapters.package import Package, digest_of
 from loramux_adapters.tensorfile import tensor_reader
 from loramux_adapters.weights.dtypes import decoded
@@ -55,7 +57,7 @@ def verify(
     _check_finite(file, package)
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
-        contents = package.named_for(base.tensors).contents
+        contents = _known(package.named_for(base.tensors).contents, base)
         check_fit(
             contents, base.features(contents), base.parameters(contents), base.token,
             base.experts(contents),
@@ -65,6 +67,22 @@ def verify(
             check_fingerprint(cast(dict[str, object], package.notes["base"]), base)
             done.append(Verified("base fingerprint", "that of the manifest"))
     return done
+
+
+def _known(contents: Contents, base: BaseFolder) -> Contents:
+    """Return `contents` without what it does to layers of its head that have names of their own.
+
+    Which those are transformers' class for the task says, and no file of the base.
+    """
+    if contents.head is None:
+        return contents
+    edits = [
+        each
+        for each in contents.edits
+        if not is_outer(each.module) or base.parameter(f"{each.module}.{each.parameter or 'bias'}")
+    ]
+    modules = [each for each in contents.modules if not each.is_outer or base.layer(each.module)]
+    return replace(contents, modules=modules, edits=edits)
 
 
 def _check_finite(file: BinaryIO, package: Package) -> None:

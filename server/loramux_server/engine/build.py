@@ -317,6 +317,7 @@ def _model_info(
         sight_parameters={name: list(shape) for name, shape in sight_parameters.items()},
         parameters={name: list(shape) for name, shape in known.shapes.items()} | routers,
         experts=experts,
+        heads=dict(model.heads.shapes) if model.heads else {},
         vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,

@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from loramux_adapters.experts import ExpertsShape
+from loramux_adapters.head import HeadShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.engine.model_kind import ModelKind
 from loramux_server.lora.weight_format import AS_SAVED, Resting
@@ -45,6 +46,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """Shapes of what an adapter may bring its own of."""
     experts: dict[str, ExpertsShape] = {}
     """Experts that can be adapted."""
+    heads: dict[str, HeadShape] = {}
+    """What is behind the layers, by task, and by FEATURE_EXTRACTION what is there without a head;
+    empty where heads are linear layers and nothing else."""
     vocabulary: BaseVocabulary = BaseVocabulary()
     """Where tokens go in and come out."""
     adapter_rows: int

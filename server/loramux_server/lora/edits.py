@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from loramux_server.kernels.saved_linear import SavedLinear
     from loramux_server.lora.experts_edit import ExpertsEdit
-    from loramux_server.lora.head import Head
+    from loramux_server.lora.head import Head, LayeredHead
     from loramux_server.lora.module_edits import RouterEdit
 
 _FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
@@ -88,7 +88,7 @@ class Edits:
     """Tokens that the base has with this adapter; 0 if as many as ever."""
     virtual: Virtual | None = None
     """What stands before every prompt; who has it does nothing else."""
-    head: "Head | None" = None
+    head: "Head | LayeredHead | None" = None
     """What reads hidden states in place of the layer of logits."""
 
     def __bool__(self) -> bool:
@@ -144,9 +144,7 @@ def num_edit_bytes(package: Package) -> int:
             num_bytes += 4 * part.num_bytes // ITEM_BYTES[part.dtype]
     if package.virtual:
         num_bytes += 4 * package.virtual.count * package.virtual.width
-    if package.head:
-        num_bytes += 4 * package.head.num_labels * (package.head.width + 1)
-    return num_bytes
+    return num_bytes + _head_bytes(package)
 
 
 def num_sight_bytes(package: Package) -> int:
@@ -156,6 +154,21 @@ def num_sight_bytes(package: Package) -> int:
         return 0
     factors = (half for change in sight.low_rank for half in (change.a, change.b))
     return sum(tensor.num_bytes for tensor in (*factors, *sight.other_tensors))
+
+
+def _head_bytes(package: Package) -> int:
+    """Return the most bytes that a head takes, with layers before it that the base has, too.
+
+    A changed layer is one of its own.
+    """
+    head, behind = package.head, package.contents.behind
+    if head is None:
+        return 0
+    num_weights = head.num_labels + sum(math.prod(tensor.shape) for tensor in head.tensors)
+    for module in behind.modules if behind else []:
+        num_weights += module.in_features * module.out_features
+    num_weights += sum(edit.width for edit in behind.edits) if behind else 0
+    return 4 * num_weights
 
 
 def rests_as_saved(tensor: TensorInfo) -> bool:

@@ -3,18 +3,21 @@
 Legend: T tokens, K width of a hidden state, L labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from loramux_adapters import head
-from loramux_adapters.tensorfile import TensorInfo
+from loramux_adapters.head import HeadShape, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """From the last hidden state of a token to a number for each label; tensors of float32."""
+    """From the last hidden state of a token to a number for each label; tensors of float32.
+
+    So are those of adapters for decoders.
+    """
 
     weight_LK: torch.Tensor
     bias_L: torch.Tensor
@@ -28,12 +31,46 @@ class Head:
         return torch.stack(rows)
 
 
+class LayeredHeads(Protocol):
+    """The heads that transformers' classes have on a base model."""
+
+    @property
+    def shapes(self) -> Mapping[str, HeadShape]:
+        """What is behind the layers of the base, by task; see `ModelInfo.heads`."""
+
+    def known(self, task: Task) -> Mapping[str, torch.Tensor]:
+        """Return the parameters that were saved with the base, float32, where it is."""
+
+    def logits(
+        self, task: Task, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a head makes of a whole text: [1, L], or [T, L] where it reads each token.
+
+        Args:
+            task: What it is for.
+            parameters: Those that differ from `known`.
+            hidden_TK: The last hidden state of each token.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LayeredHead:
+    """A head as transformers' class for its task has it on an encoder; tensors of float32."""
+
+    heads: LayeredHeads
+    task: Task
+    parameters: Mapping[str, torch.Tensor]
+    """Those that the adapter brings or changes."""
+
+    def __call__(self, hidden_TK: torch.Tensor) -> torch.Tensor:
+        """Return the logits of each label, float32, for all tokens of a text.
+
+        They are [1, L], or [T, L] where the task reads each token. A text is read alone, so that
+        its bits do not depend on what else is in a step.
+        """
+        return self.heads.logits(self.task, self.parameters, hidden_TK.float())
+
+
 def states(hidden_TK: torch.Tensor) -> torch.Tensor:
     """Return the hidden states themselves, float32: what is read of a text that is embedded."""
     return hidden_TK.float()
-
-
-def pack_head(found: head.Head, read: Callable[[TensorInfo], torch.Tensor]) -> Head:
-    """Return the head `found` of a package, whose tensors `read` returns."""
-    bias_L = read(found.bias) if found.bias else torch.zeros(found.num_labels)
-    return Head(read(found.weight), bias_L)

@@ -15,6 +15,7 @@ from loramux_adapters.base_names import sees_images
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.files import PASSING
 from loramux_adapters.fit import no_layer
+from loramux_adapters.head import HeadShape
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_server.lora.arriving import Arriving, Reader
@@ -139,6 +140,10 @@ class Base(Protocol):
         """That it sees no images, and why; empty where it sees them."""
 
     @property
+    def head_shapes(self) -> Mapping[str, HeadShape]:
+        """What is behind the layers, by task; see `ModelInfo.heads`."""
+
+    @property
     def num_groups(self) -> int:
         """Groups of layers."""
 
@@ -220,7 +225,7 @@ def package_in(file: Arriving, base: Base) -> Package:
     """
     header = file[: 8 + int.from_bytes(file[:8], "little")]
     package = read_package(io.BytesIO(header), len(file))
-    package = package.named_for(base.places, base.experts, base.sight)
+    package = package.named_for(base.places, base.experts, base.sight, base.head_shapes)
     if base.blindness:  # it may have been registered where images were seen
         for module in package.contents.changed_modules:
             if sees_images(module) and module not in base.places:

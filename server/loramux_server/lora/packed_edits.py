@@ -17,6 +17,7 @@ from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.kernels.saved_linear import SavedLinear
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.edits import LayerEdit, rests_as_saved
+from loramux_server.lora.head import LayeredHeads
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.slab import DTYPES
 from loramux_server.lora.weight_format import FORMATS
@@ -36,6 +37,10 @@ class BaseLayers(Protocol):
     """The number format of the weights."""
     device: torch.device
     """Where they are."""
+
+    @property
+    def heads(self) -> LayeredHeads | None:
+        """The heads that adapters may have; None where these are linear layers."""
 
     @property
     def places(self) -> Mapping[str, LayerPlace]:

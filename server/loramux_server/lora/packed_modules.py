@@ -14,7 +14,6 @@ from loramux_adapters.contents import Edit, EditKind
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.bottleneck import pack_bottlenecks
 from loramux_server.lora.edits import Edits, LayerEdit
-from loramux_server.lora.head import pack_head
 from loramux_server.lora.module_edits import (
     EmbeddingEdit,
     LowRank,
@@ -37,6 +36,7 @@ from loramux_server.lora.packed_edits import (
     weight_rows,
 )
 from loramux_server.lora.packed_experts import pack_experts
+from loramux_server.lora.packed_head import pack_head
 from loramux_server.lora.packed_virtual import pack_virtual
 
 Change = TypeVar("Change", Affine, LayerEdit)
@@ -81,7 +81,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
         vocab_size=base.vocabulary.size_for(package.contents),
         routers=chosen,
         experts=pack_experts(package, base.experts, base.dtype, read),
-        head=pack_head(package.head, read) if package.head else None,
+        head=pack_head(package, base.heads, read),
     )
     return edits if edits else None
 

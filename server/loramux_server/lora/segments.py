@@ -13,7 +13,7 @@ from loramux_server.lora.virtual import Virtual
 from loramux_server.lora.weight_format import WeightFormat
 
 if TYPE_CHECKING:
-    from loramux_server.lora.head import Head
+    from loramux_server.lora.head import Head, LayeredHead
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -43,7 +43,7 @@ class Residence:
         return self.edits.virtual if self.edits else None
 
     @property
-    def head(self) -> "Head | None":
+    def head(self) -> "Head | LayeredHead | None":
         """What it has in place of the layer of logits."""
         return self.edits.head if self.edits else None
 

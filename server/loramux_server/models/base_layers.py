@@ -41,6 +41,8 @@ class BaseLayers:
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
         self.vocabulary = model.replaceable.vocabulary
+        self.heads = model.heads
+        self.head_shapes = model.heads.shapes if model.heads else {}
         self.dtype = model.dtype
         self.device = model.device
 

@@ -26,6 +26,7 @@ from loramux_server.models.editor import Editor
 from loramux_server.models.experts import ServedExperts, find_experts
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.fused import fuse
+from loramux_server.models.heads import Heads
 from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear
 from loramux_server.models.packing import pack, probe
@@ -112,6 +113,8 @@ class BaseModel:
     """What is kept of a token beside blocks."""
     prefix_shapes: list[CacheShape] = field(default_factory=list)
     """What adapters may bring of a token before texts, where that is something else."""
+    heads: Heads | None = None
+    """What adapters for tasks have behind its layers; None where that is a linear layer."""
     shard: Shard = WHOLE
     """Which part of its layers this process holds."""
 

@@ -1,6 +1,7 @@
 """A folder or hub id -> a base model, by transformers."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from loramux_server.images.processor import ImageProcessor
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
 from loramux_server.models.base_model import BaseModel, UnservableModelError, prepare
+from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
     MXFP4,
     check_quantized,
@@ -123,7 +125,9 @@ def load_base_model(
     if not stays_on_host:
         module = module.to(target)
     if kind is not ModelKind.DECODER:
-        return prepare_whole(module, kind, name=Path(path).name, text=read_text_format(path))
+        heads = Heads.of(module, config, path) if kind is ModelKind.ENCODER else None
+        whole = prepare_whole(module, kind, name=Path(path).name, text=read_text_format(path))
+        return replace(whole, heads=heads)
     return prepare(
         module,
         name=Path(path).name,

@@ -1,8 +1,7 @@
 """Whether an adapter does what it is asked for: to continue text, label it, embed it."""
 
 from loramux.errors import FailedPreconditionError
-from loramux_adapters.base_names import FEATURES
-from loramux_adapters.head import Task
+from loramux_adapters.head import FEATURES, Task
 from loramux_server.store.record import AdapterRecord
 
 _GENERATE = "loramux.v1.GenerationService.Generate"

@@ -12,6 +12,7 @@ from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.contents import Contents
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.fit import check_sight
+from loramux_adapters.head import HeadShape
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
@@ -59,6 +60,8 @@ class ServedBase:
     """That the base sees no images, and why; empty where it sees them."""
     experts: Mapping[str, ExpertsShape]
     """Name of each layer's experts that can be changed -> their shape."""
+    heads: Mapping[str, HeadShape]
+    """What is behind the layers, by task; see `ModelInfo.heads`."""
     vocabulary: BaseVocabulary
     """Where tokens go in and come out."""
     takes_edits: bool
@@ -78,6 +81,7 @@ class ServedBase:
             sight_parameters={n: tuple(shape) for n, shape in model.sight_parameters.items()},
             blindness=model.is_blind,
             experts=model.experts,
+            heads=model.heads,
             vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
             max_host_bytes=max_host_bytes,
@@ -114,11 +118,13 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         PackageError: It cannot; the message says why.
     """
     sight = {name.rpartition(".")[0] for name in base.sight_parameters}
-    package = read_package(file, size).named_for(base.layers, base.experts, sight)
+    package = read_package(file, size).named_for(base.layers, base.experts, sight, base.heads)
     _check_notes(package, base)
     contents = package.contents
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
-    check_fit(contents, layers, parameters, base.token, base.experts, base.blindness)
+    check_fit(
+        contents, layers, parameters, base.token, base.experts, base.blindness, base.heads
+    )  # fmt: skip
     if contents.sight:
         check_sight(contents.sight, base.sight_layers, base.sight_parameters)
     _check_invocation(contents.invocation, base)
@@ -151,8 +157,9 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "ADAPTER_TOO_LARGE",
         )
     _check_values(file, package.file.data_start, contents)
-    if contents.sight:
-        _check_values(file, package.file.data_start, contents.sight)
+    for part in (contents.sight, contents.behind):
+        if part:
+            _check_values(file, package.file.data_start, part)
     return package
 
 

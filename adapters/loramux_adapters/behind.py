@@ -1,0 +1,169 @@
+"""What stands behind the layers of a base, where only heads read: whether an adapter fits that.
+
+Encoders have poolers there, and heads of several layers. transformers' class for a task says which
+parameters that are. Some of them were saved with the base, and an adapter may change these; all
+others began as random numbers when it was trained, and it has to bring them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from loramux_adapters.contents import Contents, Edit, EditKind
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fields import PREFIX
+from loramux_adapters.head import FEATURES, LABELS, HeadShape
+from loramux_adapters.head_contents import not_linear
+from loramux_adapters.lora import LoraModule
+from loramux_adapters.tensorfile import TensorInfo
+
+_WHOLE = (EditKind.PARAMETER, EditKind.SHARED_WEIGHT, EditKind.BIAS)
+_ALSO = (EditKind.MAGNITUDE, EditKind.ADDED_BIAS)
+
+
+def split_behind(
+    contents: Contents, heads: Mapping[str, HeadShape]
+) -> tuple[Contents, Contents | None]:
+    """Return `contents` without what it does behind the layers of a base, and that.
+
+    Args:
+        contents: What an adapter does, under its own names.
+        heads: What the base has behind its layers: by task, and by `FEATURES` what it has there
+            without a head.
+    """
+    head = contents.head
+    shape = heads.get(str(head.task) if head else FEATURES)
+    if shape is None:
+        return contents, None
+    if head and f"{shape.module}.weight" in head.parameters:
+        contents = replace(contents, head=replace(head, module=shape.module))
+    names = shape.modules
+    if head is None:  # in a class for another task what `AutoModel` loads has a name before it
+        changed = contents.changed_modules
+        names = {name for name in changed if {name, name.partition(".")[2]} & shape.modules}
+    behind = Contents(
+        modules=[each for each in contents.modules if each.module in names],
+        edits=[each for each in contents.edits if each.module in names],
+    )
+    if not behind.changed_modules:
+        return contents, None
+    modules = [each for each in contents.modules if each.module not in names]
+    edits = [each for each in contents.edits if each.module not in names]
+    return replace(contents, modules=modules, edits=edits), behind
+
+
+def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
+    """Demand that the head of an adapter can be had on a base.
+
+    Args:
+        contents: What the adapter does, under the names of the base.
+        heads: What the base has behind its layers, by task. Where it has nothing, a head is a
+            linear layer.
+
+    Raises:
+        PackageError: It is made of other parts, or one is missing that nobody has.
+    """
+    head, behind = contents.head, contents.behind
+    if head is None:
+        return
+    shape = heads.get(head.task)
+    if shape is None:
+        first = head.module.partition(".")[0]
+        linear = (f"{first}.weight", f"{first}.bias")
+        more = next((name for name in head.parameters if name not in linear), None)
+        if more is not None:
+            raise not_linear(head.parameters[more].name, first)
+        return
+    if shape.fault:
+        raise PackageError(
+            f"adapter_config.json: task_type is '{head.task}', and the base model serves no heads "
+            f"for it: {shape.fault}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    given = dict(head.parameters)
+    for module in behind.modules if behind else []:
+        _check_low_rank(module, shape)
+    for edit in behind.edits if behind else []:
+        if edit.kind in _WHOLE:
+            given[f"{edit.module}.{edit.parameter or 'bias'}"] = edit.tensor
+        else:
+            _check_vector(edit, shape)
+    for name, tensor in given.items():
+        _check_shape(name, tensor, shape, head.num_labels)
+    _check_whole(given, shape)
+
+
+def _check_low_rank(module: LoraModule, shape: HeadShape) -> None:
+    wanted = shape.parameters.get(f"{module.module}.weight", ())
+    if module.is_embedding or len(wanted) != 2:
+        raise PackageError(
+            f"module {module.module} of {shape.architecture} is no linear layer: low-rank changes "
+            "of linear layers are served behind the layers of the base model",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    if (module.out_features, module.in_features) != wanted:
+        raise PackageError(
+            f"module {module.module}: the adapter maps {module.in_features} to "
+            f"{module.out_features} features, that of {shape.architecture} {wanted[1]} to "
+            f"{wanted[0]}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _check_vector(edit: Edit, shape: HeadShape) -> None:
+    if edit.kind not in _ALSO:
+        raise PackageError(
+            f"tensor {edit.tensor.name}: the {edit.kind} of module {edit.module}, which stands "
+            "behind the layers of the base model, is not served; LoRA, DoRA, biases and "
+            "modules_to_save are",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    if edit.kind is EditKind.ADDED_BIAS and f"{edit.module}.bias" not in shape.parameters:
+        raise PackageError(
+            f"tensor {edit.tensor.name}: lora_bias of adapter_config.json needs a bias, and module "
+            f"{edit.module} of {shape.architecture} has none",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    wanted = shape.parameters[f"{edit.module}.weight"][0]
+    if edit.width != wanted:
+        raise PackageError(
+            f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, the layer of "
+            f"{shape.architecture} {wanted} outputs",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _check_shape(name: str, tensor: TensorInfo, shape: HeadShape, num_labels: int) -> None:
+    wanted = shape.parameters.get(name)
+    if wanted is None:
+        raise PackageError(
+            f"tensor {tensor.name}: {name} is no parameter that {shape.architecture} has behind "
+            f"the layers of the base model; it has {', '.join(sorted(shape.parameters))}",
+            "ADAPTER_BASE_MISMATCH",
+        )
+    wanted = tuple(num_labels if size == LABELS else size for size in wanted)
+    if tensor.shape != wanted:
+        raise PackageError(
+            f"tensor {tensor.name}: shape {shown(list(tensor.shape))} is not {list(wanted)}, that "
+            f"of {name} in {shape.architecture} with {num_labels} outputs",
+            "ADAPTER_BASE_MISMATCH",
+        )
+
+
+def _check_whole(given: Mapping[str, TensorInfo], shape: HeadShape) -> None:
+    """Demand that every parameter is there, be it the base's own."""
+    missing = [name for name in shape.parameters if name not in given and name not in shape.brought]
+    if not missing:
+        return
+    name = missing[0]
+    if name == f"{shape.module}.bias":
+        fault = f"it has a weight, and {shape.architecture} a bias beside that"
+    else:
+        fault = (
+            f"{shape.architecture} has it behind the layers of the base model, which was saved "
+            "without it, so that the adapter was trained beside random numbers, and these PEFT "
+            f"saves where modules_to_save has {name.rpartition('.')[0]!r}"
+        )
+    raise PackageError(
+        f"tensor {PREFIX}{name} is missing: {fault}",
+        "ADAPTER_BASE_MISMATCH",
+    )

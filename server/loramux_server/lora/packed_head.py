@@ -1,0 +1,77 @@
+"""From a package to its head in memory, with what the base model has before that.
+
+Legend: R rank, K input width, N output width of a layer.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from loramux_adapters import LoraModule, Package
+from loramux_adapters.behind import check_head
+from loramux_adapters.contents import Contents, EditKind
+from loramux_server.lora.head import Head, LayeredHead, LayeredHeads
+from loramux_server.lora.packed_edits import Read, check_factor
+
+
+def pack_head(
+    package: Package, heads: LayeredHeads | None, read: Read
+) -> Head | LayeredHead | None:
+    """Return the head of `package`; None if it has none.
+
+    Args:
+        package: The package.
+        heads: Those that the base model can have; None where they are linear layers.
+        read: Reads a tensor of it.
+
+    Raises:
+        PackageError: It is none that the base model can have.
+    """
+    found = package.head
+    if found is None:
+        return None
+    check_head(package.contents, heads.shapes if heads else {})
+    if heads is None:
+        bias_L = read(found.bias) if found.bias else torch.zeros(found.num_labels)
+        return Head(read(found.weight), bias_L)
+    parameters = {name: read(tensor) for name, tensor in found.parameters.items()}
+    if package.contents.behind:
+        known = {name: value.cpu() for name, value in heads.known(found.task).items()}
+        parameters |= _changed(package.contents.behind, known, read)
+    return LayeredHead(heads, found.task, parameters)
+
+
+def _changed(
+    behind: Contents, known: Mapping[str, torch.Tensor], read: Read
+) -> dict[str, torch.Tensor]:
+    """Return the parameters that `behind` changes or brings; the base model has `known`."""
+    changed: dict[str, torch.Tensor] = {}
+    vectors: dict[str, dict[EditKind, torch.Tensor]] = {}
+    for edit in behind.edits:
+        if edit.kind in (EditKind.MAGNITUDE, EditKind.ADDED_BIAS):
+            vectors.setdefault(edit.module, {})[edit.kind] = read(edit.tensor)
+        else:
+            changed[f"{edit.module}.{edit.parameter or 'bias'}"] = read(edit.tensor)
+    for module in behind.modules:
+        of_module = vectors.get(module.module, {})
+        weight = f"{module.module}.weight"
+        changed[weight] = _merged(
+            module, changed.get(weight, known[weight]), of_module.get(EditKind.MAGNITUDE), read
+        )
+        if EditKind.ADDED_BIAS in of_module:
+            bias = f"{module.module}.bias"
+            added_N = module.scale * of_module[EditKind.ADDED_BIAS]
+            changed[bias] = changed.get(bias, known[bias]) + added_N
+    return changed
+
+
+def _merged(
+    module: LoraModule, weight_NK: torch.Tensor, length_N: torch.Tensor | None, read: Read
+) -> torch.Tensor:
+    """Return a weight with its low-rank change, each row of it as long as DoRA wants."""
+    merged_NK = torch.addmm(weight_NK, read(module.b), read(module.a), alpha=module.scale)
+    if length_N is None:
+        return merged_NK
+    factor_N: torch.Tensor = length_N / torch.linalg.vector_norm(merged_NK, dim=1)
+    check_factor(module.module, factor_N)
+    return merged_NK * factor_N[:, None]

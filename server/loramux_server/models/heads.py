@@ -1,0 +1,184 @@
+"""The heads that adapters for tasks may have on an encoder, by transformers' own classes.
+
+No list of models says what they are. transformers has a class for each task; what it has beside its
+base model, and what the base model has behind its layers, is the head, and its own forward
+evaluates it.
+
+Legend: T tokens, K width of a hidden state, L labels.
+"""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from loramux_adapters.head import FEATURES, LABELS, HeadShape, Task
+from loramux_server.models.pooler import Pooler, find_pooler
+from loramux_server.models.saved_weights import SavedWeights
+from loramux_server.models.task_head import TaskHead
+
+_NUM_TOKENS = 7
+_NUM_LABELS = 3
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+_ROUNDED = 3e-2
+"""Of the spread of logits, that 16 bits may make on the way."""
+_UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+"""What is raised where a model is run in a way that it does not know."""
+
+
+class Heads:
+    """What stands behind the layers of a base model, for each task; used on one thread."""
+
+    def __init__(
+        self,
+        heads: Mapping[Task, TaskHead],
+        known: Mapping[Task, Mapping[str, torch.Tensor]],
+        shapes: Mapping[str, HeadShape],
+        behind: frozenset[str],
+    ) -> None:
+        self._heads = heads
+        self._known = known
+        self.shapes = shapes
+        """What adapters may bring, by task; see `ModelInfo.heads`."""
+        self.behind = behind
+        """Names of the modules of the base model whose results only heads read."""
+
+    @classmethod
+    def of(cls, module: PreTrainedModel, config: PreTrainedConfig, path: str = "") -> Self:
+        """Return the heads of a base model. Each is tried with random weights.
+
+        Args:
+            module: The base model, as it was loaded.
+            config: Its config.
+            path: The folder or hub id that it was loaded from; empty where it was made otherwise,
+                and what it has counts as saved.
+
+        Raises:
+            OSError: Its weights cannot be read.
+        """
+        saved = SavedWeights(path) if path else None
+        token_1T = _text(config, module.device)
+        pooler, fault = Pooler(), ""
+        with torch.inference_mode():
+            try:
+                pooler = find_pooler(module, token_1T)
+            except torch.OutOfMemoryError:
+                raise
+            except _UNKNOWN_WAYS as error:
+                fault = _told(error)
+            heads: dict[Task, TaskHead] = {}
+            known: dict[Task, dict[str, torch.Tensor]] = {}
+            shapes: dict[str, HeadShape] = {}
+            for task in Task:
+                try:
+                    head = TaskHead(module, config, task)
+                    with head.lending(module) as lends:
+                        head.take_place(find_pooler(module, token_1T) if lends else pooler)
+                        idle = _idle(head, module, token_1T)
+                except torch.OutOfMemoryError:
+                    raise
+                except _UNKNOWN_WAYS as error:
+                    shapes[task] = HeadShape(type(module).__name__, fault=_told(error, fault))
+                    continue
+                heads[task] = head
+                known[task] = {**idle, **_saved(head, module, saved)}
+                shapes[task] = HeadShape(head.architecture, head.parameters, tuple(known[task]))
+        behind = frozenset(pooler.names)
+        own = {
+            name: tuple(value.shape)
+            for name, value in module.named_parameters()
+            if name.partition(".")[0] in behind
+        }
+        shapes[FEATURES] = HeadShape(type(module).__name__, own, tuple(own))
+        return cls(heads, known, shapes, behind)
+
+    def known(self, task: Task) -> Mapping[str, torch.Tensor]:
+        """Return the parameters that were saved with the base model, float32, where it is."""
+        return self._known[task]
+
+    @torch.inference_mode()
+    def logits(
+        self, task: Task, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a head makes of a whole text: [1, L], or [T, L] where it reads each token.
+
+        Args:
+            task: What it is for.
+            parameters: Those that differ from `known`.
+            hidden_TK: The last hidden state of each token, float32.
+        """
+        return self._heads[task].logits({**self._known[task], **parameters}, hidden_TK)
+
+
+def _text(config: PreTrainedConfig, device: torch.device) -> torch.Tensor:
+    """Return a text of tokens that are likely not to be those for padding and the like."""
+    generator = torch.Generator().manual_seed(0)
+    size = config.get_text_config().vocab_size
+    token_1T = torch.randint(size // 2, size, (1, _NUM_TOKENS), generator=generator)
+    return token_1T.to(device)
+
+
+def _idle(
+    head: TaskHead, module: PreTrainedModel, token_1T: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return zeros for those parameters of `head` that make no difference.
+
+    Raises:
+        ValueError: It does not compute what transformers' class does as a whole.
+    """
+    pooled = head.pooled
+    generator = torch.Generator().manual_seed(1)
+    own: dict[str, torch.Tensor] = {}
+    for name, shape in head.parameters.items():
+        if name not in pooled:
+            sizes = [size if size != LABELS else _NUM_LABELS for size in shape]
+            value = torch.randn(sizes, generator=generator) / sizes[-1] ** 0.5
+            own[name] = value.to(module.device)
+    there = {name: module.get_parameter(each).float() for name, each in pooled.items()}
+    given = {**own, **there}
+    wanted = head.whole(module, own, token_1T)
+    hidden_TK = module(input_ids=token_1T).last_hidden_state[0].float()
+    found = head.logits(given, hidden_TK)
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    tolerance = _TOLERANCES.get(module.dtype, _ROUNDED)
+    if found.shape != wanted.shape or not difference <= tolerance:  # so that NaN is refused
+        raise ValueError(
+            f"{head.architecture} makes something else of a text than of its last hidden states: "
+            f"logits differ by {difference:.2g} of the largest"
+        )
+    idle = {}
+    for name, value in given.items():
+        without = head.logits({**given, name: torch.full_like(value, torch.nan)}, hidden_TK)
+        if not without.isnan().any():
+            idle[name] = torch.zeros_like(value)
+    return idle
+
+
+def _saved(
+    head: TaskHead, module: PreTrainedModel, saved: SavedWeights | None
+) -> dict[str, torch.Tensor]:
+    """Return those parameters of `head` that were saved with the base model, float32, where it is.
+
+    A checkpoint names those of the base model as the class for a task does, or as the bare one.
+    """
+    pooled, loaded = head.pooled, dict(module.named_parameters())
+    found: dict[str, torch.Tensor] = {}
+    for name, shape in head.parameters.items():
+        if LABELS in shape:
+            continue  # the adapter's own
+        value = None
+        if saved is not None:
+            value = saved.read(filter(None, (name, pooled.get(name))))
+        elif pooled.get(name) in loaded:
+            value = loaded[pooled[name]].detach().float()
+        if value is not None and tuple(value.shape) == shape:
+            found[name] = value.to(module.device)
+    return found
+
+
+def _told(error: Exception, fault: str = "") -> str:
+    """Return why a class is not served, in a line; `fault` is what is odd behind the layers."""
+    told = str(error).partition("\n")[0]
+    told = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+    return f"{told} ({fault})" if fault and fault != told else told

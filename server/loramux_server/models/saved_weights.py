@@ -1,0 +1,50 @@
+"""Single weights of a model as they were saved, without the others."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+
+class SavedWeights:
+    """The weights in a folder or of a hub id, in safetensors files."""
+
+    def __init__(self, path: str) -> None:
+        """Look at the names of all weights of `path`.
+
+        Raises:
+            OSError: There are none.
+        """
+        self._files = {name: file for file in _files(path) for name in _names(file)}
+
+    def read(self, names: Iterable[str]) -> torch.Tensor | None:
+        """Return the first weight of `names` that there is, float32; None if there is none."""
+        for name in names:
+            if name in self._files:
+                with safe_open(self._files[name], framework="pt") as file:
+                    value: torch.Tensor = file.get_tensor(name)
+                return value.float()
+        return None
+
+
+def _files(path: str) -> Iterator[str]:
+    try:
+        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME)
+    except OSError:
+        index = None
+    if index is None:
+        names = [SAFE_WEIGHTS_NAME]
+    else:
+        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    for name in names:
+        file = cached_file(path, name)
+        assert file is not None
+        yield str(file)
+
+
+def _names(file: str) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())

@@ -1,0 +1,47 @@
+"""Heads of encoders in one batch of many texts: each has the logits that PEFT has for it alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loramux_adapters.head import Task
+from loramux_server.models.loading import load_base_model
+from loramux_server.store.check import ServedBase, check_package
+from tests.support.adapters import pack_source
+from tests.support.encoder_heads import TEXT, config_for, expected, save_encoder, save_headed
+from tests.support.engine import Harness
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert-mean", "deberta"])
+def test_heads_of_one_batch_equal_peft_alone(name: str, tmp_path: Path) -> None:
+    folder = save_encoder(name, tmp_path / "base")
+    harness = Harness(load_base_model(str(folder)), kernels="cpu", rows=256, max_running=16)
+    served = ServedBase.of(harness.info, max_host_bytes=1 << 30)
+    wanted: dict[int, torch.Tensor] = {}
+    sources = []
+    for task in Task:
+        adapter, package = tmp_path / str(task), tmp_path / f"{task}.safetensors"
+        linear = task is Task.SEQUENCE and name in ("bert", "modernbert-mean")
+        more = {"target_modules": "all-linear"} if linear else {}
+        logits = expected(save_headed(folder, task, config_for(name, task, **more), adapter))[1]
+        source = pack_source(adapter, package)
+        with package.open("rb") as file:
+            assert check_package(file, package.stat().st_size, served).task == task
+        sources.append(source)
+        wanted[harness.submit(TEXT, source)] = logits
+        for length in (1, 3, 5):
+            harness.submit(TEXT[:length], source)
+    harness.run()
+    assert not harness.failures
+    assert max(report.batch.adapters for report in harness.reports if report.batch) > 1
+    for request_id, source in zip(wanted, sources, strict=True):
+        logits = wanted[request_id]
+        found = harness.logits(request_id, logits.shape[-1])
+        assert found.shape == logits.shape
+        torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
+        alone = harness.submit(TEXT, source)
+        harness.run()
+        torch.testing.assert_close(
+            harness.logits(alone, logits.shape[-1]), found, rtol=0, atol=1e-6
+        )
