@@ -33,10 +33,10 @@ from loramux_server.services.calls import Calls
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.descriptions import identity_of
 from loramux_server.services.gen_ai import asked_to_read
-from loramux_server.services.input_limits import Input
+from loramux_server.services.input_limits import Input, is_pair
 from loramux_server.services.limits import check_tokens
 from loramux_server.services.observer import Observer
-from loramux_server.services.prompts import Prompts, Text
+from loramux_server.services.prompts import Prompts, Text, no_tokens
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Asked, Submission
 from loramux_server.statuses import Statuses
@@ -185,6 +185,15 @@ class Readings:
                 text = Text(list(each.token_ids), [None] * len(each.token_ids))
                 field = f"inputs[{index}].token_ids"
                 check_tokens(field, text.tokens, own_size or self.model.vocab_size)
+            elif is_pair(each):
+                fields = (f"inputs[{index}].text", f"inputs[{index}].text_pair")
+                encoding = await self.prompts.pair(
+                    (each.text, each.text_pair), fields, reading.told,
+                    parse_special=request.parse_special_tokens, add_special=adds,
+                )  # fmt: skip
+                if not encoding.ids:
+                    raise no_tokens(fields[0])
+                text = Text(list(encoding.ids), [None] * len(encoding.ids))
             else:
                 text = await self.prompts.placed(
                     each.text, f"inputs[{index}].text", reading.told,
