@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import Encoding
 
 from loramux.v1 import question_answering_pb2
+from loramux_server.services.prompts import second_from
 from loramux_server.tokenizer import Span
 
 Float64 = npt.NDArray[np.float64]
@@ -26,6 +27,8 @@ class Window:
     """Where in `tokens` the part is."""
     first: int
     """Token of the whole pair that the first of the part is."""
+    second_from: int
+    """Where in `tokens` those of the second text begin, if they differ in type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,16 @@ class Pair:
         that.
         """
         ids, begin, end = self.encoding.ids, self.context.start, self.context.stop
+        second = second_from(self.encoding)
         if len(ids) <= max_tokens:
-            yield Window(ids, self.context, begin)
+            yield Window(ids, self.context, begin, second)
             return
         room = max_tokens - self.num_others
         for first in range(begin, end, room - overlap):
             last = min(first + room, end)
             tokens = [*ids[:begin], *ids[first:last], *ids[end:]]
-            yield Window(tokens, range(begin, begin + last - first), first)
+            left_out = len(ids) - len(tokens) if second > begin else 0
+            yield Window(tokens, range(begin, begin + last - first), first, second - left_out)
             if last == end:
                 return
 

@@ -29,7 +29,7 @@ class ClassificationService:
             check_pairs(request, scoring.task)
             texts = await self._readings.texts(request, reading)
             check_sizes([len(text.tokens) for text in texts], scoring, self._readings.model)
-            found = await self._readings.run(reading, CLASSIFY, [text.tokens for text in texts])
+            found = await self._readings.run(reading, CLASSIFY, texts)
             results = await told_of(
                 found,
                 lambda: [

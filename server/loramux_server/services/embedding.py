@@ -12,6 +12,7 @@ from loramux_server.rpc import Context
 from loramux_server.services.gen_ai import EMBED
 from loramux_server.services.input_limits import check_inputs, check_lengths
 from loramux_server.services.limits import check_names, invalid
+from loramux_server.services.prompts import Text
 from loramux_server.services.reading import Readings, told_of
 from loramux_server.services.tasks import check_embeds
 from loramux_server.store.reference import parse_reference
@@ -36,12 +37,13 @@ class EmbeddingService:
         """Answer when every text has its vector."""
         async with self._readings.opened(request, context, check_request, check_embeds) as reading:
             asked = Vectors.of(request, reading.told.embedding)
-            texts = [text.tokens for text in await self._readings.texts(request, reading)]
-            check_lengths([len(text) for text in texts], self._readings.model)
+            texts = await self._readings.texts(request, reading)
+            check_lengths([len(text.tokens) for text in texts], self._readings.model)
             pooling = asked.pooling
             if pooling is Pooling.FIRST:
                 # What comes after a token changes nothing of it, and is not read.
-                texts, pooling = [text[:1] for text in texts], Pooling.LAST
+                texts = [Text(text.tokens[:1], text.places[:1]) for text in texts]
+                pooling = Pooling.LAST
             found = await self._readings.run(reading, EMBED, texts, pooling)
             response = embedding_pb2.EmbedResponse(
                 request_id=reading.request_id,
@@ -51,7 +53,7 @@ class EmbeddingService:
                 is_normalized=asked.normalize,
                 timing=reading.observer.timing(),
             )
-            response.usage.prompt_tokens = sum(map(len, texts))
+            response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
             response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
 

@@ -29,7 +29,7 @@ class QuestionAnsweringService:
         async with opened as reading:
             pairs = await self._pairs(request, reading)
             windows = windows_of(pairs, size_of(request, self._readings.model))
-            texts = [window.tokens for each in windows for window in each]
+            texts = [window for each in windows for window in each]
             found = await self._readings.run(reading, ANSWER, texts)
             best, rest = _best(request), iter(found)
             results = await told_of(
@@ -46,7 +46,7 @@ class QuestionAnsweringService:
                 results=results,
                 timing=reading.observer.timing(),
             )
-            response.usage.prompt_tokens = sum(map(len, texts))
+            response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
             response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
 

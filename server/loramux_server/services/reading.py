@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from loramux.errors import DataLossError
 from loramux.v1 import (
@@ -57,6 +57,18 @@ R = TypeVar(
     question_answering_pb2.AnswerRequest,
     embedding_pb2.EmbedRequest,
 )
+
+
+class Readable(Protocol):
+    """Tokens of one text, or of two, that are read together."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens."""
+
+    @property
+    def second_from(self) -> int:
+        """At which of them the second of two texts begins, if types tell; 0 where none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +205,7 @@ class Readings:
                 )  # fmt: skip
                 if not encoding.ids:
                     raise no_tokens(fields[0])
-                text = Text(list(encoding.ids), [None] * len(encoding.ids))
+                text = Text.of_pair(encoding)
             else:
                 text = await self.prompts.placed(
                     each.text, f"inputs[{index}].text", reading.told,
@@ -206,10 +218,10 @@ class Readings:
         self,
         reading: Reading,
         operation: str,
-        texts: Sequence[list[int]],
+        texts: Sequence[Readable],
         pooling: Pooling | None = None,
     ) -> list[bytes]:
-        """Return what the engine makes of each of `texts`, which are tokens.
+        """Return what the engine makes of each of `texts`.
 
         Args:
             reading: The request that they are of.
@@ -220,7 +232,8 @@ class Readings:
         Raises:
             LoramuxError: It makes nothing of one of them, or not in time.
         """
-        tenant, num_tokens = caller().tenant, sum(map(len, texts))
+        tenant, num_tokens = caller().tenant, sum(len(text.tokens) for text in texts)
+        tells_types = self.model.takes_token_types
         with self._quotas.tokens(tenant, num_tokens) as reserved:
             reading.observer.resolved(reading.adapter, num_tokens)
             submission = Submission[Scores](self._engine, reading.started)
@@ -233,7 +246,16 @@ class Readings:
             )
             found: dict[int, bytes] = {}
             running = submission.running(
-                [Asked(text, reading.source, _SAMPLING, pooling) for text in texts],
+                [
+                    Asked(
+                        text.tokens,
+                        reading.source,
+                        _SAMPLING,
+                        pooling,
+                        second_from=text.second_from if tells_types else 0,
+                    )
+                    for text in texts
+                ],
                 tenant=tenant,
                 seconds_left=reading.deadline.remaining,
                 weight=reading.place.weight,
@@ -243,7 +265,7 @@ class Readings:
                 while len(found) < len(texts):
                     for index, (scores,) in (await submission.mailbox.take()).items():
                         found[index] = scores.numbers
-                        reserved.num_used += len(texts[index])
+                        reserved.num_used += len(texts[index].tokens)
                         reading.place.finished(0)
         return [found[index] for index in range(len(texts))]
 
