@@ -148,9 +148,9 @@ class Texts:
             texts: One text, or up to 64; token ids of the base model can stand for each of several.
             adapter: Reference to the adapter, as `generate` takes it; None for the base model.
             pooling: How the states of a text become one: `last`, `mean` or `first`; None means what
-                the adapter's package says, or else `last`.
-            normalize: Make the length of each vector 1; None means what the package says, or else
-                True.
+                the adapter's package says, or else the folder of the base model, or else `last`, or
+                `mean` where that has an encoder.
+            normalize: Make the length of each vector 1; None means what these say, or else True.
             dimensions: Keep so many of the first numbers of each vector; None means all.
             timeout: Seconds that the call may take.
             request_id: Names the request in replies and logs.

@@ -143,7 +143,7 @@ class Readings:
         request: R,
         context: Context,
         check_request: Callable[[R, ModelInfo], None],
-        check_adapter: Callable[[AdapterRecord, str], None],
+        check_adapter: Callable[[AdapterRecord, ModelInfo, str], None],
     ) -> AsyncIterator[Reading]:
         """Take in `request`, and keep what it holds for as long as the block runs.
 
@@ -151,7 +151,8 @@ class Readings:
             request: What came.
             context: Of its call.
             check_request: Demands that its fields are within limits that no adapter changes.
-            check_adapter: Demands that an adapter, named by a request field, is made for it.
+            check_adapter: Demands that an adapter on the base, named by a request field, is made
+                for it.
 
         Raises:
             LoramuxError: It is refused.
@@ -172,7 +173,7 @@ class Readings:
                     self._statuses.used(record.digest, record.tenant),
                 ):
                     note(digest=record.digest)
-                    check_adapter(record, "adapter")
+                    check_adapter(record, self.model, "adapter")
                     told = await self._instructions.of(source)
                     if not told.is_known:
                         raise DataLossError(
