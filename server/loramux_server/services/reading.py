@@ -228,7 +228,7 @@ class Readings:
             reading: The request that they are of.
             operation: What a trace calls it.
             texts: Each fits the context.
-            pooling: How they are embedded, by the last token or all; None where a head reads them.
+            pooling: How they are embedded; None where a head reads them.
 
         Raises:
             LoramuxError: It makes nothing of one of them, or not in time.
