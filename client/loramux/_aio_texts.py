@@ -70,6 +70,7 @@ class AsyncTexts:
         routing_key: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        token_types: bool = False,
     ) -> QuestionAnswering:
         """Return where in `context` the answers are; see `Client.answer`."""
         request = _answer_wire.answer_request(
@@ -87,6 +88,7 @@ class AsyncTexts:
             routing_key,
             parse_special_tokens,
             add_special_tokens,
+            token_types,
         )
         with _wire.raising():
             return _answer_wire.question_answering(

@@ -84,6 +84,7 @@ class Texts:
         routing_key: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        token_types: bool = False,
     ) -> QuestionAnswering:
         """Return where in `context` the answers to `question` are, by an adapter trained for that.
 
@@ -106,6 +107,8 @@ class Texts:
             routing_key: Chooses the version where an alias stands for several.
             parse_special_tokens: Let text such as `</s>` be a control token.
             add_special_tokens: Put the tokenizer's own tokens before and between the texts.
+            token_types: Tell the model which tokens are of the second text. Adapters know of it if
+                they were trained by transformers' `add_adapter`; models of PEFT do not pass it on.
         """
         request = _answer_wire.answer_request(
             question,
@@ -122,6 +125,7 @@ class Texts:
             routing_key,
             parse_special_tokens,
             add_special_tokens,
+            token_types,
         )
         with _wire.raising():
             return _answer_wire.question_answering(

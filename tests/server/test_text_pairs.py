@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from loramux.errors import InvalidArgumentError
 from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.engine.sampling import Sampling
 from loramux_server.models.text_format import read_text_format
@@ -84,10 +85,11 @@ async def test_each_window_of_a_context_has_its_token_types(context_first: bool)
     tokenizer = wordpiece()
     info = encoder_info(tokenizer.backend_tokenizer.to_str(), takes_token_types=True)
     reads = Reads(info, lambda submit: [[0, 0]] * len(submit.prompt), task="QUESTION_ANS")
-    response = await reads.answer(
-        {"question": QUESTION, "context": CONTEXT}, context_first=context_first,
-        max_window_tokens=16, window_overlap_tokens=2,
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "context_first": context_first, "max_window_tokens": 16, "window_overlap_tokens": 2
+    }  # fmt: skip
+    question = {"question": QUESTION, "context": CONTEXT}
+    response = await reads.answer(question, token_types=True, **asked)
     texts = (CONTEXT, QUESTION) if context_first else (QUESTION, CONTEXT)
     wanted = tokenizer(
         *texts, max_length=16, stride=2, return_overflowing_tokens=True,
@@ -97,6 +99,33 @@ async def test_each_window_of_a_context_has_its_token_types(context_first: bool)
     assert [each.prompt for each in reads.engine.sent] == wanted.input_ids
     types = [types_of(each.prompt, each.second_from) for each in reads.engine.sent]
     assert types == wanted.token_type_ids
+    reads.engine.sent.clear()
+    await reads.answer(question, **asked)
+    assert [each.prompt for each in reads.engine.sent] == wanted.input_ids
+    assert {each.second_from for each in reads.engine.sent} == {0}
+
+
+async def test_a_model_that_is_told_of_no_types_cannot_be_asked_to_be() -> None:
+    reads = Reads(encoder_info(wordpiece().backend_tokenizer.to_str()), lambda _: [])
+    with pytest.raises(InvalidArgumentError, match="BertModel, is told of no types") as caught:
+        await reads.answer({"question": "a", "context": "b"}, token_types=True)
+    assert caught.value.field == "token_types"
+
+
+async def test_the_tokens_of_the_tokenizer_count_for_the_context() -> None:
+    tokenizer = wordpiece()
+    for given in ({"text": "Ann left the city"}, {"text": "Ann left", "text_pair": "the city"}):
+        length = len(tokenizer(*given.values()).input_ids)
+        for context in (length, length - 1):
+            info = encoder_info(tokenizer.backend_tokenizer.to_str(), context_length=context)
+            reads = Reads(info, lambda _: [0, 1], told=TOLD)
+            if context == length:
+                assert len((await reads.classify(given)).results) == 1
+                continue
+            told = f"has {length} tokens; the context has {context}"
+            with pytest.raises(InvalidArgumentError, match=told) as caught:
+                await reads.classify(given)
+            assert caught.value.reason == "CONTEXT_LENGTH_EXCEEDED"
 
 
 def test_texts_that_are_parted_elsewhere_are_other_requests() -> None:

@@ -28,7 +28,7 @@ class Window:
     first: int
     """Token of the whole pair that the first of the part is."""
     second_from: int
-    """Where in `tokens` those of the second text begin, if they differ in type."""
+    """Where in `tokens` those of the second text begin, if that is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,21 @@ class Pair:
     """Where the tokens of the context are."""
     knows_words: bool
     """Whether the tokenizer parts the context into words."""
+    tells_types: bool
+    """Whether it is told which tokens are of the second text."""
     words: dict[int, Span] = field(default_factory=dict)
     """Word of the context -> its characters, of those that were looked for."""
 
     @staticmethod
-    def of(text: str, encoding: Encoding, sequence: int) -> "Pair":
+    def of(text: str, encoding: Encoding, sequence: int, *, tells_types: bool = False) -> "Pair":
         """Return the pair whose context, `text`, is the first or the second `sequence`, 0 or 1."""
         own = [i for i, each in enumerate(encoding.sequence_ids) if each == sequence]
         if not own:
-            return Pair(text, encoding, range(0), knows_words=False)
+            return Pair(text, encoding, range(0), knows_words=False, tells_types=tells_types)
         first, last = (encoding.token_to_word(token) for token in (own[0], own[-1]))
         is_one_word = len(text.split(maxsplit=1)) < 2
-        return Pair(text, encoding, range(own[0], own[-1] + 1), first != last or is_one_word)
+        context, knows_words = range(own[0], own[-1] + 1), first != last or is_one_word
+        return Pair(text, encoding, context, knows_words, tells_types)
 
     @property
     def num_others(self) -> int:
@@ -75,7 +78,7 @@ class Pair:
         that.
         """
         ids, begin, end = self.encoding.ids, self.context.start, self.context.stop
-        second = second_from(self.encoding)
+        second = second_from(self.encoding) if self.tells_types else 0
         if len(ids) <= max_tokens:
             yield Window(ids, self.context, begin, second)
             return

@@ -66,7 +66,10 @@ class QuestionAnsweringService:
                 (first, second), (one, other), reading.told,
                 parse_special=request.parse_special_tokens, add_special=adds,
             )  # fmt: skip
-            pair = Pair.of(each.context, encoding, 0 if request.context_first else 1)
+            pair = Pair.of(
+                each.context, encoding, 0 if request.context_first else 1,
+                tells_types=request.token_types,
+            )  # fmt: skip
             if not pair.context:
                 raise no_tokens(f"inputs[{index}].context")
             pairs.append(pair)
