@@ -47,7 +47,7 @@ def companion_notes(
         if embedding:
             notes["embedding"] = embedding
         if embedding or task == FEATURES:
-            _check_end(source, embedding_of(notes))
+            _check_end(source, embedding_of(notes.get("embedding")))
     return notes
 
 

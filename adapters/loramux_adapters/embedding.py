@@ -30,6 +30,9 @@ class Embedding:
     """Whether vectors have length 1."""
 
 
+DEFAULT = Embedding()
+
+
 def check_embedding(note: Mapping[str, object], where: str) -> Mapping[str, object]:
     """Return `note`, the note `embedding`, if it is well-formed; messages begin with `where`.
 
@@ -47,11 +50,9 @@ def check_embedding(note: Mapping[str, object], where: str) -> Mapping[str, obje
     return note
 
 
-def embedding_of(notes: Mapping[str, object]) -> Embedding:
-    """Return what `notes`, which have been checked, say."""
-    note = notes.get("embedding")
+def embedding_of(note: object, default: Embedding = DEFAULT) -> Embedding:
+    """Return what the note `embedding`, which has been checked, says, and of the rest `default`."""
     given = note if isinstance(note, dict) else {}
-    default = Embedding()
     return Embedding(
         Pooling(given.get("pooling", default.pooling)),
         bool(given.get("normalize", default.normalize)),

@@ -94,7 +94,7 @@ class Package:
     @property
     def embedding(self) -> Embedding:
         """How it makes one vector of a text, where it is asked for one."""
-        return embedding_of(self.notes)
+        return embedding_of(self.notes.get("embedding"))
 
     @property
     def method(self) -> str:

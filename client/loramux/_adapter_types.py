@@ -48,7 +48,8 @@ class Adapter:
     """Positions of the context that it takes before every prompt; usage does not count them."""
     task: str
     """What it was trained for: `SEQ_CLS` to classify texts, `TOKEN_CLS` tokens, `QUESTION_ANS` to
-    find answers, `FEATURE_EXTRACTION` to embed texts; empty if it continues text."""
+    find answers, `FEATURE_EXTRACTION` to embed texts, as all do without a head where
+    the base model is an encoder; empty if it continues text."""
     target_modules: tuple[str, ...]
     base_model: str
     """The base that the adapter's config names."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import grpc
 
 from loramux import _answer_wire, _classification_wire, _embedding_wire, _wire
-from loramux._classification_wire import Text
+from loramux._classification_wire import Classified, Text
 from loramux.types import Classification, Embedding, QuestionAnswering
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -23,7 +23,7 @@ class AsyncTexts:
 
     async def classify(
         self,
-        texts: str | Sequence[Text],
+        texts: str | Sequence[Classified],
         *,
         adapter: str,
         top_k: int | None = None,
@@ -70,6 +70,7 @@ class AsyncTexts:
         routing_key: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        token_types: bool = False,
     ) -> QuestionAnswering:
         """Return where in `context` the answers are; see `Client.answer`."""
         request = _answer_wire.answer_request(
@@ -87,6 +88,7 @@ class AsyncTexts:
             routing_key,
             parse_special_tokens,
             add_special_tokens,
+            token_types,
         )
         with _wire.raising():
             return _answer_wire.question_answering(

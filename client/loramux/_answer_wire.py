@@ -24,6 +24,7 @@ def answer_request(
     routing_key: str,
     parse_special_tokens: bool,
     add_special_tokens: bool,
+    token_types: bool,
 ) -> question_answering_pb2.AnswerRequest:
     """Return the message for one request.
 
@@ -37,6 +38,7 @@ def answer_request(
         context_first=context_first,
         parse_special_tokens=parse_special_tokens,
         add_special_tokens=add_special_tokens,
+        token_types=token_types,
     )
     with fitting("adapter"):
         request.adapter = adapter

@@ -1,14 +1,18 @@
 """Values of classification <-> wire messages; shared by both clients."""
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from loramux import _wire
 from loramux._classification_types import Classification, LabelScore, TextLabels, TokenLabels
 from loramux._fitting import fitting
+from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2
 
 Text = str | Sequence[int]
 """A text, or its token ids."""
+Classified = Text | Sequence[str]
+"""The same, or two texts that are read together."""
 
 _PROBLEMS = {
     classification_pb2.PROBLEM_TYPE_SINGLE_LABEL: "single_label",
@@ -18,7 +22,7 @@ _PROBLEMS = {
 
 
 def classify_request(
-    texts: str | Sequence[Text],
+    texts: str | Sequence[Classified],
     adapter: str,
     top_k: int | None,
     logits: bool,
@@ -30,7 +34,8 @@ def classify_request(
     """Return the message for one request.
 
     Raises:
-        InvalidArgumentError: A value does not fit its field.
+        InvalidArgumentError: A value does not fit its field, or something is neither one text nor
+            two.
     """
     request = classification_pb2.ClassifyRequest(
         return_logits=logits, parse_special_tokens=parse_special_tokens
@@ -50,9 +55,11 @@ def classify_request(
         if isinstance(text, str):
             with fitting(f"inputs[{index}].text"):
                 request.inputs.add(text=text)
+        elif any(isinstance(part, str) for part in text):
+            request.inputs.append(_pair(text, f"inputs[{index}]"))
         else:
             with fitting(f"inputs[{index}].token_ids"):
-                request.inputs.add(token_ids=text)
+                request.inputs.add(token_ids=cast(Sequence[int], text))
     return request
 
 
@@ -67,6 +74,18 @@ def classification(response: classification_pb2.ClassifyResponse) -> Classificat
         usage=_wire.usage(response.usage),
         timing=_wire.timing(response.timing),
     )
+
+
+def _pair(texts: Sequence[object], field: str) -> classification_pb2.ClassifyInput:
+    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+        raise InvalidArgumentError(
+            f"{field} is {texts!r:.200}; expected a text, a pair of texts or token ids",
+            reason="INVALID_FIELD",
+            field=field,
+        )
+    first, second = cast(Sequence[str], texts)
+    with fitting(field):
+        return classification_pb2.ClassifyInput(text=first, text_pair=second)
 
 
 def _result(message: classification_pb2.Classification) -> TextLabels:

@@ -30,6 +30,9 @@ class ServerInfo:
     max_image_pixels: int = 0
     max_request_bytes: int = 0
     """Most bytes of a message to the server."""
+    kind: str = "decoder"
+    """What the base model makes of a text: a `decoder` goes on with it, an `encoder` reads it and
+    continues none, a `seq2seq` reads it and writes another."""
 
 
 @dataclass(frozen=True, slots=True)

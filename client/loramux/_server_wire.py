@@ -5,6 +5,13 @@ import datetime
 from loramux.types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
 from loramux.v1 import quarantine_pb2, server_pb2
 
+_KINDS = {
+    server_pb2.BASE_MODEL_KIND_UNSPECIFIED: "decoder",
+    server_pb2.BASE_MODEL_KIND_DECODER: "decoder",
+    server_pb2.BASE_MODEL_KIND_ENCODER: "encoder",
+    server_pb2.BASE_MODEL_KIND_SEQ2SEQ: "seq2seq",
+}
+
 
 def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
     """Return the value of a server's description."""
@@ -27,6 +34,7 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         max_image_bytes=message.max_image_bytes,
         max_image_pixels=message.max_image_pixels,
         max_request_bytes=message.max_request_bytes,
+        kind=_KINDS.get(base.kind, "unknown"),
     )
 
 

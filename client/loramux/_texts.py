@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import grpc
 
 from loramux import _answer_wire, _classification_wire, _embedding_wire, _wire
-from loramux._classification_wire import Text
+from loramux._classification_wire import Classified, Text
 from loramux.types import Classification, Embedding, QuestionAnswering
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -23,7 +23,7 @@ class Texts:
 
     def classify(
         self,
-        texts: str | Sequence[Text],
+        texts: str | Sequence[Classified],
         *,
         adapter: str,
         top_k: int | None = None,
@@ -37,7 +37,8 @@ class Texts:
         """Return what an adapter that was trained to classify makes of each of `texts`.
 
         Args:
-            texts: One text, or several; token ids of the base model can stand for each of several.
+            texts: One text, or several, each of which may be token ids of the base model, or a pair
+                of texts that are read together: `[("a premise", "a hypothesis"), …]`.
             adapter: Reference to the adapter, as `generate` takes it.
             top_k: How many labels come with each text or token; None means all of a text and one of
                 a token.
@@ -46,7 +47,7 @@ class Texts:
             request_id: Names the request in replies and logs.
             routing_key: Chooses the version where an alias stands for several.
             parse_special_tokens: Let text such as `</s>` be a control token.
-            add_special_tokens: Put the tokenizer's own prefix before each text.
+            add_special_tokens: Let the tokenizer add its own tokens to each text or pair.
         """
         request = _classification_wire.classify_request(
             texts,
@@ -83,6 +84,7 @@ class Texts:
         routing_key: str = "",
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
+        token_types: bool = False,
     ) -> QuestionAnswering:
         """Return where in `context` the answers to `question` are, by an adapter trained for that.
 
@@ -105,6 +107,8 @@ class Texts:
             routing_key: Chooses the version where an alias stands for several.
             parse_special_tokens: Let text such as `</s>` be a control token.
             add_special_tokens: Put the tokenizer's own tokens before and between the texts.
+            token_types: Tell the model which tokens are of the second text. Adapters know of it if
+                they were trained by transformers' `add_adapter`; models of PEFT do not pass it on.
         """
         request = _answer_wire.answer_request(
             question,
@@ -121,6 +125,7 @@ class Texts:
             routing_key,
             parse_special_tokens,
             add_special_tokens,
+            token_types,
         )
         with _wire.raising():
             return _answer_wire.question_answering(
@@ -147,9 +152,9 @@ class Texts:
             texts: One text, or up to 64; token ids of the base model can stand for each of several.
             adapter: Reference to the adapter, as `generate` takes it; None for the base model.
             pooling: How the states of a text become one: `last`, `mean` or `first`; None means what
-                the adapter's package says, or else `last`.
-            normalize: Make the length of each vector 1; None means what the package says, or else
-                True.
+                the adapter's package says, or else the folder of the base model, or else `last`, or
+                `mean` where that has an encoder.
+            normalize: Make the length of each vector 1; None means what these say, or else True.
             dimensions: Keep so many of the first numbers of each vector; None means all.
             timeout: Seconds that the call may take.
             request_id: Names the request in replies and logs.

@@ -113,13 +113,14 @@ class EngineClient:
         prediction: Sequence[int] = (),
         num_made: int = 0,
         images: Sequence[PlacedImage] = (),
+        second_from: int = 0,
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
         Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
         `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`. It
         goes on with a completion if the last `num_made` tokens of the prompt were made for it. The
-        prompt has `images`, in order.
+        prompt has `images`, in order, and from `second_from` on tokens of a second text.
 
         Raises:
             UnavailableError: The engine is away.
@@ -127,7 +128,10 @@ class EngineClient:
         """
         parts = tuple(part.digest for part in adapter.parts) if adapter else ()
         digests = tuple(placed.image.digest for placed in images)
-        work = Work(prompt, adapter.digest if adapter else None, sampling, tenant, parts, digests)
+        work = Work(
+            prompt, adapter.digest if adapter else None, sampling, tenant, parts, digests,
+            second_from,
+        )  # fmt: skip
         self.quarantine.check(work)
         if not self.process.is_ready:
             raise self._unavailable("is starting")
@@ -136,7 +140,7 @@ class EngineClient:
         self.process.send(
             Submit(
                 self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling,
-                list(prediction), num_made, list(images),
+                list(prediction), num_made, list(images), second_from,
             )
         )  # fmt: skip
         return self._next_id

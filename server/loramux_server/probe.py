@@ -1,11 +1,12 @@
-"""Whether the engine can make a token, for health checks to tell."""
+"""Whether the engine can make a token, or read one, for health checks to tell."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 
 from loramux.errors import LoramuxError
-from loramux_server.engine.messages import Report, Token
+from loramux_adapters.embedding import Pooling
+from loramux_server.engine.messages import Report, Scores, Token
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine_client import EngineClient
@@ -40,6 +41,7 @@ class Probe:
         """
         self._engine = engine
         self._prompt = [model.vocab_size // 2]
+        self._pooling = Pooling.MEAN if model.is_encoder else None
         self._interval = interval
         self._on_result = on_result
         self._patience = patience
@@ -65,11 +67,13 @@ class Probe:
                 self._tell(await self._makes_a_token())
 
     async def _makes_a_token(self) -> bool:
-        mailbox = Mailbox[Token](on_started=lambda _: None)
+        mailbox = Mailbox[Token | Scores](on_started=lambda _: None)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         request_id = 0
         try:
-            request_id = self._engine.submit(mailbox, 0, self._prompt, None, sampling, "")
+            request_id = self._engine.submit(
+                mailbox, 0, self._prompt, None, sampling, "", pooling=self._pooling
+            )
             async with asyncio.timeout(self._patience):
                 await mailbox.take()
         except TimeoutError:

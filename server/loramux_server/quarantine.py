@@ -37,6 +37,8 @@ class Work:
     """Identities of the adapters that `digest` is a mix of, if it is."""
     images: tuple[bytes, ...] = ()
     """Digests of those in the prompt."""
+    second_from: int = 0
+    """Where the second of two texts begins, if the engine is told."""
 
     @property
     def key(self) -> str:
@@ -49,6 +51,7 @@ class Work:
             struct.pack(f"<{len(self.prompt)}q", *self.prompt),
             _encode(sampling),
             *self.images,
+            *([struct.pack("<q", self.second_from)] if self.second_from else ()),
         ):
             content.update(struct.pack("<q", len(part)))
             content.update(part)

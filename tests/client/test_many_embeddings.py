@@ -12,7 +12,8 @@ from loramux.cli import embed as command
 from loramux.cli.app import app
 from loramux.errors import InvalidArgumentError
 from loramux.gateway.caller import Caller
-from loramux.gateway.embeddings import AT_ONCE, MIN_SECONDS, Embedding, EmbeddingBody
+from loramux.gateway.embeddings import Embedding, EmbeddingBody
+from loramux.gateway.in_calls import AT_ONCE, MIN_SECONDS
 from loramux.v1 import embedding_pb2, generation_pb2
 
 DIGEST = "sha256:" + "a" * 64

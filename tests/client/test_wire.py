@@ -9,13 +9,14 @@ from typing import Any
 import grpc
 import pytest
 
-from loramux import _adapter_wire, _wire
+from loramux import _adapter_wire, _classification_wire, _wire
 from loramux._answer_types import Answers
 from loramux.cli.app import run
+from loramux.cli.classify import paired
 from loramux.cli.sampling import adapter_options
 from loramux.errors import InvalidArgumentError, NotFoundError
 from loramux.types import FinishReason
-from loramux.v1 import adapters_pb2, errors_pb2, generation_pb2
+from loramux.v1 import adapters_pb2, classification_pb2, errors_pb2, generation_pb2
 
 
 def request(prompt: Any = "hello", adapter: str = "", **sampling: Any) -> Any:
@@ -55,6 +56,34 @@ def test_a_text_has_one_form() -> None:
     with pytest.raises(InvalidArgumentError, match="json_object and regex are both set") as caught:
         request(regex="a", json_object=True)
     assert caught.value.field == "sampling.structured_output"
+
+
+def classified(*texts: Any) -> list[classification_pb2.ClassifyInput]:
+    sent = _classification_wire.classify_request(texts, "nli", None, False, "", "", False, True)
+    return list(sent.inputs)
+
+
+def test_a_text_that_is_classified_is_text_or_token_ids_or_two_texts() -> None:
+    text, ids, pair, as_list = classified("a", [5, 6], ("a", ""), ["a", "b"])
+    assert (text.text, text.HasField("text_pair")) == ("a", False)
+    assert (list(ids.token_ids), ids.HasField("text")) == ([5, 6], False)
+    assert (pair.text, pair.HasField("text_pair"), pair.text_pair) == ("a", True, "")
+    assert (as_list.text, as_list.text_pair) == ("a", "b")
+
+
+@pytest.mark.parametrize("given", [("a", "b", "c"), ("a",), ("a", 5), (5, "a")])
+def test_what_is_neither_one_text_nor_two_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="a pair of texts") as caught:
+        classified("a", given)
+    assert caught.value.field == "inputs[1]"
+
+
+def test_texts_of_the_command_line_go_with_their_pairs() -> None:
+    assert paired(["a", "b"], ["c", "d"]) == [("a", "c"), ("b", "d")]
+    assert paired(["a", "b"], ["c"]) == [("a", "c"), ("b", "c")]
+    assert paired(["a"], ["c", "d"]) == [("a", "c"), ("a", "d")]
+    with pytest.raises(InvalidArgumentError, match="3 texts and 2 of --pair"):
+        paired(["a", "b", "c"], ["d", "e"])
 
 
 def test_a_form_of_a_newer_server_is_none() -> None:

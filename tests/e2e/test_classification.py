@@ -159,6 +159,29 @@ def test_token_ids_are_taken_as_they_are(served: Served, client: Client) -> None
     assert all(token.begin is None for token in by_ids.tokens)
 
 
+def test_two_texts_are_read_as_the_tokenizer_joins_them(served: Served, client: Client) -> None:
+    pairs = [("cat ->", "dog ->"), ("A naïve 🙂", ""), ("", "x"), ["a list", "serves, too"]]
+    answer = client.classify([*pairs, "cat ->"], adapter="mood", logits=True)
+    ids = [served.tokenizer(*pair).input_ids for pair in pairs]
+    for tokens, result in zip(ids, answer.results, strict=False):
+        expected = expected_logits(served.adapters["mood"], tokens)
+        torch.testing.assert_close(torch.tensor(result.logits), expected, rtol=0, atol=TOLERANCE)
+    alone = served.logits("mood", "cat ->")
+    torch.testing.assert_close(
+        torch.tensor(answer.results[-1].logits), alone, rtol=0, atol=TOLERANCE
+    )
+    num_alone = len(served.tokenizer("cat ->").input_ids)
+    assert answer.usage.prompt_tokens == sum(map(len, ids)) + num_alone
+    command = ("classify", "cat ->", "--pair", "dog ->", "--pair", "x", "-a", "mood", "--json")
+    told = json.loads(run(*command, "--server", served.server.target))
+    first, second = (each["labels"] for each in told["results"])
+    assert first[0]["score"] == pytest.approx(answer.results[0].score, abs=TOLERANCE)
+    assert first != second
+    with pytest.raises(InvalidArgumentError, match="labels the tokens of one text") as caught:
+        client.classify(["cat", ("cat", "dog")], adapter="tags")
+    assert caught.value.field == "inputs[1].text_pair"
+
+
 def test_a_text_may_fill_the_context(served: Served, client: Client) -> None:
     length = client.info().context_length
     ids = [5 + i % 40 for i in range(length)]
@@ -206,6 +229,15 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"inputs": [{"text": "a", "token_ids": [5]}]}, "INVALID_FIELD", "inputs[0].text", "both set"),
     ({"inputs": [{"token_ids": [5, -1]}]}, "INVALID_FIELD", "inputs[0].token_ids", "token -1"),
     ({"inputs": [{"text": "a " * 200_000}]}, "INVALID_FIELD", "inputs", "bytes of text"),
+    ({"inputs": [{"text_pair": "a"}]}, "INVALID_FIELD", "inputs[0].text", "both empty"),
+    ({"inputs": [{"token_ids": [5], "text_pair": "a"}]}, "INVALID_FIELD", "inputs[0].text_pair",
+     "the tokens of both as token_ids"),
+    ({"inputs": [{"text": "a " * 90_000, "text_pair": "b " * 90_000}]}, "INVALID_FIELD", "inputs",
+     "bytes of text"),
+    ({"inputs": [{"text": "a", "text_pair": "a" * 20_000}]}, "INVALID_FIELD", "inputs[0].text_pair",
+     "white space"),
+    ({"inputs": [{"text": "a " * 600, "text_pair": "b " * 600}]}, "CONTEXT_LENGTH_EXCEEDED",
+     "inputs[0]", "the context has"),
     ({"inputs": [{"text": "a" * 20_000}]}, "INVALID_FIELD", "inputs[0].text", "white space"),
     ({"top_k": 0}, "INVALID_FIELD", "top_k", "1 to 3"),
     ({"top_k": 4}, "INVALID_FIELD", "top_k", "1 to 3"),

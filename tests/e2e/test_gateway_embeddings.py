@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loramux import Client
-from loramux.gateway.embeddings import AT_ONCE, BYTES_AT_ONCE, batches
+from loramux.gateway.in_calls import AT_ONCE, BYTES_AT_ONCE, batches
 from tests.support.gateway import RunningGateway
 from tests.support.heads import Served
 
@@ -137,8 +137,8 @@ def test_what_can_be_named_is_listed_and_what_answered_is_told(
     gateway: RunningGateway, client: openai.OpenAI, direct: Client
 ) -> None:
     found = {model.id for model in client.models.list()}
-    assert {"base", "vectors", "writer"} <= found
-    assert not {"mood", "finder"} & found
+    assert {"base", "vectors", "writer", "mood"} <= found
+    assert not {"tags", "finder"} & found
     answer = gateway.post("/v1/embeddings", {"model": "vectors", "input": "a"})
     adapter = direct.adapters.get("vectors")
     assert answer.headers["x-loramux-adapter"] == f"public/vectors:1@{adapter.digest}"

@@ -37,14 +37,14 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     registry.close()
 
 
-def unavailable(*_: object) -> int:
+def unavailable(*_: object, **__: object) -> int:
     raise UnavailableError("the engine is away", reason="ENGINE_UNAVAILABLE")
 
 
 def service(registry: Registry, submit: Callable[..., int] = unavailable) -> AdapterService:
     """A service whose engine has no more than `submit`."""
     engine = SimpleNamespace(submit=submit, cancel=lambda request_id: None)
-    model = SimpleNamespace(vocab_size=100, context_length=100)
+    model = SimpleNamespace(vocab_size=100, context_length=100, is_encoder=False)
     intake = Intake(
         registry=registry,
         engine=cast(Any, engine),
@@ -53,7 +53,7 @@ def service(registry: Registry, submit: Callable[..., int] = unavailable) -> Ada
         max_upload_bytes=1 << 20,
     )
     statuses = Statuses()
-    descriptions = Descriptions(registry, statuses)
+    descriptions = Descriptions(registry, statuses, cast(Any, model))
     return AdapterService(
         intake=intake,
         imports=Imports(intake, Sources(), 1 << 20),
@@ -88,7 +88,7 @@ async def test_an_upload_cancelled_while_it_is_tried_leaves_nothing(
 ) -> None:
     is_tried = asyncio.Event()
 
-    def submit(*_: object) -> int:
+    def submit(*_: object, **__: object) -> int:
         is_tried.set()
         return 1
 

@@ -78,7 +78,7 @@ class OneSource(Sources):
 class Engine:
     """Makes a token of every request."""
 
-    def submit(self, mailbox: Mailbox[Any], index: int, *_: object) -> int:
+    def submit(self, mailbox: Mailbox[Any], index: int, *_: object, **__: object) -> int:
         mailbox.put(index, Token(1, 1))
         return 1
 
@@ -97,7 +97,7 @@ def imports(registry: Registry, snapshot: Snapshot) -> Imports:
     intake = Intake(
         registry=registry,
         engine=cast(Any, Engine()),
-        model=cast(Any, SimpleNamespace(vocab_size=100, context_length=100)),
+        model=cast(Any, SimpleNamespace(vocab_size=100, context_length=100, is_encoder=False)),
         base=replace(ROOMY, layers=SMALL),
         max_upload_bytes=1 << 20,
     )

@@ -34,7 +34,7 @@ class InstantEngine:
     def __init__(self) -> None:
         self.error: LoramuxError | None = None
 
-    def submit(self, mailbox: Mailbox[Token], index: int, *_: object) -> int:
+    def submit(self, mailbox: Mailbox[Token], index: int, *_: object, **__: object) -> int:
         if self.error:
             raise self.error
         mailbox.put(index, Token(1, 1))
@@ -48,15 +48,16 @@ class Services:
     """What answers calls about adapters."""
 
     def __init__(self, registry: Registry, engine: InstantEngine) -> None:
+        model = cast(Any, SimpleNamespace(vocab_size=100, context_length=100, is_encoder=False))
         intake = Intake(
             registry=registry,
             engine=cast(Any, engine),
-            model=cast(Any, SimpleNamespace(vocab_size=100, context_length=100)),
+            model=model,
             base=replace(ROOMY, layers=SMALL),
             max_upload_bytes=1 << 20,
         )
         statuses = Statuses()
-        descriptions = Descriptions(registry, statuses)
+        descriptions = Descriptions(registry, statuses, model)
         metrics, chunks = Metrics(), Chunks(30)
         self.uploads = UploadService(
             intake=intake,

@@ -31,6 +31,10 @@ def answer(
     context_first: Annotated[
         bool, typer.Option("--context-first", help="Put the context before the question.")
     ] = False,
+    token_types: Annotated[
+        bool,
+        typer.Option("--token-types", help="Tell the model which tokens are of the second text."),
+    ] = False,
     max_window_tokens: Annotated[
         int | None,
         typer.Option(help="Most tokens of question and context; a longer one is read in parts."),
@@ -55,6 +59,7 @@ def answer(
             handle_impossible_answer=impossible,
             align_to_words=not to_tokens,
             context_first=context_first,
+            token_types=token_types,
             max_window_tokens=max_window_tokens,
             window_overlap_tokens=window_overlap_tokens,
             routing_key=routing_key,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from loramux._classification_types import TextLabels
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.cli.sampling import RoutingKey
 from loramux.client import Client
+from loramux.errors import InvalidArgumentError
 
 
 def classify(
@@ -20,6 +22,13 @@ def classify(
     adapter: Annotated[
         str, typer.Option("--adapter", "-a", help="Adapter that classifies, NAME or NAME:TAG.")
     ],
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Second text, read together with the first; repeatable: one for each text, one "
+            "for all of them, or several for one.",
+        ),
+    ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(help="Labels of each text or token; all of a text, one of a token if absent."),
@@ -29,19 +38,40 @@ def classify(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Label texts, or each of their tokens."""
+    """Label texts, or pairs of them, or each of their tokens."""
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
+    given: Sequence[str | tuple[str, str]] = paired(texts, pair) if pair else texts
     with Client(server) as client:
         answer = client.classify(
-            texts, adapter=adapter, top_k=top_k, logits=logits, routing_key=routing_key
+            given, adapter=adapter, top_k=top_k, logits=logits, routing_key=routing_key
         )
     if as_json:
         print(json.dumps(dataclasses.asdict(answer)))
         return
-    for text, result in zip(texts, answer.results, strict=True):
-        for line in _lines(text, result):
+    for each, result in zip(given, answer.results, strict=True):
+        for line in _lines(each if isinstance(each, str) else each[0], result):
             print(line)
+
+
+def paired(texts: list[str], others: list[str]) -> list[tuple[str, str]]:
+    """Return `texts`, each with one of `others`; where there is one of either, it goes with all.
+
+    Raises:
+        InvalidArgumentError: There are several of both, and not equally many.
+    """
+    if len(texts) == 1:
+        texts = texts * len(others)
+    if len(others) == 1:
+        others = others * len(texts)
+    if len(texts) != len(others):
+        raise InvalidArgumentError(
+            f"there are {len(texts)} texts and {len(others)} of --pair; give one --pair for each "
+            "text, or one for all",
+            reason="INVALID_FIELD",
+            field="inputs",
+        )
+    return list(zip(texts, others, strict=True))
 
 
 def _lines(text: str, result: TextLabels) -> list[str]:

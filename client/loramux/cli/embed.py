@@ -30,13 +30,13 @@ def embed(
     ] = None,
     pooling: Annotated[
         str | None,
-        typer.Option(help="last, mean or first; by default what the adapter says, or last."),
+        typer.Option(help="last, mean or first; by default what adapter or base model say."),
     ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
-            help="Make the length of each vector 1; by default what the adapter says, or yes.",
+            help="Make the length of each vector 1; by default what these say, or yes.",
         ),
     ] = None,
     dimensions: Annotated[

@@ -4,14 +4,16 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from loramux.errors import LoramuxError
 from loramux.gateway.answering import Answering, WhileThere
@@ -20,12 +22,14 @@ from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
 from loramux.gateway.caller import Caller, caller_of
+from loramux.gateway.classify import ClassifyBody, Classifying
 from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.models import adapter_model, base_model, models
 from loramux.gateway.reading import BODY_SECONDS, MAX_BODY_BYTES, read
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
+from loramux.gateway.scores import RerankBody, Reranking, ScoreBody, Scoring
 from loramux.gateway.styles import ChatStyle, CompletionStyle, Style
 from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
@@ -33,7 +37,15 @@ from loramux.v1 import generation_pb2
 _log = logging.getLogger(__name__)
 
 B = TypeVar("B", bound=Body)
+S = TypeVar("S", bound=msgspec.Struct)
 Ask = Callable[[B, str, str], list[generation_pb2.GenerateRequest]]
+
+
+class Whole(Protocol):
+    """What it takes to answer with one object."""
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
 
 
 class Gateway:
@@ -73,10 +85,19 @@ class Gateway:
 
     async def embeddings(self, request: Request) -> WhileThere:
         """`POST /v1/embeddings`."""
-        body = parse(await read(request), EmbeddingBody)
-        caller = caller_of(request.scope)
-        server = await self.backend.info(caller)
-        return WhileThere(Embedding.of(body, self.backend, caller, server.base_model).whole)
+        return await self._read(request, EmbeddingBody, Embedding.of)
+
+    async def classify(self, request: Request) -> WhileThere:
+        """`POST /classify`."""
+        return await self._read(request, ClassifyBody, Classifying.of)
+
+    async def score(self, request: Request) -> WhileThere:
+        """`POST /score`."""
+        return await self._read(request, ScoreBody, Scoring.of)
+
+    async def rerank(self, request: Request) -> WhileThere:
+        """`POST /rerank`."""
+        return await self._read(request, RerankBody, Reranking.of)
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -105,6 +126,15 @@ class Gateway:
         server = await self.backend.info(caller)
         of_images = max(0, server.max_request_bytes - MAX_BODY_BYTES)
         return MAX_BODY_BYTES + -(-of_images // 3) * 4  # base64
+
+    async def _read(
+        self, request: Request, kind: type[S], answering: Callable[[S, Backend, Caller, str], Whole]
+    ) -> WhileThere:
+        """Answer a request whose texts are read and not continued."""
+        body = parse(await read(request), kind)
+        caller = caller_of(request.scope)
+        server = await self.backend.info(caller)
+        return WhileThere(answering(body, self.backend, caller, server.base_model).whole)
 
     async def _completions(
         self,
@@ -156,6 +186,15 @@ def make_app(
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
             Route("/v1/completions", gateway.completions, methods=["POST"]),
             Route("/v1/embeddings", gateway.embeddings, methods=["POST"]),
+            *(
+                Route(before + path, answer, methods=["POST"])
+                for path, answer, places in (
+                    ("/classify", gateway.classify, ("", "/v1")),
+                    ("/score", gateway.score, ("", "/v1")),
+                    ("/rerank", gateway.rerank, ("", "/v1", "/v2")),
+                )
+                for before in places
+            ),
             Route("/v1/models", gateway.models),
             Route("/v1/models/{id:path}", gateway.model),
             Route("/health", gateway.health),

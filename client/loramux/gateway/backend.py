@@ -14,8 +14,9 @@ from loramux._calling import Calling
 from loramux._channel import Routing, Targets
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
-from loramux.v1 import adapters_pb2, embedding_pb2, generation_pb2, server_pb2
+from loramux.v1 import adapters_pb2, classification_pb2, embedding_pb2, generation_pb2, server_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
@@ -60,6 +61,7 @@ class Backend:
         """Seconds of a call that does not say."""
         self._generation = GenerationServiceStub(self._channel)
         self._embedding = EmbeddingServiceStub(self._channel)
+        self._classification = ClassificationServiceStub(self._channel)
         self._adapters = AdapterServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
@@ -106,6 +108,18 @@ class Backend:
         """Return the answer to `request`."""
         with _wire.raising():
             return await self._embedding.Embed(
+                request, timeout=self._limit(seconds), metadata=caller.metadata
+            )
+
+    async def classify(
+        self,
+        request: classification_pb2.ClassifyRequest,
+        caller: Caller,
+        seconds: float | None,
+    ) -> classification_pb2.ClassifyResponse:
+        """Return the answer to `request`."""
+        with _wire.raising():
+            return await self._classification.Classify(
                 request, timeout=self._limit(seconds), metadata=caller.metadata
             )
 

@@ -1,4 +1,4 @@
-"""What can be named as `model`: the base, and each adapter that continues text or embeds it."""
+"""What can be named as `model`: the base, and adapters that continue, embed or label texts."""
 
 from loramux.types import Adapter, ServerInfo
 
@@ -32,11 +32,11 @@ def adapter_model(adapter: Adapter, server: ServerInfo, name: str) -> Object:
 
 
 def models(server: ServerInfo, adapters: list[Adapter]) -> Object:
-    """Return the list of all. What has a head is left out: it answers none of the requests."""
+    """Return the list of all, without what labels tokens or answers questions, which none asks."""
     found = [
         # A reference names the version; without, the newest one is meant, as in the list.
         adapter_model(adapter, server, adapter.reference.rpartition(":")[0])
         for adapter in adapters
-        if adapter.task in ("", "FEATURE_EXTRACTION")
+        if adapter.task in ("", "FEATURE_EXTRACTION", "SEQ_CLS")
     ]
     return {"object": "list", "data": [base_model(server), *found]}

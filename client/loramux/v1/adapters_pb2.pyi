@@ -699,8 +699,9 @@ class Adapter(_message.Message):
     """
     task: _builtins.str
     """task is what the adapter was trained for, as PEFT calls that: `SEQ_CLS` to classify texts,
-    `TOKEN_CLS` tokens, `QUESTION_ANS` to find answers, `FEATURE_EXTRACTION` to embed texts; empty
-    where it continues text.
+    `TOKEN_CLS` tokens, `QUESTION_ANS` to find answers, `FEATURE_EXTRACTION` to embed texts, which is
+    all that one without a head does where the base model is an encoder; empty where it continues
+    text.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -81,8 +81,8 @@ class ClassifyRequest(_message.Message):
     parse_special_tokens: _builtins.bool
     """parse_special_tokens makes text such as `</s>` a control token. By default it is plain text."""
     add_special_tokens: _builtins.bool
-    """add_special_tokens puts the tokenizer's own prefix, such as `<s>`, before a text; true where
-    absent, as where an adapter was trained with transformers.
+    """add_special_tokens lets the tokenizer add its own tokens, such as `<s>` before a text or `</s>`
+    between two; true where absent, as where an adapter was trained with transformers.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassifyInput]:
@@ -117,14 +117,22 @@ Global___ClassifyRequest: _TypeAlias = ClassifyRequest  # noqa: Y015
 
 @_typing.final
 class ClassifyInput(_message.Message):
-    """ClassifyInput is one text."""
+    """ClassifyInput is one text, or two that are read together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_PAIR_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """text is the text. Set one of text and token_ids."""
+    """text is the text, which may be empty where the tokenizer makes tokens of that, too. Set one of
+    text and token_ids.
+    """
+    text_pair: _builtins.str
+    """text_pair is the second of two texts: what may follow from text, a document that may answer it.
+    The tokenizer joins them as it joins a pair. It goes with text alone, and with adapters that
+    label texts as a whole (task SEQ_CLS).
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token_ids is the text as token ids of the base model, taken as they are."""
@@ -132,14 +140,22 @@ class ClassifyInput(_message.Message):
     def __init__(
         self,
         *,
-        text: _builtins.str = ...,
+        text: _builtins.str | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text_pair: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "_text_pair", b"_text_pair", "text", b"text", "text_pair", b"text_pair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "_text_pair", b"_text_pair", "text", b"text", "text_pair", b"text_pair", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    _WhichOneofReturnType__text_pair: _TypeAlias = _typing.Literal["text_pair"]  # noqa: Y015
+    _WhichOneofArgType__text_pair: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_pair) -> _WhichOneofReturnType__text_pair | None: ...
 
 Global___ClassifyInput: _TypeAlias = ClassifyInput  # noqa: Y015
 

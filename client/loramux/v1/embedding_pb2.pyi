@@ -27,25 +27,29 @@ class _Pooling:
 class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
-    """POOLING_UNSPECIFIED leaves it to the adapter's package."""
+    """POOLING_UNSPECIFIED leaves it to the adapter's package and the base model's folder."""
     POOLING_LAST: _Pooling.ValueType  # 1
     """POOLING_LAST takes that of the last token."""
     POOLING_MEAN: _Pooling.ValueType  # 2
     """POOLING_MEAN takes the mean of those of all tokens."""
     POOLING_FIRST: _Pooling.ValueType  # 3
-    """POOLING_FIRST takes that of the first token, which is all that it depends on."""
+    """POOLING_FIRST takes that of the first token. It depends on the whole text where the base model
+    has an encoder, and else on that token alone.
+    """
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
     """Pooling says how the hidden states of a text become one."""
 
 POOLING_UNSPECIFIED: Pooling.ValueType  # 0
-"""POOLING_UNSPECIFIED leaves it to the adapter's package."""
+"""POOLING_UNSPECIFIED leaves it to the adapter's package and the base model's folder."""
 POOLING_LAST: Pooling.ValueType  # 1
 """POOLING_LAST takes that of the last token."""
 POOLING_MEAN: Pooling.ValueType  # 2
 """POOLING_MEAN takes the mean of those of all tokens."""
 POOLING_FIRST: Pooling.ValueType  # 3
-"""POOLING_FIRST takes that of the first token, which is all that it depends on."""
+"""POOLING_FIRST takes that of the first token. It depends on the whole text where the base model
+has an encoder, and else on that token alone.
+"""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 @_typing.final
@@ -70,11 +74,12 @@ class EmbedRequest(_message.Message):
     """
     pooling: Global___Pooling.ValueType
     """pooling says how the hidden states of a text become one. Where it is not said, it is what the
-    adapter's package says, or else POOLING_LAST.
+    adapter's package says, or else what the folder of the base model says, as sentence-transformers
+    saves that, or else POOLING_LAST, or POOLING_MEAN where the base model has an encoder.
     """
     normalize: _builtins.bool
     """normalize makes the length of each vector 1. Where absent, it is what the adapter's package says,
-    or else true.
+    or else the folder of the base model, or else true.
     """
     dimensions: _builtins.int
     """dimensions keeps only the first numbers of each vector, before it is normalized, which is for
@@ -137,7 +142,9 @@ class EmbedInput(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """text is the text. Set one of text and token_ids."""
+    """text is the text, which may be empty where the tokenizer makes tokens of that, too. Set one of
+    text and token_ids.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token_ids is the text as token ids of the base model, taken as they are."""
@@ -145,14 +152,16 @@ class EmbedInput(_message.Message):
     def __init__(
         self,
         *,
-        text: _builtins.str = ...,
+        text: _builtins.str | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
 
 Global___EmbedInput: _TypeAlias = EmbedInput  # noqa: Y015
 
@@ -186,7 +195,7 @@ class EmbedResponse(_message.Message):
     @_builtins.property
     def usage(self) -> _generation_pb2.Usage:
         """usage counts the tokens that were read as tokens of a prompt: those of all inputs, or with
-        POOLING_FIRST the first of each.
+        POOLING_FIRST the first of each where nothing depends on others.
         """
 
     @_builtins.property

@@ -142,6 +142,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than it is
     asked for: it classifies and does not continue text, or the other way round.
     """
+    ERROR_REASON_BASE_CONTINUES_NO_TEXT: _ErrorReason.ValueType  # 71
+    """ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which reads texts and
+    continues none.
+    """
     ERROR_REASON_STRUCTURED_OUTPUT_FAILED: _ErrorReason.ValueType  # 80
     """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
     its way to the form that was asked for: the form took more than it may, or leads nowhere.
@@ -275,6 +279,10 @@ ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 64
 ERROR_REASON_ADAPTER_TASK_MISMATCH: ErrorReason.ValueType  # 70
 """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than it is
 asked for: it classifies and does not continue text, or the other way round.
+"""
+ERROR_REASON_BASE_CONTINUES_NO_TEXT: ErrorReason.ValueType  # 71
+"""ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which reads texts and
+continues none.
 """
 ERROR_REASON_STRUCTURED_OUTPUT_FAILED: ErrorReason.ValueType  # 80
 """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on

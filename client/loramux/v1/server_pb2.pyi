@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -15,6 +16,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BaseModelKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BaseModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BaseModelKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BASE_MODEL_KIND_UNSPECIFIED: _BaseModelKind.ValueType  # 0
+    """BASE_MODEL_KIND_UNSPECIFIED comes from servers that do not tell: theirs are decoders."""
+    BASE_MODEL_KIND_DECODER: _BaseModelKind.ValueType  # 1
+    """BASE_MODEL_KIND_DECODER goes on with it, and can be asked for all there is."""
+    BASE_MODEL_KIND_ENCODER: _BaseModelKind.ValueType  # 2
+    """BASE_MODEL_KIND_ENCODER reads it, as BERT does, and continues none: texts are classified and
+    embedded, and questions about them are answered.
+    """
+    BASE_MODEL_KIND_SEQ2SEQ: _BaseModelKind.ValueType  # 3
+    """BASE_MODEL_KIND_SEQ2SEQ reads it so, and writes another, as T5 does."""
+
+class BaseModelKind(_BaseModelKind, metaclass=_BaseModelKindEnumTypeWrapper):
+    """BaseModelKind says what a base model makes of a text."""
+
+BASE_MODEL_KIND_UNSPECIFIED: BaseModelKind.ValueType  # 0
+"""BASE_MODEL_KIND_UNSPECIFIED comes from servers that do not tell: theirs are decoders."""
+BASE_MODEL_KIND_DECODER: BaseModelKind.ValueType  # 1
+"""BASE_MODEL_KIND_DECODER goes on with it, and can be asked for all there is."""
+BASE_MODEL_KIND_ENCODER: BaseModelKind.ValueType  # 2
+"""BASE_MODEL_KIND_ENCODER reads it, as BERT does, and continues none: texts are classified and
+embedded, and questions about them are answered.
+"""
+BASE_MODEL_KIND_SEQ2SEQ: BaseModelKind.ValueType  # 3
+"""BASE_MODEL_KIND_SEQ2SEQ reads it so, and writes another, as T5 does."""
+Global___BaseModelKind: _TypeAlias = BaseModelKind  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):
@@ -260,6 +293,7 @@ class BaseModel(_message.Message):
     HAS_TOKENIZER_FIELD_NUMBER: _builtins.int
     NUM_PARAMETERS_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the folder or hub id that the server was started with, its last part only."""
     architecture: _builtins.str
@@ -282,6 +316,8 @@ class BaseModel(_message.Message):
     """num_parameters is the number of weights."""
     has_chat_template: _builtins.bool
     """has_chat_template says whether messages can be continued without an adapter that has its own."""
+    kind: Global___BaseModelKind.ValueType
+    """kind says what it makes of a text."""
     def __init__(
         self,
         *,
@@ -295,10 +331,11 @@ class BaseModel(_message.Message):
         has_tokenizer: _builtins.bool = ...,
         num_parameters: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
+        kind: Global___BaseModelKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "kind", b"kind", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

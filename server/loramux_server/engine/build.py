@@ -324,6 +324,8 @@ def _model_info(
         resting=resting,
         takes_edits=model.shard == WHOLE,
         embedding_width=model.embedding_width,
+        embedding=model.text.embedding.on(model.kind),
+        embedding_fault=model.text.embedding.fault,
         cache_shapes=[
             (shape.num_heads, shape.key_width, shape.value_width)
             for shape in (model.prefix_shapes or model.cache_shapes)

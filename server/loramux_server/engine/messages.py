@@ -35,7 +35,8 @@ class Submit(Struct, frozen=True, tag=True):
     weight: Positive = 1
     """The tenant's part of a busy engine, beside the weights of others."""
     pooling: Pooling | None = None
-    """How the text is embedded, by its last token or all of them; None where it is not."""
+    """How the text is embedded, by its last token or all of them, or by its first where the base
+    reads it as a whole; None where it is not."""
     prediction: list[int] = []
     """What the completion may be, for the most part: it comes sooner where it is right."""
     num_made: int = 0

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from loramux_adapters.embedding import DEFAULT, Embedding
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.head import HeadShape
 from loramux_adapters.vocabulary import BaseVocabulary
@@ -60,6 +61,10 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     takes_edits: bool = True
     """Whether adapters may do more than low-rank changes."""
     embedding_width: int = 0
+    embedding: Embedding = DEFAULT
+    """How it makes one vector of a text where neither request nor package says."""
+    embedding_fault: str = ""
+    """Why it cannot, though its folder says how; empty where it can."""
     cache_shapes: list[tuple[int, int, int]] = []
     """Of each layer: heads that keep something of a token, width of a key, width of a value."""
     takes_token_types: bool = False
@@ -77,6 +82,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     kv_memory: int
     """Bytes for KV blocks and states in each process that holds a part of the model: an engine
     that is given so many has as many of both."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it reads texts and continues none."""
+        return self.kind is ModelKind.ENCODER
 
     @property
     def is_blind(self) -> str:

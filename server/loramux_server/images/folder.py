@@ -1,13 +1,14 @@
-"""A base model's folder, with the files of its processor in it."""
+"""A base model's folder, with files in it that transformers does not fetch with the model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-"""What is read of a base model on the hub."""
+"""What a processor is made of."""
 
 
-def folder_of(path: str) -> str:
-    """Return the folder or hub id `path` as a folder, into which what is needed has been fetched.
+def folder_of(path: str, files: Sequence[str] = _FILES) -> str:
+    """Return the folder or hub id `path` as a folder, into which `files` have been fetched.
 
     Raises:
         OSError: The hub does not have it, or does not answer.
@@ -17,4 +18,4 @@ def folder_of(path: str) -> str:
         return path
     import huggingface_hub  # takes a while, and few need it
 
-    return huggingface_hub.snapshot_download(path, allow_patterns=_FILES)
+    return huggingface_hub.snapshot_download(path, allow_patterns=list(files))

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer
 
+from loramux_server.models.base_embedding import BaseEmbedding, read_embedding
+
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
@@ -17,24 +19,30 @@ class TextFormat:
     """What a template may name, such as `bos_token` -> the text of the token."""
     has_token_types: bool = False
     """Whether the tokenizer tells which tokens are of the second of two texts."""
+    embedding: BaseEmbedding = field(default_factory=BaseEmbedding)
+    """How one vector is made of a text."""
 
 
 WITHOUT_TEXT = TextFormat()
 
 
 def read_text_format(path: str) -> TextFormat:
-    """Return what the folder or hub id `path` says; nothing if it holds no tokenizer."""
+    """Return what the folder or hub id `path` says; if it holds no tokenizer, of vectors alone."""
+    embedding = read_embedding(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
-        return WITHOUT_TEXT
+        return TextFormat(embedding=embedding)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return WITHOUT_TEXT
+        return TextFormat(embedding=embedding)
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several, by name
         template = template.get("default")
     return TextFormat(
-        str(backend.to_str()), template or None, dict(tokenizer.special_tokens_map),
-        "token_type_ids" in tokenizer.model_input_names,
-    )  # fmt: skip
+        str(backend.to_str()),
+        template or None,
+        dict(tokenizer.special_tokens_map),
+        has_token_types="token_type_ids" in tokenizer.model_input_names,
+        embedding=embedding,
+    )

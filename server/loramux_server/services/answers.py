@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import Encoding
 
 from loramux.v1 import question_answering_pb2
+from loramux_server.services.prompts import second_from
 from loramux_server.tokenizer import Span
 
 Float64 = npt.NDArray[np.float64]
@@ -26,6 +27,8 @@ class Window:
     """Where in `tokens` the part is."""
     first: int
     """Token of the whole pair that the first of the part is."""
+    second_from: int
+    """Where in `tokens` those of the second text begin, if that is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +43,21 @@ class Pair:
     """Where the tokens of the context are."""
     knows_words: bool
     """Whether the tokenizer parts the context into words."""
+    tells_types: bool
+    """Whether it is told which tokens are of the second text."""
     words: dict[int, Span] = field(default_factory=dict)
     """Word of the context -> its characters, of those that were looked for."""
 
     @staticmethod
-    def of(text: str, encoding: Encoding, sequence: int) -> "Pair":
+    def of(text: str, encoding: Encoding, sequence: int, *, tells_types: bool = False) -> "Pair":
         """Return the pair whose context, `text`, is the first or the second `sequence`, 0 or 1."""
         own = [i for i, each in enumerate(encoding.sequence_ids) if each == sequence]
         if not own:
-            return Pair(text, encoding, range(0), knows_words=False)
+            return Pair(text, encoding, range(0), knows_words=False, tells_types=tells_types)
         first, last = (encoding.token_to_word(token) for token in (own[0], own[-1]))
         is_one_word = len(text.split(maxsplit=1)) < 2
-        return Pair(text, encoding, range(own[0], own[-1] + 1), first != last or is_one_word)
+        context, knows_words = range(own[0], own[-1] + 1), first != last or is_one_word
+        return Pair(text, encoding, context, knows_words, tells_types)
 
     @property
     def num_others(self) -> int:
@@ -72,14 +78,16 @@ class Pair:
         that.
         """
         ids, begin, end = self.encoding.ids, self.context.start, self.context.stop
+        second = second_from(self.encoding) if self.tells_types else 0
         if len(ids) <= max_tokens:
-            yield Window(ids, self.context, begin)
+            yield Window(ids, self.context, begin, second)
             return
         room = max_tokens - self.num_others
         for first in range(begin, end, room - overlap):
             last = min(first + room, end)
             tokens = [*ids[:begin], *ids[first:last], *ids[end:]]
-            yield Window(tokens, range(begin, begin + last - first), first)
+            left_out = len(ids) - len(tokens) if second > begin else 0
+            yield Window(tokens, range(begin, begin + last - first), first, second - left_out)
             if last == end:
                 return
 

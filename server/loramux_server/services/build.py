@@ -148,7 +148,7 @@ def build_services(
         config: The settings.
     """
     statuses = Statuses(lambda digest: bool(registry.with_digest(digest)))
-    descriptions = Descriptions(registry, statuses)
+    descriptions = Descriptions(registry, statuses, model)
     changes = Changes(descriptions)
     pins = Pins(registry, engine, base)
     chunks = Chunks(config.upload_idle_timeout, config.min_upload_rate)

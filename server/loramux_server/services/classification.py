@@ -4,7 +4,7 @@ from loramux.errors import DataLossError
 from loramux.v1 import classification_pb2
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.rpc import Context
-from loramux_server.services.classification_limits import check_request, check_sizes
+from loramux_server.services.classification_limits import check_pairs, check_request, check_sizes
 from loramux_server.services.gen_ai import CLASSIFY
 from loramux_server.services.limits import invalid
 from loramux_server.services.reading import Readings, told_of
@@ -26,9 +26,10 @@ class ClassificationService:
         opened = self._readings.opened(request, context, check_request, check_classifies)
         async with opened as reading:
             scoring = _scoring(request, reading.source, reading.told)
+            check_pairs(request, scoring.task)
             texts = await self._readings.texts(request, reading)
             check_sizes([len(text.tokens) for text in texts], scoring, self._readings.model)
-            found = await self._readings.run(reading, CLASSIFY, [text.tokens for text in texts])
+            found = await self._readings.run(reading, CLASSIFY, texts)
             results = await told_of(
                 found,
                 lambda: [

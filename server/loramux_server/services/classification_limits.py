@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2
 from loramux_adapters.head import Task
 from loramux_server.engine.model_info import ModelInfo
-from loramux_server.services.input_limits import check_inputs, check_lengths
+from loramux_server.services.input_limits import check_inputs, check_lengths, is_pair
 from loramux_server.services.limits import check_names, invalid
 from loramux_server.services.scoring import Scoring
 from loramux_server.store.reference import parse_reference
@@ -25,6 +26,25 @@ def check_request(request: classification_pb2.ClassifyRequest, model: ModelInfo)
     parse_reference(request.adapter, "adapter")
     check_names(request.request_id, request.routing_key)
     check_inputs(request.inputs, model)
+
+
+def check_pairs(request: classification_pb2.ClassifyRequest, task: Task) -> None:
+    """Demand that an adapter of `task` can read the inputs of a checked request.
+
+    Raises:
+        InvalidArgumentError: One is two texts, and the adapter labels the tokens of one.
+    """
+    if task is not Task.TOKENS:
+        return
+    for index, each in enumerate(request.inputs):
+        if is_pair(each):
+            field = f"inputs[{index}].text_pair"
+            raise InvalidArgumentError(
+                f"{field} is set, but {request.adapter} labels the tokens of one text (task "
+                "TOKEN_CLS); two are read by adapters that label texts (task SEQ_CLS)",
+                reason="INVALID_FIELD",
+                field=field,
+            )
 
 
 def check_sizes(lengths: Sequence[int], scoring: Scoring, model: ModelInfo) -> None:

@@ -2,6 +2,8 @@
 
 from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2
 from loramux_server.access.caller import caller
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.services.tasks import task_on
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Split
 from loramux_server.store.record import DIRECTORY, IMPORT, UPLOAD, AdapterRecord
@@ -22,9 +24,10 @@ _TIERS = {
 class Descriptions:
     """Describes versions to the caller, and what goes on with them."""
 
-    def __init__(self, registry: Registry, statuses: Statuses) -> None:
+    def __init__(self, registry: Registry, statuses: Statuses, model: ModelInfo) -> None:
         self._registry = registry
         self._statuses = statuses
+        self._model = model
 
     def tier_of(self, record: AdapterRecord) -> adapters_pb2.AdapterTier.ValueType:
         """Return the fastest place that holds the weights of a version."""
@@ -42,7 +45,7 @@ class Descriptions:
             method=record.method,
             invocation_token_ids=record.invocation,
             virtual_tokens=record.virtual_tokens,
-            task=record.task,
+            task=task_on(record, self._model),
             target_modules=record.target_modules,
             base_model=record.base_model,
             source=SOURCES[record.source],

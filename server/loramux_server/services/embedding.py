@@ -1,17 +1,20 @@
 """EmbeddingService: texts -> vectors of what the model makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from loramux.errors import FailedPreconditionError
 from loramux.v1 import embedding_pb2
-from loramux_adapters.embedding import Embedding, Pooling
+from loramux_adapters.embedding import Pooling, embedding_of
 from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.rpc import Context
 from loramux_server.services.gen_ai import EMBED
 from loramux_server.services.input_limits import check_inputs, check_lengths
 from loramux_server.services.limits import check_names, invalid
+from loramux_server.services.prompts import Text
 from loramux_server.services.reading import Readings, told_of
 from loramux_server.services.tasks import check_embeds
 from loramux_server.store.reference import parse_reference
@@ -35,13 +38,14 @@ class EmbeddingService:
     ) -> embedding_pb2.EmbedResponse:
         """Answer when every text has its vector."""
         async with self._readings.opened(request, context, check_request, check_embeds) as reading:
-            asked = Vectors.of(request, reading.told.embedding)
-            texts = [text.tokens for text in await self._readings.texts(request, reading)]
-            check_lengths([len(text) for text in texts], self._readings.model)
+            asked = Vectors.of(request, reading.told.embedding, self._readings.model)
+            texts = await self._readings.texts(request, reading)
+            check_lengths([len(text.tokens) for text in texts], self._readings.model)
             pooling = asked.pooling
-            if pooling is Pooling.FIRST:
+            if pooling is Pooling.FIRST and self._readings.model.kind is ModelKind.DECODER:
                 # What comes after a token changes nothing of it, and is not read.
-                texts, pooling = [text[:1] for text in texts], Pooling.LAST
+                texts = [Text(text.tokens[:1], text.places[:1]) for text in texts]
+                pooling = Pooling.LAST
             found = await self._readings.run(reading, EMBED, texts, pooling)
             response = embedding_pb2.EmbedResponse(
                 request_id=reading.request_id,
@@ -51,7 +55,7 @@ class EmbeddingService:
                 is_normalized=asked.normalize,
                 timing=reading.observer.timing(),
             )
-            response.usage.prompt_tokens = sum(map(len, texts))
+            response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
             response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
 
@@ -66,8 +70,24 @@ class Vectors:
     """How many of their numbers are kept; None for all."""
 
     @staticmethod
-    def of(request: embedding_pb2.EmbedRequest, default: Embedding) -> "Vectors":
-        """Return what a checked request asks for; `default` is what its adapter's package says."""
+    def of(
+        request: embedding_pb2.EmbedRequest, note: Mapping[str, object], model: ModelInfo
+    ) -> "Vectors":
+        """Return what a checked request asks for; `note` is what its adapter's package says.
+
+        Raises:
+            FailedPreconditionError: Neither says how vectors are made, and what the base model's
+                folder says cannot be done.
+        """
+        is_said = request.pooling != embedding_pb2.POOLING_UNSPECIFIED or "pooling" in note
+        if model.embedding_fault and not is_said:
+            raise FailedPreconditionError(
+                f"how the base model makes vectors is not served: {model.embedding_fault}; set "
+                "pooling, and they are made so",
+                reason="INVALID_FIELD",
+                field="pooling",
+            )
+        default = embedding_of(note, model.embedding)
         return Vectors(
             _POOLINGS.get(request.pooling, default.pooling),
             request.normalize if request.HasField("normalize") else default.normalize,

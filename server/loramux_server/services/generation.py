@@ -38,6 +38,7 @@ from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.sampling import samplings, text_options
 from loramux_server.services.submission import Asked, Submission
+from loramux_server.services.tasks import check_writes
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
@@ -266,6 +267,7 @@ class GenerationService:
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check the fields and keep the request's id for as long as the block runs."""
+        check_writes(self._model)
         check_fields(request, self._model)
         check_images(request, self._model, self._images)
         check_prediction(request, self._model)

@@ -1,6 +1,7 @@
 """Whether texts can be read: those of requests to classify and to embed."""
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2, embedding_pb2
@@ -22,9 +23,14 @@ def check_inputs(inputs: Sequence[Input], model: ModelInfo) -> None:
     size = 0
     for index, each in enumerate(inputs):
         _check_input(f"inputs[{index}]", each, model)
-        size += len(each.text.encode("utf-8", "surrogatepass"))
+        size += sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(each))
     if size > MAX_PROMPT_BYTES:
         raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
+
+
+def is_pair(each: Input) -> TypeGuard[classification_pb2.ClassifyInput]:
+    """Return whether `each` is two texts."""
+    return isinstance(each, classification_pb2.ClassifyInput) and each.HasField("text_pair")
 
 
 def check_lengths(lengths: Sequence[int], model: ModelInfo) -> None:
@@ -38,14 +44,26 @@ def check_lengths(lengths: Sequence[int], model: ModelInfo) -> None:
             raise _too_long(f"inputs[{index}]", length, model)
 
 
+def _texts(each: Input) -> tuple[str, ...]:
+    return (each.text, each.text_pair) if is_pair(each) else (each.text,)
+
+
 def _check_input(field: str, each: Input, model: ModelInfo) -> None:
-    if bool(each.text) == bool(each.token_ids):
+    is_text = each.HasField("text")
+    if is_text == bool(each.token_ids):
         both = f"{field}.text and {field}.token_ids are both"
-        fault = f"{both} set" if each.text else f"{both} empty"
+        fault = f"{both} set" if is_text else f"{both} empty"
         raise InvalidArgumentError(
             f"{fault}; set one of them", reason="INVALID_FIELD", field=f"{field}.text"
         )
-    if each.text and model.tokenizer_json is None:
+    if is_pair(each) and not is_text:
+        raise InvalidArgumentError(
+            f"{field}.text_pair is the second of two texts, and {field}.token_ids the first; set "
+            f"{field}.text, or give the tokens of both as token_ids",
+            reason="INVALID_FIELD",
+            field=f"{field}.text_pair",
+        )
+    if is_text and model.tokenizer_json is None:
         raise InvalidArgumentError(
             f"{field}.text is text, but the base model came without a tokenizer; set token_ids",
             reason="INVALID_FIELD",

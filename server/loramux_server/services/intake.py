@@ -13,6 +13,7 @@ from loramux.errors import (
 )
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
+from loramux_adapters.embedding import Pooling
 from loramux_server.engine.messages import Scores, Token
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.sampling import Sampling
@@ -67,6 +68,7 @@ class Intake:
         self._engine = engine
         self._probe_prompt = _probe_prompt(model)
         self._max_prompt = model.context_length - 1
+        self._is_encoder = model.is_encoder
         self._base = base
         self._max_upload_bytes = max_upload_bytes
 
@@ -144,7 +146,10 @@ class Intake:
         # What waits for its invocation tokens would not be loaded without them.
         known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
         prompt = [*known, *source.invocation][source.virtual_tokens - self._max_prompt :]
-        request_id = self._engine.submit(mailbox, 0, prompt, source, sampling, record.tenant)
+        request_id = self._engine.submit(
+            mailbox, 0, prompt, source, sampling, record.tenant,
+            pooling=Pooling.MEAN if self._is_encoder and not source.task else None,
+        )  # fmt: skip
         try:
             await mailbox.take()
         finally:

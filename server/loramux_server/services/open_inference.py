@@ -25,7 +25,7 @@ from loramux_server.rpc import Context
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.limits import invalid
 from loramux_server.services.observer import Observer, outcome_of
-from loramux_server.services.tasks import check_continues
+from loramux_server.services.tasks import check_continues, check_writes
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 
@@ -84,9 +84,9 @@ class OpenInferenceService:
         except (NotFoundError, InvalidArgumentError):
             return open_inference_pb2.ModelReadyResponse(ready=False)
         is_served = record is None or not (record.task or self._quarantine.refuses(record.digest))
-        has_tokenizer = self._model.tokenizer_json is not None
+        writes = self._model.tokenizer_json is not None and not self._model.is_encoder
         return open_inference_pb2.ModelReadyResponse(
-            ready=is_served and has_tokenizer and self._is_ready()
+            ready=is_served and writes and self._is_ready()
         )
 
     async def ModelMetadata(
@@ -94,6 +94,7 @@ class OpenInferenceService:
     ) -> open_inference_pb2.ModelMetadataResponse:
         """Say what a model takes and gives."""
         record = self._named(request.name, request.version)
+        check_writes(self._model)
         if record is None:
             return metadata(request.name, [])
         check_continues(record, "name")
@@ -183,9 +184,10 @@ class OpenInferenceService:
         Raises:
             NotFoundError: There is none.
             InvalidArgumentError: None can be called so, or the base model knows no text.
-            FailedPreconditionError: It does not continue text.
+            FailedPreconditionError: It, or the base model, does not continue text.
         """
         reference = reference_of(request.model_name, request.model_version, self._model.name)
+        check_writes(self._model)
         if self._model.tokenizer_json is None:
             raise InvalidArgumentError(
                 "text_input is text, but the base model came without a tokenizer; call "

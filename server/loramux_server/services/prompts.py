@@ -41,7 +41,14 @@ class Text:
 
     tokens: list[int]
     places: list[Span | None]
-    """Where in the text each of them is; None where it is of no text."""
+    """Where in the text each of them is; None where it is of no text, or there are two texts."""
+    second_from: int = 0
+    """Token at which the second of two texts begins, if their tokens differ in type."""
+
+    @staticmethod
+    def of_pair(encoding: Encoding) -> "Text":
+        """Return the two texts of `encoding`, which are read as one."""
+        return Text(list(encoding.ids), [None] * len(encoding), second_from(encoding))
 
 
 class Prompts:
@@ -295,6 +302,11 @@ class Prompts:
         if placeholder is not None:
             check_written(tokens, placeholder.token, talk.num_images)
         return tokens
+
+
+def second_from(encoding: Encoding) -> int:
+    """Return from which of its tokens on `encoding` has the second type; 0 where none has."""
+    return next((place for place, kind in enumerate(encoding.type_ids) if kind == 1), 0)
 
 
 def no_tokens(field: str) -> InvalidArgumentError:

@@ -29,7 +29,7 @@ class QuestionAnsweringService:
         async with opened as reading:
             pairs = await self._pairs(request, reading)
             windows = windows_of(pairs, size_of(request, self._readings.model))
-            texts = [window.tokens for each in windows for window in each]
+            texts = [window for each in windows for window in each]
             found = await self._readings.run(reading, ANSWER, texts)
             best, rest = _best(request), iter(found)
             results = await told_of(
@@ -46,7 +46,7 @@ class QuestionAnsweringService:
                 results=results,
                 timing=reading.observer.timing(),
             )
-            response.usage.prompt_tokens = sum(map(len, texts))
+            response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
             response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
 
@@ -66,7 +66,10 @@ class QuestionAnsweringService:
                 (first, second), (one, other), reading.told,
                 parse_special=request.parse_special_tokens, add_special=adds,
             )  # fmt: skip
-            pair = Pair.of(each.context, encoding, 0 if request.context_first else 1)
+            pair = Pair.of(
+                each.context, encoding, 0 if request.context_first else 1,
+                tells_types=request.token_types,
+            )  # fmt: skip
             if not pair.context:
                 raise no_tokens(f"inputs[{index}].context")
             pairs.append(pair)

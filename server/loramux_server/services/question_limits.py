@@ -62,6 +62,9 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
             size += len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_PROMPT_BYTES:
         raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
+    if request.token_types and not model.takes_token_types:
+        right = f"false: the base model, {model.architecture}, is told of no types of tokens"
+        raise invalid("token_types", True, right)
     _check_integer(request, "top_k", MAX_TOP_K)
     _check_integer(request, "max_answer_tokens", MAX_ANSWER_TOKENS)
     size_of(request, model)

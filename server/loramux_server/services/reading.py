@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from loramux.errors import DataLossError
 from loramux.v1 import (
@@ -33,10 +33,10 @@ from loramux_server.services.calls import Calls
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.descriptions import identity_of
 from loramux_server.services.gen_ai import asked_to_read
-from loramux_server.services.input_limits import Input
+from loramux_server.services.input_limits import Input, is_pair
 from loramux_server.services.limits import check_tokens
 from loramux_server.services.observer import Observer
-from loramux_server.services.prompts import Prompts, Text
+from loramux_server.services.prompts import Prompts, Text, no_tokens
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Asked, Submission
 from loramux_server.statuses import Statuses
@@ -57,6 +57,18 @@ R = TypeVar(
     question_answering_pb2.AnswerRequest,
     embedding_pb2.EmbedRequest,
 )
+
+
+class Readable(Protocol):
+    """Tokens of one text, or of two, that are read together."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens."""
+
+    @property
+    def second_from(self) -> int:
+        """At which of them the second of two texts begins, if types tell; 0 where none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +143,7 @@ class Readings:
         request: R,
         context: Context,
         check_request: Callable[[R, ModelInfo], None],
-        check_adapter: Callable[[AdapterRecord, str], None],
+        check_adapter: Callable[[AdapterRecord, ModelInfo, str], None],
     ) -> AsyncIterator[Reading]:
         """Take in `request`, and keep what it holds for as long as the block runs.
 
@@ -139,7 +151,8 @@ class Readings:
             request: What came.
             context: Of its call.
             check_request: Demands that its fields are within limits that no adapter changes.
-            check_adapter: Demands that an adapter, named by a request field, is made for it.
+            check_adapter: Demands that an adapter on the base, named by a request field, is made
+                for it.
 
         Raises:
             LoramuxError: It is refused.
@@ -160,7 +173,7 @@ class Readings:
                     self._statuses.used(record.digest, record.tenant),
                 ):
                     note(digest=record.digest)
-                    check_adapter(record, "adapter")
+                    check_adapter(record, self.model, "adapter")
                     told = await self._instructions.of(source)
                     if not told.is_known:
                         raise DataLossError(
@@ -185,6 +198,15 @@ class Readings:
                 text = Text(list(each.token_ids), [None] * len(each.token_ids))
                 field = f"inputs[{index}].token_ids"
                 check_tokens(field, text.tokens, own_size or self.model.vocab_size)
+            elif is_pair(each):
+                fields = (f"inputs[{index}].text", f"inputs[{index}].text_pair")
+                encoding = await self.prompts.pair(
+                    (each.text, each.text_pair), fields, reading.told,
+                    parse_special=request.parse_special_tokens, add_special=adds,
+                )  # fmt: skip
+                if not encoding.ids:
+                    raise no_tokens(fields[0])
+                text = Text.of_pair(encoding)
             else:
                 text = await self.prompts.placed(
                     each.text, f"inputs[{index}].text", reading.told,
@@ -197,21 +219,22 @@ class Readings:
         self,
         reading: Reading,
         operation: str,
-        texts: Sequence[list[int]],
+        texts: Sequence[Readable],
         pooling: Pooling | None = None,
     ) -> list[bytes]:
-        """Return what the engine makes of each of `texts`, which are tokens.
+        """Return what the engine makes of each of `texts`.
 
         Args:
             reading: The request that they are of.
             operation: What a trace calls it.
             texts: Each fits the context.
-            pooling: How they are embedded, by the last token or all; None where a head reads them.
+            pooling: How they are embedded; None where a head reads them.
 
         Raises:
             LoramuxError: It makes nothing of one of them, or not in time.
         """
-        tenant, num_tokens = caller().tenant, sum(map(len, texts))
+        tenant, num_tokens = caller().tenant, sum(len(text.tokens) for text in texts)
+        tells_types = self.model.takes_token_types
         with self._quotas.tokens(tenant, num_tokens) as reserved:
             reading.observer.resolved(reading.adapter, num_tokens)
             submission = Submission[Scores](self._engine, reading.started)
@@ -224,7 +247,16 @@ class Readings:
             )
             found: dict[int, bytes] = {}
             running = submission.running(
-                [Asked(text, reading.source, _SAMPLING, pooling) for text in texts],
+                [
+                    Asked(
+                        text.tokens,
+                        reading.source,
+                        _SAMPLING,
+                        pooling,
+                        second_from=text.second_from if tells_types else 0,
+                    )
+                    for text in texts
+                ],
                 tenant=tenant,
                 seconds_left=reading.deadline.remaining,
                 weight=reading.place.weight,
@@ -234,7 +266,7 @@ class Readings:
                 while len(found) < len(texts):
                     for index, (scores,) in (await submission.mailbox.take()).items():
                         found[index] = scores.numbers
-                        reserved.num_used += len(texts[index])
+                        reserved.num_used += len(texts[index].tokens)
                         reading.place.finished(0)
         return [found[index] for index in range(len(texts))]
 

@@ -8,9 +8,16 @@ from loramux_server.config import ServerConfig
 from loramux_server.connection_limits import message_bytes
 from loramux_server.engine.messages import CacheStats
 from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.rpc import Context
 from loramux_server.services.images import max_images
 from loramux_server.totals import Totals
+
+_KINDS = {
+    ModelKind.DECODER: server_pb2.BASE_MODEL_KIND_DECODER,
+    ModelKind.ENCODER: server_pb2.BASE_MODEL_KIND_ENCODER,
+    ModelKind.SEQ2SEQ: server_pb2.BASE_MODEL_KIND_SEQ2SEQ,
+}
 
 
 class ServerService:
@@ -34,6 +41,7 @@ class ServerService:
                 has_tokenizer=model.tokenizer_json is not None,
                 num_parameters=model.num_parameters,
                 has_chat_template=model.chat_template is not None,
+                kind=_KINDS[model.kind],
             ),
             max_running_requests=model.max_running,
             max_upload_bytes=config.max_upload,

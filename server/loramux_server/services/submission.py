@@ -29,6 +29,8 @@ class Asked(NamedTuple):
     """Tokens at the end of the prompt that were made for a completion which goes on."""
     images: Sequence[PlacedImage] = ()
     """Those in the prompt, in order."""
+    second_from: int = 0
+    """Token at which the second of two texts begins, if the base is told; 0 where none does."""
 
 
 class Submission(Generic[Item]):
@@ -67,7 +69,7 @@ class Submission(Generic[Item]):
                     self._engine.submit(
                         self.mailbox, index, one.prompt, one.source, one.sampling, tenant,
                         seconds_left, weight, one.pooling, one.prediction, one.num_made,
-                        one.images,
+                        one.images, one.second_from,
                     )
                 )  # fmt: skip
             yield

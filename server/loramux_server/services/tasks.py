@@ -2,6 +2,7 @@
 
 from loramux.errors import FailedPreconditionError
 from loramux_adapters.head import FEATURES, Task
+from loramux_server.engine.model_info import ModelInfo
 from loramux_server.store.record import AdapterRecord
 
 _GENERATE = "loramux.v1.GenerationService.Generate"
@@ -18,6 +19,28 @@ _MEANT = {
 """Task of an adapter -> what it does, and the method that is to be called for that."""
 
 
+def check_writes(model: ModelInfo) -> None:
+    """Demand that the base model can continue a text.
+
+    Raises:
+        FailedPreconditionError: It is an encoder.
+    """
+    if model.is_encoder:
+        raise FailedPreconditionError(
+            f"the base model, {model.architecture}, is an encoder: it reads texts and continues "
+            f"none; call {_CLASSIFY}, {_ANSWER} or {_EMBED}",
+            reason="BASE_CONTINUES_NO_TEXT",
+        )
+
+
+def task_on(record: AdapterRecord, model: ModelInfo) -> str:
+    """Return what an adapter does on the base `model`, as PEFT's `task_type` calls that.
+
+    It is empty where it continues text. On an encoder what has no head embeds texts.
+    """
+    return record.task or (FEATURES if model.is_encoder else "")
+
+
 def check_continues(record: AdapterRecord, field: str) -> None:
     """Demand that an adapter, named by the request field `field`, continues text.
 
@@ -25,30 +48,32 @@ def check_continues(record: AdapterRecord, field: str) -> None:
         FailedPreconditionError: It does something else.
     """
     if record.task:
-        raise _mismatch(record, field, "makes no text")
+        raise _mismatch(record, record.task, field, "makes no text")
 
 
-def check_classifies(record: AdapterRecord, field: str) -> None:
+def check_classifies(record: AdapterRecord, model: ModelInfo, field: str) -> None:
     """Demand that an adapter, named by the request field `field`, classifies.
 
     Raises:
         FailedPreconditionError: It does something else.
     """
     if record.task not in (Task.SEQUENCE, Task.TOKENS):
-        raise _mismatch(record, field, "has no labels (task SEQ_CLS or TOKEN_CLS)")
+        does = task_on(record, model)
+        raise _mismatch(record, does, field, "has no labels (task SEQ_CLS or TOKEN_CLS)")
 
 
-def check_answers(record: AdapterRecord, field: str) -> None:
+def check_answers(record: AdapterRecord, model: ModelInfo, field: str) -> None:
     """Demand that an adapter, named by the request field `field`, answers questions.
 
     Raises:
         FailedPreconditionError: It does something else.
     """
     if record.task != Task.SPANS:
-        raise _mismatch(record, field, "finds no answers in texts (task QUESTION_ANS)")
+        does = task_on(record, model)
+        raise _mismatch(record, does, field, "finds no answers in texts (task QUESTION_ANS)")
 
 
-def check_embeds(record: AdapterRecord, field: str) -> None:
+def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
     """Demand that an adapter, named by the request field `field`, can embed texts.
 
     One that continues text can, by the states of which it would choose a token.
@@ -57,7 +82,8 @@ def check_embeds(record: AdapterRecord, field: str) -> None:
         FailedPreconditionError: It cannot.
     """
     if record.task not in ("", FEATURES):
-        raise _mismatch(record, field, "has a head, for which its hidden states were trained")
+        lacks = "has a head, for which its hidden states were trained"
+        raise _mismatch(record, record.task, field, lacks)
     if record.virtual_tokens or record.invocation:
         what = "virtual tokens" if record.virtual_tokens else "invocation tokens"
         raise FailedPreconditionError(
@@ -67,11 +93,11 @@ def check_embeds(record: AdapterRecord, field: str) -> None:
         )
 
 
-def _mismatch(record: AdapterRecord, field: str, lacks: str) -> FailedPreconditionError:
-    does, method = _MEANT[record.task]
-    task = f" (task {record.task})" if record.task else ""
+def _mismatch(record: AdapterRecord, task: str, field: str, lacks: str) -> FailedPreconditionError:
+    does, method = _MEANT[task]
+    told = f" (task {record.task})" if record.task else ""
     return FailedPreconditionError(
-        f"{field} is {record}, which {does}{task} and {lacks}; call {method}",
+        f"{field} is {record}, which {does}{told} and {lacks}; call {method}",
         reason="ADAPTER_TASK_MISMATCH",
         field=field,
     )

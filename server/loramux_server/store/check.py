@@ -30,6 +30,7 @@ from loramux_server.tokenizer import TextTokenizer
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""
+_KINDS = {ModelKind.ENCODER: "an encoder", ModelKind.SEQ2SEQ: "an encoder with a decoder"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +71,8 @@ class ServedBase:
     """What it makes of a token."""
     context_length: int
     """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
+    kind: ModelKind = ModelKind.DECODER
+    """What it makes of a text."""
 
     @classmethod
     def of(cls, model: ModelInfo, *, max_host_bytes: int) -> Self:
@@ -97,6 +100,7 @@ class ServedBase:
                 num_texts=2 if model.kind is ModelKind.SEQ2SEQ else 1,
             ),
             context_length=model.context_length,
+            kind=model.kind,
         )
 
     @property
@@ -183,6 +187,12 @@ def _check_values(file: BinaryIO, data_start: int, contents: Contents) -> None:
 
 
 def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:
+    if invocation and base.kind is not ModelKind.DECODER:
+        raise PackageError(
+            "adapter_config.json: alora_invocation_tokens: an adapter that becomes active within a "
+            f"prompt needs a base model that is a decoder; this is {_KINDS[base.kind]}",
+            "ADAPTER_BASE_MISMATCH",
+        )
     unknown = [token for token in invocation if token >= base.vocab_size]
     if unknown:
         raise PackageError(

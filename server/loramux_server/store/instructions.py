@@ -14,7 +14,6 @@ from typing import cast
 from loramux.errors import UnavailableError
 from loramux_adapters import PackageError, read_package
 from loramux_adapters.added_tokens import AddedToken, parse_added_tokens
-from loramux_adapters.embedding import Embedding, embedding_of
 from loramux_adapters.files import PASSING
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels
@@ -39,8 +38,8 @@ class Instruction:
     """What its tokenizer has a name for, such as `eos_token` -> the text of that token."""
     labels: Labels | None = None
     """What the outputs of its head mean; None where it has none."""
-    embedding: Embedding = field(default_factory=Embedding)
-    """How it makes one vector of a text."""
+    embedding: Mapping[str, object] = field(default_factory=dict)
+    """What it notes of how it makes one vector of a text."""
     is_known: bool = True
     """Whether the package could be read."""
 
@@ -109,13 +108,13 @@ def _read(path: Path) -> Instruction:
     except (ValueError, KeyError, TypeError, struct.error, PackageError):
         return UNKNOWN
     template, generation = notes.get("chat_template"), notes.get("generation")
-    special, embedding = notes.get("special_tokens"), embedding_of(notes)
+    special, embedding = notes.get("special_tokens"), notes.get("embedding")
     found = Instruction(
         template if isinstance(template, str) else None,
         generation if isinstance(generation, dict) else {},
         added,
         special if isinstance(special, dict) else {},
         labels,
-        embedding,
+        embedding if isinstance(embedding, dict) else {},
     )
     return NONE if found == NONE else found

@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+URLS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
+    "/v1/rerank",
+)  # fmt: skip
 MAX_ID = 512
 """Characters."""
 

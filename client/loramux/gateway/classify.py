@@ -1,0 +1,87 @@
+"""`/classify`: from vLLM's body to what the server is asked, and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import Caller
+from loramux.gateway.in_calls import Text, check_count, is_ids
+from loramux.gateway.labelling import Labelling, LabellingBody
+from loramux.gateway.refusal import invalid, json_response
+from loramux.v1 import classification_pb2
+
+
+class ClassifyBody(LabellingBody, kw_only=True):
+    """What a request may say."""
+
+    input: object
+    """Text, a list of texts, of token ids, of lists of these, or of pairs of texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classifying:
+    """What it takes to answer a request."""
+
+    body: ClassifyBody
+    inputs: Sequence[Text]
+    labelling: Labelling
+
+    @staticmethod
+    def of(body: ClassifyBody, backend: Backend, caller: Caller, base: str) -> "Classifying":
+        """Return what answers `body`, of a server whose base model is called `base`.
+
+        Raises:
+            LoramuxError: It cannot be asked; the error names the field.
+        """
+        labelling = Labelling.of(body, backend, caller, base)
+        return Classifying(body, _inputs(body.input), labelling)
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with one object."""
+        found = await self.labelling.of_texts(self.inputs, self._named)
+        data = [
+            {
+                "index": index,
+                "label": result.labels[0].label,
+                "probs": self._numbers(result),
+                "num_classes": len(found.names),
+            }
+            for index, result in enumerate(found.results)
+        ]
+        answer = {**self.labelling.head("classify"), "data": data, "usage": found.usage}
+        await json_response(answer, found.headers)(scope, receive, send)
+
+    def _named(self, place: int | None, part: str) -> str:
+        is_one = place is None or self.body.input is not self.inputs
+        return "input" if is_one else f"input[{place}]"
+
+    def _numbers(self, result: classification_pb2.Classification) -> list[float]:
+        """Return the number of each label, in order of their index."""
+        if not self.body.use_activation:
+            return list(result.logits)
+        return [each.score for each in sorted(result.labels, key=lambda each: each.index)]
+
+
+def _inputs(given: object) -> Sequence[Text]:
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list) and given:
+        if is_ids(given):
+            return [given]
+        check_count("input", len(given))
+        if all(map(_is_text, given)):
+            return given
+    raise invalid(
+        "input",
+        "input has to be text, token ids, or a list of either or of pairs of texts; no list may be "
+        "empty",
+    )
+
+
+def _is_text(each: object) -> bool:
+    if isinstance(each, str):
+        return True
+    is_pair = isinstance(each, list) and [type(part) for part in each] == [str, str]
+    return is_pair or (bool(each) and is_ids(each))

@@ -1,0 +1,136 @@
+"""What an adapter that classifies makes of the texts of a request, for routes that tell of it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from loramux import _classification_wire
+from loramux.errors import FailedPreconditionError
+from loramux.gateway.answers import adapter_header
+from loramux.gateway.asked import adapter_of, check_timeout
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import Caller
+from loramux.gateway.in_calls import Named, Text, in_calls
+from loramux.v1 import classification_pb2
+
+
+class LabellingBody(msgspec.Struct, kw_only=True):
+    """What each of these requests may say."""
+
+    model: str
+    user: str = ""
+
+    # As vLLM calls it.
+    use_activation: bool = True
+    """Whether scores are told, and not logits."""
+
+    # Our own.
+    add_special_tokens: bool = True
+    parse_special_tokens: bool = False
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What became of all texts."""
+
+    names: Sequence[str]
+    """Of the labels, in order of their index."""
+    results: Sequence[classification_pb2.Classification]
+    """One for each text, with its logits."""
+    num_tokens: int
+    headers: dict[str, str]
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """What it took."""
+        return {"prompt_tokens": self.num_tokens, "total_tokens": self.num_tokens}
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What it takes to have texts labelled."""
+
+    body: LabellingBody
+    adapter: str
+    backend: Backend
+    caller: Caller
+
+    @staticmethod
+    def of(body: LabellingBody, backend: Backend, caller: Caller, base: str) -> "Labelling":
+        """Return what it takes for `body`, of a server whose base model is called `base`.
+
+        Raises:
+            LoramuxError: It cannot be asked; the error names the field.
+        """
+        check_timeout(body.timeout)
+        adapter = adapter_of(body.model, base)
+        if adapter is None:
+            raise FailedPreconditionError(
+                f"model is {base!r}, the base model, which has no labels; name an adapter that "
+                "classifies texts (task SEQ_CLS)",
+                reason="ADAPTER_TASK_MISMATCH",
+                field="model",
+            )
+        return Labelling(body, adapter, backend, caller)
+
+    async def of_texts(self, inputs: Sequence[Text], named: Named, *, one: str = "") -> Labelled:
+        """Return what becomes of `inputs`.
+
+        Args:
+            inputs: The texts.
+            named: What errors call a text.
+            one: What one label is needed for; empty where there may be several.
+
+        Raises:
+            LoramuxError: The server refuses them, or the adapter has other labels.
+        """
+        names: Sequence[str] = ()
+        results: list[classification_pb2.Classification] = []
+        num_tokens, headers = 0, dict(self.caller.returned)
+        calls = in_calls(inputs, self.adapter, self.body.timeout, self._ask, named)
+        async for _, response in calls:
+            names = response.labels
+            if any(result.tokens for result in response.results):
+                raise self._mismatch("labels tokens (task TOKEN_CLS)", "one that labels texts")
+            if one and len(names) != 1:
+                what = f"tells {len(names)} labels apart"
+                raise self._mismatch(what, f"one with a single output, which is the {one}")
+            results += response.results
+            num_tokens += response.usage.prompt_tokens
+            headers["x-loramux-adapter"] = adapter_header([response.adapter])
+        return Labelled(names, results, num_tokens, headers)
+
+    def head(self, kind: str) -> dict[str, object]:
+        """Return what an answer of a `kind` begins with."""
+        return {
+            "id": f"{kind}-{self.caller.request_id}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": self.body.model,
+        }
+
+    async def _ask(
+        self, texts: Sequence[Text], adapter: str | None, seconds: float | None
+    ) -> classification_pb2.ClassifyResponse:
+        body = self.body
+        request = _classification_wire.classify_request(
+            texts,
+            adapter or "",
+            None,
+            True,
+            "",
+            body.user or self.caller.request_id,
+            body.parse_special_tokens,
+            body.add_special_tokens,
+        )
+        return await self.backend.classify(request, self.caller, seconds)
+
+    def _mismatch(self, does: str, needed: str) -> FailedPreconditionError:
+        return FailedPreconditionError(
+            f"model is {self.body.model!r}, which {does}; name {needed}",
+            reason="ADAPTER_TASK_MISMATCH",
+            field="model",
+        )

@@ -1,0 +1,152 @@
+"""`/score` and `/rerank`: how far two texts belong together, by an adapter with a single output.
+
+A score is the sigmoid of that output, as vLLM has it, and sentence-transformers' `CrossEncoder`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import Caller
+from loramux.gateway.in_calls import Named, check_count
+from loramux.gateway.labelling import Labelled, Labelling, LabellingBody
+from loramux.gateway.refusal import invalid, json_response
+
+
+class ScoreBody(LabellingBody, kw_only=True):
+    """What a request for scores may say: as many texts of either kind, or one of the first."""
+
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+
+class Document(msgspec.Struct, forbid_unknown_fields=True):
+    """A document that is more than a text to others."""
+
+    text: str
+
+
+class RerankBody(LabellingBody, kw_only=True):
+    """What a request to order documents may say."""
+
+    query: str
+    documents: list[str | Document]
+    top_n: int = 0
+    """How many are told of, those with the highest scores; 0 for all."""
+    return_documents: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What it takes to answer a request for scores."""
+
+    body: ScoreBody
+    pairs: Sequence[tuple[str, str]]
+    labelling: Labelling
+
+    @staticmethod
+    def of(body: ScoreBody, backend: Backend, caller: Caller, base: str) -> "Scoring":
+        """Return what answers `body`, of a server whose base model is called `base`.
+
+        Raises:
+            LoramuxError: It cannot be asked; the error names the field.
+        """
+        first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
+        second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
+        for name, texts in (("text_1", first), ("text_2", second)):
+            _check_list(name, texts)
+        if len(first) not in (1, len(second)):
+            raise invalid(
+                "text_2",
+                f"text_2 has {len(second)} entries and text_1 {len(first)}; expected as many, or "
+                "one of text_1",
+            )
+        pairs = list(zip(first * (len(second) // len(first)), second, strict=True))
+        return Scoring(body, pairs, Labelling.of(body, backend, caller, base))
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with one object."""
+        found, scores = await _scored(self.labelling, self.pairs, self._named)
+        data = [
+            {"index": index, "object": "score", "score": score}
+            for index, score in enumerate(scores)
+        ]
+        answer = {**self.labelling.head("score"), "data": data, "usage": found.usage}
+        await json_response(answer, found.headers)(scope, receive, send)
+
+    def _named(self, place: int | None, part: str) -> str:
+        name = "text_1" if part == "text" else "text_2"
+        texts = getattr(self.body, name)
+        if place is None or isinstance(texts, str):
+            return name
+        return f"{name}[{min(place, len(texts) - 1)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """What it takes to answer a request to order documents."""
+
+    body: RerankBody
+    documents: Sequence[str]
+    labelling: Labelling
+
+    @staticmethod
+    def of(body: RerankBody, backend: Backend, caller: Caller, base: str) -> "Reranking":
+        """Return what answers `body`, of a server whose base model is called `base`.
+
+        Raises:
+            LoramuxError: It cannot be asked; the error names the field.
+        """
+        _check_list("documents", body.documents)
+        if body.top_n < 0:
+            raise invalid("top_n", f"top_n is {body.top_n}; expected 1 or more, or 0 for all")
+        documents = [each if isinstance(each, str) else each.text for each in body.documents]
+        return Reranking(body, documents, Labelling.of(body, backend, caller, base))
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with one object."""
+        pairs = [(self.body.query, document) for document in self.documents]
+        found, scores = await _scored(self.labelling, pairs, self._named)
+        # By what scores come of, which differs where scores no longer do.
+        order = sorted(range(len(pairs)), key=lambda index: -found.results[index].logits[0])
+        results = []
+        for index in order[: self.body.top_n or None]:
+            result: dict[str, object] = {"index": index, "relevance_score": scores[index]}
+            if self.body.return_documents:
+                result["document"] = {"text": self.documents[index]}
+            results.append(result)
+        head = self.labelling.head("rerank")
+        answer = {
+            "id": head["id"], "model": head["model"], "results": results, "usage": found.usage,
+        }  # fmt: skip
+        await json_response(answer, found.headers)(scope, receive, send)
+
+    def _named(self, place: int | None, part: str) -> str:
+        if part == "text":
+            return "query"
+        return "documents" if place is None else f"documents[{place}]"
+
+
+async def _scored(
+    labelling: Labelling, pairs: Sequence[tuple[str, str]], named: Named
+) -> tuple[Labelled, list[float]]:
+    """Return what became of `pairs`, and the score of each.
+
+    Raises:
+        LoramuxError: The server refuses them, or the adapter has other outputs than one.
+    """
+    found = await labelling.of_texts(pairs, named, one="score")
+    logits = [result.logits[0] for result in found.results]
+    if not labelling.body.use_activation:
+        return found, logits
+    return found, [0.5 + 0.5 * math.tanh(logit / 2) for logit in logits]
+
+
+def _check_list(name: str, texts: Sequence[object]) -> None:
+    if not texts:
+        raise invalid(name, f"{name} is empty; expected a text, or a list of them")
+    check_count(name, len(texts))

@@ -1,0 +1,94 @@
+"""Texts in pairs on a base model that is a BERT, with token types and without, over the socket."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForQuestionAnswering, BertConfig, BertModel
+
+from loramux import Client
+from loramux.errors import FailedPreconditionError
+from tests.support.classifiers import save_classifier
+from tests.support.embedders import write_sentence_files
+from tests.support.encoder_tokenizers import wordpiece
+from tests.support.questions import pipeline_answers
+from tests.support.server import RunningServer
+
+QUESTION, CONTEXT = "Who left the city?", "Ann left the city in May. Bob left it, too."
+
+
+@dataclass
+class Encoder:
+    """A client of a server of a tiny BERT, and what that server has."""
+
+    client: Client
+    base: BertModel
+    finder: PeftModel
+    tokenizer: Any
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
+    folder, tokenizer = tmp_path_factory.mktemp("encoder"), wordpiece()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=64, initializer_range=0.4, pad_token_id=0,
+    )  # fmt: skip
+    base = BertModel(config).eval()
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(str(folder / "base"))
+    write_sentence_files(folder / "base", "cls", normalizes=False)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder / "base").eval()
+    lora = LoraConfig(task_type="QUESTION_ANS", r=4, target_modules=["query", "value"])
+    finder = save_classifier(model, lora, folder / "adapters" / "finder", seed=1)
+    with (
+        RunningServer(
+            tmp_path_factory.mktemp("server"),
+            folder / "base",
+            "--adapters",
+            str(folder / "adapters"),
+        ) as server,
+        server.client() as client,
+    ):
+        yield Encoder(client, base, finder, tokenizer)
+
+
+@pytest.mark.parametrize("tells_types", [False, True])
+@torch.inference_mode()
+def test_questions_are_answered_as_the_adapter_was_trained(
+    served: Encoder, tells_types: bool
+) -> None:
+    types = served.tokenizer(QUESTION, CONTEXT).token_type_ids
+    # PEFT's own model for questions passes no types on, and what is in it does.
+    model = served.finder.base_model if tells_types else served.finder
+
+    def logits(ids: Sequence[int]) -> torch.Tensor:
+        output = model(input_ids=torch.tensor([list(ids)]), token_type_ids=torch.tensor([types]))
+        return torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
+
+    wanted = pipeline_answers(logits, served.tokenizer, QUESTION, CONTEXT, top_k=3)
+    found = served.client.answer(
+        QUESTION, CONTEXT, adapter="finder", top_k=3, token_types=tells_types
+    ).results[0].answers  # fmt: skip
+    assert [each.text for each in found] == [each.text for each in wanted]
+    assert [each.score for each in found] == pytest.approx(
+        [each.score for each in wanted], rel=1e-4
+    )
+
+
+@torch.inference_mode()
+def test_vectors_are_made_as_the_base_s_folder_says(served: Encoder) -> None:
+    states = served.base(**served.tokenizer("a premise", return_tensors="pt")).last_hidden_state[0]
+    found = served.client.embed("a premise")
+    assert (found.pooling, found.is_normalized) == ("first", False)
+    torch.testing.assert_close(torch.tensor(found.vector), states[0], rtol=0, atol=1e-4)
+    mean = served.client.embed("a premise", pooling="mean").vector
+    torch.testing.assert_close(torch.tensor(mean), states.mean(0), rtol=0, atol=1e-4)
+    assert served.client.info().kind == "encoder"
+    with pytest.raises(FailedPreconditionError, match="is an encoder") as caught:
+        served.client.generate("a premise")
+    assert caught.value.reason == "BASE_CONTINUES_NO_TEXT"

@@ -1,0 +1,121 @@
+"""The services that read texts, over an engine that tells of each text what a test wants."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from loramux.v1 import classification_pb2, embedding_pb2, question_answering_pb2
+from loramux_server.access.quotas import Quotas
+from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.engine.config import EngineConfig
+from loramux_server.engine.messages import CacheStats, Report, Scores, Stats, Submit, ToEngine
+from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine_client import EngineClient
+from loramux_server.metrics import Metrics
+from loramux_server.services.calls import Calls
+from loramux_server.services.classification import ClassificationService
+from loramux_server.services.embedding import EmbeddingService
+from loramux_server.services.prompts import Prompts
+from loramux_server.services.question_answering import QuestionAnsweringService
+from loramux_server.services.reading import Readings
+from loramux_server.services.request_spans import RequestSpans
+from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import Instruction
+from loramux_server.store.record import AdapterRecord, source_of
+from tests.support.policies import KeptPolicies
+from tests.support.rooms import open_room
+
+STATS = Stats(
+    running=0, waiting=0, used_blocks=0, preemptions=0, prompt_tokens=0, shared_tokens=0,
+    device=CacheStats(), host=CacheStats(),
+)  # fmt: skip
+
+
+def encoder_info(tokenizer_json: str, **more: Any) -> ModelInfo:
+    """Return what is known of a base model with that tokenizer."""
+    fields: dict[str, Any] = {
+        "name": "tiny", "architecture": "BertModel", "fingerprint": "", "dtype": "", "device": "",
+        "vocab_size": 300, "context_length": 512, "num_parameters": 1, "eos_token_ids": [],
+        "layers": {}, "tokenizer_json": tokenizer_json, "adapter_rows": 8, "max_running": 8,
+        "num_blocks": 8, "kv_memory": 8, "embedding_width": 4,
+    }  # fmt: skip
+    return ModelInfo(**fields | more)
+
+
+def record_of(task: str) -> AdapterRecord:
+    """Return an adapter for `task`, called `adapter`."""
+    return AdapterRecord(
+        tenant="default", name="adapter", version=1, digest="sha256:0", size_bytes=1, rank=1,
+        num_bytes=1, item_bytes=1, edit_bytes=0, virtual_tokens=0, has_cache=False, task=task,
+        method="LORA", invocation=(), target_modules=(), base_model="", source="upload",
+        created_at=datetime.now(UTC),
+    )  # fmt: skip
+
+
+class ReadingEngine(EngineClient):
+    """Tells at once of each text what `scores` makes of it."""
+
+    def __init__(self, scores: Callable[[Submit], Any]) -> None:
+        super().__init__(EngineConfig(model=""), on_report=lambda _: None, on_ready=lambda _: None)
+        self.sent: list[Submit] = []
+        self._scores = scores
+        self.process: Any = SimpleNamespace(
+            is_ready=True, send=self._take, seconds_to_ready=1.0, ran_out_of_memory=False
+        )
+
+    def _take(self, message: ToEngine) -> None:
+        if isinstance(message, Submit):
+            self.sent.append(message)
+            numbers = np.asarray(self._scores(message), np.float32).tobytes()
+            report = Report(stats=STATS, scores=[Scores(message.request_id, numbers)])
+            asyncio.get_running_loop().call_soon(self._dispatch, report)
+
+
+class Reads:
+    """The services, of a server of `model` with one adapter."""
+
+    def __init__(
+        self, model: ModelInfo, scores: Callable[[Submit], Any], *, task: str = "SEQ_CLS",
+        told: Instruction | None = None,
+    ) -> None:  # fmt: skip
+        self.engine = ReadingEngine(scores)
+        self._record, self._told = record_of(task), told or Instruction()
+        quotas, room = Quotas(KeptPolicies()), open_room()
+        readings = Readings(
+            engine=self.engine, registry=cast(Any, self), model=model,
+            calls=Calls(Metrics(), quotas, room), statuses=Statuses(),
+            prompts=Prompts(model), quotas=quotas, room=room, instructions=cast(Any, self),
+            spans=RequestSpans(), default_timeout=60,
+        )  # fmt: skip
+        self._classification = ClassificationService(readings)
+        self._embedding = EmbeddingService(readings)
+        self._answering = QuestionAnsweringService(readings)
+
+    async def classify(self, *inputs: Any, **fields: Any) -> classification_pb2.ClassifyResponse:
+        request = classification_pb2.ClassifyRequest(adapter="adapter", inputs=inputs, **fields)
+        return await self._classification.Classify(request, _CONTEXT)
+
+    async def embed(self, *inputs: Any, **fields: Any) -> embedding_pb2.EmbedResponse:
+        request = embedding_pb2.EmbedRequest(inputs=inputs, **fields)
+        return await self._embedding.Embed(request, _CONTEXT)
+
+    async def answer(self, *inputs: Any, **fields: Any) -> question_answering_pb2.AnswerResponse:
+        request = question_answering_pb2.AnswerRequest(adapter="adapter", inputs=inputs, **fields)
+        return await self._answering.Answer(request, _CONTEXT)
+
+    async def of(self, source: AdapterSource) -> Instruction:
+        """Stand for the instructions of packages."""
+        return self._told
+
+    @contextmanager
+    def lease(self, reference: str, *, key: str) -> Iterator[tuple[AdapterRecord, AdapterSource]]:
+        """Stand for the registry."""
+        yield self._record, source_of(self._record, cast(Any, "nowhere"))
+
+
+_CONTEXT: Any = SimpleNamespace(time_remaining=lambda: None)
