@@ -6,6 +6,9 @@ from dataclasses import dataclass
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
+_DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
+_DECODER_HEADS = ("decoder_attention_heads",)
+_HEAD_WIDTHS = ("head_dim", "d_kv")
 _KINDS = ("layer_types", "layers_block_type")
 _RECURRENT = frozenset({"linear_attention", "recurrent", "mamba", "conv"})
 
@@ -29,14 +32,18 @@ def token_shape(config: Mapping[str, object]) -> TokenShape | None:
     inner = config.get("text_config")
     if isinstance(inner, dict):
         config = inner
-    width, num_layers, num_heads = (_first(config, each) for each in (_WIDTHS, _LAYERS, _HEADS))
+    num_texts = 2 if config.get("is_encoder_decoder") is True else 1
+    layers, heads = _LAYERS, _HEADS
+    if num_texts > 1:  # what keeps something is the decoder
+        layers, heads = _DECODER_LAYERS + _LAYERS, _DECODER_HEADS + _HEADS
+    width, num_layers, num_heads = (_first(config, each) for each in (_WIDTHS, layers, heads))
     if not width or not num_layers or not num_heads:
         return None
     num_kept = _first(config, ("num_key_value_heads",)) or num_heads
-    head_width = _first(config, ("head_dim",)) or width // num_heads
+    head_width = _first(config, _HEAD_WIDTHS) or width // num_heads
     embedding = _first(config, ("word_embed_proj_dim",)) or width
     cache = ((num_kept, head_width, head_width),) * num_layers
-    return TokenShape(embedding, cache, _has_recurrent_layers(config))
+    return TokenShape(embedding, cache, _has_recurrent_layers(config), num_texts)
 
 
 def _has_recurrent_layers(config: Mapping[str, object]) -> bool:

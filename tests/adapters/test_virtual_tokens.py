@@ -78,10 +78,10 @@ def test_each_tensor_has_its_meaning() -> None:
         (PROMPT | {"token_dim": None}, {EMBEDDINGS: [5, 8]}, INVALID, "token_dim is absent"),
         (PROMPT | {"token_dim": "8"}, {EMBEDDINGS: [5, 8]}, INVALID, "token_dim is '8'"),
         (
-            PROMPT | {"num_transformer_submodules": 2},
-            {EMBEDDINGS: [10, 8]},
+            PROMPT | {"num_transformer_submodules": 3},
+            {EMBEDDINGS: [15, 8]},
             UNSUPPORTED,
-            "'num_transformer_submodules' = 2 is refused: only decoders",
+            "'num_transformer_submodules' = 3 is refused: models have 1, or 2",
         ),
         (PROMPT | {"modules_to_save": ["lm_head"]}, {}, UNSUPPORTED, "'modules_to_save'"),
         (PROMPT, {EMBEDDINGS: [4, 8]}, INVALID, "shape [4, 8] is not [5, 8]"),
@@ -130,6 +130,16 @@ def test_virtual_tokens_unlike_those_of_the_base_do_not_fit(
     assert message in str(caught.value)
     assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
     check_fit(contents, {}, token=TokenShape(8, ((2, 4, 4),) * 3))
+
+
+def test_those_for_an_encoder_and_a_decoder_fit_such_bases_alone() -> None:
+    config = PROMPT | {"num_transformer_submodules": 2}
+    _, contents = read_contents(config, infos({EMBEDDINGS: [10, 8]}))
+    assert contents.virtual and contents.virtual.count == 5
+    t5 = {"d_model": 8, "num_layers": 3, "num_heads": 2, "d_kv": 4, "is_encoder_decoder": True}
+    check_fit(contents, {}, token=token_shape(t5))
+    with pytest.raises(PackageError, match="num_transformer_submodules is 2, the base model has 1"):
+        check_fit(contents, {}, token=TokenShape(8, ()))
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
