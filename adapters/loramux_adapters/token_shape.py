@@ -1,6 +1,6 @@
 """What a base model makes of a token, which virtual tokens have to be alike."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -33,10 +33,11 @@ def token_shape(config: Mapping[str, object]) -> TokenShape | None:
     if isinstance(inner, dict):
         config = inner
     num_texts = 2 if config.get("is_encoder_decoder") is True else 1
-    layers, heads = _LAYERS, _HEADS
-    if num_texts > 1:  # what keeps something is the decoder
-        layers, heads = _DECODER_LAYERS + _LAYERS, _DECODER_HEADS + _HEADS
-    width, num_layers, num_heads = (_first(config, each) for each in (_WIDTHS, layers, heads))
+    # Beside an encoder, what keeps something is the decoder.
+    of_decoder = (_DECODER_LAYERS, _DECODER_HEADS) if num_texts > 1 else ((), ())
+    width = _first(config, _WIDTHS)
+    num_layers = _first(config, (*of_decoder[0], *_LAYERS))
+    num_heads = _first(config, (*of_decoder[1], *_HEADS))
     if not width or not num_layers or not num_heads:
         return None
     num_kept = _first(config, ("num_key_value_heads",)) or num_heads
@@ -54,7 +55,7 @@ def _has_recurrent_layers(config: Mapping[str, object]) -> bool:
     return any(name.startswith("mamba") for name in (*config, str(config.get("model_type"))))
 
 
-def _first(config: Mapping[str, object], names: tuple[str, ...]) -> int:
+def _first(config: Mapping[str, object], names: Sequence[str]) -> int:
     """Return the first of the sizes `names` that there is; 0 if there is none."""
     values = (config.get(name) for name in names)
     return next((value for value in values if type(value) is int and 0 < value < 1 << 20), 0)
