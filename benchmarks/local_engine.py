@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.fixture import Shape, make_base
 from loramux_adapters import read_package
+from loramux_adapters.embedding import Pooling
 from loramux_adapters.packing import pack
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
@@ -126,6 +127,46 @@ class LocalEngine:
                 accepted += report.batch.accepted
         seconds = time.perf_counter() - begin
         return Completed(list(found.values()), seconds, drafted, accepted)
+
+    def embed_seconds(
+        self,
+        texts: Sequence[Sequence[int]],
+        adapters: Sequence[AdapterSource | None],
+        pooling: Pooling,
+    ) -> float:
+        """Return the seconds until each of `texts` has a vector, with an adapter each."""
+        messages = [
+            Submit(self._take_id(), list(text), adapter, GREEDY, pooling=pooling)
+            for text, adapter in zip(texts, adapters, strict=True)
+        ]
+        begin = time.perf_counter()
+        self.engine.receive(messages)
+        left = len(messages)
+        while left:
+            report = self.step()
+            if report.failures:
+                raise SystemExit(f"a request failed: {report.failures[0]}")
+            left -= len(report.scores)
+        return time.perf_counter() - begin
+
+    def write_seconds(
+        self,
+        texts: Sequence[Sequence[int]],
+        adapters: Sequence[AdapterSource | None],
+        count: int,
+        begin: int,
+    ) -> float:
+        """Return the seconds until `count` tokens are written to each of `texts` behind `begin`."""
+        sampling = msgspec.structs.replace(GREEDY, max_tokens=count)
+        messages = [
+            Submit(self._take_id(), [*text, begin], adapter, sampling, num_source=len(text))
+            for text, adapter in zip(texts, adapters, strict=True)
+        ]
+        return self.complete(messages).seconds
+
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
 
     def _run(self) -> int:
         """Step until each request has a token, and return how many run then."""
