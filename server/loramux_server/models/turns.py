@@ -8,6 +8,7 @@ is its own.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,12 +40,23 @@ class Waiting(Protocol):
         """Return what it makes of the rows of all parts, as [1, T, N]."""
 
 
+class Joint(nn.Module, ABC):
+    """Something larger at which parts wait for each other, and that knows how to compute them."""
+
+    number: int
+    side: int
+
+    @abstractmethod
+    def made(self, calls: Sequence[Any]) -> list[Any]:
+        """Return what becomes of what each part came with."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What a part waits for."""
 
-    layer: Waiting
-    x: torch.Tensor
+    layer: Waiting | Joint
+    x: Any
 
 
 class Turns:
@@ -89,9 +101,9 @@ class Turns:
                 # Who has come less far goes first, so that others find it where they are.
                 layer = min((said[i].layer for i in waiting), key=lambda one: one.number)
                 those = [i for i in waiting if said[i].layer is layer]
-                ys = self._compute(
-                    layer, [said[i].x for i in those], [rows[i][layer.side] for i in those]
-                )
+                xs = [said[i].x for i in those]
+                compute = self._join if isinstance(layer, Joint) else self._compute
+                ys = compute(layer, xs, [rows[i][layer.side] for i in those])
                 for i, y in zip(those, ys, strict=True):
                     self.current = i
                     said[i] = parts[i].switch(y)
@@ -101,10 +113,35 @@ class Turns:
             self._segments.clear()
         return said
 
+    @property
+    def joins(self) -> bool:
+        """Whether what edits modules for one part alone is not in the way of larger things."""
+        segments = self._step.segments
+        edits = segments.edits if segments else None
+        is_plain = not edits or not any(each and (each.modules or each.ends) for each in edits)
+        return self.is_running and is_plain
+
     def wait(self, layer: Waiting, x: torch.Tensor) -> torch.Tensor:
         """Return what `layer` makes of `x`, which a part has, when all parts have come to it."""
         found: torch.Tensor = getcurrent().parent.switch(_Asked(layer, x))
         return found
+
+    def join(self, layer: Joint, call: Any) -> Any:  # noqa: ANN401
+        """Return what `layer` makes of `call`, with which a part has come to it, when all have."""
+        return getcurrent().parent.switch(_Asked(layer, call))
+
+    def _join(self, layer: Joint, calls: list[Any], rows: list[Rows]) -> list[Any]:
+        """Return what `layer` makes of `calls`, each with the last token of those of its part."""
+        step = self._step
+        of_batch = step.segments
+        spans = tuple((each.stop - 1, each.stop) for each in rows if isinstance(each, slice))
+        if of_batch and len(spans) < step.num_tokens:
+            step.segments = self._within(of_batch, spans)
+        self.is_running = False
+        made = layer.made(calls)
+        self.is_running = True
+        step.segments = of_batch
+        return made
 
     def _compute(
         self, layer: Waiting, xs: list[torch.Tensor], rows: list[Rows]
@@ -177,8 +214,8 @@ class WaitingPart(PackedPart):
 
     @property
     def number(self) -> int:
-        """That of its group."""
-        return self.place.group
+        """Twice that of its group: there may be something else before it."""
+        return 2 * self.place.group
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """Return what it makes of the rows of all parts."""

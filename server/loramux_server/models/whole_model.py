@@ -1,6 +1,7 @@
 """Base models that read whole texts, made ready to serve adapters."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,6 +25,7 @@ from loramux_server.models.base_model import (
 )
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.input_embedding import InputEmbedding
+from loramux_server.models.joint_layers import JointAttention, join_layers, part_layers
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.packing import pack
 from loramux_server.models.recurrent import Recurrent
@@ -96,10 +98,13 @@ def prepare_whole(
         module.set_submodule(name_of_part, waiting)
     output = _replace_output(module, turns) if writes else None
     own(module)
+    modules = dict(module.named_modules())
     check.serves = serves = WholeTexts(module, reader, turns, step)
     with refused(module):
         difference = check.difference()
     check_difference(module, difference, check)
+    if writes:
+        _join(module, turns, shapes, check)
     config = module.config.get_text_config()
     lengths = [
         _length(probed, side, config) for side in ((SOURCE, WRITTEN) if writes else (SOURCE,))
@@ -115,7 +120,7 @@ def prepare_whole(
         embedding=InputEmbedding(embedding, is_tied=False),
         output=output,
         editor=TextEditor(
-            dict(module.named_modules()),
+            modules,
             turns,
             module.get_encoder().get_input_embeddings() if writes else embedding,
         ),
@@ -142,6 +147,25 @@ def prepare_whole(
         own_cache_shapes=shapes,
         prefix_shapes=prefixes,
     )
+
+
+def _join(
+    module: PreTrainedModel, turns: Turns, shapes: Sequence[CacheShape], check: WholeCheck
+) -> None:
+    """Let layers of the decoder of `module` take requests together, if that changes nothing."""
+    try:
+        attention = JointAttention(module, shapes)
+    except KeyError:
+        return
+    decoder = module.get_decoder()
+    try:
+        join_layers(decoder, attention, turns, len(shapes), WRITTEN)
+        difference = check.difference()
+    except (*UNKNOWN_WAYS, StopIteration):
+        difference = math.inf
+    if not difference <= check.tolerance:
+        part_layers(decoder)
+        attention.remove()
 
 
 def _takes_token_types(module: PreTrainedModel, text: TextFormat) -> bool:
