@@ -79,7 +79,9 @@ def generated(
     model: torch.nn.Module, source: Sequence[int], begin: Sequence[int], num_tokens: int
 ) -> Expected:
     """Return the same by `generate`, in which PEFT puts virtual tokens before sources alone."""
-    found = cast(PeftModel, model).generate(
+    tuned = cast(PeftModel, model)
+    tuned.get_base_model().generation_config = GenerationConfig()  # which may force a last token
+    found = tuned.generate(
         input_ids=torch.tensor([list(source)]),
         attention_mask=torch.ones(1, len(source), dtype=torch.long),
         decoder_input_ids=torch.tensor([list(begin)]),

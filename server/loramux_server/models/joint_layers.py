@@ -57,7 +57,8 @@ class Call:
         cache = self.cache
         if cache is None or self.hidden.shape[:2] != (1, 1):
             return False
-        return sum(cache.is_updated.values()) == num_layers
+        num_known: int = sum(cache.is_updated.values())
+        return num_known == num_layers
 
     @property
     def cache(self) -> EncoderDecoderCache | None:
