@@ -5,8 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import nullcontext
 
-import torch
-
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.config import EngineConfig
@@ -61,7 +59,7 @@ def make_runner(
     Raises:
         UnservableModelError: The kernels do not run on its device, or compute something else.
     """
-    backend = _backend(config, model.device)
+    backend = _backend(config, model)
     runner = ModelRunner(
         model,
         backend if model.shard == WHOLE else sharded(backend),
@@ -249,12 +247,20 @@ def _takes_adapters(model: BaseModel) -> bool:
     )
 
 
-def _backend(config: EngineConfig, device: torch.device) -> Backend:
+def _backend(config: EngineConfig, model: BaseModel) -> Backend:
+    device, name = model.device, config.kernels
+    if model.whole_texts and device.type == "cuda":
+        if name == "triton":
+            raise UnservableModelError(
+                f"kernels 'triton' are not for {model.architecture}, which has an encoder; "
+                "kernels 'torch' are"
+            )
+        name = "torch"
     try:
         if config.deterministic and config.tensor_parallel > 1:
             raise ValueError("deterministic: tensor_parallel can only be 1")
         return choose_backend(
-            config.kernels,
+            name,
             device,
             Quantization(config.quantization),
             is_deterministic=config.deterministic,
