@@ -178,7 +178,8 @@ class Request:
             ],
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
-            counts=counts_of(sampling, message.prompt, eos_token_ids, size),
+            # What an encoder reads is no part of the text that is written.
+            counts=counts_of(sampling, message.prompt[message.num_source :], eos_token_ids, size),
         )
 
     @property

@@ -10,8 +10,10 @@ import numpy as np
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.contents import Contents
+from loramux_adapters.errors import shown
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.fit import check_sight
+from loramux_adapters.generation import FORCED_BOS, TOKENS
 from loramux_adapters.head import HeadShape
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
@@ -26,6 +28,7 @@ from loramux_server.lora.weight_format import Resting, WeightFormat, format_of
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
+from loramux_server.store.seq2seq_check import check_seq2seq
 from loramux_server.tokenizer import TextTokenizer
 
 MAX_WEIGHT = 1e30
@@ -125,6 +128,8 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     package = read_package(file, size).named_for(base.layers, base.experts, sight, base.heads)
     _check_notes(package, base)
     contents = package.contents
+    if base.kind is ModelKind.SEQ2SEQ:
+        check_seq2seq(package)
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
     check_fit(
         contents, layers, parameters, base.token, base.experts, base.blindness, base.heads
@@ -250,7 +255,13 @@ def _check_notes(package: Package, base: ServedBase) -> None:
             check_syntax(template)
         except FailedTemplateError as error:
             raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
-    stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    defaults = generation if isinstance(generation, dict) else {}
+    if FORCED_BOS in defaults and base.kind is not ModelKind.SEQ2SEQ:
+        raise PackageError(
+            f"generation: {FORCED_BOS} is {shown(defaults[FORCED_BOS])}; that is served on base "
+            "models with an encoder and a decoder alone",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     vocab_size = base.vocabulary.size_for(package.contents) or base.vocab_size
     added = parse_added_tokens(cast(list[object], package.notes.get("added_tokens", [])), "")
     if added and base.tokenizer_json is not None:
@@ -260,10 +271,12 @@ def _check_notes(package: Package, base: ServedBase) -> None:
             TextTokenizer(base.tokenizer_json, added)
         except ValueError as error:
             raise PackageError(f"added_tokens: {error}", "ADAPTER_BASE_MISMATCH") from None
-    for token in stops:
+    named = {name: [defaults[name]] for name in TOKENS if name in defaults}
+    named["stop_token_ids"] = defaults.get("stop_token_ids", [])
+    for name, token in ((name, token) for name, tokens in named.items() for token in tokens):
         if token >= vocab_size:
             raise PackageError(
-                f"generation: stop_token_ids holds token {token}; the base model has tokens from "
+                f"generation: {name} holds token {token}; the base model has tokens from "
                 f"0 to {vocab_size - 1}",
                 "ADAPTER_BASE_MISMATCH",
             )
