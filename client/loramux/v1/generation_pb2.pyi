@@ -577,10 +577,9 @@ class SamplingParams(_message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """max_tokens is the most tokens of a completion; absent means 256, or what the context leaves.
-    Where the base model has an encoder and a decoder, what is read takes no room of what is written,
-    and the decoder_prompt does. With
-    prompt_logprobs it may be 0: no token is made then, and n is 1.
+    """max_tokens is the most tokens of a completion; absent means 256, or what the context leaves. Where
+    the base model has an encoder and a decoder, the decoder_prompt takes room of what is written, and
+    the prompt does not. With prompt_logprobs it may be 0: no token is made then, and n is 1.
     """
     min_tokens: _builtins.int
     """min_tokens is how many tokens come before an end or stop token may; absent means 0."""

@@ -7,7 +7,6 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.generation import DECODER_START, FORCED_BOS
 from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.services.limits import MAX_PROMPT_BYTES, check_tokens, invalid
 
 TEXT, TOKENS = "decoder_prompt", "decoder_prompt_token_ids"
@@ -21,13 +20,11 @@ def check_decoder_prompt(request: generation_pb2.GenerateRequest, model: ModelIn
             right.
     """
     field = _field(request)
-    if field and model.writing is None:
-        what = "an encoder" if model.kind is ModelKind.ENCODER else "a decoder alone"
-        raise _wrong(
-            field, f"is set, but the base model, {model.architecture}, is {what}; expected none"
-        )
     if model.writing is None:
-        return
+        if not field:
+            return
+        what = f"is set, but the base model, {model.architecture}, is a decoder alone"
+        raise _wrong(field, f"{what}; expected none")
     if request.sampling.HasField("prompt_logprobs"):
         expected = (
             f"none: the base model, {model.architecture}, reads the prompt with its encoder, which "
