@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, PromptTuningConfig
+from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import PreTrainedModel
 
 from loramux.cli.app import run
@@ -49,12 +49,17 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Writers]:
     base = save_writer("t5", folder / "base", ending_tokenizer())
     own = own_model(base)
     names = ["q", "k", "v", "o", "wi", "wo"]
-    configs = {
+    configs: dict[str, PeftConfig] = {
         "lora": LoraConfig(target_modules=names, **LORA),
         "dora": LoraConfig(target_modules=["q", "wo"], use_dora=True, **LORA),
         "ia3": IA3Config(
             task_type="SEQ_2_SEQ_LM", target_modules=["k", "v", "wo"], feedforward_modules=["wo"]
         ),
+    }
+    virtual: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 4}
+    configs |= {
+        "prompt": PromptTuningConfig(**virtual),
+        "prefix": PrefixTuningConfig(**virtual, token_dim=32, num_layers=2, num_attention_heads=4),
     }
     models: dict[str | None, torch.nn.Module] = {None: own}
     for seed, (name, config) in enumerate(configs.items()):
@@ -185,8 +190,8 @@ def test_what_is_read_and_what_is_written_have_room_of_their_own(t5: Writers) ->
         ),
         (
             {"prompt": "a", "max_tokens": 62, "decoder_prompt": "bc"},
-            "sampling.max_tokens is 62; after the 3 tokens with which it begins the most that is "
-            "written, 64, leaves room for 61",
+            "sampling.max_tokens is 62; after 3 tokens with which it begins, a text of 64 leaves "
+            "room for 61",
             "sampling.max_tokens",
         ),
         (
@@ -219,6 +224,15 @@ def test_what_is_read_and_what_is_written_have_room_of_their_own(t5: Writers) ->
         model = t5.models[None]
         long = generated(model, [7] * 64, 63, eos_token_id=None)[0]
         assert most.token_ids == tuple(long)
+        # Embeddings of adapters go before what is read, keys and values before what is written.
+        options: dict[str, Any] = {"ignore_eos": True, "temperature": 0.0}
+        for name, num_read, num_written in (("prompt", 60, 63), ("prefix", 64, 59)):
+            full = client.generate([7] * num_read, adapter=name, **options)
+            assert full.usage.completion_tokens == num_written
+        with pytest.raises(InvalidArgumentError, match="has 61 tokens and 4 virtual tokens of th"):
+            client.generate([7] * 61, adapter="prompt")
+        with pytest.raises(InvalidArgumentError, match="begins, a text of 64 leaves room for 59"):
+            client.generate([7], adapter="prefix", max_tokens=60)
 
 
 def test_nothing_is_labelled_or_embedded(t5: Writers) -> None:
@@ -334,16 +348,11 @@ def test_adapters_that_do_not_fit_are_refused_by_name(t5: Writers, tmp_path: Pat
     own = t5.models[None]
     assert isinstance(own, PreTrainedModel)
     refused: dict[str, tuple[PeftConfig, str]] = {
-        "prompt": (
-            PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3),
-            "'num_transformer_submodules' = 2 is refused: only decoders are served",
-        ),
         "decoder's": (
             PromptTuningConfig(
                 task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_transformer_submodules=1
             ),
-            "the adapter brings virtual tokens .peft_type PROMPT_TUNING.; the base model has an "
-            "encoder and a decoder",
+            "num_transformer_submodules is 1, the base model has 2",
         ),
         "embeddings": (
             LoraConfig(target_modules=["shared"], **LORA),

@@ -87,7 +87,8 @@ class Admission:
     def _excess(self, request: Request) -> str | None:
         """Return why the context is too small for `request`, or None if it is not."""
         if self._source_length:
-            num_source, num_begun = request.num_source, len(request.prompt) - request.num_source
+            num_begun = request.num_written
+            num_source = len(request.prompt) - num_begun
             most_begun = self._context_length - self._source_length - 1
             if 1 <= num_source <= self._source_length and 1 <= num_begun <= most_begun:
                 return None

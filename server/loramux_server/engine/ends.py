@@ -40,5 +40,5 @@ class Ends:
         """Return how many tokens `request` may still have."""
         return min(
             request.sampling.max_tokens - len(request.output),
-            self._most_written - (request.num_tokens - request.num_source),
+            self._most_written - request.num_written,
         )

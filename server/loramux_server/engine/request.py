@@ -188,6 +188,11 @@ class Request:
         return len(self.prompt) + len(self.output)
 
     @property
+    def num_written(self) -> int:
+        """Those of them, but for what an encoder reads; keys and values of an adapter go before."""
+        return self.num_tokens - self.num_source + (self.num_fillable if self.num_source else 0)
+
+    @property
     def num_uncomputed(self) -> int:
         """Tokens that the model has not seen yet: 1 in decode, more in prefill."""
         return self.num_tokens - self.num_computed

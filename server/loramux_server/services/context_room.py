@@ -22,10 +22,10 @@ def context_room(
         InvalidArgumentError: The prompt leaves no room for what is asked for, or is too long.
     """
     if model.source_length:
-        if num_prompt > model.source_length:
+        if num_prompt + num_virtual > model.source_length:
             raise InvalidArgumentError(
-                f"{field} has {num_prompt} tokens; the base model reads {model.source_length} at "
-                "most",
+                f"{field} has {num_prompt} tokens{_beside(num_virtual, num_seen)}; the base model "
+                f"reads {model.source_length} at most",
                 reason="CONTEXT_LENGTH_EXCEEDED",
                 field=field,
             )
@@ -52,7 +52,7 @@ def completion_room(
 ) -> int:
     """Do the same for a prompt whatever it came in, and demand that `max_tokens` fit.
 
-    Where another text is written, it begins with `num_begun` tokens.
+    Where another text is written, `num_begun` tokens go before a completion.
 
     Raises:
         InvalidArgumentError: There is not as much room as is asked for.
@@ -64,10 +64,14 @@ def completion_room(
     )
     if model.source_length:
         room -= num_begun
-        after = (
-            f"the {num_begun} tokens with which it begins the most that is written, "
-            f"{model.output_length},"
-        )
+        after = f"{num_begun} tokens with which it begins, a text of {model.output_length}"
+        if room < 1:
+            raise InvalidArgumentError(
+                f"what is written has at most {model.output_length} tokens, of which "
+                f"{num_begun} come before a completion: they leave no room for one",
+                reason="CONTEXT_LENGTH_EXCEEDED",
+                field="decoder_prompt",
+            )
     if params.HasField("max_tokens") and params.max_tokens > room:
         raise InvalidArgumentError(
             f"sampling.max_tokens is {params.max_tokens}; after {after} leaves room for {room}",

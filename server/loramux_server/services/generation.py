@@ -312,7 +312,10 @@ class GenerationService:
         defaults = searching_defaults(request.sampling, told.generation)
         params = searched(with_defaults(request.sampling, defaults, self._model, form, end_token))
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
-        num_prompt, num_begun = len(prompt.tokens), len(prompt.begun)
+        num_prompt, num_before = len(prompt.tokens), len(prompt.begun)
+        if num_before and adapters.source and adapters.source.has_cache:
+            # Keys and values stand before what is written, and embeddings before what is read.
+            num_before, num_virtual = num_before + num_virtual, 0
         each = samplings(
             params,
             num_prompt,
@@ -320,11 +323,11 @@ class GenerationService:
             defaults,
             num_virtual=num_virtual,
             num_seen=prompt.num_image_tokens,
-            num_begun=num_begun,
+            num_begun=num_before,
             form=form,
         )
         check_told(params, num_prompt)
-        beams = beams_of(params, each[0], self._model, adapters.vocab_size, num_begun)
+        beams = beams_of(params, each[0], self._model, adapters.vocab_size, len(prompt.begun))
         num_made = beams.most_tokens if beams else sum(sampling.max_tokens for sampling in each)
         tenant = caller().tenant
         with self._quotas.tokens(tenant, num_prompt + num_made) as reserved:
