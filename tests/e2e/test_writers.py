@@ -103,7 +103,8 @@ def test_what_is_written_is_what_transformers_and_peft_write(t5: Writers) -> Non
     tokenizer = ending_tokenizer()
     found = set()
     with t5.server.client() as client:
-        assert client.info().kind == "seq2seq"
+        info = client.info()
+        assert (info.kind, info.context_length, info.source_length) == ("seq2seq", 128, 64)
         for name, model in t5.models.items():
             for text in TEXTS:
                 source = tokenizer(text).input_ids

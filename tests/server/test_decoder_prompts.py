@@ -25,6 +25,7 @@ from loramux_server.services.intake import Intake
 from loramux_server.store.record import source_of
 from tests.server.test_streaming import Served
 from tests.support.bases import ROOMY
+from tests.support.models import byte_tokenizer
 from tests.support.reads import ReadingEngine, encoder_info, record_of
 
 CONTEXT: Any = SimpleNamespace(time_remaining=lambda: None)
@@ -105,7 +106,7 @@ async def test_what_would_be_wrong_is_refused_by_name(kind: ModelKind) -> None:
     assert not served.engine.sent
 
 
-async def test_messages_need_a_template_as_elsewhere() -> None:
+async def test_messages_are_read_as_a_template_writes_them_if_there_is_one() -> None:
     served = Served(**SEQ2SEQ)
     request = generation_pb2.GenerateRequest(
         messages=[generation_pb2.ChatMessage(role="user", content="a")]
@@ -113,6 +114,10 @@ async def test_messages_need_a_template_as_elsewhere() -> None:
     with pytest.raises(FailedPreconditionError) as caught:
         await served.service.Generate(request, CONTEXT)
     assert caught.value.reason == "CHAT_TEMPLATE_MISSING"
+    served = Served(**SEQ2SEQ, chat_template="{{ messages[0]['content'] }}</s>")
+    (sent,) = await asked(served, messages=request.messages)
+    assert (sent.prompt, sent.num_source) == ([*byte_tokenizer()("a").input_ids[1:], 2, 0, 9], 2)
+    await served.prompts.close()
 
 
 async def test_what_is_tried_out_has_both_sides() -> None:
