@@ -1,6 +1,7 @@
 """Generation defaults: how an adapter wants its tokens chosen where a request does not say.
 
-The fields are those of `loramux.v1.SamplingParams` that mean the same for every request.
+The fields are those of `loramux.v1.SamplingParams` that mean the same for every request, and the
+tokens with which a text begins that is written to another.
 """
 
 import math
@@ -34,7 +35,10 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY),
 }
 LISTS = ("stop", "stop_token_ids")
-FIELDS = (*INTEGERS, *NUMBERS, *LISTS)
+DECODER_START, FORCED_BOS = "decoder_start_token_id", "forced_bos_token_id"
+TOKENS = (DECODER_START, FORCED_BOS)
+"""With what a text begins that a decoder behind an encoder writes, as transformers calls that."""
+FIELDS = (*INTEGERS, *NUMBERS, *LISTS, *TOKENS)
 
 
 def check_generation(defaults: Mapping[str, object], where: str) -> Mapping[str, object]:
@@ -50,6 +54,9 @@ def check_generation(defaults: Mapping[str, object], where: str) -> Mapping[str,
                 raise _fault(where, name, value, f"an integer from {low} to {high}")
         elif name in NUMBERS:
             _check_number(where, name, value)
+        elif name in TOKENS:
+            if type(value) is not int or not 0 <= value <= _MAX_INTEGER:
+                raise _fault(where, name, value, "a token")
         elif name == "stop":
             _check_stop(where, value)
         elif name == "stop_token_ids":

@@ -24,12 +24,14 @@ HONOURED: Mapping[str, str] = {
     "min_new_tokens": "min_tokens",
     "stop_strings": "stop",
     "eos_token_id": "stop_token_ids",
+    "decoder_start_token_id": "decoder_start_token_id",
+    "forced_bos_token_id": "forced_bos_token_id",
 }
 """Field -> the default that it becomes; without sampling that is a temperature of 0."""
 
 RECORDED = frozenset({
     "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id",
-    "decoder_start_token_id", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len",
     "output_attentions", "output_hidden_states", "output_scores", "output_logits",
     "return_dict_in_generate", "compile_config", "disable_compile", "continuous_batching_config",
     "low_memory", "prefill_chunk_size", "renormalize_logits", "remove_invalid_values",
@@ -60,7 +62,7 @@ _OFF: Mapping[str, tuple[object, ...]] = {
 """Values of refused fields, beside null, that change nothing."""
 
 REFUSED = frozenset({
-    "max_time", "top_h", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+    "max_time", "top_h", "bad_words_ids", "forced_eos_token_id",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
     "sequence_bias", "watermarking_config", "assistant_ensemble_weight", "dola_layers",
     "constraints", "force_words_ids", *_OFF,

@@ -33,6 +33,9 @@ class ServerInfo:
     kind: str = "decoder"
     """What the base model makes of a text: a `decoder` goes on with it, an `encoder` reads it and
     continues none, a `seq2seq` reads it and writes another."""
+    source_length: int = 0
+    """How many tokens of `context_length` are for what is read, where another text is written, for
+    which the others are; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

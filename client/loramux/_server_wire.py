@@ -35,6 +35,7 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         max_image_pixels=message.max_image_pixels,
         max_request_bytes=message.max_request_bytes,
         kind=_KINDS.get(base.kind, "unknown"),
+        source_length=base.source_length,
     )
 
 

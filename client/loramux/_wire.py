@@ -39,7 +39,7 @@ _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     generation_pb2.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
 }
-_BESIDE_SAMPLING = TOOL_OPTIONS | {"prediction"}
+_BESIDE_SAMPLING = TOOL_OPTIONS | {"prediction", "decoder_prompt"}
 _ERRORS = {
     error.code: error
     for error in vars(errors).values()
@@ -86,6 +86,7 @@ def generate_request(
             request.scale = scale
     _add_tokens(request, "prompt", prompt)
     _add_tokens(request, "prediction", options.get("prediction"))
+    _add_tokens(request, "decoder_prompt", options.get("decoder_prompt"))
     add_messages(messages or (), request)
     if not add_special_tokens:
         request.add_special_tokens = False

@@ -122,7 +122,7 @@ class Client(Texts):
             timeout: Seconds that the call may take.
             request_id: Names the request in replies and logs.
             parse_special_tokens: Let text such as `</s>` in the prompt be a control token.
-            add_special_tokens: Put the tokenizer's own prefix before a text prompt.
+            add_special_tokens: Let the tokenizer add its own tokens to a text prompt.
             add_generation_prompt: End the prompt of `messages` with what begins an answer.
             routing_key: Chooses the version where an alias stands for several: equal keys, such as
                 the id of a user, get the same one. Where empty, chance decides.
@@ -130,8 +130,8 @@ class Client(Texts):
             combination: How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which
                 is what None means, or `linear`.
             scale: Multiplies what `adapter` changes; None means 1.
-            options: How tokens are chosen and when to stop; what is predicted of them; and with
-                messages, tools.
+            options: How tokens are chosen and when to stop; what is predicted of them; what the
+                text begins with, where the base model writes another; and with messages, tools.
         """
         request = _wire.generate_request(
             prompt,

@@ -96,6 +96,9 @@ class GenerationOptions(SamplingOptions, ToolOptions, total=False):
     prediction: str | Sequence[int]
     """What every completion will be, for the most part, as text or token ids. It changes none of
     them: tokens come sooner where it is right, if the server drafts tokens."""
+    decoder_prompt: str | Sequence[int]
+    """What the text begins with that is written, as text or token ids, such as the token of a
+    language; for base models that read the prompt with an encoder."""
 
 
 class FinishReason(enum.StrEnum):

@@ -114,13 +114,15 @@ class EngineClient:
         num_made: int = 0,
         images: Sequence[PlacedImage] = (),
         second_from: int = 0,
+        num_source: int = 0,
     ) -> int:
         """Start a completion for `tenant`, whose weight is given, and return its id.
 
         Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
         `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`. It
         goes on with a completion if the last `num_made` tokens of the prompt were made for it. The
-        prompt has `images`, in order, and from `second_from` on tokens of a second text.
+        prompt has `images`, in order, and from `second_from` on tokens of a second text; where an
+        encoder reads, its first `num_source` tokens are what that reads.
 
         Raises:
             UnavailableError: The engine is away.
@@ -130,7 +132,7 @@ class EngineClient:
         digests = tuple(placed.image.digest for placed in images)
         work = Work(
             prompt, adapter.digest if adapter else None, sampling, tenant, parts, digests,
-            second_from,
+            second_from, num_source,
         )  # fmt: skip
         self.quarantine.check(work)
         if not self.process.is_ready:
@@ -140,7 +142,7 @@ class EngineClient:
         self.process.send(
             Submit(
                 self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling,
-                list(prediction), num_made, list(images), second_from,
+                list(prediction), num_made, list(images), second_from, num_source,
             )
         )  # fmt: skip
         return self._next_id

@@ -40,7 +40,10 @@ class Probe:
             patience: Seconds that it may take.
         """
         self._engine = engine
-        self._prompt = [model.vocab_size // 2]
+        self._prompt, self._num_source = [model.vocab_size // 2], 0
+        if model.writing:
+            self._num_source = len(self._prompt)
+            self._prompt.append(model.writing.decoder_start)
         self._pooling = Pooling.MEAN if model.is_encoder else None
         self._interval = interval
         self._on_result = on_result
@@ -72,8 +75,9 @@ class Probe:
         request_id = 0
         try:
             request_id = self._engine.submit(
-                mailbox, 0, self._prompt, None, sampling, "", pooling=self._pooling
-            )
+                mailbox, 0, self._prompt, None, sampling, "", pooling=self._pooling,
+                num_source=self._num_source,
+            )  # fmt: skip
             async with asyncio.timeout(self._patience):
                 await mailbox.take()
         except TimeoutError:

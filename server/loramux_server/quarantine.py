@@ -39,6 +39,8 @@ class Work:
     """Digests of those in the prompt."""
     second_from: int = 0
     """Where the second of two texts begins, if the engine is told."""
+    num_source: int = 0
+    """Tokens of the prompt that an encoder reads, where a decoder goes on with the others."""
 
     @property
     def key(self) -> str:
@@ -52,6 +54,7 @@ class Work:
             _encode(sampling),
             *self.images,
             *([struct.pack("<q", self.second_from)] if self.second_from else ()),
+            *([struct.pack("<q", self.num_source)] if self.num_source else ()),
         ):
             content.update(struct.pack("<q", len(part)))
             content.update(part)

@@ -8,7 +8,7 @@ import pytest
 from transformers import GenerationConfig
 
 from loramux_adapters import PackageError, open_package
-from loramux_adapters.generation import FIELDS, INTEGERS, NUMBERS, check_generation
+from loramux_adapters.generation import FIELDS, INTEGERS, NUMBERS, TOKENS, check_generation
 from loramux_adapters.generation_config import HONOURED, RECORDED, REFUSED, defaults_of
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 from tests.support.command_line import Loramux
@@ -98,10 +98,12 @@ def test_fields_of_transformers_become_sampling_parameters() -> None:
         "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05,
         "repetition_penalty": 1.1, "max_new_tokens": 64, "min_new_tokens": 2,
         "stop_strings": "END", "eos_token_id": 7, "num_beams": 1, "max_length": 20,
+        "decoder_start_token_id": 2, "forced_bos_token_id": 9,
     }  # fmt: skip
     assert defaults_of(config) == {
         "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.1,
         "max_tokens": 64, "min_tokens": 2, "stop": ["END"], "stop_token_ids": [7],
+        "decoder_start_token_id": 2, "forced_bos_token_id": 9,
     }  # fmt: skip
 
 
@@ -124,6 +126,7 @@ def test_a_refused_field_may_be_null(field: str) -> None:
     ("stop", "END"), ("stop", [""]), ("stop", ["x"] * 9), ("stop", ["x" * 257]), ("stop", [1]),
     ("stop_token_ids", [-1]), ("stop_token_ids", [True]), ("stop_token_ids", [1] * 129),
     ("stop_token_ids", 1),
+    *((name, value) for name in TOKENS for value in (-1, 1 << 31, True, [1], "</s>")),
 ])  # fmt: skip
 def test_a_default_out_of_its_limits_is_named(field: str, value: object) -> None:
     assert field in FIELDS

@@ -52,6 +52,12 @@ def configs(base: BaseModel) -> list[PeftConfig]:
         IA3Config(
             task_type="SEQ_2_SEQ_LM", target_modules=names[:9], feedforward_modules=names[4:5]
         ),
+        LoraConfig(
+            target_modules=names[2::3],
+            modules_to_save=[names[0], names[-1]],
+            bias="lora_only",
+            **lora,
+        ),
     ]
 
 

@@ -44,7 +44,9 @@ def unavailable(*_: object, **__: object) -> int:
 def service(registry: Registry, submit: Callable[..., int] = unavailable) -> AdapterService:
     """A service whose engine has no more than `submit`."""
     engine = SimpleNamespace(submit=submit, cancel=lambda request_id: None)
-    model = SimpleNamespace(vocab_size=100, context_length=100, is_encoder=False)
+    model = SimpleNamespace(
+        vocab_size=100, context_length=100, source_length=0, writing=None, is_encoder=False
+    )
     intake = Intake(
         registry=registry,
         engine=cast(Any, engine),

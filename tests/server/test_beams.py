@@ -14,6 +14,7 @@ from loramux_server.services.beams import BeamOptions, Beams, Found, Likely
 VOCAB = 13
 MAX_TOKENS = 7
 PROMPT = [0]
+FORCED = 3
 
 
 class TableConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -32,7 +33,7 @@ class Table(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(TableConfig())
         self.nothing = torch.nn.Parameter(torch.zeros(1))
         made = torch.Generator().manual_seed(seed)
-        self.numbers = 2 * torch.randn(MAX_TOKENS + 1, VOCAB, VOCAB, VOCAB, generator=made)
+        self.numbers = 2 * torch.randn(MAX_TOKENS + 2, VOCAB, VOCAB, VOCAB, generator=made)
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
         rows = [self.row(row) for row in input_ids.tolist()]
@@ -49,10 +50,13 @@ class Table(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 
 def found_by_transformers(table: Table, options: BeamOptions) -> list[tuple[list[int], float]]:
-    ids = torch.tensor([PROMPT])
+    ids, num_forced = torch.tensor([PROMPT]), options.num_forced
     config = GenerationConfig(
         do_sample=False, num_beams=options.num_beams, num_return_sequences=options.num_beams,
-        max_new_tokens=options.max_tokens, min_new_tokens=options.min_tokens or None,
+        max_new_tokens=options.max_tokens + num_forced,
+        min_new_tokens=options.min_tokens + num_forced or None,
+        forced_bos_token_id=FORCED if num_forced else None,
+        suppress_tokens=sorted(options.forbidden) or None,
         eos_token_id=sorted(options.ends) or None, pad_token_id=0, use_cache=False,
         length_penalty=options.length_penalty, early_stopping=options.early_stopping,
         output_scores=True, return_dict_in_generate=True,
@@ -61,19 +65,19 @@ def found_by_transformers(table: Table, options: BeamOptions) -> list[tuple[list
         found = table.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     result = []
     for row, score in zip(found.sequences.tolist(), found.sequences_scores.tolist(), strict=True):
-        made = row[len(PROMPT) :]
+        made = row[len(PROMPT) + num_forced :]
         ends = (i for i, token in enumerate(made, 1) if token in options.ends)
         result.append((made[: next(ends, len(made))], score))
     return result
 
 
 def found_by_us(table: Table, options: BeamOptions) -> list[Found]:
-    beams = Beams(options)
+    beams, prompt = Beams(options), [*PROMPT, *[FORCED] * options.num_forced]
     while beams.running:
         assert len(beams.running) <= options.num_beams
         assert {len(beam.tokens) for beam in beams.running} == {beams.length}
         beams.advance(
-            [table.likely([*PROMPT, *beam.tokens], options.num_likely) for beam in beams.running]
+            [table.likely([*prompt, *beam.tokens], options.num_likely) for beam in beams.running]
         )
     return beams.found
 
@@ -83,7 +87,9 @@ def found_by_us(table: Table, options: BeamOptions) -> list[Found]:
     seed=st.integers(0, 1 << 20),
     num_beams=st.integers(2, 8),
     max_tokens=st.integers(1, MAX_TOKENS),
-    ends=st.frozensets(st.integers(1, VOCAB - 1), max_size=4),
+    ends=st.frozensets(st.integers(1, VOCAB - 1).filter(lambda t: t != FORCED), max_size=4),
+    forbidden=st.frozensets(st.sampled_from([5, 6, VOCAB - 1]), max_size=1),
+    num_forced=st.integers(0, 1),
     min_tokens=st.integers(0, 3),
     length_penalty=st.floats(-2, 3),
     early_stopping=st.booleans(),
@@ -99,6 +105,7 @@ def test_finds_what_transformers_finds(
     for each in found:
         assert each.is_stopped == (each.tokens[-1] in options.ends)
         assert len(each.tokens) > options.min_tokens or not each.is_stopped
+        assert not options.forbidden & {*each.tokens}
 
 
 def test_what_cannot_come_is_no_beam() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from loramux_adapters import Package, PackageError
 from loramux_adapters.token_shape import TokenShape
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.store.check import MAX_WEIGHT, ServedBase, check_package
 from tests.adapters.files import (
     CONFIG,
@@ -60,6 +61,17 @@ def test_tokens_to_stop_at_are_those_of_the_base() -> None:
     reason, message = refused(noted(generation={"stop_token_ids": [8, 9]}))
     assert reason == MISMATCH
     assert "stop_token_ids holds token 9; the base model has tokens from 0 to 8" in message
+
+
+def test_what_a_written_text_begins_with_is_for_bases_that_write_another() -> None:
+    base = replace(BASE, kind=ModelKind.SEQ2SEQ)
+    assert check(noted(generation={"forced_bos_token_id": 8, "decoder_start_token_id": 0}), base)
+    for name in ("forced_bos_token_id", "decoder_start_token_id"):
+        reason, message = refused(noted(generation={name: 9}), base)
+        assert (reason, f"{name} holds token 9; the base model has" in message) == (MISMATCH, True)
+    assert check(noted(generation={"decoder_start_token_id": 0}))
+    reason, message = refused(noted(generation={"forced_bos_token_id": 8}))
+    assert (reason, "an encoder and a decoder alone" in message) == (UNSUPPORTED, True)
 
 
 def test_a_base_for_low_rank_changes_of_layers_takes_nothing_else() -> None:

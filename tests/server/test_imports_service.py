@@ -97,7 +97,12 @@ def imports(registry: Registry, snapshot: Snapshot) -> Imports:
     intake = Intake(
         registry=registry,
         engine=cast(Any, Engine()),
-        model=cast(Any, SimpleNamespace(vocab_size=100, context_length=100, is_encoder=False)),
+        model=cast(
+            Any,
+            SimpleNamespace(
+                vocab_size=100, context_length=100, source_length=0, writing=None, is_encoder=False
+            ),
+        ),
         base=replace(ROOMY, layers=SMALL),
         max_upload_bytes=1 << 20,
     )

@@ -54,7 +54,7 @@ class Probed:
     def __init__(self) -> None:
         self.engine = Engine()
         self.told: list[bool] = []
-        model: Any = SimpleNamespace(vocab_size=64, is_encoder=False)
+        model: Any = SimpleNamespace(vocab_size=64, writing=None, is_encoder=False)
         self.probe = Probe(
             self.engine, model, interval=INTERVAL, on_result=self.told.append, patience=INTERVAL
         )

@@ -48,7 +48,12 @@ class Services:
     """What answers calls about adapters."""
 
     def __init__(self, registry: Registry, engine: InstantEngine) -> None:
-        model = cast(Any, SimpleNamespace(vocab_size=100, context_length=100, is_encoder=False))
+        model = cast(
+            Any,
+            SimpleNamespace(
+                vocab_size=100, context_length=100, source_length=0, writing=None, is_encoder=False
+            ),
+        )
         intake = Intake(
             registry=registry,
             engine=cast(Any, engine),

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -81,9 +82,10 @@ SEQ2SEQ: dict[str, PreTrainedConfig] = {
 """Models with an encoder and a decoder."""
 
 
-def save_whole(name: str, folder: Path, seed: int = 0) -> Path:
-    """Save the same small random model for the same seed, as a hub has it."""
+def save_whole(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Save the same small random model for the same seed and config changes, as a hub has it."""
     config = copy.deepcopy((ENCODERS | SEQ2SEQ)[name])
+    config.update(changes)
     kind = AutoModelForMaskedLM if name in ENCODERS else AutoModelForSeq2SeqLM
     torch.manual_seed(seed)
     model = kind.from_config(config, dtype=torch.float32)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -13,10 +13,12 @@ from loramux.cli.sampling import (
     Beams,
     Choice,
     CombinationOption,
+    DecoderPrompt,
     EarlyStopping,
     JsonSchema,
     LengthPenalty,
     MaxTokens,
+    ParseSpecial,
     Regex,
     RoutingKey,
     Scale,
@@ -29,10 +31,13 @@ from loramux.cli.sampling import (
     sampling_options,
 )
 from loramux.client import Client
+from loramux.types import GenerationOptions
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
+    prompt: Annotated[
+        str, typer.Argument(help="Text to continue, or to be read; - reads it from stdin.")
+    ],
     adapter: AdapterOption = None,
     scale: Scale = None,
     combination: CombinationOption = None,
@@ -49,10 +54,12 @@ def generate(
     beams: Beams = None,
     length_penalty: LengthPenalty = None,
     early_stopping: EarlyStopping = None,
+    decoder_prompt: DecoderPrompt = None,
+    parse_special_tokens: ParseSpecial = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt and print the text as it comes."""
+    """Continue a prompt, or write another text to it, and print the text as it comes."""
     if prompt == "-":
         prompt = sys.stdin.read()
     sampling = sampling_options(
@@ -69,12 +76,22 @@ def generate(
         length_penalty=length_penalty,
         early_stopping=early_stopping,
     )
+    options = cast(GenerationOptions, dict(sampling))
+    if decoder_prompt is not None:
+        options["decoder_prompt"] = decoder_prompt
     chosen = adapter_options(adapter, scale, combination)
     with Client(server) as client:
         if as_json:
-            answer = client.generate(prompt, routing_key=routing_key, **chosen, **sampling)
+            answer = client.generate(
+                prompt, routing_key=routing_key, parse_special_tokens=parse_special_tokens,
+                **chosen, **options,
+            )  # fmt: skip
             print(json.dumps(dataclasses.asdict(answer)))
             return
-        for chunk in client.stream(prompt, routing_key=routing_key, **chosen, **sampling):
+        chunks = client.stream(
+            prompt, routing_key=routing_key, parse_special_tokens=parse_special_tokens,
+            **chosen, **options,
+        )  # fmt: skip
+        for chunk in chunks:
             print(chunk.text, end="", flush=True)
         print()

@@ -41,6 +41,14 @@ EarlyStopping = Annotated[
     bool | None,
     typer.Option("--early-stopping", help="With --beams: end with so many texts that have ended."),
 ]
+DecoderPrompt = Annotated[
+    str | None,
+    typer.Option(help="What the text begins with, where the base model writes another."),
+]
+ParseSpecial = Annotated[
+    bool,
+    typer.Option("--parse-special-tokens", help="Let text such as </s> be a control token."),
+]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")]
 JsonSchema = Annotated[

@@ -147,6 +147,7 @@ class Gateway:
         body = parse(await read(request, partial(self._most_bytes, caller)), kind)
         server = await self.backend.info(caller)
         asked = ask(body, server.base_model, caller.request_id)
+        body.of_prompts.check(server)
         answering = Answering(
             backend=self.backend,
             caller=caller,

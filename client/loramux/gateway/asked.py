@@ -31,7 +31,7 @@ MAX_SECONDS = 86_400
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logit_bias", "min_tokens",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids", "ignore_eos",
-    "skip_special_tokens",
+    "skip_special_tokens", "decoder_prompt",
 )  # fmt: skip
 """Fields of a body that the server calls the same."""
 
@@ -65,7 +65,9 @@ def asked_by_completion(
     prompts = _prompts(body.prompt)
     # All prompts of a request are answered by one version, where an alias stands for several.
     key = body.user or (request_id if len(prompts) > 1 else "")
-    shared = _shared(body, base) | {"add_special_tokens": body.add_special_tokens}
+    shared = _shared(body, base)
+    shared["add_special_tokens"] = body.add_special_tokens
+    shared["parse_special_tokens"] = body.parse_special_tokens
     requests = [
         _request(prompt, None, routing_key=key, **shared | _of_prompt(body, prompt))
         for prompt in prompts
@@ -109,14 +111,16 @@ def _request(
     prompt: str | list[int] | None,
     messages: Sequence[Message] | None,
     *,
+    parse_special_tokens: bool = False,
     add_special_tokens: bool = True,
     add_generation_prompt: bool = True,
     **options: Any,  # noqa: ANN401 - of `_shared`, which has checked them
 ) -> generation_pb2.GenerateRequest:
     adapter = options.pop("adapter", None)
     return _wire.generate_request(
-        prompt, messages, adapter, "", False, add_special_tokens, add_generation_prompt, **options
-    )
+        prompt, messages, adapter, "", parse_special_tokens, add_special_tokens,
+        add_generation_prompt, **options,
+    )  # fmt: skip
 
 
 def check_timeout(seconds: float | None) -> None:

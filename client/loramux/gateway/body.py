@@ -127,6 +127,7 @@ class Body(msgspec.Struct, kw_only=True):
     adapters: list[WeightedAdapter] | None = None
     combination: str | None = None
     timeout: float | None = None
+    decoder_prompt: str | list[int] | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -222,6 +223,7 @@ class CompletionBody(Body, kw_only=True):
     echo: bool = False
     best_of: int | None = None
     add_special_tokens: bool = True
+    parse_special_tokens: bool = False
 
     @property
     def num_logprobs(self) -> int | None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loramux.gateway.offsets import TextOffsets, joined, offsets_in
+from loramux.gateway.refusal import unsupported
+from loramux.types import ServerInfo
 from loramux.v1 import generation_pb2
 
 LEAST = -9999.0
@@ -22,6 +24,19 @@ class PromptOptions:
     """Likeliest tokens at each position of them that is given back; None for none at all."""
     num_prompt_logprobs: int | None = None
     """The same for `prompt_logprobs`."""
+
+    def check(self, server: ServerInfo) -> None:
+        """Demand that what follows a prompt that is given back goes on with it, at `server`.
+
+        Raises:
+            InvalidArgumentError: It is another text.
+        """
+        if self.echoes and server.kind == "seq2seq":
+            raise unsupported(
+                "echo",
+                f"echo is true, but the base model, {server.architecture}, writes another text "
+                "than its prompt; leave it out",
+            )
 
     def wanted(self, prompt: str | list[int] | None, *, makes_tokens: bool) -> int | None:
         """Return how many likeliest tokens the server has to tell; None if nothing at all.

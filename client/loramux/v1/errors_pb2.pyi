@@ -146,6 +146,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which reads texts and
     continues none.
     """
+    ERROR_REASON_BASE_ONLY_WRITES: _ErrorReason.ValueType  # 72
+    """ERROR_REASON_BASE_ONLY_WRITES means that the base model has an encoder and a decoder, with which
+    texts are written, and not labelled or embedded.
+    """
     ERROR_REASON_STRUCTURED_OUTPUT_FAILED: _ErrorReason.ValueType  # 80
     """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
     its way to the form that was asked for: the form took more than it may, or leads nowhere.
@@ -283,6 +287,10 @@ asked for: it classifies and does not continue text, or the other way round.
 ERROR_REASON_BASE_CONTINUES_NO_TEXT: ErrorReason.ValueType  # 71
 """ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which reads texts and
 continues none.
+"""
+ERROR_REASON_BASE_ONLY_WRITES: ErrorReason.ValueType  # 72
+"""ERROR_REASON_BASE_ONLY_WRITES means that the base model has an encoder and a decoder, with which
+texts are written, and not labelled or embedded.
 """
 ERROR_REASON_STRUCTURED_OUTPUT_FAILED: ErrorReason.ValueType  # 80
 """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on

@@ -133,21 +133,26 @@ class GenerateRequest(_message.Message):
     SEPARATE_REASONING_FIELD_NUMBER: _builtins.int
     PREDICTION_FIELD_NUMBER: _builtins.int
     PREDICTION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    DECODER_PROMPT_FIELD_NUMBER: _builtins.int
+    DECODER_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`; empty means the
     base model alone. It is resolved once: the request keeps that version to its end.
     """
     prompt: _builtins.str
-    """prompt is the text to continue. Set one of prompt, prompt_token_ids and messages."""
+    """prompt is the text to continue; where the base model has an encoder and a decoder, the text that
+    is read, to which another is written. Set one of prompt, prompt_token_ids and messages.
+    """
     request_id: _builtins.str
     """request_id names the request in replies and logs; made by the server where empty."""
     parse_special_tokens: _builtins.bool
-    """parse_special_tokens makes text such as `</s>` in the prompt, and in the prediction, a control
-    token. By default it is plain text, so that a user's text cannot pose as control tokens.
+    """parse_special_tokens makes text such as `</s>` in the prompt, in the decoder_prompt and in the
+    prediction a control token. By default it is plain text, so that a user's text cannot pose as
+    control tokens.
     """
     add_special_tokens: _builtins.bool
-    """add_special_tokens puts the tokenizer's own prefix, such as `<s>`, before a text prompt;
-    true where absent.
+    """add_special_tokens lets the tokenizer add its own tokens to a text prompt, such as `<s>` before
+    it, or `</s>` behind what an encoder reads; true where absent.
     """
     routing_key: _builtins.str
     """routing_key chooses the version where an alias stands for several: equal keys, such as the id
@@ -178,6 +183,13 @@ class GenerateRequest(_message.Message):
     it is right, if the server drafts tokens. It has at most 256 KiB, and no more tokens than the
     context, and counts as none of the request's tokens. It is not used where the text has a form.
     Set at most one of prediction and prediction_token_ids.
+    """
+    decoder_prompt: _builtins.str
+    """decoder_prompt is what the text begins with that is written, such as the name of a language; it is
+    no part of the completions. It is for base models with an encoder and a decoder alone. It comes
+    after the token with which the decoder begins, which is not repeated where it is the first one,
+    and takes the place of the token that is the first one otherwise (forced_bos_token_id of
+    transformers). Set at most one of decoder_prompt and decoder_prompt_token_ids.
     """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -215,6 +227,10 @@ class GenerateRequest(_message.Message):
     def prediction_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """prediction_token_ids is the prediction as token ids of the base model, taken as they are."""
 
+    @_builtins.property
+    def decoder_prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """decoder_prompt_token_ids is the same as token ids of the base model, taken as they are."""
+
     def __init__(
         self,
         *,
@@ -238,10 +254,12 @@ class GenerateRequest(_message.Message):
         separate_reasoning: _builtins.bool | None = ...,
         prediction: _builtins.str = ...,
         prediction_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        decoder_prompt: _builtins.str = ...,
+        decoder_prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "parallel_tool_calls", b"parallel_tool_calls", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "adapter", b"adapter", "adapters", b"adapters", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "chat_template_kwargs", b"chat_template_kwargs", "combination", b"combination", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "parse_special_tokens", b"parse_special_tokens", "prediction", b"prediction", "prediction_token_ids", b"prediction_token_ids", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "adapter", b"adapter", "adapters", b"adapters", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "chat_template_kwargs", b"chat_template_kwargs", "combination", b"combination", "decoder_prompt", b"decoder_prompt", "decoder_prompt_token_ids", b"decoder_prompt_token_ids", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "parse_special_tokens", b"parse_special_tokens", "prediction", b"prediction", "prediction_token_ids", b"prediction_token_ids", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
@@ -559,8 +577,9 @@ class SamplingParams(_message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """max_tokens is the most tokens of a completion; absent means 256, or what the context leaves. With
-    prompt_logprobs it may be 0: no token is made then, and n is 1.
+    """max_tokens is the most tokens of a completion; absent means 256, or what the context leaves. Where
+    the base model has an encoder and a decoder, the decoder_prompt takes room of what is written, and
+    the prompt does not. With prompt_logprobs it may be 0: no token is made then, and n is 1.
     """
     min_tokens: _builtins.int
     """min_tokens is how many tokens come before an end or stop token may; absent means 0."""
@@ -574,7 +593,7 @@ class SamplingParams(_message.Message):
     """min_p drops tokens less likely than this fraction of the likeliest one; absent means 0."""
     repetition_penalty: _builtins.float
     """repetition_penalty divides the positive and multiplies the negative logits of tokens that the
-    prompt or the completion holds already; absent means 1.
+    prompt or the completion holds already; absent means 1. What an encoder reads does not count.
     """
     presence_penalty: _builtins.float
     """presence_penalty is subtracted once from tokens that the completion holds; absent means 0."""
@@ -998,7 +1017,8 @@ class Completion(_message.Message):
     """reasoning is what the model thought before its answer. It is no part of text."""
     beam_score: _builtins.float
     """beam_score is the sum of the log-probabilities of token_ids, divided by their number to the power
-    of length_penalty; set where num_beams is 2 or more.
+    of length_penalty; set where num_beams is 2 or more. A decoder_prompt of one token, or what stands
+    in its place, counts there as one of them, with a log-probability of 0.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1159,7 +1179,9 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """prompt_tokens is the length of the prompt in tokens, those that stand for images among them."""
+    """prompt_tokens is the length of the prompt in tokens, those that stand for images among them. What
+    a decoder behind an encoder begins with does not count.
+    """
     completion_tokens: _builtins.int
     """completion_tokens is the number of tokens made, over all completions; in a beam search those of
     all beams, also of beams that are no completion.

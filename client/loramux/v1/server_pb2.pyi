@@ -294,6 +294,7 @@ class BaseModel(_message.Message):
     NUM_PARAMETERS_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    SOURCE_LENGTH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the folder or hub id that the server was started with, its last part only."""
     architecture: _builtins.str
@@ -318,6 +319,10 @@ class BaseModel(_message.Message):
     """has_chat_template says whether messages can be continued without an adapter that has its own."""
     kind: Global___BaseModelKind.ValueType
     """kind says what it makes of a text."""
+    source_length: _builtins.int
+    """source_length is how many tokens of context_length are for what is read, where another text is
+    written, which has the others; else 0.
+    """
     def __init__(
         self,
         *,
@@ -332,10 +337,11 @@ class BaseModel(_message.Message):
         num_parameters: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
         kind: Global___BaseModelKind.ValueType = ...,
+        source_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "kind", b"kind", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "kind", b"kind", "name", b"name", "num_parameters", b"num_parameters", "source_length", b"source_length", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

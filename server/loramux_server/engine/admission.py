@@ -35,6 +35,7 @@ class Admission:
         max_waiting: int,
         most_drafts: int = 0,
         vocab_size: int | None = None,
+        source_length: int = 0,
     ) -> None:
         """Put together what decides.
 
@@ -46,6 +47,8 @@ class Admission:
             max_waiting: Most requests in the queue.
             most_drafts: Most tokens that a step may give to a request beside the first.
             vocab_size: Tokens of the base; None where any will do.
+            source_length: How many tokens of a context are for what an encoder reads, where a
+                decoder writes the others; 0 where there are not both.
         """
         self._scheduler = scheduler
         self._pace = pace
@@ -54,6 +57,7 @@ class Admission:
         self._max_waiting = max_waiting
         self._most_per_step = 1 + most_drafts
         self._vocab_size = vocab_size
+        self._source_length = source_length
 
     def refusal(self, request: Request) -> Refusal | None:
         """Return why `request` may not be queued, or None if it may."""
@@ -67,14 +71,8 @@ class Admission:
             for name, tokens in (("prompt", request.prompt), ("prediction", request.prediction)):
                 if max(tokens, default=0) >= size:
                     return "INVALID_FIELD", f"the {name} has a token that the model lacks"
-        room = self._context_length - request.continues
-        if len(request.prompt) > room:
-            rest = " leaves no room for a completion" if request.continues else " is smaller"
-            return (
-                "CONTEXT_LENGTH_EXCEEDED",
-                f"the prompt has {len(request.prompt)} tokens with those of its adapter; the "
-                f"context of {self._context_length}{rest}",
-            )
+        if excess := self._excess(request):
+            return "CONTEXT_LENGTH_EXCEEDED", excess
         if request.goes_on:
             return None
         if self._scheduler.num_queued >= self._max_waiting:
@@ -85,6 +83,26 @@ class Admission:
                 f"an adapter of rank {request.adapter.rank} does not fit the adapter memory",
             )
         return self._lateness(request)
+
+    def _excess(self, request: Request) -> str | None:
+        """Return why the context is too small for `request`, or None if it is not."""
+        if self._source_length:
+            num_begun = request.num_written
+            num_source = len(request.prompt) - num_begun
+            most_begun = self._context_length - self._source_length - 1
+            if 1 <= num_source <= self._source_length and 1 <= num_begun <= most_begun:
+                return None
+            return (
+                f"{num_source} tokens are to be read, and what is written begins with {num_begun}; "
+                f"expected 1 to {self._source_length} and 1 to {most_begun}"
+            )
+        if len(request.prompt) <= self._context_length - request.continues:
+            return None
+        rest = " leaves no room for a completion" if request.continues else " is smaller"
+        return (
+            f"the prompt has {len(request.prompt)} tokens with those of its adapter; the "
+            f"context of {self._context_length}{rest}"
+        )
 
     def _lateness(self, request: Request) -> Refusal | None:
         """Return why `request` cannot be finished in time at the rate of the last steps.

@@ -41,6 +41,9 @@ from loramux_server.models.base_model import BaseModel, UnservableModelError
 _log = logging.getLogger(__name__)
 
 _DRAFT_TOKENS = 16
+_KEPT_PART = 16
+"""Beside the memory for running requests, one part in so many is for what is known of texts."""
+_LEAST_KEPT = 64 << 20
 _ROOMS_FOR_PARTS = 256 << 20
 """Bytes of memory that wait for parts of adapters on their way to a device."""
 
@@ -120,7 +123,8 @@ def build_engine(
             f"adapter_memory of {config.adapter_memory} bytes holds no rank row; "
             f"8 of them take {8 * row_size.num_bytes} bytes"
         )
-    ends = Ends(context_length, frozenset(model.eos_token_ids))
+    source_length = model.source_length * context_length // model.context_length
+    ends = Ends(context_length, frozenset(model.eos_token_ids), source_length)
     scheduler = Scheduler(
         contexts=_contexts(model, config, room),
         adapters=cache,
@@ -138,6 +142,7 @@ def build_engine(
         max_waiting=config.max_waiting,
         most_drafts=_draft_tokens(model, config),
         vocab_size=model.vocab_size,
+        source_length=source_length,
     )
     loader = AdapterLoader(model, runner.slab, resting, is_deterministic=config.deterministic)
     blindness = _blindness(model, config)
@@ -162,8 +167,17 @@ def build_engine(
         sees=None if blindness else model.sight,
         sight_changes=SightChanges(BaseLayers(model)),
     )
+    if model.whole_texts and config.prefix_cache:
+        model.whole_texts.keep(max(_LEAST_KEPT, room.memory // _KEPT_PART))
     info = _model_info(
-        model, context_length, cache.rows.capacity, row_size, resting, room, blindness
+        model,
+        context_length,
+        source_length,
+        cache.rows.capacity,
+        row_size,
+        resting,
+        room,
+        blindness,
     )
     return engine, info
 
@@ -283,6 +297,7 @@ def _contexts(model: BaseModel, config: EngineConfig, room: KvRoom) -> Contexts:
 def _model_info(
     model: BaseModel,
     context_length: int,
+    source_length: int,
     adapter_rows: int,
     row_size: RowSize,
     resting: Resting,
@@ -311,7 +326,8 @@ def _model_info(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         context_length=context_length,
-        source_length=model.source_length,
+        source_length=source_length,
+        writing=model.writing,
         vocab_size=model.vocab_size,
         num_parameters=model.num_parameters,
         eos_token_ids=model.eos_token_ids,

@@ -7,9 +7,17 @@ from loramux_server.engine.request import Request
 class Ends:
     """Knows where texts end."""
 
-    def __init__(self, context_length: int, eos_token_ids: frozenset[int]) -> None:
-        """Know the most tokens of a context, and those with which the model ends a text."""
-        self._context_length = context_length
+    def __init__(
+        self, context_length: int, eos_token_ids: frozenset[int], source_length: int = 0
+    ) -> None:
+        """Know how long texts may be.
+
+        Args:
+            context_length: The most tokens of a context.
+            eos_token_ids: Those with which the model ends a text.
+            source_length: How many of a context are for what an encoder reads.
+        """
+        self._most_written = context_length - source_length
         self._eos_token_ids = eos_token_ids
 
     def reason(self, request: Request, token: int) -> Finish | None:
@@ -32,5 +40,5 @@ class Ends:
         """Return how many tokens `request` may still have."""
         return min(
             request.sampling.max_tokens - len(request.output),
-            self._context_length - request.num_tokens,
+            self._most_written - request.num_written,
         )

@@ -7,6 +7,7 @@ from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.head import HeadShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.engine.model_kind import ModelKind
+from loramux_server.engine.writing import Writing
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
 
@@ -29,6 +30,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     context_length: int
     source_length: int = 0
     """Tokens of it that are for what an encoder reads, where a decoder writes the rest."""
+    writing: Writing | None = None
+    """What it says of the texts that it writes; None where it goes on with what it reads."""
     vocab_size: int
     num_parameters: int
     eos_token_ids: list[int]
@@ -87,6 +90,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     def is_encoder(self) -> bool:
         """Whether it reads texts and continues none."""
         return self.kind is ModelKind.ENCODER
+
+    @property
+    def output_length(self) -> int:
+        """The most tokens of a text that is written, with the prompt where it goes on with that."""
+        return self.context_length - self.source_length
 
     @property
     def is_blind(self) -> str:

@@ -178,13 +178,19 @@ class Request:
             ],
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
-            counts=counts_of(sampling, message.prompt, eos_token_ids, size),
+            # What an encoder reads is no part of the text that is written.
+            counts=counts_of(sampling, message.prompt[message.num_source :], eos_token_ids, size),
         )
 
     @property
     def num_tokens(self) -> int:
         """Tokens of prompt and output together."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def num_written(self) -> int:
+        """Those of them, but for what an encoder reads; keys and values of an adapter go before."""
+        return self.num_tokens - self.num_source + (self.num_fillable if self.num_source else 0)
 
     @property
     def num_uncomputed(self) -> int:

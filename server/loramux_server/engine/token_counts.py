@@ -57,7 +57,7 @@ class TokenCounts:
 
         Args:
             sampling: The parameters.
-            prompt: What was asked, without what stands for virtual tokens.
+            prompt: What the output goes on with, without what stands for virtual tokens.
             eos_token_ids: The tokens with which the model ends a text.
             vocab_size: Tokens of the base with the request's adapter: there are logits for no
                 others. None if no other token can come up.

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loramux_server.engine.model_kind import ModelKind
+from loramux_server.engine.writing import Writing
 from loramux_server.images.messages import PreparedImage
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.shard import WHOLE, Shard
@@ -103,6 +104,8 @@ class BaseModel:
     eos_token_ids: list[int]
     text: TextFormat
     kind: ModelKind = ModelKind.DECODER
+    writing: Writing | None = None
+    """What it says of the texts that it writes; None where it goes on with what it reads."""
     whole_texts: WholeTexts | None = None
     """What takes a step in place of `module`, where that reads one text at a time."""
     takes_token_types: bool = False

@@ -1,14 +1,14 @@
 """What models with an encoder know of texts with which other requests may begin."""
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from loramux_server.kernels.whole_text import Owner, Recall
 
-KEPT_BYTES = 64 << 20
-"""Memory for it."""
 Tokens = tuple[int, ...]
 
 
@@ -19,7 +19,11 @@ class KeptTexts:
     """
 
     def __init__(self) -> None:
+        self.max_bytes = 0
+        """Memory for it. What several texts have in common counts once."""
         self._kept: OrderedDict[tuple[Owner, Tokens, Tokens], Recall] = OrderedDict()
+        self._uses: Counter[int] = Counter()
+        """How many of them have numbers that begin at an address."""
         self._num_bytes = 0
 
     def find(self, owner: Owner, source: Tokens, written: Tokens) -> Recall | None:
@@ -37,10 +41,15 @@ class KeptTexts:
         if key in self._kept:
             return
         self._kept[key] = replace(recall, before=None)
-        self._num_bytes += _num_bytes(recall)
-        while self._num_bytes > KEPT_BYTES:
+        for numbers in _numbers(recall):
+            self._num_bytes += 0 if self._uses[numbers.data_ptr()] else numbers.nbytes
+            self._uses[numbers.data_ptr()] += 1
+        while self._num_bytes > self.max_bytes:
             _, let_go = self._kept.popitem(last=False)
-            self._num_bytes -= _num_bytes(let_go)
+            for numbers in _numbers(let_go):
+                self._uses[numbers.data_ptr()] -= 1
+                self._num_bytes -= 0 if self._uses[numbers.data_ptr()] else numbers.nbytes
+            self._uses = +self._uses
 
 
 def copied(cache: Any) -> Any:  # noqa: ANN401
@@ -59,8 +68,8 @@ def copied(cache: Any) -> Any:  # noqa: ANN401
     return other
 
 
-def _num_bytes(recall: Recall) -> int:
-    """Return the bytes of `recall`, those that it shares with others included."""
+def _numbers(recall: Recall) -> list[torch.Tensor]:
+    """Return all that `recall` holds."""
     parts = (recall.cache.self_attention_cache, recall.cache.cross_attention_cache)
     layers = [layer for part in parts for layer in part.layers]
-    return sum(half.nbytes for layer in layers for half in (layer.keys, layer.values))
+    return [recall.encoded[0], *(half for layer in layers for half in (layer.keys, layer.values))]

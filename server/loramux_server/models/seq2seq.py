@@ -22,8 +22,6 @@ class Seq2Seq:
     """Runs a model with an encoder and a decoder."""
 
     def __init__(self, own: PreTrainedModel) -> None:
-        self.keeps = True
-        """Whether a request need not compute what another began with."""
         self._own = own
         self._kept = KeptTexts()
 
@@ -55,10 +53,14 @@ class Seq2Seq:
         )
         recall.cache = made.past_key_values
         recall.num_written += written.shape[1]
-        if num_source and self.keeps and text.owner:
+        if num_source and text.owner:
             self._kept.keep(text.owner, *_tokens(source, token_1L[:, num_source:]), recall=recall)
         logits_1NV: torch.Tensor = made.logits
         return logits_1NV
+
+    def keep(self, num_bytes: int) -> None:
+        """Keep for others what is known of the texts of requests, in so much memory."""
+        self._kept.max_bytes = num_bytes
 
     def alone(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
         """Return the logits of all that is written, [N, V], computed at once."""
@@ -84,7 +86,7 @@ class Seq2Seq:
     def _begin(self, source: torch.Tensor, written: torch.Tensor, text: WholeText) -> None:
         """Let a request that begins know what others of its kind did."""
         recall, known = text.recall, None
-        if self.keeps and text.owner:
+        if text.owner:
             known = self._kept.find(text.owner, *_tokens(source, written))
         recall.encoded = known.encoded if known else None
         recall.cache = known.cache if known else None

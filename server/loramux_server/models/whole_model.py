@@ -38,6 +38,7 @@ from loramux_server.models.turns import Turns, WaitingOutput, WaitingPart
 from loramux_server.models.whole_check import Sample, WholeCheck
 from loramux_server.models.whole_probe import WholeProbed, probe_whole, tokens_of
 from loramux_server.models.whole_texts import Encoder, Reader, WholeTexts
+from loramux_server.models.writing import writing_of
 
 _READ, _WRITTEN = (7, 12), (5, 4)
 """Tokens of two texts, and of what is written to each."""
@@ -110,6 +111,7 @@ def prepare_whole(
         _length(probed, side, config) for side in ((SOURCE, WRITTEN) if writes else (SOURCE,))
     ]
     vocab_size = check.width if writes else embedding.weight.shape[0]
+    eos_token_ids = eos_token_ids_of(module, vocab_size) if writes else []
     return BaseModel(
         module=module,
         whole_texts=serves,
@@ -140,9 +142,10 @@ def prepare_whole(
         vocab_size=vocab_size,
         num_parameters=num_parameters,
         replaceable=replaceable,
-        eos_token_ids=eos_token_ids_of(module, vocab_size) if writes else [],
+        eos_token_ids=eos_token_ids,
         text=text,
         kind=kind,
+        writing=writing_of(module, vocab_size, eos_token_ids) if writes else None,
         takes_token_types=takes_token_types,
         own_cache_shapes=shapes,
         prefix_shapes=prefixes,

@@ -44,6 +44,9 @@ class Reader(Protocol):
     def read(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
         """Return what the model makes of the tokens of one request, of which some may be known."""
 
+    def keep(self, num_bytes: int) -> None:
+        """Keep for others what is known of the texts of requests, in so much memory."""
+
     def alone(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
         """Return what one forward of the model makes of a text: of those tokens that are told of.
 
@@ -86,6 +89,9 @@ class Encoder:
         hidden_1LK: torch.Tensor = self._own(input_ids=token_1L, **told)[0]
         return hidden_1LK
 
+    def keep(self, num_bytes: int) -> None:
+        """Keep nothing: each text is read once."""
+
     def alone(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
         """Return the same, [L, K]."""
         return self.read(token_1L, text)[0]
@@ -125,6 +131,10 @@ class WholeTexts(nn.Module):
     def base_model(self) -> nn.Module:
         """What gives hidden states: this itself."""
         return self
+
+    def keep(self, num_bytes: int) -> None:
+        """Keep for others what is known of the texts of requests, in so much memory."""
+        self._reader.keep(num_bytes)
 
     def forward(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **_: Any) -> Told:  # noqa: ANN401
         """Return what the model makes of the running step.

@@ -45,10 +45,12 @@ INPUTS = {
 _ROUTING_KEY = "routing_key"
 _ADDS_TOKENS = "add_special_tokens"
 _PARSES_TOKENS = "parse_special_tokens"
+_DECODER_PROMPT = "decoder_prompt"
 _PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     _ROUTING_KEY: (str, "text", ""),
     _ADDS_TOKENS: (bool, "true or false", True),
     _PARSES_TOKENS: (bool, "true or false", False),
+    _DECODER_PROMPT: (str, "text", ""),
     # Changes nothing: the last answer is never empty.
     "triton_enable_empty_final_response": (bool, "true or false", False),
 }
@@ -76,6 +78,8 @@ class Asked:
     """Whether the tokenizer's own prefix is put before each text."""
     parses_tokens: bool
     """Whether text such as `</s>` becomes a control token."""
+    decoder_prompt: str
+    """What every text begins with that is written to another."""
     is_raw: bool
     """Whether the elements of tensors come and go as bytes."""
 
@@ -105,8 +109,8 @@ class Asked:
         )
 
 
-def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
-    """Return what `request` asks of its model.
+def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = True) -> Asked:
+    """Return what `request` asks of its model, which goes on with texts or writes others.
 
     Raises:
         InvalidArgumentError: It is not as it has to be; the message names the field.
@@ -137,9 +141,10 @@ def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
     is_stream = _flag(inputs, STREAM, default=False)
     if is_stream and len(texts) > 1:
         raise invalid(f"{TEXT_INPUT}.shape", list(inputs[TEXT_INPUT].shape), "[1] with stream")
-    has_input = not _flag(inputs, EXCLUDE_INPUT, default=is_stream)
-    if is_stream and has_input:
-        raise invalid(EXCLUDE_INPUT, False, "true, or nothing, with stream")
+    has_input = not _flag(inputs, EXCLUDE_INPUT, default=is_stream or not goes_on)
+    if has_input and (is_stream or not goes_on):
+        where = "with stream" if is_stream else "where the model writes another text"
+        raise invalid(EXCLUDE_INPUT, False, f"true, or nothing, {where}")
     return Asked(
         texts=texts,
         samplings=[sampling_of(each) for each in given] * num_each,
@@ -151,6 +156,7 @@ def asked_of(request: open_inference_pb2.ModelInferRequest) -> Asked:
         routing_key=own[_ROUTING_KEY],
         adds_tokens=own[_ADDS_TOKENS],
         parses_tokens=own[_PARSES_TOKENS],
+        decoder_prompt=own[_DECODER_PROMPT],
         is_raw=bool(request.raw_input_contents),
     )
 

@@ -95,6 +95,7 @@ def beams_of(
     sampling: Sampling,
     model: ModelInfo,
     own_vocab_size: int,
+    num_begun: int = 0,
 ) -> BeamOptions | None:
     """Return what is searched for; None where nothing is.
 
@@ -103,6 +104,7 @@ def beams_of(
         sampling: What became of it.
         model: The base model.
         own_vocab_size: How many tokens there are with the adapter; 0 if as many as ever.
+        num_begun: With how many tokens the text begins that is written, if it is another.
 
     Raises:
         InvalidArgumentError: There are not so many tokens that end nothing as beams.
@@ -110,7 +112,8 @@ def beams_of(
     if not is_search(params):
         return None
     ends = sampling.stop_token_ids | frozenset(() if sampling.ignore_eos else model.eos_token_ids)
-    most = (own_vocab_size or model.vocab_size) - len(ends)
+    forbidden = frozenset(model.writing.forbidden if model.writing else ())
+    most = (own_vocab_size or model.vocab_size) - len(ends | forbidden)
     if params.num_beams > most:
         expected = f"at most {most}, the tokens that end nothing"
         raise invalid("sampling.num_beams", params.num_beams, expected)
@@ -118,7 +121,10 @@ def beams_of(
         num_beams=params.num_beams,
         max_tokens=sampling.max_tokens,
         ends=ends,
+        forbidden=forbidden,
         min_tokens=sampling.min_tokens,
+        # To transformers one token behind the decoder's first is forced, and so one that was made.
+        num_forced=1 if num_begun == 2 else 0,
         length_penalty=params.length_penalty,
         early_stopping=params.early_stopping,
     )

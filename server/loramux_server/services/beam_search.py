@@ -55,6 +55,7 @@ class BeamSearch:
                 self._sampling,
                 num_made=len(beam.tokens),
                 images=self._call.images,
+                num_source=self._call.num_source,
             )
             for beam in self._beams.running
         ]
@@ -65,7 +66,7 @@ class BeamSearch:
         try:
             yield
         finally:
-            num_used = len(self._call.prompt) + self._num_made
+            num_used = self._call.num_asked + self._num_made
             self._call.reserved.num_used = num_used if self._num_made else 0
 
     async def responses(self) -> list[generation_pb2.StreamGenerateResponse]:

@@ -25,8 +25,12 @@ class BeamOptions:
     max_tokens: int
     ends: frozenset[int] = frozenset()
     """Tokens with which a completion ends."""
+    forbidden: frozenset[int] = frozenset()
+    """Tokens that never come."""
     min_tokens: int = 0
     """Tokens before which none of these comes."""
+    num_forced: int = 0
+    """Tokens before those of a completion that count where lengths do."""
     length_penalty: float = 1.0
     early_stopping: bool = False
 
@@ -39,9 +43,9 @@ class BeamOptions:
     def num_likely(self) -> int:
         """How many tokens of each beam have to be known.
 
-        With each of `ends` among them there are still as many others as beams.
+        With each of `ends` and `forbidden` among them there are still as many others as beams.
         """
-        return self.num_beams + len(self.ends)
+        return self.num_beams + len(self.ends | self.forbidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Beams:
             for beam, tokens in zip(self.running, likely, strict=True)
             for token, logprob in tokens
             if math.isfinite(logprob)
+            and token not in options.forbidden
             and not (token in options.ends and self.length <= options.min_tokens)
         ]
         candidates.sort(key=lambda candidate: -candidate[2])
@@ -112,4 +117,5 @@ class Beams:
 
     def _score(self, logprob: float) -> float:
         """Return what a completion of the present length scores."""
-        return logprob / math.pow(self.length, self.options.length_penalty)
+        length = self.options.num_forced + self.length
+        return logprob / math.pow(length, self.options.length_penalty)

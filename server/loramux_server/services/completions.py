@@ -47,7 +47,7 @@ class Completions:
                 for index, output in enumerate(self.outputs)
             )
             is_done = num_made or any(output.is_finished for output in self.outputs)
-            self._call.reserved.num_used = len(self._call.prompt) + num_made if is_done else 0
+            self._call.reserved.num_used = self._call.num_asked + num_made if is_done else 0
 
     async def take(self) -> dict[int, list[Token]]:
         """Wait, and return the tokens that have arrived, in order, by the completion's index.

@@ -15,11 +15,21 @@ def context_room(
 ) -> int:
     """Return how many tokens may follow a prompt of `num_prompt` tokens, which came in `field`.
 
-    Of these `num_seen` stand for images, and an adapter has `num_virtual` beside them.
+    Of these `num_seen` stand for images, and an adapter has `num_virtual` beside them. Where an
+    encoder reads the prompt, as many may be written whatever its length.
 
     Raises:
-        InvalidArgumentError: The prompt leaves no room for what is asked for.
+        InvalidArgumentError: The prompt leaves no room for what is asked for, or is too long.
     """
+    if model.source_length:
+        if num_prompt + num_virtual > model.source_length:
+            raise InvalidArgumentError(
+                f"{field} has {num_prompt} tokens{_beside(num_virtual, num_seen)}; the base model "
+                f"reads {model.source_length} at most",
+                reason="CONTEXT_LENGTH_EXCEEDED",
+                field=field,
+            )
+        return model.output_length
     room = model.context_length - num_prompt - num_virtual
     if room < (0 if is_empty(params) else 1):
         rest = "is smaller" if is_empty(params) else "leaves no room for a completion"
@@ -38,18 +48,33 @@ def completion_room(
     model: ModelInfo,
     num_virtual: int = 0,
     num_seen: int = 0,
+    num_begun: int = 0,
 ) -> int:
     """Do the same for a prompt whatever it came in, and demand that `max_tokens` fit.
+
+    Where another text is written, `num_begun` tokens go before a completion.
 
     Raises:
         InvalidArgumentError: There is not as much room as is asked for.
     """
     room = context_room("prompt", num_prompt, params, model, num_virtual, num_seen)
+    after = (
+        f"a prompt of {num_prompt} tokens{_beside(num_virtual, num_seen)} the context of "
+        f"{model.context_length}"
+    )
+    if model.source_length:
+        room -= num_begun
+        after = f"{num_begun} tokens with which it begins, a text of {model.output_length}"
+        if room < 1:
+            raise InvalidArgumentError(
+                f"what is written has at most {model.output_length} tokens, of which "
+                f"{num_begun} come before a completion: they leave no room for one",
+                reason="CONTEXT_LENGTH_EXCEEDED",
+                field="decoder_prompt",
+            )
     if params.HasField("max_tokens") and params.max_tokens > room:
         raise InvalidArgumentError(
-            f"sampling.max_tokens is {params.max_tokens}; after a prompt of {num_prompt} tokens"
-            f"{_beside(num_virtual, num_seen)} the context of {model.context_length} leaves room "
-            f"for {room}",
+            f"sampling.max_tokens is {params.max_tokens}; after {after} leaves room for {room}",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field="sampling.max_tokens",
         )

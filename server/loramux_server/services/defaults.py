@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from loramux.v1 import generation_pb2
-from loramux_adapters.generation import INTEGERS, LISTS, NUMBERS
+from loramux_adapters.generation import INTEGERS, LISTS, NUMBERS, TOKENS
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.sampling import Sampling
 from loramux_server.forms.form import Form
@@ -35,14 +35,14 @@ def with_defaults(
     for name, value in defaults.items():
         if name in LISTS:
             getattr(merged, name).extend([] if getattr(params, name) else value)
-        elif name not in _CLIPPED:
+        elif name not in _CLIPPED and name not in TOKENS:
             setattr(merged, name, value)
     merged.MergeFrom(params)
     top_k, min_tokens = defaults.get("top_k"), defaults.get("min_tokens")
     if isinstance(top_k, int) and not params.HasField("top_k"):
         merged.top_k = min(top_k, model.vocab_size)
     if isinstance(min_tokens, int) and not params.HasField("min_tokens"):
-        most = params.max_tokens if params.HasField("max_tokens") else model.context_length
+        most = params.max_tokens if params.HasField("max_tokens") else model.output_length
         merged.min_tokens = min(min_tokens, most)
     merged.stop_token_ids.extend(token for token in ends if token not in merged.stop_token_ids)
     return merged

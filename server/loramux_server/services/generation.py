@@ -24,6 +24,7 @@ from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.completions import Completions
 from loramux_server.services.conversation import conversation
 from loramux_server.services.deadline import Deadline
+from loramux_server.services.decoder_prompt import begun, check_decoder_prompt
 from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.forms import form_of
 from loramux_server.services.gen_ai import answered, asked, operation_of
@@ -115,7 +116,7 @@ class GenerationService:
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the answer, `interval` tokens at once where nothing ends before them."""
         deadline = Deadline.of(context, self._default_timeout)
-        most = self._model.context_length
+        most = self._model.output_length
         if request.sampling.HasField("max_tokens"):
             most = request.sampling.max_tokens
         with (
@@ -138,7 +139,7 @@ class GenerationService:
             check_predicted(request, predicted, self._model, vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
             end_token = await self._prompts.end_token(told)
-            prompt = Prompt(tokens, [])
+            prompt = Prompt(tokens, [], await self._begun(request, told, vocab_size))
             if talk.num_images:
                 prompt = await self._with_images(request, tokens, place, deadline)
                 check_tokens("messages", prompt.tokens, vocab_size)
@@ -157,6 +158,13 @@ class GenerationService:
                         for index, made in (await running.take()).items():
                             if response := running.push(index, made):
                                 yield response
+
+    async def _begun(
+        self, request: generation_pb2.GenerateRequest, told: Instruction, vocab_size: int
+    ) -> list[int]:
+        """Return with which tokens the decoder begins, where it does not go on with the prompt."""
+        asked = await self._prompts.decoder_prompt(request, told)
+        return begun(request, asked, told.generation, self._model, vocab_size)
 
     async def _with_images(
         self,
@@ -197,6 +205,7 @@ class GenerationService:
                     sampling,
                     prediction=call.predicted,
                     images=call.images,
+                    num_source=call.num_source,
                 )
                 for sampling in call.samplings
             ],
@@ -255,7 +264,7 @@ class GenerationService:
                 model=self._model.name,
                 request_id=call.request_id,
                 sampling=call.used,
-                num_prompt=len(call.prompt),
+                num_prompt=call.num_asked,
                 adapter=call.adapters.label,
                 digest=digest,
             ),
@@ -271,6 +280,7 @@ class GenerationService:
         check_fields(request, self._model)
         check_images(request, self._model, self._images)
         check_prediction(request, self._model)
+        check_decoder_prompt(request, self._model)
         check_beams(request)
         check_adapters(request)
         with self._calls.live(request.request_id) as request_id:
@@ -302,7 +312,10 @@ class GenerationService:
         defaults = searching_defaults(request.sampling, told.generation)
         params = searched(with_defaults(request.sampling, defaults, self._model, form, end_token))
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
-        num_prompt = len(prompt.tokens)
+        num_prompt, num_before = len(prompt.tokens), len(prompt.begun)
+        if num_before and adapters.source and adapters.source.has_cache:
+            # Keys and values stand before what is written, and embeddings before what is read.
+            num_before, num_virtual = num_before + num_virtual, 0
         each = samplings(
             params,
             num_prompt,
@@ -310,10 +323,11 @@ class GenerationService:
             defaults,
             num_virtual=num_virtual,
             num_seen=prompt.num_image_tokens,
+            num_begun=num_before,
             form=form,
         )
         check_told(params, num_prompt)
-        beams = beams_of(params, each[0], self._model, adapters.vocab_size)
+        beams = beams_of(params, each[0], self._model, adapters.vocab_size, len(prompt.begun))
         num_made = beams.most_tokens if beams else sum(sampling.max_tokens for sampling in each)
         tenant = caller().tenant
         with self._quotas.tokens(tenant, num_prompt + num_made) as reserved:
@@ -321,7 +335,8 @@ class GenerationService:
             yield GenerationCall(
                 request_id,
                 tenant,
-                prompt.tokens,
+                [*prompt.tokens, *prompt.begun],
+                num_prompt if prompt.begun else 0,
                 prompt.images,
                 predicted,
                 adapters,

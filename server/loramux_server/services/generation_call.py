@@ -26,6 +26,10 @@ class GenerationCall:
     tenant: str
     """Whose request it is, which need not be whose adapter it is."""
     prompt: list[int]
+    """What was asked, and behind that what the text begins with that is written, if it is another.
+    """
+    num_source: int
+    """Tokens of it that are read, if another text is written; else 0."""
     images: list[PlacedImage]
     """Those in the prompt, in order."""
     predicted: list[int]
@@ -47,6 +51,11 @@ class GenerationCall:
     """Tokens with which the adapter ends a text, beside those of its base."""
     beams: BeamOptions | None
     """What a beam search is to find; None where tokens are chosen one by one."""
+
+    @property
+    def num_asked(self) -> int:
+        """Tokens of what was asked."""
+        return self.num_source or len(self.prompt)
 
     @property
     def tells_prompt(self) -> bool:
@@ -77,7 +86,7 @@ class GenerationCall:
 
     def sum_up(self, response: generation_pb2.StreamGenerateResponse, num_made: int) -> None:
         """Tell in the last response what all completions took, of which tokens `num_made`."""
-        response.usage.prompt_tokens = len(self.prompt)
+        response.usage.prompt_tokens = self.num_asked
         response.usage.completion_tokens = num_made
         response.usage.cached_tokens = self.observer.cached_tokens(is_shared=True)
         response.timing.CopyFrom(self.observer.timing())
@@ -93,7 +102,10 @@ class GenerationCall:
         return Output(
             index,
             tokenizer.decoder(
-                self.prompt, skip_special=self.text.skip_special, ends=self.ends, shown=shown
+                self.prompt[self.num_source :],
+                skip_special=self.text.skip_special,
+                ends=self.ends,
+                shown=shown,
             ),
             tokenizer.bytes_of,
             self.text,

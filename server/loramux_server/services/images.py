@@ -42,6 +42,8 @@ class Prompt:
     tokens: list[int]
     images: list[PlacedImage]
     """In order."""
+    begun: Sequence[int] = ()
+    """What the text begins with that is written, where that does not go on with `tokens`."""
 
     @property
     def num_image_tokens(self) -> int:

@@ -67,7 +67,8 @@ class Intake:
         self.registry = registry
         self._engine = engine
         self._probe_prompt = _probe_prompt(model)
-        self._max_prompt = model.context_length - 1
+        self._max_prompt = model.source_length or model.context_length - 1
+        self._begun = [model.writing.decoder_start] if model.writing else []
         self._is_encoder = model.is_encoder
         self._base = base
         self._max_upload_bytes = max_upload_bytes
@@ -147,8 +148,9 @@ class Intake:
         known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
         prompt = [*known, *source.invocation][source.virtual_tokens - self._max_prompt :]
         request_id = self._engine.submit(
-            mailbox, 0, prompt, source, sampling, record.tenant,
+            mailbox, 0, prompt + self._begun, source, sampling, record.tenant,
             pooling=Pooling.MEAN if self._is_encoder and not source.task else None,
+            num_source=len(prompt) if self._begun else 0,
         )  # fmt: skip
         try:
             await mailbox.take()
@@ -182,5 +184,5 @@ class Intake:
 
 def _probe_prompt(model: ModelInfo) -> list[int]:
     """Return tokens from all over the vocabulary: some have no embedding, such as padding."""
-    count = max(1, min(PROBE_TOKENS, model.context_length - 1))
+    count = max(1, min(PROBE_TOKENS, model.source_length or model.context_length - 1))
     return [model.vocab_size * (i + 1) // (count + 1) for i in range(count)]

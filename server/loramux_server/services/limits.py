@@ -125,8 +125,8 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
     tells_prompt = params.HasField("prompt_logprobs")
-    _check_integer(params, "max_tokens", 0 if tells_prompt else 1, model.context_length)
-    _check_integer(params, "min_tokens", 0, model.context_length)
+    _check_integer(params, "max_tokens", 0 if tells_prompt else 1, model.output_length)
+    _check_integer(params, "min_tokens", 0, model.output_length)
     if params.HasField("max_tokens") and params.min_tokens > params.max_tokens:
         raise invalid(
             "sampling.min_tokens", params.min_tokens, f"at most max_tokens, {params.max_tokens}"

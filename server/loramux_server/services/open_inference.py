@@ -168,7 +168,7 @@ class OpenInferenceService:
             LoramuxError: It cannot be answered, which counts as a request that ended so.
         """
         try:
-            asked = asked_of(request)
+            asked = asked_of(request, goes_on=self._model.writing is None)
             if asked.is_stream and not may_stream:
                 raise invalid(STREAM, True, "false: ModelStreamInfer answers with a stream")
             return asked, self._resolved(request, asked)
@@ -221,6 +221,7 @@ def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_p
         sampling=asked.samplings[index],
         add_special_tokens=asked.adds_tokens,
         parse_special_tokens=asked.parses_tokens,
+        decoder_prompt=asked.decoder_prompt,
     )
 
 

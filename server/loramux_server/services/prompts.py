@@ -151,6 +151,19 @@ class Prompts:
         text, field = request.prediction, "prediction"
         return await self._of_text(request, text, field, told, add_special=False)
 
+    async def decoder_prompt(
+        self, request: generation_pb2.GenerateRequest, told: Instruction
+    ) -> list[int]:
+        """Return the tokens with which `request` lets a text begin that is written.
+
+        Raises:
+            InvalidArgumentError: The text cannot be tokenized.
+        """
+        if not request.decoder_prompt:
+            return list(request.decoder_prompt_token_ids)
+        text, field = request.decoder_prompt, "decoder_prompt"
+        return await self._of_text(request, text, field, told, add_special=False)
+
     async def tool_use(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
     ) -> ToolUse | None:

@@ -39,6 +39,7 @@ from loramux_server.services.observer import Observer
 from loramux_server.services.prompts import Prompts, Text, no_tokens
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Asked, Submission
+from loramux_server.services.tasks import check_reads
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.record import AdapterRecord
@@ -162,6 +163,7 @@ class Readings:
             self._calls.observed() as observer,
             self._calls.placed(request, _SAMPLING.max_tokens, deadline) as place,
         ):
+            check_reads(self.model)
             check_request(request, self.model)
             key = request.routing_key or secrets.token_hex(8)
             with self._calls.live(request.request_id) as request_id:

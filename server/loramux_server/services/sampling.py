@@ -1,5 +1,6 @@
 """What `SamplingParams` ask for: how each token is chosen, and what happens to the text."""
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ def samplings(
     *,
     num_virtual: int = 0,
     num_seen: int = 0,
+    num_begun: int = 0,
     form: Form | None = None,
 ) -> list[Sampling]:
     """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
@@ -44,15 +46,17 @@ def samplings(
         defaults: Where `params` name no `max_tokens`, that of these counts.
         num_virtual: Tokens that the adapter puts before the prompt.
         num_seen: How many tokens of the prompt stand for images.
+        num_begun: With how many tokens the text begins that is written, if it is another.
         form: What each has to be; None for anything.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
     """
-    room = completion_room(num_prompt, params, model, num_virtual, num_seen)
+    room = completion_room(num_prompt, params, model, num_virtual, num_seen, num_begun)
     max_tokens = cast(int, defaults.get("max_tokens", DEFAULT_MAX_TOKENS))
     if params.HasField("max_tokens"):
         max_tokens = params.max_tokens
+    forbidden = dict.fromkeys(model.writing.forbidden if model.writing else (), -math.inf)
     seed = params.seed if params.HasField("seed") else secrets.randbits(63)
     return [
         Sampling(
@@ -69,7 +73,7 @@ def samplings(
             ),
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
-            logit_bias=dict(params.logit_bias),
+            logit_bias=dict(params.logit_bias) | forbidden,
             stop_token_ids=frozenset(params.stop_token_ids),
             ignore_eos=params.ignore_eos,
             num_logprobs=params.logprobs if params.HasField("logprobs") else None,

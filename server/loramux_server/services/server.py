@@ -42,6 +42,7 @@ class ServerService:
                 num_parameters=model.num_parameters,
                 has_chat_template=model.chat_template is not None,
                 kind=_KINDS[model.kind],
+                source_length=model.source_length,
             ),
             max_running_requests=model.max_running,
             max_upload_bytes=config.max_upload,

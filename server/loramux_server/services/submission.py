@@ -31,6 +31,8 @@ class Asked(NamedTuple):
     """Those in the prompt, in order."""
     second_from: int = 0
     """Token at which the second of two texts begins, if the base is told; 0 where none does."""
+    num_source: int = 0
+    """Tokens of the prompt that an encoder reads, where a decoder goes on with the others."""
 
 
 class Submission(Generic[Item]):
@@ -69,7 +71,7 @@ class Submission(Generic[Item]):
                     self._engine.submit(
                         self.mailbox, index, one.prompt, one.source, one.sampling, tenant,
                         seconds_left, weight, one.pooling, one.prediction, one.num_made,
-                        one.images, one.second_from,
+                        one.images, one.second_from, one.num_source,
                     )
                 )  # fmt: skip
             yield

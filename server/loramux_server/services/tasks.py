@@ -3,6 +3,7 @@
 from loramux.errors import FailedPreconditionError
 from loramux_adapters.head import FEATURES, Task
 from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine.model_kind import ModelKind
 from loramux_server.store.record import AdapterRecord
 
 _GENERATE = "loramux.v1.GenerationService.Generate"
@@ -30,6 +31,20 @@ def check_writes(model: ModelInfo) -> None:
             f"the base model, {model.architecture}, is an encoder: it reads texts and continues "
             f"none; call {_CLASSIFY}, {_ANSWER} or {_EMBED}",
             reason="BASE_CONTINUES_NO_TEXT",
+        )
+
+
+def check_reads(model: ModelInfo) -> None:
+    """Demand that texts can be labelled or embedded with the base model.
+
+    Raises:
+        FailedPreconditionError: It has an encoder and a decoder.
+    """
+    if model.kind is ModelKind.SEQ2SEQ:
+        raise FailedPreconditionError(
+            f"the base model, {model.architecture}, has an encoder and a decoder: it writes texts, "
+            f"and labels and embeds none; call {_GENERATE}",
+            reason="BASE_ONLY_WRITES",
         )
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
-from loramux_adapters.contents import Contents
+from loramux_adapters.contents import Contents, VirtualTokens
+from loramux_adapters.errors import shown
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.fit import check_sight
+from loramux_adapters.generation import FORCED_BOS, TOKENS
 from loramux_adapters.head import HeadShape
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
@@ -71,6 +73,8 @@ class ServedBase:
     """What it makes of a token."""
     context_length: int
     """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
+    source_length: int = 0
+    """Tokens of it that are for what an encoder reads, where a decoder writes the rest."""
     kind: ModelKind = ModelKind.DECODER
     """What it makes of a text."""
 
@@ -100,6 +104,7 @@ class ServedBase:
                 num_texts=2 if model.kind is ModelKind.SEQ2SEQ else 1,
             ),
             context_length=model.context_length,
+            source_length=model.source_length,
             kind=model.kind,
         )
 
@@ -107,6 +112,14 @@ class ServedBase:
     def row_size(self) -> RowSize:
         """How much a rank row holds."""
         return RowSize(self.row_bytes, self.resting.row_item_bytes)
+
+    def most_virtual(self, virtual: VirtualTokens) -> int:
+        """Return how many such virtual tokens leave room for a prompt and a completion."""
+        if not self.source_length:
+            return self.context_length - 2
+        # Keys and values stand before what is written, and embeddings before what is read.
+        written = self.context_length - self.source_length
+        return written - 2 if virtual.has_cache else self.source_length - 1
 
 
 def _features(layers: Mapping[str, Layer]) -> dict[str, tuple[int, int]]:
@@ -125,6 +138,12 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     package = read_package(file, size).named_for(base.layers, base.experts, sight, base.heads)
     _check_notes(package, base)
     contents = package.contents
+    if package.task and base.kind is ModelKind.SEQ2SEQ:
+        raise PackageError(
+            f"the adapter was trained for task_type {package.task}; the base model has an encoder "
+            "and a decoder, on which adapters are served that write texts, SEQ_2_SEQ_LM",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
     check_fit(
         contents, layers, parameters, base.token, base.experts, base.blindness, base.heads
@@ -138,7 +157,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "is served with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
-    if package.virtual and package.virtual.count > base.context_length - 2:
+    if package.virtual and package.virtual.count > base.most_virtual(package.virtual):
         raise PackageError(
             f"the adapter has {package.virtual.count} virtual tokens; the context of "
             f"{base.context_length} leaves no room for a prompt and a completion",
@@ -250,7 +269,13 @@ def _check_notes(package: Package, base: ServedBase) -> None:
             check_syntax(template)
         except FailedTemplateError as error:
             raise PackageError(f"chat_template: {error}", "INVALID_ADAPTER_CONFIG") from None
-    stops = generation.get("stop_token_ids", []) if isinstance(generation, dict) else []
+    defaults = generation if isinstance(generation, dict) else {}
+    if FORCED_BOS in defaults and base.kind is not ModelKind.SEQ2SEQ:
+        raise PackageError(
+            f"generation: {FORCED_BOS} is {shown(defaults[FORCED_BOS])}; that is served on base "
+            "models with an encoder and a decoder alone",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     vocab_size = base.vocabulary.size_for(package.contents) or base.vocab_size
     added = parse_added_tokens(cast(list[object], package.notes.get("added_tokens", [])), "")
     if added and base.tokenizer_json is not None:
@@ -260,10 +285,12 @@ def _check_notes(package: Package, base: ServedBase) -> None:
             TextTokenizer(base.tokenizer_json, added)
         except ValueError as error:
             raise PackageError(f"added_tokens: {error}", "ADAPTER_BASE_MISMATCH") from None
-    for token in stops:
+    named = {name: [defaults[name]] for name in TOKENS if name in defaults}
+    named["stop_token_ids"] = defaults.get("stop_token_ids", [])
+    for name, token in ((name, token) for name, tokens in named.items() for token in tokens):
         if token >= vocab_size:
             raise PackageError(
-                f"generation: stop_token_ids holds token {token}; the base model has tokens from "
+                f"generation: {name} holds token {token}; the base model has tokens from "
                 f"0 to {vocab_size - 1}",
                 "ADAPTER_BASE_MISMATCH",
             )
