@@ -79,6 +79,12 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
             f"for it: {shape.fault}",
             "ADAPTER_BASE_MISMATCH",
         )
+    if shape.cache_fault and contents.virtual and contents.virtual.has_cache:
+        raise PackageError(
+            f"adapter_config.json: task_type is '{head.task}', and beside keys and values of "
+            f"virtual tokens the base model serves no heads for it: {shape.cache_fault}",
+            "ADAPTER_BASE_MISMATCH",
+        )
     given = dict(head.parameters)
     for module in behind.modules if behind else []:
         _check_low_rank(module, shape)

@@ -64,7 +64,13 @@ has behind its base model, such as `classifier.dense` and `classifier.out_proj` 
 pooler, and of other layers there that were saved with the base (`head` of ModernBERT), are
 honoured. Layers that were not began as random numbers, and PEFT saves them where `modules_to_save`
 has them: DeBERTa's `pooler` has to be named there. An adapter without them is refused, which names
-them, and so are other heads, IA³ behind the layers, and heads beside virtual tokens.
+them, and so are other heads, and IA³ behind the layers.
+
+Heads, and `modules_to_save` but embeddings, are honoured beside virtual tokens, too. As with PEFT,
+embeddings before a text are a part of it to what pools: of BERT the first of them is what its
+pooler takes. Labels and answers are told of the text's own tokens. Keys and values before a text
+are served where PEFT has its head read what is behind them: BERT, RoBERTa, ELECTRA and decoders;
+not DistilBERT, DeBERTa or ModernBERT, which take none, nor BigBird, with whose head PEFT fails.
 """
 
 

@@ -8,6 +8,8 @@ from loramux_adapters.errors import PackageError, shown
 
 PREFIX = "base_model.model."
 """How names of tensors begin that PEFT saved."""
+PROMPT_PREFIX = "base_model."
+"""How they begin beside virtual tokens, for which PEFT puts nothing around the base."""
 MAX_ALPHA = 4096.0
 _METACHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]")
 
@@ -60,17 +62,17 @@ def split_name(name: str, endings: tuple[str, ...], served: str) -> tuple[str, s
     raise PackageError(f"tensor {name} is refused: only {served}", "UNSUPPORTED_ADAPTER_FEATURE")
 
 
-def path_of(name: str) -> str:
-    """Return the tensor `name` without what PEFT puts before it.
+def path_of(name: str, prefix: str = PREFIX) -> str:
+    """Return the tensor `name` without `prefix`, which PEFT puts before it.
 
     Raises:
         PackageError: It is no tensor that PEFT saves.
     """
-    if not name.startswith(PREFIX):
+    if not name.startswith(prefix):
         raise PackageError(
-            f"tensor {name} does not begin with '{PREFIX}', as tensors saved by PEFT do"
+            f"tensor {name} does not begin with '{prefix}', as tensors saved by PEFT do"
         )
-    return name.removeprefix(PREFIX)
+    return name.removeprefix(prefix)
 
 
 def invalid(name: str, fault: str) -> PackageError:

@@ -224,6 +224,13 @@ def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
             "those of prompt tuning",
             "ADAPTER_BASE_MISMATCH",
         )
+    if virtual.has_cache and not token.cache:
+        raise PackageError(
+            f"tensor {virtual.tensor.name}: the adapter brings keys and values, and the base model "
+            "takes none before a text, nor does PEFT give it any; virtual tokens that are "
+            "embeddings fit it, as those of prompt tuning",
+            "ADAPTER_BASE_MISMATCH",
+        )
     if virtual.has_cache:
         given = ((virtual.num_heads, virtual.head_width, virtual.head_width),) * virtual.num_layers
         if given != token.cache:

@@ -95,6 +95,8 @@ class HeadShape:
     """Those of them that were saved with the base, and that an adapter need not bring."""
     fault: str = ""
     """Why heads for the task are not served; empty where they are."""
+    cache_fault: str = ""
+    """Why they are not beside keys and values that stand before a text."""
 
     @property
     def modules(self) -> set[str]:

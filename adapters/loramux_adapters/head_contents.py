@@ -10,7 +10,7 @@ the base alone; see `loramux_adapters.behind`.
 from collections.abc import Mapping
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import path_of, text, unsupported
+from loramux_adapters.fields import PREFIX, path_of, text, unsupported
 from loramux_adapters.head import MAX_LABELS, Head, Task
 from loramux_adapters.saved import saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
@@ -24,9 +24,14 @@ _OF_METHODS = ("lora_", "ia3_", "base_layer", "token_adapter", "modules_to_save"
 
 
 def take_head(
-    config: Mapping[str, object], tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, object], tensors: Mapping[str, TensorInfo], prefix: str = PREFIX
 ) -> tuple[Head | None, Mapping[str, TensorInfo]]:
     """Return the head of an adapter for a task that has one, and its other tensors.
+
+    Args:
+        config: The parsed config.
+        tensors: Those of modules of the model that it was trained on.
+        prefix: What PEFT puts before their names.
 
     Raises:
         PackageError: There is no head, or one of another kind than is served.
@@ -35,10 +40,10 @@ def take_head(
     if value not in set(Task):
         return None, tensors
     task = Task(value)
-    kept = {tensor.name: tensor for tensor in without_repeats(tensors, saved_names(config))}
+    kept = {tensor.name: tensor for tensor in without_repeats(tensors, saved_names(config), prefix)}
     found: dict[str, TensorInfo] = {}
     for name, tensor in kept.items():
-        path = path_of(name)
+        path = path_of(name, prefix)
         if path.partition(".")[0] not in HEAD_NAMES[task]:
             continue
         if any(part.startswith(_OF_METHODS) for part in path.split(".")):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from loramux_adapters.bottleneck import FIELDS as BOTTLENECK_FIELDS
 from loramux_adapters.bottleneck import PEFT_TYPE, bottleneck_contents, check_bottleneck
 from loramux_adapters.contents import Contents
-from loramux_adapters.fields import Fields, invalid, text, unsupported
+from loramux_adapters.fields import PREFIX, PROMPT_PREFIX, Fields, invalid, text, unsupported
 from loramux_adapters.head_contents import take_head
 from loramux_adapters.ia3 import FIELDS as IA3_FIELDS
 from loramux_adapters.ia3 import check_ia3, ia3_contents
@@ -32,6 +32,7 @@ from loramux_adapters.virtual_tokens import (
     P_FIELDS,
     PREFIX_FIELDS,
     PROMPT_FIELDS,
+    VIRTUAL_TENSORS,
     check_cartridge,
     check_multitask,
     check_p_tuning,
@@ -61,6 +62,18 @@ class Kind:
     """Parsed `adapter_config.json` -> checked config."""
     contents: Callable[[Any, Mapping[str, TensorInfo]], Contents]
     """Checked config and tensors -> what the adapter does."""
+    own: frozenset[str] = frozenset()
+    """Names of tensors that are of no module of the model that it was trained on."""
+    prefix: str = PREFIX
+    """How names begin of those that are."""
+
+
+def _virtual(
+    fields: Fields,
+    check: Callable[[Mapping[str, object]], Any],
+    contents: Callable[[Any, Mapping[str, TensorInfo]], Contents],
+) -> Kind:
+    return Kind(fields, check, contents, VIRTUAL_TENSORS, PROMPT_PREFIX)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -69,11 +82,11 @@ KINDS: Mapping[str, Kind] = {
     "LN_TUNING": Kind(LN_TUNING_FIELDS, check_ln_tuning, ln_tuning_contents),
     "TRAINABLE_TOKENS": Kind(TOKENS_FIELDS, check_trainable_tokens, trainable_tokens_contents),
     PEFT_TYPE: Kind(BOTTLENECK_FIELDS, check_bottleneck, bottleneck_contents),
-    "PROMPT_TUNING": Kind(PROMPT_FIELDS, check_prompt, prompt_contents),
-    "P_TUNING": Kind(P_FIELDS, check_p_tuning, prompt_contents),
-    "MULTITASK_PROMPT_TUNING": Kind(MULTITASK_FIELDS, check_multitask, prompt_contents),
-    "PREFIX_TUNING": Kind(PREFIX_FIELDS, check_prefix, prefix_contents),
-    "CARTRIDGE": Kind(CARTRIDGE_FIELDS, check_cartridge, prefix_contents),
+    "PROMPT_TUNING": _virtual(PROMPT_FIELDS, check_prompt, prompt_contents),
+    "P_TUNING": _virtual(P_FIELDS, check_p_tuning, prompt_contents),
+    "MULTITASK_PROMPT_TUNING": _virtual(MULTITASK_FIELDS, check_multitask, prompt_contents),
+    "PREFIX_TUNING": _virtual(PREFIX_FIELDS, check_prefix, prefix_contents),
+    "CARTRIDGE": _virtual(CARTRIDGE_FIELDS, check_cartridge, prefix_contents),
 }
 """Value of `peft_type` -> its kind."""
 
@@ -146,9 +159,11 @@ def read_contents(
     """
     kind = kind_of(config)
     checked: AdapterConfig = kind.check(config)
-    head, others = take_head(config, tensors)
+    of_modules = {name: tensor for name, tensor in tensors.items() if name not in kind.own}
+    head, others = take_head(config, of_modules, kind.prefix)
+    own = {name: tensor for name, tensor in tensors.items() if name in kind.own}
     task = text(config, "task_type")
-    return checked, replace(kind.contents(checked, others), head=head, task=task)
+    return checked, replace(kind.contents(checked, {**own, **others}), head=head, task=task)
 
 
 def _why_not(name: object) -> str:

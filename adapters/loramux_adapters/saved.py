@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from loramux_adapters.contents import Edit, EditKind
 from loramux_adapters.errors import PackageError
-from loramux_adapters.fields import invalid, names, path_of
+from loramux_adapters.fields import PREFIX, invalid, names, path_of
 from loramux_adapters.lora import is_outer
 from loramux_adapters.tensorfile import TensorInfo
 
@@ -30,18 +30,21 @@ def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
     return found
 
 
-def saved_edit(tensor: TensorInfo, saved: tuple[str, ...], served: str) -> Edit:
+def saved_edit(
+    tensor: TensorInfo, saved: tuple[str, ...], served: str, prefix: str = PREFIX
+) -> Edit:
     """Return what `tensor` takes the place of.
 
     Args:
         tensor: A tensor that is no part of what the method trains.
         saved: The names of `modules_to_save`.
         served: Which other tensors would be right.
+        prefix: What PEFT puts before its name.
 
     Raises:
         PackageError: It is neither of a module in `saved` nor the weight of embeddings.
     """
-    path = path_of(tensor.name)
+    path = path_of(tensor.name, prefix)
     module, _, parameter = path.rpartition(".")
     if path.endswith(_BASE_WEIGHT):
         module = path.removesuffix(_BASE_WEIGHT).removesuffix(_TOKEN_ADAPTER)
@@ -56,24 +59,26 @@ def saved_edit(tensor: TensorInfo, saved: tuple[str, ...], served: str) -> Edit:
     )
 
 
-def without_repeats(tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]) -> list[TensorInfo]:
+def without_repeats(
+    tensors: Mapping[str, TensorInfo], saved: tuple[str, ...], prefix: str = PREFIX
+) -> list[TensorInfo]:
     """Return `tensors` without those that PEFT saves twice.
 
     Of a module in `saved` that is asked for in another way, too, such as by bias or because the
     vocabulary was resized, it also saves what the module was before training, and a copy.
     """
-    return [tensor for tensor in tensors.values() if not _is_repeat(tensor, tensors, saved)]
+    return [tensor for tensor in tensors.values() if not _is_repeat(tensor, tensors, saved, prefix)]
 
 
 def _is_repeat(
-    tensor: TensorInfo, tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]
+    tensor: TensorInfo, tensors: Mapping[str, TensorInfo], saved: tuple[str, ...], prefix: str
 ) -> bool:
     for infix in _AGAIN:
         module, found, parameter = tensor.name.rpartition(infix)
         # Of a module with others inside the copy has the name that PEFT gives the adapter, too.
         names = (parameter, parameter.partition(".")[2])
         if found and any(f"{module}.{name}" in tensors for name in names):
-            return is_inside(path_of(module), saved)
+            return is_inside(path_of(module, prefix), saved)
     return False
 
 

@@ -1,7 +1,8 @@
 """Virtual tokens: what prompt tuning, P-tuning, prefix tuning and cartridges put before prompts.
 
 PEFT runs the encoders of P-tuning and of prefix tuning when it saves, so that a file has ready
-embeddings, or ready keys and values, whatever made them.
+embeddings, or ready keys and values, whatever made them. Beside them are heads, and other modules
+that were trained whole.
 
 Sources of the methods: arXiv 2104.08691 (prompt tuning), 2103.10385 (P-tuning), 2303.02861
 (multitask prompt tuning), 2101.00190 (prefix tuning), github.com/HazyResearch/cartridges; of the
@@ -11,10 +12,18 @@ meaning of each field: the configs of PEFT 0.21.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from loramux_adapters.contents import Contents, VirtualTokens
+from loramux_adapters.contents import Contents, Edit, VirtualTokens
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import Fields, integer, invalid, refuse_unserved, text, unsupported
-from loramux_adapters.head import Task
+from loramux_adapters.fields import (
+    PROMPT_PREFIX,
+    Fields,
+    integer,
+    invalid,
+    refuse_unserved,
+    text,
+    unsupported,
+)
+from loramux_adapters.saved import saved_edit, saved_names, without_repeats
 from loramux_adapters.tensorfile import TensorInfo
 
 MAX_VIRTUAL_TOKENS = 1 << 20
@@ -28,34 +37,37 @@ _INITIALISATION = frozenset({
 })  # fmt: skip
 _SHAPE = frozenset({
     "peft_type", "task_type", "num_virtual_tokens", "token_dim", "num_transformer_submodules",
+    "modules_to_save",
 })  # fmt: skip
 _CACHE_SHAPE = frozenset({"num_layers", "num_attention_heads"})
-_REFUSED = {"modules_to_save": "modules trained as a whole are not served"}
 
-PROMPT_FIELDS = Fields(_SHAPE, _COMMON | _CACHE_SHAPE | _INITIALISATION, _REFUSED)
+PROMPT_FIELDS = Fields(_SHAPE, _COMMON | _CACHE_SHAPE | _INITIALISATION, {})
 P_FIELDS = Fields(
     _SHAPE,
     _COMMON | _CACHE_SHAPE | {
         "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",
         "encoder_dropout",
     },
-    _REFUSED,
+    {},
 )  # fmt: skip
 MULTITASK_FIELDS = Fields(
     _SHAPE | {"num_tasks", "num_ranks"},
     _COMMON | _CACHE_SHAPE | _INITIALISATION | {
         "prompt_tuning_init_state_dict_path", "prompt_tuning_init_task",
     },
-    _REFUSED,
+    {},
 )  # fmt: skip
 PREFIX_FIELDS = Fields(
     _SHAPE | _CACHE_SHAPE,
     _COMMON | {"encoder_hidden_size", "prefix_projection", "init_weights"},
-    _REFUSED,
+    {},
 )
-CARTRIDGE_FIELDS = Fields(_SHAPE | _CACHE_SHAPE, _COMMON | {"num_frozen_tokens"}, _REFUSED)
+CARTRIDGE_FIELDS = Fields(_SHAPE | _CACHE_SHAPE, _COMMON | {"num_frozen_tokens"}, {})
 
 _EMBEDDINGS, _COLUMNS, _ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
+VIRTUAL_TENSORS = frozenset((_EMBEDDINGS, _COLUMNS, _ROWS))
+"""Names of the tensors that are of virtual tokens."""
+_Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,8 @@ class VirtualTokensConfig:
     num_heads: int = 0
     num_texts: int = 1
     """Texts that a base has: of one with an encoder and a decoder, 2."""
+    saved: tuple[str, ...] = ()
+    """Ends of the names of modules that were trained whole."""
 
 
 def check_prompt(config: Mapping[str, object]) -> VirtualTokensConfig:
@@ -118,21 +132,20 @@ def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     """
     count, width = config.count, _needed("token_dim", config.token_dim)
     if not config.num_ranks:
-        (embeddings,) = _only(tensors, {_EMBEDDINGS: (config.num_texts * count, width)})
-        return Contents(virtual=VirtualTokens(embeddings, num_texts=config.num_texts))
+        shapes: _Shapes = {_EMBEDDINGS: (config.num_texts * count, width)}
+        (embeddings,), edits = _split(tensors, shapes, config.saved)
+        return Contents(edits=edits, virtual=VirtualTokens(embeddings, num_texts=config.num_texts))
     if config.num_texts > 1:
         raise unsupported(
             "num_transformer_submodules", config.num_texts, "of several tasks only 1 is served"
         )
-    embeddings, columns, rows = _only(
-        tensors,
-        {
-            _EMBEDDINGS: (count, width),
-            _COLUMNS: (1, count, config.num_ranks),
-            _ROWS: (1, config.num_ranks, width),
-        },
-    )
-    return Contents(virtual=VirtualTokens(embeddings, factors=(columns, rows)))
+    shapes = {
+        _EMBEDDINGS: (count, width),
+        _COLUMNS: (1, count, config.num_ranks),
+        _ROWS: (1, config.num_ranks, width),
+    }
+    (embeddings, columns, rows), edits = _split(tensors, shapes, config.saved)
+    return Contents(edits=edits, virtual=VirtualTokens(embeddings, factors=(columns, rows)))
 
 
 def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
@@ -146,11 +159,12 @@ def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     width = _needed("token_dim", config.token_dim)
     if width % num_heads:
         raise invalid("token_dim", f"is {width}, no multiple of num_attention_heads, {num_heads}")
-    (both,) = _only(tensors, {_EMBEDDINGS: (config.count, 2 * num_layers * width)})
+    shapes: _Shapes = {_EMBEDDINGS: (config.count, 2 * num_layers * width)}
+    (both,), edits = _split(tensors, shapes, config.saved)
     virtual = VirtualTokens(
         both, num_layers=num_layers, num_heads=num_heads, num_texts=config.num_texts
     )
-    return Contents(virtual=virtual)
+    return Contents(edits=edits, virtual=virtual)
 
 
 def _check_cache(config: Mapping[str, object], fields: Fields) -> VirtualTokensConfig:
@@ -171,9 +185,6 @@ def _check(
     num_heads: int = 0,
 ) -> VirtualTokensConfig:
     refuse_unserved(config, fields)
-    task = text(config, "task_type")
-    if task in set(Task):
-        raise unsupported("task_type", task, "a head is not served beside virtual tokens")
     count = integer(config, "num_virtual_tokens", 0, 1, MAX_VIRTUAL_TOKENS)
     submodules = config.get("num_transformer_submodules")
     if submodules is not None and (type(submodules) is not int or submodules not in (1, 2)):
@@ -190,6 +201,7 @@ def _check(
         num_layers,
         num_heads,
         submodules or 1,
+        saved_names(config),
     )
 
 
@@ -206,17 +218,13 @@ def _needed(name: str, size: int) -> int:
     return size
 
 
-def _only(
-    tensors: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]
-) -> list[TensorInfo]:
-    """Return the tensors of `shapes`, which have to be all of `tensors`."""
-    for name in tensors:
-        if name not in shapes:
-            served = ", ".join(repr(each) for each in shapes)
-            raise PackageError(
-                f"tensor {name} is refused: only {served} of such an adapter",
-                "UNSUPPORTED_ADAPTER_FEATURE",
-            )
+def _split(
+    tensors: Mapping[str, TensorInfo], shapes: _Shapes, saved: tuple[str, ...]
+) -> tuple[list[TensorInfo], list[Edit]]:
+    """Return the tensors of `shapes`, and what takes the place of all others of `tensors`.
+
+    These are of modules in `saved`.
+    """
     for name, shape in shapes.items():
         if name not in tensors:
             raise PackageError(f"tensor {name} is missing")
@@ -226,4 +234,12 @@ def _only(
                 "adapter_config.json says",
                 "INVALID_ADAPTER_CONFIG",
             )
-    return [tensors[name] for name in shapes]
+    others = {name: tensor for name, tensor in tensors.items() if name not in shapes}
+    served = f"{', '.join(repr(each) for each in shapes)} are served of such an adapter"
+    for name in others.keys() & VIRTUAL_TENSORS:
+        raise PackageError(
+            f"tensor {name} is refused: only {served}", "UNSUPPORTED_ADAPTER_FEATURE"
+        )
+    kept = without_repeats(others, saved, PROMPT_PREFIX)
+    edits = [saved_edit(tensor, saved, served, PROMPT_PREFIX) for tensor in kept]
+    return [tensors[name] for name in shapes], sorted(edits, key=lambda edit: edit.tensor.name)

@@ -69,6 +69,18 @@ def test_each_tensor_has_its_meaning() -> None:
     assert contents.virtual.head_width == 4
 
 
+def test_a_head_and_modules_trained_whole_stand_beside_virtual_tokens() -> None:
+    saved = ["classifier", "score", "norm"]
+    head = {"base_model.score.weight": [3, 8], "base_model.model.norm.weight": [8]}
+    for config, width in ((PROMPT, 8), (PREFIX, 48)):
+        told = config | {"task_type": "SEQ_CLS", "modules_to_save": saved}
+        _, contents = read_contents(told, infos({EMBEDDINGS: [5, width], **head}))
+        assert contents.virtual is not None
+        assert contents.head is not None
+        assert (contents.head.module, contents.head.num_labels) == ("score", 3)
+        assert [edit.module for edit in contents.edits] == ["model.norm"]
+
+
 @pytest.mark.parametrize(
     ("config", "shapes", "reason", "message"),
     [
@@ -83,11 +95,18 @@ def test_each_tensor_has_its_meaning() -> None:
             UNSUPPORTED,
             "'num_transformer_submodules' = 3 is refused: models have 1, or 2",
         ),
-        (PROMPT | {"modules_to_save": ["lm_head"]}, {}, UNSUPPORTED, "'modules_to_save'"),
+        (PROMPT | {"modules_to_save": "lm_head"}, {EMBEDDINGS: [5, 8]}, UNSUPPORTED, "list the"),
+        (
+            PROMPT | {"modules_to_save": ["norm"]},
+            {EMBEDDINGS: [5, 8], "base_model.model.layers.0.other.weight": [8]},
+            UNSUPPORTED,
+            "only 'prompt_embeddings' are served of such an adapter, and those of modules in",
+        ),
+        (PROMPT, {EMBEDDINGS: [5, 8], **FACTORS}, UNSUPPORTED, "prefix_task_"),
         (PROMPT, {EMBEDDINGS: [4, 8]}, INVALID, "shape [4, 8] is not [5, 8]"),
         (PROMPT, {EMBEDDINGS: [40]}, INVALID, "shape [40] is not [5, 8]"),
         (PROMPT, {}, FILE, "tensor prompt_embeddings is missing"),
-        (PROMPT, {EMBEDDINGS: [5, 8], "lm_head.weight": [9, 8]}, UNSUPPORTED, "lm_head.weight"),
+        (PROMPT, {EMBEDDINGS: [5, 8], "lm_head.weight": [9, 8]}, FILE, "lm_head.weight"),
         (MULTITASK | {"num_tasks": 3}, {}, UNSUPPORTED, "'num_tasks' = 3 is refused: a request"),
         (MULTITASK, {EMBEDDINGS: [5, 8]}, FILE, "tensor prefix_task_cols is missing"),
         (
@@ -118,6 +137,7 @@ def test_what_does_not_fit_together_is_refused(
         (PREFIX, 48, TokenShape(8, ((2, 4, 8),) * 3), "keeps 3 layers of 2 heads of 4 and 8"),
         (PREFIX, 48, TokenShape(8, ((1, 8, 8),) * 3), "keeps 3 layers of 1 heads of 8 and 8"),
         (PREFIX, 48, TokenShape(8, ((2, 4, 4),) * 3, True), "recurrent layers, which keep none"),
+        (PREFIX, 48, TokenShape(8, ()), "the base model takes none before a text"),
         (PROMPT, 8, None, "it is not known what those of the base model are like"),
     ],
 )

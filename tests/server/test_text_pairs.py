@@ -7,6 +7,7 @@ import pytest
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.labels import Labels, ProblemType
+from loramux_server.engine.messages import Submit
 from loramux_server.engine.sampling import Sampling
 from loramux_server.models.text_format import read_text_format
 from loramux_server.quarantine import Work
@@ -134,3 +135,30 @@ def test_texts_that_are_parted_elsewhere_are_other_requests() -> None:
 
     assert len({key(0), key(1), key(2)}) == 3
     assert key(0) == Work([1, 2, 3], None, Sampling(max_tokens=1, seed=5)).key
+
+
+async def test_texts_have_the_context_less_virtual_tokens() -> None:
+    info = encoder_info(wordpiece().backend_tokenizer.to_str(), context_length=20)
+    reads = Reads(info, lambda _: [0, 1], told=TOLD, num_virtual=5)
+    await reads.classify({"token_ids": [5] * 15})
+    with pytest.raises(InvalidArgumentError) as caught:
+        await reads.classify({"token_ids": [5] * 16})
+    assert str(caught.value) == (
+        "inputs[0] has 16 tokens and 5 virtual tokens of the adapter; the context has 20"
+    )
+
+    def logits(submit: Submit) -> list[list[int]]:
+        return [[0, 1]] * len(submit.prompt)
+
+    answering = Reads(info, logits, task="QUESTION_ANS", num_virtual=5)
+    asked = {"question": "Who?", "context": CONTEXT}
+    await answering.answer(asked, max_window_tokens=15, window_overlap_tokens=2)
+    assert max(len(each.prompt) for each in answering.engine.sent) == 15
+    with pytest.raises(InvalidArgumentError) as caught:
+        await answering.answer(asked, max_window_tokens=16)
+    assert str(caught.value) == (
+        "max_window_tokens is 16; expected 2 to 15, the context of the model less 5 virtual "
+        "tokens of the adapter"
+    )
+    with pytest.raises(InvalidArgumentError, match="the model has room for 15: set max_window"):
+        await answering.answer(asked)

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
+    BigBirdConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
@@ -56,6 +57,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "electra": lambda: ElectraConfig(**_SHAPE, embedding_size=12),
     "albert": lambda: AlbertConfig(**_SHAPE, embedding_size=12),
 }  # fmt: skip
+_OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "big-bird": lambda: BigBirdConfig(**_SHAPE, attention_type="original_full"),
+}
+"""Those of which not all heads are served."""
 _KINDS: dict[Task, Any] = {
     Task.SEQUENCE: AutoModelForSequenceClassification,
     Task.TOKENS: AutoModelForTokenClassification,
@@ -76,13 +81,13 @@ def save_encoder(name: str, folder: Path, kind: Any = None) -> Path:
     """Save a random encoder, ModernBERT with what it fills in masked words with, and return where.
 
     Args:
-        name: Which of `CONFIGS`.
+        name: Which of `CONFIGS`, or of those with fewer heads.
         folder: Where to.
         kind: What makes it, if that is something else than usual.
     """
     torch.manual_seed(len(name))
     usual = AutoModelForMaskedLM if "modern" in name else AutoModel
-    model = (kind or usual).from_config(CONFIGS[name]())
+    model = (kind or usual).from_config((CONFIGS | _OTHERS)[name]())
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)  # biases are zero at first
@@ -96,11 +101,17 @@ def heads_of(folder: Path) -> Heads:
     return Heads.of(module, module.config, str(folder))
 
 
+def for_task(base: Path, task: Task) -> PreTrainedModel:
+    """Return the encoder in `base` with a head for a task, random as far as it was not saved."""
+    torch.manual_seed(5)
+    labels = 2 if task is Task.SPANS else 3
+    model: PreTrainedModel = _KINDS[task].from_pretrained(str(base), num_labels=labels)
+    return model.eval()
+
+
 def save_headed(base: Path, task: Task, config: LoraConfig, folder: Path) -> PeftModel:
     """Save a random adapter for a task on the encoder in `base`, and return it as PEFT loads it."""
-    torch.manual_seed(5)
-    model = _KINDS[task].from_pretrained(str(base), num_labels=2 if task is Task.SPANS else 3)
-    return save_classifier(model.eval(), config, folder, seed=6)
+    return save_classifier(for_task(base, task), config, folder, seed=6)
 
 
 def config_for(name: str, task: Task, **more: Any) -> LoraConfig:

@@ -47,12 +47,12 @@ def encoder_info(tokenizer_json: str, **more: Any) -> ModelInfo:
     return ModelInfo(**fields | more)
 
 
-def record_of(task: str) -> AdapterRecord:
-    """Return an adapter for `task`, called `adapter`."""
+def record_of(task: str, num_virtual: int = 0) -> AdapterRecord:
+    """Return an adapter for `task` with so many virtual tokens, called `adapter`."""
     return AdapterRecord(
         tenant="default", name="adapter", version=1, digest="sha256:0", size_bytes=1, rank=1,
-        num_bytes=1, item_bytes=1, edit_bytes=0, virtual_tokens=0, has_cache=False, task=task,
-        method="LORA", invocation=(), target_modules=(), base_model="", source="upload",
+        num_bytes=1, item_bytes=1, edit_bytes=0, virtual_tokens=num_virtual, has_cache=False,
+        task=task, method="LORA", invocation=(), target_modules=(), base_model="", source="upload",
         created_at=datetime.now(UTC),
     )  # fmt: skip
 
@@ -81,10 +81,10 @@ class Reads:
 
     def __init__(
         self, model: ModelInfo, scores: Callable[[Submit], Any], *, task: str = "SEQ_CLS",
-        told: Instruction | None = None,
+        told: Instruction | None = None, num_virtual: int = 0,
     ) -> None:  # fmt: skip
         self.engine = ReadingEngine(scores)
-        self._record, self._told = record_of(task), told or Instruction()
+        self._record, self._told = record_of(task, num_virtual), told or Instruction()
         quotas, room = Quotas(KeptPolicies()), open_room()
         readings = Readings(
             engine=self.engine, registry=cast(Any, self), model=model,

@@ -213,7 +213,7 @@ def _read_tokens(
             head = residence(chunk.digest).head
         assert head is not None
         row = begin + positions.start - chunk.start
-        first = positions.start - chunk.request.num_fillable if chunk.request.reads_all else 0
+        first = positions.start - chunk.request.num_untold if chunk.request.reads_all else 0
         found.append(ReadTokens(chunk.request, head, first, slice(row, row + len(positions))))
     return tuple(found)
 
@@ -276,8 +276,7 @@ def _segments(
     adapters: list[Residence] = []
     digest: str | None = None
     for i, chunk in enumerate(chunks):
-        # Virtual tokens are all that an adapter of them has.
-        if chunk.digest is None or chunk.request.num_virtual:
+        if chunk.digest is None or not residence(chunk.digest).changes:
             continue
         begin = int(query_start[i]) + chunk.num_inactive
         if chunk.digest != digest or begin != end[-1]:

@@ -79,10 +79,13 @@ class Readings:
 def gather(request: Request, first: int, read: npt.NDArray[np.float32]) -> None:
     """Take in what is `read` of the tokens from `first` on, a row for each.
 
-    Who lost its blocks begins anew: what comes again takes the place of what was there.
+    Who lost its blocks begins anew: what comes again takes the place of what was there. Numbers
+    below 0 are of virtual tokens: PEFT returns logits of those whose embeddings it puts before a
+    text, too, and callers know nothing of them.
     """
     if request.pooling is not Pooling.MEAN:
-        request.numbers[first:] = [row.tobytes() for row in read]
+        rows = read[max(0, -first) :]
+        request.numbers[max(0, first) :] = [row.tobytes() for row in rows]
         return
     total = np.zeros(read.shape[1], np.float64)
     if first:

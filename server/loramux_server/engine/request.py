@@ -244,6 +244,16 @@ class Request:
         return self.is_whole or self.task.reads_all
 
     @property
+    def num_untold(self) -> int:
+        """Virtual tokens of which nothing is told, where every token is read.
+
+        What reads a text as a whole reads those with it of which there are hidden states.
+        """
+        if self.task is not None and self.task.reads_all:
+            return self.num_virtual
+        return self.num_fillable
+
+    @property
     def own_vocab_size(self) -> int:
         """Tokens that the base has with its adapter; 0 if as many as ever."""
         return self.adapter.vocab_size if self.adapter else 0

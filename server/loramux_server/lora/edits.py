@@ -4,7 +4,8 @@ Factors and shifts of outputs go to the slab (`lora/affine.py`). All else is don
 does it. What is before and behind the layers, such as embeddings, the last norm and the layer that
 makes logits, leaves them as they are; a step in which a token has anything else goes through the
 model's own layers, one operation after the other. Steps without know nothing of this. Virtual
-tokens change no layer: the step that puts them in their place goes the usual way.
+tokens change no layer: unless there is something beside them, the step that puts them in their
+place goes the usual way.
 
 Legend: T tokens, K input width, N output width of a layer.
 """
@@ -87,7 +88,7 @@ class Edits:
     vocab_size: int = 0
     """Tokens that the base has with this adapter; 0 if as many as ever."""
     virtual: Virtual | None = None
-    """What stands before every prompt; who has it does nothing else."""
+    """What stands before every prompt."""
     head: "Head | LayeredHead | None" = None
     """What reads hidden states in place of the layer of logits."""
 

@@ -48,8 +48,6 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     Raises:
         PackageError: It needs something of the base that cannot be had.
     """
-    if package.virtual:
-        return Edits(virtual=pack_virtual(package.virtual, read))
     found = found_by_module(package)
     _drop_what_base_has(package, found, base, read)
     if base.vocabulary.is_tied:
@@ -81,6 +79,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
         vocab_size=base.vocabulary.size_for(package.contents),
         routers=chosen,
         experts=pack_experts(package, base.experts, base.dtype, read),
+        virtual=pack_virtual(package.virtual, read) if package.virtual else None,
         head=pack_head(package, base.heads, read),
     )
     return edits if edits else None

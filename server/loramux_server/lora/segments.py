@@ -39,8 +39,13 @@ class Residence:
 
     @property
     def virtual(self) -> Virtual | None:
-        """What it puts before every prompt; then it changes nothing else."""
+        """What it puts before every prompt."""
         return self.edits.virtual if self.edits else None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything to tokens, beside what it puts before them."""
+        return not self.virtual or (self.edits is not None and self.edits.changes)
 
     @property
     def head(self) -> "Head | LayeredHead | None":

@@ -75,7 +75,8 @@ class Heads:
                     head = TaskHead(module, config, task)
                     with head.lending(module) as lends:
                         head.take_place(find_pooler(module, token_1T) if lends else pooler)
-                        idle = _idle(head, module, token_1T)
+                        given, hidden_TK = _tried(head, module, token_1T)
+                        idle = _idle(head, given, hidden_TK)
                 except torch.OutOfMemoryError:
                     raise
                 except _UNKNOWN_WAYS as error:
@@ -83,7 +84,12 @@ class Heads:
                     continue
                 heads[task] = head
                 known[task] = {**idle, **_saved(head, module, saved)}
-                shapes[task] = HeadShape(head.architecture, head.parameters, tuple(known[task]))
+                shapes[task] = HeadShape(
+                    head.architecture,
+                    head.parameters,
+                    tuple(known[task]),
+                    cache_fault=_cache_fault(head, given, hidden_TK),
+                )
         behind = frozenset(pooler.names)
         own = {
             name: tuple(value.shape)
@@ -119,10 +125,10 @@ def _text(config: PreTrainedConfig, device: torch.device) -> torch.Tensor:
     return token_1T.to(device)
 
 
-def _idle(
+def _tried(
     head: TaskHead, module: PreTrainedModel, token_1T: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Return zeros for those parameters of `head` that make no difference.
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return random parameters of `head`, and the last hidden states of a text, [T, K].
 
     Raises:
         ValueError: It does not compute what transformers' class does as a whole.
@@ -147,6 +153,27 @@ def _idle(
             f"{head.architecture} makes something else of a text than of its last hidden states: "
             f"logits differ by {difference:.2g} of the largest"
         )
+    return given, hidden_TK
+
+
+def _cache_fault(head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor) -> str:
+    """Return why `head` is not what PEFT has behind keys and values of virtual tokens, if so."""
+    wanted = head.logits(given, hidden_TK)
+    try:
+        found = head.behind_cache(given, hidden_TK)
+    except torch.OutOfMemoryError:
+        raise
+    except (StopIteration, *_UNKNOWN_WAYS) as error:
+        return f"PEFT fails with {head.architecture} there: {_told(error)}"
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=1e-5):
+        return f"PEFT leaves out a part of {head.architecture} there"
+    return ""
+
+
+def _idle(
+    head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return zeros for those parameters of `head` that make no difference."""
     idle = {}
     for name, value in given.items():
         without = head.logits({**given, name: torch.full_like(value, torch.nan)}, hidden_TK)

@@ -4,6 +4,7 @@ Legend: T tokens, K width of a hidden state, L labels.
 """
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from loramux_adapters.head import LABELS, Task
+from loramux_adapters.head_contents import HEAD_NAMES
 from loramux_server.models.pooler import Pooler
 
 _CLASSES: dict[Task, tuple[Any, Any]] = {
@@ -130,6 +132,35 @@ class TaskHead:
             self._given.hidden_1TK = None
         return self._logits(output)
 
+    def behind_cache(
+        self, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what PEFT makes of them behind keys and values that it puts before a text.
+
+        Where a class for a task does not take these, PEFT (0.21, `_prefix_tuning_forward`) runs its
+        base model, and then that child of the class which has the name of a head.
+        """
+        if "past_key_values" in inspect.signature(self._model.forward).parameters:
+            return self.logits(parameters, hidden_TK)
+        children = [name for name, _ in self._model.named_children()]
+        head = next(
+            name for name in children if any(each in name for each in HEAD_NAMES[self._task])
+        )
+        direct = _Direct(self._given, self._model.get_submodule(head), self._task)
+        places = {self._base_name: "base", head: "head"}
+        own = {
+            f"{places[first]}.{rest}": value
+            for name, value in parameters.items()
+            if (first := name.partition(".")[0]) in places
+            for rest in [name.partition(".")[2]]
+        }
+        self._given.hidden_1TK = hidden_TK[None]
+        try:
+            logits: torch.Tensor = functional_call(direct, own, ())
+        finally:
+            self._given.hidden_1TK = None
+        return logits if self._task is Task.SEQUENCE else logits[0]
+
     def whole(
         self, module: PreTrainedModel, parameters: Mapping[str, torch.Tensor],
         token_1T: torch.Tensor,
@@ -183,6 +214,23 @@ class _Given(nn.Module):
                 pooled = getattr(self, name)(pooled)
             made["pooler_output"] = pooled
         return self._pooler.output(**made)
+
+
+class _Direct(nn.Module):
+    """Gives what a base model makes to a head, and nothing between them."""
+
+    def __init__(self, base: nn.Module, head: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.base = base
+        self.head = head
+        self._task = task
+
+    def forward(self) -> torch.Tensor:
+        """Return what the head makes of it: of the text as a whole, if there is such a thing."""
+        made = self.base().to_tuple()
+        is_pooled = self._task is Task.SEQUENCE and len(made) > 1
+        logits: torch.Tensor = self.head(made[1 if is_pooled else 0])
+        return logits
 
 
 class _Widened(nn.Module):

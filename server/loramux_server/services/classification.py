@@ -28,7 +28,8 @@ class ClassificationService:
             scoring = _scoring(request, reading.source, reading.told)
             check_pairs(request, scoring.task)
             texts = await self._readings.texts(request, reading)
-            check_sizes([len(text.tokens) for text in texts], scoring, self._readings.model)
+            lengths = [len(text.tokens) for text in texts]
+            check_sizes(lengths, scoring, self._readings.model, reading.num_virtual)
             found = await self._readings.run(reading, CLASSIFY, texts)
             results = await told_of(
                 found,

@@ -47,13 +47,17 @@ def check_pairs(request: classification_pb2.ClassifyRequest, task: Task) -> None
             )
 
 
-def check_sizes(lengths: Sequence[int], scoring: Scoring, model: ModelInfo) -> None:
+def check_sizes(
+    lengths: Sequence[int], scoring: Scoring, model: ModelInfo, num_virtual: int = 0
+) -> None:
     """Demand that texts of so many tokens fit the context, and what is told of them a message.
+
+    An adapter has `num_virtual` tokens before each of them.
 
     Raises:
         InvalidArgumentError: They do not.
     """
-    check_lengths(lengths, model)
+    check_lengths(lengths, model, num_virtual)
     num_labels = len(scoring.labels.names)
     if scoring.task is Task.TOKENS and sum(lengths) * num_labels > MAX_NUMBERS:
         raise invalid(

@@ -24,7 +24,7 @@ def context_room(
     if model.source_length:
         if num_prompt + num_virtual > model.source_length:
             raise InvalidArgumentError(
-                f"{field} has {num_prompt} tokens{_beside(num_virtual, num_seen)}; the base model "
+                f"{field} has {num_prompt} tokens{beside(num_virtual, num_seen)}; the base model "
                 f"reads {model.source_length} at most",
                 reason="CONTEXT_LENGTH_EXCEEDED",
                 field=field,
@@ -34,7 +34,7 @@ def context_room(
     if room < (0 if is_empty(params) else 1):
         rest = "is smaller" if is_empty(params) else "leaves no room for a completion"
         raise InvalidArgumentError(
-            f"{field} has {num_prompt} tokens{_beside(num_virtual, num_seen)}; the context of "
+            f"{field} has {num_prompt} tokens{beside(num_virtual, num_seen)}; the context of "
             f"{model.context_length} {rest}",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field=field,
@@ -59,7 +59,7 @@ def completion_room(
     """
     room = context_room("prompt", num_prompt, params, model, num_virtual, num_seen)
     after = (
-        f"a prompt of {num_prompt} tokens{_beside(num_virtual, num_seen)} the context of "
+        f"a prompt of {num_prompt} tokens{beside(num_virtual, num_seen)} the context of "
         f"{model.context_length}"
     )
     if model.source_length:
@@ -86,6 +86,7 @@ def is_empty(params: generation_pb2.SamplingParams) -> bool:
     return params.HasField("max_tokens") and params.max_tokens == 0
 
 
-def _beside(num_virtual: int, num_seen: int) -> str:
+def beside(num_virtual: int, num_seen: int = 0) -> str:
+    """Return what an error tells of a prompt's tokens for images, and of those of an adapter."""
     seen = f" ({num_seen} of them for images)" if num_seen else ""
     return seen + (f" and {num_virtual} virtual tokens of the adapter" if num_virtual else "")

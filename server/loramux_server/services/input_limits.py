@@ -6,6 +6,7 @@ from typing import TypeGuard
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2, embedding_pb2
 from loramux_server.engine.model_info import ModelInfo
+from loramux_server.services.context_room import beside
 from loramux_server.services.limits import MAX_PROMPT_BYTES, invalid
 
 MAX_INPUTS = 64
@@ -33,15 +34,15 @@ def is_pair(each: Input) -> TypeGuard[classification_pb2.ClassifyInput]:
     return isinstance(each, classification_pb2.ClassifyInput) and each.HasField("text_pair")
 
 
-def check_lengths(lengths: Sequence[int], model: ModelInfo) -> None:
-    """Demand that inputs of so many tokens fit the context.
+def check_lengths(lengths: Sequence[int], model: ModelInfo, num_virtual: int = 0) -> None:
+    """Demand that inputs of so many tokens fit the context beside virtual tokens of an adapter.
 
     Raises:
         InvalidArgumentError: One does not.
     """
     for index, length in enumerate(lengths):
-        if length > model.context_length:
-            raise _too_long(f"inputs[{index}]", length, model)
+        if length > model.context_length - num_virtual:
+            raise _too_long(f"inputs[{index}]", length, model, num_virtual)
 
 
 def _texts(each: Input) -> tuple[str, ...]:
@@ -73,9 +74,11 @@ def _check_input(field: str, each: Input, model: ModelInfo) -> None:
         raise _too_long(f"{field}.token_ids", len(each.token_ids), model)
 
 
-def _too_long(field: str, length: int, model: ModelInfo) -> InvalidArgumentError:
+def _too_long(
+    field: str, length: int, model: ModelInfo, num_virtual: int = 0
+) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{field} has {length} tokens; the context has {model.context_length}",
+        f"{field} has {length} tokens{beside(num_virtual)}; the context has {model.context_length}",
         reason="CONTEXT_LENGTH_EXCEEDED",
         field=field,
     )

@@ -28,7 +28,8 @@ class QuestionAnsweringService:
         opened = self._readings.opened(request, context, check_request, check_answers)
         async with opened as reading:
             pairs = await self._pairs(request, reading)
-            windows = windows_of(pairs, size_of(request, self._readings.model))
+            size = size_of(request, self._readings.model, reading.num_virtual)
+            windows = windows_of(pairs, size)
             texts = [window for each in windows for window in each]
             found = await self._readings.run(reading, ANSWER, texts)
             best, rest = _best(request), iter(found)

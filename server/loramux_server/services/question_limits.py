@@ -70,17 +70,23 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
     size_of(request, model)
 
 
-def size_of(request: question_answering_pb2.AnswerRequest, model: ModelInfo) -> WindowSize:
+def size_of(
+    request: question_answering_pb2.AnswerRequest, model: ModelInfo, num_virtual: int = 0
+) -> WindowSize:
     """Return the size of windows that `request` asks for.
+
+    An adapter has `num_virtual` tokens before each of them.
 
     Raises:
         InvalidArgumentError: There can be none of that size.
     """
-    max_tokens, is_asked_for = model.context_length, request.HasField("max_window_tokens")
+    most, is_asked_for = model.context_length - num_virtual, request.HasField("max_window_tokens")
+    max_tokens = most
     if is_asked_for:
         max_tokens = request.max_window_tokens
-        if not 2 <= max_tokens <= model.context_length:
-            right = f"2 to {model.context_length}, the context of the model"
+        if not 2 <= max_tokens <= most:
+            taken = f" less {num_virtual} virtual tokens of the adapter" if num_virtual else ""
+            right = f"2 to {most}, the context of the model{taken}"
             raise invalid("max_window_tokens", max_tokens, right)
     overlap = min(DEFAULT_OVERLAP, max_tokens // 2)
     if request.HasField("window_overlap_tokens"):

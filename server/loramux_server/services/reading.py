@@ -98,6 +98,11 @@ class Reading:
         return self.record.full_name if self.record else ""
 
     @property
+    def num_virtual(self) -> int:
+        """Virtual tokens that it puts before each text."""
+        return self.source.virtual_tokens if self.source else 0
+
+    @property
     def digest(self) -> str | None:
         """Its digest."""
         return self.record.digest if self.record else None

@@ -157,6 +157,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "is served with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
+    _check_embeddings(contents, base)
     if package.virtual and package.virtual.count > base.most_virtual(package.virtual):
         raise PackageError(
             f"the adapter has {package.virtual.count} virtual tokens; the context of "
@@ -184,6 +185,20 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         if part:
             _check_values(file, package.file.data_start, part)
     return package
+
+
+def _check_embeddings(contents: Contents, base: ServedBase) -> None:
+    """Demand that no adapter brings embeddings of virtual tokens and of all others."""
+    if contents.virtual is None or contents.virtual.has_cache:
+        return
+    for edit in contents.edits:
+        if edit.module == base.vocabulary.embedding:
+            raise PackageError(
+                f"tensor {edit.tensor.name}: beside embeddings of virtual tokens other embeddings "
+                "of the base model's tokens are not served: PEFT looks these up where they were "
+                "before training",
+                "UNSUPPORTED_ADAPTER_FEATURE",
+            )
 
 
 def _check_values(file: BinaryIO, data_start: int, contents: Contents) -> None:
