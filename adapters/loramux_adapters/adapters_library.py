@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loramux_adapters.bottleneck import PEFT_TYPE as BOTTLENECK
-from loramux_adapters.bottleneck import PLACES
+from loramux_adapters.bottleneck_sites import PLACES
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import (
     PREFIX,
@@ -49,7 +49,8 @@ LORA = Fields(
 """What becomes of the fields of the architecture `lora`."""
 
 _NETWORK = re.compile(
-    rf"(?P<module>.+\.(?:{'|'.join(PLACES)}))\.adapters\.(?P<adapter>[^.]+)\.(?P<part>.+)"
+    rf"(?P<module>.+\.(?:{'|'.join(map(re.escape, PLACES))}))\.adapters"
+    r"\.(?P<adapter>[^.]+)\.(?P<part>.+)"
 )
 _NAME = re.compile(r"(?P<layer>.+)\.loras\.(?P<adapter>[^.]+)\.(?P<half>lora_[AB])")
 
@@ -125,7 +126,7 @@ def _pack_bottleneck(
             if not parts:
                 raise PackageError(
                     f"tensor {tensor.name} is refused: of a bottleneck of the adapters library, "
-                    f"'….{'|'.join(PLACES)}.adapters.<adapter>.…' is served",
+                    f"'….{PLACES[0]}.adapters.<adapter>.…' is served, behind attention and MLPs",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
             adapters.add(parts["adapter"])

@@ -134,8 +134,10 @@ def _named_for_bare(contents: Contents, names: Iterable[str]) -> Contents:
 
     In a model for a task all of it has one name more before its own, such as `bert.`.
     """
-    own, there = _layers(_modules(contents)), _layers(names)
-    if own is None or there is None or not own.endswith(f".{there}"):
+    own = _layers(_modules(contents))
+    stacks = {stack for name in names if (stack := _layers([name]))}
+    there = next((each for each in sorted(stacks) if own and own.endswith(f".{each}")), None)
+    if own is None or own in stacks or there is None:
         return contents
     above = own.removesuffix(there)
     return _renamed(contents, lambda module: module.removeprefix(above))

@@ -4,13 +4,16 @@ Source of the methods: Houlsby et al. (arXiv 1902.00751), Pfeiffer et al. (arXiv
 et al. (arXiv 2110.04366); of the meaning of each field: `adapters.BnConfig`, version 1.3.
 
 Between the output h of attention or of the MLP and the sum with what came in, x, stands a network
-of two layers, narrow in the middle. In sequence it sees h, or h + x, in parallel x.
+of two layers, narrow in the middle. In sequence it sees h, or h + x, in parallel x. Where a norm
+stands behind the sum, it sees what that makes of h + x. Of models with an encoder and a decoder
+both have them.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loramux_adapters.bottleneck_sites import PLACES
 from loramux_adapters.contents import Bottleneck, Contents
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import PREFIX, Fields, boolean, invalid, refuse_unserved, text
@@ -21,16 +24,15 @@ PEFT_TYPE = "BOTTLENECK"
 ACTIVATIONS = frozenset({
     "gelu", "gelu_new", "leakyrelu", "linear", "relu", "sigmoid", "silu", "swish", "tanh",
 })  # fmt: skip
-PLACES = ("attention_adapters", "output_adapters")
-"""Behind attention, and behind the MLP."""
 FIELDS = Fields(
     honoured=frozenset({
         "peft_type", "non_linearity", "original_ln_before", "residual_before_ln", "ln_after",
         "adapter_residual_before_ln", "is_parallel", "scaling",
     }),
-    # Where there are tensors, and of which shape, says more than the first five.
+    # Where there are tensors, and of which shape, says more than the first six.
     recorded=frozenset({
-        "mh_adapter", "output_adapter", "reduction_factor", "leave_out", "architecture", "dropout",
+        "mh_adapter", "output_adapter", "cross_adapter", "reduction_factor", "leave_out",
+        "architecture", "dropout",
         "stochastic_depth", "init_weights", "init_weights_seed", "phm_dim", "factorized_phm_W",
         "shared_W_phm", "shared_phm_rule", "factorized_phm_rule", "phm_c_init", "phm_init_range",
         "learn_phm", "hypercomplex_nonlinearity", "phm_rank", "phm_bias", "dtype",
@@ -42,18 +44,13 @@ FIELDS = Fields(
         "use_gating": "its gate is a mean over all tokens, later ones included",
         "phm_layer": "layers of Kronecker products are not served",
         "inv_adapter": "adapters of the embedding are not served",
-        "cross_adapter": "decoders have no cross attention",
     },
     harmless={"original_ln_after": (True,)},
 )  # fmt: skip
 _PART = re.compile(
-    rf"{re.escape(PREFIX)}(?P<layer>.+)\.(?P<place>{'|'.join(PLACES)})\.(?P<part>[a-z0-9_.]+)"
+    rf"{re.escape(PREFIX)}(?P<layer>.+?)\.(?P<place>{'|'.join(map(re.escape, PLACES))})"
+    r"\.(?P<part>(?:adapter_|scaling|gate)[a-z0-9_.]*)"
 )
-_SITES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "attention_adapters": (("input_layernorm", "self_attn.o_proj"), ("ln_1", "attn.c_proj")),
-    "output_adapters": (("post_attention_layernorm", "mlp.down_proj"), ("ln_2", "mlp.c_proj")),
-}
-"""Place -> for each kind of layer, the norm that x goes into and the layer that h comes out of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +113,8 @@ def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorIn
         name = _PART.fullmatch(tensor.name)
         if not name:
             raise PackageError(
-                f"tensor {tensor.name} is refused: only parts of {' and '.join(PLACES)} are served "
-                "of a bottleneck adapter",
+                f"tensor {tensor.name} is refused: of a bottleneck adapter only its parts are "
+                f"served, such as '….{PLACES[0]}.adapter_up.weight'",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         found.setdefault((name["layer"], name["place"]), {})[name["part"]] = tensor
@@ -127,16 +124,6 @@ def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorIn
             for (layer, place), parts in sorted(found.items())
         ]
     )
-
-
-def sites(layer: str, place: str) -> list[tuple[str, str]]:
-    """Return the norm that x goes into, and the layer that h comes out of, as they may be called.
-
-    Args:
-        layer: Name of a decoder layer.
-        place: One of `PLACES`.
-    """
-    return [(f"{layer}.{norm}", f"{layer}.{output}") for norm, output in _SITES[place]]
 
 
 def _bottleneck(

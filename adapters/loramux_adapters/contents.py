@@ -56,12 +56,12 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
-    """A network of two layers behind attention or the MLP of one decoder layer."""
+    """A network of two layers behind attention or the MLP of one layer."""
 
     layer: str
-    """Name of the decoder layer in the base model."""
+    """Name of the layer in the base model."""
     place: str
-    """What it stands behind; see `bottleneck.PLACES`."""
+    """What it stands behind; see `bottleneck_sites.PLACES`."""
     parts: Mapping[str, TensorInfo]
     """`down`, `up` and `norm`, each with `.weight` and `.bias`, and `scaling`; without what it does
     not have."""

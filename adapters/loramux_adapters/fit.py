@@ -1,10 +1,10 @@
 """Whether an adapter fits a base model, from names and shapes alone."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from loramux_adapters.base_names import sees_images
 from loramux_adapters.behind import check_head
-from loramux_adapters.bottleneck import sites
+from loramux_adapters.bottleneck_sites import site_of
 from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertsShape, check_experts
@@ -68,7 +68,7 @@ def check_fit(
     for module in contents.routers:
         _check_features(module, widths[module.module])
     for bottleneck in contents.bottlenecks:
-        _check_bottleneck(bottleneck, base)
+        _check_bottleneck(bottleneck, base, {n.rpartition(".")[0] for n in parameters or ()})
 
 
 def check_sight(
@@ -188,18 +188,20 @@ def _check_vector(edit: Edit, features: tuple[int, int]) -> None:
         )
 
 
-def _check_bottleneck(bottleneck: Bottleneck, base: Mapping[str, tuple[int, int]]) -> None:
-    found = [name for _, name in sites(bottleneck.layer, bottleneck.place) if name in base]
-    if not found:
+def _check_bottleneck(
+    bottleneck: Bottleneck, base: Mapping[str, tuple[int, int]], others: Container[str]
+) -> None:
+    site = site_of(bottleneck.layer, bottleneck.place, base, others)
+    if site is None:
         raise PackageError(
             f"module {bottleneck.module}: the base model has no layer {bottleneck.layer}, or "
-            "one of other parts than those of Llama, Mistral, Qwen or GPT-2",
+            "one of other parts than the adapters library knows of such a layer",
             "ADAPTER_BASE_MISMATCH",
         )
-    if base[found[0]][1] != bottleneck.width:
+    if base[site.output][1] != bottleneck.width:
         raise PackageError(
             f"module {bottleneck.module}: it is {bottleneck.width} wide, the base model "
-            f"{base[found[0]][1]}",
+            f"{base[site.output][1]}",
             "ADAPTER_BASE_MISMATCH",
         )
 

@@ -7,16 +7,18 @@ Legend: T tokens, K width of the model, M width of the middle.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import nn
 
 from loramux_adapters import Package
-from loramux_adapters.bottleneck import BottleneckConfig, sites
-from loramux_adapters.contents import Bottleneck
+from loramux_adapters.bottleneck import BottleneckConfig
+from loramux_adapters.bottleneck_sites import site_of
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_server.lora.edits import ModuleEdit
-from loramux_server.lora.packed import LayerPlace
+from loramux_server.lora.packed_edits import BaseLayers
 
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": nn.functional.gelu,
@@ -33,25 +35,28 @@ _NORM_EPSILON = 1e-5
 
 
 class Passage:
-    """Where one edit leaves for another what went by, within a step."""
+    """Where one edit leaves for another what went by, within a step.
+
+    Where texts are read as wholes, those of one adapter take turns between the two.
+    """
 
     def __init__(self) -> None:
-        self._x_TK: torch.Tensor | None = None
+        self._left: WeakKeyDictionary[greenlet, torch.Tensor] = WeakKeyDictionary()
 
     def leave(self, x: torch.Tensor) -> None:
         """Keep `x` until it is taken."""
-        self._x_TK = x
+        self._left[getcurrent()] = x
 
     def take(self) -> torch.Tensor:
-        """Return what was left, which is kept no longer."""
-        assert self._x_TK is not None, "the norm in front did not run"
-        x, self._x_TK = self._x_TK, None
-        return x
+        """Return what was left of the same text, float32; it is kept no longer."""
+        x = self._left.pop(getcurrent(), None)
+        assert x is not None, "the module in front did not run"
+        return x.float()
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """Stands at the norm in front: leaves what came in, and changes nothing."""
+    """Stands at a module in front: leaves what came in, and changes nothing."""
 
     passage: Passage
 
@@ -62,21 +67,39 @@ class Tap:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputTap:
+    """Leaves what came out of a module, and changes nothing."""
+
+    passage: Passage
+
+    def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return `y` as it is."""
+        self.passage.leave(y)
+        return y
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
-    """Stands behind the layer that h comes out of, with x from the norm in front."""
+    """A network of two layers."""
 
     config: BottleneckConfig
-    passage: Passage
     parts: Mapping[str, torch.Tensor]
     """As `Bottleneck.parts` names them, float32."""
 
-    def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return what is added to what came in, in place of `y`."""
+    def of(
+        self, h_TK: torch.Tensor, came_in_TK: torch.Tensor, sum_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what is added to what came in, in place of h.
+
+        Args:
+            h_TK: Of attention or the MLP.
+            came_in_TK: What it is added to.
+            sum_TK: Their sum, normed where a norm stands behind it.
+        """
         config, parts = self.config, self.parts
-        came_in_TK, h_TK = self.passage.take().float(), y.float()
-        seen_TK = came_in_TK if config.is_parallel else h_TK
-        if config.sees_sum and not config.is_parallel:
-            seen_TK = h_TK + came_in_TK
+        seen_TK = sum_TK if config.sees_sum else h_TK
+        if config.is_parallel:
+            seen_TK = came_in_TK
         inner_TM = nn.functional.linear(seen_TK, parts["down.weight"], parts["down.bias"])
         inner_TM = _ACTIVATIONS[config.activation](inner_TM)
         out_TK = nn.functional.linear(inner_TM, parts["up.weight"], parts["up.bias"])
@@ -96,29 +119,57 @@ class Network:
         return nn.functional.layer_norm(x_TK, weight.shape, weight, bias, _NORM_EPSILON)
 
 
+@dataclass(frozen=True, slots=True)
+class AtOutput:
+    """Stands behind the layer that h comes out of, with x from the norm in front."""
+
+    network: Network
+    came_in: Passage
+
+    def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return what is added to what came in, in place of `y`."""
+        came_in_TK, h_TK = self.came_in.take(), y.float()
+        return self.network.of(h_TK, came_in_TK, h_TK + came_in_TK)
+
+
+@dataclass(frozen=True, slots=True)
+class AtNorm:
+    """Stands at the norm behind the sum, with x and h from before."""
+
+    network: Network
+    came_in: Passage
+    output: Passage
+
+    def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return what the norm makes of the other sum."""
+        came_in_TK, h_TK = self.came_in.take(), self.output.take()
+        added_TK = self.network.of(h_TK, came_in_TK, y.float()) + came_in_TK
+        normed_TK: torch.Tensor = module.forward(added_TK.to(x.dtype))
+        return normed_TK
+
+
 def pack_bottlenecks(
-    package: Package,
-    places: Mapping[str, LayerPlace],
-    read: Callable[[TensorInfo], torch.Tensor],
+    package: Package, base: BaseLayers, read: Callable[[TensorInfo], torch.Tensor]
 ) -> dict[str, ModuleEdit]:
     """Return the edits of the networks of `package`, by the modules that they stand at.
 
     Args:
         package: A package that fits the base.
-        places: The layers of the base.
+        base: The base.
         read: Returns the values of a tensor.
     """
     edits: dict[str, ModuleEdit] = {}
     for bottleneck in package.contents.bottlenecks:
         assert isinstance(package.config, BottleneckConfig)
-        norm, output = _site(bottleneck, places)
-        passage = Passage()
-        edits[norm] = Tap(passage)
+        site = site_of(bottleneck.layer, bottleneck.place, base.places, base.modules)
+        assert site is not None, "it does not fit"
         parts = {name: read(tensor) for name, tensor in bottleneck.parts.items()}
-        edits[output] = Network(package.config, passage, parts)
+        network, came_in, output = Network(package.config, parts), Passage(), Passage()
+        edits[site.came_in] = Tap(came_in)
+        if not site.norm:
+            edits[site.output] = AtOutput(network, came_in)
+            continue
+        edits[site.output] = OutputTap(output)
+        x_and_h = (output, came_in) if site.is_exchanged else (came_in, output)
+        edits[site.norm] = AtNorm(network, *x_and_h)
     return edits
-
-
-def _site(bottleneck: Bottleneck, places: Mapping[str, LayerPlace]) -> tuple[str, str]:
-    found = sites(bottleneck.layer, bottleneck.place)
-    return next((norm, output) for norm, output in found if output in places)

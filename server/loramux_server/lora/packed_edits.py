@@ -3,7 +3,7 @@
 Legend: R rank, K input width, N output width of a layer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class BaseLayers(Protocol):
     @property
     def experts(self) -> Mapping[str, ExpertsShape]:
         """The experts that an adapter may change, by name."""
+
+    @property
+    def modules(self) -> Container[str]:
+        """The names of all modules of the base."""
 
     @property
     def feeders(self) -> Mapping[LayerPlace, LayerPlace]:

@@ -53,7 +53,7 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     if base.vocabulary.is_tied:
         _share(package, found, base)
     layers: dict[LayerPlace, LayerEdit] = {}
-    modules = pack_bottlenecks(package, base.places, read)
+    modules = pack_bottlenecks(package, base, read)
     routers = {shape.router for shape in base.experts.values()}
     chosen: dict[str, RouterEdit] = {}
     for module, of_module in found.items():

@@ -26,6 +26,7 @@ class BaseLayers:
         self._model = model
         self._groups = model.groups
         self.places: Mapping[str, LayerPlace] = model.places
+        self.modules = model.editor.modules.keys()
         self.feeders: Mapping[LayerPlace, LayerPlace] = {
             mlp.down_proj.place: mlp.gate_up.place(1)
             for part in (model.module, *(model.stack.originals if model.stack else ()))

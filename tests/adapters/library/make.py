@@ -1,14 +1,29 @@
 """Make the folders of bottleneck adapters in this folder, and what the library computes with them.
 
 Run with the packages adapters 1.3 and transformers 4.57 (another than the server's):
-`python make.py`. Weights are random and seeded; logits are those of the adapter alone.
+`python make.py`. Weights are random and seeded. What is kept is of the adapter alone: the logits of
+a decoder, or the hidden states of an encoder.
 """
 
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    MBartConfig,
+    T5Config,
+)
 
 import adapters  # noqa: TID251
 from adapters import BnConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig  # noqa: TID251
@@ -31,45 +46,74 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def model(kind):
+WHOLE = {
+    name: CONFIGS[name].replace(reduction_factor=4) for name in ("pfeiffer", "parallel", "rest")
+} | {"houlsby": DoubleSeqBnConfig(reduction_factor=4, cross_adapter=True)}
+"""Of models with an encoder; "rest" leaves out a layer."""
+SHAPE = {
+    "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 32, "initializer_range": 0.3,
+}  # fmt: skip
+PAIR = {
+    "vocab_size": 64, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24, "max_position_embeddings": 32, "init_std": 0.3,
+}  # fmt: skip
+KINDS = {
+    "llama": LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+    "bert": BertConfig(**SHAPE),
+    "distilbert": DistilBertConfig(
+        vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=32,
+        initializer_range=0.3,
+    ),
+    "albert": AlbertConfig(**SHAPE, embedding_size=12),
+    "deberta": DebertaV2Config(**SHAPE, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "t5": T5Config(
+        vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
+        decoder_start_token_id=0,
+    ),
+    "bart": BartConfig(**PAIR),
+    "mbart": MBartConfig(**PAIR),
+}  # fmt: skip
+WRITTEN = torch.tensor([[0, 7, 11]])
+
+
+def model(config):
     torch.manual_seed(0)
-    if kind == "llama":
-        made = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=64,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=64,
-            )
-        )
-    else:
-        made = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=64,
-                n_embd=32,
-                n_layer=2,
-                n_head=4,
-                n_positions=64,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-            )
-        )
+    kind = AutoModel
+    if config.model_type in ("llama", "gpt2"):
+        kind = AutoModelForCausalLM
+    elif config.is_encoder_decoder:
+        kind = AutoModelForSeq2SeqLM
+    made = kind.from_config(config)
     with torch.no_grad():
         for weight in made.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
     return made.eval()
 
 
-for kind in ("llama", "gpt2"):
-    base = model(kind)
-    base.save_pretrained(HERE / kind / "base")
-    logits = {}
-    for name, config in CONFIGS.items():
-        adapted = model(kind)
+def told(adapted):
+    """Return what is kept of a model."""
+    if adapted.config.is_encoder_decoder:
+        return adapted(input_ids=PROMPT, decoder_input_ids=WRITTEN).logits[0, -1]
+    output = adapted(input_ids=PROMPT)
+    return output.logits[0, -1] if "logits" in output else output.last_hidden_state[0]
+
+
+for name_of_kind in sys.argv[1:] or KINDS:
+    config_of_kind = KINDS[name_of_kind]
+    folder = HERE / name_of_kind
+    model(config_of_kind).save_pretrained(folder / "base")
+    wanted = {}
+    for name, config in (CONFIGS if name_of_kind in ("llama", "gpt2") else WHOLE).items():
+        adapted = model(config_of_kind)
         adapters.init(adapted)
         adapted.add_adapter("one", config=config)
         adapted.set_active_adapters("one")
@@ -79,6 +123,6 @@ for kind in ("llama", "gpt2"):
             for weight_name, weight in adapted.named_parameters():
                 if ".adapters." in weight_name:
                     weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.5))
-            logits[name] = adapted(input_ids=PROMPT).logits[0, -1].contiguous()
-        adapted.save_adapter(str(HERE / kind / name), "one", use_safetensors=True, with_head=False)
-    save_file(logits, HERE / kind / "logits.safetensors")
+            wanted[name] = told(adapted).contiguous()
+        adapted.save_adapter(str(folder / name), "one", use_safetensors=True, with_head=False)
+    save_file(wanted, folder / "logits.safetensors")

@@ -1,0 +1,90 @@
+"""Where bottleneck adapters stand in a layer, as the `adapters` library places them.
+
+Behind attention or the MLP, whose output h is added to what came in, x. Where norms stand in front,
+as in decoders, T5 and mBART, x is what the norm takes. Where they stand behind the sum, as in BERT
+and BART, x is what the first layer takes.
+"""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+
+_ATTENTION = "attention.output.dense", "attention.output.LayerNorm"
+_SITES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "attention_adapters": (
+        ("input_layernorm", "self_attn.o_proj", ""),
+        ("ln_1", "attn.c_proj", ""),
+        ("attention.q_lin", "attention.out_lin", "sa_layer_norm"),
+        ("self_attn.q_proj", "self_attn.out_proj", "self_attn_layer_norm"),
+    ),
+    "output_adapters": (
+        ("post_attention_layernorm", "mlp.down_proj", ""),
+        ("ln_2", "mlp.c_proj", ""),
+        ("ffn.lin1", "ffn.lin2", "output_layer_norm"),
+        ("fc1", "fc2", "final_layer_norm"),
+        ("ffn", "ffn_output", "full_layer_layer_norm"),
+    ),
+    "cross_attention_adapters": (
+        ("encoder_attn.q_proj", "encoder_attn.out_proj", "encoder_attn_layer_norm"),
+    ),
+    "attention.attention_adapters": (
+        ("attention.query", "attention.dense", "attention.LayerNorm"),
+    ),
+    "attention.output": (
+        ("attention.self.query", *_ATTENTION),
+        ("attention.self.query_proj", *_ATTENTION),
+        ("attention.self.in_proj", *_ATTENTION),
+    ),
+    "output": (("intermediate.dense", "output.dense", "output.LayerNorm"),),
+    "layer.0": (("layer.0.layer_norm", "layer.0.SelfAttention.o", ""),),
+    "layer.1": (
+        ("layer.1.layer_norm", "layer.1.EncDecAttention.o", ""),
+        ("layer.1.layer_norm", "layer.1.DenseReluDense.wo", ""),
+    ),
+    "layer.2": (("layer.2.layer_norm", "layer.2.DenseReluDense.wo", ""),),
+}
+"""Place -> for each kind of layer, the module that x goes into, the layer that h comes out of, and
+the norm behind their sum."""
+_EXCHANGED = frozenset({"attention.attention_adapters"})
+PLACES = tuple(_SITES)
+"""What the library calls what it puts there, or the module that it puts it into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The modules around a sum of h and x, by their names in a base."""
+
+    came_in: str
+    """What x goes into."""
+    output: str
+    """The layer that h comes out of."""
+    norm: str = ""
+    """The norm behind the sum; empty where it stands in front."""
+    is_exchanged: bool = False
+    """Whether the library takes x for h, and h for x, as in ALBERT's attention."""
+
+
+def site_of(layer: str, place: str, layers: Container[str], others: Container[str]) -> Site | None:
+    """Return where a bottleneck stands in a base; None if that has no such layer.
+
+    Args:
+        layer: Name of a layer of attention and MLP.
+        place: One of `PLACES`.
+        layers: Names of the linear layers of the base.
+        others: Names of its other modules that have parameters; there may be more names in both.
+    """
+    for came_in, output, norm in _SITES[place]:
+        if f"{layer}.{output}" not in layers:
+            continue
+        if norm and not (f"{layer}.{came_in}" in layers and f"{layer}.{norm}" in others):
+            continue
+        stack = layer.rpartition(".")[0].rpartition(".")[0]
+        # Where a norm is behind all layers, those inside of them are in front.
+        if norm and f"{stack}.layer_norm" in others:
+            return Site(f"{layer}.{norm}", f"{layer}.{output}")
+        return Site(
+            f"{layer}.{came_in}",
+            f"{layer}.{output}",
+            norm and f"{layer}.{norm}",
+            is_exchanged=place in _EXCHANGED,
+        )
+    return None
