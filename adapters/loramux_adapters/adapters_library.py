@@ -6,7 +6,7 @@ alpha / r * B A. Tensors are called `<layer>.loras.<adapter>.lora_A` and `lora_B
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,7 @@ from loramux_adapters.fields import (
     unsupported,
 )
 from loramux_adapters.files import open_regular
+from loramux_adapters.library_head import has_head, open_head
 from loramux_adapters.packing import Output, write_package
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.peft_folder import is_peft_folder, read_config, read_notes
@@ -32,7 +33,6 @@ from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 
 TENSOR_FILE = "adapter.safetensors"
 PICKLE_FILE = "pytorch_adapter.bin"
-HEAD_FILES = ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
 
 LORA = Fields(
     honoured=frozenset({"architecture", "r", "alpha"}),
@@ -77,20 +77,21 @@ def pack_adapters_library(
         raise unsupported(
             "architecture", architecture, f"{' and '.join(_ARCHITECTURES)} are served"
         )
-    for name in HEAD_FILES:
-        if (source / name).exists():
-            raise PackageError(
-                f"{source} has a prediction head ({name}), which is not served; save the adapter "
-                "with with_head=False",
-                "UNSUPPORTED_ADAPTER_FEATURE",
-            )
-    pack_architecture(source, config, output, read_notes(source, notes))
+    # What has a head makes no vectors, whatever lies beside it.
+    noted = read_notes(source, notes, but=("embedding",) if has_head(source) else ())
+    pack_architecture(source, config, output, noted)
 
 
 def _pack_lora(
     source: Path, config: Mapping[str, object], output: Output, notes: Mapping[str, object]
 ) -> None:
     refuse_unserved(config, LORA)
+    if has_head(source):
+        raise PackageError(
+            f"{source} has a prediction head, which is served beside bottlenecks alone; save the "
+            "adapter with with_head=False",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     rank = integer(config, "r", 8, 1, MAX_RANK)
     scale = alpha(config.get("alpha", 8), "alpha")
     with _open_tensors(source) as file:
@@ -117,7 +118,7 @@ def _pack_bottleneck(
     base_model = read_config(source).get("model_name") or ""
     as_peft = {**config, "peft_type": BOTTLENECK, "base_model_name_or_path": base_model}
     as_peft = {field: value for field, value in as_peft.items() if value is not None}
-    with _open_tensors(source) as file:
+    with _open_tensors(source) as file, open_head(source) as head:
         header = read_header(file, os.fstat(file.fileno()).st_size)
         old: dict[str, TensorInfo] = {}
         adapters = set()
@@ -132,9 +133,20 @@ def _pack_bottleneck(
             adapters.add(parts["adapter"])
             old[f"{PREFIX}{parts['module']}.{parts['part']}"] = tensor
         _check_single(adapters)
-        read = tensor_reader(file, header.data_start)
-        tensors = {name: replace(tensor, name=name) for name, tensor in old.items()}
-        write_package(as_peft, tensors, lambda new: read(old[new.name]), output, notes=notes)
+        of_networks = tensor_reader(file, header.data_start)
+        if head:
+            as_peft |= head.fields
+            if head.labels and "classification" not in notes:
+                notes = {**notes, "classification": dict(head.labels)}
+        given = head.tensors if head else {}
+        tensors = {name: replace(tensor, name=name) for name, tensor in {**old, **given}.items()}
+
+        def read(new: TensorInfo) -> Iterable[bytes]:
+            if head and new.name in given:
+                return head.read(given[new.name])
+            return of_networks(old[new.name])
+
+        write_package(as_peft, tensors, read, output, notes=notes)
 
 
 def _check_single(adapters: set[str]) -> None:

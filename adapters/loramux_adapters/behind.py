@@ -11,7 +11,7 @@ from dataclasses import replace
 from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import PREFIX
-from loramux_adapters.head import FEATURES, LABELS, HeadShape
+from loramux_adapters.head import FEATURES, LABELS, Head, HeadShape
 from loramux_adapters.head_contents import not_linear
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.tensorfile import TensorInfo
@@ -33,6 +33,8 @@ def split_behind(
     head = contents.head
     shape = heads.get(str(head.task) if head else FEATURES)
     if shape is None:
+        return contents, None
+    if head and head.activation:
         return contents, None
     if head and f"{shape.module}.weight" in head.parameters:
         contents = replace(contents, head=replace(head, module=shape.module))
@@ -66,12 +68,21 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
     if head is None:
         return
     shape = heads.get(head.task)
+    if shape is None and head.activation:
+        raise PackageError(
+            f"tensor {head.weight.name}: a prediction head of the adapters library's own classes "
+            "is served on encoders, and the base model is none",
+            "ADAPTER_BASE_MISMATCH",
+        )
     if shape is None:
         first = head.module.partition(".")[0]
         linear = (f"{first}.weight", f"{first}.bias")
         more = next((name for name in head.parameters if name not in linear), None)
         if more is not None:
             raise not_linear(head.parameters[more].name, first)
+        return
+    if head.activation:
+        _check_layers(contents, head)
         return
     if shape.fault:
         raise PackageError(
@@ -96,6 +107,25 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
     for name, tensor in given.items():
         _check_shape(name, tensor, shape, head.num_labels)
     _check_whole(given, shape)
+
+
+def _check_layers(contents: Contents, head: Head) -> None:
+    """Demand that each layer of a head takes what the one before it makes."""
+    width = contents.bottlenecks[0].width if contents.bottlenecks else 0
+    for number in range(len(head.weights)):
+        weight = head.parameters.get(f"classifier.{number}.weight")
+        if weight is None or len(weight.shape) != 2 or width not in (0, weight.shape[1]):
+            raise PackageError(
+                f"tensor {PREFIX}classifier.{number}.weight is missing, or takes something else "
+                f"than the {width} values that come to it",
+            )
+        width = weight.shape[0]
+        bias = head.parameters.get(f"classifier.{number}.bias")
+        if bias is not None and bias.shape != (width,):
+            raise PackageError(
+                f"tensor {bias.name}: shape {shown(list(bias.shape))} is not [{width}], a number "
+                "for each output"
+            )
 
 
 def _check_low_rank(module: LoraModule, shape: HeadShape) -> None:

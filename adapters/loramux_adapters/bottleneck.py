@@ -13,21 +13,27 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loramux_adapters.activations import activation
 from loramux_adapters.bottleneck_sites import PLACES
-from loramux_adapters.contents import Bottleneck, Contents
+from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import PREFIX, Fields, boolean, invalid, refuse_unserved, text
+from loramux_adapters.fields import (
+    PREFIX,
+    Fields,
+    boolean,
+    invalid,
+    path_of,
+    refuse_unserved,
+    text,
+)
 from loramux_adapters.tensorfile import TensorInfo
 
 PEFT_TYPE = "BOTTLENECK"
 """What the config of a package says; PEFT has no such method."""
-ACTIVATIONS = frozenset({
-    "gelu", "gelu_new", "leakyrelu", "linear", "relu", "sigmoid", "silu", "swish", "tanh",
-})  # fmt: skip
 FIELDS = Fields(
     honoured=frozenset({
         "peft_type", "non_linearity", "original_ln_before", "residual_before_ln", "ln_after",
-        "adapter_residual_before_ln", "is_parallel", "scaling",
+        "adapter_residual_before_ln", "is_parallel", "scaling", "task_type", "head_activation",
     }),
     # Where there are tensors, and of which shape, says more than the first six.
     recorded=frozenset({
@@ -69,6 +75,8 @@ class BottleneckConfig:
     scale: float | None
     """Factor of what the network makes; None where it was learned."""
     base_model: str
+    has_head: bool = False
+    """Whether it is for a task, so that there are modules of a head."""
 
 
 def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
@@ -79,11 +87,6 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
             that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
     refuse_unserved(config, FIELDS)
-    activation = config.get("non_linearity")
-    if not isinstance(activation, str) or activation.lower() not in ACTIVATIONS:
-        raise invalid(
-            "non_linearity", f"is {shown(activation)}, not one of {', '.join(sorted(ACTIVATIONS))}"
-        )
     scale = config.get("scaling", 1.0)
     if scale not in ("learned", "channel") and type(scale) not in (int, float):
         raise invalid("scaling", f"is {shown(scale)}, not a number, 'learned' or 'channel'")
@@ -91,7 +94,7 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
     if type(before) is not bool:
         raise invalid("residual_before_ln", f"is {shown(before)}, not true or false")
     return BottleneckConfig(
-        activation=activation.lower(),
+        activation=activation(config.get("non_linearity"), "non_linearity"),
         is_parallel=boolean(config, "is_parallel"),
         sees_sum=boolean(config, "original_ln_before"),
         adds_sum=not before,
@@ -99,6 +102,7 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
         adds_before_norm=boolean(config, "adapter_residual_before_ln"),
         scale=None if isinstance(scale, str) else float(scale),  # type: ignore[arg-type]
         base_model=text(config, "base_model_name_or_path"),
+        has_head=bool(text(config, "task_type")),
     )
 
 
@@ -109,8 +113,14 @@ def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorIn
         PackageError: A tensor is no part of one, is missing, or disagrees with another.
     """
     found: dict[tuple[str, str], dict[str, TensorInfo]] = {}
+    edits: list[Edit] = []
     for tensor in tensors.values():
         name = _PART.fullmatch(tensor.name)
+        if not name and config.has_head:
+            # A head of transformers' class, of which not every module has that name.
+            module, _, parameter = path_of(tensor.name).rpartition(".")
+            edits.append(Edit(module, EditKind.PARAMETER, tensor, parameter))
+            continue
         if not name:
             raise PackageError(
                 f"tensor {tensor.name} is refused: of a bottleneck adapter only its parts are "
@@ -122,7 +132,8 @@ def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorIn
         bottlenecks=[
             _bottleneck(config, layer, place, parts)
             for (layer, place), parts in sorted(found.items())
-        ]
+        ],
+        edits=sorted(edits, key=lambda edit: edit.tensor.name),
     )
 
 

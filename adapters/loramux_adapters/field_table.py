@@ -17,7 +17,8 @@ Every method of PEFT 0.21, and every field of its `adapter_config.json`. *Honour
 what is computed; *recorded* ones do not change the result of what was saved, and are kept; others
 are refused with this reason, unless they are switched off. A test holds the table against PEFT's
 config classes, so that a field of a later version cannot slip past. `BOTTLENECK` is what a package
-calls the bottleneck adapters of the `adapters` library (Houlsby, Pfeiffer, parallel).
+calls the bottleneck adapters of the `adapters` library (Houlsby, Pfeiffer, parallel); `task_type`
+and `head_activation` are of a prediction head beside them.
 """
 
 _NAMES = f"""\
@@ -71,6 +72,13 @@ embeddings before a text are a part of it to what pools: of BERT the first of th
 pooler takes. Labels and answers are told of the text's own tokens. Keys and values before a text
 are served where PEFT has its head read what is behind them: BERT, RoBERTa, ELECTRA and decoders;
 not DistilBERT, DeBERTa or ModernBERT, which take none, nor BigBird, with whose head PEFT fails.
+
+Bottlenecks of the `adapters` library stand in Llama, Mistral, Qwen, GPT-2, BERT, RoBERTa, XLM-R,
+ELECTRA, DeBERTa, DistilBERT, ALBERT, T5, BART and mBART, and whatever has layers of the same parts.
+A prediction head that was saved beside them is honoured on encoders: of transformers' class for a
+task, and of kind `classification`, `multilabel_classification`, `tagging` or `question_answering`
+of the library's own classes, but for one that reads the pooler (`use_pooler`). Heads beside LoRA of
+the library are refused.
 """
 
 

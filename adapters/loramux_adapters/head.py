@@ -46,6 +46,9 @@ class Head:
     """Name of the linear layer, such as `score` or `classifier.out_proj`."""
     parameters: Mapping[str, TensorInfo]
     """Name of each parameter that was saved under the head's name -> its tensor."""
+    activation: str = ""
+    """Of a head of the `adapters` library, what is between its layers, which are one behind the
+    other; empty of one that is as transformers' class for the task has it."""
 
     @property
     def weight(self) -> TensorInfo:
@@ -56,6 +59,11 @@ class Head:
     def bias(self) -> TensorInfo | None:
         """Of the linear layer, [labels]."""
         return self.parameters.get(f"{self.module}.bias")
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of all weights."""
+        return [name for name in self.parameters if name.endswith(".weight")]
 
     @property
     def is_linear(self) -> bool:

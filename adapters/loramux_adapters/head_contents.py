@@ -9,6 +9,7 @@ the base alone; see `loramux_adapters.behind`.
 
 from collections.abc import Mapping
 
+from loramux_adapters.activations import activation
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import PREFIX, path_of, text, unsupported
 from loramux_adapters.head import MAX_LABELS, Head, Task
@@ -59,7 +60,12 @@ def take_head(
             str(task),
             f"there is no head ({names}), which PEFT saves with modules_to_save",
         )
-    head = Head(task, _last(found), found)
+    between = text(config, "head_activation")
+    if between:
+        last = max(name for name in found if name.endswith(".weight")).removesuffix(".weight")
+        head = Head(task, last, found, activation(between, "head_activation"))
+    else:
+        head = Head(task, _last(found), found)
     _check_shapes(head)
     of_head = {tensor.name for tensor in head.tensors}
     return head, {name: tensor for name, tensor in kept.items() if name not in of_head}

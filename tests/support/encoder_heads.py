@@ -29,7 +29,7 @@ from transformers import (
 
 from loramux_adapters import Package, pack, read_package
 from loramux_adapters.head import Task
-from loramux_server.lora.head import Head, LayeredHead
+from loramux_server.lora.head import Head, LayeredHead, LayersHead
 from loramux_server.lora.packed_head import pack_head
 from loramux_server.models.heads import Heads
 from tests.support.classifiers import save_classifier
@@ -147,7 +147,7 @@ def package_of(folder: Path, heads: Heads) -> Package:
     return read_package(output, size).named_for([], heads=heads.shapes)
 
 
-def head_in(folder: Path, heads: Heads) -> Head | LayeredHead:
+def head_in(folder: Path, heads: Heads) -> Head | LayeredHead | LayersHead:
     """Return the head of an adapter in a PEFT folder as the engine has it."""
     package = package_of(folder, heads)
     tensors = load_file(folder / "adapter_model.safetensors")

@@ -17,20 +17,10 @@ from loramux_adapters import Package
 from loramux_adapters.bottleneck import BottleneckConfig
 from loramux_adapters.bottleneck_sites import site_of
 from loramux_adapters.tensorfile import TensorInfo
+from loramux_server.lora.activations import ACTIVATIONS
 from loramux_server.lora.edits import ModuleEdit
 from loramux_server.lora.packed_edits import BaseLayers
 
-_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": nn.functional.gelu,
-    "gelu_new": lambda x: nn.functional.gelu(x, approximate="tanh"),
-    "leakyrelu": nn.functional.leaky_relu,
-    "linear": lambda x: x,
-    "relu": nn.functional.relu,
-    "sigmoid": torch.sigmoid,
-    "silu": nn.functional.silu,
-    "swish": nn.functional.silu,
-    "tanh": torch.tanh,
-}
 _NORM_EPSILON = 1e-5
 
 
@@ -101,7 +91,7 @@ class Network:
         if config.is_parallel:
             seen_TK = came_in_TK
         inner_TM = nn.functional.linear(seen_TK, parts["down.weight"], parts["down.bias"])
-        inner_TM = _ACTIVATIONS[config.activation](inner_TM)
+        inner_TM = ACTIVATIONS[config.activation](inner_TM)
         out_TK = nn.functional.linear(inner_TM, parts["up.weight"], parts["up.bias"])
         out_TK = out_TK * (parts["scaling"] if config.scale is None else config.scale)
         if config.is_parallel:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from loramux_server.kernels.saved_linear import SavedLinear
     from loramux_server.lora.experts_edit import ExpertsEdit
-    from loramux_server.lora.head import Head, LayeredHead
+    from loramux_server.lora.head import Head, LayeredHead, LayersHead
     from loramux_server.lora.module_edits import RouterEdit
 
 _FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
@@ -89,7 +89,7 @@ class Edits:
     """Tokens that the base has with this adapter; 0 if as many as ever."""
     virtual: Virtual | None = None
     """What stands before every prompt."""
-    head: "Head | LayeredHead | None" = None
+    head: "Head | LayeredHead | LayersHead | None" = None
     """What reads hidden states in place of the layer of logits."""
 
     def __bool__(self) -> bool:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from loramux_adapters.head import HeadShape, Task
+from loramux_server.lora.activations import ACTIVATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,30 @@ class LayeredHead:
         its bits do not depend on what else is in a step.
         """
         return self.heads.logits(self.task, self.parameters, hidden_TK.float())
+
+
+@dataclass(frozen=True, slots=True)
+class LayersHead:
+    """A head of the `adapters` library on an encoder: linear layers one behind the other."""
+
+    task: Task
+    layers: Mapping[int, Head]
+    """Number of each, in order -> the layer."""
+    activation: str
+    """What is between them."""
+
+    def __call__(self, hidden_TK: torch.Tensor) -> torch.Tensor:
+        """Return the logits of each label, float32, for all tokens of a text.
+
+        They are [1, L] of its first token, or [T, L] where the task reads each. A text is read
+        alone, so that its bits do not depend on what else is in a step.
+        """
+        x_TK = hidden_TK.float() if self.task.reads_all else hidden_TK[:1].float()
+        for number, layer in self.layers.items():
+            if number:
+                x_TK = ACTIVATIONS[self.activation](x_TK)
+            x_TK = nn.functional.linear(x_TK, layer.weight_LK, layer.bias_L)
+        return x_TK
 
 
 def states(hidden_TK: torch.Tensor) -> torch.Tensor:

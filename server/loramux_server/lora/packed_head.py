@@ -10,13 +10,14 @@ import torch
 from loramux_adapters import LoraModule, Package
 from loramux_adapters.behind import check_head
 from loramux_adapters.contents import Contents, EditKind
-from loramux_server.lora.head import Head, LayeredHead, LayeredHeads
+from loramux_adapters.head import Head as SavedHead
+from loramux_server.lora.head import Head, LayeredHead, LayeredHeads, LayersHead
 from loramux_server.lora.packed_edits import Read, check_factor
 
 
 def pack_head(
     package: Package, heads: LayeredHeads | None, read: Read
-) -> Head | LayeredHead | None:
+) -> Head | LayeredHead | LayersHead | None:
     """Return the head of `package`; None if it has none.
 
     Args:
@@ -34,11 +35,20 @@ def pack_head(
     if heads is None:
         bias_L = read(found.bias) if found.bias else torch.zeros(found.num_labels)
         return Head(read(found.weight), bias_L)
+    if found.activation:
+        layers = {number: _layer(found, number, read) for number in range(len(found.weights))}
+        return LayersHead(found.task, layers, found.activation)
     parameters = {name: read(tensor) for name, tensor in found.parameters.items()}
     if package.contents.behind:
         known = {name: value.cpu() for name, value in heads.known(found.task).items()}
         parameters |= _changed(package.contents.behind, known, read)
     return LayeredHead(heads, found.task, parameters)
+
+
+def _layer(head: SavedHead, number: int, read: Read) -> Head:
+    weight_NK = read(head.parameters[f"classifier.{number}.weight"])
+    bias = head.parameters.get(f"classifier.{number}.bias")
+    return Head(weight_NK, read(bias) if bias else torch.zeros(len(weight_NK)))
 
 
 def _changed(

@@ -13,7 +13,7 @@ from loramux_server.lora.virtual import Virtual
 from loramux_server.lora.weight_format import WeightFormat
 
 if TYPE_CHECKING:
-    from loramux_server.lora.head import Head, LayeredHead
+    from loramux_server.lora.head import Head, LayeredHead, LayersHead
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -48,7 +48,7 @@ class Residence:
         return not self.virtual or (self.edits is not None and self.edits.changes)
 
     @property
-    def head(self) -> "Head | LayeredHead | None":
+    def head(self) -> "Head | LayeredHead | LayersHead | None":
         """What it has in place of the layer of logits."""
         return self.edits.head if self.edits else None
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     BartConfig,
     BertConfig,
     DebertaV2Config,
@@ -26,7 +27,13 @@ from transformers import (
 )
 
 import adapters  # noqa: TID251
-from adapters import BnConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig  # noqa: TID251
+from adapters import (  # noqa: TID251
+    AutoAdapterModel,
+    BnConfig,
+    DoubleSeqBnConfig,
+    ParBnConfig,
+    SeqBnConfig,
+)
 
 HERE = Path(__file__).parent
 PROMPT = torch.tensor([[1, 5, 9, 23, 42, 7]])
@@ -99,6 +106,64 @@ def model(config):
     return made.eval()
 
 
+def randomize(adapted, *parts):
+    """Give the parameters of a model whose names have one of `parts` other values."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if any(part in name for part in parts):
+                weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.5))
+
+
+def save_heads(folder):
+    """Save adapters with heads for the models in `folder`, and what they make of texts."""
+    base = AutoAdapterModel.from_pretrained(str(folder / "bert" / "base"))
+    names = dict(enumerate(("calm", "cross", "glad")))
+    adders = {
+        "classification": lambda name: base.add_classification_head(
+            name, num_labels=3, id2label=names
+        ),
+        "multilabel": lambda name: base.add_classification_head(
+            name, num_labels=4, multilabel=True, layers=3, activation_function="gelu"
+        ),
+        "regression": lambda name: base.add_classification_head(name, num_labels=1, layers=1),
+        "tagging": lambda name: base.add_tagging_head(name, num_labels=5, layers=2),
+        "spans": lambda name: base.add_qa_head(name),
+    }
+    (folder / "heads").mkdir(exist_ok=True)
+    logits = {}
+    for name, add in adders.items():
+        base.add_adapter(name, config=WHOLE["houlsby"])
+        add(name)
+        base.set_active_adapters(name)
+        base.eval()
+        randomize(base, f".adapters.{name}.", f"heads.{name}.")
+        with torch.no_grad():
+            output = base(input_ids=PROMPT, head=name)
+        logits[name] = head_logits(output)
+        base.save_adapter(str(folder / "heads" / name), name, use_safetensors=True)
+    for name in ("bert", "distilbert"):
+        model = AutoModelForSequenceClassification.from_pretrained(str(folder / name / "base"))
+        adapters.init(model)
+        model.add_adapter("one", config=WHOLE["pfeiffer"])
+        model.set_active_adapters("one")
+        model.eval()
+        randomize(model, ".adapters.", "classifier")
+        with torch.no_grad():
+            logits[f"class-{name}"] = model(input_ids=PROMPT).logits
+        model.save_adapter(
+            str(folder / "heads" / f"class-{name}"), "one", use_safetensors=True, with_head=True
+        )
+    save_file(logits, folder / "heads" / "logits.safetensors")
+
+
+def head_logits(output):
+    """Return [1, labels], or [tokens, labels]."""
+    if "start_logits" in output:
+        return torch.stack([output.start_logits[0], output.end_logits[0]], -1).contiguous()
+    return output.logits if output.logits.dim() == 2 else output.logits[0].contiguous()
+
+
 def told(adapted):
     """Return what is kept of a model."""
     if adapted.config.is_encoder_decoder:
@@ -107,7 +172,10 @@ def told(adapted):
     return output.logits[0, -1] if "logits" in output else output.last_hidden_state[0]
 
 
-for name_of_kind in sys.argv[1:] or KINDS:
+for name_of_kind in sys.argv[1:] or [*KINDS, "heads"]:
+    if name_of_kind == "heads":
+        save_heads(HERE)
+        continue
     config_of_kind = KINDS[name_of_kind]
     folder = HERE / name_of_kind
     model(config_of_kind).save_pretrained(folder / "base")
@@ -118,11 +186,8 @@ for name_of_kind in sys.argv[1:] or KINDS:
         adapted.add_adapter("one", config=config)
         adapted.set_active_adapters("one")
         adapted.eval()
-        torch.manual_seed(7)
+        randomize(adapted, ".adapters.")
         with torch.no_grad():
-            for weight_name, weight in adapted.named_parameters():
-                if ".adapters." in weight_name:
-                    weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.5))
             wanted[name] = told(adapted).contiguous()
         adapted.save_adapter(str(folder / name), "one", use_safetensors=True, with_head=False)
     save_file(wanted, folder / "logits.safetensors")
