@@ -150,4 +150,4 @@ def test_a_head_has_to_fit_what_comes_to_it(adapter: Path, tmp_path: Path) -> No
 def test_a_head_of_the_library_is_for_encoders(adapter: Path, tmp_path: Path) -> None:
     package = packed(adapter, tmp_path / "package")
     with pytest.raises(PackageError, match="is served on encoders, and the base model is none"):
-        checked(package, begun("t5"))
+        checked(package, begun("llama"))
