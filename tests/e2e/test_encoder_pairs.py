@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
-from transformers import AutoModelForQuestionAnswering, BertConfig, BertModel
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+)
 
 from loramux import Client
 from loramux.errors import FailedPreconditionError
@@ -27,6 +32,8 @@ class Encoder:
     client: Client
     base: BertModel
     finder: PeftModel
+    tuned: dict[str, PeftModel]
+    """Name of an adapter with virtual tokens -> what it is to PEFT."""
     tokenizer: Any
 
 
@@ -45,6 +52,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
     model = AutoModelForQuestionAnswering.from_pretrained(folder / "base").eval()
     lora = LoraConfig(task_type="QUESTION_ANS", r=4, target_modules=["query", "value"])
     finder = save_classifier(model, lora, folder / "adapters" / "finder", seed=1)
+    sizes = {"num_virtual_tokens": 3, "token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
+    judge = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=3).eval()
+    tuned = {
+        "prompt": (model, PromptTuningConfig(task_type="QUESTION_ANS", **sizes)),
+        "judge": (judge, PrefixTuningConfig(task_type="SEQ_CLS", **sizes)),
+    }
+    virtual = {
+        name: save_classifier(own, each, folder / "adapters" / name, seed=2)
+        for name, (own, each) in tuned.items()
+    }
     with (
         RunningServer(
             tmp_path_factory.mktemp("server"),
@@ -54,7 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
         ) as server,
         server.client() as client,
     ):
-        yield Encoder(client, base, finder, tokenizer)
+        yield Encoder(client, base, finder, virtual, tokenizer)
 
 
 @pytest.mark.parametrize("tells_types", [False, True])
@@ -78,6 +95,32 @@ def test_questions_are_answered_as_the_adapter_was_trained(
     assert [each.score for each in found] == pytest.approx(
         [each.score for each in wanted], rel=1e-4
     )
+
+
+@torch.inference_mode()
+def test_heads_read_texts_behind_virtual_tokens(served: Encoder) -> None:
+    encoded = served.tokenizer(QUESTION, CONTEXT, return_tensors="pt")
+    model = served.tuned["prompt"]
+
+    def logits(ids: Sequence[int]) -> torch.Tensor:
+        output = model(input_ids=torch.tensor([list(ids)]))
+        both = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
+        return both[-len(ids) :]  # those of virtual tokens come first
+
+    wanted = pipeline_answers(logits, served.tokenizer, QUESTION, CONTEXT, top_k=3)
+    found = served.client.answer(QUESTION, CONTEXT, adapter="prompt", top_k=3).results[0].answers
+    assert [each.text for each in found] == [each.text for each in wanted]
+    assert [each.score for each in found] == pytest.approx(
+        [each.score for each in wanted], rel=1e-4
+    )
+    scores = served.tuned["judge"](**encoded).logits[0].softmax(-1)
+    labels = served.client.classify([(QUESTION, CONTEXT)], adapter="judge").results[0].labels
+    told = {each.label: each.score for each in labels}
+    assert told == pytest.approx(
+        {f"LABEL_{index}": float(score) for index, score in enumerate(scores)}, rel=1e-4
+    )
+    with pytest.raises(FailedPreconditionError, match="has a head, for which its hidden states"):
+        served.client.embed("a premise", adapter="judge")
 
 
 @torch.inference_mode()
