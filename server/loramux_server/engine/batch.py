@@ -276,7 +276,9 @@ def _segments(
     adapters: list[Residence] = []
     digest: str | None = None
     for i, chunk in enumerate(chunks):
-        if chunk.digest is None or not residence(chunk.digest).changes:
+        if chunk.digest is None:
+            continue
+        if chunk.request.num_virtual and not residence(chunk.digest).changes:
             continue
         begin = int(query_start[i]) + chunk.num_inactive
         if chunk.digest != digest or begin != end[-1]:
