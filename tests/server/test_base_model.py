@@ -46,9 +46,10 @@ from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.backend import DEFINITIONS, choose_backend
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.weight_format import WeightFormat
-from loramux_server.models.base_model import BaseModel, UnservableModelError, prepare
+from loramux_server.models.base_model import BaseModel, prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.packed_linear import PackedLinear
+from loramux_server.models.servable import UnservableModelError
 from tests.support.engine import InlineExecutor
 from tests.support.models import save_model, tiny_model
 from tests.support.sinks import gpt_oss

@@ -17,7 +17,7 @@ from loramux_server.engine.messages import Submit
 from loramux_server.engine.model_kind import ModelKind
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.writing import Writing
-from loramux_server.models.base_model import UnservableModelError
+from loramux_server.models.servable import UnservableModelError
 from loramux_server.models.writing import writing_of
 from loramux_server.probe import Probe
 from loramux_server.quarantine import Work

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from loramux_server.models import packed_linear
 from loramux_server.models.attention import AttentionBridge
-from loramux_server.models.base_model import UnservableModelError, prepare
+from loramux_server.models.base_model import prepare
+from loramux_server.models.servable import UnservableModelError
 from tests.support.models import tiny_model
 
 Change = Callable[[pytest.MonkeyPatch, PreTrainedModel], None]

@@ -18,8 +18,8 @@ from loramux_server.engine.model_part import load_model, load_whole
 from loramux_server.engine.team import Team
 from loramux_server.lora.mix import mixed
 from loramux_server.lora.shard import Shard
-from loramux_server.models.base_model import UnservableModelError
 from loramux_server.models.loading import load_base_model
+from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_methods import save
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.classifiers import classifier, expected_logits, save_classifier

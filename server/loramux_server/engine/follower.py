@@ -37,7 +37,7 @@ from loramux_server.heap import return_large_pieces, return_once
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.shard import Shard
-from loramux_server.models.base_model import UnservableModelError
+from loramux_server.models.servable import UnservableModelError
 
 _log = logging.getLogger(__name__)
 

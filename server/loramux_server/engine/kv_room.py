@@ -8,7 +8,8 @@ import torch
 
 from loramux_server.engine.config import EngineConfig
 from loramux_server.kernels.states import BEGINNING
-from loramux_server.models.base_model import BaseModel, UnservableModelError
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.servable import UnservableModelError
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from loramux_server.engine.team import Team
 from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import join
 from loramux_server.lora.shard import Shard
-from loramux_server.models.base_model import BaseModel, UnservableModelError
+from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
+from loramux_server.models.servable import UnservableModelError
 from loramux_server.models.sharded import shard_model
 
 

@@ -24,7 +24,7 @@ from loramux_server.engine.model_part import load_model
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
 from loramux_server.heap import return_large_pieces, return_once
-from loramux_server.models.base_model import UnservableModelError
+from loramux_server.models.servable import UnservableModelError
 from loramux_server.observe.json_lines import set_up_logging
 
 _SWITCH_SECONDS = 2e-4

@@ -40,7 +40,7 @@ from loramux_server.engine.config import EngineConfig
 from loramux_server.kernels import shard_group
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.shard import Shard
-from loramux_server.models.base_model import UnservableModelError
+from loramux_server.models.servable import UnservableModelError
 
 _log = logging.getLogger(__name__)
 

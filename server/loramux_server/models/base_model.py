@@ -6,10 +6,8 @@ looks like is found by running it once: which layers share an input, and what ea
 
 import inspect
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -34,35 +32,18 @@ from loramux_server.models.packing import pack, probe
 from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, find_replaceable
 from loramux_server.models.self_check import SelfCheck
+from loramux_server.models.servable import (
+    UNKNOWN_WAYS,
+    Check,
+    UnservableModelError,
+    check_difference,
+    refused,
+)
 from loramux_server.models.sight import Sight
 from loramux_server.models.sight_trial import SightTrial
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
 from loramux_server.models.whole_texts import WholeTexts
-
-UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
-"""What is raised where a model is run in a way that it does not know."""
-
-
-class Check(Protocol):
-    """Compares what is served with the model's own; see `SelfCheck`."""
-
-    @property
-    def tolerance(self) -> float:
-        """The largest difference that rounding explains."""
-
-    def difference(self, stack: DecoderStack | None) -> float:
-        """Return how far the served results are from the model's own, relative to their spread."""
-
-    def is_invariant(self, stack: DecoderStack | None) -> bool:
-        """Return whether results are the same to the last bit however the work is cut up."""
-
-    def move(self, device: torch.device) -> None:
-        """Bring what is compared to `device`."""
-
-
-class UnservableModelError(Exception):
-    """The base model cannot be served; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,30 +211,6 @@ def prepare(
         eos_token_ids=eos_token_ids_of(module, probed.vocab_size),
         text=text,
     )
-
-
-def check_difference(module: nn.Module, difference: float, check: Check) -> None:
-    """Demand that `difference`, which `check` has found in `module`, may be rounding."""
-    if not difference <= check.tolerance:  # so that NaN is refused
-        raise UnservableModelError(
-            f"{type(module).__name__} computes something else when it is served than in its own "
-            f"forward: results differ by {difference:.2g} of their spread, and at most "
-            f"{check.tolerance:.2g} may be rounding"
-        )
-
-
-@contextmanager
-def refused(module: PreTrainedModel) -> Iterator[None]:
-    """Turn what `module` raises when it is run in an unknown way into a reason not to serve it."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except UNKNOWN_WAYS as error:
-        raise UnservableModelError(
-            f"{type(module).__name__} does not use transformers' attention interface in the way "
-            f"that is served: {type(error).__name__}: {error}"
-        ) from None
 
 
 def _check_layers(

@@ -28,7 +28,7 @@ from loramux_server.images.messages import PreparedImage
 from loramux_server.images.processor import ImageProcessor
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
-from loramux_server.models.base_model import BaseModel, UnservableModelError, prepare
+from loramux_server.models.base_model import BaseModel, prepare
 from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
     MXFP4,
@@ -38,6 +38,7 @@ from loramux_server.models.quantized import (
     saved_method,
     torchao_config,
 )
+from loramux_server.models.servable import UnservableModelError
 from loramux_server.models.text_format import read_text_format
 from loramux_server.models.whole_model import prepare_whole
 

@@ -7,7 +7,8 @@ import torch
 from loramux_server.kernels.backend import DEFINITIONS
 from loramux_server.kernels.shard_group import sharded
 from loramux_server.lora.shard import Shard
-from loramux_server.models.base_model import BaseModel, UnservableModelError
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.servable import UnservableModelError
 
 
 def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = None) -> BaseModel:

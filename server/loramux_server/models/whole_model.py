@@ -14,15 +14,7 @@ from loramux_server.engine.model_kind import ModelKind
 from loramux_server.kernels.whole_text import Recall
 from loramux_server.lora.virtual import Virtual
 from loramux_server.models.attention import AttentionBridge, CacheShape
-from loramux_server.models.base_model import (
-    UNKNOWN_WAYS,
-    BaseModel,
-    UnservableModelError,
-    check_difference,
-    eos_token_ids_of,
-    own,
-    refused,
-)
+from loramux_server.models.base_model import BaseModel, eos_token_ids_of, own
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.joint_layers import JointAttention, join_layers, part_layers
@@ -31,6 +23,12 @@ from loramux_server.models.packing import pack
 from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, layer_shapes
 from loramux_server.models.seq2seq import SOURCE, WRITTEN, Seq2Seq
+from loramux_server.models.servable import (
+    UNKNOWN_WAYS,
+    UnservableModelError,
+    check_difference,
+    refused,
+)
 from loramux_server.models.step import Step
 from loramux_server.models.text_editor import TextEditor
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat

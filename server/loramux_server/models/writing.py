@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from loramux_server.engine.writing import Writing
-from loramux_server.models.base_model import UnservableModelError
+from loramux_server.models.servable import UnservableModelError
 
 
 def writing_of(module: PreTrainedModel, vocab_size: int, eos_token_ids: list[int]) -> Writing:

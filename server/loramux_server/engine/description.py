@@ -1,0 +1,89 @@
+"""What the frontend is told of a base model."""
+
+from loramux_server.engine.kv_room import KvRoom
+from loramux_server.engine.model_info import Layer, ModelInfo
+from loramux_server.lora.row_allocator import RowSize
+from loramux_server.lora.shard import WHOLE
+from loramux_server.lora.weight_format import Resting
+from loramux_server.models.base_model import BaseModel
+
+
+def model_info(
+    model: BaseModel,
+    context_length: int,
+    source_length: int,
+    adapter_rows: int,
+    row_size: RowSize,
+    resting: Resting,
+    room: KvRoom,
+    blindness: str,
+) -> ModelInfo:
+    """Return what is told of `model`.
+
+    Args:
+        model: The prepared base model.
+        context_length: Tokens that a request may have.
+        source_length: Those of them that are for what an encoder reads beside a decoder.
+        adapter_rows: Rank rows that there is room for.
+        row_size: How much one holds.
+        resting: In which format adapters rest.
+        room: What can be kept of requests.
+        blindness: Why it takes no images, where its kind could; empty where it takes them.
+    """
+    layers = {}
+    for name, place in model.places.items():
+        shape = model.groups[place.group].whole
+        layers[name] = Layer(shape.in_features, shape.out_features[place.part])
+    known = model.replaceable
+    sight_layers = model.sight.layers if model.sight else {}
+    sight_parameters = model.sight.parameters if model.sight else {}
+    experts = {name: each.shape for name, each in model.experts.items()}
+    routers = {
+        f"{shape.router}.weight": [shape.count, shape.width]
+        for shape in experts.values()
+        if shape.router
+    }
+    layers |= {name: Layer(*features) for name, features in known.outer_layers.items()}
+    return ModelInfo(
+        name=model.name,
+        architecture=model.architecture,
+        kind=model.kind,
+        fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        context_length=context_length,
+        source_length=source_length,
+        writing=model.writing,
+        vocab_size=model.vocab_size,
+        num_parameters=model.num_parameters,
+        eos_token_ids=model.eos_token_ids,
+        tokenizer_json=model.text.tokenizer_json,
+        chat_template=model.text.chat_template,
+        special_tokens=model.text.special_tokens,
+        layers=layers,
+        sight_layers={name: Layer(*features) for name, features in sight_layers.items()},
+        sight_parameters={name: list(shape) for name, shape in sight_parameters.items()},
+        parameters={name: list(shape) for name, shape in known.shapes.items()} | routers,
+        experts=experts,
+        heads=dict(model.heads.shapes) if model.heads else {},
+        vocabulary=known.vocabulary,
+        adapter_rows=adapter_rows,
+        row_bytes=row_size.num_bytes,
+        resting=resting,
+        takes_edits=model.shard == WHOLE,
+        embedding_width=model.embedding_width,
+        embedding=model.text.embedding.on(model.kind),
+        embedding_fault=model.text.embedding.fault,
+        cache_shapes=[
+            (shape.num_heads, shape.key_width, shape.value_width)
+            for shape in (model.prefix_shapes or model.cache_shapes)
+        ],
+        takes_token_types=model.takes_token_types,
+        sees_images=model.sight is not None and not blindness,
+        blindness=blindness,
+        has_recurrent_layers=bool(model.recurrent.states),
+        max_running=room.max_running,
+        num_blocks=room.num_blocks,
+        num_states=room.num_states,
+        kv_memory=room.memory,
+    )
