@@ -1,5 +1,6 @@
 """Tokens and log-probabilities that are the same to the last bit whatever else is in the batch."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_methods import lora, save
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.batches import NUM_ADAPTERS, Batches, content, model, saved_sources
 from tests.support.classifiers import classifier, save_classifier
 from tests.support.engine import Harness
+from tests.support.whole_models import own_model, save_tuned, save_whole
 
 NUM_COMPOSITIONS = 25
 
@@ -71,6 +74,50 @@ def test_virtual_tokens_send_nobody_another_way(
     ]
     batches = Batches([*virtual, sources[0]], deterministic=True)
     assert list(batches.differences(8)) == []
+
+
+@pytest.mark.parametrize("name", ["deberta-v2", "t5"])
+def test_no_bit_of_a_text_that_is_read_as_a_whole_depends_on_the_batch(
+    name: str, tmp_path: Path
+) -> None:
+    folder = save_whole(name, tmp_path / "base")
+    base = load_base_model(str(folder))
+    task = "SEQ_2_SEQ_LM" if base.source_length else "FEATURE_EXTRACTION"
+    adapters: list[AdapterSource | None] = [None]
+    for rank in (4, 24):
+        config = LoraConfig(task_type=task, r=rank, target_modules=list(base.places)[rank % 3 :: 2])
+        saved = tmp_path / str(rank)
+        save_tuned(own_model(folder), config, saved, seed=rank)
+        adapters.append(pack_source(saved, tmp_path / f"{rank}.package"))
+    harness = Harness(base, kernels="cpu", deterministic=True, prefix_cache=False)
+    rng = random.Random(8)
+    texts = [[rng.randrange(3, 200) for _ in range(length)] for length in (1, 5, 30, 30, 12)]
+
+    def given(number: int) -> int:
+        text, adapter = texts[number], adapters[number % 3]
+        if base.source_length:
+            return harness.submit(
+                [*text, 2], adapter, num_source=len(text), max_tokens=6, num_logprobs=20
+            )
+        return harness.submit(text, adapter, pooling=Pooling.MEAN)
+
+    def told(request_id: int) -> object:
+        return harness.scores.get(request_id) and harness.scores[request_id].numbers, [
+            (token.token, token.logprobs) for token in harness.tokens[request_id]
+        ]
+
+    alone = []
+    for number in range(len(texts)):
+        request_id = given(number)
+        harness.run()
+        alone.append(told(request_id))
+    together = []
+    for number in range(len(texts)):
+        together.append(given(number))
+        if number % 2:
+            harness.step()
+    harness.run()
+    assert [told(request_id) for request_id in together] == alone
 
 
 @pytest.mark.parametrize("task", Task)
