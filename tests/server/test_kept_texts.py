@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_server.kernels.whole_text import Recall
+from loramux_server.kernels.whole_text import Recall, WholeText
 from loramux_server.models.kept_texts import KeptTexts, copied
 from loramux_server.models.loading import load_base_model
+from loramux_server.models.seq2seq import Seq2Seq
 from tests.support.engine import Harness
 from tests.support.whole_models import own_model, save_whole
 
@@ -69,6 +70,22 @@ def test_without_a_prefix_cache_each_request_reads_its_source(tmp_path: Path) ->
     for _ in range(2):
         harness.ask([*SOURCE, 0, 7], max_tokens=3)
         assert (harness.read, harness.written) == ([5], [2, 1, 1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("begun", [[0, 7, 11], [0]])
+def test_the_last_token_comes_once_more_behind_those_that_came_with_it(
+    tmp_path: Path, begun: list[int]
+) -> None:
+    reader = Seq2Seq(own_model(save_whole("t5", tmp_path)))
+    recall = Recall()
+    num_source, token_L = len(SOURCE), torch.tensor([*SOURCE, *begun])
+    told = reader.read(token_L[None], WholeText(num_source=num_source, recall=recall))[0, -1]
+    # As where a form could not say in time what may come.
+    again = WholeText(num_source=num_source, start=len(token_L) - 1, recall=recall)
+    for _ in range(2):
+        torch.testing.assert_close(reader.read(token_L[None, -1:], again)[0, -1], told)
+    assert recall.num_written == len(begun)
 
 
 @torch.inference_mode()

@@ -20,7 +20,9 @@ class Recall:
     num_written: int = 0
     """Tokens of what was written that are in it."""
     before: Any = None
-    """The cache before the last of them."""
+    """The cache before the last of them, where that came alone."""
+    came_alone: bool = False
+    """Whether it did: others came with it, or nothing came yet, where it did not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ Legend: B requests, K width of a hidden state, H heads, D width of a key.
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +50,7 @@ class Call:
     @property
     def values(self) -> tuple[Any, ...]:
         """All of it, in an order that is the same for all requests."""
-        return (*self.args, *self.kwargs.values())
+        return tuple(_leaves((*self.args, *self.kwargs.values())))
 
     def goes_on(self, num_layers: int) -> bool:
         """Whether it is one token, of a request that has seen its source in so many layers."""
@@ -119,7 +119,7 @@ class JointAttention:
         """Of the decoder."""
         self._rows: _Rows | None = None
         self._theirs: dict[int, list[Any]] = {}
-        """What takes the place of what the first request has, for each, by its identity."""
+        """What each request has, by the identity of what stands for it."""
         self._caches: list[EncoderDecoderCache] = []
         name = f"loramux-joint-{next(_numbers)}"
         AttentionInterface.register(name, self)
@@ -138,23 +138,29 @@ class JointAttention:
         """
         hidden_1BK = torch.cat([call.hidden for call in calls], 1)
         rows = _Rows(self._shapes, hidden_1BK)
-        self._theirs = {
-            id(value): [call.values[place] for call in calls]
-            for place, value in enumerate(calls[0].values)
-            if isinstance(value, torch.Tensor)
-        }
+        first, values = calls[0], [call.values for call in calls]
+        stand_ins: dict[int, torch.Tensor] = {}
+        self._theirs = {}
+        for place, value in enumerate(values[0]):
+            if isinstance(value, torch.Tensor) and id(value) not in stand_ins:
+                stand_ins[id(value)] = stand_in = _stand_in(value)
+                self._theirs[id(stand_in)] = [each[place] for each in values]
         self._caches = [cache for call in calls if (cache := call.cache)]
 
         def joint(value: Any) -> Any:  # noqa: ANN401
-            if value is calls[0].hidden:
+            if value is first.hidden:
                 return hidden_1BK
-            return rows if isinstance(value, EncoderDecoderCache) else value
+            if isinstance(value, tuple | list):
+                return type(value)(map(joint, value))
+            if isinstance(value, EncoderDecoderCache):
+                return rows
+            return stand_ins.get(id(value), value)
 
         self._rows = rows
         try:
             made = layer(
-                *map(joint, calls[0].args),
-                **{name: joint(value) for name, value in calls[0].kwargs.items()},
+                *map(joint, first.args),
+                **{name: joint(value) for name, value in first.kwargs.items()},
             )
         finally:
             self._rows = None
@@ -165,11 +171,11 @@ class JointAttention:
             if isinstance(made, tuple):
                 of_one = (of_one, *(self._of(other, number) for other in others))
             found.append(of_one)
-        self._theirs = {}
+        self._theirs, self._caches = {}, []
         return found
 
     def _of(self, value: Any, number: int) -> Any:  # noqa: ANN401
-        """Return what a request has where the first has `value`."""
+        """Return what a request has where `value` stands for it."""
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._theirs:
@@ -192,7 +198,7 @@ class JointAttention:
             query: [1, H, tokens, D].
             key: Likewise; of the tokens of a source there are none where requests are in a row.
             value: Likewise.
-            attention_mask: Of the first request, then, as what is `named`.
+            attention_mask: What stands for that of each request, then; so is what is `named`.
             named: What else a model passes along.
         """
         own: Any = ALL_ATTENTION_FUNCTIONS.get(self._kind)
@@ -216,6 +222,26 @@ class JointAttention:
             mask = self._of(attention_mask, number)
             made.append(own(module, query[:, :, one], *seen, mask, **theirs)[0])
         return torch.cat(made, 1), None
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield `values`, and in place of tuples and lists what is in them."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _stand_in(value: torch.Tensor) -> torch.Tensor:
+    """Return what stands for what each request has where the first has `value`.
+
+    Only attention knows whose that is. What does anything else with it makes of it what is not
+    finite, which `WholeCheck` sees; whole numbers are those of the first.
+    """
+    if not value.is_floating_point():
+        return value
+    return value.new_full((), torch.nan).expand_as(value)
 
 
 class JointLayer(Joint):

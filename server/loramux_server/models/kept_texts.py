@@ -68,6 +68,14 @@ def copied(cache: Any) -> Any:  # noqa: ANN401
     return other
 
 
+def shortened(cache: Any) -> Any:  # noqa: ANN401
+    """Return a cache without the last token that was written, while `cache` stays as it is."""
+    other = copied(cache)
+    for layer in other.self_attention_cache.layers:
+        layer.crop(-1)
+    return other
+
+
 def _numbers(recall: Recall) -> list[torch.Tensor]:
     """Return all that `recall` holds."""
     parts = (recall.cache.self_attention_cache, recall.cache.cross_attention_cache)

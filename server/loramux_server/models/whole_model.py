@@ -202,7 +202,8 @@ def _samples(vocab_size: int, device: torch.device, *, writes: bool) -> list[Sam
     for seed, (length, written) in enumerate(zip(_READ, _WRITTEN, strict=True)):
         token_L = tokens_of(length + (written if writes else 0), vocab_size, seed).to(device)
         if writes:
-            cuts = (length + 1, length + 2)
+            # In the second batch one token of each, which have different positions.
+            cuts = (length + 1 + seed, length + 2 + seed)
             samples.append(Sample(token_L, num_source=length, cuts=cuts))
         else:
             samples.append(Sample(token_L, second_from=length // 2))
