@@ -123,6 +123,15 @@ class Segments:
             return None
         return replace(self, start_S=start_S, end_S=end_S).select(is_left)
 
+    def spread(self, borders: Sequence[int]) -> "Segments":
+        """Return the segments of rows of which each token stands for several.
+
+        Args:
+            borders: The first row of each token, and the number of all.
+        """
+        border_T = np.array(borders, np.int32)
+        return replace(self, start_S=border_T[self.start_S], end_S=border_T[self.end_S])
+
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
         """Return the segments that `mask` names."""
         return Segments(

@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -22,6 +22,8 @@ from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.parts import Rows
 from loramux_server.models.step import Step
 
+Spans: TypeAlias = tuple[tuple[int, int], ...]
+"""First token, and token after the last, of runs of tokens."""
 _LAST = 1 << 30
 """Number of the layer that makes logits."""
 
@@ -68,11 +70,13 @@ class Turns:
         """Whether there are parts that wait for each other."""
         self.current = 0
         """Number of the part that goes on."""
+        self.sees_others = False
+        """Whether layers are given other rows of a part than its tokens, as many as it likes."""
         self._step = step
         self._asked: list[torch.Tensor] = []
         self._gathered = _NOTHING
-        self._segments: dict[tuple[tuple[int, int], ...], Segments | None] = {}
-        """Of some of the tokens, by their runs."""
+        self._segments: dict[tuple[Spans, tuple[int, ...]], Segments | None] = {}
+        """Of some of the tokens, by their runs, and of rows for which these stand."""
 
     def run(
         self, calls: Sequence[Callable[[], Any]], rows: Sequence[tuple[Rows, ...]]
@@ -88,7 +92,7 @@ class Turns:
             NotImplementedError: Parts that are no slices do not come to the same layers.
         """
         self.current = 0
-        if len(calls) == 1 and len(rows[0]) == 1:
+        if len(calls) == 1 and len(rows[0]) == 1 and not self.sees_others:
             return [calls[0]()]
         parts = [greenlet(call) for call in calls]
         self.is_running = True
@@ -102,8 +106,11 @@ class Turns:
                 layer = min((said[i].layer for i in waiting), key=lambda one: one.number)
                 those = [i for i in waiting if said[i].layer is layer]
                 xs = [said[i].x for i in those]
-                compute = self._join if isinstance(layer, Joint) else self._compute
-                ys = compute(layer, xs, [rows[i][layer.side] for i in those])
+                given = [rows[i][layer.side] for i in those]
+                if isinstance(layer, Joint):
+                    ys = self._join(layer, xs, given)
+                else:
+                    ys = self._compute(layer, xs, given, [rows[i][-1] for i in those])
                 for i, y in zip(those, ys, strict=True):
                     self.current = i
                     said[i] = parts[i].switch(y)
@@ -144,16 +151,17 @@ class Turns:
         return made
 
     def _compute(
-        self, layer: Waiting, xs: list[torch.Tensor], rows: list[Rows]
+        self, layer: Waiting, xs: list[torch.Tensor], rows: list[Rows], last: list[Rows]
     ) -> list[torch.Tensor]:
+        """Return what `layer` makes of `xs`; `rows` are of its side, and those of the last side."""
         # Layers with the same input know each other by it.
         if not (len(xs) == len(self._asked) and all(map(_is, xs, self._asked))):
-            self._gathered = self._gather(xs, rows)
+            self._gathered = self._gather(xs, rows, last)
             self._asked = xs
         gathered, step = self._gathered, self._step
         of_batch = step.segments
         if gathered.spans and of_batch:
-            step.segments = self._within(of_batch, gathered.spans)
+            step.segments = self._within(of_batch, gathered.spans, gathered.borders)
         y = layer.whole(gathered.x)[0]
         step.segments = of_batch
         return [
@@ -161,32 +169,40 @@ class Turns:
             for x, of_it in zip(xs, gathered.rows or rows, strict=True)
         ]
 
-    def _within(self, segments: Segments, spans: tuple[tuple[int, int], ...]) -> Segments | None:
-        if spans not in self._segments:
-            self._segments[spans] = segments.within(spans)
-        return self._segments[spans]
+    def _within(
+        self, segments: Segments, spans: Spans, borders: tuple[int, ...] = ()
+    ) -> Segments | None:
+        if (spans, borders) not in self._segments:
+            found = segments.within(spans)
+            self._segments[spans, borders] = found.spread(borders) if found and borders else found
+        return self._segments[spans, borders]
 
-    def _gather(self, xs: list[torch.Tensor], rows: list[Rows]) -> "_Gathered":
+    def _gather(
+        self, xs: list[torch.Tensor], rows: list[Rows], last: list[Rows]
+    ) -> "_Gathered":
         pieces = [x.reshape(-1, x.shape[-1]) for x in xs]
-        count = sum(map(len, pieces))
+        sizes = list(map(len, pieces))
+        count = sum(sizes)
         whole = pieces[0].new_empty(1, count, pieces[0].shape[-1])
-        if count == self._step.num_tokens:
+        if count == self._step.num_tokens and sizes == list(map(_size, rows)):
             for piece, of_it in zip(pieces, rows, strict=True):
                 whole[0, of_it] = piece
             return _Gathered(whole)
-        # Of what it was given before, a part may have the last tokens alone.
-        spans = tuple(
-            (each.stop - len(piece), each.stop)
-            for each, piece in zip(rows, pieces, strict=True)
-            if isinstance(each, slice)
-        )
-        if len(spans) < len(rows):
+        slices = [each for each in rows if isinstance(each, slice)]
+        ends = [each.stop for each in last if isinstance(each, slice)]
+        if len(slices) < len(rows):
             raise NotImplementedError("a layer that goes other ways for other lengths")
         torch.cat(pieces, out=whole[0])
-        borders = [0]
-        for piece in pieces:
-            borders.append(borders[-1] + len(piece))
-        return _Gathered(whole, spans, [slice(*pair) for pair in itertools.pairwise(borders)])
+        borders = tuple(itertools.accumulate(sizes, initial=0))
+        of_parts = [slice(*pair) for pair in itertools.pairwise(borders)]
+        if all(size <= _size(each) for size, each in zip(sizes, slices, strict=True)):
+            # Of what it was given before, a part may have the last tokens alone.
+            spans = tuple(
+                (each.stop - size, each.stop) for size, each in zip(sizes, slices, strict=True)
+            )
+            return _Gathered(whole, spans, of_parts)
+        # Rows that are no tokens have the adapter that the last token has.
+        return _Gathered(whole, tuple((end - 1, end) for end in ends), of_parts, borders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +215,9 @@ class _Gathered:
     """Where they are in the batch, if they are not all of it."""
     rows: list[slice] | None = None
     """Where they are here, then."""
+    borders: tuple[int, ...] = ()
+    """The first row here of each of `spans`, and the number of all, where tokens there stand for
+    others; empty where they are here themselves."""
 
 
 _NOTHING = _Gathered(torch.empty(0))
@@ -252,6 +271,10 @@ class WaitingOutput(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of `x`."""
         return self._turns.wait(self, x) if self._turns.is_running else self.whole(x)
+
+
+def _size(rows: Rows) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 def _is(one: object, other: object) -> bool:

@@ -93,8 +93,9 @@ def prepare_whole(
     for name_of_part in names:
         part = module.get_submodule(name_of_part)
         assert isinstance(part, PackedPart)
-        waiting = WaitingPart(part, turns, probed.sides[name_of_part])
+        waiting = WaitingPart(part, turns, probed.sides.get(name_of_part, SOURCE))
         module.set_submodule(name_of_part, waiting)
+    turns.sees_others = not probed.beside.isdisjoint(names)
     output = _replace_output(module, turns) if writes else None
     own(module)
     modules = dict(module.named_modules())

@@ -16,9 +16,11 @@ class WholeProbed:
     """What a run has shown."""
 
     calls: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-    """(name, input) for each linear layer that sees all tokens of a text, in its first call."""
+    """(name, input) for each linear layer that sees rows of one text alone, in its first call."""
     sides: dict[str, int] = field(default_factory=dict)
-    """Name of such a layer -> number of the text whose tokens it sees."""
+    """Name of such a layer -> number of the text whose tokens it sees; 0 if of none."""
+    beside: set[str] = field(default_factory=set)
+    """Names of those that see other rows than tokens, as of distances between them, or also do."""
     plain: set[str] = field(default_factory=set)
     """Names of other modules with parameters that make something of each token of a text."""
     num_positions: dict[int, int] = field(default_factory=dict)
@@ -50,16 +52,21 @@ def probe_whole(
     mixed: set[str] = set()
     lengths: list[int] = []
     seen: set[str] = set()
+    seen_ever: set[str] = set()
 
     def saw(name: str, x: torch.Tensor) -> None:
-        length = x.shape[1] if x.dim() == 3 and len(x) == 1 else 0
-        if length not in lengths:  # such as one vector of a text
+        if x.dim() != 3 or len(x) != 1:  # such as one vector of a text
             others.add(name)
             return
-        seen.add(name)
-        if name not in found.sides:
+        if name not in seen_ever:
             found.calls.append((name, x))
-        if found.sides.setdefault(name, lengths.index(length)) != lengths.index(length):
+        seen.add(name)
+        seen_ever.add(name)
+        if x.shape[1] not in lengths:
+            found.beside.add(name)
+            return
+        side = lengths.index(x.shape[1])
+        if found.sides.setdefault(name, side) != side:
             raise NotImplementedError(f"layer {name} sees tokens of both texts")
 
     def looked(part: nn.Embedding, given: tuple[object, ...]) -> None:
@@ -99,7 +106,12 @@ def probe_whole(
     finally:
         for hook in hooks:
             hook.remove()
-    found.calls = [call for call in found.calls if call[0] not in others]
+    # What comes with rows of its own is computed apart from what else is given the same.
+    found.calls = [
+        (name, x.view_as(x) if name in found.beside else x)
+        for name, x in found.calls
+        if name not in others
+    ]
     found.plain -= mixed
     return found
 
