@@ -122,6 +122,8 @@ def test_what_texts_have_in_common_counts_once_and_what_was_not_asked_for_goes(
     # Another source has room where nothing is left of the first.
     kept.keep(OWNER, (1, 2, 3), (0,), recall=recall([1, 2, 3]))
     assert kept.find(OWNER, (1, 2, 3), (0, 4)) is not None
+    # What is known by is as small for a long text, and so not worth counting.
+    assert {len(part) for key in kept._kept for part in key[1:]} == {32}
     kept.max_bytes = 0
     kept.keep(OWNER, (1, 2, 3), (0, 4), recall=recall([1, 2, 3]))
     assert kept.find(OWNER, (1, 2, 3), (0, 4, 5)) is None
@@ -141,3 +143,9 @@ def test_a_request_without_both_sides_is_refused(tmp_path: Path, num_source: int
         f"{num_source} tokens are to be read, and what is written begins with {num_begun}; "
         "expected 1 to 20 and 1 to 19"
     )
+
+
+def test_texts_are_shorter_where_many_heads_look_at_them(tmp_path: Path) -> None:
+    folder = save_whole("t5", tmp_path, num_heads=64, d_kv=1)
+    base = load_base_model(str(folder))
+    assert (base.source_length, base.context_length) == (2048, 4096)

@@ -1,6 +1,8 @@
 """What models with an encoder know of texts with which other requests may begin."""
 
 import copy
+import hashlib
+from array import array
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from loramux_server.kernels.whole_text import Owner, Recall
 
 Tokens = tuple[int, ...]
+_Key = tuple[Owner, bytes, bytes]
+"""Whose it is, and the names of its source and of what was written."""
 
 
 class KeptTexts:
@@ -21,15 +25,16 @@ class KeptTexts:
     def __init__(self) -> None:
         self.max_bytes = 0
         """Memory for it. What several texts have in common counts once."""
-        self._kept: OrderedDict[tuple[Owner, Tokens, Tokens], Recall] = OrderedDict()
+        self._kept: OrderedDict[_Key, Recall] = OrderedDict()
         self._uses: Counter[int] = Counter()
         """How many of them have numbers that begin at an address."""
         self._num_bytes = 0
 
     def find(self, owner: Owner, source: Tokens, written: Tokens) -> Recall | None:
         """Return what is known of `source` and most of `written`, less its last token at least."""
-        for length in range(len(written) - 1, -1, -1):
-            key = (owner, source, written[:length])
+        of_source = _name(source)
+        for name in reversed(_names(written)[:-1]):
+            key = (owner, of_source, name)
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return replace(self._kept[key])
@@ -37,7 +42,7 @@ class KeptTexts:
 
     def keep(self, owner: Owner, source: Tokens, written: Tokens, *, recall: Recall) -> None:
         """Keep what is known of that, and let go of what was not asked for longest."""
-        key = (owner, source, written)
+        key = (owner, _name(source), _name(written))
         if key in self._kept:
             return
         self._kept[key] = replace(recall, before=None)
@@ -50,6 +55,21 @@ class KeptTexts:
                 self._uses[numbers.data_ptr()] -= 1
                 self._num_bytes -= 0 if self._uses[numbers.data_ptr()] else numbers.nbytes
             self._uses = +self._uses
+
+
+def _name(tokens: Tokens) -> bytes:
+    """Return what `tokens` are called: 32 bytes, however many they are."""
+    return hashlib.sha256(array("q", tokens).tobytes()).digest()
+
+
+def _names(tokens: Tokens) -> list[bytes]:
+    """Return the `_name` of each beginning of `tokens`, the empty one first."""
+    digest = hashlib.sha256()
+    names = [digest.digest()]
+    for token in tokens:
+        digest.update(array("q", (token,)).tobytes())
+        names.append(digest.digest())
+    return names
 
 
 def copied(cache: Any) -> Any:  # noqa: ANN401

@@ -41,7 +41,10 @@ from loramux_server.models.writing import writing_of
 _READ, _WRITTEN = (7, 12), (5, 4)
 """Tokens of two texts, and of what is written to each."""
 _UNBOUNDED = 4096
-"""Tokens of a text that are served where a model has no positions of its own."""
+"""Tokens of a text that are served at most where a model has no positions of its own."""
+_SCORES_BYTES = 1 << 30
+"""What the attention of one of its layers may make of each token and each other, float32: a step
+has about five times as much in memory."""
 
 
 def prepare_whole(
@@ -262,5 +265,7 @@ def _replace_output(module: PreTrainedModel, turns: Turns) -> OutputLayer:
 
 def _length(probed: WholeProbed, side: int, config: PreTrainedConfig) -> int:
     """Return how many tokens a text of a side may have."""
-    told = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
+    told = getattr(config, "max_position_embeddings", None)
+    if not told:
+        told = min(_UNBOUNDED, math.isqrt(_SCORES_BYTES // (4 * config.num_attention_heads)))
     return int(probed.num_positions.get(side, told))
