@@ -32,9 +32,7 @@ def test_layers_that_use_positions_outside_of_attention_take_requests_one_by_one
     prompts = [[17, 40, 8, 99, *begun] for begun in begins]
 
     def logprobs(*asked: list[int]) -> list[list[float]]:
-        ids = [
-            harness.submit(each, num_source=4, max_tokens=4, num_logprobs=1) for each in asked
-        ]
+        ids = [harness.submit(each, num_source=4, max_tokens=4, num_logprobs=1) for each in asked]
         harness.run()
         found = [[token.logprobs for token in harness.tokens[request_id]] for request_id in ids]
         return [[each.chosen for each in told if each] for told in found]

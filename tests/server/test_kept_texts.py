@@ -143,9 +143,3 @@ def test_a_request_without_both_sides_is_refused(tmp_path: Path, num_source: int
         f"{num_source} tokens are to be read, and what is written begins with {num_begun}; "
         "expected 1 to 20 and 1 to 19"
     )
-
-
-def test_texts_are_shorter_where_many_heads_look_at_them(tmp_path: Path) -> None:
-    folder = save_whole("t5", tmp_path, num_heads=64, d_kv=1)
-    base = load_base_model(str(folder))
-    assert (base.source_length, base.context_length) == (2048, 4096)

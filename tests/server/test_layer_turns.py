@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
+from loramux_server.lora.segments import Residence, Segments
+from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models.parts import Rows
 from loramux_server.models.step import Step
 from loramux_server.models.turns import Turns
 
+FLOAT32 = WeightFormat.FLOAT32
 ROWS: list[tuple[Rows, ...]] = [(slice(0, 2),), (torch.tensor([3, 2]),)]
 """Of the parts in a batch of four tokens."""
 
@@ -100,3 +104,34 @@ def test_parts_of_scattered_tokens_that_go_ways_of_their_own_are_refused() -> No
     with pytest.raises(NotImplementedError, match="other ways for other lengths"):
         turns.run([lambda: turns.wait(first, x), lambda: turns.wait(second, other)], ROWS)
     assert not turns.is_running
+
+
+def test_rows_that_are_no_tokens_have_the_adapter_of_their_part() -> None:
+    residence = [
+        Residence(row, 1, FLOAT32, np.ones((1, 1), np.int32), np.ones((1, 1), np.float32))
+        for row in (7, 9)
+    ]
+    step = Step(num_tokens=4, segments=Segments.build([0, 3], [1, 4], residence))
+    turns = Turns(step)
+    turns.sees_others = True
+    seen: list[list[tuple[int, int, int]]] = []
+
+    class Noting(Layer):
+        def whole(self, x: torch.Tensor) -> torch.Tensor:
+            assert step.segments
+            borders = step.segments.start_S, step.segments.end_S, step.segments.row_S
+            seen.append(list(zip(*(each.tolist() for each in borders), strict=True)))
+            return super().whole(x)
+
+    layer = Noting(Doubling(), 0)
+
+    def run(rows: int) -> int:
+        return turns.wait(layer, torch.zeros(1, rows, 1)).shape[1]
+
+    rows: list[tuple[Rows, ...]] = [(slice(0, 1),), (slice(1, 3),), (slice(3, 4),)]
+    # As many rows as tokens in all, and not as many of each part.
+    assert turns.run([lambda: run(2), lambda: run(1), lambda: run(1)], rows) == [2, 1, 1]
+    assert turns.run([lambda: run(5), lambda: run(5), lambda: run(5)], rows) == [5, 5, 5]
+    assert seen == [[(0, 2, 7), (3, 4, 9)], [(0, 5, 7), (10, 15, 9)]]
+    assert turns.run([lambda: run(4)], [(slice(0, 1),)]) == [4]
+    assert seen[-1] == [(0, 4, 7)]

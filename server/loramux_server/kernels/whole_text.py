@@ -20,9 +20,7 @@ class Recall:
     num_written: int = 0
     """Tokens of what was written that are in it."""
     before: Any = None
-    """The cache before the last of them, where that came alone."""
-    came_alone: bool = False
-    """Whether it did: others came with it, or nothing came yet, where it did not."""
+    """The cache before the last of them, where that came alone and cannot be taken out again."""
 
 
 @dataclass(frozen=True, slots=True)

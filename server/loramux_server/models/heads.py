@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from loramux_adapters.head import FEATURES, LABELS, HeadShape, Task
 from loramux_server.models.pooler import Pooler, find_pooler
 from loramux_server.models.saved_weights import SavedWeights
+from loramux_server.models.servable import UNKNOWN_WAYS
 from loramux_server.models.task_head import TaskHead
 
 _NUM_TOKENS = 7
@@ -23,8 +24,6 @@ _NUM_LABELS = 3
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 _ROUNDED = 3e-2
 """Of the spread of logits, that 16 bits may make on the way."""
-_UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
-"""What is raised where a model is run in a way that it does not know."""
 
 
 class Heads:
@@ -65,7 +64,7 @@ class Heads:
                 pooler = find_pooler(module, token_1T)
             except torch.OutOfMemoryError:
                 raise
-            except _UNKNOWN_WAYS as error:
+            except UNKNOWN_WAYS as error:
                 fault = _told(error)
             heads: dict[Task, TaskHead] = {}
             known: dict[Task, dict[str, torch.Tensor]] = {}
@@ -79,7 +78,7 @@ class Heads:
                         idle = _idle(head, given, hidden_TK)
                 except torch.OutOfMemoryError:
                     raise
-                except _UNKNOWN_WAYS as error:
+                except UNKNOWN_WAYS as error:
                     shapes[task] = HeadShape(type(module).__name__, fault=_told(error, fault))
                     continue
                 heads[task] = head
@@ -163,7 +162,7 @@ def _cache_fault(head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: t
         found = head.behind_cache(given, hidden_TK)
     except torch.OutOfMemoryError:
         raise
-    except (StopIteration, *_UNKNOWN_WAYS) as error:
+    except (StopIteration, *UNKNOWN_WAYS) as error:
         return f"PEFT fails with {head.architecture} there: {_told(error)}"
     if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=1e-5):
         return f"PEFT leaves out a part of {head.architecture} there"

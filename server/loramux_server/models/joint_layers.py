@@ -134,11 +134,14 @@ class JointAttention:
         """Return what `layer` makes of the token of each of `calls`.
 
         Raises:
-            NotImplementedError: It makes more than hidden states of it.
+            NotImplementedError: It makes more than hidden states of it, or is given other kinds of
+                things for one than for another.
         """
         hidden_1BK = torch.cat([call.hidden for call in calls], 1)
         rows = _Rows(self._shapes, hidden_1BK)
         first, values = calls[0], [call.values for call in calls]
+        if len({tuple(map(type, each)) for each in values}) > 1:
+            raise NotImplementedError("a layer that is given other things for other requests")
         stand_ins: dict[int, torch.Tensor] = {}
         self._theirs = {}
         for place, value in enumerate(values[0]):

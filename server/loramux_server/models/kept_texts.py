@@ -88,6 +88,13 @@ def copied(cache: Any) -> Any:  # noqa: ANN401
     return other
 
 
+def forgets(cache: Any) -> bool:  # noqa: ANN401
+    """Return whether there are layers in `cache` that let go of the first tokens for the last."""
+    return cache is not None and any(
+        layer.is_sliding for layer in cache.self_attention_cache.layers
+    )
+
+
 def shortened(cache: Any) -> Any:  # noqa: ANN401
     """Return a cache without the last token that was written, while `cache` stays as it is."""
     other = copied(cache)

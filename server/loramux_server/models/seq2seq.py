@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loramux_server.kernels.whole_text import WholeText
-from loramux_server.models.kept_texts import KeptTexts, copied, shortened
+from loramux_server.models.kept_texts import KeptTexts, copied, forgets, shortened
 from loramux_server.models.parts import Rows
 from loramux_server.models.whole_texts import Told, cache_of
 
@@ -41,12 +41,12 @@ class Seq2Seq:
                 recall.cache = EncoderDecoderCache(virtual, DynamicCache())
             written = written[:, recall.num_written :]
         elif recall.num_written > text.start - text.num_source:  # its last token comes once more
-            before = recall.before if recall.came_alone else shortened(recall.cache)
-            recall.cache, recall.num_written = before, recall.num_written - 1
+            before = recall.before
+            recall.cache = shortened(recall.cache) if before is None else before
+            recall.num_written -= 1
         if recall.encoded is None:
             recall.encoded = self._own.get_encoder()(input_ids=source)
-        recall.came_alone = written.shape[1] == 1
-        recall.before = recall.cache if recall.came_alone else None
+        recall.before = recall.cache if forgets(recall.cache) and written.shape[1] == 1 else None
         made = self._own(
             encoder_outputs=recall.encoded,
             decoder_input_ids=written,

@@ -9,7 +9,7 @@ from torch import nn
 
 from loramux_server.models.decoder_stack import DecoderStack
 
-UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
 """What is raised where a model is run in a way that it does not know."""
 
 

@@ -59,7 +59,7 @@ class TaskHead:
         config = copy.deepcopy(config)
         config.num_labels = 2 if task is Task.SPANS else _UNLIKELY
         with torch.device("meta"):
-            model = kind.from_config(config, dtype=torch.float32).eval()
+            model = kind.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
         base = model.base_model
         self.architecture = type(model).__name__
         if type(base) is not type(module):

@@ -31,7 +31,8 @@ def read_text_format(path: str) -> TextFormat:
     embedding = read_embedding(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError):
+    # Some classes ask for files of a vocabulary without looking whether there are any.
+    except (OSError, ValueError, KeyError, ImportError, TypeError):
         return TextFormat(embedding=embedding)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

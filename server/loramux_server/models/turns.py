@@ -177,9 +177,7 @@ class Turns:
             self._segments[spans, borders] = found.spread(borders) if found and borders else found
         return self._segments[spans, borders]
 
-    def _gather(
-        self, xs: list[torch.Tensor], rows: list[Rows], last: list[Rows]
-    ) -> "_Gathered":
+    def _gather(self, xs: list[torch.Tensor], rows: list[Rows], last: list[Rows]) -> "_Gathered":
         pieces = [x.reshape(-1, x.shape[-1]) for x in xs]
         sizes = list(map(len, pieces))
         count = sum(sizes)

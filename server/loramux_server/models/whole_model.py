@@ -20,6 +20,7 @@ from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.joint_layers import JointAttention, join_layers, part_layers
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.packing import pack
+from loramux_server.models.quantized import is_linear
 from loramux_server.models.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, layer_shapes
 from loramux_server.models.seq2seq import SOURCE, WRITTEN, Seq2Seq
@@ -67,6 +68,12 @@ def prepare_whole(
     step = Step(module.device)
     turns = Turns(step)
     writes = kind is ModelKind.SEQ2SEQ
+    output_layer = module.get_output_embeddings()
+    if writes and not is_linear(output_layer):
+        raise UnservableModelError(
+            f"{type(module).__name__} makes logits with {type(output_layer).__name__}; a linear "
+            "layer is served"
+        )
     takes_token_types = not writes and _takes_token_types(module, text)
     reader: Reader = (
         Seq2Seq(module) if writes else Encoder(module, takes_token_types=takes_token_types)
