@@ -58,11 +58,12 @@ class Contexts:
         """States of recurrent layers that requests and steps hold."""
         return self._states.num_used if self._states else 0
 
-    @property
-    def can_go_back(self) -> bool:
-        """Whether a token that was computed can be computed again."""
-        # What is known after it is not known before it.
-        return self._states is None
+    def can_go_back(self, chunk: Chunk) -> bool:
+        """Return whether the last token of `chunk`, which has run, can be computed again."""
+        if self._states:  # what is known after it is not known before it
+            return False
+        # Of a whole text it is known what was there before the step.
+        return not chunk.request.is_whole or chunk.num_tokens == 1
 
     def known(self, request: Request) -> Known:
         """Return what is known of a request that has not started."""

@@ -179,7 +179,7 @@ class Scheduler:
             # The last token that was chosen is still to be computed.
             request.num_computed = chunk.end + len(taken) - samples
             self._contexts.commit(chunk, is_running=True)
-            if samples and not taken and not self._contexts.can_go_back:
+            if samples and not taken and not self._contexts.can_go_back(chunk):
                 self._put_back(request)
                 continue
             if chunk.draft:  # others need what it would have taken
