@@ -2,8 +2,8 @@
 
 `make needle`, or `python -m tests.needle --help`: so many random batches, each request held against
 itself alone. Prints what differs, which without the option has to be something, and writes JSON if
-told where. On bases with recurrent layers, which have no such option, answers may differ by
-rounding and no more.
+told where. On bases with recurrent layers, and on those that read texts as wholes, which have no
+such option, answers may differ by rounding and no more: the latter from what PEFT has.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from tests.support.models import RECURRENT
 from tests.support.recurrent_batches import RecurrentBatches
 from tests.support.report import write_report
 from tests.support.table import markdown
+from tests.support.whole_batches import WholeBatches
+from tests.support.whole_models import ENCODERS, SEQ2SEQ
 
 FEW = 50
 """Batches that are enough to find a difference where there are any."""
@@ -36,11 +38,28 @@ def recurrent_row(architecture: str, count: int) -> dict[str, object]:
     }
 
 
+def whole_row(name: str, count: int) -> dict[str, object]:
+    """Return what came of so many batches on the base `name`, which reads whole texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        subject = WholeBatches(name, Path(folder))
+        wrong = len(list(subject.differences(count)))
+    return {
+        "base": name,
+        "batches": count,
+        "differ": wrong,
+        "adapters in a step": subject.most_adapters,
+        "preemptions": subject.num_preemptions,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.needle", description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="batches")
     parser.add_argument(
         "--recurrent-count", type=int, default=100, help="batches on each base with such layers"
+    )
+    parser.add_argument(
+        "--whole-count", type=int, default=100, help="batches on each base that reads whole texts"
     )
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     arguments = parser.parse_args()
@@ -55,14 +74,17 @@ def main() -> int:
         print(f"otherwise: {control} answers differ in {FEW} batches")
     rows = [recurrent_row(each, arguments.recurrent_count) for each in RECURRENT]
     print(markdown(rows))
+    whole_rows = [whole_row(each, arguments.whole_count) for each in (*ENCODERS, *SEQ2SEQ)]
+    print(markdown(whole_rows))
     if arguments.output:
         found = {
             "deterministic": {"batches": count, "differ": wrong, "seconds": round(seconds, 1)},
             "otherwise": {"batches": FEW, "differ": control},
             "recurrent": rows,
+            "whole": whole_rows,
         }
         write_report(arguments.output, found)
-    return int(wrong > 0 or control == 0 or any(row["differ"] for row in rows))
+    return int(wrong > 0 or control == 0 or any(row["differ"] for row in [*rows, *whole_rows]))
 
 
 if __name__ == "__main__":

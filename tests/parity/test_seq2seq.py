@@ -100,16 +100,21 @@ def generated(
     return Expected(found.sequences[0, len(begin) :].tolist(), rows)
 
 
-def texts(base: BaseModel, folder: Path) -> list[Text]:
+def models_of(base: BaseModel, folder: Path) -> list[tuple[torch.nn.Module, AdapterSource | None]]:
+    """Return the model in `folder` alone and with each adapter, as PEFT has it and as we have."""
     own = own_model(folder)
     models: list[tuple[torch.nn.Module, AdapterSource | None]] = [(own, None)]
     for seed, config in enumerate(configs(base)):
         saved = folder / f"adapter-{seed}"
         wrapped = save_tuned(own, config, saved, seed=seed)
         models.append((wrapped, pack_source(saved, folder / f"{seed}.package")))
+    return models
+
+
+def texts(base: BaseModel, folder: Path) -> list[Text]:
     rng = random.Random(5)
     found = []
-    for wrapped, adapter in models:
+    for wrapped, adapter in models_of(base, folder):
         for length in (1, 9, 20):
             source = [rng.randrange(3, VOCAB) for _ in range(length)]
             begin = [2, *(rng.randrange(3, VOCAB) for _ in range(length % 3))]
