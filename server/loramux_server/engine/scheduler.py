@@ -190,10 +190,12 @@ class Scheduler:
         return gains
 
     def check(self) -> None:
-        """Assert that blocks are held by running requests only."""
+        """Assert that only running requests hold blocks, and what is known of whole texts."""
         self._contexts.check(self.running)
         idle = [*self.waiting, *self.paused]
         assert not any(request.blocks for request in idle), "one that does not run holds blocks"
+        knowing = [request for request in idle if request.recall.encoded is not None]
+        assert not knowing, "what is known of the text of one that does not run is kept"
         self._bypass.check()
 
     def _take(self, request: Request, tokens: Sequence[int]) -> list[Gain]:
