@@ -43,25 +43,33 @@ protos: .venv/dev
 bench-peft: .venv/dev
 	$(BIN)/python -m benchmarks.vs_peft
 
-chaos: .venv/dev  # a quarter of an hour: faults under load, with a fake engine and with real ones
+chaos: .venv/dev  # half an hour: faults under load, with a fake engine and with real ones
 	$(BIN)/python -m tests.chaos --engine fake --seconds 300 \
 		--output benchmarks/results/$$(date +%F)-chaos-fake-engine.json
 	$(BIN)/python -m tests.chaos --engine real --seconds 300 \
 		--output benchmarks/results/$$(date +%F)-chaos-real-engine.json
 	$(BIN)/python -m tests.chaos --engine hybrid --seconds 300 \
 		--output benchmarks/results/$$(date +%F)-chaos-hybrid-engine.json
+	$(BIN)/python -m tests.chaos --engine encoder --seconds 300 \
+		--output benchmarks/results/$$(date +%F)-chaos-encoder-engine.json
+	$(BIN)/python -m tests.chaos --engine seq2seq --seconds 300 \
+		--output benchmarks/results/$$(date +%F)-chaos-seq2seq-engine.json
 
 overload: .venv/dev  # seven minutes: up to ten times of what can be served
 	$(BIN)/python -m tests.overload --seconds 30 \
 		--output benchmarks/results/$$(date +%F)-overload.json
 
-soak: .venv/dev  # thirty minutes: everything that clients do, and whether anything of it stays
+soak: .venv/dev  # fifty minutes: everything that clients do, and whether anything of it stays
 	$(BIN)/python -m tests.soak --seconds 600 \
 		--output benchmarks/results/$$(date +%F)-soak.json
 	$(BIN)/python -m tests.soak --base hybrid --seconds 600 \
 		--output benchmarks/results/$$(date +%F)-soak-hybrid.json
 	$(BIN)/python -m tests.soak --base vision --seconds 600 \
 		--output benchmarks/results/$$(date +%F)-soak-vision.json
+	$(BIN)/python -m tests.soak --base encoder --seconds 600 \
+		--output benchmarks/results/$$(date +%F)-soak-encoder.json
+	$(BIN)/python -m tests.soak --base seq2seq --seconds 600 \
+		--output benchmarks/results/$$(date +%F)-soak-seq2seq.json
 
 needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
 	$(BIN)/python -m tests.needle --output benchmarks/results/$$(date +%F)-needle.json

@@ -9,11 +9,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak.bases import demo_campaign, hybrid_campaign, vision_campaign
+from tests.soak.bases import (
+    demo_campaign,
+    encoder_campaign,
+    hybrid_campaign,
+    seq2seq_campaign,
+    vision_campaign,
+)
 from tests.support.report import write_report
 from tests.support.table import markdown
 
-BASES = {"demo": demo_campaign, "hybrid": hybrid_campaign, "vision": vision_campaign}
+BASES = {
+    "demo": demo_campaign, "hybrid": hybrid_campaign, "vision": vision_campaign,
+    "encoder": encoder_campaign, "seq2seq": seq2seq_campaign,
+}  # fmt: skip
 """Name -> uses a server of that base."""
 
 

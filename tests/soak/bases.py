@@ -7,22 +7,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loramux import Image
 from loramux_adapters import pack
 from loramux_adapters.head import Task
+from loramux_server.engine.model_kind import ModelKind
 from tests.soak.campaign import Outcome, campaign
 from tests.soak.worker import Setting
 from tests.support.adapters import save_adapter
 from tests.support.classifiers import classifier, save_classifier
 from tests.support.demo import DEMO
+from tests.support.encoder_heads import save_headed
+from tests.support.labelled import save_reader
 from tests.support.models import save_model, tiny_model
 from tests.support.pictures import picture, saved
 from tests.support.server import RunningServer
 from tests.support.tool_templates import TAGS
 from tests.support.vision import save_vision_base
+from tests.support.whole_models import own_model, save_tuned
+from tests.support.writers import ending_tokenizer, save_writer
 
 ADAPTERS = ("reverse", "upper", "sort", "title", "double")
 CHATS = "title"
@@ -47,6 +52,20 @@ VISION_ADAPTERS = {
     "sight": "all-linear",
 }
 """Those of it -> what they change."""
+READERS: dict[str, dict[str, Any]] = {
+    "vectors": {"target_modules": "all-linear"},
+    "weighted": {"target_modules": ["query", "intermediate.dense"], "use_dora": True},
+    "biased": {"target_modules": ["value"], "bias": "lora_only"},
+}
+"""Adapters of an encoder that make vectors -> what they change."""
+TAGS_OF_TOKENS = "tags"
+WRITERS = {"plain": ["q", "v"], "wide": ["q", "k", "v", "o", "wi", "wo"], "single": ["wo"]}
+"""Adapters of a base that writes what it does not read -> what they change."""
+WRITER_MEMORY = 250_000
+"""Bytes for KV blocks of such a base, in which not all requests have room."""
+NUM_SOURCES = 4500
+"""Of 16 KB each with what holds them, as those at work are; 64 MiB are kept."""
+NUM_CLIENTS = 8
 NUM_IMAGES = 600
 """Of 300 KB each, as the model takes them; 64 MiB are kept."""
 KV_MEMORY = 300_000
@@ -104,6 +123,59 @@ def vision_campaign(seconds: float, folder: Path) -> Outcome:
     return _campaign(folder / "base", adapters, setting, seconds, folder, prepare=_show_many)
 
 
+def encoder_campaign(seconds: float, folder: Path) -> Outcome:
+    """Use a server of a tiny base that reads texts and continues none for so long."""
+    adapters = folder / "adapters"
+    base = save_reader(folder / "base")
+    for seed, (name, kind) in enumerate(READERS.items()):
+        save_tuned(
+            base, LoraConfig(task_type="FEATURE_EXTRACTION", r=4, **kind), adapters / name,
+            seed=seed,
+        )  # fmt: skip
+    heads = {LABELS: Task.SEQUENCE, SPANS: Task.SPANS, TAGS_OF_TOKENS: Task.TOKENS}
+    for name, task in heads.items():
+        config_of_head = LoraConfig(task_type=str(task), r=4, target_modules=["query", "key"])
+        save_headed(folder / "base", task, config_of_head, adapters / name)
+    (folder / "packages").mkdir()
+    packages = variants([adapters / name for name in READERS], folder / "packages")
+    setting = Setting(
+        tuple(READERS), packages, labels=LABELS, spans=SPANS, tags=TAGS_OF_TOKENS,
+        kind=ModelKind.ENCODER,
+    )  # fmt: skip
+    return _campaign(folder / "base", adapters, setting, seconds, folder)
+
+
+def seq2seq_campaign(seconds: float, folder: Path) -> Outcome:
+    """Use a server of a tiny base that reads one text and writes another for so long."""
+    adapters = folder / "adapters"
+    place = save_writer("t5", folder / "base", ending_tokenizer())
+    base = own_model(place)
+    lora: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM", "r": 4}
+    for seed, (name, targets) in enumerate(WRITERS.items()):
+        save_tuned(base, LoraConfig(target_modules=targets, **lora), adapters / name, seed=seed)
+    prefix = PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)
+    save_tuned(base, prefix, folder / "prefix", seed=0)
+    (folder / "packages").mkdir()
+    sources = [*(adapters / name for name in WRITERS), folder / "prefix"]
+    packages = variants(sources, folder / "packages")
+    setting = Setting(tuple(WRITERS), packages, kind=ModelKind.SEQ2SEQ)
+    arguments = ["--kv-memory", str(WRITER_MEMORY)]
+    return _campaign(place, adapters, setting, seconds, folder, *arguments, prepare=_write_many)
+
+
+def _write_many(server: RunningServer) -> None:
+    """Write to so many texts that no more are kept, before anything is measured."""
+
+    def write(share: int) -> None:
+        with server.client() as client:
+            for number in range(share, NUM_SOURCES, NUM_CLIENTS):
+                first = [3 + digit for digit in divmod(number, 250)]
+                client.generate([*first, *range(3, 17)], max_tokens=1)
+
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        list(pool.map(write, range(NUM_CLIENTS)))
+
+
 def _show_many(server: RunningServer) -> None:
     """Show so many images that no more are kept, before anything is measured."""
 
@@ -112,7 +184,7 @@ def _show_many(server: RunningServer) -> None:
         with server.client() as client:
             client.chat([{"role": "user", "content": [image]}], max_tokens=1)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         list(pool.map(show, range(NUM_IMAGES)))
 
 

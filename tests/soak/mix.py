@@ -9,7 +9,9 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from loramux_server.engine.model_kind import ModelKind
 from tests.soak.loop import Loop
+from tests.soak.reader import Reader
 from tests.soak.worker import TIMEOUT, Setting, Worker
 from tests.support.server import RunningServer
 
@@ -24,6 +26,13 @@ WEIGHTS = {
     "upload": 5, "mistake": 10, "look": 8, "scrape": 2,
 }  # fmt: skip
 """How often each happens."""
+READS = {
+    "label": 20, "pair": 20, "tag": 10, "find": 10, "embed": 15, "leave": 10, "upload": 5,
+    "mistake": 5, "look": 8, "scrape": 2,
+}  # fmt: skip
+"""The same where the base is an encoder."""
+WRITES = WEIGHTS.keys() - {"chat", "show", "tools", "embed", "read", "score"}
+"""Those of `WEIGHTS` that there are where the base reads one text and writes another."""
 
 
 class Mix:
@@ -77,28 +86,39 @@ class Mix:
         plan = self._plan(choice)
         while not self._is_over.is_set():
             with self._server.client(timeout=TIMEOUT) as client:
-                worker = Worker(self._server, client, self._setting, choice, names, self._loop)
+                kind_of_worker = Reader if self._setting.kind is ModelKind.ENCODER else Worker
+                worker = kind_of_worker(
+                    self._server, client, self._setting, choice, names, self._loop
+                )
                 for kind, adapter in itertools.islice(plan, CALLS_PER_CONNECTION):
                     if self._is_over.is_set():
                         break
                     self._try(kind, partial(getattr(worker, kind), adapter))
 
-    def _plan(self, choice: random.Random) -> Iterator[tuple[str, str | None]]:
-        """Yield everything with every adapter once, and from then on what comes."""
+    def _weights(self) -> dict[str, int]:
+        """Return what there is to be done, and how often."""
         setting = self._setting
+        if setting.kind is ModelKind.ENCODER:
+            return READS
         needed = {
             "chat": setting.chats, "tools": setting.chats, "show": setting.shows,
             "read": setting.labels and setting.spans,
         }  # fmt: skip
-        kinds = [kind for kind in WEIGHTS if needed.get(kind, True)]
+        if setting.kind is ModelKind.SEQ2SEQ:
+            needed = {kind: kind in WRITES for kind in WEIGHTS}
+        return {kind: weight for kind, weight in WEIGHTS.items() if needed.get(kind, True)}
+
+    def _plan(self, choice: random.Random) -> Iterator[tuple[str, str | None]]:
+        """Yield everything with every adapter once, and from then on what comes."""
+        weights = self._weights()
+        kinds = list(weights)
         adapters = [None, *self._setting.adapters]
         # In the same order for all workers: what is done by all at once takes the most memory that
         # it ever will, and an allocator keeps that.
         yield from itertools.product(kinds, adapters)
         self._toured.release()
-        weights = [WEIGHTS[kind] for kind in kinds]
         while True:
-            (kind,) = choice.choices(kinds, weights)
+            (kind,) = choice.choices(kinds, [*weights.values()])
             yield kind, choice.choice(adapters)
 
     def _try(self, kind: str, act: Callable[[], None]) -> None:

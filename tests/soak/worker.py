@@ -4,7 +4,6 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from loramux._wire import raising
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.types import Message
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux_server.engine.model_kind import ModelKind
 from tests.soak import doors
 from tests.soak.loop import Loop
+from tests.soak.refused import refused
 from tests.support.pictures import picture, saved
 from tests.support.server import RunningServer
 from tests.support.wire import GENERATE, chunks, send, upload_header
@@ -42,8 +43,12 @@ class Setting:
     """An adapter that classifies texts, if there is one."""
     spans: str | None = None
     """An adapter that finds answers in texts, likewise."""
+    tags: str | None = None
+    """An adapter that labels tokens, likewise."""
     shows: bool = False
     """Whether the base sees images."""
+    kind: ModelKind = ModelKind.DECODER
+    """What the base makes of texts."""
     max_tokens: int = 120
     pause: float = 2.0
     """Seconds that a slow reader does not read."""
@@ -107,7 +112,7 @@ class Worker:
             if self._choice.random() < 0.5:
                 next(stream)
             stream.close()  # type: ignore[attr-defined]
-        with _refused("half of an image"):
+        with refused("half of an image"):
             self._client.chat([{"role": "user", "content": [Image(image.data[:80])]}])
 
     def tools(self, adapter: str | None) -> None:
@@ -179,12 +184,16 @@ class Worker:
         first, second = self._choice.sample(list(self._setting.packages), 2)
         old = adapters.upload(name, first)
         adapters.set_alias(name, "stable", version=old.version)
-        self._client.generate("cat ->", adapter=f"{name}:stable", max_tokens=4)
+        self._use(f"{name}:stable")
         new = adapters.upload(name, second)
         adapters.set_alias(name, "stable", weights={old.version: 50, new.version: 50})
-        self._client.generate("cat ->", adapter=f"{name}:stable", max_tokens=4)
+        self._use(f"{name}:stable")
         adapters.roll_back(name, "stable")
         adapters.delete(name, wait=self._choice.random() < 0.5)
+
+    def _use(self, adapter: str) -> None:
+        """Have something done with an adapter that was uploaded."""
+        self._client.generate("cat ->", adapter=adapter, max_tokens=4)
 
     def score(self, adapter: str | None) -> None:
         """Have a prompt scored: what was made before is as likely as it was then."""
@@ -255,15 +264,19 @@ class Worker:
             (NotFoundError, {"adapter": f"nobody-{self._choice.randrange(10**9)}"}),
         ]
         for expected, options in kinds:
-            with _refused(repr(options), expected):
+            with refused(repr(options), expected):
                 self._client.generate("cat ->", **{"adapter": adapter, **options})
+        self._send_junk(GENERATE)
+
+    def _send_junk(self, method: str) -> None:
+        """Upload what is no file, and call `method` with what is no message."""
         channel = self._client._channel
         data = self._choice.randbytes(5000)
-        with _refused("a file that is none"), raising():
+        with refused("a file that is none"), raising():
             messages = [upload_header(next(self._names), data), *chunks(data)]
             AdapterServiceStub(channel).UploadAdapter(iter(messages), timeout=TIMEOUT)
-        with _refused("what is no message"), raising():
-            send(channel, GENERATE, b"\xff" + data, timeout=TIMEOUT)
+        with refused("what is no message"), raising():
+            send(channel, method, b"\xff" + data, timeout=TIMEOUT)
 
     def look(self, adapter: str | None) -> None:
         """Ask what there is."""
@@ -287,13 +300,3 @@ class Worker:
             prompt, adapter=adapter, ignore_eos=True,
             temperature=self._choice.choice([0.0, 1.0]), **options,
         )  # fmt: skip
-
-
-@contextmanager
-def _refused(what: str, error: type[LoramuxError] = InvalidArgumentError) -> Iterator[None]:
-    """Demand that the block ends with `error`."""
-    try:
-        yield
-    except error:
-        return
-    raise AssertionError(f"{what} was not refused")
