@@ -14,6 +14,7 @@ from tests.fuzz.forms import following, form_target
 from tests.fuzz.hybrid import package_target, serving
 from tests.fuzz.target import Result, fuzz
 from tests.fuzz.targets import file_targets, wire_targets
+from tests.fuzz.texts import text_targets
 from tests.support.fake_server import FakeServer
 from tests.support.report import write_report
 from tests.support.table import markdown
@@ -27,12 +28,14 @@ def campaign(seconds: float, corpus: Path | None, first_seed: int) -> list[Resul
         grpc.insecure_channel(server.target) as channel,
         following() as forms,
         serving() as (harness, saved),
+        text_targets() as of_texts,
     ):
         targets = [
             *file_targets(),
             package_target(harness, saved),
             *wire_targets(server, channel),
             form_target(forms),
+            *of_texts,
         ]
         each = seconds / len(targets)
         results = [fuzz(target, each, corpus, first_seed) for target in targets]

@@ -83,7 +83,7 @@ class Reads:
         self, model: ModelInfo, scores: Callable[[Submit], Any], *, task: str = "SEQ_CLS",
         told: Instruction | None = None, num_virtual: int = 0,
     ) -> None:  # fmt: skip
-        self.engine = ReadingEngine(scores)
+        self.engine, self.model = ReadingEngine(scores), model
         self._record, self._told = record_of(task, num_virtual), told or Instruction()
         quotas, room = Quotas(KeptPolicies()), open_room()
         readings = Readings(
@@ -92,21 +92,21 @@ class Reads:
             prompts=Prompts(model), quotas=quotas, room=room, instructions=cast(Any, self),
             spans=RequestSpans(), default_timeout=60,
         )  # fmt: skip
-        self._classification = ClassificationService(readings)
-        self._embedding = EmbeddingService(readings)
-        self._answering = QuestionAnsweringService(readings)
+        self.classification = ClassificationService(readings)
+        self.embedding = EmbeddingService(readings)
+        self.answering = QuestionAnsweringService(readings)
 
     async def classify(self, *inputs: Any, **fields: Any) -> classification_pb2.ClassifyResponse:
         request = classification_pb2.ClassifyRequest(adapter="adapter", inputs=inputs, **fields)
-        return await self._classification.Classify(request, _CONTEXT)
+        return await self.classification.Classify(request, _CONTEXT)
 
     async def embed(self, *inputs: Any, **fields: Any) -> embedding_pb2.EmbedResponse:
         request = embedding_pb2.EmbedRequest(inputs=inputs, **fields)
-        return await self._embedding.Embed(request, _CONTEXT)
+        return await self.embedding.Embed(request, _CONTEXT)
 
     async def answer(self, *inputs: Any, **fields: Any) -> question_answering_pb2.AnswerResponse:
         request = question_answering_pb2.AnswerRequest(adapter="adapter", inputs=inputs, **fields)
-        return await self._answering.Answer(request, _CONTEXT)
+        return await self.answering.Answer(request, _CONTEXT)
 
     async def of(self, source: AdapterSource) -> Instruction:
         """Stand for the instructions of packages."""
