@@ -5,7 +5,6 @@ fault counts only if streams were under way.
 """
 
 import argparse
-import contextlib
 import os
 import random
 import signal
@@ -18,24 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loramux.errors import UnavailableError
-from loramux.types import PositionLogprobs
-from tests.support.adapters import save_adapter
-from tests.support.demo import DEMO
-from tests.support.fake_server import FakeServer, answered, asked
+from tests.support.harmed import ENGINES, known, started
+from tests.support.labelled import Labelled
 from tests.support.load import Answer, Ask, Load, Stream
-from tests.support.models import save_model, tiny_model
 from tests.support.polling import eventually
 from tests.support.report import write_report
 from tests.support.server import RunningServer
 from tests.support.table import markdown
 
-WATCHDOG = 2.0
-HYBRID = "qwen3.5"
-HYBRID_ADAPTERS = {"recurrent": ["in_proj_qkv", "out_proj"], "both": ["in_proj_z", "q_proj"]}
-HYBRID_MEMORY = 160_000
-"""Bytes for KV blocks and states, of which there are five."""
-MIN_MARGIN = 1e-3
-"""By which the best token has to be ahead of the next, in log-probability."""
 HELD = (
     "requests_running", "requests_waiting", "requests_paused", "kv_blocks_used",
     "recurrent_states_used", "adapter_leases",
@@ -126,14 +115,14 @@ def commit(kind: str, server: RunningServer) -> None:
 def campaign(
     server: RunningServer, answer: Answer, asks: Callable[[random.Random], Ask], *,
     cycles: int, seconds: float, max_tokens: tuple[int, int] = (5, 120),
-    min_streams: int = MIN_STREAMS,
+    min_streams: int = MIN_STREAMS, kind_of_load: type[Load] = Load,
 ) -> Outcome:  # fmt: skip
     """Do harm to a running `server` again and again, for so many cycles or seconds."""
     faults = {kind: Faults() for kind in dict.fromkeys(CYCLE)}
     choice = random.Random(0)
     end = time.monotonic() + seconds
     server.stay_at_address()
-    with Load(
+    with kind_of_load(
         server.client, answer, asks=asks, num_threads=NUM_THREADS, max_tokens=max_tokens
     ) as load:
         for kind in CYCLE * cycles:
@@ -178,60 +167,6 @@ def take_in(faults: Faults, load: Load, begin: float, *, is_drain: bool) -> None
     faults.seconds_to_service.append(min(ends) - begin)
 
 
-@contextlib.contextmanager
-def started(engine: str, folder: Path) -> Iterator[RunningServer]:
-    """Yield a server with a fake or a real engine, or one of a base with recurrent layers."""
-    arguments = ["--watchdog", str(WATCHDOG), "--quarantine-deaths", "0", "--drain-timeout", "30"]
-    if engine == "fake":
-        with FakeServer(folder, *arguments) as server:
-            yield server
-    else:
-        with real_server(engine, folder, arguments) as server:
-            yield server
-
-
-def real_server(engine: str, folder: Path, arguments: list[str]) -> RunningServer:
-    """Return a server of the embedded model, or of one with recurrent layers."""
-    if engine == "real":
-        more = ["--adapters", str(DEMO / "adapters"), "--deterministic"]
-        return RunningServer(folder, DEMO / "base", *arguments, *more)
-    base = save_model(folder / "base", HYBRID)
-    adapters = folder / "adapters"
-    for seed, (name, targets) in enumerate(HYBRID_ADAPTERS.items()):
-        model = tiny_model(HYBRID, vocab_size=259)
-        save_adapter(model, adapters / name, seed=seed, r=4, target_modules=targets)
-    # Of fewer than those that come at once there are states.
-    more = ["--adapters", str(adapters), "--kv-memory", str(HYBRID_MEMORY)]
-    return RunningServer(folder, base, *arguments, *more)
-
-
-def known_answers(
-    server: RunningServer, max_tokens: int
-) -> tuple[Answer, Callable[[random.Random], Ask]]:
-    """Return what a real engine makes of some prompts, and a choice of them.
-
-    Where the second best token is as good but for rounding, a prompt is left out.
-    """
-    words = ["abandon ->", "cat ->", "window ->", "seven ->"]
-    known: dict[Ask, tuple[int, ...]] = {}
-    with server.client() as client:
-        for adapter in (None, *(each.name for each in client.adapters.list())):
-            for word in words:
-                answer = client.generate(
-                    word, adapter=adapter, max_tokens=max_tokens, temperature=0.0,
-                    ignore_eos=True, logprobs=2,
-                )  # fmt: skip
-                if all(margin(each) > MIN_MARGIN for each in answer.logprobs):
-                    known[word, adapter] = answer.token_ids
-    assert len(known) > len(words)
-    return lambda ask, count: known[ask][:count], lambda choice: choice.choice(list(known))
-
-
-def margin(logprobs: PositionLogprobs) -> float:
-    first, second = logprobs.top
-    return first.logprob - second.logprob
-
-
 def held(server: RunningServer) -> dict[str, float]:
     """Return what a server holds for requests, though it may have none."""
     metrics = server.metrics()
@@ -253,7 +188,7 @@ def table(outcome: Outcome) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", choices=["fake", "real", "hybrid"], default="real")
+    parser.add_argument("--engine", choices=[*ENGINES], default="real")
     parser.add_argument("--cycles", type=int, default=1000, help="four faults each")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
@@ -262,12 +197,12 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         started(arguments.engine, Path(folder)) as server,
     ):
-        max_tokens = (5, 120)
-        is_fake = arguments.engine == "fake"
-        answer, asks = (answered, asked) if is_fake else known_answers(server, max_tokens[1])
+        is_encoder = arguments.engine == "encoder"
+        max_tokens = (5, 60) if is_encoder else (5, 120)
+        answer, asks = known(arguments.engine, server, max_tokens[1])
         outcome = campaign(
             server, answer, asks, cycles=arguments.cycles, seconds=arguments.seconds,
-            max_tokens=max_tokens,
+            max_tokens=max_tokens, kind_of_load=Labelled if is_encoder else Load,
         )  # fmt: skip
     print(table(outcome))
     if arguments.output:

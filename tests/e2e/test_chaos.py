@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tests.chaos import campaign, started, table
+from tests.chaos import campaign, table
 from tests.support.fake_server import answered, asked
+from tests.support.harmed import started
 
 
 def test_no_stream_hangs_and_no_drain_loses_one(tmp_path: Path) -> None:
