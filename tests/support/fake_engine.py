@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from loramux_server.engine.messages import (
     Ready,
     Report,
     Resume,
+    Scores,
     Stats,
     Submit,
     Token,
@@ -77,12 +79,16 @@ class FakeEngine:
             self._running[message.request_id] = self._paused.pop(message.request_id)
 
     def _step(self) -> Report:
-        tokens = []
+        tokens, scores = [], []
         batch = None
         if self._running:
             time.sleep(self._step_seconds)
             batch = BatchSize(len(self._running), len(self._running), 0, self._step_seconds)
         for request_id, submit in list(self._running.items()):
+            if submit.pooling:
+                scores.append(Scores(request_id, struct.pack("<f", 1.0)))
+                del self._running[request_id]
+                continue
             self._made[request_id] += 1
             count = self._made[request_id]
             is_last = count == submit.sampling.max_tokens
@@ -95,7 +101,7 @@ class FakeEngine:
             used_blocks=len(self._running), preemptions=0, prompt_tokens=0, shared_tokens=0,
             device=CacheStats(), host=CacheStats(),
         )  # fmt: skip
-        return Report(stats=stats, tokens=tokens, batch=batch)
+        return Report(stats=stats, tokens=tokens, scores=scores, batch=batch)
 
 
 def misbehave(token: int) -> None:
@@ -116,7 +122,7 @@ def model(config: EngineConfig) -> ModelInfo:
         name="fake", architecture="Fake", fingerprint="sha256:fake", dtype="float32", device="cpu",
         context_length=CONTEXT, vocab_size=VOCAB, num_parameters=1, eos_token_ids=[],
         tokenizer_json=None, layers={}, adapter_rows=8,
-        max_running=config.max_running, num_blocks=64, kv_memory=64,
+        max_running=config.max_running, num_blocks=64, kv_memory=64, embedding_width=1,
     )  # fmt: skip
 
 
