@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loramux_server.kernels.whole_text import Recall, WholeText
-from loramux_server.models.kept_texts import KeptTexts, copied
+from loramux_server.models.kept_texts import BESIDE, KeptTexts, copied
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.seq2seq import Seq2Seq
 from tests.support.engine import Harness
@@ -110,7 +110,8 @@ def test_what_texts_have_in_common_counts_once_and_what_was_not_asked_for_goes(
     source_bytes = first.encoded[0].nbytes + num_bytes(*first.cache.cross_attention_cache.layers)
     own = [num_bytes(*each.cache.self_attention_cache.layers) for each in (first, second)]
     kept = KeptTexts()
-    kept.max_bytes = source_bytes + sum(own)
+    # Each is a tensor for the source, and four in each of two layers.
+    kept.max_bytes = source_bytes + sum(own) + 2 * 9 * BESIDE
     kept.keep(OWNER, tuple(SOURCE), (0,), recall=first)
     kept.keep(OWNER, tuple(SOURCE), (0, 7), recall=second)
     assert kept.find(OWNER, tuple(SOURCE), (0, 7, 1)) == second

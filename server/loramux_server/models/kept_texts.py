@@ -11,6 +11,8 @@ import torch
 
 from loramux_server.kernels.whole_text import Owner, Recall
 
+BESIDE = 640
+"""Bytes that a tensor takes beside its numbers, with its part of what holds it."""
 Tokens = tuple[int, ...]
 _Key = tuple[Owner, bytes, bytes]
 """Whose it is, and the names of its source and of what was written."""
@@ -24,7 +26,7 @@ class KeptTexts:
 
     def __init__(self) -> None:
         self.max_bytes = 0
-        """Memory for it. What several texts have in common counts once."""
+        """Memory for it. Numbers that several texts have in common count once."""
         self._kept: OrderedDict[_Key, Recall] = OrderedDict()
         self._uses: Counter[int] = Counter()
         """How many of them have numbers that begin at an address."""
@@ -47,14 +49,21 @@ class KeptTexts:
             return
         self._kept[key] = replace(recall, before=None)
         for numbers in _numbers(recall):
-            self._num_bytes += 0 if self._uses[numbers.data_ptr()] else numbers.nbytes
-            self._uses[numbers.data_ptr()] += 1
+            address = numbers.data_ptr()
+            self._num_bytes += BESIDE if address in self._uses else numbers.nbytes + BESIDE
+            self._uses[address] += 1
         while self._num_bytes > self.max_bytes:
             _, let_go = self._kept.popitem(last=False)
             for numbers in _numbers(let_go):
-                self._uses[numbers.data_ptr()] -= 1
-                self._num_bytes -= 0 if self._uses[numbers.data_ptr()] else numbers.nbytes
-            self._uses = +self._uses
+                self._let_go(numbers)
+
+    def _let_go(self, numbers: torch.Tensor) -> None:
+        address = numbers.data_ptr()
+        self._num_bytes -= BESIDE
+        self._uses[address] -= 1
+        if not self._uses[address]:
+            del self._uses[address]
+            self._num_bytes -= numbers.nbytes
 
 
 def _name(tokens: Tokens) -> bytes:
