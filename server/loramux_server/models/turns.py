@@ -92,8 +92,8 @@ class Turns:
             NotImplementedError: Parts that are no slices do not come to the same layers.
         """
         self.current = 0
-        if len(calls) == 1 and len(rows[0]) == 1 and not self.sees_others:
-            return [calls[0]()]
+        if len(calls) == 1 and _has_one_side(rows[0]) and not self.sees_others:
+            return [calls[0]()]  # layers are given all tokens of the batch
         parts = [greenlet(call) for call in calls]
         self.is_running = True
         try:
@@ -269,6 +269,10 @@ class WaitingOutput(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of `x`."""
         return self._turns.wait(self, x) if self._turns.is_running else self.whole(x)
+
+
+def _has_one_side(rows: tuple[Rows, ...]) -> bool:
+    return len(rows) == 1 or sum(_size(of_side) > 0 for of_side in rows) == 1
 
 
 def _size(rows: Rows) -> int:
