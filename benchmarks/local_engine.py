@@ -122,6 +122,7 @@ class LocalEngine:
             for token in report.tokens:
                 found[token.request_id].append(token.token)
                 left -= token.finish is not None
+            left -= len(report.scores)
             if report.batch:
                 drafted += report.batch.drafted
                 accepted += report.batch.accepted
@@ -139,15 +140,7 @@ class LocalEngine:
             Submit(self._take_id(), list(text), adapter, GREEDY, pooling=pooling)
             for text, adapter in zip(texts, adapters, strict=True)
         ]
-        begin = time.perf_counter()
-        self.engine.receive(messages)
-        left = len(messages)
-        while left:
-            report = self.step()
-            if report.failures:
-                raise SystemExit(f"a request failed: {report.failures[0]}")
-            left -= len(report.scores)
-        return time.perf_counter() - begin
+        return self.complete(messages).seconds
 
     def write_seconds(
         self,

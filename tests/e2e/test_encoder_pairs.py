@@ -16,7 +16,7 @@ from transformers import (
 
 from loramux import Client
 from loramux.errors import FailedPreconditionError
-from tests.support.classifiers import save_classifier
+from tests.support.adapters import save_tuned
 from tests.support.embedders import write_sentence_files
 from tests.support.encoder_tokenizers import wordpiece
 from tests.support.questions import pipeline_answers
@@ -51,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
     write_sentence_files(folder / "base", "cls", normalizes=False)
     model = AutoModelForQuestionAnswering.from_pretrained(folder / "base").eval()
     lora = LoraConfig(task_type="QUESTION_ANS", r=4, target_modules=["query", "value"])
-    finder = save_classifier(model, lora, folder / "adapters" / "finder", seed=1)
+    finder = save_tuned(model, lora, folder / "adapters" / "finder", seed=1)
     sizes = {"num_virtual_tokens": 3, "token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
     judge = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=3).eval()
     tuned = {
@@ -59,7 +59,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
         "judge": (judge, PrefixTuningConfig(task_type="SEQ_CLS", **sizes)),
     }
     virtual = {
-        name: save_classifier(own, each, folder / "adapters" / name, seed=2)
+        name: save_tuned(own, each, folder / "adapters" / name, seed=2)
         for name, (own, each) in tuned.items()
     }
     with (

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from loramux.cli.app import run
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, LoramuxError
 from loramux_adapters import PackageError
+from tests.support.adapters import save_tuned
 from tests.support.gateway import RunningGateway
 from tests.support.open_inference import asking, call, texts_of
 from tests.support.server import RunningServer
-from tests.support.whole_models import own_model, save_tuned
+from tests.support.whole_models import own_model
 from tests.support.writers import (
     END,
     ending_tokenizer,

@@ -15,8 +15,8 @@ from loramux_adapters.head import Task
 from loramux_server.engine.adapter_source import AdapterSource
 from tests.parity.test_peft import Case, check, target_modules
 from tests.parity.test_saved import norms
-from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
-from tests.support.classifiers import classifier, expected_logits, save_classifier, tasks_of
+from tests.support.adapters import expected, pack_source, save_adapter, save_tuned, with_adapter
+from tests.support.classifiers import classifier, expected_logits, tasks_of
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 
@@ -61,7 +61,7 @@ def texts(model: PreTrainedModel, folder: Path, *, every: bool) -> list[Text]:
         base = classifier(model, task, num_labels=3 if task is Task.SEQUENCE else 5)
         for seed, (name, config) in enumerate(configs(model, task, every=every).items()):
             saved = folder / f"{task} {name}"
-            wrapped = save_classifier(base, config, saved, seed=seed)
+            wrapped = save_tuned(base, config, saved, seed=seed)
             source = pack_source(saved, folder / f"{task}-{seed}.pkg")
             for length in (rng.choice([1, 4, 9]), rng.randint(10, 30)):
                 prompt = [rng.randrange(3, VOCAB) for _ in range(length)]

@@ -28,8 +28,8 @@ from loramux_server.engine.model_info import ModelInfo
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import ServedBase, check_package
-from tests.support.adapters import pack_source
-from tests.support.classifiers import classifier, save_classifier
+from tests.support.adapters import pack_source, save_tuned
+from tests.support.classifiers import classifier
 from tests.support.encoder_heads import VOCAB, for_task, save_encoder
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
@@ -88,7 +88,7 @@ def texts(
     served = ServedBase.of(info, max_host_bytes=1 << 30)
     for seed, config in enumerate(configs(task, base)):
         adapter, package = folder / f"{task}-{seed}", folder / f"{task}-{seed}.safetensors"
-        tuned = save_classifier(model, config, adapter, seed=seed)
+        tuned = save_tuned(model, config, adapter, seed=seed)
         source = pack_source(adapter, package)
         with package.open("rb") as file:
             assert check_package(file, package.stat().st_size, served).task == task
@@ -172,7 +172,7 @@ def test_keys_and_values_that_peft_does_not_serve_are_refused(
         task_type="SEQ_CLS", num_virtual_tokens=2, token_dim=16, num_layers=2,
         num_attention_heads=2,
     )  # fmt: skip
-    save_classifier(for_task(folder, Task.SEQUENCE), config, adapter, seed=1)
+    save_tuned(for_task(folder, Task.SEQUENCE), config, adapter, seed=1)
     pack_source(adapter, package)
     assert message in refusal(package, harness.info)
 
@@ -183,7 +183,7 @@ def test_embeddings_of_tokens_are_refused_beside_those_of_virtual_ones(tmp_path:
     config = PromptTuningConfig(
         task_type="SEQ_CLS", num_virtual_tokens=2, modules_to_save=["embed_tokens"]
     )
-    save_classifier(classifier(model, Task.SEQUENCE, 2), config, tmp_path / "adapter", seed=1)
+    save_tuned(classifier(model, Task.SEQUENCE, 2), config, tmp_path / "adapter", seed=1)
     pack_source(tmp_path / "adapter", package)
     told = "PEFT looks these up where they were before training"
     assert told in refusal(package, harness.info)

@@ -16,11 +16,11 @@ from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_methods import lora, save
-from tests.support.adapters import pack_source, save_adapter
+from tests.support.adapters import pack_source, save_adapter, save_tuned
 from tests.support.batches import NUM_ADAPTERS, Batches, content, model, saved_sources
-from tests.support.classifiers import classifier, save_classifier
+from tests.support.classifiers import classifier
 from tests.support.engine import Harness
-from tests.support.whole_models import own_model, save_tuned, save_whole
+from tests.support.whole_models import own_model, save_whole
 
 NUM_COMPOSITIONS = 25
 
@@ -125,7 +125,7 @@ def test_no_bit_of_a_label_depends_on_the_batch(
     sources: list[AdapterSource], tmp_path: Path, task: Task
 ) -> None:
     config = LoraConfig(task_type=str(task), r=4, target_modules=["q_proj", "down_proj"])
-    save_classifier(classifier(model(), task, 3), config, tmp_path / "a", seed=1)
+    save_tuned(classifier(model(), task, 3), config, tmp_path / "a", seed=1)
     source = pack_source(tmp_path / "a", tmp_path / "a.package")
     texts = [[5 + i % 30 for i in range(length)] for length in (1, 7, 40)]
     found = set()

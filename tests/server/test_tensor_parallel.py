@@ -21,8 +21,8 @@ from loramux_server.lora.shard import Shard
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_methods import save
-from tests.support.adapters import pack_source, save_adapter
-from tests.support.classifiers import classifier, expected_logits, save_classifier
+from tests.support.adapters import pack_source, save_adapter, save_tuned
+from tests.support.classifiers import classifier, expected_logits
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
 from tests.support.polling import is_alive
@@ -174,7 +174,7 @@ def test_an_adapter_that_only_the_leader_can_read_ends_its_requests_alone(
 def test_texts_are_classified_the_same(setup: Setup, tmp_path: Path, task: Task) -> None:
     base = tiny_model("qwen3" if "Qwen3" in setup.together.info.architecture else "llama-bias")
     config = LoraConfig(task_type=str(task), r=4, target_modules=["q_proj", "down_proj"])
-    model = save_classifier(classifier(base, task, 3), config, tmp_path / "a", seed=1)
+    model = save_tuned(classifier(base, task, 3), config, tmp_path / "a", seed=1)
     source = pack_source(tmp_path / "a", tmp_path / "a.package")
     prompts = [[5], list(range(3, 40))]
     asked = [setup.submit(prompt, source) for prompt in prompts]

@@ -16,8 +16,8 @@ from loramux_adapters.head import Task
 from loramux_server.engine.model_kind import ModelKind
 from tests.soak.campaign import Outcome, campaign
 from tests.soak.worker import Setting
-from tests.support.adapters import save_adapter
-from tests.support.classifiers import classifier, save_classifier
+from tests.support.adapters import save_adapter, save_tuned
+from tests.support.classifiers import classifier
 from tests.support.demo import DEMO
 from tests.support.encoder_heads import save_headed
 from tests.support.labelled import save_reader
@@ -26,7 +26,7 @@ from tests.support.pictures import picture, saved
 from tests.support.server import RunningServer
 from tests.support.tool_templates import TAGS
 from tests.support.vision import save_vision_base
-from tests.support.whole_models import own_model, save_tuned
+from tests.support.whole_models import own_model
 from tests.support.writers import ending_tokenizer, save_writer
 
 ADAPTERS = ("reverse", "upper", "sort", "title", "double")
@@ -194,7 +194,7 @@ def _save_readers(base: PreTrainedModel, targets: list[str], adapters: Path) -> 
         LABELS: (Task.SEQUENCE, 3), SPANS: (Task.SPANS, 2),
     }.items():  # fmt: skip
         config = LoraConfig(task_type=str(task), r=4, target_modules=targets)
-        save_classifier(classifier(base, task, num_outputs), config, adapters / name, seed=0)
+        save_tuned(classifier(base, task, num_outputs), config, adapters / name, seed=0)
 
 
 def _setting(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from loramux_adapters.package import digest_of, read_package
@@ -33,6 +33,19 @@ def save_adapter(
                 weight.normal_(std=strength / weight.shape[1] ** 0.5)
     wrapped.save_pretrained(str(folder))
     return folder
+
+
+def save_tuned(model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed: int) -> PeftModel:
+    """Save a random adapter for `model`, and return it as PEFT loads it."""
+    torch.manual_seed(seed)
+    with quiet_peft():
+        wrapped = get_peft_model(copy.deepcopy(model), config)
+        with torch.no_grad():
+            for weight in wrapped.parameters():
+                if weight.requires_grad:
+                    weight.add_(torch.randn_like(weight) * 0.5 / weight.shape[-1] ** 0.5)
+        wrapped.save_pretrained(str(folder))
+        return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 
 
 def pack_source(folder: Path, output: Path, vocab_size: int = 0) -> AdapterSource:

@@ -2,10 +2,9 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, PeftModelForQuestionAnswering, get_peft_model
+from peft import PeftModel, PeftModelForQuestionAnswering
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -14,7 +13,6 @@ from transformers import (
 )
 
 from loramux_adapters.head import Task
-from tests.support.adapters import quiet_peft
 
 _MODELS = {
     Task.SEQUENCE: AutoModelForSequenceClassification,
@@ -40,21 +38,6 @@ def classifier(base: PreTrainedModel, task: Task, num_labels: int) -> PreTrained
     model: PreTrainedModel = _MODELS[task].from_config(config, dtype=torch.float32)
     model.base_model.load_state_dict(base.base_model.state_dict())
     return model.eval()
-
-
-def save_classifier(
-    model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed: int
-) -> PeftModel:
-    """Save a random adapter for the classifier `model`, and return it as PEFT loads it."""
-    torch.manual_seed(seed)
-    with quiet_peft():
-        wrapped = get_peft_model(copy.deepcopy(model), config)
-        with torch.no_grad():
-            for weight in wrapped.parameters():
-                if weight.requires_grad:
-                    weight.add_(torch.randn_like(weight) * 0.5 / weight.shape[-1] ** 0.5)
-        wrapped.save_pretrained(str(folder))
-        return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ from loramux_adapters.head import Task
 from loramux_server.lora.head import Head, LayeredHead, LayersHead
 from loramux_server.lora.packed_head import pack_head
 from loramux_server.models.heads import Heads
-from tests.support.classifiers import save_classifier
+from tests.support.adapters import save_tuned
 
 VOCAB = 61
 _SHAPE: dict[str, Any] = {
@@ -111,7 +111,7 @@ def for_task(base: Path, task: Task) -> PreTrainedModel:
 
 def save_headed(base: Path, task: Task, config: LoraConfig, folder: Path) -> PeftModel:
     """Save a random adapter for a task on the encoder in `base`, and return it as PEFT loads it."""
-    return save_classifier(for_task(base, task), config, folder, seed=6)
+    return save_tuned(for_task(base, task), config, folder, seed=6)
 
 
 def config_for(name: str, task: Task, **more: Any) -> LoraConfig:

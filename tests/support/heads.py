@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from loramux_adapters.head import Task
 from loramux_server.commands.demo import DEMO
-from tests.support.classifiers import classifier, expected_logits, save_classifier
+from tests.support.adapters import save_tuned
+from tests.support.classifiers import classifier, expected_logits
 from tests.support.collector import Collector
 from tests.support.embedders import bare, expected_states, save_embedder, write_sentence_files
 from tests.support.server import RunningServer
@@ -66,7 +67,7 @@ def serving_heads(folder: Path, server_folder: Path) -> Iterator[Served]:
             task_type=str(task), r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]
         )
         model = classifier(base, task, num_labels)
-        adapters[name] = save_classifier(model, config, folder / name, seed=seed)
+        adapters[name] = save_tuned(model, config, folder / name, seed=seed)
     for name, kind in EMBEDDERS.items():
         model = bare(base) if kind == "FEATURE_EXTRACTION" else base
         adapters[name] = save_embedder(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AlbertConfig,
     AutoConfig,
@@ -30,8 +29,6 @@ from transformers import (
     RobertaConfig,
     T5Config,
 )
-
-from tests.support.adapters import quiet_peft
 
 VOCAB = 260
 LENGTH = 48
@@ -102,16 +99,3 @@ def own_model(folder: Path) -> PreTrainedModel:
     kind = AutoModelForSeq2SeqLM if writes else AutoModel
     model: PreTrainedModel = kind.from_pretrained(str(folder), dtype=torch.float32)
     return model.eval()
-
-
-def save_tuned(model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed: int) -> PeftModel:
-    """Save a random adapter for `model`, and return it as PEFT loads it."""
-    torch.manual_seed(seed)
-    with quiet_peft():
-        wrapped = get_peft_model(copy.deepcopy(model), config)
-        with torch.no_grad():
-            for weight in wrapped.parameters():
-                if weight.requires_grad:
-                    weight.add_(torch.randn_like(weight) * 0.5 / weight.shape[-1] ** 0.5)
-        wrapped.save_pretrained(str(folder))
-        return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
