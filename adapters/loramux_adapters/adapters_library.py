@@ -24,10 +24,10 @@ from loramux_adapters.fields import (
     unsupported,
 )
 from loramux_adapters.files import open_regular
-from loramux_adapters.library_head import has_head, open_head
 from loramux_adapters.packing import Output, write_package
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.peft_folder import is_peft_folder, read_config, read_notes
+from loramux_adapters.prediction_head import has_head, open_head
 from loramux_adapters.renamed import Halves, write_renamed
 from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 

@@ -5,6 +5,7 @@ Run with the packages adapters 1.3 and transformers 4.57 (another than the serve
 a decoder, or the hidden states of an encoder.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -174,7 +175,8 @@ def told(adapted):
 
 for name_of_kind in sys.argv[1:] or [*KINDS, "heads"]:
     if name_of_kind == "heads":
-        save_heads(HERE)
+        os.chdir(HERE)  # adapters name their base by the path that it was loaded from
+        save_heads(Path())
         continue
     config_of_kind = KINDS[name_of_kind]
     folder = HERE / name_of_kind
