@@ -30,7 +30,7 @@ from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.messages import Submit
 from loramux_server.images.messages import Array, Image, PlacedImage, PreparedImage
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 
 VOCAB = 2048
 IMAGE_TOKEN = 3

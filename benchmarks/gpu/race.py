@@ -18,7 +18,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.messages import Submit
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.sampling import Sampling
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 
 _ADAPTERS, _RUNNING, _TOKENS = 12, 6, 24
 _RANKS = (8, 24, 16, 5)

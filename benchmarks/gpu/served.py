@@ -15,7 +15,7 @@ from benchmarks.local_engine import GREEDY, LocalEngine
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.sampling import Sampling
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 
 _BLOCK = 16
 _MARGIN = 256

@@ -20,7 +20,7 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from tests.support.adapters import save_adapter
 from tests.support.models import tiny_model
 from tests.support.polling import eventually

@@ -33,7 +33,7 @@ from loramux.errors import (
 from loramux.v1.adapters_pb2 import ListAdaptersRequest, UploadAdapterRequest
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux_adapters import pack
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.registry import Registry
 from tests.support.adapters import save_adapter

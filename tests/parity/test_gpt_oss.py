@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftConfig
 
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from tests.parity.test_experts import serve
 from tests.parity.test_methods import cases
 from tests.support.sinks import gpt_oss

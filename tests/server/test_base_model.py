@@ -46,7 +46,8 @@ from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.backend import DEFINITIONS, choose_backend
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.weight_format import WeightFormat
-from loramux_server.models.base_model import BaseModel, prepare
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.packed_linear import PackedLinear
 from loramux_server.models.servable import UnservableModelError

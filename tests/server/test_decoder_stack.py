@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.decoder_stack import DecoderStack
 from tests.support.engine import Harness
 from tests.support.models import tiny_model

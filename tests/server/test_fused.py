@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.fused import GatedMlp, RmsNorm
 from tests.support.models import tiny_model
 

@@ -15,7 +15,7 @@ from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.backend import DEFINITIONS
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from tests.support.models import tiny_model
 
 

@@ -12,7 +12,8 @@ from loramux_server.kernels.backend import choose_backend
 from loramux_server.kernels.register_tile import PANEL
 from loramux_server.kernels.resting import Quantization
 from loramux_server.models.base_layers import BaseLayers
-from loramux_server.models.base_model import BaseModel, prepare
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.decoder_model import prepare
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
 

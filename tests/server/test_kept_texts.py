@@ -125,7 +125,7 @@ def test_what_texts_have_in_common_counts_once_and_what_was_not_asked_for_goes(
     assert kept.find(OWNER, (1, 2, 3), (0, 4)) is not None
     # What is known by is as small for a long text, and so not worth counting.
     assert {len(part) for key in kept._kept for part in key[1:]} == {32}
-    kept.max_bytes = 0
+    kept.max_bytes = 1  # nothing has room
     kept.keep(OWNER, (1, 2, 3), (0, 4), recall=recall([1, 2, 3]))
     assert kept.find(OWNER, (1, 2, 3), (0, 4, 5)) is None
     assert (kept._num_bytes, dict(kept._uses)) == (0, {})

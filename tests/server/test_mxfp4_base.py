@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux_server.kernels.resting import Quantization
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.quantized import hold_dequantised
 from loramux_server.models.servable import UnservableModelError

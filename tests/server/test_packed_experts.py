@@ -12,7 +12,7 @@ from loramux_adapters.packing import pack
 from loramux_server.lora.edits import Edits, num_edit_bytes
 from loramux_server.lora.packed import load_packed
 from loramux_server.models.base_layers import BaseLayers
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from tests.support.models import tiny_model
 
 COUNT, WIDTH, INNER = 4, 32, 24

@@ -14,7 +14,7 @@ from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.model_part import load_model
 from loramux_server.kernels.backend import choose_backend
 from loramux_server.kernels.resting import Quantization
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.quantized import torchao_config
 from loramux_server.models.servable import UnservableModelError

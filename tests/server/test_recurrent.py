@@ -11,7 +11,7 @@ import torch
 
 from loramux_server.kernels.states import Kept, StateBatch
 from loramux_server.models import delta_rule
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.delta_rule import DeltaRule
 from loramux_server.models.in_slots import InSlots
 from loramux_server.models.parts import Run, SingleTokens, in_steps, parts_of

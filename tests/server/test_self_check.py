@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from loramux_server.models import packed_linear
 from loramux_server.models.attention import AttentionBridge
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.servable import UnservableModelError
 from tests.support.models import tiny_model
 

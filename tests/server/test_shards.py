@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from loramux_server.lora.shard import Shard
-from loramux_server.models.base_model import BaseModel, prepare
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.models.sharded import moved, shard_model
 from tests.support.models import tiny_model

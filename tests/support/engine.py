@@ -25,7 +25,8 @@ from loramux_server.engine.pace import Pace
 from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.team import Team
 from loramux_server.images.messages import PlacedImage
-from loramux_server.models.base_model import BaseModel, prepare
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.decoder_model import prepare
 
 
 class InlineExecutor(Executor):

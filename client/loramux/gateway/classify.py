@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
-from loramux.gateway.in_calls import Text, check_count, is_ids
+from loramux.gateway.in_calls import Text, check_count, is_ids, name_in_input
 from loramux.gateway.labelling import Labelling, LabellingBody
 from loramux.gateway.refusal import invalid, json_response
 from loramux.v1 import classification_pb2
@@ -54,8 +54,7 @@ class Classifying:
         await json_response(answer, found.headers)(scope, receive, send)
 
     def _named(self, place: int | None, part: str) -> str:
-        is_one = place is None or self.body.input is not self.inputs
-        return "input" if is_one else f"input[{place}]"
+        return name_in_input(place, is_one=self.body.input is not self.inputs)
 
     def _numbers(self, result: classification_pb2.Classification) -> list[float]:
         """Return the number of each label, in order of their index."""

@@ -15,7 +15,7 @@ from loramux.gateway.answers import adapter_header
 from loramux.gateway.asked import adapter_of, check_timeout
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
-from loramux.gateway.in_calls import Text, check_count, in_calls, is_ids
+from loramux.gateway.in_calls import Text, check_count, in_calls, is_ids, name_in_input
 from loramux.gateway.refusal import invalid, json_response
 from loramux.v1 import embedding_pb2
 
@@ -79,8 +79,7 @@ class Embedding:
         await json_response(answer, headers)(scope, receive, send)
 
     def _named(self, place: int | None, part: str) -> str:
-        is_one = place is None or self.body.input is not self.inputs
-        return "input" if is_one else f"input[{place}]"
+        return name_in_input(place, is_one=self.body.input is not self.inputs)
 
     async def _ask(
         self, texts: Sequence[Text], adapter: str | None, seconds: float | None

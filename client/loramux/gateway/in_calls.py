@@ -80,6 +80,11 @@ def check_count(field: str, count: int) -> None:
         raise invalid(field, f"{field} has {count} entries; at most {MAX_INPUTS}")
 
 
+def name_in_input(place: int | None, *, is_one: bool) -> str:
+    """Return what callers call the text at a place of `input`, which may be one text alone."""
+    return "input" if place is None or is_one else f"input[{place}]"
+
+
 def is_ids(value: object) -> bool:
     """Return whether `value` is a list of token ids, or one of nothing."""
     return isinstance(value, list) and all(type(token) is int for token in value)

@@ -252,11 +252,11 @@ def _whole_texts(
     chunks: Sequence[Chunk], residence: Callable[[str], Residence]
 ) -> tuple[WholeText, ...]:
     """Return the texts of requests whose model reads them as wholes."""
+    if not chunks[0].request.is_whole:  # the model is the same for all
+        return ()
     texts = []
     for chunk in chunks:
         request, virtual = chunk.request, None
-        if not request.is_whole:
-            continue
         if chunk.num_filled and request.digest:
             virtual = residence(request.digest).virtual
         owner = request.tenant, request.digest

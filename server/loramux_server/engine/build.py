@@ -15,7 +15,6 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import loader_threads
@@ -162,7 +161,7 @@ def build_engine(
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
         vocab_size=model.vocab_size,
-        reads_whole=model.kind is not ModelKind.DECODER,
+        reads_whole=model.whole_texts is not None,
         resting=resting,
         follower=_follower(model, wake),
         speculation=Speculation(_draft_tokens(model, config), ends),

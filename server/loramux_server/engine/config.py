@@ -67,7 +67,12 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     ] = 0
     max_running: Annotated[int, Meta(ge=1, description="Most requests in one batch.")] = 64
     max_batch_tokens: Annotated[
-        int, Meta(ge=1, description="Most tokens in one batch; longer prompts run in chunks.")
+        int,
+        Meta(
+            ge=1,
+            description="Most tokens in one batch; longer prompts run in chunks, what an encoder "
+            "reads is one chunk, however long.",
+        ),
     ] = 512
     max_stall: Annotated[
         float,
@@ -100,7 +105,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     ] = 0
     prefix_cache: Annotated[
         bool,
-        Meta(description="Share KV blocks of equal beginnings under the same adapter."),
+        Meta(
+            description="Share KV blocks of equal beginnings under the same adapter, or what is "
+            "known of a text that an encoder has read."
+        ),
     ] = True
     adapter_memory: Annotated[
         int,

@@ -34,6 +34,8 @@ class KeptTexts:
 
     def find(self, owner: Owner, source: Tokens, written: Tokens) -> Recall | None:
         """Return what is known of `source` and most of `written`, less its last token at least."""
+        if not self._kept:
+            return None
         of_source = _name(source)
         for name in reversed(_names(written)[:-1]):
             key = (owner, of_source, name)
@@ -44,6 +46,8 @@ class KeptTexts:
 
     def keep(self, owner: Owner, source: Tokens, written: Tokens, *, recall: Recall) -> None:
         """Keep what is known of that, and let go of what was not asked for longest."""
+        if not self.max_bytes:
+            return
         key = (owner, _name(source), _name(written))
         if key in self._kept:
             return

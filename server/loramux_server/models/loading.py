@@ -28,7 +28,8 @@ from loramux_server.images.messages import PreparedImage
 from loramux_server.images.processor import ImageProcessor
 from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
-from loramux_server.models.base_model import BaseModel, prepare
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
     MXFP4,

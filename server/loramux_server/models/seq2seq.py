@@ -4,6 +4,7 @@ Legend: L tokens of a request, N those of them that are written, R rows whose lo
 tokens of the vocabulary.
 """
 
+import bisect
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +81,7 @@ class Seq2Seq:
         ends = starts[1:]
         rows = []
         for token in sampled:
-            number = next(i for i, end in enumerate(ends) if token < end)
+            number = bisect.bisect_right(ends, token)
             rows.append(made[number][0, token - ends[number]])
         logits_RV = torch.stack(rows) if rows else made[0][0, :0]
         return Told(logits_RV.new_empty(1, 0, 0), logits_RV[None])

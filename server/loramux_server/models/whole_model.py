@@ -17,7 +17,8 @@ from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.base_model import BaseModel, eos_token_ids_of, own
 from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.input_embedding import InputEmbedding
-from loramux_server.models.joint_layers import JointAttention, join_layers, part_layers
+from loramux_server.models.joint_attention import JointAttention
+from loramux_server.models.joint_layers import join_layers, part_layers
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.packing import pack
 from loramux_server.models.quantized import is_linear

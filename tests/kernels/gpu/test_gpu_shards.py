@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.graphs import Graphs
 from loramux_server.lora.shard import Shard
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from loramux_server.models.sharded import shard_model
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.slab import GroupShape
-from loramux_server.models.base_model import prepare
+from loramux_server.models.decoder_model import prepare
 from tests.parity.test_peft import Case, check
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness

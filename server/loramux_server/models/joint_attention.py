@@ -1,0 +1,248 @@
+"""Attention of a decoder behind an encoder, where the next tokens of several requests are in a row.
+
+A layer is called once for all of them (`joint_layers.py`), and what each has seen before is
+attended to for one after another.
+
+Legend: B requests, K width of a hidden state, H heads, D width of a key.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    EncoderDecoderCache,
+    PreTrainedModel,
+)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from loramux_server.models.attention import CacheShape
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a layer is called with for one request."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    values: tuple[Any, ...]
+    """All of it, in an order that is the same for all requests."""
+    cache: EncoderDecoderCache | None
+    """What the request has seen before; None where there is no such thing."""
+
+    @staticmethod
+    def of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call":
+        """Return the call with these arguments."""
+        values = tuple(_leaves((*args, *kwargs.values())))
+        caches = (each for each in values if isinstance(each, EncoderDecoderCache))
+        return Call(args, kwargs, values, next(caches, None))
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The hidden states, [1, tokens, K]."""
+        hidden: torch.Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return hidden
+
+    def goes_on(self, num_layers: int) -> bool:
+        """Whether it is one token, of a request that has seen its source in so many layers."""
+        cache = self.cache
+        if cache is None or self.hidden.shape[:2] != (1, 1):
+            return False
+        num_known: int = sum(cache.is_updated.values())
+        return num_known == num_layers
+
+
+class _Rows(EncoderDecoderCache):  # type: ignore[misc]
+    """Stands for what requests have seen before, for which attention asks each of them."""
+
+    def __init__(
+        self, shapes: Sequence[CacheShape], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(DynamicCache(), DynamicCache())
+        self.self_attention_cache = self
+        self.cross_attention_cache = SimpleNamespace(
+            layers=[
+                SimpleNamespace(
+                    keys=torch.empty(
+                        1, shape.num_heads, 1, shape.key_width, dtype=dtype, device=device
+                    ),
+                    values=torch.empty(
+                        1, shape.num_heads, 1, shape.value_width, dtype=dtype, device=device
+                    ),
+                )
+                for shape in shapes
+            ]
+        )
+        self.is_updated = dict.fromkeys(range(len(shapes)), True)
+        self.keys: torch.Tensor | None = None
+        """Of the tokens in the row, [1, H, B, D]."""
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *_: Any,  # noqa: ANN401
+        **__: Any,  # noqa: ANN401
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the tokens in the row bring."""
+        self.keys = key_states
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return a number: who needs the right one asks in the first layer."""
+        del layer_idx
+        return 0
+
+
+class JointAttention:
+    """The model's own attention; where tokens of several requests are in a row, that of each."""
+
+    def __init__(self, module: PreTrainedModel, shapes: Sequence[CacheShape]) -> None:
+        """Take the place of the attention of `module`, each layer of whose decoder keeps `shapes`.
+
+        Raises:
+            KeyError: It is not known what that is.
+        """
+        self._module = module
+        self._kind = str(module.config._attn_implementation)
+        self.num_layers = len(shapes)
+        """Of the decoder."""
+        self._rows = _Rows(shapes, module.dtype, module.device)
+        self._is_joint = False
+        """Whether requests are in a row."""
+        self._theirs: dict[int, list[Any]] = {}
+        """What each request has, by the identity of what stands for it."""
+        self._caches: list[EncoderDecoderCache] = []
+        name = f"loramux-joint-{next(_numbers)}"
+        AttentionInterface.register(name, self)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[self._kind])
+        module.set_attn_implementation(name)
+
+    def remove(self) -> None:
+        """Give the model its own attention back."""
+        self._module.set_attn_implementation(self._kind)
+
+    def made(self, layer: nn.Module, calls: Sequence[Call]) -> list[Any]:
+        """Return what `layer` makes of the token of each of `calls`.
+
+        Raises:
+            NotImplementedError: It makes more than hidden states of it, or is given other kinds of
+                things for one than for another.
+        """
+        hidden_1BK = torch.cat([call.hidden for call in calls], 1)
+        first, values = calls[0], [call.values for call in calls]
+        if len({tuple(map(type, each)) for each in values}) > 1:
+            raise NotImplementedError("a layer that is given other things for other requests")
+        stand_ins: dict[int, torch.Tensor] = {}
+        self._theirs = {}
+        for place, value in enumerate(values[0]):
+            if isinstance(value, torch.Tensor) and id(value) not in stand_ins:
+                stand_ins[id(value)] = stand_in = _stand_in(value)
+                self._theirs[id(stand_in)] = [each[place] for each in values]
+        self._caches = [cache for call in calls if (cache := call.cache)]
+
+        def joint(value: Any) -> Any:  # noqa: ANN401
+            if value is first.hidden:
+                return hidden_1BK
+            if isinstance(value, tuple | list):
+                return type(value)(map(joint, value))
+            if isinstance(value, EncoderDecoderCache):
+                return self._rows
+            return stand_ins.get(id(value), value)
+
+        self._is_joint = True
+        try:
+            made = layer(
+                *map(joint, first.args),
+                **{name: joint(value) for name, value in first.kwargs.items()},
+            )
+        finally:
+            self._is_joint, self._rows.keys = False, None
+        hidden, *others = made if isinstance(made, tuple) else (made,)
+        found = []
+        for number in range(len(calls)):
+            of_one = hidden[:, number : number + 1]
+            if isinstance(made, tuple):
+                of_one = (of_one, *(self._of(other, number) for other in others))
+            found.append(of_one)
+        self._theirs, self._caches = {}, []
+        return found
+
+    def _of(self, value: Any, number: int) -> Any:  # noqa: ANN401
+        """Return what a request has where `value` stands for it."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in self._theirs:
+            raise NotImplementedError("a layer that makes more than hidden states of a token")
+        return self._theirs[id(value)][number]
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **named: Any,  # noqa: ANN401
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend for one layer, as `module`'s own attention does.
+
+        Args:
+            module: What attends, which knows the number of its layer.
+            query: [1, H, tokens, D].
+            key: Likewise; of the tokens of a source there are none where requests are in a row.
+            value: Likewise.
+            attention_mask: What stands for that of each request, then; so is what is `named`.
+            named: What else a model passes along.
+        """
+        own: Any = ALL_ATTENTION_FUNCTIONS.get(self._kind)
+        if own is None:
+            own = sys.modules[type(module).__module__].eager_attention_forward
+        if not self._is_joint:
+            found: tuple[torch.Tensor, torch.Tensor | None] = own(
+                module, query, key, value, attention_mask, **named
+            )
+            return found
+        layer, made = int(module.layer_idx), []  # type: ignore[arg-type]
+        for number, cache in enumerate(self._caches):
+            one = slice(number, number + 1)
+            if key is self._rows.keys:
+                seen = cache.self_attention_cache.update(key[:, :, one], value[:, :, one], layer)
+            else:
+                kept = cache.cross_attention_cache.layers[layer]
+                seen = kept.keys, kept.values
+            theirs = {name: self._of(each, number) for name, each in named.items()}
+            mask = self._of(attention_mask, number)
+            made.append(own(module, query[:, :, one], *seen, mask, **theirs)[0])
+        return torch.cat(made, 1), None
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield `values`, and in place of tuples and lists what is in them."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _stand_in(value: torch.Tensor) -> torch.Tensor:
+    """Return what stands for what each request has where the first has `value`.
+
+    Only attention knows whose that is. What does anything else with it makes of it what is not
+    finite, which `WholeCheck` sees; whole numbers are those of the first.
+    """
+    if not value.is_floating_point():
+        return value
+    return value.new_full((), torch.nan).expand_as(value)
