@@ -18,7 +18,7 @@ from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
 from loramux_server.lora.slab import GroupShape, vectors
 from loramux_server.lora.weight_format import WeightFormat
-from loramux_server.models import base_model
+from loramux_server.models import decoder_model
 from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts
 from tests.parity.test_drafts import ask
@@ -175,7 +175,7 @@ def test_all_ways_give_the_same(
         monkeypatch.setattr(Plan, "of", lambda _, changed=changed: changed)
         with monkeypatch.context() as patch:
             if not is_stacked:
-                patch.setattr(base_model, "find_layers", lambda *_: None)
+                patch.setattr(decoder_model, "find_layers", lambda *_: None)
             found[name] = logprobs(harness_of(model, device, rows=67), sources)
     for name, values in found.items():
         torch.testing.assert_close(values, found["definition"], rtol=0, atol=1e-4, msg=name)
