@@ -88,7 +88,7 @@ def attend(pointer: Any) -> None:
             sink = np.float32(-np.inf)
             if job.sinks != 0:
                 sink = float32_at(job.sinks)[(j0 + i // (groups * count)) * groups + i % groups]
-            _softmax(
+            softmax(
                 float32_at(scores + 4 * i * (length - first)), begin - first, seen - first,
                 length - first, np.float32(job.softcap), sink,
             )  # fmt: skip
@@ -166,7 +166,7 @@ def _mix(
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any, sink: Any) -> None:
+def softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any, sink: Any) -> None:
     """Turn scores `begin` to `end` of `count` into weights, in place, and the others to zero.
 
     What `sink` weighs, which is -inf where there is none, is taken from their sum of one.

@@ -22,6 +22,7 @@ from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
 from loramux_server.kernels.resting import AT_REST, Quantization
+from loramux_server.kernels.row_attention import Seen
 from loramux_server.kernels.saved_linear import SavedLinear, make_saved_linear
 from loramux_server.kernels.state_space import state_space
 from loramux_server.kernels.step_input import StepInput, stage
@@ -146,6 +147,13 @@ class StateSpace(Protocol):
         """Return what each request reads from its state, which takes its token in first."""
 
 
+class RowAttention(Protocol):
+    """Attention of one token of each request; see `kernels.row_attention`."""
+
+    def __call__(self, q_BHD: torch.Tensor, seen: Sequence[Seen], scale: float) -> torch.Tensor:
+        """Return what the token of each request sees."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The operations of one kind of device."""
@@ -166,6 +174,8 @@ class Backend:
     multiply_experts: MultiplyExperts = multiply_experts
     delta_rule: DeltaRule = delta_rule
     state_space: StateSpace = state_space
+    row_attention: RowAttention | None = None
+    """None where a model's own attention, for one request after another, is to be kept."""
     takes_experts: bool = False
     """Whether the weights of experts are to be taken by `make_linear`, one by one."""
     extends: bool = False
@@ -230,6 +240,7 @@ def choose_backend(
     from loramux_server.kernels.expand_cpu import FEW
     from loramux_server.kernels.linear_cpu import make_linear_cpu, make_saved_linear_cpu
     from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
+    from loramux_server.kernels.row_attention_cpu import RowAttentionCpu
     from loramux_server.kernels.state_space_cpu import StateSpaceCpu
     from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
 
@@ -240,7 +251,8 @@ def choose_backend(
         WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
         partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
         multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu),
-        delta_rule=DeltaRuleCpu(), state_space=StateSpaceCpu(), takes_experts=True,
+        delta_rule=DeltaRuleCpu(), state_space=StateSpaceCpu(),
+        row_attention=None if is_deterministic else RowAttentionCpu(), takes_experts=True,
         is_deterministic=is_deterministic,
     )  # fmt: skip
 

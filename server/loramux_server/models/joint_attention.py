@@ -25,9 +25,13 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from loramux_server.kernels.row_attention import Seen
 from loramux_server.models.attention import CacheShape
+from loramux_server.models.step import Step
 
 _numbers = itertools.count()
+_KNOWN = {"dropout", "scaling", "position_bias", "is_causal"}
+"""What attention may be told beside a mask to be that of `kernels.row_attention`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +112,19 @@ class _Rows(EncoderDecoderCache):  # type: ignore[misc]
 class JointAttention:
     """The model's own attention; where tokens of several requests are in a row, that of each."""
 
-    def __init__(self, module: PreTrainedModel, shapes: Sequence[CacheShape]) -> None:
-        """Take the place of the attention of `module`, each layer of whose decoder keeps `shapes`.
+    def __init__(self, module: PreTrainedModel, shapes: Sequence[CacheShape], step: Step) -> None:
+        """Take the place of the attention of `module`.
+
+        Args:
+            module: The model.
+            shapes: What each layer of its decoder keeps.
+            step: Tells with which operations the step runs.
 
         Raises:
-            KeyError: It is not known what that is.
+            KeyError: It is not known what its attention is.
         """
         self._module = module
+        self._step = step
         self._kind = str(module.config._attn_implementation)
         self.num_layers = len(shapes)
         """Of the decoder."""
@@ -214,18 +224,36 @@ class JointAttention:
                 module, query, key, value, attention_mask, **named
             )
             return found
-        layer, made = int(module.layer_idx), []  # type: ignore[arg-type]
-        for number, cache in enumerate(self._caches):
-            one = slice(number, number + 1)
-            if key is self._rows.keys:
-                seen = cache.self_attention_cache.update(key[:, :, one], value[:, :, one], layer)
-            else:
-                kept = cache.cross_attention_cache.layers[layer]
-                seen = kept.keys, kept.values
+        seen = self._seen(int(module.layer_idx), key, value)  # type: ignore[arg-type]
+        attend = self._step.backend.row_attention
+        if attend and self._kind == "sdpa" and attention_mask is None and named.keys() <= _KNOWN:
+            bias, scale = named.get("position_bias"), named.get("scaling")
+            rows = []
+            for number, (k, v) in enumerate(seen):
+                theirs = self._of(bias, number)
+                rows.append(Seen(k[0], v[0], None if theirs is None else theirs[0, :, 0]))
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            return attend(query[0].transpose(0, 1), rows, scale)[None], None
+        made = []
+        for number, (k, v) in enumerate(seen):
             theirs = {name: self._of(each, number) for name, each in named.items()}
             mask = self._of(attention_mask, number)
-            made.append(own(module, query[:, :, one], *seen, mask, **theirs)[0])
+            made.append(own(module, query[:, :, number : number + 1], k, v, mask, **theirs)[0])
         return torch.cat(made, 1), None
+
+    def _seen(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the keys and values that the token of each request sees in `layer`."""
+        if key is not self._rows.keys:
+            kept = (cache.cross_attention_cache.layers[layer] for cache in self._caches)
+            return [(each.keys, each.values) for each in kept]
+        return [
+            cache.self_attention_cache.update(
+                key[:, :, number : number + 1], value[:, :, number : number + 1], layer
+            )
+            for number, cache in enumerate(self._caches)
+        ]
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Any]:

@@ -115,7 +115,7 @@ def prepare_whole(
         difference = check.difference()
     check_difference(module, difference, check)
     if writes:
-        _join(module, turns, shapes, check)
+        _join(module, turns, shapes, step, check)
     config = module.config.get_text_config()
     lengths = [
         _length(probed, side, config) for side in ((SOURCE, WRITTEN) if writes else (SOURCE,))
@@ -163,11 +163,15 @@ def prepare_whole(
 
 
 def _join(
-    module: PreTrainedModel, turns: Turns, shapes: Sequence[CacheShape], check: WholeCheck
+    module: PreTrainedModel,
+    turns: Turns,
+    shapes: Sequence[CacheShape],
+    step: Step,
+    check: WholeCheck,
 ) -> None:
     """Let layers of the decoder of `module` take requests together, if that changes nothing."""
     try:
-        attention = JointAttention(module, shapes)
+        attention = JointAttention(module, shapes, step)
     except KeyError:
         return
     decoder = module.get_decoder()
