@@ -59,6 +59,17 @@ def saved_edit(
     )
 
 
+def saved_tensors(
+    tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]
+) -> dict[str, TensorInfo]:
+    """Return those of `tensors` that are of modules in `saved`, trained whole."""
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if saved and is_inside(path_of(name).rpartition(".")[0], saved)
+    }
+
+
 def without_repeats(
     tensors: Mapping[str, TensorInfo], saved: tuple[str, ...], prefix: str = PREFIX
 ) -> list[TensorInfo]:

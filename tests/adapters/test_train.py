@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loramux_adapters import PackageError, open_package
-from loramux_adapters.train.examples import Example, read_examples
-from loramux_adapters.train.rows import Collator, rows_of, split
+from loramux_adapters.train.examples import Labelled, Question, read_examples
+from loramux_adapters.train.rows import Collator, Row, rows_of, split
 from tests.support.command_line import Loramux
 from tests.support.models import byte_tokenizer
 
@@ -22,6 +22,12 @@ LABELLED = [
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def listed(row: Row) -> list[int]:
+    tokens = row["input_ids"]
+    assert isinstance(tokens, list)
+    return tokens
 
 
 def train(loramux: Loramux, base: Path, *more: str) -> dict[str, Any]:
@@ -127,12 +133,28 @@ def test_a_mistake_is_named_and_leaves_no_package(
     assert [path.name for path in Path().iterdir()] == ["data.jsonl"]
 
 
-def test_text_and_label_are_read_as_a_question_and_its_answer(tmp_path: Path) -> None:
+def test_a_decoder_learns_text_and_label_as_a_question_and_its_answer(tmp_path: Path) -> None:
     found = read_examples(write(tmp_path / "data", LABELLED[:2]))
-    assert found.examples == (Example("sun 0 ->", " warm", 1), Example("ice 0 ->", " cold", 2))
+    assert found.examples == (Labelled("sun 0", "warm", 1), Labelled("ice 0", "cold", 2))
     assert found.labels == ("cold", "warm")
+    tokenizer = byte_tokenizer()
+    texts = [tokenizer.decode(row["input_ids"]) for row in rows_of(found, tokenizer, 99)]
+    assert texts == ["<s>sun 0 -> warm</s>", "<s>ice 0 -> cold</s>"]
 
 
+def test_an_answer_begins_where_the_line_says_or_where_it_is_first(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"question": "q", "context": "🙂 no, no", "answer": "no"}
+    lines = [asked, asked | {"start": 6}, asked | {"answer": ""}]
+    found = read_examples(write(tmp_path / "data", lines))
+    context = "🙂 no, no"
+    assert found.examples == (
+        Question("q", context, 2, 4, 1),
+        Question("q", context, 6, 8, 2),
+        Question("q", context, 0, 0, 3),
+    )
+
+
+ASKED = b'{"question": "q", "context": "abc", "answer": '
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 
 
@@ -149,9 +171,18 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
         (b'{"prompt": " ", "completion": "b"}\n', "line 1: prompt is ' '; a line is"),
         (
             GOOD + b'{"text": "a", "label": "b"}\n',
-            "line 2 has the keys ['label', 'text'], the lines before the keys ['completion'",
+            "line 2 has text and label, the lines before prompt and completion; all lines of",
         ),
         (b" " * (1 << 21), "line 1 is above 1048576 bytes"),
+        (b'{"tokens": ["a", "b"], "tags": ["X"]}', "line 1 has 2 tokens and 1 tags; each has one"),
+        (b'{"tokens": [], "tags": []}', "line 1: tokens is []; a line is"),
+        (b'{"tokens": ["a"], "tags": [1]}', "line 1: tags is [1]; a line is"),
+        (b'{"text": "a", "label": "b", "start": 0}', "line 1 has the keys ['label', 'start', 't"),
+        (ASKED + b'"d"}', "line 1: answer is 'd', which the context does not have"),
+        (ASKED + b'"b", "start": 0}', "answer is 'b', and at start, 0, the context has 'a'; start"),
+        (ASKED + b'"", "start": 0}', "and is left out of a line without an answer"),
+        (ASKED + b'"b", "start": 3}', "start is 3, not a place in the context, which has 3 char"),
+        (ASKED + b'"b", "start": true}', "start is True, not a place in the context, which has 3"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, lines: bytes, message: str) -> None:
@@ -168,7 +199,7 @@ def test_only_completions_and_the_end_are_learned(tmp_path: Path) -> None:
     data = write(tmp_path / "data", [{"prompt": "ab", "completion": "c"}])
     (row,) = rows_of(read_examples(data), tokenizer, 5)
     assert tokenizer.decode(row["input_ids"]) == "<s>abc</s>"
-    assert row["labels"] == [-100, -100, -100, *row["input_ids"][3:]]
+    assert row["labels"] == [-100, -100, -100, *listed(row)[3:]]
     batch = Collator(pad_id=0)([row, {"input_ids": [1], "labels": [1]}])
     assert batch["input_ids"][1].tolist() == [1, 0, 0, 0, 0]
     assert batch["labels"][1].tolist() == [1, -100, -100, -100, -100]
@@ -184,8 +215,8 @@ def test_an_example_that_is_too_long_is_named(tmp_path: Path) -> None:
 
 
 def test_a_split_keeps_each_row_once() -> None:
-    rows = [{"input_ids": [number], "labels": []} for number in range(9)]
+    rows: list[Row] = [{"input_ids": [number], "labels": []} for number in range(9)]
     learned, kept = split(rows, 3, seed=1)
     assert len(kept) == 3
-    assert sorted(row["input_ids"][0] for row in learned + kept) == list(range(9))
+    assert sorted(listed(row)[0] for row in learned + kept) == list(range(9))
     assert split(rows, 3, seed=2)[1] != kept

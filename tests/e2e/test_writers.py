@@ -10,7 +10,7 @@ import grpc
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
-from transformers import PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from loramux.cli.app import run
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, LoramuxError
@@ -19,6 +19,7 @@ from tests.support.adapters import save_tuned
 from tests.support.gateway import RunningGateway
 from tests.support.open_inference import asking, call, texts_of
 from tests.support.server import RunningServer
+from tests.support.trained import Trainer
 from tests.support.whole_models import own_model
 from tests.support.writers import (
     END,
@@ -123,6 +124,22 @@ def test_what_is_written_is_what_transformers_and_peft_write(t5: Writers) -> Non
             assert "".join(chunk.text for chunk in chunks) == whole.text
             assert sum((chunk.token_ids for chunk in chunks), ()) == whole.token_ids
     assert len(found) > len(t5.models)
+
+
+def test_what_was_trained_is_written(t5: Writers) -> None:
+    lines = [{"text": "a house", "label": "ein"}, {"text": "x", "label": "y"}]
+    with t5.server.client() as client:
+        trainer = Trainer(t5.folder / "base", client, t5.folder)
+        for method, epochs in (("lora", 40), ("prefix", 2)):
+            name = f"trained-{method}"
+            folder = trainer.push(name, lines, method=method, epochs=epochs, batch_size=2)
+            model = trainer.tuned(AutoModelForSeq2SeqLM, folder)
+            for line in lines:
+                source = trainer.tokenizer(line["text"]).input_ids
+                answer = client.generate(line["text"], adapter=name, **GREEDY)
+                assert answer.token_ids == written(generated(model, source, NUM_TOKENS)[0])
+                assert answer.text.startswith(line["label"]) or method != "lora"
+            client.adapters.delete(name)
 
 
 def test_parameters_look_at_what_is_written_alone(t5: Writers) -> None:

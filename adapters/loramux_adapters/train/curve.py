@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
@@ -27,6 +28,8 @@ class Curve:
     """Of each step, on its batch; with adalora, what its ranks lack in orthogonality is added."""
     evaluation: list[Point] = field(default_factory=list)
     """Before the first step and after each epoch, on the examples kept for it."""
+    accuracy: list[float] = field(default_factory=list)
+    """Beside each of these, the share of labels, tags or answers that are right; of heads alone."""
 
 
 class _State(Protocol):
@@ -47,6 +50,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """Keep a loss."""
         if "eval_loss" in logs:
             self._curve.evaluation.append(Point(state.global_step, logs["eval_loss"]))
+            if "eval_accuracy" in logs:
+                self._curve.accuracy.append(logs["eval_accuracy"])
         elif "loss" in logs:
             self._curve.training.append(Point(state.global_step, logs["loss"]))
             self._progress(state.global_step, state.max_steps, logs["loss"])
@@ -56,4 +61,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Let AdaLoRA judge its ranks while the gradients are still there."""
         if hasattr(model.base_model, "update_and_allocate"):
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.grad is None:  # of a layer that was left
+                    parameter.grad = torch.zeros_like(parameter)  # out, as M2M100 does at random
             model.base_model.update_and_allocate(state.global_step + 1)

@@ -1,20 +1,41 @@
-"""Examples as a file of JSON lines: what to read, and what to learn after it."""
+"""Examples as a file of JSON lines: what to read, and what to learn of it."""
 
+import enum
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.strict_json import parse_object
 
 MAX_LINE_BYTES = 1 << 20
-PAIRS = ({"prompt", "completion"}, {"text", "label"})
-"""The keys of a line; all lines of a file have the same."""
+
+
+class Form(enum.StrEnum):
+    """What a line has, in words; all lines of a file have the same."""
+
+    PROMPTS = "prompt and completion"
+    LABELLED = "text and label"
+    PAIRS = "text, pair and label"
+    TAGGED = "tokens and tags"
+    QUESTIONS = "question, context and answer"
+
+
+FORMS: Mapping[frozenset[str], Form] = {
+    frozenset({"prompt", "completion"}): Form.PROMPTS,
+    frozenset({"text", "label"}): Form.LABELLED,
+    frozenset({"text", "pair", "label"}): Form.PAIRS,
+    frozenset({"tokens", "tags"}): Form.TAGGED,
+    frozenset({"question", "context", "answer"}): Form.QUESTIONS,
+}
+"""Keys of a line -> its form; with a question there may be a `start` as well."""
 
 _WANTED = (
-    'a line is {"prompt": "…", "completion": "…"} or {"text": "…", "label": "…"}, with texts that '
-    "are not empty"
+    'a line is {"prompt": "…", "completion": "…"}, {"text": "…", "label": "…"}, {"text": "…", '
+    '"pair": "…", "label": "…"}, {"tokens": ["…"], "tags": ["…"]} or {"question": "…", "context": '
+    '"…", "answer": "…"}, with texts that are not empty'
 )
 
 
@@ -29,66 +50,160 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, or two, and the label of it."""
+
+    text: str
+    label: str
+    line: int
+    pair: str | None = None
+    """The second text, if there are two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """The words of a text, and a tag of each."""
+
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, and where in a text its answer is."""
+
+    question: str
+    context: str
+    begin: int
+    """First character of the answer in `context`, in code points."""
+    end: int
+    """The first behind it; `begin` where the text has no answer."""
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
 class Examples:
     """The examples of one file."""
 
     path: Path
     digest: str
     """SHA-256 of the file."""
+    form: Form
     labels: tuple[str, ...]
-    """The distinct labels, sorted; none for lines of prompt and completion."""
-    examples: tuple[Example, ...]
+    """The distinct labels or tags, sorted; none of a form without."""
+    examples: tuple[Example | Labelled | Tagged | Question, ...]
+
+    def where(self, example: Example | Labelled | Tagged | Question) -> str:
+        """Return what messages call one of `examples`."""
+        return f"{self.path}, line {example.line}"
 
 
 def read_examples(path: Path) -> Examples:
     """Return the examples in `path`.
-
-    Text and label become the prompt `TEXT ->` and the completion ` LABEL`.
 
     Raises:
         PackageError: A line is none; the message has the file, the line and what would be right.
         OSError: The file cannot be read.
     """
     sha256 = hashlib.sha256()
-    examples: list[Example] = []
+    examples: list[Example | Labelled | Tagged | Question] = []
     labels: set[str] = set()
-    keys: set[str] | None = None
+    form: Form | None = None
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             sha256.update(line)
             where = f"{path}, line {number}"
-            found = _fields(line, where)
-            if keys and found.keys() != keys:
+            own, found = _fields(line, where)
+            if form not in (None, own):
                 raise _fault(
-                    f"{where} has {_listed(found)}, the lines before {_listed(keys)}; all lines "
-                    "of a file have the same keys"
+                    f"{where} has {own}, the lines before {form}; all lines of a file have the "
+                    "same keys"
                 )
-            keys = set(found)
-            if "text" in found:
-                labels.add(found["label"])
-                examples.append(Example(f"{found['text']} ->", f" {found['label']}", number))
-            else:
-                examples.append(Example(found["prompt"], found["completion"], number))
-    if not examples:
+            form = own
+            example = _example(found, number, where)
+            examples.append(example)
+            if isinstance(example, Labelled):
+                labels.add(example.label)
+            elif isinstance(example, Tagged):
+                labels.update(example.tags)
+    if form is None:
         raise _fault(f"{path} is empty; {_WANTED}")
-    return Examples(path, f"sha256:{sha256.hexdigest()}", tuple(sorted(labels)), tuple(examples))
+    digest = f"sha256:{sha256.hexdigest()}"
+    return Examples(path, digest, form, tuple(sorted(labels)), tuple(examples))
 
 
-def _fields(line: bytes, where: str) -> dict[str, str]:
+def _fields(line: bytes, where: str) -> tuple[Form, dict[str, object]]:
+    """Return the form of a line, and what it has, of which texts are checked."""
     if len(line) > MAX_LINE_BYTES:
         raise _fault(f"{where} is above {MAX_LINE_BYTES} bytes")
     try:
         found = parse_object(line, where)
     except ValueError as error:
         raise _fault(f"{error}; {_WANTED}") from None
-    if set(found) not in PAIRS:
+    form = FORMS.get(frozenset(found))
+    if form is None and "start" in found:
+        form = FORMS.get(frozenset(found) - {"start"})
+        form = form if form is Form.QUESTIONS else None
+    if form is None:
         raise _fault(f"{where} has {_listed(found)}; {_WANTED}")
-    fields: dict[str, str] = {}
     for key, value in found.items():
-        if not isinstance(value, str) or not value.strip():
+        may_be = key in ("tokens", "tags", "start") or (key == "answer" and value == "")
+        if not may_be and not _is_text(value):
             raise _fault(f"{where}: {key} is {shown(value)}; {_WANTED}")
-        fields[key] = value
-    return fields
+    return form, found
+
+
+def _example(
+    found: Mapping[str, object], line: int, where: str
+) -> Example | Labelled | Tagged | Question:
+    if "tokens" in found:
+        tokens, tags = (_texts(found[key], f"{where}: {key}") for key in ("tokens", "tags"))
+        if len(tokens) != len(tags):
+            raise _fault(f"{where} has {len(tokens)} tokens and {len(tags)} tags; each has one")
+        return Tagged(tokens, tags, line)
+    texts = cast(Mapping[str, str], found)
+    if "question" in found:
+        begin = _begin(texts["context"], texts["answer"], found, where)
+        end = begin + len(texts["answer"])
+        return Question(texts["question"], texts["context"], begin, end, line)
+    if "text" in found:
+        return Labelled(texts["text"], texts["label"], line, texts.get("pair"))
+    return Example(texts["prompt"], texts["completion"], line)
+
+
+def _begin(context: str, answer: str, found: Mapping[str, object], where: str) -> int:
+    """Return where an answer begins: at `start`, or where it is found first."""
+    if "start" not in found:
+        first = context.find(answer)
+        if first < 0:
+            raise _fault(f"{where}: answer is {shown(answer)}, which the context does not have")
+        return first
+    begin = found["start"]
+    if not isinstance(begin, int) or isinstance(begin, bool) or not 0 <= begin < len(context):
+        raise _fault(
+            f"{where}: start is {shown(begin)}, not a place in the context, which has "
+            f"{len(context)} characters"
+        )
+    there = context[begin : begin + len(answer)]
+    if not answer or there != answer:
+        raise _fault(
+            f"{where}: answer is {shown(answer)}, and at start, {begin}, the context has "
+            f"{shown(there)}; start counts characters (code points), and is left out of a line "
+            "without an answer"
+        )
+    return begin
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(map(_is_text, value)):
+        raise _fault(f"{what} is {shown(value)}; {_WANTED}")
+    return tuple(value)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether `value` is a text that says something."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _listed(keys: Iterable[str]) -> str:

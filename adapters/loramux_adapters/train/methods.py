@@ -1,7 +1,8 @@
 """The methods of training, as configs of PEFT; what could not be packed is refused beforehand."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from peft import (
     AdaLoraConfig,
@@ -15,8 +16,6 @@ from peft import (
 from loramux_adapters.errors import PackageError
 from loramux_adapters.kinds import kind_of
 from loramux_adapters.weights.adalora import as_lora_config
-
-TASK = "CAUSAL_LM"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +36,29 @@ class Shape:
         return list(self.targets) or "all-linear"
 
 
-def peft_config(shape: Shape, steps: int) -> PeftConfig:
-    """Return the config for `steps` steps of training.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """What PEFT has to know of the model that a method changes."""
+
+    task_type: str = "CAUSAL_LM"
+    saved: tuple[str, ...] = ()
+    """Names of the modules that are trained whole: a head."""
+    behind: tuple[str, ...] = ()
+    """Names of the linear layers behind the layers of the base, which IA³ leaves as they are."""
+    prompt_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Fields that say how large an embedding is, where PEFT does not find it out itself."""
+    prefix_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Those that say how large keys and values are."""
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Fields of any method."""
+        saved = {"modules_to_save": list(self.saved)} if self.saved else {}
+        return {"task_type": self.task_type, **saved}
+
+
+def peft_config(shape: Shape, steps: int, learner: Learner | None = None) -> PeftConfig:
+    """Return the config for `steps` steps of training, for a decoder without a head by default.
 
     Raises:
         PackageError: There is no such method, or what it saves could not be packed.
@@ -48,7 +68,7 @@ def peft_config(shape: Shape, steps: int) -> PeftConfig:
             f"method {shape.method!r} is not known; known are {', '.join(METHODS)}",
             "INVALID_FIELD",
         )
-    config = METHODS[shape.method](shape, steps)
+    config = METHODS[shape.method](shape, steps, learner or Learner())
     try:
         fields = _as_packed(config)
         kind_of(fields).check(fields)
@@ -61,9 +81,9 @@ def peft_config(shape: Shape, steps: int) -> PeftConfig:
     return config
 
 
-def _lora(shape: Shape, **fields: bool) -> PeftConfig:
+def _lora(shape: Shape, learner: Learner, **fields: bool) -> PeftConfig:
     return LoraConfig(
-        task_type=TASK,
+        **learner.common,
         r=shape.rank,
         lora_alpha=shape.alpha,
         target_modules=shape.target_modules,
@@ -71,11 +91,11 @@ def _lora(shape: Shape, **fields: bool) -> PeftConfig:
     )
 
 
-def _adalora(shape: Shape, steps: int) -> PeftConfig:
+def _adalora(shape: Shape, steps: int, learner: Learner) -> PeftConfig:
     # The schedule of the paper's experiments, arXiv 2303.10512: half as much again at the start,
     # a tenth of the steps before ranks go, three tenths after.
     return AdaLoraConfig(
-        task_type=TASK,
+        **learner.common,
         init_r=shape.rank + (shape.rank + 1) // 2,
         target_r=shape.rank,
         lora_alpha=shape.alpha,
@@ -86,18 +106,29 @@ def _adalora(shape: Shape, steps: int) -> PeftConfig:
     )
 
 
-METHODS: Mapping[str, Callable[[Shape, int], PeftConfig]] = {
-    "lora": lambda shape, _: _lora(shape),
-    "rslora": lambda shape, _: _lora(shape, use_rslora=True),
-    "dora": lambda shape, _: _lora(shape, use_dora=True),
+def _ia3(shape: Shape, learner: Learner) -> PeftConfig:
+    return IA3Config(
+        **learner.common,
+        target_modules=shape.target_modules,
+        exclude_modules=None if shape.targets else list(learner.behind) or None,
+        feedforward_modules=[],
+    )
+
+
+METHODS: Mapping[str, Callable[[Shape, int, Learner], PeftConfig]] = {
+    "lora": lambda shape, _, learner: _lora(shape, learner),
+    "rslora": lambda shape, _, learner: _lora(shape, learner, use_rslora=True),
+    "dora": lambda shape, _, learner: _lora(shape, learner, use_dora=True),
     "adalora": _adalora,
-    "ia3": lambda shape, _: IA3Config(
-        task_type=TASK, target_modules=shape.target_modules, feedforward_modules=[]
+    "ia3": lambda shape, _, learner: _ia3(shape, learner),
+    "prompt": lambda shape, _, learner: PromptTuningConfig(
+        **learner.common, **learner.prompt_sizes, num_virtual_tokens=shape.rank
     ),
-    "prompt": lambda shape, _: PromptTuningConfig(task_type=TASK, num_virtual_tokens=shape.rank),
-    "prefix": lambda shape, _: PrefixTuningConfig(task_type=TASK, num_virtual_tokens=shape.rank),
+    "prefix": lambda shape, _, learner: PrefixTuningConfig(
+        **learner.common, **learner.prefix_sizes, num_virtual_tokens=shape.rank
+    ),
 }
-"""Name -> the config that PEFT needs for a shape and a number of steps."""
+"""Name -> the config that PEFT needs for a shape, a number of steps and a model."""
 
 
 def _as_packed(config: PeftConfig) -> dict[str, object]:

@@ -18,6 +18,8 @@ class Plan:
     """What the package calls the base."""
     data: Path
     """File of JSON lines."""
+    task: str | None = None
+    """A name of `tasks.TASKS`; what the lines and the base are for if None."""
     shape: Shape = field(default_factory=Shape)
     epochs: int = 3
     learning_rate: float = 1e-3

@@ -3,43 +3,96 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from loramux_adapters.errors import PackageError
-from loramux_adapters.train.examples import Example, Examples
+from loramux_adapters.train.examples import Example, Examples, Labelled
 
 IGNORED = -100
 """The label of a token that is read and not learned."""
 
-Row = dict[str, list[int]]
-"""`input_ids` and `labels` of one example."""
+Row = dict[str, list[int] | int]
+"""What a model is given of one example: a number for each of its tokens, or one of the whole."""
 
 
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer of transformers."""
-
-    eos_token_id: int | None
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        """Return `input_ids` of `text`."""
-
-
-def rows_of(examples: Examples, tokenizer: Tokenizer, max_tokens: int) -> list[Row]:
+def rows_of(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> list[Row]:  # fmt: skip
     """Return each example as tokens: the prompt to read, completion and end token to learn.
 
-    The prompt becomes the tokens that a server makes of it.
+    The prompt becomes the tokens that a server makes of it. Text and label are the prompt
+    `TEXT ->` and the completion ` LABEL`.
 
     Raises:
         PackageError: An example is too long, or the tokenizer has no end token.
     """
-    if tokenizer.eos_token_id is None:
-        raise PackageError("the tokenizer of the base has no eos_token", "ADAPTER_BASE_MISMATCH")
-    return [
-        _row(example, tokenizer, max_tokens, f"{examples.path}, line {example.line}")
-        for example in examples.examples
-    ]
+    rows: list[Row] = []
+    for example in examples.examples:
+        if isinstance(example, Labelled):
+            example = Example(f"{example.text} ->", f" {example.label}", example.line)
+        assert isinstance(example, Example)
+        read = tokens_of(tokenizer, example.prompt)
+        learn = _to_end(tokenizer, example.completion)
+        check_length(
+            len(read) + len(learn), max_tokens, examples.where(example), "tokens with the end token"
+        )
+        rows.append({"input_ids": read + learn, "labels": [IGNORED] * len(read) + learn})
+    return rows
+
+
+def written_rows(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    max_read: int,
+    max_written: int,
+    begin: Sequence[int] = (),
+) -> list[Row]:
+    """Return each example as tokens of two texts: the prompt to read, the completion to write.
+
+    Both become the tokens that a server makes of them. Of text and label, they are these.
+
+    Args:
+        examples: What to make rows of.
+        tokenizer: That of the base.
+        max_read: Tokens that a prompt may have.
+        max_written: Tokens that what is written may have, the end token included.
+        begin: Tokens that what is written begins with, behind the decoder's own first.
+
+    Raises:
+        PackageError: An example is too long, or the tokenizer has no end token.
+    """
+    rows: list[Row] = []
+    for example in examples.examples:
+        if isinstance(example, Labelled):
+            example = Example(example.text, example.label, example.line)
+        assert isinstance(example, Example)
+        where = examples.where(example)
+        read = tokens_of(tokenizer, example.prompt)
+        learn = [*begin, *_to_end(tokenizer, example.completion)]
+        check_length(len(read), max_read, where, "tokens to read")
+        check_length(len(learn), max_written, where, "tokens to write with the end token")
+        rows.append({"input_ids": read, "labels": learn})
+    return rows
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return what a server makes of a prompt."""
+    found: list[int] = tokenizer(text, add_special_tokens=True)["input_ids"]
+    return found
+
+
+def check_length(count: int, room: int, where: str, what: str) -> None:
+    """Demand that `count` tokens have room.
+
+    Raises:
+        PackageError: They have not; the message names `where` they are and `what`.
+    """
+    if count > room:
+        raise PackageError(
+            f"{where} has {count} {what}; there is room for {room}: shorten it", "INVALID_FIELD"
+        )
 
 
 def split(rows: Sequence[Row], num_kept: int, seed: int) -> tuple[list[Row], list[Row]]:
@@ -55,30 +108,27 @@ class Collator:
     pad_id: int
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `labels` and `attention_mask`, each [rows, longest]."""
-        longest = max(len(row["input_ids"]) for row in rows)
+        """Return what `rows` have, each [rows] or [rows, longest], and an `attention_mask`."""
+        told = [{**row, "attention_mask": [1] * _length(row["input_ids"])} for row in rows]
+        return {name: self._together(name, [row[name] for row in told]) for name in told[0]}
 
-        def padded(values: list[list[int]], pad: int) -> torch.Tensor:
-            return torch.tensor([row + [pad] * (longest - len(row)) for row in values])
+    def _together(self, name: str, values: Sequence[list[int] | int]) -> torch.Tensor:
+        fill = {"input_ids": self.pad_id, "labels": IGNORED}.get(name, 0)
+        longest = max(map(_length, values))
+        return torch.tensor([
+            each + [fill] * (longest - len(each)) if isinstance(each, list) else each
+            for each in values
+        ])  # fmt: skip
 
-        return {
-            "input_ids": padded([row["input_ids"] for row in rows], self.pad_id),
-            "labels": padded([row["labels"] for row in rows], IGNORED),
-            "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
-        }
+
+def _length(value: list[int] | int) -> int:
+    return len(value) if isinstance(value, list) else 0
 
 
-def _row(example: Example, tokenizer: Tokenizer, max_tokens: int, where: str) -> Row:
-    read = tokenizer(example.prompt, add_special_tokens=True)["input_ids"]
-    assert tokenizer.eos_token_id is not None
-    learn = [
-        *tokenizer(example.completion, add_special_tokens=False)["input_ids"],
+def _to_end(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+    if tokenizer.eos_token_id is None:
+        raise PackageError("the tokenizer of the base has no eos_token", "ADAPTER_BASE_MISMATCH")
+    return [
+        *tokenizer(completion, add_special_tokens=False)["input_ids"],
         tokenizer.eos_token_id,
     ]
-    if len(read) + len(learn) > max_tokens:
-        raise PackageError(
-            f"{where} has {len(read) + len(learn)} tokens with the end token; there is room "
-            f"for {max_tokens}: shorten it",
-            "INVALID_FIELD",
-        )
-    return {"input_ids": read + learn, "labels": [IGNORED] * len(read) + learn}

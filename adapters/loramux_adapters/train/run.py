@@ -10,16 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.utils import logging
@@ -27,24 +24,28 @@ from transformers.utils import logging
 from loramux_adapters.base import read_base
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fingerprint import fingerprint
+from loramux_adapters.head import Task
+from loramux_adapters.labels import Labels, ProblemType, check_labels
 from loramux_adapters.manifest import with_step
 from loramux_adapters.packing import Output
 from loramux_adapters.sources import pack_source
-from loramux_adapters.train.curve import Curve, Progress, Recorder
+from loramux_adapters.train.curve import Curve, Progress
 from loramux_adapters.train.examples import Examples, read_examples
+from loramux_adapters.train.head_rows import HeadRows
 from loramux_adapters.train.methods import peft_config
+from loramux_adapters.train.models import Trained, load_model
 from loramux_adapters.train.plan import Plan
-from loramux_adapters.train.rows import Collator, Row, rows_of, split
-
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises; it falls as a cosine afterwards."""
+from loramux_adapters.train.rows import Collator, Row, rows_of, split, written_rows
+from loramux_adapters.train.tasks import task_of
+from loramux_adapters.train.text_models import only_reads, writes_another
+from loramux_adapters.train.trainer import fit
 
 
 def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> Curve:
     """Train an adapter by `plan` and write its package, with notes, to `output`.
 
-    Only completions count for the loss. Weights are float32. Equal input gives equal bytes, on one
-    machine with one number of threads.
+    Only completions count for the loss, and of heads labels, tags and places of answers. Weights
+    are float32. Equal input gives equal bytes, on one machine with one number of threads.
 
     Raises:
         PackageError: The plan cannot be carried out, or the loss is not finite.
@@ -54,75 +55,117 @@ def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> C
     examples = read_examples(plan.data)
     num_kept = plan.num_kept(len(examples.examples))
     num_learned = len(examples.examples) - num_kept
-    config = peft_config(plan.shape, plan.epochs * math.ceil(num_learned / plan.batch_size))
+    steps = plan.epochs * math.ceil(num_learned / plan.batch_size)
+    peft_config(plan.shape, steps)  # before the model: what is wrong of itself comes first
     with _quiet(), _threads(plan.threads), tempfile.TemporaryDirectory(prefix="loramux-") as name:
         folder = Path(name)
-        tokenizer, model = _load(plan.base)
-        _check_targets(model, plan.shape.targets)
-        rows = rows_of(examples, tokenizer, _room(model, config))
-        learned, kept = split(rows, num_kept, plan.seed)
-        pad = tokenizer.pad_token_id
-        collator = Collator(tokenizer.eos_token_id if pad is None else pad)
+        model_config = AutoConfig.from_pretrained(plan.base, local_files_only=True)
+        task = task_of(plan.task, examples, model_config)
+        _check_names(examples, task)
+        tokenizer = AutoTokenizer.from_pretrained(plan.base, local_files_only=True)
         set_seed(plan.seed)
-        adapted = get_peft_model(model, config)
-        curve = _fit(plan, adapted, learned, kept, collator, folder, progress)
+        trained = load_model(plan.base, model_config, task, len(examples.labels))
+        _check_targets(trained.model, plan.shape.targets)
+        config = peft_config(plan.shape, steps, trained.learner)
+        rows = _rows(examples, tokenizer, trained, task, config)
+        learned, kept = split(rows, num_kept, plan.seed)
+        collator = Collator(trained.padding(tokenizer, task, rows))
+        adapted = _adapted(trained.model, config, plan.shape.method, collator(learned[:1]))
+        curve = fit(
+            plan, adapted, learned, kept, collator, folder, progress, task=task,
+            alone=_takes_one(trained.model, config, task),
+        )  # fmt: skip
         adapted.peft_config["default"].base_model_name_or_path = plan.base_name
         adapted.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
         notes = _notes(plan, examples, learned, curve) | {"base": fingerprint(base)}
-        pack_source(folder / "adapter", output, notes=notes)
+        pack_source(folder / "adapter", output, notes=notes | _named(examples, task))
     return curve
 
 
-def _load(base: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-    return tokenizer, model
-
-
-def _room(model: PreTrainedModel, config: PeftConfig) -> int:
-    """Return how many tokens an example may have: virtual tokens stand before it."""
-    num_virtual = getattr(config, "num_virtual_tokens", 0)
-    room = int(model.config.max_position_embeddings) - num_virtual
-    if room < 2:
+def _check_names(examples: Examples, task: Task | None) -> None:
+    """Demand that there are labels to tell apart, and that a package can name them."""
+    if task is None or not task.classifies:
+        return
+    if len(examples.labels) < 2:
         raise PackageError(
-            f"rank is {num_virtual}, as many virtual tokens; the base takes "
-            f"{model.config.max_position_embeddings} tokens in all",
+            f"{examples.path} has no label but {shown(examples.labels[0])}; there have to be two "
+            "or more to tell apart",
             "INVALID_FIELD",
         )
-    return room
+    check_labels({"labels": list(examples.labels)}, str(examples.path))
 
 
-def _fit(
-    plan: Plan,
-    model: PeftModel,
-    learned: list[Row],
-    kept: list[Row],
-    collator: Collator,
-    folder: Path,
-    progress: Progress,
-) -> Curve:
-    """Train `model` in place; `folder` is for what the Trainer writes."""
-    curve = Curve()
-    trainer = _LossOnly(
-        model=model,
-        args=_arguments(plan, folder, evaluates=bool(kept)),
-        train_dataset=learned,
-        eval_dataset=kept or None,
-        data_collator=collator,
-        callbacks=[Recorder(curve, progress)],
+def _rows(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    trained: Trained,
+    task: Task | None,
+    config: PeftConfig,
+) -> list[Row]:
+    """Return the examples as tokens of the base; virtual tokens take room of a text."""
+    num_virtual, room = getattr(config, "num_virtual_tokens", 0), trained.room
+    if room - num_virtual < 2:
+        raise PackageError(
+            f"rank is {num_virtual}, as many virtual tokens; the base takes {room} tokens in all",
+            "INVALID_FIELD",
+        )
+    num_before = num_virtual if isinstance(config, PromptTuningConfig) else 0
+    if task is not None:
+        makes = HeadRows(
+            tokenizer,
+            room - num_virtual,
+            tells_types=trained.tells_types(tokenizer),
+            num_before=0 if task is Task.SEQUENCE else num_before,
+        )
+        return makes.of(examples)
+    if not writes_another(trained.model.config):
+        return rows_of(examples, tokenizer, room - num_virtual)
+    begin = getattr(trained.model.generation_config, "forced_bos_token_id", None)
+    return written_rows(
+        examples,
+        tokenizer,
+        # Embeddings stand before what is read, keys and values before what is written.
+        room - num_before,
+        room - (num_virtual - num_before),
+        () if begin is None else (begin,),
     )
-    trainer.remove_callback(PrinterCallback)
-    if kept:
-        trainer.evaluate()
-    trainer.train()
-    for point in (*curve.training, *curve.evaluation):
-        if not math.isfinite(point.loss):
-            raise PackageError(
-                f"the loss is {point.loss} at step {point.step}: an lr of {plan.learning_rate:g} "
-                "is too high",
-                "ADAPTER_NOT_FINITE",
-            )
-    return curve
+
+
+def _takes_one(model: PreTrainedModel, config: PeftConfig, task: Task | None) -> bool:
+    """Return whether each example is a batch of its own.
+
+    So it is where transformers takes the last of a row for the last token of the text: it is given
+    embeddings in place of tokens, and does not know padding by them.
+    """
+    is_prompt = isinstance(config, PromptTuningConfig)
+    return is_prompt and task is Task.SEQUENCE and not only_reads(model.config)
+
+
+def _adapted(
+    model: PreTrainedModel, config: PeftConfig, method: str, batch: dict[str, torch.Tensor]
+) -> PeftModel:
+    """Return `model` with a new adapter, which has been tried with a batch.
+
+    Raises:
+        PackageError: PEFT cannot train such an adapter for it.
+    """
+    try:
+        adapted = get_peft_model(model, config)
+        if config.is_prompt_learning:
+            with torch.no_grad():
+                adapted.eval()(**batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        told = str(error).partition("\n")[0]
+        raise PackageError(
+            f"method {method} is not trained: PEFT fails with {type(model).__name__}: "
+            f"{type(error).__name__}: {told}",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        ) from None
+    if getattr(config, "modules_to_save", None):  # PEFT adds its own names to them
+        config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
+    return adapted
 
 
 @contextmanager
@@ -140,6 +183,8 @@ def _quiet() -> Iterator[None]:
     """Silence what transformers and PEFT say of each other, and the bars of loading."""
     was_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
@@ -147,48 +192,9 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".* LoRA tensor\\(s\\) have invalid shape")
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_shown:
             logging.enable_progress_bar()
-
-
-class _LossOnly(Trainer):  # type: ignore[misc]
-    """A Trainer whose evaluation leaves out what AdaLoRA adds to the loss for its ranks."""
-
-    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Return the metrics of the examples kept for evaluation."""
-        config = self.model.peft_config["default"]
-        weight = getattr(config, "orth_reg_weight", None)
-        if weight is None:
-            found: dict[str, float] = super().evaluate(*args, **kwargs)
-            return found
-        config.orth_reg_weight = 0.0
-        try:
-            found = super().evaluate(*args, **kwargs)
-        finally:
-            config.orth_reg_weight = weight
-        return found
-
-
-def _arguments(plan: Plan, folder: Path, *, evaluates: bool) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=plan.epochs,
-        learning_rate=plan.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=WARM_UP,
-        per_device_train_batch_size=plan.batch_size,
-        per_device_eval_batch_size=plan.batch_size,
-        eval_strategy="epoch" if evaluates else "no",
-        save_strategy="no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        seed=plan.seed,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
 
 
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
@@ -204,6 +210,18 @@ def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
                 f"target {shown(target)} is no layer of the base; it has {', '.join(linear)}",
                 "INVALID_FIELD",
             )
+
+
+def _named(examples: Examples, task: Task | None) -> dict[str, object]:
+    """Return what the package says of labels: what the outputs of a head are, or which there are.
+
+    Answers have none.
+    """
+    if not examples.labels:
+        return {}
+    if task is None:
+        return {"labels": list(examples.labels)}
+    return {"classification": Labels(examples.labels, ProblemType.SINGLE_LABEL).note}
 
 
 def _notes(plan: Plan, examples: Examples, learned: list[Row], curve: Curve) -> dict[str, object]:
@@ -232,5 +250,9 @@ def _notes(plan: Plan, examples: Examples, learned: list[Row], curve: Curve) -> 
             "eval_loss_before": curve.evaluation[0].loss,
             "eval_loss": curve.evaluation[-1].loss,
         }
-    notes = with_step({"evaluation": evaluation}, step)
-    return notes | ({"labels": list(examples.labels)} if examples.labels else {})
+    if curve.accuracy:
+        evaluation |= {
+            "eval_accuracy_before": curve.accuracy[0],
+            "eval_accuracy": curve.accuracy[-1],
+        }
+    return with_step({"evaluation": evaluation}, step)

@@ -17,6 +17,7 @@ from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import MAX_RANK, check_config
 from loramux_adapters.peft_folder import open_tensors, read_config, read_notes
+from loramux_adapters.saved import saved_names, saved_tensors
 from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_adapters.weights.update import Update, write_updates
@@ -70,8 +71,10 @@ def pack_adalora(
     with open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
         read = tensor_reader(file, header.data_start)
+        saved = saved_tensors(header.tensors, saved_names(config))
+        halved = {name: each for name, each in header.tensors.items() if name not in saved}
         updates = []
-        for module, halves in sorted(_modules(header.tensors).items()):
+        for module, halves in sorted(_modules(halved).items()):
             a_RI, b_OR, e_R1 = (
                 decoded(b"".join(read(halves[half])), halves[half].dtype).reshape(
                     halves[half].shape
@@ -82,11 +85,13 @@ def pack_adalora(
             if len(kept_R):
                 folded_OR: Array = b_OR[:, kept_R] * e_R1[kept_R, 0]
                 updates.append(Update(module, scale, a_RI[kept_R], folded_OR))
-        dtypes = {tensor.dtype for tensor in header.tensors.values()}
-    if not updates:
-        raise PackageError(f"{source}: every rank is masked; the adapter changes nothing")
-    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
-    write_updates(config, updates, dtype, output, notes=read_notes(source, notes))
+        dtypes = {tensor.dtype for tensor in halved.values()}
+        if not updates:
+            raise PackageError(f"{source}: every rank is masked; the adapter changes nothing")
+        dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+        write_updates(
+            config, updates, dtype, output, notes=read_notes(source, notes), saved=(saved, read)
+        )
 
 
 def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:

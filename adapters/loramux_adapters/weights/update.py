@@ -5,7 +5,7 @@ Shapes: R rank, I input features, O output features.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -17,7 +17,7 @@ from loramux_adapters.lora import LoraModule
 from loramux_adapters.package import Package
 from loramux_adapters.packing import Output, write_package
 from loramux_adapters.peft_config import check_config
-from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo, tensor_reader
+from loramux_adapters.tensorfile import ITEM_BYTES, ReadTensor, TensorInfo, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded, encoded
 
 
@@ -106,11 +106,13 @@ def write_updates(
     output: Output,
     *,
     notes: Mapping[str, object],
+    saved: tuple[Mapping[str, TensorInfo], ReadTensor] = ({}, lambda _: ()),
 ) -> None:
     """Write a package of `updates`, with what else `peft_config` says, to `output`.
 
-    `r`, `lora_alpha`, `use_rslora` and the patterns are those of the updates; the factors
-    take up what is left of their scales.
+    `saved` are tensors that are in it as they are, and what yields their bytes. `r`, `lora_alpha`,
+    `use_rslora` and the patterns are those of the updates; the factors take up what is left of
+    their scales.
     """
     counts = Counter(update.rank for update in updates)
     rank = max(counts, key=lambda rank: (counts[rank], rank))
@@ -126,7 +128,8 @@ def write_updates(
     }
     key_of = check_config(config).key_of
     config["rank_pattern"] = {key_of(update.module): update.rank for update in others}
-    tensors: dict[str, TensorInfo] = {}
+    kept, read_kept = saved
+    tensors: dict[str, TensorInfo] = dict(kept)
     arrays: dict[str, Array] = {}
     for update in updates:
         factors = _balanced(update, update.scale * update.rank / rank)
@@ -135,13 +138,13 @@ def write_updates(
             num_bytes = array.size * ITEM_BYTES[dtype]
             tensors[name] = TensorInfo(name, dtype, array.shape, 0, num_bytes)
             arrays[name] = array
-    write_package(
-        config,
-        tensors,
-        lambda tensor: [stored(arrays[tensor.name], dtype, f"tensor {tensor.name}")],
-        output,
-        notes=notes,
-    )
+
+    def read(tensor: TensorInfo) -> Iterable[bytes]:
+        if tensor.name in kept:
+            return read_kept(tensor)
+        return [stored(arrays[tensor.name], dtype, f"tensor {tensor.name}")]
+
+    write_package(config, tensors, read, output, notes=notes)
 
 
 def _balanced(update: Update, left: float) -> tuple[Array, Array]:

@@ -27,12 +27,21 @@ def train(
     data: Annotated[
         Path,
         typer.Option(
-            help='JSON lines: {"prompt": …, "completion": …}, or {"text": …, "label": …}.'
+            help='JSON lines: {"prompt": …, "completion": …}, {"text": …, "label": …}, {"text": …, '
+            '"pair": …, "label": …}, {"tokens": […], "tags": […]}, or {"question": …, '
+            '"context": …, "answer": …}, where "start" may say at which character the answer is.'
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Package to write; DATA.safetensors if left out."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="generate, classify, tag or answer: what the lines and the base are for if left "
+            "out. Text and label teach a decoder to write the label, unless this is classify."
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -71,9 +80,12 @@ def train(
 ) -> None:
     """Train an adapter with PEFT and transformers' Trainer, in float32, and pack it.
 
-    The loss is that of completions and the end token after them. A line of text and label teaches
-    the model to write: the prompt is `TEXT ->`, the completion ` LABEL`, and it is called so. The
-    package notes the SHA-256 of the data, the arguments and the losses.
+    To generate, the loss is that of completions and the end token after them. A line of text and
+    label teaches a decoder to write: the prompt is `TEXT ->`, the completion ` LABEL`, and it is
+    called so; a model that writes another text is called with TEXT. To classify texts or pairs,
+    tag words or answer questions, which is all that an encoder is for, a head is trained with the
+    adapter, and the package names its labels. The package notes the SHA-256 of the data, the
+    arguments, the losses and the share of right labels.
     """
     with needs("peft", "accelerate", "transformers", "torch", "numpy", extra="train", what="train"):
         from loramux_adapters.train.methods import Shape
@@ -87,6 +99,7 @@ def train(
         base=folder,
         base_name=name,
         data=data,
+        task=task,
         shape=Shape(
             method=method,
             rank=rank,
@@ -107,10 +120,10 @@ def train(
     )  # fmt: skip
     with whole_file(target) as file:
         with Progress(*columns, console=console, disable=as_json or not console.is_terminal) as bar:
-            task = bar.add_task("steps", total=None)
+            all_steps = bar.add_task("steps", total=None)
 
             def show(done: int, steps: int, loss: float) -> None:
-                bar.update(task, completed=done, total=steps, description=f"loss {loss:.4f}")
+                bar.update(all_steps, completed=done, total=steps, description=f"loss {loss:.4f}")
 
             curve = trained(plan, file, show)
         digest = digest_of(file)
@@ -122,6 +135,8 @@ def train(
     if curve.evaluation:
         before, after = curve.evaluation[0].loss, curve.evaluation[-1].loss
         print(f"evaluation loss {before:.4f} -> {after:.4f}")
+    if curve.accuracy:
+        print(f"accuracy {curve.accuracy[0]:.4f} -> {curve.accuracy[-1]:.4f}")
     print(f"{target} {digest}")
 
 

@@ -9,8 +9,6 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -20,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from loramux_adapters.train.text_models import only_reads, writes_another
 from loramux_server.engine.model_kind import ModelKind
 from loramux_server.images.decoding import RefusedImageError
 from loramux_server.images.example import NUM_PIXELS, picture
@@ -141,12 +140,9 @@ def load_base_model(
 
 def model_kind(config: PreTrainedConfig) -> ModelKind:
     """Return what kind of model a `config` is of."""
-    if config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+    if writes_another(config):
         return ModelKind.SEQ2SEQ
-    is_decoder = config.is_encoder_decoder or getattr(config, "is_decoder", False)
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not is_decoder:
-        return ModelKind.ENCODER
-    return ModelKind.DECODER
+    return ModelKind.ENCODER if only_reads(config) else ModelKind.DECODER
 
 
 def _decoder(

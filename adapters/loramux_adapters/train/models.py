@@ -1,0 +1,216 @@
+"""The model that is trained: transformers' class for a task, with the weights of the base."""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.head import Task
+from loramux_adapters.head_contents import HEAD_NAMES
+from loramux_adapters.labels import ProblemType
+from loramux_adapters.train.methods import Learner
+from loramux_adapters.train.rows import Row
+from loramux_adapters.train.tasks import task_type
+from loramux_adapters.train.text_models import only_reads, writes_another
+
+_CLASSES: Mapping[Task, tuple[Any, Any]] = {
+    Task.SEQUENCE: (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    Task.TOKENS: (AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
+    Task.SPANS: (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
+}
+_POOLER = "pooler"
+"""The module of a base model that heads alone read."""
+_UNBOUNDED = 4096
+"""Tokens of a text where a model has no positions of its own; a server takes as many at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model to be trained."""
+
+    model: PreTrainedModel
+    learner: Learner
+
+    @property
+    def room(self) -> int:
+        """How many tokens a text may have."""
+        for name, module in self.model.named_modules():
+            # As in RoBERTa, where the first token is not at the first of the positions.
+            padding = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding is not None:
+                return int(module.num_embeddings - padding - 1)
+        return int(getattr(self.model.config, "max_position_embeddings", None) or _UNBOUNDED)
+
+    def padding(
+        self, tokenizer: PreTrainedTokenizerBase, task: Task | None, rows: Sequence[Row]
+    ) -> int:
+        """Return the token for padding, which the model is told.
+
+        Of a decoder that labels texts it ends none of `rows`: transformers takes what is before it
+        for the last token.
+        """
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        if task is not Task.SEQUENCE or only_reads(self.model.config):
+            return next(int(token) for token in known if token is not None)
+        last = {row["input_ids"][-1] for row in rows if isinstance(row["input_ids"], list)}
+        size = self.model.get_input_embeddings().weight.shape[0]
+        pad = next(int(each) for each in (*known, *range(size)) if each not in (None, *last))
+        self.model.config.get_text_config().pad_token_id = pad
+        return pad
+
+    def tells_types(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Return whether it is told which tokens are of the second of two texts."""
+        return (
+            only_reads(self.model.config)
+            and "token_type_ids" in tokenizer.model_input_names
+            and getattr(self.model.config, "type_vocab_size", 0) > 1
+            and "token_type_ids" in inspect.signature(self.model.forward).parameters
+        )
+
+
+def load_model(
+    base: Path, config: PreTrainedConfig, task: Task | None, num_labels: int
+) -> Trained:  # fmt: skip
+    """Return the model in the folder `base`, float32, with a head for a task if there is one.
+
+    What the base was saved without is random, and part of the head.
+
+    Raises:
+        PackageError: There is no such head, or it is none that is served.
+    """
+    options = {"dtype": torch.float32, "local_files_only": True}
+    if task is None:
+        kind = AutoModelForSeq2SeqLM if writes_another(config) else AutoModelForCausalLM
+        return _trained(kind.from_pretrained(base, **options), task)
+    kind, known = _CLASSES[task]
+    if type(config) not in known:
+        raise _unserved(f"transformers has no class with a head for {task} of {config.model_type}")
+    outputs = {
+        "num_labels": 2 if task is Task.SPANS else num_labels,
+        "problem_type": str(ProblemType.SINGLE_LABEL),
+    }
+    model, told = kind.from_pretrained(
+        base, **options, **outputs, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    lost = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    inner = f"{_inner(model)}."
+    if all(f"{inner}{name}" in lost for name, _ in model.base_model.named_parameters()):
+        # The class has another name for its layers than the base, as Llama's for questions.
+        bare, told = AutoModel.from_pretrained(base, **options, output_loading_info=True)
+        model.base_model.load_state_dict(bare.state_dict())
+        lost = {name for name in lost if not name.startswith(inner)}
+        lost |= {f"{inner}{name}" for name in told["missing_keys"]}
+    for name in sorted(lost):
+        if name.startswith(inner) and not name.startswith(f"{inner}{_POOLER}."):
+            raise PackageError(
+                f"the base lacks the weight {name.removeprefix(inner)} of "
+                f"{type(model.base_model).__name__}",
+                "ADAPTER_BASE_MISMATCH",
+            )
+    return _trained(model, task, lost)
+
+
+def _trained(model: PreTrainedModel, task: Task | None, lost: Collection[str] = ()) -> Trained:
+    learner = Learner(
+        task_type=task_type(task, model.config),
+        saved=_saved(model, task, lost) if task else (),
+        behind=tuple(_behind(model)) if task else (),
+        prompt_sizes=_sizes(model.config, model.get_input_embeddings().weight.shape[1]),
+        prefix_sizes=_sizes(model.config, 0),
+    )
+    return Trained(model, learner)
+
+
+def _inner(model: PreTrainedModel) -> str:
+    """Return the name of the base model in a class for a task."""
+    return str(next(name for name, child in model.named_children() if child is model.base_model))
+
+
+def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[str, ...]:
+    """Return the modules of a head that are trained whole: what PEFT takes for it, and the `lost`.
+
+    Raises:
+        PackageError: Such a head is not served.
+    """
+    names = HEAD_NAMES[task]
+    inner = _inner(model)
+    outer = {name: child for name, child in model.named_children() if name != inner}
+    saved = [name for name in outer if name.endswith(names)]
+    if not saved:
+        has = ", ".join(name for name, child in outer.items() if list(child.parameters()))
+        raise _unserved(
+            f"the head of {type(model).__name__} is {has or 'none'}; served are those with "
+            f"{' or '.join(names)}"
+        )
+    for name in sorted(lost):
+        if not any(name.startswith(f"{module}.") for module in saved):
+            saved.append(_largest(model, name, lost))
+    if not only_reads(model.config):
+        for name in saved:
+            if name not in names or not isinstance(model.get_submodule(name), nn.Linear):
+                raise _unserved(
+                    f"{name} of {type(model).__name__} is no linear layer, which is all that is "
+                    "served as the head of a decoder"
+                )
+    return tuple(saved)
+
+
+def _largest(model: PreTrainedModel, parameter: str, lost: Collection[str]) -> str:
+    """Return the largest module around a parameter of which all parameters are `lost`."""
+    parts = parameter.split(".")
+    for end in range(1, len(parts)):
+        name = ".".join(parts[:end])
+        own = [each for each, _ in model.get_submodule(name).named_parameters()]
+        if all(f"{name}.{each}" in lost for each in own):
+            return name
+    raise _unserved(f"the base lacks {shown(parameter)} of {type(model).__name__}")
+
+
+def _behind(model: PreTrainedModel) -> Iterator[str]:
+    """Yield the linear layers that stand behind the layers of the base model."""
+    inner = f"{_inner(model)}."
+    for name, module in model.named_modules():
+        is_outer = not name.startswith(inner) or name.split(".")[1] == _POOLER
+        if isinstance(module, nn.Linear) and is_outer:
+            yield name
+
+
+def _sizes(config: PreTrainedConfig, width: int) -> dict[str, int]:
+    """Return what is as large as virtual tokens are; `width` is that of embeddings, if these are.
+
+    PEFT finds out those of decoders.
+    """
+    writes = writes_another(config)
+    heads = getattr(config, "num_attention_heads", 0)
+    if not heads or not (writes or only_reads(config)):
+        return {}
+    layers = config.num_hidden_layers
+    if writes:
+        heads = getattr(config, "decoder_attention_heads", heads)
+        layers = getattr(config, "decoder_layers", getattr(config, "num_decoder_layers", layers))
+    each = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    whole = heads * each if each else config.hidden_size
+    return {"token_dim": width or whole, "num_layers": layers, "num_attention_heads": heads}
+
+
+def _unserved(message: str) -> PackageError:
+    return PackageError(message, "ADAPTER_BASE_MISMATCH")

@@ -1,0 +1,80 @@
+"""What an adapter is trained to do, by what the lines and the base are."""
+
+from collections.abc import Mapping
+
+from transformers import PreTrainedConfig
+
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.head import Task
+from loramux_adapters.train.examples import Examples, Form
+from loramux_adapters.train.text_models import only_reads, writes_another
+
+TASKS: Mapping[str, Task | None] = {
+    "generate": None,
+    "classify": Task.SEQUENCE,
+    "tag": Task.TOKENS,
+    "answer": Task.SPANS,
+}
+"""What `Plan.task` may be -> what its head reads; to generate has none."""
+_FITTING: Mapping[Form, tuple[str, ...]] = {
+    Form.PROMPTS: ("generate",),
+    Form.LABELLED: ("generate", "classify"),
+    Form.PAIRS: ("classify",),
+    Form.TAGGED: ("tag",),
+    Form.QUESTIONS: ("answer",),
+}
+"""Form of lines -> what can be learned of them; the first is what is taken if the base does it."""
+
+
+def task_of(asked: str | None, examples: Examples, config: PreTrainedConfig) -> Task | None:
+    """Return what the head of an adapter is to read; None where it is to generate text.
+
+    Args:
+        asked: A name of `TASKS`; None for what the lines are for.
+        examples: The lines.
+        config: That of the base.
+
+    Raises:
+        PackageError: The base, or the lines, are for something else.
+    """
+    if asked is not None and asked not in TASKS:
+        raise _fault(f"task {shown(asked)} is not known; known are {', '.join(TASKS)}")
+    fitting = _FITTING[examples.form]
+    if asked is not None and asked not in fitting:
+        wanted = " or ".join(
+            str(form) for form, tasks in _FITTING.items() if asked in tasks
+        )  # fmt: skip
+        raise _fault(
+            f"task is {asked!r}, and {examples.path} has lines of {examples.form}, which are to "
+            f"{' or '.join(fitting)}; to {asked} is learned of {wanted}"
+        )
+    does, what = _doing(config)
+    for task in fitting if asked is None else (asked,):
+        if task in does:
+            return TASKS[task]
+    wanted = ", or ".join(str(form) for form in _FITTING if set(_FITTING[form]) & set(does))
+    raise PackageError(
+        f"{examples.path} has lines of {examples.form}, to {asked or ' or '.join(fitting)}, and "
+        f"the base ({config.model_type}) {what}: give it lines of {wanted}",
+        "ADAPTER_BASE_MISMATCH",
+    )
+
+
+def task_type(task: Task | None, config: PreTrainedConfig) -> str:
+    """Return what PEFT calls `task` on a base."""
+    if task is not None:
+        return str(task)
+    return "SEQ_2_SEQ_LM" if writes_another(config) else "CAUSAL_LM"
+
+
+def _doing(config: PreTrainedConfig) -> tuple[tuple[str, ...], str]:
+    """Return what a base can be trained to do, and why nothing else."""
+    if writes_another(config):
+        return ("generate",), "has an encoder and a decoder, and is served to write texts alone"
+    if only_reads(config):
+        return ("classify", "tag", "answer"), "is an encoder, which reads texts and writes none"
+    return tuple(TASKS), "is a decoder"
+
+
+def _fault(message: str) -> PackageError:
+    return PackageError(message, "INVALID_FIELD")

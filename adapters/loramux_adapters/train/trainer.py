@@ -1,0 +1,135 @@
+"""transformers' Trainer as adapters are trained with it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.head import Task
+from loramux_adapters.train.curve import Curve, Progress, Recorder
+from loramux_adapters.train.plan import Plan
+from loramux_adapters.train.rows import IGNORED, Collator, Row
+
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises; it falls as a cosine afterwards."""
+
+
+def fit(
+    plan: Plan,
+    model: PeftModel,
+    learned: list[Row],
+    kept: list[Row],
+    collator: Collator,
+    folder: Path,
+    progress: Progress,
+    *,
+    task: Task | None = None,
+    alone: bool = False,
+) -> Curve:
+    """Train `model` in place and return its losses.
+
+    Args:
+        plan: How.
+        model: What is trained.
+        learned: What is learned.
+        kept: What it is evaluated on.
+        collator: Makes batches of rows.
+        folder: For what the Trainer writes.
+        progress: Is told of each step.
+        task: What the head of the model reads, if it has one; then right answers are counted, too.
+        alone: Whether the model is given one example at a time; a step has as many as otherwise.
+
+    Raises:
+        PackageError: The loss is not finite.
+    """
+    curve = Curve()
+    trainer = _LossOnly(
+        model=model,
+        args=_arguments(plan, folder, evaluates=bool(kept), task=task, alone=alone),
+        train_dataset=learned,
+        eval_dataset=kept or None,
+        data_collator=collator,
+        callbacks=[Recorder(curve, progress)],
+        compute_metrics=_accuracy if task else None,
+        preprocess_logits_for_metrics=_chosen,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if kept:
+        trainer.evaluate()
+    trainer.train()
+    for point in (*curve.training, *curve.evaluation):
+        if not math.isfinite(point.loss):
+            raise PackageError(
+                f"the loss is {point.loss} at step {point.step}: an lr of {plan.learning_rate:g} "
+                "is too high",
+                "ADAPTER_NOT_FINITE",
+            )
+    return curve
+
+
+class _LossOnly(Trainer):  # type: ignore[misc]
+    """A Trainer whose evaluation leaves out what AdaLoRA adds to the loss for its ranks."""
+
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
+        """Return the metrics of the examples kept for evaluation."""
+        config = self.model.peft_config["default"]
+        weight = getattr(config, "orth_reg_weight", None)
+        if weight is None:
+            found: dict[str, float] = super().evaluate(*args, **kwargs)
+            return found
+        config.orth_reg_weight = 0.0
+        try:
+            found = super().evaluate(*args, **kwargs)
+        finally:
+            config.orth_reg_weight = weight
+        return found
+
+
+def _chosen(logits: Sequence[torch.Tensor] | torch.Tensor, labels: object) -> Any:  # noqa: ANN401
+    """Return which label, tag or place each of the outputs speaks for."""
+    if isinstance(labels, tuple):  # begins and ends
+        return tuple(each.argmax(-1) for each in logits[: len(labels)])
+    return (logits if isinstance(logits, torch.Tensor) else logits[0]).argmax(-1)
+
+
+def _accuracy(found: Any) -> dict[str, float]:  # noqa: ANN401
+    """Return the share of right labels, of right tags, or of answers that are right as a whole."""
+    chosen, labels = (_stacked(each) for each in (found.predictions, found.label_ids))
+    right = (chosen == labels).all(0)[labels[0] != IGNORED]
+    return {"accuracy": float(right.float().mean())}
+
+
+def _stacked(value: Any) -> torch.Tensor:  # noqa: ANN401
+    """Return arrays of numpy, or one of them, as [arrays, …]."""
+    several = value if isinstance(value, tuple) else (value,)
+    return torch.stack([torch.as_tensor(each) for each in several])
+
+
+def _arguments(
+    plan: Plan, folder: Path, *, evaluates: bool, task: Task | None, alone: bool
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=WARM_UP,
+        per_device_train_batch_size=1 if alone else plan.batch_size,
+        per_device_eval_batch_size=1 if alone else plan.batch_size,
+        gradient_accumulation_steps=plan.batch_size if alone else 1,
+        eval_strategy="epoch" if evaluates else "no",
+        save_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        seed=plan.seed,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["start_positions", "end_positions"] if task is Task.SPANS else ["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
