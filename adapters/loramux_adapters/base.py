@@ -87,7 +87,8 @@ class BaseFolder:
     def parameter(self, name: str) -> BaseTensor | None:
         """Return the parameter `name`; None if the folder has none.
 
-        A checkpoint of the bare model lacks the first part of the names that adapters use, that of
+        A checkpoint of the bare model lacks the first part of the names that adapters use, and one
+        of a model with a head has a part before the names in adapters for the bare one. That of
         some models has other parts, and an output layer whose weight is that of the embeddings has
         none of its own. What sees images is called otherwise in each version.
         """
@@ -106,6 +107,9 @@ class BaseFolder:
         if found is None and name in _TIED:
             tied = [each for key, each in self.tensors.items() if key.endswith(_EMBEDDINGS)]
             found = tied[0] if len(tied) == 1 else None
+        if found is None:
+            behind = [each for key, each in self.tensors.items() if key.partition(".")[2] == name]
+            found = behind[0] if len(behind) == 1 else None
         return found
 
     def features(self, contents: Contents) -> dict[str, tuple[int, int]]:

@@ -96,7 +96,7 @@ class VirtualTokens:
 
     @property
     def count(self) -> int:
-        """How many stand before a text; before one that is written, none are put by PEFT either."""
+        """How many stand before a text; `generate` of PEFT puts none before what is written."""
         return self.tensor.shape[0] // (1 if self.has_cache else self.num_texts)
 
     @property

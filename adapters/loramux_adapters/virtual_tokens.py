@@ -130,22 +130,18 @@ def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     Raises:
         PackageError: A tensor is missing, is another's, or disagrees with `config`.
     """
-    count, width = config.count, _needed("token_dim", config.token_dim)
-    if not config.num_ranks:
-        shapes: _Shapes = {_EMBEDDINGS: (config.num_texts * count, width)}
-        (embeddings,), edits = _split(tensors, shapes, config.saved)
-        return Contents(edits=edits, virtual=VirtualTokens(embeddings, num_texts=config.num_texts))
-    if config.num_texts > 1:
-        raise unsupported(
-            "num_transformer_submodules", config.num_texts, "of several tasks only 1 is served"
-        )
-    shapes = {
-        _EMBEDDINGS: (count, width),
-        _COLUMNS: (1, count, config.num_ranks),
-        _ROWS: (1, config.num_ranks, width),
-    }
-    (embeddings, columns, rows), edits = _split(tensors, shapes, config.saved)
-    return Contents(edits=edits, virtual=VirtualTokens(embeddings, factors=(columns, rows)))
+    count, width = config.num_texts * config.count, _needed("token_dim", config.token_dim)
+    shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS: (count, width)}
+    if config.num_ranks:
+        shapes[_COLUMNS] = (1, count, config.num_ranks)
+        shapes[_ROWS] = (1, config.num_ranks, width)
+    (embeddings, *factors), edits = _split(tensors, shapes, config.saved)
+    virtual = VirtualTokens(
+        embeddings,
+        factors=(factors[0], factors[1]) if factors else None,
+        num_texts=config.num_texts,
+    )
+    return Contents(edits=edits, virtual=virtual)
 
 
 def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInfo]) -> Contents:

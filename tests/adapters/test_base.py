@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loramux_adapters import PackageError, open_package
@@ -18,6 +19,7 @@ from tests.adapters.files import CONFIG, pair, write_folder
 from tests.support.adapters import quiet_peft, save_adapter
 from tests.support.command_line import Loramux
 from tests.support.models import VOCAB, tiny_model
+from tests.support.whole_models import own_model, save_whole
 
 TARGETS = {
     "llama": ["q_proj", "o_proj", "down_proj"],
@@ -178,6 +180,20 @@ def test_a_checkpoint_of_the_bare_model_lacks_a_prefix(loramux: Loramux, tmp_pat
     expected, found = merged_by_peft(tmp_path / "base", adapter), loaded(tmp_path / "whole")
     for name, weight in found.state_dict().items():
         torch.testing.assert_close(weight, expected.state_dict()[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "mpnet"])
+def test_a_checkpoint_with_a_head_has_a_part_before_the_names_of_the_bare_model(
+    architecture: str, tmp_path: Path
+) -> None:
+    base = read_base(save_whole(architecture, tmp_path))
+    own = own_model(tmp_path)
+    layers = [(name, part) for name, part in own.named_modules() if isinstance(part, nn.Linear)]
+    for name, layer in layers:
+        if not name.startswith("pooler."):  # which is not saved
+            found = base.layer(name)
+            assert found and found.features == (layer.in_features, layer.out_features)
+    assert base.layer("encoder.layer.7.output.dense") is None
 
 
 @pytest.mark.parametrize(

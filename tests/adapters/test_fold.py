@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,10 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 def test_vera_says_what_it_needs(tmp_path: Path, base: BaseFolder) -> None:
     source = save(tmp_path / "a", CONFIGS["vera"])
-    assert "give the base model with --base" in refusal(source)
+    for given in (None, replace(base, tensors={})):
+        assert refusal(source, given).endswith(
+            "give the base model with --base; its checkpoint has to have a layer of that name"
+        )
     with quiet_peft():
         without = VeraConfig(r=4, target_modules=["q_proj"], save_projection=False)
         source = save(tmp_path / "b", without)

@@ -156,6 +156,9 @@ def test_those_for_an_encoder_and_a_decoder_fit_such_bases_alone() -> None:
     config = PROMPT | {"num_transformer_submodules": 2}
     _, contents = read_contents(config, infos({EMBEDDINGS: [10, 8]}))
     assert contents.virtual and contents.virtual.count == 5
+    both = {EMBEDDINGS: [10, 8], "prefix_task_cols": [1, 10, 2], "prefix_task_rows": [1, 2, 8]}
+    _, contents = read_contents(MULTITASK | {"num_transformer_submodules": 2}, infos(both))
+    assert contents.virtual and contents.virtual.count == 5
     t5 = {"d_model": 8, "num_layers": 3, "num_heads": 2, "d_kv": 4, "is_encoder_decoder": True}
     check_fit(contents, {}, token=token_shape(t5))
     with pytest.raises(PackageError, match="num_transformer_submodules is 2, the base model has 1"):

@@ -29,27 +29,23 @@ EVERY_METHOD = frozenset({"llama", "gpt2"})
 class Text:
     """A text to classify, and what PEFT makes of it."""
 
-    method: str
     prompt: list[int]
     source: AdapterSource
     logits: torch.Tensor
 
 
-def configs(model: PreTrainedModel, task: Task, *, every: bool) -> dict[str, PeftConfig]:
-    """Return a config of each method that a head can go with, or of LoRA alone."""
-    names = target_modules(model)[0]
+def configs(task: Task, names: list[str], norms: list[str]) -> dict[str, PeftConfig]:
+    """Return a config of each method that a head can go with, for layers and norms of a model."""
     some = names[: len(names) // 2]
     lora = {"task_type": str(task), "r": 6, "lora_alpha": 9}
-    plain = {"lora": LoraConfig(target_modules=names, **lora)}
-    if not every:
-        return plain
-    return plain | {
+    return {
+        "lora": LoraConfig(target_modules=names, **lora),
         "rslora": LoraConfig(target_modules=some, use_rslora=True, **lora),
         "dora": LoraConfig(target_modules=some, use_dora=True, **lora),
         "biases": LoraConfig(target_modules=some, bias="all", **lora),
-        "norms": LoraConfig(target_modules=some, modules_to_save=norms(model), **lora),
+        "norms": LoraConfig(target_modules=some, modules_to_save=[*norms], **lora),
         "ia3": IA3Config(task_type=str(task), target_modules=some, feedforward_modules=[]),
-        "ln tuning": LNTuningConfig(task_type=str(task), target_modules=norms(model)),
+        "ln tuning": LNTuningConfig(task_type=str(task), target_modules=norms),
     }
 
 
@@ -59,14 +55,17 @@ def texts(model: PreTrainedModel, folder: Path, *, every: bool) -> list[Text]:
     found = []
     for task in tasks_of(model):
         base = classifier(model, task, num_labels=3 if task is Task.SEQUENCE else 5)
-        for seed, (name, config) in enumerate(configs(model, task, every=every).items()):
+        methods = configs(task, target_modules(model)[0], norms(model))
+        for seed, (name, config) in enumerate(methods.items()):
+            if not every and name != "lora":
+                continue
             saved = folder / f"{task} {name}"
             wrapped = save_tuned(base, config, saved, seed=seed)
             source = pack_source(saved, folder / f"{task}-{seed}.pkg")
             for length in (rng.choice([1, 4, 9]), rng.randint(10, 30)):
                 prompt = [rng.randrange(3, VOCAB) for _ in range(length)]
                 logits = expected_logits(wrapped, prompt)
-                found.append(Text(f"{task}, {name}", prompt, source, logits))
+                found.append(Text(prompt, source, logits))
     return found
 
 

@@ -27,6 +27,8 @@ from tests.support.engine import Harness
 from tests.support.whole_models import ENCODERS, VOCAB, own_model, save_whole
 
 TOLERANCE = 1e-4
+TOKENS = [5, 17, 200]
+"""Whose embeddings an adapter trains."""
 
 
 @dataclass(frozen=True)
@@ -39,47 +41,87 @@ class Text:
     states: torch.Tensor
 
 
-def configs(base: BaseModel) -> list[PeftConfig]:
+def norms(base: BaseModel) -> list[str]:
+    """Return the names of the norms of an encoder."""
+    return [
+        name for name, part in base.module.named_modules() if "norm" in type(part).__name__.lower()
+    ]
+
+
+def sizes(base: BaseModel) -> dict[str, int]:
+    """Return what PEFT has to be told of an encoder by which it puts embeddings before a text."""
+    width = base.module.get_input_embeddings().weight.shape[1]
+    return {"token_dim": width, "num_layers": 2, "num_attention_heads": 4}
+
+
+def configs(base: BaseModel) -> dict[str, PeftConfig]:
+    """Return configs of many methods for an encoder."""
     names = list(base.places)
     task = {"task_type": "FEATURE_EXTRACTION"}
     lora = task | {"r": 5, "lora_alpha": 9}
     embedding = base.replaceable.vocabulary.embedding
-    sizes = {
-        "token_dim": base.module.get_input_embeddings().weight.shape[1],
-        "num_layers": 2, "num_attention_heads": 4,
-    }  # fmt: skip
-    norms = [
-        name for name, part in base.module.named_modules() if "norm" in type(part).__name__.lower()
-    ]
-    return [
-        LoraConfig(target_modules=names, **lora),
-        LoraConfig(target_modules=names[::2], **lora | {"r": 12}, use_rslora=True),
-        LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
-        LoraConfig(target_modules=names[:3], **lora, bias="lora_only"),
-        LoraConfig(target_modules=names[:2], **lora, bias="all"),
-        LoraConfig(target_modules=names[2:4], **lora, modules_to_save=[*norms, names[0]]),
-        LoraConfig(target_modules=[embedding, names[1]], **lora),
-        LoraConfig(
+    return {
+        "lora": LoraConfig(target_modules=names, **lora),
+        "rslora, some layers": LoraConfig(
+            target_modules=names[::2], **lora | {"r": 12}, use_rslora=True
+        ),
+        "dora, some layers": LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
+        "biases of layers": LoraConfig(target_modules=names[:3], **lora, bias="lora_only"),
+        "all biases": LoraConfig(target_modules=names[:2], **lora, bias="all"),
+        "modules_to_save": LoraConfig(
+            target_modules=names[2:4], **lora, modules_to_save=[*norms(base), names[0]]
+        ),
+        "lora of embeddings": LoraConfig(target_modules=[embedding, names[1]], **lora),
+        "tokens": LoraConfig(
             target_modules=names[1:2],
             **lora,
-            trainable_token_indices={embedding.rpartition(".")[2]: [5, 17, 200]},
+            trainable_token_indices={embedding.rpartition(".")[2]: TOKENS},
         ),
-        LNTuningConfig(**task, target_modules=norms),
-        IA3Config(**task, target_modules=names[:4], feedforward_modules=names[3:4]),
-        *(
-            [PrefixTuningConfig(**task, num_virtual_tokens=4, **sizes | {"token_dim": 32})]
-            if base.prefix_shapes
-            else []
+        "ln tuning": LNTuningConfig(**task, target_modules=norms(base)),
+        "ia3, some layers": IA3Config(
+            **task, target_modules=names[:4], feedforward_modules=names[3:4]
         ),
-        PromptTuningConfig(**task, num_virtual_tokens=4, **sizes),
-        PromptEncoderConfig(**task, num_virtual_tokens=3, encoder_hidden_size=16, **sizes),
-    ]
+        **virtual_configs(base, "FEATURE_EXTRACTION"),
+    }  # fmt: skip
+
+
+def virtual_configs(base: BaseModel, task: str) -> dict[str, PeftConfig]:
+    """Return configs of methods of virtual tokens for an encoder, for a `task_type` of PEFT."""
+    common = {"task_type": task, "num_virtual_tokens": 4}
+    before = sizes(base)
+    prefix = PrefixTuningConfig(**common, **before | {"token_dim": 32})
+    return {
+        **({"prefix": prefix} if base.prefix_shapes else {}),
+        "prompt": PromptTuningConfig(**common, **before),
+        "p": PromptEncoderConfig(
+            **common | {"num_virtual_tokens": 3}, encoder_hidden_size=16, **before
+        ),
+    }
+
+
+@torch.inference_mode()
+def states_of(
+    model: torch.nn.Module, tokens: list[int], second_from: int | None = None
+) -> torch.Tensor:
+    """Return the last hidden states of a text, [tokens, width].
+
+    Args:
+        model: The encoder, alone or as PEFT has it.
+        tokens: The text.
+        second_from: Where a second text begins in it, 0 if none does; None tells the model nothing.
+    """
+    told = {}
+    if second_from is not None:
+        places = torch.arange(len(tokens))
+        told["token_type_ids"] = (places >= (second_from or len(tokens))).long()[None]
+    states: torch.Tensor = model(input_ids=torch.tensor([tokens]), **told)[0][0]
+    return states
 
 
 def texts(base: BaseModel, folder: Path) -> list[Text]:
     own = own_model(folder)
     models: list[tuple[torch.nn.Module, AdapterSource | None]] = [(own, None)]
-    for seed, config in enumerate(configs(base)):
+    for seed, config in enumerate(configs(base).values()):
         saved = folder / f"adapter-{seed}"
         wrapped = save_tuned(own, config, saved, seed=seed)
         models.append((wrapped, pack_source(saved, folder / f"{seed}.package")))
@@ -91,13 +133,8 @@ def texts(base: BaseModel, folder: Path) -> list[Text]:
             # PEFT takes no token types beside virtual tokens, which embed single texts.
             has_virtual = source is not None and source.virtual_tokens > 0
             second = 0 if has_virtual else rng.choice([0, length // 2])
-            types = {}
-            if base.takes_token_types and not has_virtual:
-                types["token_type_ids"] = torch.tensor([[0] * second + [1] * (length - second)])
-                if not second:
-                    types["token_type_ids"].zero_()
-            with torch.inference_mode():
-                states = wrapped(input_ids=torch.tensor([tokens]), **types)[0][0]
+            has_types = base.takes_token_types and not has_virtual
+            states = states_of(wrapped, tokens, second if has_types else None)
             found.append(Text(tokens, source, second, states))
     rng.shuffle(found)
     return found

@@ -11,6 +11,7 @@ import torch
 from peft import (
     IA3Config,
     LoraConfig,
+    MultitaskPromptTuningConfig,
     PeftConfig,
     PeftModel,
     PrefixTuningConfig,
@@ -27,6 +28,8 @@ from tests.support.engine import Harness
 from tests.support.whole_models import SEQ2SEQ, VOCAB, own_model, save_whole
 
 TOLERANCE = 1e-4
+PUT_BEFORE = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
+"""Methods that put embeddings before what is read."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +42,35 @@ class Text:
     expected: Expected
 
 
-def configs(base: BaseModel) -> list[PeftConfig]:
+SIZES = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
+"""What PEFT has to be told of each of the models."""
+
+
+def configs(base: BaseModel) -> dict[str, PeftConfig]:
+    """Return configs of many methods for a model with an encoder and a decoder."""
     names = list(base.places)
     lora = {"task_type": "SEQ_2_SEQ_LM", "r": 5, "lora_alpha": 9}
-    sizes = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
-    return [
-        PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, **sizes),
-        PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, **sizes),
-        LoraConfig(target_modules=names, **lora),
-        LoraConfig(target_modules=names[::3], **lora | {"r": 12}, use_rslora=True),
-        LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
-        IA3Config(
+    return {
+        "prefix": PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, **SIZES),
+        "prompt": PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, **SIZES),
+        "multitask": MultitaskPromptTuningConfig(
+            task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_tasks=1, num_ranks=2, **SIZES
+        ),
+        "lora": LoraConfig(target_modules=names, **lora),
+        "rslora, some layers": LoraConfig(
+            target_modules=names[::3], **lora | {"r": 12}, use_rslora=True
+        ),
+        "dora, some layers": LoraConfig(target_modules=names[1::2], **lora, use_dora=True),
+        "ia3, some layers": IA3Config(
             task_type="SEQ_2_SEQ_LM", target_modules=names[:9], feedforward_modules=names[4:5]
         ),
-        LoraConfig(
+        "modules_to_save": LoraConfig(
             target_modules=names[2::3],
             modules_to_save=[names[0], names[-1]],
             bias="lora_only",
             **lora,
         ),
-    ]
+    }
 
 
 @torch.inference_mode()
@@ -66,7 +78,7 @@ def written(
     model: torch.nn.Module, source: Sequence[int], begin: Sequence[int], num_tokens: int
 ) -> Expected:
     """Return the likeliest tokens behind `begin`, one whole forward pass for each."""
-    if getattr(model, "peft_type", "") == "PROMPT_TUNING":
+    if getattr(model, "peft_type", "") in PUT_BEFORE:
         return generated(model, source, begin, num_tokens)
     tokens: list[int] = []
     rows = []
@@ -86,6 +98,8 @@ def generated(
 ) -> Expected:
     """Return the same by `generate`, in which PEFT puts virtual tokens before sources alone."""
     tuned = cast(PeftModel, model)
+    # Multitask prompt tuning wants to know of which task a text is.
+    task = {"task_ids": torch.tensor([0])} if "MULTITASK" in tuned.peft_type else {}
     tuned.get_base_model().generation_config = GenerationConfig()  # which may force a last token
     found = tuned.generate(
         input_ids=torch.tensor([list(source)]),
@@ -95,6 +109,7 @@ def generated(
             max_new_tokens=num_tokens, do_sample=False, pad_token_id=0, decoder_start_token_id=2,
             return_dict_in_generate=True, output_logits=True,
         ),
+        **task,
     )  # fmt: skip
     rows = torch.stack([torch.log_softmax(logits[0].float(), -1) for logits in found.logits])
     return Expected(found.sequences[0, len(begin) :].tolist(), rows)
@@ -104,7 +119,7 @@ def models_of(base: BaseModel, folder: Path) -> list[tuple[torch.nn.Module, Adap
     """Return the model in `folder` alone and with each adapter, as PEFT has it and as we have."""
     own = own_model(folder)
     models: list[tuple[torch.nn.Module, AdapterSource | None]] = [(own, None)]
-    for seed, config in enumerate(configs(base)):
+    for seed, config in enumerate(configs(base).values()):
         saved = folder / f"adapter-{seed}"
         wrapped = save_tuned(own, config, saved, seed=seed)
         models.append((wrapped, pack_source(saved, folder / f"{seed}.package")))

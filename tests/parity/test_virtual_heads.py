@@ -72,6 +72,8 @@ def configs(task: Task, base: BaseModel | None) -> Iterator[PeftConfig]:
 def expected(model: PeftModel, task: Task, tokens: list[int], types: list[int]) -> torch.Tensor:
     """Return what PEFT makes of a text: [1, labels], or [tokens, labels]."""
     told = {"token_type_ids": torch.tensor([types])} if any(types) else {}
+    if "MULTITASK" in str(model.peft_type):
+        told["task_ids"] = torch.tensor([0])
     output = model(input_ids=torch.tensor([tokens]), **told)
     if task is Task.SPANS:
         both = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from loramux_adapters.embedding import Pooling
-from loramux_adapters.head import Task
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.messages import Pause, Resume
 from loramux_server.models.base_model import BaseModel
@@ -24,16 +23,13 @@ from tests.support.classifiers import expected_logits, tasks_of
 from tests.support.embedders import vector_of
 from tests.support.encoder_heads import config_for, save_headed
 from tests.support.engine import Harness
-from tests.support.whole_models import SEQ2SEQ, VOCAB, own_model, save_whole
+from tests.support.whole_models import SEQ2SEQ, VOCAB, lost_of, own_model, save_whole
 
 TOLERANCE = 1e-3
 """By which what comes of a text may differ."""
 NUM_WRITTEN = 6
 ROWS = 96
 """Rank rows, in which not all adapters have room at once."""
-
-_WITHOUT_POOLER = ("bert", "albert", "deberta-v2", "nomic-bert")
-"""Those that are saved without what heads for texts take of them, so that adapters have to."""
 
 
 class Text(ABC):
@@ -183,10 +179,10 @@ def _read(name: str, base: BaseModel, folder: Path) -> Iterator[Text]:
         wanted = vector_of(text.states, pooling, normalize=False)
         yield ReadText(text.tokens, text.source, wanted, pooling, text.second_from)
     for task in tasks_of(own_model(folder)):
-        more = {"target_modules": list(base.places)[::2]}
-        if task is Task.SEQUENCE and name in _WITHOUT_POOLER:
-            more["modules_to_save"] = ["pooler"]
-        config = config_for(name, task, **more)
+        config = config_for(
+            name, task, target_modules=list(base.places)[::2],
+            modules_to_save=lost_of(name, task) or None,
+        )  # fmt: skip
         model = save_headed(folder, task, config, folder / task)
         source = pack_source(folder / task, folder / f"{task}.package")
         for text in texts[:5]:

@@ -30,6 +30,8 @@ from transformers import (
     T5Config,
 )
 
+from loramux_adapters.head import Task
+
 VOCAB = 260
 LENGTH = 48
 """Tokens of the longest text, where there is one."""
@@ -77,6 +79,17 @@ SEQ2SEQ: dict[str, PreTrainedConfig] = {
     "pegasus": PegasusConfig(**_PAIR),
 }
 """Models with an encoder and a decoder."""
+
+_WITHOUT_POOLER = ("bert", "albert", "deberta-v2", "nomic-bert")
+"""Those that `save_whole` saves without what heads for texts take of them."""
+
+
+def lost_of(name: str, task: Task) -> list[str]:
+    """Return what an adapter for `task` has to bring beside its head, since no base has it."""
+    if task is Task.SEQUENCE and name in _WITHOUT_POOLER:
+        return ["pooler"]
+    # PEFT expects that a head for answers has another name.
+    return ["classifier"] if task is Task.SPANS and name == "modernbert" else []
 
 
 def save_whole(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:

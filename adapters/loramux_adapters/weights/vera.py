@@ -23,7 +23,7 @@ def _vera(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     if layer.in_features is None:
         raise PackageError(
             f"module {layer.module}: of VeRA it is not saved how many inputs a layer has; give the "
-            "base model with --base",
+            "base model with --base; its checkpoint has to have a layer of that name",
             "ADAPTER_BASE_MISMATCH",
         )
     if not {_A, _B} <= parts.keys():
