@@ -13,8 +13,10 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
+from loramux_adapters.base import read_base
 from loramux_server.engine.adapter_source import AdapterSource
 from tests.parity import test_classifiers, test_experts, test_methods, test_saved
+from tests.parity.table import folded
 from tests.parity.table.column import Cell, Column, Found, Read, Text, distance
 from tests.parity.test_peft import target_modules
 from tests.support.adapters import Expected, expected, quiet_peft, save_tuned, with_adapter
@@ -58,6 +60,9 @@ def methods(model: PreTrainedModel) -> Mapping[str, tuple[PeftConfig, Save]]:
     """Return each method's config for `model`, and what saves an adapter of it."""
     kinds = {name: (config, test_methods.save) for name, config in
              test_methods.configs(model).items()}  # fmt: skip
+    names = target_modules(model)[0]
+    kinds |= {name: (config, _save) for name, config in
+              folded.configs(names, "CAUSAL_LM").items()}  # fmt: skip
     others = {name: (config, test_saved.save) for name, config in test_saved.configs(model).items()}
     kinds |= {f"beside layers: {name}": found for name, found in others.items()}
     if hasattr(model.config, "num_experts"):
@@ -71,7 +76,8 @@ def measure(architecture: str, folder: Path) -> dict[str, Found]:
     """Return the cells of one column."""
     model = tiny_model(architecture)
     rng = random.Random(0)
-    column = Column(copy.deepcopy(model), folder)
+    model.save_pretrained(str(folder / "base"))
+    column = Column(copy.deepcopy(model), folder, read_base(folder / "base"))
 
     def continued(config: PeftConfig, save: Save, saved: Path, seed: int) -> list[Text]:
         prompt = [rng.randrange(3, VOCAB) for _ in range(rng.randint(2, 20))]
@@ -95,6 +101,11 @@ def measure(architecture: str, folder: Path) -> dict[str, Found]:
         for name, config in configs.items():
             column.add(f"head: {task}, {name}", partial(read, base, config))
     return column.run()
+
+
+def _save(model: PreTrainedModel, config: PeftConfig, folder: Path, seed: int) -> Path:
+    save_tuned(model, config, folder, seed=seed)
+    return folder
 
 
 def _merged(wrapped: nn.Module) -> nn.Module | None:
