@@ -59,16 +59,18 @@ def _replaced(step: dict[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _byte_characters() -> dict[str, int]:
+def _byte_characters() -> list[str]:
     """Return the characters that stand for bytes in vocabularies of GPT-2 and after it.
 
     Those that can be seen stand for themselves, the others come in their order from 256 on.
     """
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     unseen = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {
-        chr(256 + number): byte for number, byte in enumerate(unseen)
-    }
+    found = {byte: chr(byte) for byte in seen}
+    found |= {byte: chr(256 + number) for number, byte in enumerate(unseen)}
+    return [found[byte] for byte in range(256)]
 
 
-_BYTES = _byte_characters()
+BYTE_CHARACTERS = _byte_characters()
+"""What stands for each byte."""
+_BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from tokenizers import AddedToken as LibraryToken
 from tokenizers import Encoding, Tokenizer
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
+from loramux_server.pieces.beyond import Beyond
 from loramux_server.token_bytes import TokenBytes
 
 MAX_UNBROKEN = 16 << 10
@@ -22,6 +24,14 @@ _MAX_BYTES = 4
 """Bytes of a character in UTF-8."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What stands for bytes that are no character, or not yet one."""
+
+
+class TextPair(NamedTuple):
+    """Two texts that are read as one."""
+
+    tokens: list[int]
+    places: Encoding
+    """Where in which of the texts each of them is."""
 
 
 class TextTokenizer:
@@ -42,6 +52,7 @@ class TextTokenizer:
         _add(self._control, added)
         self._plain = twin_of(self._control)
         self._plain.encode_special_tokens = True
+        self._beyond = Beyond(self._control)
         known = self._control.get_added_tokens_decoder()
         self._special = frozenset(token for token, about in known.items() if about.special)
         self._bytes = TokenBytes(self._control)
@@ -60,7 +71,7 @@ class TextTokenizer:
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
         """
-        return list(self._encoding(text, field, parse_special, add_special).ids)
+        return self._beyond.read(self._encoding(text, field, parse_special, add_special).ids)
 
     def encode_placed(
         self, text: str, field: str, *, parse_special: bool, add_special: bool
@@ -73,12 +84,12 @@ class TextTokenizer:
         found = self._encoding(text, field, parse_special, add_special)
         is_added = found.special_tokens_mask if add_special else [0] * len(found.ids)
         places = [None if own else span for own, span in zip(is_added, found.offsets, strict=True)]
-        return list(found.ids), places
+        return self._beyond.read(found.ids), places
 
     def encode_pair(
         self, texts: tuple[str, str], fields: tuple[str, str], *, parse_special: bool,
         add_special: bool,
-    ) -> Encoding:  # fmt: skip
+    ) -> TextPair:  # fmt: skip
         """Return the tokens of two texts, joined as the tokenizer joins a pair.
 
         The arguments, of which `fields` are the request fields of `texts`, and what is raised, are
@@ -89,11 +100,12 @@ class TextTokenizer:
         tokenizer = self._control if parse_special else self._plain
         try:
             with panics_refused(fields[1]):
-                return tokenizer.encode(*texts, add_special_tokens=add_special)
+                found = tokenizer.encode(*texts, add_special_tokens=add_special)
         except InvalidArgumentError:
             # Alone it tells whether it is the first text that cannot be tokenized.
             self._encoding(texts[0], fields[0], parse_special, add_special)
             raise
+        return TextPair(self._beyond.read(found.ids), found)
 
     def _encoding(self, text: str, field: str, parse_special: bool, add_special: bool) -> Encoding:
         check_unbroken(text, field)
@@ -108,15 +120,16 @@ class TextTokenizer:
     def token_of(self, text: str) -> int | None:
         """Return the token that is called `text`; None if there is none."""
         found: int | None = self._control.token_to_id(text)
-        return found
+        return None if found is None or found in self._beyond.tokens else found
 
     def bytes_of(self, token: int) -> bytes:
         """Return what `token` is in UTF-8, which may be a part of a character."""
-        return self._bytes.of(token)
+        return b"" if token in self._beyond.tokens else self._bytes.of(token)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, in which control tokens have their names."""
-        return str(self._control.decode(tokens, skip_special_tokens=False))
+        known = [token for token in tokens if token not in self._beyond.tokens]
+        return str(self._control.decode(known, skip_special_tokens=False))
 
     def decoder(
         self,
@@ -135,6 +148,8 @@ class TextTokenizer:
             shown: Control tokens that give text in either case.
         """
         silent = (self._special | ends) - shown if skip_special else frozenset[int]()
+        if self._beyond.tokens:  # the base may have an id for which there is no text
+            silent |= set(self._beyond.tokens)
         return TextDecoder(self._control, prompt, silent)
 
 

@@ -191,7 +191,7 @@ def test_what_fits_is_one_window_whatever_the_overlap(
     pair = bytes_pair(num_others, context)
     size = WindowSize(max_tokens, overlap, is_asked_for=True)
     ((window,),) = windows_of([pair], size)
-    assert window.tokens == pair.encoding.ids
+    assert window.tokens == pair.read.tokens
     assert (window.context, window.first) == (pair.context, num_others)
 
 
@@ -222,23 +222,18 @@ def test_windows_that_are_too_many_are_never_made(
 
 def test_no_word_is_looked_for_twice() -> None:
     text = TextTokenizer(word_tokenizer(separates=False).backend_tokenizer.to_str())
-    encoding = text.encode_pair(
-        ("Who?", CONTEXT), ("a", "b"), parse_special=False, add_special=True
-    )
+    read = text.encode_pair(("Who?", CONTEXT), ("a", "b"), parse_special=False, add_special=True)
     looked_for = []
 
     class Counted:
         def __getattr__(self, name: str) -> Any:
-            return getattr(encoding, name)
-
-        def __len__(self) -> int:
-            return len(encoding)
+            return getattr(read.places, name)
 
         def word_to_chars(self, word: int, sequence: int) -> Any:
             looked_for.append(word)
-            return encoding.word_to_chars(word, sequence)
+            return read.places.word_to_chars(word, sequence)
 
-    pair = Pair.of(CONTEXT, cast(Any, Counted()), 1)
+    pair = Pair.of(CONTEXT, read._replace(places=cast(Any, Counted())), 1)
     windows = list(pair.windows(20, 13))
     found = [logits_of(window.tokens).numpy().tobytes() for window in windows]
     best = Best(top_k=40, max_tokens=15, may_be_none=False, to_words=True)

@@ -13,6 +13,7 @@ from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.messages import Piece, Words
 from loramux_server.images.messages import Placeholder
+from loramux_server.pieces.beyond import Beyond
 from loramux_server.tokenizer import check_unbroken, panics_refused, twin_of
 
 
@@ -46,6 +47,7 @@ class ChatEncoder:
         self._tokenizer = Tokenizer.from_str(json.dumps(described))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._beyond = Beyond(self._tokenizer)
         self._secret = secrets.token_hex(8)
         self._stand_ins: dict[str, str] = {}
         """Token -> its stand-in."""
@@ -103,7 +105,8 @@ class ChatEncoder:
                 reason="INVALID_FIELD",
                 field="messages",
             )
-        return [self._meant.get(token, token) for token in found]
+        read = self._beyond.read(found)
+        return [self._meant.get(token, other) for token, other in zip(found, read, strict=True)]
 
     def _text_of(self, piece: Piece, placeholder: Placeholder | None) -> str:
         """Return what is encoded for `piece`."""

@@ -8,6 +8,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.pieces.names import BEYOND, MARKS, SPACE
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,
@@ -52,9 +53,11 @@ def grammar_of(form: Form) -> str:
 def tokenizer_of(tokenizer_json: str) -> str:
     """Return the tokenizer with names for its added tokens that no text has.
 
-    By its own the library would take `</s>` in a form for the end token.
+    By its own the library would take `</s>` in a form for the end token. Nor does it know tokens
+    beyond those of the base model, or what is left out where tokens are decoded.
     """
     content: dict[str, Any] = json.loads(tokenizer_json)
+    _leave_out(content)
     secret = secrets.token_hex(8)
     names = {token["content"]: f"\ue000{secret}:{token['id']}" for token in content["added_tokens"]}
     for token in content["added_tokens"]:
@@ -116,6 +119,35 @@ def _rules(form: Form) -> str:
     else:
         rules.append(form.text)
     return "\n".join(rules)
+
+
+def _leave_out(content: dict[str, Any]) -> None:
+    """Leave out of the tokenizer `content` what is beyond its base model, and marks in its tokens.
+
+    A form has no part that the tokenizer does not know, so there is nothing to put marks around.
+    """
+    model, steps = content["model"], (content["decoder"] or {}).get("decoders", [])
+    marks = {
+        ord(step["pattern"]["String"]): ""
+        for step in steps
+        if step["type"] == "Replace" and step["pattern"].get("String") in MARKS
+    }
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        end = vocabulary.get(BEYOND, len(vocabulary))
+        kept = {text: token for text, token in vocabulary.items() if token < end}
+        if len(kept) < len(vocabulary):
+            model["merges"] = [
+                pair for pair in model["merges"] if kept.keys() >= {*pair, "".join(pair)}
+            ]
+        model["vocab"] = {text.translate(marks): token for text, token in kept.items()}
+    else:
+        texts = [text for text, _ in vocabulary]
+        del vocabulary[texts.index(BEYOND) if BEYOND in texts else len(texts) :]
+        model["vocab"] = [[text.translate(marks), score] for text, score in vocabulary]
+    if marks:
+        spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        content |= {"normalizer": spaces, "pre_tokenizer": None}
 
 
 def _escaped_slash(found: re.Match[str]) -> str:

@@ -1,10 +1,12 @@
 """How a base model takes text: its tokenizer, and the template that makes a prompt of a chat."""
 
+import logging
 from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer
 
 from loramux_server.models.base_embedding import BaseEmbedding, read_embedding
+from loramux_server.pieces.making import make_tokenizer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,21 @@ class TextFormat:
 
 WITHOUT_TEXT = TextFormat()
 
+_log = logging.getLogger(__name__)
+
 
 def read_text_format(path: str) -> TextFormat:
     """Return what the folder or hub id `path` says; if it holds no tokenizer, of vectors alone."""
     embedding = read_embedding(path)
+    try:
+        made = make_tokenizer_of(path)
+    except OSError:
+        made = None
+    except ValueError as error:
+        _log.warning("%s takes token ids alone, and no text: %s", path, error)
+        return TextFormat(embedding=embedding)
+    if made is not None:
+        return TextFormat(*made, embedding=embedding)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     # Some classes ask for files of a vocabulary without looking whether there are any.

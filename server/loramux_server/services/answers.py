@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding
 
 from loramux.v1 import question_answering_pb2
 from loramux_server.services.prompts import second_from
-from loramux_server.tokenizer import Span
+from loramux_server.tokenizer import Span, TextPair
 
 Float64 = npt.NDArray[np.float64]
 
@@ -37,8 +36,8 @@ class Pair:
 
     text: str
     """The context."""
-    encoding: Encoding
-    """Of both."""
+    read: TextPair
+    """Both."""
     context: range
     """Where the tokens of the context are."""
     knows_words: bool
@@ -49,20 +48,21 @@ class Pair:
     """Word of the context -> its characters, of those that were looked for."""
 
     @staticmethod
-    def of(text: str, encoding: Encoding, sequence: int, *, tells_types: bool = False) -> "Pair":
+    def of(text: str, read: TextPair, sequence: int, *, tells_types: bool = False) -> "Pair":
         """Return the pair whose context, `text`, is the first or the second `sequence`, 0 or 1."""
-        own = [i for i, each in enumerate(encoding.sequence_ids) if each == sequence]
+        places = read.places
+        own = [i for i, each in enumerate(places.sequence_ids) if each == sequence]
         if not own:
-            return Pair(text, encoding, range(0), knows_words=False, tells_types=tells_types)
-        first, last = (encoding.token_to_word(token) for token in (own[0], own[-1]))
+            return Pair(text, read, range(0), knows_words=False, tells_types=tells_types)
+        first, last = (places.token_to_word(token) for token in (own[0], own[-1]))
         is_one_word = len(text.split(maxsplit=1)) < 2
         context, knows_words = range(own[0], own[-1] + 1), first != last or is_one_word
-        return Pair(text, encoding, context, knows_words, tells_types)
+        return Pair(text, read, context, knows_words, tells_types)
 
     @property
     def num_others(self) -> int:
         """Tokens that are not of the context, and in every window."""
-        return len(self.encoding) - len(self.context)
+        return len(self.read.tokens) - len(self.context)
 
     def num_windows(self, max_tokens: int, overlap: int) -> int:
         """Return how many `windows` there are."""
@@ -77,8 +77,8 @@ class Pair:
         Where not all fits in one, there have to be more tokens of the context in a window than
         that.
         """
-        ids, begin, end = self.encoding.ids, self.context.start, self.context.stop
-        second = second_from(self.encoding) if self.tells_types else 0
+        ids, begin, end = self.read.tokens, self.context.start, self.context.stop
+        second = second_from(self.read) if self.tells_types else 0
         if len(ids) <= max_tokens:
             yield Window(ids, self.context, begin, second)
             return
@@ -102,15 +102,15 @@ class Pair:
         return self._word(begin)[0], self._word(end)[1]
 
     def _chars(self, token: int) -> Span:
-        return self.encoding.token_to_chars(token) or (0, 0)
+        return self.read.places.token_to_chars(token) or (0, 0)
 
     def _word(self, token: int) -> Span:
-        word = self.encoding.token_to_word(token)
+        word = self.read.places.token_to_word(token)
         if word is None:
             return self._chars(token)
         if word not in self.words:  # looking for it takes time that grows with the context
-            sequence = self.encoding.token_to_sequence(token) or 0
-            self.words[word] = self.encoding.word_to_chars(word, sequence) or self._chars(token)
+            sequence = self.read.places.token_to_sequence(token) or 0
+            self.words[word] = self.read.places.word_to_chars(word, sequence) or self._chars(token)
         return self.words[word]
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import msgspec
-from tokenizers import Encoding
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
@@ -31,7 +30,7 @@ from loramux_server.services.images import (
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.instructions import Instruction
-from loramux_server.tokenizer import OFF_LOOP, Span, TextTokenizer
+from loramux_server.tokenizer import OFF_LOOP, Span, TextPair, TextTokenizer
 from loramux_server.tools.finder import ToolFinder
 
 
@@ -46,9 +45,9 @@ class Text:
     """Token at which the second of two texts begins, if their tokens differ in type."""
 
     @staticmethod
-    def of_pair(encoding: Encoding) -> "Text":
-        """Return the two texts of `encoding`, which are read as one."""
-        return Text(list(encoding.ids), [None] * len(encoding), second_from(encoding))
+    def of_pair(pair: TextPair) -> "Text":
+        """Return the two texts of `pair`, which are read as one."""
+        return Text(pair.tokens, [None] * len(pair.tokens), second_from(pair))
 
 
 class Prompts:
@@ -250,7 +249,7 @@ class Prompts:
         *,
         parse_special: bool,
         add_special: bool,
-    ) -> Encoding:
+    ) -> TextPair:
         """Return the tokens of two texts, the request fields `fields`, as the tokenizer joins them.
 
         Raises:
@@ -317,9 +316,9 @@ class Prompts:
         return tokens
 
 
-def second_from(encoding: Encoding) -> int:
-    """Return from which of its tokens on `encoding` has the second type; 0 where none has."""
-    return next((place for place, kind in enumerate(encoding.type_ids) if kind == 1), 0)
+def second_from(pair: TextPair) -> int:
+    """Return from which of its tokens on `pair` has the second type; 0 where none has."""
+    return next((place for place, kind in enumerate(pair.places.type_ids) if kind == 1), 0)
 
 
 def no_tokens(field: str) -> InvalidArgumentError:

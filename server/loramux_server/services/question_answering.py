@@ -63,12 +63,12 @@ class QuestionAnsweringService:
                 0 if request.context_first else 1, (each.context, f"inputs[{index}].context")
             )
             (first, one), (second, other) = texts
-            encoding = await self._readings.prompts.pair(
+            read = await self._readings.prompts.pair(
                 (first, second), (one, other), reading.told,
                 parse_special=request.parse_special_tokens, add_special=adds,
             )  # fmt: skip
             pair = Pair.of(
-                each.context, encoding, 0 if request.context_first else 1,
+                each.context, read, 0 if request.context_first else 1,
                 tells_types=request.token_types,
             )  # fmt: skip
             if not pair.context:

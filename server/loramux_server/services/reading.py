@@ -207,13 +207,13 @@ class Readings:
                 check_tokens(field, text.tokens, own_size or self.model.vocab_size)
             elif is_pair(each):
                 fields = (f"inputs[{index}].text", f"inputs[{index}].text_pair")
-                encoding = await self.prompts.pair(
+                pair = await self.prompts.pair(
                     (each.text, each.text_pair), fields, reading.told,
                     parse_special=request.parse_special_tokens, add_special=adds,
                 )  # fmt: skip
-                if not encoding.ids:
+                if not pair.tokens:
                     raise no_tokens(fields[0])
-                text = Text.of_pair(encoding)
+                text = Text.of_pair(pair)
             else:
                 text = await self.prompts.placed(
                     each.text, f"inputs[{index}].text", reading.told,

@@ -1,0 +1,1 @@
+"""Tokenizers of the tokenizers library, made of what other libraries read."""
