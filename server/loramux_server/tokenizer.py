@@ -1,5 +1,6 @@
 """Text -> tokens, and tokens -> text as they come."""
 
+import json
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from tokenizers import Encoding, Tokenizer
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
+from loramux_server.nameless import finds, nameless
 from loramux_server.pieces.beyond import Beyond
 from loramux_server.token_bytes import TokenBytes
 
@@ -37,6 +39,9 @@ class TextPair(NamedTuple):
 class TextTokenizer:
     """The base model's tokenizer, with tokens of an adapter."""
 
+    _control: Tokenizer
+    _plain: Tokenizer
+
     def __init__(self, base: "str | TextTokenizer", added: Sequence[AddedToken] = ()) -> None:
         """Make it ready; to read a large vocabulary takes a second.
 
@@ -48,10 +53,13 @@ class TextTokenizer:
             ValueError: They do not follow the base's.
         """
         # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
-        self._control: Tokenizer = _load(base) if isinstance(base, str) else twin_of(base._control)
-        _add(self._control, added)
-        self._plain = twin_of(self._control)
+        if isinstance(base, str):
+            self._control = _load(base)
+            self._plain = _plain(self._control, base)
+        else:
+            self._control, self._plain = twin_of(base._control), twin_of(base._plain)
         self._plain.encode_special_tokens = True
+        _add(self._plain, _add(self._control, added))
         self._beyond = Beyond(self._control)
         known = self._control.get_added_tokens_decoder()
         self._special = frozenset(token for token, about in known.items() if about.special)
@@ -244,6 +252,20 @@ def _load(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
+def _plain(tokenizer: Tokenizer, tokenizer_json: str) -> Tokenizer:
+    """Return `tokenizer`, of `tokenizer_json`, as one for which control tokens are plain text."""
+    plain = twin_of(tokenizer)
+    plain.encode_special_tokens = True
+    special = {
+        token: about.content
+        for token, about in tokenizer.get_added_tokens_decoder().items()
+        if about.special and about.content != getattr(tokenizer.model, "unk_token", None)
+    }
+    if not finds(plain, special):
+        return plain
+    return _load(json.dumps(nameless(json.loads(tokenizer_json), special.keys())))
+
+
 def twin_of(tokenizer: Tokenizer) -> Tokenizer:
     """Return another with the same parts: a large vocabulary takes tens of megabytes."""
     twin = Tokenizer(tokenizer.model)
@@ -254,8 +276,8 @@ def twin_of(tokenizer: Tokenizer) -> Tokenizer:
     return twin
 
 
-def _add(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> None:
-    """Add those of `added` that are not there.
+def _add(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> list[AddedToken]:
+    """Add those of `added` that are not there, and return them.
 
     Raises:
         ValueError: They do not follow those that are.
@@ -279,3 +301,4 @@ def _add(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> None:
             raise ValueError(
                 f"token {token.content!r} has id {token.id}, but with the base's tokenizer {found}"
             )
+    return new

@@ -13,6 +13,7 @@ from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.messages import Piece, Words
 from loramux_server.images.messages import Placeholder
+from loramux_server.nameless import finds, nameless
 from loramux_server.pieces.beyond import Beyond
 from loramux_server.tokenizer import check_unbroken, panics_refused, twin_of
 
@@ -41,10 +42,15 @@ class ChatEncoder:
         control = {str(token["content"]) for token in added if token["special"]}
         self.vocabulary = Vocabulary(ids, control)
         # Any text may need the one for what the tokenizer does not know.
-        self._forged = {ids[content] for content in control - {_unknown(described)}}
+        unknown = _unknown(described)
+        self._forged = {ids[content] for content in control - {unknown}}
         for token in added:
             token["special"] = True
         self._tokenizer = Tokenizer.from_str(json.dumps(described))
+        self._tokenizer.encode_special_tokens = True
+        if finds(self._tokenizer, {ids[content]: content for content in ids.keys() - {unknown}}):
+            described = nameless(described, set(ids.values()))
+            self._tokenizer = Tokenizer.from_str(json.dumps(described))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._beyond = Beyond(self._tokenizer)
