@@ -2,19 +2,15 @@
 
 import asyncio
 import logging
-import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 
 from loramux.errors import UnavailableError
-from loramux_server.confinement import environment
+from loramux_server.confined_child import START_SECONDS, end, overdone, spawn
 from loramux_server.engine.channel import LENGTH, frame
 
 _log = logging.getLogger(__name__)
 
-START_SECONDS = 60.0
 _LOST = (OSError, asyncio.IncompleteReadError)
 
 
@@ -29,7 +25,7 @@ class LostAnswerError(Exception):
     @property
     def took(self) -> str:
         """What it took too much of."""
-        return "time" if self.code in (-signal.SIGPROF, None) else "memory"
+        return overdone(self.code)
 
 
 class ConfinedProcess:
@@ -53,7 +49,7 @@ class ConfinedProcess:
         self._module = module
         self._setup = setup
         self._work = work
-        self._variables = variables or {}
+        self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -98,15 +94,7 @@ class ConfinedProcess:
         self._process = self._reader = self._writer = None
         if writer:
             writer.close()
-        if process is None:
-            return None
-        try:
-            # One that ended by itself is about to be reaped.
-            return await asyncio.to_thread(process.wait, 0.2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            await asyncio.to_thread(process.wait)
-            return None
+        return None if process is None else await asyncio.to_thread(end, process)
 
     async def _start(self) -> None:
         for is_last in (False, True):
@@ -126,23 +114,14 @@ class ConfinedProcess:
                 return
 
     async def _start_once(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # Not by the event loop: it forks, and in a fork handlers of gRPC would run.
-            starting = asyncio.create_task(
-                asyncio.to_thread(
-                    subprocess.Popen,
-                    [sys.executable, "-m", self._module, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env={**environment(), **self._variables},
-                )
-            )
-            try:
-                self._process = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                self._process = await starting  # to be ended, now that it is there
-                raise
+        # Not by the event loop: it forks, and in a fork handlers of gRPC would run.
+        starting = asyncio.create_task(asyncio.to_thread(spawn, self._module, self._variables))
+        try:
+            ours, self._process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            ours, self._process = await starting  # to be ended, now that it is there
+            ours.close()
+            raise
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         self._writer.write(frame(self._setup))
         self._ready = await asyncio.wait_for(self._read(), START_SECONDS)

@@ -1,6 +1,8 @@
 """The process that renders templates: bounded in time and memory, and without a way out."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -40,6 +42,16 @@ async def test_a_process_starts_with_the_first_conversation_and_stays(renderer: 
     assert len(children() - before) == 1
     await renderer.close()
     assert children() - before == set()
+
+
+async def test_a_signal_to_the_whole_process_group_does_not_end_it(renderer: Renderer) -> None:
+    before = children()
+    await renderer.render(request(SIMPLE))
+    (pid,) = children() - before
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid, number)
+        assert await renderer.render(request(SIMPLE)) == WELL
+    assert children() - before == {pid}
 
 
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

@@ -7,9 +7,6 @@ where it does not answer.
 """
 
 import functools
-import signal
-import socket
-import sys
 
 from loramux_server.chat.messages import (
     Answer,
@@ -26,8 +23,7 @@ from loramux_server.chat.messages import (
 )
 from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
-from loramux_server.confinement import close_doors, limited
-from loramux_server.engine.channel import read_message, write_message
+from loramux_server.confinement import Work, serve
 
 MEMORY = 1 << 30
 """Bytes of address space, Python's own among them."""
@@ -86,23 +82,18 @@ class Renderer:
         )
 
 
-def main(descriptor: int) -> None:
-    """Render what comes on the socket `descriptor` until the other side closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the frontend says when it is over
-    connection = socket.socket(fileno=descriptor)
-    first = read_message(connection)
-    if first is None:
-        return
-    setup = decode_setup(first)
+def prepare(message: bytes) -> Work:
+    """Return how to render after `message`, a Setup."""
+    setup = decode_setup(message)
     renderer = Renderer(setup.words)
     _warm(renderer)
-    close_doors(MEMORY, "a template")
-    write_message(connection, encode(Rendered([])))
-    while (message := read_message(connection)) is not None:
-        request = decode_render(message)
-        with limited(setup.cpu_seconds):
-            answer = encode(renderer.answer(request))
-        write_message(connection, answer)
+    return Work(
+        encode(Rendered([])),
+        lambda message: encode(renderer.answer(decode_render(message))),
+        who="a template",
+        memory=MEMORY,
+        cpu_seconds=setup.cpu_seconds,
+    )
 
 
 def _warm(renderer: Renderer) -> None:
@@ -113,4 +104,4 @@ def _warm(renderer: Renderer) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    serve(prepare)

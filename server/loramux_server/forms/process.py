@@ -2,13 +2,9 @@
 
 import contextlib
 import logging
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
-from loramux_server.confinement import environment
+from loramux_server.confined_child import START_SECONDS, end, overdone, spawn
 from loramux_server.engine.channel import read_message, write_message
 from loramux_server.forms.messages import (
     Allowed,
@@ -26,7 +22,6 @@ from loramux_server.forms.messages import (
 
 _log = logging.getLogger(__name__)
 
-START_SECONDS = 60.0
 ANSWER_SECONDS = 20.0
 """The process counts the time in which it runs; this is for one that does not get to run."""
 
@@ -54,7 +49,7 @@ class Process:
             NotStartedError: The system has nothing left for it, it ended, or hangs.
         """
         try:
-            self._connection, self._process = _spawn()
+            self._connection, self._process = spawn("loramux_server.forms.worker")
         except OSError as error:
             _log.error("the process that follows forms does not start: %s", error)
             raise NotStartedError("the process that follows forms does not start") from None
@@ -107,25 +102,14 @@ class Process:
         with contextlib.suppress(LostError):
             self._write(message)
 
-    def close(self) -> int:
-        """End it and return its exit code, which is the negative number of a signal."""
+    def close(self) -> int | None:
+        """End it; return the code with which it ended by itself, None if it did not."""
         self._connection.close()
-        try:
-            # One that ended by itself is about to be reaped.
-            return self._process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        return end(self._process)
 
     def why_lost(self) -> str:
         """End it and return what it took too much of."""
-        self._connection.close()
-        try:
-            code = self._process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            self.close()
-            return "time"
-        return "time" if code == -signal.SIGPROF else "memory"
+        return overdone(self.close())
 
     def _write(self, message: Setup | ToWorker) -> None:
         try:
@@ -142,17 +126,3 @@ class Process:
             raise LostError
         answer: FromWorker = decode_from_worker(message)
         return answer
-
-
-def _spawn() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
-    ours, theirs = socket.socketpair()
-    with theirs, contextlib.ExitStack() as on_error:
-        on_error.enter_context(ours)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "loramux_server.forms.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=environment(),
-        )
-        on_error.pop_all()
-    return ours, process

@@ -5,21 +5,14 @@ of memory. So it does that here, in a process that has nothing to lose: its door
 and the processor time of each answer are limited by the system, and the engine starts another.
 """
 
-import contextlib
 import itertools
-import os
-import signal
-import socket
-import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 
 from llguidance import LLMatcher, LLTokenizer
 
-from loramux_server.confinement import close_doors, limited
-from loramux_server.engine.channel import read_message, write_message
+from loramux_server.confinement import Work, address_space, serve, silence
 from loramux_server.forms.bits import bits_of, has_bit
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.grammar import LIMITS, added_tokens, grammar_of, said, tokenizer_of
@@ -196,43 +189,31 @@ def _copied(form: Form, compiled: _Compiled) -> _Text:
     return _Text(form, compiled, compiled.matcher.deep_copy(), [])
 
 
-def main(descriptor: int) -> None:
-    """Answer what comes on the socket `descriptor` until the other side closes."""
-    # They reach the whole process group, and the engine says when it is over.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=descriptor)
-    first = read_message(connection)
-    if first is None:
-        return
-    setup = decode_setup(first)
+def prepare(message: bytes) -> Work | bytes:
+    """Return how to follow forms after `message`, a Setup, or why none can be."""
+    setup = decode_setup(message)
     try:
         follower = Follower(setup)
     # A panic in the library is a BaseException.
     except BaseException as error:
-        write_message(connection, encode(Prepared(said(str(error)))))
-        return
+        return encode(Prepared(said(str(error))))
     # What is imported when it is first needed is imported now.
     follower.answer(Begin(0, Form(FormKind.JSON_OBJECT), []))
     follower.answer(End(0))
-    with Path(os.devnull).open("wb") as nothing:
-        os.dup2(nothing.fileno(), sys.stderr.fileno())  # a panic tells what it was about
-    close_doors(_address_space() + setup.memory, "a form")
-    with contextlib.suppress(ConnectionError):  # which is the engine's end
-        write_message(connection, encode(Prepared()))
-        while (message := read_message(connection)) is not None:
-            with limited(setup.cpu_seconds):
-                answer = follower.answer(decode_to_worker(message))
-            if answer is not None:
-                write_message(connection, encode(answer))
+    silence()  # a panic tells what it was about
 
+    def answer(message: bytes) -> bytes | None:
+        found = follower.answer(decode_to_worker(message))
+        return None if found is None else encode(found)
 
-def _address_space() -> int:
-    """Return the bytes that this process has now."""
-    import psutil
-
-    return int(psutil.Process().memory_info().vms)
+    return Work(
+        encode(Prepared()),
+        answer,
+        who="a form",
+        memory=address_space() + setup.memory,
+        cpu_seconds=setup.cpu_seconds,
+    )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    serve(prepare)

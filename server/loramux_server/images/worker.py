@@ -7,20 +7,13 @@ it does not answer.
 """
 
 import itertools
-import os
-import signal
-import socket
-import sys
 import warnings
 from io import BytesIO
-from pathlib import Path
 
-import psutil
 import torch
 from PIL import Image
 
-from loramux_server.confinement import close_doors, limited
-from loramux_server.engine.channel import read_message, write_message
+from loramux_server.confinement import Work, address_space, serve, silence
 from loramux_server.images.decoding import RefusedImageError
 from loramux_server.images.loading import NoProcessorError
 from loramux_server.images.messages import (
@@ -57,33 +50,24 @@ def answer_to(processor: ImageProcessor, data: bytes) -> Answer:
         return Refused("the image takes more memory than one may")
 
 
-def main(descriptor: int) -> None:
-    """Prepare what comes on the socket `descriptor` until the other side closes."""
-    # They reach the whole process group, and the frontend says when it is over.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=descriptor)
-    first = read_message(connection)
-    if first is None:
-        return
-    setup = decode_setup(first)
+def prepare(message: bytes) -> Work | bytes:
+    """Return how to prepare images after `message`, a Setup, or why none can be."""
+    setup = decode_setup(message)
     torch.set_num_threads(1)  # others have the cores as well
     warnings.simplefilter("ignore")
     try:
         processor = ImageProcessor.load(setup.path, setup.max_pixels)
     except NoProcessorError as error:
-        write_message(connection, encode(Unavailable(str(error))))
-        return
+        return encode(Unavailable(str(error)))
     _warm(processor)
-    with Path(os.devnull).open("wb") as nothing:
-        os.dup2(nothing.fileno(), sys.stderr.fileno())  # no image writes to the server's log
-    memory = int(psutil.Process().memory_info().vms)
-    close_doors(memory + MEMORY + MEMORY_OF_PIXEL * setup.max_pixels, "an image")
-    write_message(connection, encode(Loaded(processor.placeholder)))
-    while (message := read_message(connection)) is not None:
-        with limited(setup.cpu_seconds):
-            answer = encode(answer_to(processor, message))
-        write_message(connection, answer)
+    silence()
+    return Work(
+        encode(Loaded(processor.placeholder)),
+        lambda data: encode(answer_to(processor, data)),
+        who="an image",
+        memory=address_space() + MEMORY + MEMORY_OF_PIXEL * setup.max_pixels,
+        cpu_seconds=setup.cpu_seconds,
+    )
 
 
 def _warm(processor: ImageProcessor) -> None:
@@ -99,4 +83,4 @@ def _warm(processor: ImageProcessor) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    serve(prepare)
