@@ -1,13 +1,11 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
-from loramux_server.engine.messages import PromptLogprobs, Token
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine_client import EngineClient
 from loramux_server.forms.form import FormKind
@@ -17,34 +15,30 @@ from loramux_server.reasoning.thinking import Thinking
 from loramux_server.rpc import Context
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.beam_fields import beams_of, check_beams, searched, searching_defaults
-from loramux_server.services.beam_search import BeamSearch
-from loramux_server.services.beams import BeamOptions
 from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
-from loramux_server.services.completions import Completions
 from loramux_server.services.conversation import conversation
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.decoder_prompt import begun, check_decoder_prompt
 from loramux_server.services.defaults import used, with_defaults
 from loramux_server.services.forms import form_of
-from loramux_server.services.gen_ai import answered, asked, operation_of
+from loramux_server.services.gen_ai import operation_of
 from loramux_server.services.generation_call import GenerationCall
 from loramux_server.services.images import ImageLimits, Prompt, check_images
 from loramux_server.services.limits import check_fields, check_own_tokens, check_tokens
 from loramux_server.services.observer import Observer
-from loramux_server.services.output import Output, join
+from loramux_server.services.output import join
 from loramux_server.services.prediction import check_predicted, check_prediction
 from loramux_server.services.prompt_logprobs import check_told
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
+from loramux_server.services.running_calls import RunningCalls
 from loramux_server.services.sampling import samplings, text_options
-from loramux_server.services.submission import Asked, Submission
 from loramux_server.services.tasks import check_writes
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
-from loramux_server.tokenizer import TextTokenizer
 from loramux_server.waiting_room import WaitingRoom
 
 WHOLE_INTERVAL = 16
@@ -71,19 +65,24 @@ class GenerationService:
         default_timeout: float,
         stream_interval: int = 1,
     ) -> None:
-        self._engine = engine
         self._registry = registry
         self._model = model
         self._calls = calls
         self._statuses = statuses
         self._quotas = quotas
         self._room = room
-        self._spans = spans
         self._images = images
         self._default_timeout = default_timeout
         self._stream_interval = stream_interval
         self._prompts = prompts
         self._instructions = instructions
+        self._running = RunningCalls(
+            engine=engine,
+            room=room,
+            spans=spans,
+            model_name=model.name,
+            stream_interval=stream_interval,
+        )
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -149,11 +148,11 @@ class GenerationService:
             )  # fmt: skip
             with reserving as call:
                 if call.beams:
-                    with self._searching(call, call.beams, tokenizer, deadline) as search:
+                    with self._running.search(call, call.beams, tokenizer, deadline) as search:
                         for whole in await search.responses():
                             yield whole
                     return
-                with self._running(call, tokenizer, deadline, interval) as running:
+                with self._running.completions(call, tokenizer, deadline, interval) as running:
                     while running.num_open:
                         for index, made in (await running.take()).items():
                             if response := running.push(index, made):
@@ -183,95 +182,6 @@ class GenerationService:
                 return await self._prompts.with_images(
                     request, tokens, lambda num_bytes: self._room.hold(place, num_bytes)
                 )
-
-    @contextmanager
-    def _running(
-        self,
-        call: GenerationCall,
-        tokenizer: TextTokenizer | None,
-        deadline: Deadline,
-        interval: int,
-    ) -> Iterator[Completions]:
-        """Let the engine work on the completions of `call` until the block ends."""
-        at_once = self._stream_interval if call.is_cut_off else interval
-        submission = Submission[Token | PromptLogprobs](self._engine, call.started, at_once)
-        completions = Completions(call, tokenizer, submission)
-        self._enter(call, len(call.samplings), submission, deadline)
-        running = submission.running(
-            [
-                Asked(
-                    call.prompt,
-                    call.adapters.source,
-                    sampling,
-                    prediction=call.predicted,
-                    images=call.images,
-                    num_source=call.num_source,
-                )
-                for sampling in call.samplings
-            ],
-            tenant=call.tenant,
-            seconds_left=deadline.remaining,
-            weight=call.place.weight,
-        )
-        followed = self._followed(call, completions.outputs, submission.ids)
-        with completions.accounted(), running, followed, deadline.over(submission.mailbox):
-            yield completions
-
-    @contextmanager
-    def _searching(
-        self,
-        call: GenerationCall,
-        beams: BeamOptions,
-        tokenizer: TextTokenizer | None,
-        deadline: Deadline,
-    ) -> Iterator[BeamSearch]:
-        """Let the engine take the first step of a search, which the block goes on with."""
-        search = BeamSearch(self._engine, call, beams, tokenizer, deadline)
-        self._enter(call, beams.num_beams, search.first, deadline)
-        running = search.first.running(
-            search.asked,
-            tenant=call.tenant,
-            seconds_left=deadline.remaining,
-            weight=call.place.weight,
-        )
-        followed = self._followed(call, search.outputs, search.first.ids)
-        with search.accounted(), running, followed:
-            yield search
-
-    def _enter(
-        self, call: GenerationCall, num_completions: int, submission: Submission[Any],
-        deadline: Deadline,
-    ) -> None:  # fmt: skip
-        """Let the completions of `call` wait, which give way by ending `submission`."""
-        call.place.max_tokens = max(sampling.max_tokens for sampling in call.samplings)
-        self._room.enter(
-            call.place,
-            num_completions=num_completions,
-            num_prompt=len(call.prompt),
-            seconds_left=deadline.remaining,
-            on_lost=submission.give_way,
-        )
-
-    def _followed(
-        self, call: GenerationCall, outputs: list[Output], ids: list[int]
-    ) -> AbstractContextManager[None]:
-        """Let a trace that there may be of `call` tell what becomes of it."""
-        digest = call.adapters.source.digest if call.adapters.source else None
-        return self._spans.following(
-            f"{call.operation} {self._model.name}",
-            lambda: asked(
-                operation=call.operation,
-                model=self._model.name,
-                request_id=call.request_id,
-                sampling=call.used,
-                num_prompt=call.num_asked,
-                adapter=call.adapters.label,
-                digest=digest,
-            ),
-            lambda: answered(outputs, call.observer),
-            ids=ids,
-            digest=digest,
-        )
 
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
