@@ -11,8 +11,8 @@ from loramux.errors import InvalidArgumentError
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.services.classification_limits import MAX_NUMBERS, check_sizes
-from loramux_server.services.prompts import Text
 from loramux_server.services.scoring import Scoring, scores
+from loramux_server.services.texts import Text
 from loramux_server.tokenizer import TextTokenizer
 from tests.support.models import byte_tokenizer
 

@@ -11,7 +11,7 @@ from loramux_server.engine.messages import Submit
 from loramux_server.engine.sampling import Sampling
 from loramux_server.models.text_format import read_text_format
 from loramux_server.quarantine import Work
-from loramux_server.services.prompts import Text
+from loramux_server.services.texts import Text
 from loramux_server.store.instructions import Instruction
 from loramux_server.tokenizer import TextTokenizer
 from tests.support.encoder_tokenizers import TOKENIZERS, wordpiece

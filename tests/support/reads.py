@@ -20,10 +20,11 @@ from loramux_server.metrics import Metrics
 from loramux_server.services.calls import Calls
 from loramux_server.services.classification import ClassificationService
 from loramux_server.services.embedding import EmbeddingService
-from loramux_server.services.prompts import Prompts
 from loramux_server.services.question_answering import QuestionAnsweringService
-from loramux_server.services.reading import Readings
+from loramux_server.services.readings import Readings
 from loramux_server.services.request_spans import RequestSpans
+from loramux_server.services.texts import Texts
+from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import Instruction
 from loramux_server.store.record import AdapterRecord, source_of
@@ -89,8 +90,8 @@ class Reads:
         readings = Readings(
             engine=self.engine, registry=cast(Any, self), model=model,
             calls=Calls(Metrics(), quotas, room), statuses=Statuses(),
-            prompts=Prompts(model), quotas=quotas, room=room, instructions=cast(Any, self),
-            spans=RequestSpans(), default_timeout=60,
+            texts=Texts(Vocabularies(model)), quotas=quotas, room=room,
+            instructions=cast(Any, self), spans=RequestSpans(), default_timeout=60,
         )  # fmt: skip
         self.classification = ClassificationService(readings)
         self.embedding = EmbeddingService(readings)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramux.v1 import question_answering_pb2
-from loramux_server.services.prompts import second_from
+from loramux_server.services.texts import second_from
 from loramux_server.tokenizer import Span, TextPair
 
 Float64 = npt.NDArray[np.float64]

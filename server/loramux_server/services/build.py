@@ -46,7 +46,7 @@ from loramux_server.services.pins import Pins
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.question_answering import QuestionAnsweringService
-from loramux_server.services.reading import Readings
+from loramux_server.services.readings import Readings
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.residency import ResidencyService
 from loramux_server.services.seals import FoundSeals
@@ -185,7 +185,7 @@ def build_services(
         model=model,
         calls=calls,
         statuses=statuses,
-        prompts=prompts,
+        texts=prompts.texts,
         quotas=quotas,
         room=room,
         instructions=instructions,

@@ -7,7 +7,7 @@ from loramux_server.rpc import Context
 from loramux_server.services.classification_limits import check_pairs, check_request, check_sizes
 from loramux_server.services.gen_ai import CLASSIFY
 from loramux_server.services.limits import invalid
-from loramux_server.services.reading import Readings, told_of
+from loramux_server.services.readings import Readings, told_of
 from loramux_server.services.scoring import PROBLEMS, Scoring
 from loramux_server.services.tasks import check_classifies
 from loramux_server.store.instructions import Instruction
@@ -27,7 +27,7 @@ class ClassificationService:
         async with opened as reading:
             scoring = _scoring(request, reading.source, reading.told)
             check_pairs(request, scoring.task)
-            texts = await self._readings.texts(request, reading)
+            texts = await self._readings.inputs(request, reading)
             lengths = [len(text.tokens) for text in texts]
             check_sizes(lengths, scoring, self._readings.model, reading.num_virtual)
             found = await self._readings.run(reading, CLASSIFY, texts)

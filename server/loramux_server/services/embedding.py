@@ -14,9 +14,9 @@ from loramux_server.rpc import Context
 from loramux_server.services.gen_ai import EMBED
 from loramux_server.services.input_limits import check_inputs, check_lengths
 from loramux_server.services.limits import check_names, invalid
-from loramux_server.services.prompts import Text
-from loramux_server.services.reading import Readings, told_of
+from loramux_server.services.readings import Readings, told_of
 from loramux_server.services.tasks import check_embeds
+from loramux_server.services.texts import Text
 from loramux_server.store.reference import parse_reference
 
 _POOLINGS = {
@@ -39,7 +39,7 @@ class EmbeddingService:
         """Answer when every text has its vector."""
         async with self._readings.opened(request, context, check_request, check_embeds) as reading:
             asked = Vectors.of(request, reading.told.embedding, self._readings.model)
-            texts = await self._readings.texts(request, reading)
+            texts = await self._readings.inputs(request, reading)
             check_lengths([len(text.tokens) for text in texts], self._readings.model)
             pooling = asked.pooling
             if pooling is Pooling.FIRST and self._readings.model.kind is ModelKind.DECODER:

@@ -9,7 +9,7 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.engine.messages import PromptLogprobs, Token
 from loramux_server.mailbox import Mailbox
-from loramux_server.services.reading import told_of
+from loramux_server.services.readings import told_of
 from loramux_server.tokenizer import TextTokenizer
 
 MAX_TOLD = 1 << 18

@@ -1,13 +1,10 @@
 """What a request asks to continue, as tokens: text, token ids, or a conversation."""
 
-import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import msgspec
 
-from loramux.errors import FailedPreconditionError, InvalidArgumentError
+from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.chat.chat import Chat
@@ -27,27 +24,12 @@ from loramux_server.services.images import (
     images_of,
     placed,
 )
+from loramux_server.services.texts import Texts, no_tokens
 from loramux_server.services.tool_use import ToolUse
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.instructions import Instruction
-from loramux_server.tokenizer import OFF_LOOP, Span, TextPair, TextTokenizer
+from loramux_server.tokenizer import TextTokenizer
 from loramux_server.tools.finder import ToolFinder
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A text that is read, as tokens."""
-
-    tokens: list[int]
-    places: list[Span | None]
-    """Where in the text each of them is; None where it is of no text, or there are two texts."""
-    second_from: int = 0
-    """Token at which the second of two texts begins, if their tokens differ in type."""
-
-    @staticmethod
-    def of_pair(pair: TextPair) -> "Text":
-        """Return the two texts of `pair`, which are read as one."""
-        return Text(pair.tokens, [None] * len(pair.tokens), second_from(pair))
 
 
 class Prompts:
@@ -71,6 +53,8 @@ class Prompts:
         self._adapter_templates = adapter_templates
         self._preparer = preparer
         self._vocabularies = Vocabularies(model)
+        self.texts = Texts(self._vocabularies)
+        """Of requests of all kinds."""
         self._chat: Chat | None = None
         if model.tokenizer_json:
             self._chat = Chat(model.tokenizer_json, model.chat_template, model.special_tokens)
@@ -147,8 +131,7 @@ class Prompts:
         if not request.prediction:
             return list(request.prediction_token_ids)
         # It goes on after the prompt: the tokenizer's own prefix does not come there.
-        text, field = request.prediction, "prediction"
-        return await self._of_text(request, text, field, told, add_special=False)
+        return await self._of_text(request, request.prediction, "prediction", told)
 
     async def decoder_prompt(
         self, request: generation_pb2.GenerateRequest, told: Instruction
@@ -160,8 +143,7 @@ class Prompts:
         """
         if not request.decoder_prompt:
             return list(request.decoder_prompt_token_ids)
-        text, field = request.decoder_prompt, "decoder_prompt"
-        return await self._of_text(request, text, field, told, add_special=False)
+        return await self._of_text(request, request.decoder_prompt, "decoder_prompt", told)
 
     async def tool_use(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
@@ -216,54 +198,6 @@ class Prompts:
         token = tokenizer.token_of(text) if tokenizer else None
         return None if token in self._model.eos_token_ids else token
 
-    async def placed(
-        self,
-        text: str,
-        field: str,
-        told: Instruction,
-        *,
-        parse_special: bool,
-        add_special: bool,
-    ) -> Text:
-        """Return the tokens of `text`, the request field `field`, and where in it each is.
-
-        Raises:
-            InvalidArgumentError: There are none, or it cannot be tokenized.
-        """
-        tokenizer = await self.tokenizer(told)
-        assert tokenizer is not None
-        encode = partial(
-            tokenizer.encode_placed, text, field, parse_special=parse_special,
-            add_special=add_special,
-        )  # fmt: skip
-        found = encode() if len(text) < OFF_LOOP else await asyncio.to_thread(encode)
-        if not found[0]:
-            raise no_tokens(field)
-        return Text(*found)
-
-    async def pair(
-        self,
-        texts: tuple[str, str],
-        fields: tuple[str, str],
-        told: Instruction,
-        *,
-        parse_special: bool,
-        add_special: bool,
-    ) -> TextPair:
-        """Return the tokens of two texts, the request fields `fields`, as the tokenizer joins them.
-
-        Raises:
-            InvalidArgumentError: They cannot be tokenized.
-        """
-        tokenizer = await self.tokenizer(told)
-        assert tokenizer is not None
-        encode = partial(
-            tokenizer.encode_pair, texts, fields, parse_special=parse_special,
-            add_special=add_special,
-        )  # fmt: skip
-        is_short = sum(map(len, texts)) < OFF_LOOP
-        return encode() if is_short else await asyncio.to_thread(encode)
-
     async def close(self) -> None:
         """End the processes that render templates and prepare images."""
         if self._chat:
@@ -273,15 +207,11 @@ class Prompts:
 
     async def _of_text(
         self, request: generation_pb2.GenerateRequest, text: str, field: str, told: Instruction, *,
-        add_special: bool,
+        add_special: bool = False,
     ) -> list[int]:  # fmt: skip
-        tokenizer = await self.tokenizer(told)
-        assert tokenizer is not None
-        encode = partial(
-            tokenizer.encode, text, field, parse_special=request.parse_special_tokens,
-            add_special=add_special,
-        )  # fmt: skip
-        return encode() if len(text) < OFF_LOOP else await asyncio.to_thread(encode)
+        return await self.texts.tokens(
+            text, field, told, parse_special=request.parse_special_tokens, add_special=add_special
+        )
 
     async def _of_messages(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
@@ -314,17 +244,3 @@ class Prompts:
         if placeholder is not None:
             check_written(tokens, placeholder.token, talk.num_images)
         return tokens
-
-
-def second_from(pair: TextPair) -> int:
-    """Return from which of its tokens on `pair` has the second type; 0 where none has."""
-    return next((place for place, kind in enumerate(pair.places.type_ids) if kind == 1), 0)
-
-
-def no_tokens(field: str) -> InvalidArgumentError:
-    """Return the error of a text of the request field `field` that is none to the tokenizer."""
-    return InvalidArgumentError(
-        f"{field} has no tokens: the tokenizer makes none of this text",
-        reason="INVALID_FIELD",
-        field=field,
-    )

@@ -4,15 +4,16 @@ from loramux.v1 import question_answering_pb2
 from loramux_server.rpc import Context
 from loramux_server.services.answers import Best, Pair
 from loramux_server.services.gen_ai import ANSWER
-from loramux_server.services.prompts import no_tokens
 from loramux_server.services.question_limits import (
     DEFAULT_ANSWER_TOKENS,
     check_request,
     size_of,
     windows_of,
 )
-from loramux_server.services.reading import Reading, Readings, told_of
+from loramux_server.services.reading import Reading
+from loramux_server.services.readings import Readings, told_of
 from loramux_server.services.tasks import check_answers
+from loramux_server.services.texts import no_tokens
 
 
 class QuestionAnsweringService:
@@ -63,7 +64,7 @@ class QuestionAnsweringService:
                 0 if request.context_first else 1, (each.context, f"inputs[{index}].context")
             )
             (first, one), (second, other) = texts
-            read = await self._readings.prompts.pair(
+            read = await self._readings.texts.pair(
                 (first, second), (one, other), reading.told,
                 parse_special=request.parse_special_tokens, add_special=adds,
             )  # fmt: skip

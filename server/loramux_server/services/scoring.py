@@ -9,7 +9,7 @@ import numpy.typing as npt
 from loramux.v1 import classification_pb2
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels, ProblemType
-from loramux_server.services.prompts import Text
+from loramux_server.services.texts import Text
 
 PROBLEMS = {
     ProblemType.SINGLE_LABEL: classification_pb2.PROBLEM_TYPE_SINGLE_LABEL,

@@ -1,0 +1,112 @@
+"""The texts of requests as tokens, by the tokenizer of the base model or of an adapter."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from loramux.errors import InvalidArgumentError
+from loramux_server.services.vocabularies import Vocabularies
+from loramux_server.store.instructions import Instruction
+from loramux_server.tokenizer import OFF_LOOP, Span, TextPair, TextTokenizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that is read, as tokens."""
+
+    tokens: list[int]
+    places: list[Span | None]
+    """Where in the text each of them is; None where it is of no text, or there are two texts."""
+    second_from: int = 0
+    """Token at which the second of two texts begins, if their tokens differ in type."""
+
+    @staticmethod
+    def of_pair(pair: TextPair) -> "Text":
+        """Return the two texts of `pair`, which are read as one."""
+        return Text(pair.tokens, [None] * len(pair.tokens), second_from(pair))
+
+
+class Texts:
+    """Makes tokens of texts; of long ones in a thread."""
+
+    def __init__(self, vocabularies: Vocabularies) -> None:
+        self._vocabularies = vocabularies
+
+    async def tokens(
+        self, text: str, field: str, told: Instruction, *, parse_special: bool, add_special: bool
+    ) -> list[int]:
+        """Return the tokens of `text`, the request field `field`, for an adapter that says `told`.
+
+        Raises:
+            InvalidArgumentError: It cannot be tokenized.
+        """
+        encode = partial(
+            (await self._tokenizer(told)).encode, text, field, parse_special=parse_special,
+            add_special=add_special,
+        )  # fmt: skip
+        return await _made(encode, len(text))
+
+    async def placed(
+        self, text: str, field: str, told: Instruction, *, parse_special: bool, add_special: bool
+    ) -> Text:
+        """Return the same, and where in `text` each of them is.
+
+        Raises:
+            InvalidArgumentError: There are none, or it cannot be tokenized.
+        """
+        encode = partial(
+            (await self._tokenizer(told)).encode_placed, text, field, parse_special=parse_special,
+            add_special=add_special,
+        )  # fmt: skip
+        found = await _made(encode, len(text))
+        if not found[0]:
+            raise no_tokens(field)
+        return Text(*found)
+
+    async def pair(
+        self,
+        texts: tuple[str, str],
+        fields: tuple[str, str],
+        told: Instruction,
+        *,
+        parse_special: bool,
+        add_special: bool,
+    ) -> TextPair:
+        """Return the tokens of two texts, the request fields `fields`, as the tokenizer joins them.
+
+        Raises:
+            InvalidArgumentError: They cannot be tokenized.
+        """
+        encode = partial(
+            (await self._tokenizer(told)).encode_pair, texts, fields, parse_special=parse_special,
+            add_special=add_special,
+        )  # fmt: skip
+        return await _made(encode, sum(map(len, texts)))
+
+    async def _tokenizer(self, told: Instruction) -> TextTokenizer:
+        tokenizer = await self._vocabularies.tokenizer(told)
+        assert tokenizer is not None
+        return tokenizer
+
+
+async def _made(encode: Callable[[], T], num_characters: int) -> T:
+    """Return what `encode` makes of so many characters."""
+    return encode() if num_characters < OFF_LOOP else await asyncio.to_thread(encode)
+
+
+def second_from(pair: TextPair) -> int:
+    """Return from which of its tokens on `pair` has the second type; 0 where none has."""
+    return next((place for place, kind in enumerate(pair.places.type_ids) if kind == 1), 0)
+
+
+def no_tokens(field: str) -> InvalidArgumentError:
+    """Return the error of a text of the request field `field` that is none to the tokenizer."""
+    return InvalidArgumentError(
+        f"{field} has no tokens: the tokenizer makes none of this text",
+        reason="INVALID_FIELD",
+        field=field,
+    )
