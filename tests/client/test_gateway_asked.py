@@ -7,7 +7,8 @@ import pytest
 
 from loramux.errors import InvalidArgumentError
 from loramux.gateway.asked import MAX_TOLD, asked_by_chat, asked_by_completion
-from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
+from loramux.gateway.body import Body, ChatBody, CompletionBody
+from loramux.gateway.parsing import parse
 
 
 def body(**fields: Any) -> CompletionBody:

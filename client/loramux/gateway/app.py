@@ -20,13 +20,14 @@ from loramux.gateway.answering import Answering, WhileThere
 from loramux.gateway.answers import Answers
 from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
-from loramux.gateway.body import Body, ChatBody, CompletionBody, parse
+from loramux.gateway.body import Body, ChatBody, CompletionBody
 from loramux.gateway.caller import Caller, caller_of
 from loramux.gateway.classify import ClassifyBody, Classifying
 from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.models import adapter_model, base_model, models
+from loramux.gateway.parsing import parse
 from loramux.gateway.reading import BODY_SECONDS, MAX_BODY_BYTES, read
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
 from loramux.gateway.scores import RerankBody, Reranking, ScoreBody, Scoring

@@ -6,18 +6,11 @@ from typing import Any
 import msgspec
 
 from loramux import _wire
-from loramux._content_wire import openai_image
 from loramux.errors import NotFoundError
-from loramux.gateway.body import (
-    Body,
-    ChatBody,
-    ChatMessage,
-    CompletionBody,
-    ObjectFormat,
-    SchemaFormat,
-)
+from loramux.gateway.body import Body, ChatBody, CompletionBody, ObjectFormat, SchemaFormat
+from loramux.gateway.messages import message_of, text_of
 from loramux.gateway.refusal import invalid, unsupported
-from loramux.types import ContentPart, Image, Message
+from loramux.types import Message
 from loramux.v1 import generation_pb2
 
 MAX_PROMPTS = 64
@@ -46,7 +39,7 @@ def asked_by_chat(
     """
     if not body.messages:
         raise invalid("messages", "messages is an empty list; give at least one message")
-    messages = [_message(index, message) for index, message in enumerate(body.messages)]
+    messages = [message_of(index, message) for index, message in enumerate(body.messages)]
     shared = _shared(body, base) | _tools(body)
     shared["add_generation_prompt"] = body.add_generation_prompt
     shared |= _of_prompt(body, None)
@@ -148,7 +141,7 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
         "include_stop": body.include_stop_str_in_output,
     }
     if body.prediction:
-        given["prediction"] = _text("prediction.content", body.prediction.content)
+        given["prediction"] = text_of("prediction.content", body.prediction.content)
     options = {name: value for name, value in given.items() if value is not None}
     return options | _beams(body) | _form(body) | _adapters(body, base)
 
@@ -233,21 +226,6 @@ def _tools(body: ChatBody) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in (None, [])}
 
 
-def _message(index: int, message: ChatMessage) -> Message:
-    found: Message = {"role": message.role, "content": _content(index, message)}
-    if message.tool_calls:
-        found["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
-    if reasoning := message.reasoning or message.reasoning_content:
-        found["reasoning"] = reasoning
-    if message.role == "tool":
-        found["tool_call_id"] = message.tool_call_id or ""
-        found["name"] = message.name or ""
-    elif message.tool_call_id:
-        name = f"messages[{index}].tool_call_id"
-        raise invalid(name, f"{name} is set; it needs the role tool, not {message.role}")
-    return found
-
-
 def _texts(request: generation_pb2.GenerateRequest) -> Iterator[str]:
     yield request.prompt
     for message in request.messages:
@@ -257,49 +235,6 @@ def _texts(request: generation_pb2.GenerateRequest) -> Iterator[str]:
 
 def _size(text: str) -> int:
     return len(text.encode())
-
-
-def _content(index: int, message: ChatMessage) -> str | list[ContentPart]:
-    """Return the content of a message."""
-    name = f"messages[{index}].content"
-    if message.content is None and message.tool_calls:
-        return ""
-    if message.content is None:
-        raise invalid(name, f"{name} is missing; expected text")
-    if isinstance(message.content, str):
-        return message.content
-    return [
-        _image(f"{name}[{place}]", part)
-        if part.get("type") == "image_url"
-        else _text_of(f"{name}[{place}]", part, "'text' and 'image_url' are")
-        for place, part in enumerate(message.content)
-    ]
-
-
-def _image(name: str, part: dict[str, object]) -> Image:
-    try:
-        return openai_image(part)
-    except ValueError as error:
-        raise invalid(name, f"{name} {error}") from None
-
-
-def _text(name: str, content: str | list[dict[str, object]]) -> str:
-    """Return the text of the field `name`; that of several parts is put together as it is."""
-    if isinstance(content, str):
-        return content
-    return "".join(
-        _text_of(f"{name}[{place}]", part, "'text' is") for place, part in enumerate(content)
-    )
-
-
-def _text_of(name: str, part: dict[str, object], known: str) -> str:
-    """Return the text of the part `name`; messages say of which types it may be, `known`."""
-    kind, text = part.get("type"), part.get("text")
-    if kind != "text":
-        raise unsupported(name, f"{name} has type {kind!r}; only {known} supported")
-    if not isinstance(text, str) or len(part) > 2:
-        raise invalid(name, f"{name} needs text, a string, and no more")
-    return text
 
 
 def _prompts(given: object) -> list[str | list[int]]:

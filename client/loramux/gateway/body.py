@@ -1,39 +1,16 @@
 """The bodies of requests: which fields there are, and of what type.
 
-Values are the server's to judge. A field that would change the answer and cannot be honoured is
-refused by name; null is the same as no field.
+Values are the server's to judge.
 """
 
-import re
 from dataclasses import replace
-from functools import cache
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-from loramux.errors import InvalidArgumentError
 from loramux.gateway.refusal import invalid, unsupported
 from loramux.gateway.told_prompt import PromptOptions
 from loramux.gateway.tools import NamedTool, Tool, ToolCall
-
-HARMLESS = frozenset({
-    "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier",
-    "store",
-})  # fmt: skip
-"""Fields for OpenAI's own books, that change no answer."""
-
-UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "audio": (),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "reasoning_effort": (),
-    "suffix": ("",),
-    "verbosity": (),
-    "web_search_options": (),
-}
-"""Fields of OpenAI that are not served, `echo` not in chats -> values that ask for nothing."""
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -239,63 +216,3 @@ class CompletionBody(Body, kw_only=True):
     def of_prompts(self) -> PromptOptions:
         """See `Body`."""
         return replace(super().of_prompts, echoes=self.echo, num_logprobs=self.logprobs)
-
-
-B = TypeVar("B", bound=msgspec.Struct)
-
-
-def parse(raw: bytes, kind: type[B]) -> B:
-    """Return the body that `raw` is.
-
-    Raises:
-        InvalidArgumentError: It is not JSON, or a field is unknown, not served or of another type;
-            the error names it.
-    """
-    try:
-        given = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidArgumentError(
-            f"the body is no JSON: {error}", reason="MALFORMED_REQUEST"
-        ) from None
-    if not isinstance(given, dict):
-        raise InvalidArgumentError(
-            f"the body is a JSON {type(given).__name__}; expected an object",
-            reason="MALFORMED_REQUEST",
-        )
-    fields = _fields(kind)
-    kept = {}
-    for name, value in given.items():
-        if value is None or name in HARMLESS:
-            continue
-        if name in fields:
-            kept[name] = value
-        elif name not in UNSUPPORTED:
-            raise InvalidArgumentError(
-                f"{name!r} is no field of this request", reason="UNKNOWN_PARAMETER", field=name
-            )
-        elif value not in UNSUPPORTED[name]:
-            raise unsupported(name, f"{name} is not supported; leave it out")
-    for name, is_required in fields.items():
-        if is_required and name not in kept:
-            raise InvalidArgumentError(
-                f"{name} is missing", reason="MISSING_REQUIRED_PARAMETER", field=name
-            )
-    try:
-        return msgspec.convert(kept, kind, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise _mistyped(str(error)) from None
-
-
-@cache
-def _fields(kind: type[msgspec.Struct]) -> dict[str, bool]:
-    """Return the names of the fields, each with whether it has to be there."""
-    return {field.name: field.required for field in msgspec.structs.fields(kind)}
-
-
-def _mistyped(told: str) -> InvalidArgumentError:
-    """Return our error for what msgspec says: what it expected, and a path below `$`."""
-    what, _, where = told.partition(" - at ")
-    found = re.search(r"`\$\.?(.*)`", where)
-    param = found[1] if found else ""
-    what = what.replace("`", "").replace(" | null", "")
-    return invalid(param, f"{param}: {what[:1].lower()}{what[1:]}" if param else what)

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from loramux.aio import AsyncClient
 from loramux.gateway.answering import WhileThere
 from loramux.gateway.backend import Backend
-from loramux.gateway.body import parse
 from loramux.gateway.caller import caller_of
 from loramux.gateway.console.live import Live
 from loramux.gateway.console.uploads import Start, Uploading
+from loramux.gateway.parsing import parse
 from loramux.gateway.reading import read
 from loramux.gateway.refusal import invalid, json_response
 from loramux.types import Adapter
