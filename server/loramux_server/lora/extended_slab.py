@@ -18,11 +18,12 @@ import torch
 from loramux_server.lora.adapter_table import AdapterTable
 from loramux_server.lora.affine import vectors_of, with_vectors
 from loramux_server.lora.give_way import give_way
-from loramux_server.lora.packed import PackedAdapter, Weights
+from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.slab import DTYPES, FORMATS, GroupShape, Slab
 from loramux_server.lora.weight_format import Resting
+from loramux_server.lora.weights import Weights
 
 
 class ExtendedSlab(Slab):

@@ -26,12 +26,10 @@ from loramux_server.lora.packed import (
     PackedAdapter,
     PackedLayer,
     Place,
-    Weights,
     load_packed,
-    rounded,
-    widened,
 )
 from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
+from loramux_server.lora.weights import Weights, rounded, widened
 
 NOT_MIXABLE: Final = "ADAPTER_NOT_MIXABLE"
 

@@ -23,19 +23,11 @@ from loramux_server.lora.edits import Edits
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Residence
-from loramux_server.lora.weight_format import (
-    AS_SAVED,
-    FORMATS,
-    Resting,
-    WeightFormat,
-    format_of,
-)
+from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat, format_of
+from loramux_server.lora.weights import Weights, read_weights
 
 if TYPE_CHECKING:
     import torch
-
-Weights = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
-"""float32, or the bits of a 16-bit format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +94,6 @@ class PackedAdapter:
 
 Place = Callable[[PackedAdapter], PackedAdapter]
 """Returns an adapter with its weights in memory of their own."""
-_NAMES = {form: name for name, form in FORMATS.items()}
-_ITEMS = {form: np.dtype("<f4" if form is WeightFormat.FLOAT32 else "<u2") for form in WeightFormat}
-"""What numpy calls the weights of each format."""
 _reader = Reader()
 
 
@@ -274,33 +263,3 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
         edits=base.edits(package, values),
     )  # fmt: skip
     return place(adapter) if place else adapter
-
-
-def read_weights(tensor: TensorInfo, raw: bytes | memoryview, form: WeightFormat) -> Weights:
-    """Return `tensor`, whose bytes are `raw`, in its own shape and in `form`.
-
-    It may lie where the bytes lie.
-    """
-    values: Weights
-    if FORMATS[tensor.dtype] is form:
-        values = np.frombuffer(raw, _ITEMS[form])
-    else:
-        values = rounded(decoded(raw, tensor.dtype), form)
-    return values.reshape(tensor.shape)
-
-
-def widened(values: Weights, form: WeightFormat) -> Array:
-    """Return `values`, which rest in `form`, in float32."""
-    return decoded(values.tobytes(), _NAMES[form]).reshape(values.shape)
-
-
-def rounded(values: npt.NDArray[np.float32], form: WeightFormat) -> Weights:
-    """Return finite `values` in `form`, rounded to the nearest number, of two to the even one."""
-    if form is WeightFormat.FLOAT32:
-        return values.copy()
-    if form is WeightFormat.FLOAT16:
-        with np.errstate(over="ignore"):  # to infinity, which ends the request that meets it
-            return values.astype(np.float16).view(np.uint16)
-    bits = values.view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)

@@ -22,17 +22,10 @@ from loramux_adapters.tensorfile import TensorInfo
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.arriving import Arriving
 from loramux_server.lora.mix import Found, combined, not_mixable
-from loramux_server.lora.packed import (
-    Base,
-    Weights,
-    arriving,
-    package_in,
-    read_weights,
-    rounded,
-    verified,
-)
+from loramux_server.lora.packed import Base, arriving, package_in, verified
 from loramux_server.lora.slab import DTYPES
 from loramux_server.lora.weight_format import FORMATS, WeightFormat
+from loramux_server.lora.weights import Weights, read_weights, rounded
 
 KEPT = 1024
 """Adapters of which it is known what they do."""

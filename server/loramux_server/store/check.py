@@ -22,9 +22,9 @@ from loramux_server.chat.template import FailedTemplateError, check_syntax
 from loramux_server.engine.model_info import Layer, ModelInfo
 from loramux_server.engine.model_kind import ModelKind
 from loramux_server.lora.edits import num_edit_bytes, num_sight_bytes
-from loramux_server.lora.packed import read_weights
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.weight_format import Resting, WeightFormat, format_of
+from loramux_server.lora.weights import read_weights
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
