@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Self, cast
 
-import numpy as np
-
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
 from loramux_adapters.contents import Contents, VirtualTokens
@@ -15,7 +13,6 @@ from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.fit import check_sight
 from loramux_adapters.generation import FORCED_BOS, TOKENS
 from loramux_adapters.head import HeadShape
-from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
@@ -23,15 +20,13 @@ from loramux_server.engine.model_info import Layer, ModelInfo
 from loramux_server.engine.model_kind import ModelKind
 from loramux_server.lora.edits import num_edit_bytes, num_sight_bytes
 from loramux_server.lora.row_allocator import RowSize
-from loramux_server.lora.weight_format import Resting, WeightFormat, format_of
-from loramux_server.lora.weights import read_weights
+from loramux_server.lora.weight_format import Resting, format_of
 from loramux_server.store.blobs import Staged
+from loramux_server.store.finite import check_finite
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
 from loramux_server.tokenizer import TextTokenizer
 
-MAX_WEIGHT = 1e30
-"""Above this a product with an activation may leave float32."""
 _KINDS = {ModelKind.ENCODER: "an encoder", ModelKind.SEQ2SEQ: "an encoder with a decoder"}
 
 
@@ -180,10 +175,10 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "start the server with more --host-adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
-    _check_values(file, package.file.data_start, contents)
+    check_finite(file, package.file.data_start, contents)
     for part in (contents.sight, contents.behind):
         if part:
-            _check_values(file, package.file.data_start, part)
+            check_finite(file, package.file.data_start, part)
     return package
 
 
@@ -198,25 +193,6 @@ def _check_embeddings(contents: Contents, base: ServedBase) -> None:
                 "of the base model's tokens are not served: PEFT looks these up where they were "
                 "before training",
                 "UNSUPPORTED_ADAPTER_FEATURE",
-            )
-
-
-def _check_values(file: BinaryIO, data_start: int, contents: Contents) -> None:
-    """Demand that all numbers of `contents` can be calculated with."""
-    for change in contents.low_rank:
-        largest = max(_largest(file, data_start, tensor) for tensor in (change.a, change.b))
-        if not largest * change.scale <= MAX_WEIGHT:
-            raise PackageError(
-                f"module {change.name}: a weight times its scale is {largest * change.scale:g}, "
-                f"above {MAX_WEIGHT:g}",
-                "ADAPTER_NOT_FINITE",
-            )
-    for tensor in contents.other_tensors:
-        largest = _largest(file, data_start, tensor)
-        if not largest <= MAX_WEIGHT:
-            raise PackageError(
-                f"tensor {tensor.name}: a value is {largest:g}, above {MAX_WEIGHT:g}",
-                "ADAPTER_NOT_FINITE",
             )
 
 
@@ -309,13 +285,3 @@ def _check_notes(package: Package, base: ServedBase) -> None:
                 f"0 to {vocab_size - 1}",
                 "ADAPTER_BASE_MISMATCH",
             )
-
-
-def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
-    file.seek(data_start + tensor.offset)
-    values = read_weights(tensor, file.read(tensor.num_bytes), WeightFormat.FLOAT32)
-    largest = float(np.abs(values).max())
-    # NaN is above nothing, so ask whether it is below.
-    if not largest < np.inf:
-        raise PackageError(f"tensor {tensor.name} holds NaN or infinity", "ADAPTER_NOT_FINITE")
-    return largest
