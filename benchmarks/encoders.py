@@ -33,6 +33,7 @@ from transformers import (
 from benchmarks import machine
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_adapters import save_adapters, with_adapters
+from benchmarks.random_bases import load_base, save_base
 from benchmarks.step_ways import in_turns, write_record
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine.config import EngineConfig
@@ -113,7 +114,8 @@ def main(
     described, figures = machine.describe(), []
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
-        base = _save_base(folder / "base", of_base)
+        kind = AutoModelForSeq2SeqLM if of_base.writes else AutoModel
+        base = save_base(folder / "base", of_base.config, kind=kind, dtype=torch.float32)
         adapters = save_adapters(
             folder / "adapters", of_base.adapted, max(batch), target_modules=[
                 *({"q", "v"} if of_base.writes else {"query", "value"})
@@ -128,8 +130,8 @@ def main(
                 max_batch_tokens=max(batch) * longest,
             ),
         )  # fmt: skip
-        own = _own(base, of_base)
-        peft = with_adapters(_own(base, of_base), folder / "adapters", max(batch))
+        own = load_base(base, kind=kind)
+        peft = with_adapters(load_base(base, kind=kind), folder / "adapters", max(batch))
         theirs = partial(_written, count=written) if of_base.writes else _read
         ours = partial(engine.write_seconds, count=written, begin=_START)
         for size in batch:
@@ -187,20 +189,6 @@ def _written(
         ),
     )  # fmt: skip
     return time.perf_counter() - begin
-
-
-def _save_base(folder: Path, shape: Shape) -> Path:
-    """Write a random model to `folder`, without a tokenizer."""
-    torch.manual_seed(0)
-    kind = AutoModelForSeq2SeqLM if shape.writes else AutoModel
-    kind.from_config(shape.config, dtype=torch.float32).save_pretrained(str(folder))
-    return folder
-
-
-def _own(base: Path, shape: Shape) -> PreTrainedModel:
-    kind = AutoModelForSeq2SeqLM if shape.writes else AutoModel
-    model: PreTrainedModel = kind.from_pretrained(str(base), dtype=torch.float32)
-    return model.eval()
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from transformers import AutoModelForCausalLM, OlmoeConfig
+from transformers import OlmoeConfig
 
 from benchmarks import machine
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_adapters import save_adapters
+from benchmarks.random_bases import save_base
 from benchmarks.step_ways import in_turns, write_record
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
@@ -61,7 +61,7 @@ def main(
     described, figures = machine.describe(), []
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
-        base = _save_base(folder / "base", SHAPES[shape], layers)
+        base = save_base(folder / "base", _config(SHAPES[shape], layers))
         attention = _save_adapters(folder / "attention", SHAPES[shape], layers, max(batch))
         experts = _save_adapters(
             folder / "experts", SHAPES[shape], layers, max(batch), with_experts=True
@@ -87,18 +87,13 @@ def main(
         write_record(output, "python -m benchmarks.experts", options, described, figures)
 
 
-def _save_base(folder: Path, shape: Shape, layers: int) -> Path:
-    """Write a random model to `folder`, without a tokenizer."""
-    config = OlmoeConfig(
+def _config(shape: Shape, layers: int) -> OlmoeConfig:
+    return OlmoeConfig(
         vocab_size=2048, hidden_size=shape.hidden, intermediate_size=shape.inner,
         num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
         num_experts=shape.experts, num_experts_per_tok=shape.chosen, bos_token_id=1,
         eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(str(folder))
-    return folder
 
 
 def _save_adapters(

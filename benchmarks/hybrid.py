@@ -20,11 +20,12 @@ from typing import Annotated
 import torch
 import typer
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qwen3_5TextConfig
+from transformers import DynamicCache, PreTrainedModel, Qwen3_5TextConfig
 
 from benchmarks import machine
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_adapters import save_adapters, with_adapters
+from benchmarks.random_bases import load_base, save_base
 from benchmarks.step_ways import in_turns, write_record
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
@@ -69,16 +70,16 @@ def main(
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
         config = _config(SHAPES[shape], layers)
-        base = _save_base(folder / "base", config)
+        base = save_base(folder / "base", config)
         adapters = _save_adapters(folder / "adapters", config, max(batch))
         engine = LocalEngine(
             base, EngineConfig(model="", adapter_memory=1 << 30, max_running=max(batch))
         )
         theirs = {
-            str(dtype).removeprefix("torch."): _own(base, dtype)
+            str(dtype).removeprefix("torch."): load_base(base, dtype=dtype)
             for dtype in (torch.float32, torch.bfloat16)
         }
-        peft = with_adapters(_own(base, torch.float32), folder / "adapters", max(batch))
+        peft = with_adapters(load_base(base), folder / "adapters", max(batch))
         for size in batch:
             ways: dict[str, Callable[[], float]] = {
                 "base": partial(engine.step_seconds, size, (), context, steps),
@@ -126,14 +127,6 @@ def _config(shape: Shape, layers: int) -> Qwen3_5TextConfig:
     )  # fmt: skip
 
 
-def _save_base(folder: Path, config: Qwen3_5TextConfig) -> Path:
-    """Write a random model to `folder`, without a tokenizer."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(str(folder))
-    return folder
-
-
 def _save_adapters(folder: Path, config: Qwen3_5TextConfig, count: int) -> list[AdapterSource]:
     """Write adapters of the layers that take a token in, and of those that give one out."""
     linear = config.linear_num_key_heads * config.linear_key_head_dim
@@ -149,11 +142,6 @@ def _save_adapters(folder: Path, config: Qwen3_5TextConfig, count: int) -> list[
     named = {f"model.layers.{name}": width for name, width in widths.items()}
     targets = sorted({name.rpartition(".")[2] for name in named})
     return save_adapters(folder, named, count, target_modules=targets)
-
-
-def _own(base: Path, dtype: torch.dtype) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype)
-    return model.eval()
 
 
 if __name__ == "__main__":

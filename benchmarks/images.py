@@ -20,11 +20,12 @@ import numpy as np
 import torch
 import typer
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, Idefics3Config, PreTrainedModel
+from transformers import AutoModelForImageTextToText, Idefics3Config
 
 from benchmarks import machine
 from benchmarks.local_engine import GREEDY, LocalEngine
 from benchmarks.random_adapters import save_adapters, with_adapters
+from benchmarks.random_bases import load_base, save_base
 from benchmarks.step_ways import in_turns, write_record
 from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.config import EngineConfig
@@ -67,14 +68,16 @@ def main(
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
         config = _config(shape)
-        base = _save_base(folder / "base", config)
+        base = save_base(folder / "base", config, kind=AutoModelForImageTextToText)
         adapters = _save_adapters(folder / "adapters", config, max(batch))
         images = _Images(config)
         engine = LocalEngine(
-            prepare(_own(base), example=images.prepared()),
+            prepare(load_base(base, kind=AutoModelForImageTextToText), example=images.prepared()),
             EngineConfig(model="", max_running=max(batch)),
         )
-        peft = with_adapters(_own(base), folder / "adapters", max(batch))
+        peft = with_adapters(
+            load_base(base, kind=AutoModelForImageTextToText), folder / "adapters", max(batch)
+        )
         for size in batch:
             ask = partial(_ask, engine, images, tokens)
             nobody: list[AdapterSource | None] = [None] * size
@@ -162,13 +165,6 @@ def _config(shape: str) -> Idefics3Config:
     )  # fmt: skip
 
 
-def _save_base(folder: Path, config: Idefics3Config) -> Path:
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(str(folder))
-    return folder
-
-
 def _save_adapters(folder: Path, config: Idefics3Config, count: int) -> list[AdapterSource]:
     text = config.text_config
     kv_width = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
@@ -179,13 +175,6 @@ def _save_adapters(folder: Path, config: Idefics3Config, count: int) -> list[Ada
         widths[f"{name}.v_proj"] = (text.hidden_size, kv_width, 1)
     # By their whole names: the tower has layers that are called so, too.
     return save_adapters(folder, widths, count, target_modules=sorted(widths))
-
-
-def _own(base: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-        str(base), dtype=torch.float32
-    )
-    return model.eval()
 
 
 if __name__ == "__main__":
