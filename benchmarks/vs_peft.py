@@ -10,7 +10,6 @@ weights of SmolLM2-135M's shape, adapters of ranks 8, 16, 32, 64 on all seven pr
 import json
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -19,10 +18,11 @@ from typing import Annotated
 import torch
 import typer
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from benchmarks import load, machine, server
 from benchmarks.fixture import SHAPES, make_adapters, make_base
+from benchmarks.random_adapters import with_adapters
+from benchmarks.random_bases import load_base
 from loramux.bench import Planned, parse_lengths, plan
 
 RANKS = [8, 16, 32, 64]
@@ -64,7 +64,7 @@ def main(
                 ):
                     report = load.run(own.target, workload(popularity, seed), concurrency)
                     results[label].append(report.output_tokens_per_second)
-        model = _load_peft(base, folder / "adapters", names)
+        model = with_adapters(load_base(base), folder / "adapters", adapters)
         for seed in range(repeats):
             results["PEFT"].append(_run_peft(model, workload("distinct", seed), concurrency))
     _show(results, concurrency, adapters)
@@ -83,15 +83,6 @@ def main(
             "machine": machine.describe(),
         }
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _load_peft(base: Path, adapters: Path, names: list[str]) -> PeftModel:
-    warnings.simplefilter("ignore")
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
-    wrapped = PeftModel.from_pretrained(model, str(adapters / names[0]), adapter_name=names[0])
-    for name in names[1:]:
-        wrapped.load_adapter(str(adapters / name), adapter_name=name)
-    return wrapped.eval()
 
 
 @torch.inference_mode()

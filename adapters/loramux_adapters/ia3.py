@@ -21,7 +21,7 @@ from loramux_adapters.fields import (
 from loramux_adapters.pattern import Pattern
 from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import check_saved_alone, saved_edit, saved_names, without_repeats
-from loramux_adapters.targets import Named, is_named, named
+from loramux_adapters.targets import Named, is_named, named, not_targeted
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
@@ -107,11 +107,7 @@ def ia3_contents(config: Ia3Config, tensors: Mapping[str, TensorInfo]) -> Conten
 def _edit(config: Ia3Config, tensor: TensorInfo) -> Edit:
     module = path_of(tensor.name).removesuffix(_ENDING)
     if not config.targets(module):
-        raise PackageError(
-            f"module {module} has tensors but adapter_config.json does not target it "
-            "(target_modules, exclude_modules)",
-            "INVALID_ADAPTER_CONFIG",
-        )
+        raise not_targeted(module)
     is_input = config.is_feedforward(module)
     shape = tensor.shape
     if len(shape) != 2 or shape[0 if is_input else 1] != 1:

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loramux_adapters.contents import Contents, Edit, EditKind
-from loramux_adapters.errors import PackageError
 from loramux_adapters.fields import Fields, path_of, refuse_unserved, text
 from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import saved_edit, saved_names, without_repeats
-from loramux_adapters.targets import Named, is_named, named
+from loramux_adapters.targets import Named, is_named, named, not_targeted
 from loramux_adapters.tensorfile import TensorInfo
 
 FIELDS = Fields(
@@ -75,10 +74,6 @@ def ln_tuning_contents(config: LnTuningConfig, tensors: Mapping[str, TensorInfo]
             edits.append(saved_edit(tensor, config.saved, _SERVED))
             continue
         if not config.targets(module):
-            raise PackageError(
-                f"module {module} has tensors but adapter_config.json does not target it "
-                "(target_modules, exclude_modules)",
-                "INVALID_ADAPTER_CONFIG",
-            )
+            raise not_targeted(module)
         edits.append(Edit(module, EditKind.PARAMETER, tensor, parameter))
     return Contents(edits=sorted(edits, key=lambda edit: (edit.module, edit.parameter)))

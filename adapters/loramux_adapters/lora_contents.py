@@ -10,6 +10,7 @@ from loramux_adapters.lora import LoraModule, is_outer
 from loramux_adapters.lora_config import Bias, LoraConfig
 from loramux_adapters.peft_config import MAX_SCALE
 from loramux_adapters.saved import check_saved_alone, is_inside, saved_edit, without_repeats
+from loramux_adapters.targets import not_targeted
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.trainable_tokens import ROWS, tokens_edit
 
@@ -138,11 +139,7 @@ def _join(
         )
     is_target = name != module or config.targets(module)
     if not is_target and not (config.ensures_tying and is_outer(module)):
-        raise PackageError(
-            f"module {module} has tensors but adapter_config.json does not target it "
-            "(target_modules, exclude_modules, layers_to_transform)",
-            "INVALID_ADAPTER_CONFIG",
-        )
+        raise not_targeted(module, "layers_to_transform")
     scale = config.scale_of(name)
     _check_scale(module, scale)
     return LoraModule(module, scale, a, b, is_embedding=a_ending == _EMBEDDING_A)

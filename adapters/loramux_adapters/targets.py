@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from loramux_adapters.errors import shown
+from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import invalid, names
 from loramux_adapters.matching import tails
 from loramux_adapters.pattern import Pattern
@@ -50,6 +50,20 @@ def is_named(module: str, by: Named) -> bool:
     if isinstance(by, Pattern):
         return by.is_whole(module)
     return not by.isdisjoint(tails(module))
+
+
+def not_targeted(module: str, *others: str) -> PackageError:
+    """Return the error of a `module` that has tensors though a config does not name it.
+
+    Args:
+        module: Its name.
+        others: What names modules in such a config beside the fields that all have.
+    """
+    fields = ", ".join(("target_modules", "exclude_modules", *others))
+    return PackageError(
+        f"module {module} has tensors but adapter_config.json does not target it ({fields})",
+        "INVALID_ADAPTER_CONFIG",
+    )
 
 
 def layer_names(config: Mapping[str, object], steps: Steps) -> tuple[str | Pattern, ...]:

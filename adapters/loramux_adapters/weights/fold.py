@@ -21,6 +21,7 @@ from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import MAX_RANK, check_config
 from loramux_adapters.peft_folder import open_tensors, read_config, read_notes
 from loramux_adapters.sources import MAX_ERROR
+from loramux_adapters.targets import not_targeted
 from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_adapters.weights.spectrum import Factors, Wide, norm
@@ -104,11 +105,7 @@ def fold(
         dtypes = {tensor.dtype for tensor in header.tensors.values()}
         for module, tensors in _modules(header.tensors, method):
             if not checked.targets(module):
-                raise PackageError(
-                    f"module {module} has tensors but adapter_config.json does not target it "
-                    "(target_modules, exclude_modules, layers_to_transform)",
-                    "INVALID_ADAPTER_CONFIG",
-                )
+                raise not_targeted(module, "layers_to_transform")
             parts = {
                 ending: decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
                 for ending, tensor in tensors.items()
