@@ -268,7 +268,7 @@ print(sorted({name.partition(".")[0] for name in sys.modules}))
 def test_the_frontend_process_has_neither_torch_nor_traces_by_default() -> None:
     program = """
 import sys
-import loramux_server.server
+import loramux_server.serving
 print({name.partition(".")[0] for name in sys.modules} & {"torch", "opentelemetry"})
 """
     run = [sys.executable, "-c", program]

@@ -1,22 +1,19 @@
-"""Build everything, serve, and end in order."""
+"""A server: everything is built, serves, and ends in order."""
 
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 from functools import partial
 from pathlib import Path
 
 from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
-from loramux_server.config import ConfigError, ServerConfig
+from loramux_server.config import ServerConfig
 from loramux_server.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.engine.messages import Report
 from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine_client import EngineClient
-from loramux_server.heap import keep_what_is_there, return_large_pieces
 from loramux_server.images.messages import Setup
 from loramux_server.images.preparer import Preparer
 from loramux_server.listener import Listener, held_port
@@ -45,7 +42,6 @@ from loramux_server.services.build import Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.expiry import expire, keep_expiring
 from loramux_server.services.images import max_images
-from loramux_server.store.blobs import StoreLockedError
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.record import AdapterRecord
@@ -258,47 +254,7 @@ class Server:
             self._services.statuses.forget(digest, is_leaving=is_leaving)
 
 
-async def serve(config: ServerConfig) -> int:
-    """Serve until SIGTERM or SIGINT, or until the engine cannot be kept alive.
-
-    A second signal ends the process at once.
-
-    Returns:
-        The exit code: 0, or 1 if the engine could not be kept alive.
-    """
-    return_large_pieces()
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    stopping = asyncio.create_task(stop.wait())
-    running = asyncio.create_task(_run(config))
-    await asyncio.wait((stopping, running), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
-    return 0 if stop.is_set() else 1
-
-
-async def _run(config: ServerConfig) -> None:
-    """Start, say so, and serve until the engine cannot be kept alive or the task is cancelled."""
-    async with Server(config) as server:
-        keep_what_is_there()
-        print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")
-        await server.wait_failed()
-
-
 def _write_down(audit: Audit, what: str, record: AdapterRecord) -> None:
     """Tell the audit log what the directory brought or took away."""
     act = DIRECTORY_ADD if what == ADDED else DIRECTORY_REMOVE
     audit.write(act, tenant=record.tenant, adapter=str(record), digest=record.digest, outcome="OK")
-
-
-__all__ = ["ConfigError", "Server", "StoreLockedError", "serve"]

@@ -27,7 +27,7 @@ def run(settings: dict[str, object]) -> int:
     # Imported here: `--help` needs none of it.
     import uvloop
 
-    from loramux_server.server import serve as serve_until_signal
+    from loramux_server.serving import serve_until_signal
     from loramux_server.store.blobs import StoreLockedError
 
     try:

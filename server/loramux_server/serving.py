@@ -1,0 +1,47 @@
+"""The process of a server, from its start to a signal."""
+
+import asyncio
+import contextlib
+import os
+import signal
+
+from loramux_server.config import ServerConfig
+from loramux_server.heap import keep_what_is_there, return_large_pieces
+from loramux_server.server import Server
+
+
+async def serve_until_signal(config: ServerConfig) -> int:
+    """Serve until SIGTERM or SIGINT, or until the engine cannot be kept alive.
+
+    A second signal ends the process at once.
+
+    Returns:
+        The exit code: 0, or 1 if the engine could not be kept alive.
+    """
+    return_large_pieces()
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    stopping = asyncio.create_task(stop.wait())
+    running = asyncio.create_task(_run(config))
+    await asyncio.wait((stopping, running), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    return 0 if stop.is_set() else 1
+
+
+async def _run(config: ServerConfig) -> None:
+    """Start, say so, and serve until the engine cannot be kept alive or the task is cancelled."""
+    async with Server(config) as server:
+        keep_what_is_there()
+        print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")
+        await server.wait_failed()
