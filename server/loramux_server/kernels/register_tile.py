@@ -17,6 +17,8 @@ from loramux_server.kernels.simd import (
     FAST,
     FLOAT32,
     FLOATS,
+    LINE_BYTES,
+    SECOND_CACHE,
     WIDTH,
     Elements,
     emit_prefetch,
@@ -129,9 +131,10 @@ def _emit_loop(
             builder.fadd(builder.fmul(x_k, weight, flags=FAST), total, flags=FAST)
             for weight, total in zip(weights_k, sums[row], strict=True)
         ])  # fmt: skip
-    for vector in range(vectors):
-        line = builder.add(emit_offset(builder, ahead, ahead_step, k), number(64 * vector))
-        emit_prefetch(builder, line)
+    # A panel is larger than the first cache.
+    for line in range(-(-vectors * WIDTH * weights.item_bytes // LINE_BYTES)):
+        at = builder.add(emit_offset(builder, ahead, ahead_step, k), number(LINE_BYTES * line))
+        emit_prefetch(builder, at, SECOND_CACHE)
     k_next = builder.add(k, number(1))
     k.add_incoming(k_next, loop)
     for totals, added in zip(sums, new, strict=True):

@@ -19,6 +19,10 @@ from loramux_server.kernels.parallel import FASTMATH
 
 WIDTH = 16
 """Numbers in a vector."""
+LINE_BYTES = 64
+"""What comes from memory at once."""
+FIRST_CACHE, SECOND_CACHE = 3, 2
+"""Where to, as LLVM numbers them."""
 
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 FAST = tuple(FASTMATH)
@@ -107,18 +111,18 @@ def prefetch(typing_context: Any, address: Any) -> Any:
     """In a kernel: begin to fetch the cache line at an integer address, which may be any."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit_prefetch(builder, arguments[0])
+        emit_prefetch(builder, arguments[0], FIRST_CACHE)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
 
 
-def emit_prefetch(builder: Any, address: Any) -> None:
-    """Emit code that begins to fetch the cache line at an integer address."""
+def emit_prefetch(builder: Any, address: Any, cache: int) -> None:
+    """Emit code that begins to fetch the cache line at an integer address into `cache`."""
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    to_read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+    to_read, keep, data = (ir.Constant(number, value) for value in (0, cache, 1))
     builder.call(function, [builder.inttoptr(address, pointer), to_read, keep, data])
 
 

@@ -31,7 +31,7 @@ from tests.support.models import VOCAB, tiny_model
 from tests.support.scored import check_told, expected_logprobs
 from tests.support.shown import show, told, vision_case
 
-TOKENS = 3
+TOKENS = 2
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"  # numpy in the interpreter, of rows that stand for no token
 )
