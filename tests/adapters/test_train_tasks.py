@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from loramux_adapters import PackageError, open_package
 from loramux_adapters.head import Task
@@ -18,6 +18,7 @@ from loramux_adapters.train.rows import Collator, Row, written_rows
 from tests.adapters.test_train import LABELLED, write
 from tests.support.command_line import Loramux
 from tests.support.encoder_tokenizers import byte_level, unigram, wordpiece
+from tests.support.pieces import save_marian
 from tests.support.whole_models import LENGTH, save_whole
 from tests.support.writers import (
     END,
@@ -209,6 +210,17 @@ def test_what_is_written_begins_and_ends_as_the_base_has_it(tmp_path: Path) -> N
         written_rows(examples, tokenizer, 3, 3)
     with pytest.raises(PackageError, match="has 2 tokens to write with the end token; there is"):
         written_rows(examples, tokenizer, 4, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_what_is_written_has_the_pieces_of_its_own_language(tmp_path: Path) -> None:
+    save_marian(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    line = {"prompt": ">>deu<< the old house", "completion": "das alte haus"}
+    (row,) = written_rows(read_examples(write(tmp_path / "data", [line])), tokenizer, 90, 90)
+    assert row["input_ids"] == tokenizer(line["prompt"]).input_ids
+    assert row["labels"] == tokenizer(text_target=line["completion"]).input_ids
+    assert row["labels"] != tokenizer(line["completion"]).input_ids
 
 
 @pytest.mark.parametrize("makes", [wordpiece, byte_level, unigram])

@@ -34,7 +34,7 @@ def rows_of(
             example = Example(f"{example.text} ->", f" {example.label}", example.line)
         assert isinstance(example, Example)
         read = tokens_of(tokenizer, example.prompt)
-        learn = _to_end(tokenizer, example.completion)
+        learn = _to_end(tokenizer, text=example.completion)
         check_length(
             len(read) + len(learn), max_tokens, examples.where(example), "tokens with the end token"
         )
@@ -51,7 +51,8 @@ def written_rows(
 ) -> list[Row]:
     """Return each example as tokens of two texts: the prompt to read, the completion to write.
 
-    Both become the tokens that a server makes of them. Of text and label, they are these.
+    The prompt becomes the tokens that a server makes of it, the completion those that the
+    tokenizer has for the other language, if it knows two. Of text and label, they are these.
 
     Args:
         examples: What to make rows of.
@@ -70,7 +71,7 @@ def written_rows(
         assert isinstance(example, Example)
         where = examples.where(example)
         read = tokens_of(tokenizer, example.prompt)
-        learn = [*begin, *_to_end(tokenizer, example.completion)]
+        learn = [*begin, *_to_end(tokenizer, text_target=example.completion)]
         check_length(len(read), max_read, where, "tokens to read")
         check_length(len(learn), max_written, where, "tokens to write with the end token")
         rows.append({"input_ids": read, "labels": learn})
@@ -125,10 +126,10 @@ def _length(value: list[int] | int) -> int:
     return len(value) if isinstance(value, list) else 0
 
 
-def _to_end(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+def _to_end(tokenizer: PreTrainedTokenizerBase, **completion: str) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise PackageError("the tokenizer of the base has no eos_token", "ADAPTER_BASE_MISMATCH")
     return [
-        *tokenizer(completion, add_special_tokens=False)["input_ids"],
+        *tokenizer(**completion, add_special_tokens=False)["input_ids"],
         tokenizer.eos_token_id,
     ]
