@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +20,7 @@ from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.mix import mixed
 from tests.support.engine import InlineExecutor
-from tests.support.fake import HeldExecutor, ManualClock, fake_engine, fake_source
+from tests.support.fake import HeldExecutor, ManualClock, SlowModel, fake_engine, fake_source
 
 A, B = (fake_source(number, 8) for number in (1, 2))
 
@@ -153,3 +157,26 @@ def test_loads_give_openmp_no_reason_to_sleep() -> None:
     )
     run = [sys.executable, "-c", program]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+def test_loads_have_the_cores_after_a_step_that_took_them() -> None:
+    """A load beside endless steps is done after a few of them, however little it gets meanwhile."""
+
+    class Later(ThreadPoolExecutor):
+        """Begins a while after it is told to, as where steps leave nothing of the cores."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            def work() -> Any:
+                time.sleep(0.05)
+                return fn(*args, **kwargs)
+
+            return super().submit(work)
+
+    clock = ManualClock()
+    model = SlowModel(clock, step_seconds=0.2, token_seconds=0.0)
+    with Later(1) as executor:
+        subject = fake_engine(num_blocks=99, rows=8, executor=executor, clock=clock, model=model)[0]
+        sampling = Sampling(max_tokens=200, seed=0, ignore_eos=True)
+        subject.receive([Submit(0, [5], None, sampling), Submit(1, [5], A, sampling)])
+        reports = [subject.step() for _ in range(6)]
+    assert {token.request_id for token in reports[-1].tokens} == {0, 1}

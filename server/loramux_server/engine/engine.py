@@ -36,6 +36,9 @@ from loramux_server.engine.views import Changes, Sees, Views, why_unseen
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
+LOADS_SHARE = 0.5
+"""Part of a step's time for which loads have the cores after it, if one is under way."""
+
 
 class Engine:
     """Owns requests, blocks, adapters and tensors; nothing else touches them."""
@@ -108,6 +111,9 @@ class Engine:
         self._deadlines = Deadlines()
         self._ended_at = 0.0
         """When the last step had been taken in."""
+        self._shares_cores = starter is None
+        self._ran_seconds = 0.0
+        """What the last step took of the cores that loads need as well."""
         self._is_stuck = True
 
     @property
@@ -136,6 +142,8 @@ class Engine:
         self._end_late()
         self._land_views()
         self._shaping.land()
+        self._residents.wait(LOADS_SHARE * self._ran_seconds)
+        self._ran_seconds = 0.0
         landed = self._land_loads()
         before = self._execution.flight
         plan = self._follow(before) if before else self._plan()
@@ -162,6 +170,8 @@ class Engine:
         )
         run_and_sample = self._execution.start if runs_ahead else self._execution.run
         ran = run_and_sample(plan, batch, now)
+        if self._shares_cores:
+            self._ran_seconds = self._clock() - now
         return self._outbox.publish(landed, started, self._commit(ran))
 
     def close(self) -> None:

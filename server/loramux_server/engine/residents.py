@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
 
 Clock = Callable[[], float]
+_LONG_SECONDS = 2.0
+_MAX_WAIT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,17 @@ class Residents:
             self._flights[order.source.digest] = _Flight(order, future, begin)
             self._begun.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
+
+    def wait(self, seconds: float) -> None:
+        """Leave the cores to the loads that are under way until one is done, or for so long.
+
+        Beside steps that use all cores they would hardly go on. One that takes long waits for
+        something else.
+        """
+        begun_after = self._clock() - _LONG_SECONDS
+        futures = [each.future for each in self._flights.values() if each.begin > begun_after]
+        if futures and seconds:
+            wait(futures, min(seconds, _MAX_WAIT_SECONDS), FIRST_COMPLETED)
 
     def land(self) -> Landed:
         """Take in the loads that are done."""
