@@ -345,6 +345,7 @@ def fake_engine(
         wake=lambda: None,
         block_size=BLOCK_SIZE,
         eos_token_ids=[EOS],
+        shares_cores=True,
         follower=follower,
         speculation=Speculation(speculative_tokens, ends),
         clock=clock,

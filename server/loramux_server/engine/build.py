@@ -162,6 +162,7 @@ def build_engine(
         eos_token_ids=model.eos_token_ids,
         vocab_size=model.vocab_size,
         reads_whole=model.whole_texts is not None,
+        shares_cores=model.device.type == "cpu",
         resting=resting,
         follower=_follower(model, wake),
         speculation=Speculation(_draft_tokens(model, config), ends),

@@ -36,9 +36,6 @@ from loramux_server.engine.views import Changes, Sees, Views, why_unseen
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.weight_format import AS_SAVED, Resting
 
-LOADS_SHARE = 0.5
-"""Part of a step's time for which loads have the cores after it, if one is under way."""
-
 
 class Engine:
     """Owns requests, blocks, adapters and tensors; nothing else touches them."""
@@ -60,6 +57,7 @@ class Engine:
         eos_token_ids: list[int],
         vocab_size: int | None = None,
         reads_whole: bool = False,
+        shares_cores: bool = False,
         resting: Resting = AS_SAVED,
         follower: Follower | None = None,
         sees: Sees | None = None,
@@ -83,6 +81,7 @@ class Engine:
             eos_token_ids: The tokens with which the model ends a text.
             vocab_size: Tokens of the base; None if that makes no difference.
             reads_whole: Whether the base reads texts as wholes.
+            shares_cores: Whether a step takes the cores that loads need.
             resting: In which format an adapter rests in memory.
             follower: Knows what may come next in texts that have a form; None where there are none.
             sees: Looks at images; None where there are none.
@@ -111,9 +110,9 @@ class Engine:
         self._deadlines = Deadlines()
         self._ended_at = 0.0
         """When the last step had been taken in."""
-        self._shares_cores = starter is None
+        self._shares_cores = shares_cores
         self._ran_seconds = 0.0
-        """What the last step took of the cores that loads need as well."""
+        """What the last step took of the cores that loads need as well; 0 where it left them."""
         self._is_stuck = True
 
     @property
@@ -142,7 +141,7 @@ class Engine:
         self._end_late()
         self._land_views()
         self._shaping.land()
-        self._residents.wait(LOADS_SHARE * self._ran_seconds)
+        self._residents.let_load(self._ran_seconds)
         self._ran_seconds = 0.0
         landed = self._land_loads()
         before = self._execution.flight

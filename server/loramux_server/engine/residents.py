@@ -22,8 +22,11 @@ from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
 
 Clock = Callable[[], float]
-_LONG_SECONDS = 2.0
+_SHARE = 0.5
+"""Part of a step's time for which loads have the cores after it."""
 _MAX_WAIT_SECONDS = 0.1
+_LONG_SECONDS = 2.0
+"""A load that takes longer waits for something else than cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +161,20 @@ class Residents:
             self._begun.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
-    def wait(self, seconds: float) -> None:
-        """Leave the cores to the loads that are under way until one is done, or for so long.
+    def let_load(self, seconds: float) -> None:
+        """Leave the cores to the loads that are under way, until one is done or for a share.
 
-        Beside steps that use all cores they would hardly go on. One that takes long waits for
-        something else.
+        Beside steps that use all cores they would hardly go on.
+
+        Args:
+            seconds: What the last step took of the cores.
         """
+        if not (seconds and self._flights):
+            return
         begun_after = self._clock() - _LONG_SECONDS
         futures = [each.future for each in self._flights.values() if each.begin > begun_after]
-        if futures and seconds:
-            wait(futures, min(seconds, _MAX_WAIT_SECONDS), FIRST_COMPLETED)
+        if futures:
+            wait(futures, min(_SHARE * seconds, _MAX_WAIT_SECONDS), FIRST_COMPLETED)
 
     def land(self) -> Landed:
         """Take in the loads that are done."""

@@ -26,7 +26,7 @@ from loramux_server.kernels.parallel import (
     share_of,
     thread_number,
 )
-from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
+from loramux_server.kernels.register_tile import MAX_ROWS, ONES, PANEL, ZEROS, tile_for
 from loramux_server.kernels.simd import FLOAT32, WIDTH, prefetch, splat, store
 
 ATTEND_JOB = np.dtype(
@@ -41,7 +41,6 @@ ATTEND_JOB = np.dtype(
     + [("scale", np.float64), ("softcap", np.float64)],
     align=True,
 )  # fmt: skip
-_ONES, _ZEROS = torch.ones(PANEL), torch.zeros(PANEL)
 _dots, _tile, _half_tile = dots_for(FLOAT32), tile_for(FLOAT32), tile_for(FLOAT32, vectors=1)
 
 
@@ -246,7 +245,7 @@ class QueryTiles:
         job["table"], job["table_stride"] = batch.table_BM.ctypes.data, batch.table_BM.shape[1]
         job["block_size"] = batch.block_size
         job["scores"], job["scores_stride"] = scores.data_ptr(), stride
-        job["ones"], job["zeros"] = _ONES.data_ptr(), _ZEROS.data_ptr()
+        job["ones"], job["zeros"] = ONES.data_ptr(), ZEROS.data_ptr()
         return scores
 
 

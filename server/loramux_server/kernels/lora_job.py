@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
-import torch
 
-from loramux_server.kernels.register_tile import PANEL
+from loramux_server.kernels.register_tile import ONES, ZEROS
 from loramux_server.lora.segments import Segments
 
 LORA_JOB = np.dtype(
@@ -19,7 +18,6 @@ LORA_JOB = np.dtype(
     ],
     align=True,
 )  # fmt: skip
-_ONES, _ZEROS = torch.ones(PANEL), torch.zeros(PANEL)
 
 
 class SegmentJobs:
@@ -53,6 +51,6 @@ class SegmentJobs:
         job["affine"] = (
             0 if affine_GSP is None else affine_GSP.ctypes.data + groups * affine_GSP.strides[0]
         )
-        job["ones"], job["zeros"] = _ONES.data_ptr(), _ZEROS.data_ptr()
+        job["ones"], job["zeros"] = ONES.data_ptr(), ZEROS.data_ptr()
         job["num_segments"], job["max_parts"] = rank_GSP.shape[1:]
         job["max_rank"] = self.max_rank

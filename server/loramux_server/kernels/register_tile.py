@@ -9,6 +9,7 @@ from typing import Any
 
 import llvmlite.binding
 import numba
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -32,6 +33,8 @@ MAX_ROWS, VECTORS = (12, 2) if HAS_WIDE_REGISTERS else (6, 1)
 """Sums of so many rows and vectors fit the registers, beside the weights and an input."""
 PANEL = VECTORS * WIDTH
 """Outputs in a panel of weights."""
+ONES, ZEROS = torch.ones(PANEL), torch.zeros(PANEL)
+"""Scale and bias of a panel that has none."""
 _ADDRESS = ir.IntType(64)
 
 

@@ -18,7 +18,7 @@ from loramux_server.kernels.parallel import (
     share_of,
     thread_number,
 )
-from loramux_server.kernels.register_tile import MAX_ROWS, PANEL, tile_for
+from loramux_server.kernels.register_tile import MAX_ROWS, ONES, PANEL, ZEROS, tile_for
 from loramux_server.kernels.row_attention import Seen, row_attention
 from loramux_server.kernels.simd import FLOAT32, WIDTH
 
@@ -33,7 +33,6 @@ JOB = np.dtype(
     + [("scale", np.float64)],
     align=True,
 )  # fmt: skip
-_ONES, _ZEROS = torch.ones(PANEL), torch.zeros(PANEL)
 _dots, _tile, _half_tile = dots_for(FLOAT32), tile_for(FLOAT32), tile_for(FLOAT32, vectors=1)
 # Where things are in what is told of a request: a length in tokens, addresses and byte strides.
 _LENGTH, _K, _K_HEAD, _K_TOKEN, _V, _V_HEAD, _V_TOKEN, _BIAS, _BIAS_HEAD, _BIAS_TOKEN = range(10)
@@ -124,7 +123,7 @@ class RowAttentionCpu:
         job["scores"], job["scores_stride"] = self._scores.data_ptr(), stride
         job["requests"], job["heads"], job["key_heads"] = requests, heads, key_heads
         job["key_width"], job["value_width"] = key_width, value_width
-        job["ones"], job["zeros"] = _ONES.data_ptr(), _ZEROS.data_ptr()
+        job["ones"], job["zeros"] = ONES.data_ptr(), ZEROS.data_ptr()
         job["scale"] = scale
         self._kernel.run(int(told[:, _LENGTH].sum()) * heads * key_width)
         return out_BHE
