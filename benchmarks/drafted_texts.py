@@ -24,8 +24,8 @@ from benchmarks.forms import tokenizer_of
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.speculation import Speculation
+from loramux_server.wire.sampling import Sampling
 
 _MANY = 1 << 30
 _LABELS = ("positive", "negative", "mostly neutral, and somewhat positive")

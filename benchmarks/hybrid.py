@@ -27,8 +27,8 @@ from benchmarks.local_engine import LocalEngine
 from benchmarks.random_adapters import save_adapters, with_adapters
 from benchmarks.random_bases import load_base, save_base
 from benchmarks.step_ways import in_turns, write_record
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.config import EngineConfig
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
 
 VOCAB = 2048
 

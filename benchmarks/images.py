@@ -27,11 +27,11 @@ from benchmarks.local_engine import GREEDY, LocalEngine
 from benchmarks.random_adapters import save_adapters, with_adapters
 from benchmarks.random_bases import load_base, save_base
 from benchmarks.step_ways import in_turns, write_record
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import Submit
 from loramux_server.images.messages import Array, Image, PlacedImage, PreparedImage
 from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import Submit
 
 VOCAB = 2048
 IMAGE_TOKEN = 3

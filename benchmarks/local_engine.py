@@ -15,20 +15,20 @@ from benchmarks.fixture import Shape, make_base
 from loramux_adapters import read_package
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.packing import pack
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import Cancel, Drop, Report, Submit
 from loramux_server.engine.residents import loader_threads
-from loramux_server.engine.sampling import Sampling
 from loramux_server.hashes import Digest, Seal
 from loramux_server.kernels.resting import Quantization
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.row_allocator import RowSize
-from loramux_server.lora.weight_format import format_of
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import num_bytes
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import Cancel, Drop, Report, Submit
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.weight_format import format_of
 
 GREEDY = Sampling(max_tokens=10_000, seed=0, temperature=0.0, ignore_eos=True)
 """What requests ask for that go on until they are ended."""

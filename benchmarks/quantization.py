@@ -22,11 +22,11 @@ import typer
 from benchmarks import machine
 from benchmarks.fixture import SHAPES
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import Submit
-from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.resting import Quantization
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
 
 DEMO = Path(__file__).parents[1] / "server/loramux_server/demo"
 CONTEXT, STEPS, PROMPTS, TOKENS = 144, 20, 20, 12

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from benchmarks.local_engine import packaged
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 
 RANK = 16
 

@@ -24,11 +24,11 @@ import typer
 from benchmarks import machine
 from benchmarks.fixture import SHAPES, Shape, make_adapters
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.config import EngineConfig
+from loramux_server.kernels.cpu.linear import make_linear_cpu
 from loramux_server.kernels.linear import Linear
-from loramux_server.kernels.linear_cpu import make_linear_cpu
 from loramux_server.kernels.resting import Quantization
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
 
 CONTEXT = 144
 

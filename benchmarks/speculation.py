@@ -21,10 +21,10 @@ import typer
 from benchmarks import machine
 from benchmarks.fixture import SHAPES, make_adapters
 from benchmarks.local_engine import Completed, LocalEngine, fixture_base, packaged
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import Submit
-from loramux_server.engine.sampling import Sampling
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
 
 _RIGHT = (0.5, 0.8, 0.9, 1.0)
 """Parts of a foretold text that are right."""

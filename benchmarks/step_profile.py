@@ -19,9 +19,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.fixture import SHAPES, make_adapters
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
 from loramux_server.engine import build
-from loramux_server.engine.config import EngineConfig
 from loramux_server.kernels.backend import Backend
-from loramux_server.kernels.program import Program
+from loramux_server.kernels.cpu.program import Program
+from loramux_server.wire.engine_config import EngineConfig
 
 
 def main(

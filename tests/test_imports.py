@@ -115,6 +115,29 @@ def imported_by(folder: Path, but: tuple[str, ...] = ()) -> set[str]:
     return names
 
 
+SERVER = ROOT / "server" / "loramux_server"
+ENGINE = {"engine", "kernels", "lora", "models"}
+"""Folders of the engine process."""
+SHARED = {"confinement", "forms", "hashes", "heap", "images", "observe", "text", "wire"}
+"""What both processes have, without torch."""
+
+
+def parts_imported_by(path: Path) -> set[str]:
+    """Return the folders and modules of the server that a file of it imports."""
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    modules = {node.module or "" for node in tree if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[1] for name in modules if name.startswith("loramux_server.")}
+
+
+def test_frontend_and_engine_meet_in_what_they_say_to_each_other() -> None:
+    for path in SERVER.rglob("*.py"):
+        of, found = path.relative_to(SERVER).parts[0], parts_imported_by(path)
+        if of in ENGINE:
+            assert found <= ENGINE | SHARED, path
+        else:  # what an adapter takes of memory is asked before it is loaded, too
+            assert found.isdisjoint(ENGINE - {"lora"}), path
+
+
 def test_adapters_import_the_standard_library_and_themselves() -> None:
     found = imported_by(ROOT / "adapters", but=("weights", "train", "signing.py"))
     assert found - set(sys.stdlib_module_names) == {"loramux_adapters"}

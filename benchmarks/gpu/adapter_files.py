@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from benchmarks.fixture import Shape, make_adapters
 from benchmarks.local_engine import packaged
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 
 _LAST_BYTES = 2
 """Of a file, in which those of a kind differ: a weight, or half of one."""

@@ -16,8 +16,8 @@ from benchmarks.gpu.adapter_files import AdapterFiles
 from benchmarks.gpu.load_parts import load_parts
 from benchmarks.gpu.served import KernelTime, Served, dtype_of
 from benchmarks.local_engine import GREEDY
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.sampling import Sampling
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.sampling import Sampling
 
 _RANK = 16
 _MIXED = (8, 16, 32, 64)

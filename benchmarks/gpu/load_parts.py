@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from loramux_adapters import read_package
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.arriving import Reader, Seals
 from loramux_server.lora.rooms import PinnedMemory, Rooms, size_of_room
+from loramux_server.wire.adapter_source import AdapterSource
 
 _RUNS = 5
 

@@ -29,7 +29,7 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.adapter_table import AdapterTable, GroupTable
 from loramux_server.lora.row_allocator import GRANULE, RowSize
 from loramux_server.lora.segments import Residence, Segments
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 
 Calls = tuple[list[Callable[[], object]], int]
 """Calls that do the same on operands of their own, and the bytes that one has to move."""

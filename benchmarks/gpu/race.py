@@ -11,14 +11,14 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.fixture import SHAPES, make_adapters
 from benchmarks.local_engine import packaged
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Submit
 from loramux_server.engine.residents import loader_threads
-from loramux_server.engine.sampling import Sampling
 from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
 
 _ADAPTERS, _RUNNING, _TOKENS = 12, 6, 24
 _RANKS = (8, 24, 16, 5)

@@ -12,10 +12,10 @@ from transformers import LlamaForCausalLM
 from benchmarks.fixture import Shape
 from benchmarks.gpu.adapter_files import AdapterFiles
 from benchmarks.local_engine import GREEDY, LocalEngine
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.sampling import Sampling
 from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.sampling import Sampling
 
 _BLOCK = 16
 _MARGIN = 256

@@ -14,8 +14,8 @@ from benchmarks.local_engine import LocalEngine
 from benchmarks.setting import AdapterSet, Setting
 from loramux_server.engine import batch
 from loramux_server.engine import engine as engine_module
-from loramux_server.engine.config import EngineConfig
 from loramux_server.models.packed_linear import PackedLinear
+from loramux_server.wire.engine_config import EngineConfig
 
 ADAPTERS = AdapterSet(32)
 BATCH, CONTEXT, STEPS = 8, 144, 100

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from loramux_server.engine.config import EngineConfig
+from loramux_server.wire.engine_config import EngineConfig
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _ENDPOINT = re.compile(r"https?://[^\s/?#]+")

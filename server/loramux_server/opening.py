@@ -7,7 +7,6 @@ import sqlalchemy.exc
 
 from loramux.errors import InvalidArgumentError
 from loramux_server.config import ConfigError, ServerConfig
-from loramux_server.engine.model_info import ModelInfo
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.catalog import Catalog, CatalogUrlError
@@ -15,6 +14,7 @@ from loramux_server.store.places import stores_folder
 from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
+from loramux_server.wire.model_info import ModelInfo
 
 
 def open_registry(folder: Path, config: ServerConfig) -> Registry:

@@ -10,17 +10,15 @@ from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ServerConfig
-from loramux_server.connection_limits import ConnectionLimits, message_bytes
-from loramux_server.engine.messages import Report
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine_client import EngineClient
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.engine_link.probe import Probe
+from loramux_server.engine_link.quarantine import Quarantine
 from loramux_server.images.messages import Setup
 from loramux_server.images.preparer import Preparer
-from loramux_server.listener import Listener, held_port
 from loramux_server.lora.row_allocator import GRANULE
-from loramux_server.lora_requests import LoraRequests
-from loramux_server.metrics import Metrics
-from loramux_server.metrics_server import serve_metrics
+from loramux_server.metrics.endpoint import serve_metrics
+from loramux_server.metrics.process_memory import show_memory
+from loramux_server.metrics.series import Metrics
 from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
 from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_log import CallLog
@@ -33,22 +31,24 @@ from loramux_server.opening import (
     open_registry,
     sources_of,
 )
-from loramux_server.probe import Probe
-from loramux_server.process_memory import show_memory
-from loramux_server.quarantine import Quarantine
-from loramux_server.readers import Readers
 from loramux_server.ready_file import write_ready_file
+from loramux_server.services.adapters.expiry import expire, keep_expiring
 from loramux_server.services.build import Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
-from loramux_server.services.expiry import expire, keep_expiring
-from loramux_server.services.images import max_images
+from loramux_server.services.generation.images import max_images
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from loramux_server.store.writing import ADDED
 from loramux_server.tasks import ended
+from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
+from loramux_server.transport.listener import Listener, held_port
+from loramux_server.transport.lora_requests import LoraRequests
+from loramux_server.transport.readers import Readers
 from loramux_server.watching import look, watch
+from loramux_server.wire.messages import Report
+from loramux_server.wire.model_info import ModelInfo
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loramux_server.engine.messages import Report
+from loramux_server.wire.messages import Report
 
 STORED = "stored"
 DEVICE = "device"

@@ -5,7 +5,7 @@ import logging
 
 import sqlalchemy.exc
 
-from loramux_server.services.storage import stoppable
+from loramux_server.services.adapters.storage import stoppable
 from loramux_server.store.directory import Directory
 
 _log = logging.getLogger(__name__)

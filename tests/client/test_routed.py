@@ -30,7 +30,7 @@ from loramux.errors import (
 )
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
-from loramux_server.rpc import status_metadata
+from loramux_server.transport.rpc import status_metadata
 from tests.support.certificates import Authority
 from tests.support.polling import eventually
 from tests.support.small_server import SmallServer

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import promql_parser as promql
 from prometheus_client import Counter, Gauge, Histogram
 
-from loramux_server.adapter_labels import BASE
-from loramux_server.lora_requests import LoraRequests
-from loramux_server.metrics import Metrics
+from loramux_server.metrics.adapter_labels import BASE
+from loramux_server.metrics.series import Metrics
 from loramux_server.statuses import Statuses
+from loramux_server.transport.lora_requests import LoraRequests
 
 SCRAPED = frozenset({"job", "instance"})
 """Labels that Prometheus adds to all that it scrapes."""

@@ -13,7 +13,7 @@ import grpc
 import pytest
 import yaml
 
-from loramux_server.metrics import CAUSES, STORE_FULL, Metrics
+from loramux_server.metrics.series import CAUSES, STORE_FULL, Metrics
 from tests.deploy.options import commands, options_of
 from tests.deploy.promql import SCRAPED, exposed, named, values
 from tests.support.server import RunningServer

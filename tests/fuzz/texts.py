@@ -18,10 +18,10 @@ from loramux.v1 import classification_pb2, embedding_pb2, generation_pb2, questi
 from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.access.caller import LOCAL_ADMIN, acting
 from loramux_server.config import ServerConfig
-from loramux_server.engine.messages import Submit
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.services.server import ServerService
 from loramux_server.store.instructions import Instruction
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.model_kind import ModelKind
 from tests.fuzz.inputs import ODD_TEXT, mangled, requests
 from tests.fuzz.target import FindingError, Target
 from tests.server.test_decoder_prompts import SEQ2SEQ

@@ -11,13 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loramux_server.kernels.add_lora import add_lora
-from loramux_server.kernels.add_lora_cpu import AddLoraCpu
 from loramux_server.kernels.backend import AddLora
+from loramux_server.kernels.cpu.add_lora import AddLoraCpu
 from loramux_server.lora.affine import FACTOR, SHIFT
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.slab import DTYPES, vectors, weights
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 
 FORMS: dict[str, Callable[[], AddLora]] = {"definition": lambda: add_lora, "cpu": AddLoraCpu}
 

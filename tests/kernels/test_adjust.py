@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
 from loramux_server.kernels.adjust import adjust
+from loramux_server.wire.sampling import Sampling
 
 EOS, VOCAB = 1, 90
 TOKENS = st.lists(st.integers(0, VOCAB - 1), max_size=70)

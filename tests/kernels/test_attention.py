@@ -12,9 +12,9 @@ from loramux_server.kernels.attention import (
     paged_attention,
     write_cache,
 )
-from loramux_server.kernels.attention_cpu import PagedAttentionCpu
 from loramux_server.kernels.backend import PagedAttention, WriteCache
-from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
+from loramux_server.kernels.cpu.attention import PagedAttentionCpu
+from loramux_server.kernels.cpu.write_cache import WriteCacheCpu
 from tests.support.attention import SINKS, problem
 
 FORMS: dict[str, Callable[[], PagedAttention]] = {

@@ -8,13 +8,13 @@ import torch
 
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm
 from loramux_server.kernels.backend import DEFINITIONS, choose_backend
+from loramux_server.kernels.cpu.decoder import DecoderCpu, make_decoder_cpu
+from loramux_server.kernels.cpu.linear import make_linear_cpu
 from loramux_server.kernels.decoder import DecoderLayer, Norm, make_decoder
-from loramux_server.kernels.decoder_cpu import DecoderCpu, make_decoder_cpu
 from loramux_server.kernels.linear import make_linear
-from loramux_server.kernels.linear_cpu import make_linear_cpu
 from loramux_server.kernels.projection import Projection
 from loramux_server.lora.segments import Residence, Segments
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 
 HIDDEN, HEADS, KV_HEADS, WIDTH, MLP, SLOTS, ROWS = 64, 4, 2, 32, 96, 96, 64
 BLOCK = 4

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from loramux_server.kernels.cpu.delta_rule import DeltaRuleCpu
 from loramux_server.kernels.delta_rule import delta_rule
-from loramux_server.kernels.delta_rule_cpu import DeltaRuleCpu
 
 
 def numbers(

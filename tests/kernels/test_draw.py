@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from loramux_server.engine.sampler import draws_of, likeliest, uniform
-from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels import draw as definition
+from loramux_server.kernels.cpu.draw import draw_cpu
 from loramux_server.kernels.draw import Draws, draw
-from loramux_server.kernels.draw_cpu import draw_cpu
+from loramux_server.wire.sampling import Sampling
 
 FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor, Draws], torch.Tensor]] = {
     "definition": draw,

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from loramux_server.kernels.cpu.linear import LinearCpu, make_linear_cpu, make_saved_linear_cpu
+from loramux_server.kernels.cpu.parallel import without_team
+from loramux_server.kernels.cpu.register_tile import MAX_ROWS, PANEL
 from loramux_server.kernels.linear import make_linear
-from loramux_server.kernels.linear_cpu import LinearCpu, make_linear_cpu, make_saved_linear_cpu
-from loramux_server.kernels.parallel import without_team
-from loramux_server.kernels.register_tile import MAX_ROWS, PANEL
 from loramux_server.kernels.resting import AT_REST, Quantization, at_rest, widened
 from loramux_server.kernels.saved_linear import make_saved_linear
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from loramux_server.kernels.cpu.logprobs import logprobs_cpu
 from loramux_server.kernels.logprobs import logprobs
-from loramux_server.kernels.logprobs_cpu import logprobs_cpu
 
 LOGITS = st.lists(
     st.sampled_from([0.0, -0.0, 1.0, 1.0, -2.5, 3.0, -math.inf, 1e-40, -1e-40]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loramux_server.kernels import pointwise
-from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
+from loramux_server.kernels.cpu.pointwise import RmsNormCpu, RotateCpu, SiluMulCpu
 
 NORMS: dict[str, Callable[[], Callable[..., torch.Tensor]]] = {
     "definition": lambda: pointwise.rms_norm,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from loramux_server.kernels.cpu.row_attention import RowAttentionCpu
 from loramux_server.kernels.row_attention import Seen, row_attention
-from loramux_server.kernels.row_attention_cpu import RowAttentionCpu
 
 LENGTHS = (1, 7, 64, 3, 130)
 

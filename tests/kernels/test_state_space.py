@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from loramux_server.kernels.cpu.state_space import StateSpaceCpu
 from loramux_server.kernels.state_space import state_space
-from loramux_server.kernels.state_space_cpu import StateSpaceCpu
 
 
 def numbers(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_methods import lora, save
 from tests.parity.test_peft import Case, check, target_modules
 from tests.support.adapters import Expected, expected, pack_source, with_adapter

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loramux_adapters.head import Task
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_peft import Case, check, target_modules
 from tests.parity.test_saved import norms
 from tests.support.adapters import expected, pack_source, save_adapter, save_tuned, with_adapter

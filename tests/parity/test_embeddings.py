@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_peft import target_modules
 from tests.support.adapters import pack_source, source_of
 from tests.support.embedders import bare, expected_states, save_embedder, vector_of

@@ -17,10 +17,10 @@ from peft import (
 )
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.model_kind import ModelKind
 from tests.support.adapters import pack_source, save_tuned
 from tests.support.embedders import vector_of
 from tests.support.engine import Harness

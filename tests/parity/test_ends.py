@@ -8,10 +8,10 @@ import pytest
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.kernels.program import Program
+from loramux_server.kernels.cpu.program import Program
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_peft import Case, check
 from tests.parity.test_saved import TOKENS, TOLERANCE, configs, lora, save
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter

@@ -22,7 +22,7 @@ from transformers import (
 from loramux_adapters import read_package
 from loramux_adapters.stacks import stacked
 from loramux_adapters.tensorfile import tensor_reader
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.adapters.files import package as packaged
 from tests.parity.test_methods import TOLERANCE, cases
 from tests.parity.test_peft import Case, check

@@ -21,8 +21,8 @@ from peft import (
 )
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_peft import Case, check, target_modules
 from tests.parity.test_saved import last_part, norms
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter

@@ -9,8 +9,8 @@ import pytest
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource, Combination
 from loramux_server.lora.mix import mixed
+from loramux_server.wire.adapter_source import AdapterSource, Combination
 from tests.parity.test_methods import lora, save
 from tests.parity.test_peft import Case, check, target_modules
 from tests.support.adapters import expected, pack_source, quiet_peft, save_adapter

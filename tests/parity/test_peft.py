@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import Expected, expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import CONFIGS, RECURRENT, VOCAB, tiny_model

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from loramux_server.engine import model_runner
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import Finish
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Finish
 from tests.parity.test_activated import INVOCATION
 from tests.parity.test_methods import configs as methods
 from tests.parity.test_methods import lora, save

@@ -18,8 +18,8 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.store.check import check_package
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_peft import Case, check, target_modules
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter
 from tests.support.bases import ROOMY

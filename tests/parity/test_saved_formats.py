@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux_adapters import Package, read_package
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.edits import Edits, num_edit_bytes
 from loramux_server.lora.packed import load_packed
 from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_peft import Case, check
 from tests.parity.test_saved import TOLERANCE, configs, lora, make, resized_configs, save
 from tests.support.adapters import expected, pack_source, quiet_peft, with_adapter

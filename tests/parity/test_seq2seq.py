@@ -19,10 +19,10 @@ from peft import (
 )
 from transformers import GenerationConfig
 
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.model_kind import ModelKind
 from tests.support.adapters import Expected, pack_source, save_tuned
 from tests.support.engine import Harness
 from tests.support.whole_models import SEQ2SEQ, VOCAB, own_model, save_whole

@@ -23,11 +23,11 @@ from transformers import PreTrainedModel
 
 from loramux_adapters import PackageError
 from loramux_adapters.head import Task
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.model_info import ModelInfo
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import ServedBase, check_package
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.model_info import ModelInfo
 from tests.support.adapters import pack_source, save_tuned
 from tests.support.classifiers import classifier
 from tests.support.encoder_heads import VOCAB, for_task, save_encoder

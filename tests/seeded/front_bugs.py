@@ -16,18 +16,18 @@ from loramux_server.access.key import key_digest, parse_key
 from loramux_server.access.key_ring import KeyRing
 from loramux_server.access.rules import RULES, Rule
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Cancel, ToEngine
-from loramux_server.engine_client import EngineClient
-from loramux_server.listener import Listener
-from loramux_server.room_limits import RoomLimits, Taken
-from loramux_server.rpc import Context, abort
+from loramux_server.engine_link.client import EngineClient
 from loramux_server.server import Server
-from loramux_server.services import generation
 from loramux_server.services.calls import Calls
+from loramux_server.services.generation import service as generation
+from loramux_server.services.generation.output import Output
 from loramux_server.services.limits import check_own_tokens
 from loramux_server.services.observer import Observer
-from loramux_server.services.output import Output
 from loramux_server.services.submission import Submission
+from loramux_server.transport.listener import Listener
+from loramux_server.transport.rpc import Context, abort
+from loramux_server.waiting_room.limits import RoomLimits, Taken
+from loramux_server.wire.messages import Cancel, ToEngine
 from tests.support.models import byte_tokenizer
 
 Patch = pytest.MonkeyPatch
@@ -131,7 +131,7 @@ def answer_with_the_text_of_exceptions(patch: Patch) -> None:
             error = InternalError(f"internal error: {error}", reason="INTERNAL")
         await abort(context, error, method)
 
-    patch.setattr("loramux_server.rpc.abort", abort_)
+    patch.setattr("loramux_server.transport.rpc.abort", abort_)
 
 
 def compare_keys_letter_by_letter(patch: Patch) -> None:

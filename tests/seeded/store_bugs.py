@@ -10,8 +10,8 @@ import pytest
 
 from loramux.errors import NotFoundError
 from loramux_server.hashes import Seal
-from loramux_server.services import generation
 from loramux_server.services.choice import chosen
+from loramux_server.services.generation import service as generation
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.files import Files

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 from tests.kernels import test_add_lora, test_attention
 from tests.seeded import engine_bugs as bugs
 from tests.server import test_sampler

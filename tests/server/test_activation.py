@@ -5,16 +5,16 @@ import numpy as np
 from hypothesis import given, settings
 
 from loramux_server.engine.activation import last_place
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.batch import Batch, grouped
-from loramux_server.engine.messages import Submit
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.adapter_cache import Tier
 from loramux_server.lora.segments import Residence
-from loramux_server.lora.weight_format import AS_SAVED, WeightFormat
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.weight_format import AS_SAVED, WeightFormat
 from tests.support.engine import InlineExecutor
 from tests.support.fake import completion, fake_engine, fake_source
 

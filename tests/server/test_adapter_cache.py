@@ -11,9 +11,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.row_allocator import RowSize
+from loramux_server.wire.adapter_source import AdapterSource
 
 
 def source(name: str, rank: int = 8) -> AdapterSource:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.lora.weight_format import ROUNDINGS, Resting, WeightFormat
 from loramux_server.lora.weights import read_weights
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.weight_format import ROUNDINGS, Resting, WeightFormat
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import tiny_model

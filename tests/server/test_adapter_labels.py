@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramux_server.adapter_labels import BASE, NONE, OTHER, AdapterLabels
+from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER, AdapterLabels
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pytest
 
 from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import UploadAdapterRequest
-from loramux_server.metrics import Metrics
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.changes import Changes
-from loramux_server.services.chunks import Chunks
-from loramux_server.services.descriptions import Descriptions
-from loramux_server.services.imports import Imports
-from loramux_server.services.intake import Intake
+from loramux_server.metrics.series import Metrics
+from loramux_server.services.adapters.changes import Changes
+from loramux_server.services.adapters.chunks import Chunks
+from loramux_server.services.adapters.descriptions import Descriptions
+from loramux_server.services.adapters.imports import Imports
+from loramux_server.services.adapters.intake import Intake
+from loramux_server.services.adapters.service import AdapterService
 from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Blobs

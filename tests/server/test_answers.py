@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import question_answering_pb2
-from loramux_server.services.answers import Best, Pair
-from loramux_server.services.question_limits import (
+from loramux_server.services.pooling.answers import Best, Pair
+from loramux_server.services.pooling.question_limits import (
     MAX_WINDOW_TOKENS,
     MAX_WINDOWS,
     WindowSize,
@@ -22,7 +22,7 @@ from loramux_server.services.question_limits import (
     size_of,
     windows_of,
 )
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
 from tests.support.models import byte_tokenizer
 from tests.support.questions import pipeline_answers
 

@@ -38,19 +38,19 @@ from transformers import (
 
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.backend import DEFINITIONS, choose_backend
 from loramux_server.lora.segments import Residence
-from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.packed_linear import PackedLinear
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.weight_format import WeightFormat
 from tests.support.engine import InlineExecutor
 from tests.support.models import save_model, tiny_model
 from tests.support.sinks import gpt_oss

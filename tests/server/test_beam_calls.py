@@ -13,7 +13,11 @@ from loramux.errors import (
     UnavailableError,
 )
 from loramux.v1.generation_pb2 import SamplingParams, StreamGenerateResponse
-from loramux_server.engine.messages import (
+from loramux_server.services.generation.beam_fields import beams_of, searched, searching_defaults
+from loramux_server.services.generation.sampling import samplings
+from loramux_server.store.policy import Policy
+from loramux_server.store.reference import DEFAULT_TENANT
+from loramux_server.wire.messages import (
     Cancel,
     Failure,
     Finish,
@@ -22,10 +26,6 @@ from loramux_server.engine.messages import (
     Submit,
     Token,
 )
-from loramux_server.services.beam_fields import beams_of, searched, searching_defaults
-from loramux_server.services.sampling import samplings
-from loramux_server.store.policy import Policy
-from loramux_server.store.reference import DEFAULT_TENANT
 from tests.server.test_limits import MODEL
 from tests.server.test_streaming import Served, woken
 from tests.support.policies import KeptPolicies

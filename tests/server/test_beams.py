@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from loramux_server.services.beams import BeamOptions, Beams, Found, Likely
+from loramux_server.services.generation.beams import BeamOptions, Beams, Found, Likely
 
 VOCAB = 13
 MAX_TOKENS = 7

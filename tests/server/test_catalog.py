@@ -9,7 +9,7 @@ import sqlalchemy
 import sqlalchemy.exc
 
 from loramux.errors import ResourceExhaustedError
-from loramux_server.services.storage import storage_errors
+from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.store.catalog import Catalog, CatalogUrlError
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import FORMAT, NewerFormatError, metadata

@@ -138,7 +138,7 @@ def test_whoever_leaves_the_sandbox_finds_closed_doors(what: str) -> None:
     program = (
         "import os, socket, subprocess\n"
         "from loramux_server.chat.worker import MEMORY\n"
-        "from loramux_server.confinement import close_doors\n"
+        "from loramux_server.confinement.serve import close_doors\n"
         "close_doors(MEMORY, 'a template')\n"
         f"try:\n    {TRIES[what]}\nexcept PermissionError as error:\n    print(error)"
     )

@@ -7,7 +7,7 @@ import pytest
 
 from loramux.errors import DeadlineExceededError
 from loramux.v1.uploads_pb2 import SendChunksRequest
-from loramux_server.services.chunks import Chunks
+from loramux_server.services.adapters.chunks import Chunks
 
 IDLE, RATE = 30.0, 10_000
 WHOLE = 100_000

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from loramux_server.commands.flags import parse_size, show_size, takes_config
 from loramux_server.commands.serve import run
 from loramux_server.config import ConfigError, ServerConfig, make_config, split_address
-from loramux_server.engine.config import EngineConfig
+from loramux_server.wire.engine_config import EngineConfig
 
 
 def from_flags(*arguments: str) -> ServerConfig:

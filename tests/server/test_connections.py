@@ -12,9 +12,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loramux._channel import options
-from loramux_server.connection_limits import ConnectionLimits
-from loramux_server.listener import Listener
-from loramux_server.readers import Readers
+from loramux_server.transport.connection_limits import ConnectionLimits
+from loramux_server.transport.listener import Listener
+from loramux_server.transport.readers import Readers
 from tests.support.http2 import (
     ACK,
     DATA,

@@ -7,10 +7,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from loramux.errors import LoramuxError, ResourceExhaustedError
-from loramux_server.metrics import Metrics
-from loramux_server.process_memory import show_memory
+from loramux_server.metrics.process_memory import show_memory
+from loramux_server.metrics.series import Metrics
+from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.services.observer import counting_failed_uploads
-from loramux_server.services.storage import storage_errors
 
 
 @pytest.mark.parametrize(

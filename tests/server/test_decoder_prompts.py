@@ -13,16 +13,16 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.messages import Submit
-from loramux_server.engine.model_kind import ModelKind
-from loramux_server.engine.sampling import Sampling
-from loramux_server.engine.writing import Writing
+from loramux_server.engine_link.probe import Probe
+from loramux_server.engine_link.quarantine import Work
+from loramux_server.models.encoders.writing import writing_of
 from loramux_server.models.servable import UnservableModelError
-from loramux_server.models.writing import writing_of
-from loramux_server.probe import Probe
-from loramux_server.quarantine import Work
-from loramux_server.services.intake import Intake
+from loramux_server.services.adapters.intake import Intake
 from loramux_server.store.record import source_of
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.model_kind import ModelKind
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.writing import Writing
 from tests.server.test_streaming import Served
 from tests.support.bases import ROOMY
 from tests.support.models import byte_tokenizer

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.test_methods import lora, save
 from tests.support.adapters import pack_source, save_adapter, save_tuned
 from tests.support.batches import NUM_ADAPTERS, Batches, content, model, saved_sources

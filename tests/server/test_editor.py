@@ -15,8 +15,8 @@ from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.packed_edits import split_edits
 from loramux_server.lora.segments import Residence, Segments
 from loramux_server.lora.virtual import Virtual, VirtualRun
-from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models.editor import Editor
+from loramux_server.wire.weight_format import WeightFormat
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,20 @@ from loramux.v1 import generation_pb2
 from loramux_adapters import PackageError
 from loramux_adapters.embedding import Embedding, Pooling
 from loramux_server.config import ServerConfig
-from loramux_server.engine.messages import Ready, Submit, decode_from_engine, encode
-from loramux_server.engine.model_kind import ModelKind
+from loramux_server.engine_link.probe import Probe
 from loramux_server.inference import open_inference_pb2
-from loramux_server.metrics import Metrics
+from loramux_server.metrics.series import Metrics
 from loramux_server.models.base_embedding import BaseEmbedding
 from loramux_server.models.text_format import read_text_format
-from loramux_server.probe import Probe
-from loramux_server.services.intake import Intake
+from loramux_server.services.adapters.intake import Intake
 from loramux_server.services.open_inference import OpenInferenceService
 from loramux_server.services.server import ServerService
 from loramux_server.services.tasks import task_on
 from loramux_server.store.check import _check_invocation
 from loramux_server.store.instructions import Instruction
 from loramux_server.store.record import source_of
+from loramux_server.wire.messages import Ready, Submit, decode_from_engine, encode
+from loramux_server.wire.model_kind import ModelKind
 from tests.server.test_streaming import Served
 from tests.support.bases import ROOMY
 from tests.support.embedders import write_sentence_files

@@ -9,12 +9,12 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from loramux.errors import UnavailableError
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import Failure, Report, Submit
-from loramux_server.engine.sampling import Sampling
-from loramux_server.engine_client import _error_of
+from loramux_server.engine_link.client import _error_of
 from loramux_server.lora import packed
 from loramux_server.lora.packed import DamagedError, UnreadableError
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Failure, Report, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.engine import InlineExecutor
 from tests.support.fake import BLOCK_SIZE, FakeModel, completion, fake_engine, fake_source
 

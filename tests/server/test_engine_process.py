@@ -12,18 +12,18 @@ from typing import Any
 import psutil
 import pytest
 
-from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.process import num_cores
-from loramux_server.engine_process import MAX_DEATHS, EngineProcess
+from loramux_server.engine_link.process import MAX_DEATHS, EngineProcess
+from loramux_server.wire.engine_config import EngineConfig
 from tests.support.polling import eventually
 
 ENGINE = """#!{python}
 import json, socket, sys
 sys.path[:0] = {path}
-from loramux_server.engine.channel import read_message, write_message
-from loramux_server.engine.config import decode_config
-from loramux_server.engine.messages import Ready, encode
-from loramux_server.engine.model_info import ModelInfo
+from loramux_server.wire.channel import read_message, write_message
+from loramux_server.wire.engine_config import decode_config
+from loramux_server.wire.messages import Ready, encode
+from loramux_server.wire.model_info import ModelInfo
 
 connection = socket.socket(fileno=int(sys.argv[3]))
 config = decode_config(read_message(connection))

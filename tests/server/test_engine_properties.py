@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
-from loramux_server.engine.messages import Cancel, Drop, Pause, Resume, Submit
-from loramux_server.engine.sampling import Sampling
+from loramux_server.wire.messages import Cancel, Drop, Pause, Resume, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.fake import (
     BLOCK_SIZE,
     VOCAB,

@@ -6,12 +6,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.eviction import EVICTIONS, CostAware, Eviction
 from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shares import spared
+from loramux_server.wire.adapter_source import AdapterSource
 
 
 def brought(eviction: Eviction, digest: str, *, size: int, seconds: float, uses: int = 1) -> None:

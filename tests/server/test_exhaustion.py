@@ -5,9 +5,9 @@ import socket
 import pytest
 import torch
 
-from loramux_server.engine.channel import read_message
 from loramux_server.engine.exhaustion import is_out_of_memory, last_words
-from loramux_server.engine.messages import OutOfMemory, decode_from_engine
+from loramux_server.wire.channel import read_message
+from loramux_server.wire.messages import OutOfMemory, decode_from_engine
 
 
 def test_errors_of_python_and_of_torch_count() -> None:

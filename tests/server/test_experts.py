@@ -16,9 +16,9 @@ from loramux_server.kernels.experts import ExpertWeights, Pairs, multiply_expert
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.experts_edit import ExpertPiece, ExpertsEdit, rows_of
 from loramux_server.lora.segments import Residence, Segments
-from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models.experts import ServedExperts, find_experts
 from loramux_server.models.step import CPU, Step
+from loramux_server.wire.weight_format import WeightFormat
 
 E, K, M, TOKENS = 5, 32, 48, 23
 FORMS: dict[str, dict[str, bool]] = {

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from loramux.errors import InvalidArgumentError, NotFoundError
 from loramux_adapters import read_package
-from loramux_server.services.expiry import end_of, ttl_of
+from loramux_server.services.adapters.expiry import end_of, ttl_of
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry

@@ -10,8 +10,8 @@ from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.fair_queue import OUTPUT_COST, FairQueue
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.wire.sampling import Sampling
 from tests.server.test_scheduler import Adapters
 
 MAX_RUNNING = 3

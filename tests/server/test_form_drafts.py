@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_server.engine.messages import Failure, Submit, Token
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.wire.messages import Failure, Submit, Token
+from loramux_server.wire.sampling import Sampling
 from tests.support.fake import EOS, VOCAB, FakeModel, completion, fake_engine
 from tests.support.fake_forms import FakeForms, bits
 

@@ -9,8 +9,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from loramux_server.engine import shaping
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import Token
 from loramux_server.engine.model_part import load_model
 from loramux_server.forms import text
 from loramux_server.forms.bits import has_bit
@@ -19,6 +17,8 @@ from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Advance, Allowed, Begin, Broken, Foresee, Foreseen
 from loramux_server.forms.worker import Follower
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import Token
 from tests.support.demo import DEMO
 from tests.support.engine import Harness
 from tests.support.models import byte_tokenizer

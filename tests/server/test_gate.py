@@ -19,9 +19,9 @@ from loramux_server.access.gate import Gate
 from loramux_server.access.key import Key
 from loramux_server.access.server_secret import SECRET_FILE
 from loramux_server.config import ConfigError, make_config
-from loramux_server.readers import Readers
-from loramux_server.rpc import Calls, Context, generic_handler
 from loramux_server.store.moments import now_in_utc
+from loramux_server.transport.readers import Readers
+from loramux_server.transport.rpc import Calls, Context, generic_handler
 from tests.support.access import Keys, shown
 
 OK, DENIED = grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Cancel, Failure, Report, Submit
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.wire.messages import Cancel, Failure, Report, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.fake import (
     BLOCK_SIZE,
     HeldExecutor,

@@ -13,9 +13,9 @@ from loramux_server.engine.graphs import PLAIN_RUNS, Graphs
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.backend import DEFINITIONS
 from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.sampling import Sampling
 from tests.support.models import tiny_model
 
 

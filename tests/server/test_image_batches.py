@@ -6,11 +6,11 @@ import torch
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.virtual import Virtual
-from loramux_server.models.seen import Seen, View
+from loramux_server.models.vision.seen import Seen, View
+from loramux_server.wire.sampling import Sampling
 
 
 def step_of(*spans: tuple[int, int]) -> StepInput:

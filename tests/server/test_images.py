@@ -28,8 +28,14 @@ from loramux.v1.generation_pb2 import (
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Piece
 from loramux_server.config import ServerConfig
-from loramux_server.connection_limits import MESSAGE_BYTES, message_bytes
-from loramux_server.engine.messages import (
+from loramux_server.engine_link.quarantine import Work
+from loramux_server.images.messages import Placeholder
+from loramux_server.metrics.totals import Totals
+from loramux_server.services.server import ServerService
+from loramux_server.store.policy import Policy
+from loramux_server.store.reference import DEFAULT_TENANT
+from loramux_server.transport.connection_limits import MESSAGE_BYTES, message_bytes
+from loramux_server.wire.messages import (
     Finish,
     Logprobs,
     Submit,
@@ -37,13 +43,7 @@ from loramux_server.engine.messages import (
     decode_to_engine,
     encode,
 )
-from loramux_server.engine.sampling import Sampling
-from loramux_server.images.messages import Placeholder
-from loramux_server.quarantine import Work
-from loramux_server.services.server import ServerService
-from loramux_server.store.policy import Policy
-from loramux_server.store.reference import DEFAULT_TENANT
-from loramux_server.totals import Totals
+from loramux_server.wire.sampling import Sampling
 from tests.server.test_streaming import TOKEN, Served, woken
 from tests.support.images import (
     LISTED,

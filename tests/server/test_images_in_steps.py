@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.shown import Case, show, told, vision_case

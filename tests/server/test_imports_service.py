@@ -14,13 +14,13 @@ from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import ImportAdapterRequest
 from loramux_adapters import open_package
 from loramux_adapters.embedding import Embedding, Pooling
-from loramux_server.engine.messages import Token
-from loramux_server.mailbox import Mailbox
-from loramux_server.services.imports import Imports
-from loramux_server.services.intake import Intake
+from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.services.adapters.imports import Imports
+from loramux_server.services.adapters.intake import Intake
 from loramux_server.sources.policy import Opening, Sources
 from loramux_server.sources.snapshot import OPTIONAL, REQUIRED, Snapshot
 from loramux_server.store.registry import Registry
+from loramux_server.wire.messages import Token
 from tests.adapters.files import CONFIG, pair, write_folder
 from tests.support.bases import ROOMY, SMALL
 from tests.support.embedders import write_sentence_files

@@ -11,8 +11,8 @@ import pytest
 from loramux.errors import UnavailableError
 from loramux_adapters import pack
 from loramux_adapters.labels import Labels, ProblemType
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.store.instructions import NONE, UNKNOWN, Instruction, Instructions
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.adapters.files import CONFIG, TENSORS, Tensors, write_folder
 from tests.adapters.test_heads import TEXTS, with_head
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import T5GemmaConfig
 
-from loramux_server.models.joint_layers import JointLayer
+from loramux_server.models.encoders.joint_layers import JointLayer
 from loramux_server.models.loading import load_base_model
 from tests.support.engine import Harness
 from tests.support.whole_models import SEQ2SEQ, VOCAB, save_whole

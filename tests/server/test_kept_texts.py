@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from loramux_server.kernels.whole_text import Recall, WholeText
-from loramux_server.models.kept_texts import BESIDE, KeptTexts, copied
+from loramux_server.models.encoders.kept_texts import BESIDE, KeptTexts, copied
+from loramux_server.models.encoders.seq2seq import Seq2Seq
 from loramux_server.models.loading import load_base_model
-from loramux_server.models.seq2seq import Seq2Seq
 from tests.support.engine import Harness
 from tests.support.whole_models import own_model, save_whole
 

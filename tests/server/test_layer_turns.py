@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from loramux_server.lora.segments import Residence, Segments
-from loramux_server.lora.weight_format import WeightFormat
-from loramux_server.models.parts import Rows
+from loramux_server.models.recurrent.parts import Rows
 from loramux_server.models.step import Step
 from loramux_server.models.turns import Turns
+from loramux_server.wire.weight_format import WeightFormat
 
 FLOAT32 = WeightFormat.FLOAT32
 ROWS: list[tuple[Rows, ...]] = [(slice(0, 2),), (torch.tensor([3, 2]),)]

@@ -24,13 +24,13 @@ from loramux.errors import (
     NotFoundError,
 )
 from loramux_adapters import read_package
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import Cancel, Drop, Pin, Submit, Unpin
-from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Cancel, Drop, Pin, Submit, Unpin
+from loramux_server.wire.sampling import Sampling
 from tests.crash.story import publish
 from tests.crash.told import DIGESTS, PACKAGES, SEALS, Told, found_in
 from tests.support.fake import FakeModel, FakePacked, HeldExecutor, completion, fake_engine

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1.generation_pb2 import Choice, GenerateRequest, SamplingParams, StructuredOutput
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.sampling import Sampling
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.services.defaults import with_defaults
-from loramux_server.services.forms import form_of
+from loramux_server.services.generation.defaults import with_defaults
+from loramux_server.services.generation.forms import form_of
+from loramux_server.services.generation.prediction import check_prediction
+from loramux_server.services.generation.sampling import samplings, text_options
 from loramux_server.services.limits import check_fields, invalid
-from loramux_server.services.prediction import check_prediction
-from loramux_server.services.sampling import samplings, text_options
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import Sampling
 
 MODEL = ModelInfo(
     name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",

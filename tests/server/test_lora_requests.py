@@ -9,11 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loramux_server.engine.messages import Report
-from loramux_server.lora_requests import MAX_NAMES, LoraRequests
+from loramux_server.metrics.totals import NOTHING
 from loramux_server.statuses import Statuses
 from loramux_server.store.record import AdapterRecord
-from loramux_server.totals import NOTHING
+from loramux_server.transport.lora_requests import MAX_NAMES, LoraRequests
+from loramux_server.wire.messages import Report
 
 
 class Told:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from loramux.errors import ResourceExhaustedError
-from loramux_server.multiplexing import multiplexed
+from loramux_server.transport.multiplexing import multiplexed
 
 Piece = tuple[int, int]
 """A request, and which piece of the answer to it."""

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Piece
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
 
 SPECIAL = {"<pad>": 0, "</s>": 1, "[SEP]": 3}
 _NAMES = ["<pad>", "</s>", "<unk>", "[SEP]"]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.engine.messages import Report, Submit
 from loramux_server.engine.pace import Pace
-from loramux_server.engine.sampling import Sampling
+from loramux_server.wire.messages import Report, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.fake import ManualClock, SlowModel, completion, fake_engine
 
 MAX_STALL = 0.25

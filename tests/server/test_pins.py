@@ -2,10 +2,10 @@
 
 import pytest
 
-from loramux_server.engine.messages import Pin, Submit, Unpin
-from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.row_allocator import RowSize
+from loramux_server.wire.messages import Pin, Submit, Unpin
+from loramux_server.wire.sampling import Sampling
 from tests.support.fake import FakeModel, HeldExecutor, fake_engine, fake_source
 
 GREEDY = Sampling(max_tokens=3, seed=0, temperature=0.0, ignore_eos=True)

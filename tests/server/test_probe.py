@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import (
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.engine_link.probe import Probe
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import (
     BatchSize,
     CacheStats,
     Cancel,
@@ -18,8 +20,6 @@ from loramux_server.engine.messages import (
     ToEngine,
     Token,
 )
-from loramux_server.engine_client import EngineClient
-from loramux_server.probe import Probe
 
 STATS = Stats(
     running=0, waiting=0, used_blocks=0, preemptions=0, prompt_tokens=0, shared_tokens=0,

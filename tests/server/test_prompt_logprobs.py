@@ -13,12 +13,12 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.engine import model_runner
 from loramux_server.engine.batch import Batch, PromptTokens
-from loramux_server.engine.messages import Finish, Submit
 from loramux_server.engine.model_runner import ModelRunner
-from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.services.prompt_logprobs import MAX_TOLD, check_told
+from loramux_server.services.generation.prompt_logprobs import MAX_TOLD, check_told
+from loramux_server.wire.messages import Finish, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.fake import completion, fake_engine

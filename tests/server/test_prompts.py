@@ -10,7 +10,7 @@ from tokenizers import AddedToken as TokenOfLibrary
 from loramux.errors import FailedPreconditionError
 from loramux.v1.generation_pb2 import ChatMessage, GenerateRequest
 from loramux_adapters.added_tokens import AddedToken
-from loramux_server.services.conversation import talk_of
+from loramux_server.services.generation.conversation import talk_of
 from loramux_server.services.prompts import Prompts
 from loramux_server.store.instructions import NONE, Instruction
 from tests.server.test_limits import MODEL

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.model_part import load_model
 from loramux_server.kernels.backend import choose_backend
 from loramux_server.kernels.resting import Quantization
@@ -18,6 +17,7 @@ from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.quantized import torchao_config
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.engine_config import EngineConfig
 from tests.parity.test_peft import cases, check
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model

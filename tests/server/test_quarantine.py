@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from loramux.errors import FailedPreconditionError
-from loramux_server.engine.sampling import Sampling
-from loramux_server.quarantine import MAX_ENTRIES, Quarantine, Work, dump, load
+from loramux_server.engine_link.quarantine import MAX_ENTRIES, Quarantine, Work, dump, load
+from loramux_server.wire.sampling import Sampling
 
 A, B = "sha256:a", "sha256:b"
 

@@ -8,9 +8,9 @@ from google.protobuf.message import Message
 
 from loramux.errors import ResourceExhaustedError
 from loramux.v1.generation_pb2 import StreamGenerateResponse
-from loramux_server.engine.messages import Cancel, Finish, Logprobs, Pause, Resume, Token
-from loramux_server.mailbox import MAX_BEHIND
-from loramux_server.readers import Readers
+from loramux_server.engine_link.mailbox import MAX_BEHIND
+from loramux_server.transport.readers import Readers
+from loramux_server.wire.messages import Cancel, Finish, Logprobs, Pause, Resume, Token
 from tests.server.test_streaming import TOKEN, Served, begun
 
 PATIENCE = 0.1

@@ -6,7 +6,7 @@ import pytest
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine.readings import gather, gathered
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
+from loramux_server.wire.sampling import Sampling
 
 
 def mean_of(rows: np.ndarray, size: int) -> bytes:

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from loramux_server.kernels.states import Kept, StateBatch
-from loramux_server.models import delta_rule
 from loramux_server.models.decoder_model import prepare
-from loramux_server.models.delta_rule import DeltaRule
-from loramux_server.models.in_slots import InSlots
-from loramux_server.models.parts import Run, SingleTokens, in_steps, parts_of
+from loramux_server.models.recurrent import delta_rule
+from loramux_server.models.recurrent.delta_rule import DeltaRule
+from loramux_server.models.recurrent.in_slots import InSlots
+from loramux_server.models.recurrent.parts import Run, SingleTokens, in_steps, parts_of
+from loramux_server.models.recurrent.state_space import StateSpace
+from loramux_server.models.recurrent.states import GivenStates, LayerStates
 from loramux_server.models.servable import UnservableModelError
-from loramux_server.models.state_space import StateSpace
-from loramux_server.models.states import GivenStates, LayerStates
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import RECURRENT, VOCAB, tiny_model

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loramux_server.models.parts import Part, Run, SingleTokens
-from loramux_server.models.states import GivenStates, LayerStates
+from loramux_server.models.recurrent.parts import Part, Run, SingleTokens
+from loramux_server.models.recurrent.states import GivenStates, LayerStates
 from tests.support.recurrent_batches import RecurrentBatches
 
 

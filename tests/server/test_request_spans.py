@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from loramux.errors import UnavailableError
-from loramux_server.engine.messages import BatchSize, Load, Report, Scores, Started, Token
 from loramux_server.observe.call_record import CallRecord, begin
 from loramux_server.observe.spans import NO_ATTRIBUTES, Attributes
 from loramux_server.services.request_spans import MAX_LOADS, RequestSpans
+from loramux_server.wire.messages import BatchSize, Load, Report, Scores, Started, Token
 from tests.server.test_streaming import STATS, TOKEN, Served, begun
 from tests.support.fake import ManualClock
 

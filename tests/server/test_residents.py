@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from loramux_server.engine.adapter_source import AdapterSource, Combination
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Cancel, Drop, Report, Submit
 from loramux_server.engine.residents import loader_threads
-from loramux_server.engine.sampling import Sampling
 from loramux_server.lora.mix import mixed
+from loramux_server.wire.adapter_source import AdapterSource, Combination
+from loramux_server.wire.messages import Cancel, Drop, Report, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.engine import InlineExecutor
 from tests.support.fake import HeldExecutor, ManualClock, SlowModel, fake_engine, fake_source
 

@@ -20,7 +20,7 @@ from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
 from loramux_server.lora.rooms import Bytes, PinnedMemory, Rooms, size_of_room
 from loramux_server.lora.slab import GroupShape
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 from tests.support.fake import HeldExecutor
 
 UNIT = 256 << 10

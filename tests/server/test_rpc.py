@@ -12,8 +12,8 @@ from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.access.caller import LOCAL_ADMIN, enter
 from loramux_server.inference import open_inference_pb2 as theirs
-from loramux_server.readers import Readers
-from loramux_server.rpc import Calls, Context, generic_handler
+from loramux_server.transport.readers import Readers
+from loramux_server.transport.rpc import Calls, Context, generic_handler
 
 SECRET = "a bug at 0x7f00 in /srv/private"
 

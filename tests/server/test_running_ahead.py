@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from loramux_server.engine.messages import Cancel, Logprobs, Submit
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.wire.messages import Cancel, Logprobs, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.fake import FakeModel, completion, fake_engine, fake_source
 
 A, B = fake_source(1, 8), fake_source(2, 16)

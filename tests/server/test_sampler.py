@@ -7,12 +7,12 @@ import msgspec
 import pytest
 import torch
 
-from loramux_server.engine.messages import Submit
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import Sampled, sample, uniform
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import counts_of
-from loramux_server.lora.weight_format import AS_SAVED
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.weight_format import AS_SAVED
 from tests.support.fake import fake_source
 
 EOS = [1]

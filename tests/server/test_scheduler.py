@@ -1,15 +1,15 @@
 """What runs next; no tensors, no clock."""
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.ends import Ends
-from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Finish
+from loramux_server.wire.sampling import Sampling
 
 EOS = 1
 

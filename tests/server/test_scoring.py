@@ -10,10 +10,10 @@ import torch
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels, ProblemType
-from loramux_server.services.classification_limits import MAX_NUMBERS, check_sizes
-from loramux_server.services.scoring import Scoring, scores
+from loramux_server.services.pooling.classification_limits import MAX_NUMBERS, check_sizes
+from loramux_server.services.pooling.scoring import Scoring, scores
 from loramux_server.services.texts import Text
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
 from tests.support.models import byte_tokenizer
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [300.0, -300.0, 300.0]], np.float32)

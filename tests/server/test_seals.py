@@ -8,12 +8,12 @@ import pytest
 import sqlalchemy.exc
 from blake3 import blake3
 
-from loramux_server.engine.adapter_source import Combination
-from loramux_server.engine.messages import CacheStats, Report, Stats
 from loramux_server.lora.mix import mixed
-from loramux_server.services.seals import FoundSeals
+from loramux_server.services.adapters.seals import FoundSeals
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
+from loramux_server.wire.adapter_source import Combination
+from loramux_server.wire.messages import CacheStats, Report, Stats
 from tests.support.fake import fake_engine
 from tests.support.packages import publish, small_package
 

@@ -5,9 +5,9 @@ import torch
 
 from loramux_server.engine.allowed import only_allowed
 from loramux_server.engine.engine import Engine
-from loramux_server.engine.messages import Cancel, Failure, Finish, Pause, Report, Resume, Submit
-from loramux_server.engine.sampling import Sampling
 from loramux_server.forms.bits import has_bit
+from loramux_server.wire.messages import Cancel, Failure, Finish, Pause, Report, Resume, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.fake import EOS, FakeModel, completion, fake_engine
 from tests.support.fake_forms import FORM, STEPS, FakeForms
 

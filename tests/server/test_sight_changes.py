@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from loramux_adapters import PackageError
-from loramux_server.engine.adapter_source import AdapterSource, Combination
 from loramux_server.lora.mix import mixed
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import ServedBase, check_package
+from loramux_server.wire.adapter_source import AdapterSource, Combination
 from tests.support.adapters import pack_source, quiet_peft, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.shown import Case, Prompt, photo, show, told, vision_case

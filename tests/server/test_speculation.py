@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from loramux_server.engine import habits
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.ends import Ends
-from loramux_server.engine.messages import Cancel, Drop, Submit
 from loramux_server.engine.odds import Odds
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.token_counts import counts_of
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Cancel, Drop, Submit
+from loramux_server.wire.sampling import Sampling
 from tests.server.test_running_ahead import CHOICES
 from tests.support.engine import Harness
 from tests.support.fake import (

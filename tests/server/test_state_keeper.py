@@ -6,9 +6,9 @@ from loramux_server.engine.named_pool import NamedPool
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.state_keeper import StateKeeper, StateUse
 from loramux_server.kernels.states import BEGINNING
+from loramux_server.wire.sampling import Sampling
 
 SIZE = 4
 

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from loramux_server.engine.messages import Load, Report
+from loramux_server.metrics.totals import NOTHING
 from loramux_server.statuses import Statuses, Usage
-from loramux_server.totals import NOTHING
+from loramux_server.wire.messages import Load, Report
 
 
 def report(**fields: object) -> Report:

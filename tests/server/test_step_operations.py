@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from loramux_server.engine import build, model_runner
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.kernels.backend import Backend, choose_backend
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import tiny_model

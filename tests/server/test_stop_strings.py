@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramux_server.stop_strings import StopStrings
+from loramux_server.text.stop_strings import StopStrings
 
 
 def searched(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux_server.services.storage import finished, storage_errors
+from loramux_server.services.adapters.storage import finished, storage_errors
 
 
 def database_error(text: str) -> sqlalchemy.exc.OperationalError:

@@ -27,9 +27,22 @@ from loramux.v1.generation_pb2 import (
 )
 from loramux_server.access.caller import Caller, Role, acting
 from loramux_server.access.quotas import Quotas
-from loramux_server.adapter_labels import BASE, NONE, OTHER
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import (
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER
+from loramux_server.metrics.series import Metrics
+from loramux_server.services.calls import Calls
+from loramux_server.services.generation.images import ImageLimits, Preparer
+from loramux_server.services.generation.service import WHOLE_INTERVAL, GenerationService
+from loramux_server.services.prompts import Prompts
+from loramux_server.services.request_spans import RequestSpans
+from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import Instructions
+from loramux_server.store.policy import Policy
+from loramux_server.store.reference import DEFAULT_TENANT
+from loramux_server.store.registry import Registry
+from loramux_server.waiting_room.room import WaitingRoom
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import (
     CacheStats,
     Cancel,
     Failure,
@@ -44,20 +57,7 @@ from loramux_server.engine.messages import (
     ToEngine,
     Token,
 )
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine_client import EngineClient
-from loramux_server.metrics import Metrics
-from loramux_server.services.calls import Calls
-from loramux_server.services.generation import WHOLE_INTERVAL, GenerationService
-from loramux_server.services.images import ImageLimits, Preparer
-from loramux_server.services.prompts import Prompts
-from loramux_server.services.request_spans import RequestSpans
-from loramux_server.statuses import Statuses
-from loramux_server.store.instructions import Instructions
-from loramux_server.store.policy import Policy
-from loramux_server.store.reference import DEFAULT_TENANT
-from loramux_server.store.registry import Registry
-from loramux_server.waiting_room import WaitingRoom
+from loramux_server.wire.model_info import ModelInfo
 from tests.crash.story import publish
 from tests.crash.told import DIGESTS, PACKAGES
 from tests.support.models import byte_tokenizer

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from loramux_server.config import ConfigError
-from loramux_server.metrics import Metrics
+from loramux_server.metrics.series import Metrics
 from loramux_server.observe.telemetry import Telemetry, exporter_to
 from tests.support.collector import deaf_endpoint
 

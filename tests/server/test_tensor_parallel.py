@@ -12,14 +12,14 @@ import torch
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
 from loramux_adapters.head import Task
-from loramux_server.engine.adapter_source import AdapterSource, Combination
-from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.model_part import load_model, load_whole
 from loramux_server.engine.team import Team
 from loramux_server.lora.mix import mixed
 from loramux_server.lora.shard import Shard
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.adapter_source import AdapterSource, Combination
+from loramux_server.wire.engine_config import EngineConfig
 from tests.parity.test_methods import save
 from tests.support.adapters import pack_source, save_adapter, save_tuned
 from tests.support.classifiers import classifier, expected_logits

@@ -7,13 +7,13 @@ import pytest
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.labels import Labels, ProblemType
-from loramux_server.engine.messages import Submit
-from loramux_server.engine.sampling import Sampling
+from loramux_server.engine_link.quarantine import Work
 from loramux_server.models.text_format import read_text_format
-from loramux_server.quarantine import Work
 from loramux_server.services.texts import Text
 from loramux_server.store.instructions import Instruction
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
 from tests.support.encoder_tokenizers import TOKENIZERS, wordpiece
 from tests.support.models import byte_tokenizer
 from tests.support.reads import Reads, encoder_info

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from loramux_server.token_bytes import TokenBytes
+from loramux_server.text.token_bytes import TokenBytes
 from tests.support.models import byte_tokenizer
 
 BYTES: Tokenizer = byte_tokenizer().backend_tokenizer

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from loramux_server.token_metrics import TokenMetrics
+from loramux_server.metrics.tokens import TokenMetrics
 
 
 def scraped(metrics: TokenMetrics) -> dict[tuple[str, str, str], float]:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
-from loramux_server.tokenizer import MAX_UNBROKEN, TextTokenizer
+from loramux_server.text.tokenizer import MAX_UNBROKEN, TextTokenizer
 from tests.support.models import byte_tokenizer
 
 BYTES = byte_tokenizer().backend_tokenizer

@@ -10,11 +10,11 @@ from llguidance import LLMatcher
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.chat.messages import Tool
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.services.tool_use import ToolUse
+from loramux_server.services.generation.tool_use import ToolUse
 from loramux_server.tools.form import ANY_TEXT, UnknownToolSchemaError, form_of_calls
 from loramux_server.tools.rules import LargeRulesError
 from loramux_server.tools.syntax import joined
+from loramux_server.wire.model_info import ModelInfo
 from tests.support.tool_parameters import (
     CALLED,
     MATCHERS,

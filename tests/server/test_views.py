@@ -11,15 +11,15 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 
 from loramux.errors import FailedPreconditionError
-from loramux_server.engine.messages import Pause, Resume
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.views import Views
-from loramux_server.engine_client import _error_of
+from loramux_server.engine_link.client import _error_of
 from loramux_server.images.messages import Image
 from loramux_server.lora.sight_change import SightChange
-from loramux_server.models.seen import Seen
-from loramux_server.models.sight import Sight
+from loramux_server.models.vision.seen import Seen
+from loramux_server.models.vision.sight import Sight
+from loramux_server.wire.messages import Pause, Resume
+from loramux_server.wire.sampling import Sampling
 from tests.support.adapters import pack_source, quiet_peft
 from tests.support.engine import Harness
 from tests.support.shown import Case, Prompt, photo, show, told, vision_case

@@ -10,14 +10,14 @@ import torch
 from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.messages import Submit
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
-from loramux_server.engine.sampling import Sampling
-from loramux_server.lora.weight_format import AS_SAVED
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.weight_format import AS_SAVED
 from tests.parity.test_methods import save
 from tests.support.adapters import Expected, expected, pack_source, with_adapter
 from tests.support.engine import Harness, InlineExecutor

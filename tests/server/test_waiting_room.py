@@ -7,12 +7,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from loramux.errors import LoramuxError, ResourceExhaustedError
-from loramux_server.busy_rate import HALF_LIFE, BusyRate
-from loramux_server.engine.messages import CacheStats, Stats
-from loramux_server.forecast import CAUTION
-from loramux_server.loop_lag import NUM_LOOKS, LoopLag
-from loramux_server.place import Place
-from loramux_server.waiting_room import MAX_DELAY, UNKNOWN_DELAY
+from loramux_server.metrics.loop_lag import NUM_LOOKS, LoopLag
+from loramux_server.waiting_room.busy_rate import HALF_LIFE, BusyRate
+from loramux_server.waiting_room.forecast import CAUTION
+from loramux_server.waiting_room.place import Place
+from loramux_server.waiting_room.room import MAX_DELAY, UNKNOWN_DELAY
+from loramux_server.wire.messages import CacheStats, Stats
 from tests.support.fake import ManualClock
 from tests.support.rooms import open_room
 

@@ -11,9 +11,9 @@ import pytest
 import loramux_server
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
-from loramux_server.engine.messages import Token
-from loramux_server.readers import Readers
-from loramux_server.rpc import Calls, generic_handler
+from loramux_server.transport.readers import Readers
+from loramux_server.transport.rpc import Calls, generic_handler
+from loramux_server.wire.messages import Token
 from tests.server.test_streaming import TOKEN, Served
 
 HOUR = 3600.0
@@ -68,7 +68,7 @@ ASK_THE_WALL_CLOCK = {
     "observe/json_lines.py",
     "observe/telemetry.py",  # spans carry dates
     "quarantine.py",  # since when something is refused
-    "services/expiry.py",  # the end of a version
+    "services/adapters/expiry.py",  # the end of a version
     "statuses.py",  # when an adapter was last used
     "store/aliases.py",
     "store/check.py",

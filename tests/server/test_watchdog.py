@@ -2,8 +2,8 @@
 
 import pytest
 
-from loramux_server.engine.messages import BatchSize
-from loramux_server.watchdog import Watchdog
+from loramux_server.engine_link.watchdog import Watchdog
+from loramux_server.wire.messages import BatchSize
 
 
 class Watched:

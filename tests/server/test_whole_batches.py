@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loramux_server.models.kept_texts import KeptTexts
+from loramux_server.models.encoders.kept_texts import KeptTexts
 from tests.support.whole_batches import WholeBatches
 
 

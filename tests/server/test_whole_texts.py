@@ -11,17 +11,17 @@ import torch
 from transformers import BertModel
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.messages import Pause, Resume
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.engine.request import Request
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.kernels.whole_text import Recall, WholeText
 from loramux_server.lora.segments import Residence, Segments
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.models.encoders.seq2seq import Seq2Seq
+from loramux_server.models.encoders.whole_model import prepare_whole
 from loramux_server.models.loading import load_base_model
-from loramux_server.models.seq2seq import Seq2Seq
 from loramux_server.models.servable import UnservableModelError
-from loramux_server.models.whole_model import prepare_whole
+from loramux_server.wire.messages import Pause, Resume
+from loramux_server.wire.model_kind import ModelKind
+from loramux_server.wire.weight_format import WeightFormat
 from tests.support.engine import Harness
 from tests.support.fake_forms import FakeForms
 from tests.support.whole_models import own_model, save_whole

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loramux import Image
 from loramux_adapters import pack
 from loramux_adapters.head import Task
-from loramux_server.engine.model_kind import ModelKind
+from loramux_server.wire.model_kind import ModelKind
 from tests.soak.campaign import Outcome, campaign
 from tests.soak.worker import Setting
 from tests.support.adapters import save_adapter, save_tuned

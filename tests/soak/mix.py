@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from loramux_server.engine.model_kind import ModelKind
+from loramux_server.wire.model_kind import ModelKind
 from tests.soak.loop import Loop
 from tests.soak.reader import Reader
 from tests.soak.worker import TIMEOUT, Setting, Worker

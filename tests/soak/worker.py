@@ -15,7 +15,7 @@ from loramux._wire import raising
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.types import Message
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
-from loramux_server.engine.model_kind import ModelKind
+from loramux_server.wire.model_kind import ModelKind
 from tests.soak import doors
 from tests.soak.loop import Loop
 from tests.soak.refused import refused

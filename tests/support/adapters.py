@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from loramux_adapters.package import digest_of, read_package
 from loramux_adapters.packing import pack
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.edits import num_edit_bytes
-from loramux_server.lora.weight_format import format_of
 from loramux_server.store.check import num_bytes
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.weight_format import format_of
 
 
 def save_adapter(

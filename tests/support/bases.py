@@ -2,8 +2,8 @@
 
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
-from loramux_server.lora.weight_format import AS_SAVED
 from loramux_server.store.check import ServedBase
+from loramux_server.wire.weight_format import AS_SAVED
 
 ROOMY = ServedBase(
     layers={},

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import Failure, Token
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Failure, Token
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model

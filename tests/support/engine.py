@@ -9,10 +9,15 @@ import torch
 from transformers import PreTrainedModel
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import (
+from loramux_server.engine.pace import Pace
+from loramux_server.engine.team import Team
+from loramux_server.images.messages import PlacedImage
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import (
     Cancel,
     Failure,
     PromptLogprobs,
@@ -21,12 +26,7 @@ from loramux_server.engine.messages import (
     Submit,
     Token,
 )
-from loramux_server.engine.pace import Pace
-from loramux_server.engine.sampling import Sampling
-from loramux_server.engine.team import Team
-from loramux_server.images.messages import PlacedImage
-from loramux_server.models.base_model import BaseModel
-from loramux_server.models.decoder_model import prepare
+from loramux_server.wire.sampling import Sampling
 
 
 class InlineExecutor(Executor):

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 
 from loramux.errors import ResourceExhaustedError
-from loramux_server.rpc import status_metadata
+from loramux_server.transport.rpc import status_metadata
 
 
 class Failure(grpc.RpcError, grpc.Call):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from loramux_adapters.head import Task
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.block_manager import BlockManager
@@ -25,7 +24,6 @@ from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock
 from loramux_server.engine.sampler import are_finite, likeliest, sample
-from loramux_server.engine.sampling import MAX_LOGPROBS, Sampling
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower
 from loramux_server.engine.speculation import Speculation
@@ -42,7 +40,9 @@ from loramux_server.lora.head import Head
 from loramux_server.lora.packed import DamagedError, PackedAdapter
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.virtual import Virtual
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.sampling import MAX_LOGPROBS, Sampling
+from loramux_server.wire.weight_format import WeightFormat
 
 VOCAB = 64
 BLOCK_SIZE = 4

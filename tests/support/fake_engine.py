@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from loramux_server.engine.channel import read_message, write_message
-from loramux_server.engine.config import EngineConfig, decode_config
 from loramux_server.engine.exhaustion import last_words
-from loramux_server.engine.messages import (
+from loramux_server.wire.channel import read_message, write_message
+from loramux_server.wire.engine_config import EngineConfig, decode_config
+from loramux_server.wire.messages import (
     BatchSize,
     CacheStats,
     Cancel,
@@ -29,7 +29,7 @@ from loramux_server.engine.messages import (
     decode_to_engine,
     encode,
 )
-from loramux_server.engine.model_info import ModelInfo
+from loramux_server.wire.model_info import ModelInfo
 from tests.support.fake_server import (
     CONTEXT,
     DIES,

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.channel import read_message, write_message
-from loramux_server.engine.config import decode_config
-from loramux_server.engine.messages import Ready, encode
-from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.process import Inbox, inherited_socket
+from loramux_server.wire.channel import read_message, write_message
+from loramux_server.wire.engine_config import decode_config
+from loramux_server.wire.messages import Ready, encode
+from loramux_server.wire.model_info import ModelInfo
 from tests.support.fake import BLOCK_SIZE, VOCAB, FakeModel, fake_engine
 
 NUM_BLOCKS = 512

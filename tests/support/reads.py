@@ -11,23 +11,23 @@ import numpy as np
 
 from loramux.v1 import classification_pb2, embedding_pb2, question_answering_pb2
 from loramux_server.access.quotas import Quotas
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.config import EngineConfig
-from loramux_server.engine.messages import CacheStats, Report, Scores, Stats, Submit, ToEngine
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine_client import EngineClient
-from loramux_server.metrics import Metrics
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.metrics.series import Metrics
 from loramux_server.services.calls import Calls
-from loramux_server.services.classification import ClassificationService
-from loramux_server.services.embedding import EmbeddingService
-from loramux_server.services.question_answering import QuestionAnsweringService
-from loramux_server.services.readings import Readings
+from loramux_server.services.pooling.classification import ClassificationService
+from loramux_server.services.pooling.embedding import EmbeddingService
+from loramux_server.services.pooling.question_answering import QuestionAnsweringService
+from loramux_server.services.pooling.readings import Readings
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.texts import Texts
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import Instruction
 from loramux_server.store.record import AdapterRecord, source_of
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import CacheStats, Report, Scores, Stats, Submit, ToEngine
+from loramux_server.wire.model_info import ModelInfo
 from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
 

@@ -12,10 +12,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.block_manager import BlockManager
-from loramux_server.engine.messages import Logprobs, Pause, Resume, Token
 from loramux_server.engine.state_keeper import StateKeeper
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Logprobs, Pause, Resume, Token
 from tests.parity.test_peft import target_modules
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from loramux_server.metrics import RoomMetrics
-from loramux_server.room_limits import RoomLimits
-from loramux_server.waiting_room import WaitingRoom
+from loramux_server.metrics.series import RoomMetrics
+from loramux_server.waiting_room.limits import RoomLimits
+from loramux_server.waiting_room.room import WaitingRoom
 from tests.support.fake import ManualClock
 
 

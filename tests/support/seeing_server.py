@@ -12,14 +12,14 @@ import grpc
 from loramux.v1 import generation_pb2, server_pb2
 from loramux_server.access.caller import LOCAL_ADMIN, acting
 from loramux_server.config import ServerConfig
-from loramux_server.connection_limits import ConnectionLimits, message_bytes
-from loramux_server.engine.messages import Finish, Submit, ToEngine, Token
-from loramux_server.interception import around
-from loramux_server.listener import Listener
 from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_log import CallLog
-from loramux_server.readers import Readers
 from loramux_server.services.server import ServerService
+from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
+from loramux_server.transport.interception import around
+from loramux_server.transport.listener import Listener
+from loramux_server.transport.readers import Readers
+from loramux_server.wire.messages import Finish, Submit, ToEngine, Token
 from tests.server.test_streaming import TOKEN, Served
 from tests.support.images import SEEING, TOKENIZER, FakePreparer
 

@@ -8,21 +8,21 @@ from typing import Any, cast
 
 from loramux.errors import LoramuxError
 from loramux.v1 import adapters_pb2, uploads_pb2
-from loramux_server.engine.messages import Token
-from loramux_server.mailbox import Mailbox
-from loramux_server.metrics import Metrics
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.aliases import AliasService
-from loramux_server.services.changes import Changes
-from loramux_server.services.chunks import Chunks
-from loramux_server.services.descriptions import Descriptions
-from loramux_server.services.imports import Imports
-from loramux_server.services.intake import Intake
-from loramux_server.services.uploads import UploadService
+from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.metrics.series import Metrics
+from loramux_server.services.adapters.aliases import AliasService
+from loramux_server.services.adapters.changes import Changes
+from loramux_server.services.adapters.chunks import Chunks
+from loramux_server.services.adapters.descriptions import Descriptions
+from loramux_server.services.adapters.imports import Imports
+from loramux_server.services.adapters.intake import Intake
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.adapters.uploads import UploadService
 from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
+from loramux_server.wire.messages import Token
 from tests.support.bases import ROOMY, SMALL
 
 CONTEXT = cast(Any, SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:1"))

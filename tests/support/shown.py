@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.images.messages import PlacedImage, PreparedImage
 from loramux_server.images.processor import ImageProcessor
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.engine import Harness
 from tests.support.pictures import picture, saved
 from tests.support.vision import save_vision_base

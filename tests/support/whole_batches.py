@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import Pause, Resume
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Pause, Resume
 from tests.parity import test_encoders as read
 from tests.parity import test_seq2seq as written
 from tests.support.adapters import pack_source

@@ -12,8 +12,8 @@ from loramux.errors import LoramuxError, PermissionDeniedError
 from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import Caller, Permission, enter
 from loramux_server.access.rules import RULES, method_name
-from loramux_server.interception import Handler, around
-from loramux_server.rpc import Context, abort
+from loramux_server.transport.interception import Handler, around
+from loramux_server.transport.rpc import Context, abort
 
 
 class Gate(grpc.aio.ServerInterceptor):

@@ -11,7 +11,7 @@ from loramux_server.chat.format import OF_BASE, ChatFormat
 from loramux_server.chat.messages import Piece, Render, Setup, Talk, Words
 from loramux_server.chat.renderer import Renderer
 from loramux_server.images.messages import Placeholder
-from loramux_server.tokenizer import OFF_LOOP
+from loramux_server.text.tokenizer import OFF_LOOP
 
 KEPT = 16
 """Tokens of adapters for which an encoder stays in memory; they share the base's vocabulary."""

@@ -13,9 +13,9 @@ from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.messages import Piece, Words
 from loramux_server.images.messages import Placeholder
-from loramux_server.nameless import finds, nameless
-from loramux_server.pieces.beyond import Beyond
-from loramux_server.tokenizer import check_unbroken, panics_refused, twin_of
+from loramux_server.text.nameless import finds, nameless
+from loramux_server.text.pieces.beyond import Beyond
+from loramux_server.text.tokenizer import check_unbroken, panics_refused, twin_of
 
 
 class Vocabulary(NamedTuple):

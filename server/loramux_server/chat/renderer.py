@@ -14,7 +14,7 @@ from loramux_server.chat.messages import (
     decode_answer,
     encode,
 )
-from loramux_server.confined_process import ConfinedProcess, LostAnswerError
+from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
 
 STRIKES = 3
 REST_SECONDS = 60.0

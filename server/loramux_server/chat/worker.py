@@ -23,7 +23,7 @@ from loramux_server.chat.messages import (
 )
 from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
-from loramux_server.confinement import Work, serve
+from loramux_server.confinement.serve import Work, serve
 
 MEMORY = 1 << 30
 """Bytes of address space, Python's own among them."""

@@ -6,10 +6,10 @@ Knows nothing of tensors or clocks.
 import math
 from typing import Protocol
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.wire.adapter_source import AdapterSource
 
 Refusal = tuple[str, str]
 """A name of `loramux.v1.ErrorReason` without its prefix, and a message."""

@@ -7,14 +7,12 @@ from contextlib import nullcontext
 
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.block_manager import BlockManager
-from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.description import model_info
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
-from loramux_server.engine.model_info import ModelInfo
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import loader_threads
@@ -34,10 +32,12 @@ from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shard import WHOLE
 from loramux_server.lora.sight_change import SightChanges
 from loramux_server.lora.slab import row_bytes
-from loramux_server.lora.weight_format import ROUNDINGS, Resting
 from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.weight_format import ROUNDINGS, Resting
 
 _log = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig, backend:
 
 def _takes_adapters(model: BaseModel) -> bool:
     """Return whether kernels 'cpu' compute the change of adapters for all layers of `model`."""
-    from loramux_server.kernels.add_lora_cpu import serves
+    from loramux_server.kernels.cpu.add_lora import serves
 
     return all(
         serves(group.shape.in_features, group.projection().columns) for group in model.groups

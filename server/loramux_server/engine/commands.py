@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from msgspec import Struct
 
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.config import EngineConfig
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Residence, Segments
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
 
 
 class Load(Struct, frozen=True, tag=True):

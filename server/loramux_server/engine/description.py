@@ -1,11 +1,11 @@
 """What the frontend is told of a base model."""
 
 from loramux_server.engine.kv_room import KvRoom
-from loramux_server.engine.model_info import Layer, ModelInfo
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shard import WHOLE
-from loramux_server.lora.weight_format import Resting
 from loramux_server.models.base_model import BaseModel
+from loramux_server.wire.model_info import Layer, ModelInfo
+from loramux_server.wire.weight_format import Resting
 
 
 def model_info(

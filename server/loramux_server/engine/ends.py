@@ -1,7 +1,7 @@
 """When a request has ended: it says so, or is as long as it may be."""
 
-from loramux_server.engine.messages import Finish
 from loramux_server.engine.request import Request
+from loramux_server.wire.messages import Finish
 
 
 class Ends:

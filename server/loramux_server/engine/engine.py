@@ -9,19 +9,6 @@ from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.execution import Execution, Runner, Starter
 from loramux_server.engine.flight import Flight, Ran
-from loramux_server.engine.messages import (
-    BatchSize,
-    Cancel,
-    Drop,
-    Pause,
-    Ping,
-    Report,
-    Resume,
-    Started,
-    Submit,
-    ToEngine,
-    Token,
-)
 from loramux_server.engine.outbox import Made, Outbox
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
@@ -34,7 +21,20 @@ from loramux_server.engine.shaping import Follower, Shaping
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.views import Changes, Sees, Views, why_unseen
 from loramux_server.lora.adapter_cache import AdapterCache
-from loramux_server.lora.weight_format import AS_SAVED, Resting
+from loramux_server.wire.messages import (
+    BatchSize,
+    Cancel,
+    Drop,
+    Pause,
+    Ping,
+    Report,
+    Resume,
+    Started,
+    Submit,
+    ToEngine,
+    Token,
+)
+from loramux_server.wire.weight_format import AS_SAVED, Resting
 
 
 class Engine:

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from loramux_server.engine.channel import write_message
-from loramux_server.engine.messages import OutOfMemory, encode
+from loramux_server.wire.channel import write_message
+from loramux_server.wire.messages import OutOfMemory, encode
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.messages import Logprobs
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import Sampled, chosen_from, told
+from loramux_server.wire.messages import Logprobs
 
 
 class Outcome(Protocol):

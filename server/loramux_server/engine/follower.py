@@ -16,7 +16,6 @@ from pathlib import Path
 
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import make_runner, resting_of
-from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.commands import (
     Allocate,
     Command,
@@ -38,6 +37,7 @@ from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.shard import Shard
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.channel import read_message, write_message
 
 _log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from loramux_server.engine.config import EngineConfig
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.engine_config import EngineConfig
 
 _log = logging.getLogger(__name__)
 

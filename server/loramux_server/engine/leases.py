@@ -5,8 +5,8 @@ Those of the base model have none to wait for.
 
 from typing import Protocol
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.request import Request
+from loramux_server.wire.adapter_source import AdapterSource
 
 
 class Adapters(Protocol):

@@ -1,16 +1,16 @@
 """Adapters on their way: from a package to memory of the host, and from there to rank rows."""
 
 from loramux_adapters import PackageError
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.mix import load_source
 from loramux_server.lora.packed import PackedAdapter, take_seals
 from loramux_server.lora.shard import WHOLE, cut_adapter
 from loramux_server.lora.slab import Slab
-from loramux_server.lora.weight_format import Resting
 from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.weight_format import Resting
 
 
 class AdapterLoader:

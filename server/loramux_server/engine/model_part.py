@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from loramux_server.engine.config import EngineConfig
 from loramux_server.engine.team import Team
 from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import join
@@ -13,6 +12,7 @@ from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.models.sharded import shard_model
+from loramux_server.wire.engine_config import EngineConfig
 
 
 def load_model(config: EngineConfig, team: Team | None = None) -> BaseModel:

@@ -8,7 +8,6 @@ from loramux_server.engine.batch import Batch, PromptTokens, ReadTokens
 from loramux_server.engine.flight import Chosen, DeviceOutcome
 from loramux_server.engine.graphs import Graphs
 from loramux_server.engine.sampler import are_finite, likeliest
-from loramux_server.engine.sampling import MAX_LOGPROBS
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.draw import draw
@@ -21,6 +20,7 @@ from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.hidden import given_hidden, hidden_states, last_hidden
+from loramux_server.wire.sampling import MAX_LOGPROBS
 
 PIECE_BYTES = 32 << 20
 """Of logits that are in memory at once where many tokens of a prompt have theirs told."""

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from loramux_server.engine.messages import BatchSize, Failure, Report, Scores, Started, Stats, Token
 from loramux_server.engine.readings import Readings
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Landed, Residents
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Shaping
 from loramux_server.lora.adapter_cache import Tier
+from loramux_server.wire.messages import BatchSize, Failure, Report, Scores, Started, Stats, Token
 
 
 @dataclass(frozen=True, slots=True)

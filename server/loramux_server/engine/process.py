@@ -16,16 +16,16 @@ from contextlib import closing, nullcontext, suppress
 import torch
 
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.channel import read_message, write_message
-from loramux_server.engine.config import EngineConfig, decode_config
 from loramux_server.engine.exhaustion import last_words
-from loramux_server.engine.messages import Ready, StartFailed, ToEngine, decode_to_engine, encode
 from loramux_server.engine.model_part import load_model
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
 from loramux_server.heap import return_large_pieces, return_once
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.observe.json_lines import set_up_logging
+from loramux_server.wire.channel import read_message, write_message
+from loramux_server.wire.engine_config import EngineConfig, decode_config
+from loramux_server.wire.messages import Ready, StartFailed, ToEngine, decode_to_engine, encode
 
 _SWITCH_SECONDS = 2e-4
 """How long a load may keep Python from a step each time; by default it is half of a step."""

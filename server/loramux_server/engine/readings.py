@@ -9,9 +9,9 @@ import torch
 
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine.batch import Batch, PromptTokens, ReadTokens
-from loramux_server.engine.messages import Finish, PromptLogprobs, Scores
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import FAULTS
+from loramux_server.wire.messages import Finish, PromptLogprobs, Scores
 
 
 class Fail(Protocol):

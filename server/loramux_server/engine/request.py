@@ -9,14 +9,14 @@ import msgspec
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import Submit
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import TokenCounts, counts_of
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.kernels.whole_text import Recall
-from loramux_server.lora.weight_format import Resting
-from loramux_server.models.seen import View
+from loramux_server.models.vision.seen import View
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Submit
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.weight_format import Resting
 
 PLACEHOLDER = 0
 """The token that stands where an adapter says what is."""

@@ -11,15 +11,15 @@ from typing import Any, Protocol
 
 import msgspec
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.fault import explained
-from loramux_server.engine.messages import CacheStats, Drop, Load, Pin, Unpin
-from loramux_server.kernels.parallel import without_team
+from loramux_server.kernels.cpu.parallel import without_team
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.segments import Residence
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import CacheStats, Drop, Load, Pin, Unpin
 
 Clock = Callable[[], float]
 _SHARE = 0.5

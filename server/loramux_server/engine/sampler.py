@@ -15,16 +15,16 @@ from types import MappingProxyType
 import torch
 
 from loramux_server.engine.allowed import only_allowed
-from loramux_server.engine.messages import Logprobs
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import Turn, adjustments_of
 from loramux_server.forms.bits import has_bit
 from loramux_server.kernels.adjust import adjust
+from loramux_server.kernels.cpu.draw import draw_cpu
+from loramux_server.kernels.cpu.logprobs import logprobs_cpu
 from loramux_server.kernels.draw import Draws, draw
-from loramux_server.kernels.draw_cpu import draw_cpu
 from loramux_server.kernels.logprobs import logprobs
-from loramux_server.kernels.logprobs_cpu import logprobs_cpu
+from loramux_server.wire.messages import Logprobs
+from loramux_server.wire.sampling import Sampling
 
 _log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from loramux_server.engine.contexts import Contexts, Known
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.fair_queue import FairQueue
 from loramux_server.engine.leases import Adapters, Leases
-from loramux_server.engine.messages import Finish
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.request import Request
+from loramux_server.wire.messages import Finish
 
 Gain = tuple[Request, int, Finish | None]
 """A request, a new token of it, and why it ended with that; None if it goes on."""

@@ -9,7 +9,7 @@ import torch
 from loramux_server.engine.plan import Chunk
 from loramux_server.lora.segments import Int32
 from loramux_server.lora.virtual import VirtualRun
-from loramux_server.models.seen import PLAIN, Int64, positions
+from loramux_server.models.vision.seen import PLAIN, Int64, positions
 
 
 def positions_of(

@@ -22,9 +22,7 @@ from typing import NoReturn, Protocol, Self
 
 import torch
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.channel import read_message, write_message
 from loramux_server.engine.commands import (
     Allocate,
     Command,
@@ -36,11 +34,13 @@ from loramux_server.engine.commands import (
     decode_done,
     encode,
 )
-from loramux_server.engine.config import EngineConfig
 from loramux_server.kernels import shard_group
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.shard import Shard
 from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.channel import read_message, write_message
+from loramux_server.wire.engine_config import EngineConfig
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loramux_server.engine.sampling import Sampling
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.lora.segments import Float32, Int32
+from loramux_server.wire.sampling import Sampling
 
 _ROOM = 64
 _NEUTRAL = (1.0, 1.0, 0.0, 0.0)

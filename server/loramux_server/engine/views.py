@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loramux_adapters import PackageError
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.fault import explained
 from loramux_server.engine.request import Request
 from loramux_server.images.messages import Image, PlacedImage
 from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.sight_change import SightChange
-from loramux_server.models.seen import Seen, View
-from loramux_server.models.sight import NotFiniteError
+from loramux_server.models.vision.seen import Seen, View
+from loramux_server.models.vision.sight import NotFiniteError
+from loramux_server.wire.adapter_source import AdapterSource
 
 _NICENESS = 10
 """Of who looks: neighbours' tokens come first."""

@@ -8,7 +8,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.pieces.names import BEYOND, MARKS, SPACE
+from loramux_server.text.pieces.names import BEYOND, MARKS, SPACE
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,

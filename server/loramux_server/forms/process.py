@@ -4,8 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from loramux_server.confined_child import START_SECONDS, end, overdone, spawn
-from loramux_server.engine.channel import read_message, write_message
+from loramux_server.confinement.child import START_SECONDS, end, overdone, spawn
 from loramux_server.forms.messages import (
     Allowed,
     Broken,
@@ -19,6 +18,7 @@ from loramux_server.forms.messages import (
     decode_from_worker,
     encode,
 )
+from loramux_server.wire.channel import read_message, write_message
 
 _log = logging.getLogger(__name__)
 

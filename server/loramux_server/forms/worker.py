@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLTokenizer
 
-from loramux_server.confinement import Work, address_space, serve, silence
+from loramux_server.confinement.serve import Work, address_space, serve, silence
 from loramux_server.forms.bits import bits_of, has_bit
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.grammar import LIMITS, added_tokens, grammar_of, said, tokenizer_of

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
-from loramux_server.confined_process import ConfinedProcess, LostAnswerError
+from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
 from loramux_server.images.folder import folder_of
 from loramux_server.images.messages import (
     Answer,

@@ -13,7 +13,7 @@ from io import BytesIO
 import torch
 from PIL import Image
 
-from loramux_server.confinement import Work, address_space, serve, silence
+from loramux_server.confinement.serve import Work, address_space, serve, silence
 from loramux_server.images.decoding import RefusedImageError
 from loramux_server.images.loading import NoProcessorError
 from loramux_server.images.messages import (

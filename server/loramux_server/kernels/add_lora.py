@@ -9,7 +9,7 @@ import torch
 
 from loramux_server.lora.segments import Int32, Segments
 from loramux_server.lora.slab import DTYPES, affine_at, weights
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 
 
 def add_lora(

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -233,28 +232,9 @@ def choose_backend(
             f"{', '.join(AT_REST)}; kernels 'torch' let torchao do it"
         )
     # Imported when asked for: compiling takes a second or two.
-    from loramux_server.kernels.add_lora_cpu import AddLoraCpu
-    from loramux_server.kernels.attention_cpu import PagedAttentionCpu
-    from loramux_server.kernels.decoder_cpu import make_decoder_cpu
-    from loramux_server.kernels.delta_rule_cpu import DeltaRuleCpu
-    from loramux_server.kernels.expand_cpu import FEW
-    from loramux_server.kernels.linear_cpu import make_linear_cpu, make_saved_linear_cpu
-    from loramux_server.kernels.pointwise_cpu import RmsNormCpu, RotateCpu, SiluMulCpu
-    from loramux_server.kernels.row_attention_cpu import RowAttentionCpu
-    from loramux_server.kernels.state_space_cpu import StateSpaceCpu
-    from loramux_server.kernels.write_cache_cpu import WriteCacheCpu
+    from loramux_server.kernels.cpu.backend import make_cpu_backend
 
-    few = 0 if is_deterministic else FEW
-    add_lora_cpu = AddLoraCpu(few)
-    return Backend(
-        "cpu", partial(make_linear_cpu, quantization=quantization), add_lora_cpu, project,
-        WriteCacheCpu(), PagedAttentionCpu(), RmsNormCpu(), SiluMulCpu(), RotateCpu(),
-        partial(make_decoder_cpu, few=few), make_saved_linear=make_saved_linear_cpu,
-        multiply_experts=partial(multiply_experts, add_lora=add_lora_cpu),
-        delta_rule=DeltaRuleCpu(), state_space=StateSpaceCpu(),
-        row_attention=None if is_deterministic else RowAttentionCpu(), takes_experts=True,
-        is_deterministic=is_deterministic,
-    )  # fmt: skip
+    return make_cpu_backend(quantization, is_deterministic=is_deterministic)
 
 
 def _triton(device: torch.device) -> Backend:

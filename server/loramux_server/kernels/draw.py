@@ -2,7 +2,7 @@
 
 How likely a token is counts in whole units. Sums of those are the same in whatever order they are
 added up, so a row's token does not depend on its neighbours, nor on whether all of the vocabulary
-was put in order or only its beginning (`draw_cpu.py`).
+was put in order or only its beginning (`cpu/draw.py`).
 
 Legend: R rows, V tokens of the vocabulary, in their own order or with the likeliest first.
 """

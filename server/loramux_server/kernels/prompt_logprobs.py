@@ -5,8 +5,8 @@ Legend: R rows, V tokens of the vocabulary, K the likeliest of them.
 
 import torch
 
+from loramux_server.kernels.cpu.logprobs import logprobs_cpu
 from loramux_server.kernels.logprobs import logprobs
-from loramux_server.kernels.logprobs_cpu import logprobs_cpu
 
 
 def prompt_logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> torch.Tensor:

@@ -9,14 +9,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import CacheStats
 from loramux_server.lora.byte_budget import ByteBudget
 from loramux_server.lora.eviction import EVICTIONS
 from loramux_server.lora.memory_tier import MemoryTier
 from loramux_server.lora.row_allocator import RowAllocator, RowSize
 from loramux_server.lora.shares import spared
 from loramux_server.lora.use import Use
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import CacheStats
 
 
 class Tier(enum.StrEnum):

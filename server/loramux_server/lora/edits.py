@@ -22,7 +22,7 @@ from loramux_adapters.experts import ExpertLora, Projection
 from loramux_adapters.tensorfile import ITEM_BYTES, TensorInfo
 from loramux_server.lora.affine import Affine
 from loramux_server.lora.virtual import Virtual
-from loramux_server.lora.weight_format import format_of
+from loramux_server.wire.weight_format import format_of
 
 if TYPE_CHECKING:
     import torch

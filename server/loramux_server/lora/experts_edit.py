@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from loramux_server.lora.segments import Int32, Segments
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 
 
 @dataclass(frozen=True, slots=True)

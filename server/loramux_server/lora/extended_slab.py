@@ -22,8 +22,8 @@ from loramux_server.lora.packed import PackedAdapter
 from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.slab import DTYPES, FORMATS, GroupShape, Slab
-from loramux_server.lora.weight_format import Resting
 from loramux_server.lora.weights import Weights
+from loramux_server.wire.weight_format import Resting
 
 
 class ExtendedSlab(Slab):

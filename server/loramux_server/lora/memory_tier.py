@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import CacheStats
 from loramux_server.lora.eviction import Eviction
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import CacheStats
 
 
 class Room(Protocol):

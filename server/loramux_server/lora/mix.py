@@ -18,7 +18,6 @@ import numpy as np
 
 from loramux_adapters import PackageError
 from loramux_adapters.weights.dtypes import Array
-from loramux_server.engine.adapter_source import AdapterSource, Combination, Part
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import (
     Base,
@@ -28,8 +27,9 @@ from loramux_server.lora.packed import (
     Place,
     load_packed,
 )
-from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat
 from loramux_server.lora.weights import Weights, rounded, widened
+from loramux_server.wire.adapter_source import AdapterSource, Combination, Part
+from loramux_server.wire.weight_format import AS_SAVED, Resting, WeightFormat
 
 NOT_MIXABLE: Final = "ADAPTER_NOT_MIXABLE"
 

@@ -23,8 +23,8 @@ from loramux_server.lora.edits import Edits
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Residence
-from loramux_server.lora.weight_format import AS_SAVED, Resting, WeightFormat, format_of
 from loramux_server.lora.weights import Weights, read_weights
+from loramux_server.wire.weight_format import AS_SAVED, Resting, WeightFormat, format_of
 
 if TYPE_CHECKING:
     import torch

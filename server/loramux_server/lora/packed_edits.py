@@ -20,7 +20,7 @@ from loramux_server.lora.edits import LayerEdit, rests_as_saved
 from loramux_server.lora.head import LayeredHeads
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.slab import DTYPES
-from loramux_server.lora.weight_format import FORMATS
+from loramux_server.wire.weight_format import FORMATS
 
 ROWS_AT_ONCE = 2048
 """Of a weight that is only looked at, so many are in memory at a time."""

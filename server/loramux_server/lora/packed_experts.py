@@ -12,7 +12,7 @@ from loramux_adapters.experts import ExpertLora, ExpertsShape, Projection
 from loramux_server.lora.experts_edit import ExpertPiece, ExpertRows, ExpertsEdit, rows_of
 from loramux_server.lora.packed_edits import Read
 from loramux_server.lora.slab import DTYPES, FORMATS
-from loramux_server.lora.weight_format import WeightFormat, format_of
+from loramux_server.wire.weight_format import WeightFormat, format_of
 
 
 def pack_experts(

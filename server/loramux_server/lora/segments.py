@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.virtual import Virtual
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 
 if TYPE_CHECKING:
     from loramux_server.lora.head import Head, LayeredHead, LayersHead

@@ -19,13 +19,13 @@ from transformers.pytorch_utils import Conv1D
 from loramux_adapters.contents import EditKind
 from loramux_adapters.fit import check_sight
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.lora.arriving import Arriving
 from loramux_server.lora.mix import Found, combined, not_mixable
 from loramux_server.lora.packed import Base, arriving, package_in, verified
 from loramux_server.lora.slab import DTYPES
-from loramux_server.lora.weight_format import FORMATS, WeightFormat
 from loramux_server.lora.weights import Weights, read_weights, rounded
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.weight_format import FORMATS, WeightFormat
 
 KEPT = 1024
 """Adapters of which it is known what they do."""

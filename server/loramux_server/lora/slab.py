@@ -17,7 +17,7 @@ from loramux_server.lora.adapter_table import AdapterTable
 from loramux_server.lora.affine import FACTOR, SHIFT, VECTORS, Affine, vectors_of
 from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter
-from loramux_server.lora.weight_format import Resting, WeightFormat
+from loramux_server.wire.weight_format import Resting, WeightFormat
 
 DTYPES = {
     WeightFormat.FLOAT32: torch.float32,

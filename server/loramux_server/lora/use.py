@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded
-from loramux_server.lora.weight_format import FORMATS, WeightFormat
+from loramux_server.wire.weight_format import FORMATS, WeightFormat
 
 Weights = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 """float32, or the bits of a 16-bit format."""

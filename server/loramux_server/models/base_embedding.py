@@ -7,8 +7,8 @@ from pathlib import Path
 from loramux_adapters import PackageError
 from loramux_adapters.embedding import Embedding, Pooling, embedding_of
 from loramux_adapters.sentence_transformers import FILES, embedding_beside
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.images.folder import folder_of
+from loramux_server.wire.model_kind import ModelKind
 
 
 @dataclass(frozen=True, slots=True)

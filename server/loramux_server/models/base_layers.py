@@ -7,13 +7,13 @@ import torch
 from loramux_adapters import Package, PackageError
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array
-from loramux_server.engine.model_info import told_blind
 from loramux_server.kernels.saved_linear import SavedLinear
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.packed_modules import pack_edits
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.fused import GatedMlp, RmsNorm
+from loramux_server.wire.model_info import told_blind
 
 
 class BaseLayers:

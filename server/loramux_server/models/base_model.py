@@ -6,26 +6,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loramux_server.engine.model_kind import ModelKind
-from loramux_server.engine.writing import Writing
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.editor import Editor
+from loramux_server.models.encoders.whole_texts import WholeTexts
 from loramux_server.models.experts import ServedExperts
 from loramux_server.models.heads import Heads
 from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedLinear
-from loramux_server.models.recurrent import Recurrent
+from loramux_server.models.recurrent.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable
 from loramux_server.models.servable import (
     Check,
 )
-from loramux_server.models.sight import Sight
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import TextFormat
-from loramux_server.models.whole_texts import WholeTexts
+from loramux_server.models.vision.sight import Sight
+from loramux_server.wire.model_kind import ModelKind
+from loramux_server.wire.writing import Writing
 
 
 @dataclass(frozen=True, slots=True)

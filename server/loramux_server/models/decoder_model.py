@@ -31,9 +31,9 @@ from loramux_server.models.servable import (
     check_difference,
     refused,
 )
-from loramux_server.models.sight_trial import SightTrial
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
+from loramux_server.models.vision.sight_trial import SightTrial
 
 
 def prepare(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from loramux_server.models.whole_texts import WholeTexts
+from loramux_server.models.encoders.whole_texts import WholeTexts
 
 
 @contextmanager

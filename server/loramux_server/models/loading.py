@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from loramux_adapters.train.text_models import only_reads, writes_another
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.images.decoding import RefusedImageError
 from loramux_server.images.example import NUM_PIXELS, picture
 from loramux_server.images.loading import NoProcessorError
@@ -29,6 +28,7 @@ from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
+from loramux_server.models.encoders.whole_model import prepare_whole
 from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
     MXFP4,
@@ -40,7 +40,7 @@ from loramux_server.models.quantized import (
 )
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.models.text_format import read_text_format
-from loramux_server.models.whole_model import prepare_whole
+from loramux_server.wire.model_kind import ModelKind
 
 _LOADS = {ModelKind.ENCODER: AutoModel, ModelKind.SEQ2SEQ: AutoModelForSeq2SeqLM}
 """What loads models that are no decoders."""

@@ -16,7 +16,7 @@ from loramux_server.lora.packed import LayerPlace
 from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.packed_linear import PackedLinear, PackedPart
 from loramux_server.models.quantized import is_linear
-from loramux_server.models.recurrent import Recurrent
+from loramux_server.models.recurrent.recurrent import Recurrent
 from loramux_server.models.step import Step
 
 _NUM_TOKENS = 7

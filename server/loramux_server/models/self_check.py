@@ -22,9 +22,9 @@ from loramux_server.models.attention import AttentionBridge
 from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.editor import Editor
 from loramux_server.models.quantized import rounds_inputs
-from loramux_server.models.recurrent import Recurrent
-from loramux_server.models.seen import View, positions
+from loramux_server.models.recurrent.recurrent import Recurrent
 from loramux_server.models.step import Step
+from loramux_server.models.vision.seen import View, positions
 
 _LENGTHS = (7, 12)
 _CUTS = ((3,), (5,))

@@ -19,7 +19,7 @@ from torch import nn
 
 from loramux_server.lora.segments import Segments
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
-from loramux_server.models.parts import Rows
+from loramux_server.models.recurrent.parts import Rows
 from loramux_server.models.step import Step
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]

@@ -12,12 +12,12 @@ import grpc
 
 from loramux_server.access.caller import Caller, Permission, caller
 from loramux_server.access.rules import RULES, method_name
-from loramux_server.interception import around
 from loramux_server.observe.acts import ACTS
 from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_record import REQUEST_ID_KEY, CallRecord, begin
 from loramux_server.observe.spans import CallSpan
 from loramux_server.observe.tracing import Tracing
+from loramux_server.transport.interception import around
 
 MAX_REQUEST_ID = 128
 

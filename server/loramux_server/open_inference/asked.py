@@ -13,8 +13,8 @@ from loramux_adapters.errors import shown
 from loramux_server.inference import open_inference_pb2
 from loramux_server.open_inference.sampling import Given, json_of, parameters_of, sampling_of
 from loramux_server.open_inference.tensors import BOOL, BYTES, UINT32, Tensor, read_tensor
-from loramux_server.services.input_limits import MAX_INPUTS
 from loramux_server.services.limits import MAX_REQUEST_ID, MAX_ROUTING_KEY, invalid
+from loramux_server.services.pooling.input_limits import MAX_INPUTS
 
 TEXT_INPUT = "text_input"
 STREAM = "stream"

@@ -4,7 +4,7 @@ import enum
 
 from loramux_server.reasoning.channels import Begun, ChannelSyntax
 from loramux_server.reasoning.reader import Thought
-from loramux_server.stop_strings import overlap
+from loramux_server.text.stop_strings import overlap
 from loramux_server.tools.syntax import joined
 
 _MAX_HEADER = 256

@@ -4,7 +4,7 @@ import enum
 from typing import NamedTuple
 
 from loramux_server.reasoning.syntax import ReasoningSyntax
-from loramux_server.stop_strings import overlap
+from loramux_server.text.stop_strings import overlap
 
 
 class Thought(NamedTuple):

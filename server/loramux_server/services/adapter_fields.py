@@ -2,9 +2,9 @@
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.adapter_source import Combination
 from loramux_server.services.limits import invalid
 from loramux_server.store.reference import parse_reference
+from loramux_server.wire.adapter_source import Combination
 
 MAX_ADAPTERS = 4
 MAX_ADAPTER_WEIGHT = 10.0

@@ -21,37 +21,34 @@ from loramux.v1 import (
 )
 from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
-from loramux_server.engine.messages import Report
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine_client import EngineClient
+from loramux_server.engine_link.client import EngineClient
 from loramux_server.inference import open_inference_pb2
-from loramux_server.loop_lag import LoopLag
-from loramux_server.metrics import Metrics
+from loramux_server.metrics.loop_lag import LoopLag
+from loramux_server.metrics.series import Metrics
 from loramux_server.observe.audit import Audit
-from loramux_server.room_limits import RoomLimits
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.aliases import AliasService
+from loramux_server.services.adapters.aliases import AliasService
+from loramux_server.services.adapters.changes import Changes
+from loramux_server.services.adapters.chunks import Chunks
+from loramux_server.services.adapters.descriptions import Descriptions
+from loramux_server.services.adapters.imports import Imports
+from loramux_server.services.adapters.intake import Intake
+from loramux_server.services.adapters.pins import Pins
+from loramux_server.services.adapters.residency import ResidencyService
+from loramux_server.services.adapters.seals import FoundSeals
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.adapters.uploads import UploadService
 from loramux_server.services.calls import Calls
-from loramux_server.services.changes import Changes
-from loramux_server.services.chunks import Chunks
-from loramux_server.services.classification import ClassificationService
-from loramux_server.services.descriptions import Descriptions
-from loramux_server.services.embedding import EmbeddingService
-from loramux_server.services.generation import GenerationService
-from loramux_server.services.images import ImageLimits, Preparer
-from loramux_server.services.imports import Imports
-from loramux_server.services.intake import Intake
+from loramux_server.services.generation.images import ImageLimits, Preparer
+from loramux_server.services.generation.service import GenerationService
 from loramux_server.services.open_inference import OpenInferenceService
-from loramux_server.services.pins import Pins
+from loramux_server.services.pooling.classification import ClassificationService
+from loramux_server.services.pooling.embedding import EmbeddingService
+from loramux_server.services.pooling.question_answering import QuestionAnsweringService
+from loramux_server.services.pooling.readings import Readings
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
-from loramux_server.services.question_answering import QuestionAnsweringService
-from loramux_server.services.readings import Readings
 from loramux_server.services.request_spans import RequestSpans
-from loramux_server.services.residency import ResidencyService
-from loramux_server.services.seals import FoundSeals
 from loramux_server.services.server import ServerService
-from loramux_server.services.uploads import UploadService
 from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
@@ -62,7 +59,10 @@ from loramux_server.store.reference import full_name
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED
-from loramux_server.waiting_room import WaitingRoom
+from loramux_server.waiting_room.limits import RoomLimits
+from loramux_server.waiting_room.room import WaitingRoom
+from loramux_server.wire.messages import Report
+from loramux_server.wire.model_info import ModelInfo
 
 _KINDS = {
     ADDED: adapters_pb2.ADAPTER_CHANGE_REGISTERED,

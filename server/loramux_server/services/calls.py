@@ -9,12 +9,12 @@ from google.protobuf.message import Message
 from loramux.errors import AlreadyExistsError
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
-from loramux_server.metrics import Metrics
+from loramux_server.metrics.series import Metrics
 from loramux_server.observe.call_record import note
-from loramux_server.place import Place
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.observer import Observer, outcome_of
-from loramux_server.waiting_room import WaitingRoom
+from loramux_server.waiting_room.place import Place
+from loramux_server.waiting_room.room import WaitingRoom
 
 
 class Calls:

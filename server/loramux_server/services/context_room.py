@@ -2,7 +2,7 @@
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.model_info import ModelInfo
+from loramux_server.wire.model_info import ModelInfo
 
 
 def context_room(

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from loramux.errors import DeadlineExceededError
-from loramux_server.mailbox import Mailbox
-from loramux_server.rpc import Context
+from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.transport.rpc import Context
 
 MAX_TIMEOUT = 3600.0
 """Seconds that a request may take at most, whatever its deadline."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from loramux.v1 import generation_pb2
 from loramux_server.observe.spans import Attributes
+from loramux_server.services.generation.output import Output
 from loramux_server.services.observer import Observer
-from loramux_server.services.output import Output
 
 _FINISH = {
     generation_pb2.FINISH_REASON_STOP: "stop",

@@ -7,10 +7,10 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.sampling import MAX_LOGPROBS
 from loramux_server.services.context_room import context_room, is_empty
-from loramux_server.services.forms import check_form
+from loramux_server.services.generation.forms import check_form
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import MAX_LOGPROBS
 
 MAX_PROMPT_BYTES = 256 << 10
 MAX_REQUEST_ID = 128

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
-from loramux_server.adapter_labels import NONE
-from loramux_server.engine.messages import Started
 from loramux_server.forms.form import FormKind
-from loramux_server.metrics import STORE_FULL, AdapterSeries, Metrics
+from loramux_server.metrics.adapter_labels import NONE
+from loramux_server.metrics.series import STORE_FULL, AdapterSeries, Metrics
 from loramux_server.observe.call_record import note
+from loramux_server.wire.messages import Started
 
 
 def outcome_of(error: BaseException) -> str:

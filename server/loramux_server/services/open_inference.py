@@ -13,21 +13,21 @@ from typing import Any, TypeVar
 from loramux import __version__
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.v1 import generation_pb2
-from loramux_server.engine.model_info import ModelInfo
+from loramux_server.engine_link.quarantine import Quarantine
 from loramux_server.inference import open_inference_pb2
-from loramux_server.metrics import Metrics
+from loramux_server.metrics.series import Metrics
 from loramux_server.observe.call_record import current, part
 from loramux_server.open_inference.answers import Made, answer, failed, metadata, streamed
 from loramux_server.open_inference.asked import STREAM, Asked, asked_of
 from loramux_server.open_inference.model import reference_of
-from loramux_server.quarantine import Quarantine
-from loramux_server.rpc import Context
-from loramux_server.services.generation import GenerationService
+from loramux_server.services.generation.service import GenerationService
 from loramux_server.services.limits import invalid
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.tasks import check_continues, check_writes
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
+from loramux_server.transport.rpc import Context
+from loramux_server.wire.model_info import ModelInfo
 
 _STRICT_KEY = "triton_grpc_error"
 """Metadata with which an error ends a stream, as a status."""

@@ -11,12 +11,11 @@ from loramux_server.chat.chat import Chat
 from loramux_server.chat.contents import ContentFinder
 from loramux_server.chat.format import EOS_TOKEN
 from loramux_server.chat.messages import Talk
-from loramux_server.engine.model_info import ModelInfo
 from loramux_server.images.messages import PreparedImage
 from loramux_server.reasoning.finder import ReasoningFinder
 from loramux_server.reasoning.syntax import MAX_OPENING
 from loramux_server.reasoning.thinking import Thinking
-from loramux_server.services.images import (
+from loramux_server.services.generation.images import (
     Preparer,
     Prompt,
     check_room,
@@ -24,12 +23,13 @@ from loramux_server.services.images import (
     images_of,
     placed,
 )
+from loramux_server.services.generation.tool_use import ToolUse
 from loramux_server.services.texts import Texts, no_tokens
-from loramux_server.services.tool_use import ToolUse
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.instructions import Instruction
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.tools.finder import ToolFinder
+from loramux_server.wire.model_info import ModelInfo
 
 
 class Prompts:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from loramux_server.engine.messages import BatchSize, Load, Report
 from loramux_server.observe.call_record import current
 from loramux_server.observe.spans import Attributes, Span
 from loramux_server.services.observer import outcome_of
+from loramux_server.wire.messages import BatchSize, Load, Report
 
 MAX_LOADS = 8
 """Load spans of a completion: it has one for each tier, and more only if it starts over."""

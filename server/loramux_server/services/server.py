@@ -5,13 +5,13 @@ import time
 from loramux import __version__
 from loramux.v1 import server_pb2
 from loramux_server.config import ServerConfig
-from loramux_server.connection_limits import message_bytes
-from loramux_server.engine.messages import CacheStats
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.model_kind import ModelKind
-from loramux_server.rpc import Context
-from loramux_server.services.images import max_images
-from loramux_server.totals import Totals
+from loramux_server.metrics.totals import Totals
+from loramux_server.services.generation.images import max_images
+from loramux_server.transport.connection_limits import message_bytes
+from loramux_server.transport.rpc import Context
+from loramux_server.wire.messages import CacheStats
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.model_kind import ModelKind
 
 _KINDS = {
     ModelKind.DECODER: server_pb2.BASE_MODEL_KIND_DECODER,

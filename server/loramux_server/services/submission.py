@@ -6,12 +6,12 @@ from typing import Generic, NamedTuple
 
 from loramux.errors import LoramuxError
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.adapter_source import AdapterSource
-from loramux_server.engine.messages import Started
-from loramux_server.engine.sampling import Sampling
-from loramux_server.engine_client import EngineClient
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.engine_link.mailbox import Item, Mailbox
 from loramux_server.images.messages import PlacedImage
-from loramux_server.mailbox import Item, Mailbox
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.messages import Started
+from loramux_server.wire.sampling import Sampling
 
 
 class Asked(NamedTuple):

@@ -2,9 +2,9 @@
 
 from loramux.errors import FailedPreconditionError
 from loramux_adapters.head import FEATURES, Task
-from loramux_server.engine.model_info import ModelInfo
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.store.record import AdapterRecord
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.model_kind import ModelKind
 
 _GENERATE = "loramux.v1.GenerationService.Generate"
 _CLASSIFY = "loramux.v1.ClassificationService.Classify"

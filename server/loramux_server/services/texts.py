@@ -9,7 +9,7 @@ from typing import TypeVar
 from loramux.errors import InvalidArgumentError
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.instructions import Instruction
-from loramux_server.tokenizer import OFF_LOOP, Span, TextPair, TextTokenizer
+from loramux_server.text.tokenizer import OFF_LOOP, Span, TextPair, TextTokenizer
 
 T = TypeVar("T")
 

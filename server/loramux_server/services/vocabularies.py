@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.format import ChatFormat
-from loramux_server.engine.model_info import ModelInfo
 from loramux_server.store.instructions import Instruction
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.model_info import ModelInfo
 
 KEPT = 4
 """Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""

@@ -16,16 +16,16 @@ from loramux_adapters.head import HeadShape
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
-from loramux_server.engine.model_info import Layer, ModelInfo
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.lora.edits import num_edit_bytes, num_sight_bytes
 from loramux_server.lora.row_allocator import RowSize
-from loramux_server.lora.weight_format import Resting, format_of
 from loramux_server.store.blobs import Staged
 from loramux_server.store.finite import check_finite
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import Reference
-from loramux_server.tokenizer import TextTokenizer
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.model_info import Layer, ModelInfo
+from loramux_server.wire.model_kind import ModelKind
+from loramux_server.wire.weight_format import Resting, format_of
 
 _KINDS = {ModelKind.ENCODER: "an encoder", ModelKind.SEQ2SEQ: "an encoder with a decoder"}
 

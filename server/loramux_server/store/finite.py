@@ -7,8 +7,8 @@ import numpy as np
 from loramux_adapters import PackageError
 from loramux_adapters.contents import Contents
 from loramux_adapters.tensorfile import TensorInfo
-from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.lora.weights import read_weights
+from loramux_server.wire.weight_format import WeightFormat
 
 MAX_WEIGHT = 1e30
 """Above this a product with an activation may leave float32."""

@@ -19,7 +19,7 @@ from loramux_adapters.head import Task
 from loramux_adapters.labels import Labels
 from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
 from loramux_adapters.tensorfile import PACKAGE
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 
 KEPT = 4096
 """Packages whose instructions stay in memory."""

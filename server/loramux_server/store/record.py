@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loramux_adapters.head import Task
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.store.reference import full_name
+from loramux_server.wire.adapter_source import AdapterSource
 
 UPLOAD = "upload"
 DIRECTORY = "directory"

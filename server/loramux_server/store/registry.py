@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramux_adapters import Package
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.files import Files
@@ -27,6 +26,7 @@ from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.store.reference import parse_name, parse_reference
 from loramux_server.store.refusals import in_use, read_only, taken
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED, Writing
+from loramux_server.wire.adapter_source import AdapterSource
 
 if TYPE_CHECKING:
     from loramux_server.store.catalog import Catalog

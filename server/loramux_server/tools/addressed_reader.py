@@ -4,7 +4,7 @@ import enum
 import json
 import re
 
-from loramux_server.stop_strings import overlap
+from loramux_server.text.stop_strings import overlap
 from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.held import UnfinishedError

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from loramux_server.chat.messages import Tool
-from loramux_server.stop_strings import overlap
+from loramux_server.text.stop_strings import overlap
 from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.tools.call_head import Begun, CallHead
 from loramux_server.tools.code_reader import CodeReader

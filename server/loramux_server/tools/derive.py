@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from loramux_server.chat.encoder import Vocabulary
 from loramux_server.chat.messages import Call, Piece
-from loramux_server.stop_strings import overlap
+from loramux_server.text.stop_strings import overlap
 from loramux_server.tools.arguments import NAME
 from loramux_server.tools.conversations import FIRST, SECOND, THOUGHT
 from loramux_server.tools.counts import counted

@@ -17,8 +17,8 @@ from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
 from loramux_server.lora.slab import GroupShape, vectors
-from loramux_server.lora.weight_format import WeightFormat
 from loramux_server.models import decoder_model
+from loramux_server.wire.weight_format import WeightFormat
 from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts
 from tests.parity.test_drafts import ask

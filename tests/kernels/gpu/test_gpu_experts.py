@@ -12,7 +12,7 @@ from loramux_server.kernels.gpu.experts import Blocks, multiply_experts_triton
 from loramux_server.lora.edits import _moved
 from loramux_server.lora.experts_edit import ExpertPiece, ExpertRows, rows_of
 from loramux_server.lora.slab import DTYPES
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 from tests.kernels.gpu.dtypes import DTYPES as KINDS
 from tests.parity.test_experts import base, configs
 from tests.parity.test_methods import TOLERANCE, cases

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.engine.graphs import Graphs
 from loramux_server.lora.shard import Shard
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.sharded import shard_model
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import tiny_model

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from loramux_server.engine.sampling import Sampling
 from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
 from loramux_server.kernels.adjust import Adjustments, adjust
 from loramux_server.kernels.attention import AttentionBatch
@@ -21,7 +20,8 @@ from loramux_server.kernels.gpu.staging import Staging
 from loramux_server.kernels.gpu.tiles import BASE, SHARED_TILE, tokens
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Residence, Segments
-from loramux_server.lora.weight_format import WeightFormat
+from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.weight_format import WeightFormat
 
 BLOCK = 16
 VOCAB = 100

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loramux_adapters.base import read_base
-from loramux_server.engine.adapter_source import AdapterSource
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity import test_classifiers, test_experts, test_methods, test_saved
 from tests.parity.table import folded
 from tests.parity.table.column import Cell, Column, Found, Read, Text, distance

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from loramux_adapters.base import read_base
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity import test_classifiers, test_encoders, test_virtual_heads
 from tests.parity.table import folded
 from tests.parity.table.column import Cell, Column, Found, Read, Text, demand_change

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from loramux_adapters.embedding import Pooling
-from loramux_server.engine.model_kind import ModelKind
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.model_kind import ModelKind
 from tests.parity.table.column import Column, Found, Read, Text
 from tests.parity.table.decoders import Continued
 from tests.parity.table.encoders import Embedded

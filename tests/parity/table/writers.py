@@ -18,9 +18,9 @@ from peft import (
 from transformers import PreTrainedModel
 
 from loramux_adapters.base import read_base
-from loramux_server.engine.adapter_source import AdapterSource
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
+from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity import test_seq2seq
 from tests.parity.table import folded
 from tests.parity.table.column import Cell, Column, Found, Text, demand_change, distance

@@ -1,0 +1,118 @@
+"""What a process is that works on what strangers wrote, seen from within: `python -m MODULE FD`.
+
+It is sent what it needs to know, gets ready, gives up what it does not need, and answers messages
+until the other side closes.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramux_server.wire.channel import read_message, write_message
+
+_FORBIDDEN = (
+    "open", "import", "os.", "socket.", "subprocess.", "shutil.", "ctypes.", "pickle.", "marshal.",
+    "mmap.", "pty.", "signal.", "fcntl.", "tempfile.", "glob.", "urllib.", "http.", "sqlite3.",
+    "webbrowser.", "syslog.", "setopencodehook", "sys.settrace", "gc.",
+)  # fmt: skip
+"""What audit events begin with that are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What such a process does once it is ready."""
+
+    greeting: bytes
+    """What it says first."""
+    answer: Callable[[bytes], bytes | None]
+    """Makes the answer to a message; None where there is none."""
+    who: str
+    """What the message of a refusal calls that which tried, such as "a template"."""
+    memory: int
+    """Bytes of address space, Python's own among them."""
+    cpu_seconds: float
+    """Processor time that one answer may take."""
+
+
+def serve(prepare: Callable[[bytes], Work | bytes]) -> None:
+    """Answer what comes on the inherited socket until the other side closes.
+
+    Args:
+        prepare: Is given the first message, and returns what is to be done, or what is said where
+            nothing can be.
+    """
+    # They reach the whole process group, and who started this process says when it is over.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    setup = read_message(connection)
+    if setup is None:
+        return
+    work = prepare(setup)
+    if isinstance(work, bytes):
+        write_message(connection, work)
+        return
+    close_doors(work.memory, work.who)
+    with contextlib.suppress(ConnectionError):  # which is the other side's end
+        write_message(connection, work.greeting)
+        while (message := read_message(connection)) is not None:
+            with limited(work.cpu_seconds):
+                answer = work.answer(message)
+            if answer is not None:
+                write_message(connection, answer)
+
+
+def silence() -> None:
+    """Let nothing more come to the log from here: what is written there strangers could write."""
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), sys.stderr.fileno())
+
+
+def address_space() -> int:
+    """Return the bytes that this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().vms)
+
+
+def close_doors(memory: int, who: str) -> None:
+    """Let this process open no file, socket or process from now on, and import nothing.
+
+    Args:
+        memory: Bytes of address space, Python's own among them.
+        who: What the message of a refusal calls that which tried.
+    """
+    for limit, size in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # a lower one holds already
+            resource.setrlimit(limit, (size, size))
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        if event.startswith(_FORBIDDEN):
+            raise PermissionError(f"{who} must not use {event}")
+
+    sys.addaudithook(refuse)
+
+
+@contextlib.contextmanager
+def limited(cpu_seconds: float) -> Iterator[None]:
+    """End this process, also in the middle of an operation, where the block takes longer.
+
+    Args:
+        cpu_seconds: Processor time of all threads.
+    """
+    # The default action of the signal ends the process.
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)

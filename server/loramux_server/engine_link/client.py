@@ -1,0 +1,245 @@
+"""The calls that wait for the engine: what is sent for them, and where its answers go."""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loramux.errors import (
+    DataLossError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    LoramuxError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from loramux_adapters.embedding import Pooling
+from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.engine_link.process import EngineProcess
+from loramux_server.engine_link.quarantine import Quarantine, Work
+from loramux_server.images.messages import PlacedImage
+from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import (
+    Cancel,
+    Drop,
+    Failure,
+    Pause,
+    Pin,
+    Report,
+    Resume,
+    Submit,
+    Unpin,
+)
+from loramux_server.wire.sampling import Sampling
+
+_log = logging.getLogger(__name__)
+
+RETRY_DELAY = 1.0
+
+_FAILURES: dict[str, type[LoramuxError]] = {
+    "QUEUE_FULL": ResourceExhaustedError,
+    "DEADLINE_EXCEEDED": DeadlineExceededError,
+    "DEADLINE_UNREACHABLE": ResourceExhaustedError,
+    "INVALID_FIELD": InvalidArgumentError,
+    "CONTEXT_LENGTH_EXCEEDED": InvalidArgumentError,
+    "ADAPTER_TOO_LARGE": FailedPreconditionError,
+    "ADAPTER_NOT_FINITE": FailedPreconditionError,
+    "ADAPTER_BASE_MISMATCH": FailedPreconditionError,
+    "ADAPTER_NOT_MIXABLE": FailedPreconditionError,
+    "ADAPTER_DAMAGED": DataLossError,
+    "STORE_UNAVAILABLE": UnavailableError,
+    "ENGINE_OUT_OF_MEMORY": UnavailableError,
+    "ENGINE_UNAVAILABLE": UnavailableError,
+    "IMAGES_NOT_SERVED": FailedPreconditionError,
+    "STRUCTURED_OUTPUT_FAILED": FailedPreconditionError,
+    "UNSUPPORTED_ADAPTER_FEATURE": FailedPreconditionError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A completion that the engine works on, and where its tokens go."""
+
+    mailbox: Mailbox[Any]
+    index: int
+    work: Work
+
+
+class EngineClient:
+    """Owns the calls that wait for the engine."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_report: Callable[[Report], None],
+        on_ready: Callable[[bool], None],
+        watchdog: float = 0.0,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        """Prepare; nothing is started before `process.start`.
+
+        Args:
+            config: What the engine is told.
+            on_report: Called with each report.
+            on_ready: Called with whether the engine answers, whenever that changes.
+            watchdog: Seconds of silence after which the engine is replaced; 0 means never.
+            quarantine: Refuses what the engine does not survive.
+        """
+        self.process = EngineProcess(
+            config, on_report=self._dispatch, on_ready=self._ready_or_dead, watchdog=watchdog
+        )
+        self.quarantine = quarantine or Quarantine(max_deaths=0)
+        self._on_report = on_report
+        self._on_ready = on_ready
+        self._calls: dict[int, _Call] = {}
+        self._next_id = 0
+
+    def submit(
+        self,
+        mailbox: Mailbox[Any],
+        index: int,
+        prompt: list[int],
+        adapter: AdapterSource | None,
+        sampling: Sampling,
+        tenant: str,
+        timeout: float | None = None,
+        weight: int = 1,
+        pooling: Pooling | None = None,
+        prediction: Sequence[int] = (),
+        num_made: int = 0,
+        images: Sequence[PlacedImage] = (),
+        second_from: int = 0,
+        num_source: int = 0,
+    ) -> int:
+        """Start a completion for `tenant`, whose weight is given, and return its id.
+
+        Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
+        `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`. It
+        goes on with a completion if the last `num_made` tokens of the prompt were made for it. The
+        prompt has `images`, in order, and from `second_from` on tokens of a second text; where an
+        encoder reads, its first `num_source` tokens are what that reads.
+
+        Raises:
+            UnavailableError: The engine is away.
+            FailedPreconditionError: The request or its adapter is in quarantine.
+        """
+        parts = tuple(part.digest for part in adapter.parts) if adapter else ()
+        digests = tuple(placed.image.digest for placed in images)
+        work = Work(
+            prompt, adapter.digest if adapter else None, sampling, tenant, parts, digests,
+            second_from, num_source,
+        )  # fmt: skip
+        self.quarantine.check(work)
+        if not self.process.is_ready:
+            raise self._unavailable("is starting")
+        self._next_id += 1
+        self._calls[self._next_id] = _Call(mailbox, index, work)
+        self.process.send(
+            Submit(
+                self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling,
+                list(prediction), num_made, list(images), second_from, num_source,
+            )
+        )  # fmt: skip
+        return self._next_id
+
+    def finish(self, request_id: int) -> None:
+        """End a completion that is as long as it has to be, if it is still going on."""
+        if call := self._calls.get(request_id):
+            self.quarantine.ended_well(call.work)
+            self.cancel(request_id)
+
+    def cancel(self, request_id: int) -> None:
+        """End a completion if it is still going on."""
+        if self._calls.pop(request_id, None) and self.process.is_ready:
+            self.process.send(Cancel(request_id))
+
+    def pause(self, request_ids: Iterable[int], is_paused: bool) -> None:
+        """Let completions wait while `is_paused`, and then go on, if they have not ended."""
+        for request_id in request_ids:
+            if request_id in self._calls and self.process.is_ready:
+                self.process.send(Pause(request_id) if is_paused else Resume(request_id))
+
+    def drop(self, digest: str) -> bool:
+        """Let the engine forget an adapter once it is not in use; False if the engine is away."""
+        if self.process.is_ready:
+            self.process.send(Drop(digest))
+        return self.process.is_ready
+
+    def pin(self, adapter: AdapterSource) -> None:
+        """Let the engine keep an adapter on the device."""
+        if self.process.is_ready:
+            self.process.send(Pin(adapter))
+
+    def unpin(self, digest: str) -> None:
+        """Let the engine keep an adapter no longer."""
+        if self.process.is_ready:
+            self.process.send(Unpin(digest))
+
+    def close(self) -> None:
+        """End what is still under way, because the server does."""
+        self._end_all(
+            UnavailableError(
+                "the server is ending; try again",
+                reason="ENGINE_UNAVAILABLE",
+                retry_delay=RETRY_DELAY,
+            )
+        )
+
+    def _dispatch(self, report: Report) -> None:
+        for started in report.started:
+            if call := self._calls.get(started.request_id):
+                call.mailbox.on_started(started)
+        for prompt in report.prompts:  # before the tokens that follow it
+            if call := self._calls.get(prompt.request_id):
+                call.mailbox.put(call.index, prompt)
+                if prompt.finish:
+                    del self._calls[prompt.request_id]
+                    self.quarantine.ended_well(call.work)
+        for token in report.tokens:
+            if call := self._calls.get(token.request_id):
+                call.mailbox.put(call.index, token)
+                if token.finish:
+                    del self._calls[token.request_id]
+                    self.quarantine.ended_well(call.work)
+        for scores in report.scores:
+            if call := self._calls.pop(scores.request_id, None):
+                call.mailbox.put(call.index, scores)
+                self.quarantine.ended_well(call.work)
+        for failure in report.failures:
+            if call := self._calls.pop(failure.request_id, None):
+                if failure.reason == "ADAPTER_NOT_FINITE" and call.work.digest:
+                    self.quarantine.was_not_finite(call.work.digest)
+                call.mailbox.fail(_error_of(failure))
+        self._on_report(report)
+
+    def _ready_or_dead(self, is_ready: bool) -> None:
+        self._on_ready(is_ready)
+        if not is_ready:
+            self.quarantine.engine_died(call.work for call in self._calls.values())
+            if self.process.ran_out_of_memory:
+                self._end_all(self._unavailable("ran out of memory", "ENGINE_OUT_OF_MEMORY"))
+            else:
+                self._end_all(self._unavailable("died"))
+
+    def _end_all(self, error: LoramuxError) -> None:
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.mailbox.fail(error)
+        if calls:
+            _log.error("%d completions ended: %s", len(calls), error)
+
+    def _unavailable(self, what: str, reason: str = "ENGINE_UNAVAILABLE") -> UnavailableError:
+        # Not for all at the same moment: they would come back together.
+        delay = self.process.seconds_to_ready * random.uniform(1.0, 1.5)
+        return UnavailableError(f"the engine {what}; try again", reason=reason, retry_delay=delay)
+
+
+def _error_of(failure: Failure) -> LoramuxError:
+    kind = _FAILURES.get(failure.reason, InternalError)
+    delay = RETRY_DELAY if kind in (ResourceExhaustedError, UnavailableError) else None
+    return kind(failure.message, reason=failure.reason, field=failure.field, retry_delay=delay)

@@ -1,0 +1,107 @@
+"""Where a call finds what the engine made for it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from loramux.errors import LoramuxError
+from loramux_server.wire.messages import Started, Token
+
+MAX_BEHIND = 1024
+"""Tokens and log-probabilities that may wait for the reader of a call: some 100 KB."""
+_MANY = MAX_BEHIND // 2
+"""So many wake a reader whatever its interval is, before the engine would pause its request."""
+
+Item = TypeVar("Item")
+
+
+class Mailbox(Generic[Item]):
+    """What the engine made for one call, such as tokens, that its reader has not taken yet."""
+
+    def __init__(
+        self,
+        on_started: Callable[[Started], None],
+        on_full: Callable[[bool], None] = lambda is_full: None,
+        interval: int = 1,
+    ) -> None:
+        """Wait for nothing yet.
+
+        Args:
+            on_started: Told when a completion left the engine's queue.
+            on_full: Told when no more may come, since the reader is behind, and when it may again.
+            interval: Tokens of one completion for which the reader is woken; for the first
+                and the last of a completion it always is.
+        """
+        self.on_started = on_started
+        self._on_full = on_full
+        self._interval = interval
+        self._is_due = False
+        """Whether there is enough to take."""
+        self._begun: set[int] = set()
+        """Completions of which something was taken."""
+        self._is_full = False
+        self._size = 0
+        """Tokens and log-probabilities that wait."""
+        self._items: dict[int, list[Item]] = {}
+        self._error: LoramuxError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def take(self) -> dict[int, list[Item]]:
+        """Wait, and return what has arrived, in order, by the completion's index.
+
+        There is more than one of a completion if the reader is slow.
+
+        Raises:
+            LoramuxError: A completion failed, or the engine died, and nothing is left to take.
+        """
+        if not (self._is_due or self._error):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error and not self._items:
+            raise self._error
+        items, self._items, self._size = self._items, {}, 0
+        self._is_due = False
+        self._begun.update(items)
+        self._fill(False)
+        return items
+
+    def num_waiting(self, index: int) -> int:
+        """Return how many tokens of the completion at `index` nobody has taken."""
+        return sum(isinstance(item, Token) for item in self._items.get(index, ()))
+
+    def put(self, index: int, item: Item) -> None:
+        """Add what was made for the completion at `index`."""
+        items = self._items.setdefault(index, [])
+        items.append(item)
+        self._size += _size(item)
+        if self._size > MAX_BEHIND:
+            self._fill(True)
+        is_enough = len(items) >= self._interval or self._size >= _MANY
+        if is_enough or index not in self._begun or _is_last(item):
+            self._is_due = True
+            self._wake()
+
+    def fail(self, error: LoramuxError) -> None:
+        """Make `take` raise `error`."""
+        self._error = error
+        self._wake()
+
+    def _fill(self, is_full: bool) -> None:
+        if is_full != self._is_full:
+            self._is_full = is_full
+            self._on_full(is_full)
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _is_last(item: object) -> bool:
+    return not isinstance(item, Token) or item.finish is not None
+
+
+def _size(item: object) -> int:
+    """Return the tokens and log-probabilities of `item`."""
+    if isinstance(item, Token) and item.logprobs:
+        return 1 + len(item.logprobs.top)
+    return 1

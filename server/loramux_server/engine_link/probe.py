@@ -1,0 +1,97 @@
+"""Whether the engine can make a token, or read one, for health checks to tell."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from loramux.errors import LoramuxError
+from loramux_adapters.embedding import Pooling
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.wire.messages import Report, Scores, Token
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import Sampling
+
+_log = logging.getLogger(__name__)
+
+PATIENCE = 10.0
+"""Seconds that a token may take of an engine that does nothing else."""
+
+
+class Probe:
+    """Makes a token where no work of callers shows that it can be done. Lives on the event loop."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        model: ModelInfo,
+        *,
+        interval: float,
+        on_result: Callable[[bool], None],
+        patience: float = PATIENCE,
+    ) -> None:
+        """Prepare; nothing happens before `run`.
+
+        Args:
+            engine: Makes the tokens.
+            model: What it serves.
+            interval: Seconds without work after which a token is made.
+            on_result: Called with whether one can be made, whenever that changes.
+            patience: Seconds that it may take.
+        """
+        self._engine = engine
+        self._prompt, self._num_source = [model.vocab_size // 2], 0
+        if model.writing:
+            self._num_source = len(self._prompt)
+            self._prompt.append(model.writing.decoder_start)
+        self._pooling = Pooling.MEAN if model.is_encoder else None
+        self._interval = interval
+        self._on_result = on_result
+        self._patience = patience
+        self._has_worked = False
+        self._is_well = True
+
+    def begin(self) -> None:
+        """Believe of an engine that has just started that it is well."""
+        self._is_well = True
+
+    def report(self, report: Report) -> None:
+        """Take in what one step of the engine had to tell: a batch that it ran is proof enough."""
+        if report.batch is not None:
+            self._has_worked = True
+            self._tell(True)
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            self._has_worked = False
+            await asyncio.sleep(self._interval)
+            if not self._has_worked and self._engine.process.is_ready:
+                self._tell(await self._makes_a_token())
+
+    async def _makes_a_token(self) -> bool:
+        mailbox = Mailbox[Token | Scores](on_started=lambda _: None)
+        sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
+        request_id = 0
+        try:
+            request_id = self._engine.submit(
+                mailbox, 0, self._prompt, None, sampling, "", pooling=self._pooling,
+                num_source=self._num_source,
+            )  # fmt: skip
+            async with asyncio.timeout(self._patience):
+                await mailbox.take()
+        except TimeoutError:
+            _log.error("the engine made no token within %.3g s", self._patience)
+            return False
+        except LoramuxError as error:
+            # Its death is told by others, and a full queue is no reason to leave it alone.
+            _log.info("no token could be made: %s", error)
+            return True
+        finally:
+            self._engine.cancel(request_id)
+        return True
+
+    def _tell(self, is_well: bool) -> None:
+        if is_well != self._is_well:
+            self._is_well = is_well
+            self._on_result(is_well)

@@ -1,0 +1,87 @@
+"""One engine process, from its start to its end, and the socket by which it is talked with."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+
+from loramux_server.wire.channel import LENGTH, frame
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.messages import FromEngine, ToEngine, decode_from_engine, encode
+
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    # OpenMP threads that wait for each other without sleeping keep everybody else off the cores,
+    # the one that they wait for among them: with one other busy process on two cores, steps took
+    # ten times as long as alone. With so few turns it is less than twice, and alone the same.
+    "GOMP_SPINCOUNT": "1000",
+}
+"""What the engine's environment has unless it says otherwise."""
+
+
+class RunningEngine:
+    """Owns the process and one end of a socket pair."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """Own a process that was started, and the socket to it; see `spawn`."""
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @staticmethod
+    async def spawn(config: EngineConfig) -> "RunningEngine":
+        """Start an engine, which will say first whether it is ready."""
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        writer.write(frame(encode(config)))
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "loramux_server.engine.process",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                env=_ENVIRONMENT | os.environ,
+            )
+        return RunningEngine(process, reader, writer)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Tell it something."""
+        # Of an engine that has just gone the calls are about to end.
+        if not self._writer.is_closing():
+            self._writer.write(frame(encode(message)))
+
+    async def read(self) -> FromEngine | None:
+        """Return its next message, or None when it is gone."""
+        try:
+            head = await self._reader.readexactly(LENGTH.size)
+            size = LENGTH.unpack(head)[0]
+            message: FromEngine = decode_from_engine(await self._reader.readexactly(size))
+            return message
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def close(self) -> None:
+        """Close the socket, at which a ready engine ends."""
+        self._writer.close()
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended yet."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def wait(self) -> int:
+        """Wait for its end and return its exit code, negative for a signal."""
+        return await self._process.wait()

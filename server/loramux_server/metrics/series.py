@@ -1,0 +1,180 @@
+"""Every Prometheus metric of the server, in one list."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from loramux import __version__
+from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER, AdapterLabels
+from loramux_server.metrics.engine import LATENCY, STEP, EngineMetrics
+from loramux_server.metrics.tokens import TokenMetrics
+from loramux_server.metrics.totals import NOTHING, Totals
+from loramux_server.wire.messages import Report
+from loramux_server.wire.model_info import ModelInfo
+
+MAX_ADAPTER_LABELS = 64
+STORE_FULL = "store_full"
+"""The outcome of an upload for which the store has no room; a tenant's quota is another thing."""
+FAULTS = ("internal", "unknown", "data_loss", "unavailable")
+"""Outcomes for which the server is to blame."""
+CAUSES = ("requests", "tokens", "bytes", "memory", "time", "lag", "share", "late")
+"""What there may be too much of."""
+
+
+class Metrics:
+    """The server's metrics. Only registered adapter names become labels, and a bounded number."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        adapter = ("adapter",)
+        self.requests = Counter(
+            "loramux_requests", "Requests that ended.", ("adapter", "outcome"), registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "loramux_prompt_tokens", "Prompt tokens.", adapter, registry=registry
+        )
+        self.tokens = TokenMetrics(STEP)
+        registry.register(self.tokens)
+        self.queue = Histogram(
+            "loramux_queue_seconds", "Time from arrival to the first run.",
+            buckets=LATENCY, registry=registry,
+        )  # fmt: skip
+        self.first_token = Histogram(
+            "loramux_time_to_first_token_seconds", "Time from arrival to the first token.",
+            adapter, buckets=LATENCY, registry=registry,
+        )  # fmt: skip
+        self.duration = Histogram(
+            "loramux_request_seconds", "Time from arrival to the end.",
+            adapter, buckets=LATENCY, registry=registry,
+        )  # fmt: skip
+        self.structured = Counter(
+            "loramux_structured_requests", "Requests whose text had to have a form, by its kind.",
+            ("kind",), registry=registry,
+        )  # fmt: skip
+        self.uploads = Counter(
+            "loramux_uploads", "Uploads that ended.", ("outcome",), registry=registry
+        )
+        self.registered = Gauge(
+            "loramux_adapters_registered", "Adapters that requests can name.", registry=registry
+        )
+        self.leases = Gauge(
+            "loramux_adapter_leases", "Requests and uploads that keep bytes of adapters.",
+            registry=registry,
+        )  # fmt: skip
+        self.quarantined = Gauge(
+            "loramux_quarantined", "Requests and adapters that are refused until somebody clears "
+            "them.", registry=registry,
+        )  # fmt: skip
+        self.tasks = Gauge(
+            "loramux_loop_tasks", "Tasks of the frontend's event loop.", registry=registry
+        )
+        self.memory = Gauge(
+            "loramux_resident_memory_bytes",
+            "Memory that processes hold: the frontend, and the engine, its followers not counted.",
+            ("process",), registry=registry,
+        )  # fmt: skip
+        self.spans = Counter(
+            "loramux_spans",
+            "Spans of traces, by what became of them: exported, failed or dropped, because too "
+            "many waited.",
+            ("outcome",), registry=registry,
+        )  # fmt: skip
+        self.room = RoomMetrics(registry)
+        self.lost_readers = Counter(
+            "loramux_streams_unread", "Streams that ended because they were not read.",
+            registry=registry,
+        )  # fmt: skip
+        self.engine_up = Gauge(
+            "loramux_engine_up", "1 while the engine answers.", registry=registry
+        )
+        self.engine_starts = Counter(
+            "loramux_engine_starts", "Times that the engine was started.", registry=registry
+        )
+        self._info = Gauge(
+            "loramux_info", "The server and its base model.",
+            ("version", "base_model", "architecture", "dtype", "device"), registry=registry,
+        )  # fmt: skip
+        self.labels = AdapterLabels(MAX_ADAPTER_LABELS, self._end_series)
+        self._per_adapter = (self.prompt_tokens, self.first_token, self.duration, self.requests)
+        self._series: dict[str, AdapterSeries] = {}
+        self._engine = EngineMetrics(registry)
+        self._begin()
+        self.totals = Totals()
+        """The same over all adapters."""
+
+    def describe(self, model: ModelInfo, host_bytes: int) -> None:
+        """Show what is served, with how much memory; of the host adapters have `host_bytes`."""
+        self._info.labels(
+            __version__, model.name, model.architecture, model.dtype, model.device
+        ).set(1)
+        self._engine.describe(model, host_bytes)
+
+    def of(self, adapter: str) -> "AdapterSeries":
+        """Return what to count a request for `adapter` in, empty for the base, at this moment."""
+        label = self.labels.label(adapter)
+        series = self._series.get(label)
+        if series is None:
+            series = self._series[label] = AdapterSeries(self, label)
+        return series
+
+    def report(self, report: Report) -> None:
+        """Take in what one step of the engine had to tell."""
+        self._engine.report(report)
+        self.totals.report(report)
+
+    def engine_ready(self, is_ready: bool) -> None:
+        """Note that the engine began to answer, or that it died."""
+        self.engine_up.set(is_ready)
+        if is_ready:
+            self.engine_starts.inc()
+        else:
+            self._engine.ended()
+            self.totals.engine = NOTHING
+
+    def _begin(self) -> None:
+        """Show at 0 what alerts look for: Prometheus sees no growth in what begins at 1."""
+        for outcome in ("ok", *FAULTS):
+            for label in (BASE, NONE, OTHER):
+                self.requests.labels(label, outcome)
+        for outcome in ("ok", *FAULTS, STORE_FULL):
+            self.uploads.labels(outcome)
+        for cause in CAUSES:
+            self.room.shed.labels(cause)
+
+    def _end_series(self, name: str) -> None:
+        self._series.pop(name, None)
+        self.tokens.forget(name)
+        for metric in self._per_adapter:
+            metric.remove_by_labels({"adapter": name})
+
+
+class AdapterSeries:
+    """The metrics of one label value, at hand: to find them takes longer than to count."""
+
+    def __init__(self, metrics: Metrics, label: str) -> None:
+        self.tokens = metrics.tokens.of(label)
+        self.prompt_tokens = metrics.prompt_tokens.labels(label)
+        self.first_token = metrics.first_token.labels(label)
+        self.duration = metrics.duration.labels(label)
+
+
+class RoomMetrics:
+    """What waits for the engine, and what was refused because too much did."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.shed = Counter(
+            "loramux_requests_shed",
+            "Requests refused because of overload, by what there was too much of: requests, "
+            "tokens, bytes, memory, time, lag, or a share of the queue; late: those that waited "
+            "until they could not be finished any more.",
+            ("cause",), registry=registry,
+        )  # fmt: skip
+        self.tokens = Gauge(
+            "loramux_waiting_prompt_tokens", "Prompt tokens of requests that have not started.",
+            registry=registry,
+        )  # fmt: skip
+        self.bytes = Gauge(
+            "loramux_waiting_bytes", "Bytes of requests that have not started.", registry=registry
+        )
+        self.lag = Gauge(
+            "loramux_loop_lag_seconds", "How late the frontend is at present.", registry=registry
+        )

@@ -1,0 +1,1 @@
+"""Base models that read a text as a whole: encoders, and encoders with a decoder behind them."""

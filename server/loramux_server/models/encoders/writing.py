@@ -1,0 +1,42 @@
+"""What a model with a decoder behind an encoder says of the texts that it writes."""
+
+from transformers import PreTrainedModel
+
+from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.writing import Writing
+
+
+def writing_of(module: PreTrainedModel, vocab_size: int, eos_token_ids: list[int]) -> Writing:
+    """Return what the generation config of `module` says.
+
+    Args:
+        module: The model.
+        vocab_size: How many tokens it has.
+        eos_token_ids: Those with which it ends a text: as in transformers they may come although
+            they are among bad words.
+
+    Raises:
+        UnservableModelError: It does not say with which token the decoder begins.
+    """
+    config = module.generation_config
+    start = _first(config.decoder_start_token_id)
+    if start is None:
+        start = _first(config.bos_token_id)
+    if start is None or not 0 <= start < vocab_size:
+        raise UnservableModelError(
+            f"{type(module).__name__} does not say with which token its decoder begins: "
+            f"decoder_start_token_id of its generation_config.json is {start}; expected one from 0 "
+            f"to {vocab_size - 1}"
+        )
+    bad = {words[0] for words in config.bad_words_ids or () if len(words) == 1}
+    forbidden = bad.difference(eos_token_ids) | set(config.suppress_tokens or ())
+    return Writing(
+        decoder_start=start,
+        forced_bos=_first(config.forced_bos_token_id),
+        forbidden=sorted(token for token in forbidden if 0 <= token < vocab_size),
+    )
+
+
+def _first(token: int | list[int] | None) -> int | None:
+    """Return `token`, of which there may be a list, one for each text of a batch."""
+    return token[0] if isinstance(token, list) else token

@@ -1,0 +1,1 @@
+"""Layers that keep a state of each request: linear attention, state spaces, short convolutions."""

@@ -1,0 +1,148 @@
+"""Layers that are recurrent, such as linear attention, state spaces and short convolutions.
+
+They are found by running the model: whoever brings a state to transformers' cache is one. What they
+know of a request lies in slots.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from loramux_server.kernels.states import StateBatch
+from loramux_server.models.packed_linear import PackedPart
+from loramux_server.models.recurrent.candidates import candidates
+from loramux_server.models.recurrent.layer_call import LayerCall, joined
+from loramux_server.models.recurrent.parts import Part, in_steps, parts_of
+from loramux_server.models.recurrent.states import LayerStates
+from loramux_server.models.step import Step
+from loramux_server.models.turns import Turns, WaitingPart
+
+
+@dataclass(slots=True)
+class Recurrent:
+    """The recurrent layers of a model, by name."""
+
+    states: dict[str, LayerStates] = field(default_factory=dict)
+    goes_on: bool = True
+    """Whether all of them take several tokens at once of a text that has begun before; else each
+    is a part of its own, and nothing is kept on the way."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """What the states of a request take."""
+        return sum(each.slot_bytes for each in self.states.values())
+
+    @property
+    def numbers(self) -> set[int]:
+        """Numbers of the layers."""
+        return {each.number for each in self.states.values()}
+
+    def has(self, name: str) -> bool:
+        """Return whether the module called `name` is inside of one of the layers."""
+        return any(name.startswith(f"{each}.") for each in self.states)
+
+    @staticmethod
+    def found(
+        module: nn.Module, attending: Sequence[nn.Module], run: Callable[[], object]
+    ) -> "Recurrent":
+        """Return the layers of `module`.
+
+        Args:
+            module: The model.
+            attending: Its modules that attend; for what is around them a cache is something else.
+            run: Runs it on one text.
+
+        Raises:
+            NotImplementedError: A layer is recurrent in a way that is not served.
+        """
+        seen = dict(candidates(module, attending))
+        if not seen:
+            return Recurrent()
+        with ExitStack() as hooks:
+            for each in seen.values():
+                hook = each.layer.register_forward_pre_hook(each.tell, with_kwargs=True)
+                hooks.callback(hook.remove)
+            run()
+        states: dict[str, LayerStates] = {}
+        tried: dict[type[nn.Module], bool] = {}
+        for name, each in seen.items():
+            if each.given.states:
+                states[name] = each.states()
+                kind = type(each.layer)
+                if kind not in tried:
+                    tried[kind] = each.goes_on(states[name])
+        return Recurrent(states, goes_on=all(tried.values()))
+
+    def serve(self, module: nn.Module, step: Step) -> None:
+        """Let the layers of `module`, whose linear layers are packed, take batches."""
+        turns, division = Turns(step), _Division(step, goes_on=self.goes_on)
+        for name, states in self.states.items():
+            layer = module.get_submodule(name)
+            for inner, part in list(layer.named_modules()):
+                if isinstance(part, PackedPart):
+                    layer.set_submodule(inner, WaitingPart(part, turns))
+            states.change_in_slots(layer, step)
+            module.set_submodule(name, RecurrentLayer(layer, states, turns, division))
+
+    def allocate(self, num_slots: int, device: torch.device) -> None:
+        """Make so many slots for each layer."""
+        for each in self.states.values():
+            each.allocate(num_slots, device)
+
+    def release(self) -> None:
+        """Give the slots' memory back; `allocate` makes others."""
+        for each in self.states.values():
+            each.release()
+
+
+class RecurrentLayer(nn.Module):
+    """Stands where a recurrent layer stood, which takes texts of one length side by side.
+
+    Requests with one token go through it together, each of the others alone.
+    """
+
+    def __init__(
+        self, own: nn.Module, states: LayerStates, turns: Turns, division: "_Division"
+    ) -> None:
+        super().__init__()
+        self.own = own
+        """The model's own."""
+        self._call = LayerCall.of(own)
+        self._states = states
+        self._turns = turns
+        self._division = division
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return what the layer makes of a row of tokens, those of one request after another."""
+        parts = self._division.parts()
+        calls = [partial(self._call.made, part, self._states, args, kwargs) for part in parts]
+        return joined(self._turns.run(calls, [(part.rows,) for part in parts]), parts)
+
+
+class _Division:
+    """The parts of the step that runs, found out once."""
+
+    def __init__(self, step: Step, *, goes_on: bool) -> None:
+        self._step = step
+        self._goes_on = goes_on
+        self._states: StateBatch | None = None
+        self._parts: list[Part] = []
+
+    def parts(self) -> list[Part]:
+        """Return them."""
+        batch, states = self._step.attention, self._step.states
+        assert batch is not None
+        assert states is not None
+        if states is not self._states:
+            parts = parts_of(batch.query_start_B, states, self._step.device)
+            self._states = states
+            self._parts = (
+                parts if self._goes_on else list(chain.from_iterable(map(in_steps, parts)))
+            )
+        return self._parts

@@ -1,0 +1,210 @@
+"""What recurrent layers know of requests, in slots.
+
+Source of the interface: `transformers.cache_utils.LinearAttentionLayer`, to which such layers bring
+what they know (states of convolutions, and recurrent ones) and from which they take it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+from transformers.cache_utils import LinearAttentionLayer
+
+from loramux_server.kernels.states import BEGINNING
+from loramux_server.models.recurrent.delta_rule import DeltaRule
+from loramux_server.models.recurrent.in_slots import InSlots
+from loramux_server.models.recurrent.state_space import StateSpace
+from loramux_server.models.step import Step
+
+CONV, RECURRENT = "conv", "recurrent"
+State = tuple[str, int]
+"""Kind, and the number that a layer gives to a state of that kind."""
+_FIRST = (RECURRENT, 0)
+_MOST_STATES = 16
+"""Of one kind in a layer; those that are known have three."""
+
+
+class GivenStates(LinearAttentionLayer):  # type: ignore[misc]
+    """What a layer knows of some requests, as it takes that."""
+
+    def __init__(self, states: Mapping[State, torch.Tensor]) -> None:
+        """Give `states`, which the layer changes in place; none where it is to make them."""
+        count = 1 + max((number for _, number in states), default=_MOST_STATES - 1)
+        super().__init__(number_of_states=count)
+        for (kind, number), state in states.items():
+            self._of(kind)[number] = state
+            if kind == CONV:
+                self.is_conv_states_initialized[number] = True
+                self.conv_kernel_size[number] = state.shape[-1]
+            else:
+                self.is_recurrent_states_initialized[number] = True
+            self.dtype, self.device = state.dtype, state.device
+        if states:
+            # Before its first token everything is zero, which is what these layers begin with.
+            self.has_previous_state = dict.fromkeys(range(count), True)
+        self.copies: Mapping[State, torch.Tensor] = {}
+        """Where what becomes of states is copied to."""
+
+    @property
+    def states(self) -> dict[State, torch.Tensor]:
+        """What the layer knows now."""
+        return {
+            (kind, number): state
+            for kind in (CONV, RECURRENT)
+            for number, state in self._of(kind).items()
+            if state is not None
+        }
+
+    def as_cache(self, number: int) -> Cache:
+        """Return the cache in which layer `number` looks for them."""
+        return _OneLayer(layers=[self] * (number + 1))
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        state_idx: int = 0,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        """Take in what a convolution has seen, and return it with what it saw before."""
+        found: torch.Tensor = super().update_conv_state(conv_states, state_idx, **kwargs)
+        self._copy((CONV, state_idx))
+        return found
+
+    def update_recurrent_state(
+        self,
+        recurrent_states: torch.Tensor,
+        state_idx: int = 0,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        """Take in a state, and return it."""
+        found: torch.Tensor = super().update_recurrent_state(recurrent_states, state_idx, **kwargs)
+        self._copy((RECURRENT, state_idx))
+        return found
+
+    def _of(self, kind: str) -> dict[int, torch.Tensor | None]:
+        found: dict[int, torch.Tensor | None]
+        found = self.conv_states if kind == CONV else self.recurrent_states
+        return found
+
+    def _copy(self, state: State) -> None:
+        if state in self.copies:
+            self.copies[state].copy_(self.states[state])
+
+
+class _OneLayer(Cache):  # type: ignore[misc]
+    """A cache for one recurrent layer, and for attention that has a cache of its own."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        raise AttributeError(f"a layer asks for {name} of its cache, which transformers' lacks")
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values as they are."""
+        del args, kwargs
+        return key_states, value_states
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """One state of a layer for one request."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class LayerStates:
+    """The states of one layer, in slots.
+
+    Legend: S slots, B requests.
+    """
+
+    def __init__(self, number: int, shapes: Mapping[State, StateShape]) -> None:
+        """Begin without slots, for layer `number`."""
+        self.number = number
+        self._shapes = shapes
+        self._slots: dict[State, torch.Tensor] = {}
+        """[S, ...] each."""
+        self._in_slots: InSlots | None = None
+        """What changes the first recurrent state in its slots; None where nothing does."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """What a slot takes."""
+        return sum(each.num_bytes for each in self._shapes.values())
+
+    def allocate(self, num_slots: int, device: torch.device) -> None:
+        """Make slots in which everything is zero. The host's memory is taken when it is touched."""
+        self._slots = {
+            state: torch.zeros(num_slots, *each.shape, dtype=each.dtype, device=device)
+            for state, each in self._shapes.items()
+        }
+
+    def release(self) -> None:
+        """Give the slots' memory back."""
+        self._slots = {}
+
+    def fill(self, state: State, slot: int, value: float) -> None:
+        """Make each number of a state in a slot `value`."""
+        self._slots[state][slot] = value
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one slot to another."""
+        for slots in self._slots.values():
+            slots[target] = slots[source]
+
+    def change_in_slots(self, layer: nn.Module, step: Step) -> None:
+        """Let `layer` change its state in its slots, where one token of each request comes."""
+        shape = self._shapes.get(_FIRST)
+        if shape and shape.dtype is torch.float32:
+            tried = (kind.put_into(layer, shape.shape, step) for kind in (DeltaRule, StateSpace))
+            self._in_slots = next(filter(None, tried), None)
+
+    def gathered(self, read_B: torch.Tensor, write_B: torch.Tensor) -> GivenStates:
+        """Return what is known of requests: copies, but of what changes in its slots all of them.
+
+        Args:
+            read_B: Where it is found.
+            write_B: Where `scatter` will put it.
+        """
+        given = {}
+        for state, slots in self._slots.items():
+            if self._in_slots and state == _FIRST:
+                given[state] = slots
+                self._in_slots.begin(slots, read_B, write_B)
+            else:
+                given[state] = slots.index_select(0, read_B)
+        return GivenStates(given)
+
+    def scatter(self, given: GivenStates, write_B: torch.Tensor) -> None:
+        """Put what is known of requests into slots."""
+        for state, made in given.states.items():
+            if made is not self._slots[state]:
+                self._slots[state].index_copy_(0, write_B, made)
+
+    def at(self, slot: int, kept: int = BEGINNING) -> GivenStates:
+        """Return what is known of one request, which changes in its slot.
+
+        Args:
+            slot: The request's.
+            kept: Where it is copied to when it has changed; `BEGINNING` for nowhere.
+        """
+        given = GivenStates(self._slot(slot))
+        if kept != BEGINNING:
+            given.copies = self._slot(kept)
+        return given
+
+    def _slot(self, slot: int) -> dict[State, torch.Tensor]:
+        return {state: slots[slot : slot + 1] for state, slots in self._slots.items()}

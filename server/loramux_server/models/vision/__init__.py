@@ -1,0 +1,1 @@
+"""What a base model sees in images."""

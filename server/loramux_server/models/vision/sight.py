@@ -1,0 +1,210 @@
+"""How a base model sees: its own forward, stopped where text would begin to be read.
+
+What a model does with an image before its layers for text is its own: a tower, a projection, token
+types, positions by height and width, features for some of the layers. So the model's forward runs,
+on one image at a time, and in place of the part for text stands one that notes what it is given.
+
+Legend: V tokens that have an embedding of an image, L tokens of an image, K width of an embedding.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from loramux_server.images.messages import Array, Image
+from loramux_server.lora.sight_change import SightChange, SightLayer
+from loramux_server.lora.virtual import Virtual
+from loramux_server.models.packed_linear import features
+from loramux_server.models.quantized import is_linear, is_quantized
+from loramux_server.models.vision.seen import Int64, Seen
+
+_TYPES = ("mm_token_type_ids", "token_type_ids")
+"""Names under which models are told which tokens are of images."""
+
+
+class BlindError(Exception):
+    """The model does not see images in a way that is served; the message says why."""
+
+
+class NotFiniteError(Exception):
+    """The weights of what sees overflow on an image."""
+
+    def __init__(self, *, is_changed: bool) -> None:
+        super().__init__("what the model sees in an image is not finite: weights overflow on it")
+        self.is_changed = is_changed
+        """Whether some of them are an adapter's."""
+
+
+class Sight:
+    """What sees images in one base model. May be used beside its steps, by one thread."""
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        """Find the parts of `module`.
+
+        Raises:
+            BlindError: It has none, or not where they are looked for.
+        """
+        inner = module.base_model
+        embedding = module.get_input_embeddings()
+        name = next((n for n, p in inner.named_children() if embedding in set(p.modules())), None)
+        self.image_token = _image_token(module)
+        if name is None or inner is module or self.image_token is None:
+            raise BlindError(f"{type(module).__name__} does not keep its part for text apart")
+        self.is_whole = False
+        """Whether tokens of an image see each other; for who tries it to say."""
+        self.adds = False
+        """Whether something is added for an image behind layers; known after the first look."""
+        self._dtype, self._device = module.dtype, module.device
+        # The very parts that see, around another part for text: what happens to that meanwhile,
+        # in a step, is none of their business.
+        self._stand_in = _StandIn(embedding)
+        self._model = copy.copy(inner)
+        self._model._modules = {**inner._modules, name: self._stand_in}
+        seeing = {id(part) for part in self._model.modules()}
+        self._parts = {n: part for n, part in module.named_modules() if id(part) in seeing}
+        self.layers = {n: features(part) for n, part in self._parts.items() if is_linear(part)}
+        """Name of each linear layer -> (in_features, out_features)."""
+        self.parameters = {
+            f"{n}.{parameter}": tuple(value.shape)
+            for n, part in self._parts.items()
+            if not is_quantized(part)
+            for parameter, value in part.named_parameters(recurse=False)
+        }
+        """Name of each parameter -> its shape; of a quantised layer none."""
+
+    @torch.inference_mode()
+    def look(self, image: Image, tokens: Sequence[int], change: SightChange | None = None) -> Seen:
+        """Return what is seen in `image`, for which `tokens` stand in a prompt.
+
+        Args:
+            image: The image.
+            tokens: Its tokens.
+            change: What an adapter does to the modules that see; it fits them.
+
+        Raises:
+            BlindError: The model does something else with an image than is known here.
+            NotFiniteError: The weights overflow.
+        """
+        given = self.arguments(image, tokens)
+        self._stand_in.given = None
+        with suppress(_ReachedTextError), self._changed(change or SightChange()):
+            self._model(input_ids=torch.tensor([list(tokens)], device=self._device), **given)
+        noted, self._stand_in.given = self._stand_in.given, None
+        if noted is None:
+            raise BlindError("its part for text was not reached with an image")
+        embedding_LK = noted["inputs_embeds"][0]
+        is_seen_L = torch.tensor(tokens, device=embedding_LK.device) == self.image_token
+        is_seen_L |= ~embedding_LK.isnan().all(-1)
+        place_V = np.flatnonzero(is_seen_L.cpu().numpy())
+        embedding_VK = embedding_LK[is_seen_L].clone()
+        added = noted.get("deepstack_visual_embeds") or ()
+        if not all(bool(each.isfinite().all()) for each in (embedding_VK, *added)):
+            raise NotFiniteError(is_changed=change is not None)
+        self.adds = bool(added)
+        return Seen(
+            place_V=place_V,
+            embeddings=Virtual(embedding_VK),
+            added=tuple(Virtual(added_VK) for added_VK in added),
+            is_whole=self.is_whole,
+            turn_3L=_turns(noted.get("position_ids"), len(tokens)),
+        )
+
+    @contextmanager
+    def _changed(self, change: SightChange) -> Iterator[None]:
+        """Let the modules that see be as `change` has them, while the block runs."""
+        with ExitStack() as changed:
+            for name, layer in change.layers.items():
+                hook = self._parts[name].register_forward_hook(_changing(layer))
+                changed.callback(hook.remove)
+            for path, value in change.parameters.items():
+                name, _, parameter = path.rpartition(".")
+                held = self._parts[name]._parameters
+                before = held[parameter]
+                assert before is not None
+                changed.callback(held.__setitem__, parameter, before)
+                held[parameter] = nn.Parameter(value.to(before), requires_grad=False)
+            yield
+
+    def arguments(self, image: Image, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return what the model's forward is given beside `tokens`, in which `image` is."""
+        known = inspect.signature(type(self._model).forward).parameters
+        types = torch.tensor([[int(token == self.image_token) for token in tokens]])
+        return {
+            **{name: self._tensor(array) for name, array in image.arrays.items()},
+            **{name: types.to(self._device) for name in _TYPES if name in known},
+        }
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        flat = np.frombuffer(array.data, array.dtype)
+        tensor = torch.from_numpy(flat.reshape(array.shape).copy()).to(self._device)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+class _ReachedTextError(Exception):
+    """All that is wanted is known."""
+
+
+class _StandIn(nn.Module):
+    """Stands where the part for text stands, and notes what it is given."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embed_tokens = _NoEmbedding(embedding)
+        self.given: Mapping[str, Any] | None = None
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return what takes tokens, as transformers asks for it."""
+        return self.embed_tokens
+
+    def forward(self, **given: Any) -> None:  # noqa: ANN401
+        """Note what is `given`, and end the forward.
+
+        Raises:
+            _ReachedTextError: Always.
+        """
+        self.given = given
+        raise _ReachedTextError
+
+
+class _NoEmbedding(nn.Module):
+    """Gives no number for any token, so that it is seen which ones get those of an image."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        weight = embedding.get_parameter("weight")
+        self._width, self._dtype = weight.shape[1], weight.dtype
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return NaN for each of `tokens`."""
+        size = (*tokens.shape, self._width)
+        return torch.full(size, float("nan"), dtype=self._dtype, device=tokens.device)
+
+
+def _changing(layer: SightLayer) -> Callable[..., torch.Tensor]:
+    """Return a hook that changes what a module makes as `layer` has it."""
+
+    def change(part: nn.Module, given: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
+        return layer.of(part, given[0], y)
+
+    return change
+
+
+def _image_token(module: PreTrainedModel) -> int | None:
+    names = ("image_token_id", "image_token_index")
+    found = (getattr(module.config, name, None) for name in names)
+    return next((token for token in found if isinstance(token, int)), None)
+
+
+def _turns(position_ids: torch.Tensor | None, num_tokens: int) -> Int64 | None:
+    """Return positions by time, height and width; None where a model has no others than text."""
+    if position_ids is None or position_ids.ndim != 3:
+        return None
+    turn_3L: Int64 = position_ids[-3:, 0].cpu().numpy().astype(np.int64)
+    return None if (turn_3L == np.arange(num_tokens)).all() else turn_3L

@@ -1,0 +1,108 @@
+"""Changes of adapters, for whoever watches them."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from loramux.errors import ResourceExhaustedError, UnavailableError
+from loramux.v1 import adapters_pb2
+from loramux_server.access.caller import Caller, acting, caller
+from loramux_server.services.adapters.descriptions import Descriptions
+from loramux_server.store.record import AdapterRecord
+
+MAX_BEHIND = 4096
+"""Changes that a watcher may have left to take."""
+
+Change = adapters_pb2.WatchAdaptersResponse
+
+
+class Watcher:
+    """The changes that one caller has not taken yet."""
+
+    def __init__(self, wants: Callable[[AdapterRecord], bool], who: Caller) -> None:
+        self.wants = wants
+        self.who = who
+        self._left: deque[Change] = deque()
+        self._is_behind = False
+        self._is_closed = False
+        self._wake = asyncio.Event()
+
+    def put(self, change: Change) -> None:
+        """Add a change."""
+        if len(self._left) < MAX_BEHIND:
+            self._left.append(change)
+        else:
+            self._is_behind = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """End after what is left."""
+        self._is_closed = True
+        self._wake.set()
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """Yield changes as they come.
+
+        Raises:
+            ResourceExhaustedError: They came faster than they were taken.
+            UnavailableError: The server ends.
+        """
+        while True:
+            while self._left:
+                yield self._left.popleft()
+            if self._is_behind:
+                raise ResourceExhaustedError(
+                    f"more than {MAX_BEHIND} changes were not taken; watch again",
+                    reason="WATCH_TOO_SLOW",
+                )
+            if self._is_closed:
+                raise UnavailableError(
+                    "the server is ending; watch again", reason="ENGINE_UNAVAILABLE",
+                    retry_delay=1.0,
+                )  # fmt: skip
+            self._wake.clear()
+            await self._wake.wait()
+
+
+class Changes:
+    """Passes changes on to watchers. Lives on the event loop."""
+
+    def __init__(self, descriptions: Descriptions) -> None:
+        self._descriptions = descriptions
+        self._watchers: set[Watcher] = set()
+        self._is_closed = False
+
+    def tell(
+        self, kind: adapters_pb2.AdapterChange.ValueType, records: Iterable[AdapterRecord]
+    ) -> None:
+        """Tell who watches them of versions."""
+        if not self._watchers:
+            return
+        for record in records:
+            changes: dict[str, Change] = {}
+            for watcher in self._watchers:
+                if watcher.wants(record):
+                    # Who asks shows in a description: it names things as they may.
+                    if (tenant := watcher.who.tenant) not in changes:
+                        with acting(watcher.who):
+                            described = self._descriptions.of(record)
+                        changes[tenant] = Change(change=kind, adapter=described)
+                    watcher.put(changes[tenant])
+
+    def watch(self, wants: Callable[[AdapterRecord], bool]) -> Watcher:
+        """Return a watcher of the versions that the caller `wants`; `leave` it in the end."""
+        watcher = Watcher(wants, caller())
+        if self._is_closed:
+            watcher.close()
+        self._watchers.add(watcher)
+        return watcher
+
+    def leave(self, watcher: Watcher) -> None:
+        """Tell a watcher no more."""
+        self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """End all watches, so that nobody waits for them."""
+        self._is_closed = True
+        for watcher in self._watchers:
+            watcher.close()

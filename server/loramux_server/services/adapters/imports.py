@@ -1,0 +1,133 @@
+"""Adapters that the server fetches itself, on the way of an upload from then on."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
+
+from loramux.errors import CancelledError, InvalidArgumentError
+from loramux.v1 import adapters_pb2
+from loramux_adapters import PackageError, pack_source
+from loramux_server.services.adapters.expiry import ttl_of
+from loramux_server.services.adapters.intake import Intake, Registration
+from loramux_server.services.adapters.storage import finished, stoppable
+from loramux_server.services.limits import invalid
+from loramux_server.sources.policy import Opening, Sources
+from loramux_server.sources.snapshot import Snapshot, unavailable
+from loramux_server.store.blobs import Staged
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.reference import Reference, parse_name
+
+MAX_AT_ONCE = 4
+
+IsCancelled = Callable[[], bool]
+
+
+class Imports:
+    """Brings adapters from elsewhere. Lives on the event loop."""
+
+    def __init__(self, intake: Intake, sources: Sources, max_bytes: int) -> None:
+        """Import from `sources`, at most `max_bytes` at a time."""
+        self._intake = intake
+        self._registry = intake.registry
+        self._sources = sources
+        self._max_bytes = max_bytes
+        self._turns = asyncio.Semaphore(MAX_AT_ONCE)
+        # Apart from the threads of all others, for which nobody is to wait who only writes a file.
+        self._threads = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="import")
+
+    async def take(self, request: adapters_pb2.ImportAdapterRequest) -> tuple[AdapterRecord, bool]:
+        """Fetch what `request` names and make a version of it; see `Registry.register`.
+
+        Raises:
+            InvalidArgumentError: A field is out of its limits, or what came cannot be served.
+            PermissionDeniedError: Nothing may be imported from there.
+            NotFoundError: There is no adapter.
+            ResourceExhaustedError: The tenant stores too much.
+            UnavailableError: The source does not answer.
+        """
+        reference = parse_name(request.name, "name")
+        self._registry.check_writable(request.name, "name")
+        ttl = ttl_of(request.ttl, "ttl") if request.HasField("ttl") else None
+        opening = self._sources.find(request.uri)
+        async with self._turns:
+            staged = self._registry.stage()
+            try:
+                origin = await stoppable(
+                    lambda is_cancelled: self._fetch(opening, reference, staged, is_cancelled),
+                    self._threads,
+                )
+                with self._registry.quotas.reserved(reference, staged.digest, staged.size):
+                    return await self._intake.take(
+                        staged,
+                        Registration(
+                            name=request.name,
+                            must_not_exist=request.must_not_exist,
+                            ttl=ttl,
+                            origin=origin,
+                            field="uri",
+                        ),
+                    )
+            finally:
+                await finished(asyncio.to_thread(self._registry.discard, staged))
+
+    def _fetch(
+        self, opening: Opening, reference: Reference, staged: Staged, is_cancelled: IsCancelled
+    ) -> str:
+        """Stage what is there and return exactly what that was. Blocks.
+
+        Raises:
+            InvalidArgumentError: It is too large, or no PEFT folder.
+        """
+        snapshot = opening()
+        size = sum(snapshot.sizes.values())
+        self._check_size(size)
+        # What it will be called is not known yet.
+        with self._registry.quotas.reserved(reference, "", size):
+            if len(snapshot.sizes) == 1:
+                (name,) = snapshot.sizes
+                for piece in _pieces(snapshot, name, is_cancelled):
+                    staged.write(piece)
+            else:
+                self._fetch_folder(snapshot, staged, is_cancelled)
+        self._check_size(staged.size)
+        return snapshot.origin
+
+    def _fetch_folder(self, snapshot: Snapshot, staged: Staged, is_cancelled: IsCancelled) -> None:
+        with self._registry.blobs.scratch() as folder:
+            for name in snapshot.sizes:
+                (folder / name).parent.mkdir(exist_ok=True)
+                with (folder / name).open("xb") as file:
+                    _copy(_pieces(snapshot, name, is_cancelled), file)
+            try:
+                pack_source(folder, staged)
+            except PackageError as error:
+                raise InvalidArgumentError(str(error), reason=error.reason, field="uri") from None
+
+    def _check_size(self, size: int) -> None:
+        if not 1 <= size <= self._max_bytes:
+            raise invalid("uri", f"for {size} bytes", f"1 to {self._max_bytes} bytes")
+
+
+def _copy(pieces: Iterator[bytes], file: BinaryIO) -> None:
+    for piece in pieces:
+        file.write(piece)
+
+
+def _pieces(snapshot: Snapshot, name: str, is_cancelled: IsCancelled) -> Iterator[bytes]:
+    """Yield a file of a snapshot, as many bytes as were announced.
+
+    Raises:
+        UnavailableError: More or fewer came.
+        CancelledError: The caller gave up.
+    """
+    size, num_came = snapshot.sizes[name], 0
+    for piece in snapshot.read(name):
+        if is_cancelled():
+            raise CancelledError("the caller gave up")
+        num_came += len(piece)
+        if num_came > size:
+            break
+        yield piece
+    if num_came != size:
+        raise unavailable(snapshot.origin, f"{name} has other than the {size} bytes announced")

@@ -1,0 +1,188 @@
+"""The way of a package from staged bytes to a version that requests can name."""
+
+import asyncio
+import datetime
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from loramux.errors import (
+    InvalidArgumentError,
+    LoramuxError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from loramux.v1 import adapters_pb2
+from loramux_adapters import PackageError
+from loramux_adapters.embedding import Pooling
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.observe.call_record import note
+from loramux_server.services.adapters.expiry import end_of, ttl_of
+from loramux_server.services.adapters.storage import finished
+from loramux_server.services.limits import invalid
+from loramux_server.store.blobs import Staged
+from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
+from loramux_server.store.reference import parse_name
+from loramux_server.store.registry import Registry
+from loramux_server.wire.messages import Scores, Token
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import Sampling
+
+PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What is to become of a package."""
+
+    name: str
+    must_not_exist: bool
+    ttl: datetime.timedelta | None
+    """How long it stays; None if until it is deleted."""
+    origin: str = ""
+    """Where it was imported from; empty for an upload."""
+    field: str = "chunk"
+    """The request field that brought it."""
+
+    @classmethod
+    def of(cls, header: adapters_pb2.UploadHeader) -> "Registration":
+        """Return what an upload declares, which has been checked."""
+        ttl = ttl_of(header.ttl, "header.ttl") if header.HasField("ttl") else None
+        return cls(name=header.name, must_not_exist=header.must_not_exist, ttl=ttl)
+
+
+class Intake:
+    """Checks, stores, tries out and registers what was staged."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        engine: EngineClient,
+        model: ModelInfo,
+        base: ServedBase,
+        max_upload_bytes: int,
+    ) -> None:
+        self.registry = registry
+        self._engine = engine
+        self._probe_prompt = _probe_prompt(model)
+        self._max_prompt = model.source_length or model.context_length - 1
+        self._begun = [model.writing.decoder_start] if model.writing else []
+        self._is_encoder = model.is_encoder
+        self._base = base
+        self._max_upload_bytes = max_upload_bytes
+
+    def check_header(self, header: adapters_pb2.UploadHeader) -> None:
+        """Demand that an upload may begin that declares this.
+
+        Raises:
+            InvalidArgumentError: A field is out of its limits.
+            FailedPreconditionError: The name belongs to the directory.
+        """
+        self.registry.check_writable(header.name, "header.name")
+        if not 1 <= header.size_bytes <= self._max_upload_bytes:
+            raise invalid(
+                "header.size_bytes", header.size_bytes, f"1 to {self._max_upload_bytes} bytes"
+            )
+        digits = header.sha256
+        if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+            raise invalid("header.sha256", digits, "64 lower-case hexadecimal digits")
+        Registration.of(header)
+
+    def reserved(self, header: adapters_pb2.UploadHeader) -> AbstractContextManager[None]:
+        """Take room for what an upload declares while a block runs; see `Quotas.reserve`."""
+        reference = parse_name(header.name, "header.name")
+        digest = f"sha256:{header.sha256}"
+        return self.registry.quotas.reserved(reference, digest, header.size_bytes)
+
+    async def take_upload(
+        self, staged: Staged, header: adapters_pb2.UploadHeader
+    ) -> tuple[AdapterRecord, bool]:
+        """Make a version of what came of an upload; see `take`.
+
+        Raises:
+            InvalidArgumentError: The bytes are not those declared.
+        """
+        if staged.digest != f"sha256:{header.sha256}":
+            raise InvalidArgumentError(
+                f"the bytes have digest {staged.digest}; header.sha256 is {header.sha256}",
+                reason="DIGEST_MISMATCH",
+                field="header.sha256",
+            )
+        return await self.take(staged, Registration.of(header))
+
+    async def take(self, staged: Staged, wanted: Registration) -> tuple[AdapterRecord, bool]:
+        """Make a version of what was staged; see `Registry.register`.
+
+        Raises:
+            InvalidArgumentError: It cannot be served.
+            AlreadyExistsError: The name has other content and must not.
+            UnavailableError: The engine is away, and the package could not be tried out.
+        """
+        record = await finished(asyncio.to_thread(self._publish, wanted, staged))
+        await self._try_out(record, wanted.field)
+        record = replace(
+            record,
+            source=IMPORT if wanted.origin else UPLOAD,
+            origin=wanted.origin,
+            expires_at=end_of(wanted.ttl),
+        )
+        registering = asyncio.to_thread(
+            self.registry.register, record, must_not_exist=wanted.must_not_exist
+        )
+        registered, is_new = await finished(registering)
+        note(adapter=str(registered), digest=registered.digest)
+        return registered, is_new
+
+    async def load(self, record: AdapterRecord) -> None:
+        """Return when the weights of a version are on the device and made a token, or scores.
+
+        Raises:
+            LoramuxError: They cannot be loaded, or the engine is away.
+        """
+        mailbox: Mailbox[Token | Scores] = Mailbox(on_started=lambda _: None)
+        source = self.registry.source_of(record)
+        sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
+        # What waits for its invocation tokens would not be loaded without them.
+        known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
+        prompt = [*known, *source.invocation][source.virtual_tokens - self._max_prompt :]
+        request_id = self._engine.submit(
+            mailbox, 0, prompt + self._begun, source, sampling, record.tenant,
+            pooling=Pooling.MEAN if self._is_encoder and not source.task else None,
+            num_source=len(prompt) if self._begun else 0,
+        )  # fmt: skip
+        try:
+            await mailbox.take()
+        finally:
+            self._engine.cancel(request_id)
+
+    def _publish(self, wanted: Registration, staged: Staged) -> AdapterRecord:
+        """Check what came and store its bytes."""
+        try:
+            package = check_package(staged.file, staged.size, self._base)
+        except PackageError as error:
+            raise InvalidArgumentError(
+                str(error), reason=error.reason, field=wanted.field
+            ) from None
+        record = self.registry.publish(wanted.name, staged, package)
+        return replace(record, vocab_size=self._base.vocabulary.size_for(package.contents))
+
+    async def _try_out(self, record: AdapterRecord, field: str) -> None:
+        """Make a token with the adapter, so that what is registered is known to run."""
+        try:
+            await self.load(record)
+        except (UnavailableError, ResourceExhaustedError):
+            raise
+        except LoramuxError as error:
+            raise InvalidArgumentError(
+                f"a first token with the adapter failed: {error}",
+                reason=error.reason,
+                field=field,
+            ) from None
+
+
+def _probe_prompt(model: ModelInfo) -> list[int]:
+    """Return tokens from all over the vocabulary: some have no embedding, such as padding."""
+    count = max(1, min(PROBE_TOKENS, model.source_length or model.context_length - 1))
+    return [model.vocab_size * (i + 1) // (count + 1) for i in range(count)]

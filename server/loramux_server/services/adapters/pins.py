@@ -1,0 +1,82 @@
+"""Which versions are to stay on the device."""
+
+import asyncio
+from dataclasses import replace
+
+from loramux.errors import ResourceExhaustedError
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.services.adapters.storage import finished
+from loramux_server.store.check import ServedBase
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.registry import Registry
+
+
+class Pins:
+    """Keeps the engine in step with what the registry says is pinned. Lives on the event loop."""
+
+    def __init__(self, registry: Registry, engine: EngineClient, base: ServedBase) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._base = base
+        every = registry.records(all_versions=True)
+        self._pinned = {record.key: record for record in every if record.is_pinned}
+        self._changing = asyncio.Lock()
+
+    def resume(self) -> None:
+        """Tell an engine that just started."""
+        for record in self._pinned.values():
+            self._tell(record)
+
+    async def pin(self, reference: str) -> AdapterRecord:
+        """Pin a version and return it; it is on its way to the device then.
+
+        Raises:
+            NotFoundError: There is none.
+            ResourceExhaustedError: It does not fit the device beside what is pinned.
+        """
+        async with self._changing:
+            record = self._registry.get(reference)
+            others = {r.digest: r for r in self._pinned.values() if r.digest != record.digest}
+            taken = sum(map(self._rows, others.values()))
+            if taken + self._rows(record) > self._base.max_rows:
+                raise ResourceExhaustedError(
+                    f"{str(record)!r} takes {self._rows(record)} rank rows, and of "
+                    f"{self._base.max_rows} that the adapter memory holds {taken} are pinned",
+                    reason="PINS_FULL",
+                    field="name",
+                )
+            record = await self._set(record, pinned=True)
+            self._pinned[record.key] = record
+            self._tell(record)
+            return record
+
+    async def unpin(self, reference: str) -> AdapterRecord:
+        """Unpin a version and return it.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        async with self._changing:
+            record = await self._set(self._registry.get(reference), pinned=False)
+            self.forget(record)
+            return record
+
+    def forget(self, record: AdapterRecord) -> None:
+        """Note that a version is pinned no more, or not there."""
+        if self._pinned.pop(record.key, None) is None:
+            return
+        if not any(other.digest == record.digest for other in self._pinned.values()):
+            self._engine.unpin(record.digest)
+
+    def _tell(self, record: AdapterRecord) -> None:
+        self._engine.pin(self._registry.source_of(record).at_rest(self._base.resting))
+
+    async def _set(self, record: AdapterRecord, *, pinned: bool) -> AdapterRecord:
+        setting = asyncio.to_thread(
+            self._registry.change, str(record), lambda found: replace(found, is_pinned=pinned)
+        )
+        return await finished(setting)
+
+    def _rows(self, record: AdapterRecord) -> int:
+        item_bytes = self._base.resting.item_bytes(record.item_bytes)
+        return self._base.row_size.rows_of(record.rank, item_bytes, record.edit_bytes)

@@ -1,0 +1,1 @@
+"""Requests to continue a text: from the fields of a message to the pieces of an answer."""

@@ -1,0 +1,163 @@
+"""What a request says of beam search, and what cannot go with it."""
+
+from collections.abc import Iterator, Mapping
+
+from loramux.errors import FailedPreconditionError
+from loramux.v1 import generation_pb2
+from loramux_adapters.errors import shown
+from loramux_server.services.generation.beams import BeamOptions
+from loramux_server.services.limits import invalid
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import Sampling
+
+MAX_BEAMS = 10
+MAX_LENGTH_PENALTY = 10.0
+
+_DRAWS = ("temperature", "top_k", "top_p", "min_p")
+"""How tokens are drawn, which a search does not do: as with transformers, an adapter's defaults of
+these do not count."""
+_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""With the values that change nothing."""
+
+
+def is_search(params: generation_pb2.SamplingParams) -> bool:
+    """Return whether `params` ask for a beam search."""
+    return params.num_beams > 1
+
+
+def check_beams(request: generation_pb2.GenerateRequest) -> None:
+    """Demand that what `request` says of beam search, if it does, can be had.
+
+    Raises:
+        InvalidArgumentError: It cannot; the message names the field, its value and what would be
+            right.
+    """
+    params = request.sampling
+    if params.HasField("num_beams") and not 1 <= params.num_beams <= MAX_BEAMS:
+        raise invalid("sampling.num_beams", params.num_beams, f"an integer from 1 to {MAX_BEAMS}")
+    for name in ("length_penalty", "early_stopping"):
+        if params.HasField(name) and not params.HasField("num_beams"):
+            raise invalid(f"sampling.{name}", getattr(params, name), "none without num_beams")
+    # Written so that NaN fails.
+    if not -MAX_LENGTH_PENALTY <= params.length_penalty <= MAX_LENGTH_PENALTY:
+        expected = f"a number from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
+        raise invalid("sampling.length_penalty", params.length_penalty, expected)
+    if not is_search(params):
+        return
+    if params.n > params.num_beams:
+        raise invalid("sampling.n", params.n, f"at most num_beams, {params.num_beams}")
+    for field, value, expected in _conflicts(request):
+        raise invalid(field, value, f"{expected} with num_beams, {params.num_beams}")
+
+
+def searching_defaults(
+    params: generation_pb2.SamplingParams, defaults: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Return those of an adapter's `defaults` that count for what `params` ask, search or not.
+
+    Raises:
+        FailedPreconditionError: One of them ends texts in a way that beams cannot.
+    """
+    if not is_search(params):
+        return defaults
+    if defaults.get("stop"):
+        raise FailedPreconditionError(
+            f"the adapter's texts end at the strings {shown(defaults['stop'])}, for which a beam "
+            "search does not look; ask without num_beams",
+            reason="UNSUPPORTED_ADAPTER_FEATURE",
+            field="sampling.num_beams",
+        )
+    return {name: value for name, value in defaults.items() if name not in _DRAWS}
+
+
+def searched(params: generation_pb2.SamplingParams) -> generation_pb2.SamplingParams:
+    """Return `params`, which have the adapter's defaults, for a search if they ask for one.
+
+    Raises:
+        InvalidArgumentError: The adapter has a default that cannot be had, and `params` do not say
+            otherwise.
+    """
+    if not is_search(params):
+        return params
+    for name, neutral in _PENALTIES.items():
+        value = getattr(params, name)
+        if params.HasField(name) and value != neutral:  # type: ignore[arg-type]
+            expected = f"{neutral:g} with num_beams; it is the adapter's default, so say it"
+            raise invalid(f"sampling.{name}", value, expected)
+    filled = generation_pb2.SamplingParams(length_penalty=1.0, early_stopping=False)
+    filled.MergeFrom(params)
+    filled.temperature = 0.0
+    return filled
+
+
+def beams_of(
+    params: generation_pb2.SamplingParams,
+    sampling: Sampling,
+    model: ModelInfo,
+    own_vocab_size: int,
+    num_begun: int = 0,
+) -> BeamOptions | None:
+    """Return what is searched for; None where nothing is.
+
+    Args:
+        params: What is used.
+        sampling: What became of it.
+        model: The base model.
+        own_vocab_size: How many tokens there are with the adapter; 0 if as many as ever.
+        num_begun: With how many tokens the text begins that is written, if it is another.
+
+    Raises:
+        InvalidArgumentError: There are not so many tokens that end nothing as beams.
+    """
+    if not is_search(params):
+        return None
+    ends = sampling.stop_token_ids | frozenset(() if sampling.ignore_eos else model.eos_token_ids)
+    forbidden = frozenset(model.writing.forbidden if model.writing else ())
+    most = (own_vocab_size or model.vocab_size) - len(ends | forbidden)
+    if params.num_beams > most:
+        expected = f"at most {most}, the tokens that end nothing"
+        raise invalid("sampling.num_beams", params.num_beams, expected)
+    return BeamOptions(
+        num_beams=params.num_beams,
+        max_tokens=sampling.max_tokens,
+        ends=ends,
+        forbidden=forbidden,
+        min_tokens=sampling.min_tokens,
+        # To transformers one token behind the decoder's first is forced, and so one that was made.
+        num_forced=1 if num_begun == 2 else 0,
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping,
+    )
+
+
+def _conflicts(
+    request: generation_pb2.GenerateRequest,
+) -> Iterator[tuple[str, object, str]]:
+    """Yield each field that does not go with a search, its value, and what would be right."""
+    params = request.sampling
+    if params.temperature:
+        yield "sampling.temperature", params.temperature, "0 or none"
+    if params.top_k > 0:
+        yield "sampling.top_k", params.top_k, "0 or none"
+    if params.HasField("top_p") and params.top_p != 1.0:
+        yield "sampling.top_p", params.top_p, "1 or none"
+    if params.min_p:
+        yield "sampling.min_p", params.min_p, "0 or none"
+    for name, neutral in _PENALTIES.items():
+        if params.HasField(name) and getattr(params, name) != neutral:  # type: ignore[arg-type]
+            yield f"sampling.{name}", getattr(params, name), f"{neutral:g} or none"
+    for name in ("logprobs", "prompt_logprobs"):
+        if params.HasField(name):  # type: ignore[arg-type]
+            yield f"sampling.{name}", getattr(params, name), "none"
+    if params.logit_bias:
+        yield "sampling.logit_bias", dict(params.logit_bias), "none"
+    if params.stop:
+        yield "sampling.stop", list(params.stop), "none (stop_token_ids go with it)"
+    if params.HasField("structured_output"):
+        yield "sampling.structured_output", params.structured_output.WhichOneof("form"), "none"
+    if request.tools:
+        yield "tools", [tool.name for tool in request.tools], "none"
+    if request.prediction:
+        yield "prediction", request.prediction, "none"
+    if request.prediction_token_ids:
+        yield "prediction_token_ids", list(request.prediction_token_ids[:8]), "none"

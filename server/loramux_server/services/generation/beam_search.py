@@ -1,0 +1,125 @@
+"""A beam search with the engine: each step asks for one token of every beam, all at once.
+
+A beam is a prompt to the engine, whose keys and values are in the prefix cache but for its last
+block; of the token that is chosen there nothing but the likeliest is wanted. As in vLLM, no part of
+the engine knows of beams.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from loramux.v1 import generation_pb2
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.services.deadline import Deadline
+from loramux_server.services.generation.beams import BeamOptions, Beams, Found, Likely
+from loramux_server.services.generation.call import GenerationCall
+from loramux_server.services.submission import Asked, Submission
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.messages import Finish, Logprobs, Started, Token
+from loramux_server.wire.sampling import Sampling
+
+
+class BeamSearch:
+    """The search of one call, from its first step to its answer."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        call: GenerationCall,
+        options: BeamOptions,
+        tokenizer: TextTokenizer | None,
+        deadline: Deadline,
+    ) -> None:
+        """Begin with nothing; `first` is to run while the answer is waited for."""
+        self._engine = engine
+        self._call = call
+        self._deadline = deadline
+        self._beams = Beams(options)
+        self._sampling = Sampling(
+            max_tokens=1, seed=0, temperature=0.0, ignore_eos=True, num_logprobs=options.num_likely
+        )
+        self._num_made = 0
+        self.outputs = [call.output(tokenizer, index) for index in range(len(call.samplings))]
+        self.first = Submission[Token](engine, self._started)
+        """The first step. All others follow within `responses`."""
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The next step: a token after each beam."""
+        return [
+            Asked(
+                [*self._call.prompt, *beam.tokens],
+                self._call.adapters.source,
+                self._sampling,
+                num_made=len(beam.tokens),
+                images=self._call.images,
+                num_source=self._call.num_source,
+            )
+            for beam in self._beams.running
+        ]
+
+    @contextmanager
+    def accounted(self) -> Iterator[None]:
+        """Note after the block what of the quota was used: nothing if no token was made."""
+        try:
+            yield
+        finally:
+            num_used = self._call.num_asked + self._num_made
+            self._call.reserved.num_used = num_used if self._num_made else 0
+
+    async def responses(self) -> list[generation_pb2.StreamGenerateResponse]:
+        """Wait for the end of the search, and return each of the best completions in one piece.
+
+        Raises:
+            LoramuxError: As `Mailbox.take`.
+        """
+        beams = self._beams
+        beams.advance(await self._likely(self.first))
+        while beams.running:
+            step = Submission[Token](self._engine, self._started)
+            # Whoever was admitted is ended by its deadline here, and not refused for it there.
+            running = step.running(
+                self.asked,
+                tenant=self._call.tenant,
+                seconds_left=math.inf,
+                weight=self._call.place.weight,
+            )
+            with running:
+                likely = await self._likely(step)
+            beams.advance(likely)
+        for _ in range(beams.options.num_beams):
+            self._call.place.finished(beams.length)
+        responses = [
+            self._response(index, found)
+            for index, found in enumerate(beams.found[: len(self.outputs)])
+        ]
+        self._call.sum_up(responses[-1], self._num_made)
+        return responses
+
+    async def _likely(self, step: Submission[Token]) -> list[Likely]:
+        """Return the likeliest tokens of each beam, when `step` has told all of them."""
+        found: dict[int, Likely] = {}
+        with self._deadline.over(step.mailbox):
+            while len(found) < len(step.ids):
+                for index, (token,) in (await step.mailbox.take()).items():
+                    found[index] = cast(Logprobs, token.logprobs).top
+                    self._num_made += 1
+                    self._call.observer.tokens(index, 1)
+        return [found[index] for index in range(len(found))]
+
+    def _started(self, started: Started) -> None:
+        """Note that the search left the engine's queue: all of its beams did."""
+        for _ in range(self._beams.options.num_beams):
+            self._call.place.started()
+        self._call.observer.started(started)
+
+    def _response(self, index: int, found: Found) -> generation_pb2.StreamGenerateResponse:
+        response = generation_pb2.StreamGenerateResponse() if index else self._call.first_response()
+        *tokens, last = found.tokens
+        finish = Finish.STOP if found.is_stopped else Finish.LENGTH
+        made = [*(Token(0, token) for token in tokens), Token(0, last, finish)]
+        self.outputs[index].push(made, response.delta)
+        response.delta.beam_score = found.score
+        return response

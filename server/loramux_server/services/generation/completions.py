@@ -1,0 +1,84 @@
+"""What the engine makes of one call -> the pieces that its reader gets."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from loramux.v1 import generation_pb2
+from loramux_server.services.generation.call import GenerationCall
+from loramux_server.services.generation.prompt_logprobs import PromptFirst, positions
+from loramux_server.services.submission import Submission
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.messages import PromptLogprobs, Token
+
+
+class Completions:
+    """The completions of one call, until each has ended."""
+
+    def __init__(
+        self,
+        call: GenerationCall,
+        tokenizer: TextTokenizer | None,
+        submission: Submission[Token | PromptLogprobs],
+    ) -> None:
+        """Begin with no tokens; those of `call` come in by `submission`."""
+        self._call = call
+        self._tokenizer = tokenizer
+        self._submission = submission
+        self._arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
+        self.outputs = [call.output(tokenizer, index) for index in range(len(call.samplings))]
+        self.num_open = len(self.outputs)
+        self._response = call.first_response()
+        """What is sent next."""
+        self._ends_with_prompt = False
+        """Whether what is told of the prompt was all that is asked for."""
+
+    @contextmanager
+    def accounted(self) -> Iterator[None]:
+        """Note after the block what of the quota was used.
+
+        A request for which no token was made, though some were asked for, used none. What was made
+        and not taken counts, but for what follows a stop string.
+        """
+        try:
+            yield
+        finally:
+            num_made = sum(
+                output.num_tokens + (0 if output.is_finished else self._arriving.num_waiting(index))
+                for index, output in enumerate(self.outputs)
+            )
+            is_done = num_made or any(output.is_finished for output in self.outputs)
+            self._call.reserved.num_used = self._call.num_asked + num_made if is_done else 0
+
+    async def take(self) -> dict[int, list[Token]]:
+        """Wait, and return the tokens that have arrived, in order, by the completion's index.
+
+        Of the first one there may be none yet, when all that is told of the prompt has arrived.
+
+        Raises:
+            LoramuxError: As `Mailbox.take`.
+        """
+        prompt, arrived = await self._arriving.take()
+        if prompt:
+            told = await positions(self._call.prompt, prompt, self._tokenizer)
+            self._response.prompt_logprobs.extend(told)
+            self._ends_with_prompt = prompt.finish is not None
+        return arrived
+
+    def push(self, index: int, tokens: list[Token]) -> generation_pb2.StreamGenerateResponse | None:
+        """Return what `tokens` of the completion at `index` make; None if it had ended before."""
+        output = self.outputs[index]
+        if output.is_finished:
+            return None
+        response, self._response = self._response, generation_pb2.StreamGenerateResponse()
+        if self._ends_with_prompt:
+            output.end(response.delta)
+        elif count := output.push(tokens, response.delta):
+            self._call.observer.tokens(index, count)
+        if output.is_finished:
+            self.num_open -= 1
+            self._submission.finish(index)
+            self._call.place.finished(output.num_tokens)
+            if not self.num_open:
+                num_made = sum(output.num_tokens for output in self.outputs)
+                self._call.sum_up(response, num_made)
+        return response

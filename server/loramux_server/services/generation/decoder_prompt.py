@@ -1,0 +1,92 @@
+"""What the text begins with that a decoder behind an encoder writes."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_adapters.generation import DECODER_START, FORCED_BOS
+from loramux_server.services.limits import MAX_PROMPT_BYTES, check_tokens, invalid
+from loramux_server.wire.model_info import ModelInfo
+
+TEXT, TOKENS = "decoder_prompt", "decoder_prompt_token_ids"
+
+
+def check_decoder_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
+    """Demand that what `request` lets a text begin with, and tells of its prompt, can be had.
+
+    Raises:
+        InvalidArgumentError: It cannot; the message names the field, its value and what would be
+            right.
+    """
+    field = _field(request)
+    if model.writing is None:
+        if not field:
+            return
+        what = f"is set, but the base model, {model.architecture}, is a decoder alone"
+        raise _wrong(field, f"{what}; expected none")
+    if request.sampling.HasField("prompt_logprobs"):
+        expected = (
+            f"none: the base model, {model.architecture}, reads the prompt with its encoder, which "
+            "tells no log-probabilities"
+        )
+        raise invalid("sampling.prompt_logprobs", request.sampling.prompt_logprobs, expected)
+    if request.decoder_prompt and request.decoder_prompt_token_ids:
+        raise _wrong(TEXT, f"and {TOKENS} are both set; set one of them")
+    if request.decoder_prompt and model.tokenizer_json is None:
+        raise _wrong(TEXT, f"is text, but the base model came without a tokenizer; set {TOKENS}")
+    size = len(request.decoder_prompt.encode("utf-8", "surrogatepass"))
+    if size > MAX_PROMPT_BYTES:
+        raise _wrong(TEXT, f"has {size} bytes; at most {MAX_PROMPT_BYTES}")
+    _check_room(request, len(request.decoder_prompt_token_ids), model)
+
+
+def begun(
+    request: generation_pb2.GenerateRequest,
+    asked: Sequence[int],
+    defaults: Mapping[str, object],
+    model: ModelInfo,
+    vocab_size: int,
+) -> list[int]:
+    """Return the tokens with which the decoder begins; none where it goes on with the prompt.
+
+    Args:
+        request: A checked request.
+        asked: The tokens of its decoder prompt.
+        defaults: The generation defaults of its adapter.
+        model: The base model.
+        vocab_size: How many tokens there are with the adapter.
+
+    Raises:
+        InvalidArgumentError: They leave no room for a completion, or the model lacks one of them.
+    """
+    writing = model.writing
+    if writing is None:
+        return []
+    check_tokens(_field(request) or TEXT, asked, vocab_size)
+    start = cast(int, defaults.get(DECODER_START, writing.decoder_start))
+    forced = cast(int | None, defaults.get(FORCED_BOS, writing.forced_bos))
+    first = list(asked) or ([] if forced is None else [forced])
+    tokens = first if first[:1] == [start] else [start, *first]
+    _check_room(request, len(tokens), model)
+    return tokens
+
+
+def _check_room(request: generation_pb2.GenerateRequest, num_begun: int, model: ModelInfo) -> None:
+    if num_begun >= model.output_length:
+        field = _field(request) or TEXT
+        raise InvalidArgumentError(
+            f"{field} has {num_begun} tokens with the decoder's own; what is written has at most "
+            f"{model.output_length}, which leaves no room for a completion",
+            reason="CONTEXT_LENGTH_EXCEEDED",
+            field=field,
+        )
+
+
+def _field(request: generation_pb2.GenerateRequest) -> str:
+    """Return the field of `request` with what a text is to begin with; empty if there is none."""
+    return TEXT if request.decoder_prompt else TOKENS if request.decoder_prompt_token_ids else ""
+
+
+def _wrong(field: str, said: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)

@@ -1,0 +1,156 @@
+"""Images in the messages of a request: whether they may be there, and their place in its prompt."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from loramux.errors import FailedPreconditionError, InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_server.config import ServerConfig
+from loramux_server.images.messages import PlacedImage, Placeholder, PreparedImage
+from loramux_server.services.generation.forms import wrong
+from loramux_server.wire.model_info import ModelInfo
+
+
+class Preparer(Protocol):
+    """Whoever makes of a file what the base model takes of it."""
+
+    async def placeholder(self, tenant: str) -> Placeholder:
+        """Return what stands for an image of `tenant` before it is prepared."""
+
+    async def prepare(self, data: bytes, field: str, tenant: str) -> PreparedImage:
+        """Return the image in the file `data` of `tenant`, the request field `field`."""
+
+    async def close(self) -> None:
+        """End what was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What a request may bring."""
+
+    max_images: int
+    """0 means that none are taken."""
+    max_bytes: int
+    """Of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is continued."""
+
+    tokens: list[int]
+    images: list[PlacedImage]
+    """In order."""
+    begun: Sequence[int] = ()
+    """What the text begins with that is written, where that does not go on with `tokens`."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """How many of the tokens stand for images."""
+        return sum(image.length for image in self.images)
+
+
+def max_images(model: ModelInfo, config: ServerConfig) -> int:
+    """Return how many images a request may have at a server of `model`."""
+    return config.max_images if model.sees_images else 0
+
+
+def images_of(
+    request: generation_pb2.GenerateRequest,
+) -> Iterator[tuple[str, generation_pb2.Image]]:
+    """Yield the images of `request`, in order, each after the path of its field."""
+    for i, message in enumerate(request.messages):
+        for j, part in enumerate(message.parts):
+            if part.HasField("image"):
+                yield f"messages[{i}].parts[{j}].image", part.image
+
+
+def check_images(
+    request: generation_pb2.GenerateRequest, model: ModelInfo, limits: ImageLimits
+) -> None:
+    """Demand that the base model sees the images of `request`, and that they are within `limits`.
+
+    Raises:
+        FailedPreconditionError: It sees none, or the server takes none.
+        InvalidArgumentError: There are too many, or one of them is too large or empty.
+    """
+    found = list(images_of(request))
+    if not found:
+        return
+    first, _ = found[0]
+    if not limits.max_images:
+        raise _not_served(first, "is set, and this server takes no images (--max-images 0)")
+    if not model.sees_images:
+        raise _not_served(first, f"is set, and {model.is_blind}")
+    if len(found) > limits.max_images:
+        raise wrong("messages", f"has {len(found)} images; expected at most {limits.max_images}")
+    for field, image in found:
+        size = len(image.data)
+        if not size:
+            raise wrong(field, "is empty; expected the bytes of an image file")
+        if size > limits.max_bytes:
+            raise wrong(field, f"has {size} bytes; expected at most {limits.max_bytes}")
+
+
+def check_written(tokens: Sequence[int], placeholder: int, num_images: int) -> None:
+    """Demand that the chat template put as many images into a prompt as there are.
+
+    Args:
+        tokens: What it wrote.
+        placeholder: The token that it writes for an image.
+        num_images: How many images the messages have.
+
+    Raises:
+        FailedPreconditionError: It did not.
+    """
+    num_written = tokens.count(placeholder)
+    if num_written != num_images:
+        raise _not_served(
+            "messages",
+            f"has {num_images} images, and the chat template puts {num_written} into the prompt: "
+            "it does not know of images, or not of those in messages of these roles; leave them "
+            "out, or pack the adapter with another --chat-template",
+        )
+
+
+def check_room(num_tokens: int, images: Sequence[PreparedImage], model: ModelInfo) -> None:
+    """Demand that the context holds a prompt with the first of its images.
+
+    Args:
+        num_tokens: What the template wrote, with a token for each image.
+        images: Those that are prepared.
+        model: The base model.
+
+    Raises:
+        InvalidArgumentError: It does not.
+    """
+    num_seen = sum(len(image.tokens) for image in images)
+    num_all = num_tokens - len(images) + num_seen
+    if num_all > model.context_length:
+        stand = f" ({num_seen} of them for {len(images)} images)" if images else ""
+        raise InvalidArgumentError(
+            f"messages have {num_all} tokens{stand}; the context of {model.context_length} is "
+            "smaller",
+            reason="CONTEXT_LENGTH_EXCEEDED",
+            field="messages",
+        )
+
+
+def placed(tokens: Sequence[int], placeholder: int, images: Sequence[PreparedImage]) -> Prompt:
+    """Return a prompt with `images` in place of the placeholders among its `tokens`, in order."""
+    left = iter(images)
+    found: list[int] = []
+    places: list[PlacedImage] = []
+    for token in tokens:
+        if token != placeholder:
+            found.append(token)
+            continue
+        image = next(left)
+        places.append(PlacedImage(len(found), len(image.tokens), image.image))
+        found += image.tokens
+    return Prompt(found, places)
+
+
+def _not_served(field: str, said: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{field} {said}", reason="IMAGES_NOT_SERVED", field=field)

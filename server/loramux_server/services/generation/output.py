@@ -1,0 +1,145 @@
+"""The tokens of one completion -> the pieces that its reader gets."""
+
+from collections.abc import Callable, Iterable
+
+from loramux.v1 import generation_pb2
+from loramux_server.reasoning.channel_reader import ChannelReader
+from loramux_server.reasoning.reader import ReasoningReader, Thought
+from loramux_server.services.generation.sampling import TextOptions
+from loramux_server.text.stop_strings import StopStrings
+from loramux_server.text.tokenizer import TextDecoder
+from loramux_server.tools.reader import Read, Reader
+from loramux_server.wire.messages import Finish, Logprobs, Token
+
+
+class Output:
+    """Decodes one completion, looks for its stop strings, and counts."""
+
+    def __init__(
+        self,
+        index: int,
+        decoder: TextDecoder | None,
+        bytes_of: Callable[[int], bytes],
+        options: TextOptions,
+        min_tokens: int,
+        reasoning: ReasoningReader | ChannelReader | None = None,
+        calls: Reader | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            index: Which completion it is.
+            decoder: Makes text of its tokens; None where the base has no tokenizer.
+            bytes_of: Tells the bytes of a token.
+            options: What happens to its text.
+            min_tokens: How many tokens come before a stop string is looked for.
+            reasoning: Takes what is thought out of its text; None where it stays there.
+            calls: Takes calls of tools out of the rest; None where there are no tools.
+        """
+        self._index = index
+        self._bytes_of = bytes_of
+        self._decoder = decoder
+        self._stops = StopStrings(options.stops, include=options.include_stop)
+        self._min_tokens = min_tokens
+        self._reasoning = reasoning
+        self._calls = calls
+        self.num_tokens = 0
+        self.finish_reason = generation_pb2.FINISH_REASON_UNSPECIFIED
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing may follow."""
+        return bool(self.finish_reason)
+
+    def push(self, tokens: Iterable[Token], piece: generation_pb2.Completion) -> int:
+        """Fill in the piece that `tokens` make, and return how many of them it has.
+
+        It has a finish_reason if the completion ends with it; then nothing may follow, though the
+        engine may have made more after a stop string.
+        """
+        before = self.num_tokens
+        piece.index = self._index
+        text: list[str] = []
+        for token in tokens:
+            self.num_tokens += 1
+            piece.token_ids.append(token.token)
+            if token.logprobs:
+                piece.logprobs.append(self._told(token.token, token.logprobs))
+            if self._decode(token, text, piece):
+                self.finish_reason = piece.finish_reason
+                break
+        piece.text = "".join(text)
+        return self.num_tokens - before
+
+    def end(self, piece: generation_pb2.Completion) -> None:
+        """Fill in the only piece of a completion for which no token was asked."""
+        piece.index = self._index
+        piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
+        self.finish_reason = piece.finish_reason
+
+    def _told(self, token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
+        """Return what is told of the place of `token`."""
+        chosen, *top = (
+            generation_pb2.TokenLogprob(token_id=each, logprob=logprob, utf8=self._bytes_of(each))
+            for each, logprob in [(token, logprobs.chosen), *logprobs.top]
+        )
+        return generation_pb2.PositionLogprobs(chosen=chosen, top=top)
+
+    def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
+        """Append the text of `token`, note in `piece` whether it ends here, and return that."""
+        decoded = self._decoder.step(token.token) if self._decoder else ""
+        stop = None
+        if self.num_tokens > self._min_tokens:
+            decoded, stop = self._stops.push(decoded)
+        is_full = self._read(decoded, text, piece)
+        if stop is not None:
+            piece.stop_string = stop
+        elif token.finish is not None:
+            is_full |= self._read(self._stops.flush(), text, piece)
+            if token.finish is Finish.STOP:
+                piece.stop_token_id = token.token
+        elif not is_full:
+            return False
+        if self._reasoning:
+            self._take(self._reasoning.flush(), text, piece)
+        if self._calls:
+            is_ended = stop is None and token.finish is Finish.STOP
+            self._add(self._calls.flush(is_ended=is_ended), text, piece)
+        if stop is None and token.finish is Finish.LENGTH and not is_full:
+            piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
+        elif self._calls and self._calls.num_calls:
+            piece.finish_reason = generation_pb2.FINISH_REASON_TOOL_CALLS
+        else:
+            piece.finish_reason = generation_pb2.FINISH_REASON_STOP
+        return True
+
+    def _read(self, decoded: str, text: list[str], piece: generation_pb2.Completion) -> bool:
+        """Tell apart what `decoded` is; return whether there are as many calls as may be."""
+        if self._reasoning is None and self._calls is None:
+            text.append(decoded)
+            return False
+        found = self._reasoning.push(decoded) if self._reasoning else Thought("", decoded)
+        return self._take(found, text, piece)
+
+    def _take(self, found: Thought, text: list[str], piece: generation_pb2.Completion) -> bool:
+        piece.reasoning += found.reasoning
+        if self._calls is None:
+            text.append(found.text)
+            return False
+        self._add(self._calls.push(found.text), text, piece)
+        return self._calls.is_full
+
+    def _add(self, read: Read, text: list[str], piece: generation_pb2.Completion) -> None:
+        text.append(read.text)
+        for call in read.calls:
+            piece.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
+
+
+def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:
+    """Return one completion out of its pieces."""
+    whole = generation_pb2.Completion()
+    for piece in pieces:
+        whole.MergeFrom(piece)
+    whole.text = "".join(piece.text for piece in pieces)
+    whole.reasoning = "".join(piece.reasoning for piece in pieces)
+    return whole

@@ -1,0 +1,100 @@
+"""Log-probabilities of a prompt: how many there may be, and what callers are told of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import numpy as np
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import generation_pb2
+from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.services.pooling.readings import told_of
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.messages import PromptLogprobs, Token
+
+MAX_TOLD = 1 << 18
+"""Log-probabilities of one prompt: as a rule some 6 MB of a message."""
+
+
+def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
+    """Demand that no more is told of a prompt of `num_prompt` tokens than fits an answer.
+
+    Raises:
+        InvalidArgumentError: It is more.
+    """
+    if not params.HasField("prompt_logprobs"):
+        return
+    num_told = num_prompt * (1 + params.prompt_logprobs)
+    if num_told > MAX_TOLD:
+        raise InvalidArgumentError(
+            f"sampling.prompt_logprobs is {params.prompt_logprobs}; with the prompt's own tokens "
+            f"these are {num_told} log-probabilities, and an answer has at most {MAX_TOLD}",
+            reason="INVALID_FIELD",
+            field="sampling.prompt_logprobs",
+        )
+
+
+class PromptFirst:
+    """Takes what the engine makes of one call, and what it tells of the prompt before all else."""
+
+    def __init__(self, mailbox: Mailbox[Token | PromptLogprobs], *, is_asked: bool) -> None:
+        """Prepare; `is_asked` says whether anything is told of the prompt."""
+        self._mailbox = mailbox
+        self._is_awaited = is_asked
+        self._held: dict[int, list[Token]] = {}
+        """Tokens of completions that were sooner: the first one alone has to compute all."""
+
+    async def take(self) -> tuple[PromptLogprobs | None, dict[int, list[Token]]]:
+        """Wait, and return what is told of the prompt, once, and tokens by completion.
+
+        Raises:
+            LoramuxError: As `Mailbox.take`.
+        """
+        if not self._is_awaited:  # nothing but tokens comes
+            return None, cast(dict[int, list[Token]], await self._mailbox.take())
+        prompt = None
+        while prompt is None:
+            for index, items in (await self._mailbox.take()).items():
+                for item in items:
+                    if isinstance(item, PromptLogprobs):
+                        prompt = item
+                    else:
+                        self._held.setdefault(index, []).append(item)
+        tokens, self._held, self._is_awaited = self._held, {}, False
+        return prompt, {0: []} | tokens
+
+    def num_waiting(self, index: int) -> int:
+        """Return how many tokens of the completion at `index` nobody has taken."""
+        return len(self._held.get(index, ())) + self._mailbox.num_waiting(index)
+
+
+async def positions(
+    prompt: Sequence[int], told: PromptLogprobs, tokenizer: TextTokenizer | None
+) -> list[generation_pb2.PositionLogprobs]:
+    """Return what callers are told of each token of `prompt`.
+
+    Args:
+        prompt: Its tokens.
+        told: What the engine says of them.
+        tokenizer: Tells the bytes of tokens; None where the base has none.
+    """
+    bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
+    first = generation_pb2.TokenLogprob(token_id=prompt[0], utf8=bytes_of(prompt[0]))
+    others = await told_of([told.numbers], lambda: list(_others(prompt, told.numbers, bytes_of)))
+    return [generation_pb2.PositionLogprobs(chosen=first), *others]
+
+
+def _others(
+    prompt: Sequence[int], numbers: bytes, bytes_of: Callable[[int], bytes]
+) -> Iterator[generation_pb2.PositionLogprobs]:
+    if len(prompt) == 1:
+        return
+    rows = np.frombuffer(numbers, np.float64).reshape(len(prompt) - 1, -1)
+    size = rows.shape[1] // 2
+    for token, (rank, *told) in zip(prompt[1:], rows.tolist(), strict=True):
+        each = zip((token, *map(int, told[size:])), told[:size], strict=True)
+        chosen, *top = (
+            generation_pb2.TokenLogprob(token_id=one, logprob=logprob, utf8=bytes_of(one))
+            for one, logprob in each
+        )
+        yield generation_pb2.PositionLogprobs(chosen=chosen, top=top, rank=int(rank))

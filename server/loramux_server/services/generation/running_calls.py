@@ -1,0 +1,136 @@
+"""Calls at work: their completions wait, run in the engine, and are followed by a trace."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.services.deadline import Deadline
+from loramux_server.services.gen_ai import answered, asked
+from loramux_server.services.generation.beam_search import BeamSearch
+from loramux_server.services.generation.beams import BeamOptions
+from loramux_server.services.generation.call import GenerationCall
+from loramux_server.services.generation.completions import Completions
+from loramux_server.services.generation.output import Output
+from loramux_server.services.request_spans import RequestSpans
+from loramux_server.services.submission import Asked, Submission
+from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.waiting_room.room import WaitingRoom
+from loramux_server.wire.messages import PromptLogprobs, Token
+
+
+class RunningCalls:
+    """Lets the engine work on calls."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineClient,
+        room: WaitingRoom,
+        spans: RequestSpans,
+        model_name: str,
+        stream_interval: int,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            engine: Does the work.
+            room: Where completions wait for it.
+            spans: Follows them.
+            model_name: What traces call the base model.
+            stream_interval: Tokens that are taken at once where a completion may be cut off.
+        """
+        self._engine = engine
+        self._room = room
+        self._spans = spans
+        self._model_name = model_name
+        self._stream_interval = stream_interval
+
+    @contextmanager
+    def completions(
+        self,
+        call: GenerationCall,
+        tokenizer: TextTokenizer | None,
+        deadline: Deadline,
+        interval: int,
+    ) -> Iterator[Completions]:
+        """Let the engine work on the completions of `call` until the block ends."""
+        at_once = self._stream_interval if call.is_cut_off else interval
+        submission = Submission[Token | PromptLogprobs](self._engine, call.started, at_once)
+        completions = Completions(call, tokenizer, submission)
+        self._enter(call, len(call.samplings), submission, deadline)
+        running = submission.running(
+            [
+                Asked(
+                    call.prompt,
+                    call.adapters.source,
+                    sampling,
+                    prediction=call.predicted,
+                    images=call.images,
+                    num_source=call.num_source,
+                )
+                for sampling in call.samplings
+            ],
+            tenant=call.tenant,
+            seconds_left=deadline.remaining,
+            weight=call.place.weight,
+        )
+        followed = self._followed(call, completions.outputs, submission.ids)
+        with completions.accounted(), running, followed, deadline.over(submission.mailbox):
+            yield completions
+
+    @contextmanager
+    def search(
+        self,
+        call: GenerationCall,
+        beams: BeamOptions,
+        tokenizer: TextTokenizer | None,
+        deadline: Deadline,
+    ) -> Iterator[BeamSearch]:
+        """Let the engine take the first step of a search, which the block goes on with."""
+        search = BeamSearch(self._engine, call, beams, tokenizer, deadline)
+        self._enter(call, beams.num_beams, search.first, deadline)
+        running = search.first.running(
+            search.asked,
+            tenant=call.tenant,
+            seconds_left=deadline.remaining,
+            weight=call.place.weight,
+        )
+        followed = self._followed(call, search.outputs, search.first.ids)
+        with search.accounted(), running, followed:
+            yield search
+
+    def _enter(
+        self, call: GenerationCall, num_completions: int, submission: Submission[Any],
+        deadline: Deadline,
+    ) -> None:  # fmt: skip
+        """Let the completions of `call` wait, which give way by ending `submission`."""
+        call.place.max_tokens = max(sampling.max_tokens for sampling in call.samplings)
+        self._room.enter(
+            call.place,
+            num_completions=num_completions,
+            num_prompt=len(call.prompt),
+            seconds_left=deadline.remaining,
+            on_lost=submission.give_way,
+        )
+
+    def _followed(
+        self, call: GenerationCall, outputs: list[Output], ids: list[int]
+    ) -> AbstractContextManager[None]:
+        """Let a trace that there may be of `call` tell what becomes of it."""
+        digest = call.adapters.source.digest if call.adapters.source else None
+        return self._spans.following(
+            f"{call.operation} {self._model_name}",
+            lambda: asked(
+                operation=call.operation,
+                model=self._model_name,
+                request_id=call.request_id,
+                sampling=call.used,
+                num_prompt=call.num_asked,
+                adapter=call.adapters.label,
+                digest=digest,
+            ),
+            lambda: answered(outputs, call.observer),
+            ids=ids,
+            digest=digest,
+        )

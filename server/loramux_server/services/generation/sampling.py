@@ -1,0 +1,98 @@
+"""What `SamplingParams` ask for: how each token is chosen, and what happens to the text."""
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import cast
+
+from loramux.v1 import generation_pb2
+from loramux_server.forms.form import Form
+from loramux_server.services.context_room import completion_room
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import Sampling
+
+DEFAULT_MAX_TOKENS = 256
+_SEEDS = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What happens to the text of a completion."""
+
+    stops: tuple[str, ...]
+    include_stop: bool
+    skip_special: bool
+
+
+def samplings(
+    params: generation_pb2.SamplingParams,
+    num_prompt: int,
+    model: ModelInfo,
+    defaults: Mapping[str, object] = MappingProxyType({}),
+    *,
+    num_virtual: int = 0,
+    num_seen: int = 0,
+    num_begun: int = 0,
+    form: Form | None = None,
+) -> list[Sampling]:
+    """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
+
+    Args:
+        params: What was asked for.
+        num_prompt: Tokens of the prompt.
+        model: The base model.
+        defaults: Where `params` name no `max_tokens`, that of these counts.
+        num_virtual: Tokens that the adapter puts before the prompt.
+        num_seen: How many tokens of the prompt stand for images.
+        num_begun: With how many tokens the text begins that is written, if it is another.
+        form: What each has to be; None for anything.
+
+    Raises:
+        InvalidArgumentError: Prompt and completion do not fit the context.
+    """
+    room = completion_room(num_prompt, params, model, num_virtual, num_seen, num_begun)
+    max_tokens = cast(int, defaults.get("max_tokens", DEFAULT_MAX_TOKENS))
+    if params.HasField("max_tokens"):
+        max_tokens = params.max_tokens
+    forbidden = dict.fromkeys(model.writing.forbidden if model.writing else (), -math.inf)
+    seed = params.seed if params.HasField("seed") else secrets.randbits(63)
+    return [
+        Sampling(
+            max_tokens=min(max_tokens, room),
+            min_tokens=min(params.min_tokens, room),
+            # Seeds are signed 64-bit numbers; the one after the last is the first.
+            seed=(seed + index + _SEEDS // 2) % _SEEDS - _SEEDS // 2,
+            temperature=params.temperature if params.HasField("temperature") else 1.0,
+            top_k=max(0, params.top_k),
+            top_p=params.top_p if params.HasField("top_p") else 1.0,
+            min_p=params.min_p,
+            repetition_penalty=(
+                params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
+            ),
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=dict(params.logit_bias) | forbidden,
+            stop_token_ids=frozenset(params.stop_token_ids),
+            ignore_eos=params.ignore_eos,
+            num_logprobs=params.logprobs if params.HasField("logprobs") else None,
+            # All completions have the prompt in common.
+            num_prompt_logprobs=(
+                params.prompt_logprobs
+                if params.HasField("prompt_logprobs") and index == 0
+                else None
+            ),
+            form=form,
+        )
+        for index in range(params.n if params.HasField("n") else 1)
+    ]
+
+
+def text_options(params: generation_pb2.SamplingParams) -> TextOptions:
+    """Return what happens to the text."""
+    return TextOptions(
+        stops=tuple(params.stop),
+        include_stop=params.include_stop,
+        skip_special=params.skip_special_tokens if params.HasField("skip_special_tokens") else True,
+    )

@@ -1,0 +1,105 @@
+"""What the tools of a request make of its answer."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from loramux.errors import FailedPreconditionError
+from loramux.v1 import generation_pb2
+from loramux_server.chat.messages import Tool
+from loramux_server.forms.form import MAX_BYTES, Form, FormKind
+from loramux_server.services.generation.forms import form_of, wrong
+from loramux_server.tools.addressed import AddressedSyntax
+from loramux_server.tools.addressed_form import form_of_addressed
+from loramux_server.tools.addressed_reader import AddressedReader
+from loramux_server.tools.call_reader import CallReader
+from loramux_server.tools.form import ANY_TEXT, Otherwise, UnknownToolSchemaError, form_of_calls
+from loramux_server.tools.reader import Reader
+from loramux_server.tools.rules import LargeRulesError
+from loramux_server.tools.syntax import ToolSyntax
+from loramux_server.wire.model_info import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools that a model knows of."""
+
+    syntax: ToolSyntax | AddressedSyntax
+    tools: tuple[Tool, ...]
+    is_parallel: bool
+    """Whether an answer may have several calls."""
+    has_own_tokens: bool = False
+    """Whether calls have tokens that only the adapter has, which no form knows."""
+
+    def reader(self) -> Reader:
+        """Return what takes calls out of a completion."""
+        most = None if self.is_parallel else 1
+        if isinstance(self.syntax, AddressedSyntax):
+            return AddressedReader(self.syntax, most=most)
+        return CallReader(self.syntax, self.tools, most=most)
+
+    def form(self, request: generation_pb2.GenerateRequest, model: ModelInfo) -> Form | None:
+        """Return the form of the answer of `model` to `request`, which has tools; None for any.
+
+        Raises:
+            InvalidArgumentError: What is asked for cannot be had with tools.
+            FailedPreconditionError: It cannot be had with those of this adapter.
+        """
+        choice, params = request.tool_choice, request.sampling
+        is_named = choice.WhichOneof("choice") == "name"
+        otherwise = _answer(form_of(params))
+        if is_named or choice.mode == generation_pb2.TOOL_MODE_REQUIRED:
+            if params.HasField("structured_output"):
+                raise wrong(
+                    "sampling.structured_output", "is set; expected none where calls are demanded"
+                )
+            otherwise = None
+        elif otherwise == ANY_TEXT and not any(tool.is_strict for tool in self.tools):
+            return None
+        if self.has_own_tokens:
+            raise FailedPreconditionError(
+                "calls have to meet their schemas (tool_choice, strict), and this adapter writes "
+                "them with tokens that the base model lacks, which cannot be demanded",
+                reason="CHAT_TEMPLATE_FAILED",
+                field="tools",
+            )
+        _check_ends(params, model)
+        tools = [tool for tool in self.tools if not is_named or tool.name == choice.name]
+        # A tool that is named is called once.
+        is_parallel = self.is_parallel and not is_named
+        try:
+            if isinstance(self.syntax, AddressedSyntax):
+                return form_of_addressed(self.syntax, tools, otherwise)
+            return form_of_calls(self.syntax, tools, otherwise, is_parallel=is_parallel)
+        except UnknownToolSchemaError as error:
+            raise wrong(
+                f"tools[{self.tools.index(error.tool)}].parameters",
+                f"{error}; expected none of that where calls have to meet their schemas and the "
+                "chat template writes each parameter by itself",
+            ) from None
+        except LargeRulesError:
+            raise wrong(
+                "tools", f"make a form of more than {MAX_BYTES} bytes; expected at most that where "
+                "calls have to meet their schemas",
+            ) from None  # fmt: skip
+
+
+def _answer(form: Form | None) -> Otherwise:
+    """Return what an answer that is no call may be, if its `form` is asked for."""
+    if form is None:
+        return ANY_TEXT
+    if form.kind is FormKind.JSON_OBJECT:
+        return {"type": "object"}
+    if form.kind is FormKind.JSON_SCHEMA:
+        schema: dict[str, object] = msgspec.json.decode(form.text)
+        return schema
+    raise wrong(form.field, "is set; expected json_schema or json_object beside tools")
+
+
+def _check_ends(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
+    """Demand that an answer ends where its calls do."""
+    if not model.eos_token_ids:
+        raise wrong("tool_choice", "demands calls; expected that not: the base has no end token")
+    for name, is_set in (("min_tokens", params.min_tokens), ("ignore_eos", params.ignore_eos)):
+        if is_set:
+            raise wrong(f"sampling.{name}", "is set; expected none where calls meet schemas")

@@ -1,0 +1,1 @@
+"""Requests to read texts to their end: labels, vectors, answers, scores."""

@@ -1,0 +1,76 @@
+"""ClassificationService: texts -> what the head of an adapter makes of them."""
+
+from loramux.errors import DataLossError
+from loramux.v1 import classification_pb2
+from loramux_server.services.gen_ai import CLASSIFY
+from loramux_server.services.limits import invalid
+from loramux_server.services.pooling.classification_limits import (
+    check_pairs,
+    check_request,
+    check_sizes,
+)
+from loramux_server.services.pooling.readings import Readings, told_of
+from loramux_server.services.pooling.scoring import PROBLEMS, Scoring
+from loramux_server.services.tasks import check_classifies
+from loramux_server.store.instructions import Instruction
+from loramux_server.transport.rpc import Context
+from loramux_server.wire.adapter_source import AdapterSource
+
+
+class ClassificationService:
+    """Implements `loramux.v1.ClassificationService`."""
+
+    def __init__(self, readings: Readings) -> None:
+        self._readings = readings
+
+    async def Classify(
+        self, request: classification_pb2.ClassifyRequest, context: Context
+    ) -> classification_pb2.ClassifyResponse:
+        """Answer when every text is classified."""
+        opened = self._readings.opened(request, context, check_request, check_classifies)
+        async with opened as reading:
+            scoring = _scoring(request, reading.source, reading.told)
+            check_pairs(request, scoring.task)
+            texts = await self._readings.inputs(request, reading)
+            lengths = [len(text.tokens) for text in texts]
+            check_sizes(lengths, scoring, self._readings.model, reading.num_virtual)
+            found = await self._readings.run(reading, CLASSIFY, texts)
+            results = await told_of(
+                found,
+                lambda: [
+                    scoring.result(text, each) for text, each in zip(texts, found, strict=True)
+                ],
+            )
+            response = classification_pb2.ClassifyResponse(
+                request_id=reading.request_id,
+                adapter=reading.identity,
+                problem_type=PROBLEMS[scoring.labels.problem],
+                labels=scoring.labels.names,
+                results=results,
+                timing=reading.observer.timing(),
+            )
+            response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
+            response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
+            return response
+
+
+def _scoring(
+    request: classification_pb2.ClassifyRequest, source: AdapterSource | None, told: Instruction
+) -> Scoring:
+    """Return how results are told.
+
+    Raises:
+        InvalidArgumentError: There are not so many labels as are asked for.
+        DataLossError: The package cannot be read.
+    """
+    if told.labels is None or source is None or source.task is None:
+        raise DataLossError(
+            "the stored adapter cannot be read: what its labels are is not known",
+            reason="ADAPTER_DAMAGED",
+            field="adapter",
+        )
+    most = len(told.labels.names)
+    top_k = request.top_k if request.HasField("top_k") else None
+    if top_k is not None and not 1 <= top_k <= most:
+        raise invalid("top_k", top_k, f"1 to {most}, as many labels as the adapter has")
+    return Scoring(source.task, told.labels, top_k, request.return_logits)

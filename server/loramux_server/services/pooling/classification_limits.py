@@ -1,0 +1,67 @@
+"""Whether texts may be classified: every field within its limits."""
+
+from collections.abc import Sequence
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import classification_pb2
+from loramux_adapters.head import Task
+from loramux_server.services.limits import check_names, invalid
+from loramux_server.services.pooling.input_limits import check_inputs, check_lengths, is_pair
+from loramux_server.services.pooling.scoring import Scoring
+from loramux_server.store.reference import parse_reference
+from loramux_server.wire.model_info import ModelInfo
+
+MAX_NUMBERS = 1 << 20
+"""Labels times tokens of a request whose tokens are labelled."""
+
+
+def check_request(request: classification_pb2.ClassifyRequest, model: ModelInfo) -> None:
+    """Demand that every field of `request` is within limits that no adapter changes.
+
+    Raises:
+        InvalidArgumentError: One is not; the message names it, its value and what would be right.
+    """
+    if not request.adapter:
+        raise invalid("adapter", "", "a reference: the base model has no head to classify with")
+    parse_reference(request.adapter, "adapter")
+    check_names(request.request_id, request.routing_key)
+    check_inputs(request.inputs, model)
+
+
+def check_pairs(request: classification_pb2.ClassifyRequest, task: Task) -> None:
+    """Demand that an adapter of `task` can read the inputs of a checked request.
+
+    Raises:
+        InvalidArgumentError: One is two texts, and the adapter labels the tokens of one.
+    """
+    if task is not Task.TOKENS:
+        return
+    for index, each in enumerate(request.inputs):
+        if is_pair(each):
+            field = f"inputs[{index}].text_pair"
+            raise InvalidArgumentError(
+                f"{field} is set, but {request.adapter} labels the tokens of one text (task "
+                "TOKEN_CLS); two are read by adapters that label texts (task SEQ_CLS)",
+                reason="INVALID_FIELD",
+                field=field,
+            )
+
+
+def check_sizes(
+    lengths: Sequence[int], scoring: Scoring, model: ModelInfo, num_virtual: int = 0
+) -> None:
+    """Demand that texts of so many tokens fit the context, and what is told of them a message.
+
+    An adapter has `num_virtual` tokens before each of them.
+
+    Raises:
+        InvalidArgumentError: They do not.
+    """
+    check_lengths(lengths, model, num_virtual)
+    num_labels = len(scoring.labels.names)
+    if scoring.task is Task.TOKENS and sum(lengths) * num_labels > MAX_NUMBERS:
+        raise invalid(
+            "inputs",
+            f"{sum(lengths)} tokens, each with {num_labels} labels",
+            f"at most {MAX_NUMBERS // num_labels} tokens in one request",
+        )

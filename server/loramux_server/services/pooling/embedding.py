@@ -1,0 +1,124 @@
+"""EmbeddingService: texts -> vectors of what the model makes of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loramux.errors import FailedPreconditionError
+from loramux.v1 import embedding_pb2
+from loramux_adapters.embedding import Pooling, embedding_of
+from loramux_server.services.gen_ai import EMBED
+from loramux_server.services.limits import check_names, invalid
+from loramux_server.services.pooling.input_limits import check_inputs, check_lengths
+from loramux_server.services.pooling.readings import Readings, told_of
+from loramux_server.services.tasks import check_embeds
+from loramux_server.services.texts import Text
+from loramux_server.store.reference import parse_reference
+from loramux_server.transport.rpc import Context
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.model_kind import ModelKind
+
+_POOLINGS = {
+    embedding_pb2.POOLING_LAST: Pooling.LAST,
+    embedding_pb2.POOLING_MEAN: Pooling.MEAN,
+    embedding_pb2.POOLING_FIRST: Pooling.FIRST,
+}
+_TOLD = {pooling: value for value, pooling in _POOLINGS.items()}
+
+
+class EmbeddingService:
+    """Implements `loramux.v1.EmbeddingService`."""
+
+    def __init__(self, readings: Readings) -> None:
+        self._readings = readings
+
+    async def Embed(
+        self, request: embedding_pb2.EmbedRequest, context: Context
+    ) -> embedding_pb2.EmbedResponse:
+        """Answer when every text has its vector."""
+        async with self._readings.opened(request, context, check_request, check_embeds) as reading:
+            asked = Vectors.of(request, reading.told.embedding, self._readings.model)
+            texts = await self._readings.inputs(request, reading)
+            check_lengths([len(text.tokens) for text in texts], self._readings.model)
+            pooling = asked.pooling
+            if pooling is Pooling.FIRST and self._readings.model.kind is ModelKind.DECODER:
+                # What comes after a token changes nothing of it, and is not read.
+                texts = [Text(text.tokens[:1], text.places[:1]) for text in texts]
+                pooling = Pooling.LAST
+            found = await self._readings.run(reading, EMBED, texts, pooling)
+            response = embedding_pb2.EmbedResponse(
+                request_id=reading.request_id,
+                adapter=reading.identity,
+                embeddings=await told_of(found, lambda: asked.made_of(found)),
+                pooling=_TOLD[asked.pooling],
+                is_normalized=asked.normalize,
+                timing=reading.observer.timing(),
+            )
+            response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
+            response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
+            return response
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What vectors are asked for."""
+
+    pooling: Pooling
+    normalize: bool
+    dimensions: int | None
+    """How many of their numbers are kept; None for all."""
+
+    @staticmethod
+    def of(
+        request: embedding_pb2.EmbedRequest, note: Mapping[str, object], model: ModelInfo
+    ) -> "Vectors":
+        """Return what a checked request asks for; `note` is what its adapter's package says.
+
+        Raises:
+            FailedPreconditionError: Neither says how vectors are made, and what the base model's
+                folder says cannot be done.
+        """
+        is_said = request.pooling != embedding_pb2.POOLING_UNSPECIFIED or "pooling" in note
+        if model.embedding_fault and not is_said:
+            raise FailedPreconditionError(
+                f"how the base model makes vectors is not served: {model.embedding_fault}; set "
+                "pooling, and they are made so",
+                reason="INVALID_FIELD",
+                field="pooling",
+            )
+        default = embedding_of(note, model.embedding)
+        return Vectors(
+            _POOLINGS.get(request.pooling, default.pooling),
+            request.normalize if request.HasField("normalize") else default.normalize,
+            request.dimensions if request.HasField("dimensions") else None,
+        )
+
+    def made_of(self, states: Sequence[bytes]) -> list[embedding_pb2.Embedding]:
+        """Return the vectors of hidden `states`, each float32."""
+        found = []
+        for each in states:
+            values = np.frombuffer(each, np.float32)[: self.dimensions].astype(np.float64)
+            if self.normalize:
+                values /= max(float(np.linalg.norm(values)), 1e-12)
+            found.append(embedding_pb2.Embedding(values=values.astype(np.float32)))
+        return found
+
+
+def check_request(request: embedding_pb2.EmbedRequest, model: ModelInfo) -> None:
+    """Demand that every field of `request` is within limits that no adapter changes.
+
+    Raises:
+        InvalidArgumentError: One is not; the message names it, its value and what would be right.
+    """
+    if request.adapter:
+        parse_reference(request.adapter, "adapter")
+    check_names(request.request_id, request.routing_key)
+    if request.pooling != embedding_pb2.POOLING_UNSPECIFIED and request.pooling not in _POOLINGS:
+        known = ", ".join(str(value) for value in _POOLINGS)
+        raise invalid("pooling", request.pooling, f"a value of Pooling, {known}")
+    width = model.embedding_width
+    if request.HasField("dimensions") and not 1 <= request.dimensions <= width:
+        right = f"1 to {width}, the width of a hidden state"
+        raise invalid("dimensions", request.dimensions, right)
+    check_inputs(request.inputs, model)

@@ -1,0 +1,84 @@
+"""Whether texts can be read: those of requests to classify and to embed."""
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+from loramux.errors import InvalidArgumentError
+from loramux.v1 import classification_pb2, embedding_pb2
+from loramux_server.services.context_room import beside
+from loramux_server.services.limits import MAX_PROMPT_BYTES, invalid
+from loramux_server.wire.model_info import ModelInfo
+
+MAX_INPUTS = 64
+Input = classification_pb2.ClassifyInput | embedding_pb2.EmbedInput
+
+
+def check_inputs(inputs: Sequence[Input], model: ModelInfo) -> None:
+    """Demand that `inputs`, the request field of that name, are within limits.
+
+    Raises:
+        InvalidArgumentError: They are not; the message says what would be right.
+    """
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise invalid("inputs", f"{len(inputs)} entries", f"1 to {MAX_INPUTS}")
+    size = 0
+    for index, each in enumerate(inputs):
+        _check_input(f"inputs[{index}]", each, model)
+        size += sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(each))
+    if size > MAX_PROMPT_BYTES:
+        raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
+
+
+def is_pair(each: Input) -> TypeGuard[classification_pb2.ClassifyInput]:
+    """Return whether `each` is two texts."""
+    return isinstance(each, classification_pb2.ClassifyInput) and each.HasField("text_pair")
+
+
+def check_lengths(lengths: Sequence[int], model: ModelInfo, num_virtual: int = 0) -> None:
+    """Demand that inputs of so many tokens fit the context beside virtual tokens of an adapter.
+
+    Raises:
+        InvalidArgumentError: One does not.
+    """
+    for index, length in enumerate(lengths):
+        if length > model.context_length - num_virtual:
+            raise _too_long(f"inputs[{index}]", length, model, num_virtual)
+
+
+def _texts(each: Input) -> tuple[str, ...]:
+    return (each.text, each.text_pair) if is_pair(each) else (each.text,)
+
+
+def _check_input(field: str, each: Input, model: ModelInfo) -> None:
+    is_text = each.HasField("text")
+    if is_text == bool(each.token_ids):
+        both = f"{field}.text and {field}.token_ids are both"
+        fault = f"{both} set" if is_text else f"{both} empty"
+        raise InvalidArgumentError(
+            f"{fault}; set one of them", reason="INVALID_FIELD", field=f"{field}.text"
+        )
+    if is_pair(each) and not is_text:
+        raise InvalidArgumentError(
+            f"{field}.text_pair is the second of two texts, and {field}.token_ids the first; set "
+            f"{field}.text, or give the tokens of both as token_ids",
+            reason="INVALID_FIELD",
+            field=f"{field}.text_pair",
+        )
+    if is_text and model.tokenizer_json is None:
+        raise InvalidArgumentError(
+            f"{field}.text is text, but the base model came without a tokenizer; set token_ids",
+            reason="INVALID_FIELD",
+            field=f"{field}.text",
+        )
+    if len(each.token_ids) > model.context_length:
+        raise _too_long(f"{field}.token_ids", len(each.token_ids), model)
+
+
+def _too_long(
+    field: str, length: int, model: ModelInfo, num_virtual: int = 0
+) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{field} has {length} tokens{beside(num_virtual)}; the context has {model.context_length}",
+        reason="CONTEXT_LENGTH_EXCEEDED",
+        field=field,
+    )

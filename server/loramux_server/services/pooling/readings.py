@@ -1,0 +1,257 @@
+"""Texts that an adapter or the base reads to their end and does not continue.
+
+What they are read for is the matter of the services: to label them, to find answers in them, to
+make vectors of them.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Protocol, TypeVar, cast
+
+from loramux.errors import DataLossError
+from loramux.v1 import classification_pb2, embedding_pb2, question_answering_pb2
+from loramux_adapters.embedding import Pooling
+from loramux_server.access.caller import caller
+from loramux_server.access.quotas import Quotas
+from loramux_server.engine_link.client import EngineClient
+from loramux_server.observe.call_record import note
+from loramux_server.services.calls import Calls
+from loramux_server.services.deadline import Deadline
+from loramux_server.services.gen_ai import asked_to_read
+from loramux_server.services.limits import check_tokens
+from loramux_server.services.pooling.call import Reading
+from loramux_server.services.pooling.input_limits import Input, is_pair
+from loramux_server.services.request_spans import RequestSpans
+from loramux_server.services.submission import Asked, Submission
+from loramux_server.services.tasks import check_reads
+from loramux_server.services.texts import Text, Texts, no_tokens
+from loramux_server.statuses import Statuses
+from loramux_server.store.instructions import NONE, Instructions
+from loramux_server.store.record import AdapterRecord
+from loramux_server.store.registry import Registry
+from loramux_server.transport.rpc import Context
+from loramux_server.waiting_room.room import WaitingRoom
+from loramux_server.wire.messages import Scores
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import Sampling
+
+_SAMPLING = Sampling(max_tokens=1, seed=0)
+"""Of a request that ends before a token is chosen."""
+OFF_LOOP = 16 << 10
+"""Bytes that are gone over from which on results are told in a thread."""
+T = TypeVar("T")
+Inputs = classification_pb2.ClassifyRequest | embedding_pb2.EmbedRequest
+R = TypeVar(
+    "R",
+    classification_pb2.ClassifyRequest,
+    question_answering_pb2.AnswerRequest,
+    embedding_pb2.EmbedRequest,
+)
+
+
+class Readable(Protocol):
+    """Tokens of one text, or of two, that are read together."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens."""
+
+    @property
+    def second_from(self) -> int:
+        """At which of them the second of two texts begins, if types tell; 0 where none does."""
+
+
+class Readings:
+    """Takes requests to read texts from their arrival to what the engine makes of the texts."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineClient,
+        registry: Registry,
+        model: ModelInfo,
+        calls: Calls,
+        statuses: Statuses,
+        texts: Texts,
+        quotas: Quotas,
+        room: WaitingRoom,
+        instructions: Instructions,
+        spans: RequestSpans,
+        default_timeout: float,
+    ) -> None:
+        self.model = model
+        self.texts = texts
+        self._engine = engine
+        self._registry = registry
+        self._calls = calls
+        self._statuses = statuses
+        self._quotas = quotas
+        self._room = room
+        self._instructions = instructions
+        self._spans = spans
+        self._default_timeout = default_timeout
+
+    @asynccontextmanager
+    async def opened(
+        self,
+        request: R,
+        context: Context,
+        check_request: Callable[[R, ModelInfo], None],
+        check_adapter: Callable[[AdapterRecord, ModelInfo, str], None],
+    ) -> AsyncIterator[Reading]:
+        """Take in `request`, and keep what it holds for as long as the block runs.
+
+        Args:
+            request: What came.
+            context: Of its call.
+            check_request: Demands that its fields are within limits that no adapter changes.
+            check_adapter: Demands that an adapter on the base, named by a request field, is made
+                for it.
+
+        Raises:
+            LoramuxError: It is refused.
+        """
+        deadline = Deadline.of(context, self._default_timeout)
+        with (
+            self._calls.observed() as observer,
+            self._calls.placed(request, _SAMPLING.max_tokens, deadline) as place,
+        ):
+            check_reads(self.model)
+            check_request(request, self.model)
+            key = request.routing_key or secrets.token_hex(8)
+            with self._calls.live(request.request_id) as request_id:
+                if not request.adapter:
+                    yield Reading(request_id, None, None, NONE, observer, place, deadline)
+                    return
+                with (
+                    self._registry.lease(request.adapter, key=key) as (record, source),
+                    self._statuses.used(record.digest, record.tenant),
+                ):
+                    note(digest=record.digest)
+                    check_adapter(record, self.model, "adapter")
+                    told = await self._instructions.of(source)
+                    if not told.is_known:
+                        raise DataLossError(
+                            "the stored adapter cannot be read: what its package says of texts "
+                            "and results is not known",
+                            reason="ADAPTER_DAMAGED",
+                            field="adapter",
+                        )
+                    yield Reading(request_id, record, source, told, observer, place, deadline)
+
+    async def inputs(self, request: Inputs, reading: Reading) -> list[Text]:
+        """Return the inputs of `request` as tokens.
+
+        Raises:
+            InvalidArgumentError: One has no tokens, or those of another model.
+        """
+        adds = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        own_size = reading.record.vocab_size if reading.record else 0
+        texts = []
+        for index, each in enumerate(cast(Sequence[Input], request.inputs)):
+            if each.token_ids:
+                text = Text(list(each.token_ids), [None] * len(each.token_ids))
+                field = f"inputs[{index}].token_ids"
+                check_tokens(field, text.tokens, own_size or self.model.vocab_size)
+            elif is_pair(each):
+                fields = (f"inputs[{index}].text", f"inputs[{index}].text_pair")
+                pair = await self.texts.pair(
+                    (each.text, each.text_pair), fields, reading.told,
+                    parse_special=request.parse_special_tokens, add_special=adds,
+                )  # fmt: skip
+                if not pair.tokens:
+                    raise no_tokens(fields[0])
+                text = Text.of_pair(pair)
+            else:
+                text = await self.texts.placed(
+                    each.text, f"inputs[{index}].text", reading.told,
+                    parse_special=request.parse_special_tokens, add_special=adds,
+                )  # fmt: skip
+            texts.append(text)
+        return texts
+
+    async def run(
+        self,
+        reading: Reading,
+        operation: str,
+        texts: Sequence[Readable],
+        pooling: Pooling | None = None,
+    ) -> list[bytes]:
+        """Return what the engine makes of each of `texts`.
+
+        Args:
+            reading: The request that they are of.
+            operation: What a trace calls it.
+            texts: Each fits the context.
+            pooling: How they are embedded; None where a head reads them.
+
+        Raises:
+            LoramuxError: It makes nothing of one of them, or not in time.
+        """
+        tenant, num_tokens = caller().tenant, sum(len(text.tokens) for text in texts)
+        tells_types = self.model.takes_token_types
+        with self._quotas.tokens(tenant, num_tokens) as reserved:
+            reading.observer.resolved(reading.adapter, num_tokens)
+            submission = Submission[Scores](self._engine, reading.started)
+            self._room.enter(
+                reading.place,
+                num_completions=len(texts),
+                num_prompt=-(-num_tokens // len(texts)),
+                seconds_left=reading.deadline.remaining,
+                on_lost=submission.give_way,
+            )
+            found: dict[int, bytes] = {}
+            running = submission.running(
+                [
+                    Asked(
+                        text.tokens,
+                        reading.source,
+                        _SAMPLING,
+                        pooling,
+                        second_from=text.second_from if tells_types else 0,
+                    )
+                    for text in texts
+                ],
+                tenant=tenant,
+                seconds_left=reading.deadline.remaining,
+                weight=reading.place.weight,
+            )
+            followed = self._followed(reading, operation, len(texts), num_tokens, submission.ids)
+            with running, followed, reading.deadline.over(submission.mailbox):
+                while len(found) < len(texts):
+                    for index, (scores,) in (await submission.mailbox.take()).items():
+                        found[index] = scores.numbers
+                        reserved.num_used += len(texts[index].tokens)
+                        reading.place.finished(0)
+        return [found[index] for index in range(len(texts))]
+
+    def _followed(
+        self, reading: Reading, operation: str, num_texts: int, num_tokens: int, ids: list[int]
+    ) -> AbstractContextManager[None]:
+        """Let a trace that there may be of `reading` tell what becomes of its texts."""
+        return self._spans.following(
+            f"{operation} {self.model.name}",
+            lambda: asked_to_read(
+                operation=operation,
+                model=self.model.name,
+                request_id=reading.request_id,
+                num_texts=num_texts,
+                num_tokens=num_tokens,
+                adapter=reading.adapter,
+                digest=reading.digest,
+            ),
+            dict,
+            ids=ids,
+            digest=reading.digest,
+        )
+
+
+async def told_of(found: Sequence[bytes], tell: Callable[[], T], *, times: int = 1) -> T:
+    """Return what `tell`, which goes over it so many `times`, makes of `found`.
+
+    Where that is much it is told in a thread.
+    """
+    work = times * sum(map(len, found))
+    return tell() if work < OFF_LOOP else await asyncio.to_thread(tell)

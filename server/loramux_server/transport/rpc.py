@@ -1,0 +1,270 @@
+"""Between gRPC and our services: open calls, bytes that are no message, names, errors -> status.
+
+Handlers are made from the proto descriptors, not by the generated `add_…_to_server`, because there
+a request that cannot be parsed becomes UNKNOWN with the text of an exception. Here it is
+INVALID_ARGUMENT.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager, suppress
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+
+from loramux._wire import ERROR_KEY
+from loramux.errors import InternalError, InvalidArgumentError, LoramuxError, UnavailableError
+from loramux.v1 import errors_pb2
+from loramux_server.access.caller import caller
+from loramux_server.access.naming import settle_name
+from loramux_server.access.rules import RULES
+from loramux_server.observe.acts import targets
+from loramux_server.observe.call_record import REQUEST_ID_KEY, current, note
+from loramux_server.transport.multiplexing import multiplexed
+from loramux_server.transport.readers import Readers
+
+STATUS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""When gRPC itself makes a call again, if it may: its retry design, gRFC A6."""
+DOMAIN = "loramux"
+MAX_ON_STREAM = 256
+"""Requests under way on one stream; further ones are not read."""
+
+_log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Calls:
+    """The calls under way, and whether more may begin."""
+
+    def __init__(self) -> None:
+        self._num_open = 0
+        self._is_closed = False
+        self._ended = asyncio.Event()
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count a call for as long as the block runs.
+
+        Raises:
+            UnavailableError: No more calls may begin.
+        """
+        if self._is_closed:
+            raise UnavailableError(
+                "the server is ending; try again", reason="ENGINE_UNAVAILABLE", retry_delay=1.0
+            )
+        self._num_open += 1
+        try:
+            yield
+        finally:
+            self._num_open -= 1
+            self._ended.set()
+
+    async def close(self, patience: float) -> bool:
+        """Let no more calls begin; return whether those under way ended within `patience` s."""
+        self._is_closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._num_open:
+                    self._ended.clear()
+                    await self._ended.wait()
+        return not self._num_open
+
+
+def generic_handler(
+    service: ServiceDescriptor, implementation: object, calls: Calls, readers: Readers
+) -> grpc.GenericRpcHandler:
+    """Return a handler for every method of `service`; `implementation` has one of each name."""
+    handlers = {
+        method.name: _method_handler(method, getattr(implementation, method.name), calls, readers)
+        for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message."""
+
+
+def _method_handler(
+    method: MethodDescriptor, behaviour: Callable[..., Any], calls: Calls, readers: Readers
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    request_class = GetMessageClass(method.input_type)
+
+    def parse(raw: bytes) -> Message | _Malformed:
+        try:
+            return request_class.FromString(raw)
+        except DecodeError:
+            return _Malformed()
+
+    if method.client_streaming and method.server_streaming:
+        handler = _both_streams(behaviour, method, calls, readers)
+        return grpc.stream_stream_rpc_method_handler(handler, parse, _serialize)
+    if method.client_streaming:
+        handler = _client_stream(behaviour, method, calls)
+        return grpc.stream_unary_rpc_method_handler(handler, parse, _serialize)
+    if method.server_streaming:
+        handler = _server_stream(behaviour, method, calls, readers)
+        return grpc.unary_stream_rpc_method_handler(handler, parse, _serialize)
+    handler = _unary(behaviour, method, calls)
+    return grpc.unary_unary_rpc_method_handler(handler, parse, _serialize)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _unary(
+    behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor, calls: Calls
+) -> Any:  # noqa: ANN401
+    async def handle(request: Message | _Malformed, context: Context) -> Message:
+        try:
+            with calls.one_more():
+                return await behaviour(_checked(request, method), context)
+        except Exception as error:
+            await abort(context, error, method.full_name)
+
+    return handle
+
+
+def _server_stream(
+    behaviour: Callable[..., AsyncGenerator[Message, None]],
+    method: MethodDescriptor,
+    calls: Calls,
+    readers: Readers,
+) -> Any:  # noqa: ANN401
+    async def handle(request: Message | _Malformed, context: Context) -> None:
+        try:
+            with ExitStack() as under_way:
+                under_way.enter_context(calls.one_more())
+                responses = behaviour(_checked(request, method), context)
+                await readers.send(responses, context.write, on_lost=under_way.close)
+        except Exception as error:
+            await abort(context, error, method.full_name)
+
+    return handle
+
+
+def _client_stream(
+    behaviour: Callable[..., Awaitable[Message]], method: MethodDescriptor, calls: Calls
+) -> Any:  # noqa: ANN401
+    async def handle(requests: AsyncIterator[Message | _Malformed], context: Context) -> Message:
+        async def checked() -> AsyncIterator[Message]:
+            async for request in requests:
+                yield _checked(request, method)
+
+        try:
+            with calls.one_more():
+                return await behaviour(checked(), context)
+        except Exception as error:
+            await abort(context, error, method.full_name)
+
+    return handle
+
+
+def _both_streams(
+    behaviour: Callable[..., AsyncGenerator[Message, None]],
+    method: MethodDescriptor,
+    calls: Calls,
+    readers: Readers,
+) -> Any:  # noqa: ANN401
+    """Return the handler of a stream on which each request is answered as if it were a call.
+
+    While none is under way the stream is no call: the end of the server does not wait for it.
+    """
+
+    async def handle(requests: AsyncIterator[Message | _Malformed], context: Context) -> None:
+        async def checked() -> AsyncIterator[Message]:
+            async for request in requests:
+                yield _checked(request, method)
+
+        async def answers(request: Message) -> AsyncGenerator[Message, None]:
+            with calls.one_more():
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+        try:
+            responses = multiplexed(checked(), answers, MAX_ON_STREAM)
+            await readers.send(responses, context.write, on_lost=lambda: None)
+        except Exception as error:
+            await abort(context, error, method.full_name)
+
+    return handle
+
+
+def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message:
+    if isinstance(request, _Malformed):
+        raise InvalidArgumentError(
+            f"the bytes of the request are no {method.input_type.full_name}",
+            reason="MALFORMED_REQUEST",
+        )
+    rule = RULES[method.full_name]
+    try:
+        if rule.fields:  # else nobody need be known
+            settle_name(request, rule, caller())
+    finally:
+        if target := targets(method.full_name, request):
+            note(target=target)
+    return request
+
+
+async def abort(context: Context, error: Exception, method: str) -> NoReturn:
+    """End a call of `method` with the status that `error` stands for."""
+    if isinstance(error, grpc.aio.BaseError):  # gRPC's own: the call has ended
+        raise error
+    if not isinstance(error, LoramuxError):
+        incident = secrets.token_hex(8)
+        _log.error("incident %s in %s", incident, method, exc_info=error)
+        error = InternalError(f"internal error, incident {incident}", reason="INTERNAL")
+    metadata = status_metadata(error)
+    if record := current():
+        record.reason = error.reason or "UNSPECIFIED"
+        metadata = ((REQUEST_ID_KEY, record.request_id), *metadata)
+    await context.abort(error.code, str(error), metadata)
+
+
+def status_metadata(error: LoramuxError) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the trailing metadata that says in detail what went wrong.
+
+    `google.rpc` details for any gRPC tool, and our own smaller message for clients without them.
+    """
+    pushback: tuple[tuple[str, str | bytes], ...] = ()
+    reason = error.reason or "UNSPECIFIED"
+    detail = errors_pb2.ErrorDetail(
+        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"),
+        field=error.field,
+        quota=error.quota,
+    )
+    status = status_pb2.Status(code=error.code.value[0], message=str(error))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=str(error)
+        )
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.quota:
+        exceeded = error_details_pb2.QuotaFailure.Violation(
+            subject=error.quota, description=str(error)
+        )
+        status.details.add().Pack(error_details_pb2.QuotaFailure(violations=[exceeded]))
+    if error.retry_delay is not None:
+        delay = Duration(
+            seconds=int(error.retry_delay), nanos=round(error.retry_delay % 1 * 1e9) % 10**9
+        )
+        detail.retry_delay.CopyFrom(delay)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        pushback = ((PUSHBACK_KEY, str(round(1000 * error.retry_delay))),)
+    return (
+        *pushback,
+        (STATUS_KEY, status.SerializeToString()),
+        (ERROR_KEY, detail.SerializeToString()),
+    )

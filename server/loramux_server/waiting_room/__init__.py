@@ -1,0 +1,1 @@
+"""Who may wait for the engine, and for how long."""

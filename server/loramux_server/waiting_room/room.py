@@ -1,0 +1,292 @@
+"""Who may wait for the engine: refused early is what the server has no room for.
+
+Lives on the event loop, and is asked before anything is allocated for a request. While all limits
+hold it costs two additions. When a tenant finds the room full of others who have more of it than
+their part, those give way who came last and have not started.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from loramux.errors import DeadlineExceededError, LoramuxError, ResourceExhaustedError
+from loramux_server.metrics.series import RoomMetrics
+from loramux_server.waiting_room.forecast import CAUTION, Forecast
+from loramux_server.waiting_room.limits import RoomLimits, Taken
+from loramux_server.waiting_room.place import Place
+from loramux_server.waiting_room.places import Places
+from loramux_server.wire.messages import Stats
+
+MIN_DELAY, MAX_DELAY = 0.1, 60.0
+"""Bounds in seconds of what is told about when to try again."""
+UNKNOWN_DELAY = 1.0
+"""Told as long as no rate has been measured."""
+
+
+class WaitingRoom:
+    """Counts what waits, and measures how fast it goes on."""
+
+    def __init__(
+        self,
+        limits: RoomLimits,
+        *,
+        metrics: RoomMetrics,
+        clock: Callable[[], float],
+        lag: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Open an empty room.
+
+        Args:
+            limits: What may wait.
+            metrics: Where it is told who was refused, and why.
+            clock: Seconds, monotonic.
+            lag: How many seconds the event loop is late.
+        """
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._lag = lag
+        self._places = Places()
+        self._taken = Taken()
+        self._forecast = Forecast()
+        self._looked_at = clock()
+        self._num_free_blocks = limits.num_blocks
+
+    @contextmanager
+    def place(
+        self, tenant: str, weight: int, num_bytes: int, *, max_tokens: int, seconds_left: float
+    ) -> Iterator[Place]:
+        """Take in a call for as long as the block runs; its completions come with `enter`.
+
+        Args:
+            tenant: Whose call it is.
+            weight: The tenant's.
+            num_bytes: Of its message.
+            max_tokens: Most tokens that it wants of a completion.
+            seconds_left: Until the deadline.
+
+        Raises:
+            ResourceExhaustedError: There is no room for one more, nobody gave way, or it would
+                take too long.
+        """
+        self._check_lag()
+        deadline = self._clock() + seconds_left
+        place = Place(self, tenant, weight, num_bytes, max_tokens=max_tokens, deadline=deadline)
+        self._check_time(place, seconds_left)
+        # Nobody gives way to a request that may turn out to be none.
+        self._who_gives_way(place, Taken(1, 0, num_bytes))
+        self._places.add(place)
+        self._taken.bytes += num_bytes
+        self._show()
+        try:
+            yield place
+        finally:
+            self._leave(place)
+
+    def hold(self, place: Place, num_bytes: int) -> None:
+        """Count `num_bytes` more of the call at `place`, which has nothing that waits yet.
+
+        Raises:
+            ResourceExhaustedError: There is no room for them.
+        """
+        num_bytes += place.num_bytes
+        self._taken.bytes -= place.num_bytes
+        place.num_bytes = 0
+        # What is too large by itself may wait alone.
+        self._make_room(place, Taken(0, 0, num_bytes))
+        place.num_bytes = num_bytes
+        self._taken.bytes += num_bytes
+        self._show()
+
+    def enter(
+        self,
+        place: Place,
+        *,
+        num_completions: int,
+        num_prompt: int,
+        seconds_left: float,
+        on_lost: Callable[[LoramuxError], None],
+    ) -> None:
+        """Let completions of the call at `place` wait.
+
+        Args:
+            place: Where.
+            num_completions: How many.
+            num_prompt: Tokens of their prompt.
+            seconds_left: Until the deadline.
+            on_lost: Told the error if they have to give way before any of them started.
+
+        Raises:
+            ResourceExhaustedError: There is no room for them.
+        """
+        self._pass_time()
+        self._check_memory(place, num_prompt, seconds_left)
+        more = Taken(num_completions, num_completions * num_prompt, 0)
+        self._make_room(place, more)
+        place.num_prompt, place.on_lost = num_prompt, on_lost
+        place.num_open = place.num_unstarted = num_completions
+        self._taken.completions += num_completions
+        self._places.wait(place, num_completions)
+        self._taken.tokens += place.num_tokens
+        self._show()
+
+    def started(self, place: Place) -> None:
+        """Note that a completion of `place` left the engine's queue.
+
+        If it waited for so long that it would be cut off, it gives way to those behind it.
+        """
+        if not place.num_unstarted:
+            return
+        self._pass_time()
+        if not place.has_started and (error := self._lateness(place)):
+            self._give_way(place, error)
+            return
+        if self._is_full:
+            self._forecast.started()
+        place.has_started, place.started_at = True, self._looked_at
+        place.num_unstarted -= 1
+        self._places.wait(place, -1)
+        self._taken.tokens -= place.num_prompt
+        if not place.num_unstarted:
+            self._taken.bytes -= place.num_bytes
+            place.num_bytes = 0
+        self._show()
+
+    def finished(self, place: Place, num_output: int) -> None:
+        """Note that a completion of `place` ended with `num_output` tokens."""
+        self._pass_time()
+        self._forecast.ran(num_output, self._looked_at - place.started_at)
+        if self._is_full:
+            self._forecast.freed(place.num_prompt + num_output)
+        place.num_open -= 1
+        self._taken.completions -= 1
+
+    def report(self, stats: Stats) -> None:
+        """Take in what a step left of the KV memory."""
+        self._num_free_blocks = self._limits.num_blocks - stats.used_blocks
+
+    def _leave(self, place: Place) -> None:
+        self._pass_time()
+        self._places.remove(place)
+        self._taken.completions -= place.num_open
+        self._taken.tokens -= place.num_tokens
+        self._taken.bytes -= place.num_bytes
+        place.num_open = place.num_unstarted = place.num_bytes = 0
+        self._show()
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        if self._is_full:
+            self._forecast.pass_time(now - self._looked_at)
+        self._looked_at = now
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether some wait until others end, and not just for the next step."""
+        if not self._places.has_waiting:
+            return False
+        num_free = self._num_free_blocks * self._limits.block_size
+        return self._taken.completions >= self._limits.max_running or self._taken.tokens > num_free
+
+    def _check_lag(self) -> None:
+        limit, lag = self._limits.max_lag, self._lag()
+        if limit and lag > limit:
+            raise self._shed("lag", "SERVER_BUSY", f"the server is {lag:.3g} s late", lag)
+
+    def _check_memory(self, place: Place, num_prompt: int, seconds_left: float) -> None:
+        """Refuse a prompt for which KV memory would become free too late."""
+        num_free = self._num_free_blocks * self._limits.block_size
+        if self._taken.tokens + num_prompt <= num_free or not self._places.has_waiting:
+            return
+        missing = self._places.num_tokens_before(place) + num_prompt - num_free
+        wait = self._forecast.free_seconds(missing)
+        if missing > 0 and wait is not None and wait > seconds_left:
+            raise self._shed(
+                "memory",
+                "MEMORY_UNREACHABLE",
+                f"memory for the {num_prompt} tokens of the prompt becomes free in about "
+                f"{wait:.3g} s, after the deadline in {seconds_left:.3g} s",
+                wait - seconds_left,
+            )
+
+    def _check_time(self, place: Place, seconds_left: float) -> None:
+        """Refuse what would end too late, as it is with others of late.
+
+        Where nobody waits all is tried, or a bad moment would have no end.
+        """
+        if not self._is_full:
+            return
+        wait = self._forecast.start_seconds(self._places.num_before(place) + 1)
+        if wait is None:
+            return
+        seconds = CAUTION * (wait + self._forecast.run_seconds(place.max_tokens))
+        if seconds > seconds_left:
+            raise self._shed(
+                "time",
+                "DEADLINE_UNREACHABLE",
+                f"the request cannot be finished within {seconds_left:.3g} s: those before it "
+                f"would let it take about {seconds:.3g} s",
+                seconds - seconds_left,
+            )
+
+    def _lateness(self, place: Place) -> DeadlineExceededError | None:
+        """Return why `place` is not worth a start, if somebody else waits for room to run."""
+        is_crowded = self._taken.completions > self._limits.max_running
+        if not is_crowded or self._places.num_waiting <= place.num_unstarted:
+            return None
+        seconds = self._forecast.run_seconds(place.max_tokens)
+        seconds_left = place.deadline - self._looked_at
+        if seconds <= seconds_left:
+            return None
+        self._metrics.shed.labels("late").inc()
+        return DeadlineExceededError(
+            f"the request waited too long: it has {max(0.0, seconds_left):.3g} s left and would "
+            f"take about {seconds:.3g} s",
+            reason="DEADLINE_EXCEEDED",
+        )
+
+    def _who_gives_way(self, place: Place, more: Taken) -> list[Place]:
+        """Return who has to go so that there is room for `more`; refuse it if too few can."""
+        over = self._limits.over(self._taken, more)
+        if over is None:
+            return []
+        going: list[Place] = []
+        shares = self._places.shares()
+        mine = shares.get(place.tenant, 0.0) + more.completions / place.weight
+        for other in reversed(self._places):
+            if other.has_started or other.on_lost is None or shares[other.tenant] <= mine:
+                continue
+            shares[other.tenant] -= other.num_unstarted / other.weight
+            going.append(other)
+            more = more.less(Taken(other.num_open, other.num_tokens, other.num_bytes))
+            if not self._limits.over(self._taken, more):
+                return going
+        cause, message = over
+        raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
+
+    def _make_room(self, place: Place, more: Taken) -> None:
+        """Let others go so that there is room for `more`; refuse it if too few can."""
+        for other in self._who_gives_way(place, more):
+            message = f"{other.tenant!r} has more requests waiting than its part, and others came"
+            error = self._shed("share", "QUEUE_FULL", message, self._drain_seconds)
+            self._give_way(other, error)
+
+    def _give_way(self, place: Place, error: LoramuxError) -> None:
+        on_lost = place.on_lost
+        assert on_lost is not None
+        self._leave(place)
+        on_lost(error)
+
+    @property
+    def _drain_seconds(self) -> float:
+        """Seconds in which all that waits has started, at the rate of late."""
+        seconds = self._forecast.start_seconds(max(1, self._places.num_waiting))
+        return UNKNOWN_DELAY if seconds is None else seconds
+
+    def _shed(self, cause: str, reason: str, message: str, delay: float) -> ResourceExhaustedError:
+        self._metrics.shed.labels(cause).inc()
+        delay = min(max(delay, MIN_DELAY), MAX_DELAY)
+        return ResourceExhaustedError(message, reason=reason, retry_delay=delay)
+
+    def _show(self) -> None:
+        self._metrics.tokens.set(self._taken.tokens)
+        self._metrics.bytes.set(self._taken.bytes)

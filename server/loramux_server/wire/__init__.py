@@ -1,0 +1,1 @@
+"""What frontend and engine say to each other: plain structs, which load no torch."""
