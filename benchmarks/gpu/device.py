@@ -38,6 +38,10 @@ def describe(device: torch.device) -> dict[str, object]:
     return found
 
 
+_LEAST_SECONDS = 1e-7
+"""Less than what any kernel takes: what noise makes of the difference of two times."""
+
+
 def seconds_apart(device: torch.device, calls: Sequence[Callable[[], object]]) -> float:
     """Return what one of `calls` takes after a kernel that lets it begin no sooner than it ends.
 
@@ -48,7 +52,8 @@ def seconds_apart(device: torch.device, calls: Sequence[Callable[[], object]]) -
         return seconds(device, calls)
     other = torch.empty(1, device=device)
     pairs = [partial(_both, other.zero_, call) for call in calls]
-    return seconds(device, pairs) - seconds(device, [other.zero_] * len(calls))
+    both, alone = seconds(device, pairs), seconds(device, [other.zero_] * len(calls))
+    return max(both - alone, _LEAST_SECONDS)
 
 
 def _both(first: Callable[[], object], second: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.kernels.backend import DEFINITIONS
 from loramux_server.models.decoder_model import prepare
+from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.sampling import Sampling
 from tests.support.models import tiny_model
 
@@ -60,6 +61,16 @@ def test_nothing_is_recorded_any_more_where_a_model_asks_the_device(
     for _ in range(PLAIN_RUNS + 1):
         assert graphs.run("small", lambda: 2) == 2
     assert tried == ["large"]
+
+
+def test_kernels_that_do_not_run_here_make_a_model_unservable() -> None:
+    def norm(*_: object) -> torch.Tensor:
+        raise RuntimeError("out of resource: shared memory\nand more")
+
+    backend = replace(DEFINITIONS, name="broken", rms_norm=norm)
+    with pytest.raises(UnservableModelError, match="out of resource") as told:
+        ModelRunner(prepare(tiny_model("llama")), backend, num_slots=64, adapter_memory=1 << 20)
+    assert "and more" not in str(told.value)
 
 
 def test_a_step_that_is_read_is_in_no_graph_of_any_process(

@@ -109,11 +109,15 @@ def launch_attention() -> None:
         for width, dtype in (
             (128, DTYPE),
             (128, torch.float32),
+            (256, DTYPE),
             (256, torch.float32),
             (512, DTYPE),
         ):
             one = problem([1], [2], width=width, value_width=width, dtype=dtype)
             give(one, torch.device("cpu"), size=16).decode(form, shares=2, blocks=blocks)
+    for width in (128, 256):  # 128 rows of 64 and of 128 numbers are the widest tiles there are
+        wide = problem([TOKENS, 1], [2 * TOKENS, 1], width=width, value_width=width, dtype=DTYPE)
+        give(wide, torch.device("cpu"), size=16).prefill(form)
     rows = _zeros(len(given.batch.slot_T), given.keys.shape[1], HEAD)
     write_cache_triton(given.keys, given.values, rows, rows, given.batch.slot_T)
 

@@ -71,6 +71,7 @@ def make_runner(
         num_state_slots=BEGINNING + 1 + num_states,
         adapter_memory=config.adapter_memory,
         rooms=_rooms(model, config),
+        records=not config.enforce_eager,
     )
     _check(runner, model, config, backend)
     return runner

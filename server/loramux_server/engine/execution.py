@@ -92,6 +92,8 @@ class Execution:
             logits_RV, read = self._runner.read(batch)
         else:
             logits_RV = self._runner.run(batch)
+            if logits_RV.is_cuda and not batch.requests:  # nothing else waits for the step
+                torch.cuda.current_stream(logits_RV.device).synchronize()
         ended = self._clock()
         self._shaping.wait(batch.requests)
         waited = self._clock() - ended

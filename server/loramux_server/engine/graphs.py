@@ -22,8 +22,8 @@ class Graphs(Generic[Result]):
     one form must lie in memory that stays where it is. Elsewhere than on CUDA steps just run.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._is_used = device.type == "cuda"
+    def __init__(self, device: torch.device, *, is_used: bool = True) -> None:
+        self._is_used = is_used and device.type == "cuda"
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
         self._runs = Counter[Hashable]()
@@ -58,14 +58,18 @@ class Graphs(Generic[Result]):
 
     def _record(self, form: Hashable, step: Callable[[], Result]) -> None:
         # What is compiled or allocated on the first run must not be part of the record.
+        before = torch.cuda.current_stream()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(before)
         with torch.cuda.stream(stream):
             step()
-        torch.cuda.current_stream().wait_stream(stream)
+        before.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Loads go on meanwhile, on threads of their own: they are none of the record's business.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = step()
+        try:
+            # Loads go on meanwhile, on threads of their own: the record has none of that.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = step()
+        finally:
+            torch.cuda.set_stream(before)  # where recording fails, torch stays on its own
         self._pool = self._pool or graph.pool()
         self._graphs[form] = graph, result

@@ -20,6 +20,7 @@ from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.hidden import given_hidden, hidden_states, last_hidden
+from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.sampling import MAX_LOGPROBS
 
 PIECE_BYTES = 32 << 20
@@ -38,6 +39,7 @@ class ModelRunner:
         num_state_slots: int = 0,
         adapter_memory: int,
         rooms: Rooms | None = None,
+        records: bool = True,
     ) -> None:
         """Make the cache and the slab.
 
@@ -48,6 +50,7 @@ class ModelRunner:
             num_state_slots: Slots for what recurrent layers know, `BEGINNING` among them.
             adapter_memory: Bytes for the adapters' rank rows.
             rooms: Where adapters lie on the host, if a device copies them from there.
+            records: Whether a GPU repeats steps from records.
         """
         self.slab = _make_slab(model, backend, adapter_memory, rooms)
         model.step.backend = backend
@@ -58,7 +61,7 @@ class ModelRunner:
         if model.output:
             model.output.attach(backend)
             model.embedding.attach(model.output)
-        self.difference = model.check.difference(model.stack)
+        self.difference = _difference(model, backend)
         """How far its logits are from the model's own, relative to their spread."""
         self.is_invariant = backend.is_deterministic and model.check.is_invariant(model.stack)
         """Whether its logits are known to be the same to the last bit in every batch."""
@@ -66,9 +69,11 @@ class ModelRunner:
         model.recurrent.allocate(num_state_slots, model.device)
         if model.stack:
             # Where ends are edited, layers are recorded without them.
-            model.stack.prepare(Graphs[torch.Tensor](model.device).run)
+            model.stack.prepare(Graphs[torch.Tensor](model.device, is_used=records).run)
         self._model = model
-        self._graphs = Graphs[Chosen](model.device)
+        self._graphs = Graphs[Chosen](model.device, is_used=records)
+        self._logits_of_forms: dict[int, torch.Tensor] = {}
+        """What steps that are recorded leave, by the number of rows."""
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
@@ -114,6 +119,8 @@ class ModelRunner:
 
     def _chosen(self, given: StepInput) -> Chosen:
         logits_RV = self._logits(given)
+        if given.form is not None:
+            logits_RV = self._shared(logits_RV)
         token_R = likeliest(logits_RV)
         is_finite_R, adjusted_RV = are_finite(logits_RV, token_R), logits_RV
         if given.adjustments is not None:
@@ -127,6 +134,16 @@ class ModelRunner:
             count = min(MAX_LOGPROBS, logits_RV.shape[1])
             logprobs_RL = logprobs(logits_RV, token_R, count)
         return Chosen(logits_RV, token_R, is_finite_R, logprobs_RL)
+
+    def _shared(self, logits_RV: torch.Tensor) -> torch.Tensor:
+        """Return the same where steps of all forms leave them, since each record keeps its own.
+
+        There is room for them before a form is recorded: its first steps just run.
+        """
+        num_rows = len(logits_RV)
+        if num_rows not in self._logits_of_forms:
+            self._logits_of_forms[num_rows] = torch.empty_like(logits_RV)
+        return self._logits_of_forms[num_rows].copy_(logits_RV)
 
     def _read(
         self,
@@ -181,6 +198,24 @@ def masked(logits_RV: torch.Tensor, given: StepInput, vocab_size: int) -> torch.
         size_R[rows] = _own_size(edits) or vocab_size
     token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
     return logits_RV.masked_fill(token_V >= size_R[:, None], float("-inf"))
+
+
+def _difference(model: BaseModel, backend: Backend) -> float:
+    """Return how far logits are from the model's own.
+
+    Raises:
+        UnservableModelError: Its kernels do not run here.
+    """
+    try:
+        return model.check.difference(model.stack)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of compilers and drivers there are many kinds
+        reason = str(error).partition("\n")[0]
+        raise UnservableModelError(
+            f"kernels {backend.name!r} do not run {model.architecture} in {model.dtype} here: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 def _own_size(edits: Edits | None) -> int:

@@ -18,6 +18,7 @@ import torch
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.exhaustion import last_words
 from loramux_server.engine.model_part import load_model
+from loramux_server.engine.one_gpu import see_one_gpu
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
 from loramux_server.heap import return_large_pieces, return_once
@@ -126,7 +127,7 @@ def main() -> int:
     if first is None:
         return 0
     try:
-        serve(connection, decode_config(first))
+        serve(connection, see_one_gpu(decode_config(first)))
     except UnservableModelError as error:
         write_message(connection, encode(StartFailed(str(error))))
         return 1

@@ -7,9 +7,10 @@ import torch
 
 
 def rms_norm(x_TK: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Return `x / sqrt(mean(x**2) + epsilon) * weight`, over the last dimension."""
+    """Return `x / sqrt(mean(x**2) + epsilon) * weight`, over the last dimension, in x's format."""
     square_T1 = x_TK.float().pow(2).mean(-1, keepdim=True)
-    return (x_TK.float() * torch.rsqrt(square_T1 + epsilon)).to(x_TK.dtype) * weight_K
+    scaled_TK = (x_TK.float() * torch.rsqrt(square_T1 + epsilon)).to(x_TK.dtype)
+    return (scaled_TK * weight_K).to(x_TK.dtype)
 
 
 def silu_mul(y_TN: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 from loramux_adapters.experts import ExpertsShape
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.experts import ExpertLinears, ExpertWeights, LinearPerExpert, Pairs
+from loramux_server.kernels.sending import send
 from loramux_server.lora.experts_edit import ExpertsEdit
 from loramux_server.lora.segments import Segments
 from loramux_server.models.routers import find_router
@@ -131,7 +132,7 @@ def _in_order(index_TX: torch.Tensor, changes: Sequence[_Change]) -> tuple[torch
     change_T = np.zeros(len(index_TX), np.int64)
     for number, change in enumerate(changes, 1):
         change_T[change.start : change.end] = number
-    of_token_T = torch.from_numpy(change_T).to(index_TX.device)
+    of_token_T = send(torch.from_numpy(change_T), index_TX.device)
     num_kinds = len(changes) + 1
     key_TX = index_TX * num_kinds + of_token_T[:, None]
     key_P, order_P = torch.sort(key_TX.reshape(-1), stable=True)

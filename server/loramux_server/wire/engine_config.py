@@ -161,6 +161,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         ),
     ] = 256
 
+    enforce_eager: Annotated[
+        bool,
+        Meta(
+            description="Run every step on a GPU operation by operation, and record no CUDA "
+            "graphs: slower, and for finding out what is wrong."
+        ),
+    ] = False
     max_images: Annotated[
         int,
         Meta(

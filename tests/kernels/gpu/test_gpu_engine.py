@@ -73,6 +73,23 @@ def test_a_mixed_batch_equals_peft_alone(
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 1
 
 
+def test_requests_of_one_adapter_go_on_together_where_layers_are_recurrent(
+    device: torch.device, tmp_path: Path
+) -> None:
+    model = tiny_model("qwen3.5")
+    source = next(case.source for case in cases(model, tmp_path, num_requests=8) if case.source)
+    harness = harness_of(model, device, rows=40, num_blocks=120, max_running=6)
+
+    def ask(count: int) -> list[list[int]]:
+        asked = [harness.submit([5, 6, 7], source, max_tokens=4) for _ in range(count)]
+        harness.run()
+        return [harness.output(request_id) for request_id in asked]
+
+    (alone,) = ask(1)
+    assert ask(5) == [alone] * 5
+    assert max(report.batch.requests for report in harness.reports if report.batch) == 5
+
+
 def test_drafts_are_checked_as_peft_writes(device: torch.device, tmp_path: Path) -> None:
     model = tiny_model("qwen3")
     requests = method_cases(model, tmp_path, vector_configs(model))[:5]

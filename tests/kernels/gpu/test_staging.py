@@ -18,6 +18,7 @@ from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.kernels.gpu.staged import Stager
 from loramux_server.kernels.gpu.staging import Staging
 from loramux_server.kernels.gpu.tiles import BASE, SHARED_TILE, tokens
+from loramux_server.kernels.states import StateBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Residence, Segments
 from loramux_server.wire.sampling import Sampling
@@ -47,6 +48,18 @@ def test_arrays_arrive_and_begin_where_no_kernel_is_compiled_again(device: torch
         assert (there.dtype, tuple(there.shape)) == (dtype, shape)
         assert there.data_ptr() % 16 == 0
         assert np.array_equal(there.cpu().numpy(), here[name])
+
+
+def test_a_host_that_is_ahead_leaves_what_is_on_its_way(device: torch.device) -> None:
+    staging = Staging({"number": (torch.int64, (1 << 16,))}, device)
+    arrived = []
+    if device.type == "cuda":
+        torch.cuda._sleep(200_000_000)
+    for step in range(6):
+        staging.begin()["number"][:] = step
+        staging.send()
+        arrived.append(staging.on_device["number"].clone())
+    assert [set(each.tolist()) for each in arrived] == [{step} for step in range(6)]
 
 
 def step(lengths: list[int], residences: list[Residence | None] | None = None) -> StepInput:
@@ -102,7 +115,7 @@ def test_steps_with_prompts_of_like_size_have_one_form_and_one_memory(device: to
     asked = replace(step([30, 1]), sampled_R=torch.arange(31))
     drafted, _ = stager.stage(asked)
     assert drafted.form not in (None, first.form)
-    assert drafted.sampled_R.tolist() == [*range(31), *[0] * 33]
+    assert drafted.sampled_R.tolist() == [*range(31), 0]
 
 
 def test_steps_that_draw_in_the_same_way_have_one_form(device: torch.device) -> None:
@@ -205,3 +218,17 @@ def test_tiles_of_decode_are_as_long_as_adapters_are_shared(
     covered = tokens(staged.tiles).tolist()
     assert covered == [*range(8)]
     assert given.form is not None
+    # What recurrent layers take is in no room that others share.
+    slots = np.arange(1, 9)
+    alone = replace(step([1] * 8, residences), states=StateBatch(slots, slots))
+    given, staged = Stager(device, Plan.of(device)).stage(alone)
+    assert staged.tiles.size == size
+    assert tokens(staged.tiles).tolist() == covered
+    assert given.form is None
+
+
+def test_there_is_room_for_no_more_logits_than_tokens(device: torch.device) -> None:
+    drafts = step([5] * 20)
+    given = replace(drafts, sampled_R=torch.arange(100))
+    staged, _ = Stager(device, Plan.of(device)).stage(given)
+    assert len(given.sampled_R) <= len(staged.sampled_R) <= len(staged.token_T)

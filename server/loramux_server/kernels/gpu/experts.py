@@ -19,6 +19,7 @@ from loramux_server.kernels.experts import (
     Pairs,
     multiply_experts,
 )
+from loramux_server.kernels.sending import send
 from loramux_server.lora.experts_edit import ExpertRows
 from loramux_server.lora.slab import DTYPES
 
@@ -90,8 +91,8 @@ def _add(
         else (0, 0, 0, 0)
         for rows in changes
     ]  # fmt: skip
-    about_XC = torch.tensor(about, dtype=torch.int64).T.contiguous().to(device)
-    scale_C = torch.tensor([0.0, *(rows.scale if rows else 0.0 for rows in changes)], device=device)
+    about_XC = send(torch.tensor(about, dtype=torch.int64).T.contiguous(), device)
+    scale_C = send(torch.tensor([0.0, *(rows.scale if rows else 0.0 for rows in changes)]), device)
     most_rows = triton.next_power_of_2(max(rows.rank for rows in changes if rows))
     h_PR = torch.empty(len(x_PK), max(most_rows, blocks.rows), dtype=torch.float32, device=device)
     _shrink_experts[len(x_PK), h_PR.shape[1] // blocks.rows](

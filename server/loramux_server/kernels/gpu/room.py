@@ -67,7 +67,7 @@ class Room:
             return None
         tokens, requests = _fitting(num_tokens, _CHUNK_ROOMS), _power_of_4(num_requests)
         # Drafts have several rows of a request.
-        rows = max(requests, _power_of_4(len(given.sampled_R)))
+        rows = min(tokens, max(requests, _power_of_4(len(given.sampled_R))))
         # Whoever begins in the middle of a tile takes another one.
         tiles = tokens // PREFILL_TILE + requests + 1
         queries = tokens // query_tile + requests

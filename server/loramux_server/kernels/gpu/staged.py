@@ -121,7 +121,7 @@ class Stager:
         staging.send()
         there = staging.on_device
         num_tiles = len(there["start"])
-        if tile_size == SHARED_TILE:
+        if room and tile_size == SHARED_TILE:  # it has room for one of each token
             num_tiles //= _SHARED
         path = self._path(given.segments, num_tokens)
         is_recorded = room is not None and not is_apart

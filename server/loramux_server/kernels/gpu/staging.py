@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 _NUM_HOST_BUFFERS = 2
-"""One may still be on its way when the next is filled."""
+"""One may still be on its way while the next is filled."""
 _ALIGNMENT = 16
 """Where in memory arrays begin, in bytes: for one that begins elsewhere Triton compiles again."""
 _DTYPES: dict[torch.dtype, type[np.generic]] = {
@@ -36,6 +36,8 @@ class Staging:
             for _ in range(_NUM_HOST_BUFFERS)
         ]
         self._turn = 0
+        self._sent: list[torch.cuda.Event | None] = [None for _ in self._hosts]
+        """When each of them has arrived last; None where that is known."""
         self.on_device: dict[str, torch.Tensor] = {}
         """The arrays as kernels read them."""
         self._views: list[dict[str, npt.NDArray[Any]]] = [{} for _ in self._hosts]
@@ -48,13 +50,22 @@ class Staging:
             at += _aligned(size)
 
     def begin(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays for the next step, to be filled; they hold what an earlier one left."""
+        """Return the arrays for the next step, to be filled; they hold what an earlier one left.
+
+        Waits until that one has arrived, for a host that is several steps ahead of the device.
+        """
         self._turn = (self._turn + 1) % len(self._hosts)
+        sent = self._sent[self._turn]
+        if sent is not None:
+            sent.synchronize()
         return self._views[self._turn]
 
     def send(self) -> None:
         """Copy what was filled in to the device, in the order of its other work."""
         self._memory.copy_(self._hosts[self._turn], non_blocking=True)
+        if self._memory.is_cuda:
+            self._sent[self._turn] = event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
 
 
 def _aligned(size: int) -> int:

@@ -1,0 +1,30 @@
+"""Which GPU the engine process sees."""
+
+import os
+
+import pytest
+
+from loramux_server.engine.one_gpu import see_one_gpu
+from loramux_server.wire.engine_config import EngineConfig
+
+
+@pytest.mark.parametrize(
+    ("device", "seen", "then", "sees"),
+    [
+        ("cuda:2", None, "cuda", "2"),
+        ("cuda:1", "4,7", "cuda", "7"),
+        ("cuda:0", "GPU-8d2c", "cuda", "GPU-8d2c"),
+        ("cuda:2", "4,7", "cuda:2", "4,7"),
+        ("cuda", "4,7", "cuda", "4,7"),
+        ("cpu", None, "cpu", None),
+        ("auto", None, "auto", None),
+    ],
+)
+def test_it_sees_the_one_that_is_named(
+    device: str, seen: str | None, then: str, sees: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert see_one_gpu(EngineConfig(model="", device=device)).device == then
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == sees
