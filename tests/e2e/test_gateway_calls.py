@@ -215,6 +215,7 @@ def test_a_server_that_is_away_is_unavailable_and_not_named(tmp_path: Path) -> N
         ({"tls_cert": Path("x")}, InvalidArgumentError, "go together"),
         ({"targets": ("models.example.org:50051",)}, InvalidArgumentError, "in plaintext"),
         ({"allowed_hosts": ("http://x",)}, InvalidArgumentError, "without scheme"),
+        ({"lora_path_root": Path("nothing")}, InvalidArgumentError, "expected a folder"),
     ],
 )
 def test_nothing_is_opened_by_accident(
@@ -224,6 +225,7 @@ def test_nothing_is_opened_by_accident(
         "targets": ("127.0.0.1:1",), "host": "127.0.0.1", "port": 0, "tls_cert": None,
         "tls_key": None, "insecure": False, "allowed_hosts": (), "retries": False,
         "routing": "adapter", "timeout": 1.0, "drain_timeout": 0, "console": False,
+        "lora_path_root": None,
     }  # fmt: skip
     with pytest.raises(error, match=said):
         run(Settings(**settings | options))

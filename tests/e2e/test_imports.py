@@ -22,6 +22,7 @@ from loramux.errors import (
 )
 from loramux_adapters import pack
 from tests.support.adapters import save_adapter
+from tests.support.gateway import RunningGateway
 from tests.support.hub import Hub, running_hub
 from tests.support.models import tiny_model
 from tests.support.server import RunningServer
@@ -153,6 +154,18 @@ def test_the_command_line_imports(server: RunningServer) -> None:
     said = json.loads(done.stdout)
     assert (said["name"], said["source"]) == ("bot", "import")
     assert said["expires_at"] is not None
+
+
+def test_a_gateway_has_them_imported(server: RunningServer, client: Client, tmp_path: Path) -> None:
+    load = "/v1/load_lora_adapter"
+    with RunningGateway(tmp_path, server.target) as gateway:
+        for uri in ("s3://adapters/team/bot", "hf://acme/Bot"):
+            assert gateway.post(load, {"lora_name": "bot", "lora_path": uri}).status == 200
+        found = gateway.post(load, {"lora_name": "bot", "lora_path": "hf://acme/Bot@v2"})
+        assert (found.status, found.error["param"]) == (400, "lora_name")
+        found = gateway.post(load, {"lora_name": "bot", "lora_path": "hf://acme/nothing"})
+        assert (found.status, found.error["param"]) == (404, "lora_path")
+    assert [each.source for each in client.adapters.list()] == ["import"]
 
 
 async def test_the_asynchronous_client_imports(server: RunningServer, client: Client) -> None:

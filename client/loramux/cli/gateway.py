@@ -49,6 +49,14 @@ def gateway(
             help="Serve a page for people at /console, which manages adapters, too.",
         ),
     ] = False,
+    lora_path_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let callers who may upload name adapters below this folder of the gateway's "
+            "machine by path, in vLLM's /v1/load_lora_adapter; by default they name URIs alone.",
+        ),
+    ] = None,
     retries: Annotated[
         bool, typer.Option(help="Ask again where the server was away before it began to answer.")
     ] = True,
@@ -94,5 +102,6 @@ def gateway(
             timeout=timeout,
             drain_timeout=drain_timeout,
             console=console,
+            lora_path_root=lora_path_root,
         )
     )

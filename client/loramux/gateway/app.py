@@ -26,6 +26,8 @@ from loramux.gateway.classify import ClassifyBody, Classifying
 from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.hosts import KnownHosts
+from loramux.gateway.lora_adapters import LoadBody, LoraAdapters, UnloadBody
+from loramux.gateway.lora_root import LoraRoot
 from loramux.gateway.models import adapter_model, base_model, models
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import BODY_SECONDS, MAX_BODY_BYTES, read
@@ -52,9 +54,10 @@ class Whole(Protocol):
 class Gateway:
     """Answers each route out of what the server says."""
 
-    def __init__(self, open_backend: Callable[[], Backend]) -> None:
+    def __init__(self, open_backend: Callable[[], Backend], lora_root: LoraRoot | None) -> None:
         """Prepare; `open_backend` is called in the event loop that serves."""
         self._open_backend = open_backend
+        self._lora_adapters = LoraAdapters(lora_root)
         self._backend: Backend | None = None
 
     @asynccontextmanager
@@ -99,6 +102,16 @@ class Gateway:
     async def rerank(self, request: Request) -> WhileThere:
         """`POST /rerank`."""
         return await self._read(request, RerankBody, Reranking.of)
+
+    async def load_lora_adapter(self, request: Request) -> Response:
+        """`POST /v1/load_lora_adapter`."""
+        body = parse(await read(request), LoadBody)
+        return await self._lora_adapters.load(body, self.backend, caller_of(request.scope))
+
+    async def unload_lora_adapter(self, request: Request) -> Response:
+        """`POST /v1/unload_lora_adapter`."""
+        body = parse(await read(request), UnloadBody)
+        return await self._lora_adapters.unload(body, self.backend, caller_of(request.scope))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -174,6 +187,7 @@ def make_app(
     hosts: Collection[str] | None,
     *,
     console: Console | None = None,
+    lora_root: LoraRoot | None = None,
 ) -> Starlette:
     """Return the application.
 
@@ -181,8 +195,9 @@ def make_app(
         open_backend: Called in the event loop that serves it.
         hosts: What `Host` may be beside loopback; None for anything.
         console: The page for people; None for none.
+        lora_root: Where callers may name adapters by path; None for nowhere.
     """
-    gateway = Gateway(open_backend)
+    gateway = Gateway(open_backend, lora_root)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
@@ -197,6 +212,8 @@ def make_app(
                 )
                 for before in places
             ),
+            Route("/v1/load_lora_adapter", gateway.load_lora_adapter, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", gateway.unload_lora_adapter, methods=["POST"]),
             Route("/v1/models", gateway.models),
             Route("/v1/models/{id:path}", gateway.model),
             Route("/health", gateway.health),

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loramux import _adapter_wire, _server_wire, _wire
 from loramux._access import open_aio_channel
+from loramux._aio_adapters import AsyncAdapters
 from loramux._calling import Calling
 from loramux._channel import Routing, Targets
 from loramux.gateway.caller import Caller
@@ -167,6 +168,10 @@ class Backend:
         """Return what makes the caller's calls at each server by itself."""
         own = cast(Calling, self._channel).showing(caller.metadata)
         return [cast(grpc.aio.Channel, server) for server in await own.each()]
+
+    async def adapters_of_each(self, caller: Caller) -> list[AsyncAdapters]:
+        """Return what the caller does with the adapters of each server by itself."""
+        return [AsyncAdapters(server, self.timeout) for server in await self.servers(caller)]
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""

@@ -20,6 +20,7 @@ from loramux.gateway.caller import Caller
 from loramux.gateway.connection import Connection, Limits
 from loramux.gateway.console import Console
 from loramux.gateway.hosts import checked
+from loramux.gateway.lora_root import LoraRoot
 
 _KEEP_ALIVE_SECONDS = 75
 """How long a connection without requests is kept: longer than a proxy keeps one, or than OpenAI's
@@ -52,6 +53,8 @@ class Settings:
     drain_timeout: int
     console: bool
     """Whether there is a page for people."""
+    lora_path_root: Path | None
+    """Folder below which callers may name adapters by path."""
 
 
 class _Server(uvicorn.Server):
@@ -73,7 +76,7 @@ def run(settings: Settings) -> None:
 
     Raises:
         LoramuxError: Something would be open to other machines, or the server is needed to find
-            that out and cannot be reached.
+            that out and cannot be reached; or a setting is wrong.
         OSError: The address cannot be listened on, or a file not be read.
     """
     open_backend = partial(
@@ -84,13 +87,14 @@ def run(settings: Settings) -> None:
         timeout=settings.timeout,
     )
     hosts = [checked(name) for name in settings.allowed_hosts]
+    lora_root = LoraRoot(settings.lora_path_root) if settings.lora_path_root else None
     _check_exposure(settings, open_backend)
     # What other machines can reach has names that nobody here knows.
     checks = bool(hosts) or _is_local(settings)
     console = Console() if settings.console else None
     with _listening(settings.host, settings.port) as listener:
         config = uvicorn.Config(
-            make_app(open_backend, hosts if checks else None, console=console),
+            make_app(open_backend, hosts if checks else None, console=console, lora_root=lora_root),
             loop="uvloop",
             # Called by uvicorn, and no more.
             http=cast("type[asyncio.Protocol]", partial(Connection, limits=_limits())),
