@@ -1,4 +1,7 @@
-"""The one place that chooses between a definition and a faster form of it."""
+"""Which form of each operation of a model's layers runs: its definition, or a faster one.
+
+What is made of logits has its form by their device: `engine.sampler`, `kernels.prompt_logprobs`.
+"""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,1 +1,1 @@
-"""What is registered and where its bytes are; knows nothing of models and imports no torch."""
+"""What is registered, where its bytes are, and whether a base can serve it; imports no torch."""

@@ -33,6 +33,8 @@ class Part:
     architectures: tuple[str, ...]
     measure: Callable[[str, Path], dict[str, Found]]
     compares_merged: bool = False
+    refused: str = "Refused when it is packed or uploaded:"
+    """What is refused, and why; the server's own words for it follow."""
 
 
 PARTS = {
@@ -57,6 +59,8 @@ PARTS = {
         "likeliest labels",
         encoders.ARCHITECTURES,
         encoders.measure,
+        refused="VeRA saves no sizes of layers: they are looked up in the base's checkpoint, where "
+        "NomicBERT's have other names. It is refused when it is packed or uploaded:",
     ),
     "writers": Part(
         "Models that write a text to another",
@@ -66,6 +70,8 @@ PARTS = {
         "greedy tokens",
         writers.ARCHITECTURES,
         writers.measure,
+        refused="Served are changes of linear layers and norms. Those of embeddings, of tokens and "
+        "of the layer of logits are not, and are refused when they are packed or uploaded:",
     ),
     "library": Part(
         "Bottlenecks of the adapters library",
@@ -122,7 +128,7 @@ def _section(part: Part, columns: Columns) -> str:
         ),
     ]
     if reasons:
-        lines += ["", "Refused when it is packed or uploaded:", ""]
+        lines += ["", textwrap.fill(part.refused, _WIDTH), ""]
         lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join(lines)
 
