@@ -18,6 +18,7 @@ from peft import (
 
 from loramux_adapters.embedding import Pooling
 from loramux_server.models.base_model import BaseModel
+from loramux_server.models.encoders.whole_model import let_read_at_once
 from loramux_server.models.loading import load_base_model
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.model_kind import ModelKind
@@ -140,11 +141,17 @@ def texts(base: BaseModel, folder: Path) -> list[Text]:
     return found
 
 
-@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+@pytest.mark.parametrize(("kernels", "at_once"), [("torch", False), ("cpu", False), ("cpu", True)])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_texts_of_one_batch_equal_peft_alone(name: str, kernels: str, tmp_path: Path) -> None:
+def test_texts_of_one_batch_equal_peft_alone(
+    name: str, kernels: str, at_once: bool, tmp_path: Path
+) -> None:
     base = load_base_model(str(save_whole(name, tmp_path)))
     assert base.kind is ModelKind.ENCODER
+    if at_once:
+        assert base.whole_texts is not None
+        let_read_at_once(base.whole_texts, base.check)
+        assert base.whole_texts.reads_at_once == (name != "deberta-v2")
     asked = texts(base, tmp_path)
     harness = Harness(base, kernels=kernels, rows=256, max_batch_tokens=24, max_running=8)
     wanted = {}

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loramux_server.lora.segments import Residence, Segments
 from loramux_server.models.recurrent.parts import Rows
+from loramux_server.models.side_by_side import MOST_PAIRS, Places, together
 from loramux_server.models.step import Step
 from loramux_server.models.turns import Turns
 from loramux_server.wire.weight_format import WeightFormat
@@ -135,3 +138,41 @@ def test_rows_that_are_no_tokens_have_the_adapter_of_their_part() -> None:
     assert seen == [[(0, 2, 7), (3, 4, 9)], [(0, 5, 7), (10, 15, 9)]]
     assert turns.run([lambda: run(4)], [(slice(0, 1),)]) == [4]
     assert seen[-1] == [(0, 4, 7)]
+
+
+def test_texts_side_by_side_give_their_tokens_alone() -> None:
+    turns, doubling = turns_of(), Doubling()
+    places = Places.of([(2, 3), (0, 2)], torch.device("cpu"))
+
+    def run() -> list[float]:
+        filled = places.side_by_side(torch.tensor([1, 2, 3, 4]), 9)
+        assert filled.tolist() == [[3, 9], [1, 2]]
+        assert places.is_token().tolist() == [[1, 0], [1, 1]]
+        y = turns.wait(doubling.layers[0], filled[..., None].float())
+        assert y.shape == (2, 2, 1)
+        found: list[float] = y.flatten().tolist()
+        return found
+
+    def run_alone() -> list[float]:
+        found: list[float] = turns.wait(doubling.layers[0], part_of([4.0])).flatten().tolist()
+        return found
+
+    found = turns.run([run, run_alone], [(places,), (slice(3, 4),)], [1, 0])
+    assert doubling.seen == [[1.0, 2.0, 3.0, 4.0]]
+    assert found == [[6.0, 0.0, 2.0, 4.0], [8.0]]
+
+
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=40), data=st.data())
+def test_each_text_is_read_once_and_little_is_filled_up(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    alone = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    groups = together(lengths, alone)
+    assert sorted(number for group in groups for number in group) == [*range(len(lengths))]
+    for group in groups:
+        width = max(lengths[number] for number in group)
+        places = len(group) * width
+        filled = places - sum(lengths[number] for number in group)
+        assert len(group) == 1 or not any(alone[number] for number in group)
+        assert len(group) == 1 or filled <= max(1024, places // 4)
+        assert len(group) == 1 or places * width <= MOST_PAIRS

@@ -266,11 +266,11 @@ def _takes_adapters(model: BaseModel) -> bool:
 
 def _backend(config: EngineConfig, model: BaseModel) -> Backend:
     device, name = model.device, config.kernels
-    if model.whole_texts and device.type == "cuda":
+    if model.whole_texts and device.type == "cuda" and not model.whole_texts.is_given_tokens:
         if name == "triton":
             raise UnservableModelError(
-                f"kernels 'triton' are not for {model.architecture}, which has an encoder; "
-                "kernels 'torch' are"
+                f"kernels 'triton' are not for {model.architecture}, whose linear layers are given "
+                "other rows than the tokens of a batch; kernels 'torch' are"
             )
         name = "torch"
     try:

@@ -15,6 +15,7 @@ from loramux_server.kernels.states import StateBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.segments import Segments
+from loramux_server.lora.virtual import VirtualRun
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,8 @@ class Step:
     """None where the model has no recurrent layers."""
     texts: tuple[WholeText, ...] = ()
     """Texts of the requests, where the model reads them as wholes."""
+    embedded: tuple[VirtualRun, ...] = ()
+    """Virtual tokens whose embeddings stand before the layers."""
     num_tokens: int = 0
     """Tokens of all requests."""
     segments: Segments | None = None
@@ -46,7 +49,7 @@ class Step:
         given = self.backend.stage(given.with_rows(), self.device)
         self.num_tokens = len(given.token_T)
         self.attention, self.segments = given.attention, given.segments
-        self.states, self.texts = given.states, given.texts
+        self.states, self.texts, self.embedded = given.states, given.texts, given.embedded
         self.adds = bool(given.added)
         self.layers_form = given.layers_form
         return given

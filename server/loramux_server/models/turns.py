@@ -20,6 +20,7 @@ from torch import nn
 from loramux_server.lora.segments import Segments
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.recurrent.parts import Rows
+from loramux_server.models.side_by_side import Places
 from loramux_server.models.step import Step
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
@@ -79,7 +80,10 @@ class Turns:
         """Of some of the tokens, by their runs, and of rows for which these stand."""
 
     def run(
-        self, calls: Sequence[Callable[[], Any]], rows: Sequence[tuple[Rows, ...]]
+        self,
+        calls: Sequence[Callable[[], Any]],
+        rows: Sequence[tuple[Rows | Places, ...]],
+        numbers: Sequence[int] = (),
     ) -> list[Any]:
         """Return what each of `calls` gives, which computes one part.
 
@@ -87,19 +91,21 @@ class Turns:
             calls: The parts.
             rows: Tokens of the batch that each has. Where layers have sides, those of each side,
                 which are slices, in order.
+            numbers: The number of each part; how many there are before it if left out.
 
         Raises:
             NotImplementedError: Parts that are no slices do not come to the same layers.
         """
-        self.current = 0
-        if len(calls) == 1 and _has_one_side(rows[0]) and not self.sees_others:
+        numbers = numbers or range(len(calls))
+        self.current = numbers[0]
+        if len(calls) == 1 and _is_all(rows[0]) and not self.sees_others:
             return [calls[0]()]  # layers are given all tokens of the batch
         parts = [greenlet(call) for call in calls]
         self.is_running = True
         try:
             said: list[Any] = [None] * len(parts)
             for i, part in enumerate(parts):
-                self.current = i
+                self.current = numbers[i]
                 said[i] = part.switch()
             while waiting := [i for i, part in enumerate(parts) if not part.dead]:
                 # Who has come less far goes first, so that others find it where they are.
@@ -112,7 +118,7 @@ class Turns:
                 else:
                     ys = self._compute(layer, xs, given, [rows[i][-1] for i in those])
                 for i, y in zip(those, ys, strict=True):
-                    self.current = i
+                    self.current = numbers[i]
                     said[i] = parts[i].switch(y)
         finally:
             self.is_running = False
@@ -137,7 +143,7 @@ class Turns:
         """Return what `layer` makes of `call`, with which a part has come to it, when all have."""
         return getcurrent().parent.switch(_Asked(layer, call))
 
-    def _join(self, layer: Joint, calls: list[Any], rows: list[Rows]) -> list[Any]:
+    def _join(self, layer: Joint, calls: list[Any], rows: list[Rows | Places]) -> list[Any]:
         """Return what `layer` makes of `calls`, each with the last token of those of its part."""
         step = self._step
         of_batch = step.segments
@@ -151,7 +157,11 @@ class Turns:
         return made
 
     def _compute(
-        self, layer: Waiting, xs: list[torch.Tensor], rows: list[Rows], last: list[Rows]
+        self,
+        layer: Waiting,
+        xs: list[torch.Tensor],
+        rows: list[Rows | Places],
+        last: list[Rows | Places],
     ) -> list[torch.Tensor]:
         """Return what `layer` makes of `xs`; `rows` are of its side, and those of the last side."""
         # Layers with the same input know each other by it.
@@ -165,7 +175,7 @@ class Turns:
         y = layer.whole(gathered.x)[0]
         step.segments = of_batch
         return [
-            y[of_it].view(*x.shape[:-1], y.shape[-1])
+            _of_part(y, of_it).view(*x.shape[:-1], y.shape[-1])
             for x, of_it in zip(xs, gathered.rows or rows, strict=True)
         ]
 
@@ -177,14 +187,18 @@ class Turns:
             self._segments[spans, borders] = found.spread(borders) if found and borders else found
         return self._segments[spans, borders]
 
-    def _gather(self, xs: list[torch.Tensor], rows: list[Rows], last: list[Rows]) -> "_Gathered":
-        pieces = [x.reshape(-1, x.shape[-1]) for x in xs]
+    def _gather(
+        self, xs: list[torch.Tensor], rows: list[Rows | Places], last: list[Rows | Places]
+    ) -> "_Gathered":
+        pieces = [
+            _tokens(x.reshape(-1, x.shape[-1]), each) for x, each in zip(xs, rows, strict=True)
+        ]
         sizes = list(map(len, pieces))
         count = sum(sizes)
         whole = pieces[0].new_empty(1, count, pieces[0].shape[-1])
         if count == self._step.num_tokens and sizes == list(map(_size, rows)):
             for piece, of_it in zip(pieces, rows, strict=True):
-                whole[0, of_it] = piece
+                whole[0, of_it.token_T if isinstance(of_it, Places) else of_it] = piece
             return _Gathered(whole)
         slices = [each for each in rows if isinstance(each, slice)]
         ends = [each.stop for each in last if isinstance(each, slice)]
@@ -271,12 +285,25 @@ class WaitingOutput(nn.Module):
         return self._turns.wait(self, x) if self._turns.is_running else self.whole(x)
 
 
-def _has_one_side(rows: tuple[Rows, ...]) -> bool:
-    return len(rows) == 1 or sum(_size(of_side) > 0 for of_side in rows) == 1
+def _is_all(rows: tuple[Rows | Places, ...]) -> bool:
+    """Return whether these rows of a part that is alone are all of the batch, as it has them."""
+    if len(rows) == 1:
+        return not isinstance(rows[0], Places)
+    return sum(_size(of_side) > 0 for of_side in rows) == 1
 
 
-def _size(rows: Rows) -> int:
+def _size(rows: Rows | Places) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def _tokens(x_NK: torch.Tensor, rows: Rows | Places) -> torch.Tensor:
+    """Return those of a part's rows that are tokens."""
+    return rows.taken(x_NK) if isinstance(rows, Places) else x_NK
+
+
+def _of_part(y_TN: torch.Tensor, rows: Rows | Places) -> torch.Tensor:
+    """Return the rows of a part where it has them."""
+    return rows.spread(y_TN[rows.token_T]) if isinstance(rows, Places) else y_TN[rows]
 
 
 def _is(one: object, other: object) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from loramux_adapters.embedding import Pooling
 from loramux_server.engine import graphs
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.lora.affine import FACTOR, SHIFT, Affine, vectors_of
@@ -18,18 +19,23 @@ from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
 from loramux_server.lora.slab import GroupShape, vectors
 from loramux_server.models import decoder_model
+from loramux_server.models.encoders.whole_model import let_read_at_once
+from loramux_server.models.loading import load_base_model
 from loramux_server.wire.weight_format import WeightFormat
 from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts
 from tests.parity.test_drafts import ask
+from tests.parity.test_encoders import texts as encoder_texts
 from tests.parity.test_methods import cases as method_cases
 from tests.parity.test_methods import save, vector_configs
 from tests.parity.test_peft import LOGPROB_TOLERANCE, cases, check
 from tests.support.adapters import Expected, pack_source, save_adapter, with_adapter
+from tests.support.embedders import vector_of
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 from tests.support.scored import check_told, expected_logprobs
 from tests.support.shown import show, told, vision_case
+from tests.support.whole_models import save_whole
 
 TOKENS = 2
 pytestmark = pytest.mark.filterwarnings(
@@ -88,6 +94,31 @@ def test_requests_of_one_adapter_go_on_together_where_layers_are_recurrent(
     (alone,) = ask(1)
     assert ask(5) == [alone] * 5
     assert max(report.batch.requests for report in harness.reports if report.batch) == 5
+
+
+def test_texts_that_an_encoder_reads_at_once_equal_peft_alone(
+    device: torch.device, tmp_path: Path
+) -> None:
+    base = load_base_model(str(save_whole("roberta", tmp_path)), device=str(device))
+    assert base.whole_texts is not None
+    assert base.whole_texts.is_given_tokens
+    let_read_at_once(base.whole_texts, base.check)
+    assert base.whole_texts.reads_at_once
+    harness = Harness(
+        base, kernels="triton", rows=256, num_blocks=200, max_batch_tokens=400, max_running=16
+    )
+    wanted = {}
+    for text in encoder_texts(base, tmp_path)[::3]:
+        request_id = harness.submit(
+            text.tokens, text.source, pooling=Pooling.MEAN, second_from=text.second_from
+        )
+        wanted[request_id] = vector_of(text.states, Pooling.MEAN, normalize=False)
+    harness.run()
+    for request_id, vector in wanted.items():
+        found = harness.logits(request_id, len(vector))[0].cpu()
+        torch.testing.assert_close(found, vector, rtol=0, atol=2e-4)
+    batches = [report.batch for report in harness.reports if report.batch]
+    assert any(batch.adapters > 1 and batch.requests > 2 for batch in batches)
 
 
 def test_drafts_are_checked_as_peft_writes(device: torch.device, tmp_path: Path) -> None:

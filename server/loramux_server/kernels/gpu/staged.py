@@ -82,9 +82,10 @@ class Stager:
         has_ends = segments is not None and segments.edits is not None
         room = None
         # Recurrent layers are the model's own: it is not known whether they can be recorded.
-        # A step with an image has no others like it.
+        # A step with an image has no others like it, and what reads texts as wholes asks the host.
         shows = given.position_3T is not None or given.added or attention.together_T2 is not None
-        if given.states is None and not shows and (is_decode or not is_apart):
+        is_own = given.states is not None or bool(given.texts)
+        if not is_own and not shows and (is_decode or not is_apart):
             room = Room.shared(given, len(tiles[0]), len(queries[0]), self.query_tile)
         if room:
             if room not in self._kept:

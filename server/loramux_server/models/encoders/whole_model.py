@@ -31,6 +31,7 @@ from loramux_server.models.recurrent.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, layer_shapes
 from loramux_server.models.servable import (
     UNKNOWN_WAYS,
+    Check,
     UnservableModelError,
     check_difference,
     refused,
@@ -116,6 +117,8 @@ def prepare_whole(
     check_difference(module, difference, check)
     if writes:
         _join(module, turns, shapes, step, check)
+    elif module.device.type == "cuda" and serves.is_given_tokens:
+        let_read_at_once(serves, check)
     config = module.config.get_text_config()
     lengths = [
         _length(probed, side, config) for side in ((SOURCE, WRITTEN) if writes else (SOURCE,))
@@ -183,6 +186,16 @@ def _join(
     if not difference <= check.tolerance:
         part_layers(decoder)
         attention.remove()
+
+
+def let_read_at_once(serves: WholeTexts, check: Check) -> None:
+    """Let texts lie side by side, if that changes nothing."""
+    serves.reads_at_once = True
+    try:
+        difference = check.difference(None)
+    except UNKNOWN_WAYS:
+        difference = math.inf
+    serves.reads_at_once = difference <= check.tolerance
 
 
 def _takes_token_types(module: PreTrainedModel, text: TextFormat) -> bool:

@@ -1,14 +1,15 @@
 """Models that read a text as a whole: those with an encoder.
 
 What an encoder makes of a token depends on all tokens of its text, and each model has its own way
-of telling which those are. So transformers' own forward runs on one text after another, and only
-linear layers see all of a batch (`turns.py`).
+of telling which those are. So transformers' own forward runs on one text after another, or on
+several side by side (`side_by_side.py`), and only linear layers see all of a batch (`turns.py`).
 
 Legend: T tokens of the batch, L tokens of a text, K width of a hidden state, R rows whose logits
 are needed, V tokens of the vocabulary.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.virtual import Virtual
 from loramux_server.models.recurrent.parts import Rows
+from loramux_server.models.side_by_side import Places, together
 from loramux_server.models.step import Step
 from loramux_server.models.turns import Turns
 
@@ -71,6 +73,7 @@ class Encoder:
     def __init__(self, own: PreTrainedModel, *, takes_token_types: bool) -> None:
         self._own = own
         self._takes_token_types = takes_token_types
+        self._filler: int = getattr(own.config.get_text_config(), "pad_token_id", None) or 0
 
     def rows(self, start: int, end: int, text: WholeText) -> tuple[Rows, ...]:
         """Return all of them."""
@@ -88,6 +91,30 @@ class Encoder:
             told["past_key_values"] = cache_of(text.virtual, self._own)
         hidden_1LK: torch.Tensor = self._own(input_ids=token_1L, **told)[0]
         return hidden_1LK
+
+    def read_at_once(
+        self, token_T: torch.Tensor, places: Places, texts: Sequence[WholeText]
+    ) -> list[torch.Tensor]:
+        """Return what `read` does for each of `texts`, which lie side by side.
+
+        Args:
+            token_T: Tokens of the batch.
+            places: Where those of the texts are.
+            texts: As many.
+        """
+        token_BL = places.side_by_side(token_T, self._filler)
+        told: dict[str, Any] = {}
+        if not places.is_full:
+            told["attention_mask"] = places.is_token()
+        if self._takes_token_types:
+            told["token_type_ids"] = types_BL = torch.zeros_like(token_BL)
+            for row_L, text in zip(types_BL, texts, strict=True):
+                if text.second_from:
+                    row_L[text.second_from - text.start :] = 1
+        hidden_BLK = self._own(input_ids=token_BL, **told)[0]
+        return [
+            row_LK[None, :length] for row_LK, length in zip(hidden_BLK, places.lengths, strict=True)
+        ]
 
     def keep(self, num_bytes: int) -> None:
         """Keep nothing: each text is read once."""
@@ -117,15 +144,22 @@ def cache_of(virtual: Virtual, model: PreTrainedModel) -> DynamicCache:
 
 
 class WholeTexts(nn.Module):
-    """Takes a batch of texts as decoders do, and lets the model read one after another."""
+    """Takes a batch of texts as decoders do, and lets the model read them."""
 
     def __init__(self, own: PreTrainedModel, reader: Reader, turns: Turns, step: Step) -> None:
         super().__init__()
         self.own = own
         """The model itself."""
+        self.reads_at_once = False
+        """Whether texts lie side by side; else the model reads one after another."""
         self._reader = reader
         self._turns = turns
         self._step = step
+
+    @property
+    def is_given_tokens(self) -> bool:
+        """Whether each linear layer is given all tokens of a batch, and nothing else."""
+        return isinstance(self._reader, Encoder) and not self._turns.sees_others
 
     @property
     def base_model(self) -> nn.Module:
@@ -143,12 +177,42 @@ class WholeTexts(nn.Module):
             input_ids: Tokens of all requests, one behind the other, [1, T].
             logits_to_keep: The tokens whose logits are needed, [R].
         """
-        step = self._step
+        step, reader = self._step, self._reader
         assert step.attention is not None
         starts = step.attention.query_start_B.tolist()
-        calls, rows = [], []
-        for start, end, text in zip(starts, starts[1:], step.texts, strict=False):
-            calls.append(partial(self._reader.read, input_ids[:, start:end], text))
-            rows.append(self._reader.rows(start, end, text))
-        made = self._turns.run(calls, rows)
-        return self._reader.told(made, starts, logits_to_keep.tolist())
+        spans = list(itertools.pairwise(starts))
+        groups = [[number] for number in range(len(spans))]
+        if self.reads_at_once:
+            groups = together([end - start for start, end in spans], self._are_alone(spans))
+        calls: list[Callable[[], Any]] = []
+        rows: list[tuple[Rows | Places, ...]] = []
+        for group in groups:
+            if len(group) == 1:
+                (start, end), text = spans[group[0]], step.texts[group[0]]
+                calls.append(partial(reader.read, input_ids[:, start:end], text))
+                rows.append(reader.rows(start, end, text))
+                continue
+            assert isinstance(reader, Encoder)
+            places = Places.of([spans[number] for number in group], input_ids.device)
+            texts = [step.texts[number] for number in group]
+            calls.append(partial(reader.read_at_once, input_ids[0], places, texts))
+            rows.append((places,))
+        made: list[Any] = [None] * len(spans)
+        found = self._turns.run(calls, rows, [group[0] for group in groups])
+        for group, of_group in zip(groups, found, strict=True):
+            for number, of_text in zip(
+                group, [of_group] if len(group) == 1 else of_group, strict=True
+            ):
+                made[number] = of_text
+        return reader.told(made, starts, logits_to_keep.tolist())
+
+    def _are_alone(self, spans: Sequence[tuple[int, int]]) -> list[bool]:
+        """Return which texts have something done to modules, or before them, for them alone."""
+        step = self._step
+        edited = step.segments.edited() if step.segments else ()
+        changed = [(start, end) for start, end, edits in edited if edits.modules or edits.ends]
+        changed += [(int(run.place_V[0]), int(run.place_V[0]) + 1) for run in step.embedded]
+        return [
+            text.virtual is not None or any(first < end and start < last for first, last in changed)
+            for (start, end), text in zip(spans, step.texts, strict=True)
+        ]
