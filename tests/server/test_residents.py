@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.residents import loader_threads
@@ -143,6 +144,14 @@ def test_loads_give_way_to_steps() -> None:
 
     with loader_threads() as threads:
         assert threads.submit(policy).result() == os.SCHED_IDLE != policy()
+    # Who holds a lock of a driver must not be kept from the cores.
+    with loader_threads(device=torch.device("cuda")) as threads:
+        assert threads.submit(policy).result() == policy()
+
+        def niceness() -> int:
+            return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+        assert threads.submit(niceness).result() > niceness()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")

@@ -204,7 +204,9 @@ def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
     if model.shard != WHOLE:  # of an adapter that is cut, no part stays on the host
         return Rooms(memory, min(config.host_adapter_memory, _ROOMS_FOR_PARTS))
     # Rooms may be an eighth larger than what lies in them.
-    return Rooms(memory, config.host_adapter_memory * 9 // 8, loader_threads(1, "spare"))
+    return Rooms(
+        memory, config.host_adapter_memory * 9 // 8, loader_threads(1, "spare", device=model.device)
+    )
 
 
 def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:

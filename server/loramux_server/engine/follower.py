@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import make_runner, resting_of
 from loramux_server.engine.commands import (
@@ -78,7 +80,9 @@ class Leader:
 class Part:
     """What this process holds of the model, ready to run."""
 
-    def __init__(self, runner: ModelRunner, loader: AdapterLoader) -> None:
+    def __init__(self, runner: ModelRunner, loader: AdapterLoader, device: torch.device) -> None:
+        self.device = device
+        """Where it runs."""
         self._runner = runner
         self._loader = loader
         self._residence: dict[int, Residence] = {}
@@ -126,7 +130,7 @@ def prepare(leader: Leader) -> Part:
     loader = AdapterLoader(model, runner.slab, resting_of(runner, config))
     return_once()
     leader.say(Done())
-    return Part(runner, loader)
+    return Part(runner, loader, model.device)
 
 
 def follow(leader: Leader) -> None:
@@ -136,7 +140,7 @@ def follow(leader: Leader) -> None:
         UnservableModelError: The model or the config leaves nothing to serve.
     """
     part = prepare(leader)
-    with loader_threads() as executor:
+    with loader_threads(device=part.device) as executor:
         while True:
             command = leader.take()
             if isinstance(command, Run):

@@ -84,7 +84,7 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
 def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -> None:
     model = load_model(config, team)
     inbox = Inbox(connection)
-    with loader_threads() as executor:
+    with loader_threads(device=model.device) as executor:
         engine, info = build_engine(model, config, executor, inbox.wake, team)
         return_once()
         write_message(connection, encode(Ready(info)))

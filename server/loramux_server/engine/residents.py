@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
+import torch
 
 from loramux_server.engine.fault import explained
 from loramux_server.kernels.cpu.parallel import without_team
@@ -62,9 +63,26 @@ class Landed:
     failed: list[FailedLoad] = field(default_factory=list)
 
 
-def loader_threads(count: int = 2, name: str = "load") -> ThreadPoolExecutor:
-    """Return the threads on which loads run: they take little from the step that runs."""
-    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_give_way)
+_SECOND = 10
+"""Niceness of threads that come after others."""
+
+
+def loader_threads(
+    count: int = 2, name: str = "load", *, device: torch.device | None = None
+) -> ThreadPoolExecutor:
+    """Return the threads on which loads run: they take little from the step that runs.
+
+    Args:
+        count: How many.
+        name: What they are called.
+        device: Where steps run; None is the CPU.
+    """
+    steps_take_cores = device is None or device.type == "cpu"
+    return ThreadPoolExecutor(
+        count,
+        thread_name_prefix=name,
+        initializer=_give_way if steps_take_cores else _come_second,
+    )
 
 
 def _give_way() -> None:
@@ -76,6 +94,17 @@ def _give_way() -> None:
     without_team()
     if sys.platform == "linux":  # where a thread has a policy of its own
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+
+
+def _come_second() -> None:
+    """Let the calling thread do all itself, after others.
+
+    An idle one could be interrupted for long while it holds a lock of the device's driver, for
+    which the launches of a step would wait.
+    """
+    without_team()
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _SECOND)
 
 
 class Loader(Protocol):

@@ -235,4 +235,8 @@ def _moved(value: Value, device: "torch.device") -> Value:
     if hasattr(value, "__dataclass_fields__"):
         moved = {each.name: _moved(getattr(value, each.name), device) for each in fields(value)}  # type: ignore[arg-type]
         return replace(value, **moved)  # type: ignore[type-var]
-    return value.to(device) if hasattr(value, "nbytes") else value  # type: ignore[attr-defined]
+    if not hasattr(value, "nbytes"):
+        return value
+    from loramux_server.kernels.sending import send  # the store, which imports this, has no torch
+
+    return send(value, device)  # type: ignore[arg-type, return-value]
